@@ -1,0 +1,113 @@
+"""Every error that mbqueue raises on purpose.
+
+    MbqueueError                 root: what went wrong, where, and what to do next
+    ├── UsageError               the command or its arguments cannot be carried out (exit code 2)
+    │   ├── ProjectNotFound      no project folder here
+    │   ├── SpecError            an experiment file or an override is wrong
+    │   └── ExperimentExists     same name, other spec
+    ├── DataError                a dataset cannot be read as it is
+    │   ├── InvalidCrystals      some entries are bad; carries their ids and reasons
+    │   └── CacheError           a cache file is missing, damaged or of another version
+    ├── QueueError               the queue cannot do what was asked
+    │   ├── LeaseLost            this worker no longer holds the job; nothing was written
+    │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
+    │   └── SchemaTooNew         the database was written by a newer mbqueue
+    ├── TrainingError            a training step cannot go on
+    │   ├── NonFiniteLoss        loss or gradient is nan or inf; raised before the optimizer step
+    │   └── DeviceTooSmall       one crystal alone does not fit the device
+    ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
+    └── ResultsError             result files are missing, incomplete or contradict each other
+
+Only ``mbqueue.cli`` catches these. The message is one or more full sentences; it names the file, job or
+crystal, and ends with what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MbqueueError(Exception):
+    """Root of the errors that mbqueue raises on purpose."""
+
+
+class UsageError(MbqueueError):
+    """The command or its arguments cannot be carried out."""
+
+
+class ProjectNotFound(UsageError):
+    """No project folder (one with jobs/ and state/) was found."""
+
+
+class SpecError(UsageError):
+    """An experiment file or an override is wrong."""
+
+
+class ExperimentExists(UsageError):
+    """An experiment of this name is enqueued with another spec."""
+
+
+class DataError(MbqueueError):
+    """A dataset cannot be read as it is."""
+
+
+class InvalidCrystals(DataError):
+    """Some entries of a dataset are bad.
+
+    Attributes:
+        offenders: pairs (crystal id, reason), in the order of the dataset, all of them.
+    """
+
+    #: How many offenders the message lists before it only counts the rest.
+    LISTED = 20
+
+    def __init__(self, source: str, offenders: Sequence[tuple[str, str]]) -> None:
+        self.source = source
+        self.offenders = tuple(offenders)
+        listed = "\n".join(f"  {crystal_id}: {why}" for crystal_id, why in self.offenders[: self.LISTED])
+        rest = len(self.offenders) - self.LISTED
+        more = f"\n  … and {rest} more" if rest > 0 else ""
+        super().__init__(
+            f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n"
+            "Mend them, or leave them out with --drop-invalid (they are then listed in the report)."
+        )
+
+
+class CacheError(DataError):
+    """A cache file is missing, damaged or of another version."""
+
+
+class QueueError(MbqueueError):
+    """The queue cannot do what was asked."""
+
+
+class LeaseLost(QueueError):
+    """This worker no longer holds the job; nothing was written."""
+
+
+class ForbiddenTransition(QueueError):
+    """A change of state that the table of transitions does not allow."""
+
+
+class SchemaTooNew(QueueError):
+    """The database was written by a newer mbqueue than this one."""
+
+
+class TrainingError(MbqueueError):
+    """A training step cannot go on."""
+
+
+class NonFiniteLoss(TrainingError):
+    """Loss or gradient is nan or inf; raised before the optimizer step, so the weights are untouched."""
+
+
+class DeviceTooSmall(TrainingError):
+    """One crystal alone does not fit the device's memory."""
+
+
+class CheckpointError(MbqueueError):
+    """A checkpoint is damaged, foreign or does not fit the model."""
+
+
+class ResultsError(MbqueueError):
+    """Result files are missing, incomplete or contradict each other."""

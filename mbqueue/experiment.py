@@ -1,0 +1,227 @@
+"""Experiment specs: what a file in jobs/ may say, checked before anything is enqueued.
+
+A spec is frozen, complete (defaults filled in) and has a hash. The hash covers everything that changes the result
+of a fold, so it leaves out the name, the list of folds and how work is spread over time; an experiment may gain
+folds, but never another hash.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mbqueue.errors import SpecError
+from mbqueue.files import sha256_of_json
+
+OFFICIAL_DATASET = "matbench_mp_e_form"
+SAMPLE_DATASET = "sample"
+N_FOLDS = 5
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
+    if not folds:
+        raise ValueError("at least one fold")
+    if sorted(set(folds)) != sorted(folds) or min(folds) < 0 or max(folds) >= N_FOLDS:
+        raise ValueError(f"distinct numbers from 0 to {N_FOLDS - 1}")
+    return tuple(sorted(folds))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataSpec(_Section):
+    """[data]: which crystals."""
+
+    dataset: str = Field(
+        OFFICIAL_DATASET,
+        min_length=1,
+        description=f"`{OFFICIAL_DATASET}`, `{SAMPLE_DATASET}` (shipped), or the path of a file or folder of your own.",
+    )
+    limit: int = Field(0, ge=0, description="Use only so many crystals, drawn with `seed`; 0 uses all.")
+    drop_invalid: bool = Field(False, description="Leave out entries that cannot be used, and list them in the report.")
+
+
+class ModelSpec(_Section):
+    """[model]: where training starts, and what it may change."""
+
+    pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Which of CHGNet's pretrained weights.")
+    trainable: Literal["none", "head", "all"] = Field(
+        "all",
+        description="`none` only fits the element references; `head` trains `mlp`, `readout_norm` and the element "
+        "references on frozen atom features; `all` trains everything.",
+    )
+
+
+class TrainSpec(_Section):
+    """[train]: how."""
+
+    epochs: int = Field(20, ge=0, le=10_000, description="Epochs of every fold; 0 predicts only.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Crystals per optimizer step.")
+    lr: float = Field(3e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none.")
+    loss: Literal["huber", "l1", "l2"] = Field("huber", description="Loss of the formation energy per atom.")
+    huber_delta: float = Field(0.1, gt=0, description="Where the Huber loss turns from square to linear, eV/atom.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Where the cosine ends, as a share of `lr`.")
+    clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+    validation: float = Field(
+        0.05, gt=0, le=0.5, description="Share of a fold's training part that is held out to choose the best epoch."
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Decay per step of an exponential moving average of the weights, which is then what "
+        "is validated and kept; 0 is off."
+    )
+    patience: int = Field(0, ge=0, description="Skip a fold's remaining epochs after so many without a better one; 0 is off.")
+    layer_lr_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate for each block further from the read-out; 1 is off."
+    )
+    unfreeze_epochs: int = Field(
+        0, ge=0, description="Train only the head for so many epochs, then everything (gradual unfreezing); 0 is off."
+    )
+    strain: float = Field(0.0, ge=0, le=0.1, description="Standard deviation of a random strain of each training cell; 0 is off.")
+    jitter: float = Field(
+        0.0, ge=0, le=0.2, description="Standard deviation in Å of a random shift of each training atom; 0 is off."
+    )
+    max_bonds: int = Field(
+        0, ge=0, description="Largest number of directed bonds that go through the device at once; a batch above it is "
+        "accumulated in parts, to the same gradient. 0 has no cap."
+    )
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32", description="Arithmetic of matrix products on a GPU. Weights and sums stay float32."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSpec:
+        if self.unfreeze_epochs and self.unfreeze_epochs >= self.epochs:
+            raise ValueError(f"unfreeze_epochs = {self.unfreeze_epochs} must be below epochs = {self.epochs}")
+        return self
+
+
+class Spec(_Section):
+    """One experiment, complete."""
+
+    name: str = Field(pattern=_NAME, description="Name in the queue; by default that of the file.")
+    results_name: str = Field("", pattern=r"^$|" + _NAME, description="Name of the results folder; by default `name`.")
+    description: str = Field("", description="One line for reports.")
+    folds: Annotated[tuple[int, ...], AfterValidator(_folds)] = Field(
+        tuple(range(N_FOLDS)), strict=False, description="Which of the five folds to run."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seeds the validation split, the order of samples and augmentation.")
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Spec:
+        trains = self.model.trainable != "none"
+        if trains != (self.train.epochs > 0):
+            raise ValueError(
+                f'model.trainable = "{self.model.trainable}" does not go with train.epochs = {self.train.epochs}: '
+                'nothing is trained exactly when trainable = "none" and epochs = 0'
+            )
+        if self.model.trainable == "head" and (self.train.strain or self.train.jitter):
+            raise ValueError('model.trainable = "head" works on stored atom features: strain and jitter must be 0')
+        return self
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder below results/daily/DATE/."""
+        return self.results_name or self.name
+
+    @property
+    def hash(self) -> str:
+        """Hex SHA-256 over everything that changes a fold's result."""
+        content = self.model_dump(mode="json", exclude={"name", "results_name", "description", "folds"})
+        return sha256_of_json(content)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole spec as plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:
+    """A checked spec from nested plain values.
+
+    Raises:
+        SpecError: naming every wrong key, its value and what is allowed.
+    """
+    try:
+        return Spec.model_validate(dict(content))
+    except ValidationError as error:
+        raise SpecError(_explain(error, source)) from error
+
+
+def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
+    """The spec in a TOML file, with dotted ``overrides`` (``{"train.lr": 3e-4}``) laid over it.
+
+    Raises:
+        SpecError: when the file cannot be read, is not TOML, or says something that is not allowed.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"There is no experiment file {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path} is not valid TOML: {error}.") from error
+    content.setdefault("name", path.stem)
+    for key, value in (overrides or {}).items():
+        _lay_over(content, key, value)
+    return parse_spec(content, source=str(path))
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["train.lr=3e-4"]`` as ``{"train.lr": 3e-4}``; values are read as TOML, bare words as strings.
+
+    Raises:
+        SpecError: for anything that is not KEY=VALUE.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key, text = key.strip(), text.strip()
+        if not equals or not key or not text:
+            raise SpecError(f"--set {assignment!r} is not KEY=VALUE. Write it like --set train.lr=3e-4.")
+        try:
+            overrides[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key] = text
+    return overrides
+
+
+def _lay_over(content: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise SpecError(f"--set {dotted}: {section} is a single value, it has no key {key}.")
+    content[key] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: there is no such key. {_allowed_keys(problem['loc'][:-1])}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: is missing")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            given = f" = {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
+            lines.append(f"  {key}{given}: {said[:1].lower()}{said[1:]}" if key else f"  {said}")
+    return f"{source} is not a valid experiment:\n" + "\n".join(lines) + "\nMend the file or the --set options."
+
+
+def _allowed_keys(section: tuple[int | str, ...]) -> str:
+    fields = {(): Spec, ("data",): DataSpec, ("model",): ModelSpec, ("train",): TrainSpec}.get(section)  # type: ignore[call-overload]
+    return f"Known here: {', '.join(fields.model_fields)}." if fields else ""

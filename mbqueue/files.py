@@ -1,0 +1,84 @@
+"""Writing files so that a death at any instant leaves the old content or the new, never a mixture.
+
+Order of a durable write: temp file in the same folder, fsync, rename, fsync of the folder. A reader that finds
+the final name therefore finds all of its bytes. Temp names start with ``.tmp-``, so a sweep can tell them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+TEMP_PREFIX = ".tmp-"
+_CHUNK = 1 << 20
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in ``folder`` durable (a rename is only so after this)."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def temp_beside(path: Path) -> Path:
+    """An unused temporary name in the folder of ``path``, so that a rename onto it stays on one file system."""
+    return path.parent / f"{TEMP_PREFIX}{secrets.token_hex(6)}-{path.name}"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of ``path`` when the block ends without an error.
+
+    Creates the folder. On an error the temp file is removed and ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = temp_beside(path)
+    try:
+        with temp.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temp.replace(path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Durably replace ``path`` by ``content``."""
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Durably replace ``path`` by ``content`` in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Durably replace ``path`` by ``content`` as indented JSON with a final newline; nan and inf are refused."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Hex SHA-256 of ``content`` as canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
