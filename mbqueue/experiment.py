@@ -65,7 +65,9 @@ class TrainSpec(_Section):
     epochs: int = Field(20, ge=0, le=10_000, description="Epochs of every fold; 0 predicts only.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Crystals per optimizer step.")
     lr: float = Field(3e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none.")
+    weight_decay: float = Field(
+        1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none."
+    )
     loss: Literal["huber", "l1", "l2"] = Field("huber", description="Loss of the formation energy per atom.")
     huber_delta: float = Field(0.1, gt=0, description="Where the Huber loss turns from square to linear, eV/atom.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly.")
@@ -76,23 +78,32 @@ class TrainSpec(_Section):
         0.05, gt=0, le=0.5, description="Share of a fold's training part that is held out to choose the best epoch."
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="Decay per step of an exponential moving average of the weights, which is then what "
-        "is validated and kept; 0 is off."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of an exponential moving average of the weights, which is then what "
+        "is validated and kept; 0 is off.",
     )
-    patience: int = Field(0, ge=0, description="Skip a fold's remaining epochs after so many without a better one; 0 is off.")
+    patience: int = Field(
+        0, ge=0, description="Skip a fold's remaining epochs after so many without a better one; 0 is off."
+    )
     layer_lr_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate for each block further from the read-out; 1 is off."
     )
     unfreeze_epochs: int = Field(
         0, ge=0, description="Train only the head for so many epochs, then everything (gradual unfreezing); 0 is off."
     )
-    strain: float = Field(0.0, ge=0, le=0.1, description="Standard deviation of a random strain of each training cell; 0 is off.")
+    strain: float = Field(
+        0.0, ge=0, le=0.1, description="Standard deviation of a random strain of each training cell; 0 is off."
+    )
     jitter: float = Field(
         0.0, ge=0, le=0.2, description="Standard deviation in Å of a random shift of each training atom; 0 is off."
     )
     max_bonds: int = Field(
-        0, ge=0, description="Largest number of directed bonds that go through the device at once; a batch above it is "
-        "accumulated in parts, to the same gradient. 0 has no cap."
+        0,
+        ge=0,
+        description="Largest number of directed bonds that go through the device at once; a batch above it is "
+        "accumulated in parts, to the same gradient. 0 has no cap.",
     )
     precision: Literal["float32", "tf32", "bf16"] = Field(
         "float32", description="Arithmetic of matrix products on a GPU. Weights and sums stay float32."
@@ -114,7 +125,9 @@ class Spec(_Section):
     folds: Annotated[tuple[int, ...], AfterValidator(_folds)] = Field(
         tuple(range(N_FOLDS)), strict=False, description="Which of the five folds to run."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seeds the validation split, the order of samples and augmentation.")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seeds the validation split, the order of samples and augmentation."
+    )
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
@@ -223,5 +236,10 @@ def _explain(error: ValidationError, source: str) -> str:
 
 
 def _allowed_keys(section: tuple[int | str, ...]) -> str:
-    fields = {(): Spec, ("data",): DataSpec, ("model",): ModelSpec, ("train",): TrainSpec}.get(section)  # type: ignore[call-overload]
-    return f"Known here: {', '.join(fields.model_fields)}." if fields else ""
+    sections: dict[tuple[int | str, ...], type[_Section]] = {
+        (): Spec,
+        ("data",): DataSpec,
+        ("model",): ModelSpec,
+        ("train",): TrainSpec,
+    }
+    return f"Known here: {', '.join(sections[section].model_fields)}." if section in sections else ""

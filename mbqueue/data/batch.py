@@ -59,9 +59,7 @@ class Batch:
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``; asynchronous only from pinned memory and with ``non_blocking``."""
-        return Batch(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        )
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
 
     def pin(self) -> Batch:
         """The same batch in page-locked memory, from which a copy to a GPU need not wait."""
