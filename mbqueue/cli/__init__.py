@@ -1,0 +1,42 @@
+"""The command line: the only place that prints, catches errors and picks exit codes.
+
+Standard output is data, standard error is talk. Exit codes: 0 done, 1 failure, 2 usage, 75 stopped with work left,
+130 interrupted. Commands import what is heavy (torch, chgnet, pymatgen) in their own bodies, so that ``status`` and
+``enqueue`` answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from mbqueue.cli.app import app
+from mbqueue.cli.console import say
+from mbqueue.errors import MbqueueError, UsageError
+
+FAILURE, USAGE = 1, 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code (always by SystemExit)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app(args=[a for a in arguments if a != "--debug"], prog_name="mbqueue")
+    except (MbqueueError, OSError) as error:
+        if debug:
+            traceback.print_exception(error)
+        _tell(error, hint=not debug)
+        sys.exit(USAGE if isinstance(error, UsageError) else FAILURE)
+
+
+def _tell(error: BaseException, *, hint: bool) -> None:
+    """The chain of causes, one a line."""
+    say(f"error: {error or type(error).__name__}", style="bold red")
+    cause = error.__cause__
+    while cause is not None:
+        text = str(cause).splitlines()
+        say(f"  because: {type(cause).__name__}: {text[0] if text else ''}")
+        cause = cause.__cause__
+    if hint and not isinstance(error, UsageError):
+        say("  (--debug shows the traceback)", style="dim")

@@ -1,0 +1,5 @@
+"""``python -m mbqueue`` is ``mbqueue``."""
+
+from mbqueue.cli import main
+
+main()

@@ -1,0 +1,166 @@
+"""``mbqueue doctor``: what this machine has, and what to do about what it has not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+import mbqueue
+from mbqueue.cli.console import print_json, print_line
+from mbqueue.cli.options import JsonOption, current_project
+from mbqueue.errors import ProjectNotFound
+from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.mounts import mount_of
+
+PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "sqlite-utils", "filelock", "rich", "numba")
+MATBENCH = "0.6"
+#: Cache and checkpoints of the full dataset, with room to spare.
+NEEDED_BYTES = 8e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``remedy`` says what to do when ``state`` is not "ok"."""
+
+    what: str
+    state: Literal["ok", "warning", "problem"]
+    found: str
+    remedy: str = ""
+
+
+def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Print versions, device, disk, file system, matbench and dataset, and what to do about each that is amiss.
+
+    Exit code 1 when something is amiss that stops work.
+
+    Example: mbqueue doctor
+    """
+    findings = list(_findings(context))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        signs = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            print_line(f"{signs[finding.state]}  {finding.what:<{width}}  {finding.found}")
+            if finding.remedy:
+                print_line(f"         {'':<{width}}  → {finding.remedy}")
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _findings(context: typer.Context) -> Iterator[Finding]:
+    version = platform.python_version()
+    if sys.version_info >= (3, 11):  # noqa: UP036 - run from a checkout, an older Python does get here
+        yield Finding("python", "ok", version)
+    else:
+        yield Finding("python", "problem", version, "mbqueue needs Python 3.11 or newer.")
+    yield Finding("mbqueue", "ok", mbqueue.__version__)
+    for package in PACKAGES:
+        yield _package(package)
+    yield _matbench()
+    yield _device()
+    yield _dataset()
+    try:
+        project = current_project(context)
+    except ProjectNotFound as error:
+        yield Finding("project", "warning", "none here", str(error))
+        return
+    yield Finding("project", "ok", str(project.root))
+    yield _file_system(project.root)
+    yield _writable(project.state_dir)
+    yield _disk(project.state_dir)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "problem", "not installed", f"pip install {name}")
+
+
+def _matbench() -> Finding:
+    try:
+        found = importlib.metadata.version("matbench")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(
+            "matbench",
+            "warning",
+            "not installed; only the leaderboard file needs it",
+            f"pip install --no-deps matbench=={MATBENCH}",
+        )
+    if found != MATBENCH:
+        return Finding(
+            "matbench", "warning", found, f"Tested with {MATBENCH}: pip install --no-deps matbench=={MATBENCH}"
+        )
+    return Finding("matbench", "ok", found)
+
+
+def _device() -> Finding:
+    try:
+        import torch
+    except ImportError as error:
+        return Finding("device", "problem", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
+    return Finding(
+        "device",
+        "warning",
+        f"cpu only, {os.cpu_count()} cores",
+        "Fine for the sample; the full dataset wants a GPU. In Colab: Runtime → Change runtime type → GPU.",
+    )
+
+
+def _dataset() -> Finding:
+    from mbqueue.data.official import official_path
+
+    path = official_path()
+    if path.exists():
+        return Finding("dataset", "ok", f"{OFFICIAL_DATASET}: {path} ({path.stat().st_size / 1e6:.0f} MB)")
+    return Finding(
+        "dataset",
+        "warning",
+        f"{OFFICIAL_DATASET} is not on this machine",
+        "It is downloaded when it is first needed; to do so now: mbqueue prepare " + OFFICIAL_DATASET,
+    )
+
+
+def _file_system(root: Path) -> Finding:
+    mount = mount_of(root)
+    if not mount.is_remote:
+        return Finding("file system", "ok", f"{mount.fstype} at {mount.point}")
+    return Finding(
+        "file system",
+        "warning",
+        f"{mount.fstype} at {mount.point}: a drive or network mount",
+        "A live database is not safe there. Keep the project on the VM's own disk and copy it when a session ends.",
+    )
+
+
+def _writable(folder: Path) -> Finding:
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return Finding("state folder", "ok", "writable")
+    except OSError as error:
+        return Finding("state folder", "problem", f"not writable: {error}", f"Make {folder} writable, or free space.")
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free"
+    if free < NEEDED_BYTES:
+        return Finding(
+            "disk", "warning", text, f"The full dataset wants {NEEDED_BYTES / 1e9:.0f} GB. See: mbqueue cache list"
+        )
+    return Finding("disk", "ok", text)

@@ -1,0 +1,38 @@
+"""What several commands share: the project they work on and the shape of common options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbqueue.errors import UsageError
+from mbqueue.project import Project, find_project
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
+
+
+def current_project(context: typer.Context) -> Project:
+    """The project that the command was given or stands in."""
+    given: Path | None = context.find_root().params.get("project")
+    return find_project(given)
+
+
+def parse_folds(text: str) -> tuple[int, ...]:
+    """Fold numbers from ``0,2,4`` or ``0-2``.
+
+    Raises:
+        UsageError: for anything else. Whether the numbers are folds is for the spec to say.
+    """
+    folds: list[int] = []
+    for part in text.split(","):
+        if match := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part):
+            folds.extend(range(int(match[1]), int(match[2]) + 1))
+        elif part.strip().isdigit():
+            folds.append(int(part))
+        else:
+            raise UsageError(f"{text!r} does not name folds. Write them like 0,1,2 or 0-2.")
+    return tuple(folds)

@@ -1,0 +1,105 @@
+"""Why and when a session stops: signals, the deadline, a lost lease.
+
+Signal handlers only set a flag; the loop looks at it between two training steps, where the state is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mbqueue.clock import Clock
+
+GRACEFUL_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+INTERRUPTED = 130
+
+
+class StopRequest:
+    """One session's wish to stop; thread-safe; the first reason given is the one that is kept."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._reason: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the session is to stop, or None while it may go on."""
+        return self._reason
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def request(self, reason: str) -> None:
+        """Ask for a stop at the next border between two steps."""
+        if not self._event.is_set():
+            self._reason = reason
+            self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most ``seconds``; True as soon as a stop is requested."""
+        return self._event.wait(seconds)
+
+
+@contextmanager
+def graceful_signals(stop: StopRequest) -> Iterator[None]:
+    """Turn SIGTERM, SIGINT and SIGHUP into a stop request while the block runs.
+
+    A second SIGINT ends the process at once with code 130: the last published checkpoint is whole at every instant,
+    so nothing but the work since then is lost. Outside the main thread signals cannot be caught; then this does
+    nothing.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop and number == signal.SIGINT:
+            os._exit(INTERRUPTED)
+        stop.request(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in GRACEFUL_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Deadline:
+    """When a session must be over, and what may still be begun before it.
+
+    Times are monotonic seconds, so a wall clock that jumps moves nothing. The time to save is learned: the longest
+    save so far counts, and a margin is kept for what cannot be measured beforehand.
+    """
+
+    #: Kept free before the deadline, besides the learned time for a save.
+    MARGIN_SECONDS = 10.0
+    #: What a save is taken to cost before the first one was measured.
+    FIRST_SAVE_SECONDS = 5.0
+
+    def __init__(self, clock: Clock, session_seconds: float | None) -> None:
+        self._clock = clock
+        self._end = None if session_seconds is None else clock.monotonic() + session_seconds
+        self._margin = min(self.MARGIN_SECONDS, 0.1 * session_seconds) if session_seconds else 0.0
+        self._save_seconds = min(self.FIRST_SAVE_SECONDS, 0.1 * session_seconds) if session_seconds else 0.0
+
+    @property
+    def at(self) -> float | None:
+        """Wall-clock time of the deadline, for people; None without one."""
+        return None if self._end is None else self._clock.now() + self.remaining()
+
+    def remaining(self) -> float:
+        """Seconds to the deadline; infinite without one."""
+        return float("inf") if self._end is None else self._end - self._clock.monotonic()
+
+    def saw_save(self, seconds: float) -> None:
+        """Learn from a save that took ``seconds``."""
+        self._save_seconds = max(self._save_seconds, seconds)
+
+    def allows(self, seconds: float) -> bool:
+        """Whether work of ``seconds`` and a save after it end before the deadline."""
+        return self.remaining() > seconds + self._save_seconds + self._margin

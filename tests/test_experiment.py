@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbqueue.errors import SpecError
+from mbqueue.experiment import Spec, load_spec, parse_overrides, parse_spec
+
+
+def spec(**content: Any) -> Spec:
+    return parse_spec({"name": "x", **content}, source="jobs/x.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"train": {"lr": -1.0}}, ["train.lr = -1.0", "greater than 0"]),
+        ({"train": {"lr": "fast"}}, ["train.lr = 'fast'", "valid number"]),
+        ({"train": {"epochs": 2.5}}, ["train.epochs = 2.5", "valid integer"]),
+        ({"train": {"loss": "mae"}}, ["train.loss = 'mae'", "'huber', 'l1' or 'l2'"]),
+        ({"train": {"learning_rate": 1e-3}}, ["train.learning_rate", "no such key", "lr", "weight_decay"]),
+        ({"model": {"pretrained": "9"}}, ["model.pretrained = '9'", "'0.3.0' or 'r2scan'"]),
+        ({"data": {"dataset": ""}}, ["data.dataset", "at least 1 character"]),
+        ({"epochs": 3}, ["epochs: there is no such key", "train"]),
+        ({"folds": [0, 5]}, ["folds", "0 to 4"]),
+        ({"folds": [1, 1]}, ["folds", "distinct"]),
+        ({"folds": []}, ["folds", "at least one"]),
+        ({"model": {"trainable": "none"}}, ["trainable", "epochs = 20"]),
+        ({"train": {"epochs": 0}}, ["trainable", "epochs = 0"]),
+        ({"train": {"epochs": 2, "unfreeze_epochs": 2}}, ["unfreeze_epochs = 2", "below"]),
+        ({"model": {"trainable": "head"}, "train": {"jitter": 0.01}}, ["jitter"]),
+        ({"name": "a/b"}, ["name = 'a/b'"]),
+        ({"train": {"lr": float("nan")}}, ["train.lr"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_is_allowed(content: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec(**content)
+    for text in ["jobs/x.toml", *said]:
+        assert text in str(caught.value)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec(train={"lr": -1.0, "epochs": -1})
+    assert "train.lr" in str(caught.value)
+    assert "train.epochs" in str(caught.value)
+
+
+def test_the_hash_ignores_what_does_not_change_a_fold() -> None:
+    assert spec().hash == spec(folds=[2], description="other", results_name="other").hash
+    assert spec().hash == parse_spec({"name": "other"}, source="").hash
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"train": {"lr": 1e-3}}, {"data": {"limit": 5}}, {"model": {"pretrained": "r2scan"}}]
+)
+def test_the_hash_changes_with_what_changes_a_fold(change: dict[str, Any]) -> None:
+    assert spec(**change).hash != spec().hash
+
+
+def test_a_spec_survives_json() -> None:
+    original = spec(folds=[3, 1], train={"lr": 1e-3})
+    assert parse_spec(original.to_json(), source="the queue") == original
+
+
+def test_overrides_are_laid_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nlr = 1e-3\nepochs = 5\n")
+    found = load_spec(path, overrides=parse_overrides(["train.lr=3e-4", "data.dataset=sample", "folds=[1]"]))
+    assert (found.name, found.train.lr, found.train.epochs) == ("mine", 3e-4, 5)
+    assert (found.data.dataset, found.folds) == ("sample", (1,))
+
+
+@pytest.mark.parametrize("assignment", ["train.lr", "=3", "train.lr=", ""])
+def test_an_override_that_is_no_assignment_is_refused(assignment: str) -> None:
+    with pytest.raises(SpecError, match="KEY=VALUE"):
+        parse_overrides([assignment])
+
+
+def test_an_override_cannot_go_below_a_single_value(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("seed = 1\n")
+    with pytest.raises(SpecError, match="seed is a single value"):
+        load_spec(tmp_path / "x.toml", overrides={"seed.deep": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"seed = \n", "not valid TOML"), (b"\xff\xfe", "cannot be read"), (None, "no experiment file")],
+)
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "x.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SpecError, match=said):
+        load_spec(path)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from mbqueue import files
+
+
+def test_a_replaced_file_has_the_new_bytes_and_leaves_no_temp_file(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "file"
+    files.write_bytes(path, b"old")
+    files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_an_error_while_writing_leaves_the_old_bytes_and_no_temp_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_bytes(path, b"old")
+
+    def die_in_the_middle() -> None:
+        with files.replacing(path) as stream:
+            stream.write(b"half of the ne")
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        die_in_the_middle()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_content_is_synced_before_the_name_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: steps.append("fsync"))
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("rename") or rename(self, target))
+    files.write_bytes(tmp_path / "file", b"bytes")
+    assert steps == ["fsync", "rename", "fsync"]
+
+
+def test_json_refuses_what_json_cannot_say(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "file.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_written_readable_and_in_utf8(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "file.json", {"unit": "Å"})
+    text = (tmp_path / "file.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"unit": "Å"}
+    assert "Å" in text
+    assert text.endswith("\n")
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # larger than one chunk
+    files.write_bytes(tmp_path / "file", content)
+    assert files.sha256_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_hash_of_json_does_not_depend_on_the_order_of_keys() -> None:
+    assert files.sha256_of_json({"a": 1, "b": [2]}) == files.sha256_of_json({"b": [2], "a": 1})
+    assert files.sha256_of_json({"a": 1}) != files.sha256_of_json({"a": 2})
