@@ -1,0 +1,114 @@
+"""Finding and reading recorded experiments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbqueue import files
+from mbqueue.errors import ResultsError
+from mbqueue.results.record import FORMAT, RESULTS_FILE
+from mbqueue.results.tables import Predictions, history_file, predictions_file, read_history, read_predictions
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A complete results folder: the content of results.json, and the tables of its folds, read when asked for."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return str(self.content["experiment"])
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Recorded folds, ascending."""
+        return tuple(sorted(int(fold) for fold in self.content["folds"]))
+
+    @cached_property
+    def histories(self) -> dict[int, list[dict[str, Any]]]:
+        """Fold → rows of its history."""
+        return {fold: read_history(history_file(self.folder, fold)) for fold in self.folds}
+
+    @cached_property
+    def predictions(self) -> dict[int, Predictions]:
+        """Fold → its test part."""
+        return {fold: read_predictions(predictions_file(self.folder, fold)) for fold in self.folds}
+
+    @cached_property
+    def all_predictions(self) -> Predictions:
+        """The test parts of all folds, one after the other."""
+        tables = [self.predictions[fold] for fold in self.folds]
+        return Predictions(
+            [crystal_id for table in tables for crystal_id in table.ids],
+            [composition for table in tables for composition in table.compositions],
+            np.concatenate([table.n_atoms for table in tables]),
+            np.concatenate([table.y_true for table in tables]),
+            np.concatenate([table.y_pred for table in tables]),
+        )
+
+
+def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
+    """The results in ``folder``.
+
+    Args:
+        folder: results/daily/DATE/NAME.
+        verify: compare every file with the size and SHA-256 in results.json.
+
+    Raises:
+        ResultsError: when the folder is not complete, of another format, or a file is not what was recorded.
+    """
+    path = folder / RESULTS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        state = "is not complete yet" if folder.is_dir() else "does not exist"
+        raise ResultsError(f"{folder} {state} (no {RESULTS_FILE}). `mbqueue status` tells how far it is.") from error
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}. Delete it and run: mbqueue retry") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise ResultsError(f"{path} has format {found!r}, this mbqueue reads format {FORMAT}. Update mbqueue.")
+    if verify:
+        for name, facts in content["run"]["files"].items():
+            _verify(folder / name, facts)
+    return Recorded(folder, content)
+
+
+def newest_folder(results_dir: Path, name: str) -> Path:
+    """The newest complete results folder called ``name`` (its folder name or the experiment's).
+
+    Raises:
+        ResultsError: when there is none; lists those that are there.
+    """
+    found = sorted(results_dir.glob(f"daily/*/*/{RESULTS_FILE}"), reverse=True)
+    for path in found:
+        if path.parent.name == name:
+            return path.parent
+    for path in found:
+        if read_recorded(path.parent, verify=False).name == name:
+            return path.parent
+    known = ", ".join(sorted({path.parent.name for path in found})) or "none"
+    raise ResultsError(
+        f"There are no complete results of {name!r} in {results_dir}. Complete are: {known}. "
+        "`mbqueue status` tells how far the others are."
+    )
+
+
+def _verify(path: Path, facts: dict[str, Any]) -> None:
+    try:
+        fits = path.stat().st_size == facts["size"] and files.sha256_of_file(path) == facts["sha256"]
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"{path} is gone, though {RESULTS_FILE} names it. Restore it or run: mbqueue retry"
+        ) from error
+    if not fits:
+        raise ResultsError(f"{path} is not the file that was recorded. Restore it or run: mbqueue retry")

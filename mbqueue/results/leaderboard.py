@@ -1,0 +1,42 @@
+"""The matbench leaderboard of ``matbench_mp_e_form``, and when a score may be set beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mbqueue.experiment import N_FOLDS, OFFICIAL_DATASET
+
+#: Crystals in the official dataset (matbench v0.1).
+OFFICIAL_SIZE = 132_752
+
+#: Mean MAE over the five folds, eV/atom, best first: https://matbench.materialsproject.org (v0.1, full task page).
+LEADERBOARD: tuple[tuple[str, float], ...] = (
+    ("coGN", 0.0170),
+    ("coNGN", 0.0178),
+    ("ALIGNN", 0.0215),
+    ("SchNet (kgcnn)", 0.0218),
+    ("DimeNet++ (kgcnn)", 0.0235),
+    ("CGCNN", 0.0337),
+    ("RF-SCM/Magpie", 0.1165),
+    ("Dummy", 1.0059),
+)
+
+OVERLAP_NOTE = (
+    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project, and so has seen most of the "
+    "crystals of this benchmark, test parts included, with DFT energies closely related to the target. "
+    "The other models on the leaderboard were trained on the fold's training part alone. A score from pretrained "
+    "weights is therefore not evidence of better generalisation than theirs; say so wherever it is shown."
+)
+
+
+def reasons_against(*, official: bool, n: int, dropped: int, folds: Collection[int]) -> list[str]:
+    """Why an experiment's mean score is no leaderboard score; empty when it is one."""
+    reasons = []
+    if not official:
+        reasons.append(f"the crystals are not those of the official file of {OFFICIAL_DATASET}")
+    elif n != OFFICIAL_SIZE or dropped:
+        reasons.append(f"only {n:,} of the {OFFICIAL_SIZE:,} official crystals were used")
+    missing = sorted(set(range(N_FOLDS)) - set(folds))
+    if missing:
+        reasons.append(f"fold {', '.join(map(str, missing))} of the five is missing")
+    return reasons

@@ -1,0 +1,144 @@
+"""RESULTS.md: what results.json says, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mbqueue.clock import format_duration
+
+_FILE_NOTES = {
+    "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
+    "preds": "one row per test crystal: target, prediction, error (eV/atom)",
+    "model": "weights of the best epoch; `CHGNet.from_file` loads them",
+    "matbench": "the submission file of matbench, validated by matbench 0.6",
+    "results": "everything on this page and more, for programs",
+}
+#: At most so many dropped entries are listed; results.json has them all.
+_DROPPED_LISTED = 20
+
+
+def results_markdown(content: dict[str, Any], file_names: Sequence[str]) -> str:
+    """The page for the ``content`` of results.json (see mbqueue.results.record)."""
+    spec, dataset, run = content["spec"], content["dataset"], content["run"]
+    lines = [f"# {content['experiment']}", ""]
+    if spec.get("description"):
+        lines += [spec["description"] + ".", ""]
+    lines += [_headline(content), "", "## Scores on the test part of each fold", ""]
+    lines += _scores_table(content)
+    lines += [
+        "",
+        "Errors in eV/atom; MAPE as a share, over targets beyond ±1e-5 eV/atom, as matbench defines it.",
+        "The spread is the population standard deviation over folds.",
+        "",
+    ]
+    lines += ["## Beside the matbench leaderboard", ""]
+    lines += _leaderboard(content)
+    lines += ["", "## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
+    lines += ["## Data", ""]
+    official = "the official dataset" if dataset["official"] else "not the official benchmark dataset"
+    lines += [f"`{dataset['name']}` ({official}): {dataset['n']:,} crystals. Source: {dataset['source']}.", ""]
+    if dataset["widened_cutoffs"]:
+        lines += [
+            f"In {dataset['widened_cutoffs']:,} crystals the neighbour cut-off was widened, because an atom had "
+            "no neighbour within CHGNet's own; none was left out for that.",
+            "",
+        ]
+    if dataset["dropped"]:
+        lines += [f"{len(dataset['dropped']):,} entries could not be used and were left out:", ""]
+        lines += [f"- `{entry['id']}`: {entry['reason']}" for entry in dataset["dropped"][:_DROPPED_LISTED]]
+        if (rest := len(dataset["dropped"]) - _DROPPED_LISTED) > 0:
+            lines.append(f"- … and {rest:,} more in results.json")
+        lines.append("")
+    lines += ["## How it was made", ""]
+    lines += _how(spec, run)
+    lines += ["", "## Files", ""]
+    lines += _files(file_names)
+    lines += [
+        "",
+        f"Spec hash `{content['spec_hash'][:16]}`, data hash `{dataset['hash'][:16]}`, recorded {run['recorded_at']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _headline(content: dict[str, Any]) -> str:
+    mae = content["summary"]["mae"]
+    folds = len(content["folds"])
+    count = "one fold" if folds == 1 else f"{folds} folds"
+    return f"**Test MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom** over {count}."
+
+
+def _scores_table(content: dict[str, Any]) -> list[str]:
+    lines = [
+        "| Fold | Crystals | MAE | RMSE | Median | Largest | MAPE | Epochs | Best epoch | Validation MAE |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for fold, entry in content["folds"].items():
+        s = entry["scores"]
+        lines.append(
+            f"| {fold} | {entry['n_test']:,} | {_number(s['mae'])} | {_number(s['rmse'])} | {_number(s['median'])} | "
+            f"{_number(s['max_error'])} | {_number(s['mape'])} | {entry['epochs']} | {entry['best_epoch'] or '–'} | "
+            f"{_number(entry['best_val_mae'])} |"
+        )
+    cells = [_spread(content["summary"][name]) for name in ("mae", "rmse", "median", "max_error", "mape")]
+    return [*lines, f"| **mean ± std** | | {' | '.join(cells)} | | | |"]
+
+
+def _leaderboard(content: dict[str, Any]) -> list[str]:
+    board, mae = content["leaderboard"], content["summary"]["mae"]["mean"]
+    rows = [(row["mae"], row["name"]) for row in board["rows"]]
+    lines = []
+    if board["comparable"]:
+        rows.append((mae, f"**{content['experiment']}** (this run; see the overlap below)"))
+        lines += ["All five official folds, scored by matbench: the number below is a leaderboard score.", ""]
+    else:
+        why = "; ".join(board["reasons_against"])
+        lines += [f"**Not comparable with the leaderboard**: {why}. Its rows are only there for orientation.", ""]
+    lines += ["| Model | MAE (eV/atom) |", "|---|---:|"]
+    return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows)]
+
+
+def _how(spec: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    model, train = spec.get("model", {}), spec.get("train", {})
+    trained = {
+        "none": "nothing but the element references",
+        "head": "the read-out on frozen atom features",
+        "all": "all weights",
+    }.get(model.get("trainable"), "")
+    lines = [f"- CHGNet {model.get('pretrained')}, trained: {trained}; seed {spec.get('seed')}"]
+    if train.get("epochs"):
+        lines.append(
+            f"- {train['epochs']} epochs of AdamW, {train['loss']} loss, batches of {train['batch_size']}, "
+            f"peak learning rate {train['lr']:g}, {train['schedule']} schedule, {train['validation']:.0%} of the "
+            "training part held out to choose the best epoch"
+        )
+    sessions = run["sessions"]
+    count = "1 session" if len(sessions) == 1 else f"{len(sessions)} sessions"
+    lines.append(
+        f"- {count}, {format_duration(run['hours'] * 3600)} in all, on {', '.join(run['devices']) or 'no device'}"
+    )
+    lines.append(f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}")
+    for change in run["fingerprint_changes"]:
+        what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changed"].items())
+        lines.append(
+            f"- resumed on other ground at fold {change['fold']}, epoch {change['epoch']}, step {change['step']} "
+            f"({what}): from there on the run is not byte-equal to an uninterrupted one"
+        )
+    return lines
+
+
+def _files(names: Sequence[str]) -> list[str]:
+    """One line per kind of file."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")
+    return [f"- {', '.join(sorted(group))}: {_FILE_NOTES[kind]}" for kind, group in kinds.items()]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _spread(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.4f} ± {value['std']:.4f}"

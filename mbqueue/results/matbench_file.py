@@ -1,0 +1,136 @@
+"""matbench_results.json.gz: the official task as matbench's own classes record, score and validate it.
+
+``MatbenchTask`` wants the dataset's frame with Structure objects, but ``record`` and ``scores`` touch ids and
+targets only. So the task gets a frame of those, made from the predictions themselves, and nothing is downloaded
+or decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.errors import ResultsError
+from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.results.tables import Predictions
+
+#: Where matbench's own talk goes that is not for the user: above every level it uses.
+_SILENT = logging.CRITICAL + 1
+
+
+def write_matbench_file(
+    path: Path, predictions: Mapping[int, Predictions], *, parameters: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Write all five official folds as ``MatbenchBenchmark.to_file`` does, gzipped, after its own validation.
+
+    The bytes depend on the inputs and on the date stamp (and the hash over it) that matbench puts in.
+
+    Args:
+        path: the .json.gz file.
+        predictions: fold → its test part, in any order of rows.
+        parameters: plain values that matbench keeps beside each fold.
+
+    Returns:
+        matbench's scores: {mae: {mean, max, min, std}, rmse: …, mape: …, max_error: …}.
+
+    Raises:
+        ResultsError: when matbench is missing, the ids are not those of the official folds, or matbench's
+            validation fails.
+    """
+    with _quiet_matbench() as benchmark_class:
+        import pandas as pd  # noqa: PLC0415 - only this file needs it, and recording is rare
+
+        benchmark = benchmark_class(autoload=False, subset=[OFFICIAL_DATASET])
+        task = next(iter(benchmark.tasks))
+        index = [crystal_id for table in predictions.values() for crystal_id in table.ids]
+        targets = [value for table in predictions.values() for value in table.y_true.tolist()]
+        task.df = pd.DataFrame({task.metadata.input_type: None, task.metadata.target: targets}, index=index)
+        for fold, key in task.folds_map.items():
+            official_ids = task.validation[key].test
+            task.record(fold, _in_order(predictions, fold, official_ids), params=dict(parameters))
+        benchmark.add_metadata({"algorithm": "CHGNet through mbqueue"})
+        if errors := benchmark.validate():
+            raise ResultsError(f"matbench refuses the results for {path}:\n{errors[OFFICIAL_DATASET]}")
+        scores = _plain_scores(task)
+        plain = files.temp_beside(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            benchmark.to_file(plain)
+            text = plain.read_bytes()
+        finally:
+            plain.unlink(missing_ok=True)
+    files.write_bytes(path, gzip.compress(text, compresslevel=6, mtime=0))
+    return scores
+
+
+def read_matbench_scores(path: Path) -> dict[str, dict[str, float]]:
+    """The scores in a file of ``write_matbench_file``, after matbench's own ``from_file`` checks (hash, ids, types).
+
+    Raises:
+        ResultsError: when the file is missing or damaged, matbench is missing, or matbench refuses the content.
+    """
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"There is no file {path}. It is written when all five official folds are recorded."
+        ) from error
+    except (OSError, EOFError, ValueError) as error:
+        raise ResultsError(f"{path} is damaged: {error}. Run: mbqueue retry") from error
+    with _quiet_matbench() as benchmark_class:
+        try:
+            benchmark = benchmark_class.from_dict(content)
+        except Exception as error:
+            raise ResultsError(f"matbench refuses {path}: {error}") from error
+        return _plain_scores(next(iter(benchmark.tasks)))
+
+
+@contextlib.contextmanager
+def _quiet_matbench() -> Iterator[Any]:
+    """matbench's MatbenchBenchmark class, with its log and prints kept off standard output while it is used.
+
+    On import matbench binds a log handler to ``sys.stdout`` and talks at every call; standard output is for data.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate
+        try:
+            from matbench.bench import MatbenchBenchmark  # noqa: PLC0415 - heavy, and optional
+        except ImportError as error:
+            raise ResultsError(
+                f"The official task needs matbench ({error}). Install it without its outdated pins:\n"
+                "  pip install --no-deps matbench==0.6\n"
+                "then run: mbqueue retry"
+            ) from error
+        logger = logging.getLogger("matbench")
+        level = logger.level
+        logger.setLevel(_SILENT)
+        try:
+            yield MatbenchBenchmark
+        finally:
+            logger.setLevel(level)
+
+
+def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: list[str]) -> list[float]:
+    if fold not in predictions:
+        raise ResultsError(f"Fold {fold} is missing: matbench takes all five folds or none.")
+    table = predictions[fold]
+    by_id = dict(zip(table.ids, table.y_pred.tolist(), strict=True))
+    if by_id.keys() != set(official_ids):
+        odd = sorted(by_id.keys() ^ set(official_ids))
+        raise ResultsError(
+            f"The test part of fold {fold} is not the official one: {len(odd)} ids differ, first {odd[0]}. "
+            f"Only the whole official file of {OFFICIAL_DATASET} makes a matbench file."
+        )
+    return [by_id[crystal_id] for crystal_id in official_ids]
+
+
+def _plain_scores(task: Any) -> dict[str, dict[str, float]]:
+    return {name: {kind: float(value) for kind, value in values.items()} for name, values in task.scores.items()}

@@ -1,0 +1,218 @@
+"""Recording an experiment: from the tables of its folds to results.json, RESULTS.md and the matbench file.
+
+The folder is complete exactly when it has a results.json: that file is removed first and written last, and it
+carries size and SHA-256 of every other file. Its format (``"format": 1``):
+
+    format           1
+    experiment       name in the queue
+    spec, spec_hash  the whole spec (see mbqueue.experiment) and the hash of what changes a fold's result
+    dataset          name, source, hash, n (crystals used), official, dropped ([{id, reason}]),
+                     widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
+    folds            {"0": {n_test, scores {n, mae, rmse, median, max_error, mape},
+                     epochs, best_epoch, best_val_mae}, …} (both null where nothing was trained)
+    summary          {mae: {mean, std}, rmse: …, …} over the recorded folds; null where a fold has no such score
+    leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}])
+    notes            pretraining_overlap
+    run              what may differ between equal runs, and nothing outside it may: recorded_at, enqueued_on,
+                     versions, devices, sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes
+                     ([{fold, epoch, step, changed}]), files ({name: {size, sha256}})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.clock import utc_text
+from mbqueue.errors import ResultsError
+from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.results.leaderboard import LEADERBOARD, OVERLAP_NOTE, reasons_against
+from mbqueue.results.markdown import results_markdown
+from mbqueue.results.matbench_file import write_matbench_file
+from mbqueue.results.scores import over_folds, score
+from mbqueue.results.tables import (
+    Predictions,
+    history_file,
+    model_file,
+    predictions_file,
+    read_history,
+    read_predictions,
+)
+
+FORMAT = 1
+RESULTS_FILE = "results.json"
+MARKDOWN_FILE = "RESULTS.md"
+MATBENCH_FILE = "matbench_results.json.gz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What was trained and tested on."""
+
+    name: str
+    source: str
+    hash: str
+    n: int
+    official: bool
+    dropped: Sequence[tuple[str, str]] = ()
+    widened_cutoffs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionFacts:
+    """One session that worked on the experiment, and for how long."""
+
+    id: str
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordInputs:
+    """Everything that is recorded and not in the tables of the folds.
+
+    Attributes:
+        experiment: name in the queue.
+        spec: ``Spec.to_json()``; spec_hash: ``Spec.hash``.
+        folds: folds to record; each must have its history, predictions and model in the folder.
+        versions: library name → version.
+        sessions: those that worked on it, in order.
+        fingerprint_changes: where a resume found another device or library than the checkpoint's:
+            dicts with fold, epoch, step and changed ({key: [before, after]}).
+        enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
+    """
+
+    experiment: str
+    spec: Mapping[str, Any]
+    spec_hash: str
+    dataset: DatasetFacts
+    folds: Sequence[int]
+    versions: Mapping[str, str]
+    sessions: Sequence[SessionFacts]
+    enqueued_on: str
+    recorded_at: float
+    fingerprint_changes: Sequence[Mapping[str, Any]] = field(default=())
+
+
+def record_experiment(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
+    """Score the folds in ``folder`` and write its matbench file (official task only), RESULTS.md and results.json.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ResultsError: when a fold's file is missing or damaged, folds overlap, or matbench is needed and not
+            installed; the folder then has no results.json.
+    """
+    (folder / RESULTS_FILE).unlink(missing_ok=True)
+    folds = sorted(inputs.folds)
+    predictions = {fold: read_predictions(predictions_file(folder, fold)) for fold in folds}
+    histories = {fold: read_history(history_file(folder, fold)) for fold in folds}
+    _refuse_overlap(folder, predictions)
+    content = _content(inputs, predictions, histories)
+    names = [path.name for fold in folds for path in (history_file(folder, fold), predictions_file(folder, fold))] + [
+        model_file(folder, fold).name for fold in folds
+    ]
+    matbench_file = folder / MATBENCH_FILE
+    if content["leaderboard"]["comparable"]:
+        write_matbench_file(matbench_file, predictions, parameters=_parameters(inputs))
+        names.append(matbench_file.name)
+    else:
+        matbench_file.unlink(missing_ok=True)
+    files.write_text(folder / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE]))
+    content["run"]["files"] = {name: _facts(folder / name) for name in [*names, MARKDOWN_FILE]}
+    files.write_json(folder / RESULTS_FILE, content)
+    return content
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
+    """(epoch, validation MAE) of the earliest epoch with the lowest validation MAE, or None without epochs."""
+    if not history:
+        return None
+    best = min(history, key=lambda row: (row["val_mae"], row["epoch"]))
+    return best["epoch"], best["val_mae"]
+
+
+def _content(
+    inputs: RecordInputs, predictions: Mapping[int, Predictions], histories: Mapping[int, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    fold_entries: dict[str, dict[str, Any]] = {}
+    for fold, table in predictions.items():
+        best = best_epoch(histories[fold])
+        fold_entries[str(fold)] = {
+            "n_test": len(table),
+            "scores": score(table.y_true, table.y_pred).to_json(),
+            "epochs": len(histories[fold]),
+            "best_epoch": best[0] if best else None,
+            "best_val_mae": best[1] if best else None,
+        }
+    dataset = inputs.dataset
+    against = reasons_against(
+        official=dataset.official and dataset.name == OFFICIAL_DATASET,
+        n=dataset.n,
+        dropped=len(dataset.dropped),
+        folds=predictions.keys(),
+    )
+    return {
+        "format": FORMAT,
+        "experiment": inputs.experiment,
+        "spec": dict(inputs.spec),
+        "spec_hash": inputs.spec_hash,
+        "dataset": {
+            **asdict(dataset),
+            "dropped": [{"id": crystal_id, "reason": reason} for crystal_id, reason in dataset.dropped],
+        },
+        "folds": fold_entries,
+        "summary": over_folds(entry["scores"] for entry in fold_entries.values()),
+        "leaderboard": {
+            "comparable": not against,
+            "reasons_against": against,
+            "rows": [{"name": name, "mae": mae} for name, mae in LEADERBOARD],
+        },
+        "notes": {"pretraining_overlap": OVERLAP_NOTE},
+        "run": {
+            "recorded_at": utc_text(inputs.recorded_at),
+            "enqueued_on": inputs.enqueued_on,
+            "versions": dict(inputs.versions),
+            "devices": sorted(
+                {row["device"] for rows in histories.values() for row in rows}
+                | {session.device for session in inputs.sessions}
+            ),
+            "sessions": [asdict(session) for session in inputs.sessions],
+            "hours": sum(session.seconds for session in inputs.sessions) / 3600,
+            "fold_seconds": {str(fold): sum(row["seconds"] for row in rows) for fold, rows in histories.items()},
+            "fingerprint_changes": [dict(change) for change in inputs.fingerprint_changes],
+        },
+    }
+
+
+def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> None:
+    owner: dict[str, int] = {}
+    for fold, table in predictions.items():
+        for crystal_id in table.ids:
+            if crystal_id in owner:
+                raise ResultsError(
+                    f"Crystal {crystal_id} is in the test part of fold {owner[crystal_id]} and of fold {fold} in "
+                    f"{folder}; the files are of different runs. Delete the wrong one and run: mbqueue retry"
+                )
+            owner[crystal_id] = fold
+
+
+def _parameters(inputs: RecordInputs) -> dict[str, Any]:
+    """What matbench keeps beside each fold's predictions: the spec, flat, with its hash."""
+    flat: dict[str, Any] = {"spec_hash": inputs.spec_hash, "seed": inputs.spec.get("seed")}
+    for section in ("model", "train"):
+        flat |= {f"{section}.{key}": value for key, value in dict(inputs.spec.get(section, {})).items()}
+    return flat
+
+
+def _facts(path: Path) -> dict[str, int | str]:
+    try:
+        return {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"There is no file {path}, which the fold's predict job should have written. Run: mbqueue retry"
+        ) from error

@@ -1,0 +1,218 @@
+"""The two tables of a fold: its history (one row per epoch) and its predictions (one row per test crystal).
+
+Both are CSV, written as a whole and in one piece. Numbers are written with the fewest digits that read back as the
+same float64, so equal runs give equal bytes and a file can stand in for the arrays it came from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue import files
+from mbqueue.errors import ResultsError
+
+#: Columns of history_fold_{i}.csv and their types. Losses and MAEs are in eV/atom (the loss in its own unit),
+#: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping.
+HISTORY_TYPES: dict[str, type] = {
+    "epoch": int,
+    "train_loss": float,
+    "train_mae": float,
+    "val_loss": float,
+    "val_mae": float,
+    "lr": float,
+    "grad_norm": float,
+    "seconds": float,
+    "structures_per_second": float,
+    "session": str,
+    "device": str,
+}
+HISTORY_COLUMNS = tuple(HISTORY_TYPES)
+#: What depends on the machine and the hour, not on the experiment: everything else is equal in equal runs.
+TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
+PREDICTION_COLUMNS = ("id", "composition", "n_atoms", "y_true", "y_pred", "abs_error")
+
+
+def history_file(folder: Path, fold: int) -> Path:
+    """history_fold_{fold}.csv of a results folder."""
+    return folder / f"history_fold_{fold}.csv"
+
+
+def predictions_file(folder: Path, fold: int) -> Path:
+    """preds_fold_{fold}.csv of a results folder."""
+    return folder / f"preds_fold_{fold}.csv"
+
+
+def model_file(folder: Path, fold: int) -> Path:
+    """model_fold_{fold}.pth of a results folder (written by the training room, loads with ``CHGNet.from_file``)."""
+    return folder / f"model_fold_{fold}.pth"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The test part of one fold, in the order of the dataset.
+
+    Attributes:
+        ids: crystal ids, [N], distinct.
+        compositions: reduced formulas, [N].
+        n_atoms: atoms in the cell, int64 [N].
+        y_true: targets, float64 [N], eV/atom.
+        y_pred: predictions, float64 [N], eV/atom.
+    """
+
+    ids: Sequence[str]
+    compositions: Sequence[str]
+    n_atoms: NDArray[np.int64]
+    y_true: NDArray[np.float64]
+    y_pred: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.ids), len(self.compositions), len(self.n_atoms), len(self.y_true), len(self.y_pred)}
+        if len(lengths) != 1:
+            raise ResultsError(f"The columns of a table of predictions differ in length: {sorted(lengths)} rows.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def abs_error(self) -> NDArray[np.float64]:
+        """|prediction − target|, float64 [N], eV/atom."""
+        return np.abs(np.asarray(self.y_pred, dtype=np.float64) - np.asarray(self.y_true, dtype=np.float64))
+
+
+def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Durably replace the history of a fold by ``rows``, the finished epochs from 1 on.
+
+    Raises:
+        ResultsError: when a row has not exactly the columns of ``HISTORY_TYPES`` or the epochs are not 1, 2, 3, …;
+            the file is then as it was.
+    """
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        if set(row) != set(HISTORY_COLUMNS):
+            odd = ", ".join(sorted(set(row) ^ set(HISTORY_COLUMNS)))
+            raise ResultsError(
+                f"Row {number} for {path.name} lacks or should not have: {odd}. {path} was left as it was."
+            )
+        if row["epoch"] != number:
+            raise ResultsError(
+                f"Row {number} for {path.name} is of epoch {row['epoch']}; epochs must run 1, 2, 3, … without gap or "
+                f"repeat. {path} was left as it was."
+            )
+        lines.append([_text(kind(row[column])) for column, kind in HISTORY_TYPES.items()])
+    files.write_text(path, _csv(HISTORY_COLUMNS, lines))
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history file, with the types of ``HISTORY_TYPES``.
+
+    Raises:
+        ResultsError: when the file is missing or is not such a table.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, cells in _read(path, HISTORY_COLUMNS):
+        try:
+            row = {column: kind(cell) for (column, kind), cell in zip(HISTORY_TYPES.items(), cells, strict=True)}
+        except ValueError as error:
+            raise _damaged(path, number, str(error)) from error
+        if row["epoch"] != len(rows) + 1:
+            raise _damaged(path, number, f"epoch {row['epoch']} follows epoch {len(rows)}")
+        rows.append(row)
+    return rows
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Durably replace the predictions of a fold.
+
+    Raises:
+        ResultsError: when an id is doubled or a number is not finite; the file is then as it was.
+    """
+    if len(set(predictions.ids)) != len(predictions):
+        seen: set[str] = set()
+        doubled = next(i for i in predictions.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise ResultsError(f"Crystal {doubled} appears twice among the predictions for {path.name}.")
+    y_true = np.asarray(predictions.y_true, dtype=np.float64)
+    y_pred = np.asarray(predictions.y_pred, dtype=np.float64)
+    bad = np.flatnonzero(~(np.isfinite(y_true) & np.isfinite(y_pred)))
+    if bad.size:
+        first = int(bad[0])
+        raise ResultsError(
+            f"{bad.size} rows for {path.name} are not finite, first {predictions.ids[first]}: target {y_true[first]}, "
+            f"prediction {y_pred[first]}. Nothing was written; look at the fold's training history."
+        )
+    columns = (
+        predictions.ids,
+        predictions.compositions,
+        np.asarray(predictions.n_atoms).tolist(),
+        y_true.tolist(),
+        y_pred.tolist(),
+        predictions.abs_error.tolist(),
+    )
+    lines = [[_text(cell) for cell in row] for row in zip(*columns, strict=True)]
+    files.write_text(path, _csv(PREDICTION_COLUMNS, lines))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The predictions of a fold.
+
+    Raises:
+        ResultsError: when the file is missing or is not such a table.
+    """
+    ids, compositions, n_atoms, y_true, y_pred = [], [], [], [], []
+    for number, cells in _read(path, PREDICTION_COLUMNS):
+        try:
+            ids.append(cells[0])
+            compositions.append(cells[1])
+            n_atoms.append(int(cells[2]))
+            y_true.append(float(cells[3]))
+            y_pred.append(float(cells[4]))
+        except ValueError as error:
+            raise _damaged(path, number, str(error)) from error
+        if not (math.isfinite(y_true[-1]) and math.isfinite(y_pred[-1])):
+            raise _damaged(path, number, "a number is not finite")
+    if len(set(ids)) != len(ids):
+        raise ResultsError(f"{path} has a crystal twice. Delete it and run: mbqueue retry")
+    return Predictions(ids, compositions, np.array(n_atoms, np.int64), np.array(y_true), np.array(y_pred))
+
+
+def _text(value: object) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
+    """Pairs (line number, cells) below the header line; every line is as long as the header."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ResultsError(f"There is no file {path}. `mbqueue status` tells how far its fold is.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}.") from error
+    lines = csv.reader(io.StringIO(text))
+    if next(lines, None) != list(columns):
+        raise ResultsError(f"{path} does not begin with the columns {', '.join(columns)}; it is not mbqueue's.")
+    if not text.endswith("\n"):
+        raise ResultsError(f"{path} ends in the middle of a line. Delete it and run: mbqueue retry")
+    for number, cells in enumerate(lines, start=2):
+        if len(cells) != len(columns):
+            raise _damaged(path, number, f"{len(cells)} cells instead of {len(columns)}")
+        yield number, cells
+
+
+def _damaged(path: Path, number: int, why: str) -> ResultsError:
+    return ResultsError(f"{path}, line {number}: {why}. Delete the file and run: mbqueue retry")

@@ -1,0 +1,155 @@
+"""The matbench submission, with the official ids and made-up numbers."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import gzip
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from mbqueue.errors import ResultsError
+from mbqueue.results.leaderboard import OFFICIAL_SIZE
+from mbqueue.results.matbench_file import read_matbench_scores, write_matbench_file
+from mbqueue.results.record import DatasetFacts, record_experiment
+from mbqueue.results.tables import (
+    Predictions,
+    history_file,
+    model_file,
+    predictions_file,
+    write_history,
+    write_predictions,
+)
+
+
+@pytest.fixture(scope="module")
+def official_predictions():
+    """All five official test parts, rows shuffled: nothing may rest on their order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matbench's imports
+        from matbench.metadata import mbv01_validation
+    rng = np.random.default_rng(0)
+    folds = {}
+    for fold, split in enumerate(mbv01_validation.splits["matbench_mp_e_form"].values()):
+        ids = [split.test[i] for i in rng.permutation(len(split.test))]
+        y_true = rng.normal(-1.5, 1.0, len(ids))
+        y_pred = y_true + rng.laplace(0, 0.02, len(ids))
+        folds[fold] = Predictions(ids, ["NaCl"] * len(ids), np.full(len(ids), 2), y_true, y_pred)
+    return folds
+
+
+@pytest.fixture(scope="module")
+def recorded_official(tmp_path_factory, official_predictions):
+    folder = tmp_path_factory.mktemp("official")
+    for fold, table in official_predictions.items():
+        write_predictions(predictions_file(folder, fold), table)
+        write_history(history_file(folder, fold), [])
+        model_file(folder, fold).write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def official_inputs(inputs):
+    dataset = DatasetFacts(name="matbench_mp_e_form", source="matminer", hash="cd" * 32, n=OFFICIAL_SIZE, official=True)
+    return dataclasses.replace(inputs, dataset=dataset, folds=range(5))
+
+
+def test_the_official_task_is_recorded_and_valid_by_matbench_itself(
+    recorded_official, official_inputs, official_predictions, tmp_path, capsys
+):
+    content = record_experiment(recorded_official, official_inputs)
+    path = recorded_official / "matbench_results.json.gz"
+    printed = capsys.readouterr().out
+    plain = tmp_path / "results.json"
+    plain.write_bytes(gzip.decompress(path.read_bytes()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matbench calls datetime.utcnow, deprecated from Python 3.12 on
+        from matbench.bench import MatbenchBenchmark
+
+        benchmark = MatbenchBenchmark.from_file(plain)
+    assert printed == ""
+    assert benchmark.is_valid
+    assert benchmark.is_recorded
+    assert content["leaderboard"]["comparable"]
+    scores = benchmark.matbench_mp_e_form.scores
+    assert scores.mae.mean == pytest.approx(content["summary"]["mae"]["mean"], rel=1e-12)
+    assert scores.mape.std == pytest.approx(content["summary"]["mape"]["std"], rel=1e-9)
+    data = benchmark.matbench_mp_e_form.results.fold_3.data
+    table = official_predictions[3]
+    assert {crystal_id: data[crystal_id] for crystal_id in table.ids} == dict(
+        zip(table.ids, table.y_pred.tolist(), strict=True)
+    )
+    assert read_matbench_scores(path)["mae"]["mean"] == scores.mae.mean
+    assert "a leaderboard score" in (recorded_official / "RESULTS.md").read_text()
+
+
+def test_two_files_of_the_same_numbers_differ_only_in_date_stamp_and_hash(tmp_path, official_predictions):
+    contents = []
+    for name in ("a.json.gz", "b.json.gz"):
+        write_matbench_file(tmp_path / name, official_predictions, parameters={"seed": 0})
+        contents.append(json.loads(gzip.decompress((tmp_path / name).read_bytes())))
+        assert (tmp_path / name).read_bytes()[4:8] == bytes(4)  # the gzip header's time
+    for content in contents:
+        del content["datestamp"], content["hash"]
+    assert json.dumps(contents[0]) == json.dumps(contents[1])
+
+
+def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded_official, official_inputs):
+    path = recorded_official / "matbench_results.json.gz"
+    if not path.exists():
+        record_experiment(recorded_official, official_inputs)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    data = content["tasks"]["matbench_mp_e_form"]["results"]["fold_0"]["data"]
+    data[next(iter(data))] += 0.1
+    changed = tmp_path / "changed.json.gz"
+    changed.write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(ResultsError, match="matbench refuses"):
+        read_matbench_scores(changed)
+
+
+def test_ids_of_other_crystals_are_refused(tmp_path, official_predictions):
+    first = official_predictions[0]
+    foreign = dataclasses.replace(first, ids=["mine", *first.ids[1:]])
+    with pytest.raises(ResultsError, match="fold 0 is not the official one: 2 ids differ"):
+        write_matbench_file(tmp_path / "m.json.gz", {**official_predictions, 0: foreign}, parameters={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_fold_is_refused(tmp_path, official_predictions):
+    four = {fold: table for fold, table in official_predictions.items() if fold != 2}
+    with pytest.raises(ResultsError, match="Fold 2 is missing"):
+        write_matbench_file(tmp_path / "m.json.gz", four, parameters={})
+
+
+def test_without_matbench_the_error_says_how_to_install_it(tmp_path, official_predictions, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matbench"):
+            raise ModuleNotFoundError("No module named 'matbench'", name="matbench")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ResultsError, match=r"pip install --no-deps matbench==0\.6"):
+        write_matbench_file(tmp_path / "m.json.gz", official_predictions, parameters={})
+
+
+def test_a_damaged_matbench_file_is_refused(tmp_path):
+    path = tmp_path / "m.json.gz"
+    path.write_bytes(gzip.compress(b"{}" * 100)[:-4])
+    with pytest.raises(ResultsError, match="is damaged"):
+        read_matbench_scores(path)
+
+
+def test_the_room_imports_neither_torch_nor_matbench_nor_the_queue():
+    code = (
+        "import sys, mbqueue.results.record, mbqueue.results.folder\n"
+        "print([m for m in ('torch', 'matbench', 'pandas', 'mbqueue.queue', 'mbqueue.train') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,142 @@
+"""The results folder of an experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mbqueue.errors import ResultsError
+from mbqueue.results.folder import newest_folder, read_recorded
+from mbqueue.results.record import SessionFacts, best_epoch, record_experiment
+from mbqueue.results.scores import score
+from mbqueue.results.tables import predictions_file, read_predictions
+
+
+def test_scores_are_those_of_the_tables_in_the_folder(recorded_folder):
+    content = json.loads((recorded_folder / "results.json").read_text())
+    for fold in (0, 1):
+        table = read_predictions(predictions_file(recorded_folder, fold))
+        assert content["folds"][str(fold)]["scores"] == score(table.y_true, table.y_pred).to_json()
+    maes = [content["folds"][fold]["scores"]["mae"] for fold in ("0", "1")]
+    assert content["summary"]["mae"] == {"mean": float(np.mean(maes)), "std": float(np.std(maes))}
+
+
+def test_results_json_names_spec_data_sessions_and_overlap(recorded_folder, inputs):
+    content = json.loads((recorded_folder / "results.json").read_text())
+    assert content["format"] == 1
+    assert content["spec"] == json.loads(json.dumps(inputs.spec))
+    assert content["spec_hash"] == inputs.spec_hash
+    assert content["dataset"]["hash"] == inputs.dataset.hash
+    assert content["dataset"]["dropped"] == [{"id": "x-9", "reason": "two atoms on one place"}]
+    assert content["dataset"]["widened_cutoffs"] == 2
+    assert content["run"]["hours"] == 1.5
+    assert "MPtrj" in content["notes"]["pretraining_overlap"]
+
+
+def test_two_equal_runs_differ_only_in_the_run_section(tmp_path, fill, inputs, history):
+    first = record_experiment(fill(tmp_path / "a"), inputs)
+    later = dataclasses.replace(
+        inputs,
+        recorded_at=inputs.recorded_at + 5,
+        enqueued_on="2026-12-01",
+        sessions=[SessionFacts(id="t1", device="cuda", seconds=1.0), SessionFacts(id="t2", device="cpu", seconds=2.0)],
+    )
+    second = record_experiment(fill(tmp_path / "b"), later)
+    assert first["run"] != second["run"]
+    assert {**first, "run": None} == {**second, "run": None}
+
+
+def test_another_run_differs_outside_the_run_section(tmp_path, fill, inputs):
+    first = record_experiment(fill(tmp_path / "a"), inputs)
+    second = record_experiment(fill(tmp_path / "b", seed=1), inputs)
+    assert {**first, "run": None} != {**second, "run": None}
+
+
+def test_best_epoch_is_the_earliest_of_equals():
+    rows = [{"epoch": 1, "val_mae": 0.3}, {"epoch": 2, "val_mae": 0.1}, {"epoch": 3, "val_mae": 0.1}]
+    assert best_epoch(rows) == (2, 0.1)
+    assert best_epoch([]) is None
+
+
+def test_an_experiment_without_training_has_no_best_epoch(tmp_path, fill, inputs):
+    content = record_experiment(fill(tmp_path, epochs=0), inputs)
+    assert content["folds"]["0"]["best_epoch"] is None
+    assert "| 0 | – | – |" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("missing", ["history_fold_1.csv", "preds_fold_1.csv", "model_fold_1.pth"])
+def test_a_folder_that_lacks_a_file_gets_no_results_json(recorded_folder, inputs, missing):
+    (recorded_folder / missing).unlink()
+    with pytest.raises(ResultsError, match=missing):
+        record_experiment(recorded_folder, inputs)
+    assert not (recorded_folder / "results.json").exists()
+    with pytest.raises(ResultsError, match="not complete yet"):
+        read_recorded(recorded_folder)
+
+
+def test_folds_that_share_a_crystal_are_refused(recorded_folder, inputs):
+    one = predictions_file(recorded_folder, 0)
+    predictions_file(recorded_folder, 1).write_bytes(one.read_bytes())
+    with pytest.raises(ResultsError, match="x-0-0000 is in the test part of fold 0 and of fold 1"):
+        record_experiment(recorded_folder, inputs)
+
+
+def test_a_file_changed_after_recording_is_noticed(recorded_folder):
+    path = recorded_folder / "preds_fold_0.csv"
+    path.write_text(path.read_text().replace("x-0-0001", "x-0-9999"))
+    with pytest.raises(ResultsError, match=r"preds_fold_0\.csv is not the file that was recorded"):
+        read_recorded(recorded_folder)
+
+
+def test_a_file_lost_after_recording_is_noticed(recorded_folder):
+    (recorded_folder / "model_fold_0.pth").unlink()
+    with pytest.raises(ResultsError, match=r"model_fold_0\.pth is gone"):
+        read_recorded(recorded_folder)
+
+
+def test_results_of_another_format_are_refused(recorded_folder):
+    path = recorded_folder / "results.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ResultsError, match="has format 2"):
+        read_recorded(recorded_folder)
+
+
+def test_all_folds_read_back_in_one_table(recorded_folder):
+    recorded = read_recorded(recorded_folder)
+    assert recorded.folds == (0, 1)
+    assert len(recorded.all_predictions) == sum(len(recorded.predictions[fold]) for fold in (0, 1)) == 80
+
+
+def test_the_newest_results_of_a_name_are_found_by_folder_or_experiment(tmp_path, recorded_folder, fill, inputs):
+    results = tmp_path / "results"
+    newer = fill(results / "daily" / "2026-12-01" / "small_renamed")
+    record_experiment(newer, inputs)
+    assert newest_folder(results, "small") == recorded_folder
+    assert newest_folder(results, "small_renamed") == newer
+    with pytest.raises(ResultsError, match="Complete are: small, small_renamed"):
+        newest_folder(results, "big")
+
+
+def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded_folder):
+    page = (recorded_folder / "RESULTS.md").read_text()
+    assert "**Not comparable with the leaderboard**: the crystals are not those of the official file" in page
+    assert "| coGN | 0.0170 |" in page
+    assert "MPtrj" in page
+    assert "two atoms on one place" in page
+    assert not (recorded_folder / "matbench_results.json.gz").exists()
+
+
+def test_the_page_tells_of_a_resume_on_other_ground(tmp_path, fill, inputs):
+    change = {"fold": 1, "epoch": 2, "step": 30, "changed": {"device": ["Tesla T4", "NVIDIA L4"]}}
+    record_experiment(fill(tmp_path), dataclasses.replace(inputs, fingerprint_changes=[change]))
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "resumed on other ground at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
+
+
+def test_every_file_on_the_page_is_in_the_folder(recorded_folder):
+    page = (recorded_folder / "RESULTS.md").read_text()
+    for path in recorded_folder.iterdir():
+        assert path.name == "RESULTS.md" or f"`{path.name}`" in page
