@@ -1,0 +1,20 @@
+"""The queue of jobs: who may do what next, and who holds it. SQL and states; never imports torch."""
+
+from mbqueue.queue.enqueue import EnqueueOutcome, Outcome
+from mbqueue.queue.jobs import Event, Experiment, Job, Kind, Lease, SessionRow, State
+from mbqueue.queue.overview import Outlook
+from mbqueue.queue.store import Queue
+
+__all__ = [
+    "EnqueueOutcome",
+    "Event",
+    "Experiment",
+    "Job",
+    "Kind",
+    "Lease",
+    "Outcome",
+    "Outlook",
+    "Queue",
+    "SessionRow",
+    "State",
+]

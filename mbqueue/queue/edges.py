@@ -1,0 +1,55 @@
+"""Which job needs which, and making ready whatever has all it needs."""
+
+from __future__ import annotations
+
+import sqlite3
+
+# prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
+_LINKS = (
+    """
+    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
+        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'prepare'
+        AND ifnull(earlier.fold, -1) = -1 AND ifnull(earlier.epoch, -1) = -1
+    WHERE later.experiment_id = :experiment_id
+      AND ((later.kind = 'train' AND later.epoch = 1) OR (later.kind = 'predict' AND :epochs = 0))
+    """,
+    """
+    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
+        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
+        AND ifnull(earlier.fold, -1) = later.fold AND ifnull(earlier.epoch, -1) = later.epoch - 1
+    WHERE later.experiment_id = :experiment_id AND later.kind = 'train' AND later.epoch > 1
+    """,
+    """
+    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
+        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
+        AND ifnull(earlier.fold, -1) = later.fold AND ifnull(earlier.epoch, -1) = :epochs
+    WHERE later.experiment_id = :experiment_id AND later.kind = 'predict'
+    """,
+    """
+    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
+        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'predict'
+    WHERE later.experiment_id = :experiment_id AND later.kind = 'record'
+    """,
+)
+
+_SETTLE = """
+    UPDATE jobs SET state = 'ready', changed_at = :now, changed_by = :by, changed_why = 'all that it needs is done'
+    WHERE experiment_id = :experiment_id AND state = 'waiting'
+      AND NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
+                      WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
+"""
+
+
+def link(db: sqlite3.Connection, experiment_id: int, *, epochs: int) -> None:
+    """Write the edges of an experiment; those that are there already stay."""
+    for statement in _LINKS:
+        db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
+
+
+def settle(db: sqlite3.Connection, experiment_id: int, *, by: str, now: float) -> None:
+    """Make ready every waiting job of an experiment that has all it needs."""
+    db.execute(_SETTLE, {"experiment_id": experiment_id, "by": by, "now": now})

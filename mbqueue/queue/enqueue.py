@@ -1,0 +1,214 @@
+"""Putting experiments into the queue: once each, and never two specs under one name."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from mbqueue.errors import ExperimentExists, QueueError, UsageError
+from mbqueue.queue.database import Database
+from mbqueue.queue.edges import link, settle
+from mbqueue.queue.jobs import Experiment, Kind
+
+if TYPE_CHECKING:
+    from mbqueue.experiment import Spec
+
+_INSERT_EXPERIMENT = """
+    INSERT INTO experiments (name, spec, spec_hash, results_dir, dataset, priority, enqueued_at)
+    VALUES (:name, :spec, :spec_hash, :results_dir, :dataset, :priority, :now)
+    RETURNING id
+"""
+
+_INSERT_JOB = """
+    INSERT INTO jobs (experiment_id, kind, fold, epoch, state, priority, paused, enqueued_at,
+                      changed_at, changed_by, changed_why)
+    VALUES (:experiment_id, :kind, :fold, :epoch, 'waiting', :priority, :paused, :now, :now, :by, 'enqueued')
+"""
+
+_REOPEN_RECORD = """
+    UPDATE jobs SET state = 'waiting', session_id = NULL, lease_expires_at = NULL, result = NULL, failures = 0,
+        not_before = 0, changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND kind = 'record' AND state <> 'waiting'
+"""
+
+# What may differ between two specs of one experiment: none of it changes a fold's result.
+_FREE_KEYS = {"name", "results_name", "description", "folds"}
+
+
+class Outcome(StrEnum):
+    """What `enqueue` did."""
+
+    CREATED = "created"
+    UNCHANGED = "unchanged"
+    FOLDS_ADDED = "folds added"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnqueueOutcome:
+    """What `enqueue` did, with the experiment as it now is.
+
+    Attributes:
+        folds: the folds that are new to the queue.
+        n_jobs: how many jobs were added.
+    """
+
+    outcome: Outcome
+    experiment: Experiment
+    folds: tuple[int, ...]
+    n_jobs: int
+
+
+class Enqueueing(Database):
+    """Experiments: adding them and reading them."""
+
+    def enqueue(
+        self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"
+    ) -> EnqueueOutcome:
+        """Add an experiment, or the folds of it that are not there yet.
+
+        The same spec and folds again change nothing (`results_dir` and `priority` included: they are the first
+        call's). New folds also put `record` back, so that it covers them.
+
+        Raises:
+            ExperimentExists: when the name is taken by another spec; the message lists what differs.
+            UsageError: when another experiment already writes to `results_dir`.
+        """
+        with self.writing() as db:
+            row = db.execute("SELECT * FROM experiments WHERE name = ?", (spec.name,)).fetchone()
+            if row is None:
+                return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
+            experiment = Experiment.from_row(row)
+            if experiment.spec_hash != spec.hash:
+                raise ExperimentExists(_difference(spec.name, experiment.spec, spec.to_json()))
+            missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
+            if not missing:
+                return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=experiment, folds=(), n_jobs=0)
+            return self._add_folds(db, experiment, missing, epochs=spec.train.epochs, by=by, now=now)
+
+    def experiment(self, name: str) -> Experiment:
+        """One experiment by its name.
+
+        Raises:
+            UsageError: when there is none; the message lists those there are.
+        """
+        with self.reading() as db:
+            row = db.execute("SELECT * FROM experiments WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
+                raise UsageError(
+                    f"There is no experiment {name} in the queue. "
+                    + (f"There are: {', '.join(known)}." if known else "It is empty; enqueue one: mbqueue enqueue NAME")
+                )
+        return Experiment.from_row(row)
+
+    def experiment_of(self, experiment_id: int) -> Experiment:
+        """One experiment by its id (`job.experiment_id`).
+
+        Raises:
+            QueueError: when there is none.
+        """
+        with self.reading() as db:
+            row = db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone()
+        if row is None:
+            raise QueueError(f"There is no experiment with id {experiment_id} in {self.path}.")
+        return Experiment.from_row(row)
+
+    def experiments(self) -> tuple[Experiment, ...]:
+        """All experiments, oldest first."""
+        with self.reading() as db:
+            return tuple(Experiment.from_row(row) for row in db.execute("SELECT * FROM experiments ORDER BY id"))
+
+    def _create(
+        self, db: sqlite3.Connection, spec: Spec, *, results_dir: str, priority: int, by: str, now: float
+    ) -> EnqueueOutcome:
+        other = db.execute("SELECT name FROM experiments WHERE results_dir = ?", (results_dir,)).fetchone()
+        if other is not None:
+            raise UsageError(
+                f"{other['name']} already writes its results to {results_dir}. Give {spec.name} another results_name."
+            )
+        values = {"name": spec.name, "spec": json.dumps(spec.to_json()), "spec_hash": spec.hash, "priority": priority}
+        values |= {"results_dir": results_dir, "dataset": spec.data.dataset, "now": now}
+        experiment_id = db.execute(_INSERT_EXPERIMENT, values).fetchall()[0]["id"]
+        jobs: list[tuple[Kind, int | None, int | None]] = [(Kind.PREPARE, None, None)]
+        jobs += [job for fold in spec.folds for job in _jobs_of_fold(fold, spec.train.epochs)]
+        jobs += [(Kind.RECORD, None, None)]
+        _insert_jobs(db, experiment_id, jobs, priority=priority, paused=False, by=by, now=now)
+        link(db, experiment_id, epochs=spec.train.epochs)
+        settle(db, experiment_id, by=by, now=now)
+        return EnqueueOutcome(
+            outcome=Outcome.CREATED, experiment=_read(db, experiment_id), folds=spec.folds, n_jobs=len(jobs)
+        )
+
+    def _add_folds(
+        self,
+        db: sqlite3.Connection,
+        experiment: Experiment,
+        folds: tuple[int, ...],
+        *,
+        epochs: int,
+        by: str,
+        now: float,
+    ) -> EnqueueOutcome:
+        spec = {**experiment.spec, "folds": sorted({*experiment.spec["folds"], *folds})}
+        db.execute("UPDATE experiments SET spec = ? WHERE id = ?", (json.dumps(spec), experiment.id))
+        jobs = [job for fold in folds for job in _jobs_of_fold(fold, epochs)]
+        _insert_jobs(db, experiment.id, jobs, priority=experiment.priority, paused=experiment.paused, by=by, now=now)
+        why = f"folds added: {', '.join(str(fold) for fold in folds)}"
+        db.execute(_REOPEN_RECORD, {"experiment_id": experiment.id, "by": by, "now": now, "why": why})
+        link(db, experiment.id, epochs=epochs)
+        settle(db, experiment.id, by=by, now=now)
+        return EnqueueOutcome(
+            outcome=Outcome.FOLDS_ADDED, experiment=_read(db, experiment.id), folds=folds, n_jobs=len(jobs)
+        )
+
+
+def _jobs_of_fold(fold: int, epochs: int) -> Iterator[tuple[Kind, int | None, int | None]]:
+    for epoch in range(1, epochs + 1):
+        yield Kind.TRAIN, fold, epoch
+    yield Kind.PREDICT, fold, None
+
+
+def _insert_jobs(
+    db: sqlite3.Connection,
+    experiment_id: int,
+    jobs: list[tuple[Kind, int | None, int | None]],
+    *,
+    priority: int,
+    paused: bool,
+    by: str,
+    now: float,
+) -> None:
+    shared = {"experiment_id": experiment_id, "priority": priority, "paused": int(paused), "now": now, "by": by}
+    db.executemany(
+        _INSERT_JOB, ({**shared, "kind": kind.value, "fold": fold, "epoch": epoch} for kind, fold, epoch in jobs)
+    )
+
+
+def _read(db: sqlite3.Connection, experiment_id: int) -> Experiment:
+    return Experiment.from_row(db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone())
+
+
+def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    old_values, new_values = dict(_flat(there)), dict(_flat(new))
+    lines = [
+        f"  {key}: {old_values.get(key)!r} in the queue, {new_values.get(key)!r} now"
+        for key in sorted({*old_values, *new_values})
+        if key not in _FREE_KEYS and old_values.get(key) != new_values.get(key)
+    ]
+    return (
+        f"{name} is already in the queue with another spec, and two specs never share a name:\n"
+        + "\n".join(lines)
+        + "\nNothing was changed. Give the new one its own name: mbqueue enqueue --name NAME"
+    )
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

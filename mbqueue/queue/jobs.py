@@ -1,0 +1,235 @@
+"""What the queue hands out: frozen rows, and the words for kinds and states."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """What a job does. Every experiment has one `prepare` and one `record`."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    PREDICT = "predict"
+    RECORD = "record"
+
+
+class State(StrEnum):
+    """Where a job stands. Which may follow which is in `mbqueue.queue.transitions`."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    LEASED = "leased"
+    COMMITTED = "committed"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the queue, as it was when it was read.
+
+    Attributes:
+        fold: 0–4, or None for `prepare` and `record`.
+        epoch: 1-based, for `train` only.
+        priority: higher is claimed first.
+        started: whether somebody has worked on this job, or on an earlier one of its fold.
+        fence: how often the job has been claimed; a write that carries an older fence changes nothing.
+        session: who holds the lease, or None.
+        affinity: the session that last worked on this fold; while it lives and is idle, the job is left to it.
+        failures: attempts that ended with an error. `preemptions`: attempts that were cut off.
+        lost_in_a_row: leases that ran out, or whose process died, since work was last saved.
+        not_before: earliest time of the next attempt (seconds since the epoch), 0 for at once.
+        progress: what the worker last saved of a job that is not finished; None once it is.
+        result: what was committed.
+        error: traceback of the last failure.
+    """
+
+    id: int
+    experiment_id: int
+    experiment: str
+    kind: Kind
+    fold: int | None
+    epoch: int | None
+    state: State
+    priority: int
+    paused: bool
+    started: bool
+    fence: int
+    session: str | None
+    lease_expires_at: float | None
+    affinity: str | None
+    failures: int
+    preemptions: int
+    lost_in_a_row: int
+    not_before: float
+    enqueued_at: float
+    changed_at: float
+    changed_by: str
+    changed_why: str
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: str | None
+
+    @property
+    def label(self) -> str:
+        """For messages: ``full_finetune fold 2 epoch 7``."""
+        fold = "" if self.fold is None else f" fold {self.fold}"
+        what = f" epoch {self.epoch}" if self.kind is Kind.TRAIN else f" {self.kind}"
+        return f"{self.experiment}{fold}{what}"
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Job:
+        return cls(
+            id=row["id"],
+            experiment_id=row["experiment_id"],
+            experiment=row["experiment"],
+            kind=Kind(row["kind"]),
+            fold=row["fold"],
+            epoch=row["epoch"],
+            state=State(row["state"]),
+            priority=row["priority"],
+            paused=bool(row["paused"]),
+            started=bool(row["started"]),
+            fence=row["fence"],
+            session=row["session_id"],
+            lease_expires_at=row["lease_expires_at"],
+            affinity=row["affinity"],
+            failures=row["failures"],
+            preemptions=row["preemptions"],
+            lost_in_a_row=row["lost_in_a_row"],
+            not_before=row["not_before"],
+            enqueued_at=row["enqueued_at"],
+            changed_at=row["changed_at"],
+            changed_by=row["changed_by"],
+            changed_why=row["changed_why"],
+            progress=None if row["progress"] is None else json.loads(row["progress"]),
+            result=None if row["result"] is None else json.loads(row["result"]),
+            error=row["error"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to work on a job until `expires_at`, provable by `fence`.
+
+    `job` is the row as it was when it was claimed or renewed: `job.progress` is what an earlier holder saved, and
+    `job.paused` says that a person wants no more of it.
+    """
+
+    job: Job
+    session: str
+    fence: int
+    expires_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment of the queue.
+
+    Attributes:
+        spec: the whole spec as plain JSON values; its `folds` are all folds enqueued so far.
+        results_dir: as the caller of `enqueue` gave it.
+        dataset_hash: hash of the crystals, known once `prepare` is committed; it never changes after that.
+    """
+
+    id: int
+    name: str
+    spec: dict[str, Any]
+    spec_hash: str
+    results_dir: str
+    dataset: str
+    dataset_hash: str | None
+    priority: int
+    paused: bool
+    enqueued_at: float
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Experiment:
+        return cls(
+            id=row["id"],
+            name=row["name"],
+            spec=json.loads(row["spec"]),
+            spec_hash=row["spec_hash"],
+            results_dir=row["results_dir"],
+            dataset=row["dataset"],
+            dataset_hash=row["dataset_hash"],
+            priority=row["priority"],
+            paused=bool(row["paused"]),
+            enqueued_at=row["enqueued_at"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRow:
+    """One run of a worker.
+
+    Attributes:
+        alive_until: it counts as living until then, unless it has ended.
+        deadline_at: when it means to stop, or None.
+        structures_per_second: its last training speed, or None.
+    """
+
+    id: str
+    host: str
+    boot_id: str | None
+    pid: int
+    pid_started: int | None
+    device: str
+    started_at: float
+    heartbeat_at: float
+    alive_until: float
+    deadline_at: float | None
+    ended_at: float | None
+    end_reason: str | None
+    structures_per_second: float | None
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> SessionRow:
+        return cls(**{key: row[key] for key in cls.__dataclass_fields__})
+
+    def is_live(self, now: float) -> bool:
+        """Whether it has not ended and was heard of in time."""
+        return self.ended_at is None and self.alive_until > now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened: a change of a job's state, or a note (then both states are None).
+
+    Attributes:
+        by: the session, or the command, that did it.
+    """
+
+    id: int
+    at: float
+    job_id: int | None
+    experiment: str | None
+    kind: Kind | None
+    fold: int | None
+    epoch: int | None
+    by: str
+    from_state: State | None
+    to_state: State | None
+    why: str
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Event:
+        return cls(
+            id=row["id"],
+            at=row["at"],
+            job_id=row["job_id"],
+            experiment=row["experiment"],
+            kind=None if row["kind"] is None else Kind(row["kind"]),
+            fold=row["fold"],
+            epoch=row["epoch"],
+            by=row["by"],
+            from_state=None if row["from_state"] is None else State(row["from_state"]),
+            to_state=None if row["to_state"] is None else State(row["to_state"]),
+            why=row["why"],
+        )

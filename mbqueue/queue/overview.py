@@ -1,0 +1,292 @@
+"""The state of everything as one plain dictionary: what `mbqueue status --json` prints and the dashboard draws.
+
+The format is stable: within format 1, keys are only added. Times are seconds since the epoch (UTC), errors eV/atom.
+
+    format          1
+    project, now
+    experiments[]   name, state, paused, priority, dataset, dataset_hash, spec_hash, enqueued_at, results_dir,
+                    jobs {state: count}, prepare, record (states), seconds,
+                    folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
+                             last_val_mae, val_mae[], test_mae, seconds, jobs {state: count},
+                             running {job, kind, epoch, session, progress, lease_expires_at} or null
+    jobs            {state: count}, over all experiments
+    sessions[]      id, state (live, lost), host, pid, device, started_at, heartbeat_at, deadline_at,
+                    structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
+    errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (last line)
+
+State of a fold: running, done (predictions committed), failed, cancelled, paused, ready, waiting; the first that
+applies. State of an experiment: done (recorded), running, paused, ready, failed, cancelled, waiting.
+`seconds` adds up the `seconds` of committed results. Sessions that ended, or were not heard of for a day, are left
+out of `sessions`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mbqueue.queue.database import Database
+from mbqueue.queue.jobs import Event, Job, State
+
+FORMAT = 1
+_DAY_SECONDS = 86_400.0
+_ERRORS_SHOWN = 20
+
+# One walk along the index jobs_board; inside a group the epochs come in order.
+_BOARD = """
+    SELECT experiment_id, fold,
+        sum(state = 'waiting') AS waiting, sum(state = 'ready') AS ready, sum(state = 'leased') AS leased,
+        sum(state = 'committed') AS committed, sum(state = 'skipped') AS skipped, sum(state = 'failed') AS failed,
+        sum(state = 'cancelled') AS cancelled,
+        sum(paused AND state IN ('waiting', 'ready')) AS held,
+        count(epoch) AS epochs_total,
+        count(CASE WHEN state = 'committed' THEN epoch END) AS epochs_done,
+        count(CASE WHEN state = 'skipped' THEN epoch END) AS epochs_skipped,
+        json_group_array(val_mae) FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
+        max(test_mae) AS test_mae, total(seconds) AS seconds,
+        max(CASE WHEN kind = 'prepare' THEN state END) AS prepare,
+        max(CASE WHEN kind = 'record' THEN state END) AS record,
+        max(kind = 'predict' AND state = 'committed') AS predicted
+    FROM jobs INDEXED BY jobs_board
+    WHERE experiment_id >= :first AND experiment_id <= :last
+    GROUP BY experiment_id, fold
+"""
+
+_EVENTS = """
+    SELECT * FROM event_rows
+    WHERE (:experiment IS NULL OR experiment = :experiment) AND (:fold IS NULL OR fold = :fold)
+      AND (:by IS NULL OR by = :by) AND at >= :since AND id > :after
+    ORDER BY id DESC LIMIT :limit
+"""
+
+_EVENTS_OF_ONE = """
+    SELECT * FROM event_rows
+    WHERE experiment_id = (SELECT id FROM experiments WHERE name = :experiment) AND (:fold IS NULL OR fold = :fold)
+      AND (:by IS NULL OR by = :by) AND at >= :since AND id > :after
+    ORDER BY id DESC LIMIT :limit
+"""
+
+_OUTLOOK = """
+    SELECT
+        (SELECT count(*) FROM jobs WHERE state = 'leased') AS leased,
+        (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before <= :now) AS ready,
+        (SELECT count(*) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS delayed,
+        (SELECT min(not_before) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS next_at,
+        (SELECT min(lease_expires_at) FROM jobs WHERE state = 'leased') AS lease_expires_at
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """Whether anything is left to do for a worker whose claim found nothing.
+
+    Attributes:
+        ready: jobs that could be claimed now, those left to another session included; paused ones not.
+        delayed: jobs that rest after a failure; the first is due at `next_at`.
+        leased: jobs that somebody holds; the first of these leases runs out at `lease_expires_at`.
+    """
+
+    ready: int
+    delayed: int
+    leased: int
+    next_at: float | None
+    lease_expires_at: float | None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Nothing is claimable, and nothing that runs could make it so: what is left waits for a person."""
+        return self.ready + self.delayed + self.leased == 0
+
+
+class Reports(Database):
+    """Reading: jobs, events, the overview."""
+
+    def job(self, job_id: int) -> Job:
+        """One job by its id, which must exist."""
+        with self.reading() as db:
+            return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
+
+    def jobs(
+        self, *, experiment: str | None = None, fold: int | None = None, state: State | None = None
+    ) -> tuple[Job, ...]:
+        """The jobs of an experiment, a fold, a state, or all; by fold and epoch, `prepare` first, `record` last."""
+        query = (
+            "SELECT * FROM job_rows WHERE (:experiment IS NULL OR experiment = :experiment) "
+            "AND (:fold IS NULL OR fold = :fold) AND (:state IS NULL OR state = :state) "
+            "ORDER BY experiment_id, kind = 'record', kind <> 'prepare', fold, kind = 'predict', epoch"
+        )
+        with self.reading() as db:
+            rows = db.execute(query, {"experiment": experiment, "fold": fold, "state": state and state.value})
+            return tuple(Job.from_row(row) for row in rows)
+
+    def events(
+        self,
+        *,
+        experiment: str | None = None,
+        fold: int | None = None,
+        by: str | None = None,
+        since: float = 0.0,
+        after: int = 0,
+        limit: int = 100,
+    ) -> tuple[Event, ...]:
+        """The newest `limit` events that fit, oldest of them first; `after` is the id of the last one already seen."""
+        values = {"experiment": experiment, "fold": fold, "by": by, "since": since, "after": after, "limit": limit}
+        with self.reading() as db:
+            rows = db.execute(_EVENTS if experiment is None else _EVENTS_OF_ONE, values).fetchall()
+        return tuple(Event.from_row(row) for row in reversed(rows))
+
+    def outlook(self, *, now: float) -> Outlook:
+        """What is left to do, for a worker that got nothing."""
+        with self.reading() as db:
+            return Outlook(**dict(db.execute(_OUTLOOK, {"now": now}).fetchone()))
+
+    def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
+        """Everything at one instant, in the format described at the top of this module; JSON as it stands.
+
+        `experiment` leaves the other experiments out of `experiments` and `jobs`; an unknown name leaves all out.
+        """
+        with self.reading() as db:
+            query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
+            experiments = db.execute(query, {"name": experiment}).fetchall()
+            ids = [row["id"] for row in experiments]  # all of them, or one
+            board = db.execute(_BOARD, {"first": min(ids, default=0), "last": max(ids, default=0)}).fetchall()
+            leased = db.execute("SELECT * FROM job_rows WHERE state = 'leased' ORDER BY id").fetchall()
+            sessions = db.execute(
+                "SELECT * FROM sessions WHERE ended_at IS NULL AND heartbeat_at > ? ORDER BY started_at",
+                (now - _DAY_SECONDS,),
+            ).fetchall()
+            errors = db.execute(
+                "SELECT * FROM job_rows WHERE error IS NOT NULL AND (:name IS NULL OR experiment = :name) "
+                "ORDER BY changed_at DESC LIMIT :limit",
+                {"name": experiment, "limit": _ERRORS_SHOWN},
+            ).fetchall()
+        groups: dict[int, list[sqlite3.Row]] = {row["id"]: [] for row in experiments}
+        for row in board:
+            groups[row["experiment_id"]].append(row)
+        running = {(row["experiment_id"], row["fold"]): row for row in leased if row["fold"] is not None}
+        return {
+            "format": FORMAT,
+            "project": project,
+            "now": now,
+            "experiments": [_experiment(row, groups[row["id"]], running) for row in experiments],
+            "jobs": _counts(board),
+            "sessions": [_session(row, leased, now) for row in sessions],
+            "errors": [_error(row) for row in errors],
+        }
+
+
+def _experiment(
+    row: sqlite3.Row, groups: list[sqlite3.Row], running: Mapping[tuple[int, int], sqlite3.Row]
+) -> dict[str, Any]:
+    counts = _counts(groups)
+    whole = next(group for group in groups if group["fold"] is None)
+    if whole["record"] == State.COMMITTED:
+        state = "done"
+    elif counts["leased"]:
+        state = "running"
+    elif row["paused"]:
+        state = "paused"
+    else:
+        state = next((name for name in ("ready", "failed", "cancelled") if counts[name]), "waiting")
+    return {
+        "name": row["name"],
+        "state": state,
+        "paused": bool(row["paused"]),
+        "priority": row["priority"],
+        "dataset": row["dataset"],
+        "dataset_hash": row["dataset_hash"],
+        "spec_hash": row["spec_hash"],
+        "enqueued_at": row["enqueued_at"],
+        "results_dir": row["results_dir"],
+        "jobs": counts,
+        "prepare": whole["prepare"],
+        "record": whole["record"],
+        "seconds": sum(group["seconds"] for group in groups),
+        "folds": [
+            _fold(group, running.get((row["id"], group["fold"]))) for group in groups if group["fold"] is not None
+        ],
+    }
+
+
+def _fold(group: sqlite3.Row, running: sqlite3.Row | None) -> dict[str, Any]:
+    val_mae: list[float | None] = json.loads(group["val_mae"])
+    known = [value for value in val_mae if value is not None]
+    best = min(known, default=None)
+    return {
+        "fold": group["fold"],
+        "state": _fold_state(group),
+        "epochs_done": group["epochs_done"],
+        "epochs_skipped": group["epochs_skipped"],
+        "epochs_total": group["epochs_total"],
+        "best_val_mae": best,
+        "best_epoch": None if best is None else val_mae.index(best) + 1,
+        "last_val_mae": known[-1] if known else None,
+        "val_mae": val_mae,
+        "test_mae": group["test_mae"],
+        "seconds": group["seconds"],
+        "jobs": _counts([group]),
+        "running": running
+        and {
+            "job": running["id"],
+            "kind": running["kind"],
+            "epoch": running["epoch"],
+            "session": running["session_id"],
+            "progress": _parsed(running["progress"]),
+            "lease_expires_at": running["lease_expires_at"],
+        },
+    }
+
+
+def _fold_state(group: sqlite3.Row) -> str:
+    if group["leased"]:
+        return "running"
+    if group["predicted"]:
+        return "done"
+    if group["failed"] or group["cancelled"]:
+        return "failed" if group["failed"] else "cancelled"
+    if group["held"]:
+        return "paused"
+    return "ready" if group["ready"] else "waiting"
+
+
+def _session(row: sqlite3.Row, leased: Iterable[sqlite3.Row], now: float) -> dict[str, Any]:
+    job = next((job for job in leased if job["session_id"] == row["id"]), None)
+    return {
+        "id": row["id"],
+        "state": "live" if row["alive_until"] > now else "lost",
+        "host": row["host"],
+        "pid": row["pid"],
+        "device": row["device"],
+        "started_at": row["started_at"],
+        "heartbeat_at": row["heartbeat_at"],
+        "deadline_at": row["deadline_at"],
+        "structures_per_second": row["structures_per_second"],
+        "job": job
+        and {
+            **{key: job[key] for key in ("id", "experiment", "kind", "fold", "epoch")},
+            "progress": _parsed(job["progress"]),
+        },
+    }
+
+
+def _error(row: sqlite3.Row) -> dict[str, Any]:
+    lines = row["error"].strip().splitlines()
+    return {
+        "job": row["id"],
+        **{key: row[key] for key in ("experiment", "kind", "fold", "epoch", "state", "failures")},
+        "at": row["changed_at"],
+        "retry_at": row["not_before"] or None,
+        "error": lines[-1] if lines else "",
+    }
+
+
+def _counts(groups: Iterable[sqlite3.Row]) -> dict[str, int]:
+    rows = list(groups)
+    return {state.value: sum(row[state.value] for row in rows) for state in State}
+
+
+def _parsed(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

@@ -1,0 +1,232 @@
+"""The tables of the queue's database, and how an older database becomes a current one.
+
+`PRAGMA user_version` says which version a database has, so that opening a current one costs one small read and
+imports nothing. sqlite-utils runs the migrations and records them; it is imported only when there is something
+to do. A migration, once released, is never edited: `tests/queue/fixtures` holds a database of every version.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+from mbqueue.errors import SchemaTooNew
+from mbqueue.queue.transitions import TRANSITIONS
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database, Migrations
+
+SCHEMA_VERSION = 1
+
+_VERSION_1 = (
+    """
+    CREATE TABLE experiments (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        spec TEXT NOT NULL CHECK (json_valid(spec)),
+        spec_hash TEXT NOT NULL,
+        results_dir TEXT NOT NULL UNIQUE,
+        dataset TEXT NOT NULL,
+        dataset_hash TEXT,
+        priority INTEGER NOT NULL,
+        paused INTEGER NOT NULL DEFAULT 0,
+        enqueued_at REAL NOT NULL
+    ) STRICT
+    """,
+    """
+    CREATE TABLE sessions (
+        id TEXT PRIMARY KEY,
+        host TEXT NOT NULL,
+        boot_id TEXT,
+        pid INTEGER NOT NULL,
+        pid_started INTEGER,
+        device TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        heartbeat_at REAL NOT NULL,
+        alive_until REAL NOT NULL,
+        deadline_at REAL,
+        ended_at REAL,
+        end_reason TEXT,
+        structures_per_second REAL
+    ) STRICT
+    """,
+    # The few columns of `result` that the dashboard adds up are generated from it, so they cannot disagree with it.
+    """
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY,
+        experiment_id INTEGER NOT NULL REFERENCES experiments (id),
+        kind TEXT NOT NULL CHECK (kind IN ('prepare', 'train', 'predict', 'record')),
+        fold INTEGER,
+        epoch INTEGER,
+        state TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        paused INTEGER NOT NULL DEFAULT 0,
+        started INTEGER NOT NULL DEFAULT 0,
+        fence INTEGER NOT NULL DEFAULT 0,
+        session_id TEXT REFERENCES sessions (id),
+        lease_expires_at REAL,
+        affinity TEXT REFERENCES sessions (id),
+        failures INTEGER NOT NULL DEFAULT 0,
+        preemptions INTEGER NOT NULL DEFAULT 0,
+        lost_in_a_row INTEGER NOT NULL DEFAULT 0,
+        not_before REAL NOT NULL DEFAULT 0,
+        enqueued_at REAL NOT NULL,
+        changed_at REAL NOT NULL,
+        changed_by TEXT NOT NULL,
+        changed_why TEXT NOT NULL,
+        progress TEXT CHECK (progress IS NULL OR json_valid(progress)),
+        result TEXT CHECK (result IS NULL OR json_valid(result)),
+        error TEXT,
+        val_mae REAL GENERATED ALWAYS AS (json_extract(result, '$.val_mae')) STORED,
+        test_mae REAL GENERATED ALWAYS AS (json_extract(result, '$.test_mae')) STORED,
+        seconds REAL GENERATED ALWAYS AS (json_extract(result, '$.seconds')) STORED,
+        CHECK ((fold IS NULL) = (kind IN ('prepare', 'record'))),
+        CHECK ((epoch IS NULL) = (kind <> 'train')),
+        CHECK ((state = 'leased') = (session_id IS NOT NULL)),
+        CHECK ((state = 'leased') = (lease_expires_at IS NOT NULL)),
+        CHECK ((state = 'committed') = (result IS NOT NULL))
+    ) STRICT
+    """,
+    # One job for each piece of work, whatever is enqueued how often.
+    "CREATE UNIQUE INDEX jobs_identity ON jobs (experiment_id, kind, ifnull(fold, -1), ifnull(epoch, -1))",
+    # The claim walks this one from its head and stops at the first row that it may take.
+    """
+    CREATE INDEX jobs_claim ON jobs (priority DESC, started DESC, id, not_before, affinity)
+    WHERE state = 'ready' AND paused = 0
+    """,
+    "CREATE INDEX jobs_loaded ON jobs (experiment_id, fold, id) WHERE state = 'ready' AND paused = 0",
+    "CREATE INDEX jobs_leased ON jobs (session_id, lease_expires_at) WHERE state = 'leased'",
+    "CREATE INDEX jobs_error ON jobs (changed_at) WHERE error IS NOT NULL",
+    # The dashboard reads this index alone, never the rows.
+    "CREATE INDEX jobs_board ON jobs (experiment_id, fold, epoch, state, kind, paused, val_mae, test_mae, seconds)",
+    """
+    CREATE TABLE needs (
+        job_id INTEGER NOT NULL REFERENCES jobs (id),
+        needed_id INTEGER NOT NULL REFERENCES jobs (id),
+        PRIMARY KEY (job_id, needed_id)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX needs_needed ON needs (needed_id)",
+    """
+    CREATE TABLE transitions (
+        from_state TEXT NOT NULL,
+        to_state TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        PRIMARY KEY (from_state, to_state)
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        job_id INTEGER REFERENCES jobs (id),
+        experiment_id INTEGER REFERENCES experiments (id),
+        by TEXT NOT NULL,
+        from_state TEXT,
+        to_state TEXT,
+        why TEXT NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX events_experiment ON events (experiment_id)",
+    """
+    CREATE VIEW job_rows AS
+    SELECT jobs.*, experiments.name AS experiment
+    FROM jobs JOIN experiments ON experiments.id = jobs.experiment_id
+    """,
+    """
+    CREATE VIEW event_rows AS
+    SELECT events.*, experiments.name AS experiment, jobs.kind, jobs.fold, jobs.epoch
+    FROM events
+    LEFT JOIN jobs ON jobs.id = events.job_id
+    LEFT JOIN experiments ON experiments.id = events.experiment_id
+    """,
+    """
+    CREATE TRIGGER jobs_start_waiting BEFORE INSERT ON jobs WHEN NEW.state <> 'waiting'
+    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a new job is waiting'); END
+    """,
+    """
+    CREATE TRIGGER jobs_follow_the_table BEFORE UPDATE OF state ON jobs
+    WHEN NOT EXISTS (SELECT 1 FROM transitions WHERE from_state = OLD.state AND to_state = NEW.state)
+    BEGIN SELECT RAISE(ABORT, 'forbidden transition: not in the table of transitions'); END
+    """,
+    """
+    CREATE TRIGGER jobs_fence_every_claim BEFORE UPDATE OF state ON jobs
+    WHEN NEW.state = 'leased' AND NEW.fence <> OLD.fence + 1
+    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a claim raises the fence by one'); END
+    """,
+    """
+    CREATE TRIGGER jobs_fence_never_falls BEFORE UPDATE OF fence ON jobs WHEN NEW.fence < OLD.fence
+    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a fence never falls'); END
+    """,
+    """
+    CREATE TRIGGER jobs_are_never_deleted BEFORE DELETE ON jobs
+    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a job is never deleted'); END
+    """,
+    """
+    CREATE TRIGGER jobs_enqueued_event AFTER INSERT ON jobs BEGIN
+        INSERT INTO events (at, job_id, experiment_id, by, to_state, why)
+        VALUES (NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by, NEW.state, NEW.changed_why);
+    END
+    """,
+    """
+    CREATE TRIGGER jobs_changed_event AFTER UPDATE OF state ON jobs BEGIN
+        INSERT INTO events (at, job_id, experiment_id, by, from_state, to_state, why)
+        VALUES (NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by, OLD.state, NEW.state, NEW.changed_why);
+    END
+    """,
+)
+
+
+def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
+    """Whether the database has the schema that this program writes.
+
+    Raises:
+        SchemaTooNew: when a newer mbqueue wrote it.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNew(
+            f"{path} has schema version {version}, and this mbqueue knows versions up to {SCHEMA_VERSION}: a newer "
+            "mbqueue wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
+        )
+    return bool(version == SCHEMA_VERSION)
+
+
+def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
+    """Create or upgrade the schema: all of it or nothing, also when several processes try at once.
+
+    The connection must be in autocommit mode (``isolation_level=None``).
+
+    Raises:
+        SchemaTooNew: when a newer mbqueue wrote the database.
+    """
+    from sqlite_utils import Database  # noqa: PLC0415  (slow to import, and needed only here)
+
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not is_current(connection, path=path):
+            migrations().apply(Database(connection, recursive_triggers=False, execute_plugins=False))
+            connection.execute("DELETE FROM transitions")
+            connection.executemany(
+                "INSERT INTO transitions (from_state, to_state, reason) VALUES (?, ?, ?)",
+                [(row.from_state.value, row.to_state.value, row.reason) for row in TRANSITIONS],
+            )
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def migrations() -> Migrations:
+    """All migrations, oldest first; each sets `user_version` in its own transaction."""
+    from sqlite_utils import Migrations  # noqa: PLC0415  (slow to import, and needed only here)
+
+    steps = Migrations("mbqueue.queue")
+
+    def queue(db: Database) -> None:
+        for statement in _VERSION_1:
+            db.conn.execute(statement)
+        db.conn.execute("PRAGMA user_version = 1")
+
+    steps(name="0001_queue")(queue)
+    return steps

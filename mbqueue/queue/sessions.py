@@ -1,0 +1,174 @@
+"""Sessions: who works, since when, on what, and whether they still live."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable
+
+from mbqueue.clock import utc_text
+from mbqueue.errors import QueueError
+from mbqueue.queue.database import Database
+from mbqueue.queue.jobs import SessionRow
+from mbqueue.queue.leases import LOST_ERROR, MAX_LOST_IN_A_ROW
+from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
+
+_START = """
+    INSERT INTO sessions (id, host, boot_id, pid, pid_started, device,
+                          started_at, heartbeat_at, alive_until, deadline_at)
+    VALUES (:id, :host, :boot_id, :pid, :pid_started, :device, :now, :now, :now + :alive_seconds, :deadline_at)
+"""
+
+_HEARTBEAT = """
+    UPDATE sessions SET heartbeat_at = :now, alive_until = :now + :alive_seconds,
+        deadline_at = coalesce(:deadline_at, deadline_at),
+        structures_per_second = coalesce(:structures_per_second, structures_per_second)
+    WHERE id = :id AND ended_at IS NULL
+"""
+
+_END = "UPDATE sessions SET ended_at = :now, end_reason = :reason WHERE id = :id AND ended_at IS NULL"
+
+_GIVE_BACK = """
+    UPDATE jobs SET
+        state = CASE WHEN lost_in_a_row + :lost < :max_lost THEN 'ready' ELSE 'failed' END,
+        error = CASE WHEN lost_in_a_row + :lost < :max_lost THEN error ELSE :lost_error END,
+        session_id = NULL, lease_expires_at = NULL,
+        preemptions = preemptions + 1, lost_in_a_row = lost_in_a_row + :lost,
+        changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE state = 'leased' AND session_id = :id
+"""
+
+_NOTE = "INSERT INTO events (at, by, why, experiment_id, job_id) VALUES (:now, :by, :why, :experiment_id, :job_id)"
+
+
+class Sessions(Database):
+    """Session rows, heartbeats, and notes in the list of events."""
+
+    def start_session(
+        self,
+        *,
+        device: str,
+        now: float,
+        alive_seconds: float,
+        deadline_at: float | None = None,
+        identity: ProcessIdentity | None = None,
+    ) -> str:
+        """Announce a worker (by default this process) and return its session id, unique on all machines.
+
+        It counts as living for `alive_seconds` after its last heartbeat.
+        """
+        identity = identity or this_process()
+        session = f"{utc_text(now).replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
+        with self.writing() as db:
+            db.execute(
+                _START,
+                {
+                    "id": session,
+                    "host": identity.host,
+                    "boot_id": identity.boot_id,
+                    "pid": identity.pid,
+                    "pid_started": identity.pid_started,
+                    "device": device,
+                    "now": now,
+                    "alive_seconds": alive_seconds,
+                    "deadline_at": deadline_at,
+                },
+            )
+            _note(db, f"session started on {identity.host}, {device}", by=session, now=now)
+        return session
+
+    def heartbeat(
+        self,
+        session: str,
+        *,
+        now: float,
+        alive_seconds: float,
+        structures_per_second: float | None = None,
+        deadline_at: float | None = None,
+    ) -> None:
+        """Say that the session lives, and optionally how fast it is and when it means to stop.
+
+        Raises:
+            QueueError: when the session has ended (or was ended by another as dead).
+        """
+        values = {"id": session, "now": now, "alive_seconds": alive_seconds, "deadline_at": deadline_at}
+        with self.writing() as db:
+            if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
+                raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
+
+    def end_session(self, session: str, *, reason: str, now: float) -> None:
+        """End the session and give back what it still holds, as cut off; does nothing when it has ended."""
+        with self.writing() as db:
+            _end(db, session, reason=reason, by=session, now=now, lost=False)
+
+    def reap_dead(
+        self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] = is_known_dead
+    ) -> tuple[SessionRow, ...]:
+        """End at once the sessions of this machine whose process is proved dead, and give back what they held.
+
+        Sessions of other machines, boots and containers are left alone: their leases run out.
+
+        Returns:
+            The sessions that were ended.
+        """
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT * FROM sessions WHERE ended_at IS NULL AND boot_id = ? AND id <> ?", (boot_id(), by)
+            )
+            live = [SessionRow.from_row(row) for row in rows]
+        dead = [row for row in live if is_dead(ProcessIdentity(row.host, row.boot_id, row.pid, row.pid_started))]
+        if dead:
+            with self.writing() as db:
+                for row in dead:
+                    _end(db, row.id, reason=f"process {row.pid} is gone", by=by, now=now, lost=True)
+        return tuple(dead)
+
+    def session(self, session: str) -> SessionRow:
+        """One session.
+
+        Raises:
+            QueueError: when there is none of this id.
+        """
+        with self.reading() as db:
+            row = db.execute("SELECT * FROM sessions WHERE id = ?", (session,)).fetchone()
+        if row is None:
+            raise QueueError(f"There is no session {session}.")
+        return SessionRow.from_row(row)
+
+    def sessions(self, *, experiment: str | None = None) -> tuple[SessionRow, ...]:
+        """All sessions, or those that worked on one experiment, oldest first."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT * FROM sessions WHERE :experiment IS NULL OR id IN "
+                "(SELECT by FROM event_rows WHERE experiment = :experiment AND to_state = 'leased') "
+                "ORDER BY started_at, id",
+                {"experiment": experiment},
+            ).fetchall()
+        return tuple(SessionRow.from_row(row) for row in rows)
+
+    def note(
+        self, why: str, *, by: str, now: float, experiment_id: int | None = None, job_id: int | None = None
+    ) -> None:
+        """Add a line to the events that is not a change of state (a checkpoint set aside, a mount lost)."""
+        with self.writing() as db:
+            _note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
+
+
+def _note(
+    db: sqlite3.Connection,
+    why: str,
+    *,
+    by: str,
+    now: float,
+    experiment_id: int | None = None,
+    job_id: int | None = None,
+) -> None:
+    db.execute(_NOTE, {"why": why, "by": by, "now": now, "experiment_id": experiment_id, "job_id": job_id})
+
+
+def _end(db: sqlite3.Connection, session: str, *, reason: str, by: str, now: float, lost: bool) -> None:
+    if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
+        why = f"session {session} ended: {reason}"
+        limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
+        db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
+        _note(db, why, by=by, now=now)

@@ -1,0 +1,185 @@
+"""What a person may do to jobs, and rewinding a fold whose checkpoint is damaged.
+
+Each takes an experiment, or one fold of it, and says by whom (`by`, for the list of events).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TypedDict
+
+from mbqueue.errors import LeaseLost, UsageError
+from mbqueue.queue.database import Database
+from mbqueue.queue.edges import settle
+from mbqueue.queue.jobs import Lease
+
+_PAUSE_JOBS = """
+    UPDATE jobs SET paused = :paused
+    WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND paused <> :paused
+"""
+
+_SET_PRIORITY = """
+    UPDATE jobs SET priority = :priority
+    WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND priority <> :priority
+"""
+
+_CANCEL = """
+    UPDATE jobs SET state = 'cancelled', session_id = NULL, lease_expires_at = NULL,
+        changed_at = :now, changed_by = :by, changed_why = 'cancelled'
+    WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold)
+      AND state IN ('waiting', 'ready', 'leased', 'failed')
+"""
+
+# `record` covers all folds, so it comes along when one of them is retried.
+_RETRY = """
+    UPDATE jobs SET state = 'waiting', failures = 0, lost_in_a_row = 0, not_before = 0,
+        changed_at = :now, changed_by = :by, changed_why = 'retried'
+    WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold OR kind = 'record')
+      AND state IN ('failed', 'cancelled')
+"""
+
+_HURRY = """
+    UPDATE jobs SET not_before = 0
+    WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
+"""
+
+_REWIND = """
+    UPDATE jobs SET state = 'waiting', result = NULL, progress = NULL, not_before = 0,
+        session_id = NULL, lease_expires_at = NULL,
+        changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND state IN ('ready', 'leased', 'committed', 'skipped')
+      AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
+"""
+
+_NOTE = "INSERT INTO events (at, experiment_id, by, why) VALUES (:now, :experiment_id, :by, :why)"
+
+
+class _Place(TypedDict):
+    experiment_id: int
+    fold: int | None
+
+
+class Steering(Database):
+    """Pause, resume, cancel, retry, priority; rewind."""
+
+    def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
+        """Hand out no more jobs of it; one that is running goes on, and its holder learns of it when it renews.
+
+        Returns:
+            How many jobs this changed.
+
+        Raises:
+            UsageError: when there is no such experiment or fold; so do the other methods here.
+        """
+        return self._set_paused(experiment, fold, paused=True, by=by, now=now)
+
+    def resume(self, experiment: str, *, now: float, fold: int | None = None, by: str = "resume") -> int:
+        """Undo `pause`; returns how many jobs this changed."""
+        return self._set_paused(experiment, fold, paused=False, by=by, now=now)
+
+    def set_priority(
+        self, experiment: str, priority: int, *, now: float, fold: int | None = None, by: str = "priority"
+    ) -> int:
+        """Higher is claimed first, from the next claim on; returns how many jobs this changed."""
+        with self.writing() as db:
+            place = _place(db, experiment, fold)
+            if fold is None:
+                db.execute("UPDATE experiments SET priority = ? WHERE id = ?", (priority, place["experiment_id"]))
+            changed = db.execute(_SET_PRIORITY, {**place, "priority": priority}).rowcount
+            if changed:
+                _note(db, place, f"priority set to {priority}", by=by, now=now)
+            return changed
+
+    def cancel(self, experiment: str, *, now: float, fold: int | None = None, by: str = "cancel") -> int:
+        """Do none of what is left of it. Whoever works on it loses the lease; what is committed stays.
+
+        Returns:
+            How many jobs were cancelled.
+        """
+        with self.writing() as db:
+            return db.execute(_CANCEL, {**_place(db, experiment, fold), "now": now, "by": by}).rowcount
+
+    def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
+        """Give failed and cancelled jobs all their attempts again, and let those that rest after a failure go at once.
+
+        Returns:
+            How many jobs this changed.
+        """
+        with self.writing() as db:
+            place = _place(db, experiment, fold)
+            changed = db.execute(_RETRY, {**place, "now": now, "by": by}).rowcount
+            changed += db.execute(_HURRY, place).rowcount
+            settle(db, place["experiment_id"], by=by, now=now)
+            return changed
+
+    def rewind(
+        self,
+        experiment: str,
+        fold: int,
+        *,
+        to_epoch: int,
+        why: str,
+        now: float,
+        lease: Lease | None = None,
+        by: str = "rewind",
+    ) -> int:
+        """Put back all work of a fold after `to_epoch` (0 for all of it), because its checkpoints are damaged.
+
+        Every later epoch, finished, skipped or running, and the fold's `predict` and the `record` wait again; what
+        follows `to_epoch` becomes ready. Whoever holds one of these jobs loses its lease. A worker that finds the
+        damage passes its own `lease`: it must still hold it, and it has given it up when this returns; its next
+        claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay as they are.
+
+        Returns:
+            How many jobs were put back.
+
+        Raises:
+            LeaseLost: when `lease` is lost; nothing was changed then.
+        """
+        with self.writing() as db:
+            if lease is not None:
+                _require(db, lease)
+                by = lease.session
+            place = _place(db, experiment, fold)
+            changed = db.execute(_REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}).rowcount
+            settle(db, place["experiment_id"], by=by, now=now)
+            return changed
+
+    def _set_paused(self, experiment: str, fold: int | None, *, paused: bool, by: str, now: float) -> int:
+        with self.writing() as db:
+            place = _place(db, experiment, fold)
+            if fold is None:
+                db.execute("UPDATE experiments SET paused = ? WHERE id = ?", (int(paused), place["experiment_id"]))
+            changed = db.execute(_PAUSE_JOBS, {**place, "paused": int(paused)}).rowcount
+            if changed:
+                _note(db, place, "paused" if paused else "resumed", by=by, now=now)
+            return changed
+
+
+def _place(db: sqlite3.Connection, experiment: str, fold: int | None) -> _Place:
+    row = db.execute("SELECT id FROM experiments WHERE name = ?", (experiment,)).fetchone()
+    if row is None:
+        known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
+        raise UsageError(f"There is no experiment {experiment} in the queue. There are: {', '.join(known) or 'none'}.")
+    place: _Place = {"experiment_id": row["id"], "fold": fold}
+    if fold is not None:
+        query = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold LIMIT 1"
+        if db.execute(query, place).fetchone() is None:
+            raise UsageError(f"{experiment} has no fold {fold} in the queue. Add it: mbqueue enqueue --folds {fold}")
+    return place
+
+
+def _note(db: sqlite3.Connection, place: _Place, why: str, *, by: str, now: float) -> None:
+    where = "" if place["fold"] is None else f"fold {place['fold']} "
+    db.execute(_NOTE, {"experiment_id": place["experiment_id"], "by": by, "now": now, "why": where + why})
+
+
+def _require(db: sqlite3.Connection, lease: Lease) -> None:
+    held = db.execute(
+        "SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased'", (lease.job.id, lease.fence)
+    ).fetchone()
+    if held is None:
+        raise LeaseLost(
+            f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}). "
+            "Nothing was written."
+        )

@@ -1,0 +1,57 @@
+"""The one table that says which state of a job may follow which.
+
+The rows are written into the database when it is created or upgraded, and a trigger there aborts every other
+change of state, whoever asks for it. The diagram in ARCHITECTURE.md is `mermaid()`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbqueue.queue.jobs import State
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One allowed change of state, with the reason that makes it legitimate."""
+
+    from_state: State
+    to_state: State
+    reason: str
+
+
+#: The state of every job when it is enqueued. What needs nothing becomes ready in the same transaction.
+INITIAL_STATE = State.WAITING
+
+#: States that count as done for the jobs that need this one.
+DONE_STATES = (State.COMMITTED, State.SKIPPED)
+
+TRANSITIONS = (
+    Transition(State.WAITING, State.READY, "all that it needs is done"),
+    Transition(State.READY, State.LEASED, "claimed"),
+    Transition(State.LEASED, State.COMMITTED, "committed"),
+    Transition(State.LEASED, State.READY, "released, cut off, or failed with attempts left"),
+    Transition(State.LEASED, State.FAILED, "attempts exhausted"),
+    Transition(State.WAITING, State.SKIPPED, "early stopping"),
+    Transition(State.WAITING, State.CANCELLED, "cancelled"),
+    Transition(State.READY, State.CANCELLED, "cancelled"),
+    Transition(State.LEASED, State.CANCELLED, "cancelled, the holder loses its lease"),
+    Transition(State.FAILED, State.CANCELLED, "cancelled"),
+    Transition(State.FAILED, State.WAITING, "retried"),
+    Transition(State.CANCELLED, State.WAITING, "retried"),
+    Transition(State.READY, State.WAITING, "rewound, or folds were added"),
+    Transition(State.LEASED, State.WAITING, "rewound, the holder loses its lease"),
+    Transition(State.COMMITTED, State.WAITING, "rewound, or folds were added"),
+    Transition(State.SKIPPED, State.WAITING, "rewound"),
+)
+
+
+def may_follow(from_state: State, to_state: State) -> bool:
+    """Whether the table allows this change of state."""
+    return any(row.from_state is from_state and row.to_state is to_state for row in TRANSITIONS)
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram."""
+    arrows = [f"    {row.from_state} --> {row.to_state}: {row.reason}" for row in TRANSITIONS]
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {INITIAL_STATE}: enqueued", *arrows])
