@@ -69,7 +69,7 @@ class Database:
         """A write transaction: begun at once, committed when the block ends, undone when it raises."""
         with self._translating():
             connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
+            _begin(connection, "BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -82,7 +82,7 @@ class Database:
         """A read transaction: all statements of the block see the same instant."""
         with self._translating():
             connection = self._connection()
-            connection.execute("BEGIN")
+            _begin(connection, "BEGIN")
             try:
                 yield connection
             finally:
@@ -159,3 +159,9 @@ class Database:
         if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
             return QueueError(f"{self.path} cannot be opened or written ({error}). Check its folder and permissions.")
         return QueueError(f"{self.path}: {error}. Nothing was changed.")
+
+
+def _begin(connection: sqlite3.Connection, statement: str) -> None:
+    if connection.in_transaction:
+        raise QueueError("The queue was used inside one of its own transactions: `publish` may only move files.")
+    connection.execute(statement)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,10 @@ from mbqueue.queue.jobs import Event, Job, State
 FORMAT = 1
 _DAY_SECONDS = 86_400.0
 _ERRORS_SHOWN = 20
+_STATES = tuple(state.value for state in State)
 
-# One walk along the index jobs_board; inside a group the epochs come in order.
+# One walk along the index jobs_board; inside a group the epochs come in order. Seventeen digits give the same
+# float back; json_group_array would round to fifteen.
 _BOARD = """
     SELECT experiment_id, fold,
         sum(state = 'waiting') AS waiting, sum(state = 'ready') AS ready, sum(state = 'leased') AS leased,
@@ -45,7 +47,8 @@ _BOARD = """
         count(epoch) AS epochs_total,
         count(CASE WHEN state = 'committed' THEN epoch END) AS epochs_done,
         count(CASE WHEN state = 'skipped' THEN epoch END) AS epochs_skipped,
-        json_group_array(val_mae) FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
+        group_concat(CASE WHEN val_mae IS NULL THEN 'null' ELSE printf('%!.17g', val_mae) END)
+            FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
         max(test_mae) AS test_mae, total(seconds) AS seconds,
         max(CASE WHEN kind = 'prepare' THEN state END) AS prepare,
         max(CASE WHEN kind = 'record' THEN state END) AS record,
@@ -167,12 +170,13 @@ class Reports(Database):
         for row in board:
             groups[row["experiment_id"]].append(row)
         running = {(row["experiment_id"], row["fold"]): row for row in leased if row["fold"] is not None}
+        shown = [_experiment(row, groups[row["id"]], running) for row in experiments]
         return {
             "format": FORMAT,
             "project": project,
             "now": now,
-            "experiments": [_experiment(row, groups[row["id"]], running) for row in experiments],
-            "jobs": _counts(board),
+            "experiments": shown,
+            "jobs": _added([one["jobs"] for one in shown]),
             "sessions": [_session(row, leased, now) for row in sessions],
             "errors": [_error(row) for row in errors],
         }
@@ -181,7 +185,7 @@ class Reports(Database):
 def _experiment(
     row: sqlite3.Row, groups: list[sqlite3.Row], running: Mapping[tuple[int, int], sqlite3.Row]
 ) -> dict[str, Any]:
-    counts = _counts(groups)
+    counts = _added([_counts(group) for group in groups])
     whole = next(group for group in groups if group["fold"] is None)
     if whole["record"] == State.COMMITTED:
         state = "done"
@@ -212,7 +216,7 @@ def _experiment(
 
 
 def _fold(group: sqlite3.Row, running: sqlite3.Row | None) -> dict[str, Any]:
-    val_mae: list[float | None] = json.loads(group["val_mae"])
+    val_mae: list[float | None] = json.loads(f"[{group['val_mae'] or ''}]")
     known = [value for value in val_mae if value is not None]
     best = min(known, default=None)
     return {
@@ -227,7 +231,7 @@ def _fold(group: sqlite3.Row, running: sqlite3.Row | None) -> dict[str, Any]:
         "val_mae": val_mae,
         "test_mae": group["test_mae"],
         "seconds": group["seconds"],
-        "jobs": _counts([group]),
+        "jobs": _counts(group),
         "running": running
         and {
             "job": running["id"],
@@ -283,9 +287,12 @@ def _error(row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def _counts(groups: Iterable[sqlite3.Row]) -> dict[str, int]:
-    rows = list(groups)
-    return {state.value: sum(row[state.value] for row in rows) for state in State}
+def _counts(group: sqlite3.Row) -> dict[str, int]:
+    return {name: group[name] for name in _STATES}
+
+
+def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(count[name] for count in counts) for name in _STATES}
 
 
 def _parsed(text: str | None) -> Any:
