@@ -1,0 +1,289 @@
+"""What `mbqueue status` shows, from the overview that the queue gives (see mbqueue.queue.overview).
+
+Imports rich only, so that the command answers at once. The view fits 80 columns, grows with the terminal, uses
+ASCII where the output cannot show blocks, and carries no control characters of its own, so it reads well in a pipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from mbqueue.clock import format_duration
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_LEVELS = "_.-~=+*#"
+_BAR = 10
+#: The order in which counts of jobs are told: what is open first.
+_STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
+_STYLES = {
+    "leased": "cyan",
+    "running": "cyan",
+    "ready": "blue",
+    "committed": "green",
+    "done": "green",
+    "failed": "bold red",
+    "paused": "yellow",
+    "cancelled": "dim",
+    "waiting": "dim",
+}
+_ERRORS_SHOWN = 5
+
+
+def render(
+    overview: Mapping[str, Any],
+    *,
+    now: float,
+    session_seconds: float,
+    experiment: str | None = None,
+    width: int | None = None,
+) -> RenderableType:
+    """The dashboard.
+
+    Args:
+        overview: what the queue's overview returns (its format is documented there).
+        now: seconds since the epoch, for ages and times to deadlines.
+        session_seconds: usual length of a session, in which the remaining work is also told.
+        experiment: show only this one; its sparklines then take the free width.
+        width: columns to fill; by default those of the console.
+    """
+    return _Dashboard(overview, now, session_seconds, experiment, width)
+
+
+def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
+    """``values`` as at most ``length`` blocks on a logarithmic scale from ``low`` to ``high``.
+
+    Longer series are averaged in equal stretches. Values that are not finite or not above 0 show as ``?``.
+    """
+    levels = _ASCII_LEVELS if ascii_only else _BLOCKS
+    if len(values) > length:
+        borders = [round(i * len(values) / length) for i in range(length + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(borders)]
+    marks = []
+    for value in values:
+        if not _is_drawable(value):
+            marks.append("?")
+            continue
+        span = math.log(high / low) if high > low > 0 else 0.0
+        share = math.log(value / low) / span if span else 0.0
+        marks.append(levels[min(len(levels) - 1, max(0, round(share * (len(levels) - 1))))])
+    return "".join(marks)
+
+
+def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
+    """A bar of ``length`` signs; it is full only when everything is done, and empty only when nothing is."""
+    full, empty = ("#", ".") if ascii_only else ("█", "░")
+    if total <= 0:
+        return empty * length
+    filled = round(length * done / total)
+    if done < total:
+        filled = min(filled, length - 1)
+    if done > 0:
+        filled = max(filled, 1)
+    return full * filled + empty * (length - filled)
+
+
+def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
+    """(seconds used, seconds left) by an experiment.
+
+    Left is the number of open epochs times the mean of the finished ones, so predictions and preparation are not
+    in it; None when no epoch is finished yet, 0.0 when none is open.
+    """
+    folds = experiment["folds"]
+    used = float(experiment["seconds"])
+    done = sum(fold["epochs_done"] for fold in folds)
+    left = sum(
+        fold["epochs_total"] - fold["epochs_done"] - fold["epochs_skipped"]
+        for fold in folds
+        if fold["state"] not in ("done", "cancelled")
+    )
+    if left == 0:
+        return used, 0.0
+    return used, sum(fold["seconds"] for fold in folds) / done * left if done else None
+
+
+class _Dashboard:
+    def __init__(
+        self,
+        overview: Mapping[str, Any],
+        now: float,
+        session_seconds: float,
+        experiment: str | None,
+        width: int | None,
+    ) -> None:
+        self.overview = overview
+        self.now = now
+        self.session_seconds = session_seconds
+        self.experiment = experiment
+        self.width = width
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(self.width or options.max_width, options.max_width)
+        plain = options.ascii_only
+        shown = [e for e in self.overview["experiments"] if self.experiment in (None, e["name"])]
+        parts: list[RenderableType] = []
+        if not shown:
+            parts.append(Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."))
+        for entry in shown:
+            parts += [*_experiment(entry, width, plain), Text("")]
+        parts += [*_sessions(self.overview["sessions"], self.now, width), Text("")]
+        parts += _totals(shown, self.overview["jobs"], self.session_seconds)
+        parts += _errors(
+            [error for error in self.overview["errors"] if self.experiment in (None, error["experiment"])],
+            self.now,
+            width,
+        )
+        yield Group(*parts)
+
+
+def _experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[RenderableType]:
+    title = Text.assemble((entry["name"], "bold"), "  ", (entry["state"], _STYLES.get(entry["state"], "")))
+    if entry["paused"] and entry["state"] != "paused":
+        title.append(" (paused)", _STYLES["paused"])
+    title.append(f"  {entry['dataset']}", "dim")
+    if entry["priority"]:
+        title.append(f"  priority {entry['priority']}", "dim")
+    title.truncate(width, overflow="ellipsis")
+    yield title
+    if entry["prepare"] != "committed":
+        yield Text(f"  preparing the data comes first: {entry['prepare']}", _STYLES.get(entry["prepare"], ""))
+    yield _folds(entry["folds"], width, plain)
+    tested = [fold["test_mae"] for fold in entry["folds"] if fold["test_mae"] is not None]
+    if len(tested) > 1:
+        mean = sum(tested) / len(tested)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in tested) / len(tested))
+        sign = "+-" if plain else "±"
+        yield Text(f"  test MAE {mean:.4f} {sign} {spread:.4f} eV/atom over {len(tested)} folds", "bold")
+    if entry["record"] == "committed":
+        yield Text(f"  results: {entry['results_dir']}", "dim")
+
+
+def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    columns = [("fold", "left"), ("epochs", "left"), ("", "right"), ("state", "left"), ("validation MAE", "left")]
+    for header, justify in [*columns, ("best", "right"), ("at", "right"), ("test MAE", "right")]:
+        table.add_column(header, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    curves = [[math.nan if value is None else value for value in fold["val_mae"]] for fold in folds]
+    drawn = [value for curve in curves for value in curve if _is_drawable(value)]
+    low, high = (min(drawn), max(drawn)) if drawn else (1.0, 1.0)
+    for fold, curve in zip(folds, curves, strict=True):
+        done, total = fold["epochs_done"], fold["epochs_total"]
+        over = done + fold["epochs_skipped"] == total
+        style = _STYLES.get(fold["state"], "")
+        table.add_row(
+            str(fold["fold"]),
+            Text(bar(done, total, ascii_only=plain), "green" if over else "cyan") if total else Text("none", "dim"),
+            f"{done}/{total}" if total else "",
+            Text(_fold_state(fold), style),
+            Text(sparkline(curve, max(14, width - 66), low=low, high=high, ascii_only=plain), "cyan"),
+            _mae(fold["best_val_mae"], plain),
+            "" if fold["best_epoch"] is None else str(fold["best_epoch"]),
+            Text(_mae(fold["test_mae"], plain), "bold"),
+        )
+    return table
+
+
+def _fold_state(fold: Mapping[str, Any]) -> str:
+    running = fold["running"]
+    if running is None:
+        return str(fold["state"])
+    return str(running["kind"]) if running["epoch"] is None else f"epoch {running['epoch']}"
+
+
+def _sessions(sessions: Sequence[Mapping[str, Any]], now: float, width: int) -> Iterable[RenderableType]:
+    if not sessions:
+        yield Text("No session is at work. Start one with: mbqueue work")
+        return
+    yield Text("Sessions", "bold")
+    for session in sessions:
+        rate, deadline = session["structures_per_second"], session["deadline_at"]
+        who = Text.assemble(f"  {session['device']}", (f" on {session['host']}, {session['id']}", "dim"))
+        who.truncate(width, overflow="ellipsis")
+        yield who
+        what = Text.assemble("    ", (_job_label(session["job"]) if session["job"] else "idle", "cyan"))
+        if rate is not None:
+            what.append(f", {rate:,.1f} crystals/s")
+        what.append(", ")
+        lost = session["state"] == "lost"
+        heard = f"heard {format_duration(now - session['heartbeat_at'])} ago"
+        what.append(f"lost, {heard}" if lost else heard, "yellow" if lost else "")
+        if deadline is not None:
+            what.append(f", ends in {format_duration(deadline - now)}" if deadline > now else ", past its deadline")
+        yield what
+
+
+def _totals(
+    experiments: Sequence[Mapping[str, Any]], jobs: Mapping[str, int], session_seconds: float
+) -> Iterable[RenderableType]:
+    counts = Text("jobs: ")
+    named = [*_STATES, *sorted(set(jobs) - set(_STATES))]
+    told = [(state, jobs[state]) for state in named if jobs.get(state)]
+    for number, (state, count) in enumerate(told):
+        counts.append(", " if number else "")
+        counts.append(f"{count:,} {state}", _STYLES.get(state, ""))
+    yield counts if told else Text("jobs: none")
+    if not experiments:
+        return
+    used_left = [gpu_seconds(entry) for entry in experiments]
+    used = sum(seconds for seconds, _ in used_left)
+    known = [seconds for _, seconds in used_left if seconds is not None]
+    unknown = len(used_left) - len(known)
+    line = Text(f"time: {used / 3600:.1f} h used")
+    left = sum(known)
+    if left:
+        sessions = math.ceil(left / session_seconds)
+        plural = "session" if sessions == 1 else "sessions"
+        line.append(f", about {left / 3600:.1f} h left: {sessions} {plural} of {format_duration(session_seconds)}")
+    if unknown:
+        more = " more" if left else ""
+        line.append(f", time{more} left is known after the first epoch of {unknown} experiment{'s' * (unknown > 1)}")
+    elif not left and used:
+        line.append(", none left")
+    yield line
+
+
+def _errors(errors: Sequence[Mapping[str, Any]], now: float, width: int) -> Iterable[RenderableType]:
+    if not errors:
+        return
+    yield Text("")
+    yield Text("Last errors", "bold red")
+    for error in errors[:_ERRORS_SHOWN]:
+        text = Text(f"  {_job_label(error)}: {error['error'] or 'no message'}")
+        text.truncate(width, overflow="ellipsis")
+        yield text
+        yield Text(f"    {_what_next(error, now)}", "dim")
+    if len(errors) > _ERRORS_SHOWN:
+        yield Text(f"  and {len(errors) - _ERRORS_SHOWN} more: mbqueue events", "dim")
+
+
+def _what_next(error: Mapping[str, Any], now: float) -> str:
+    times = "once" if error["failures"] == 1 else f"{error['failures']} times"
+    if error["state"] in ("failed", "cancelled"):
+        fold = "" if error["fold"] is None else f" --fold {error['fold']}"
+        return f"failed {times}; try again with: mbqueue retry {error['experiment']}{fold}"
+    if error["retry_at"] and error["retry_at"] > now:
+        return f"failed {times}; tried again in {format_duration(error['retry_at'] - now)}"
+    return f"failed {times}; tried again"
+
+
+def _job_label(job: Mapping[str, Any]) -> str:
+    """For example ``full_finetune fold 2 epoch 7``."""
+    fold = "" if job["fold"] is None else f" fold {job['fold']}"
+    what = f" epoch {job['epoch']}" if job["epoch"] is not None else f" {job['kind']}"
+    return f"{job['experiment']}{fold}{what}"
+
+
+def _is_drawable(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _mae(value: float | None, plain: bool) -> str:
+    if value is None:
+        return "-" if plain else "–"
+    return f"{value:.4f}"

@@ -1,0 +1,217 @@
+"""The dashboard, drawn from the overview of a real queue and from made-up ones."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from mbqueue.dashboard import bar, gpu_seconds, render, sparkline
+from mbqueue.experiment import Spec
+from mbqueue.queue.store import Queue
+
+NOW = 1_795_000_000.0
+HOUR = 3600.0
+
+
+def draw(overview, *, width=80, encoding="utf-8", tty=False, **options):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    console = Console(file=stream, width=width, force_terminal=tty, legacy_windows=False)
+    console.print(render(overview, now=NOW, session_seconds=1.5 * HOUR, **options))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+def fold_entry(fold=0, *, done=0, total=20, state="waiting", val_mae=(), **more):
+    known = [value for value in val_mae if value is not None]
+    return {
+        "fold": fold,
+        "state": state,
+        "epochs_done": done,
+        "epochs_skipped": 0,
+        "epochs_total": total,
+        "best_val_mae": min(known, default=None),
+        "best_epoch": None,
+        "last_val_mae": None,
+        "val_mae": list(val_mae),
+        "test_mae": None,
+        "seconds": 0.0,
+        "jobs": {},
+        "running": None,
+        **more,
+    }
+
+
+def overview_of(folds, **more):
+    entry = {
+        "name": "full_finetune",
+        "state": "running",
+        "paused": False,
+        "priority": 0,
+        "dataset": "matbench_mp_e_form",
+        "results_dir": "results/daily/2026-11-20/chgnet_full_finetune",
+        "prepare": "committed",
+        "record": "waiting",
+        "seconds": sum(fold["seconds"] for fold in folds),
+        "jobs": {},
+        "folds": folds,
+        **more,
+    }
+    return {"format": 1, "experiments": [entry], "jobs": {}, "sessions": [], "errors": []}
+
+
+@pytest.fixture
+def queue(tmp_path):
+    return Queue(tmp_path / "queue.db")
+
+
+def work_through(queue, *, epochs):
+    """Commit prepare and the first epochs of one fold of a two-fold experiment; the next epoch is being trained."""
+    spec = Spec(name="small", folds=(0, 1), train={"epochs": 3})
+    queue.enqueue(spec, results_dir="results/daily/2026-11-20/small", now=NOW - 100)
+    session = queue.start_session(device="NVIDIA L4", now=NOW - 90, alive_seconds=120, deadline_at=NOW + HOUR)
+    lease = queue.claim(session, now=NOW - 80, lease_seconds=60)
+    queue.commit(lease, result={"dataset_hash": "ab", "seconds": 10.0}, now=NOW - 70)
+    for epoch in range(1, epochs + 1):
+        lease = queue.claim(session, now=NOW - 60, lease_seconds=60, loaded=(lease.job.experiment_id, 0))
+        queue.commit(lease, result={"epoch": epoch, "val_mae": 0.1 / epoch, "seconds": HOUR}, now=NOW - 50)
+    queue.claim(session, now=NOW - 40, lease_seconds=60, loaded=(lease.job.experiment_id, 0))
+    queue.heartbeat(session, now=NOW - 5, alive_seconds=120, structures_per_second=311.24)
+    return session
+
+
+def test_a_real_queue_is_told_fold_by_fold(queue):
+    session = work_through(queue, epochs=2)
+    lines = draw(queue.overview(now=NOW)).splitlines()
+    fold_0, fold_1 = (next(line for line in lines if line.startswith(f"{fold} ")) for fold in (0, 1))
+    assert fold_0.split() == ["0", "███████░░░", "2/3", "epoch", "3", "█▁", "0.0500", "2", "–"]
+    assert "0/3" in fold_1
+    assert f"  NVIDIA L4 on {queue.session(session).host}, {session}"[:80] in lines
+    assert "    small fold 0 epoch 3, 311.2 crystals/s, heard 5s ago, ends in 1h00m" in lines
+
+
+def test_time_left_is_told_in_hours_and_in_sessions(queue):
+    work_through(queue, epochs=2)
+    overview = queue.overview(now=NOW)
+    used, left = gpu_seconds(overview["experiments"][0])
+    assert (used, left) == (2 * HOUR + 10.0, 4 * HOUR)
+    assert "time: 2.0 h used, about 4.0 h left: 3 sessions of 1h30m" in draw(overview)
+
+
+def test_a_failed_job_is_shown_with_the_command_that_tries_it_again(queue):
+    session = work_through(queue, epochs=0)
+    queue.end_session(session, reason="stopped", now=NOW - 39)
+    overview = queue.overview(now=NOW)
+    error = {"job": 3, "experiment": "small", "kind": "train", "fold": 0, "epoch": 1, "state": "failed"}
+    overview["errors"] = [{**error, "failures": 3, "at": NOW, "retry_at": None, "error": "NonFiniteLoss: step 12 [x]"}]
+    lines = draw(overview).splitlines()
+    assert "  small fold 0 epoch 1: NonFiniteLoss: step 12 [x]" in lines
+    assert "    failed 3 times; try again with: mbqueue retry small --fold 0" in lines
+    assert "No session is at work. Start one with: mbqueue work" in lines
+
+
+def test_a_job_that_rests_after_a_failure_says_when_it_is_tried_again(queue):
+    work_through(queue, epochs=0)
+    overview = queue.overview(now=NOW)
+    error = {"job": 1, "experiment": "small", "kind": "prepare", "fold": None, "epoch": None, "state": "ready"}
+    overview["errors"] = [{**error, "failures": 1, "at": NOW, "retry_at": NOW + 90, "error": "disk full"}]
+    assert "    failed once; tried again in 1m30s" in draw(overview).splitlines()
+
+
+def test_an_empty_queue_says_how_to_begin(queue):
+    assert "mbqueue enqueue" in draw(queue.overview(now=NOW))
+
+
+def test_everything_fits_in_80_columns():
+    folds = [
+        fold_entry(
+            f, done=f * 50, total=200, state="waiting", val_mae=[0.1 / (e + 1) for e in range(f * 50)], test_mae=0.02
+        )
+        for f in range(5)
+    ]
+    overview = overview_of(folds, name="n" * 64, dataset="d" * 100, priority=1000)
+    overview["jobs"] = {"waiting": 90_000, "ready": 10_000, "leased": 3, "committed": 5000, "failed": 12, "skipped": 7}
+    job = {"id": 1, "experiment": "n" * 64, "kind": "train", "fold": 3, "epoch": 100, "progress": None}
+    overview["sessions"] = [
+        {"id": "s" * 30, "state": "live", "host": "h" * 40, "device": "NVIDIA A100-SXM4-80GB", "heartbeat_at": NOW - 3,
+         "deadline_at": NOW + 5000, "structures_per_second": 1234.5, "job": job}
+    ]  # fmt: skip
+    error = {"job": 1, "experiment": "x" * 64, "kind": "train", "fold": 1, "epoch": 2, "state": "failed", "failures": 3}
+    overview["errors"] = [{**error, "at": NOW, "retry_at": None, "error": "y" * 300}]
+    drawn = draw(overview)
+    assert max(map(len, drawn.splitlines())) <= 80
+    table = [line for line in drawn.splitlines() if line[:1].isdigit()]
+    assert len(table) == 5
+    assert all("…" not in line for line in table)
+
+
+def test_a_pipe_gets_no_control_characters(queue):
+    work_through(queue, epochs=1)
+    assert "\x1b" not in draw(queue.overview(now=NOW))
+    assert "\x1b" in draw(queue.overview(now=NOW), tty=True)
+
+
+def test_an_output_without_blocks_gets_ascii():
+    folds = [fold_entry(0, done=2, state="done", val_mae=[0.2, 0.1], test_mae=0.02), fold_entry(1, test_mae=0.03)]
+    drawn = draw(overview_of(folds), encoding="ascii")
+    assert drawn.isascii()
+    assert "#........." in drawn
+    assert "test MAE 0.0250 +- 0.0050 eV/atom over 2 folds" in drawn
+
+
+def test_one_experiment_can_be_shown_alone():
+    overview = overview_of([fold_entry()])
+    overview["experiments"].append({**overview["experiments"][0], "name": "other"})
+    assert "other" in draw(overview)
+    assert "other" not in draw(overview, experiment="full_finetune")
+
+
+def test_names_with_brackets_are_shown_as_they_are():
+    assert "x[bold]y" in draw(overview_of([fold_entry()], name="x[bold]y"), tty=True)
+
+
+def test_a_finished_experiment_names_its_folder():
+    assert "results: results/daily/2026-11-20/" in draw(overview_of([fold_entry()], record="committed"))
+
+
+def test_time_left_is_unknown_before_the_first_epoch():
+    assert "time left is known after the first epoch of 1 experiment" in draw(overview_of([fold_entry()]))
+
+
+def test_epochs_skipped_by_early_stopping_are_not_left():
+    entry = overview_of([fold_entry(0, done=5, epochs_skipped=15, state="ready", seconds=500.0)])["experiments"][0]
+    assert gpu_seconds(entry) == (500.0, 0.0)
+
+
+@pytest.mark.parametrize(("done", "total", "expected"), [(0, 20, "░" * 10), (1, 200, "█" + "░" * 9),
+                                                         (199, 200, "█" * 9 + "░"), (20, 20, "█" * 10)])  # fmt: skip
+def test_a_bar_is_empty_or_full_only_when_that_is_true(done, total, expected):
+    assert bar(done, total) == expected
+
+
+def test_a_sparkline_runs_from_the_highest_to_the_lowest_block():
+    assert sparkline([0.8, 0.4, 0.2, 0.1], 10, low=0.1, high=0.8) == "█▆▃▁"
+
+
+def test_a_long_series_is_averaged_into_its_length():
+    assert len(sparkline([0.1] * 1000, 14, low=0.05, high=0.2)) == 14
+
+
+def test_values_that_cannot_be_drawn_show_as_question_marks():
+    assert sparkline([0.2, float("nan"), 0.1], 10, low=0.1, high=0.2) == "█?▁"
+    assert "?" in draw(overview_of([fold_entry(0, done=2, val_mae=[None, 0.1])]))
+
+
+def test_a_hundred_folds_are_drawn_at_once():
+    drawn = draw(overview_of([fold_entry(f, done=1, val_mae=[0.1]) for f in range(100)]))
+    assert sum(line[:1].isdigit() for line in drawn.splitlines()) == 100
+
+
+def test_the_dashboard_imports_nothing_heavy():
+    heavy = ("torch", "numpy", "pandas", "pydantic")
+    code = f"import sys, mbqueue.dashboard; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
