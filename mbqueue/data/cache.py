@@ -1,0 +1,278 @@
+"""Packed graphs on disk: built once, in parallel, shard by shard; memory-mapped ever after.
+
+A folder holds ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
+``locks/``. A shard says which crystals (their hash), cut-offs and converter version it is of, so one that is outdated
+is noticed like one that is damaged. It is written under its final name only when whole, so a builder may die at any
+instant: the next one makes what is missing. Two builders share the work through one lock per shard.
+
+What opening checks: every shard's length, key and index. What reading checks: each record's CRC-32, at its first use
+in a process. A shard that fails is rebuilt alone.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from mbqueue.data.arrayfile import read_arrays, write_arrays
+from mbqueue.data.crystals import Crystals
+from mbqueue.data.graphs import ATOM_CUTOFF, BOND_CUTOFF, CONVERTER_VERSION, convert
+from mbqueue.errors import CacheError
+from mbqueue.files import TEMP_PREFIX
+
+SHARD_CRYSTALS = 2048
+SHARD_ATOMS = 65_536
+
+Progress = Callable[[int, int], None]
+
+
+def folder_name(crystals: Crystals) -> str:
+    """Name of the folder for the graphs of ``crystals``, below the project's cache folder."""
+    return f"{crystals.hash[:16]}-{CONVERTER_VERSION}"
+
+
+def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
+    """First row of each shard, and N: at most 2,048 crystals and, unless one alone has more, 65,536 atoms each."""
+    n_rows = len(atom_offsets) - 1
+    borders = [0]
+    while borders[-1] < n_rows:
+        first = borders[-1]
+        full = int(np.searchsorted(atom_offsets, atom_offsets[first] + SHARD_ATOMS, side="right")) - 1
+        borders.append(min(n_rows, first + SHARD_CRYSTALS, max(full, first + 1)))
+    return borders
+
+
+@dataclass(frozen=True)
+class _Shard:
+    first: int
+    records: NDArray[np.uint8]
+    index: NDArray[np.int64]
+    cutoffs: NDArray[np.float64]
+    checksums: NDArray[np.uint32]
+
+
+class GraphCache:
+    """The graphs of one set of crystals, open for reading.
+
+    Attributes:
+        crystals: what the graphs are of.
+        folder: where the shards lie.
+        index: int64 [N, 6], as in ``PackedGraphs``, starts counted within a shard.
+        cutoffs: atom cut-off used for each crystal, Å, float64 [N].
+        atom_cutoff, bond_cutoff: the cut-offs that were asked for, Å.
+    """
+
+    def __init__(self, crystals: Crystals, folder: Path, *, atom_cutoff: float, bond_cutoff: float) -> None:
+        """Use ``GraphCache.open`` or ``GraphCache.build``."""
+        self.crystals = crystals
+        self.folder = folder
+        self.atom_cutoff = atom_cutoff
+        self.bond_cutoff = bond_cutoff
+        self._borders = np.array(shard_borders(crystals.atom_offsets), np.int64)
+        self._shards: list[_Shard] = []
+        self._checked = np.zeros(len(crystals), bool)
+        self._mending = Lock()
+        self.index = np.empty((0, 6), np.int64)
+        self.cutoffs = np.empty(0)
+
+    @classmethod
+    def open(
+        cls, crystals: Crystals, folder: Path, *, atom_cutoff: float = ATOM_CUTOFF, bond_cutoff: float = BOND_CUTOFF
+    ) -> GraphCache:
+        """An existing, complete cache.
+
+        Raises:
+            CacheError: when a shard is missing, cut short, damaged in its index, or of other crystals, cut-offs or
+                converter version. ``build`` mends all of these.
+        """
+        cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
+        cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
+        return cache
+
+    @classmethod
+    def build(
+        cls,
+        crystals: Crystals,
+        folder: Path,
+        *,
+        atom_cutoff: float = ATOM_CUTOFF,
+        bond_cutoff: float = BOND_CUTOFF,
+        workers: int | None = None,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> GraphCache | None:
+        """Open the cache after making every shard that is missing or of no use, on all cores.
+
+        Args:
+            crystals: what to convert.
+            folder: made if it does not exist.
+            atom_cutoff: longest bond, Å.
+            bond_cutoff: longest bond that takes part in angles, Å.
+            workers: threads; by default the cores that this process may use.
+            progress: called with (crystals done, all) after each shard.
+            should_stop: asked before each shard; a later call carries on.
+
+        Returns:
+            The open cache, or None when ``should_stop`` said so before it was complete.
+        """
+        cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        counting = Lock()
+        done = 0
+
+        def finish(number: int, *, wait: bool) -> _Shard | None:
+            nonlocal done
+            if should_stop is not None and should_stop():
+                return None
+            try:
+                shard = cache._read_or_make(number, wait=wait)
+            except Timeout:
+                return None
+            with counting:
+                done += len(shard.index)
+                if progress is not None:
+                    progress(done, len(crystals))
+            return shard
+
+        numbers = range(len(cache._borders) - 1)
+        with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+            shards = list(pool.map(lambda number: finish(number, wait=False), numbers))
+            # What another process was making meanwhile: wait for it, and make it if that process died.
+            shards = list(pool.map(lambda number: shards[number] or finish(number, wait=True), numbers))
+        whole = [shard for shard in shards if shard is not None]
+        if len(whole) < len(shards):
+            return None
+        cache._take(whole)
+        return cache
+
+    def __len__(self) -> int:
+        """Number of crystals."""
+        return len(self.crystals)
+
+    def bond_counts(self) -> NDArray[np.int64]:
+        """Directed bonds per crystal, int64 [N]."""
+        return self.index[:, 1]
+
+    def angle_counts(self) -> NDArray[np.int64]:
+        """Angles per crystal, int64 [N]."""
+        return self.index[:, 4]
+
+    @property
+    def n_atoms(self) -> NDArray[np.int64]:
+        """Atoms per crystal, int64 [N]."""
+        return self.crystals.n_atoms
+
+    def widened(self) -> NDArray[np.int64]:
+        """Rows whose cut-off was raised because an atom would have been isolated, ascending."""
+        return np.flatnonzero(self.cutoffs > self.atom_cutoff)
+
+    def record(self, row: int) -> NDArray[np.uint8]:
+        """The packed graph of one crystal, compared with its checksum at its first use.
+
+        A damaged shard is made again from the crystals, and then read.
+        """
+        number = int(np.searchsorted(self._borders, row, side="right")) - 1
+        part = self._part(number, row)
+        if not self._checked[row]:
+            if zlib.crc32(part.data) != self._shards[number].checksums[row - self._borders[number]]:
+                self.repair(number)
+                part = self._part(number, row)
+            self._checked[row] = True
+        return part
+
+    def damaged(self) -> list[int]:
+        """Numbers of the shards with a byte that is not what was written; reads all of them."""
+        return [number for number in range(len(self._shards)) if not self._is_whole(number)]
+
+    def repair(self, number: int) -> None:
+        """Make one shard again."""
+        with self._mending:
+            if not self._is_whole(number):
+                self._path(number).unlink(missing_ok=True)
+                self._shards[number] = self._read_or_make(number, wait=True)
+
+    def _is_whole(self, number: int) -> bool:
+        shard = self._shards[number]
+        ends = [*shard.index[1:, 0].tolist(), len(shard.records)]
+        return all(
+            zlib.crc32(shard.records[begin:end].data) == checksum
+            for begin, end, checksum in zip(shard.index[:, 0].tolist(), ends, shard.checksums.tolist(), strict=True)
+        )
+
+    def _part(self, number: int, row: int) -> NDArray[np.uint8]:
+        shard = self._shards[number]
+        place = row - shard.first
+        stop = shard.index[place + 1, 0] if place + 1 < len(shard.index) else len(shard.records)
+        return shard.records[shard.index[place, 0] : stop]
+
+    def _take(self, shards: list[_Shard]) -> None:
+        self._shards = shards
+        if shards:
+            self.index = np.concatenate([shard.index for shard in shards])
+            self.cutoffs = np.concatenate([shard.cutoffs for shard in shards])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.bin"
+
+    def _key(self, number: int) -> dict[str, Any]:
+        return {
+            "kind": "graphs",
+            "crystals": self.crystals.hash,
+            "converter": CONVERTER_VERSION,
+            "atom_cutoff": self.atom_cutoff,
+            "bond_cutoff": self.bond_cutoff,
+            "rows": self._borders[number : number + 2].tolist(),
+        }
+
+    def _read(self, number: int) -> _Shard:
+        path = self._path(number)
+        meta, arrays = read_arrays(path)
+        if meta != self._key(number):
+            raise CacheError(f"{path} holds other graphs than these. It has to be made again.")
+        return _Shard(
+            first=int(self._borders[number]),
+            records=arrays["records"],
+            index=arrays["index"],
+            cutoffs=arrays["cutoffs"],
+            checksums=arrays["checksums"],
+        )
+
+    def _read_or_make(self, number: int, *, wait: bool) -> _Shard:
+        """Raises Timeout when another process is making this shard and ``wait`` is false."""
+        try:
+            return self._read(number)
+        except CacheError:
+            pass
+        path = self._path(number)
+        with FileLock(self.folder / "locks" / f"{path.stem}.lock", timeout=-1 if wait else 0):
+            try:
+                return self._read(number)
+            except CacheError:
+                pass
+            for left_over in self.folder.glob(f"{TEMP_PREFIX}*-{path.name}"):
+                left_over.unlink(missing_ok=True)
+            first, stop = self._borders[number : number + 2].tolist()
+            packed = convert(self.crystals, first, stop, atom_cutoff=self.atom_cutoff, bond_cutoff=self.bond_cutoff)
+            ends = [*packed.index[1:, 0].tolist(), len(packed.records)]
+            checksums = [
+                zlib.crc32(packed.records[begin:end].data)
+                for begin, end in zip(packed.index[:, 0].tolist(), ends, strict=True)
+            ]
+            arrays = {
+                "index": packed.index,
+                "cutoffs": packed.cutoffs,
+                "checksums": np.array(checksums, np.uint32),
+                "records": packed.records,
+            }
+            write_arrays(path, self._key(number), arrays, unhashed=("records",))
+        return self._read(number)

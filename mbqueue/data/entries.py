@@ -1,0 +1,167 @@
+"""One entry of a data set (id, structure as pymatgen's dictionary, target) at a time, gathered into flat arrays.
+
+An entry that cannot be used leaves nothing in the arrays, only its id and the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.data.conversion import search_size, smallest_distance
+from mbqueue.data.crystals import Crystals
+from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
+
+#: Two atoms nearer than this, Å, are taken for two at one place.
+OVERLAP = 0.01
+#: Cells below this volume per atom, Å³, are taken for flat; diamond has 5.7, metallic hydrogen above 1.
+MIN_VOLUME_PER_ATOM = 0.1
+#: A cell so skewed or so thin that more periodic images than this lie within 6 Å is refused.
+MAX_IMAGES = 2_000_000
+#: Occupancies this near to 1 are whole (pymatgen's tolerance).
+_OCCUPANCY_TOLERANCE = 1e-8
+
+
+class Unusable(Exception):
+    """Why an entry cannot be used."""
+
+
+class Gatherer:
+    """Collects entries into ``Crystals``.
+
+    Attributes:
+        offenders: (id, reason) of every entry that cannot be used, in order.
+    """
+
+    def __init__(self, *, targets_required: bool = True) -> None:
+        """Start empty; without ``targets_required`` a missing target is nan."""
+        self.offenders: list[tuple[str, str]] = []
+        self._targets_required = targets_required
+        self._rows_of: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._targets = array("d")
+        self._counts = array("q")
+        self._numbers = bytearray()
+        self._coords = array("d")
+        self._lattices = array("d")
+
+    def __len__(self) -> int:
+        """Number of entries that can be used, so far."""
+        return len(self._ids)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Note an entry that could not even be read."""
+        self.offenders.append((name, reason))
+
+    def add(self, name: str, structure: Any, target: Any) -> None:
+        """Take one entry, or note why not."""
+        try:
+            if name in self._rows_of:
+                raise Unusable("the id is given twice")
+            value = self._target(target)
+            numbers, coords, matrix = parse_structure(structure)
+        except Unusable as unusable:
+            self.offenders.append((name, str(unusable)))
+            return
+        self._rows_of[name] = len(self._ids)
+        self._ids.append(name)
+        self._targets.append(value)
+        self._counts.append(len(numbers))
+        self._numbers += numbers
+        self._coords.frombytes(coords.tobytes())
+        self._lattices.frombytes(matrix.tobytes())
+
+    def crystals(self) -> Crystals:
+        """What was gathered."""
+        return Crystals(
+            ids=self._ids,
+            targets=np.array(self._targets, np.float64),
+            atom_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(self._counts, np.int64))]),
+            atomic_numbers=np.frombuffer(bytes(self._numbers), np.uint8),
+            frac_coords=np.array(self._coords, np.float64).reshape(-1, 3),
+            lattices=np.array(self._lattices, np.float64).reshape(-1, 3, 3),
+        )
+
+    def _target(self, target: Any) -> float:
+        if target is None or target == "":
+            if self._targets_required:
+                raise Unusable("the target is missing")
+            return math.nan
+        try:
+            value = float(target)
+        except (TypeError, ValueError):
+            raise Unusable(f"the target {target!r} is not a number") from None
+        if not math.isfinite(value):
+            raise Unusable(f"the target is {value}")
+        return value
+
+
+def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray[np.float64]]:
+    """Atomic numbers, fractional coordinates [n, 3] and lattice [3, 3] of a ``Structure.as_dict()``.
+
+    Raises:
+        Unusable: when it is not such a dictionary, or CHGNet has no use for the crystal that it tells of.
+    """
+    try:
+        sites = structure["sites"]
+        matrix = _lattice_matrix(structure["lattice"])
+        numbers = bytes([_atomic_number(site["species"]) for site in sites])
+        coords = np.array([site["abc"] for site in sites], np.float64)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise Unusable(f"it is not a pymatgen structure ({type(error).__name__}: {error})") from None
+    if not numbers:
+        raise Unusable("it has no atoms")
+    if coords.shape != (len(numbers), 3):
+        raise Unusable("its coordinates are not three for each atom")
+    check_geometry(coords, matrix)
+    return numbers, coords, matrix
+
+
+def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> None:
+    """Raise ``Unusable`` for a cell that no graph can be made of."""
+    if not np.isfinite(coords).all():
+        atom = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
+        raise Unusable(f"the coordinates of atom {atom} are not finite")
+    if not np.isfinite(matrix).all():
+        raise Unusable("its lattice is not finite")
+    volume, images, overlap = search_size(matrix)[0], search_size(matrix)[1], -1
+    if not volume >= MIN_VOLUME_PER_ATOM * len(coords):
+        raise Unusable(f"its cell of {volume:.3g} Å³ is too small for {len(coords)} atoms")
+    if images > MAX_IMAGES:
+        raise Unusable("its cell is too skewed or too thin; give its reduced (Niggli) cell")
+    overlap = smallest_distance(coords, matrix, OVERLAP)
+    if overlap >= 0:
+        raise Unusable(f"atoms {overlap // len(coords)} and {overlap % len(coords)} are at one place")
+
+
+def _lattice_matrix(lattice: Any) -> NDArray[np.float64]:
+    if "matrix" in lattice:
+        matrix = np.array(lattice["matrix"], np.float64).reshape(-1)
+        if matrix.shape != (9,):
+            raise Unusable("its lattice is not a 3×3 matrix")
+        return matrix.reshape(3, 3)
+    from pymatgen.core import Lattice
+
+    return np.array(Lattice.from_dict(lattice).matrix, np.float64)
+
+
+def _atomic_number(species: Any) -> int:
+    if len(species) == 1:
+        symbol, occupancy = species[0]["element"], species[0].get("occu", 1)
+    else:
+        symbols = {part["element"] for part in species}
+        if len(symbols) != 1:
+            raise Unusable(f"it is disordered ({', '.join(sorted(map(str, symbols))) or 'nothing'} share a site)")
+        symbol, occupancy = symbols.pop(), sum(part["occu"] for part in species)
+    number = ATOMIC_NUMBERS.get(symbol)
+    if number is None:
+        raise Unusable(f"{symbol!r} is not an element")
+    if abs(occupancy - 1) > _OCCUPANCY_TOLERANCE:
+        raise Unusable(f"it is disordered ({symbol} occupies a site to {occupancy:g})")
+    if number > MAX_ATOMIC_NUMBER:
+        raise Unusable(f"CHGNet does not know {symbol} (Z = {number}, and it ends at {MAX_ATOMIC_NUMBER})")
+    return number

@@ -1,0 +1,76 @@
+"""Which crystals train, validate and test in a fold, and in which order. Pure functions, all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.errors import DataError
+from mbqueue.experiment import N_FOLDS
+
+#: The seed of matbench's own folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
+_MATBENCH_SEED = 18012019
+
+
+def test_rows(n: int, fold: int) -> NDArray[np.int64]:
+    """Rows of the test part of ``fold`` (0–4) of a data set of ``n`` crystals, ascending.
+
+    scikit-learn's rule: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs of which the first n mod 5
+    are one longer, sort each.
+
+    Raises:
+        DataError: when there are fewer crystals than folds.
+    """
+    if n < N_FOLDS:
+        raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Give at least {N_FOLDS}.")
+    if not 0 <= fold < N_FOLDS:
+        raise ValueError(f"fold {fold} is not one of 0 to {N_FOLDS - 1}")
+    shuffled = np.arange(n)
+    np.random.RandomState(_MATBENCH_SEED).shuffle(shuffled)
+    sizes = np.full(N_FOLDS, n // N_FOLDS)
+    sizes[: n % N_FOLDS] += 1
+    stop = int(sizes[: fold + 1].sum())
+    return np.sort(shuffled[stop - sizes[fold] : stop])
+
+
+def train_rows(n: int, fold: int) -> NDArray[np.int64]:
+    """Rows of the training part of ``fold``: all that are not in its test part, ascending."""
+    return np.setdiff1d(np.arange(n), test_rows(n, fold), assume_unique=True)
+
+
+def validation_split(
+    rows: NDArray[np.int64], share: float, seed: int, fold: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A fold's training part cut in two: what trains, and the ``share`` that chooses the best epoch; both ascending.
+
+    At least one row goes to each.
+
+    Raises:
+        DataError: when there are fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise DataError(f"A training part of {len(rows)} crystals cannot give any to validation. Give more crystals.")
+    count = min(max(1, round(len(rows) * share)), len(rows) - 1)
+    order = _generator("validation", seed, fold).permutation(len(rows))
+    return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])
+
+
+def epoch_order(rows: NDArray[np.int64], seed: int, fold: int, epoch: int) -> NDArray[np.int64]:
+    """``rows`` in the order in which epoch ``epoch`` (1 is the first) of ``fold`` sees them."""
+    return rows[_generator("order", seed, fold, epoch).permutation(len(rows))]
+
+
+def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
+    """``limit`` of ``n`` rows drawn with ``seed``, ascending; all of them when ``limit`` is 0 or not below ``n``."""
+    if limit <= 0 or limit >= n:
+        return np.arange(n)
+    return np.sort(_generator("limit", seed).permutation(n)[:limit])
+
+
+def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
+    """A generator for one purpose: streams of different purposes or numbers have nothing in common.
+
+    ``RandomState`` and not ``Generator``, because NumPy promises that the former's streams never change: a session
+    with another NumPy must not find another validation part.
+    """
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([*purpose.encode(), 256, *numbers])))
