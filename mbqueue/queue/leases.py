@@ -75,7 +75,7 @@ LOST_ERROR = (
 )
 
 _RENEW = """
-    UPDATE jobs SET lease_expires_at = :now + :lease_seconds
+    UPDATE jobs SET lease_expires_at = :now + :lease_seconds, progress = coalesce(:progress, progress)
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
@@ -115,8 +115,8 @@ _RELEASE = """
 
 _FAIL = """
     UPDATE jobs SET
-        state = CASE WHEN failures + 1 < :max_failures THEN 'ready' ELSE 'failed' END,
-        not_before = CASE WHEN failures + 1 < :max_failures THEN :now + :delay ELSE 0 END,
+        state = CASE WHEN :final OR failures + 1 >= :max_failures THEN 'failed' ELSE 'ready' END,
+        not_before = CASE WHEN :final OR failures + 1 >= :max_failures THEN 0 ELSE :now + :delay END,
         failures = failures + 1, error = :error, session_id = NULL, lease_expires_at = NULL, affinity = NULL,
         changed_at = :now, changed_by = :session, changed_why = :why
     WHERE id = :id AND fence = :fence AND state = 'leased'
@@ -175,8 +175,10 @@ class Leases(Database):
         with self.writing() as db:
             return self._reap_expired(db, by=by, now=now)
 
-    def renew(self, lease: Lease, *, now: float, lease_seconds: float) -> Lease:
-        """The same lease with a later expiry; `job.paused` in it is current.
+    def renew(
+        self, lease: Lease, *, now: float, lease_seconds: float, progress: Mapping[str, Any] | None = None
+    ) -> Lease:
+        """The same lease with a later expiry; `job.paused` in it is current. `progress` is shown on the dashboard.
 
         A lease that has run out, but that nobody has taken back yet, is renewed: the fence shows that no other
         worker came in between.
@@ -185,11 +187,12 @@ class Leases(Database):
             LeaseLost: when the job was taken back, claimed by another, cancelled or rewound.
         """
         with self.writing() as db:
-            self._fenced(db, _RENEW, lease, {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)})
+            values = {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)}
+            self._fenced(db, _RENEW, lease, {**values, "progress": None if progress is None else _as_json(progress)})
             return self._lease(db, lease.job.id, lease.session)
 
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:
-        """Record where an unfinished job stands, and call `publish` while the lease is known to be held.
+        """Record what is saved of an unfinished job, and call `publish` while the lease is known to be held.
 
         Raises:
             LeaseLost: when the lease is lost; then `publish` was not called.
@@ -259,11 +262,12 @@ class Leases(Database):
                 {"now": now, "session": lease.session, "why": f"released: {reason}", "preempted": int(preempted)},
             )
 
-    def fail(self, lease: Lease, *, error: str, now: float) -> Job:
+    def fail(self, lease: Lease, *, error: str, now: float, final: bool = False) -> Job:
         """The attempt ended with an error: try again after a growing delay, or rest in `failed` after the fifth.
 
-        `error` (a traceback) is kept with the job; its last line goes to the event. A failed job blocks only what
-        needs it. Returns the job as it now is.
+        `final` says that another attempt would end the same way, and rests it in `failed` at once. `error` (a
+        traceback) is kept with the job; its last line goes to the event. A failed job blocks only what needs it.
+        Returns the job as it now is.
 
         Raises:
             LeaseLost: when the lease is lost.
@@ -271,6 +275,7 @@ class Leases(Database):
         with self.writing() as db:
             failures = lease.job.failures + 1
             summary = error.strip().splitlines()[-1][:500] if error.strip() else "no message"
+            attempt = "final" if final else f"{failures} of {MAX_FAILURES}"
             self._fenced(
                 db,
                 _FAIL,
@@ -279,7 +284,8 @@ class Leases(Database):
                     "now": now,
                     "session": lease.session,
                     "error": error,
-                    "why": f"failed ({failures} of {MAX_FAILURES}): {summary}",
+                    "why": f"failed ({attempt}): {summary}",
+                    "final": int(final),
                     "max_failures": MAX_FAILURES,
                     "delay": retry_delay_seconds(failures),
                 },

@@ -26,7 +26,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mbqueue.queue.database import Database
 from mbqueue.queue.jobs import Event, Job, State
@@ -80,6 +80,30 @@ _OUTLOOK = """
         (SELECT min(not_before) FROM jobs WHERE state = 'ready' AND paused = 0 AND not_before > :now) AS next_at,
         (SELECT min(lease_expires_at) FROM jobs WHERE state = 'leased') AS lease_expires_at
 """
+
+
+class _Group(NamedTuple):
+    """One row of `_BOARD`: a fold, or the jobs of an experiment that belong to no fold."""
+
+    experiment_id: int
+    fold: int | None
+    waiting: int
+    ready: int
+    leased: int
+    committed: int
+    skipped: int
+    failed: int
+    cancelled: int
+    held: int
+    epochs_total: int
+    epochs_done: int
+    epochs_skipped: int
+    val_mae: str | None
+    test_mae: float | None
+    seconds: float
+    prepare: str | None
+    record: str | None
+    predicted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +179,11 @@ class Reports(Database):
             query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
             experiments = db.execute(query, {"name": experiment}).fetchall()
             ids = [row["id"] for row in experiments]  # all of them, or one
-            board = db.execute(_BOARD, {"first": min(ids, default=0), "last": max(ids, default=0)}).fetchall()
+            board = db.execute(_BOARD, {"first": min(ids, default=0), "last": max(ids, default=0)})
+            groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
+            for row in board:
+                group = _Group._make(row)
+                groups[group.experiment_id].append(group)
             leased = db.execute("SELECT * FROM job_rows WHERE state = 'leased' ORDER BY id").fetchall()
             sessions = db.execute(
                 "SELECT * FROM sessions WHERE ended_at IS NULL AND heartbeat_at > ? ORDER BY started_at",
@@ -166,9 +194,6 @@ class Reports(Database):
                 "ORDER BY changed_at DESC LIMIT :limit",
                 {"name": experiment, "limit": _ERRORS_SHOWN},
             ).fetchall()
-        groups: dict[int, list[sqlite3.Row]] = {row["id"]: [] for row in experiments}
-        for row in board:
-            groups[row["experiment_id"]].append(row)
         running = {(row["experiment_id"], row["fold"]): row for row in leased if row["fold"] is not None}
         shown = [_experiment(row, groups[row["id"]], running) for row in experiments]
         return {
@@ -183,11 +208,11 @@ class Reports(Database):
 
 
 def _experiment(
-    row: sqlite3.Row, groups: list[sqlite3.Row], running: Mapping[tuple[int, int], sqlite3.Row]
+    row: sqlite3.Row, groups: list[_Group], running: Mapping[tuple[int, int], sqlite3.Row]
 ) -> dict[str, Any]:
     counts = _added([_counts(group) for group in groups])
-    whole = next(group for group in groups if group["fold"] is None)
-    if whole["record"] == State.COMMITTED:
+    whole = next(group for group in groups if group.fold is None)
+    if whole.record == State.COMMITTED:
         state = "done"
     elif counts["leased"]:
         state = "running"
@@ -206,31 +231,29 @@ def _experiment(
         "enqueued_at": row["enqueued_at"],
         "results_dir": row["results_dir"],
         "jobs": counts,
-        "prepare": whole["prepare"],
-        "record": whole["record"],
-        "seconds": sum(group["seconds"] for group in groups),
-        "folds": [
-            _fold(group, running.get((row["id"], group["fold"]))) for group in groups if group["fold"] is not None
-        ],
+        "prepare": whole.prepare,
+        "record": whole.record,
+        "seconds": sum(group.seconds for group in groups),
+        "folds": [_fold(group, running.get((row["id"], group.fold))) for group in groups if group.fold is not None],
     }
 
 
-def _fold(group: sqlite3.Row, running: sqlite3.Row | None) -> dict[str, Any]:
-    val_mae: list[float | None] = json.loads(f"[{group['val_mae'] or ''}]")
+def _fold(group: _Group, running: sqlite3.Row | None) -> dict[str, Any]:
+    val_mae: list[float | None] = json.loads(f"[{group.val_mae or ''}]")
     known = [value for value in val_mae if value is not None]
     best = min(known, default=None)
     return {
-        "fold": group["fold"],
+        "fold": group.fold,
         "state": _fold_state(group),
-        "epochs_done": group["epochs_done"],
-        "epochs_skipped": group["epochs_skipped"],
-        "epochs_total": group["epochs_total"],
+        "epochs_done": group.epochs_done,
+        "epochs_skipped": group.epochs_skipped,
+        "epochs_total": group.epochs_total,
         "best_val_mae": best,
         "best_epoch": None if best is None else val_mae.index(best) + 1,
         "last_val_mae": known[-1] if known else None,
         "val_mae": val_mae,
-        "test_mae": group["test_mae"],
-        "seconds": group["seconds"],
+        "test_mae": group.test_mae,
+        "seconds": group.seconds,
         "jobs": _counts(group),
         "running": running
         and {
@@ -244,16 +267,16 @@ def _fold(group: sqlite3.Row, running: sqlite3.Row | None) -> dict[str, Any]:
     }
 
 
-def _fold_state(group: sqlite3.Row) -> str:
-    if group["leased"]:
+def _fold_state(group: _Group) -> str:
+    if group.leased:
         return "running"
-    if group["predicted"]:
+    if group.predicted:
         return "done"
-    if group["failed"] or group["cancelled"]:
-        return "failed" if group["failed"] else "cancelled"
-    if group["held"]:
+    if group.failed or group.cancelled:
+        return "failed" if group.failed else "cancelled"
+    if group.held:
         return "paused"
-    return "ready" if group["ready"] else "waiting"
+    return "ready" if group.ready else "waiting"
 
 
 def _session(row: sqlite3.Row, leased: Iterable[sqlite3.Row], now: float) -> dict[str, Any]:
@@ -287,8 +310,16 @@ def _error(row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def _counts(group: sqlite3.Row) -> dict[str, int]:
-    return {name: group[name] for name in _STATES}
+def _counts(group: _Group) -> dict[str, int]:
+    return {
+        "waiting": group.waiting,
+        "ready": group.ready,
+        "leased": group.leased,
+        "committed": group.committed,
+        "skipped": group.skipped,
+        "failed": group.failed,
+        "cancelled": group.cancelled,
+    }
 
 
 def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
