@@ -1,0 +1,267 @@
+"""Commits: a checkpoint file and its manifest, in one folder per fold.
+
+A commit exists when its manifest does. It is written in two parts: staging serialises and makes both files durable
+under temporary names, which is slow and may run in a background thread; publishing renames them, checkpoint first,
+manifest last, which is fast and belongs inside the queue's fence, so that a worker that lost its lease publishes
+nothing. Published files never change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mbqueue.errors import CheckpointError
+from mbqueue.files import TEMP_PREFIX, fsync_dir, temp_beside
+from mbqueue.train.state import TrainState, deserialise
+
+FORMAT = 1
+_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that is needed to re-enter a commit, and to rebuild the queue from manifests alone.
+
+    Attributes:
+        best: epoch, val_mae (eV/atom) and commit (stem) of the best finished epoch, or None.
+        history: one row per finished epoch, with all columns of the history file.
+        fingerprint: what byte-equality depends on, as it was when this commit was written.
+        fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.
+        epoch_sessions: the sessions that worked on the epoch so far.
+        epoch_seconds: seconds of work in the epoch so far.
+        absent_elements: atomic numbers without a crystal in the fit of the element references.
+    """
+
+    experiment: str
+    spec_hash: str
+    dataset_hash: str
+    fold: int
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    complete: bool
+    fence: int
+    parent: str | None
+    session: str
+    written_at: str
+    size: int
+    sha256: str
+    best: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    fingerprint: dict[str, Any]
+    fingerprint_changes: list[dict[str, Any]] = field(default_factory=list)
+    epoch_sessions: list[str] = field(default_factory=list)
+    epoch_seconds: float = 0.0
+    absent_elements: list[int] = field(default_factory=list)
+    format: int = FORMAT
+
+    @property
+    def stem(self) -> str:
+        """Name of the commit's files without the suffix."""
+        where = "done" if self.complete else f"s{self.step:06d}"
+        return f"e{self.epoch:04d}-{where}-f{self.fence:04d}"
+
+    @property
+    def order(self) -> tuple[int, bool, int, int]:
+        """Commits of a fold compare by this: further work first, then the later lease."""
+        return self.epoch, self.complete, self.step, self.fence
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; ``file`` names the checkpoint."""
+        return {**asdict(self), "file": f"{self.stem}.pt"}
+
+
+class Damaged(CheckpointError):
+    """A commit's files are not what was written; they are set aside, and the commit before is taken."""
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        Damaged: when it is not a manifest, or that of another commit.
+        CheckpointError: when it is of a newer format.
+        OSError: when the file system fails, which says nothing about the file.
+    """
+    content = path.read_bytes()
+    try:
+        parts = json.loads(content)
+        format_number = int(parts["format"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"The manifest {path} cannot be read: {error!r}.") from error
+    if format_number > FORMAT:
+        raise CheckpointError(f"{path} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
+    known = {f.name for f in fields(Manifest)}
+    try:
+        manifest = Manifest(**{key: value for key, value in parts.items() if key in known})
+        stem = manifest.stem
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"The manifest {path} is not complete: {error}.") from error
+    if stem != path.stem:
+        raise Damaged(f"The manifest {path} describes another commit, {stem}.")
+    return manifest
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A commit that is durable under temporary names, but does not exist yet."""
+
+    manifest: Manifest
+    folder: Path
+    temp_checkpoint: Path
+    temp_manifest: Path
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the commit exists."""
+        return (self.folder / f"{self.manifest.stem}.json").exists()
+
+    @property
+    def size(self) -> int:
+        """Size of the checkpoint file, bytes."""
+        return self.manifest.size
+
+    def publish(self) -> Manifest:
+        """Make the commit exist, durably. Call it while the lease is held."""
+        self.temp_checkpoint.replace(self.folder / f"{self.manifest.stem}.pt")
+        self.temp_manifest.replace(self.folder / f"{self.manifest.stem}.json")
+        fsync_dir(self.folder)
+        return self.manifest
+
+    def discard(self) -> None:
+        """Remove what is left of the temporary files; nothing after `publish`."""
+        self.temp_checkpoint.unlink(missing_ok=True)
+        self.temp_manifest.unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """The commits of one fold.
+
+    Args:
+        folder: where they are; made when the first is written.
+        on_damaged: told the path and the reason of each commit that was set aside.
+    """
+
+    def __init__(self, folder: Path, on_damaged: Callable[[Path, str], None] = lambda _path, _why: None) -> None:
+        self.folder = folder
+        self._on_damaged = on_damaged
+
+    def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
+        """Write a checkpoint and its manifest durably under temporary names.
+
+        Args:
+            content: bytes of the checkpoint file.
+            facts: fields of `Manifest` other than size and sha256.
+        """
+        manifest = Manifest(**facts, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = temp_beside(self.folder / f"{manifest.stem}.pt")
+        listing = temp_beside(self.folder / f"{manifest.stem}.json")
+        staged = Staged(manifest, self.folder, checkpoint, listing)
+        try:
+            _write_through(checkpoint, content)
+            text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+            _write_through(listing, text.encode())
+        except BaseException:
+            staged.discard()
+            raise
+        return staged
+
+    def manifests(self) -> list[Manifest]:
+        """Every commit that can be parsed, oldest work first; the others are set aside."""
+        found = []
+        for path in sorted(self.folder.glob("e*.json")):
+            try:
+                found.append(parse_manifest(path))
+            except Damaged as error:
+                self._set_aside(path.stem, str(error))
+        return sorted(found, key=lambda manifest: manifest.order)
+
+    def newest(self, *, at_most_epoch: int | None = None) -> Manifest | None:
+        """The commit with the most work that is whole: size, hash and content verified; None when there is none.
+
+        Damaged ones are set aside (renamed to .damaged) and reported, and the one before is taken.
+        """
+        for manifest in reversed(self.manifests()):
+            if at_most_epoch is not None and manifest.epoch > at_most_epoch:
+                continue
+            try:
+                self.load(manifest)
+            except Damaged as error:
+                self._set_aside(manifest.stem, str(error))
+                continue
+            return manifest
+        return None
+
+    def find(self, stem: str) -> Manifest | None:
+        """The commit of that name, or None."""
+        path = self.folder / f"{stem}.json"
+        return parse_manifest(path) if path.exists() else None
+
+    def load(self, manifest: Manifest) -> TrainState:
+        """The state of a commit.
+
+        Raises:
+            Damaged: when the file is missing, or its size, hash or content is not as the manifest says.
+            OSError: when the file system fails, which says nothing about the file.
+        """
+        path = self.folder / f"{manifest.stem}.pt"
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise Damaged(f"The checkpoint {path} is missing.") from error
+        if len(content) != manifest.size:
+            raise Damaged(f"{path} has {len(content)} bytes, its manifest says {manifest.size}.")
+        if hashlib.sha256(content).hexdigest() != manifest.sha256:
+            raise Damaged(f"{path} does not have the SHA-256 that its manifest says.")
+        try:
+            state = deserialise(content)
+        except CheckpointError as error:
+            raise Damaged(f"{path}: {error}") from error
+        if (state.spec_hash, state.fold, state.epoch, state.step, state.complete) != (
+            manifest.spec_hash,
+            manifest.fold,
+            manifest.epoch,
+            manifest.step,
+            manifest.complete,
+        ):
+            raise Damaged(f"{path} and its manifest are of different commits.")
+        return state
+
+    def prune(self) -> list[str]:
+        """Remove all but the newest two commits and the best epochs that they point to; the stems removed."""
+        manifests = self.manifests()
+        newest = manifests[-_KEPT:]
+        kept = {manifest.stem for manifest in newest}
+        kept |= {manifest.best["commit"] for manifest in newest if manifest.best}
+        removed = [manifest.stem for manifest in manifests if manifest.stem not in kept]
+        for stem in removed:
+            # Manifest first: a commit whose checkpoint is gone must not seem to exist.
+            (self.folder / f"{stem}.json").unlink(missing_ok=True)
+            (self.folder / f"{stem}.pt").unlink(missing_ok=True)
+        return removed
+
+    def sweep(self) -> None:
+        """Remove temporary files that a dead process left. Only for the one process that works on the fold."""
+        for path in self.folder.glob(f"{TEMP_PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+    def _set_aside(self, stem: str, why: str) -> None:
+        for suffix in (".json", ".pt"):
+            path = self.folder / f"{stem}{suffix}"
+            if path.exists():
+                path.replace(path.with_name(path.name + ".damaged"))
+        self._on_damaged(self.folder / f"{stem}.pt", why)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())

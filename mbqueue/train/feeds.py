@@ -1,0 +1,190 @@
+"""What a training step is fed: batches of graphs, or of stored atom features of a frozen backbone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from chgnet.model import CHGNet
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mbqueue.data.batch import Batch
+from mbqueue.data.batches import Distortion, make_batch
+from mbqueue.data.cache import GraphCache
+from mbqueue.train.forward import formation_energies, read_out, reference_energies
+from mbqueue.train.frozen import FrozenBackbone
+
+Rows = NDArray[np.int64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureBatch:
+    """B crystals of A atoms, as the features that a frozen backbone gives their atoms.
+
+    Attributes:
+        rows: row of each crystal in its dataset, int64 [B].
+        targets: formation energy, eV/atom, float32 [B].
+        n_atoms: atoms per crystal, int64 [B].
+        atomic_numbers: Z of each atom, int64 [A].
+        atom_crystal: crystal of each atom, ascending, int64 [A].
+        features: atom features after the last convolution, float32 [A, 64].
+    """
+
+    rows: Tensor
+    targets: Tensor
+    n_atoms: Tensor
+    atomic_numbers: Tensor
+    atom_crystal: Tensor
+    features: Tensor
+
+    def __len__(self) -> int:
+        """Number of crystals."""
+        return len(self.rows)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> FeatureBatch:
+        """The same batch on ``device``."""
+        return FeatureBatch(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        )
+
+    def pin(self) -> FeatureBatch:
+        """The same batch in page-locked memory."""
+        return FeatureBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+class Feed(Protocol):
+    """Where batches come from, and how a model sees them."""
+
+    #: Work per crystal, [N]; what ``max_bonds`` is compared with.
+    costs: NDArray[np.int64]
+
+    def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:
+        """The batch of ``rows`` in host memory."""
+        ...
+
+    def predict(self, model: CHGNet, batch: Any) -> Tensor:
+        """Formation energy of each crystal of the batch, eV/atom, [B]."""
+        ...
+
+
+class GraphFeed:
+    """Batches of crystal graphs, for a model that is run as a whole."""
+
+    def __init__(self, cache: GraphCache) -> None:
+        self._cache = cache
+        self.costs = cache.bond_counts()
+
+    def load(self, rows: Rows, distortion: Distortion | None = None) -> Batch:
+        """The batch of ``rows`` in host memory."""
+        return make_batch(self._cache, rows, distortion)
+
+    def predict(self, model: CHGNet, batch: Batch) -> Tensor:
+        """Formation energy of each crystal of the batch, eV/atom, [B]."""
+        return formation_energies(model, batch)
+
+
+class FeatureFeed:
+    """Batches of stored features, for a model of which only the head is run."""
+
+    def __init__(self, frozen: FrozenBackbone, atomic_numbers: NDArray[np.uint8], targets: NDArray[np.float64]) -> None:
+        self._frozen = frozen
+        self._numbers = atomic_numbers
+        self._targets = targets
+        # Nothing of a crystal's bonds goes through the device here.
+        self.costs = np.zeros(len(targets), dtype=np.int64)
+
+    def load(self, rows: Rows, distortion: Distortion | None = None) -> FeatureBatch:
+        """The batch of ``rows`` in host memory; stored features cannot be distorted."""
+        assert distortion is None, "stored features are those of the crystals as they are"
+        offsets = self._frozen.atom_offsets
+        sizes = offsets[rows + 1] - offsets[rows]
+        atoms = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+        return FeatureBatch(
+            rows=torch.from_numpy(np.ascontiguousarray(rows)),
+            targets=torch.from_numpy(self._targets[rows].astype(np.float32)),
+            n_atoms=torch.from_numpy(sizes),
+            atomic_numbers=torch.from_numpy(self._numbers[atoms].astype(np.int64)),
+            atom_crystal=torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)),
+            features=torch.from_numpy(self._frozen.features(rows)),
+        )
+
+    def predict(self, model: CHGNet, batch: FeatureBatch) -> Tensor:
+        """Formation energy of each crystal of the batch, eV/atom, [B]."""
+        interaction = read_out(model, batch.features, batch.atom_crystal, batch.n_atoms)
+        return interaction + reference_energies(model, batch.atomic_numbers, batch.atom_crystal, batch.n_atoms)
+
+
+def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
+    """``rows`` cut, in order, into parts of at most so many crystals and at most so much cost (0: no limit).
+
+    A crystal that is above the cost by itself makes a part of its own.
+    """
+    parts: list[Rows] = []
+    start, cost = 0, 0
+    for place, row in enumerate(rows):
+        more = int(costs[row])
+        full = place - start >= largest_count or (largest_cost and cost + more > largest_cost)
+        if full and place > start:
+            parts.append(rows[start:place])
+            start, cost = place, 0
+        cost += more
+    if len(rows):
+        parts.append(rows[start:])
+    return parts
+
+
+def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, None, None]:
+    """``make(0)`` … ``make(n − 1)``, made in a thread up to ``depth`` ahead of their use; errors come out in order.
+
+    Close the iterator (leaving a ``for`` over ``contextlib.closing``) to end the thread early.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def offer(item: tuple[T | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def work() -> None:
+        try:
+            for index in range(n):
+                if stopped.is_set():
+                    return
+                offer((make(index), None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the item would have been used
+            offer((None, error))
+
+    thread = threading.Thread(target=work, name="mbqueue-batches", daemon=True)
+    thread.start()
+    try:
+        for _ in range(n):
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def host_batches(
+    feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
+) -> Generator[list[Any], None, None]:
+    """For each sequence of parts, its batches in host memory, made ahead of time."""
+
+    def make(index: int) -> list[Any]:
+        batches = [feed.load(rows, distortion) for rows in parts_of[index]]
+        return [batch.pin() for batch in batches] if pinned else batches
+
+    return ahead(make, len(parts_of))

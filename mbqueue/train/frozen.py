@@ -1,0 +1,164 @@
+"""What the pretrained, frozen backbone gives for each crystal: computed once, stored, shared by folds and experiments.
+
+Two things are stored, in shards of a fixed number of crystals: interaction energies (the closed-form element
+references of every experiment need them) and atom features (the head trains from them). A shard is a .npy file with a
+.json beside it that carries its size and SHA-256 and is written last; only then does the shard exist, so preparing can
+stop anywhere and go on later. The folder belongs to one dataset and one set of weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.errors import CacheError
+from mbqueue.files import replacing, sha256_of_file, write_json
+
+FORMAT = 1
+#: Crystals in a shard: about 15 MB of features.
+SHARD_SIZE = 2048
+_KINDS = ("energies", "features")
+
+
+def frozen_folder(cache_dir: Path, dataset_hash: str, weights: str) -> Path:
+    """The folder of one dataset and one set of weights (see `mbqueue.train.pretrained.weights_hash`)."""
+    return cache_dir / f"frozen-{dataset_hash[:16]}-{weights[:16]}"
+
+
+class FrozenBackbone:
+    """Stored energies and features of one dataset under one set of weights.
+
+    Args:
+        folder: where the shards are (see `frozen_folder`).
+        atom_offsets: first atom of each crystal, int64 [N + 1].
+        dataset_hash: hash of the crystals.
+        weights: hash of the weights.
+    """
+
+    def __init__(self, folder: Path, *, atom_offsets: NDArray[np.int64], dataset_hash: str, weights: str) -> None:
+        self.folder = folder
+        self.atom_offsets = atom_offsets
+        self._identity = {"format": FORMAT, "dataset_hash": dataset_hash, "weights": weights, "shard_size": SHARD_SIZE}
+        self._maps: dict[int, NDArray[np.float32]] = {}
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards the dataset has."""
+        return -(-(len(self.atom_offsets) - 1) // SHARD_SIZE)
+
+    def rows_of(self, shard: int) -> NDArray[np.int64]:
+        """Rows of the crystals of a shard, ascending."""
+        return np.arange(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, len(self.atom_offsets) - 1))
+
+    def missing(self, kind: str, *, verify: bool = False) -> list[int]:
+        """Shards of ``energies`` or ``features`` that are not there; with ``verify`` also those with other bytes."""
+        return [shard for shard in range(self.n_shards) if not self._is_whole(kind, shard, verify=verify)]
+
+    def write(self, kind: str, shard: int, values: NDArray[np.float32]) -> None:
+        """Durably store a shard."""
+        path = self._path(kind, shard)
+        with replacing(path) as stream:
+            np.lib.format.write_array(stream, np.ascontiguousarray(values, dtype=np.float32), allow_pickle=False)
+        listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
+        write_json(path.with_suffix(".json"), listing)
+
+    def energies(self) -> NDArray[np.float32]:
+        """Interaction energy of every crystal, eV/atom, [N].
+
+        Raises:
+            CacheError: when they are not complete.
+        """
+        missing = self.missing("energies", verify=True)
+        if missing:
+            raise CacheError(self._incomplete("energies", missing))
+        return np.concatenate([self._open("energies", shard) for shard in range(self.n_shards)])
+
+    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Atom features of the crystals of ``rows``, concatenated, [A, 64].
+
+        Raises:
+            CacheError: when a shard is not there.
+        """
+        parts = []
+        for row in rows:
+            shard = int(row) // SHARD_SIZE
+            if shard not in self._maps:
+                if not self._is_whole("features", shard, verify=False):
+                    raise CacheError(self._incomplete("features", [shard]))
+                self._maps[shard] = self._open("features", shard)
+            base = self.atom_offsets[shard * SHARD_SIZE]
+            parts.append(self._maps[shard][self.atom_offsets[row] - base : self.atom_offsets[row + 1] - base])
+        return np.concatenate(parts)
+
+    def _path(self, kind: str, shard: int) -> Path:
+        assert kind in _KINDS
+        return self.folder / f"{kind}-{shard:05d}.npy"
+
+    def _open(self, kind: str, shard: int) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = np.load(self._path(kind, shard), mmap_mode="r", allow_pickle=False)
+        return values
+
+    def _is_whole(self, kind: str, shard: int, *, verify: bool) -> bool:
+        path = self._path(kind, shard)
+        try:
+            listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
+            size = path.stat().st_size
+        except (FileNotFoundError, ValueError):
+            return False
+        if {key: listing.get(key) for key in self._identity} != self._identity or size != listing.get("size"):
+            return False
+        return not verify or sha256_of_file(path) == listing.get("sha256")
+
+    def _incomplete(self, kind: str, missing: list[int]) -> str:
+        return (
+            f"{len(missing)} of {self.n_shards} shards of the backbone's {kind} in {self.folder} are missing or "
+            "damaged. "
+            "Run the experiment's prepare job again."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far preparing is: crystals done and in all."""
+
+    done: int
+    total: int
+
+
+def prepare(
+    frozen: FrozenBackbone,
+    compute: Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.float32]] | None],
+    *,
+    with_features: bool,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> bool:
+    """Compute and store the shards that are missing or damaged; False when it was stopped before the end.
+
+    Args:
+        compute: for rows, their atom features [A, 64] and interaction energies [B]; None to stop.
+        with_features: store features too, not energies alone.
+    """
+    missing = set(frozen.missing("energies", verify=True))
+    if with_features:
+        missing |= set(frozen.missing("features", verify=True))
+    total = len(frozen.atom_offsets) - 1
+    done = total - sum(len(frozen.rows_of(shard)) for shard in missing)
+    on_progress(Progress(done=done, total=total))
+    for shard in sorted(missing):
+        rows = frozen.rows_of(shard)
+        computed = compute(rows)
+        if computed is None:
+            return False
+        features, energies = computed
+        if with_features:
+            frozen.write("features", shard, features)
+        frozen.write("energies", shard, energies)
+        done += len(rows)
+        on_progress(Progress(done=done, total=total))
+    return True

@@ -1,0 +1,150 @@
+"""Which parameters are trained, at which rate, and what is averaged."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from chgnet.model import CHGNet
+from torch import Tensor, nn
+
+from mbqueue.errors import CheckpointError
+from mbqueue.experiment import TrainSpec
+
+_HEAD = ("mlp.", "readout_norm.", "composition_model.")
+_BLOCK = re.compile(r"^(?:atom_conv|bond_conv|angle)_layers\.(\d+)\.")
+
+
+def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]:
+    """The parameters that an experiment trains, by name, in the model's order.
+
+    Left out of ``all`` is what the energy does not depend on: the magnetic-moment head and the last angle update.
+    """
+    dead = ("site_wise.", f"angle_layers.{model.n_conv - 2}.")
+    if trainable == "none":
+        return {}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(_HEAD) or (trainable == "all" and not name.startswith(dead))
+    }
+
+
+def open_for_training(model: CHGNet, trained: dict[str, nn.Parameter], *, head_only: bool) -> None:
+    """Ask gradients of the trained parameters (of the head's alone with ``head_only``), and of no others."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name, parameter in trained.items():
+        parameter.requires_grad_(not head_only or name.startswith(_HEAD))
+
+
+def depth(name: str, n_conv: int) -> int:
+    """How many blocks a parameter is away from the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
+    if name.startswith(_HEAD):
+        return 0
+    block = _BLOCK.match(name)
+    return n_conv - int(block.group(1)) if block else n_conv + 1
+
+
+def make_optimizer(model: CHGNet, trained: dict[str, nn.Parameter], spec: TrainSpec) -> torch.optim.AdamW:
+    """AdamW with one group per (depth, weight decay); each group's ``scale`` multiplies the scheduled rate."""
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        decay = 0.0 if name.startswith("composition_model.") else spec.weight_decay
+        groups.setdefault((depth(name, model.n_conv), decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "scale": spec.layer_lr_decay**blocks}
+            for (blocks, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        lr=spec.lr,
+        fused=True,
+    )
+
+
+def learning_rate(spec: TrainSpec, step: int, total_steps: int) -> float:
+    """The learning rate of optimizer step ``step`` (from 0) of ``total_steps``; a pure function."""
+    warmup_steps = int(spec.warmup * total_steps)
+    if step < warmup_steps:
+        return spec.lr * (step + 1) / warmup_steps
+    if spec.schedule == "constant":
+        return spec.lr
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return spec.lr * (spec.final_lr + (1 - spec.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate for the coming step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]
+) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state by parameter name; parameters that had no step yet are not in it."""
+    return {name: dict(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter], tensors: dict[str, dict[str, Tensor]]
+) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        CheckpointError: when a name is not among the trained parameters.
+    """
+    foreign = tensors.keys() - trained.keys()
+    if foreign:
+        raise CheckpointError(
+            f"The checkpoint has optimizer state of parameters that are not trained: {sorted(foreign)}."
+        )
+    content: dict[str, Any] = optimizer.state_dict()
+    index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    content["state"] = {index[id(trained[name])]: dict(state) for name, state in tensors.items()}
+    optimizer.load_state_dict(content)
+
+
+class WeightAverage:
+    """Exponential moving average of the trained parameters.
+
+    After optimizer step t (from 1) the average moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so
+    that a short run is not held at its first weights.
+    """
+
+    def __init__(self, trained: dict[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: p.detach().clone() for name, p in trained.items()}
+        self._live = trained
+
+    def update(self, steps_done: int) -> None:
+        """Take in the weights after optimizer step ``steps_done`` (from 1)."""
+        share = 1 - min(self.decay, (1 + steps_done) / (10 + steps_done))
+        torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in self._live.values()], share)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back the averages of a checkpoint.
+
+        Raises:
+            CheckpointError: when its names are not those of the trained parameters.
+        """
+        if tensors.keys() != self.tensors.keys():
+            raise CheckpointError("The averaged weights in the checkpoint are not those of this experiment.")
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model carries the averages; after it, its own weights again."""
+        own = [p.data for p in self._live.values()]
+        try:
+            for name, parameter in self._live.items():
+                parameter.data = self.tensors[name]
+            yield
+        finally:
+            for parameter, data in zip(self._live.values(), own, strict=True):
+                parameter.data = data

@@ -1,0 +1,75 @@
+"""What training tells its caller: after a step, and when it leaves an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+#: Columns of a history row, in this order.
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_mae",
+    "val_loss",
+    "val_mae",
+    "lr",
+    "grad_norm",
+    "seconds",
+    "structures_per_second",
+    "session",
+    "device",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a finished step tells whoever watches.
+
+    Attributes:
+        epoch: from 1.
+        step: steps done in the epoch, from 1.
+        steps_per_epoch: steps in all.
+        loss: mean over the step's structures.
+        mae: mean absolute error of the step's structures, eV/atom.
+        lr: learning rate.
+        grad_norm: norm of the gradient before clipping.
+        structures: in this step.
+        seconds: this step took, waiting for data included.
+    """
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    loss: float
+    mae: float
+    lr: float
+    grad_norm: float
+    structures: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochOutcome:
+    """How working on an epoch ended.
+
+    Attributes:
+        finished: whether the epoch is trained, validated and committed; else it was asked to stop.
+        epoch: from 1.
+        step: steps of the epoch that are committed.
+        steps_per_epoch: steps in all.
+        commit: stem of the newest commit; None when there is none yet.
+        history_row: the epoch's row, when finished.
+        best: epoch, val_mae (eV/atom) and commit of the best finished epoch, if any.
+        improved: whether this epoch is that one.
+        stop_early: whether patience is at its end: the fold's remaining epochs are not worth their time.
+    """
+
+    finished: bool
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    commit: str | None
+    history_row: dict[str, Any] | None
+    best: dict[str, Any] | None
+    improved: bool
+    stop_early: bool

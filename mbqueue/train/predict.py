@@ -1,0 +1,96 @@
+"""Predictions for any crystals by any models: ensembles, and averages over small strains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from chgnet.model import CHGNet
+from numpy.typing import NDArray
+
+from mbqueue.data.batches import Distortion
+from mbqueue.data.cache import GraphCache
+from mbqueue.train.arithmetic import calculating, device_name
+from mbqueue.train.feeds import GraphFeed
+from mbqueue.train.memory import DeviceMemory
+from mbqueue.train.step import infer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What M models say about N crystals.
+
+    Attributes:
+        each: formation energy by each model, eV/atom, float64 [M, N].
+    """
+
+    each: NDArray[np.float64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The ensemble's prediction, eV/atom, [N]."""
+        return np.asarray(self.each.mean(axis=0))
+
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """Standard deviation over the models, eV/atom, [N]; 0 for a single model."""
+        return np.asarray(self.each.std(axis=0))
+
+
+def predict_crystals(
+    models: Sequence[CHGNet],
+    cache: GraphCache,
+    *,
+    device: torch.device,
+    strains: int = 0,
+    strain_size: float = 0.005,
+    batch_size: int = 64,
+    max_bonds: int = 0,
+    memory_file: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Predictions | None:
+    """Formation energies of all crystals of ``cache``, in their order; None when asked to stop.
+
+    Args:
+        models: with their element references, see `mbqueue.train.pretrained.load_chgnet`.
+        strains: pairs of opposite random strains that each crystal is averaged over besides itself. Opposite ones,
+            because the first-order change of the energy then cancels.
+        strain_size: standard deviation of the strains' components.
+        on_progress: told passes over the dataset done and in all.
+
+    Raises:
+        DeviceTooSmall: when a single crystal does not fit the device.
+    """
+    rows = np.arange(len(cache))
+    distortions: list[Distortion | None] = [None]
+    for pair in range(strains):
+        distortions += [Distortion(strain=strain_size, seed=pair), Distortion(strain=-strain_size, seed=pair)]
+    total = len(models) * len(distortions)
+    each = np.zeros((len(models), len(rows)))
+    feed = GraphFeed(cache)
+    memory = DeviceMemory(memory_file, f"{device_name(device)}|predict|infer")
+    with calculating(device, "float32"):
+        for number, model in enumerate(models):
+            on_device = model.to(device).eval()
+            for step, distortion in enumerate(distortions):
+                found = infer(
+                    feed,
+                    rows,
+                    lambda batch, on_device=on_device: [feed.predict(on_device, batch)],
+                    batch_size=batch_size,
+                    max_bonds=max_bonds,
+                    device=device,
+                    memory=memory,
+                    ids=cache.crystals.ids,
+                    distortion=distortion,
+                    should_stop=should_stop,
+                )
+                if found is None:
+                    return None
+                each[number] += found[0].astype(np.float64) / len(distortions)
+                on_progress(number * len(distortions) + step + 1, total)
+    return Predictions(each=each)

@@ -1,0 +1,80 @@
+"""Commits made while training goes on: staged by a background thread, published at a step border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+from mbqueue.errors import CheckpointError
+from mbqueue.train.checkpoint import Checkpoints, Manifest, Staged
+from mbqueue.train.state import TrainState, serialise
+
+#: Publishes a staged commit inside the queue's fence, or raises LeaseLost.
+Save = Callable[[Staged], None]
+
+
+class Saver:
+    """Turns states into commits of one fold; one at a time.
+
+    Use it as a context: on leaving, a commit that was staged but not published is removed.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, save: Save) -> None:
+        self._checkpoints = checkpoints
+        self._save = save
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mbqueue-checkpoint")
+        self._pending: Future[Staged] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._drop_pending()
+        self._thread.shutdown()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a commit is being staged or waits for `publish_if_ready`."""
+        return self._pending is not None
+
+    def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
+        """Begin to stage a commit in the background. ``state`` must share no memory with the training."""
+        assert self._pending is None
+        self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
+
+    def publish_if_ready(self) -> Manifest | None:
+        """Publish what `start` began, if it is staged by now; else None at once.
+
+        Raises:
+            LeaseLost: from the queue; nothing was published.
+            OSError: when staging failed.
+        """
+        if self._pending is None or not self._pending.done():
+            return None
+        staged, self._pending = self._pending.result(), None
+        return self._publish(staged)
+
+    def save_now(self, state: TrainState, facts: Mapping[str, Any]) -> Manifest:
+        """Stage and publish a commit before returning; one that is still pending is older, and dropped."""
+        self._drop_pending()
+        return self._publish(self._checkpoints.stage(serialise(state), facts))
+
+    def _publish(self, staged: Staged) -> Manifest:
+        try:
+            self._save(staged)
+        finally:
+            staged.discard()
+        if not staged.is_published:
+            raise CheckpointError(f"The commit {staged.manifest.stem} was accepted but not published.")
+        self._checkpoints.prune()
+        return staged.manifest
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            if pending.exception() is None:
+                pending.result().discard()

@@ -1,0 +1,133 @@
+"""Everything that changes the next training step, as one structure, and its bytes."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbqueue.errors import CheckpointError
+
+_Tensors = dict[str, Tensor]
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """A fold between two steps. Two equal states go on alike, bit by bit, under the same fingerprint.
+
+    Nothing that differs between two runs of the same work is in here (times, sessions, fences): equal work gives
+    equal bytes. The learning rate is a pure function of ``steps_done``, the order of samples one of seed, fold and
+    epoch, so neither a scheduler nor a sampler has state.
+
+    Attributes:
+        spec_hash: hash of the experiment's spec.
+        dataset_hash: hash of the crystals.
+        fold: 0 to 4.
+        epoch: the epoch being trained, from 1.
+        step: optimizer steps done in it.
+        complete: whether the epoch is trained and validated.
+        steps_done: optimizer steps done in all epochs.
+        sums: running sums of the epoch: loss, abs_error (eV/atom, over structures), grad_norm (over steps), structures.
+        best: epoch and val_mae of the best finished epoch, or None.
+        model: the model's state dict.
+        optimizer: AdamW's tensors by parameter name.
+        average: averaged weights by parameter name; empty when averaging is off.
+        random: states of the random generators of torch, CUDA, NumPy and Python. Training draws from none of them;
+            they are here so that nothing that ever does can break an exact resume.
+    """
+
+    spec_hash: str
+    dataset_hash: str
+    fold: int
+    epoch: int
+    step: int
+    complete: bool
+    steps_done: int
+    sums: dict[str, float]
+    best: dict[str, Any] | None
+    model: _Tensors
+    optimizer: dict[str, _Tensors]
+    average: _Tensors
+    random: dict[str, Any]
+
+
+def serialise(state: TrainState) -> bytes:
+    """The bytes of a checkpoint file; equal states give equal bytes."""
+    buffer = io.BytesIO()  # a buffer, not a path: torch.save puts a path's name into the archive
+    torch.save({field.name: _canonical(getattr(state, field.name)) for field in fields(state)}, buffer)
+    return buffer.getvalue()
+
+
+def _canonical(value: Any) -> Any:
+    """The same value built afresh, with one object for all equal strings.
+
+    Pickle writes an object that it has seen before as a reference, so bytes depend on which equal objects happen to
+    be the same one, and that differs between a fresh state and one that was loaded.
+    """
+    if isinstance(value, dict):
+        return {sys.intern(key): _canonical(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(part) for part in value]
+    return sys.intern(value) if isinstance(value, str) else value
+
+
+def deserialise(content: bytes) -> TrainState:
+    """The state in a checkpoint file, on the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: when the bytes are damaged or something else.
+    """
+    try:
+        parts = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return TrainState(**parts)
+    except Exception as error:
+        # torch.load has no error of its own: damage gives RuntimeError, UnpicklingError, EOFError, KeyError and more.
+        raise CheckpointError(f"The checkpoint cannot be read: {error}.") from error
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:
+    """Independent copies in host memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def random_states() -> dict[str, Any]:
+    """States of all random generators, in types that load with ``weights_only``."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    version, words, python_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(words), python_gauss],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what `random_states` gave; CUDA's only where there are as many devices."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, python_gauss = states["python"]
+    random.setstate((version, tuple(words), python_gauss))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all random generators, so that a fold starts alike in every process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
