@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from mbqueue.experiment import Spec
+from mbqueue.results.leaderboard import OFFICIAL_SIZE
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts, record_experiment
 from mbqueue.results.tables import (
     Predictions,
@@ -58,8 +61,7 @@ def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float =
     )
 
 
-@pytest.fixture
-def inputs() -> RecordInputs:
+def made_up_inputs() -> RecordInputs:
     """What is recorded beside the tables, for two folds of own data."""
     spec = Spec(name="small")
     return RecordInputs(
@@ -81,6 +83,12 @@ def inputs() -> RecordInputs:
         enqueued_on="2026-11-20",
         recorded_at=1_795_000_000.0,
     )
+
+
+@pytest.fixture
+def inputs() -> RecordInputs:
+    """``made_up_inputs``."""
+    return made_up_inputs()
 
 
 @pytest.fixture
@@ -115,3 +123,35 @@ def history() -> Callable[..., list[dict[str, Any]]]:
 def predictions() -> Callable[..., Predictions]:
     """``made_up_predictions``."""
     return made_up_predictions
+
+
+@pytest.fixture(scope="session")
+def official_predictions() -> dict[int, Predictions]:
+    """All five official test parts, rows shuffled: nothing may rest on their order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matbench's imports
+        from matbench.metadata import mbv01_validation
+    rng = np.random.default_rng(0)
+    folds = {}
+    for fold, split in enumerate(mbv01_validation.splits["matbench_mp_e_form"].values()):
+        ids = [split.test[i] for i in rng.permutation(len(split.test))]
+        y_true = rng.normal(-1.5, 1.0, len(ids))
+        y_pred = y_true + rng.laplace(0, 0.02, len(ids))
+        folds[fold] = Predictions(ids, ["NaCl"] * len(ids), np.full(len(ids), 2), y_true, y_pred)
+    return folds
+
+
+@pytest.fixture(scope="session")
+def recorded_official(tmp_path_factory, official_predictions):
+    folder = tmp_path_factory.mktemp("official")
+    for fold, table in official_predictions.items():
+        write_predictions(predictions_file(folder, fold), table)
+        write_history(history_file(folder, fold), [])
+        model_file(folder, fold).write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official_inputs():
+    dataset = DatasetFacts(name="matbench_mp_e_form", source="matminer", hash="cd" * 32, n=OFFICIAL_SIZE, official=True)
+    return dataclasses.replace(made_up_inputs(), dataset=dataset, folds=range(5))

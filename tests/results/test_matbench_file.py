@@ -10,53 +10,11 @@ import subprocess
 import sys
 import warnings
 
-import numpy as np
 import pytest
 
 from mbqueue.errors import ResultsError
-from mbqueue.results.leaderboard import OFFICIAL_SIZE
 from mbqueue.results.matbench_file import read_matbench_scores, write_matbench_file
-from mbqueue.results.record import DatasetFacts, record_experiment
-from mbqueue.results.tables import (
-    Predictions,
-    history_file,
-    model_file,
-    predictions_file,
-    write_history,
-    write_predictions,
-)
-
-
-@pytest.fixture(scope="module")
-def official_predictions():
-    """All five official test parts, rows shuffled: nothing may rest on their order."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matbench's imports
-        from matbench.metadata import mbv01_validation
-    rng = np.random.default_rng(0)
-    folds = {}
-    for fold, split in enumerate(mbv01_validation.splits["matbench_mp_e_form"].values()):
-        ids = [split.test[i] for i in rng.permutation(len(split.test))]
-        y_true = rng.normal(-1.5, 1.0, len(ids))
-        y_pred = y_true + rng.laplace(0, 0.02, len(ids))
-        folds[fold] = Predictions(ids, ["NaCl"] * len(ids), np.full(len(ids), 2), y_true, y_pred)
-    return folds
-
-
-@pytest.fixture(scope="module")
-def recorded_official(tmp_path_factory, official_predictions):
-    folder = tmp_path_factory.mktemp("official")
-    for fold, table in official_predictions.items():
-        write_predictions(predictions_file(folder, fold), table)
-        write_history(history_file(folder, fold), [])
-        model_file(folder, fold).write_bytes(b"weights")
-    return folder
-
-
-@pytest.fixture
-def official_inputs(inputs):
-    dataset = DatasetFacts(name="matbench_mp_e_form", source="matminer", hash="cd" * 32, n=OFFICIAL_SIZE, official=True)
-    return dataclasses.replace(inputs, dataset=dataset, folds=range(5))
+from mbqueue.results.record import record_experiment
 
 
 def test_the_official_task_is_recorded_and_valid_by_matbench_itself(

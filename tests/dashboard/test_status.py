@@ -9,7 +9,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from mbqueue.dashboard import bar, gpu_seconds, render, sparkline
+from mbqueue.dashboard import render
+from mbqueue.dashboard.status import bar, gpu_seconds, sparkline
 from mbqueue.experiment import Spec
 from mbqueue.queue.store import Queue
 

@@ -1,0 +1,145 @@
+"""Experiments side by side, and differences paired by crystal.
+
+For crystals that two experiments both predicted, d = |error of B| − |error of A|: below 0 where B is better. The
+interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. It covers the
+choice of crystals. It does not cover what another seed of the same training would change, nor the dependence that
+folds share most of their training data; for that the differences of the folds are given one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.errors import ResultsError, UsageError
+from mbqueue.results.folder import Recorded
+from mbqueue.results.tables import Predictions
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """How experiment ``b`` differs from ``a`` on the ``n`` crystals that both predicted; eV/atom.
+
+    Attributes:
+        mae_a, mae_b: on these crystals alone.
+        mean, low, high: of |error b| − |error a|, with its 95 % interval; None for fewer than two crystals.
+        share_better: share of these crystals on which b's error is smaller.
+        per_fold: fold → mean difference, for folds that hold the same crystals in both.
+        differences: float64 [n].
+    """
+
+    a: str
+    b: str
+    n: int
+    mae_a: float
+    mae_b: float
+    mean: float
+    low: float | None
+    high: float | None
+    share_better: float
+    per_fold: dict[int, float]
+    differences: NDArray[np.float64]
+
+    @property
+    def verdict(self) -> str:
+        """In words, at the 95 % level."""
+        if self.low is None or self.high is None:
+            return "too few common crystals to tell"
+        if self.high < 0:
+            return f"{self.b} is better"
+        if self.low > 0:
+            return f"{self.a} is better"
+        return "no difference that these crystals can show"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Experiments in the order given, and every pair of them."""
+
+    recorded: tuple[Recorded, ...]
+    labels: tuple[str, ...]
+    pairs: tuple[PairedDifference, ...]
+
+
+def compare(recorded: Sequence[Recorded]) -> Comparison:
+    """Compare two or more recorded experiments on the same crystals.
+
+    Raises:
+        UsageError: for fewer than two.
+        ResultsError: when two share no crystal, or disagree on a target (they are then of different data).
+    """
+    if len(recorded) < 2:
+        raise UsageError("A comparison takes two experiments or more.")
+    labels = _labels(recorded)
+    pairs = [_pair(recorded[i], recorded[j], labels[i], labels[j]) for i, j in combinations(range(len(recorded)), 2)]
+    return Comparison(recorded=tuple(recorded), labels=labels, pairs=tuple(pairs))
+
+
+def _labels(recorded: Sequence[Recorded]) -> tuple[str, ...]:
+    """Names; with the day where a name is there twice."""
+    names = [one.name for one in recorded]
+    return tuple(
+        name if names.count(name) == 1 else f"{name} ({one.content['run']['enqueued_on']})"
+        for name, one in zip(names, recorded, strict=True)
+    )
+
+
+def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDifference:
+    rows_a, rows_b = _common_rows(a.all_predictions, b.all_predictions)
+    if not len(rows_a):
+        raise ResultsError(f"{label_a} and {label_b} have no test crystal in common, so they cannot be compared.")
+    all_a, all_b = a.all_predictions, b.all_predictions
+    unequal = np.flatnonzero(all_a.y_true[rows_a] != all_b.y_true[rows_b])
+    if unequal.size:
+        first = rows_a[unequal[0]]
+        raise ResultsError(
+            f"{label_a} and {label_b} have different targets for {unequal.size} crystals, first {all_a.ids[first]}. "
+            "They are of different data; compare experiments on the same dataset."
+        )
+    error_a, error_b = all_a.abs_error[rows_a], all_b.abs_error[rows_b]
+    differences = error_b - error_a
+    margin = _margin(differences)
+    mean = float(differences.mean())
+    return PairedDifference(
+        a=label_a,
+        b=label_b,
+        n=len(differences),
+        mae_a=float(error_a.mean()),
+        mae_b=float(error_b.mean()),
+        mean=mean,
+        low=None if margin is None else mean - margin,
+        high=None if margin is None else mean + margin,
+        share_better=float((differences < 0).mean()),
+        per_fold={
+            fold: b.content["folds"][str(fold)]["scores"]["mae"] - a.content["folds"][str(fold)]["scores"]["mae"]
+            for fold in sorted(set(a.folds) & set(b.folds))
+            if set(a.predictions[fold].ids) == set(b.predictions[fold].ids)
+        },
+        differences=differences,
+    )
+
+
+def _common_rows(a: Predictions, b: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the crystals that are in both, in the order of a."""
+    row_in_b = {crystal_id: row for row, crystal_id in enumerate(b.ids)}
+    rows = [(row, row_in_b[crystal_id]) for row, crystal_id in enumerate(a.ids) if crystal_id in row_in_b]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _margin(differences: NDArray[np.float64]) -> float | None:
+    n = len(differences)
+    if n < 2:
+        return None
+    # Slow to import, and only comparisons need it; its type stubs are a package of their own.
+    from scipy import stats  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
+
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return quantile * float(differences.std(ddof=1)) / math.sqrt(n)

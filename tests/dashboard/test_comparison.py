@@ -1,0 +1,72 @@
+"""Comparisons in the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mbqueue.dashboard.comparison import render_comparison
+from mbqueue.results.compare import Comparison, PairedDifference
+from mbqueue.results.folder import Recorded
+
+
+def recorded(name, maes, reasons=()):
+    content = {
+        "experiment": name,
+        "folds": {str(fold): {"scores": {"mae": mae}} for fold, mae in maes.items()},
+        "summary": {"mae": {"mean": float(np.mean(list(maes.values()))), "std": 0.0004}},
+        "leaderboard": {"rows": [{"name": "coGN", "mae": 0.017}], "reasons_against": list(reasons)},
+    }
+    return Recorded(Path(name), content)
+
+
+@pytest.fixture
+def comparison():
+    pair = PairedDifference(
+        a="first", b="second", n=100, mae_a=0.02, mae_b=0.019, mean=-0.001, low=-0.0015, high=-0.0005,
+        share_better=0.6, per_fold={0: -0.001}, differences=np.zeros(100),
+    )  # fmt: skip
+    both = (
+        recorded("first", {0: 0.02, 1: 0.03}, ["fold 2, 3, 4 of the five is missing"]),
+        recorded("second", {0: 0.01}),
+    )
+    return Comparison(recorded=both, labels=("first", "second"), pairs=(pair,))
+
+
+def draw(comparison, encoding="utf-8"):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    Console(file=stream, width=80).print(render_comparison(comparison))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+def test_experiments_and_leaderboard_are_listed_best_first(comparison):
+    lines = draw(comparison).splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["second", "coGN", "first"]
+    assert lines[3].split() == ["first", "0.0200", "0.0300", "–", "–", "–", "0.0250", "±", "0.0004"]
+
+
+def test_the_pair_is_told_with_its_interval_and_verdict(comparison):
+    drawn = draw(comparison)
+    assert "second against first on 100 common crystals: second is better" in drawn
+    assert "95% interval -0.00150 to -0.00050" in drawn
+
+
+def test_a_score_that_does_not_compare_with_the_leaderboard_says_why(comparison):
+    assert "first does not compare with the leaderboard: fold 2, 3, 4" in draw(comparison)
+
+
+def test_too_few_crystals_for_an_interval_are_said_to_be(comparison):
+    few = dataclasses.replace(comparison.pairs[0], n=1, low=None, high=None)
+    drawn = draw(dataclasses.replace(comparison, pairs=(few,)))
+    assert "too few common crystals to tell" in drawn
+    assert "interval" not in drawn
+
+
+def test_ascii_outputs_get_ascii(comparison):
+    assert draw(comparison, encoding="ascii").isascii()
