@@ -1,0 +1,156 @@
+"""Which job a claim gives, and to whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from mbqueue.errors import QueueError
+
+
+def _loaded(lease):
+    return (lease.job.experiment_id, lease.job.fold)
+
+
+def test_an_empty_queue_gives_nothing(world):
+    assert world.claim(world.session()) is None
+
+
+def test_epochs_of_a_fold_come_in_order_and_folds_one_after_the_other(world):
+    world.enqueue(folds=(0, 1), epochs=2)
+    assert world.finish(world.session()) == [
+        "full prepare",
+        "full fold 0 epoch 1",
+        "full fold 0 epoch 2",
+        "full fold 0 predict",
+        "full fold 1 epoch 1",
+        "full fold 1 epoch 2",
+        "full fold 1 predict",
+        "full record",
+    ]
+
+
+def test_a_claim_raises_the_fence_and_names_the_holder(world):
+    world.enqueue()
+    session = world.session()
+    lease = world.take(session)
+    assert (lease.fence, lease.session, lease.expires_at) == (1, session, world.now + 60)
+    assert world.queue.job(lease.job.id).session == session
+    world.queue.release(lease, reason="test", now=world.now)
+    assert world.take(session).fence == 2
+
+
+def test_a_leased_job_is_not_given_twice(world):
+    world.enqueue()
+    assert world.claim(world.session()) is not None
+    assert world.claim(world.session()) is None
+
+
+def test_two_sessions_take_different_folds_and_keep_them(world):
+    one, two = world.session(), world.session()
+    world.prepared(one, folds=(0, 1), epochs=3)
+    first, second = world.take(one), world.take(two)
+    assert (first.job.fold, second.job.fold) == (0, 1)
+    for epoch in (2, 3):
+        world.commit(first)
+        # Between the commit of one session and its next claim, the other one asks too, and must leave the fold alone.
+        assert world.claim(two) is None
+        first = world.take(one, loaded=_loaded(first))
+        assert (first.job.fold, first.job.epoch) == (0, epoch)
+
+
+def test_a_fold_left_by_an_ended_session_is_free_for_all(world):
+    one, two = world.session(), world.session()
+    world.prepared(one, folds=(0,), epochs=2)
+    world.commit(world.take(one))
+    assert world.claim(two) is None
+    world.queue.end_session(one, reason="deadline", now=world.now)
+    assert world.take(two).job.epoch == 2
+
+
+def test_a_fold_left_by_a_session_that_is_no_longer_heard_of_is_free_for_all(world):
+    one, two = world.session(), world.session(alive_seconds=1e6)
+    world.prepared(one, folds=(0,), epochs=2)
+    world.commit(world.take(one))
+    world.now += 61
+    assert world.take(two).job.epoch == 2
+
+
+def test_a_fold_left_by_a_session_that_is_busy_elsewhere_is_free_for_all(world):
+    one, two = world.session(), world.session()
+    world.prepared(one, folds=(0,), epochs=2)
+    world.commit(world.take(one))
+    world.enqueue("urgent", priority=5)
+    assert world.take(one).job.experiment == "urgent"
+    assert world.take(two).job.epoch == 2
+
+
+def test_the_loaded_fold_comes_before_higher_priority(world):
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=2)
+    lease = world.take(session)
+    world.commit(lease)
+    world.enqueue("urgent", priority=5)
+    assert world.take(session, loaded=_loaded(lease)).job.experiment == "full"
+
+
+def test_higher_priority_comes_before_a_fold_in_progress(world):
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=2)
+    world.commit(world.take(session))
+    world.enqueue("urgent", priority=5)
+    assert world.take(session).job.experiment == "urgent"
+
+
+def test_a_fold_in_progress_comes_before_an_older_new_one(world):
+    session = world.session()
+    world.prepared(session, folds=(0, 1), epochs=2)
+    world.queue.pause("full", fold=0, now=world.now)
+    world.commit(world.take(session))
+    world.queue.resume("full", fold=0, now=world.now)
+    assert (world.take(session).job.fold, world.find("full fold 0 epoch 1").state) == (1, "ready")
+
+
+def test_among_equals_the_older_one_comes_first(world):
+    world.enqueue("older")
+    world.now += 1
+    world.enqueue("newer")
+    assert world.take(world.session()).job.experiment == "older"
+
+
+def test_a_claim_for_an_unknown_or_ended_session_is_an_error(world):
+    world.enqueue()
+    with pytest.raises(QueueError, match="never started"):
+        world.claim("nobody")
+    session = world.session()
+    world.queue.end_session(session, reason="test", now=world.now)
+    with pytest.raises(QueueError, match="has ended"):
+        world.claim(session)
+    assert world.states()["prepare"] == "ready"
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9])
+def test_a_lease_of_senseless_length_is_refused(world, seconds):
+    world.enqueue()
+    with pytest.raises(QueueError, match="lease"):
+        world.claim(world.session(), seconds=seconds)
+
+
+def test_the_outlook_tells_waiting_for_others_from_nothing_left(world):
+    session = world.session()
+    world.enqueue(folds=(0,), epochs=0)
+    assert (world.queue.outlook(now=world.now).ready, world.queue.outlook(now=world.now).is_exhausted) == (1, False)
+    lease = world.take(session)
+    outlook = world.queue.outlook(now=world.now)
+    assert (outlook.leased, outlook.lease_expires_at, outlook.is_exhausted) == (1, world.now + 60, False)
+    world.queue.fail(lease, error="boom", now=world.now)
+    outlook = world.queue.outlook(now=world.now)
+    assert (outlook.delayed, outlook.next_at, outlook.is_exhausted) == (1, world.now + 30, False)
+    world.now += 31
+    world.finish(session)
+    assert world.queue.outlook(now=world.now).is_exhausted
+
+
+def test_a_paused_queue_is_exhausted(world):
+    world.enqueue()
+    world.queue.pause("full", now=world.now)
+    assert world.queue.outlook(now=world.now).is_exhausted

@@ -1,0 +1,291 @@
+"""What the holder of a lease may do, and what a former holder may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from mbqueue.errors import LeaseLost, QueueError
+from mbqueue.queue.leases import LONGEST_RETRY_SECONDS, MAX_FAILURES, MAX_LOST_IN_A_ROW, retry_delay_seconds
+
+WRITES = {
+    "renew": lambda world, lease, publish: world.queue.renew(lease, now=world.now, lease_seconds=60),
+    "save_progress": lambda world, lease, publish: world.queue.save_progress(
+        lease, progress={"step": 1}, publish=publish
+    ),
+    "commit": lambda world, lease, publish: world.queue.commit(
+        lease, result={"val_mae": 1.0}, now=world.now, publish=publish
+    ),
+    "skip_rest": lambda world, lease, publish: world.queue.skip_rest(
+        lease, result={"val_mae": 1.0}, why="no better", now=world.now, publish=publish
+    ),
+    "release": lambda world, lease, publish: world.queue.release(lease, reason="late", now=world.now),
+    "fail": lambda world, lease, publish: world.queue.fail(lease, error="late", now=world.now),
+    "rewind": lambda world, lease, publish: world.queue.rewind(
+        "full", 0, to_epoch=0, why="late", now=world.now, lease=lease
+    ),
+}
+
+LOSSES = {
+    "reclaimed": lambda world, lease: (_pass(world, 61), world.take(world.session())),
+    "reaped": lambda world, lease: (_pass(world, 61), world.queue.reap_expired(by="test", now=world.now)),
+    "released": lambda world, lease: world.queue.release(lease, reason="test", now=world.now),
+    "committed": lambda world, lease: world.commit(lease),
+    "failed": lambda world, lease: world.queue.fail(lease, error="boom", now=world.now),
+    "cancelled": lambda world, lease: world.queue.cancel("full", now=world.now),
+    "rewound": lambda world, lease: world.queue.rewind("full", 0, to_epoch=0, why="test", now=world.now),
+    "session ended": lambda world, lease: world.queue.end_session(lease.session, reason="test", now=world.now),
+}
+
+
+def _pass(world, seconds):
+    world.now += seconds
+
+
+def _epoch_one(world):
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=3)
+    return world.take(session)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("write", WRITES)
+def test_a_former_holder_changes_nothing_and_publishes_nothing(world, write, loss):
+    lease = _epoch_one(world)
+    LOSSES[loss](world, lease)
+    before, events, published = world.queue.jobs(), world.queue.events(), []
+    with pytest.raises(LeaseLost, match="full fold 0 epoch 1"):
+        WRITES[write](world, lease, lambda: published.append(1))
+    assert (world.queue.jobs(), world.queue.events(), published) == (before, events, [])
+
+
+def test_an_expired_lease_that_nobody_took_back_can_be_renewed(world):
+    lease = _epoch_one(world)
+    world.now += 1000
+    renewed = world.queue.renew(lease, now=world.now, lease_seconds=60)
+    assert (renewed.fence, renewed.expires_at) == (lease.fence, world.now + 60)
+    assert world.claim(world.session()) is None
+
+
+def test_a_renewed_lease_does_not_run_out(world):
+    lease = _epoch_one(world)
+    other = world.session(alive_seconds=1e6)
+    for _ in range(5):
+        world.now += 50
+        world.queue.renew(lease, now=world.now, lease_seconds=60)
+        assert world.claim(other) is None
+    world.commit(lease)
+
+
+def test_renewing_shows_progress_and_keeps_it_when_there_is_no_news(world):
+    lease = _epoch_one(world)
+    world.queue.renew(lease, now=world.now, lease_seconds=60, progress={"step": 7})
+    renewed = world.queue.renew(lease, now=world.now, lease_seconds=60)
+    assert renewed.job.progress == {"step": 7}
+
+
+def test_the_holder_of_a_paused_job_learns_of_it_when_it_renews(world):
+    lease = _epoch_one(world)
+    assert not lease.job.paused
+    world.queue.pause("full", now=world.now)
+    assert world.queue.renew(lease, now=world.now, lease_seconds=60).job.paused
+
+
+def test_a_lease_that_ran_out_counts_as_preemption_and_not_as_failure(world):
+    lease = _epoch_one(world)
+    world.now += 61
+    again = world.take(world.session())
+    assert again.job.id == lease.job.id
+    assert (again.fence, again.job.preemptions, again.job.failures) == (lease.fence + 1, 1, 0)
+    back, claimed = world.queue.events()[-2:]
+    assert (back.from_state, back.to_state, back.why) == ("leased", "ready", f"lease of session {lease.session} ran out")
+    assert claimed.to_state == "leased"
+
+
+def test_a_lease_from_a_clock_far_ahead_counts_as_run_out(world):
+    session = world.session()
+    world.enqueue()
+    world.now += 1e8
+    world.take(session)
+    world.now -= 1e8
+    assert world.claim(world.session()) is not None
+
+
+def test_a_retry_set_by_a_clock_far_ahead_is_due_at_once(world):
+    lease = _epoch_one(world)
+    world.queue.fail(lease, error="boom", now=world.now + 1e8)
+    assert world.claim(world.session()) is not None
+
+
+def test_commit_writes_the_result_and_makes_ready_what_waited(world):
+    lease = _epoch_one(world)
+    ready = world.queue.commit(lease, result={"epoch": 1, "val_mae": 0.04}, now=world.now)
+    assert [job.label for job in ready] == ["full fold 0 epoch 2"]
+    job = world.find("full fold 0 epoch 1")
+    assert (job.state, job.result, job.session) == ("committed", {"epoch": 1, "val_mae": 0.04}, None)
+
+
+def test_record_waits_for_the_last_fold(world):
+    session = world.session()
+    world.enqueue(folds=(0, 1), epochs=0)
+    world.commit(world.take(session))
+    assert world.commit(world.take(session)) == ()
+    assert [job.kind for job in world.commit(world.take(session))] == ["record"]
+
+
+def test_publish_runs_while_nobody_else_can_take_the_job(world, open_queue):
+    lease = _epoch_one(world)
+    seen = []
+
+    def publish():
+        with open_queue().reading() as db:  # another reader still sees the job as it was
+            seen.append(db.execute("SELECT state FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()["state"])
+
+    world.queue.commit(lease, result={}, now=world.now, publish=publish)
+    assert seen == ["leased"]
+    assert world.find("full fold 0 epoch 1").state == "committed"
+
+
+@pytest.mark.parametrize("write", ["commit", "save_progress", "skip_rest"])
+def test_when_publish_fails_nothing_is_written_and_the_lease_is_kept(world, write):
+    lease = _epoch_one(world)
+    before, events = world.queue.jobs(), world.queue.events()
+
+    def publish():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        WRITES[write](world, lease, publish)
+    assert (world.queue.jobs(), world.queue.events()) == (before, events)
+    world.commit(lease)
+
+
+def test_publish_must_not_use_the_queue(world):
+    lease = _epoch_one(world)
+    with pytest.raises(QueueError, match="may only move files"):
+        world.queue.commit(lease, result={}, now=world.now, publish=world.queue.jobs)
+    assert world.find("full fold 0 epoch 1").state == "leased"
+
+
+def test_what_is_not_json_is_refused_and_the_lease_is_kept(world):
+    lease = _epoch_one(world)
+    for wrong in (float("nan"), object()):
+        with pytest.raises(QueueError, match="not valid JSON"):
+            world.queue.commit(lease, result={"val_mae": wrong}, now=world.now)
+    world.commit(lease)
+
+
+def test_prepare_sets_the_dataset_hash(world):
+    session = world.session()
+    world.enqueue()
+    world.queue.commit(world.take(session), result={"dataset_hash": "abc"}, now=world.now)
+    assert world.queue.experiment("full").dataset_hash == "abc"
+
+
+def test_prepare_without_a_dataset_hash_is_refused(world):
+    session = world.session()
+    world.enqueue()
+    with pytest.raises(QueueError, match="lacks dataset_hash"):
+        world.queue.commit(world.take(session), result={}, now=world.now)
+    assert world.states()["prepare"] == "leased"
+
+
+def test_saved_progress_is_handed_to_the_next_holder(world):
+    lease = _epoch_one(world)
+    world.queue.save_progress(lease, progress={"step": 120, "steps": 400})
+    world.now += 61
+    assert world.take(world.session()).job.progress == {"step": 120, "steps": 400}
+
+
+def test_a_release_is_no_failure_and_counts_as_preemption_only_when_it_was_one(world):
+    lease = _epoch_one(world)
+    world.queue.release(lease, reason="enough", now=world.now)
+    job = world.queue.job(lease.job.id)
+    assert (job.state, job.failures, job.preemptions, job.session) == ("ready", 0, 0, None)
+    lease = world.take(lease.session)
+    world.queue.release(lease, reason="deadline", now=world.now, preempted=True)
+    job = world.queue.job(lease.job.id)
+    assert (job.failures, job.preemptions) == (0, 1)
+    assert world.queue.events()[-1].why == "released: deadline"
+
+
+def test_a_failed_job_comes_back_after_growing_delays_and_then_rests_with_its_traceback(world):
+    lease = _epoch_one(world)
+    other = world.session(alive_seconds=1e9)
+    delays = []
+    for attempt in range(1, MAX_FAILURES):
+        job = world.queue.fail(lease, error=f"Traceback\nValueError: bang {attempt}", now=world.now)
+        assert (job.state, job.failures) == ("ready", attempt)
+        delays.append(job.not_before - world.now)
+        world.now = job.not_before - 1
+        assert world.claim(other) is None
+        world.now += 1
+        lease = world.take(other)
+    assert delays == [30, 120, 480, 1920]
+    job = world.queue.fail(lease, error="Traceback\nValueError: bang 5", now=world.now)
+    assert (job.state, job.failures, job.error) == ("failed", 5, "Traceback\nValueError: bang 5")
+    assert world.queue.events()[-1].why == "failed (5 of 5): ValueError: bang 5"
+    world.now += 1e6
+    world.queue.heartbeat(other, now=world.now, alive_seconds=60)
+    assert world.claim(other) is None
+
+
+def test_no_delay_is_longer_than_an_hour():
+    assert retry_delay_seconds(50) == LONGEST_RETRY_SECONDS
+
+
+def test_a_final_failure_is_not_tried_again(world):
+    lease = _epoch_one(world)
+    job = world.queue.fail(lease, error="NonFiniteLoss: nan", now=world.now, final=True)
+    assert (job.state, job.failures, job.not_before) == ("failed", 1, 0)
+
+
+def test_a_failed_job_blocks_only_its_own_fold(world):
+    session = world.session()
+    world.prepared(session, folds=(0, 1), epochs=2)
+    lease = world.take(session)
+    world.queue.fail(lease, error="boom", now=world.now, final=True)
+    assert world.finish(session) == ["full fold 1 epoch 1", "full fold 1 epoch 2", "full fold 1 predict"]
+    assert world.states()["fold 0 epoch 2"] == "waiting"
+
+
+def test_a_job_that_kills_every_holder_rests_in_failed(world):
+    _epoch_one(world)
+    for _ in range(MAX_LOST_IN_A_ROW - 1):
+        world.now += 61
+        world.take(world.session())
+    world.now += 61
+    assert world.claim(world.session()) is None
+    job = world.find("full fold 0 epoch 1")
+    assert (job.state, job.failures, job.preemptions) == ("failed", 0, MAX_LOST_IN_A_ROW)
+    assert "out of memory" in job.error
+
+
+def test_a_job_that_saves_progress_may_be_cut_off_for_ever(world):
+    lease = _epoch_one(world)
+    for step in range(2 * MAX_LOST_IN_A_ROW):
+        world.queue.save_progress(lease, progress={"step": step})
+        world.now += 61
+        lease = world.take(world.session())
+    assert lease.job.preemptions == 2 * MAX_LOST_IN_A_ROW
+
+
+def test_early_stopping_skips_the_rest_and_goes_on_to_predict(world):
+    lease = _epoch_one(world)
+    ready = world.queue.skip_rest(lease, result={"val_mae": 0.1}, why="3 epochs without a better one", now=world.now)
+    assert [job.label for job in ready] == ["full fold 0 predict"]
+    states = world.states()
+    assert [states[f"fold 0 epoch {epoch}"] for epoch in (1, 2, 3)] == ["committed", "skipped", "skipped"]
+    assert world.finish(lease.session) == ["full fold 0 predict", "full record"]
+
+
+def test_early_stopping_in_the_last_epoch_is_a_plain_commit(world):
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=1)
+    ready = world.queue.skip_rest(world.take(session), result={}, why="x", now=world.now)
+    assert [job.label for job in ready] == ["full fold 0 predict"]
+
+
+def test_only_training_can_stop_early(world):
+    world.enqueue()
+    with pytest.raises(QueueError, match="no later epochs"):
+        world.queue.skip_rest(world.take(world.session()), result={}, why="x", now=world.now)
