@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mbqueue.data import folds
-from mbqueue.data.crystals import Crystals
-from mbqueue.data.entries import Gatherer
-from mbqueue.data.formats import read_into
-from mbqueue.errors import DataError, InvalidCrystals
+from mbqueue.errors import DataError, InvalidCrystals, UsageError
 from mbqueue.experiment import OFFICIAL_DATASET, SAMPLE_DATASET
 
+if TYPE_CHECKING:
+    from mbqueue.data.crystals import Crystals
+
 SAMPLE_FILE = Path(__file__).parent / "sample" / "flla_sample.jsonl.gz"
+
+_FORMS = (
+    ".json, .json.gz or .json.bz2 (a table as matminer writes it), .jsonl or .jsonl.gz (id, structure, e_form), .csv "
+    "with a column cif, or a folder with id_prop.csv and CIF files"
+)
 
 Progress = Callable[[int, int], None]
 
@@ -23,7 +28,7 @@ class Dataset:
     """Crystals and where they are from.
 
     Attributes:
-        crystals: what can be used.
+        crystals: what can be used, in the order of the source.
         dropped: (id, reason) of what was left out, in order; empty unless that was asked for.
         source: name or path, for people.
         official: whether this is matbench's own ``matbench_mp_e_form``, whole and in its order.
@@ -35,6 +40,32 @@ class Dataset:
     official: bool
 
 
+def check_dataset(name_or_path: str, *, project_root: Path | None = None) -> None:
+    """Raise what ``load`` would raise at once, as far as that can be told without reading the data.
+
+    Imports nothing that takes time. The official data set passes whether it is on this machine or not.
+
+    Raises:
+        UsageError: when there is no such name or path, or its form is not known.
+        DataError: when a file is empty or a folder has no ``id_prop.csv``.
+    """
+    if name_or_path in (OFFICIAL_DATASET, SAMPLE_DATASET):
+        return
+    path = _path_of(name_or_path, project_root)
+    if not path.exists():
+        raise UsageError(
+            f"There is no data set {name_or_path!r}: it is neither {OFFICIAL_DATASET!r} nor {SAMPLE_DATASET!r}, and "
+            f"there is no file or folder {path}."
+        )
+    if path.is_dir():
+        if not (path / "id_prop.csv").is_file():
+            raise DataError(f"The folder {path} has no id_prop.csv. Give {_FORMS}.")
+    elif not path.name.endswith((".json", ".json.gz", ".json.bz2", ".jsonl", ".jsonl.gz", ".jsonl.bz2", ".csv")):
+        raise UsageError(f"{path} is of no known form. Give {_FORMS}.")
+    elif path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.")
+
+
 def load(
     name_or_path: str,
     *,
@@ -44,16 +75,54 @@ def load(
     drop_invalid: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set."""
-    path = SAMPLE_FILE if name_or_path == SAMPLE_DATASET else (project_root or Path()) / name_or_path
+    """Read a data set; the official one is downloaded first if it is not on this machine.
+
+    Args:
+        name_or_path: ``matbench_mp_e_form``, ``sample``, or a file or folder (see ``formats``).
+        project_root: what a relative path is relative to; by default the working folder.
+        limit: keep only so many crystals, drawn with ``seed``, in their order; 0 keeps all.
+        seed: seeds that draw.
+        drop_invalid: leave out what cannot be used, instead of raising ``InvalidCrystals``.
+        progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
+
+    Raises:
+        UsageError: when there is no such data set.
+        InvalidCrystals: listing every entry that cannot be used, unless ``drop_invalid``.
+        DataError: when it cannot be had or read, is of the wrong shape, or holds nothing that can be used.
+    """
+    # Imported here, because `mbqueue enqueue` only checks, and must answer at once.
+    from mbqueue.data import formats, official  # noqa: PLC0415
+    from mbqueue.data.entries import Gatherer  # noqa: PLC0415
+    from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
+
+    check_dataset(name_or_path, project_root=project_root)
     gatherer = Gatherer()
-    read_into(gatherer, path, progress)
+    is_official = name_or_path == OFFICIAL_DATASET
+    if is_official:
+        file = official.official_file()
+        path = official.fetch(file, progress=progress)
+        formats.read_official(gatherer, path, progress)
+        count = len(gatherer) + len(gatherer.offenders)
+        if count != file.n:
+            raise DataError(f"{path} has {count} entries and should have {file.n}. Remove it; it is then downloaded.")
+    else:
+        path = SAMPLE_FILE if name_or_path == SAMPLE_DATASET else _path_of(name_or_path, project_root)
+        reader = formats.reader_of(path)
+        assert reader is not None, "check_dataset knows the forms"
+        reader(gatherer, path, progress)
     if gatherer.offenders and not drop_invalid:
         raise InvalidCrystals(name_or_path, gatherer.offenders)
+    if not len(gatherer):
+        raise DataError(f"{path} holds no crystal that can be used.")
     crystals = gatherer.crystals()
-    if not len(crystals):
-        raise DataError(f"{path} holds no crystals that can be used.")
+    whole = not gatherer.offenders
     if 0 < limit < len(crystals):
-        crystals = crystals.select(folds.drawn_rows(len(crystals), limit, seed))
-    official = name_or_path == OFFICIAL_DATASET and not limit and not gatherer.offenders
-    return Dataset(crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=official)
+        whole = False
+        crystals = crystals.select(drawn_rows(len(crystals), limit, seed))
+    return Dataset(
+        crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=is_official and whole
+    )
+
+
+def _path_of(name_or_path: str, project_root: Path | None) -> Path:
+    return (project_root or Path()) / Path(name_or_path).expanduser()

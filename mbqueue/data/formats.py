@@ -1,31 +1,171 @@
-"""Readers of the file formats that data sets come in."""
+"""Readers of the forms in which data sets come; each feeds a ``Gatherer``.
+
+A table in JSON (``.json``, ``.json.gz``, ``.json.bz2``), JSON lines (``.jsonl``, ``.jsonl.gz``), a table with CIF texts
+(``.csv``) and a folder of CIF files with ``id_prop.csv``.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable
+import csv
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from mbqueue.data.entries import Gatherer
+from mbqueue.data.json_rows import JsonTable, Progress, opened, parse_json
+from mbqueue.errors import DataError
 
-Progress = Callable[[int, int], None]
+ID_NAMES = ("id", "material_id", "mbid", "jid")
+TARGET_NAMES = ("e_form", "target", "formation_energy_per_atom")
+STRUCTURE_NAME = "structure"
+CIF_NAME = "cif"
+
+Reader = Callable[[Gatherer, Path, Progress | None], None]
 
 
-def parse_json(text: bytes) -> Any:
-    """A JSON value; NaN and Infinity, which JSON has not but Python writes, are read as such."""
+def reader_of(path: Path) -> Reader | None:
+    """The reader for a file or folder, by its name; None for a form that is not known."""
+    if path.is_dir():
+        return read_folder
+    name = path.name.removesuffix(".gz").removesuffix(".bz2")
+    readers: dict[str, Reader] = {".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv}
+    return readers.get(Path(name).suffix)
+
+
+def read_json(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
+    """A table in JSON; rows without an id of their own are named by the table's index."""
+    for number, index, entry in _json_entries(path, progress):
+        name = _first(entry, ID_NAMES)
+        gatherer.add(str(number if index is None else index) if name is None else str(name), *_cells(entry))
+
+
+def read_official(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
+    """matminer's file of ``matbench_mp_e_form``, its rows named as matbench names them (index 0: …-000001)."""
+    for number, index, entry in _json_entries(path, progress):
+        place = index if isinstance(index, int) else number
+        gatherer.add(f"mb-mp-e-form-{place + 1:06d}", *_cells(entry))
+
+
+def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
+    """One JSON object a line: an id, a structure, a target."""
+    with opened(path, progress) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = parse_json(line)
+            except ValueError as error:
+                gatherer.refuse(f"line {number}", f"it is not JSON ({error})")
+                continue
+            name = _first(entry, ID_NAMES) if isinstance(entry, dict) else None
+            if name is None:
+                gatherer.refuse(f"line {number}", f"it is not an object with one of {', '.join(ID_NAMES)}")
+            else:
+                gatherer.add(str(name), *_cells(entry))
+
+
+def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
+    """A table with a heading, of which one column holds CIF texts."""
+    with opened(path, progress) as stream, _long_fields():
+        lines = (line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(stream))
+        try:
+            rows = csv.DictReader(lines)
+            fields = rows.fieldnames or []
+            for wanted in ((CIF_NAME,), ID_NAMES, TARGET_NAMES):
+                if not set(wanted) & set(fields):
+                    raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(fields)}.")
+            for row in rows:
+                _add_parsed(gatherer, str(_first(row, ID_NAMES)), row[CIF_NAME] or "", "cif", _first(row, TARGET_NAMES))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is not a table in CSV and UTF-8 ({error}).") from error
+
+
+def read_folder(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
+    """``id_prop.csv`` (id, target; no heading) and a file ``id.cif`` for each, as for CGCNN; ALIGNN's ids are names of
+    files, ``.cif`` or ``.vasp`` (POSCAR).
+    """
+    listing = path / "id_prop.csv"
+    with opened(listing) as stream:
+        try:
+            rows = [row for row in csv.reader(io.StringIO(stream.read().decode("utf-8-sig"))) if any(row)]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{listing} is not a table in CSV and UTF-8 ({error}).") from error
+    for number, row in enumerate(rows, 1):
+        name, target = row[0].strip(), row[1].strip() if len(row) > 1 else None
+        file = path / name if name.endswith((".cif", ".vasp")) else path / f"{name}.cif"
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            gatherer.refuse(name, f"there is no file {file.name}")
+            continue
+        _add_parsed(gatherer, name, text, "poscar" if file.suffix == ".vasp" else "cif", target)
+        if progress is not None:
+            progress(number, len(rows))
+
+
+def _json_entries(path: Path, progress: Progress | None) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
+    """Number, index value (None for a plain list) and named cells of each row."""
+    table = JsonTable(path, progress)
+    for number, row in enumerate(table.rows()):
+        if number == 0 and not table.names_known:
+            for _ in table.rows(names_only=True):
+                pass
+            yield from _named_entries(path, table)
+            return
+        yield number, *_named(path, table, number, row)
+
+
+def _named_entries(path: Path, table: JsonTable) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
+    for number, row in enumerate(table.rows()):
+        yield number, *_named(path, table, number, row)
+
+
+def _named(path: Path, table: JsonTable, number: int, row: Any) -> tuple[Any, Mapping[str, Any]]:
+    if isinstance(row, dict):
+        return None, row
+    if not isinstance(row, list) or table.columns is None or len(row) != len(table.columns):
+        raise DataError(f"Row {number} of {path} has not the cells that its columns {table.columns} say.")
+    if table.index is not None and number >= len(table.index):
+        raise DataError(f"{path} has more rows than its index names ({len(table.index)}).")
+    return table.index[number] if table.index is not None else None, dict(zip(table.columns, row, strict=True))
+
+
+def _cells(entry: Mapping[str, Any]) -> tuple[Any, Any]:
+    return entry.get(STRUCTURE_NAME), _first(entry, TARGET_NAMES)
+
+
+def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        if entry.get(name) is not None:
+            return entry[name]
+    return None
+
+
+def _add_parsed(gatherer: Gatherer, name: str, text: str, form: str, target: Any) -> None:
+    """Add an entry whose structure pymatgen has to read."""
+    from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
+
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text)
+        with warnings.catch_warnings():
+            # pymatgen tells of every rounded coordinate; what is wrong enough to matter is found below.
+            warnings.simplefilter("ignore")
+            structure = Structure.from_str(text, fmt=form).as_dict()
+    except Exception as error:  # noqa: BLE001  pymatgen's parsers raise whatever they stumble upon
+        gatherer.refuse(name, f"its {form.upper()} cannot be read ({type(error).__name__}: {error})")
+        return
+    gatherer.add(name, structure, target)
 
 
-def read_into(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
-    """Read JSON lines."""
-    with gzip.open(path) as stream:
-        for line in stream:
-            entry = parse_json(line)
-            gatherer.add(entry["id"], entry["structure"], entry["e_form"])
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Fields of CSV of any length: a CIF of 2,000 atoms is longer than the module's limit."""
+    before = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+

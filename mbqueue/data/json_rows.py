@@ -1,0 +1,229 @@
+"""Large JSON files row by row, in bounded memory.
+
+A compiled scanner follows brackets and strings and notes where the outer ones open and close; each row is then cut
+out and parsed by itself. Read this way: the ``split`` form that matminer writes (``{"index": […], "columns": […],
+"data": [[…], …]}``, members in any order), and a plain list of rows.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from mbqueue.data.conversion import compiled
+from mbqueue.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+_CHUNK = 4 << 20
+_KEY = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:\s*$')
+#: Rows open below depth 1 (plain list) or 2 (split form): no deeper bracket matters.
+_DEEPEST = 2
+#: No row of a data set is longer than this, bytes; a 2,000-atom cell takes 0.5 MB.
+_LONGEST_ROW = 1 << 28
+
+
+def parse_json(text: bytes | bytearray | memoryview) -> Any:
+    """A JSON value; NaN and Infinity, which JSON has not but Python writes, are read as such.
+
+    Raises:
+        ValueError: when it is not JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(bytes(text))
+
+
+@contextmanager
+def opened(path: Path, progress: Progress | None = None) -> Iterator[IO[bytes]]:
+    """The decompressed content of a plain, .gz or .bz2 file; ``progress`` is told bytes of the file, read and all.
+
+    Raises:
+        DataError: when the file cannot be read, is empty, is no such archive or ends too early.
+    """
+    try:
+        with path.open("rb") as raw:
+            size = path.stat().st_size
+            if not size:
+                raise DataError(f"{path} is empty.")
+            stream: IO[bytes] = raw
+            if path.suffix == ".gz":
+                stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
+            elif path.suffix == ".bz2":
+                stream = bz2.BZ2File(raw)
+            yield _Watched(stream, raw, size, progress) if progress else stream
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+class _Watched:
+    """A stream that tells how far the file beneath it has been read."""
+
+    def __init__(self, stream: IO[bytes], raw: IO[bytes], size: int, progress: Progress) -> None:
+        self._stream, self._raw, self._size, self._progress = stream, raw, size, progress
+        self._told = -1
+
+    def read(self, length: int) -> bytes:
+        part = self._stream.read(length)
+        self._tell()
+        return part
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._stream:
+            self._tell()
+            yield line
+
+    def _tell(self) -> None:
+        place = self._raw.tell()
+        if place != self._told:
+            self._told = place
+            self._progress(place, self._size)
+
+
+@compiled
+def _outer_brackets(text: Any, begin: int, state: Any) -> Any:
+    """Brackets at depth 0 to 2 in ``text[begin:]``: places int64 [n], depth inside of each int64 [n].
+
+    ``state`` (depth, 1 in a string, 1 after a backslash) is carried from one piece of the file to the next.
+    """
+    places, depths = np.empty(1024, np.int64), np.empty(1024, np.int64)
+    count = 0
+    depth, in_string, escaped = state[0], state[1], state[2]
+    for place in range(begin, len(text)):
+        character = text[place]
+        if in_string:
+            if escaped:
+                escaped = 0
+            elif character == 0x5C:
+                escaped = 1
+            elif character == 0x22:
+                in_string = 0
+        elif character == 0x22:
+            in_string = 1
+        elif character in (0x5B, 0x7B, 0x5D, 0x7D):
+            opens = character in (0x5B, 0x7B)
+            depth += 1 if opens else 0
+            if depth <= _DEEPEST + 1:
+                if count == len(places):
+                    places = np.concatenate((places, np.empty(count, np.int64)))
+                    depths = np.concatenate((depths, np.empty(count, np.int64)))
+                places[count], depths[count] = place, depth
+                count += 1
+            depth -= 0 if opens else 1
+    state[0], state[1], state[2] = depth, in_string, escaped
+    return places[:count], depths[:count]
+
+
+class JsonTable:
+    """A table in a JSON file, row by row.
+
+    Attributes:
+        columns: names of the columns of the split form; None as long as they have not come, and for a plain list.
+        index: names of the rows of the split form; None like ``columns``.
+    """
+
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+        """Opens nothing yet."""
+        self.columns: list[Any] | None = None
+        self.index: list[Any] | None = None
+        self._path = path
+        self._progress = progress
+        self._buffer = bytearray()
+        self._is_list = False
+
+    @property
+    def names_known(self) -> bool:
+        """Whether rows can be told apart and cells be named."""
+        return self._is_list or (self.columns is not None and self.index is not None)
+
+    def rows(self, *, names_only: bool = False) -> Iterator[Any]:
+        """Each row: a list of cells (split form) or whatever the list holds.
+
+        ``names_only`` yields nothing and only takes ``columns`` and ``index``, which may stand after the data.
+
+        Raises:
+            DataError: when the file is damaged, or is JSON of another shape.
+        """
+        state = np.zeros(3, np.int64)
+        scanned = 0  # bytes of the buffer that the scanner has seen
+        self._buffer.clear()
+        key, begin, row_depth, closed = b"", 0, 0, False
+        with opened(self._path, self._progress) as stream:
+            while chunk := stream.read(_CHUNK):
+                self._buffer += chunk
+                text = np.frombuffer(bytes(self._buffer), np.uint8)
+                places, depths = _outer_brackets(text, scanned, state)
+                for place, depth in zip(places.tolist(), depths.tolist(), strict=True):
+                    opens = self._buffer[place] in b"[{"
+                    if depth == 1 and opens:
+                        self._check_start(place, closed)
+                        row_depth = 2 if self._is_list else 3
+                        begin = place + 1
+                    elif depth == 1:
+                        closed = True
+                    elif depth == 2 and not self._is_list:
+                        if opens:
+                            key = self._key_before(begin, place)
+                            begin = place
+                        else:
+                            self._take_member(key, begin, place + 1)
+                            begin = place + 1
+                    elif depth == row_depth and (self._is_list or key == b"data"):
+                        if opens:
+                            begin = place
+                        else:
+                            if not names_only:
+                                yield self._parse(begin, place + 1)
+                            begin = place + 1
+                del self._buffer[:begin]
+                begin, scanned = 0, len(self._buffer)
+                if scanned > _LONGEST_ROW:
+                    raise self._wrong_shape("a row does not end")
+        if not row_depth:
+            raise self._wrong_shape("it has no brackets")
+        if not closed:
+            raise DataError(f"{self._path} is cut short: its JSON ends in the middle. Get it again.")
+
+    def _check_start(self, place: int, closed: bool) -> None:
+        if closed or self._buffer[:place].strip(b" \t\r\n\xef\xbb\xbf"):
+            raise self._wrong_shape("something stands outside of the outermost brackets")
+        self._is_list = self._buffer[place] == 0x5B
+
+    def _key_before(self, begin: int, place: int) -> bytes:
+        found = _KEY.search(bytes(self._buffer[begin:place]))
+        if found is None:
+            raise self._wrong_shape("a value has no key")
+        key: str = parse_json(found[1])
+        return key.encode()
+
+    def _take_member(self, key: bytes, begin: int, end: int) -> None:
+        if key in (b"columns", b"index"):
+            value = self._parse(begin, end)
+            if not isinstance(value, list):
+                raise self._wrong_shape(f"{key.decode()!r} is not a list")
+            setattr(self, key.decode(), value)
+
+    def _parse(self, begin: int, end: int) -> Any:
+        try:
+            return parse_json(self._buffer[begin:end])
+        except ValueError as error:
+            raise self._wrong_shape(str(error)) from error
+
+    def _wrong_shape(self, why: str) -> DataError:
+        return DataError(
+            f"{self._path} is not a table in JSON ({why}). It has to be a list of entries, or an object with "
+            "'index', 'columns' and 'data' as matminer and pandas (orient='split') write it."
+        )
