@@ -225,7 +225,7 @@ def migrations() -> Migrations:
 
     def queue(db: Database) -> None:
         for statement in _VERSION_1:
-            db.conn.execute(statement)
+            db.conn.execute(statement.strip())
         db.conn.execute("PRAGMA user_version = 1")
 
     steps(name="0001_queue")(queue)

@@ -100,3 +100,9 @@ def open_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 @pytest.fixture
 def world(open_queue: Callable[[], Queue]) -> World:
     return World(open_queue())
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def open_queue_in(request: pytest.FixtureRequest) -> Callable[[Path], Queue]:
+    """Opens a queue in a given folder, for tests that need many."""
+    return BACKENDS[request.param]

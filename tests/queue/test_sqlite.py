@@ -1,0 +1,246 @@
+"""What only the SQLite file can do: be old, new, damaged, read-only, shared by threads and processes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mbqueue.errors import QueueError, SchemaTooNew
+from mbqueue.queue import Queue, schema
+from mbqueue.queue.transitions import TRANSITIONS
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def _path(world) -> Path:
+    return world.queue.path
+
+
+def _sql(path, statement):
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute(statement).fetchall()
+        connection.commit()
+        return rows
+    finally:
+        connection.close()
+
+
+def _schema_of(path):
+    return _sql(path, "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE '%sqlite%' ORDER BY type, name")
+
+
+def test_opening_creates_the_folder_and_a_durable_database(tmp_path):
+    with Queue(tmp_path / "state" / "queue.db") as queue, queue.writing() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert db.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+
+
+def test_what_was_written_is_there_after_reopening(world, open_queue):
+    world.enqueue()
+    jobs = world.queue.jobs()
+    world.queue.close()
+    assert open_queue().jobs() == jobs
+    assert world.queue.jobs() == jobs  # and a closed one opens again
+
+
+def test_migrations_are_recorded(world):
+    assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == [("0001_queue",)]
+    assert _sql(_path(world), "PRAGMA user_version") == [(schema.SCHEMA_VERSION,)]
+
+
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION + 1))
+def test_a_database_of_every_version_opens_and_works(tmp_path, version):
+    path = tmp_path / "queue.db"
+    connection = sqlite3.connect(path)
+    connection.executescript((FIXTURES / f"schema_{version}.sql").read_text(encoding="utf-8"))
+    connection.close()
+    with Queue(path) as queue, Queue(tmp_path / "new.db") as new:
+        assert _schema_of(path) == _schema_of(new.path)
+        (running, failed) = (job for job in queue.jobs() if job.state in {"leased", "failed"})
+        assert (running.label, running.progress, running.preemptions) == ("full fold 0 epoch 2", {"step": 40}, 1)
+        assert (failed.label, failed.error, failed.failures) == ("full fold 1 epoch 1", "Traceback\nValueError: bang", 1)
+        assert queue.experiment("full").dataset_hash == "d" * 64
+        now = 1_000_000_000.0
+        session = queue.start_session(device="cpu", now=now, alive_seconds=60)
+        lease = queue.claim(session, now=now, lease_seconds=60)
+        assert (lease.job.id, lease.fence) == (running.id, running.fence + 1)
+        queue.commit(lease, result={"val_mae": 0.1}, now=now)
+        fold = queue.overview(now=now)["experiments"][0]["folds"][0]
+        assert fold["val_mae"] == [0.05, 0.1]
+
+
+def test_the_table_of_transitions_in_the_newest_fixture_is_the_one_in_the_code(tmp_path):
+    # Who changes the table must raise SCHEMA_VERSION, or databases that exist keep the old one.
+    path = tmp_path / "queue.db"
+    connection = sqlite3.connect(path)
+    connection.executescript((FIXTURES / f"schema_{schema.SCHEMA_VERSION}.sql").read_text(encoding="utf-8"))
+    connection.close()
+    assert set(_sql(path, "SELECT from_state, to_state, reason FROM transitions")) == {
+        (row.from_state.value, row.to_state.value, row.reason) for row in TRANSITIONS
+    }
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_newer_database_is_refused_and_left_as_it_is(world, read_only):
+    path = _path(world)
+    world.queue.close()
+    _sql(path, f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
+    before = path.read_bytes()
+    with pytest.raises(SchemaTooNew, match=r"schema version 2.*pip install --upgrade mbqueue"):
+        Queue(path, read_only=read_only)
+    assert path.read_bytes() == before
+
+
+def test_a_creation_that_was_cut_off_is_finished_at_the_next_opening(tmp_path):
+    path = tmp_path / "queue.db"
+    _sql(path, "PRAGMA journal_mode = WAL")  # all that the first attempt got done
+    with Queue(path) as queue:
+        assert queue.jobs() == ()
+
+
+def test_many_processes_may_create_the_database_at_once(tmp_path):
+    script = f"from pathlib import Path; from mbqueue.queue import Queue; Queue(Path({str(tmp_path / 'queue.db')!r}))"
+    processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(6)]
+    assert [process.wait() for process in processes] == [0] * 6
+    assert len(_sql(tmp_path / "queue.db", "SELECT name FROM _sqlite_migrations")) == 1
+
+
+def _overwrite_header(path):
+    path.write_bytes(b"not a database at all" * 500)
+
+
+def _overwrite_middle(path):
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\x5a" * (len(content) - 4096)
+    path.write_bytes(bytes(content))
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("damage", [_overwrite_header, _overwrite_middle, _truncate])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_damaged_database_is_an_error_that_says_what_to_do(world, damage, read_only):
+    world.enqueue()
+    path = _path(world)
+    world.queue.close()
+    damage(path)
+    with pytest.raises(QueueError, match=r"is damaged.*mbqueue recover"):
+        Queue(path, read_only=read_only).jobs()
+
+
+def test_reading_needs_a_queue_that_exists(tmp_path):
+    with pytest.raises(QueueError, match="no queue at .*mbqueue enqueue"):
+        Queue(tmp_path / "queue.db", read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_cannot_write(world):
+    world.enqueue()
+    with Queue(_path(world), read_only=True) as reader:
+        assert reader.jobs() == world.queue.jobs()
+        with pytest.raises(QueueError, match="cannot be opened or written"):
+            reader.pause("full", now=world.now)
+    assert not world.queue.experiment("full").paused
+
+
+def test_a_reader_brings_an_old_database_up_to_date_first(tmp_path):
+    path = tmp_path / "queue.db"
+    _sql(path, "PRAGMA user_version = 0")
+    with Queue(path, read_only=True) as reader:
+        assert reader.jobs() == ()
+
+
+def test_a_reader_sees_one_instant(world, open_queue):
+    world.enqueue()
+    with world.queue.reading() as db:
+        before = db.execute("SELECT count(*) FROM jobs").fetchone()[0]
+        open_queue().enqueue(world.spec("other"), results_dir="results/other", now=world.now)
+        assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == before
+    assert len(world.queue.jobs()) > before
+
+
+def test_paths_with_odd_characters_work(tmp_path):
+    path = tmp_path / "my drive?mode=ro#1 %41 ü" / "queue.db"
+    with Queue(path) as queue:
+        assert queue.jobs() == ()
+    assert path.exists()
+
+
+def test_threads_share_a_queue_with_a_connection_each(world):
+    session = world.session()
+    world.enqueue()
+    lease = world.take(session)
+    failures = []
+
+    def beat():
+        try:
+            for _ in range(20):
+                world.queue.renew(lease, now=world.now, lease_seconds=60)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=beat) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    world.commit(lease)
+
+
+def test_a_forked_process_gets_a_connection_of_its_own(world):
+    world.enqueue()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            world.queue.pause("full", now=world.now, by="child")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert world.queue.experiment("full").paused
+    world.queue.resume("full", now=world.now)
+
+
+def test_changed_data_are_refused_when_prepared_again(world):
+    session = world.session()
+    world.enqueue(folds=(0,), epochs=0)
+    world.queue.commit(world.take(session), result={"dataset_hash": "old"}, now=world.now)
+    with world.queue.writing() as db:  # nothing in the queue does this; a database put together by hand could
+        db.execute("UPDATE jobs SET state = 'waiting', result = NULL WHERE kind = 'prepare'")
+    world.queue.retry("full", now=world.now)
+    with pytest.raises(QueueError, match="crystals of full have changed"):
+        world.queue.commit(world.take(session), result={"dataset_hash": "new"}, now=world.now)
+    assert world.queue.experiment("full").dataset_hash == "old"
+
+
+def test_a_database_locked_for_too_long_is_an_error_that_says_so(world, monkeypatch):
+    monkeypatch.setattr("mbqueue.queue.database.BUSY_SECONDS", 0.05)
+    blocker = sqlite3.connect(_path(world), isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with Queue(_path(world)) as queue, pytest.raises(QueueError, match="locked by another process"):
+        queue.start_session(device="cpu", now=world.now, alive_seconds=60)
+    blocker.close()
+
+
+def test_importing_and_reading_the_queue_is_light(world):
+    world.enqueue()
+    script = (
+        "import sys; from pathlib import Path; from mbqueue.queue import Queue; "
+        f"Queue(Path({str(_path(world))!r}), read_only=True).overview(now=1.0); "
+        "heavy = {'torch', 'numpy', 'pandas', 'pydantic', 'sqlite_utils', 'filelock', 'pymatgen'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

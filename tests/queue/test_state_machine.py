@@ -1,0 +1,404 @@
+"""Any order of commands, on the queue and on a plain model of it: both always agree, and the invariants hold.
+
+The invariants: one accepted commit per (experiment, fold, epoch), unless it was rewound; epoch n never before
+epoch n − 1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule, run_state_machine_as_test
+
+from mbqueue.errors import LeaseLost, QueueError
+from mbqueue.experiment import parse_spec
+from mbqueue.queue import Job, Kind, Lease, Queue, State
+from mbqueue.queue.leases import MAX_FAILURES, MAX_LOST_IN_A_ROW, retry_delay_seconds
+
+LEASE = 60.0
+EPOCHS = 3
+FOLDS = st.sampled_from([0, 1])
+NAMES = st.sampled_from(["a", "b"])
+
+Key = tuple[str, Kind, int | None, int | None]
+
+
+@dataclass
+class ModelJob:
+    """What the model knows of a job."""
+
+    key: Key
+    order: int
+    needs: list[ModelJob]
+    priority: int = 0
+    paused: bool = False
+    state: State = State.WAITING
+    started: bool = False
+    fence: int = 0
+    session: str | None = None
+    expires: float = 0.0
+    affinity: str | None = None
+    failures: int = 0
+    preemptions: int = 0
+    lost: int = 0
+    not_before: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return self.state in {State.COMMITTED, State.SKIPPED}
+
+    @property
+    def is_free(self) -> bool:
+        return self.state is State.WAITING and all(job.is_done for job in self.needs)
+
+    def drop_lease(self, state: State) -> None:
+        self.state, self.session, self.expires = state, None, 0.0
+
+
+@dataclass
+class Model:
+    """The queue in plain Python."""
+
+    jobs: dict[Key, ModelJob] = field(default_factory=dict)
+    alive_until: dict[str, float] = field(default_factory=dict)
+
+    def add(self, key: Key, needs: list[ModelJob], *, priority: int = 0, paused: bool = False) -> ModelJob:
+        self.jobs[key] = ModelJob(key, len(self.jobs), needs, priority, paused)
+        return self.jobs[key]
+
+    def of(self, name: str, fold: int | None = None) -> list[ModelJob]:
+        return [job for job in self.jobs.values() if job.key[0] == name and fold in {None, job.key[2]}]
+
+    def settle(self, name: str) -> None:
+        for job in self.of(name):
+            if job.is_free:
+                job.state = State.READY
+
+    def reap(self, now: float) -> None:
+        for job in self.jobs.values():
+            if job.state is State.LEASED and job.expires <= now:
+                job.lost, job.preemptions, job.affinity = job.lost + 1, job.preemptions + 1, None
+                job.drop_lease(State.READY if job.lost < MAX_LOST_IN_A_ROW else State.FAILED)
+
+    def choose(self, session: str, now: float, loaded: tuple[str, int] | None) -> ModelJob | None:
+        busy = {job.session for job in self.jobs.values() if job.state is State.LEASED}
+        others = {name for name, until in self.alive_until.items() if until > now and name != session} - busy
+        open_jobs = [
+            job
+            for job in self.jobs.values()
+            if job.state is State.READY and not job.paused and job.not_before <= now and job.affinity not in others
+        ]
+        return min(
+            open_jobs,
+            key=lambda job: (job.key[0::2][:2] != loaded, -job.priority, not job.started, job.order),
+            default=None,
+        )
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Commands on one queue; `leases` holds every lease ever given, most of them long lost."""
+
+    leases = Bundle("leases")
+    sessions = Bundle("sessions")
+    open_queue: Callable[[Path], Queue]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.queue = type(self).open_queue(Path(self.folder.name))
+        self.model = Model()
+        self.now = 1_000_000.0
+        self.committed: dict[Key, int] = {}
+
+    def teardown(self) -> None:
+        self.queue.close()
+        self.folder.cleanup()
+
+    # -- commands --
+
+    @rule(name=NAMES, folds=st.sampled_from([(0,), (1,), (0, 1)]), epochs=st.sampled_from([0, EPOCHS]))
+    def enqueue(self, name, folds, epochs):
+        there = self.model.of(name)
+        if there:
+            epochs = max((job.key[3] or 0 for job in there), default=0)
+        train = {"name": name, "folds": folds, "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
+        spec = parse_spec({**train, "model": {"trainable": "all" if epochs else "none"}}, source="machine")
+        self.queue.enqueue(spec, results_dir=f"results/{name}", now=self.now)
+        new = [fold for fold in folds if (name, Kind.PREDICT, fold, None) not in self.model.jobs]
+        if not new:
+            return
+        experiment = self.queue.experiment(name)
+        whole = {"priority": experiment.priority, "paused": experiment.paused}
+        prepare = there[0] if there else self.model.add((name, Kind.PREPARE, None, None), [])
+        predicts = []
+        for fold in new:
+            last = prepare
+            for epoch in range(1, epochs + 1):
+                last = self.model.add((name, Kind.TRAIN, fold, epoch), [last], **whole)
+            predicts.append(self.model.add((name, Kind.PREDICT, fold, None), [last], **whole))
+        record = self.model.jobs.get((name, Kind.RECORD, None, None))
+        if record is None:
+            self.model.add((name, Kind.RECORD, None, None), predicts)
+        else:
+            record.needs += predicts
+            if record.state is not State.WAITING:
+                record.drop_lease(State.WAITING)
+                record.failures, record.not_before = 0, 0.0
+                self.committed.pop(record.key, None)
+        self.model.settle(name)
+
+    @rule(target=sessions)
+    def start_session(self):
+        session = self.queue.start_session(device="cpu", now=self.now, alive_seconds=LEASE)
+        self.model.alive_until[session] = self.now + LEASE
+        return session
+
+    @rule(session=sessions)
+    def end_session(self, session):
+        self.queue.end_session(session, reason="machine", now=self.now)
+        if self.model.alive_until.pop(session, None) is not None:
+            for job in self.model.jobs.values():
+                if job.session == session:
+                    job.preemptions += 1
+                    job.drop_lease(State.READY)
+
+    @rule(target=leases, session=sessions, loaded=st.none() | st.tuples(NAMES, FOLDS))
+    def claim(self, session, loaded):
+        known = {experiment.name: experiment.id for experiment in self.queue.experiments()}
+        place = (known[loaded[0]], loaded[1]) if loaded and loaded[0] in known else None
+        if session not in self.model.alive_until:
+            with pytest.raises(QueueError):
+                self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place)
+            return multiple()
+        lease = self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place)
+        self.model.alive_until[session] = max(self.model.alive_until[session], self.now + LEASE)
+        self.model.reap(self.now)
+        chosen = self.model.choose(session, self.now, loaded)
+        assert (lease and key_of(lease.job)) == (chosen and chosen.key)
+        if lease is None or chosen is None:
+            return multiple()
+        assert all(job.is_done for job in chosen.needs)
+        chosen.state, chosen.session, chosen.expires = State.LEASED, session, self.now + LEASE
+        chosen.fence, chosen.affinity, chosen.started, chosen.not_before = chosen.fence + 1, session, True, 0.0
+        assert lease.fence == chosen.fence
+        return lease
+
+    @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 3600.0]))
+    def pass_time(self, seconds):
+        self.now += seconds
+
+    @rule(lease=leases)
+    def renew(self, lease):
+        job = self.attempt(lease, lambda: self.queue.renew(lease, now=self.now, lease_seconds=LEASE))
+        if job:
+            job.expires = self.now + LEASE
+
+    @rule(lease=leases)
+    def save_progress(self, lease):
+        job = self.attempt(lease, lambda: self.queue.save_progress(lease, progress={"step": 1}))
+        if job:
+            job.lost = 0
+
+    @rule(lease=leases, stops=st.booleans())
+    def commit(self, lease, stops):
+        published = []
+        stops = stops and lease.job.kind is Kind.TRAIN
+        write = partial(self.queue.skip_rest, why="machine") if stops else self.queue.commit
+        job = self.attempt(
+            lease,
+            lambda: write(lease, result={"dataset_hash": "d"}, now=self.now, publish=lambda: published.append(1)),
+        )
+        assert bool(published) == bool(job)
+        if not job:
+            return
+        name, kind, fold, epoch = job.key
+        assert job.key not in self.committed
+        self.committed[job.key] = job.fence
+        session, job.lost = job.session, 0
+        job.drop_lease(State.COMMITTED)
+        for later in self.model.of(name):
+            if stops and later.key[1:3] == (kind, fold) and later.key[3] > epoch and later.state is State.WAITING:
+                later.state = State.SKIPPED
+        for later in self.model.of(name):
+            if later.is_free:
+                later.state = State.READY
+                later.started = later.started or kind is not Kind.PREPARE
+                later.affinity = session if later.key[2] is not None and later.key[2] == fold else None
+
+    @rule(lease=leases)
+    def commit_when_the_disk_is_full(self, lease):
+        def publish():
+            raise OSError("disk full")
+
+        with pytest.raises(OSError if self.held(lease) else LeaseLost):
+            self.queue.commit(lease, result={"dataset_hash": "d"}, now=self.now, publish=publish)
+
+    @rule(lease=leases, preempted=st.booleans())
+    def release(self, lease, preempted):
+        job = self.attempt(
+            lease, lambda: self.queue.release(lease, reason="machine", now=self.now, preempted=preempted)
+        )
+        if job:
+            job.preemptions += preempted
+            job.drop_lease(State.READY)
+
+    @rule(lease=leases, final=st.sampled_from([False, False, True]))
+    def fail(self, lease, final):
+        job = self.attempt(lease, lambda: self.queue.fail(lease, error="boom", now=self.now, final=final))
+        if job:
+            job.failures, job.affinity = job.failures + 1, None
+            ends = final or job.failures >= MAX_FAILURES
+            job.drop_lease(State.FAILED if ends else State.READY)
+            job.not_before = 0.0 if ends else self.now + retry_delay_seconds(job.failures)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), paused=st.booleans())
+    def pause(self, data, paused):
+        name, fold, jobs = self.some(data)
+        (self.queue.pause if paused else self.queue.resume)(name, fold=fold, now=self.now)
+        for job in jobs:
+            job.paused = paused
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), priority=st.integers(-1, 1))
+    def set_priority(self, data, priority):
+        name, fold, jobs = self.some(data)
+        self.queue.set_priority(name, priority, fold=fold, now=self.now)
+        for job in jobs:
+            job.priority = priority
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data())
+    def cancel(self, data):
+        name, fold, jobs = self.some(data)
+        self.queue.cancel(name, fold=fold, now=self.now)
+        for job in jobs:
+            if job.state in {State.WAITING, State.READY, State.LEASED, State.FAILED}:
+                job.drop_lease(State.CANCELLED)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data())
+    def retry(self, data):
+        name, fold, jobs = self.some(data)
+        self.queue.retry(name, fold=fold, now=self.now)
+        for job in self.model.of(name):
+            retried = job in jobs or job.key[1] is Kind.RECORD
+            if retried and job.state in {State.FAILED, State.CANCELLED}:
+                job.state, job.failures, job.lost, job.not_before = State.WAITING, 0, 0, 0.0
+        for job in jobs:
+            if job.state is State.READY:
+                job.not_before = 0.0
+        self.model.settle(name)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), to_epoch=st.integers(0, EPOCHS))
+    def rewind(self, data, to_epoch):
+        name, fold, _ = self.some(data)
+        if fold is not None:
+            self.queue.rewind(name, fold, to_epoch=to_epoch, why="machine", now=self.now)
+            self.rewound(name, fold, to_epoch)
+
+    @rule(lease=leases, to_epoch=st.integers(0, EPOCHS))
+    def rewind_by_the_holder(self, lease, to_epoch):
+        name, fold, epoch = lease.job.experiment, lease.job.fold, lease.job.epoch
+        if epoch is not None and to_epoch < epoch:
+            why = {"why": "machine", "now": self.now, "lease": lease}
+            if self.attempt(lease, lambda: self.queue.rewind(name, fold, to_epoch=to_epoch, **why)):
+                self.rewound(name, fold, to_epoch)
+
+    @rule()
+    def reopen(self):
+        self.queue.close()
+
+    # -- what always holds --
+
+    @invariant()
+    def the_queue_is_as_the_model_says(self):
+        jobs = {key_of(job): job for job in self.queue.jobs()}
+        assert set(jobs) == set(self.model.jobs)
+        for key, model in self.model.jobs.items():
+            job = jobs[key]
+            there = (job.state, job.fence, job.session, job.lease_expires_at or 0.0, job.paused, job.priority)
+            assert there == (model.state, model.fence, model.session, model.expires, model.paused, model.priority), key
+            counts = (job.failures, job.preemptions, job.lost_in_a_row, job.not_before, job.started, job.affinity)
+            assert counts == (
+                model.failures,
+                model.preemptions,
+                model.lost,
+                model.not_before,
+                model.started,
+                model.affinity,
+            ), key
+
+    @invariant()
+    def an_acknowledged_commit_is_never_lost(self):
+        assert {key_of(job): job.fence for job in self.queue.jobs(state=State.COMMITTED)} == self.committed
+
+    @invariant()
+    def no_epoch_is_committed_before_the_one_it_builds_on(self):
+        for job in self.model.jobs.values():
+            if job.state in {State.COMMITTED, State.LEASED, State.READY}:
+                assert all(needed.is_done for needed in job.needs), job.key
+
+    @invariant()
+    def attempts_are_bounded(self):
+        assert all(job.failures <= MAX_FAILURES and job.lost <= MAX_LOST_IN_A_ROW for job in self.model.jobs.values())
+
+    # -- helpers --
+
+    def held(self, lease: Lease) -> ModelJob | None:
+        """The job, when the lease is still good."""
+        job = self.model.jobs[key_of(lease.job)]
+        return job if job.state is State.LEASED and job.fence == lease.fence else None
+
+    def attempt(self, lease: Lease, write: Callable[[], object]) -> ModelJob | None:
+        """Write under a lease: it must work when the lease is good, and raise LeaseLost when it is not."""
+        job = self.held(lease)
+        if job is None:
+            with pytest.raises(LeaseLost):
+                write()
+        else:
+            write()
+        return job
+
+    def some(self, data: st.DataObject) -> tuple[str, int | None, list[ModelJob]]:
+        """An experiment, or a fold of it, and its jobs."""
+        name, fold = data.draw(st.sampled_from(sorted({key[0::2][:2] for key in self.model.jobs}, key=str)))
+        return name, fold, self.model.of(name, fold)
+
+    def rewound(self, name: str, fold: int, to_epoch: int) -> None:
+        for job in self.model.of(name):
+            _, kind, its_fold, epoch = job.key
+            is_later = its_fold == fold and (kind is Kind.PREDICT or epoch > to_epoch)
+            is_live = job.state in {State.READY, State.LEASED, State.COMMITTED, State.SKIPPED}
+            if (is_later or kind is Kind.RECORD) and is_live:
+                job.drop_lease(State.WAITING)
+                job.not_before = 0.0
+                self.committed.pop(job.key, None)
+        self.model.settle(name)
+
+
+def key_of(job: Job) -> Key:
+    return (job.experiment, job.kind, job.fold, job.epoch)
+
+
+def test_any_order_of_commands_agrees_with_the_model(open_queue_in):
+    class Machine(QueueMachine):
+        open_queue = staticmethod(open_queue_in)
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=100,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],  # files are slow, and the machine may be busy
+        ),
+    )

@@ -1,0 +1,110 @@
+"""The table of transitions, and that the database holds everybody to it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from mbqueue.errors import ForbiddenTransition, QueueError
+from mbqueue.queue import Queue, State
+from mbqueue.queue.transitions import TRANSITIONS, may_follow, mermaid
+
+# What a row must look like in each state for the other rules of the table to hold.
+_SHAPES = {
+    State.LEASED: "fence = fence + 1, session_id = (SELECT id FROM sessions), lease_expires_at = 1, result = NULL",
+    State.COMMITTED: "session_id = NULL, lease_expires_at = NULL, result = '{}'",
+}
+_BARE = "session_id = NULL, lease_expires_at = NULL, result = NULL"
+
+# From `waiting`, a way into every state.
+_WAYS = {
+    State.WAITING: [],
+    State.READY: [State.READY],
+    State.LEASED: [State.READY, State.LEASED],
+    State.COMMITTED: [State.READY, State.LEASED, State.COMMITTED],
+    State.FAILED: [State.READY, State.LEASED, State.FAILED],
+    State.SKIPPED: [State.SKIPPED],
+    State.CANCELLED: [State.CANCELLED],
+}
+
+
+@pytest.fixture
+def queue(tmp_path) -> Queue:
+    return Queue(tmp_path / "queue.db")
+
+
+def _set(db, job_id, state):
+    db.execute(f"UPDATE jobs SET state = ?, {_SHAPES.get(state, _BARE)} WHERE id = ?", (state.value, job_id))
+
+
+@pytest.mark.parametrize(("from_state", "to_state"), list(itertools.product(State, State)))
+def test_the_database_allows_exactly_what_the_table_allows(world, from_state, to_state):
+    world.enqueue()
+    world.session()
+    job = world.find("full fold 0 epoch 1")
+    with world.queue.writing() as db:
+        for state in _WAYS[from_state]:
+            _set(db, job.id, state)
+    if may_follow(from_state, to_state):
+        with world.queue.writing() as db:
+            _set(db, job.id, to_state)
+        assert world.queue.job(job.id).state is to_state
+        last = world.queue.events()[-1]
+        assert (last.job_id, last.from_state, last.to_state) == (job.id, from_state, to_state)
+    else:
+        events = world.queue.events()
+        with pytest.raises(ForbiddenTransition, match="Nothing was changed"), world.queue.writing() as db:
+            _set(db, job.id, to_state)
+        assert world.queue.job(job.id).state is from_state
+        assert world.queue.events() == events
+
+
+@pytest.mark.parametrize(
+    ("statement", "claim"),
+    [
+        ("UPDATE jobs SET fence = fence - 1 WHERE kind = 'prepare'", "a fence never falls"),
+        (
+            "UPDATE jobs SET state = 'leased', session_id = (SELECT id FROM sessions), lease_expires_at = 1 "
+            "WHERE kind = 'prepare'",
+            "a claim raises the fence by one",
+        ),
+        ("DELETE FROM jobs", "a job is never deleted"),
+        (
+            "INSERT INTO jobs (experiment_id, kind, fold, epoch, state, priority, enqueued_at, changed_at, changed_by, "
+            "changed_why) VALUES (1, 'train', 4, 1, 'ready', 0, 0, 0, '', '')",
+            "a new job is waiting",
+        ),
+    ],
+)
+def test_the_database_refuses_what_no_code_may_do(world, statement, claim):
+    world.enqueue()
+    world.session()
+    before = world.queue.jobs()
+    with pytest.raises(ForbiddenTransition, match=claim), world.queue.writing() as db:
+        db.execute(statement)
+    assert world.queue.jobs() == before
+
+
+def test_the_database_refuses_a_second_job_for_the_same_epoch(world):
+    world.enqueue()
+    with pytest.raises(QueueError, match="UNIQUE"), world.queue.writing() as db:
+        db.execute(
+            "INSERT INTO jobs (experiment_id, kind, fold, epoch, state, priority, enqueued_at, changed_at, changed_by, "
+            "changed_why) VALUES (1, 'train', 0, 1, 'waiting', 0, 0, 0, '', '')"
+        )
+
+
+def test_every_state_can_be_reached_and_only_done_ones_need_a_person_to_leave():
+    reached = {row.to_state for row in TRANSITIONS} | {State.WAITING}
+    assert reached == set(State)
+    assert len({(row.from_state, row.to_state) for row in TRANSITIONS}) == len(TRANSITIONS)
+
+
+def test_the_diagram_shows_every_transition_once():
+    lines = mermaid().splitlines()
+    assert lines[0] == "stateDiagram-v2"
+    arrows = [line.split(":")[0].strip() for line in lines[1:]]
+    assert sorted(arrows) == sorted(
+        ["[*] --> waiting", *(f"{row.from_state.value} --> {row.to_state.value}" for row in TRANSITIONS)]
+    )
