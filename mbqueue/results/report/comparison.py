@@ -1,0 +1,100 @@
+"""The comparison of experiments as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
+
+from mbqueue import files
+from mbqueue.experiment import N_FOLDS
+from mbqueue.results.compare import Comparison, PairedDifference
+from mbqueue.results.folder import Recorded
+from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
+from mbqueue.results.report.markup import number, page, plot, spread, table
+
+
+def write_comparison(comparison: Comparison, path: Path) -> Path:
+    """Write the comparison to ``path`` and return it."""
+    labelled = list(zip(comparison.labels, comparison.recorded, strict=True))
+    first = comparison.recorded[0].content
+    body = [
+        "<h1>Comparison</h1>",
+        f"<p>{escape(', '.join(comparison.labels))}</p>",
+        "<h2>MAE on the test part of each fold (eV/atom)</h2>",
+        table(
+            ["Experiment", *(f"Fold {fold}" for fold in range(N_FOLDS)), "Mean ± std"],
+            [
+                [escape(label), *_folds(one), f"<b>{spread(one.content['summary']['mae'])}</b>"]
+                for label, one in labelled
+            ],
+        ),
+        *(
+            f"<p>{escape(label)} does not compare with the leaderboard: {escape('; '.join(reasons))}.</p>"
+            for label, one in labelled
+            if (reasons := one.content["leaderboard"]["reasons_against"])
+        ),
+        "<h2>Differences paired by crystal</h2>",
+        "<p>Mean of |error of the first| − |error of the second| over the crystals that both predicted, with its 95 % "
+        "interval: left of 0 the first is better. The interval covers the choice of crystals, not what another seed of "
+        "the same training would change.</p>",
+        plot("paired", paired(comparison.pairs)),
+        table(
+            ["", "Crystals", "MAE of the first", "of the second", "Difference", "95 % interval", "Better on", ""],
+            [_pair(pair) for pair in comparison.pairs],
+            left=(0, 7),
+        ),
+        "<h2>The matbench leaderboard</h2>",
+        table(
+            ["Model", "MAE (eV/atom)"], [[escape(r["name"]), number(r["mae"])] for r in first["leaderboard"]["rows"]]
+        ),
+        f'<div class="note">{escape(first["notes"]["pretraining_overlap"])}</div>',
+    ]
+    files.write_text(path, page("Comparison", body))
+    return path
+
+
+def paired(pairs: Sequence[PairedDifference]) -> go.Figure:
+    """Mean paired differences with their 95 % intervals, in meV/atom."""
+    shown = [(pair, pair.low, pair.high) for pair in pairs if pair.low is not None and pair.high is not None]
+    figure = go.Figure(
+        go.Scatter(
+            x=[1000 * pair.mean for pair, _, _ in shown],
+            y=[f"{pair.b} against {pair.a}" for pair, _, _ in shown],
+            mode="markers",
+            marker={"size": 11, "color": FOLD_COLOURS[0]},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [1000 * (high - pair.mean) for pair, _, high in shown],
+                "arrayminus": [1000 * (pair.mean - low) for pair, low, _ in shown],
+                "color": FOLD_COLOURS[0],
+            },
+            hovertemplate="%{y}: %{x:+.2f} meV/atom<extra></extra>",
+        )
+    )
+    figure.add_vline(x=0, line={"color": INK, "width": 1})
+    figure.update_xaxes(title="difference of the absolute error (meV/atom)")
+    figure.update_yaxes(automargin=True, autorange="reversed")
+    return styled(figure, height=130 + 40 * len(shown), legend=False)
+
+
+def _folds(one: Recorded) -> list[str]:
+    entries = one.content["folds"]
+    return [number(entries[str(fold)]["scores"]["mae"] if str(fold) in entries else None) for fold in range(N_FOLDS)]
+
+
+def _pair(pair: PairedDifference) -> list[str]:
+    interval = "–" if pair.low is None else f"{pair.low:+.5f} to {pair.high:+.5f}"
+    return [
+        escape(f"{pair.b} against {pair.a}"),
+        f"{pair.n:,}",
+        number(pair.mae_b),
+        number(pair.mae_a),
+        f"{pair.mean:+.5f}",
+        interval,
+        f"{pair.share_better:.1%}",
+        escape(pair.verdict),
+    ]

@@ -1,0 +1,312 @@
+"""The report's figures, drawn with plotly from the numbers of `analysis`.
+
+Everything that grows with the number of crystals is binned before it gets here, so a report on 132,752 crystals is
+as quick to open as one on a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
+from plotly.subplots import make_subplots  # type: ignore[import-untyped, unused-ignore]
+
+from mbqueue.results.record import best_epoch
+from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend
+from mbqueue.results.report.elements import N_COLUMNS, N_ROWS, POSITIONS
+
+#: Okabe and Ito's colours, which colour-blind readers can tell apart; one per fold.
+FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
+_SCALE = "Viridis"
+_ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
+
+
+def leaderboard(name: str, mae: float, rows: Sequence[Mapping[str, Any]], *, comparable: bool) -> go.Figure:
+    """This run among the leaderboard's models, best on top, on a logarithmic axis."""
+    entries = sorted([(float(row["mae"]), str(row["name"]), False) for row in rows] + [(mae, name, True)], reverse=True)
+    own = FOLD_COLOURS[0] if comparable else "#7fb8d8"
+    figure = go.Figure(
+        go.Scatter(
+            x=[entry[0] for entry in entries],
+            y=[entry[1] for entry in entries],
+            mode="markers+text",
+            marker={
+                "size": [15 if entry[2] else 10 for entry in entries],
+                "color": [own if entry[2] else QUIET for entry in entries],
+                "symbol": ["diamond" if entry[2] else "circle" for entry in entries],
+            },
+            text=[f" {entry[0]:.4f}" for entry in entries],
+            textposition="middle right",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.4f} eV/atom<extra></extra>",
+        )
+    )
+    figure.update_xaxes(type="log", title="mean MAE over the folds (eV/atom)", dtick="D2", tickformat=".3~g")
+    figure.update_yaxes(automargin=True)
+    return styled(figure, height=120 + 28 * len(entries), legend=False)
+
+
+def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.Figure:
+    """Training and validation MAE of every fold, the best epoch marked, and the learning rate below."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.78, 0.22], vertical_spacing=0.06)
+    for fold, rows in histories.items():
+        if not rows:
+            continue
+        colour = FOLD_COLOURS[fold % len(FOLD_COLOURS)]
+        epochs = [row["epoch"] for row in rows]
+        group = {"legendgroup": f"fold {fold}", "x": epochs, "mode": "lines"}
+        figure.add_trace(
+            go.Scatter(
+                y=[row["val_mae"] for row in rows],
+                name=f"fold {fold} validation",
+                line={"color": colour, "width": 2},
+                hovertemplate="epoch %{x}: %{y:.4f}<extra>validation, fold " + str(fold) + "</extra>",
+                **group,
+            ),
+            row=1,
+            col=1,
+        )
+        figure.add_trace(
+            go.Scatter(
+                y=[row["train_mae"] for row in rows],
+                name=f"fold {fold} training",
+                line={"color": colour, "width": 1.5, "dash": "dot"},
+                hovertemplate="epoch %{x}: %{y:.4f}<extra>training, fold " + str(fold) + "</extra>",
+                **group,
+            ),
+            row=1,
+            col=1,
+        )
+        if best := best_epoch(rows):
+            figure.add_trace(
+                go.Scatter(
+                    x=[best[0]],
+                    y=[best[1]],
+                    mode="markers",
+                    marker={"symbol": "star", "size": 13, "color": colour, "line": {"color": "white", "width": 1}},
+                    name=f"fold {fold} best epoch",
+                    legendgroup=f"fold {fold}",
+                    showlegend=False,
+                    hovertemplate="best epoch %{x}: %{y:.4f}<extra>fold " + str(fold) + "</extra>",
+                ),
+                row=1,
+                col=1,
+            )
+        figure.add_trace(
+            go.Scatter(
+                y=[row["lr"] for row in rows],
+                name=f"fold {fold} learning rate",
+                showlegend=False,
+                line={"color": colour, "width": 1.5},
+                hovertemplate="epoch %{x}: %{y:.2e}<extra>learning rate, fold " + str(fold) + "</extra>",
+                **group,
+            ),
+            row=2,
+            col=1,
+        )
+    figure.update_yaxes(type="log", title="MAE (eV/atom)", dtick="D1", tickformat=".3~g", row=1, col=1)
+    figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
+    figure.update_xaxes(title="epoch", row=2, col=1)
+    return styled(figure, height=520)
+
+
+def parity(density: Density) -> go.Figure:
+    """Predictions against targets as a density with logarithmic colours."""
+    counts = density.counts.astype(float)
+    with np.errstate(divide="ignore"):
+        shade = np.where(counts > 0, np.log10(counts), np.nan)
+    centres = (density.edges[:-1] + density.edges[1:]) / 2
+    top = int(np.ceil(np.nanmax(shade))) or 1
+    figure = go.Figure(
+        go.Heatmap(
+            x=_rounded(centres),
+            y=_rounded(centres),
+            z=_nested(shade, 3),
+            customdata=density.counts.tolist(),
+            colorscale=_SCALE,
+            zmin=0,
+            colorbar={
+                "title": {"text": "crystals", "side": "right"},
+                "tickvals": list(range(top + 1)),
+                "ticktext": [f"{10**power:,}" for power in range(top + 1)],
+                "thickness": 14,
+            },
+            hovertemplate="target %{x:.2f}<br>prediction %{y:.2f}<br>%{customdata} crystals<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    low, high = float(density.edges[0]), float(density.edges[-1])
+    figure.add_trace(
+        go.Scatter(
+            x=[low, high],
+            y=[low, high],
+            mode="lines",
+            line={"color": "#D55E00", "width": 1, "dash": "dash"},
+            hoverinfo="skip",
+        )
+    )
+    figure.update_xaxes(title="target (eV/atom)", range=[low, high], constrain="domain")
+    figure.update_yaxes(title="prediction (eV/atom)", range=[low, high], scaleanchor="x", constrain="domain")
+    return styled(figure, height=560, legend=False)
+
+
+def errors(distribution: ErrorDistribution) -> go.Figure:
+    """Histogram of absolute errors in logarithmic bins, with quantiles."""
+    edges = distribution.edges
+    figure = go.Figure(
+        go.Bar(
+            x=np.sqrt(edges[:-1] * edges[1:]).tolist(),
+            y=distribution.counts.tolist(),
+            width=np.diff(edges).tolist(),
+            marker={"color": FOLD_COLOURS[0], "line": {"width": 0}},
+            customdata=np.column_stack([edges[:-1], edges[1:]]).tolist(),
+            hovertemplate="%{customdata[0]:.2g} to %{customdata[1]:.2g} eV/atom: %{y:,} crystals<extra></extra>",
+        )
+    )
+    # A logarithmic axis counts in decades: positions of lines and labels are given as logarithms.
+    for step, (share, value) in enumerate(distribution.quantiles.items()):
+        if value <= 0:
+            continue
+        label = "median" if share == 0.5 else f"{share:.0%}"
+        figure.add_vline(x=value, line={"color": FOLD_COLOURS[1], "width": 1.5, "dash": "dash"})
+        figure.add_annotation(
+            x=float(np.log10(value)),
+            y=1.0 - 0.09 * step,
+            yref="paper",
+            text=f"{label}: {value:.4f}",
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
+            font={"color": FOLD_COLOURS[1]},
+            bgcolor="rgba(255,255,255,0.8)",
+        )
+    figure.update_xaxes(type="log", title="absolute error (eV/atom)", dtick=1, tickformat="~g")
+    figure.update_yaxes(title="crystals")
+    figure.update_layout(bargap=0)
+    return styled(figure, height=560, legend=False)
+
+
+def trend(data: Trend, *, title: str, log_x: bool = False) -> go.Figure:
+    """Mean, median and quartiles of the error along some property."""
+    x = data.centres.tolist()
+    colour = FOLD_COLOURS[0]
+    figure = go.Figure(
+        [
+            go.Scatter(x=x, y=data.upper.tolist(), mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip"),
+            go.Scatter(
+                x=x,
+                y=data.lower.tolist(),
+                mode="lines",
+                line={"width": 0},
+                fill="tonexty",
+                fillcolor="rgba(0,114,178,0.18)",
+                name="middle half",
+                hoverinfo="skip",
+            ),
+            go.Scatter(x=x, y=data.median.tolist(), mode="lines+markers", name="median", line={"color": colour}),
+            go.Scatter(
+                x=x,
+                y=data.mean.tolist(),
+                mode="lines+markers",
+                name="mean",
+                line={"color": FOLD_COLOURS[1], "dash": "dot"},
+                customdata=data.counts.tolist(),
+                hovertemplate="%{x:.3g}: mean %{y:.4f}, %{customdata:,} crystals<extra></extra>",
+            ),
+        ]
+    )
+    figure.update_xaxes(title=title)
+    if log_x:
+        figure.update_xaxes(type="log", tickvals=_ROUND_NUMBERS, ticktext=[str(number) for number in _ROUND_NUMBERS])
+    figure.update_yaxes(title="absolute error (eV/atom)", rangemode="tozero")
+    return styled(figure, height=340)
+
+
+def periodic_table(by_element: Mapping[str, tuple[float, int]]) -> go.Figure:
+    """MAE over the crystals that contain an element, in meV/atom, and how many crystals that are."""
+    shade = np.full((N_ROWS, N_COLUMNS), np.nan)
+    absent = np.full((N_ROWS, N_COLUMNS), np.nan)
+    text = np.full((N_ROWS, N_COLUMNS), "", dtype=object)
+    hover = np.full((N_ROWS, N_COLUMNS), "", dtype=object)
+    for symbol, (row, column) in POSITIONS.items():
+        if symbol in by_element:
+            mae, count = by_element[symbol]
+            shade[row, column] = 1000 * mae
+            text[row, column] = f"<b>{symbol}</b><br>{_short(1000 * mae)}<br><i>{_compact(count)}</i>"
+            hover[row, column] = f"{symbol}: MAE {mae:.4f} eV/atom over {count:,} crystals"
+        else:
+            absent[row, column] = 0.0
+            text[row, column] = symbol
+    # Two rare elements must not wash out the other eighty: colours leave out the outer 5 % on either side.
+    low, high = np.nanquantile(shade, (0.05, 0.95)).tolist() if by_element else (0.0, 1.0)
+    shared = {"x": list(range(N_COLUMNS)), "y": list(range(N_ROWS)), "xgap": 2, "ygap": 2}
+    figure = go.Figure(
+        [
+            go.Heatmap(
+                z=_nested(absent, 0),
+                text=np.where(np.isnan(absent), "", text).tolist(),
+                texttemplate="%{text}",
+                textfont={"color": "#b5b5b5", "size": 11},
+                colorscale=[[0, "#f4f4f4"], [1, "#f4f4f4"]],
+                showscale=False,
+                hoverinfo="skip",
+                **shared,
+            ),
+            go.Heatmap(
+                z=_nested(shade, 2),
+                text=np.where(np.isnan(shade), "", text).tolist(),
+                texttemplate="%{text}",
+                textfont={"size": 10},
+                customdata=hover.tolist(),
+                hovertemplate="%{customdata}<extra></extra>",
+                hoverongaps=False,
+                colorscale=_SCALE,
+                zmin=low,
+                zmax=high if high > low else low + 1.0,
+                colorbar={"title": {"text": "MAE (meV/atom)", "side": "right"}, "thickness": 14},
+                **shared,
+            ),
+        ]
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, autorange="reversed")
+    return styled(figure, height=640, legend=False)
+
+
+def styled(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
+    """The figure with the report's fonts, colours and margins."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        showlegend=legend,
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "traceorder": "normal"},
+        margin={"l": 70, "r": 40, "t": 40, "b": 55},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        hoverlabel={"font": {"family": "system-ui, sans-serif"}},
+    )
+    axis = {"gridcolor": _GRID, "linecolor": QUIET, "zeroline": False, "title_standoff": 8}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure
+
+
+def _nested(values: Any, digits: int) -> list[list[float | None]]:
+    """As lists, rounded, with None for what is not a number: short in the file, and valid JSON."""
+    return [[None if np.isnan(value) else round(float(value), digits) for value in row] for row in values]
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 5) for value in values]
+
+
+def _short(mae_mev: float) -> str:
+    return f"{mae_mev:.0f}" if mae_mev >= 10 else f"{mae_mev:.1f}"
+
+
+def _compact(count: int) -> str:
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"

@@ -1,0 +1,92 @@
+"""Figures of the sessions: when they worked, and where their time went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
+
+from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
+
+_KIND_COLOURS = {
+    "load": "#56B4E9",
+    "train": "#009E73",
+    "predict": "#0072B2",
+    "checkpoint": "#E69F00",
+    "publish": "#CC79A7",
+    "idle": "#cccccc",
+    "lost": "#D55E00",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A stretch of time of one session, in seconds since the epoch; ``kind`` as in the legend of the timeline."""
+
+    session: str
+    device: str
+    start: float
+    end: float
+    kind: str
+    label: str = ""
+
+
+def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Hours of each session: finished epochs by fold, and the rest."""
+    labels = [f"{number}. {entry['device']}" for number, entry in enumerate(sessions, start=1)]
+    folds = sorted({fold for entry in sessions for fold in entry["folds"]})
+    figure = go.Figure(
+        [
+            go.Bar(
+                y=labels,
+                x=[entry["folds"].get(fold, 0.0) for entry in sessions],
+                name=f"epochs of fold {fold}",
+                orientation="h",
+                marker={"color": FOLD_COLOURS[fold % len(FOLD_COLOURS)]},
+                hovertemplate="%{x:.2f} h<extra>epochs of fold " + str(fold) + "</extra>",
+            )
+            for fold in folds
+        ]
+    )
+    figure.add_trace(
+        go.Bar(
+            y=labels,
+            x=[entry["rest"] for entry in sessions],
+            name="everything else",
+            orientation="h",
+            marker={"color": "#cccccc"},
+            hovertemplate="%{x:.2f} h<extra>start-up, data, predictions, work cut off</extra>",
+        )
+    )
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(title="hours")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return styled(figure, height=150 + 26 * len(sessions))
+
+
+def timeline(spans: Sequence[Span]) -> go.Figure:
+    """When each session did what."""
+    sessions = list(dict.fromkeys((span.session, span.device) for span in spans))
+    labels = {session: f"{number}. {device}" for number, (session, device) in enumerate(sessions, start=1)}
+    figure = go.Figure()
+    for kind in sorted({span.kind for span in spans}, key=lambda kind: [*_KIND_COLOURS, kind].index(kind)):
+        these = [span for span in spans if span.kind == kind]
+        figure.add_trace(
+            go.Bar(
+                base=[datetime.fromtimestamp(span.start, UTC).replace(tzinfo=None) for span in these],
+                x=[1000 * (span.end - span.start) for span in these],
+                y=[labels[span.session] for span in these],
+                orientation="h",
+                name=kind,
+                marker={"color": _KIND_COLOURS.get(kind, QUIET)},
+                customdata=[[span.label, (span.end - span.start) / 60] for span in these],
+                hovertemplate=f"{kind} %{{customdata[0]}}: %{{customdata[1]:.1f}} min<extra></extra>",
+            )
+        )
+    figure.update_layout(barmode="overlay")
+    figure.update_xaxes(type="date", title="time (UTC)")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return styled(figure, height=150 + 26 * len(labels))

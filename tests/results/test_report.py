@@ -1,0 +1,240 @@
+"""The report: what it computes, and the file as a parser sees it. How it looks in a browser: browser_check.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from mbqueue.results.compare import compare
+from mbqueue.results.folder import Recorded, read_recorded
+from mbqueue.results.leaderboard import LEADERBOARD
+from mbqueue.results.record import record_experiment
+from mbqueue.results.report import analysis
+from mbqueue.results.report.comparison import write_comparison
+from mbqueue.results.report.elements import POSITIONS, elements_of
+from mbqueue.results.report.page import write_report
+from mbqueue.results.report.sessions import Span
+from mbqueue.results.tables import (
+    Predictions,
+    history_file,
+    predictions_file,
+    read_history,
+    write_history,
+    write_predictions,
+)
+
+PLOTS = [
+    "leaderboard", "learning-curves", "parity", "errors", "by-atoms", "by-target", "by-elements", "periodic-table",
+    "sessions",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Ids, links, everything that a browser would fetch, and the text of cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._hidden = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        self._hidden = tag in ("script", "style")
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag == "a":
+            self.links.append(found["href"])
+        elif "src" in found or tag in ("link", "iframe", "object", "embed", "base"):
+            self.fetched.append(str(found))
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text += data + " "
+
+
+def report_of(recorded, tmp_path, **options):
+    return Page(write_report(recorded, tmp_path / "report.html", **options).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def recorded(recorded_folder):
+    return read_recorded(recorded_folder)
+
+
+def rows(*val_mae, train=None):
+    train = train or val_mae
+    return [
+        {"epoch": epoch, "val_mae": v, "train_mae": t}
+        for epoch, (v, t) in enumerate(zip(val_mae, train, strict=True), 1)
+    ]
+
+
+def test_the_report_holds_every_plot_once_and_fetches_nothing(recorded, tmp_path):
+    page = report_of(recorded, tmp_path)
+    assert [name for name in page.ids if name.startswith("plot-")] == [f"plot-{name}" for name in PLOTS]
+    assert page.fetched == []
+
+
+def test_the_browser_is_forbidden_every_request(recorded, tmp_path):
+    text = write_report(recorded, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.search(r'<meta http-equiv="Content-Security-Policy" content="default-src \'none\';', text)
+
+
+def test_every_plot_is_given_valid_json_without_nan(recorded, tmp_path):
+    text = write_report(recorded, tmp_path / "r.html").read_text(encoding="utf-8")
+    calls = re.findall(r'Plotly\.newPlot\(\s*"plot-([a-z-]+)",\s*(\[.*?\]),\s*\{', text, flags=re.DOTALL)
+    assert [name for name, _ in calls] == PLOTS
+    for _, data in calls:
+        json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} in a figure"))
+
+
+def test_the_report_says_score_overlap_and_why_it_does_not_compare(recorded, tmp_path):
+    text = report_of(recorded, tmp_path).text
+    mae = recorded.content["summary"]["mae"]
+    assert f"MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom" in text
+    assert "MPtrj" in text
+    assert "not those of the official file" in text
+
+
+def test_the_report_is_the_same_for_the_same_results(recorded, tmp_path):
+    first = write_report(recorded, tmp_path / "a.html").read_bytes()
+    assert write_report(recorded, tmp_path / "b.html").read_bytes() == first
+
+
+def test_an_experiment_without_training_has_no_learning_curves(tmp_path, fill, inputs):
+    folder = fill(tmp_path / "x", epochs=0)
+    record_experiment(folder, inputs)
+    page = report_of(read_recorded(folder), tmp_path)
+    assert "plot-learning-curves" not in page.ids
+    assert "nothing was trained" in page.text
+
+
+def test_foreign_text_cannot_become_markup(tmp_path, fill, inputs):
+    folder = fill(tmp_path / "x", folds=(0, 1))
+    evil = "</script><img src=x onerror=alert(1)>"
+    table = Predictions([evil, "b"], ["NaCl", "<b>"], np.array([1, 2]), np.zeros(2), np.array([9.0, 1.0]))
+    write_predictions(predictions_file(folder, 0), table)
+    history = [{**row, "device": evil} for row in read_history(history_file(folder, 0))]
+    write_history(history_file(folder, 0), history)
+    record_experiment(folder, inputs)
+    page = report_of(read_recorded(folder), tmp_path)
+    assert "img" not in page.tags
+    assert evil in page.text
+
+
+def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
+    spans = [
+        Span(session="s1", device="L4", start=0.0, end=600.0, kind="train", label="fold 0 epoch 1"),
+        Span(session="s1", device="L4", start=600.0, end=660.0, kind="publish"),
+        Span(session="s2", device="T4", start=700.0, end=800.0, kind="something new"),
+    ]
+    assert "plot-timeline" in report_of(recorded, tmp_path, timeline=spans).ids
+
+
+def test_the_worst_crystals_are_linked_by_their_own_id_or_formula():
+    from mbqueue.results.report import page
+
+    def link(crystal_id):
+        return page._link(analysis.Worst(0, crystal_id, "Fe2O3", 5, 0.0, 1.0, 1.0))
+
+    assert 'materials/mp-149"' in link("mp-149")
+    assert 'materials?formula=Fe2O3"' in link("mb-mp-e-form-000001")
+
+
+def test_the_worst_are_the_largest_errors_of_all_folds_in_order(recorded):
+    found = analysis.worst(recorded.predictions, 10)
+    expected = np.sort(recorded.all_predictions.abs_error)[::-1][:10]
+    np.testing.assert_array_equal([row.abs_error for row in found], expected)
+
+
+def test_every_crystal_is_in_the_parity_density_the_histogram_and_the_trends(recorded):
+    everything = recorded.all_predictions
+    assert analysis.parity_density(everything).counts.sum() == len(everything)
+    assert analysis.error_distribution(everything.abs_error).counts.sum() == len(everything)
+    for trend in (analysis.by_atoms, analysis.by_target, analysis.by_element_count):
+        assert trend(everything).counts.sum() == len(everything)
+
+
+def test_errors_of_exactly_zero_are_counted():
+    found = analysis.error_distribution(np.zeros(7))
+    assert found.counts.sum() == 7
+    assert found.quantiles[0.5] == 0.0
+
+
+def test_the_mae_of_an_element_is_over_the_crystals_that_contain_it():
+    table = Predictions(["a", "b"], ["NaCl", "Na2S"], np.ones(2, int), np.zeros(2), np.array([1.0, 3.0]))
+    assert analysis.by_element(table) == {"Na": (2.0, 2), "S": (3.0, 1), "Cl": (1.0, 1)}
+
+
+def test_every_element_has_its_own_place_and_the_grid_agrees_with_pymatgen():
+    from pymatgen.core import Element
+
+    assert len(set(POSITIONS.values())) == len(POSITIONS) == 118
+    for symbol, (row, column) in POSITIONS.items():
+        element = Element(symbol)
+        if row < 7:
+            assert (element.row, element.group) == (row + 1, column + 1), symbol
+
+
+@pytest.mark.parametrize(
+    ("formula", "elements"), [("LiFe(PO3)4", {"Li", "Fe", "P", "O"}), ("D2O", {"H", "O"}), ("C", {"C"})]
+)
+def test_elements_are_read_from_formulas(formula, elements):
+    assert elements_of(formula) == elements
+
+
+@pytest.mark.parametrize(
+    ("history", "kind"),
+    [
+        ([], "untrained"),
+        (rows(0.3, 0.2, 0.1), "improving"),
+        (rows(0.3, 0.1, 0.101, 0.1005), "settled"),
+        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.05, 0.02)), "overfits"),
+        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "settled"),  # both rise: unstable, not memorising
+    ],
+)
+def test_the_verdict_follows_gap_and_epochs_since_the_best(history, kind):
+    assert analysis.verdict(0, history).kind == kind
+
+
+def test_a_large_gap_is_named_even_when_the_best_epoch_is_the_last():
+    assert "knows its training crystals much better" in analysis.verdict(0, rows(0.3, 0.1, train=(0.2, 0.01))).text
+
+
+def test_hours_of_sessions_add_up_to_what_was_recorded(recorded):
+    found = analysis.session_hours(recorded.content, recorded.histories)
+    assert [entry["id"] for entry in found] == ["s1"]
+    trained = sum(row["seconds"] for history in recorded.histories.values() for row in history) / 3600
+    assert sum(found[0]["folds"].values()) == pytest.approx(trained)
+    assert sum(found[0]["folds"].values()) + found[0]["rest"] == pytest.approx(recorded.content["run"]["hours"])
+
+
+def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recorded, tmp_path):
+    later = Recorded(recorded.folder, {**recorded.content, "experiment": "later"})
+    path = write_comparison(compare([recorded, later]), tmp_path / "c.html")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.ids.count("plot-paired") == 1
+    assert page.fetched == []
+    assert "later against small" in page.text
+    assert all(name in page.text for name, _ in LEADERBOARD)
+
+
+def test_132752_crystals_make_a_file_of_the_size_of_a_few(recorded, tmp_path, predictions):
+    small = write_report(recorded, tmp_path / "small.html").stat().st_size
+    big = Recorded(recorded.folder, recorded.content)
+    tables = {fold: predictions(132_752 // 2, fold=fold) for fold in (0, 1)}
+    object.__setattr__(big, "predictions", tables)  # as if read from the folder
+    assert write_report(big, tmp_path / "big.html").stat().st_size < small + 1_000_000
