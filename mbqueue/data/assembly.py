@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from mbqueue.data.conversion import AS_I, AS_J, compiled
+from mbqueue.data.conversion import AS_I, AS_J
+from mbqueue.data.machine_code import compiled
 
 
 @compiled
-def _get(record: Any, at: int, count: int, wide: bool) -> Any:
-    values = np.empty(count, np.int64)
-    if wide:
-        values[:] = record[at : at + 4 * count].view(np.uint32)
-    else:
-        values[:] = record[at : at + 2 * count].view(np.uint16)
-    return values, at + (4 if wide else 2) * count
+def _get(record: Any, at: int, width: int) -> int:
+    if width == 2:
+        return np.int64(record[at]) | np.int64(record[at + 1]) << 8
+    value = np.int64(0)
+    for byte in range(width):
+        value |= np.int64(record[at + byte]) << (8 * byte)
+    return value
 
 
 @compiled
@@ -30,44 +31,53 @@ def unpack(record: Any, n_atoms: int, n_directed: int, n_short: int, wide: bool)
         and their roles uint8 [s]; and whether the record makes sense: an unsound one is not decoded to the end.
     """
     n_undirected = n_directed // 2
-    per_atom, at = _get(record, 0, n_atoms, wide)
-    later, at = _get(record, at, n_undirected, wide)
-    ends, at = _get(record, at, n_undirected, wide)
-    short, at = _get(record, at, n_short, wide)
-    image = np.empty((n_undirected, 3), np.int64)
-    if wide:
-        image.reshape(-1)[:] = record[at : at + 12 * n_undirected].view(np.int32)
-        at += 12 * n_undirected
-    else:
-        image.reshape(-1)[:] = record[at : at + 3 * n_undirected].view(np.int8)
-        at += 3 * n_undirected
-    is_first = record[at : at + (n_directed + 7) // 8]
-    at += len(is_first)
-    roles = record[at : at + n_short]
-
+    width, image_width = (4, 4) if wide else (2, 1)
+    later = width * n_atoms
+    ends = later + width * n_undirected
+    shorts = ends + width * n_undirected
+    images = shorts + width * n_short
+    bits = images + 3 * image_width * n_undirected
+    ways = bits + (n_directed + 7) // 8
     center, neighbor = np.empty(n_directed, np.int64), np.empty(n_directed, np.int64)
     undirected, reverse = np.empty(n_directed, np.int64), np.empty(n_directed, np.int64)
-    first = np.empty(n_undirected, np.int64)
-    sound = per_atom.sum() == n_directed
+    first, image = np.empty(n_undirected, np.int64), np.empty((n_undirected, 3), np.int64)
+    short, roles = np.empty(n_short, np.int64), np.empty(n_short, np.uint8)
+    sound = ways + n_short <= len(record)
     new = old = bond = 0
     for atom in range(n_atoms if sound else 0):
-        for here in range(bond, bond + per_atom[atom]):
+        end = bond + _get(record, width * atom, width)
+        if end > n_directed:
+            sound = False
+            break
+        for here in range(bond, end):
             center[here] = atom
-            if is_first[here >> 3] >> (here & 7) & 1:
-                if new >= n_undirected or ends[new] >= n_atoms:
-                    return center, neighbor, undirected, reverse, first, image, short, roles, False
-                neighbor[here], undirected[here], first[new] = ends[new], new, here
+            if record[bits + (here >> 3)] >> (here & 7) & 1:
+                if new == n_undirected:
+                    sound = False
+                    break
+                neighbor[here], undirected[here], first[new] = _get(record, ends + width * new, width), new, here
+                sound = sound and neighbor[here] < n_atoms
                 new += 1
             else:
-                if old >= n_undirected or later[old] >= new:
-                    return center, neighbor, undirected, reverse, first, image, short, roles, False
-                pair = later[old]
+                pair = _get(record, later + width * old, width) if old < n_undirected else n_undirected
+                if pair >= new:
+                    sound = False
+                    break
                 neighbor[here], undirected[here] = center[first[pair]], pair
                 reverse[here], reverse[first[pair]] = first[pair], here
                 old += 1
-        bond += per_atom[atom]
-    for place in range(n_short):
+        bond = end
+        if not sound:
+            break
+    sound = sound and bond == n_directed and new == n_undirected and old == n_undirected
+    for place in range(n_short if sound else 0):
+        short[place], roles[place] = _get(record, shorts + width * place, width), record[ways + place]
         sound = sound and short[place] < n_directed
+    for pair in range(n_undirected if sound else 0):
+        for axis in range(3):
+            value = _get(record, images + image_width * (3 * pair + axis), image_width)
+            half = np.int64(1) << (8 * image_width - 1)
+            image[pair, axis] = (value ^ half) - half
     return center, neighbor, undirected, reverse, first, image, short, roles, sound
 
 
@@ -111,8 +121,7 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
             break
         lattice = lattices[b]
         half0 = bond0 // 2
-        vector = np.empty((len(first), 3))
-        length = np.empty(len(first))
+        vector, length = np.empty((len(first), 3)), np.empty(len(first))
         for pair in range(len(first)):
             bond = first[pair]
             squared = 0.0
@@ -188,7 +197,8 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         if n_short != index[b, 3] or count - angle0 != index[b, 4]:
             unsound = b
             break
-        by_j = np.cumsum(by_j)
+        for bond in range(n_short):
+            by_j[bond + 1] += by_j[bond]
         for here in range(angle0, count):
             bond = angle_j[here] - short0
             angle_by_j[angle0 + by_j[bond]] = here

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mbqueue.data.conversion import compiled
+from mbqueue.data.machine_code import compiled
 
 
 @compiled

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.data.conversion import search_size, smallest_distance
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
+from mbqueue.data.geometry import examine
 
 #: Two atoms nearer than this, Å, are taken for two at one place.
 OVERLAP = 0.01
@@ -128,12 +128,11 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
         raise Unusable(f"the coordinates of atom {atom} are not finite")
     if not np.isfinite(matrix).all():
         raise Unusable("its lattice is not finite")
-    volume, images, overlap = search_size(matrix)[0], search_size(matrix)[1], -1
+    volume, images, overlap = examine(coords, matrix, OVERLAP)
     if not volume >= MIN_VOLUME_PER_ATOM * len(coords):
         raise Unusable(f"its cell of {volume:.3g} Å³ is too small for {len(coords)} atoms")
     if images > MAX_IMAGES:
         raise Unusable("its cell is too skewed or too thin; give its reduced (Niggli) cell")
-    overlap = smallest_distance(coords, matrix, OVERLAP)
     if overlap >= 0:
         raise Unusable(f"atoms {overlap // len(coords)} and {overlap % len(coords)} are at one place")
 

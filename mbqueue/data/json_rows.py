@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from mbqueue.data.conversion import compiled
+from mbqueue.data.machine_code import compiled
 from mbqueue.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -100,29 +100,38 @@ def _outer_brackets(text: Any, begin: int, state: Any) -> Any:
     ``state`` (depth, 1 in a string, 1 after a backslash) is carried from one piece of the file to the next.
     """
     places, depths = np.empty(1024, np.int64), np.empty(1024, np.int64)
-    count = 0
+    count, place, end = 0, begin, len(text)
     depth, in_string, escaped = state[0], state[1], state[2]
-    for place in range(begin, len(text)):
-        character = text[place]
+    while place < end:
         if in_string:
+            character = text[place]
             if escaped:
                 escaped = 0
             elif character == 0x5C:
                 escaped = 1
             elif character == 0x22:
                 in_string = 0
-        elif character == 0x22:
-            in_string = 1
-        elif character in (0x5B, 0x7B, 0x5D, 0x7D):
-            opens = character in (0x5B, 0x7B)
-            depth += 1 if opens else 0
-            if depth <= _DEEPEST + 1:
-                if count == len(places):
-                    places = np.concatenate((places, np.empty(count, np.int64)))
-                    depths = np.concatenate((depths, np.empty(count, np.int64)))
-                places[count], depths[count] = place, depth
-                count += 1
-            depth -= 0 if opens else 1
+            place += 1
+            continue
+        # Digits and most of what stands between them come before all brackets.
+        while place < end and text[place] < 0x5B and text[place] != 0x22:
+            place += 1
+        if place == end:
+            break
+        character = text[place]
+        opens, closes = character == 0x5B or character == 0x7B, character == 0x5D or character == 0x7D
+        in_string = int(character == 0x22)
+        depth += int(opens)
+        if (opens or closes) and depth <= _DEEPEST + 1:
+            if count == len(places):
+                more_places, more_depths = np.empty(2 * count, np.int64), np.empty(2 * count, np.int64)
+                for event in range(count):
+                    more_places[event], more_depths[event] = places[event], depths[event]
+                places, depths = more_places, more_depths
+            places[count], depths[count] = place, depth
+            count += 1
+        depth -= int(closes)
+        place += 1
     state[0], state[1], state[2] = depth, in_string, escaped
     return places[:count], depths[:count]
 

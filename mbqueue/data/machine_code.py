@@ -1,0 +1,39 @@
+"""How the numerical kernels become machine code."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """``function`` as machine code, made at its first call, kept on disk, and run without the GIL.
+
+    Numba keeps it beside the source or, where that cannot be written, in the user's cache folder, and makes it again
+    when the source file has changed. It does not see changes in other files: see ``compiled_with``.
+    """
+    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
+def compiled_with(*modules: ModuleType) -> Callable[[Function], Function]:
+    """``compiled`` for functions that call compiled functions of other ``modules``.
+
+    The code on disk is named after the content of those too, so that none with old parts in it is ever run.
+    """
+    digest = 0
+    for module in modules:
+        assert module.__file__ is not None
+        digest = zlib.crc32(Path(module.__file__).read_bytes(), digest)
+
+    def decorate(function: Function) -> Function:
+        function.__qualname__ = f"{function.__qualname__}_{digest:08x}"
+        return compiled(function)
+
+    return decorate
