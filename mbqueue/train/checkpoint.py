@@ -186,18 +186,29 @@ class Checkpoints:
     def newest(self, *, at_most_epoch: int | None = None) -> Manifest | None:
         """The commit with the most work that is whole: size, hash and content verified; None when there is none.
 
-        Damaged ones are set aside (renamed to .damaged) and reported, and the one before is taken.
+        It is only whole together with the commit of the best epoch that it points to: without that, what the fold
+        was trained for is lost, and it must be trained again from a commit that has all it needs. Damaged ones are
+        set aside (renamed to .damaged) and reported, and the one before is taken.
         """
         for manifest in reversed(self.manifests()):
             if at_most_epoch is not None and manifest.epoch > at_most_epoch:
                 continue
             try:
                 self.load(manifest)
+                if manifest.best and manifest.best["commit"] != manifest.stem:
+                    self.load(self._best_of(manifest))
             except Damaged as error:
                 self._set_aside(manifest.stem, str(error))
                 continue
             return manifest
         return None
+
+    def _best_of(self, manifest: Manifest) -> Manifest:
+        assert manifest.best is not None
+        best = self.find(manifest.best["commit"])
+        if best is None:
+            raise Damaged(f"{manifest.stem} lacks its best epoch: {manifest.best['commit']} is not in {self.folder}.")
+        return best
 
     def find(self, stem: str) -> Manifest | None:
         """The commit of that name, or None."""

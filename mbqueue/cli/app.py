@@ -1,0 +1,58 @@
+"""The list of commands. Each is one function in a module of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import mbqueue
+from mbqueue.cli import demo, doctor, queueing, setup, status, work
+from mbqueue.cli.console import print_line
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run very long CHGNet trainings on short GPU sessions.\n\n"
+    "First success: mbqueue demo. Your own: mbqueue init, mbqueue enqueue, mbqueue work, mbqueue status.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"mbqueue {mbqueue.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    project: Annotated[
+        Path | None,
+        typer.Option(help="Project folder; otherwise $MBQUEUE_PROJECT, otherwise the nearest parent that is one."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass  # the options are read where they are needed: see options.current_project and cli.main
+
+
+for command in (
+    setup.init,
+    queueing.enqueue,
+    work.work,
+    status.status,
+    queueing.events,
+    queueing.pause,
+    queueing.resume,
+    queueing.cancel,
+    queueing.retry,
+    queueing.priority,
+    demo.demo,
+    doctor.doctor,
+):
+    app.command()(command)

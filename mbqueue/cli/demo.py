@@ -1,0 +1,176 @@
+"""``mbqueue demo``: the main job in small, on real crystals, with a session killed in mid-epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbqueue.cli.console import print_line
+from mbqueue.clock import format_duration
+from mbqueue.errors import MbqueueError
+from mbqueue.project import init_project
+
+EXPERIMENT = "full_finetune"
+FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
+#: The session that is killed dies in this epoch of this fold.
+KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
+SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
+WORK_LEFT = 75
+
+
+class DemoFailed(MbqueueError):
+    """The demo did not do what it is there to show."""
+
+
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where to make the project; kept afterwards. By default a temporary one."),
+    ] = None,
+    crystals: Annotated[int, typer.Option(help="How many crystals of the sample.", min=50)] = CRYSTALS,
+) -> None:
+    """Run a five-fold CHGNet finetune on the shipped sample, kill a session, and show that nothing changed.
+
+    Takes a few minutes on two cores. Ends with the results folder, the scores per fold, and the proof that the fold
+    whose session was killed equals an uninterrupted one byte for byte.
+
+    Example: mbqueue demo --dir my-demo
+    """
+    began = time.monotonic()
+    with _folder(folder) as root:
+        _run(root, crystals)
+        print_line()
+        print_line(f"The demo took {format_duration(time.monotonic() - began)}.")
+        if folder is not None:
+            print_line(f"The project is in {root}. Look around: mbqueue --project {root} status")
+
+
+def _run(root: Path, crystals: int) -> None:
+    project = _Commands(root / "project")
+    options = ["--dataset", "sample", "--epochs", str(EPOCHS), "--set", f"data.limit={crystals}"]
+    options += ["--set", "train.batch_size=16"]
+
+    _title("1. A project, and a five-fold full finetune in its queue")
+    init_project(project.root)
+    (project.root / "mbqueue.toml").write_text(SETTINGS)
+    project.run("enqueue", EXPERIMENT, *options)
+
+    _title("2. First session: prepares the crystals, trains two epochs, ends")
+    project.run("work", "--max-jobs", "3", expected=WORK_LEFT)
+    project.run("status")
+
+    _title(f"3. Second session: killed with SIGKILL in epoch {KILLED_EPOCH} of fold {KILLED_FOLD}")
+    project.run_until_killed("work")
+    project.run("status")
+
+    _title("4. Third session: carries on from the last checkpoint, and finishes")
+    project.run("work")
+    project.run("status")
+
+    _title(f"5. The proof: fold {KILLED_FOLD} again, in another project, without interruption")
+    straight = _Commands(root / "straight")
+    init_project(straight.root)
+    straight.run("enqueue", EXPERIMENT, *options, "--folds", str(KILLED_FOLD))
+    straight.run("work")
+    killed_folder, straight_folder = project.results(), straight.results()
+    for what, same in _comparison(killed_folder, straight_folder):
+        print_line(f"{'equal, byte for byte' if same else 'DIFFERENT':<22}{what}")
+        if not same:
+            raise DemoFailed(f"{what} of the killed and of the uninterrupted fold {KILLED_FOLD} differ.")
+
+    _title("6. What there is now")
+    print_line(str(killed_folder))
+    for path in sorted(killed_folder.iterdir()):
+        print_line(f"  {path.name:<26}{path.stat().st_size:>10,} bytes")
+    print_line()
+    print_line((killed_folder / "RESULTS.md").read_text(encoding="utf-8"))
+
+
+class _Commands:
+    """Runs mbqueue in one project as a person would, and shows each command."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, *arguments: str, expected: int = 0) -> None:
+        print_line(f"$ mbqueue {' '.join(arguments)}")
+        code = subprocess.run(self._command(arguments), check=False).returncode
+        if code != expected:
+            raise DemoFailed(f"mbqueue {' '.join(arguments)} ended with code {code} instead of {expected}.")
+
+    def run_until_killed(self, *arguments: str) -> None:
+        """Start a session, and kill it without warning once it is far enough into the epoch."""
+        print_line(f"$ mbqueue {' '.join(arguments)}")
+        process = subprocess.Popen(self._command(arguments))
+        try:
+            while not self._is_far_enough():
+                if process.poll() is not None:
+                    raise DemoFailed("The session ended before it could be killed.")
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+        print_line(f"… killed: kill -9 {process.pid}")
+
+    def results(self) -> Path:
+        """The one results folder."""
+        (folder,) = (self.root / "results" / "daily").glob("*/*/")
+        return folder
+
+    def _is_far_enough(self) -> bool:
+        """Whether a commit in the middle of the epoch is published, and thus more is lost than nothing."""
+        checkpoints = self.root / "state" / "checkpoints" / EXPERIMENT / f"fold_{KILLED_FOLD}"
+        return any(
+            int(path.stem.split("-")[1][1:]) >= KILLED_AFTER_STEP
+            for path in checkpoints.glob(f"e{KILLED_EPOCH:04d}-s*.json")
+        )
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        sys.stdout.flush()
+        return [sys.executable, "-m", "mbqueue", "--project", str(self.root), *arguments]
+
+
+def _comparison(killed: Path, straight: Path) -> Iterator[tuple[str, bool]]:
+    from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
+
+    for name in (model_file, predictions_file):
+        first, second = name(killed, KILLED_FOLD), name(straight, KILLED_FOLD)
+        yield first.name, first.read_bytes() == second.read_bytes()
+    rows = [
+        [{key: value for key, value in row.items() if key not in TIMING_COLUMNS} for row in read_history(path)]
+        for path in (history_file(killed, KILLED_FOLD), history_file(straight, KILLED_FOLD))
+    ]
+    yield f"{history_file(killed, KILLED_FOLD).name} (but for {', '.join(TIMING_COLUMNS)})", rows[0] == rows[1]
+
+
+@contextlib.contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        if given.exists() and any(given.iterdir()):
+            raise DemoFailed(f"{given} is not empty. Give --dir a new folder.")
+        given.mkdir(parents=True, exist_ok=True)
+        yield given.absolute()
+        return
+    root = Path(tempfile.mkdtemp(prefix="mbqueue-demo-"))
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _title(text: str) -> None:
+    width = min(shutil.get_terminal_size().columns, 100)
+    print_line()
+    print_line(f"── {text} ".ljust(width, "─"))
+    sys.stdout.flush()

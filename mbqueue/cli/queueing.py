@@ -1,0 +1,182 @@
+"""Commands that put experiments into the queue and steer them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from mbqueue.cli.console import print_json, print_line, say
+from mbqueue.cli.options import ExperimentArgument, JsonOption, current_project, parse_folds
+from mbqueue.clock import SystemClock, parse_duration, utc_text
+from mbqueue.project import Project
+from mbqueue.queue.jobs import Event
+from mbqueue.queue.store import Queue
+
+FoldOption = Annotated[int | None, typer.Option(help="Only this fold.", min=0, max=4)]
+
+
+def enqueue(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An experiment in jobs/, or a TOML file.")],
+    folds: Annotated[str | None, typer.Option(help="Folds to run, like 0,1 or 0-4.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every fold.", min=0)] = None,
+    dataset: Annotated[str | None, typer.Option(help="matbench_mp_e_form, sample, or a path.")] = None,
+    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, like train.lr=3e-4.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Another name, for the queue and the results folder.")] = None,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
+    ] = False,
+) -> None:
+    """Put an experiment into the queue.
+
+    Enqueueing the same thing twice changes nothing and says so. More folds are added to what is there. A changed spec
+    under the same name is an error; give it a new one with --name.
+
+    Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
+    """
+    from mbqueue.data.datasets import check_dataset
+    from mbqueue.experiment import load_spec, parse_overrides
+
+    project = current_project(context)
+    overrides: dict[str, Any] = parse_overrides(settings or [])
+    if folds is not None:
+        overrides["folds"] = list(parse_folds(folds))
+    if epochs is not None:
+        overrides["train.epochs"] = epochs
+    if dataset is not None:
+        overrides["data.dataset"] = dataset
+    if drop_invalid:
+        overrides["data.drop_invalid"] = True
+    if name is not None:
+        overrides |= {"name": name, "results_name": name}
+    spec = load_spec(project.experiment_file(experiment), overrides=overrides)
+    check_dataset(spec.data.dataset, project_root=project.root)
+
+    now = SystemClock().now()
+    day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
+    with Queue(project.queue_db) as queue:
+        outcome = queue.enqueue(
+            spec, results_dir=project.results_folder(day, spec.folder_name), priority=priority, now=now
+        )
+    results = outcome.experiment.results_dir
+    print_line(
+        {
+            "created": f"{spec.name}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
+            "unchanged": f"{spec.name}: already in the queue with this spec; nothing was changed.",
+            "folds added": f"{spec.name}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
+        }[outcome.outcome]
+    )
+    say("Start a session with: mbqueue work")
+
+
+def events(
+    context: typer.Context,
+    experiment: Annotated[str | None, typer.Argument(help="Only of this experiment.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only the last while, like 2h.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest.", min=1)] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List what happened: every change of a job's state, who made it and why; oldest first.
+
+    Example: mbqueue events full_finetune --since 2h
+    """
+    after = 0.0 if since is None else SystemClock().now() - parse_duration(since)
+    with _reading(current_project(context)) as queue:
+        rows = queue.events(experiment=experiment, since=after, limit=limit)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    for row in rows:
+        change = f"{row.from_state or 'new'} → {row.to_state}" if row.to_state else "note"
+        print_line(f"{utc_text(row.at)}  {_label(row):<34}  {change:<22}  {row.why}  [{row.by}]")
+
+
+def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
+    """Hand out no more jobs of an experiment or fold; a running epoch is checkpointed and given back.
+
+    Example: mbqueue pause full_finetune --fold 2
+    """
+    with _writing(current_project(context)) as queue:
+        changed = queue.pause(experiment, fold=fold, now=SystemClock().now())
+    print_line(f"{_place(experiment, fold)}: paused ({changed} jobs). Go on with: mbqueue resume {experiment}")
+
+
+def resume(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
+    """Undo pause.
+
+    Example: mbqueue resume full_finetune
+    """
+    with _writing(current_project(context)) as queue:
+        changed = queue.resume(experiment, fold=fold, now=SystemClock().now())
+    print_line(f"{_place(experiment, fold)}: resumed ({changed} jobs).")
+
+
+def cancel(
+    context: typer.Context,
+    experiment: ExperimentArgument,
+    fold: FoldOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Do none of what is left of an experiment or fold; what is committed stays. `retry` takes it up again.
+
+    Example: mbqueue cancel full_finetune --yes
+    """
+    project = current_project(context)
+    if not yes:
+        typer.confirm(f"Cancel what is left of {_place(experiment, fold)}?", abort=True, err=True)
+    with _writing(project) as queue:
+        changed = queue.cancel(experiment, fold=fold, now=SystemClock().now())
+    print_line(
+        f"{_place(experiment, fold)}: {changed} jobs cancelled. Take them up again with: mbqueue retry {experiment}"
+    )
+
+
+def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
+    """Give failed and cancelled jobs all their attempts again, and let those that wait after a failure go at once.
+
+    Example: mbqueue retry full_finetune --fold 3
+    """
+    with _writing(current_project(context)) as queue:
+        changed = queue.retry(experiment, fold=fold, now=SystemClock().now())
+    print_line(f"{_place(experiment, fold)}: {changed} jobs will be tried again.")
+
+
+def priority(
+    context: typer.Context,
+    experiment: ExperimentArgument,
+    value: Annotated[int, typer.Argument(help="Higher is worked on first; 0 is usual.")],
+    fold: FoldOption = None,
+) -> None:
+    """Set how urgent an experiment or fold is, from the next claim on.
+
+    Example: mbqueue priority head_finetune 10
+    """
+    with _writing(current_project(context)) as queue:
+        changed = queue.set_priority(experiment, value, fold=fold, now=SystemClock().now())
+    print_line(f"{_place(experiment, fold)}: priority {value} ({changed} jobs changed).")
+
+
+def _label(event: Event) -> str:
+    fold = "" if event.fold is None else f" fold {event.fold}"
+    epoch = "" if event.epoch is None else f" epoch {event.epoch}"
+    return f"{event.experiment or ''}{fold}{epoch or (f' {event.kind}' if event.kind else '')}"
+
+
+def _place(experiment: str, fold: int | None) -> str:
+    return experiment if fold is None else f"{experiment} fold {fold}"
+
+
+def _reading(project: Project) -> Queue:
+    return Queue(project.queue_db, read_only=True)
+
+
+def _writing(project: Project) -> Queue:
+    # A queue that does not exist is not made by a command that only steers it.
+    Queue(project.queue_db, read_only=True).close()
+    return Queue(project.queue_db)

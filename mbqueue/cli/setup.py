@@ -1,0 +1,26 @@
+"""``mbqueue init``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbqueue.cli.console import print_line, say
+from mbqueue.project import init_project
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to make a project of.")] = Path(),
+) -> None:
+    """Make a project: jobs/ with the three experiments, state/, results/ and mbqueue.toml.
+
+    What is there already stays as it is.
+
+    Example: mbqueue init my-project
+    """
+    project, written = init_project(folder)
+    for path in written:
+        print_line(str(path))
+    say(f"{project.root} is a project. Next: mbqueue enqueue full_finetune, then mbqueue work")

@@ -1,0 +1,99 @@
+"""The thread that says, while the worker trains, that the session lives and still wants its job."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from mbqueue.clock import Clock
+from mbqueue.errors import LeaseLost, QueueError
+from mbqueue.queue.jobs import Lease
+from mbqueue.queue.store import Queue
+
+#: Beats per lease, so that a few of them may fail before the lease runs out.
+BEATS_PER_LEASE = 4
+
+
+class Heartbeat:
+    """Renews the session and the lease it holds, and tells the queue how far the job is.
+
+    A beat that fails (the database is busy, say) does no harm: the next one tries again, and whatever the worker
+    publishes is checked against the fence anyway. Only a lease that is certainly lost, or a job that was paused, is
+    passed on, as `withdrawn`.
+    """
+
+    def __init__(
+        self, queue: Queue, session: str, *, lease_seconds: float, clock: Clock, on_trouble: Callable[[str], None]
+    ) -> None:
+        self._queue = queue
+        self._session = session
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._on_trouble = on_trouble
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._progress: dict[str, Any] | None = None
+        self._rate: float | None = None
+        self._withdrawn: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mbqueue-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def withdrawn(self) -> str | None:
+        """Why the held job must be given up ("lease lost", "paused"), or None."""
+        return self._withdrawn
+
+    def hold(self, lease: Lease) -> None:
+        """Keep this lease alive from now on."""
+        with self._lock:
+            self._lease, self._progress, self._withdrawn = lease, None, None
+
+    def let_go(self) -> None:
+        """Keep no lease alive."""
+        with self._lock:
+            self._lease, self._progress = None, None
+
+    def show(self, progress: dict[str, Any], structures_per_second: float | None = None) -> None:
+        """What the next beat tells the queue about the held job."""
+        with self._lock:
+            self._progress = progress
+            self._rate = structures_per_second or self._rate
+
+    def beat(self) -> None:
+        """One beat."""
+        with self._lock:
+            lease, progress, rate = self._lease, self._progress, self._rate
+        now = self._clock.now()
+        try:
+            self._queue.heartbeat(self._session, now=now, alive_seconds=self._lease_seconds, structures_per_second=rate)
+            if lease is None:
+                return
+            renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
+            if renewed.job.paused:
+                self._withdraw(lease, "paused")
+        except LeaseLost as error:
+            assert lease is not None
+            self._withdraw(lease, str(error))
+        except QueueError as error:
+            self._on_trouble(f"The heartbeat could not be written: {error}")
+
+    def _withdraw(self, lease: Lease, why: str) -> None:
+        with self._lock:
+            if self._lease is lease:
+                self._withdrawn = why
+
+    def _run(self) -> None:
+        while not self._over.wait(self._lease_seconds / BEATS_PER_LEASE):
+            self.beat()

@@ -1,0 +1,116 @@
+"""Getting an experiment's crystals and graphs: from the cache, or from the source by way of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mbqueue.data import datasets
+from mbqueue.data.cache import GraphCache, folder_name
+from mbqueue.data.crystals import Crystals
+from mbqueue.data.graphs import CONVERTER_VERSION
+from mbqueue.errors import CacheError, DataError
+from mbqueue.experiment import Spec
+from mbqueue.project import Project
+
+CRYSTALS_FILE = "crystals.bin"
+
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedData:
+    """An experiment's data, ready for training.
+
+    Attributes:
+        spec: the [data] section it was loaded for.
+        crystals, graphs: row for row.
+        source: name or path, for people.
+        official: whether it is matbench's own dataset, whole and in its order.
+        dropped: (id, reason) of what was left out.
+    """
+
+    spec: dict[str, Any]
+    crystals: Crystals
+    graphs: GraphCache
+    source: str
+    official: bool
+    dropped: tuple[tuple[str, str], ...]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What of the data byte-equality depends on besides its hash."""
+        return {"converter": CONVERTER_VERSION}
+
+
+def load_data(
+    project: Project,
+    spec: Spec,
+    *,
+    dataset_hash: str | None,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+    note: Callable[[str], None],
+) -> LoadedData | None:
+    """Crystals and graphs of a spec; None when asked to stop before they are whole.
+
+    Args:
+        dataset_hash: of the crystals, once the experiment was prepared; they are then taken from the cache without
+            reading the source, when they are there.
+
+    Raises:
+        DataError: when the source cannot be used, or has changed since the experiment was prepared.
+    """
+    found = None
+    if dataset_hash is not None:
+        found = _from_cache(project, dataset_hash, note)
+    if found is None:
+        dataset = datasets.load(
+            spec.data.dataset,
+            project_root=project.root,
+            limit=spec.data.limit,
+            seed=spec.seed,
+            drop_invalid=spec.data.drop_invalid,
+            progress=progress("reading"),
+        )
+        if dataset_hash is not None and dataset.crystals.hash != dataset_hash:
+            raise DataError(
+                f"{dataset.source} has changed since this experiment was prepared (the hash of its crystals was "
+                f"{dataset_hash[:16]}…, it is now {dataset.crystals.hash[:16]}…). Put the old data back, or enqueue "
+                "under a new name: mbqueue enqueue --name NAME"
+            )
+        meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
+        dataset.crystals.save(project.cache_dir / folder_name(dataset.crystals) / CRYSTALS_FILE, meta)
+        found = dataset.crystals, meta
+    crystals, meta = found
+    graphs = GraphCache.build(
+        crystals,
+        project.cache_dir / folder_name(crystals),
+        progress=progress("converting"),
+        should_stop=should_stop,
+    )
+    if graphs is None:
+        return None
+    return LoadedData(
+        spec=spec.data.model_dump(),
+        crystals=crystals,
+        graphs=graphs,
+        source=meta["source"],
+        official=meta["official"],
+        dropped=tuple((crystal_id, reason) for crystal_id, reason in meta["dropped"]),
+    )
+
+
+def _from_cache(
+    project: Project, dataset_hash: str, note: Callable[[str], None]
+) -> tuple[Crystals, dict[str, Any]] | None:
+    path = project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
+    if not path.exists():
+        return None
+    try:
+        crystals, meta = Crystals.open(path)
+    except CacheError as error:
+        note(f"{error} The crystals are read from their source again.")
+        return None
+    return (crystals, meta) if crystals.hash == dataset_hash else None

@@ -1,0 +1,70 @@
+"""A `predict` job: the test part of a fold, by the model of its best epoch."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+
+from mbqueue.files import TEMP_PREFIX, fsync_dir
+from mbqueue.queue.jobs import Kind, Lease, State
+from mbqueue.results.tables import (
+    Predictions,
+    history_file,
+    model_file,
+    predictions_file,
+    write_history,
+    write_predictions,
+)
+from mbqueue.session.workplace import Workplace
+from mbqueue.train.pretrained import save_chgnet
+
+
+def run(place: Workplace, lease: Lease) -> str:
+    """Predict, write the fold's predictions and model, commit, and say the score.
+
+    The files are made in a folder of their own and renamed while the lease is known to be held, the predictions last.
+
+    Raises:
+        Stopped: nothing was written.
+        Rewound: checkpoints are damaged; the epochs after the newest whole one are queued again.
+    """
+    job = lease.job
+    assert job.fold is not None
+    experiment, spec = place.experiment_of(job)
+    fold = place.fold_run(lease, experiment, spec)
+    place.require_epochs(lease, experiment, fold, _trained_epochs(place, experiment.name, job.fold))
+    model = fold.best_model()
+    place.report.advanced(job, "crystals", 0, len(fold.rows.test), {})
+    predicted = fold.predict_test(model, should_stop=place.should_stop)
+    if predicted is None:
+        raise place.stopped()
+
+    data = place.data_for(job, experiment, spec)
+    tested = data.crystals.select(fold.rows.test)
+    table = Predictions(tested.ids, tested.compositions(), tested.n_atoms, tested.targets, predicted)
+    folder = place.project.root / experiment.results_dir
+    staging = folder / f"{TEMP_PREFIX}fold_{job.fold}-fence_{lease.fence}"
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        save_chgnet(model.cpu(), model_file(staging, job.fold))
+        write_predictions(predictions_file(staging, job.fold), table)
+        write_history(history_file(staging, job.fold), fold.history())
+
+        def publish() -> None:
+            for name in (model_file, history_file, predictions_file):
+                name(staging, fold.fold).replace(name(folder, fold.fold))
+            fsync_dir(folder)
+
+        mae = float(np.mean(table.abs_error))
+        result = {"test_mae": mae, "n_test": len(table), "absent_elements": list(fold.absent_elements)}
+        place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return f"test MAE {mae:.4f} eV/atom on {len(table)} crystals"
+
+
+def _trained_epochs(place: Workplace, experiment: str, fold: int) -> int:
+    """The last epoch of the fold that the queue holds for committed; 0 when there is none."""
+    jobs = place.queue.jobs(experiment=experiment, fold=fold, state=State.COMMITTED)
+    return max((job.epoch or 0 for job in jobs if job.kind is Kind.TRAIN), default=0)

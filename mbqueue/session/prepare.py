@@ -1,0 +1,34 @@
+"""The `prepare` job: crystals read and converted, and what the frozen backbone gives for them computed, once."""
+
+from __future__ import annotations
+
+from mbqueue.queue.jobs import Lease
+from mbqueue.session.workplace import Workplace
+
+
+def run(place: Workplace, lease: Lease) -> str:
+    """Do it, commit it, and say what there is.
+
+    Raises:
+        Stopped: shards that are finished stay; the next session does the rest.
+    """
+    job = lease.job
+    experiment, spec = place.experiment_of(job)
+    data = place.data_for(job, experiment, spec)
+    place.frozen_for(job, spec, data)
+    widened = len(data.graphs.widened())
+    result = {
+        "dataset_hash": data.crystals.hash,
+        "source": data.source,
+        "official": data.official,
+        "n": len(data.crystals),
+        "widened": widened,
+        "dropped": [list(entry) for entry in data.dropped],
+    }
+    place.queue.commit(lease, result=result, now=place.clock.now())
+    text = f"{len(data.crystals)} crystals ready"
+    if widened:
+        text += f", {widened} with a widened cut-off so that no atom is isolated"
+    if data.dropped:
+        text += f", {len(data.dropped)} dropped as asked"
+    return text

@@ -1,0 +1,36 @@
+"""What a session tells whoever watches it. The command line shows it; tests may collect it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mbqueue.queue.jobs import Job
+
+
+class Report(Protocol):
+    """Called by the worker, from its main thread unless said otherwise; must return quickly."""
+
+    def session_started(self, session: str, device: str, seconds: float | None) -> None:
+        """The session begins; ``seconds`` is its length, None for no deadline."""
+
+    def job_started(self, job: Job) -> None:
+        """A job was claimed."""
+
+    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        """Part of a job is done: ``what`` is being worked on, with figures such as loss and structures_per_second."""
+
+    def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
+        """An epoch was committed; ``row`` is its row of the history."""
+
+    def job_finished(self, job: Job, summary: str) -> None:
+        """A job was committed, in words."""
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        """An attempt ended with an error; it is tried again at ``retry_at``, or never when that is None."""
+
+    def waiting(self, why: str) -> None:
+        """There is nothing to claim just now."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know. May come from another thread."""

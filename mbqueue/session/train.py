@@ -1,0 +1,102 @@
+"""A `train` job: one epoch of one fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mbqueue.experiment import Spec
+from mbqueue.queue.jobs import Lease
+from mbqueue.results.tables import history_file, write_history
+from mbqueue.session.workplace import Workplace
+from mbqueue.train.checkpoint import Staged
+from mbqueue.train.fold import FoldRun
+from mbqueue.train.outcome import StepReport
+
+#: Steps over which the mean is taken that foretells how long the next one takes.
+_STEPS_REMEMBERED = 20
+
+
+def run(place: Workplace, lease: Lease) -> str:
+    """Train the epoch from wherever its newest commit is, commit it, and say how it went.
+
+    Raises:
+        Stopped: a commit of the steps done so far is published.
+        Rewound: checkpoints are damaged; the epochs after the newest whole one are queued again.
+    """
+    job = lease.job
+    assert job.fold is not None
+    assert job.epoch is not None
+    experiment, spec = place.experiment_of(job)
+    fold = place.fold_run(lease, experiment, spec)
+    place.require_epochs(lease, experiment, fold, job.epoch - 1)
+    return _Epoch(place, lease, spec, fold, experiment.results_dir).run()
+
+
+class _Epoch:
+    """The epoch of one lease: trains it, and tells queue, watcher and results folder about it."""
+
+    def __init__(self, place: Workplace, lease: Lease, spec: Spec, fold: FoldRun, results_dir: str) -> None:
+        self._place, self._lease, self._spec, self._fold = place, lease, spec, fold
+        self._history_path = history_file(place.project.root / results_dir, fold.fold)
+        self._step_seconds = 0.0
+        self._is_committed = False
+
+    def run(self) -> str:
+        place, job = self._place, self._lease.job
+        assert job.epoch is not None
+        outcome = self._fold.run_epoch(
+            job.epoch,
+            fence=self._lease.fence,
+            session=place.session,
+            # No step is begun that cannot end, and be saved, before the deadline.
+            should_stop=lambda: place.stop_reason(self._step_seconds) is not None,
+            on_step=self._tell,
+            save=self._save,
+            checkpoint_seconds=place.project.settings.checkpoint_minutes * 60,
+        )
+        if not outcome.finished:
+            raise place.stopped()
+        assert outcome.history_row is not None
+        assert outcome.best is not None
+        if not self._is_committed:
+            # An earlier session died between publishing this epoch's commit and telling the queue: adopt it.
+            history = self._fold.history()
+            self._commit(history, outcome.best["epoch"], lambda: write_history(self._history_path, history))
+        place.report.epoch_finished(job, outcome.history_row, is_best=outcome.improved)
+        return f"committed; best epoch so far {outcome.best['epoch']}"
+
+    def _save(self, staged: Staged) -> None:
+        """Publish a commit while the lease is known to be held; that of the finished epoch ends the job."""
+        manifest, clock = staged.manifest, self._place.clock
+        began = clock.monotonic()
+
+        def publish() -> None:
+            staged.publish()
+            if manifest.complete:
+                write_history(self._history_path, manifest.history)
+
+        if manifest.complete:
+            assert manifest.best is not None
+            self._commit(manifest.history, manifest.best["epoch"], publish)
+        else:
+            progress = {"what": "step", "done": manifest.step, "total": manifest.steps_per_epoch}
+            self._place.queue.save_progress(self._lease, progress=progress, publish=publish)
+        self._place.deadline.saw_save(clock.monotonic() - began)
+
+    def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
+        queue, now, patience = self._place.queue, self._place.clock.now(), self._spec.train.patience
+        result = {**history[-1], "best_epoch": best_epoch}
+        if patience and history[-1]["epoch"] - best_epoch >= patience:
+            why = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
+            queue.skip_rest(self._lease, result=result, why=why, now=now, publish=publish)
+        else:
+            queue.commit(self._lease, result=result, now=now, publish=publish)
+        self._is_committed = True
+
+    def _tell(self, step: StepReport) -> None:
+        self._step_seconds += (step.seconds - self._step_seconds) / min(step.step, _STEPS_REMEMBERED)
+        rate = step.structures / step.seconds if step.seconds > 0 else 0.0
+        self._place.heartbeat.show({"what": "step", "done": step.step, "total": step.steps_per_epoch}, rate)
+        facts = {"loss": step.loss, "MAE": step.mae, "structures/s": rate}
+        self._place.report.advanced(self._lease.job, "step", step.step, step.steps_per_epoch, facts)

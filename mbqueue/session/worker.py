@@ -1,0 +1,212 @@
+"""One session: claim a job, do it, commit it, again; until nothing is left, the time is up, or somebody says stop."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from mbqueue.clock import Clock, SystemClock, format_duration
+from mbqueue.errors import InvalidCrystals, LeaseLost, ResultsError, SpecError, TrainingError, UsageError
+from mbqueue.project import Project
+from mbqueue.queue.jobs import Kind, Lease
+from mbqueue.queue.store import Queue
+from mbqueue.session import predict, prepare, record, train
+from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.report import Report
+from mbqueue.session.stop import Deadline, StopRequest
+from mbqueue.session.workplace import Rewound, Stopped, Workplace
+from mbqueue.train.arithmetic import device_name, pick_device
+
+_HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
+
+#: How long a session with nothing to claim waits before it asks again.
+POLL_SECONDS = 2.0
+#: No job is begun that has less time than this.
+SHORTEST_JOB_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """How a session is to run.
+
+    Attributes:
+        session_seconds: its length; None for no deadline.
+        max_jobs: stop after so many jobs; None for no limit.
+        forever: wait for new jobs when none is left.
+        device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
+    """
+
+    session_seconds: float | None = None
+    max_jobs: int | None = None
+    forever: bool = False
+    device: str | None = None
+
+
+class Ending(Enum):
+    """How a session ended."""
+
+    DONE = "nothing is left to do"
+    STOPPED = "stopped with work left"
+    BLOCKED = "what is left waits for a person: jobs failed, or are paused or cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOutcome:
+    """What a session did.
+
+    Attributes:
+        reason: why it ended, in words.
+        jobs_done: jobs that it committed.
+    """
+
+    session: str
+    ending: Ending
+    reason: str
+    jobs_done: int
+
+
+def work(
+    project: Project,
+    options: WorkOptions,
+    *,
+    report: Report,
+    stop: StopRequest | None = None,
+    clock: Clock | None = None,
+) -> SessionOutcome:
+    """Run one session.
+
+    Raises:
+        UsageError: when the device does not exist, or nothing was ever enqueued.
+        QueueError: when the queue cannot be read or written.
+    """
+    clock = clock or SystemClock()
+    stop = stop or StopRequest()
+    if not project.queue_db.exists():
+        raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
+    device = _usable_device(options.device)
+    deadline = Deadline(clock, options.session_seconds)
+    lease_seconds = project.settings.lease_seconds
+    with Queue(project.queue_db) as queue:
+        session = queue.start_session(
+            device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
+        )
+        report.session_started(session, device_name(device), options.session_seconds)
+        heartbeat = Heartbeat(queue, session, lease_seconds=lease_seconds, clock=clock, on_trouble=report.note)
+        place = Workplace(
+            project=project,
+            queue=queue,
+            session=session,
+            device=device,
+            clock=clock,
+            stop=stop,
+            deadline=deadline,
+            heartbeat=heartbeat,
+            report=report,
+        )
+        try:
+            with heartbeat:
+                ending, reason, jobs_done = _loop(place, options)
+        except BaseException as error:
+            queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
+            raise
+        queue.end_session(session, reason=reason, now=clock.now())
+    return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=jobs_done)
+
+
+def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
+    queue, stop, clock = place.queue, place.stop, place.clock
+    jobs_done = 0
+    while True:
+        if stop:
+            return Ending.STOPPED, stop.reason or "asked to stop", jobs_done
+        if not place.deadline.allows(SHORTEST_JOB_SECONDS):
+            return Ending.STOPPED, "the session's time is up", jobs_done
+        if options.max_jobs is not None and jobs_done >= options.max_jobs:
+            left = not queue.outlook(now=clock.now()).is_exhausted
+            return (Ending.STOPPED if left else _idle_ending(place)), f"did {jobs_done} jobs, as asked", jobs_done
+        queue.reap_dead(by=place.session, now=clock.now())
+        lease = queue.claim(
+            place.session,
+            now=clock.now(),
+            lease_seconds=place.project.settings.lease_seconds,
+            loaded=place.loaded_fold,
+        )
+        if lease is not None:
+            jobs_done += _do(place, lease)
+            continue
+        outlook = queue.outlook(now=clock.now())
+        if outlook.is_exhausted and not options.forever:
+            ending = _idle_ending(place)
+            return ending, ending.value, jobs_done
+        if outlook.is_exhausted:
+            place.report.waiting("nothing is left to do; waiting for new jobs")
+        elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
+            rest = format_duration(outlook.next_at - clock.now())
+            place.report.waiting(f"{outlook.delayed} jobs rest after a failure; the next is due in {rest}")
+        else:
+            place.report.waiting(f"other sessions hold {outlook.leased} jobs; what is left needs theirs")
+        stop.wait(POLL_SECONDS)
+
+
+def _idle_ending(place: Workplace) -> Ending:
+    """Whether nothing is left at all, or only what a person must decide on."""
+    counts = place.queue.overview(now=place.clock.now())["jobs"]
+    unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped"})
+    return Ending.BLOCKED if unfinished else Ending.DONE
+
+
+def _do(place: Workplace, lease: Lease) -> int:
+    """Do one job; returns 1 when it was committed, else 0."""
+    place.report.job_started(lease.job)
+    place.heartbeat.hold(lease)
+    try:
+        summary = _HANDLERS[lease.job.kind](place, lease)
+    except Stopped as stopped:
+        place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
+        place.report.note(f"{lease.job.label}: {stopped}; given back.")
+        return 0
+    except (LeaseLost, Rewound) as error:
+        place.forget_fold()
+        place.report.note(str(error))
+        return 0
+    except Exception as error:  # noqa: BLE001 - whatever a job dies of is recorded with it, and the session goes on
+        place.forget_fold()
+        _fail(place, lease, error)
+        return 0
+    finally:
+        place.heartbeat.let_go()
+    place.report.job_finished(lease.job, summary)
+    return 1
+
+
+def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
+    # What is wrong with the data, the spec or the arithmetic would come out the same again.
+    final = isinstance(error, InvalidCrystals | SpecError | TrainingError | ResultsError)
+    try:
+        job = place.queue.fail(
+            lease, error="".join(traceback.format_exception(error)), now=place.clock.now(), final=final
+        )
+    except LeaseLost as lost:
+        place.report.note(str(lost))
+        return
+    place.report.job_failed(lease.job, error, None if job.state.value == "failed" else job.not_before)
+
+
+def _usable_device(name: str | None) -> torch.device:
+    """The device of that name, proved to work.
+
+    Raises:
+        UsageError: when it does not.
+    """
+    try:
+        device = pick_device(name or "auto")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"There is no usable device {name!r} here ({error}). Leave --device out to take what there is, or see: "
+            "mbqueue doctor"
+        ) from error
+    return device

@@ -1,0 +1,187 @@
+"""What a job needs while it is done: the queue, the device, the data that is loaded, and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from mbqueue.clock import Clock
+from mbqueue.experiment import Spec, parse_spec
+from mbqueue.project import Project
+from mbqueue.queue.jobs import Experiment, Job, Lease
+from mbqueue.queue.store import Queue
+from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.report import Report
+from mbqueue.session.stop import Deadline, StopRequest
+from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
+from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.train.fold import FoldRun
+from mbqueue.train.frozen import FrozenBackbone
+
+
+class Stopped(Exception):
+    """The job was asked to stop before its end; the message says why."""
+
+
+class Rewound(Exception):
+    """Checkpoints are damaged; the message says which epochs are done again."""
+
+
+@dataclass(kw_only=True)
+class Workplace:
+    """One session's means.
+
+    Data and fold of the last job are kept, so that the next epoch finds the model on the device.
+    """
+
+    project: Project
+    queue: Queue
+    session: str
+    device: torch.device
+    clock: Clock
+    stop: StopRequest
+    deadline: Deadline
+    heartbeat: Heartbeat
+    report: Report
+    _data: LoadedData | None = field(default=None, init=False)
+    _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
+        """Why the current job should stop now, or None; ``seconds_needed`` is what its next part takes."""
+        if self.heartbeat.withdrawn:
+            return self.heartbeat.withdrawn
+        if self.stop:
+            return self.stop.reason
+        if not self.deadline.allows(seconds_needed):
+            return "the session's time is up"
+        return None
+
+    def should_stop(self) -> bool:
+        """Whether there is a reason to stop."""
+        return self.stop_reason() is not None
+
+    def stopped(self) -> Stopped:
+        """The exception for a part of a job that said it was stopped."""
+        return Stopped(self.stop_reason() or "asked to stop")
+
+    # -- what a job works on ---------------------------------------------------------------------------------------
+
+    def experiment_of(self, job: Job) -> tuple[Experiment, Spec]:
+        """A job's experiment and its spec."""
+        experiment = self.queue.experiment_of(job.experiment_id)
+        return experiment, parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
+
+    def progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
+        """A callback (done, total) that shows ``what`` to the watcher and, by the heartbeat, to the queue."""
+
+        def advanced(done: int, total: int, **facts: float) -> None:
+            self.heartbeat.show({"what": what, "done": done, "total": total})
+            self.report.advanced(job, what, done, total, facts)
+
+        return advanced
+
+    def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
+        """The experiment's crystals and graphs; kept for the next job.
+
+        Raises:
+            Stopped: when asked to stop while they are read or converted.
+        """
+        wanted = spec.data.model_dump()
+        if self._data is None or self._data.spec != wanted:
+            self._fold, self._data = None, None
+            self._data = load_data(
+                self.project,
+                spec,
+                dataset_hash=experiment.dataset_hash,
+                progress=lambda what: self.progress_of(job, what),
+                should_stop=self.should_stop,
+                note=self.report.note,
+            )
+            if self._data is None:
+                raise self.stopped()
+        return self._data
+
+    def frozen_for(self, job: Job, spec: Spec, data: LoadedData) -> FrozenBackbone:
+        """What the pretrained backbone gives for the crystals, complete; computed where it is missing.
+
+        Raises:
+            Stopped: shards that are finished stay.
+        """
+        frozen = open_frozen(spec, data.crystals, self.project.cache_dir)
+        if not is_prepared(spec, frozen):
+            advanced = self.progress_of(job, "pretrained energies")
+            finished = prepare_frozen(
+                spec,
+                data.graphs,
+                frozen,
+                device=self.device,
+                memory_file=self.project.device_limits,
+                should_stop=self.should_stop,
+                on_progress=lambda progress: advanced(progress.done, progress.total),
+            )
+            if not finished:
+                raise self.stopped()
+        return frozen
+
+    @property
+    def loaded_fold(self) -> tuple[int, int] | None:
+        """(experiment id, fold) whose model is on the device."""
+        return self._fold[0] if self._fold else None
+
+    def forget_fold(self) -> None:
+        """Drop the loaded fold, so that the next job reads it anew."""
+        self._fold = None
+
+    def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
+        """The lease's fold, ready to train or predict; kept for the next job."""
+        job = lease.job
+        assert job.fold is not None
+        key = (experiment.id, job.fold)
+        if self._fold is None or self._fold[0] != key:
+            self._fold = None
+            data = self.data_for(job, experiment, spec)
+            checkpoints = Checkpoints(
+                self.project.checkpoints_dir(experiment.name, job.fold),
+                on_damaged=lambda path, why: self._damaged(lease, f"{path.name} was set aside: {why}"),
+            )
+            checkpoints.sweep()
+            self._fold = (
+                key,
+                FoldRun(
+                    spec=spec,
+                    fold=job.fold,
+                    crystals=data.crystals,
+                    cache=data.graphs,
+                    frozen=self.frozen_for(job, spec, data),
+                    checkpoints=checkpoints,
+                    device=self.device,
+                    memory_file=self.project.device_limits,
+                    fingerprint_extra=data.fingerprint,
+                    on_note=self.report.note,
+                    clock=self.clock,
+                ),
+            )
+        return self._fold[1]
+
+    def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
+        """Go on when so many epochs of the fold have whole commits; else queue those that are lost again.
+
+        Raises:
+            Rewound: the lease is given up.
+        """
+        reached = fold.finished_epochs()
+        if reached >= epochs:
+            return
+        why = f"checkpoints of fold {fold.fold} are damaged or gone; the newest whole one ends with epoch {reached}"
+        self.queue.rewind(experiment.name, fold.fold, to_epoch=reached, why=why, now=self.clock.now(), lease=lease)
+        raise Rewound(f"{why}. The epochs after it are queued again.")
+
+    def _damaged(self, lease: Lease, text: str) -> None:
+        self.report.note(text)
+        job = lease.job
+        self.queue.note(text, by=self.session, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)
