@@ -12,16 +12,19 @@ What is computed is `chgnet.model.CHGNet._compute` for the energy, rearranged wi
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from chgnet.model import CHGNet
 from chgnet.model.basis import RadialBessel
-from chgnet.model.functions import MLP, GatedMLP
-from torch import Tensor, nn
+from chgnet.model.functions import GatedMLP
+from torch import Tensor
 from torch.nn import functional
 
 from mbqueue.data.batch import Batch
 from mbqueue.errors import TrainingError
+from mbqueue.train.fused import FusedMessages
+from mbqueue.train.gated import Gate, PlainMessages
 
 #: CHGNet computes this constant of its Fourier basis in float32 whatever the dtype of the model.
 _HALF_ROOT = float(1 / torch.sqrt(torch.tensor([2.0])))
@@ -109,88 +112,57 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
     atoms = model.atom_embedding(batch.atomic_numbers - 1)
     basis = radial_basis(model.bond_basis_expansion.rbf_expansion_ag, batch.bond_length)
     bonds = model.bond_embedding(basis)  # [U, 64]
-    bond_weights = model.bond_weights_ag(basis)  # [U, 64]
+    weights = model.bond_weights_ag(basis)  # [U, 64]
+    is_fused = atoms.device.type == "cpu" and atoms.dtype == torch.float32
+    messages = FusedMessages(batch) if is_fused else PlainMessages(batch)
     has_angles = len(batch.angle) > 0
     if has_angles:
-        short_basis = radial_basis(
-            model.bond_basis_expansion.rbf_expansion_bg, batch.bond_length.index_select(0, batch.short_bond)
-        )
+        lengths = batch.bond_length.index_select(0, batch.short_bond)
+        short_basis = radial_basis(model.bond_basis_expansion.rbf_expansion_bg, lengths)
         short_weights = model.bond_weights_bg(short_basis)  # [S, 64]
-        angles = model.angle_embedding(
-            fourier_basis(model.angle_basis_expansion.fourier_expansion.frequencies, batch.angle)
-        )  # [T, 64]
-    last = model.n_conv - 2
+        frequencies = model.angle_basis_expansion.fourier_expansion.frequencies
+        angles = model.angle_embedding(fourier_basis(frequencies, batch.angle))  # [T, 64]
     for block in range(model.n_conv - 1):
-        atoms = _convolve_atoms(model.atom_conv_layers[block], atoms, bonds, bond_weights, batch)
-        if has_angles:
-            short = bonds.index_select(0, batch.short_bond)
-            layer = model.bond_conv_layers[block]
-            message = _gated_hidden(
-                layer.twoBody_bond,
-                _first_of_angles(
-                    layer.twoBody_bond.mlp_core.layers[0],
-                    layer.twoBody_bond.mlp_gate.layers[0],
-                    atoms,
-                    short,
-                    angles,
-                    batch,
-                ),
-            )
-            message = (
-                message
-                * short_weights.index_select(0, batch.angle_bond_i)
-                * short_weights.index_select(0, batch.angle_bond_j)
-            )
-            update = torch.zeros_like(short).index_add_(0, batch.angle_bond_i, message)
-            out = layer.mlp_out.layers[1]
-            if out.bias is not None:
-                bonds = bonds + out.bias
-            bonds = bonds.index_add(0, batch.short_bond, functional.linear(update, out.weight))
-            if block < last:
-                gated = model.angle_layers[block].twoBody_bond
-                short = bonds.index_select(0, batch.short_bond)
-                pre = _first_of_angles(gated.mlp_core.layers[1], gated.mlp_gate.layers[1], atoms, short, angles, batch)
-                angles = angles + _gate(gated, pre)
-    return _convolve_atoms(model.atom_conv_layers[-1], atoms, bonds, bond_weights, batch)
+        atoms = _convolve_atoms(model.atom_conv_layers[block], messages, atoms, bonds, weights)
+        if not has_angles:
+            continue
+        short = bonds.index_select(0, batch.short_bond)
+        layer = model.bond_conv_layers[block]
+        shares = _first_of_angles(layer.twoBody_bond, 0, atoms, short)
+        message = messages.of_angles(*shares[:2], angles, shares[2], short_weights, Gate.of(layer.twoBody_bond))
+        out = layer.mlp_out.layers[1]
+        if out.bias is not None:
+            # Then bonds without an angle change too.
+            bonds = bonds + out.bias
+        bonds = bonds.index_add(0, batch.short_bond, functional.linear(message, out.weight))
+        if block < model.n_conv - 2:
+            gated = model.angle_layers[block].twoBody_bond
+            shares = _first_of_angles(gated, 1, atoms, bonds.index_select(0, batch.short_bond))
+            angles = messages.updated_angles(*shares[:2], angles, shares[2], Gate.of(gated))
+    return _convolve_atoms(model.atom_conv_layers[-1], messages, atoms, bonds, weights)
 
 
-def _convolve_atoms(layer: nn.Module, atoms: Tensor, bonds: Tensor, weights: Tensor, batch: Batch) -> Tensor:
-    core, gate = layer.twoBody_atom.mlp_core.layers[0], layer.twoBody_atom.mlp_gate.layers[0]
-    weight = torch.cat([core.weight, gate.weight])  # [128, 192]
-    bias = torch.cat([core.bias, gate.bias])
-    of_center, of_bond, of_neighbor = weight.split(64, dim=1)
-    pre = functional.linear(atoms, of_center, bias).index_select(0, batch.bond_center)
-    pre = pre + functional.linear(bonds, of_bond).index_select(0, batch.bond_undirected)
-    pre = pre + functional.linear(atoms, of_neighbor).index_select(0, batch.bond_neighbor)
-    message = _gated_hidden(layer.twoBody_atom, pre) * weights.index_select(0, batch.bond_undirected)
-    total = torch.zeros_like(atoms).index_add_(0, batch.bond_center, message)
-    return layer.mlp_out(total) + atoms
-
-
-def _first_of_angles(
-    core: nn.Linear, gate: nn.Linear, atoms: Tensor, short: Tensor, angles: Tensor, batch: Batch
+def _convolve_atoms(
+    layer: Any, messages: PlainMessages | FusedMessages, atoms: Tensor, bonds: Tensor, weights: Tensor
 ) -> Tensor:
-    """First layer of core ‖ gate on [bond i ‖ bond j ‖ angle ‖ centre], [T, 128]."""
-    weight = torch.cat([core.weight, gate.weight])  # [128, 256]
-    bias = torch.cat([core.bias, gate.bias])
-    of_i, of_j, of_angle, of_center = weight.split(64, dim=1)
-    pre = functional.linear(angles, of_angle, bias)
-    pre = pre + functional.linear(short, of_i).index_select(0, batch.angle_bond_i)
-    pre = pre + functional.linear(short, of_j).index_select(0, batch.angle_bond_j)
-    return pre + functional.linear(atoms, of_center).index_select(0, batch.angle_center)
+    weight, bias = _first(layer.twoBody_atom, 0)  # [128, 192]: centre ‖ bond ‖ neighbour
+    of_atoms = functional.linear(
+        atoms, torch.cat([weight[:, :64], weight[:, 128:]]), torch.cat([bias, torch.zeros_like(bias)])
+    )
+    of_bonds = functional.linear(bonds, weight[:, 64:128])
+    total = messages.of_bonds(of_atoms, of_bonds, weights, Gate.of(layer.twoBody_atom))
+    return cast(Tensor, layer.mlp_out(total) + atoms)
 
 
-def _gated_hidden(gated: GatedMLP, pre: Tensor) -> Tensor:
-    """The gated MLP from its first linear layer's output, [n, 128] to [n, 64]."""
-    hidden = functional.silu(pre)
-    core = functional.linear(hidden[:, :64], *_second(gated.mlp_core))
-    gate = functional.linear(hidden[:, 64:], *_second(gated.mlp_gate))
-    return functional.silu(gated.bn1(core)) * torch.sigmoid(gated.bn2(gate))
+def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first layer on [bond i ‖ bond j ‖ angle ‖ centre]: shares [A, 128] and [S, 256], and the angles' matrix."""
+    weight, bias = _first(gated, index)  # [128, 256]
+    of_atoms = functional.linear(atoms, weight[:, 192:], bias)
+    of_shorts = functional.linear(short, torch.cat([weight[:, :64], weight[:, 64:128]]))
+    return of_atoms, of_shorts, weight[:, 128:192]
 
 
-def _second(mlp: MLP) -> tuple[Tensor, Tensor]:
-    return mlp.layers[3].weight, mlp.layers[3].bias
-
-
-def _gate(gated: GatedMLP, pre: Tensor) -> Tensor:
-    return functional.silu(gated.bn1(pre[:, :64])) * torch.sigmoid(gated.bn2(pre[:, 64:]))
+def _first(gated: GatedMLP, index: int) -> tuple[Tensor, Tensor]:
+    """First linear layers of core and gate, one below the other: weight [128, in], bias [128]."""
+    core, gate = gated.mlp_core.layers[index], gated.mlp_gate.layers[index]
+    return torch.cat([core.weight, gate.weight]), torch.cat([core.bias, gate.bias])
