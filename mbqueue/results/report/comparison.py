@@ -45,6 +45,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
             ["", "Crystals", "MAE of the first", "of the second", "Difference", "95 % interval", "Better on", ""],
             [_pair(pair) for pair in comparison.pairs],
             left=(0, 7),
+            style="words",
         ),
         "<h2>The matbench leaderboard</h2>",
         table(

@@ -22,6 +22,7 @@ FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
+_ROUND_ERRORS = [float(f"{m}e{power}") for power in range(-5, 2) for m in (1, 1.5, 2, 3, 5, 7)]
 
 
 def leaderboard(name: str, mae: float, rows: Sequence[Mapping[str, Any]], *, comparable: bool) -> go.Figure:
@@ -107,7 +108,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.
             row=2,
             col=1,
         )
-    figure.update_yaxes(type="log", title="MAE (eV/atom)", dtick="D1", tickformat=".3~g", row=1, col=1)
+    figure.update_yaxes(type="log", title="MAE (eV/atom)", tickvals=_ROUND_ERRORS, tickformat=".2~g", row=1, col=1)
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     return styled(figure, height=520)
@@ -219,6 +220,8 @@ def trend(data: Trend, *, title: str, log_x: bool = False) -> go.Figure:
         ]
     )
     figure.update_xaxes(title=title)
+    if np.array_equal(data.centres, np.round(data.centres)):
+        figure.update_xaxes(tickformat="d", dtick=1)
     if log_x:
         figure.update_xaxes(type="log", tickvals=_ROUND_NUMBERS, ticktext=[str(number) for number in _ROUND_NUMBERS])
     figure.update_yaxes(title="absolute error (eV/atom)", rangemode="tozero")

@@ -1,0 +1,127 @@
+"""Open a report and a comparison on 132,752 made-up crystals in a real headless browser, and look for trouble.
+
+Not collected by pytest, because a bare machine has no browser; the continuous integration installs one and runs
+
+    python tests/results/browser_check.py [--screenshots DIR]
+
+It fails (exit code 1) on any message in the browser's console, a blocked request included, on a plot that is not
+drawn, is empty or sticks out of the page, and on a blank screenshot. Exit code 2: there is no Chromium or Chrome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from conftest import made_up_history, made_up_inputs, made_up_predictions
+
+from mbqueue.results.compare import compare
+from mbqueue.results.folder import Recorded, read_recorded
+from mbqueue.results.leaderboard import OFFICIAL_SIZE
+from mbqueue.results.record import record_experiment
+from mbqueue.results.report.comparison import write_comparison
+from mbqueue.results.report.page import write_report
+from mbqueue.results.report.sessions import Span
+from mbqueue.results.tables import history_file, model_file, predictions_file, write_history, write_predictions
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+REPORT_PLOTS = (
+    "leaderboard", "learning-curves", "parity", "errors", "by-atoms", "by-target", "by-elements", "periodic-table",
+    "timeline", "sessions",
+)  # fmt: skip
+WIDTH = 1250
+#: A PNG of a page without plots is far smaller.
+SMALLEST_SCREENSHOT = 40_000
+FOLDS = range(5)
+
+
+def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
+    """A recorded experiment of the size of the official task; the same crystals for every seed."""
+    for fold in FOLDS:
+        n = OFFICIAL_SIZE // 5 + (fold < OFFICIAL_SIZE % 5)
+        write_history(
+            history_file(folder, fold), made_up_history(20, seed=seed + fold, session=f"s{fold}", device="L4")
+        )
+        write_predictions(predictions_file(folder, fold), made_up_predictions(n, fold=fold, seed=seed))
+        model_file(folder, fold).write_bytes(b"weights")
+    record_experiment(folder, dataclasses.replace(made_up_inputs(), experiment=name, folds=FOLDS))
+    return read_recorded(folder)
+
+
+def browse(browser: str, page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the browser on a page until its scripts are done."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        command += ["--enable-logging=stderr", "--virtual-time-budget=20000", *options, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+
+
+def troubles(browser: str, page: Path, plots: tuple[str, ...]) -> list[str]:
+    """What is wrong with a page, as sentences."""
+    seen = browse(browser, page, f"--window-size={WIDTH},900", "--dump-dom")
+    found = [f"console: {line}" for line in re.findall(r":CONSOLE[^\]]*\] (.*)", seen.stderr)]
+    sections = dict(re.findall(r'id="plot-([a-z-]+)"(.*?)(?=id="plot-|\Z)', seen.stdout, flags=re.DOTALL))
+    found += [f"plot {name} is not on the page" for name in plots if name not in sections]
+    for name, section in sections.items():
+        widths = [float(width) for width in re.findall(r'class="main-svg"[^>]* width="([\d.]+)"', section)]
+        if not widths:
+            found.append(f"plot {name} is not drawn")
+        elif not 200 <= max(widths) <= WIDTH:
+            found.append(f"plot {name} is {max(widths):.0f} pixels wide on a page of {WIDTH}")
+        marks = re.findall(r'class="(?:point|js-line|js-fill)"|<image ', section)
+        if widths and not marks:
+            found.append(f"plot {name} is empty")
+    return found
+
+
+def screenshot(browser: str, page: Path, target: Path) -> list[str]:
+    """Take a picture of the whole page; says so when it is blank."""
+    browse(browser, page, f"--window-size={WIDTH},6200", "--hide-scrollbars", f"--screenshot={target}")
+    size = target.stat().st_size
+    return [] if size > SMALLEST_SCREENSHOT else [f"{target.name} has only {size} bytes: the page looks blank"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--screenshots", type=Path, help="keep the pictures (and pages) in this folder")
+    options = parser.parse_args()
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        sys.stderr.write("There is no Chromium or Chrome here. Install one, for example: apt-get install chromium\n")
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.screenshots or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        broken = Path(scratch) / "broken.html"
+        broken.write_text('<div id="plot-parity"></div><script>console.error("seen")</script>', encoding="utf-8")
+        if len(troubles(browser, broken, REPORT_PLOTS)) < len(REPORT_PLOTS):
+            sys.stderr.write("This check does not notice a broken page: the browser's log has another form.\n")
+            return 1
+        first = make_recorded(Path(scratch) / "first", "first", 0)
+        second = make_recorded(Path(scratch) / "second", "second", 1)
+        spans = [
+            Span(session=f"s{fold}", device="L4", start=1.795e9 + 7200 * fold + 600 * step,
+                 end=1.795e9 + 7200 * fold + 600 * (step + 1), kind=kind)
+            for fold in FOLDS
+            for step, kind in enumerate(("load", "train", "train", "checkpoint", "lost", "idle"))
+        ]  # fmt: skip
+        pages = {
+            write_report(first, folder / "report.html", timeline=spans): REPORT_PLOTS,
+            write_comparison(compare([first, second]), folder / "comparison.html"): ("paired",),
+        }
+        found = []
+        for page, plots in pages.items():
+            found += [f"{page.name}: {trouble}" for trouble in troubles(browser, page, plots)]
+            found += screenshot(browser, page, folder / f"{page.stem}.png")
+    sys.stdout.write("".join(f"{line}\n" for line in found) or "The pages are drawn whole, without a message.\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
