@@ -1,0 +1,89 @@
+"""Folds are matbench's; everything that is drawn is a pure function of its seeds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mbqueue.data import folds
+from mbqueue.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def matbench_folds() -> dict[str, dict[str, list[str]]]:
+    spec = importlib.util.find_spec("matbench")
+    assert spec is not None, "matbench has to be installed: pip install --no-deps matbench"
+    assert spec.submodule_search_locations
+    file = Path(spec.submodule_search_locations[0]) / "matbench_v0.1_validation.json"
+    return json.loads(file.read_text())["splits"]["matbench_mp_e_form"]
+
+
+@pytest.mark.parametrize("fold", range(5))
+def test_folds_of_132752_crystals_are_the_official_ones(matbench_folds, fold):
+    official = matbench_folds[f"fold_{fold}"]
+
+    def rows(part):
+        return sorted(int(name.rsplit("-", 1)[1]) - 1 for name in official[part])
+
+    assert folds.test_rows(132_752, fold).tolist() == rows("test")
+    assert folds.train_rows(132_752, fold).tolist() == rows("train")
+
+
+@pytest.mark.parametrize("n", [5, 7, 699, 10_001])
+def test_folds_of_any_size_are_those_of_scikit_learn(n):
+    from sklearn.model_selection import KFold
+
+    for fold, (train, test) in enumerate(KFold(5, shuffle=True, random_state=18012019).split(np.arange(n))):
+        np.testing.assert_array_equal(folds.test_rows(n, fold), test)
+        np.testing.assert_array_equal(folds.train_rows(n, fold), train)
+
+
+def test_too_few_crystals_for_five_folds_are_refused():
+    with pytest.raises(DataError, match="4 crystals cannot be split"):
+        folds.test_rows(4, 0)
+
+
+def test_the_validation_part_is_a_share_of_the_training_part_and_nothing_is_lost():
+    rows = folds.train_rows(1000, 2)
+    train, validation = folds.validation_split(rows, 0.05, seed=3, fold=2)
+    assert len(validation) == 40
+    assert sorted([*train, *validation]) == rows.tolist()
+    assert not set(validation) & set(folds.test_rows(1000, 2))
+
+
+def test_the_validation_part_depends_on_seed_and_fold_only():
+    rows = np.arange(500)
+    first = folds.validation_split(rows, 0.1, seed=1, fold=0)[1]
+    np.testing.assert_array_equal(first, folds.validation_split(rows, 0.1, seed=1, fold=0)[1])
+    assert first.tolist() != folds.validation_split(rows, 0.1, seed=2, fold=0)[1].tolist()
+    assert first.tolist() != folds.validation_split(rows, 0.1, seed=1, fold=1)[1].tolist()
+
+
+def test_one_row_cannot_be_split():
+    with pytest.raises(DataError, match="cannot give any to validation"):
+        folds.validation_split(np.arange(1), 0.5, seed=0, fold=0)
+
+
+def test_the_order_of_an_epoch_depends_on_seed_fold_and_epoch_only():
+    rows = np.arange(100, 200)
+    order = folds.epoch_order(rows, seed=1, fold=2, epoch=3)
+    assert sorted(order) == rows.tolist()
+    np.testing.assert_array_equal(order, folds.epoch_order(rows, seed=1, fold=2, epoch=3))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
+        assert order.tolist() != folds.epoch_order(rows, *other).tolist()
+
+
+def test_what_is_drawn_stays_the_same_with_every_version_of_numpy():
+    # Values as they came out when this was written: a change here would silently re-draw every validation part.
+    assert folds.epoch_order(np.arange(8), seed=0, fold=0, epoch=1).tolist() == EPOCH
+    assert folds.validation_split(np.arange(20), 0.2, seed=0, fold=0)[1].tolist() == VALIDATION
+    assert folds.drawn_rows(20, 4, seed=0).tolist() == DRAWN
+
+
+EPOCH = [5, 7, 1, 4, 3, 0, 2, 6]
+VALIDATION = [5, 8, 11, 19]
+DRAWN = [5, 9, 15, 18]
