@@ -44,6 +44,13 @@ def results_markdown(content: dict[str, Any], file_names: Sequence[str]) -> str:
             "no neighbour within CHGNet's own; none was left out for that.",
             "",
         ]
+    for fold, entry in content["folds"].items():
+        if entry["absent_elements"]:
+            lines += [
+                f"Fold {fold}: {', '.join(entry['absent_elements'])} not in its training part, so the reference energy "
+                "is 0 and crystals with it are predicted badly.",
+                "",
+            ]
     if dataset["dropped"]:
         lines += [f"{len(dataset['dropped']):,} entries could not be used and were left out:", ""]
         lines += [f"- `{entry['id']}`: {entry['reason']}" for entry in dataset["dropped"][:_DROPPED_LISTED]]
@@ -120,7 +127,7 @@ def _how(spec: dict[str, Any], run: dict[str, Any]) -> list[str]:
     )
     lines.append(f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}")
     for change in run["fingerprint_changes"]:
-        what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changed"].items())
+        what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
             f"- resumed on other ground at fold {change['fold']}, epoch {change['epoch']}, step {change['step']} "
             f"({what}): from there on the run is not byte-equal to an uninterrupted one"

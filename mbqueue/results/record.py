@@ -9,13 +9,14 @@ carries size and SHA-256 of every other file. Its format (``"format": 1``):
     dataset          name, source, hash, n (crystals used), official, dropped ([{id, reason}]),
                      widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
     folds            {"0": {n_test, scores {n, mae, rmse, median, max_error, mape},
-                     epochs, best_epoch, best_val_mae}, …} (both null where nothing was trained)
+                     epochs, best_epoch, best_val_mae (both null where nothing was trained),
+                     absent_elements (not in its training part: their reference energy is 0)}, …}
     summary          {mae: {mean, std}, rmse: …, …} over the recorded folds; null where a fold has no such score
     leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}])
     notes            pretraining_overlap
     run              what may differ between equal runs, and nothing outside it may: recorded_at, enqueued_on,
                      versions, devices, sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes
-                     ([{fold, epoch, step, changed}]), files ({name: {size, sha256}})
+                     ([{fold, epoch, step, changes}]), files ({name: {size, sha256}})
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class RecordInputs:
         versions: library name → version.
         sessions: those that worked on it, in order.
         fingerprint_changes: where a resume found another device or library than the checkpoint's:
-            dicts with fold, epoch, step and changed ({key: [before, after]}).
+            dicts with fold, epoch, step and changes ({key: [before, after]}).
+        absent_elements: fold → elements that its training part lacks, whose reference energy is therefore 0.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """
 
@@ -94,7 +96,8 @@ class RecordInputs:
     sessions: Sequence[SessionFacts]
     enqueued_on: str
     recorded_at: float
-    fingerprint_changes: Sequence[Mapping[str, Any]] = field(default=())
+    fingerprint_changes: Sequence[Mapping[str, Any]] = ()
+    absent_elements: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 def record_experiment(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
@@ -148,6 +151,7 @@ def _content(
             "epochs": len(histories[fold]),
             "best_epoch": best[0] if best else None,
             "best_val_mae": best[1] if best else None,
+            "absent_elements": sorted(inputs.absent_elements.get(fold, ())),
         }
     dataset = inputs.dataset
     against = reasons_against(

@@ -21,7 +21,8 @@ from mbqueue import files
 from mbqueue.errors import ResultsError
 
 #: Columns of history_fold_{i}.csv and their types. Losses and MAEs are in eV/atom (the loss in its own unit),
-#: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping.
+#: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping; ``session`` names
+#: every session that worked on the epoch, joined by ``+``.
 HISTORY_TYPES: dict[str, type] = {
     "epoch": int,
     "train_loss": float,

@@ -130,7 +130,7 @@ def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded
 
 
 def test_the_page_tells_of_a_resume_on_other_ground(tmp_path, fill, inputs):
-    change = {"fold": 1, "epoch": 2, "step": 30, "changed": {"device": ["Tesla T4", "NVIDIA L4"]}}
+    change = {"fold": 1, "epoch": 2, "step": 30, "changes": {"device": ["Tesla T4", "NVIDIA L4"]}}
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, fingerprint_changes=[change]))
     page = (tmp_path / "RESULTS.md").read_text()
     assert "resumed on other ground at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
@@ -140,3 +140,10 @@ def test_every_file_on_the_page_is_in_the_folder(recorded_folder):
     page = (recorded_folder / "RESULTS.md").read_text()
     for path in recorded_folder.iterdir():
         assert path.name == "RESULTS.md" or f"`{path.name}`" in page
+
+
+def test_elements_that_a_training_part_lacks_are_reported(tmp_path, fill, inputs):
+    content = record_experiment(fill(tmp_path), dataclasses.replace(inputs, absent_elements={1: ["Xe", "Ac"]}))
+    assert content["folds"]["0"]["absent_elements"] == []
+    assert content["folds"]["1"]["absent_elements"] == ["Ac", "Xe"]
+    assert "Fold 1: Ac, Xe not in its training part" in (tmp_path / "RESULTS.md").read_text()

@@ -222,6 +222,16 @@ def test_hours_of_sessions_add_up_to_what_was_recorded(recorded):
     assert sum(found[0]["folds"].values()) + found[0]["rest"] == pytest.approx(recorded.content["run"]["hours"])
 
 
+def test_an_epoch_that_two_sessions_shared_counts_half_for_each(history):
+    sessions = [{"id": name, "device": "L4", "seconds": 3600.0} for name in ("s1", "s2")]
+    rows = [{**history(1)[0], "seconds": 3600.0, "session": "s1+s2"}]
+    found = analysis.session_hours({"run": {"sessions": sessions}}, {3: rows})
+    assert [(entry["id"], entry["folds"], entry["rest"]) for entry in found] == [
+        ("s1", {3: 0.5}, 0.5),
+        ("s2", {3: 0.5}, 0.5),
+    ]
+
+
 def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recorded, tmp_path):
     later = Recorded(recorded.folder, {**recorded.content, "experiment": "later"})
     path = write_comparison(compare([recorded, later]), tmp_path / "c.html")

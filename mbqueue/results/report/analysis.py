@@ -196,6 +196,7 @@ def session_hours(
 ) -> list[dict[str, Any]]:
     """Per session in order: id, device, hours of finished epochs by fold, and the rest of its time.
 
+    The time of an epoch that several sessions worked on (``first+second``) is divided evenly between them.
     The rest is what finished epochs do not account for: start-up, preparation, predictions, and epochs that a death
     or a deadline cut off.
     """
@@ -203,9 +204,11 @@ def session_hours(
     devices: dict[str, str] = {}
     for fold, rows in histories.items():
         for row in rows:
-            by_fold = trained.setdefault(row["session"], {})
-            by_fold[fold] = by_fold.get(fold, 0.0) + row["seconds"] / 3600
-            devices.setdefault(row["session"], row["device"])
+            shared_by = row["session"].split("+")
+            for session in shared_by:
+                by_fold = trained.setdefault(session, {})
+                by_fold[fold] = by_fold.get(fold, 0.0) + row["seconds"] / 3600 / len(shared_by)
+                devices.setdefault(session, row["device"])
     known = {session["id"]: session for session in content["run"]["sessions"]}
     return [
         {

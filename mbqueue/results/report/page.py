@@ -117,9 +117,19 @@ def _scores(content: Mapping[str, Any]) -> str:
     ]
     head = ["Fold", "Crystals", "MAE", "RMSE", "Median", "Largest", "MAPE", "Epochs", "Best epoch", "Validation MAE"]
     foot = ["all", "", *(spread(content["summary"][name]) for name in _SCORES), "", "", ""]
-    return table(head, rows, foot=foot) + (
-        '<p class="quiet">Errors in eV/atom; MAPE as a share, over targets beyond ±1e-5 eV/atom. Below: mean and '
-        "population standard deviation over folds.</p>"
+    absent = "".join(
+        f"<p>Fold {fold}: {escape(', '.join(entry['absent_elements']))} not in its training part, so the reference "
+        "energy is 0 and crystals with it are predicted badly.</p>"
+        for fold, entry in content["folds"].items()
+        if entry["absent_elements"]
+    )
+    return (
+        table(head, rows, foot=foot)
+        + absent
+        + (
+            '<p class="quiet">Errors in eV/atom; MAPE as a share, over targets beyond ±1e-5 eV/atom. Last line: mean '
+            "and population standard deviation over folds.</p>"
+        )
     )
 
 
@@ -177,7 +187,7 @@ def _sessions(recorded: Recorded, timeline: Sequence[sessions.Span]) -> list[str
     if hours:
         lines.append(plot("sessions", sessions.session_bars(hours)))
     for change in run["fingerprint_changes"]:
-        what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changed"].items())
+        what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
             f"<p>Resumed on other ground at fold {change['fold']}, epoch {change['epoch']}, step {change['step']} "
             f"({escape(what)}): from there on the run is not byte-equal to an uninterrupted one.</p>"
