@@ -109,7 +109,7 @@ def main() -> int:
             Span(session=f"s{fold}", device="L4", start=1.795e9 + 7200 * fold + 600 * step,
                  end=1.795e9 + 7200 * fold + 600 * (step + 1), kind=kind)
             for fold in FOLDS
-            for step, kind in enumerate(("load", "train", "train", "checkpoint", "lost", "idle"))
+            for step, kind in enumerate(("idle", "prepare", "train", "train", "cut off", "predict"))
         ]  # fmt: skip
         pages = {
             write_report(first, folder / "report.html", timeline=spans): REPORT_PLOTS,

@@ -12,13 +12,13 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
 _KIND_COLOURS = {
-    "load": "#56B4E9",
+    "prepare": "#56B4E9",
     "train": "#009E73",
     "predict": "#0072B2",
-    "checkpoint": "#E69F00",
-    "publish": "#CC79A7",
+    "record": "#CC79A7",
     "idle": "#cccccc",
-    "lost": "#D55E00",
+    "cut off": "#E69F00",
+    "failed": "#D55E00",
 }
 
 

@@ -1,0 +1,80 @@
+"""The timeline of sessions, from a real queue's events."""
+
+from __future__ import annotations
+
+import pytest
+
+from mbqueue.dashboard.timeline import timeline
+from mbqueue.experiment import Spec
+from mbqueue.queue.processes import ProcessIdentity, boot_id
+from mbqueue.queue.store import Queue
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = Queue(tmp_path / "queue.db")
+    queue.enqueue(Spec(name="small", folds=(0,), train={"epochs": 2}), results_dir="r", now=0.0)
+    return queue
+
+
+def start(queue, now, *, alive_seconds=1000.0):
+    return queue.start_session(device="L4", now=now, alive_seconds=alive_seconds)
+
+
+def drawn(queue, now=1000.0):
+    spans = timeline(queue.sessions(), queue.events(limit=1000), now=now)
+    return [(span.kind, span.label, span.start, span.end) for span in spans]
+
+
+def prepare(queue, session, at):
+    lease = queue.claim(session, now=at, lease_seconds=100)
+    queue.commit(lease, result={"dataset_hash": "ab"}, now=at + 10)
+
+
+def test_work_is_drawn_from_claim_to_commit_and_the_rest_is_idle(queue):
+    session = start(queue, 100.0)
+    prepare(queue, session, 110.0)
+    queue.commit(queue.claim(session, now=120.0, lease_seconds=100), result={}, now=150.0)
+    queue.end_session(session, reason="nothing left", now=160.0)
+    assert drawn(queue) == [
+        ("idle", "", 100.0, 110.0),
+        ("prepare", "small", 110.0, 120.0),
+        ("train", "small fold 0 epoch 1", 120.0, 150.0),
+        ("idle", "", 150.0, 160.0),
+    ]
+
+
+def test_a_job_given_back_in_good_order_is_work(queue):
+    session = start(queue, 0.0)
+    queue.release(queue.claim(session, now=0.0, lease_seconds=100), reason="deadline", now=40.0)
+    queue.end_session(session, reason="deadline", now=40.0)
+    assert drawn(queue) == [("prepare", "small", 0.0, 40.0)]
+
+
+def test_a_failure_is_drawn_as_one(queue):
+    session = start(queue, 0.0)
+    queue.fail(queue.claim(session, now=0.0, lease_seconds=100), error="Traceback\nOSError: disk full", now=30.0)
+    queue.end_session(session, reason="stopped", now=30.0)
+    assert drawn(queue) == [("failed", "small", 0.0, 30.0)]
+
+
+def test_a_death_is_drawn_as_cut_off_until_the_session_was_last_believed_to_live(queue):
+    dead = queue.start_session(
+        device="L4", now=0.0, alive_seconds=60.0, identity=ProcessIdentity("here", boot_id(), 999_999, 1)
+    )
+    queue.claim(dead, now=5.0, lease_seconds=60)
+    other = start(queue, 500.0)
+    queue.reap_dead(by=other, now=500.0, is_dead=lambda identity: True)
+    queue.end_session(other, reason="stopped", now=500.0)
+    assert drawn(queue) == [("idle", "", 0.0, 5.0), ("cut off", "small", 5.0, 65.0)]
+
+
+def test_work_that_still_goes_on_ends_now(queue):
+    session = start(queue, 0.0)
+    queue.claim(session, now=0.0, lease_seconds=100)
+    assert drawn(queue, now=70.0) == [("prepare", "small", 0.0, 70.0)]
+
+
+def test_sessions_without_events_are_idle_throughout(queue):
+    start(queue, 10.0, alive_seconds=30.0)
+    assert drawn(queue) == [("idle", "", 10.0, 40.0)]
