@@ -177,7 +177,7 @@ class JsonTable:
                 places, depths = _outer_brackets(text, scanned, state)
                 for place, depth in zip(places.tolist(), depths.tolist(), strict=True):
                     opens = self._buffer[place] in b"[{"
-                    if depth == 1 and opens:
+                    if depth == 0 or (depth == 1 and opens):
                         self._check_start(place, closed)
                         row_depth = 2 if self._is_list else 3
                         begin = place + 1

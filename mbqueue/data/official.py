@@ -128,6 +128,7 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
                 return
             problem: Exception | str = "the connection ended early"
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code != HTTPStatus.TOO_MANY_REQUESTS:
                 raise DataError(f"{file.url} cannot be had: {error}. Put the file at {file.path} yourself.") from error
             problem = error

@@ -15,6 +15,10 @@ from mbqueue.data.entries import Gatherer
 SALT = Structure(Lattice.cubic(4.2), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
+def cubic(edge: float) -> Lattice:
+    return Lattice.cubic(edge)
+
+
 def gathered(*structures: Structure) -> Crystals:
     """Structures as ``Crystals`` with ids c0, c1, …"""
     gatherer = Gatherer()
@@ -24,9 +28,9 @@ def gathered(*structures: Structure) -> Crystals:
     return gatherer.crystals()
 
 
-def entry(structure: Structure | dict[str, Any] = SALT, name: str = "salt", target: Any = -1.5) -> dict[str, Any]:
+def entry(structure: Any = SALT, name: str = "salt", target: Any = -1.5) -> dict[str, Any]:
     """A line of a JSON-lines file."""
-    content = structure if isinstance(structure, dict) else structure.as_dict()
+    content = structure.as_dict() if isinstance(structure, Structure) else structure
     return {"id": name, "structure": content, "e_form": target}
 
 

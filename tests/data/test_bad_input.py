@@ -1,0 +1,198 @@
+"""What cannot be used is named with its reason, all of it at once; or left out with a report; never replaced."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import DummySpecies, Lattice, Structure
+
+from mbqueue.data.datasets import load
+from mbqueue.errors import DataError, InvalidCrystals
+from tests.data.crystal_making import SALT, cubic, entry
+
+
+def write(path: Path, entries: list) -> str:
+    path.write_text("".join(json.dumps(content) + "\n" for content in entries))
+    return str(path)
+
+
+def changed(**changes) -> dict:
+    content = json.loads(SALT.to_json())
+    for key, value in changes.items():
+        place = content
+        *way, last = key.split("__")
+        for step in way:
+            place = place[int(step) if step.isdigit() else step]
+        place[int(last) if last.isdigit() else last] = value
+    return content
+
+
+BAD = {
+    "nan-coordinate": (changed(sites__1__abc=[0.5, math.nan, 0.5]), "coordinates of atom 1 are not finite"),
+    "infinite-lattice": (changed(lattice__matrix=[[math.inf, 0, 0], [0, 4, 0], [0, 0, 4]]), "lattice is not finite"),
+    "flat-cell": (changed(lattice__matrix=[[4, 0, 0], [0, 4, 0], [4, 4, 0]]), "cell of 0 Å³ is too small"),
+    "nearly-flat-cell": (changed(lattice__matrix=[[4, 0, 0], [0, 4, 0], [4, 4, 1e-9]]), "too small for 2 atoms"),
+    "endless-needle": (changed(lattice__matrix=[[1e9, 0, 0], [0, 1e-4, 0], [0, 0, 1e-4]]), "too skewed or too thin"),
+    "sheared-cell": (changed(lattice__matrix=[[1, 0, 0], [1e12, 4, 0], [0, 1e12, 4]]), "too skewed or too thin"),
+    "one-place": (changed(sites__1__abc=[1.0, -1.0, 1e-9]), "atoms 0 and 1 are at one place"),
+    "half-occupied": (changed(sites__0__species=[{"element": "Na", "occu": 0.5}]), "disordered (Na occupies a site to 0.5)"),
+    "mixed-site": (
+        changed(sites__0__species=[{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}]),
+        "disordered (K, Na share a site)",
+    ),
+    "ghost": (json.loads(Structure(Lattice.cubic(4), [DummySpecies("Xx")], [[0, 0, 0]]).to_json()), "'Xx' is not an element"),
+    "not-an-element": (changed(sites__0__species=[{"element": "Zz", "occu": 1}]), "'Zz' is not an element"),
+    "curium": (changed(sites__0__species=[{"element": "Cm", "occu": 1}]), "CHGNet does not know Cm (Z = 96"),
+    "no-atoms": (changed(sites=[]), "it has no atoms"),
+    "two-coordinates": (changed(sites__0__abc=[0, 0]), "not a pymatgen structure"),
+    "no-lattice": ({"sites": []}, "not a pymatgen structure (KeyError: 'lattice')"),
+    "text": ("NaCl", "not a pymatgen structure"),
+    "nothing": (None, "not a pymatgen structure"),
+    "words-for-numbers": (changed(sites__0__abc=["a", 0, 0]), "not a pymatgen structure"),
+    "lattice-of-two": (changed(lattice__matrix=[[1, 0], [0, 1]]), "not a 3×3 matrix"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_structure_is_refused_with_its_id_and_the_reason(tmp_path, name):
+    content, reason = BAD[name]
+    source = write(tmp_path / "bad.jsonl", [entry(), entry(content, name)])
+    with pytest.raises(InvalidCrystals) as caught:
+        load(source)
+    assert [offender for offender, _ in caught.value.offenders] == [name]
+    assert reason in caught.value.offenders[0][1]
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (None, "the target is missing"),
+        (math.nan, "the target is nan"),
+        (-math.inf, "the target is -inf"),
+        ("low", "'low' is not a number"),
+        ([1], "is not a number"),
+    ],
+)
+def test_a_bad_target_is_refused(tmp_path, target, reason):
+    with pytest.raises(InvalidCrystals, match=reason):
+        load(write(tmp_path / "bad.jsonl", [entry(), entry(name="bad", target=target)]))
+
+
+def test_all_offenders_are_named_at_once_and_the_rest_can_be_had_without_them(tmp_path):
+    entries = [entry(name="first")] + [entry(content, name) for name, (content, _) in BAD.items()]
+    entries += [entry(name="first"), entry(name="last")]
+    source = write(tmp_path / "bad.jsonl", entries)
+    with pytest.raises(InvalidCrystals) as caught:
+        load(source)
+    assert [name for name, _ in caught.value.offenders] == [*BAD, "first"]
+    assert caught.value.offenders[-1][1] == "the id is given twice"
+    kept = load(source, drop_invalid=True)
+    assert kept.crystals.ids == ["first", "last"]
+    assert kept.dropped == list(caught.value.offenders)
+    np.testing.assert_array_equal(kept.crystals.targets, [-1.5, -1.5])
+
+
+def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path):
+    source = write(tmp_path / "bad.jsonl", [entry(BAD["flat-cell"][0])])
+    with pytest.raises(DataError, match="holds no crystal that can be used"):
+        load(source, drop_invalid=True)
+
+
+def test_deuterium_and_tritium_are_hydrogen(tmp_path):
+    ice = Structure(cubic(4.0), ["O", "D", "T"], [[0, 0, 0], [0.25, 0, 0], [0, 0.25, 0]])
+    crystals = load(write(tmp_path / "ice.jsonl", [entry(ice)])).crystals
+    assert crystals.atomic_numbers.tolist() == [8, 1, 1] == [site.specie.Z for site in ice]
+
+
+def test_one_element_in_two_halves_of_a_site_is_that_element(tmp_path):
+    halves = changed(sites__0__species=[{"element": "Na", "occu": 0.5}, {"element": "Na", "occu": 0.5}])
+    assert load(write(tmp_path / "halves.jsonl", [entry(halves)])).crystals.atomic_numbers.tolist() == [11, 17]
+
+
+def test_a_cell_of_2000_atoms_is_read(tmp_path):
+    large = SALT.make_supercell([10, 10, 10], in_place=False)
+    crystals = load(write(tmp_path / "large.jsonl", [entry(large)])).crystals
+    np.testing.assert_array_equal(crystals.frac_coords, large.frac_coords)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("hello", "it has no brackets"),
+        ('{"a": 1}', "holds no crystal"),
+        ("[1, 2, 3]", "holds no crystal"),
+        ('[{"id": "a", "structure": {}, "e_form": 1}', "is cut short"),
+        ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{"sites"', "is cut short"),
+        ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{}, 1, 2]]}', "Row 0 of .* has not the cells"),
+        ('{"index": [], "columns": ["structure", "e_form"], "data": [[{}, 1]]}', "more rows than its index"),
+        ('{"index": 3, "columns": {"a": 1}, "data": []}', "'columns' is not a list"),
+        ('{"data": [[{}, 1]]}', "Row 0 of .* has not the cells"),
+        ('[{"id": "a", nonsense}]', "is not a table in JSON"),
+        ("[]]", "stands outside"),
+        ("[] []", "stands outside"),
+        ("{[]}", "a value has no key"),
+    ],
+)
+def test_json_of_another_shape_is_refused(tmp_path, content, reason):
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=reason):
+        load(str(path))
+
+
+def test_lines_that_are_no_entries_are_named_by_their_number(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(json.dumps(entry()) + '\n{"id": "cut", "stru\n[1]\n{"e_form": 1}\n')
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(path))
+    assert [name for name, _ in caught.value.offenders] == ["line 2", "line 3", "line 4"]
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.json.gz"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.98])
+def test_a_truncated_archive_is_refused(sample, tmp_path, name, kept):
+    lines = [json.dumps(entry(sample.crystals.structure(row), f"c{row}")) for row in range(40)]
+    text = "\n".join(lines) if ".jsonl" in name else "[" + ",".join(lines) + "]"
+    whole = gzip.compress(text.encode())
+    (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(DataError, match="cut short or damaged"):
+        load(str(tmp_path / name), drop_invalid=True)
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    whole = bytearray(gzip.compress(b"".join(json.dumps(entry(name=f"c{n}")).encode() + b"\n" for n in range(500))))
+    whole[len(whole) // 2] ^= 0xFF
+    (tmp_path / "damaged.jsonl.gz").write_bytes(whole)
+    with pytest.raises(DataError, match="cut short or damaged"):
+        load(str(tmp_path / "damaged.jsonl.gz"), drop_invalid=True)
+
+
+def test_what_only_has_the_name_of_an_archive_is_refused(tmp_path):
+    (tmp_path / "text.jsonl.gz").write_text(json.dumps(entry()))
+    with pytest.raises(DataError, match="cut short or damaged"):
+        load(str(tmp_path / "text.jsonl.gz"))
+
+
+def test_a_csv_without_a_cif_column_is_refused(tmp_path):
+    (tmp_path / "table.csv").write_text("id,e_form\na,1\n")
+    with pytest.raises(DataError, match="has no column cif"):
+        load(str(tmp_path / "table.csv"))
+
+
+def test_cifs_that_cannot_be_read_and_files_that_are_not_there_are_named(tmp_path):
+    (tmp_path / "id_prop.csv").write_text("good,-1.5\nbad,1\ngone,2\ntargetless\n")
+    (tmp_path / "good.cif").write_text(SALT.to(fmt="cif"))
+    (tmp_path / "bad.cif").write_text("this is no CIF")
+    (tmp_path / "targetless.cif").write_text(SALT.to(fmt="cif"))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path))
+    reasons = dict(caught.value.offenders)
+    assert list(reasons) == ["bad", "gone", "targetless"]
+    assert "its CIF cannot be read" in reasons["bad"]
+    assert reasons["gone"] == "there is no file gone.cif"
+    assert reasons["targetless"] == "the target is missing"

@@ -1,0 +1,210 @@
+"""Every form of data set gives the crystals that pymatgen reads from it."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from mbqueue.data import datasets
+from mbqueue.data.crystals import Crystals
+from mbqueue.data.datasets import check_dataset, load
+from mbqueue.errors import DataError, UsageError
+from tests.data.crystal_making import SALT, entry
+
+
+def assert_same(crystals: Crystals, structures: list[Structure]) -> None:
+    assert len(crystals) == len(structures)
+    for row, structure in enumerate(structures):
+        atoms = slice(crystals.atom_offsets[row], crystals.atom_offsets[row + 1])
+        np.testing.assert_array_equal(crystals.lattices[row], structure.lattice.matrix)
+        np.testing.assert_array_equal(crystals.frac_coords[atoms], structure.frac_coords)
+        assert crystals.atomic_numbers[atoms].tolist() == [site.specie.Z for site in structure]
+
+
+@pytest.fixture(scope="module")
+def frame(sample) -> pd.DataFrame:
+    rows = range(0, 100, 4)
+    structures = [sample.crystals.structure(row) for row in rows]
+    # Coordinates of many digits and outside of the cell, charged species, a cell given by Cartesian vectors.
+    structures[3] = structures[3].copy().translate_sites([0], [1.234567890123456789, -3.3, 1e-17], to_unit_cell=False)
+    structures[4] = structures[4].copy().add_oxidation_state_by_guess()
+    return pd.DataFrame({"structure": structures, "e_form": sample.crystals.targets[list(rows)]})
+
+
+@pytest.mark.parametrize("name", ["frame.json.gz", "frame.json.bz2", "frame.json"])
+def test_a_file_of_matminer_gives_what_matminer_loads(frame, tmp_path, name):
+    from matminer.utils.io import load_dataframe_from_json, store_dataframe_as_json
+
+    path = tmp_path / name
+    packed = path if path.suffix != ".json" else tmp_path / "frame.json.gz"
+    store_dataframe_as_json(frame, str(packed), compression=packed.suffix[1:], pbar=False)
+    if packed != path:
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+    loaded = load_dataframe_from_json(str(path), pbar=False)
+    ours = load(str(path)).crystals
+    assert_same(ours, list(loaded["structure"]))
+    np.testing.assert_array_equal(ours.targets, loaded["e_form"])
+    assert ours.ids == [str(number) for number in range(len(frame))]
+
+
+def test_members_of_the_table_may_come_in_any_order(frame, tmp_path):
+    content = {
+        "data": [[target, json.loads(s.to_json())] for s, target in zip(frame["structure"], frame["e_form"], strict=True)],
+        "note": {"made": ["by [hand]", 'with "brackets" } and \\'], "n": 3},
+        "columns": ["e_form", "structure"],
+        "index": [f"row {number}" for number in range(len(frame))],
+    }
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(content, indent=1))
+    ours = load(str(path)).crystals
+    assert_same(ours, list(frame["structure"]))
+    assert ours.ids[-1] == f"row {len(frame) - 1}"
+
+
+def test_a_plain_list_of_entries_is_read(frame, tmp_path):
+    entries = [entry(s, f"m{number}", t) for number, (s, t) in enumerate(frame.itertuples(index=False))]
+    path = tmp_path / "list.json.bz2"
+    path.write_bytes(bz2.compress(json.dumps(entries).encode()))
+    ours = load(str(path)).crystals
+    assert_same(ours, list(frame["structure"]))
+    assert ours.ids[:2] == ["m0", "m1"]
+
+
+def test_rows_longer_than_the_pieces_that_a_file_is_read_in_are_whole(frame, tmp_path, monkeypatch):
+    from mbqueue.data import json_rows
+
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([entry(s, f"m{number}", t) for number, (s, t) in enumerate(frame.itertuples(index=False))]))
+    monkeypatch.setattr(json_rows, "_CHUNK", 77)
+    assert_same(load(str(path)).crystals, list(frame["structure"]))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_json_lines_are_read(frame, tmp_path, packed):
+    lines = "\n".join(json.dumps(entry(s, f"m{n}", t)) for n, (s, t) in enumerate(frame.itertuples(index=False))) + "\n\n"
+    path = tmp_path / ("own.jsonl.gz" if packed else "own.jsonl")
+    path.write_bytes(gzip.compress(lines.encode()) if packed else lines.encode())
+    ours = load(path.name, project_root=tmp_path)
+    assert_same(ours.crystals, list(frame["structure"]))
+    np.testing.assert_array_equal(ours.crystals.targets, frame["e_form"])
+    assert not ours.official
+
+
+def cif_of(structure: Structure) -> str:
+    return structure.to(fmt="cif")
+
+
+def from_cif(text: str) -> Structure:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Structure.from_str(text, fmt="cif")
+
+
+def test_a_csv_with_cifs_is_read(tmp_path):
+    texts = [cif_of(SALT), cif_of(Structure(Lattice.hexagonal(3.2, 5.1), ["Mg", "Mg"], [[0, 0, 0], [1 / 3, 2 / 3, 0.5]]))]
+    path = tmp_path / "mp.csv"
+    with path.open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["material_id", "formation_energy_per_atom", "cif", "band_gap"])
+        rows.writerows([[f"mp-{number}", -0.5 * number, text, 0] for number, text in enumerate(texts)])
+    ours = load(str(path)).crystals
+    assert_same(ours, [from_cif(text) for text in texts])
+    assert ours.ids == ["mp-0", "mp-1"]
+    assert ours.targets.tolist() == [0, -0.5]
+
+
+def test_a_folder_of_cifs_is_read_by_the_conventions_of_cgcnn_and_alignn(tmp_path):
+    (tmp_path / "id_prop.csv").write_text("salt,-1.5\nPOSCAR-2.vasp,0.25\n")
+    (tmp_path / "salt.cif").write_text(cif_of(SALT))
+    (tmp_path / "POSCAR-2.vasp").write_text(SALT.to(fmt="poscar"))
+    (tmp_path / "atom_init.json").write_text("{}")
+    told = []
+    ours = load(str(tmp_path), progress=lambda done, total: told.append((done, total))).crystals
+    assert ours.ids == ["salt", "POSCAR-2.vasp"]
+    assert ours.targets.tolist() == [-1.5, 0.25]
+    assert_same(ours, [from_cif(cif_of(SALT)), Structure.from_str(SALT.to(fmt="poscar"), fmt="poscar")])
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_the_official_file_gets_the_ids_of_matbench(frame, tmp_path, monkeypatch):
+    from matminer.utils.io import store_dataframe_as_json
+
+    from mbqueue.data import official
+
+    monkeypatch.setenv("MATMINER_DATA", str(tmp_path))
+    path = official.official_path()
+    assert path == tmp_path / "matbench_mp_e_form.json.gz"
+    store_dataframe_as_json(frame, str(path), compression="gz", pbar=False)
+    with pytest.raises(DataError, match="has 25 entries and should have 132752"):
+        load("matbench_mp_e_form")
+    file = official.official_file()
+    monkeypatch.setattr(official, "official_file", lambda: official.OfficialFile(**{**vars(file), "n": len(frame)}))
+    ours = load("matbench_mp_e_form")
+    assert ours.official
+    assert ours.crystals.ids[0] == "mb-mp-e-form-000001"
+    assert ours.crystals.ids[-1] == "mb-mp-e-form-000025"
+    assert not load("matbench_mp_e_form", limit=9).official
+
+
+def test_a_limit_draws_crystals_with_the_seed_and_keeps_their_order(sample):
+    drawn = load("sample", limit=50, seed=1).crystals
+    places = [sample.crystals.ids.index(name) for name in drawn.ids]
+    assert len(drawn) == 50
+    assert places == sorted(places)
+    assert drawn.hash == load("sample", limit=50, seed=1).crystals.hash
+    assert drawn.hash != load("sample", limit=50, seed=2).crystals.hash
+    assert load("sample", limit=5000).crystals.hash == sample.crystals.hash
+
+
+def test_reading_tells_how_far_it_is(tmp_path):
+    told = []
+    load("sample", progress=lambda done, total: told.append((done, total)))
+    size = datasets.SAMPLE_FILE.stat().st_size
+    assert told[-1] == (size, size)
+    assert told == sorted(told)
+
+
+def test_the_sample_is_what_its_notice_says(sample):
+    crystals = sample.crystals
+    assert len(crystals) == 700
+    assert (crystals.n_atoms.min(), crystals.n_atoms.max()) == (1, 25)
+    assert len(np.unique(crystals.atomic_numbers)) > 80
+    assert crystals.targets.max() <= 2.5
+    assert datasets.SAMPLE_FILE.stat().st_size < 300_000
+    notice = (datasets.SAMPLE_FILE.parent / "NOTICE").read_text()
+    assert "matminer 0.3.9" in notice
+    assert "CC BY 4.0" in notice
+
+
+def test_checking_a_data_set_imports_nothing_that_takes_time(tmp_path):
+    code = (
+        "import sys; from mbqueue.data.datasets import check_dataset; check_dataset('matbench_mp_e_form');"
+        "print([m for m in ('torch', 'pymatgen', 'matminer', 'numba', 'pandas', 'numpy') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_checking_tells_what_is_not_there_or_of_no_known_form(tmp_path: Path):
+    with pytest.raises(UsageError, match="There is no data set 'sampel'"):
+        check_dataset("sampel", project_root=tmp_path)
+    (tmp_path / "data.xlsx").write_text("x")
+    with pytest.raises(UsageError, match="of no known form"):
+        check_dataset("data.xlsx", project_root=tmp_path)
+    (tmp_path / "data.jsonl").touch()
+    with pytest.raises(DataError, match="is empty"):
+        check_dataset("data.jsonl", project_root=tmp_path)
+    (tmp_path / "cifs").mkdir()
+    with pytest.raises(DataError, match=r"has no id_prop\.csv"):
+        check_dataset("cifs", project_root=tmp_path)
