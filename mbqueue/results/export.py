@@ -58,7 +58,10 @@ def export_submission(recorded: Recorded, parent: Path, *, authors: str, algorit
         ResultsError: with every reason, when the results are not all five official folds, or matbench refuses them.
         UsageError: when the authors are empty, or the folder is there and is not an earlier export.
     """
-    if reasons := list(recorded.content["leaderboard"]["reasons_against"]):
+    reasons = list(recorded.content["leaderboard"]["reasons_against"])
+    if not recorded.is_complete:
+        reasons.append("the experiment is not recorded yet")
+    if reasons:
         why = "\n".join(f"  - {reason}" for reason in reasons)
         raise ResultsError(
             f"The results of {recorded.name} cannot go to the leaderboard:\n{why}\n"

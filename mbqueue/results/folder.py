@@ -12,16 +12,21 @@ import numpy as np
 
 from mbqueue import files
 from mbqueue.errors import ResultsError
-from mbqueue.results.record import FORMAT, RESULTS_FILE
+from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, unfinished_content
 from mbqueue.results.tables import Predictions, history_file, predictions_file, read_history, read_predictions
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A complete results folder: the content of results.json, and the tables of its folds, read when asked for."""
+    """A results folder: the content of results.json, and the tables of its folds, read when asked for.
+
+    Attributes:
+        is_complete: False for what is there of an experiment that is not recorded yet (``read_unfinished``).
+    """
 
     folder: Path
     content: dict[str, Any]
+    is_complete: bool = True
 
     @property
     def name(self) -> str:
@@ -30,13 +35,14 @@ class Recorded:
 
     @property
     def folds(self) -> tuple[int, ...]:
-        """Recorded folds, ascending."""
+        """Folds with predictions, ascending."""
         return tuple(sorted(int(fold) for fold in self.content["folds"]))
 
     @cached_property
     def histories(self) -> dict[int, list[dict[str, Any]]]:
-        """Fold → rows of its history."""
-        return {fold: read_history(history_file(self.folder, fold)) for fold in self.folds}
+        """Fold → rows of its history; of an unfinished experiment also folds without predictions."""
+        folds = sorted(int(fold) for fold in self.content["run"]["fold_seconds"])
+        return {fold: read_history(history_file(self.folder, fold)) for fold in folds}
 
     @cached_property
     def predictions(self) -> dict[int, Predictions]:
@@ -81,6 +87,15 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
         for name, facts in content["run"]["files"].items():
             _verify(folder / name, facts)
     return Recorded(folder, content)
+
+
+def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
+    """What is there of an experiment that is not recorded yet.
+
+    Raises:
+        ResultsError: when a table is damaged.
+    """
+    return Recorded(folder, unfinished_content(folder, inputs), is_complete=False)
 
 
 def newest_folder(results_dir: Path, name: str) -> Path:

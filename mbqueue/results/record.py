@@ -131,6 +131,25 @@ def record_experiment(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     return content
 
 
+def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
+    """What results.json would say of the folds that are there already; nothing is written.
+
+    ``folds`` are those with predictions, ``run.fold_seconds`` those with a history; ``run.files`` is empty.
+
+    Raises:
+        ResultsError: when a table is damaged.
+    """
+    histories = {
+        f: read_history(history_file(folder, f)) for f in sorted(inputs.folds) if history_file(folder, f).exists()
+    }
+    predictions = {
+        f: read_predictions(predictions_file(folder, f)) for f in histories if predictions_file(folder, f).exists()
+    }
+    content = _content(inputs, predictions, histories)
+    content["run"]["files"] = {}
+    return content
+
+
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
     """(epoch, validation MAE) of the earliest epoch with the lowest validation MAE, or None without epochs."""
     if not history:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -53,6 +54,11 @@ def test_own_data_and_missing_folds_are_refused_with_every_reason(recorded_folde
     assert "not those of the official file" in str(caught.value)
     assert "fold 2, 3, 4 of the five is missing" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_experiment_is_refused(official, tmp_path):
+    with pytest.raises(ResultsError, match="not recorded yet"):
+        export_submission(dataclasses.replace(official, is_complete=False), tmp_path, authors="A")
 
 
 def test_an_export_without_authors_is_refused(official, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mbqueue.results.compare import compare
-from mbqueue.results.folder import Recorded, read_recorded
+from mbqueue.results.folder import Recorded, read_recorded, read_unfinished
 from mbqueue.results.leaderboard import LEADERBOARD
 from mbqueue.results.record import record_experiment
 from mbqueue.results.report import analysis
@@ -120,6 +120,21 @@ def test_an_experiment_without_training_has_no_learning_curves(tmp_path, fill, i
     page = report_of(read_recorded(folder), tmp_path)
     assert "plot-learning-curves" not in page.ids
     assert "nothing was trained" in page.text
+
+
+@pytest.mark.parametrize("done", [(), (0,)])
+def test_an_unfinished_experiment_is_reported_as_far_as_it_is(tmp_path, fill, inputs, history, done):
+    folder = fill(tmp_path / "x", folds=done)
+    write_history(history_file(folder, 1), history(2))
+    page = report_of(read_unfinished(folder, inputs), tmp_path)
+    assert f"Folds with predictions: {', '.join(map(str, done)) or 'none'}; with finished epochs" in page.text
+    assert "plot-learning-curves" in page.ids
+    assert ("plot-parity" in page.ids) == bool(done)
+
+
+def test_an_experiment_that_has_not_begun_is_reported_as_that(tmp_path, inputs):
+    page = report_of(read_unfinished(tmp_path / "nothing", inputs), tmp_path)
+    assert "Folds with predictions: none; with finished epochs: none" in page.text
 
 
 def test_foreign_text_cannot_become_markup(tmp_path, fill, inputs):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
+
 from mbqueue import files
 from mbqueue.clock import format_duration
 from mbqueue.results.folder import Recorded
@@ -23,7 +25,7 @@ _MP_URL = "https://next-gen.materialsproject.org/materials"
 
 
 def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.Span] = ()) -> Path:
-    """Write the report of a recorded experiment to ``path`` and return it.
+    """Write the report of an experiment, complete or not, to ``path`` and return it.
 
     Args:
         recorded: a results folder; the report reads all of its tables.
@@ -33,43 +35,50 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     Raises:
         ResultsError: when a table is missing or damaged.
     """
-    content, histories, everything = recorded.content, recorded.histories, recorded.all_predictions
-    board = content["leaderboard"]
-    place = figures.leaderboard(
-        recorded.name, content["summary"]["mae"]["mean"], board["rows"], comparable=board["comparable"]
-    )
-    body = [
-        *_head(recorded),
-        "<h2>Scores per fold</h2>",
-        _scores(content),
-        "<h2>Beside the matbench leaderboard</h2>",
-        _comparability(board),
-        plot("leaderboard", place),
+    plots = {name: plot(name, figure) for name, figure in draw(recorded, timeline=timeline).items()}
+    content = recorded.content
+    body = [*_head(recorded)]
+    if recorded.folds:
+        body += [
+            "<h2>Scores per fold</h2>",
+            _scores(content),
+            "<h2>Beside the matbench leaderboard</h2>",
+            _comparability(content["leaderboard"]),
+            plots["leaderboard"],
+        ]
+    body += [
         f'<div class="note">{escape(content["notes"]["pretraining_overlap"])}</div>',
         "<h2>Does it overfit?</h2>",
-        _verdicts(histories),
-        *_curves(histories),
-        '<div class="row two"><section>',
-        "<h2>Predictions against targets</h2>",
-        plot("parity", figures.parity(analysis.parity_density(everything))),
-        "</section><section>",
-        "<h2>How large the errors are</h2>",
-        plot("errors", figures.errors(analysis.error_distribution(everything.abs_error))),
-        "</section></div>",
-        "<h2>What it fails on</h2>",
-        '<div class="row three">',
-        plot("by-atoms", figures.trend(analysis.by_atoms(everything), title="atoms in the cell", log_x=True)),
-        plot("by-target", figures.trend(analysis.by_target(everything), title="formation energy (eV/atom)")),
-        plot("by-elements", figures.trend(analysis.by_element_count(everything), title="elements in the crystal")),
-        "</div>",
-        "<h2>Error by element</h2>",
-        "<p>Mean absolute error in meV/atom over the test crystals that contain the element, and in italics how many "
-        "these are. The colours leave out the outer 5 % of the elements on either side.</p>",
-        plot("periodic-table", figures.periodic_table(analysis.by_element(everything))),
-        "<h2>The 50 worst crystals</h2>",
-        _worst(analysis.worst(recorded.predictions)),
+        _verdicts(recorded.histories),
+    ]
+    if "learning-curves" in plots:
+        body += [
+            "<h2>Learning curves</h2>",
+            "<p>Solid: validation. Dotted: training, the running mean over each epoch. Star: the best epoch, whose "
+            "weights are kept. Click a name to hide its fold.</p>",
+            plots["learning-curves"],
+        ]
+    if recorded.folds:
+        body += [
+            '<div class="row two"><section>',
+            "<h2>Predictions against targets</h2>",
+            plots["parity"],
+            "</section><section>",
+            "<h2>How large the errors are</h2>",
+            plots["errors"],
+            "</section></div>",
+            "<h2>What it fails on</h2>",
+            f'<div class="row three">{plots["by-atoms"]}{plots["by-target"]}{plots["by-elements"]}</div>',
+            "<h2>Error by element</h2>",
+            "<p>Mean absolute error in meV/atom over the test crystals that contain the element, and in italics how "
+            "many these are. The colours leave out the outer 5 % of the elements on either side.</p>",
+            plots["periodic-table"],
+            "<h2>The 50 worst crystals</h2>",
+            _worst(analysis.worst(recorded.predictions)),
+        ]
+    body += [
         "<h2>Sessions</h2>",
-        *_sessions(recorded, timeline),
+        *_sessions(recorded, [plots[name] for name in ("timeline", "sessions") if name in plots]),
         "<h2>How it was made</h2>",
         _how(content),
     ]
@@ -77,23 +86,58 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     return path
 
 
+def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[str, go.Figure]:
+    """The report's figures by name, in its order; those that there is no data for are left out."""
+    content, histories = recorded.content, recorded.histories
+    found = {}
+    if recorded.folds:
+        board, mae = content["leaderboard"], content["summary"]["mae"]["mean"]
+        found["leaderboard"] = figures.leaderboard(recorded.name, mae, board["rows"], comparable=board["comparable"])
+    if any(histories.values()):
+        found["learning-curves"] = figures.learning_curves(histories)
+    if recorded.folds:
+        tested = recorded.all_predictions
+        found |= {
+            "parity": figures.parity(analysis.parity_density(tested)),
+            "errors": figures.errors(analysis.error_distribution(tested.abs_error)),
+            "by-atoms": figures.trend(analysis.by_atoms(tested), title="atoms in the cell", log_x=True),
+            "by-target": figures.trend(analysis.by_target(tested), title="formation energy (eV/atom)"),
+            "by-elements": figures.trend(analysis.by_element_count(tested), title="elements in the crystal"),
+            "periodic-table": figures.periodic_table(analysis.by_element(tested)),
+        }
+    if timeline:
+        found["timeline"] = sessions.timeline(timeline)
+    if hours := analysis.session_hours(content, histories):
+        found["sessions"] = sessions.session_bars(hours)
+    return found
+
+
 def _head(recorded: Recorded) -> list[str]:
     content = recorded.content
-    dataset, n_folds = content["dataset"], len(content["folds"])
-    facts = [
-        f"Test part{'s' * (n_folds > 1)} of {n_folds} fold{'s' * (n_folds > 1)}, {len(recorded.all_predictions):,} "
-        f"crystals of <code>{escape(dataset['name'])}</code>."
-    ]
+    dataset, n_folds = content["dataset"], len(recorded.folds)
+    facts = []
+    if recorded.folds:
+        facts.append(
+            f"Test part{'s' * (n_folds > 1)} of {n_folds} fold{'s' * (n_folds > 1)}, "
+            f"{len(recorded.all_predictions):,} crystals of <code>{escape(dataset['name'])}</code>."
+        )
     if dataset["dropped"]:
         facts.append(f"{len(dataset['dropped']):,} entries could not be used and were left out.")
     if dataset["widened_cutoffs"]:
         facts.append(f"The neighbour cut-off was widened for {dataset['widened_cutoffs']:,}.")
-    return [
+    lines = [
         f"<h1>{escape(recorded.name)}</h1>",
         f'<p class="quiet">{escape(content["spec"].get("description") or "")}</p>',
-        f'<p class="score">MAE {spread(content["summary"]["mae"])} eV/atom</p>',
-        f'<p class="quiet">{" ".join(facts)}</p>',
     ]
+    if not recorded.is_complete:
+        done = ", ".join(map(str, recorded.folds)) or "none"
+        lines.append(
+            f'<div class="note"><b>Not finished.</b> Folds with predictions: {done}; with finished epochs: '
+            f"{', '.join(str(fold) for fold, rows in recorded.histories.items() if rows) or 'none'}.</div>"
+        )
+    if recorded.folds:
+        lines.append(f'<p class="score">MAE {spread(content["summary"]["mae"])} eV/atom</p>')
+    return [*lines, f'<p class="quiet">{" ".join(facts)}</p>']
 
 
 def _comparability(board: Mapping[str, Any]) -> str:
@@ -139,17 +183,6 @@ def _verdicts(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
     return table(["", "", ""], rows, left=(0, 1, 2), style="words")
 
 
-def _curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[str]:
-    if not any(histories.values()):
-        return []
-    return [
-        "<h2>Learning curves</h2>",
-        "<p>Solid: validation. Dotted: training, the running mean over each epoch. Star: the best epoch, whose weights "
-        "are kept. Click a name to hide its fold.</p>",
-        plot("learning-curves", figures.learning_curves(histories)),
-    ]
-
-
 def _worst(rows: Sequence[analysis.Worst]) -> str:
     cells = [
         [
@@ -177,15 +210,10 @@ def _link(row: analysis.Worst) -> str:
     return f'<a href="{escape(url)}" rel="noopener noreferrer">{escape(row.id)}</a>'
 
 
-def _sessions(recorded: Recorded, timeline: Sequence[sessions.Span]) -> list[str]:
+def _sessions(recorded: Recorded, plots: Sequence[str]) -> list[str]:
     run = recorded.content["run"]
-    hours = analysis.session_hours(recorded.content, recorded.histories)
-    count = "1 session" if len(hours) == 1 else f"{len(hours)} sessions"
-    lines = [f"<p>{count}, {format_duration(run['hours'] * 3600)} in all.</p>"]
-    if timeline:
-        lines.append(plot("timeline", sessions.timeline(timeline)))
-    if hours:
-        lines.append(plot("sessions", sessions.session_bars(hours)))
+    n = len(run["sessions"])
+    lines = [f"<p>{n} session{'s' * (n != 1)}, {format_duration(run['hours'] * 3600)} in all.</p>", *plots]
     for change in run["fingerprint_changes"]:
         what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
