@@ -30,7 +30,8 @@ _INSERT_JOB = """
 """
 
 _REOPEN_RECORD = """
-    UPDATE jobs SET state = 'waiting', session_id = NULL, lease_expires_at = NULL, result = NULL, failures = 0,
+    UPDATE jobs SET state = 'waiting', session_id = NULL, lease_expires_at = NULL, result = NULL,
+        val_mae = NULL, test_mae = NULL, seconds = NULL, failures = 0,
         not_before = 0, changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND kind = 'record' AND state <> 'waiting'
 """

@@ -22,14 +22,17 @@ RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 #: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
 MAX_LOST_IN_A_ROW: Final = 20
-#: Longest lease. An expiry further ahead than this was written by a clock that was wrong, and counts as past.
+#: Longest lease.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
+#: A time further ahead than this, longer than any lease or delay by more than clocks may differ, was written by a
+#: clock that was wrong, and counts as past.
+ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 Publish = Callable[[], None]
 
 # Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
 # A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
-# A `not_before` further ahead than any delay that mbqueue sets was written by a wrong clock, and counts as past.
+# A `not_before` absurdly far ahead was written by a wrong clock, and counts as past.
 _CLAIM = """
     UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
         lease_expires_at = :now + :lease_seconds, not_before = 0,
@@ -37,7 +40,7 @@ _CLAIM = """
     WHERE id = coalesce(
         (SELECT id FROM jobs
          WHERE state = 'ready' AND paused = 0 AND experiment_id = :experiment_id AND fold = :fold
-           AND (not_before <= :now OR not_before > :now + :longest_retry)
+           AND (not_before <= :now OR not_before > :now + :absurd)
            AND (affinity IS NULL OR affinity = :session
                 OR NOT EXISTS (SELECT 1 FROM sessions
                                WHERE sessions.id = affinity AND ended_at IS NULL AND alive_until > :now)
@@ -45,7 +48,7 @@ _CLAIM = """
          ORDER BY id LIMIT 1),
         (SELECT id FROM jobs
          WHERE state = 'ready' AND paused = 0
-           AND (not_before <= :now OR not_before > :now + :longest_retry)
+           AND (not_before <= :now OR not_before > :now + :absurd)
            AND (affinity IS NULL OR affinity = :session
                 OR NOT EXISTS (SELECT 1 FROM sessions
                                WHERE sessions.id = affinity AND ended_at IS NULL AND alive_until > :now)
@@ -66,7 +69,7 @@ _REAP = """
         preemptions = preemptions + 1, lost_in_a_row = lost_in_a_row + 1,
         session_id = NULL, lease_expires_at = NULL, affinity = NULL,
         changed_at = :now, changed_by = :by, changed_why = 'lease of session ' || session_id || ' ran out'
-    WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :longest_lease)
+    WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
 """
 
 LOST_ERROR = (
@@ -85,7 +88,9 @@ _SAVE_PROGRESS = """
 """
 
 _COMMIT = """
-    UPDATE jobs SET state = 'committed', result = :result, progress = NULL, error = NULL, lost_in_a_row = 0,
+    UPDATE jobs SET state = 'committed', result = :result, progress = NULL,
+        val_mae = json_extract(:result, '$.val_mae'), test_mae = json_extract(:result, '$.test_mae'),
+        seconds = json_extract(:result, '$.seconds'), error = NULL, lost_in_a_row = 0,
         session_id = NULL, lease_expires_at = NULL,
         changed_at = :now, changed_by = :session, changed_why = 'committed'
     WHERE id = :id AND fence = :fence AND state = 'leased'
@@ -163,7 +168,7 @@ class Leases(Database):
                     "session": session,
                     "now": now,
                     "lease_seconds": lease_seconds,
-                    "longest_retry": LONGEST_RETRY_SECONDS,
+                    "absurd": ABSURD_SECONDS,
                     "experiment_id": experiment_id,
                     "fold": fold,
                 },
@@ -298,7 +303,7 @@ class Leases(Database):
             {
                 "now": now,
                 "by": by,
-                "longest_lease": LONGEST_LEASE_SECONDS,
+                "absurd": ABSURD_SECONDS,
                 "max_lost": MAX_LOST_IN_A_ROW,
                 "lost_error": LOST_ERROR,
             },

@@ -44,7 +44,8 @@ _HURRY = """
 """
 
 _REWIND = """
-    UPDATE jobs SET state = 'waiting', result = NULL, progress = NULL, not_before = 0,
+    UPDATE jobs SET state = 'waiting', result = NULL, val_mae = NULL, test_mae = NULL, seconds = NULL,
+        progress = NULL, not_before = 0,
         session_id = NULL, lease_expires_at = NULL,
         changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND state IN ('ready', 'leased', 'committed', 'skipped')

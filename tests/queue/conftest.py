@@ -87,7 +87,9 @@ class World:
         return job
 
     def states(self, experiment: str = "full") -> dict[str, str]:
-        return {job.label.removeprefix(f"{experiment} "): job.state.value for job in self.queue.jobs(experiment=experiment)}
+        return {
+            job.label.removeprefix(f"{experiment} "): job.state.value for job in self.queue.jobs(experiment=experiment)
+        }
 
 
 @pytest.fixture(params=sorted(BACKENDS))
@@ -106,3 +108,9 @@ def world(open_queue: Callable[[], Queue]) -> World:
 def open_queue_in(request: pytest.FixtureRequest) -> Callable[[Path], Queue]:
     """Opens a queue in a given folder, for tests that need many."""
     return BACKENDS[request.param]
+
+
+@pytest.fixture(name="make_spec", scope="session")
+def _make_spec() -> Callable[..., Spec]:
+    """Makes a small valid experiment, for fixtures that outlive one test."""
+    return make_spec

@@ -97,7 +97,11 @@ def test_a_lease_that_ran_out_counts_as_preemption_and_not_as_failure(world):
     assert again.job.id == lease.job.id
     assert (again.fence, again.job.preemptions, again.job.failures) == (lease.fence + 1, 1, 0)
     back, claimed = world.queue.events()[-2:]
-    assert (back.from_state, back.to_state, back.why) == ("leased", "ready", f"lease of session {lease.session} ran out")
+    assert (back.from_state, back.to_state, back.why) == (
+        "leased",
+        "ready",
+        f"lease of session {lease.session} ran out",
+    )
     assert claimed.to_state == "leased"
 
 
@@ -108,6 +112,13 @@ def test_a_lease_from_a_clock_far_ahead_counts_as_run_out(world):
     world.take(session)
     world.now -= 1e8
     assert world.claim(world.session()) is not None
+
+
+def test_the_longest_lease_is_kept_from_a_claimant_whose_clock_is_behind(world):
+    world.enqueue()
+    world.take(world.session(), seconds=86_400)
+    world.now -= 3600
+    assert world.claim(world.session()) is None
 
 
 def test_a_retry_set_by_a_clock_far_ahead_is_due_at_once(world):

@@ -151,5 +151,11 @@ def test_events_can_be_narrowed_and_followed(world):
     assert world.queue.events(after=last) == ()
     world.queue.note("the mount is gone", by="me", now=world.now, experiment_id=1)
     (note,) = world.queue.events(after=last)
-    assert (note.why, note.by, note.experiment, note.job_id, note.to_state) == ("the mount is gone", "me", "a", None, None)
+    assert (note.why, note.by, note.experiment, note.job_id, note.to_state) == (
+        "the mount is gone",
+        "me",
+        "a",
+        None,
+        None,
+    )
     assert [event.why for event in world.queue.events(limit=1)] == ["the mount is gone"]

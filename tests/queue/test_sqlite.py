@@ -66,7 +66,11 @@ def test_a_database_of_every_version_opens_and_works(tmp_path, version):
         assert _schema_of(path) == _schema_of(new.path)
         (running, failed) = (job for job in queue.jobs() if job.state in {"leased", "failed"})
         assert (running.label, running.progress, running.preemptions) == ("full fold 0 epoch 2", {"step": 40}, 1)
-        assert (failed.label, failed.error, failed.failures) == ("full fold 1 epoch 1", "Traceback\nValueError: bang", 1)
+        assert (failed.label, failed.error, failed.failures) == (
+            "full fold 1 epoch 1",
+            "Traceback\nValueError: bang",
+            1,
+        )
         assert queue.experiment("full").dataset_hash == "d" * 64
         now = 1_000_000_000.0
         session = queue.start_session(device="cpu", now=now, alive_seconds=60)
@@ -139,7 +143,7 @@ def test_a_damaged_database_is_an_error_that_says_what_to_do(world, damage, read
 
 
 def test_reading_needs_a_queue_that_exists(tmp_path):
-    with pytest.raises(QueueError, match="no queue at .*mbqueue enqueue"):
+    with pytest.raises(QueueError, match=r"no queue at .*mbqueue enqueue"):
         Queue(tmp_path / "queue.db", read_only=True)
     assert list(tmp_path.iterdir()) == []
 

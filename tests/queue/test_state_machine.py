@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.experiment import parse_spec
@@ -103,10 +110,8 @@ class Model:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Commands on one queue; `leases` holds every lease ever given, most of them long lost."""
+    """Commands on one queue. `given` holds every lease ever given, most of them long lost."""
 
-    leases = Bundle("leases")
-    sessions = Bundle("sessions")
     open_queue: Callable[[Path], Queue]
 
     def __init__(self) -> None:
@@ -116,6 +121,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = Model()
         self.now = 1_000_000.0
         self.committed: dict[Key, int] = {}
+        self.given: list[Lease] = []
+        self.sessions: list[str] = []
 
     def teardown(self) -> None:
         self.queue.close()
@@ -123,7 +130,16 @@ class QueueMachine(RuleBasedStateMachine):
 
     # -- commands --
 
-    @rule(name=NAMES, folds=st.sampled_from([(0,), (1,), (0, 1)]), epochs=st.sampled_from([0, EPOCHS]))
+    @initialize(folds=st.sampled_from([(0,), (0, 1)]))
+    def begin(self, folds):
+        self.enqueue("a", folds, EPOCHS)
+        self.start_session()
+        self.start_session()
+
+    @rule(name=NAMES, folds=st.sampled_from([(0, 1), (1,)]), epochs=st.sampled_from([EPOCHS, 0]))
+    def enqueue_some(self, name, folds, epochs):
+        self.enqueue(name, folds, epochs)
+
     def enqueue(self, name, folds, epochs):
         there = self.model.of(name)
         if there:
@@ -154,14 +170,15 @@ class QueueMachine(RuleBasedStateMachine):
                 self.committed.pop(record.key, None)
         self.model.settle(name)
 
-    @rule(target=sessions)
+    @rule()
     def start_session(self):
         session = self.queue.start_session(device="cpu", now=self.now, alive_seconds=LEASE)
         self.model.alive_until[session] = self.now + LEASE
-        return session
+        self.sessions.append(session)
 
-    @rule(session=sessions)
-    def end_session(self, session):
+    @rule(data=st.data())
+    def end_session(self, data):
+        session = data.draw(st.sampled_from(self.sessions))
         self.queue.end_session(session, reason="machine", now=self.now)
         if self.model.alive_until.pop(session, None) is not None:
             for job in self.model.jobs.values():
@@ -169,45 +186,67 @@ class QueueMachine(RuleBasedStateMachine):
                     job.preemptions += 1
                     job.drop_lease(State.READY)
 
-    @rule(target=leases, session=sessions, loaded=st.none() | st.tuples(NAMES, FOLDS))
-    def claim(self, session, loaded):
+    @rule(data=st.data(), loaded=st.none() | st.tuples(NAMES, FOLDS))
+    def claim_some(self, data, loaded):
+        self.claim(data.draw(st.sampled_from(self.sessions)), loaded)
+
+    @rule(data=st.data(), jobs=st.integers(1, 6))
+    def work(self, data, jobs):
+        """A session in good health."""
+        session = data.draw(st.sampled_from(self.sessions))
+        for _ in range(jobs):
+            lease = self.claim(session, None)
+            if lease is None:
+                break
+            self.commit(lease, stops=False)
+
+    def claim(self, session: str, loaded: tuple[str, int] | None) -> Lease | None:
         known = {experiment.name: experiment.id for experiment in self.queue.experiments()}
         place = (known[loaded[0]], loaded[1]) if loaded and loaded[0] in known else None
         if session not in self.model.alive_until:
             with pytest.raises(QueueError):
                 self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place)
-            return multiple()
+            return None
         lease = self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place)
         self.model.alive_until[session] = max(self.model.alive_until[session], self.now + LEASE)
         self.model.reap(self.now)
         chosen = self.model.choose(session, self.now, loaded)
         assert (lease and key_of(lease.job)) == (chosen and chosen.key)
         if lease is None or chosen is None:
-            return multiple()
+            return None
         assert all(job.is_done for job in chosen.needs)
         chosen.state, chosen.session, chosen.expires = State.LEASED, session, self.now + LEASE
         chosen.fence, chosen.affinity, chosen.started, chosen.not_before = chosen.fence + 1, session, True, 0.0
         assert lease.fence == chosen.fence
+        self.given.append(lease)
         return lease
 
-    @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 3600.0]))
+    @rule(seconds=st.sampled_from([1.0, 30.0, 60.0, 3600.0]))
     def pass_time(self, seconds):
         self.now += seconds
 
-    @rule(lease=leases)
-    def renew(self, lease):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data())
+    def renew(self, data):
+        lease = self.some_lease(data)
         job = self.attempt(lease, lambda: self.queue.renew(lease, now=self.now, lease_seconds=LEASE))
         if job:
             job.expires = self.now + LEASE
 
-    @rule(lease=leases)
-    def save_progress(self, lease):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data())
+    def save_progress(self, data):
+        lease = self.some_lease(data)
         job = self.attempt(lease, lambda: self.queue.save_progress(lease, progress={"step": 1}))
         if job:
             job.lost = 0
 
-    @rule(lease=leases, stops=st.booleans())
-    def commit(self, lease, stops):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), stops=st.booleans())
+    def commit_some(self, data, stops):
+        self.commit(self.some_lease(data), stops=stops)
+
+    def commit(self, lease: Lease, *, stops: bool) -> None:
         published = []
         stops = stops and lease.job.kind is Kind.TRAIN
         write = partial(self.queue.skip_rest, why="machine") if stops else self.queue.commit
@@ -232,16 +271,21 @@ class QueueMachine(RuleBasedStateMachine):
                 later.started = later.started or kind is not Kind.PREPARE
                 later.affinity = session if later.key[2] is not None and later.key[2] == fold else None
 
-    @rule(lease=leases)
-    def commit_when_the_disk_is_full(self, lease):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data())
+    def commit_when_the_disk_is_full(self, data):
+        lease = self.some_lease(data)
+
         def publish():
             raise OSError("disk full")
 
         with pytest.raises(OSError if self.held(lease) else LeaseLost):
             self.queue.commit(lease, result={"dataset_hash": "d"}, now=self.now, publish=publish)
 
-    @rule(lease=leases, preempted=st.booleans())
-    def release(self, lease, preempted):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), preempted=st.booleans())
+    def release(self, data, preempted):
+        lease = self.some_lease(data)
         job = self.attempt(
             lease, lambda: self.queue.release(lease, reason="machine", now=self.now, preempted=preempted)
         )
@@ -249,8 +293,10 @@ class QueueMachine(RuleBasedStateMachine):
             job.preemptions += preempted
             job.drop_lease(State.READY)
 
-    @rule(lease=leases, final=st.sampled_from([False, False, True]))
-    def fail(self, lease, final):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), final=st.sampled_from([False, False, True]))
+    def fail(self, data, final):
+        lease = self.some_lease(data)
         job = self.attempt(lease, lambda: self.queue.fail(lease, error="boom", now=self.now, final=final))
         if job:
             job.failures, job.affinity = job.failures + 1, None
@@ -258,35 +304,47 @@ class QueueMachine(RuleBasedStateMachine):
             job.drop_lease(State.FAILED if ends else State.READY)
             job.not_before = 0.0 if ends else self.now + retry_delay_seconds(job.failures)
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data(), paused=st.booleans())
-    def pause(self, data, paused):
-        name, fold, jobs = self.some(data)
+    @rule(data=st.data(), action=st.sampled_from(["pause", "resume", "set_priority", "cancel", "retry", "rewind"]))
+    def steer(self, data, action):
+        """What a person does to an experiment or a fold."""
+        name, fold = data.draw(st.sampled_from(sorted({key[0::2][:2] for key in self.model.jobs}, key=str)))
+        jobs = self.model.of(name, fold)
+        actions = {
+            "pause": self.pause,
+            "resume": partial(self.pause, paused=False),
+            "set_priority": self.set_priority,
+            "cancel": self.cancel,
+            "retry": self.retry,
+            "rewind": partial(self.rewind, to_epoch=data.draw(st.integers(0, EPOCHS))),
+        }
+        actions[action](name, fold, jobs)
+
+    @rule()
+    def mend(self):
+        """Undo what keeps jobs from running, so that long runs come about."""
+        for name in sorted({key[0] for key in self.model.jobs}):
+            jobs = self.model.of(name)
+            self.pause(name, None, jobs, paused=False)
+            self.retry(name, None, jobs)
+
+    def pause(self, name, fold, jobs, *, paused=True):
         (self.queue.pause if paused else self.queue.resume)(name, fold=fold, now=self.now)
         for job in jobs:
             job.paused = paused
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data(), priority=st.integers(-1, 1))
-    def set_priority(self, data, priority):
-        name, fold, jobs = self.some(data)
+    def set_priority(self, name, fold, jobs):
+        priority = jobs[0].priority + 1
         self.queue.set_priority(name, priority, fold=fold, now=self.now)
         for job in jobs:
             job.priority = priority
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data())
-    def cancel(self, data):
-        name, fold, jobs = self.some(data)
+    def cancel(self, name, fold, jobs):
         self.queue.cancel(name, fold=fold, now=self.now)
         for job in jobs:
             if job.state in {State.WAITING, State.READY, State.LEASED, State.FAILED}:
                 job.drop_lease(State.CANCELLED)
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data())
-    def retry(self, data):
-        name, fold, jobs = self.some(data)
+    def retry(self, name, fold, jobs):
         self.queue.retry(name, fold=fold, now=self.now)
         for job in self.model.of(name):
             retried = job in jobs or job.key[1] is Kind.RECORD
@@ -297,16 +355,15 @@ class QueueMachine(RuleBasedStateMachine):
                 job.not_before = 0.0
         self.model.settle(name)
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data(), to_epoch=st.integers(0, EPOCHS))
-    def rewind(self, data, to_epoch):
-        name, fold, _ = self.some(data)
+    def rewind(self, name, fold, jobs, *, to_epoch):
         if fold is not None:
             self.queue.rewind(name, fold, to_epoch=to_epoch, why="machine", now=self.now)
             self.rewound(name, fold, to_epoch)
 
-    @rule(lease=leases, to_epoch=st.integers(0, EPOCHS))
-    def rewind_by_the_holder(self, lease, to_epoch):
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), to_epoch=st.integers(0, EPOCHS))
+    def rewind_by_the_holder(self, data, to_epoch):
+        lease = self.some_lease(data)
         name, fold, epoch = lease.job.experiment, lease.job.fold, lease.job.epoch
         if epoch is not None and to_epoch < epoch:
             why = {"why": "machine", "now": self.now, "lease": lease}
@@ -368,10 +425,10 @@ class QueueMachine(RuleBasedStateMachine):
             write()
         return job
 
-    def some(self, data: st.DataObject) -> tuple[str, int | None, list[ModelJob]]:
-        """An experiment, or a fold of it, and its jobs."""
-        name, fold = data.draw(st.sampled_from(sorted({key[0::2][:2] for key in self.model.jobs}, key=str)))
-        return name, fold, self.model.of(name, fold)
+    def some_lease(self, data: st.DataObject) -> Lease:
+        """Mostly one that is still good."""
+        good = [lease for lease in self.given if self.held(lease)]
+        return data.draw(st.sampled_from(good if good and data.draw(st.integers(0, 3)) else self.given))
 
     def rewound(self, name: str, fold: int, to_epoch: int) -> None:
         for job in self.model.of(name):
@@ -396,8 +453,8 @@ def test_any_order_of_commands_agrees_with_the_model(open_queue_in):
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=100,
-            stateful_step_count=50,
+            max_examples=50,
+            stateful_step_count=80,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],  # files are slow, and the machine may be busy
         ),

@@ -1,0 +1,73 @@
+"""A worker process for the tests of this folder: `python child.py COMMAND DATABASE …`; it never imports torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from mbqueue.errors import LeaseLost
+from mbqueue.queue import Queue
+
+DAY = 86_400.0
+
+
+def say(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def stale(queue: Queue, folder: Path) -> None:
+    """Claim with a short lease, wait to be told, then try to write in every way; say what came of it."""
+    session = queue.start_session(device="cpu", now=time.time(), alive_seconds=0.2)
+    lease = queue.claim(session, now=time.time(), lease_seconds=0.2)
+    assert lease is not None
+    say(f"claimed {lease.fence}")
+    sys.stdin.readline()  # the parent stops this process here, long past its lease
+    now = time.time()
+    publish = (folder / "published-by-the-stale-worker").touch
+    for write in (
+        lambda: queue.renew(lease, now=now, lease_seconds=60),
+        lambda: queue.save_progress(lease, progress={"step": 9}, publish=publish),
+        lambda: queue.commit(lease, result={"dataset_hash": "stale"}, now=now, publish=publish),
+        lambda: queue.release(lease, reason="stale", now=now),
+        lambda: queue.fail(lease, error="stale", now=now, final=True),
+    ):
+        try:
+            write()
+        except LeaseLost:
+            say("LeaseLost")
+        else:
+            say("written")
+
+
+def drain(queue: Queue, folder: Path) -> None:
+    """Claim and commit until nothing is left; say which job under which fence."""
+    session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
+    loaded = None
+    while True:
+        lease = queue.claim(session, now=time.time(), lease_seconds=DAY, loaded=loaded)
+        if lease is None:
+            if queue.outlook(now=time.time()).is_exhausted:
+                return
+            time.sleep(0.002)  # others hold what this one would need next
+            continue
+        if lease.job.fold is not None:
+            loaded = (lease.job.experiment_id, lease.job.fold)
+        queue.commit(lease, result={"dataset_hash": "d"}, now=time.time())
+        say(f"{lease.job.id} {lease.fence}")
+
+
+def publishing(queue: Queue, folder: Path) -> None:
+    """As drain, but every commit publishes a file; says so only once the commit has returned."""
+    session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
+    while lease := queue.claim(session, now=time.time(), lease_seconds=DAY):
+        path = folder / f"{lease.job.id}-{lease.fence}"
+        queue.commit(lease, result={"dataset_hash": "d"}, now=time.time(), publish=path.touch)
+        say(lease.job.id)
+
+
+if __name__ == "__main__":
+    command, database, folder = sys.argv[1:]
+    with Queue(Path(database)) as opened:
+        {"stale": stale, "drain": drain, "publishing": publishing}[command](opened, Path(folder))

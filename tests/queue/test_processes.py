@@ -1,0 +1,109 @@
+"""Real processes: frozen, racing, killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mbqueue.queue import Queue, State
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+def _start(command: str, queue: Queue, folder: Path, **options) -> subprocess.Popen[str]:
+    arguments = [sys.executable, str(CHILD), command, str(queue.path), str(folder)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def _read_line(process: subprocess.Popen[str]) -> str:
+    line = process.stdout.readline()
+    assert line, "the child ended early"
+    return line.strip()
+
+
+def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(world, tmp_path):
+    world.enqueue()
+    stale = _start("stale", world.queue, tmp_path)
+    assert _read_line(stale) == "claimed 1"
+    os.kill(stale.pid, signal.SIGSTOP)
+    try:
+        world.now = time.time() + 1  # past the lease of 0.2 s, by the clock of the one that takes over
+        session = world.session()
+        lease = world.take(session)
+        assert (lease.job.kind, lease.fence) == ("prepare", 2)
+        before, events = world.queue.jobs(), world.queue.events()
+    finally:
+        os.kill(stale.pid, signal.SIGCONT)
+    told, _ = stale.communicate("go on\n", timeout=60)
+    assert told.split() == ["LeaseLost"] * 5
+    assert (world.queue.jobs(), world.queue.events()) == (before, events)
+    assert not (tmp_path / "published-by-the-stale-worker").exists()
+    world.commit(lease)
+    assert world.queue.experiment("full").dataset_hash == "d" * 64
+
+
+def test_many_processes_do_500_jobs_each_exactly_once(world, tmp_path):
+    for name in ("a", "b", "c", "d", "e"):
+        world.enqueue(name, folds=(0, 1, 2, 3, 4), epochs=19)
+    jobs = world.queue.jobs()
+    assert len(jobs) == 510
+    workers = [_start("drain", world.queue, tmp_path) for _ in range(6)]
+    lines = [line for worker in workers for line in worker.communicate(timeout=120)[0].splitlines()]
+    assert [worker.returncode for worker in workers] == [0] * 6
+    assert Counter(lines) == Counter(f"{job.id} 1" for job in jobs)
+    assert {job.state for job in world.queue.jobs()} == {State.COMMITTED}
+    commits = Counter(event.job_id for event in world.queue.events(limit=100_000) if event.to_state == "committed")
+    assert set(commits.values()) == {1}
+    assert len({job.changed_by for job in world.queue.jobs()}) > 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_path, seed):
+    files = tmp_path / "files"
+    files.mkdir()
+    world.enqueue(folds=(0, 1, 2, 3, 4), epochs=400)
+    worker = _start("publishing", world.queue, files, start_new_session=True)
+    said = [_read_line(worker)]
+    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # when it dies is the thing that varies, not what must be true
+    worker.kill()
+    said += worker.communicate()[0].splitlines()
+
+    connection = sqlite3.connect(world.queue.path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    connection.close()
+    jobs = {job.id: job for job in world.queue.jobs()}
+    committed = {job_id for job_id, job in jobs.items() if job.state is State.COMMITTED}
+    assert {int(line) for line in said} <= committed  # nothing acknowledged is lost
+    assert len(committed) - len(said) <= 1  # at most the one that was not yet acknowledged
+    published = {tuple(int(part) for part in path.name.split("-")) for path in files.iterdir()}
+    assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published  # publish comes first
+    (orphan, *more) = published - {(job_id, jobs[job_id].fence) for job_id in committed} or [None]
+    assert more == []
+    if orphan is not None:  # it died between publish and the end of the commit: still leased, for the next to adopt
+        assert jobs[orphan[0]].state is State.LEASED
+    for job in committed:  # and what a commit makes ready, it made ready
+        kinds = {event.to_state for event in world.queue.events(limit=100_000) if event.job_id == job}
+        assert {State.LEASED, State.COMMITTED} <= kinds
+    me = world.session()
+    world.now = time.time()
+    world.queue.reap_dead(by=me, now=world.now)
+    assert world.queue.jobs(state=State.LEASED) == ()
+    assert len(world.queue.jobs(state=State.READY)) == (1 if jobs_after_prepare(jobs) == 0 else 5 - done_folds(jobs))
+
+
+def jobs_after_prepare(jobs) -> int:
+    return sum(job.state is State.COMMITTED and job.kind == "prepare" for job in jobs.values())
+
+
+def done_folds(jobs) -> int:
+    return sum(job.state is State.COMMITTED and job.kind == "predict" for job in jobs.values())

@@ -1,0 +1,104 @@
+"""The queue is as quick with many jobs as with few."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from mbqueue.queue import Queue, leases, overview, sessions
+
+N_EXPERIMENTS = 1000
+EPOCHS = 19  # 5 × (19 + 1) + 2 = 102 jobs for each experiment
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, make_spec) -> Queue:
+    """102,000 jobs; in half of the experiments all folds can be claimed, and five epochs of each are committed."""
+    queue = Queue(tmp_path_factory.mktemp("large") / "queue.db")
+    spec = make_spec("x", folds=(0, 1, 2, 3, 4), epochs=EPOCHS)
+    for number in range(N_EXPERIMENTS):
+        queue.enqueue(
+            spec.model_copy(update={"name": f"x{number}"}),
+            results_dir=f"results/x{number}",
+            now=1.0,
+            priority=number % 3,
+        )
+    session = queue.start_session(device="cpu", now=1.0, alive_seconds=1e9)
+    with queue.writing() as db:  # as thousands of commits would have left it
+        for claims in ("kind = 'prepare'", *(f"epoch = {epoch}" for epoch in range(1, 6))):
+            half = f"{claims} AND experiment_id % 2 = 0"
+            db.execute(f"UPDATE jobs SET state = 'ready' WHERE state = 'waiting' AND {half}")
+            db.execute(
+                "UPDATE jobs SET state = 'leased', started = 1, fence = fence + 1, session_id = ?, "
+                "lease_expires_at = 9 "
+                f"WHERE state = 'ready' AND {half}",
+                (session,),
+            )
+            db.execute(
+                "UPDATE jobs SET state = 'committed', session_id = NULL, lease_expires_at = NULL, val_mae = 0.25, "
+                "seconds = 400.0, result = json_object('epoch', epoch, 'val_mae', 0.25, 'seconds', 400.0, "
+                "'device', 'NVIDIA L4', 'grad_norm', 1.5) "
+                f"WHERE state = 'leased' AND {half}"
+            )
+        db.execute("UPDATE jobs SET state = 'ready' WHERE state = 'waiting' AND epoch = 6 AND experiment_id % 2 = 0")
+    return queue
+
+
+def _plan(queue, statement):
+    names = dict.fromkeys(re.findall(r":(\w+)", statement))
+    with queue.reading() as db:
+        return [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", names)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [leases._CLAIM, leases._REAP, leases._COMMIT, leases._UNLOCK, leases._RENEW, leases._SKIP, sessions._GIVE_BACK],
+    ids=["claim", "reap", "commit", "unlock", "renew", "skip", "give back"],
+)
+def test_no_statement_of_a_worker_reads_the_table_of_jobs_from_end_to_end_or_sorts_it(large, statement):
+    for step in _plan(large, statement):
+        assert "TEMP B-TREE" not in step
+        # Walking these two indexes from the head is the point: the first holds only what can be claimed and ends at
+        # the first hit, the second holds only what is leased.
+        if step.startswith("SCAN"):
+            assert re.search(r"USING (COVERING )?INDEX jobs_(claim|leased)\b", step), step
+
+
+def test_the_overview_reads_one_index_and_sorts_nothing(large):
+    (step,) = _plan(large, overview._BOARD)
+    assert "COVERING INDEX jobs_board" in step
+
+
+def _fastest(times, action):
+    seconds = []
+    for _ in range(times):
+        began = time.process_time()
+        action()
+        seconds.append(time.process_time() - began)
+    return min(seconds)
+
+
+def test_the_overview_of_100_000_jobs_takes_less_than_a_fifth_of_a_second(large):
+    shown = large.overview(now=2.0)
+    assert sum(shown["jobs"].values()) == 102_000
+    assert shown["experiments"][1]["folds"][0]["epochs_done"] == 5
+    assert _fastest(7, lambda: large.overview(now=2.0)) < 0.2
+
+
+def test_a_claim_among_100_000_jobs_is_as_quick_as_among_a_hundred(large, world):
+    def claim_and_release(queue):
+        session = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
+
+        def once():
+            for _ in range(20):
+                lease = queue.claim(session, now=2.0, lease_seconds=60)
+                queue.release(lease, reason="test", now=2.0)
+
+        return once
+
+    world.enqueue(folds=(0, 1, 2, 3, 4), epochs=EPOCHS)
+    few = _fastest(5, claim_and_release(world.queue))
+    many = _fastest(5, claim_and_release(large))
+    assert many < 3 * few  # a claim that looked at every job would take hundreds of times as long
