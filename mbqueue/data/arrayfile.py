@@ -37,7 +37,7 @@ def write_arrays(
     parts: list[memoryview] = []
     offset = 0
     for name, array in arrays.items():
-        part = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        part = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
         entries.append(
             {
                 "name": name,

@@ -268,7 +268,7 @@ class GraphCache:
                 zlib.crc32(packed.records[begin:end].data)
                 for begin, end in zip(packed.index[:, 0].tolist(), ends, strict=True)
             ]
-            arrays = {
+            arrays: dict[str, NDArray[Any]] = {
                 "index": packed.index,
                 "cutoffs": packed.cutoffs,
                 "checksums": np.array(checksums, np.uint32),

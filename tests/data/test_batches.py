@@ -1,0 +1,206 @@
+"""Batches hold what CHGNet would compute, whatever crystals they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from chgnet.graph import CrystalGraphConverter
+from hypothesis import HealthCheck, given, settings
+from pymatgen.core import Lattice, Structure
+
+from mbqueue.data.batch import Batch
+from mbqueue.data.batches import Distortion, make_batch
+from mbqueue.data.cache import GraphCache
+from mbqueue.data.graphs import convert, graph
+from mbqueue.errors import CacheError
+from tests.data.crystal_making import SALT, gathered, structures
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for field in fields(Batch):
+        assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
+
+
+def chgnet_lengths_and_angles(structure: Structure):
+    """In float64, by CHGNet's formulas (BondEncoder, AngleEncoder), from CHGNet's own graph."""
+    theirs = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3)(structure)
+    lattice = torch.tensor(structure.lattice.matrix)
+    cart = torch.tensor(structure.frac_coords) @ lattice
+    center, neighbor = theirs.atom_graph.long().T
+    vectors = cart[center] - (cart[neighbor] + theirs.neighbor_image.double() @ lattice)
+    lengths = vectors.norm(dim=1)
+    units = vectors / lengths[:, None]
+    pairs = theirs.bond_graph.long().reshape(-1, 5)
+    angles = torch.acos((units[pairs[:, 2]] * units[pairs[:, 4]]).sum(dim=1) * (1 - 1e-6))
+    return theirs, lengths[theirs.undirected2directed.long()], pairs, angles
+
+
+def test_bonds_lengths_and_angles_are_those_of_chgnet(some_crystals, some_graphs):
+    for row in range(len(some_crystals)):
+        batch = make_batch(some_graphs, [row])
+        theirs, lengths, pairs, angles = chgnet_lengths_and_angles(some_crystals.structure(row))
+        assert torch.equal(batch.bond_center, theirs.atom_graph[:, 0].long())
+        assert torch.equal(batch.bond_neighbor, theirs.atom_graph[:, 1].long())
+        assert torch.equal(batch.bond_undirected, theirs.directed2undirected.long())
+        torch.testing.assert_close(batch.bond_length, lengths.float(), rtol=2e-7, atol=0)
+        # Their order of angles is arbitrary; rows of ours are in the order of graphs.graph, told by directed bonds.
+        ours = graph(convert(some_crystals, row, row + 1), 0, int(batch.n_atoms[0])).bond_graph
+        assert torch.equal(batch.angle_center, torch.tensor(ours[:, 0]))
+        assert torch.equal(batch.short_bond[batch.angle_bond_i], torch.tensor(ours[:, 1]))
+        assert torch.equal(batch.short_bond[batch.angle_bond_j], torch.tensor(ours[:, 3]))
+        place = {(i, j): angle for i, j, angle in zip(*pairs[:, [2, 4]].T.tolist(), angles.tolist(), strict=True)}
+        expected = torch.tensor([place[i, j] for i, j in ours[:, [2, 4]].tolist()], dtype=torch.float64)
+        torch.testing.assert_close(batch.angle, expected.float(), rtol=3e-7, atol=1e-7)
+
+
+def assert_sound(batch: Batch) -> None:
+    """What batch.py promises of every batch."""
+    n_atoms, n_bonds, n_short = len(batch.atomic_numbers), len(batch.bond_center), len(batch.short_bond)
+    assert batch.n_atoms.sum() == n_atoms
+    assert torch.equal(batch.atom_crystal, torch.repeat_interleave(torch.arange(len(batch)), batch.n_atoms))
+    assert (batch.bond_center.diff() >= 0).all()
+    assert torch.equal(batch.bond_reverse[batch.bond_reverse], torch.arange(n_bonds))
+    assert (batch.bond_reverse != torch.arange(n_bonds)).all()
+    assert torch.equal(batch.bond_center[batch.bond_reverse], batch.bond_neighbor)
+    assert torch.equal(batch.bond_undirected[batch.bond_reverse], batch.bond_undirected)
+    assert torch.equal(torch.bincount(batch.bond_undirected), torch.full((n_bonds // 2,), 2))
+    assert torch.equal(batch.atom_crystal[batch.bond_center], batch.atom_crystal[batch.bond_neighbor])
+    assert len(batch.bond_length) == n_bonds // 2
+    assert (batch.short_bond.diff() > 0).all()
+    assert (batch.angle_bond_i.diff() >= 0).all()
+    assert torch.equal(batch.angle_by_j, torch.argsort(batch.angle_bond_j, stable=True))
+    assert torch.equal(torch.unique(torch.cat([batch.angle_bond_i, batch.angle_bond_j])), torch.arange(n_short))
+    assert (batch.bond_length[batch.short_bond] <= 3.0 + 1e-6).all()
+    assert batch.angle.isfinite().all()
+    for field in fields(Batch):
+        tensor = getattr(batch, field.name)
+        expected = torch.float32 if field.name in ("targets", "bond_length", "angle") else torch.int64
+        assert tensor.dtype == expected, field.name
+
+
+def test_a_batch_is_its_crystals_one_after_the_other(some_crystals, some_graphs):
+    rows = np.array([9, 2, 33, 2])
+    batch = make_batch(some_graphs, rows)
+    assert_sound(batch)
+    assert batch.rows.tolist() == rows.tolist()
+    np.testing.assert_array_equal(batch.targets, some_crystals.targets[rows].astype(np.float32))
+    parts = [make_batch(some_graphs, [row]) for row in rows]
+    atoms = np.cumsum([0] + [len(part.atomic_numbers) for part in parts])
+    bonds = np.cumsum([0] + [len(part.bond_center) for part in parts])
+    short = np.cumsum([0] + [len(part.short_bond) for part in parts])
+    angles = np.cumsum([0] + [len(part.angle) for part in parts])
+    shifts = {
+        "bond_center": atoms, "bond_neighbor": atoms, "angle_center": atoms, "bond_undirected": bonds // 2,
+        "short_bond": bonds // 2, "bond_reverse": bonds, "angle_bond_i": short, "angle_bond_j": short,
+        "angle_by_j": angles,
+    }  # fmt: skip
+    for name in ("atomic_numbers", "bond_length", "angle", *shifts):
+        together = torch.cat([getattr(p, name) + (int(shifts[name][n]) if name in shifts else 0) for n, p in enumerate(parts)])
+        assert torch.equal(getattr(batch, name), together), name
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(structure=structures())
+def test_any_cell_gives_a_sound_batch(structure, tmp_path_factory):
+    crystals = gathered(structure, SALT, structure)
+    cache = GraphCache.build(crystals, tmp_path_factory.mktemp("any"), workers=1)
+    assert cache is not None
+    assert_sound(make_batch(cache, [0, 1, 2]))
+
+
+def test_crystals_without_any_angle_make_a_batch(tmp_path):
+    lonely = Structure(Lattice.cubic(9.3), ["Ar"], [[0, 0, 0]])
+    cache = GraphCache.build(gathered(lonely, SALT, lonely), tmp_path)
+    assert cache is not None
+    alone = make_batch(cache, [0])
+    assert len(alone.angle) == len(alone.short_bond) == 0
+    assert len(alone.bond_center) == 6
+    assert_sound(alone)
+    assert_sound(make_batch(cache, [0, 1, 2]))
+
+
+def test_a_cell_of_2000_atoms_makes_a_batch(tmp_path):
+    dense = Structure(Lattice.cubic(3.2), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    cache = GraphCache.build(gathered(dense, dense.make_supercell([10, 10, 10], in_place=False)), tmp_path)
+    assert cache is not None
+    batch = make_batch(cache, [1])
+    assert_sound(batch)
+    assert len(batch.bond_center) == 1000 * len(make_batch(cache, [0]).bond_center)
+
+
+def test_a_distorted_crystal_has_the_lengths_and_angles_of_its_distorted_cell(some_crystals, some_graphs):
+    row = 20
+    plain = make_batch(some_graphs, [row])
+    batch = make_batch(some_graphs, [row], Distortion(strain=0.02, jitter=0.05, seed=7))
+    for name in ("bond_center", "bond_neighbor", "bond_undirected", "angle_bond_i", "angle_by_j", "short_bond"):
+        assert torch.equal(getattr(batch, name), getattr(plain, name))
+    assert 0.001 < (batch.bond_length - plain.bond_length).abs().mean() < 0.3
+    assert 0.001 < (batch.angle - plain.angle).abs().mean() < 0.3
+    assert batch.angle.isfinite().all()
+
+
+def test_pure_strain_changes_all_images_of_a_bond_alike(tmp_path):
+    cache = GraphCache.build(gathered(Structure(Lattice.cubic(3.0), ["Po"], [[0.3, 0.1, 0.7]])), tmp_path)
+    assert cache is not None
+    batch = make_batch(cache, [0], Distortion(strain=0.03, seed=1))
+    plain = make_batch(cache, [0])
+    # A bond to the image twice as far is strained by the same share.
+    share = (batch.bond_length / plain.bond_length).tolist()
+    theirs = graph(convert(cache.crystals), 0, 1)
+    image = theirs.image[theirs.undirected2directed]
+    far, near = (np.flatnonzero((np.abs(image) == [0, 0, n]).all(axis=1))[0] for n in (2, 1))
+    assert share[far] == pytest.approx(share[near], abs=1e-6)
+    assert share[near] != pytest.approx(1, abs=1e-4)
+
+
+def test_a_distortion_depends_on_seed_and_row_only(some_graphs):
+    shaken = Distortion(strain=0.01, jitter=0.02, seed=3)
+    alone = make_batch(some_graphs, [11], shaken)
+    together = make_batch(some_graphs, [4, 11, 30], shaken)
+    begin = len(make_batch(some_graphs, [4]).bond_length)
+    assert torch.equal(together.bond_length[begin : begin + len(alone.bond_length)], alone.bond_length)
+    assert_equal(alone, make_batch(some_graphs, [11], shaken))
+    other_seed = make_batch(some_graphs, [11], Distortion(strain=0.01, jitter=0.02, seed=4))
+    assert not torch.equal(alone.bond_length, other_seed.bond_length)
+
+
+def test_a_distortion_of_nothing_changes_nothing(some_graphs):
+    assert_equal(make_batch(some_graphs, [1, 2]), make_batch(some_graphs, [1, 2], Distortion(seed=5)))
+
+
+def test_strain_and_jitter_have_the_deviations_asked_for():
+    from mbqueue.data.distortion import distort
+
+    n = 4000
+    cart, lattices = np.zeros((n, 3)), np.repeat(np.eye(3)[None], n, axis=0)
+    ones, rows = np.ones(n, np.int64), np.arange(n)
+    moved, strained = distort(cart, lattices, ones, rows, 0.05, 0.1, 1)
+    assert moved.std() == pytest.approx(0.1, rel=0.03)
+    assert abs(moved.mean()) < 0.005
+    epsilon = strained - np.eye(3)
+    assert epsilon.std() == pytest.approx(0.05, rel=0.03)
+    np.testing.assert_array_equal(epsilon, epsilon.transpose(0, 2, 1))
+    assert abs(np.corrcoef(moved[:, 0], moved[:, 1])[0, 1]) < 0.05
+    assert abs(np.corrcoef(moved[:-1, 0], moved[1:, 0])[0, 1]) < 0.05
+
+
+def test_a_record_that_makes_no_sense_is_an_error_and_no_crash(some_crystals, tmp_path):
+    cache = GraphCache.build(some_crystals, tmp_path)
+    assert cache is not None
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        row = int(generator.integers(len(some_crystals)))
+        noise = cache.record(row).copy()
+        noise[generator.integers(len(noise), size=3)] = generator.integers(256, size=3)
+        cache.record = lambda _row, noise=noise: noise  # type: ignore[method-assign]
+        try:
+            make_batch(cache, [row])
+        except CacheError as error:
+            refused += 1
+            assert "makes no sense" in str(error)
+        del cache.record
+    assert refused > 100
