@@ -1,0 +1,44 @@
+"""The report's figures as PNG files, for slides and papers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.io  # type: ignore[import-untyped, unused-ignore]
+
+from mbqueue import files
+from mbqueue.errors import ResultsError
+from mbqueue.results.folder import Recorded
+from mbqueue.results.report.page import draw
+from mbqueue.results.report.sessions import Span
+
+WIDTH_PIXELS = 1100
+#: Figures that stand two or three in a row on the page keep about that shape.
+_NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480}
+_SCALE = 2
+
+
+def write_pictures(recorded: Recorded, folder: Path, *, timeline: Sequence[Span] = ()) -> list[Path]:
+    """Write every figure of the report to ``folder``/NAME.png, at twice the resolution of a screen.
+
+    Raises:
+        ResultsError: when kaleido (which plotly draws pictures with) or the browser that it needs is missing.
+    """
+    figures = draw(recorded, timeline=timeline)
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = [Path(scratch, f"{name}.png") for name in figures]
+        widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]
+        try:
+            # All in one call: every call starts a browser.
+            plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise ResultsError(
+                f"The figures cannot be drawn as pictures: {error}\n"
+                "Pictures need kaleido and a Chrome or Chromium: pip install kaleido, then plotly_get_chrome. "
+                "Without them, open the report and use the camera on each figure."
+            ) from error
+        for picture in drawn:
+            files.write_bytes(folder / picture.name, picture.read_bytes())
+    return [folder / picture.name for picture in drawn]

@@ -1,0 +1,32 @@
+"""The report's figures as pictures; the drawing itself is kaleido's."""
+
+from __future__ import annotations
+
+import plotly.io
+import pytest
+
+from mbqueue.errors import ResultsError
+from mbqueue.results.folder import read_recorded
+from mbqueue.results.report.page import draw
+from mbqueue.results.report.pictures import write_pictures
+
+
+def test_every_figure_becomes_a_picture_of_its_name(recorded_folder, tmp_path, monkeypatch):
+    def write(figures, paths, *, width, scale):
+        for path, pixels in zip(paths, width, strict=True):
+            path.write_text(f"{pixels} x{scale}")
+
+    monkeypatch.setattr(plotly.io, "write_images", write)
+    recorded = read_recorded(recorded_folder)
+    written = write_pictures(recorded, tmp_path / "pictures")
+    assert [path.name for path in written] == [f"{name}.png" for name in draw(recorded)]
+    assert (tmp_path / "pictures" / "parity.png").read_bytes() == b"680 x2"
+
+
+def test_without_a_drawing_engine_the_error_says_what_to_install(recorded_folder, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise ValueError("Image export requires the Kaleido package")
+
+    monkeypatch.setattr(plotly.io, "write_images", fail)
+    with pytest.raises(ResultsError, match="pip install kaleido"):
+        write_pictures(read_recorded(recorded_folder), tmp_path)
