@@ -29,7 +29,9 @@ _ZERO = np.float32(0)
 _64TH = np.float32(1 / 64)
 
 # Without nnan and ninf: what is not a number must come out as not a number, so that the step is refused.
-_compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+_inlined = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, forceinline=True)
 
 
 @intrinsic
@@ -42,7 +44,7 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@_compiled
+@_inlined
 def _sigmoid(x: Any) -> Any:
     """1 / (1 + exp(−x)) in float32 to about 2e-7, in a form that vectorises.
 
@@ -65,7 +67,7 @@ def _sigmoid(x: Any) -> Any:
     return _ONE / (_ONE + p * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
-@_compiled
+@_inlined
 def _product(x: Any, x0: int, weight: Any, w0: int, out: Any, o0: int, n: int) -> None:
     """out[r, o0 : o0 + 64] += x[r, x0 : x0 + 64] @ weight[w0 : w0 + 64, :] for an even number ``n`` of rows."""
     for r in range(0, n, 2):
@@ -98,7 +100,7 @@ def _product(x: Any, x0: int, weight: Any, w0: int, out: Any, o0: int, n: int) -
                 )
 
 
-@_compiled
+@_inlined
 def _outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
     """out[o0 + i, :] += Σ_r x[r, x0 + i] · y[r, y0 : y0 + 64] over all 64 rows (unused rows of x are zero)."""
     for i in range(0, 64, 2):
@@ -130,27 +132,32 @@ def _outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
                 )
 
 
-@_compiled
+@_inlined
 def _normalise(z: Any, n: int, inverse: Any) -> None:
     """Layer norm without its scale and shift, of both halves of ``n`` rows in place; 1/σ goes to ``inverse`` [., 2]."""
     for r in range(n):
-        for half in range(2):
-            first = 64 * half
-            total = _ZERO
-            for j in range(64):
-                total += z[r, first + j]
-            mean = total * _64TH
-            squares = _ZERO
-            for j in range(64):
-                z[r, first + j] -= mean
-                squares += z[r, first + j] * z[r, first + j]
-            scale = _ONE / np.sqrt(squares * _64TH + _EPS)
-            inverse[r, half] = scale
-            for j in range(64):
-                z[r, first + j] *= scale
+        # Both halves in each loop: their sums do not wait for each other.
+        core, gate = _ZERO, _ZERO
+        for j in range(64):
+            core += z[r, j]
+            gate += z[r, 64 + j]
+        core *= _64TH
+        gate *= _64TH
+        core_squares, gate_squares = _ZERO, _ZERO
+        for j in range(64):
+            z[r, j] -= core
+            z[r, 64 + j] -= gate
+            core_squares += z[r, j] * z[r, j]
+            gate_squares += z[r, 64 + j] * z[r, 64 + j]
+        core = _ONE / np.sqrt(core_squares * _64TH + _EPS)
+        gate = _ONE / np.sqrt(gate_squares * _64TH + _EPS)
+        inverse[r, 0], inverse[r, 1] = core, gate
+        for j in range(64):
+            z[r, j] *= core
+            z[r, 64 + j] *= gate
 
 
-@_compiled
+@_inlined
 def _through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) -> None:
     """Turn row ``r`` of ``d`` from the gradient after the norm's scale and shift into that before the norm.
 
@@ -172,7 +179,7 @@ def _through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) -
             sums[2, j] += d[r, j]
 
 
-@_compiled
+@_inlined
 def _hidden(pre: Any, n: int) -> None:
     """SiLU of ``n`` rows of 128, in place."""
     for r in range(n):
@@ -180,7 +187,7 @@ def _hidden(pre: Any, n: int) -> None:
             pre[r, j] *= _sigmoid(pre[r, j])
 
 
-@_compiled
+@_inlined
 def _hidden_and_slope(pre: Any, slope: Any, n: int) -> None:
     """SiLU of ``n`` rows of 128 in place, and its derivative in ``slope``."""
     for r in range(n):
@@ -191,7 +198,7 @@ def _hidden_and_slope(pre: Any, slope: Any, n: int) -> None:
             slope[r, j] = s * (_ONE + x * (_ONE - s))
 
 
-@_compiled
+@_inlined
 def _second(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
     """Second linear layers of core and gate; ``weight`` is [128, 64]: the two transposed matrices one below the other."""
     even = n + (n & 1)
@@ -202,7 +209,7 @@ def _second(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
     _product(hidden, 64, weight, 64, z, 64, even)
 
 
-@_compiled
+@_inlined
 def _bond_block(
     first: int, n: int, center: Any, neighbor: Any, undirected: Any, atoms: Any, bonds: Any, pre: Any
 ) -> None:
@@ -317,7 +324,7 @@ def bonds_backward(
                 d_bonds[u, j] += g
 
 
-@_compiled
+@_inlined
 def _angle_block(
     first: int,
     n: int,
@@ -343,7 +350,7 @@ def _angle_block(
     _product(features, 0, weight, 64, pre, 64, even)
 
 
-@_compiled
+@_inlined
 def _angle_block_back(
     first: int,
     n: int,
