@@ -17,7 +17,7 @@ from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
-from mbqueue.session.workplace import Rewound, Stopped, Workplace
+from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace
 from mbqueue.train.arithmetic import device_name, pick_device
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
@@ -82,8 +82,8 @@ def work(
         UsageError: when the device does not exist, or nothing was ever enqueued.
         QueueError: when the queue cannot be read or written.
     """
-    clock = clock or SystemClock()
-    stop = stop or StopRequest()
+    clock = SystemClock() if clock is None else clock
+    stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
     if not project.queue_db.exists():
         raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
     device = _usable_device(options.device)
@@ -120,10 +120,10 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
     queue, stop, clock = place.queue, place.stop, place.clock
     jobs_done = 0
     while True:
-        if stop:
-            return Ending.STOPPED, stop.reason or "asked to stop", jobs_done
         if not place.deadline.allows(SHORTEST_JOB_SECONDS):
-            return Ending.STOPPED, "the session's time is up", jobs_done
+            stop.request(TIME_IS_UP)
+        if stop.reason is not None:
+            return Ending.STOPPED, stop.reason, jobs_done
         if options.max_jobs is not None and jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
             return (Ending.STOPPED if left else _idle_ending(place)), f"did {jobs_done} jobs, as asked", jobs_done

@@ -22,6 +22,9 @@ from mbqueue.train.fold import FoldRun
 from mbqueue.train.frozen import FrozenBackbone
 
 
+TIME_IS_UP = "the session's time is up"
+
+
 class Stopped(Exception):
     """The job was asked to stop before its end; the message says why."""
 
@@ -52,14 +55,15 @@ class Workplace:
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
-        """Why the current job should stop now, or None; ``seconds_needed`` is what its next part takes."""
+        """Why the current job should stop now, or None; ``seconds_needed`` is what its next part takes.
+
+        Once there is no time for a next part the whole session stops: a job that is begun later would not have it.
+        """
         if self.heartbeat.withdrawn:
             return self.heartbeat.withdrawn
-        if self.stop:
-            return self.stop.reason
         if not self.deadline.allows(seconds_needed):
-            return "the session's time is up"
-        return None
+            self.stop.request(TIME_IS_UP)
+        return self.stop.reason
 
     def should_stop(self) -> bool:
         """Whether there is a reason to stop."""

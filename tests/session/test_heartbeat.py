@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+from small_project import ManualClock, enqueue, small_spec
+
+from mbqueue.project import Project
+from mbqueue.queue.jobs import Lease
+from mbqueue.queue.store import Queue
+from mbqueue.session.heartbeat import Heartbeat
+
+LEASE_SECONDS = 100.0
+
+
+@pytest.fixture
+def held(project: Project, clock: ManualClock) -> tuple[Queue, Lease, Heartbeat, list[str]]:
+    """A queue, a lease in it, and the heartbeat that holds it (its thread is not started: the tests beat)."""
+    enqueue(project, small_spec(project))
+    queue = Queue(project.queue_db)
+    session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
+    lease = queue.claim(session, now=clock.now(), lease_seconds=LEASE_SECONDS)
+    assert lease is not None
+    troubles: list[str] = []
+    heartbeat = Heartbeat(queue, session, lease_seconds=LEASE_SECONDS, clock=clock, on_trouble=troubles.append)
+    heartbeat.hold(lease)
+    return queue, lease, heartbeat, troubles
+
+
+def test_a_lease_that_is_beaten_for_outlives_its_length(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
+) -> None:
+    queue, lease, heartbeat, _ = held
+    for _beat in range(10):
+        clock.advance(LEASE_SECONDS * 0.9)
+        heartbeat.beat()
+    assert queue.reap_expired(by="test", now=clock.now()) == 0
+    assert queue.job(lease.job.id).session == lease.session
+
+
+def test_a_lease_that_was_taken_back_is_withdrawn(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
+) -> None:
+    queue, _, heartbeat, _ = held
+    clock.advance(LEASE_SECONDS * 2)
+    assert queue.reap_expired(by="test", now=clock.now()) == 1
+    assert heartbeat.withdrawn is None
+    heartbeat.beat()
+    assert heartbeat.withdrawn is not None
+    assert "no longer holds" in heartbeat.withdrawn
+
+
+def test_a_paused_job_is_withdrawn_and_a_new_lease_starts_clean(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
+) -> None:
+    queue, lease, heartbeat, _ = held
+    queue.pause(lease.job.experiment, now=clock.now())
+    heartbeat.beat()
+    assert heartbeat.withdrawn == "paused"
+    heartbeat.hold(lease)
+    assert heartbeat.withdrawn is None
+
+
+def test_what_is_shown_reaches_the_queue_with_the_next_beat(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
+) -> None:
+    queue, lease, heartbeat, _ = held
+    heartbeat.show({"what": "step", "done": 3, "total": 9}, 12.5)
+    heartbeat.beat()
+    assert queue.job(lease.job.id).progress == {"what": "step", "done": 3, "total": 9}
+    assert queue.session(lease.session).structures_per_second == 12.5
+
+
+def test_a_beat_that_fails_is_told_and_withdraws_nothing(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
+) -> None:
+    queue, lease, heartbeat, troubles = held
+    queue.end_session(lease.session, reason="ended by another", now=clock.now())
+    heartbeat.beat()
+    assert len(troubles) == 1
+    assert heartbeat.withdrawn is None

@@ -1,0 +1,255 @@
+"""One session in this process, on real crystals with the real pretrained model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.data import datasets
+from mbqueue.errors import UsageError
+from mbqueue.project import Project
+from mbqueue.queue.jobs import State
+from mbqueue.queue.store import Queue
+from mbqueue.results.tables import read_history, read_predictions
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import Ending, SessionOutcome, WorkOptions, work
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path, SessionOutcome, list[str]]:
+    """A small full finetune of one fold, worked on to its end by one session."""
+    project = make_project(tmp_path_factory.mktemp("finished"))
+    folder = enqueue(project, small_spec(project))
+    report = RememberedReport()
+    outcome = work(project, WorkOptions(device="cpu"), report=report)
+    return project, folder, outcome, report.lines
+
+
+def test_a_session_does_everything_and_says_that_nothing_is_left(
+    finished: tuple[Project, Path, SessionOutcome, list[str]],
+) -> None:
+    project, _, outcome, lines = finished
+    assert outcome.ending is Ending.DONE, lines
+    assert outcome.jobs_done == 5  # prepare, two epochs, predict, record
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert {job.state for job in queue.jobs()} == {State.COMMITTED}
+        (session,) = queue.sessions()
+        assert session.end_reason == Ending.DONE.value
+
+
+def test_the_results_folder_has_every_file(finished: tuple[Project, Path, SessionOutcome, list[str]]) -> None:
+    folder = finished[1]
+    assert {path.name for path in folder.iterdir()} == {
+        "history_fold_0.csv",
+        "preds_fold_0.csv",
+        "model_fold_0.pth",
+        "results.json",
+        "RESULTS.md",
+    }
+
+
+def test_the_history_has_one_row_per_epoch_with_the_documented_columns(
+    finished: tuple[Project, Path, SessionOutcome, list[str]],
+) -> None:
+    path = finished[1] / "history_fold_0.csv"
+    header = path.read_text().splitlines()[0]
+    assert header == (
+        "epoch,train_loss,train_mae,val_loss,val_mae,lr,grad_norm,seconds,structures_per_second,session,device"
+    )
+    assert [row["epoch"] for row in read_history(path)] == [1, 2]
+
+
+# CHGNet's own code calls torch in a way that torch warns of.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
+def test_the_model_loads_with_chgnet_and_predicts_what_the_file_of_predictions_says(
+    finished: tuple[Project, Path, SessionOutcome, list[str]],
+) -> None:
+    from chgnet.model import CHGNet
+
+    folder = finished[1]
+    with redirect_stdout(io.StringIO()):
+        model = CHGNet.from_file(str(folder / "model_fold_0.pth"))
+    table = read_predictions(folder / "preds_fold_0.csv")
+    crystals = datasets.load("sample", limit=40).crystals
+    rows = [crystals.ids.index(crystal_id) for crystal_id in table.ids]
+    model.graph_converter.set_isolated_atom_response("ignore")
+    predicted = model.predict_structure([crystals.structure(row) for row in rows], task="e")
+    np.testing.assert_allclose([p["e"] for p in predicted], table.y_pred, atol=1e-5)
+    np.testing.assert_array_equal(crystals.targets[rows], table.y_true)
+
+
+def test_the_test_part_is_that_of_matbenchs_rule(finished: tuple[Project, Path, SessionOutcome, list[str]]) -> None:
+    from sklearn.model_selection import KFold
+
+    crystals = datasets.load("sample", limit=40).crystals
+    first_test = next(iter(KFold(5, shuffle=True, random_state=18012019).split(np.arange(40))))[1]
+    with (finished[1] / "preds_fold_0.csv").open() as stream:
+        assert [row["id"] for row in csv.DictReader(stream)] == [crystals.ids[row] for row in first_test]
+
+
+def test_results_json_says_what_was_done(finished: tuple[Project, Path, SessionOutcome, list[str]]) -> None:
+    project, folder, outcome, _ = finished
+    content = json.loads((folder / "results.json").read_text())
+    assert content["spec_hash"] == small_spec(project).hash
+    assert content["dataset"]["n"] == 40
+    assert content["run"]["sessions"][0]["id"] == outcome.session
+    assert content["folds"]["0"]["scores"]["mae"] == pytest.approx(
+        read_predictions(folder / "preds_fold_0.csv").abs_error.mean()
+    )
+
+
+@pytest.mark.parametrize("experiment", ["head_finetune", "pretrained_infer"])
+def test_the_other_experiments_go_through_too(tmp_path: Path, report: RememberedReport, experiment: str) -> None:
+    project = make_project(tmp_path)
+    folder = enqueue(project, small_spec(project, experiment))
+    outcome = work(project, WorkOptions(device="cpu"), report=report)
+    assert outcome.ending is Ending.DONE, report.lines
+    epochs = 2 if experiment == "head_finetune" else 0
+    assert len(read_history(folder / "history_fold_0.csv")) == epochs
+    assert (folder / "results.json").exists()
+
+
+def test_early_stopping_skips_the_remaining_epochs_visibly(tmp_path: Path, report: RememberedReport) -> None:
+    project = make_project(tmp_path)
+    # A learning rate this small changes no weight enough for a better epoch than the first.
+    spec = small_spec(project, "head_finetune", train__epochs=6, train__patience=1, train__lr=1e-30)
+    enqueue(project, spec)
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
+    with Queue(project.queue_db, read_only=True) as queue:
+        states = [job.state for job in queue.jobs(fold=0) if job.epoch]
+    assert states == [State.COMMITTED] * 2 + [State.SKIPPED] * 4
+
+
+def test_a_session_that_is_asked_to_stop_saves_the_step_and_the_next_carries_on(
+    tmp_path: Path, report: RememberedReport
+) -> None:
+    project = make_project(tmp_path, checkpoint_minutes=60.0)
+    enqueue(project, small_spec(project))
+    stop = StopRequest()
+
+    def stop_in_step_two(_job: object, what: str, done: int, _total: int) -> None:
+        if (what, done) == ("step", 2):
+            stop.request("SIGTERM")
+
+    report.on_advanced = stop_in_step_two
+    outcome = work(project, WorkOptions(device="cpu"), report=report, stop=stop)
+    assert (outcome.ending, outcome.reason) == (Ending.STOPPED, "SIGTERM")
+    with Queue(project.queue_db, read_only=True) as queue:
+        (job,) = [job for job in queue.jobs(state=State.READY) if job.epoch == 1]
+        assert job.progress == {"what": "step", "done": 2, "total": 4}
+        assert (job.preemptions, job.failures) == (1, 0)
+
+    steps: list[int] = []
+    report.on_advanced = lambda _job, what, done, _total: what == "step" and steps.append(done)
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
+    assert steps == [3, 4, 1, 2, 3, 4]
+
+
+def test_a_session_ends_before_its_deadline_with_the_work_saved(
+    tmp_path: Path, report: RememberedReport, clock: ManualClock
+) -> None:
+    project = make_project(tmp_path, checkpoint_minutes=60.0, lease_seconds=10_000.0)
+    enqueue(project, small_spec(project))
+    # Every step takes 100 s of this clock, so three fit into 360 s with time left to save.
+    report.on_advanced = lambda _job, what, _done, _total: what == "step" and clock.advance(100.0)
+    outcome = work(project, WorkOptions(device="cpu", session_seconds=360.0), report=report, clock=clock)
+    assert outcome.ending is Ending.STOPPED
+    assert "time is up" in outcome.reason
+    with Queue(project.queue_db, read_only=True) as queue:
+        (job,) = [job for job in queue.jobs(state=State.READY) if job.epoch == 1]
+        assert job.progress is not None
+        assert job.progress["done"] == 3
+
+
+def test_a_job_that_fails_keeps_its_traceback_and_the_session_goes_on_with_other_work(
+    tmp_path: Path, report: RememberedReport
+) -> None:
+    project = make_project(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"id": "a"}\n')
+    enqueue(project, small_spec(project, name="broken", results_name="broken", data__dataset="broken.jsonl"))
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    outcome = work(project, WorkOptions(device="cpu"), report=report)
+    assert outcome.ending is Ending.BLOCKED
+    with Queue(project.queue_db, read_only=True) as queue:
+        (failed,) = queue.jobs(state=State.FAILED)
+        assert failed.experiment == "broken"
+        assert failed.error is not None
+        assert "Traceback" in failed.error
+        assert "broken.jsonl" in failed.error
+        assert {job.state for job in queue.jobs(experiment="pretrained_infer")} == {State.COMMITTED}
+
+
+def test_damaged_checkpoints_are_set_aside_and_their_epochs_done_again(
+    tmp_path: Path, report: RememberedReport
+) -> None:
+    project = make_project(tmp_path, checkpoint_minutes=60.0)
+    folder = enqueue(project, small_spec(project))
+    work(project, WorkOptions(device="cpu", max_jobs=3), report=report)  # prepare and both epochs
+    checkpoints = project.checkpoints_dir("full_finetune", 0)
+    for path in checkpoints.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    report.lines.clear()
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+    assert any("queued again" in line for line in report.lines)
+    assert len(list(checkpoints.glob("*.damaged"))) == 4
+    assert [row["epoch"] for row in read_history(folder / "history_fold_0.csv")] == [1, 2]
+
+
+def test_data_that_changed_since_it_was_prepared_is_refused(tmp_path: Path, report: RememberedReport) -> None:
+    import gzip
+    import shutil
+
+    project = make_project(tmp_path)
+    lines = gzip.decompress(datasets.SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_bytes(b"".join(lines[:30]))
+    enqueue(project, small_spec(project, data__dataset="mine.jsonl", data__limit=0))
+    work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
+    (tmp_path / "mine.jsonl").write_bytes(b"".join(lines[:31]))
+    shutil.rmtree(project.cache_dir)
+    work(
+        project, WorkOptions(device="cpu", max_jobs=1, session_seconds=60), report=report, stop=_stop_at_failure(report)
+    )
+    assert any("has changed since this experiment was prepared" in line for line in report.lines), report.lines
+
+
+def _stop_at_failure(report: RememberedReport) -> StopRequest:
+    """A stop that comes with the first failure, so that the test does not wait for the next attempt."""
+    stop = StopRequest()
+    failed = report.job_failed
+
+    def job_failed(*arguments: Any) -> None:
+        failed(*arguments)
+        stop.request("a job failed")
+
+    report.job_failed = job_failed  # type: ignore[method-assign]
+    return stop
+
+
+def test_a_session_that_starts_with_nothing_enqueued_says_so(tmp_path: Path, report: RememberedReport) -> None:
+    with pytest.raises(UsageError, match="mbqueue enqueue"):
+        work(make_project(tmp_path), WorkOptions(device="cpu"), report=report)
+
+
+def test_a_device_that_is_not_there_is_refused(
+    finished: tuple[Project, Path, SessionOutcome, list[str]], report: RememberedReport
+) -> None:
+    for name in ("cuda:77", "abacus"):
+        with pytest.raises(UsageError, match="mbqueue doctor"):
+            work(finished[0], WorkOptions(device=name), report=report)

@@ -1,0 +1,68 @@
+"""Real `mbqueue` processes for tests: start, kill, freeze, compare what they leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
+
+PATIENCE_SECONDS = 180.0
+
+
+def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a command of mbqueue in the project at ``root``; its talk goes to ``log``."""
+    # One thread each, so that tests beside each other do not fight for cores, and equal in all runs compared.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment.pop("MBQUEUE_PROJECT", None)
+    with (log or Path(os.devnull)).open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments],
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+        )
+
+
+def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of mbqueue to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "80"}
+    environment.pop("MBQUEUE_PROJECT", None)
+    return subprocess.run(
+        [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until ``condition`` holds; fails when the process ends first or it takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert process is None or process.poll() is None, f"the process ended early with code {process.returncode}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL, and make sure that it was that which ended it."""
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:
+    """What of a fold must be equal in equal runs: model bytes, prediction bytes, history but for timing."""
+    rows = [
+        {key: value for key, value in row.items() if key not in TIMING_COLUMNS}
+        for row in read_history(history_file(folder, fold))
+    ]
+    return model_file(folder, fold).read_bytes(), predictions_file(folder, fold).read_bytes(), rows

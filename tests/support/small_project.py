@@ -1,0 +1,98 @@
+"""A small real project, a report that remembers, and a clock that only moves when told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbqueue.experiment import Spec, load_spec
+from mbqueue.project import Project, init_project
+from mbqueue.queue.jobs import Job
+from mbqueue.queue.store import Queue
+
+
+class ManualClock:
+    """Wall and monotonic time that move only by `advance` (and by `sleep`, which returns at once)."""
+
+    def __init__(self) -> None:
+        self.wall, self.mono = 1_800_000_000.0, 50.0
+
+    def now(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.mono
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        self.wall += seconds
+        self.mono += seconds
+
+
+@dataclass
+class RememberedReport:
+    """What a session told, in order."""
+
+    lines: list[str] = field(default_factory=list)
+    on_advanced: Any = None
+
+    def session_started(self, session: str, device: str, seconds: float | None) -> None:
+        self.lines.append(f"session on {device}")
+
+    def job_started(self, job: Job) -> None:
+        self.lines.append(f"{job.label}: started")
+
+    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        if self.on_advanced:
+            self.on_advanced(job, what, done, total)
+
+    def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
+        self.lines.append(f"{job.label}: epoch {row['epoch']} finished")
+
+    def job_finished(self, job: Job, summary: str) -> None:
+        self.lines.append(f"{job.label}: {summary}")
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        self.lines.append(f"{job.label}: failed: {error}")
+
+    def waiting(self, why: str) -> None:
+        self.lines.append(f"waiting: {why}")
+
+    def note(self, text: str) -> None:
+        self.lines.append(f"note: {text}")
+
+
+#: A full finetune that is real in every part and small in every number.
+SMALL = {
+    "data.dataset": "sample",
+    "data.limit": 40,
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "folds": [0],
+}
+
+
+def small_spec(project: Project, experiment: str = "full_finetune", **overrides: Any) -> Spec:
+    """`SMALL` with dotted overrides written with double underscores (train__lr=1e-3)."""
+    laid_over = {**SMALL, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    if experiment == "pretrained_infer":
+        laid_over.pop("train.epochs")
+    return load_spec(project.experiment_file(experiment), overrides=laid_over)
+
+
+def enqueue(project: Project, spec: Spec) -> Path:
+    """Put a spec into the project's queue; returns its results folder."""
+    with Queue(project.queue_db) as queue:
+        outcome = queue.enqueue(spec, results_dir=project.results_folder("2026-01-01", spec.folder_name), now=0.0)
+    return project.root / outcome.experiment.results_dir
+
+
+def make_project(root: Path, *, checkpoint_minutes: float = 1e-6, lease_seconds: float = 60.0) -> Project:
+    """A project whose sessions commit after every step, unless told otherwise."""
+    init_project(root)
+    (root / "mbqueue.toml").write_text(f"checkpoint_minutes = {checkpoint_minutes}\nlease_seconds = {lease_seconds}\n")
+    return init_project(root)[0]
