@@ -21,7 +21,6 @@ from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.frozen import FrozenBackbone
 
-
 TIME_IS_UP = "the session's time is up"
 
 
