@@ -129,5 +129,5 @@ def _compare_with_matbench(recorded: Recorded) -> None:
     if abs(theirs - ours) > 1e-9:
         raise ResultsError(
             f"{path} scores {theirs:.6f} eV/atom by matbench, results.json says {ours:.6f}: the files are of different "
-            "runs. Let the experiment record again."
+            "runs. Restore them from a copy, or enqueue the experiment under another name."
         )

@@ -13,7 +13,7 @@ import numpy as np
 from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, unfinished_content
-from mbqueue.results.tables import Predictions, history_file, predictions_file, read_history, read_predictions
+from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
         state = "is not complete yet" if folder.is_dir() else "does not exist"
         raise ResultsError(f"{folder} {state} (no {RESULTS_FILE}). `mbqueue status` tells how far it is.") from error
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{path} cannot be read: {error}. Delete it and run: mbqueue retry") from error
+        raise ResultsError(f"{path} cannot be read: {error}. {RESTORE}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise ResultsError(f"{path} has format {found!r}, this mbqueue reads format {FORMAT}. Update mbqueue.")
@@ -122,8 +122,6 @@ def _verify(path: Path, facts: dict[str, Any]) -> None:
     try:
         fits = path.stat().st_size == facts["size"] and files.sha256_of_file(path) == facts["sha256"]
     except FileNotFoundError as error:
-        raise ResultsError(
-            f"{path} is gone, though {RESULTS_FILE} names it. Restore it or run: mbqueue retry"
-        ) from error
+        raise ResultsError(f"{path} is gone, though {RESULTS_FILE} names it. {RESTORE}") from error
     if not fits:
-        raise ResultsError(f"{path} is not the file that was recorded. Restore it or run: mbqueue retry")
+        raise ResultsError(f"{path} is not the file that was recorded. {RESTORE}")

@@ -20,7 +20,7 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.experiment import OFFICIAL_DATASET
-from mbqueue.results.tables import Predictions
+from mbqueue.results.tables import RESTORE, Predictions
 
 #: Where matbench's own talk goes that is not for the user: above every level it uses.
 _SILENT = logging.CRITICAL + 1
@@ -84,7 +84,7 @@ def read_matbench_scores(path: Path) -> dict[str, dict[str, float]]:
             f"There is no file {path}. It is written when all five official folds are recorded."
         ) from error
     except (OSError, EOFError, ValueError) as error:
-        raise ResultsError(f"{path} is damaged: {error}. Run: mbqueue retry") from error
+        raise ResultsError(f"{path} is damaged: {error}. {RESTORE}") from error
     with _quiet_matbench() as benchmark_class:
         try:
             benchmark = benchmark_class.from_dict(content)
@@ -107,7 +107,7 @@ def _quiet_matbench() -> Iterator[Any]:
             raise ResultsError(
                 f"The official task needs matbench ({error}). Install it without its outdated pins:\n"
                 "  pip install --no-deps matbench==0.6\n"
-                "then run: mbqueue retry"
+                "then try again: mbqueue retry NAME, where it is the record job that failed."
             ) from error
         logger = logging.getLogger("matbench")
         level = logger.level

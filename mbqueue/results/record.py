@@ -35,6 +35,7 @@ from mbqueue.results.markdown import results_markdown
 from mbqueue.results.matbench_file import write_matbench_file
 from mbqueue.results.scores import over_folds, score
 from mbqueue.results.tables import (
+    RESTORE,
     Predictions,
     history_file,
     model_file,
@@ -150,6 +151,22 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     return content
 
 
+def broken_folds(folder: Path, folds: Sequence[int]) -> dict[int, str]:
+    """Fold → what is wrong, for the folds whose history, predictions or model are missing or damaged.
+
+    For the worker: such a fold only has to be predicted again, its checkpoints hold all that is needed.
+    """
+    found = {}
+    for fold in folds:
+        try:
+            read_history(history_file(folder, fold))
+            read_predictions(predictions_file(folder, fold))
+            _facts(model_file(folder, fold))
+        except ResultsError as error:
+            found[fold] = str(error)
+    return found
+
+
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
     """(epoch, validation MAE) of the earliest epoch with the lowest validation MAE, or None without epochs."""
     if not history:
@@ -219,7 +236,8 @@ def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> Non
             if crystal_id in owner:
                 raise ResultsError(
                     f"Crystal {crystal_id} is in the test part of fold {owner[crystal_id]} and of fold {fold} in "
-                    f"{folder}; the files are of different runs. Delete the wrong one and run: mbqueue retry"
+                    f"{folder}; the files are of different runs. Restore the right ones from a copy, or enqueue the "
+                    "experiment under another name."
                 )
             owner[crystal_id] = fold
 
@@ -236,6 +254,4 @@ def _facts(path: Path) -> dict[str, int | str]:
     try:
         return {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}
     except FileNotFoundError as error:
-        raise ResultsError(
-            f"There is no file {path}, which the fold's predict job should have written. Run: mbqueue retry"
-        ) from error
+        raise ResultsError(f"There is no file {path}, which the fold's predict job has written. {RESTORE}") from error

@@ -39,6 +39,8 @@ HISTORY_TYPES: dict[str, type] = {
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
 #: What depends on the machine and the hour, not on the experiment: everything else is equal in equal runs.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
+#: What to do about a file that was written whole and is not any more.
+RESTORE = "Restore it from a copy, or enqueue the experiment under another name."
 PREDICTION_COLUMNS = ("id", "composition", "n_atoms", "y_true", "y_pred", "abs_error")
 
 
@@ -180,7 +182,7 @@ def read_predictions(path: Path) -> Predictions:
         if not (math.isfinite(y_true[-1]) and math.isfinite(y_pred[-1])):
             raise _damaged(path, number, "a number is not finite")
     if len(set(ids)) != len(ids):
-        raise ResultsError(f"{path} has a crystal twice. Delete it and run: mbqueue retry")
+        raise ResultsError(f"{path} has a crystal twice. {RESTORE}")
     return Predictions(ids, compositions, np.array(n_atoms, np.int64), np.array(y_true), np.array(y_pred))
 
 
@@ -208,7 +210,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]
     if next(lines, None) != list(columns):
         raise ResultsError(f"{path} does not begin with the columns {', '.join(columns)}; it is not mbqueue's.")
     if not text.endswith("\n"):
-        raise ResultsError(f"{path} ends in the middle of a line. Delete it and run: mbqueue retry")
+        raise ResultsError(f"{path} ends in the middle of a line. {RESTORE}")
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(columns):
             raise _damaged(path, number, f"{len(cells)} cells instead of {len(columns)}")
@@ -216,4 +218,4 @@ def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]
 
 
 def _damaged(path: Path, number: int, why: str) -> ResultsError:
-    return ResultsError(f"{path}, line {number}: {why}. Delete the file and run: mbqueue retry")
+    return ResultsError(f"{path}, line {number}: {why}. {RESTORE}")

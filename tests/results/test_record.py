@@ -10,7 +10,7 @@ import pytest
 
 from mbqueue.errors import ResultsError
 from mbqueue.results.folder import newest_folder, read_recorded
-from mbqueue.results.record import SessionFacts, best_epoch, record_experiment
+from mbqueue.results.record import SessionFacts, best_epoch, broken_folds, record_experiment
 from mbqueue.results.scores import score
 from mbqueue.results.tables import predictions_file, read_predictions
 
@@ -75,6 +75,16 @@ def test_a_folder_that_lacks_a_file_gets_no_results_json(recorded_folder, inputs
     assert not (recorded_folder / "results.json").exists()
     with pytest.raises(ResultsError, match="not complete yet"):
         read_recorded(recorded_folder)
+
+
+def test_broken_folds_are_named_with_the_reason(recorded_folder):
+    assert broken_folds(recorded_folder, (0, 1)) == {}
+    (recorded_folder / "model_fold_0.pth").unlink()
+    path = predictions_file(recorded_folder, 1)
+    path.write_bytes(path.read_bytes()[:-3])
+    broken = broken_folds(recorded_folder, (0, 1))
+    assert "model_fold_0.pth" in broken[0]
+    assert "ends in the middle of a line" in broken[1]
 
 
 def test_folds_that_share_a_crystal_are_refused(recorded_folder, inputs):
