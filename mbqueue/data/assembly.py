@@ -12,7 +12,7 @@ from mbqueue.data.machine_code import compiled
 
 
 @compiled
-def _get(record: Any, at: int, width: int) -> int:
+def _get(record: Any, at: int, width: int) -> Any:
     if width == 2:
         return np.int64(record[at]) | np.int64(record[at + 1]) << 8
     value = np.int64(0)
@@ -82,7 +82,7 @@ def unpack(record: Any, n_atoms: int, n_directed: int, n_short: int, wide: bool)
 
 
 @compiled
-def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:
+def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:  # noqa: PLR0912, PLR0915  one pass over the data
     """B records as one graph with lengths and angles.
 
     Args:

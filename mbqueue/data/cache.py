@@ -30,6 +30,9 @@ from mbqueue.data.graphs import ATOM_CUTOFF, BOND_CUTOFF, CONVERTER_VERSION, con
 from mbqueue.errors import CacheError
 from mbqueue.files import TEMP_PREFIX
 
+#: Where the crystals themselves are kept, beside their graphs.
+CRYSTALS_FILE = "crystals.bin"
+
 SHARD_CRYSTALS = 2048
 SHARD_ATOMS = 65_536
 

@@ -21,7 +21,7 @@ compiled = machine_code.compiled_with(neighbors)
 
 
 @compiled
-def _fewest(per_atom: Any) -> int:
+def _fewest(per_atom: Any) -> Any:
     fewest = per_atom[0]
     for atom in range(len(per_atom)):
         fewest = min(fewest, per_atom[atom])
@@ -179,7 +179,7 @@ def _put(records: Any, at: int, value: int, width: int) -> int:
 
 
 @compiled
-def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
+def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:  # noqa: PLR0912  one pass over the data
     """The graphs of N consecutive crystals as records of bytes.
 
     A record holds, in this order, little-endian, in 2 bytes each (4 if the record is wide, which it is with more than

@@ -79,7 +79,7 @@ class Crystals:
 
     def structure(self, row: int) -> Structure:
         """One crystal as a pymatgen ``Structure``."""
-        from pymatgen.core import Lattice, Structure
+        from pymatgen.core import Lattice, Structure  # noqa: PLC0415  it takes a second, and training has no need of it
 
         atoms = slice(self.atom_offsets[row], self.atom_offsets[row + 1])
         symbols = [symbol_of(int(number)) for number in self.atomic_numbers[atoms]]
@@ -87,7 +87,7 @@ class Crystals:
 
     def compositions(self) -> list[str]:
         """Reduced formula of each crystal, as pymatgen writes it (``Fe2O3``)."""
-        from pymatgen.core import Composition
+        from pymatgen.core import Composition  # noqa: PLC0415  as above
 
         crystal = np.repeat(np.arange(len(self)), self.n_atoms)
         keys, counts = np.unique(crystal * 256 + self.atomic_numbers, return_counts=True)

@@ -119,9 +119,7 @@ def load(
     if 0 < limit < len(crystals):
         whole = False
         crystals = crystals.select(drawn_rows(len(crystals), limit, seed))
-    return Dataset(
-        crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=is_official and whole
-    )
+    return Dataset(crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=is_official and whole)
 
 
 def _path_of(name_or_path: str, project_root: Path | None) -> Path:

@@ -59,9 +59,10 @@ class Gatherer:
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Take one entry, or note why not."""
+        if name in self._rows_of:
+            self.refuse(name, "the id is given twice")
+            return
         try:
-            if name in self._rows_of:
-                raise Unusable("the id is given twice")
             value = self._target(target)
             numbers, coords, matrix = parse_structure(structure)
         except Unusable as unusable:
@@ -143,7 +144,7 @@ def _lattice_matrix(lattice: Any) -> NDArray[np.float64]:
         if matrix.shape != (9,):
             raise Unusable("its lattice is not a 3×3 matrix")
         return matrix.reshape(3, 3)
-    from pymatgen.core import Lattice
+    from pymatgen.core import Lattice  # noqa: PLC0415  only old files tell lattices by lengths and angles
 
     return np.array(Lattice.from_dict(lattice).matrix, np.float64)
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import orjson
@@ -45,8 +45,20 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
         return json.loads(bytes(text))
 
 
+class Source(Protocol):
+    """What is asked of an open file."""
+
+    def read(self, length: int = -1, /) -> bytes:
+        """Up to ``length`` bytes; none at the end."""
+        ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its lines."""
+        ...
+
+
 @contextmanager
-def opened(path: Path, progress: Progress | None = None) -> Iterator[IO[bytes]]:
+def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     """The decompressed content of a plain, .gz or .bz2 file; ``progress`` is told bytes of the file, read and all.
 
     Raises:
@@ -57,9 +69,9 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[IO[bytes]]:
             size = path.stat().st_size
             if not size:
                 raise DataError(f"{path} is empty.")
-            stream: IO[bytes] = raw
+            stream: Source = raw
             if path.suffix == ".gz":
-                stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
+                stream = gzip.GzipFile(fileobj=raw)
             elif path.suffix == ".bz2":
                 stream = bz2.BZ2File(raw)
             yield _Watched(stream, raw, size, progress) if progress else stream
@@ -72,11 +84,11 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[IO[bytes]]:
 class _Watched:
     """A stream that tells how far the file beneath it has been read."""
 
-    def __init__(self, stream: IO[bytes], raw: IO[bytes], size: int, progress: Progress) -> None:
+    def __init__(self, stream: Source, raw: IO[bytes], size: int, progress: Progress) -> None:
         self._stream, self._raw, self._size, self._progress = stream, raw, size, progress
         self._told = -1
 
-    def read(self, length: int) -> bytes:
+    def read(self, length: int = -1, /) -> bytes:
         part = self._stream.read(length)
         self._tell()
         return part
@@ -119,7 +131,8 @@ def _outer_brackets(text: Any, begin: int, state: Any) -> Any:
         if place == end:
             break
         character = text[place]
-        opens, closes = character == 0x5B or character == 0x7B, character == 0x5D or character == 0x7D
+        opens = character == 0x5B or character == 0x7B  # noqa: PLR1714  Numba has no quick `in`
+        closes = character == 0x5D or character == 0x7D  # noqa: PLR1714
         in_string = int(character == 0x22)
         depth += int(opens)
         if (opens or closes) and depth <= _DEEPEST + 1:
@@ -151,7 +164,10 @@ class JsonTable:
         self._path = path
         self._progress = progress
         self._buffer = bytearray()
-        self._is_list = False
+        self._begin = 0
+        self._key = b""
+        self._row_depth = 0
+        self._is_list = self._closed = False
 
     @property
     def names_known(self) -> bool:
@@ -169,61 +185,65 @@ class JsonTable:
         state = np.zeros(3, np.int64)
         scanned = 0  # bytes of the buffer that the scanner has seen
         self._buffer.clear()
-        key, begin, row_depth, closed = b"", 0, 0, False
+        self._key, self._begin, self._closed, self._row_depth = b"", 0, False, 0
         with opened(self._path, self._progress) as stream:
             while chunk := stream.read(_CHUNK):
                 self._buffer += chunk
-                text = np.frombuffer(bytes(self._buffer), np.uint8)
-                places, depths = _outer_brackets(text, scanned, state)
+                places, depths = _outer_brackets(np.frombuffer(bytes(self._buffer), np.uint8), scanned, state)
                 for place, depth in zip(places.tolist(), depths.tolist(), strict=True):
-                    opens = self._buffer[place] in b"[{"
-                    if depth == 0 or (depth == 1 and opens):
-                        self._check_start(place, closed)
-                        row_depth = 2 if self._is_list else 3
-                        begin = place + 1
-                    elif depth == 1:
-                        closed = True
-                    elif depth == 2 and not self._is_list:
-                        if opens:
-                            key = self._key_before(begin, place)
-                            begin = place
-                        else:
-                            self._take_member(key, begin, place + 1)
-                            begin = place + 1
-                    elif depth == row_depth and (self._is_list or key == b"data"):
-                        if opens:
-                            begin = place
-                        else:
-                            if not names_only:
-                                yield self._parse(begin, place + 1)
-                            begin = place + 1
-                del self._buffer[:begin]
-                begin, scanned = 0, len(self._buffer)
+                    begin = self._row_ending(place, depth)
+                    if begin is not None and not names_only:
+                        yield self._parse(begin, place + 1)
+                del self._buffer[: self._begin]
+                self._begin, scanned = 0, len(self._buffer)
                 if scanned > _LONGEST_ROW:
                     raise self._wrong_shape("a row does not end")
-        if not row_depth:
+        if not self._row_depth:
             raise self._wrong_shape("it has no brackets")
-        if not closed:
+        if not self._closed:
             raise DataError(f"{self._path} is cut short: its JSON ends in the middle. Get it again.")
 
-    def _check_start(self, place: int, closed: bool) -> None:
-        if closed or self._buffer[:place].strip(b" \t\r\n\xef\xbb\xbf"):
+    def _row_ending(self, place: int, depth: int) -> int | None:
+        """Follow one outer bracket; where the row began that it ends, None if it ends none.
+
+        ``_begin`` is where what is being read began: a row, a member, or what stands between them.
+        """
+        opens = self._buffer[place] in b"[{"
+        if depth == 0 or (depth == 1 and opens):
+            self._check_start(place)
+        elif depth == 1:
+            self._closed = True
+        elif depth == 2 and not self._is_list:
+            if opens:
+                self._key = self._key_before(place)
+            else:
+                self._take_member(place + 1)
+            self._begin = place + (not opens)
+        elif depth == self._row_depth and (self._is_list or self._key == b"data"):
+            begin, self._begin = self._begin, place + (not opens)
+            return None if opens else begin
+        return None
+
+    def _check_start(self, place: int) -> None:
+        if self._closed or self._buffer[:place].strip(b" \t\r\n\xef\xbb\xbf"):
             raise self._wrong_shape("something stands outside of the outermost brackets")
         self._is_list = self._buffer[place] == 0x5B
+        self._row_depth = 2 if self._is_list else 3
+        self._begin = place + 1
 
-    def _key_before(self, begin: int, place: int) -> bytes:
-        found = _KEY.search(bytes(self._buffer[begin:place]))
+    def _key_before(self, place: int) -> bytes:
+        found = _KEY.search(bytes(self._buffer[self._begin : place]))
         if found is None:
             raise self._wrong_shape("a value has no key")
         key: str = parse_json(found[1])
         return key.encode()
 
-    def _take_member(self, key: bytes, begin: int, end: int) -> None:
-        if key in (b"columns", b"index"):
-            value = self._parse(begin, end)
+    def _take_member(self, end: int) -> None:
+        if self._key in (b"columns", b"index"):
+            name, value = self._key.decode(), self._parse(self._begin, end)
             if not isinstance(value, list):
-                raise self._wrong_shape(f"{key.decode()!r} is not a list")
-            setattr(self, key.decode(), value)
+                raise self._wrong_shape(f"{name!r} is not a list")
+            setattr(self, name, value)
 
     def _parse(self, begin: int, end: int) -> Any:
         try:

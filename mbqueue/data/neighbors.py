@@ -59,7 +59,7 @@ def _fractional(cart: Any, m: Any) -> Any:
 
 
 @compiled
-def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:
+def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR0912, PLR0915  one pass over the data
     """All periodic copies of the atoms that lie in the box around the cell's atoms, ``cutoff`` wider on all sides.
 
     Returns:
@@ -192,7 +192,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Written in any case and counted if near: six in seven are not, and a branch would be guessed wrong.
+                    # Written in any case and counted if near: a branch would often be guessed wrong.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before

@@ -169,4 +169,3 @@ def _receive(url: str, part: Path, progress: Progress | None) -> bool:
             if progress is not None:
                 progress(there, total)
     return there >= total if total else True
-

@@ -40,12 +40,18 @@ BAD = {
     "endless-needle": (changed(lattice__matrix=[[1e9, 0, 0], [0, 1e-4, 0], [0, 0, 1e-4]]), "too skewed or too thin"),
     "sheared-cell": (changed(lattice__matrix=[[1, 0, 0], [1e12, 4, 0], [0, 1e12, 4]]), "too skewed or too thin"),
     "one-place": (changed(sites__1__abc=[1.0, -1.0, 1e-9]), "atoms 0 and 1 are at one place"),
-    "half-occupied": (changed(sites__0__species=[{"element": "Na", "occu": 0.5}]), "disordered (Na occupies a site to 0.5)"),
+    "half-occupied": (
+        changed(sites__0__species=[{"element": "Na", "occu": 0.5}]),
+        "disordered (Na occupies a site to 0.5)",
+    ),
     "mixed-site": (
         changed(sites__0__species=[{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}]),
         "disordered (K, Na share a site)",
     ),
-    "ghost": (json.loads(Structure(Lattice.cubic(4), [DummySpecies("Xx")], [[0, 0, 0]]).to_json()), "'Xx' is not an element"),
+    "ghost": (
+        json.loads(Structure(Lattice.cubic(4), [DummySpecies("Xx")], [[0, 0, 0]]).to_json()),
+        "'Xx' is not an element",
+    ),
     "not-an-element": (changed(sites__0__species=[{"element": "Zz", "occu": 1}]), "'Zz' is not an element"),
     "curium": (changed(sites__0__species=[{"element": "Cm", "occu": 1}]), "CHGNet does not know Cm (Z = 96"),
     "no-atoms": (changed(sites=[]), "it has no atoms"),

@@ -98,7 +98,9 @@ def test_a_batch_is_its_crystals_one_after_the_other(some_crystals, some_graphs)
         "angle_by_j": angles,
     }  # fmt: skip
     for name in ("atomic_numbers", "bond_length", "angle", *shifts):
-        together = torch.cat([getattr(p, name) + (int(shifts[name][n]) if name in shifts else 0) for n, p in enumerate(parts)])
+        together = torch.cat(
+            [getattr(p, name) + (int(shifts[name][n]) if name in shifts else 0) for n, p in enumerate(parts)]
+        )
         assert torch.equal(getattr(batch, name), together), name
 
 
@@ -112,7 +114,7 @@ def test_any_cell_gives_a_sound_batch(structure, tmp_path_factory):
 
 
 def test_crystals_without_any_angle_make_a_batch(tmp_path):
-    lonely = Structure(Lattice.cubic(9.3), ["Ar"], [[0, 0, 0]])
+    lonely = Structure(Lattice.cubic(9.3), ["Cs"], [[0, 0, 0]])
     cache = GraphCache.build(gathered(lonely, SALT, lonely), tmp_path)
     assert cache is not None
     alone = make_batch(cache, [0])
@@ -199,8 +201,7 @@ def test_a_record_that_makes_no_sense_is_an_error_and_no_crash(some_crystals, tm
         cache.record = lambda _row, noise=noise: noise  # type: ignore[method-assign]
         try:
             make_batch(cache, [row])
-        except CacheError as error:
+        except CacheError:
             refused += 1
-            assert "makes no sense" in str(error)
         del cache.record
     assert refused > 100

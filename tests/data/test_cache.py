@@ -17,6 +17,7 @@ from mbqueue.data.cache import GraphCache, folder_name, shard_borders
 from mbqueue.data.crystals import Crystals
 from mbqueue.errors import CacheError
 
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(cache_module, "SHARD_CRYSTALS", 10)
@@ -213,7 +214,8 @@ def start_builder(crystals, tmp_path) -> Iterator[Callable[[float], subprocess.P
     yield start
     for child in children:
         child.kill()
-        child.communicate()
+        child.wait()
+        child.stdout.close()
 
 
 def test_two_processes_build_one_cache_together(crystals, tmp_path, start_builder):
@@ -239,7 +241,7 @@ def test_crystals_of_an_isolated_atom_are_counted(tmp_path):
 
     from tests.data.crystal_making import SALT, gathered
 
-    lonely = Structure(Lattice.cubic(9.3), ["Ar"], [[0, 0, 0]])
+    lonely = Structure(Lattice.cubic(9.3), ["Cs"], [[0, 0, 0]])
     cache = build(gathered(SALT, lonely, SALT), tmp_path)
     assert cache.widened().tolist() == [1]
     assert GraphCache.open(cache.crystals, tmp_path).cutoffs.tolist() == [6.0, 9.5, 6.0]

@@ -91,8 +91,8 @@ def test_a_cell_of_2000_atoms_converts():
 
 
 def test_the_cutoff_widens_until_no_atom_is_isolated():
-    lonely = Structure(Lattice.cubic(9.3), ["Ar"], [[0, 0, 0]])
-    pair = Structure(Lattice.orthorhombic(20, 20, 20), ["H", "H", "He"], [[0, 0, 0], [0.037, 0, 0], [0.5, 0.5, 0.5]])
+    lonely = Structure(Lattice.cubic(9.3), ["Cs"], [[0, 0, 0]])
+    pair = Structure(Lattice.orthorhombic(20, 20, 20), ["H", "H", "Li"], [[0, 0, 0], [0.037, 0, 0], [0.5, 0.5, 0.5]])
     packed = convert(gathered(lonely, SALT, pair))
     assert packed.cutoffs.tolist() == [9.5, 6.0, 17.0]
     for row, n_atoms in enumerate((1, 2, 3)):

@@ -60,7 +60,9 @@ def test_a_file_of_matminer_gives_what_matminer_loads(frame, tmp_path, name):
 
 def test_members_of_the_table_may_come_in_any_order(frame, tmp_path):
     content = {
-        "data": [[target, json.loads(s.to_json())] for s, target in zip(frame["structure"], frame["e_form"], strict=True)],
+        "data": [
+            [target, json.loads(s.to_json())] for s, target in zip(frame["structure"], frame["e_form"], strict=True)
+        ],
         "note": {"made": ["by [hand]", 'with "brackets" } and \\'], "n": 3},
         "columns": ["e_form", "structure"],
         "index": [f"row {number}" for number in range(len(frame))],
@@ -85,14 +87,18 @@ def test_rows_longer_than_the_pieces_that_a_file_is_read_in_are_whole(frame, tmp
     from mbqueue.data import json_rows
 
     path = tmp_path / "list.json"
-    path.write_text(json.dumps([entry(s, f"m{number}", t) for number, (s, t) in enumerate(frame.itertuples(index=False))]))
+    path.write_text(
+        json.dumps([entry(s, f"m{number}", t) for number, (s, t) in enumerate(frame.itertuples(index=False))])
+    )
     monkeypatch.setattr(json_rows, "_CHUNK", 77)
     assert_same(load(str(path)).crystals, list(frame["structure"]))
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_json_lines_are_read(frame, tmp_path, packed):
-    lines = "\n".join(json.dumps(entry(s, f"m{n}", t)) for n, (s, t) in enumerate(frame.itertuples(index=False))) + "\n\n"
+    lines = (
+        "\n".join(json.dumps(entry(s, f"m{n}", t)) for n, (s, t) in enumerate(frame.itertuples(index=False))) + "\n\n"
+    )
     path = tmp_path / ("own.jsonl.gz" if packed else "own.jsonl")
     path.write_bytes(gzip.compress(lines.encode()) if packed else lines.encode())
     ours = load(path.name, project_root=tmp_path)
@@ -112,7 +118,10 @@ def from_cif(text: str) -> Structure:
 
 
 def test_a_csv_with_cifs_is_read(tmp_path):
-    texts = [cif_of(SALT), cif_of(Structure(Lattice.hexagonal(3.2, 5.1), ["Mg", "Mg"], [[0, 0, 0], [1 / 3, 2 / 3, 0.5]]))]
+    texts = [
+        cif_of(SALT),
+        cif_of(Structure(Lattice.hexagonal(3.2, 5.1), ["Mg", "Mg"], [[0, 0, 0], [1 / 3, 2 / 3, 0.5]])),
+    ]
     path = tmp_path / "mp.csv"
     with path.open("w", newline="") as stream:
         rows = csv.writer(stream)
