@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from mbqueue.clock import format_duration
@@ -153,7 +152,7 @@ def _experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[R
     yield title
     if entry["prepare"] != "committed":
         yield Text(f"  preparing the data comes first: {entry['prepare']}", _STYLES.get(entry["prepare"], ""))
-    yield _folds(entry["folds"], width, plain)
+    yield from _folds(entry["folds"], width, plain)
     tested = [fold["test_mae"] for fold in entry["folds"] if fold["test_mae"] is not None]
     if len(tested) > 1:
         mean = sum(tested) / len(tested)
@@ -164,29 +163,42 @@ def _experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[R
         yield Text(f"  results: {entry['results_dir']}", "dim")
 
 
-def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    columns = [("fold", "left"), ("epochs", "left"), ("", "right"), ("state", "left"), ("validation MAE", "left")]
-    for header, justify in [*columns, ("best", "right"), ("at", "right"), ("test MAE", "right")]:
-        table.add_column(header, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+#: Columns of the table of folds, and whether they are flush right. Written line by line, because rich's own table
+#: takes longer for the 500 folds of 100,000 jobs than everything else together.
+_COLUMNS = (
+    ("fold", False), ("epochs", False), ("", True), ("state", False), ("validation MAE", False), ("best", True),
+    ("at", True), ("test MAE", True),
+)  # fmt: skip
+
+
+def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Iterable[Text]:
     curves = [[math.nan if value is None else value for value in fold["val_mae"]] for fold in folds]
     drawn = [value for curve in curves for value in curve if _is_drawable(value)]
     low, high = (min(drawn), max(drawn)) if drawn else (1.0, 1.0)
+    rows = [[(header, "dim") for header, _ in _COLUMNS]]
     for fold, curve in zip(folds, curves, strict=True):
         done, total = fold["epochs_done"], fold["epochs_total"]
         over = done + fold["epochs_skipped"] == total
-        style = _STYLES.get(fold["state"], "")
-        table.add_row(
-            str(fold["fold"]),
-            Text(bar(done, total, ascii_only=plain), "green" if over else "cyan") if total else Text("none", "dim"),
-            f"{done}/{total}" if total else "",
-            Text(_fold_state(fold), style),
-            Text(sparkline(curve, max(14, width - 66), low=low, high=high, ascii_only=plain), "cyan"),
-            _mae(fold["best_val_mae"], plain),
-            "" if fold["best_epoch"] is None else str(fold["best_epoch"]),
-            Text(_mae(fold["test_mae"], plain), "bold"),
+        rows.append(
+            [
+                (str(fold["fold"]), ""),
+                (bar(done, total, ascii_only=plain), "green" if over else "cyan") if total else ("none", "dim"),
+                (f"{done}/{total}" if total else "", ""),
+                (_fold_state(fold), _STYLES.get(fold["state"], "")),
+                (sparkline(curve, max(14, width - 66), low=low, high=high, ascii_only=plain), "cyan"),
+                (_mae(fold["best_val_mae"], plain), ""),
+                ("" if fold["best_epoch"] is None else str(fold["best_epoch"]), ""),
+                (_mae(fold["test_mae"], plain), "bold"),
+            ]
         )
-    return table
+    widths = [max(len(row[column][0]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        line = Text(no_wrap=True, overflow="ellipsis")
+        for (content, style), (_, flush_right), columns in zip(row, _COLUMNS, widths, strict=True):
+            line.append(content.rjust(columns) if flush_right else content.ljust(columns), style)
+            line.append("  ")
+        line.rstrip()
+        yield line
 
 
 def _fold_state(fold: Mapping[str, Any]) -> str:
