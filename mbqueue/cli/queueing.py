@@ -88,6 +88,8 @@ def events(
     """
     after = 0.0 if since is None else SystemClock().now() - parse_duration(since)
     with _reading(current_project(context)) as queue:
+        if experiment is not None:
+            queue.experiment(experiment)  # an unknown name is an error that lists the known ones
         rows = queue.events(experiment=experiment, since=after, limit=limit)
     if as_json:
         print_json([asdict(row) for row in rows])

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from mbqueue.cli.app import app
+from mbqueue.project import Project
+
+Command = Callable[..., Any]
+USAGE = 2
+
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(mbqueue: Command, command: str) -> None:
+    said = mbqueue(command, "--help")
+    assert said.code == 0
+    assert f"Example: mbqueue {command}" in said.out
+
+
+def test_enqueueing_the_same_thing_twice_changes_nothing_and_says_so(mbqueue: Command) -> None:
+    first = mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    assert "enqueued, 107 jobs" in first.out  # prepare, five folds of 20 epochs and a predict, record
+    before = mbqueue("events", "--json").out
+    second = mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    assert (second.code, "nothing was changed" in second.out) == (0, True)
+    assert mbqueue("events", "--json").out == before
+
+
+def test_a_changed_spec_under_the_same_name_is_refused_with_what_differs(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--set", "train.lr=1e-3")
+    assert said.code == USAGE
+    assert "train.lr: 0.0003 in the queue, 0.001 now" in said.err
+    assert "--name" in said.err
+
+
+def test_a_changed_spec_under_a_new_name_is_another_experiment(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--epochs", "3", "--name", "short")
+    assert said.code == 0
+    names = {e["name"]: e for e in json.loads(mbqueue("status", "--json").out)["experiments"]}
+    assert set(names) == {"full_finetune", "short"}
+    assert names["short"]["results_dir"].endswith("/short")
+
+
+def test_more_folds_are_added_to_what_is_there(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0")
+    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-2")
+    assert "folds 1, 2 added" in said.out
+
+
+def test_status_json_has_the_documented_keys(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0,1", "--epochs", "3")
+    overview = json.loads(mbqueue("status", "--json").out)
+    assert overview["format"] == 1
+    assert {"experiments", "jobs", "sessions", "errors", "project", "now"} <= set(overview)
+    (experiment,) = overview["experiments"]
+    assert (experiment["name"], experiment["state"]) == ("full_finetune", "ready")
+    fold = experiment["folds"][1]
+    assert (fold["fold"], fold["epochs_done"], fold["epochs_total"], fold["state"]) == (1, 0, 3, "waiting")
+    assert {"best_val_mae", "last_val_mae", "test_mae", "best_epoch"} <= set(fold)
+    assert overview["jobs"]["ready"] == 1
+
+
+def test_status_is_plain_in_a_pipe_and_fits_80_columns(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    said = mbqueue("status", "full_finetune")
+    assert "\x1b" not in said.out
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+def test_pausing_and_resuming_is_seen_in_status(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+
+    def state() -> str:
+        return str(json.loads(mbqueue("status", "--json").out)["experiments"][0]["state"])
+
+    assert mbqueue("pause", "full_finetune").code == 0
+    assert state() == "paused"
+    assert mbqueue("resume", "full_finetune").code == 0
+    assert state() == "ready"
+
+
+def test_cancelled_jobs_can_be_retried(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--epochs", "2", "--folds", "0")
+    assert "5 jobs cancelled" in mbqueue("cancel", "full_finetune", "--yes").out
+    assert json.loads(mbqueue("status", "--json").out)["jobs"]["cancelled"] == 5
+    assert "5 jobs" in mbqueue("retry", "full_finetune").out
+    assert json.loads(mbqueue("status", "--json").out)["jobs"]["cancelled"] == 0
+
+
+def test_priority_is_set_for_an_experiment(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    assert mbqueue("priority", "full_finetune", "7").code == 0
+    assert json.loads(mbqueue("status", "--json").out)["experiments"][0]["priority"] == 7
+
+
+def test_events_tell_what_happened_to_which_job(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--epochs", "1", "--folds", "0")
+    mbqueue("cancel", "full_finetune", "--yes")
+    lines = mbqueue("events", "full_finetune").out.splitlines()
+    assert any("full_finetune fold 0 epoch 1" in line and "waiting → cancelled" in line for line in lines)
+    events = json.loads(mbqueue("events", "--json", "--limit", "1").out)
+    assert [event["to_state"] for event in events] == ["cancelled"]
+
+
+def test_doctor_says_what_is_there_and_what_to_do(mbqueue: Command, project: Project) -> None:
+    findings = {finding["what"]: finding for finding in json.loads(mbqueue("doctor", "--json").out)}
+    assert findings["project"]["found"] == str(project.root)
+    assert findings["state folder"]["state"] == "ok"
+    for finding in findings.values():
+        assert finding["state"] == "ok" or finding["remedy"], f"{finding} says nothing about what to do"
+
+
+def test_doctor_fails_and_says_what_to_do_when_a_package_is_missing(
+    mbqueue: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    version = importlib.metadata.version
+
+    def without_two(name: str) -> str:
+        if name in {"chgnet", "matbench"}:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_two)
+    said = mbqueue("doctor")
+    assert said.code == 1
+    assert "pip install chgnet" in said.out
+    assert "pip install --no-deps matbench==0.6" in said.out
+
+
+def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: Path) -> None:
+    said = mbqueue("init", str(tmp_path / "fresh"))
+    assert said.code == 0
+    assert "mbqueue enqueue" in said.err
+    assert (tmp_path / "fresh" / "jobs" / "full_finetune.toml").exists()
+
+
+@pytest.mark.parametrize("arguments", [("status", "--json"), ("enqueue", "full_finetune", "--dataset", "sample")])
+def test_status_and_enqueue_import_nothing_heavy(
+    mbqueue: Command, project: Project, arguments: tuple[str, ...]
+) -> None:
+    mbqueue("enqueue", "head_finetune", "--dataset", "sample")  # the first one also creates the database
+    program = (
+        "import sys\n"
+        "from mbqueue.cli import main\n"
+        f"try: main({['--project', str(project.root), *arguments]!r})\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'chgnet', 'pymatgen', 'matbench', 'matminer', 'pandas', 'numba', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_program_runs_as_a_module_and_tells_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mbqueue", "--version"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "mbqueue")
