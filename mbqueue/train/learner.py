@@ -1,0 +1,197 @@
+"""What training changes: the model with its optimizer, and the count of what was done. In memory, in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from chgnet.model import CHGNet
+
+from mbqueue.clock import utc_text
+from mbqueue.errors import CheckpointError
+from mbqueue.experiment import Spec
+from mbqueue.train.arithmetic import device_name
+from mbqueue.train.checkpoint import Manifest
+from mbqueue.train.optim import (
+    WeightAverage,
+    learning_rate,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    trained_parameters,
+)
+from mbqueue.train.pretrained import copy_of
+from mbqueue.train.state import TrainState, random_states, restore_random_states, seed_everything, to_host
+from mbqueue.train.step import StepResult
+
+
+class Learner:
+    """A fold's training between two steps; fresh, it is before the first.
+
+    Args:
+        spec: the experiment.
+        fold: 0 to 4.
+        dataset_hash: of the crystals.
+        first: the model to start from; it is copied.
+        device: where the copy lives.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+
+    def __init__(
+        self, spec: Spec, fold: int, *, dataset_hash: str, first: CHGNet, device: torch.device, steps_per_epoch: int
+    ) -> None:
+        self._spec, self._fold, self._dataset_hash, self._device = spec, fold, dataset_hash, device
+        self.steps_per_epoch = steps_per_epoch
+        seed_everything(spec.seed * 8 + fold)
+        self.model = copy_of(first).to(device)
+        self.trained = trained_parameters(self.model, spec.model.trainable)
+        self.optimizer = make_optimizer(self.model, self.trained, spec.train)
+        self.average = WeightAverage(self.trained, spec.train.ema_decay) if spec.train.ema_decay else None
+        self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
+        self.sums = _no_sums()
+        self.best: dict[str, Any] | None = None
+        self.history: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.sessions: list[str] = []
+        self.parent: Manifest | None = None
+
+    def restore(self, state: TrainState, manifest: Manifest) -> None:
+        """Take the place of a commit's state.
+
+        Raises:
+            CheckpointError: when it is of another spec, dataset or fold, or does not fit the model.
+        """
+        if (state.spec_hash, state.dataset_hash, state.fold) != (self._spec.hash, self._dataset_hash, self._fold):
+            raise CheckpointError(
+                f"The commit {manifest.stem} of {manifest.experiment}, fold {manifest.fold}, belongs to another spec, "
+                "dataset or fold. Give the changed experiment a new name."
+            )
+        try:
+            self.model.load_state_dict(state.model)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"The weights of the commit {manifest.stem} do not fit the model: {error}."
+            ) from error
+        restore_optimizer(self.optimizer, self.trained, state.optimizer)
+        if self.average is not None:
+            self.average.restore(state.average)
+        self.epoch, self.step, self.complete = state.epoch, state.step, state.complete
+        self.steps_done, self.sums = state.steps_done, dict(state.sums)
+        self.best = dict(manifest.best) if manifest.best else None
+        self.history = [dict(row) for row in manifest.history]
+        self.changes = list(manifest.fingerprint_changes)
+        self.seconds, self.sessions = manifest.epoch_seconds, list(manifest.epoch_sessions)
+        self.parent = manifest
+        restore_random_states(state.random)
+
+    @property
+    def finished_epochs(self) -> int:
+        """How many epochs are trained and validated."""
+        return self.epoch if self.complete else self.epoch - 1
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are steps that the newest commit does not have."""
+        if self.parent is None:
+            return self.step > 0
+        return self.step > 0 and self.parent.order[:3] != (self.epoch, self.complete, self.step)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the coming step."""
+        return self._rate_of(self.steps_done)
+
+    def _rate_of(self, step: int) -> float:
+        return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
+
+    def open_epoch(self, epoch: int, session: str) -> None:
+        """Begin the epoch after a finished one, or go on in it; the session is noted as one that worked on it."""
+        if self.complete:
+            self.epoch, self.step, self.complete = epoch, 0, False
+            self.sums, self.seconds, self.sessions = _no_sums(), 0.0, []
+        if session not in self.sessions:
+            self.sessions.append(session)
+
+    def count(self, result: StepResult, seconds: float) -> None:
+        """Note a finished optimizer step."""
+        self.step += 1
+        self.steps_done += 1
+        if self.average is not None:
+            self.average.update(self.steps_done)
+        self.sums["loss"] += result.loss
+        self.sums["abs_error"] += result.abs_error
+        self.sums["grad_norm"] += result.grad_norm
+        self.sums["structures"] += result.structures
+        self.seconds += seconds
+
+    def close_epoch(self, *, val_loss: float, val_mae: float, seconds: float) -> None:
+        """Note that the epoch is validated: write its history row, and remember it if it is the best so far."""
+        self.seconds += seconds
+        self.complete = True
+        structures = self.sums["structures"]
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "train_loss": self.sums["loss"] / structures,
+                "train_mae": self.sums["abs_error"] / structures,
+                "val_loss": val_loss,
+                "val_mae": val_mae,
+                "lr": self._rate_of(self.steps_done - 1),
+                "grad_norm": self.sums["grad_norm"] / self.steps_per_epoch,
+                "seconds": self.seconds,
+                "structures_per_second": structures / self.seconds if self.seconds > 0 else 0.0,
+                "session": "+".join(self.sessions),
+                "device": device_name(self._device),
+            }
+        )
+        if self.best is None or val_mae < self.best["val_mae"]:
+            self.best = {"epoch": self.epoch, "val_mae": val_mae}
+
+    def state(self) -> TrainState:
+        """A copy of the state in host memory."""
+        optimizer = optimizer_tensors(self.optimizer, self.trained)
+        return TrainState(
+            spec_hash=self._spec.hash,
+            dataset_hash=self._dataset_hash,
+            fold=self._fold,
+            epoch=self.epoch,
+            step=self.step,
+            complete=self.complete,
+            steps_done=self.steps_done,
+            sums=dict(self.sums),
+            # Without the commit's name, which differs between two runs of the same work.
+            best={"epoch": self.best["epoch"], "val_mae": self.best["val_mae"]} if self.best else None,
+            model=to_host(self.model.state_dict()),
+            optimizer={name: to_host(tensors) for name, tensors in optimizer.items()},
+            average=to_host(self.average.tensors) if self.average else {},
+            random=random_states(),
+        )
+
+    def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
+        """The fields of the current state's manifest that do not come from elsewhere; names the best commit."""
+        if self.best is not None and "commit" not in self.best:
+            self.best["commit"] = f"e{self.epoch:04d}-done-f{fence:04d}"
+        return {
+            "experiment": self._spec.name,
+            "spec_hash": self._spec.hash,
+            "dataset_hash": self._dataset_hash,
+            "fold": self._fold,
+            "epoch": self.epoch,
+            "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "complete": self.complete,
+            "fence": fence,
+            "parent": self.parent.stem if self.parent else None,
+            "session": session,
+            "written_at": utc_text(now),
+            "best": dict(self.best) if self.best else None,
+            "history": [dict(row) for row in self.history],
+            "fingerprint_changes": list(self.changes),
+            "epoch_sessions": list(self.sessions),
+            "epoch_seconds": self.seconds,
+        }
+
+
+def _no_sums() -> dict[str, float]:
+    return {"loss": 0.0, "abs_error": 0.0, "grad_norm": 0.0, "structures": 0}
