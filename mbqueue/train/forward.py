@@ -48,14 +48,14 @@ def reference_energies(model: CHGNet, atomic_numbers: Tensor, atom_crystal: Tens
     weight = model.composition_model.fc.weight  # [1, 94]
     one_hot = functional.one_hot(atomic_numbers - 1, weight.shape[1]).to(weight.dtype)
     counts = one_hot.new_zeros(len(n_atoms), weight.shape[1]).index_add_(0, atom_crystal, one_hot)
-    return (counts / n_atoms[:, None]) @ weight[0]
+    return cast(Tensor, (counts / n_atoms[:, None]) @ weight[0])
 
 
 def read_out(model: CHGNet, features: Tensor, atom_crystal: Tensor, n_atoms: Tensor) -> Tensor:
     """Interaction energy, eV/atom, [B], from the atom features of the last convolution, [A, 64]."""
     site_energies = model.mlp(model.readout_norm(features))  # [A, 1]
     total = site_energies.new_zeros(len(n_atoms)).index_add_(0, atom_crystal, site_energies[:, 0])
-    return total / n_atoms
+    return cast(Tensor, total / n_atoms)
 
 
 def check_architecture(model: CHGNet) -> None:
@@ -97,7 +97,7 @@ def radial_basis(basis: RadialBessel, length: Tensor) -> Tensor:
     """CHGNet's smooth radial Bessel basis of lengths in Å, [n] to [n, 31] (chgnet/model/basis.py)."""
     scaled = length * basis.inv_cutoff
     envelope = basis.smooth_cutoff(length) * (basis.norm_const / length)
-    return envelope[:, None] * torch.sin(scaled[:, None] * basis.frequencies)
+    return cast(Tensor, envelope[:, None] * torch.sin(scaled[:, None] * basis.frequencies))
 
 
 def fourier_basis(frequencies: Tensor, angle: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,25 +31,24 @@ class FusedMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch; the same functions as `PlainMessages`."""
 
     def __init__(self, batch: Batch) -> None:
-        self.center, self.neighbor, self.undirected = _arrays(
-            batch.bond_center, batch.bond_neighbor, batch.bond_undirected
-        )
-        self.angle_center, self.angle_i, self.angle_j = _arrays(
-            batch.angle_center, batch.angle_bond_i, batch.angle_bond_j
-        )
+        # Tuples of (centre, neighbour, undirected bond) and of (centre, bond i, bond j).
+        self.bonds = tuple(_arrays(batch.bond_center, batch.bond_neighbor, batch.bond_undirected))
+        self.angles = tuple(_arrays(batch.angle_center, batch.angle_bond_i, batch.angle_bond_j))
         self.n_atoms, self.n_shorts = len(batch.atomic_numbers), len(batch.short_bond)
         atoms = np.concatenate([[0], np.cumsum(batch.n_atoms.numpy())])
         bonds = np.searchsorted(
-            self.center, atoms
+            self.bonds[0], atoms
         )  # first bond of each crystal; its undirected ones begin at half that
         shorts = np.searchsorted(batch.short_bond.numpy(), bonds // 2)
-        angles = np.searchsorted(self.angle_i, shorts)
+        angles = np.searchsorted(self.angles[1], shorts)
         self.bond_ranges = _ranges(bonds)
         self.angle_ranges = _ranges(angles)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
         """See `PlainMessages.of_bonds`."""
-        out: Tensor = _Bonds.apply(self, atoms, bonds, weights, gate.second, gate.bias, gate.scale, gate.shift)
+        out: Tensor = _Bonds.apply(  # type: ignore[no-untyped-call]
+            self, atoms, bonds, weights, gate.second, gate.bias, gate.scale, gate.shift
+        )
         return out
 
     def of_angles(
@@ -56,12 +56,12 @@ class FusedMessages:
     ) -> Tensor:
         """See `PlainMessages.of_angles`."""
         parts = (atoms, shorts, angles, first, weights, gate.second, gate.bias, gate.scale, gate.shift)
-        out: Tensor = _Angles.apply(self, *parts)
+        out: Tensor = _Angles.apply(self, *parts)  # type: ignore[no-untyped-call]
         return out
 
     def updated_angles(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
         """See `PlainMessages.updated_angles`."""
-        out: Tensor = _Update.apply(self, atoms, shorts, angles, first, gate.scale, gate.shift)
+        out: Tensor = _Update.apply(self, atoms, shorts, angles, first, gate.scale, gate.shift)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -114,216 +114,124 @@ def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
 class _Bonds(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: FusedMessages, *inputs: Tensor) -> Tensor:
-        from mbqueue.train import kernels  # noqa: PLC0415  compiles at its first use, and only the CPU needs it
-
+        kernels = _kernels()
         ctx.plan = plan
         ctx.save_for_backward(*inputs)
-        atoms, bonds, weights, second, bias, scale, shift = _arrays(*inputs)
+        *arrays, second, bias, scale, shift = _arrays(*inputs)
         out = np.zeros((plan.n_atoms, 64), np.float32)
-        transposed = _blocks_transposed(second)
+        gate = (_blocks_transposed(second), bias, scale, shift)
         _for_each(
             plan.bond_ranges,
-            lambda _number, begin, end: kernels.bonds_forward(
-                begin,
-                end,
-                plan.center,
-                plan.neighbor,
-                plan.undirected,
-                atoms,
-                bonds,
-                weights,
-                transposed,
-                bias,
-                scale,
-                shift,
-                out,
-            ),
+            lambda _, begin, end: kernels.bonds_forward(begin, end, plan.bonds, tuple(arrays), gate, out),
         )
         return torch.from_numpy(out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        from mbqueue.train import kernels  # noqa: PLC0415
-
-        plan = ctx.plan
-        atoms, bonds, weights, second, bias, scale, shift = _arrays(*ctx.saved_tensors)
+        kernels, plan = _kernels(), ctx.plan
+        *arrays, second, bias, scale, shift = _arrays(*ctx.saved_tensors)
         [d_out] = _arrays(*gradients)
-        d_atoms, d_bonds, d_weights = np.zeros_like(atoms), np.zeros_like(bonds), np.zeros_like(weights)
-        d_second, sums = _partial_sums(plan.bond_ranges)
-        transposed = _blocks_transposed(second)
+        d_inputs = tuple(np.zeros_like(array) for array in arrays)
+        d_second, d_norm = _matrices(plan.bond_ranges), _norms(plan.bond_ranges)
+        gate = (_blocks_transposed(second), bias, scale, shift)
         _for_each(
             plan.bond_ranges,
             lambda number, begin, end: kernels.bonds_backward(
-                begin,
-                end,
-                plan.center,
-                plan.neighbor,
-                plan.undirected,
-                atoms,
-                bonds,
-                weights,
-                transposed,
-                bias,
-                scale,
-                shift,
-                second,
-                d_out,
-                d_atoms,
-                d_bonds,
-                d_weights,
-                d_second[number],
-                sums[number],
+                begin, end, plan.bonds, tuple(arrays), gate, second, d_out, d_inputs, (d_second[number], d_norm[number])
             ),
         )
-        d_scale, d_shift, d_bias = sums.sum(axis=0)
-        return None, *_tensors(d_atoms, d_bonds, d_weights, d_second.sum(axis=0), d_bias, d_scale, d_shift)
+        d_scale, d_shift, d_bias = d_norm.sum(axis=0)
+        return None, *_tensors(*d_inputs, d_second.sum(axis=0), d_bias, d_scale, d_shift)
 
 
 class _Angles(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: FusedMessages, *inputs: Tensor) -> Tensor:
-        from mbqueue.train import kernels  # noqa: PLC0415
-
+        kernels = _kernels()
         ctx.plan = plan
         ctx.save_for_backward(*inputs)
-        atoms, shorts, angles, first, weights, second, bias, scale, shift = _arrays(*inputs)
+        *arrays, first, weights, second, bias, scale, shift = _arrays(*inputs)
         out = np.zeros((plan.n_shorts, 64), np.float32)
-        first_transposed, transposed = _blocks_transposed(first), _blocks_transposed(second)
+        weight, gate = _blocks_transposed(first), (_blocks_transposed(second), bias, scale, shift)
         _for_each(
             plan.angle_ranges,
-            lambda _number, begin, end: kernels.angles_forward(
-                begin,
-                end,
-                plan.angle_center,
-                plan.angle_i,
-                plan.angle_j,
-                atoms,
-                shorts,
-                angles,
-                first_transposed,
-                weights,
-                transposed,
-                bias,
-                scale,
-                shift,
-                out,
+            lambda _, begin, end: kernels.angles_forward(
+                begin, end, plan.angles, tuple(arrays), weights, weight, gate, out
             ),
         )
         return torch.from_numpy(out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        from mbqueue.train import kernels  # noqa: PLC0415
-
-        plan = ctx.plan
-        atoms, shorts, angles, first, weights, second, bias, scale, shift = _arrays(*ctx.saved_tensors)
+        kernels, plan = _kernels(), ctx.plan
+        *arrays, first, weights, second, bias, scale, shift = _arrays(*ctx.saved_tensors)
         [d_out] = _arrays(*gradients)
-        d_atoms, d_shorts, d_angles = np.zeros_like(atoms), np.zeros_like(shorts), np.zeros_like(angles)
-        d_weights = np.zeros_like(weights)
-        d_second, sums = _partial_sums(plan.angle_ranges)
-        d_first = np.zeros_like(d_second)
-        first_transposed, transposed = _blocks_transposed(first), _blocks_transposed(second)
-        _for_each(
-            plan.angle_ranges,
-            lambda number, begin, end: kernels.angles_backward(
-                begin,
-                end,
-                plan.angle_center,
-                plan.angle_i,
-                plan.angle_j,
-                atoms,
-                shorts,
-                angles,
-                first_transposed,
-                weights,
-                transposed,
-                bias,
-                scale,
-                shift,
-                first,
-                second,
-                d_out,
-                d_atoms,
-                d_shorts,
-                d_angles,
-                d_weights,
-                d_first[number],
-                d_second[number],
-                sums[number],
-            ),
-        )
-        d_scale, d_shift, d_bias = sums.sum(axis=0)
-        return None, *_tensors(
-            d_atoms, d_shorts, d_angles, d_first.sum(axis=0), d_weights, d_second.sum(axis=0), d_bias, d_scale, d_shift
-        )
+        d_inputs, d_weights = tuple(np.zeros_like(array) for array in arrays), np.zeros_like(weights)
+        ranges = plan.angle_ranges
+        d_first, d_second, d_norm = _matrices(ranges), _matrices(ranges), _norms(ranges)
+        weight, gate = _blocks_transposed(first), (_blocks_transposed(second), bias, scale, shift)
+
+        def run(number: int, begin: int, end: int) -> None:
+            sums = (d_first[number], d_second[number], d_norm[number])
+            kernels.angles_backward(
+                begin, end, plan.angles, tuple(arrays), weights, weight, gate, (first, second), d_out, d_inputs,
+                d_weights, sums,
+            )  # fmt: skip
+
+        _for_each(ranges, run)
+        d_scale, d_shift, d_bias = d_norm.sum(axis=0)
+        shared = (d_first.sum(axis=0), d_weights, d_second.sum(axis=0), d_bias, d_scale, d_shift)
+        return None, *_tensors(*d_inputs, *shared)
 
 
 class _Update(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: FusedMessages, *inputs: Tensor) -> Tensor:
-        from mbqueue.train import kernels  # noqa: PLC0415
-
+        kernels = _kernels()
         ctx.plan = plan
         ctx.save_for_backward(*inputs)
-        atoms, shorts, angles, first, scale, shift = _arrays(*inputs)
-        out = np.empty_like(angles)
-        first_transposed = _blocks_transposed(first)
+        *arrays, first, scale, shift = _arrays(*inputs)
+        out = np.empty_like(arrays[2])
+        weight = _blocks_transposed(first)
         _for_each(
             plan.angle_ranges,
-            lambda _number, begin, end: kernels.update_forward(
-                begin,
-                end,
-                plan.angle_center,
-                plan.angle_i,
-                plan.angle_j,
-                atoms,
-                shorts,
-                angles,
-                first_transposed,
-                scale,
-                shift,
-                out,
+            lambda _, begin, end: kernels.update_forward(
+                begin, end, plan.angles, tuple(arrays), weight, scale, shift, out
             ),
         )
         return torch.from_numpy(out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        from mbqueue.train import kernels  # noqa: PLC0415
-
-        plan = ctx.plan
-        atoms, shorts, angles, first, scale, shift = _arrays(*ctx.saved_tensors)
+        kernels, plan = _kernels(), ctx.plan
+        *arrays, first, scale, shift = _arrays(*ctx.saved_tensors)
         [d_out] = _arrays(*gradients)
-        d_atoms, d_shorts, d_angles = np.zeros_like(atoms), np.zeros_like(shorts), d_out.copy()
-        d_first, sums = _partial_sums(plan.angle_ranges)
-        first_transposed = _blocks_transposed(first)
-        _for_each(
-            plan.angle_ranges,
-            lambda number, begin, end: kernels.update_backward(
-                begin,
-                end,
-                plan.angle_center,
-                plan.angle_i,
-                plan.angle_j,
-                atoms,
-                shorts,
-                angles,
-                first_transposed,
-                scale,
-                shift,
-                first,
-                d_out,
-                d_atoms,
-                d_shorts,
-                d_angles,
-                d_first[number],
-                sums[number],
-            ),
-        )
-        d_scale, d_shift, _ = sums.sum(axis=0)
-        return None, *_tensors(d_atoms, d_shorts, d_angles, d_first.sum(axis=0), d_scale, d_shift)
+        d_inputs = (np.zeros_like(arrays[0]), np.zeros_like(arrays[1]), d_out.copy())
+        d_first, d_norm = _matrices(plan.angle_ranges), _norms(plan.angle_ranges)
+        weight = _blocks_transposed(first)
+
+        def run(number: int, begin: int, end: int) -> None:
+            sums = (d_first[number], d_norm[number])
+            kernels.update_backward(
+                begin, end, plan.angles, tuple(arrays), weight, scale, shift, first, d_out, d_inputs, sums
+            )
+
+        _for_each(plan.angle_ranges, run)
+        d_scale, d_shift, _ = d_norm.sum(axis=0)
+        return None, *_tensors(*d_inputs, d_first.sum(axis=0), d_scale, d_shift)
 
 
-def _partial_sums(ranges: list[tuple[int, int]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """For each range, room for the gradient of a [128, 64] matrix and of norms and bias, [3, 128]."""
-    return np.zeros((len(ranges), 128, 64), np.float32), np.zeros((len(ranges), 3, 128), np.float32)
+def _kernels() -> ModuleType:
+    from mbqueue.train import kernels  # noqa: PLC0415  numba is only loaded where the CPU trains
+
+    return kernels
+
+
+def _matrices(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
+    """For each range, room for the gradient of a [128, 64] matrix."""
+    return np.zeros((len(ranges), 128, 64), np.float32)
+
+
+def _norms(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
+    """For each range, room for the gradients of scale, shift and bias, [3, 128]."""
+    return np.zeros((len(ranges), 3, 128), np.float32)

@@ -12,11 +12,12 @@ Shapes: 64 features; "core ‖ gate" are the two halves of a gated MLP, 128 wide
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
@@ -30,12 +31,21 @@ _64TH = np.float32(1 / 64)
 
 # Without nnan and ninf: what is not a number must come out as not a number, so that the step is refused.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-_compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-_inlined = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST, forceinline=True)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-@intrinsic
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+def _compiled(function: _Function) -> _Function:
+    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)(function)  # type: ignore[no-any-return]
+
+
+def _inlined(function: _Function) -> _Function:
+    """Compiled into its callers, so that offsets and sizes are constants there; else loops are not vectorised."""
+    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": _FAST, "forceinline": True}
+    return numba.njit(**options)(function)  # type: ignore[no-any-return]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(_typing_context: Any, _bits: Any) -> Any:
     """A float32 from the bits of an int32."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -200,7 +210,7 @@ def _hidden_and_slope(pre: Any, slope: Any, n: int) -> None:
 
 @_inlined
 def _second(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
-    """Second linear layers of core and gate; ``weight`` is [128, 64]: the two transposed matrices one below the other."""
+    """Second linear layers of core and gate; ``weight`` is [128, 64]: the two transposed matrices, core above gate."""
     even = n + (n & 1)
     for r in range(even):
         for j in range(128):
@@ -210,9 +220,35 @@ def _second(hidden: Any, weight: Any, bias: Any, z: Any, n: int) -> None:
 
 
 @_inlined
-def _bond_block(
-    first: int, n: int, center: Any, neighbor: Any, undirected: Any, atoms: Any, bonds: Any, pre: Any
-) -> None:
+def _gate(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
+    """Output of a gated MLP from its normalised row ``r``: feature ``j``."""
+    x = z[r, j] * scale[j] + shift[j]
+    y = z[r, 64 + j] * scale[64 + j] + shift[64 + j]
+    return x * _sigmoid(x) * _sigmoid(y)
+
+
+@_inlined
+def _gate_back(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
+    """Output as of ``_gate``, and its derivatives by the scaled and shifted core and gate."""
+    x = z[r, j] * scale[j] + shift[j]
+    s = _sigmoid(x)
+    gate = _sigmoid(z[r, 64 + j] * scale[64 + j] + shift[64 + j])
+    core = x * s
+    return core * gate, gate * s * (_ONE + x * (_ONE - s)), core * gate * (_ONE - gate)
+
+
+@_inlined
+def _clear(rows: Any, first: int) -> None:
+    """Set the block's rows from ``first`` on to zero."""
+    for r in range(first, _ROWS):
+        for j in range(128):
+            rows[r, j] = _ZERO
+
+
+@_inlined
+def _bond_block(first: int, n: int, graph: Any, inputs: Any, pre: Any) -> None:
+    center, neighbor, undirected = graph
+    atoms, bonds, _ = inputs
     for r in range(n):
         c, o, u = center[first + r], neighbor[first + r], undirected[first + r]
         for j in range(128):
@@ -220,101 +256,82 @@ def _bond_block(
 
 
 @_compiled
-def bonds_forward(
-    begin: int,
-    end: int,
-    center: Any,
-    neighbor: Any,
-    undirected: Any,
-    atoms: Any,
-    bonds: Any,
-    weights: Any,
-    second: Any,
-    bias: Any,
-    gamma: Any,
-    beta: Any,
-    out: Any,
-) -> None:
+def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out: Any) -> None:
     """Messages of directed bonds ``begin`` to ``end``, added to their centres in ``out`` [A, 64].
 
-    atoms [A, 256]: the first layer's share of centre (with bias) ‖ neighbour; bonds [U, 128]: that of the bond;
-    weights [U, 64]; second [128, 64], bias, gamma, beta [128].
+    Args:
+        begin: first bond.
+        end: one after the last.
+        graph: centre, neighbour and undirected bond of each directed bond, [D] each.
+        inputs: the first layer's share of centre (with its bias) ‖ neighbour [A, 256], that of the bond [U, 128], and
+            the bonds' weights [U, 64].
+        gate: second layers [128, 64] (transposed, core above gate), their bias, scale and shift of the norms, [128].
+        out: is added to.
     """
+    center, _, undirected = graph
+    second, bias, scale, shift = gate
+    weights = inputs[2]
     pre, z = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     inverse = np.empty((_ROWS, 2), np.float32)
     for first in range(begin, end, _ROWS):
         n = min(_ROWS, end - first)
-        _bond_block(first, n, center, neighbor, undirected, atoms, bonds, pre)
+        _bond_block(first, n, graph, inputs, pre)
         _hidden(pre, n)
         _second(pre, second, bias, z, n)
         _normalise(z, n, inverse)
         for r in range(n):
             c, u = center[first + r], undirected[first + r]
             for j in range(64):
-                x = z[r, j] * gamma[j] + beta[j]
-                y = z[r, 64 + j] * gamma[64 + j] + beta[64 + j]
-                out[c, j] += x * _sigmoid(x) * _sigmoid(y) * weights[u, j]
+                out[c, j] += _gate(z, r, j, scale, shift) * weights[u, j]
 
 
 @_compiled
 def bonds_backward(
-    begin: int,
-    end: int,
-    center: Any,
-    neighbor: Any,
-    undirected: Any,
-    atoms: Any,
-    bonds: Any,
-    weights: Any,
-    second: Any,
-    bias: Any,
-    gamma: Any,
-    beta: Any,
-    second_back: Any,
-    d_out: Any,
-    d_atoms: Any,
-    d_bonds: Any,
-    d_weights: Any,
-    d_second: Any,
-    sums: Any,
+    begin: int, end: int, graph: Any, inputs: Any, gate: Any, second_back: Any, d_out: Any, d_inputs: Any, sums: Any
 ) -> None:
-    """Gradients of ``bonds_forward``, added to d_atoms, d_bonds, d_weights and, for this range alone, d_second, sums.
+    """Gradients of ``bonds_forward``.
 
-    second_back [128, 64]: the two matrices of the second layers as they are; d_second likewise; sums [3, 128]: scale,
-    shift, bias.
+    Args:
+        begin: first bond.
+        end: one after the last.
+        graph: as there.
+        inputs: as there.
+        gate: as there.
+        second_back: the second layers as they are, [128, 64].
+        d_out: gradient by ``out``.
+        d_inputs: gradients by ``inputs``, added to.
+        sums: for this range alone: gradient by the second layers [128, 64]; by scale, shift and bias [3, 128].
     """
+    center, neighbor, undirected = graph
+    second, bias, scale, shift = gate
+    weights = inputs[2]
+    d_atoms, d_bonds, d_weights = d_inputs
+    d_second, d_norm = sums
     pre, z = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     slope, d = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     inverse = np.empty((_ROWS, 2), np.float32)
     for first in range(begin, end, _ROWS):
         n = min(_ROWS, end - first)
-        _bond_block(first, n, center, neighbor, undirected, atoms, bonds, pre)
+        _bond_block(first, n, graph, inputs, pre)
         _hidden_and_slope(pre, slope, n)
         _second(pre, second, bias, z, n)
         _normalise(z, n, inverse)
         for r in range(n):
             c, u = center[first + r], undirected[first + r]
             for j in range(64):
-                x = z[r, j] * gamma[j] + beta[j]
-                y = z[r, 64 + j] * gamma[64 + j] + beta[64 + j]
-                s, gate = _sigmoid(x), _sigmoid(y)
-                core, dm = x * s, d_out[c, j]
-                d_weights[u, j] += dm * core * gate
+                message, by_core, by_gate = _gate_back(z, r, j, scale, shift)
+                dm = d_out[c, j]
+                d_weights[u, j] += dm * message
                 dm *= weights[u, j]
-                d[r, j] = dm * gate * s * (_ONE + x * (_ONE - s))
-                d[r, 64 + j] = dm * core * gate * (_ONE - gate)
-            _through_norm(d, z, inverse, gamma, r, sums)
-        for r in range(n, _ROWS):
-            for j in range(128):
-                d[r, j] = _ZERO
+                d[r, j] = dm * by_core
+                d[r, 64 + j] = dm * by_gate
+            _through_norm(d, z, inverse, scale, r, d_norm)
+        _clear(d, n)
         _outer(d, 0, pre, 0, d_second, 0)
         _outer(d, 64, pre, 64, d_second, 64)
-        even = n + (n & 1)
-        for r in range(even):
-            for j in range(128):
-                z[r, j] = _ZERO
-        _product(d, 0, second_back, 0, z, 0, even)
-        _product(d, 64, second_back, 64, z, 64, even)
+        _clear(z, 0)
+        _product(d, 0, second_back, 0, z, 0, n + (n & 1))
+        _product(d, 64, second_back, 64, z, 64, n + (n & 1))
         for r in range(n):
             c, o, u = center[first + r], neighbor[first + r], undirected[first + r]
             for j in range(128):
@@ -325,53 +342,34 @@ def bonds_backward(
 
 
 @_inlined
-def _angle_block(
-    first: int,
-    n: int,
-    center: Any,
-    bond_i: Any,
-    bond_j: Any,
-    atoms: Any,
-    shorts: Any,
-    angles: Any,
-    weight: Any,
-    features: Any,
-    pre: Any,
-) -> None:
-    """First layer on [bond i ‖ bond j ‖ angle ‖ centre] of ``n`` angles; weight [128, 64]: 2 transposed blocks."""
+def _angle_block(first: int, n: int, graph: Any, inputs: Any, weight: Any, features: Any, pre: Any) -> None:
+    """First layer on [bond i ‖ bond j ‖ angle ‖ centre] of ``n`` angles."""
+    center, bond_i, bond_j = graph
+    atoms, shorts, angles = inputs
     for r in range(n):
         c, i, k = center[first + r], bond_i[first + r], bond_j[first + r]
         for j in range(64):
             features[r, j] = angles[first + r, j]
         for j in range(128):
             pre[r, j] = atoms[c, j] + shorts[i, j] + shorts[k, 128 + j]
-    even = n + (n & 1)
-    _product(features, 0, weight, 0, pre, 0, even)
-    _product(features, 0, weight, 64, pre, 64, even)
+    _product(features, 0, weight, 0, pre, 0, n + (n & 1))
+    _product(features, 0, weight, 64, pre, 64, n + (n & 1))
 
 
 @_inlined
 def _angle_block_back(
-    first: int,
-    n: int,
-    center: Any,
-    bond_i: Any,
-    bond_j: Any,
-    features: Any,
-    g: Any,
-    weight_back: Any,
-    d_atoms: Any,
-    d_shorts: Any,
-    d_angles: Any,
-    d_weight: Any,
+    first: int, n: int, graph: Any, features: Any, g: Any, back: Any, weight_back: Any, d_inputs: Any, d_weight: Any
 ) -> None:
-    """Gradients of ``_angle_block`` from ``g`` [64, 128], whose rows above ``n`` are zero; d_angles is added to."""
+    """Gradients of ``_angle_block`` from ``g`` [64, 128], whose rows from ``n`` on are zero; ``back`` is scratch."""
+    center, bond_i, bond_j = graph
+    d_atoms, d_shorts, d_angles = d_inputs
     _outer(g, 0, features, 0, d_weight, 0)
     _outer(g, 64, features, 0, d_weight, 64)
-    back = np.zeros((_ROWS, 64), np.float32)
-    even = n + (n & 1)
-    _product(g, 0, weight_back, 0, back, 0, even)
-    _product(g, 64, weight_back, 64, back, 0, even)
+    for r in range(_ROWS):
+        for j in range(64):
+            back[r, j] = _ZERO
+    _product(g, 0, weight_back, 0, back, 0, n + (n & 1))
+    _product(g, 64, weight_back, 64, back, 0, n + (n & 1))
     for r in range(n):
         c, i, k = center[first + r], bond_i[first + r], bond_j[first + r]
         for j in range(64):
@@ -384,182 +382,156 @@ def _angle_block_back(
 
 @_compiled
 def angles_forward(
-    begin: int,
-    end: int,
-    center: Any,
-    bond_i: Any,
-    bond_j: Any,
-    atoms: Any,
-    shorts: Any,
-    angles: Any,
-    weight: Any,
-    weights: Any,
-    second: Any,
-    bias: Any,
-    gamma: Any,
-    beta: Any,
-    out: Any,
+    begin: int, end: int, graph: Any, inputs: Any, weights: Any, weight: Any, gate: Any, out: Any
 ) -> None:
     """Messages of angles ``begin`` to ``end``, added to their first bonds in ``out`` [S, 64].
 
-    atoms [A, 128]: the first layer's share of the centre (with bias); shorts [S, 256]: that of bond i ‖ bond j;
-    angles [T, 64] go through ``weight`` [128, 64] here; weights [S, 64]; the rest as in ``bonds_forward``.
+    Args:
+        begin: first angle.
+        end: one after the last.
+        graph: centre, first and second short bond of each angle, [T] each.
+        inputs: the first layer's share of the centre (with its bias) [A, 128], that of bond i ‖ bond j [S, 256], and
+            the angles' features [T, 64].
+        weights: the short bonds' weights, [S, 64].
+        weight: the first layer's matrix for angles, [128, 64] (transposed, core above gate).
+        gate: as in ``bonds_forward``.
+        out: is added to.
     """
+    _, bond_i, bond_j = graph
+    second, bias, scale, shift = gate
     pre, z = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     features, inverse = np.zeros((_ROWS, 64), np.float32), np.empty((_ROWS, 2), np.float32)
     for first in range(begin, end, _ROWS):
         n = min(_ROWS, end - first)
-        _angle_block(first, n, center, bond_i, bond_j, atoms, shorts, angles, weight, features, pre)
+        _angle_block(first, n, graph, inputs, weight, features, pre)
         _hidden(pre, n)
         _second(pre, second, bias, z, n)
         _normalise(z, n, inverse)
         for r in range(n):
             i, k = bond_i[first + r], bond_j[first + r]
             for j in range(64):
-                x = z[r, j] * gamma[j] + beta[j]
-                y = z[r, 64 + j] * gamma[64 + j] + beta[64 + j]
-                out[i, j] += x * _sigmoid(x) * _sigmoid(y) * weights[i, j] * weights[k, j]
+                out[i, j] += _gate(z, r, j, scale, shift) * weights[i, j] * weights[k, j]
 
 
 @_compiled
 def angles_backward(
-    begin: int,
-    end: int,
-    center: Any,
-    bond_i: Any,
-    bond_j: Any,
-    atoms: Any,
-    shorts: Any,
-    angles: Any,
-    weight: Any,
-    weights: Any,
-    second: Any,
-    bias: Any,
-    gamma: Any,
-    beta: Any,
-    weight_back: Any,
-    second_back: Any,
-    d_out: Any,
-    d_atoms: Any,
-    d_shorts: Any,
-    d_angles: Any,
-    d_weights: Any,
-    d_weight: Any,
-    d_second: Any,
-    sums: Any,
-) -> None:
-    """Gradients of ``angles_forward``; d_weight, d_second and sums for this range alone."""
+    begin: int, end: int, graph: Any, inputs: Any, weights: Any, weight: Any, gate: Any, backs: Any, d_out: Any,
+    d_inputs: Any, d_weights: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Gradients of ``angles_forward``.
+
+    Args:
+        begin: first angle.
+        end: one after the last.
+        graph: as there.
+        inputs: as there.
+        weights: as there.
+        weight: as there.
+        gate: as there.
+        backs: the first layer's matrix for angles, and the second layers, as they are, [128, 64] each.
+        d_out: gradient by ``out``.
+        d_inputs: gradients by ``inputs``, added to.
+        d_weights: that by ``weights``, added to.
+        sums: for this range alone: gradients by first and second layers, [128, 64]; by scale, shift, bias [3, 128].
+    """
+    _, bond_i, bond_j = graph
+    second, bias, scale, shift = gate
+    first_back, second_back = backs
+    d_first, d_second, d_norm = sums
     pre, z = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     slope, d = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     features, inverse = np.zeros((_ROWS, 64), np.float32), np.empty((_ROWS, 2), np.float32)
+    back = np.zeros((_ROWS, 64), np.float32)
     for first in range(begin, end, _ROWS):
         n = min(_ROWS, end - first)
-        _angle_block(first, n, center, bond_i, bond_j, atoms, shorts, angles, weight, features, pre)
+        _angle_block(first, n, graph, inputs, weight, features, pre)
         _hidden_and_slope(pre, slope, n)
         _second(pre, second, bias, z, n)
         _normalise(z, n, inverse)
         for r in range(n):
             i, k = bond_i[first + r], bond_j[first + r]
             for j in range(64):
-                x = z[r, j] * gamma[j] + beta[j]
-                y = z[r, 64 + j] * gamma[64 + j] + beta[64 + j]
-                s, gate = _sigmoid(x), _sigmoid(y)
-                core, dm, wi, wk = x * s, d_out[i, j], weights[i, j], weights[k, j]
-                dw = dm * core * gate
-                d_weights[i, j] += dw * wk
-                d_weights[k, j] += dw * wi
+                message, by_core, by_gate = _gate_back(z, r, j, scale, shift)
+                dm, wi, wk = d_out[i, j], weights[i, j], weights[k, j]
+                d_weights[i, j] += dm * message * wk
+                d_weights[k, j] += dm * message * wi
                 dm *= wi * wk
-                d[r, j] = dm * gate * s * (_ONE + x * (_ONE - s))
-                d[r, 64 + j] = dm * core * gate * (_ONE - gate)
-            _through_norm(d, z, inverse, gamma, r, sums)
-        for r in range(n, _ROWS):
-            for j in range(128):
-                d[r, j] = _ZERO
+                d[r, j] = dm * by_core
+                d[r, 64 + j] = dm * by_gate
+            _through_norm(d, z, inverse, scale, r, d_norm)
+        _clear(d, n)
         _outer(d, 0, pre, 0, d_second, 0)
         _outer(d, 64, pre, 64, d_second, 64)
-        for r in range(_ROWS):
-            for j in range(128):
-                z[r, j] = _ZERO
-        even = n + (n & 1)
-        _product(d, 0, second_back, 0, z, 0, even)
-        _product(d, 64, second_back, 64, z, 64, even)
+        _clear(z, 0)
+        _product(d, 0, second_back, 0, z, 0, n + (n & 1))
+        _product(d, 64, second_back, 64, z, 64, n + (n & 1))
         for r in range(n):
             for j in range(128):
                 z[r, j] *= slope[r, j]
-        _angle_block_back(
-            first, n, center, bond_i, bond_j, features, z, weight_back, d_atoms, d_shorts, d_angles, d_weight
-        )
+        _angle_block_back(first, n, graph, features, z, back, first_back, d_inputs, d_first)
 
 
 @_compiled
 def update_forward(
-    begin: int,
-    end: int,
-    center: Any,
-    bond_i: Any,
-    bond_j: Any,
-    atoms: Any,
-    shorts: Any,
-    angles: Any,
-    weight: Any,
-    gamma: Any,
-    beta: Any,
-    out: Any,
+    begin: int, end: int, graph: Any, inputs: Any, weight: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """New features of angles ``begin`` to ``end``: the old ones plus a gated layer, into ``out`` [T, 64]."""
+    """New features of angles ``begin`` to ``end``: the old ones plus a gated layer, into ``out`` [T, 64].
+
+    Args:
+        begin: first angle.
+        end: one after the last.
+        graph: as in ``angles_forward``.
+        inputs: as there.
+        weight: as there.
+        scale: of the norms, [128].
+        shift: of the norms, [128].
+        out: is written.
+    """
     pre, features = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 64), np.float32)
     inverse = np.empty((_ROWS, 2), np.float32)
     for first in range(begin, end, _ROWS):
         n = min(_ROWS, end - first)
-        _angle_block(first, n, center, bond_i, bond_j, atoms, shorts, angles, weight, features, pre)
+        _angle_block(first, n, graph, inputs, weight, features, pre)
         _normalise(pre, n, inverse)
         for r in range(n):
             for j in range(64):
-                x = pre[r, j] * gamma[j] + beta[j]
-                y = pre[r, 64 + j] * gamma[64 + j] + beta[64 + j]
-                out[first + r, j] = features[r, j] + x * _sigmoid(x) * _sigmoid(y)
+                out[first + r, j] = features[r, j] + _gate(pre, r, j, scale, shift)
 
 
 @_compiled
 def update_backward(
-    begin: int,
-    end: int,
-    center: Any,
-    bond_i: Any,
-    bond_j: Any,
-    atoms: Any,
-    shorts: Any,
-    angles: Any,
-    weight: Any,
-    gamma: Any,
-    beta: Any,
-    weight_back: Any,
-    d_out: Any,
-    d_atoms: Any,
-    d_shorts: Any,
-    d_angles: Any,
-    d_weight: Any,
-    sums: Any,
-) -> None:
-    """Gradients of ``update_forward``; d_angles starts as d_out; d_weight and sums for this range alone."""
+    begin: int, end: int, graph: Any, inputs: Any, weight: Any, scale: Any, shift: Any, weight_back: Any, d_out: Any,
+    d_inputs: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Gradients of ``update_forward``.
+
+    Args:
+        begin: first angle.
+        end: one after the last.
+        graph: as there.
+        inputs: as there.
+        weight: as there.
+        scale: as there.
+        shift: as there.
+        weight_back: the first layer's matrix for angles as it is, [128, 64].
+        d_out: gradient by ``out``.
+        d_inputs: gradients by ``inputs``, added to; that by the angles begins as ``d_out``.
+        sums: for this range alone: gradient by the first layer [128, 64]; by scale, shift, bias [3, 128].
+    """
+    d_first, d_norm = sums
     pre, d = np.zeros((_ROWS, 128), np.float32), np.zeros((_ROWS, 128), np.float32)
     features, inverse = np.zeros((_ROWS, 64), np.float32), np.empty((_ROWS, 2), np.float32)
+    back = np.zeros((_ROWS, 64), np.float32)
     for first in range(begin, end, _ROWS):
         n = min(_ROWS, end - first)
-        _angle_block(first, n, center, bond_i, bond_j, atoms, shorts, angles, weight, features, pre)
+        _angle_block(first, n, graph, inputs, weight, features, pre)
         _normalise(pre, n, inverse)
         for r in range(n):
             for j in range(64):
-                x = pre[r, j] * gamma[j] + beta[j]
-                y = pre[r, 64 + j] * gamma[64 + j] + beta[64 + j]
-                s, gate = _sigmoid(x), _sigmoid(y)
-                core, dm = x * s, d_out[first + r, j]
-                d[r, j] = dm * gate * s * (_ONE + x * (_ONE - s))
-                d[r, 64 + j] = dm * core * gate * (_ONE - gate)
-            _through_norm(d, pre, inverse, gamma, r, sums)
-        for r in range(n, _ROWS):
-            for j in range(128):
-                d[r, j] = _ZERO
-        _angle_block_back(
-            first, n, center, bond_i, bond_j, features, d, weight_back, d_atoms, d_shorts, d_angles, d_weight
-        )
+                _, by_core, by_gate = _gate_back(pre, r, j, scale, shift)
+                dm = d_out[first + r, j]
+                d[r, j] = dm * by_core
+                d[r, 64 + j] = dm * by_gate
+            _through_norm(d, pre, inverse, scale, r, d_norm)
+        _clear(d, n)
+        _angle_block_back(first, n, graph, features, d, back, weight_back, d_inputs, d_first)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from chgnet.model import CHGNet
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.cache import GraphCache
 from mbqueue.train.arithmetic import calculating, device_name
@@ -80,7 +83,7 @@ def predict_crystals(
                 found = infer(
                     feed,
                     rows,
-                    lambda batch, on_device=on_device: [feed.predict(on_device, batch)],
+                    partial(_predict, feed, on_device),
                     batch_size=batch_size,
                     max_bonds=max_bonds,
                     device=device,
@@ -94,3 +97,7 @@ def predict_crystals(
                 each[number] += found[0].astype(np.float64) / len(distortions)
                 on_progress(number * len(distortions) + step + 1, total)
     return Predictions(each=each)
+
+
+def _predict(feed: GraphFeed, model: CHGNet, batch: Batch) -> list[Tensor]:
+    return [feed.predict(model, batch)]

@@ -90,7 +90,7 @@ def optimizer_step(
             on_device = batch.to(device, non_blocking=True)
             predicted = feed.predict(model, on_device)
             loss = loss_sum(spec, predicted, on_device.targets)
-            (loss / structures).backward()
+            (loss / structures).backward()  # type: ignore[no-untyped-call]
             abs_error = (predicted.detach() - on_device.targets).abs().sum()
             totals += torch.stack([loss.detach(), abs_error])
         except torch.OutOfMemoryError as error:
