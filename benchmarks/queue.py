@@ -17,6 +17,7 @@ import importlib.util
 import multiprocessing
 import os
 import sqlite3
+import statistics
 import sys
 import tempfile
 import time
@@ -160,25 +161,29 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--folder", type=Path, help="where the databases go; it should be on a real disk")
     options = parser.parse_args()
     print(f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores")
-    print(f"{'system':14}{'jobs':>10}{'processes':>11}{'jobs/s':>10}")
+    measured: dict[tuple[str, int, int], list[float]] = {}
     for name in options.systems:
         if importlib.util.find_spec(name) is None:
             print(f"{name:14}is not installed")
             continue
         for jobs in options.jobs:
-            for processes in options.processes:
-                if name == "persistqueue" and processes > 1:
-                    continue  # it is made for one process
-                with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-                    folder = Path(scratch)
-                    SYSTEMS[name][0](folder, jobs)
-                    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-                        rates = pool.starmap(drain, [(name, folder, options.seconds)] * processes, chunksize=1)
-                print(f"{name:14}{jobs:10}{processes:11}{sum(rates):10.0f}", flush=True)
+            # persist-queue is made for one process
+            measured |= {(name, jobs, n): [] for n in options.processes if name != "persistqueue" or n == 1}
+    for _ in range(options.rounds):  # in turn, so that what else the disk does falls on all alike
+        for (name, jobs, processes), rates in measured.items():
+            with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+                SYSTEMS[name][0](Path(scratch), jobs)
+                with multiprocessing.get_context("spawn").Pool(processes) as pool:
+                    work = [(name, Path(scratch), options.seconds)] * processes
+                    rates.append(sum(pool.starmap(drain, work, chunksize=1)))
+    print(f"{'system':14}{'jobs':>10}{'processes':>11}{'jobs/s':>10}")
+    for (name, jobs, processes), rates in measured.items():
+        print(f"{name:14}{jobs:10}{processes:11}{statistics.median(rates):10.0f}")
 
 
 if __name__ == "__main__":

@@ -97,14 +97,7 @@ class Enqueueing(Database):
             UsageError: when there is none; the message lists those there are.
         """
         with self.reading() as db:
-            row = db.execute("SELECT * FROM experiments WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
-                raise UsageError(
-                    f"There is no experiment {name} in the queue. "
-                    + (f"There are: {', '.join(known)}." if known else "It is empty; enqueue one: mbqueue enqueue NAME")
-                )
-        return Experiment.from_row(row)
+            return find_experiment(db, name)
 
     def experiment_of(self, experiment_id: int) -> Experiment:
         """One experiment by its id (`job.experiment_id`).
@@ -165,6 +158,22 @@ class Enqueueing(Database):
         return EnqueueOutcome(
             outcome=Outcome.FOLDS_ADDED, experiment=_read(db, experiment.id), folds=folds, n_jobs=len(jobs)
         )
+
+
+def find_experiment(db: sqlite3.Connection, name: str) -> Experiment:
+    """One experiment by its name.
+
+    Raises:
+        UsageError: when there is none; the message lists those there are.
+    """
+    row = db.execute("SELECT * FROM experiments WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
+        raise UsageError(
+            f"There is no experiment {name} in the queue. "
+            + (f"There are: {', '.join(known)}." if known else "It is empty; enqueue one: mbqueue enqueue NAME")
+        )
+    return Experiment.from_row(row)
 
 
 def _jobs_of_fold(fold: int, epochs: int) -> Iterator[tuple[Kind, int | None, int | None]]:

@@ -32,7 +32,7 @@ Publish = Callable[[], None]
 
 # Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
 # A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
-# A `not_before` absurdly far ahead was written by a wrong clock, and counts as past.
+# A time absurdly far ahead was written by a wrong clock, and counts as past.
 _CLAIM = """
     UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
         lease_expires_at = :now + :lease_seconds, not_before = 0,
@@ -43,7 +43,8 @@ _CLAIM = """
            AND (not_before <= :now OR not_before > :now + :absurd)
            AND (affinity IS NULL OR affinity = :session
                 OR NOT EXISTS (SELECT 1 FROM sessions
-                               WHERE sessions.id = affinity AND ended_at IS NULL AND alive_until > :now)
+                               WHERE sessions.id = affinity AND ended_at IS NULL
+                                 AND alive_until > :now AND alive_until <= :now + :absurd)
                 OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
          ORDER BY id LIMIT 1),
         (SELECT id FROM jobs
@@ -51,7 +52,8 @@ _CLAIM = """
            AND (not_before <= :now OR not_before > :now + :absurd)
            AND (affinity IS NULL OR affinity = :session
                 OR NOT EXISTS (SELECT 1 FROM sessions
-                               WHERE sessions.id = affinity AND ended_at IS NULL AND alive_until > :now)
+                               WHERE sessions.id = affinity AND ended_at IS NULL
+                                 AND alive_until > :now AND alive_until <= :now + :absurd)
                 OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
          ORDER BY priority DESC, started DESC, id LIMIT 1))
     RETURNING id

@@ -11,6 +11,7 @@ from typing import TypedDict
 from mbqueue.errors import LeaseLost, UsageError
 from mbqueue.queue.database import Database
 from mbqueue.queue.edges import settle
+from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Lease
 
 _PAUSE_JOBS = """
@@ -128,8 +129,9 @@ class Steering(Database):
 
         Every later epoch, finished, skipped or running, and the fold's `predict` and the `record` wait again; what
         follows `to_epoch` becomes ready. Whoever holds one of these jobs loses its lease. A worker that finds the
-        damage passes its own `lease`: it must still hold it, and it has given it up when this returns; its next
-        claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay as they are.
+        damage passes its own `lease`, on work after `to_epoch`: it must still hold it, and has given it up when this
+        returns; its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay
+        as they are.
 
         Returns:
             How many jobs were put back.
@@ -158,11 +160,7 @@ class Steering(Database):
 
 
 def _place(db: sqlite3.Connection, experiment: str, fold: int | None) -> _Place:
-    row = db.execute("SELECT id FROM experiments WHERE name = ?", (experiment,)).fetchone()
-    if row is None:
-        known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
-        raise UsageError(f"There is no experiment {experiment} in the queue. There are: {', '.join(known) or 'none'}.")
-    place: _Place = {"experiment_id": row["id"], "fold": fold}
+    place: _Place = {"experiment_id": find_experiment(db, experiment).id, "fold": fold}
     if fold is not None:
         query = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold LIMIT 1"
         if db.execute(query, place).fetchone() is None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mbqueue.experiment import Spec, parse_spec
-from mbqueue.queue import EnqueueOutcome, Job, Lease, Queue
+from mbqueue.queue import EnqueueOutcome, Job, Kind, Lease, Queue, State
+from mbqueue.queue.leases import MAX_LOST_IN_A_ROW
 
 BACKENDS: dict[str, Callable[[Path], Queue]] = {
     "sqlite": lambda folder: Queue(folder / "state" / "queue.db"),
@@ -114,3 +116,88 @@ def open_queue_in(request: pytest.FixtureRequest) -> Callable[[Path], Queue]:
 def _make_spec() -> Callable[..., Spec]:
     """Makes a small valid experiment, for fixtures that outlive one test."""
     return make_spec
+
+
+@dataclass
+class ModelJob:
+    """What the model knows of a job."""
+
+    key: tuple[str, Kind, int | None, int | None]
+    order: int
+    needs: list[ModelJob]
+    priority: int = 0
+    paused: bool = False
+    state: State = State.WAITING
+    started: bool = False
+    fence: int = 0
+    session: str | None = None
+    expires: float = 0.0
+    affinity: str | None = None
+    failures: int = 0
+    preemptions: int = 0
+    lost: int = 0
+    not_before: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return self.state in {State.COMMITTED, State.SKIPPED}
+
+    @property
+    def is_free(self) -> bool:
+        return self.state is State.WAITING and all(job.is_done for job in self.needs)
+
+    def drop_lease(self, state: State) -> None:
+        self.state, self.session, self.expires = state, None, 0.0
+
+
+@dataclass
+class Model:
+    """The queue in plain Python."""
+
+    jobs: dict[tuple[str, Kind, int | None, int | None], ModelJob] = field(default_factory=dict)
+    alive_until: dict[str, float] = field(default_factory=dict)
+
+    def add(
+        self,
+        key: tuple[str, Kind, int | None, int | None],
+        needs: list[ModelJob],
+        *,
+        priority: int = 0,
+        paused: bool = False,
+    ) -> ModelJob:
+        self.jobs[key] = ModelJob(key, len(self.jobs), needs, priority, paused)
+        return self.jobs[key]
+
+    def of(self, name: str, fold: int | None = None) -> list[ModelJob]:
+        return [job for job in self.jobs.values() if job.key[0] == name and fold in {None, job.key[2]}]
+
+    def settle(self, name: str) -> None:
+        for job in self.of(name):
+            if job.is_free:
+                job.state = State.READY
+
+    def reap(self, now: float) -> None:
+        for job in self.jobs.values():
+            if job.state is State.LEASED and job.expires <= now:
+                job.lost, job.preemptions, job.affinity = job.lost + 1, job.preemptions + 1, None
+                job.drop_lease(State.READY if job.lost < MAX_LOST_IN_A_ROW else State.FAILED)
+
+    def choose(self, session: str, now: float, loaded: tuple[str, int] | None) -> ModelJob | None:
+        busy = {job.session for job in self.jobs.values() if job.state is State.LEASED}
+        others = {name for name, until in self.alive_until.items() if until > now and name != session} - busy
+        open_jobs = [
+            job
+            for job in self.jobs.values()
+            if job.state is State.READY and not job.paused and job.not_before <= now and job.affinity not in others
+        ]
+        return min(
+            open_jobs,
+            key=lambda job: (job.key[0::2][:2] != loaded, -job.priority, not job.started, job.order),
+            default=None,
+        )
+
+
+@pytest.fixture
+def make_model() -> Callable[[], Model]:
+    """Makes the plain model that the state machine compares the queue with."""
+    return Model

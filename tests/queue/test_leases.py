@@ -121,6 +121,15 @@ def test_the_longest_lease_is_kept_from_a_claimant_whose_clock_is_behind(world):
     assert world.claim(world.session()) is None
 
 
+def test_a_session_whose_clock_was_far_ahead_keeps_no_fold_to_itself(world):
+    lost = world.session()
+    world.prepared(lost, folds=(0,), epochs=2)
+    world.now += 1e8
+    world.commit(world.take(lost))
+    world.now -= 1e8
+    assert world.claim(world.session()) is not None
+
+
 def test_a_retry_set_by_a_clock_far_ahead_is_due_at_once(world):
     lease = _epoch_one(world)
     world.queue.fail(lease, error="boom", now=world.now + 1e8)
