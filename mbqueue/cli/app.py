@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import mbqueue
-from mbqueue.cli import demo, doctor, queueing, setup, status, work
+from mbqueue.cli import demo, doctor, queueing, reading, setup, status, work
 from mbqueue.cli.console import print_line
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ for command in (
     work.work,
     status.status,
     queueing.events,
+    reading.report,
+    reading.compare,
+    reading.export,
     queueing.pause,
     queueing.resume,
     queueing.cancel,

@@ -21,7 +21,8 @@ carries size and SHA-256 of every other file. Its format (``"format": 1``):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,34 +102,53 @@ class RecordInputs:
     absent_elements: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
-def record_experiment(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
-    """Score the folds in ``folder`` and write its matbench file (official task only), RESULTS.md and results.json.
+#: Given the content of results.json and what publishes the files.
+Commit = Callable[[dict[str, Any], Callable[[], None]], None]
+
+
+def _publish_at_once(_content: dict[str, Any], publish: Callable[[], None]) -> None:
+    publish()
+
+
+def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _publish_at_once) -> dict[str, Any]:
+    """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
+
+    The files are made under temporary names first. ``commit`` is then given the content of results.json and a function
+    that renames them, results.json last; it calls that where something fast may be done, and only if it may.
 
     Returns:
         The content of results.json.
 
     Raises:
         ResultsError: when a fold's file is missing or damaged, folds overlap, or matbench is needed and not
-            installed; the folder then has no results.json.
+            installed; nothing in the folder was changed then.
     """
-    (folder / RESULTS_FILE).unlink(missing_ok=True)
     folds = sorted(inputs.folds)
     predictions = {fold: read_predictions(predictions_file(folder, fold)) for fold in folds}
     histories = {fold: read_history(history_file(folder, fold)) for fold in folds}
     _refuse_overlap(folder, predictions)
     content = _content(inputs, predictions, histories)
-    names = [path.name for fold in folds for path in (history_file(folder, fold), predictions_file(folder, fold))] + [
-        model_file(folder, fold).name for fold in folds
-    ]
-    matbench_file = folder / MATBENCH_FILE
-    if content["leaderboard"]["comparable"]:
-        write_matbench_file(matbench_file, predictions, parameters=_parameters(inputs))
-        names.append(matbench_file.name)
-    else:
-        matbench_file.unlink(missing_ok=True)
-    files.write_text(folder / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE]))
-    content["run"]["files"] = {name: _facts(folder / name) for name in [*names, MARKDOWN_FILE]}
-    files.write_json(folder / RESULTS_FILE, content)
+    tables = [path(folder, fold) for fold in folds for path in (history_file, predictions_file)]
+    tables += [model_file(folder, fold) for fold in folds]
+    with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as temporary:
+        staging, made = Path(temporary), []
+        if content["leaderboard"]["comparable"]:
+            write_matbench_file(staging / MATBENCH_FILE, predictions, parameters=_parameters(inputs))
+            made.append(staging / MATBENCH_FILE)
+        names = [path.name for path in [*tables, *made]]
+        files.write_text(staging / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE]))
+        made.append(staging / MARKDOWN_FILE)
+        content["run"]["files"] = {path.name: _facts(path) for path in [*tables, *made]}
+        files.write_json(staging / RESULTS_FILE, content)
+
+        def publish() -> None:
+            for old in (RESULTS_FILE, MATBENCH_FILE):
+                (folder / old).unlink(missing_ok=True)
+            for path in [*made, staging / RESULTS_FILE]:
+                path.replace(folder / path.name)
+            files.fsync_dir(folder)
+
+        commit(content, publish)
     return content
 
 

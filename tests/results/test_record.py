@@ -68,13 +68,28 @@ def test_an_experiment_without_training_has_no_best_epoch(tmp_path, fill, inputs
 
 
 @pytest.mark.parametrize("missing", ["history_fold_1.csv", "preds_fold_1.csv", "model_fold_1.pth"])
-def test_a_folder_that_lacks_a_file_gets_no_results_json(recorded_folder, inputs, missing):
-    (recorded_folder / missing).unlink()
+def test_a_folder_that_lacks_a_file_gets_no_results_json(tmp_path, fill, inputs, missing):
+    folder = fill(tmp_path)
+    (folder / missing).unlink()
+    before = sorted(folder.iterdir())
     with pytest.raises(ResultsError, match=missing):
-        record_experiment(recorded_folder, inputs)
-    assert not (recorded_folder / "results.json").exists()
+        record_experiment(folder, inputs)
+    assert sorted(folder.iterdir()) == before
     with pytest.raises(ResultsError, match="not complete yet"):
-        read_recorded(recorded_folder)
+        read_recorded(folder)
+
+
+def test_nothing_in_the_folder_changes_before_the_commit_publishes(tmp_path, fill, inputs):
+    folder = fill(tmp_path)
+    before = sorted(path.name for path in folder.iterdir())
+
+    def refused(_content, _publish):
+        assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".tmp-")) == before
+        raise RuntimeError("the lease is lost")
+
+    with pytest.raises(RuntimeError, match="the lease is lost"):
+        record_experiment(folder, inputs, commit=refused)
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_broken_folds_are_named_with_the_reason(recorded_folder):

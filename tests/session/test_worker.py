@@ -253,3 +253,18 @@ def test_a_device_that_is_not_there_is_refused(
     for name in ("cuda:77", "abacus"):
         with pytest.raises(UsageError, match="mbqueue doctor"):
             work(finished[0], WorkOptions(device=name), report=report)
+
+
+def test_a_results_folder_that_was_deleted_is_made_again_from_the_checkpoints(
+    tmp_path: Path, report: RememberedReport
+) -> None:
+    import shutil
+
+    project = make_project(tmp_path, checkpoint_minutes=60.0)
+    folder = enqueue(project, small_spec(project, "head_finetune"))
+    work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all but the record
+    predictions = (folder / "preds_fold_0.csv").read_bytes()
+    shutil.rmtree(folder)
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+    assert (folder / "preds_fold_0.csv").read_bytes() == predictions
+    assert (folder / "results.json").exists()
