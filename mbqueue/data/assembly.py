@@ -12,77 +12,135 @@ from mbqueue.data.machine_code import compiled
 
 
 @compiled
-def _get(record: Any, at: int, width: int) -> Any:
+def _numbers(record: Any, at: int, width: int, numbers: Any) -> int:
+    """Fill ``numbers``, int64 [n], from ``record`` and return where the next ones stand."""
     if width == 2:
-        return np.int64(record[at]) | np.int64(record[at + 1]) << 8
-    value = np.int64(0)
-    for byte in range(width):
-        value |= np.int64(record[at + byte]) << (8 * byte)
-    return value
+        for place in range(len(numbers)):
+            numbers[place] = np.int64(record[at + 2 * place]) | np.int64(record[at + 2 * place + 1]) << 8
+    elif width == 1:
+        for place in range(len(numbers)):
+            numbers[place] = np.int64(record[at + place])
+    else:
+        for place in range(len(numbers)):
+            value = np.int64(0)
+            for byte in range(width):
+                value |= np.int64(record[at + width * place + byte]) << (8 * byte)
+            numbers[place] = value
+    return at + width * len(numbers)
 
 
 @compiled
-def unpack(record: Any, n_atoms: int, n_directed: int, n_short: int, wide: bool) -> Any:
+def _all_below(numbers: Any, limit: int) -> bool:
+    largest = np.int64(-1)
+    for number in numbers:
+        largest = max(largest, number)
+    return largest < limit
+
+
+@compiled
+def unpack(record: Any, shape: Any, bases: Any, bonds: Any, pairs: Any) -> Any:
     """What ``conversion.pack_rows`` wrote for one crystal.
 
+    Args:
+        record: uint8.
+        shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide.
+        bases: numbers of the crystal's first atom, directed and undirected bond, added to what counts those.
+        bonds: filled with centre, neighbour, undirected and reverse of each directed bond, int64 [4, D].
+        pairs: filled with first directed bond (counted within the crystal) and image of each undirected bond, int64
+            [U, 4].
+
     Returns:
-        center, neighbour, undirected and reverse of each directed bond, int64 [D] each; first directed bond of each
-        undirected one int64 [U]; image of that one int64 [U, 3]; directed bonds that take part in angles int64 [s]
-        and their roles uint8 [s]; and whether the record makes sense: an unsound one is not decoded to the end.
+        directed bonds that take part in angles (within the crystal) and their roles, int64 [2, s]; and whether the
+        record makes sense: of an unsound one the rest means nothing.
     """
+    n_atoms, n_directed, n_short = shape[0], shape[1], shape[2]
     n_undirected = n_directed // 2
-    width, image_width = (4, 4) if wide else (2, 1)
-    later = width * n_atoms
-    ends = later + width * n_undirected
-    shorts = ends + width * n_undirected
-    images = shorts + width * n_short
-    bits = images + 3 * image_width * n_undirected
-    ways = bits + (n_directed + 7) // 8
-    center, neighbor = np.empty(n_directed, np.int64), np.empty(n_directed, np.int64)
-    undirected, reverse = np.empty(n_directed, np.int64), np.empty(n_directed, np.int64)
-    first, image = np.empty(n_undirected, np.int64), np.empty((n_undirected, 3), np.int64)
-    short, roles = np.empty(n_short, np.int64), np.empty(n_short, np.uint8)
-    sound = ways + n_short <= len(record)
-    new = old = bond = 0
-    for atom in range(n_atoms if sound else 0):
-        end = bond + _get(record, width * atom, width)
-        if end > n_directed:
-            sound = False
-            break
-        for here in range(bond, end):
-            center[here] = atom
-            if record[bits + (here >> 3)] >> (here & 7) & 1:
-                if new == n_undirected:
-                    sound = False
-                    break
-                neighbor[here], undirected[here], first[new] = _get(record, ends + width * new, width), new, here
-                sound = sound and neighbor[here] < n_atoms
-                new += 1
-            else:
-                pair = _get(record, later + width * old, width) if old < n_undirected else n_undirected
-                if pair >= new:
-                    sound = False
-                    break
-                neighbor[here], undirected[here] = center[first[pair]], pair
-                reverse[here], reverse[first[pair]] = first[pair], here
-                old += 1
-        bond = end
-        if not sound:
-            break
-    sound = sound and bond == n_directed and new == n_undirected and old == n_undirected
-    for place in range(n_short if sound else 0):
-        short[place], roles[place] = _get(record, shorts + width * place, width), record[ways + place]
-        sound = sound and short[place] < n_directed
-    for pair in range(n_undirected if sound else 0):
+    width, image_width = (4, 4) if shape[3] else (2, 1)
+    per_atom, bits = np.empty(n_atoms, np.int64), np.empty((n_directed + 7) // 8, np.int64)
+    later, ends = np.zeros(n_undirected + 1, np.int64), np.zeros(n_undirected + 1, np.int64)
+    first, image = np.zeros(n_undirected + 1, np.int64), np.empty(3 * n_undirected, np.int64)
+    short = np.empty((2, n_short), np.int64)
+    expected = width * (n_atoms + 2 * n_undirected + n_short) + 3 * image_width * n_undirected + len(bits) + n_short
+    if expected > len(record):
+        return short, False
+    at = _numbers(record, 0, width, per_atom)
+    at = _numbers(record, at, width, later[:n_undirected])
+    at = _numbers(record, at, width, ends[:n_undirected])
+    at = _numbers(record, at, width, short[0])
+    at = _numbers(record, at, image_width, image)
+    at = _numbers(record, at, 1, bits)
+    _numbers(record, at, 1, short[1])
+    total = np.int64(0)
+    for atom in range(n_atoms):
+        total += per_atom[atom]
+    if not (
+        total == n_directed
+        and _all_below(later, max(1, n_undirected))
+        and _all_below(ends, n_atoms)
+        and _all_below(short[0], n_directed)
+    ):
+        return short, False
+
+    atom0, bond0, half0 = bases[0], bases[1], bases[2]
+    center, neighbor, undirected, reverse = bonds[0], bonds[1], bonds[2], bonds[3]
+    bond, new, old = 0, np.int64(0), np.int64(0)
+    for atom in range(n_atoms):
+        for here in range(bond, bond + per_atom[atom]):
+            # Without a branch, since which of its two a bond is cannot be guessed: ``is_first`` selects by product.
+            # An unsound record may run past the end of the lists, which have one more place for that.
+            is_first = bits[here >> 3] >> (here & 7) & 1
+            new_or_end, old_or_end = min(new, n_undirected), min(old, n_undirected)
+            pair = is_first * new_or_end + (1 - is_first) * later[old_or_end]
+            begin = is_first * here + (1 - is_first) * first[pair]
+            center[here] = atom + atom0
+            neighbor[here] = is_first * (ends[new_or_end] + atom0) + (1 - is_first) * center[begin]
+            undirected[here], reverse[here] = pair + half0, begin + bond0
+            first[pair], reverse[begin] = begin, here + bond0
+            new += is_first
+            old += 1 - is_first
+        bond += per_atom[atom]
+    half = np.int64(1) << (8 * image_width - 1)
+    for pair in range(n_undirected):
+        pairs[pair, 0] = first[pair]
         for axis in range(3):
-            value = _get(record, images + image_width * (3 * pair + axis), image_width)
-            half = np.int64(1) << (8 * image_width - 1)
-            image[pair, axis] = (value ^ half) - half
-    return center, neighbor, undirected, reverse, first, image, short, roles, sound
+            pairs[pair, 1 + axis] = (image[3 * pair + axis] ^ half) - half
+    return short, new == n_undirected and old == n_undirected
 
 
 @compiled
-def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:  # noqa: PLR0912, PLR0915  one pass over the data
+def _angles_at_atoms(short: Any, units: Any, blocks: Any) -> Any:
+    """Angle between every two short bonds at one atom, radian.
+
+    Args:
+        short: centre (within the crystal) of each short directed bond, ascending, int64 [s].
+        units: directions of these, float64 [s, 3].
+        blocks: where the bonds of each atom begin, int64 [n + 1].
+
+    Returns:
+        where the row of each bond begins, int64 [s], and the rows: its angles with all bonds of its atom, float32.
+    """
+    rows = np.empty(len(short), np.int64)
+    size = 0
+    for place in range(len(short)):
+        rows[place] = size
+        size += blocks[short[place] + 1] - blocks[short[place]]
+    angles = np.zeros(size, np.float32)
+    for place in range(len(short)):
+        begin, end = blocks[short[place]], blocks[short[place] + 1]
+        for other in range(place + 1, end):
+            cosine = (
+                units[place, 0] * units[other, 0]
+                + units[place, 1] * units[other, 1]
+                + units[place, 2] * units[other, 2]
+            )
+            angle = math.acos((1 - 1e-6) * cosine)
+            angles[rows[place] + other - begin] = angle
+            angles[rows[other] + place - begin] = angle
+    return rows, angles
+
+
+@compiled
+def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:  # noqa: PLR0912
     """B records as one graph with lengths and angles.
 
     Args:
@@ -92,133 +150,110 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         cart: Cartesian coordinates, Å, float64 [A, 3]. lattices: float64 [B, 3, 3], Å.
 
     Returns:
-        atom_crystal [A]; bond_center, bond_neighbor, bond_undirected, bond_reverse [D]; bond_length float32 [U];
-        short_bond [S]; angle_center, angle_bond_i, angle_bond_j, angle_by_j [T]; angle float32 [T]; and the number of
-        the first unsound record, -1 if all are sound. Lengths and angles are computed in float64 and rounded once.
+        atom_crystal [A]; centre, neighbour, undirected and reverse of each directed bond [4, D]; bond_length float32
+        [U]; short_bond [S]; angle_center, angle_bond_i, angle_bond_j, angle_by_j [4, T]; angle float32 [T]; and the
+        number of the first unsound record, -1 if all are sound. Lengths and angles are computed in float64 and
+        rounded once.
     """
     n_directed, n_short_bonds, n_angles = sizes[0], sizes[1], sizes[2]
     atom_crystal = np.empty(len(cart), np.int64)
-    bond_center, bond_neighbor = np.empty(n_directed, np.int64), np.empty(n_directed, np.int64)
-    bond_undirected, bond_reverse = np.empty(n_directed, np.int64), np.empty(n_directed, np.int64)
+    bonds = np.empty((4, n_directed), np.int64)
     bond_length = np.empty(n_directed // 2, np.float32)
     short_bond = np.empty(n_short_bonds, np.int64)
-    angle_center, angle_i, angle_j = (
-        np.empty(n_angles, np.int64),
-        np.empty(n_angles, np.int64),
-        np.empty(n_angles, np.int64),
-    )
-    angle_by_j, angle = np.empty(n_angles, np.int64), np.empty(n_angles, np.float32)
+    numbers, angle = np.empty((4, n_angles), np.int64), np.empty(n_angles, np.float32)
+    angle_center, angle_i, angle_j, by_j = numbers[0], numbers[1], numbers[2], numbers[3]
+    shape, bases = np.empty(4, np.int64), np.zeros(3, np.int64)
     unsound = -1
     atom0 = bond0 = short0 = angle0 = 0
     for b in range(len(n_atoms)):
         for atom in range(atom0, atom0 + n_atoms[b]):
             atom_crystal[atom] = b
-        center, neighbor, undirected, reverse, first, image, short, roles, sound = unpack(
-            records[starts[b] : starts[b + 1]], n_atoms[b], index[b, 1], index[b, 2], index[b, 5] == 1
-        )
+        half0, n_pairs = bond0 // 2, index[b, 1] // 2
+        shape[0], shape[1], shape[2], shape[3] = n_atoms[b], index[b, 1], index[b, 2], index[b, 5]
+        bases[0], bases[1], bases[2] = atom0, bond0, half0
+        pairs = np.empty((n_pairs, 4), np.int64)
+        end = bond0 + index[b, 1]
+        short, sound = unpack(records[starts[b] : starts[b + 1]], shape, bases, bonds[:, bond0:end], pairs)
         if not sound:
             unsound = b
             break
         lattice = lattices[b]
-        half0 = bond0 // 2
-        vector, length = np.empty((len(first), 3)), np.empty(len(first))
-        for pair in range(len(first)):
-            bond = first[pair]
+        vectors = np.empty((n_pairs, 4))
+        for pair in range(n_pairs):
+            here, there = bonds[0, bond0 + pairs[pair, 0]], bonds[1, bond0 + pairs[pair, 0]]
+            i, j, k = float(pairs[pair, 1]), float(pairs[pair, 2]), float(pairs[pair, 3])
             squared = 0.0
             for axis in range(3):
-                part = (
-                    cart[atom0 + neighbor[bond], axis]
-                    - cart[atom0 + center[bond], axis]
-                    + image[pair, 0] * lattice[0, axis]
-                    + image[pair, 1] * lattice[1, axis]
-                    + image[pair, 2] * lattice[2, axis]
-                )
-                vector[pair, axis] = part
-                squared += part * part
-            length[pair] = math.sqrt(squared)
-            bond_length[half0 + pair] = length[pair]
-        for bond in range(len(center)):
-            bond_center[bond0 + bond] = atom0 + center[bond]
-            bond_neighbor[bond0 + bond] = atom0 + neighbor[bond]
-            bond_undirected[bond0 + bond] = half0 + undirected[bond]
-            bond_reverse[bond0 + bond] = bond0 + reverse[bond]
+                move = i * lattice[0, axis] + j * lattice[1, axis] + k * lattice[2, axis]
+                vectors[pair, axis] = cart[there, axis] - cart[here, axis] + move
+                squared += vectors[pair, axis] * vectors[pair, axis]
+            vectors[pair, 3] = math.sqrt(squared)
+            bond_length[half0 + pair] = vectors[pair, 3]
 
-        # Short undirected bonds in ascending order, and where their one or two directed bonds stand in ``short``.
-        number = np.full(len(first), -1, np.int64)
-        for place in range(len(short)):
-            number[undirected[short[place]]] = 0
+        # Number the short undirected bonds in ascending order.
+        n_directed_short = index[b, 2]
+        number = np.full(n_pairs, -1, np.int64)
+        for place in range(n_directed_short):
+            number[bonds[2, bond0 + short[0, place]] - half0] = 0
         n_short = 0
-        for pair in range(len(first)):
+        for pair in range(n_pairs):
             if number[pair] == 0:
                 number[pair] = n_short
                 if short0 + n_short < n_short_bonds:
                     short_bond[short0 + n_short] = half0 + pair
                 n_short += 1
+        # Where the one or two directed bonds of each stand in ``short``, and where those of each atom do.
         places = np.full((n_short, 2), -1, np.int64)
-        unit = np.empty((len(short), 3))
-        which, block = np.empty(len(short), np.int64), np.empty(n_atoms[b] + 1, np.int64)
+        units, blocks = np.empty((n_directed_short, 3)), np.empty(n_atoms[b] + 1, np.int64)
+        centers, which = np.empty(n_directed_short, np.int64), np.empty(n_directed_short, np.int64)
+        n_first = np.zeros(n_atoms[b], np.int64)
         filled = 0
-        for place in range(len(short)):
-            bond = short[place]
-            pair = undirected[bond]
-            which[place] = number[pair]
+        for place in range(n_directed_short):
+            bond = short[0, place]
+            pair = bonds[2, bond0 + bond] - half0
+            centers[place], which[place] = bonds[0, bond0 + bond] - atom0, number[pair]
+            n_first[centers[place]] += short[1, place] & AS_I
             places[number[pair], 0 if places[number[pair], 0] < 0 else 1] = place
-            sign = 1.0 if first[pair] == bond else -1.0
+            share = (1.0 if pairs[pair, 0] == bond else -1.0) / vectors[pair, 3]
             for axis in range(3):
-                unit[place, axis] = sign * vector[pair, axis] / length[pair]
-            while filled <= center[bond]:
-                block[filled] = place
+                units[place, axis] = share * vectors[pair, axis]
+            while filled <= centers[place]:
+                blocks[filled] = place
                 filled += 1
         while filled <= n_atoms[b]:
-            block[filled] = len(short)
+            blocks[filled] = n_directed_short
             filled += 1
-        by_j = np.zeros(n_short + 1, np.int64)
+        counts = np.zeros(n_short + 1, np.int64)
+        total = 0
+        for place in range(n_directed_short):
+            if short[1, place] & AS_J:
+                partners = n_first[centers[place]] - (short[1, place] & AS_I)
+                counts[which[place] + 1] += partners
+                total += partners
+        if n_short != index[b, 3] or total != index[b, 4]:
+            unsound = b
+            break
+
+        rows, values = _angles_at_atoms(centers, units, blocks)
         count = angle0
         for bond in range(n_short):
             for side in range(2):
                 place = places[bond, side]
-                if place < 0 or not roles[place] & AS_I:
+                if place < 0 or not short[1, place] & AS_I:
                     continue
-                atom = center[short[place]]
-                for other in range(block[atom], block[atom + 1]):
-                    if other == place or not roles[other] & AS_J or count >= n_angles:
+                begin, stop = blocks[centers[place]], blocks[centers[place] + 1]
+                for other in range(begin, stop):
+                    if other == place or not short[1, other] & AS_J:
                         continue
-                    cosine = (
-                        unit[place, 0] * unit[other, 0]
-                        + unit[place, 1] * unit[other, 1]
-                        + unit[place, 2] * unit[other, 2]
-                    )
-                    angle[count] = math.acos((1 - 1e-6) * cosine)
-                    angle_center[count] = atom0 + atom
-                    angle_i[count] = short0 + bond
-                    angle_j[count] = short0 + which[other]
-                    by_j[which[other] + 1] += 1
+                    angle[count] = values[rows[place] + other - begin]
+                    angle_center[count] = atom0 + centers[place]
+                    angle_i[count], angle_j[count] = short0 + bond, short0 + which[other]
                     count += 1
-        if n_short != index[b, 3] or count - angle0 != index[b, 4]:
-            unsound = b
-            break
         for bond in range(n_short):
-            by_j[bond + 1] += by_j[bond]
+            counts[bond + 1] += counts[bond]
         for here in range(angle0, count):
             bond = angle_j[here] - short0
-            angle_by_j[angle0 + by_j[bond]] = here
-            by_j[bond] += 1
-        atom0 += n_atoms[b]
-        bond0 += index[b, 1]
-        short0 += n_short
-        angle0 = count
-    return (
-        atom_crystal,
-        bond_center,
-        bond_neighbor,
-        bond_undirected,
-        bond_reverse,
-        bond_length,
-        short_bond,
-        angle_center,
-        angle_i,
-        angle_j,
-        angle_by_j,
-        angle,
-        unsound,
-    )
+            by_j[angle0 + counts[bond]] = here
+            counts[bond] += 1
+        atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short0 + n_short, count
+    return atom_crystal, bonds, bond_length, short_bond, numbers, angle, unsound

@@ -16,22 +16,6 @@ from mbqueue.data.distortion import distort
 from mbqueue.data.graphs import cartesian
 from mbqueue.errors import CacheError
 
-#: What ``assemble`` returns, in its order.
-_ASSEMBLED = (
-    "atom_crystal",
-    "bond_center",
-    "bond_neighbor",
-    "bond_undirected",
-    "bond_reverse",
-    "bond_length",
-    "short_bond",
-    "angle_center",
-    "angle_bond_i",
-    "angle_bond_j",
-    "angle_by_j",
-    "angle",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Distortion:
@@ -72,7 +56,7 @@ def make_batch(
     cart = np.ascontiguousarray(cartesian(crystals.frac_coords[atoms], lattices, sizes))
     if distortion is not None:
         cart, lattices = distort(cart, lattices, sizes, rows, distortion.strain, distortion.jitter, distortion.seed)
-    *arrays, unsound = assemble(
+    atom_crystal, bonds, length, short, angles, angle, unsound = assemble(
         np.concatenate(parts), starts, index[:, [1, 3, 4]].sum(axis=0), sizes, index, cart, lattices
     )
     if unsound >= 0:
@@ -84,5 +68,16 @@ def make_batch(
         targets=torch.from_numpy(crystals.targets[rows].astype(np.float32)),
         n_atoms=torch.from_numpy(sizes),
         atomic_numbers=torch.from_numpy(crystals.atomic_numbers[atoms].astype(np.int64)),
-        **{name: torch.from_numpy(array) for name, array in zip(_ASSEMBLED, arrays, strict=True)},
+        atom_crystal=torch.from_numpy(atom_crystal),
+        bond_center=torch.from_numpy(bonds[0]),
+        bond_neighbor=torch.from_numpy(bonds[1]),
+        bond_undirected=torch.from_numpy(bonds[2]),
+        bond_reverse=torch.from_numpy(bonds[3]),
+        bond_length=torch.from_numpy(length),
+        short_bond=torch.from_numpy(short),
+        angle_center=torch.from_numpy(angles[0]),
+        angle_bond_i=torch.from_numpy(angles[1]),
+        angle_bond_j=torch.from_numpy(angles[2]),
+        angle_by_j=torch.from_numpy(angles[3]),
+        angle=torch.from_numpy(angle),
     )

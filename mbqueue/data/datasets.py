@@ -73,6 +73,7 @@ def load(
     limit: int = 0,
     seed: int = 0,
     drop_invalid: bool = False,
+    targets_required: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set; the official one is downloaded first if it is not on this machine.
@@ -83,6 +84,7 @@ def load(
         limit: keep only so many crystals, drawn with ``seed``, in their order; 0 keeps all.
         seed: seeds that draw.
         drop_invalid: leave out what cannot be used, instead of raising ``InvalidCrystals``.
+        targets_required: whether an entry without a target is invalid; else its target is nan (for prediction).
         progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
 
     Raises:
@@ -96,7 +98,7 @@ def load(
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
 
     check_dataset(name_or_path, project_root=project_root)
-    gatherer = Gatherer()
+    gatherer = Gatherer(targets_required=targets_required)
     is_official = name_or_path == OFFICIAL_DATASET
     if is_official:
         file = official.official_file()

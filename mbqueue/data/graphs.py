@@ -94,11 +94,14 @@ def convert(
 def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     """One packed graph in the form of CHGNet's ``CrystalGraph``."""
     start, n_directed, n_short, _, n_angles, wide = packed.index[row].tolist()
-    center, neighbor, undirected, reverse, first, half_image, short, roles, sound = unpack(
-        packed.records[start:], n_atoms, n_directed, n_short, wide == 1
-    )
+    bonds, pairs = np.empty((4, n_directed), np.int64), np.empty((n_directed // 2, 4), np.int64)
+    shape = np.array([n_atoms, n_directed, n_short, wide])
+    (short, roles), sound = unpack(packed.records[start:], shape, np.zeros(3, np.int64), bonds, pairs)
     assert sound, "a record that was just made"
-    image = half_image[undirected] * np.where(first[undirected] == np.arange(n_directed), 1, -1)[:, None]
+    center, neighbor, undirected, reverse = bonds
+    first = pairs[:, 0]
+    sign = np.where(first[undirected] == np.arange(n_directed), 1, -1)
+    image = pairs[undirected, 1:] * sign[:, None]
     angles = []
     for i in short[np.lexsort((short, undirected[short]))]:
         if roles[np.searchsorted(short, i)] & AS_I:
