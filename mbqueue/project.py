@@ -47,7 +47,7 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Project:
+class ProjectFolder:
     """The paths and settings of one project folder."""
 
     root: Path
@@ -107,7 +107,7 @@ class Project:
         raise UsageError(f"There is no experiment {name_or_file!r}. In {self.jobs_dir} are: {known}.")
 
 
-def find_project(given: Path | None = None, *, start: Path | None = None) -> Project:
+def find_project(given: Path | None = None, *, start: Path | None = None) -> ProjectFolder:
     """The project at ``given``, else at $MBQUEUE_PROJECT, else at the nearest parent of ``start`` that is one.
 
     Raises:
@@ -123,18 +123,18 @@ def find_project(given: Path | None = None, *, start: Path | None = None) -> Pro
             raise ProjectNotFound(
                 f"{root} {state} (a project has jobs/ and state/). Make one with: mbqueue init {given}"
             )
-        return Project(root, load_settings(root))
+        return ProjectFolder(root, load_settings(root))
     start = (start or Path.cwd()).absolute()
     for folder in (start, *start.parents):
         if _is_project(folder):
-            return Project(folder, load_settings(folder))
+            return ProjectFolder(folder, load_settings(folder))
     raise ProjectNotFound(
         f"Neither {start} nor a folder above it is a project (one with jobs/ and state/). "
         f"Go to one, name one with --project DIR or {ENVIRONMENT_VARIABLE}, or make one with: mbqueue init DIR"
     )
 
 
-def init_project(root: Path) -> tuple[Project, list[Path]]:
+def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
     """Make ``root`` a project; returns it and the files that were written. What is there already stays as it is."""
     root = root.expanduser().absolute()
     if root.exists() and not root.is_dir():
@@ -148,7 +148,7 @@ def init_project(root: Path) -> tuple[Project, list[Path]]:
         if template.name.endswith(".toml") and not target.exists():
             files.write_text(target, template.read_text(encoding="utf-8"))
             written.append(target)
-    return Project(root, load_settings(root)), written
+    return ProjectFolder(root, load_settings(root)), written
 
 
 def load_settings(root: Path) -> Settings:

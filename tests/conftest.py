@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mbqueue.project import Project, init_project
+from mbqueue.project import ProjectFolder, init_project
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> ProjectFolder:
     """A fresh project folder."""
     return init_project(tmp_path / "project")[0]

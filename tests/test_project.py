@@ -7,7 +7,7 @@ import pytest
 
 from mbqueue.errors import ProjectNotFound, SpecError, UsageError
 from mbqueue.experiment import load_spec
-from mbqueue.project import ENVIRONMENT_VARIABLE, Project, find_project, init_project, load_settings
+from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder, find_project, init_project, load_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(
         find_project(start=tmp_path)
 
 
-def test_an_unknown_experiment_lists_the_known_ones(project: Project) -> None:
+def test_an_unknown_experiment_lists_the_known_ones(project: ProjectFolder) -> None:
     with pytest.raises(UsageError, match="full_finetune, head_finetune, pretrained_infer"):
         project.experiment_file("ful_finetune")
 

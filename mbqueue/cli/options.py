@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from mbqueue.errors import UsageError
-from mbqueue.project import Project, find_project
+from mbqueue.project import ProjectFolder, find_project
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 
 
-def current_project(context: typer.Context) -> Project:
+def current_project(context: typer.Context) -> ProjectFolder:
     """The project that the command was given or stands in."""
     given: Path | None = context.find_root().params.get("project")
     return find_project(given)

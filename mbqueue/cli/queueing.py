@@ -11,7 +11,7 @@ import typer
 from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import ExperimentArgument, JsonOption, current_project, parse_folds
 from mbqueue.clock import SystemClock, parse_duration, utc_text
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Event
 from mbqueue.queue.store import Queue
 
@@ -174,11 +174,11 @@ def _place(experiment: str, fold: int | None) -> str:
     return experiment if fold is None else f"{experiment} fold {fold}"
 
 
-def _reading(project: Project) -> Queue:
+def _reading(project: ProjectFolder) -> Queue:
     return Queue(project.queue_db, read_only=True)
 
 
-def _writing(project: Project) -> Queue:
+def _writing(project: ProjectFolder) -> Queue:
     # A queue that does not exist is not made by a command that only steers it.
     Queue(project.queue_db, read_only=True).close()
     return Queue(project.queue_db)

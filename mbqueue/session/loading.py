@@ -12,7 +12,7 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import Spec
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 
 CRYSTALS_FILE = "crystals.bin"
 
@@ -45,7 +45,7 @@ class LoadedData:
 
 
 def load_data(
-    project: Project,
+    project: ProjectFolder,
     spec: Spec,
     *,
     dataset_hash: str | None,
@@ -103,7 +103,7 @@ def load_data(
 
 
 def _from_cache(
-    project: Project, dataset_hash: str, note: Callable[[str], None]
+    project: ProjectFolder, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
     if not path.exists():

@@ -10,7 +10,7 @@ import torch
 
 from mbqueue.clock import Clock, SystemClock, format_duration
 from mbqueue.errors import InvalidCrystals, LeaseLost, ResultsError, SpecError, TrainingError, UsageError
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
@@ -69,7 +69,7 @@ class SessionOutcome:
 
 
 def work(
-    project: Project,
+    project: ProjectFolder,
     options: WorkOptions,
     *,
     report: Report,

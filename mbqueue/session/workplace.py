@@ -9,7 +9,7 @@ import torch
 
 from mbqueue.clock import Clock
 from mbqueue.experiment import Spec, parse_spec
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Lease
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
@@ -39,7 +39,7 @@ class Workplace:
     Data and fold of the last job are kept, so that the next epoch finds the model on the device.
     """
 
-    project: Project
+    project: ProjectFolder
     queue: Queue
     session: str
     device: torch.device

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mbqueue.cli import main
-from mbqueue.project import ENVIRONMENT_VARIABLE, Project
+from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ Command = Callable[..., Said]
 
 
 @pytest.fixture
-def mbqueue(project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def mbqueue(project: ProjectFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command in a fresh project."""
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setenv("COLUMNS", "80")

@@ -11,19 +11,25 @@ import pytest
 import typer
 
 from mbqueue.cli.app import app
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 
 Command = Callable[..., Any]
 USAGE = 2
 
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+def names(group: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command below a group, those of its groups included."""
+    found = []
+    for name, command in sorted(group.commands.items()):
+        found += names(command, (*prefix, name)) if hasattr(command, "commands") else [(*prefix, name)]
+    return found
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(mbqueue: Command, command: str) -> None:
-    said = mbqueue(command, "--help")
+@pytest.mark.parametrize("command", names(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_has_help_with_an_example(mbqueue: Command, command: tuple[str, ...]) -> None:
+    said = mbqueue(*command, "--help")
     assert said.code == 0
-    assert f"Example: mbqueue {command}" in said.out
+    assert f"Example: mbqueue {' '.join(command)}" in said.out
 
 
 def test_enqueueing_the_same_thing_twice_changes_nothing_and_says_so(mbqueue: Command) -> None:
@@ -113,7 +119,7 @@ def test_events_tell_what_happened_to_which_job(mbqueue: Command) -> None:
     assert [event["to_state"] for event in events] == ["cancelled"]
 
 
-def test_doctor_says_what_is_there_and_what_to_do(mbqueue: Command, project: Project) -> None:
+def test_doctor_says_what_is_there_and_what_to_do(mbqueue: Command, project: ProjectFolder) -> None:
     findings = {finding["what"]: finding for finding in json.loads(mbqueue("doctor", "--json").out)}
     assert findings["project"]["found"] == str(project.root)
     assert findings["state folder"]["state"] == "ok"
@@ -149,7 +155,7 @@ def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: 
 
 @pytest.mark.parametrize("arguments", [("status", "--json"), ("enqueue", "full_finetune", "--dataset", "sample")])
 def test_status_and_enqueue_import_nothing_heavy(
-    mbqueue: Command, project: Project, arguments: tuple[str, ...]
+    mbqueue: Command, project: ProjectFolder, arguments: tuple[str, ...]
 ) -> None:
     mbqueue("enqueue", "head_finetune", "--dataset", "sample")  # the first one also creates the database
     program = (

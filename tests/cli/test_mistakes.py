@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mbqueue.cli import main
-from mbqueue.project import ENVIRONMENT_VARIABLE, Project
+from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder
 
 Command = Callable[..., Any]
 FAILURE, USAGE = 1, 2
@@ -64,7 +64,7 @@ def test_a_command_outside_of_any_project_says_how_to_make_one(
     assert "mbqueue init" in capsys.readouterr().err
 
 
-def test_an_experiment_file_with_a_slip_is_named_with_the_line(mbqueue: Command, project: Project) -> None:
+def test_an_experiment_file_with_a_slip_is_named_with_the_line(mbqueue: Command, project: ProjectFolder) -> None:
     path = project.jobs_dir / "full_finetune.toml"
     path.write_text("seed = 1\n[train\nlr = 1\n")
     answer = mbqueue("enqueue", "full_finetune")
@@ -73,7 +73,7 @@ def test_an_experiment_file_with_a_slip_is_named_with_the_line(mbqueue: Command,
     assert "line 2" in answer.err
 
 
-def test_a_spec_edited_after_enqueueing_is_not_mixed_in(mbqueue: Command, project: Project) -> None:
+def test_a_spec_edited_after_enqueueing_is_not_mixed_in(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     path = project.jobs_dir / "full_finetune.toml"
     path.write_text(path.read_text().replace("batch_size = 64", "batch_size = 32"))
@@ -82,7 +82,7 @@ def test_a_spec_edited_after_enqueueing_is_not_mixed_in(mbqueue: Command, projec
     assert "train.batch_size: 64 in the queue, 32 now" in answer.err
 
 
-def test_a_damaged_queue_is_told_as_such(mbqueue: Command, project: Project) -> None:
+def test_a_damaged_queue_is_told_as_such(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     for path in project.state_dir.glob("queue.db*"):
         path.unlink()
@@ -92,14 +92,14 @@ def test_a_damaged_queue_is_told_as_such(mbqueue: Command, project: Project) -> 
     assert "damaged" in answer.err
 
 
-def test_a_state_folder_that_is_gone_is_told_as_no_project(mbqueue: Command, project: Project) -> None:
+def test_a_state_folder_that_is_gone_is_told_as_no_project(mbqueue: Command, project: ProjectFolder) -> None:
     shutil.rmtree(project.state_dir)
     answer = mbqueue("status")
     assert answer.code == USAGE
     assert "is not a project" in answer.err
 
 
-def test_the_traceback_is_shown_on_request_only(mbqueue: Command, project: Project) -> None:
+def test_the_traceback_is_shown_on_request_only(mbqueue: Command, project: ProjectFolder) -> None:
     project.queue_db.write_bytes(b"this is not a database, and never was one" * 100)
     assert "Traceback" not in mbqueue("status").err
     assert "Traceback" in mbqueue("--debug", "status").err

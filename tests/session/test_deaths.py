@@ -12,7 +12,7 @@ import pytest
 from processes import kill, outcome, run, start, until
 from small_project import enqueue, make_project, small_spec
 
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 
@@ -29,17 +29,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, li
     return outcome(folder, 0)
 
 
-def commits(project: Project) -> int:
+def commits(project: ProjectFolder) -> int:
     """Commits of fold 0 that exist."""
     return len(list(project.checkpoints_dir("full_finetune", 0).glob("e*.json")))
 
 
-def files_being_written(project: Project) -> int:
+def files_being_written(project: ProjectFolder) -> int:
     """Temporary files of a commit of fold 0 that is just being staged."""
     return len(list(project.checkpoints_dir("full_finetune", 0).glob(".tmp-*")))
 
 
-def until_a_new_commit(project: Project, process: subprocess.Popen[bytes]) -> None:
+def until_a_new_commit(project: ProjectFolder, process: subprocess.Popen[bytes]) -> None:
     """Wait until fold 0 has gone further than it has now."""
     folder = project.checkpoints_dir("full_finetune", 0)
     newest = max(folder.glob("e*.json"), default=None)
@@ -136,7 +136,7 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_after_another_took_ove
     assert outcome(folder, 0) == straight
 
 
-def _everything(project: Project, folder: Path) -> tuple[object, ...]:
+def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
     """Each job as it stands, and every byte of checkpoints and results (but for what a dead session left unnamed)."""
     with Queue(project.queue_db, read_only=True) as queue:
         jobs = queue.jobs()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from small_project import ManualClock, enqueue, small_spec
 
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
@@ -12,7 +12,7 @@ LEASE_SECONDS = 100.0
 
 
 @pytest.fixture
-def held(project: Project, clock: ManualClock) -> tuple[Queue, Lease, Heartbeat, list[str]]:
+def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Heartbeat, list[str]]:
     """A queue, a lease in it, and the heartbeat that holds it (its thread is not started: the tests beat)."""
     enqueue(project, small_spec(project))
     queue = Queue(project.queue_db)

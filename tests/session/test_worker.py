@@ -16,7 +16,7 @@ from small_project import ManualClock, RememberedReport, enqueue, make_project, 
 
 from mbqueue.data import datasets
 from mbqueue.errors import UsageError
-from mbqueue.project import Project
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import read_history, read_predictions
@@ -33,7 +33,7 @@ def _one_thread() -> Any:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path, SessionOutcome, list[str]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectFolder, Path, SessionOutcome, list[str]]:
     """A small full finetune of one fold, worked on to its end by one session."""
     project = make_project(tmp_path_factory.mktemp("finished"))
     folder = enqueue(project, small_spec(project))
@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path, S
 
 
 def test_a_session_does_everything_and_says_that_nothing_is_left(
-    finished: tuple[Project, Path, SessionOutcome, list[str]],
+    finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
 ) -> None:
     project, _, outcome, lines = finished
     assert outcome.ending is Ending.DONE, lines
@@ -54,7 +54,7 @@ def test_a_session_does_everything_and_says_that_nothing_is_left(
         assert session.end_reason == Ending.DONE.value
 
 
-def test_the_results_folder_has_every_file(finished: tuple[Project, Path, SessionOutcome, list[str]]) -> None:
+def test_the_results_folder_has_every_file(finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]]) -> None:
     folder = finished[1]
     assert {path.name for path in folder.iterdir()} == {
         "history_fold_0.csv",
@@ -66,7 +66,7 @@ def test_the_results_folder_has_every_file(finished: tuple[Project, Path, Sessio
 
 
 def test_the_history_has_one_row_per_epoch_with_the_documented_columns(
-    finished: tuple[Project, Path, SessionOutcome, list[str]],
+    finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
 ) -> None:
     path = finished[1] / "history_fold_0.csv"
     header = path.read_text().splitlines()[0]
@@ -79,7 +79,7 @@ def test_the_history_has_one_row_per_epoch_with_the_documented_columns(
 # CHGNet's own code calls torch in a way that torch warns of.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_the_model_loads_with_chgnet_and_predicts_what_the_file_of_predictions_says(
-    finished: tuple[Project, Path, SessionOutcome, list[str]],
+    finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
 ) -> None:
     from chgnet.model import CHGNet
 
@@ -95,7 +95,9 @@ def test_the_model_loads_with_chgnet_and_predicts_what_the_file_of_predictions_s
     np.testing.assert_array_equal(crystals.targets[rows], table.y_true)
 
 
-def test_the_test_part_is_that_of_matbenchs_rule(finished: tuple[Project, Path, SessionOutcome, list[str]]) -> None:
+def test_the_test_part_is_that_of_matbenchs_rule(
+    finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
+) -> None:
     from sklearn.model_selection import KFold
 
     crystals = datasets.load("sample", limit=40).crystals
@@ -104,7 +106,7 @@ def test_the_test_part_is_that_of_matbenchs_rule(finished: tuple[Project, Path, 
         assert [row["id"] for row in csv.DictReader(stream)] == [crystals.ids[row] for row in first_test]
 
 
-def test_results_json_says_what_was_done(finished: tuple[Project, Path, SessionOutcome, list[str]]) -> None:
+def test_results_json_says_what_was_done(finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]]) -> None:
     project, folder, outcome, _ = finished
     content = json.loads((folder / "results.json").read_text())
     assert content["spec_hash"] == small_spec(project).hash
@@ -248,7 +250,7 @@ def test_a_session_that_starts_with_nothing_enqueued_says_so(tmp_path: Path, rep
 
 
 def test_a_device_that_is_not_there_is_refused(
-    finished: tuple[Project, Path, SessionOutcome, list[str]], report: RememberedReport
+    finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]], report: RememberedReport
 ) -> None:
     for name in ("cuda:77", "abacus"):
         with pytest.raises(UsageError, match="mbqueue doctor"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue.experiment import Spec, load_spec
-from mbqueue.project import Project, init_project
+from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.store import Queue
 
@@ -76,7 +76,7 @@ SMALL = {
 }
 
 
-def small_spec(project: Project, experiment: str = "full_finetune", **overrides: Any) -> Spec:
+def small_spec(project: ProjectFolder, experiment: str = "full_finetune", **overrides: Any) -> Spec:
     """`SMALL` with dotted overrides written with double underscores (train__lr=1e-3)."""
     laid_over = {**SMALL, **{key.replace("__", "."): value for key, value in overrides.items()}}
     if experiment == "pretrained_infer":
@@ -84,14 +84,14 @@ def small_spec(project: Project, experiment: str = "full_finetune", **overrides:
     return load_spec(project.experiment_file(experiment), overrides=laid_over)
 
 
-def enqueue(project: Project, spec: Spec) -> Path:
+def enqueue(project: ProjectFolder, spec: Spec) -> Path:
     """Put a spec into the project's queue; returns its results folder."""
     with Queue(project.queue_db) as queue:
         outcome = queue.enqueue(spec, results_dir=project.results_folder("2026-01-01", spec.folder_name), now=0.0)
     return project.root / outcome.experiment.results_dir
 
 
-def make_project(root: Path, *, checkpoint_minutes: float = 1e-6, lease_seconds: float = 60.0) -> Project:
+def make_project(root: Path, *, checkpoint_minutes: float = 1e-6, lease_seconds: float = 60.0) -> ProjectFolder:
     """A project whose sessions commit after every step, unless told otherwise."""
     init_project(root)
     (root / "mbqueue.toml").write_text(f"checkpoint_minutes = {checkpoint_minutes}\nlease_seconds = {lease_seconds}\n")
