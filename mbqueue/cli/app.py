@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import mbqueue
-from mbqueue.cli import demo, doctor, queueing, reading, setup, status, work
+from mbqueue.cli import datasets, demo, doctor, predicting, queueing, reading, setup, status, work
 from mbqueue.cli.console import print_line
 
 app = typer.Typer(
@@ -43,10 +43,12 @@ def _root(
 
 for command in (
     setup.init,
+    datasets.prepare,
     queueing.enqueue,
     work.work,
     status.status,
     queueing.events,
+    predicting.predict,
     reading.report,
     reading.compare,
     reading.export,
@@ -59,3 +61,4 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(datasets.cache, name="cache", no_args_is_help=True)

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbqueue.data import datasets
-from mbqueue.data.cache import GraphCache, folder_name
+from mbqueue.data.cache import CRYSTALS_FILE, GraphCache, folder_name
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.errors import CacheError, DataError
-from mbqueue.experiment import Spec
+from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
-
-CRYSTALS_FILE = "crystals.bin"
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -24,14 +22,14 @@ class LoadedData:
     """An experiment's data, ready for training.
 
     Attributes:
-        spec: the [data] section it was loaded for.
+        wanted: the [data] section it was loaded for.
         crystals, graphs: row for row.
         source: name or path, for people.
         official: whether it is matbench's own dataset, whole and in its order.
         dropped: (id, reason) of what was left out.
     """
 
-    spec: dict[str, Any]
+    wanted: DataSpec
     crystals: Crystals
     graphs: GraphCache
     source: str
@@ -46,18 +44,22 @@ class LoadedData:
 
 def load_data(
     project: ProjectFolder,
-    spec: Spec,
+    wanted: DataSpec,
     *,
+    seed: int,
     dataset_hash: str | None,
     progress: Progress,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None],
+    targets_required: bool = True,
 ) -> LoadedData | None:
-    """Crystals and graphs of a spec; None when asked to stop before they are whole.
+    """The crystals and graphs that a [data] section asks for; None when asked to stop before they are whole.
 
     Args:
+        seed: draws the crystals when the section has a limit.
         dataset_hash: of the crystals, once the experiment was prepared; they are then taken from the cache without
             reading the source, when they are there.
+        targets_required: whether a crystal without a target is an error; else its target is nan.
 
     Raises:
         DataError: when the source cannot be used, or has changed since the experiment was prepared.
@@ -67,11 +69,12 @@ def load_data(
         found = _from_cache(project, dataset_hash, note)
     if found is None:
         dataset = datasets.load(
-            spec.data.dataset,
+            wanted.dataset,
             project_root=project.root,
-            limit=spec.data.limit,
-            seed=spec.seed,
-            drop_invalid=spec.data.drop_invalid,
+            limit=wanted.limit,
+            seed=seed,
+            drop_invalid=wanted.drop_invalid,
+            targets_required=targets_required,
             progress=progress("reading"),
         )
         if dataset_hash is not None and dataset.crystals.hash != dataset_hash:
@@ -93,7 +96,7 @@ def load_data(
     if graphs is None:
         return None
     return LoadedData(
-        spec=spec.data.model_dump(),
+        wanted=wanted,
         crystals=crystals,
         graphs=graphs,
         source=meta["source"],

@@ -86,7 +86,7 @@ def work(
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
     if not project.queue_db.exists():
         raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
-    device = _usable_device(options.device)
+    device = usable_device(options.device)
     deadline = Deadline(clock, options.session_seconds)
     lease_seconds = project.settings.lease_seconds
     with Queue(project.queue_db) as queue:
@@ -195,7 +195,7 @@ def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
     place.report.job_failed(lease.job, error, None if job.state.value == "failed" else job.not_before)
 
 
-def _usable_device(name: str | None) -> torch.device:
+def usable_device(name: str | None) -> torch.device:
     """The device of that name, proved to work.
 
     Raises:

@@ -94,20 +94,23 @@ class Workplace:
         Raises:
             Stopped: when asked to stop while they are read or converted.
         """
-        wanted = spec.data.model_dump()
-        if self._data is None or self._data.spec != wanted:
+        # Crystals drawn with a limit depend on the seed too; what was prepared tells them apart by its hash.
+        data = self._data
+        if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None
-            self._data = load_data(
+            data = load_data(
                 self.project,
-                spec,
+                spec.data,
+                seed=spec.seed,
                 dataset_hash=experiment.dataset_hash,
                 progress=lambda what: self.progress_of(job, what),
                 should_stop=self.should_stop,
                 note=self.report.note,
             )
-            if self._data is None:
+            if data is None:
                 raise self.stopped()
-        return self._data
+            self._data = data
+        return data
 
     def frozen_for(self, job: Job, spec: Spec, data: LoadedData) -> FrozenBackbone:
         """What the pretrained backbone gives for the crystals, complete; computed where it is missing.

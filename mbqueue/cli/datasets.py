@@ -1,0 +1,130 @@
+"""Commands for data: prepare, and what lies in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mbqueue.cli.console import print_json, print_line, say
+from mbqueue.cli.options import JsonOption, current_project
+from mbqueue.clock import utc_text
+from mbqueue.errors import CacheError
+from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
+from mbqueue.queue.store import Queue
+
+cache = typer.Typer(help="List, verify or prune what lies in the project's cache. All of it can be made again.")
+
+
+def prepare(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Name or path of a dataset.")] = OFFICIAL_DATASET,
+    limit: Annotated[int, typer.Option(help="Only so many crystals, drawn with --seed; 0 for all.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the crystals of --limit.", min=0)] = 0,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
+    ] = False,
+) -> None:
+    """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
+
+    May be stopped at any time; the next call carries on.
+
+    Example: mbqueue prepare sample
+    """
+    project = current_project(context)
+
+    from mbqueue.session.loading import load_data
+
+    wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid)
+    with progress_bars() as progress:
+        data = load_data(project, wanted, seed=seed, dataset_hash=None, progress=progress, note=say)
+    assert data is not None, "nobody asked to stop"
+    for crystal_id, reason in data.dropped:
+        say(f"dropped {crystal_id}: {reason}")
+    widened = data.graphs.widened()
+    print_line(f"{len(data.crystals)} crystals in {data.graphs.folder}")
+    print_line(f"{len(data.dropped)} dropped, {len(widened)} with a widened cut-off so that no atom is isolated")
+
+
+@cache.command("list")
+def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the caches, the newest first.
+
+    Example: mbqueue cache list
+    """
+    from mbqueue.data.caches import stored_caches
+
+    found = stored_caches(current_project(context).cache_dir)
+    if as_json:
+        print_json([{**asdict(entry), "folder": str(entry.folder)} for entry in found])
+        return
+    for entry in found:
+        what = f"{entry.n_crystals} crystals of {entry.source}" if entry.n_crystals else entry.kind
+        state = "" if entry.current else "  (of an older version, of no use)"
+        print_line(f"{entry.folder.name:<34} {entry.size / 1e6:>9.1f} MB  {utc_text(entry.used_at)}  {what}{state}")
+    print_line(f"{len(found)} caches, {sum(entry.size for entry in found) / 1e6:.1f} MB")
+
+
+@cache.command("verify")
+def cache_verify(
+    context: typer.Context,
+    repair: Annotated[bool, typer.Option("--repair", help="Make damaged and missing shards again.")] = False,
+) -> None:
+    """Compare every byte of every cache of graphs with its checksums; exit code 1 when something is wrong.
+
+    Example: mbqueue cache verify --repair
+    """
+    from mbqueue.data.caches import stored_caches, verify_graphs
+
+    problems = []
+    for entry in stored_caches(current_project(context).cache_dir):
+        if entry.kind == "graphs" and entry.current:
+            found = verify_graphs(entry, repair=repair)
+            problems += found
+            print_line(f"{entry.folder.name}: {'sound' if not found else 'repaired' if repair else 'DAMAGED'}")
+    for problem in problems:
+        say(problem)
+    if problems and not repair:
+        raise CacheError("Damaged shards are made again when they are next used, or now: mbqueue cache verify --repair")
+
+
+@cache.command("prune")
+def cache_prune(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="Also what experiments in the queue still need.")] = False,
+) -> None:
+    """Remove caches that no unfinished experiment in the queue needs.
+
+    Example: mbqueue cache prune
+    """
+    from mbqueue.data.caches import prune_caches
+
+    project = current_project(context)
+    needed: set[str] = set()
+    if project.queue_db.exists() and not everything:
+        with Queue(project.queue_db, read_only=True) as queue:
+            states = {entry["name"]: entry["state"] for entry in queue.overview(now=0.0)["experiments"]}
+            unfinished = [e for e in queue.experiments() if states[e.name] != "done"]
+        needed = {e.dataset_hash for e in unfinished if e.dataset_hash is not None}
+    removed = prune_caches(project.cache_dir, keep=needed)
+    for entry in removed:
+        print_line(f"removed {entry.folder.name}, {entry.size / 1e6:.1f} MB")
+    print_line(f"{len(removed)} caches removed, {sum(entry.size for entry in removed) / 1e6:.1f} MB freed")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Bars with the time that is left, on standard error: called with a label, gives a callback (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def start(what: str) -> Callable[[int, int], None]:
+            task = bars.add_task(what)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield start

@@ -1,0 +1,42 @@
+"""``mbqueue predict``: any crystals, by any models that were trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbqueue.cli.console import print_line, say
+from mbqueue.cli.options import current_project
+
+
+def predict(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="sample, matbench_mp_e_form, or a path; targets are not needed.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="model_fold_*.pth files; several make an ensemble.")
+    ],
+    output: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("predictions.csv"),
+    strains: Annotated[
+        int, typer.Option(help="Average over so many pairs of opposite small strains (test-time averaging).", min=0)
+    ] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
+    ] = None,
+) -> None:
+    """Predict formation energies (eV/atom): the mean of all models, their spread, and each model's own.
+
+    Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
+    """
+    project = current_project(context)
+
+    from mbqueue.cli.datasets import progress_bars
+    from mbqueue.session.predicting import predict_dataset
+
+    with progress_bars() as progress:
+        table = predict_dataset(project, dataset, models, strains=strains, device=device, progress=progress, note=say)
+    table.write(output)
+    print_line(f"{len(table.crystals)} crystals by {len(models)} models: {output}")
+    if table.mae is not None:
+        print_line(f"MAE against the dataset's own targets: {table.mae:.4f} eV/atom")

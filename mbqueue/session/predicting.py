@@ -1,0 +1,92 @@
+"""Predicting any crystals with any models that were trained, outside the queue."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mbqueue import files
+from mbqueue.data.crystals import Crystals
+from mbqueue.experiment import DataSpec
+from mbqueue.project import ProjectFolder
+from mbqueue.session.loading import Progress, load_data
+from mbqueue.session.worker import usable_device
+from mbqueue.train.predict import Predictions, predict_crystals
+from mbqueue.train.pretrained import load_chgnet
+
+
+@dataclass(frozen=True)
+class EnsembleTable:
+    """What some models say of some crystals, in the order of the dataset."""
+
+    crystals: Crystals
+    predictions: Predictions
+
+    @property
+    def mae(self) -> float | None:
+        """Mean absolute error of the ensemble against the targets, eV/atom; None when a crystal has none."""
+        targets = self.crystals.targets
+        return float(np.abs(self.predictions.mean - targets).mean()) if np.isfinite(targets).all() else None
+
+    def write(self, path: Path) -> None:
+        """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        each = self.predictions.each
+        writer.writerow(
+            ["id", "composition", "n_atoms", "y_pred", "spread", *(f"y_pred_{number}" for number in range(len(each)))]
+        )
+        columns = (
+            self.crystals.ids,
+            self.crystals.compositions(),
+            self.crystals.n_atoms.tolist(),
+            self.predictions.mean.tolist(),
+            self.predictions.spread.tolist(),
+            *each.tolist(),
+        )
+        writer.writerows(zip(*columns, strict=True))
+        files.write_text(path, stream.getvalue())
+
+
+def predict_dataset(
+    project: ProjectFolder,
+    dataset: str,
+    models: Sequence[Path],
+    *,
+    strains: int = 0,
+    device: str | None = None,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> EnsembleTable:
+    """Formation energies of a dataset by the models in some files, converted by way of the project's cache.
+
+    Args:
+        dataset: name or path; entries need no target.
+        models: model_fold_*.pth files.
+        strains: pairs of opposite small strains that each prediction is averaged over.
+
+    Raises:
+        DataError: when the dataset cannot be used.
+        CheckpointError: when a file is no CHGNet model.
+        UsageError: when the device does not exist.
+    """
+    where = usable_device(device)
+    loaded = [load_chgnet(path) for path in models]
+    wanted = DataSpec(dataset=dataset)
+    data = load_data(project, wanted, seed=0, dataset_hash=None, progress=progress, note=note, targets_required=False)
+    assert data is not None, "nobody asks this to stop"
+    found = predict_crystals(
+        loaded,
+        data.graphs,
+        device=where,
+        strains=strains,
+        memory_file=project.device_limits,
+        on_progress=progress("predicting"),
+    )
+    assert found is not None, "nobody asks this to stop"
+    return EnsembleTable(data.crystals, found)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbqueue.data.datasets import SAMPLE_FILE
+from mbqueue.project import ProjectFolder
+
+Command = Callable[..., Any]
+FAILURE, USAGE = 1, 2
+
+
+def test_prepare_fills_the_cache_and_a_second_call_finds_it(mbqueue: Command, project: ProjectFolder) -> None:
+    first = mbqueue("prepare", "sample", "--limit", "30")
+    assert (first.code, first.out.startswith("30 crystals in ")) == (0, True)
+    shard = next(project.cache_dir.glob("*/shard-*.bin"))
+    before = shard.stat().st_mtime_ns
+    assert mbqueue("prepare", "sample", "--limit", "30").out == first.out
+    assert shard.stat().st_mtime_ns == before
+
+
+def test_prepare_names_the_offenders_and_drops_them_only_when_asked(mbqueue: Command, project: ProjectFolder) -> None:
+    lattice = {"matrix": [[4, 0, 0], [0, 4, 0], [0, 0, 4]]}
+    good = {"lattice": lattice, "sites": [{"species": [{"element": "Cu", "occu": 1}], "abc": [0, 0, 0]}]}
+    flat = {**good, "lattice": {"matrix": [[4, 0, 0], [0, 4, 0], [0, 0, 0]]}}
+    rows = [{"id": f"good-{i}", "structure": good, "e_form": 0.0} for i in range(6)]
+    rows.insert(2, {"id": "flat-one", "structure": flat, "e_form": 0.0})
+    (project.root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = mbqueue("prepare", "mine.jsonl")
+    assert refused.code == FAILURE
+    assert "flat-one" in refused.err
+    assert "--drop-invalid" in refused.err
+    dropped = mbqueue("prepare", "mine.jsonl", "--drop-invalid")
+    assert dropped.code == 0
+    assert dropped.out.startswith("6 crystals")
+    assert "dropped flat-one" in dropped.err
+
+
+def test_the_cache_is_listed_verified_repaired_and_pruned(mbqueue: Command, project: ProjectFolder) -> None:
+    mbqueue("prepare", "sample", "--limit", "30")
+    (entry,) = json.loads(mbqueue("cache", "list", "--json").out)
+    assert (entry["n_crystals"], entry["source"], entry["current"]) == (30, "sample", True)
+    assert "sound" in mbqueue("cache", "verify").out
+    shard = next(project.cache_dir.glob("*/shard-*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    damaged = mbqueue("cache", "verify")
+    assert (damaged.code, "DAMAGED" in damaged.out, "--repair" in damaged.err) == (FAILURE, True, True)
+    assert mbqueue("cache", "verify", "--repair").code == 0
+    assert "sound" in mbqueue("cache", "verify").out
+    assert mbqueue("cache", "prune").out.startswith("removed ")
+    assert json.loads(mbqueue("cache", "list", "--json").out) == []
+
+
+def test_predict_gives_the_mean_and_the_spread_of_its_models(
+    mbqueue: Command, project: ProjectFolder, tmp_path: Path
+) -> None:
+    import torch
+
+    from mbqueue.train.pretrained import load_pretrained, save_chgnet
+
+    models = []
+    for number, shift in enumerate((0.0, 0.5)):
+        model = load_pretrained("0.3.0")
+        with torch.no_grad():
+            model.composition_model.fc.weight += shift  # moves every prediction by that much
+        models.append(tmp_path / f"model_fold_{number}.pth")
+        save_chgnet(model, models[-1])
+    few = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)[:30]
+    (tmp_path / "few.jsonl").write_bytes(b"".join(few))
+    table = tmp_path / "table.csv"
+    said = mbqueue("predict", str(tmp_path / "few.jsonl"), *map(str, models), "--output", str(table), "--device", "cpu")
+    assert (said.code, "MAE against" in said.out) == (0, True)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 30
+    for row in rows:
+        assert float(row["y_pred_1"]) - float(row["y_pred_0"]) == pytest.approx(0.5, abs=1e-4)
+        assert float(row["spread"]) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_predict_refuses_a_file_that_is_no_model(mbqueue: Command, tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"not a model")
+    said = mbqueue("predict", "sample", str(tmp_path / "model.pth"))
+    assert said.code == FAILURE
+    assert "model.pth" in said.err
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_results_that_are_not_there_are_asked_for_politely(mbqueue: Command, command: str) -> None:
+    said = mbqueue(command, "full_finetune")
+    assert said.code == FAILURE
+    assert "mbqueue status" in said.err
+
+
+def test_compare_wants_two(mbqueue: Command) -> None:
+    said = mbqueue("compare", "full_finetune")
+    assert said.code == USAGE
+    assert "two experiments" in said.err
