@@ -118,7 +118,7 @@ def crystals_of_many_kinds(seed: int = 0, copies: int = 1) -> list[Structure]:
                 Structure(structure.lattice.matrix @ strain, structure.species, structure.frac_coords + shift / 5.0)
             )
         out.append(
-            Structure(Lattice.cubic(float(rng.uniform(2.4, 3.4))), ["Fe"], [[0, 0, 0]])
+            Structure(Lattice.cubic(float(rng.uniform(2.4, 2.9))), ["Fe"], [[0, 0, 0]])
         )  # one atom, its own neighbour
         out.append(
             Structure(Lattice.cubic(float(rng.uniform(4.5, 5.5))), ["Cs", "Xe"], [[0, 0, 0], [0.5] * 3])

@@ -1,0 +1,180 @@
+"""The whole-batch forward is stock CHGNet's, energies and gradients."""
+
+from __future__ import annotations
+
+import copy
+import io
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chgnet.model import CHGNet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mbqueue.data.batches import make_batch
+from mbqueue.data.cache import GraphCache
+from mbqueue.data.datasets import load
+from mbqueue.errors import TrainingError
+from mbqueue.train.forward import atom_features, check_architecture, energies, formation_energies
+from mbqueue.train.fused import FusedMessages
+from mbqueue.train.gated import Gate, PlainMessages
+from mbqueue.train.pretrained import load_pretrained
+
+# CHGNet turns a tensor of volumes into a list of numbers, which torch ≥ 2.13 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
+
+
+def gradients(model: CHGNet, energy: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    # Weighted, so that errors of opposite sign in two crystals cannot hide each other.
+    (energy * torch.linspace(0.5, 1.5, len(energy), dtype=energy.dtype)).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(ours: dict[str, torch.Tensor], stock: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert ours.keys() == stock.keys()
+    for name, expected in stock.items():
+        error = float((ours[name] - expected).norm() / expected.norm().clamp_min(1e-12))
+        assert error < tolerance, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "r2scan"])
+def test_energies_and_gradients_are_stock_chgnets(helpers: Any, version: str) -> None:
+    graphs = helpers.convert(helpers.crystals_of_many_kinds(seed=1, copies=2))
+    batch = helpers.batch_from_chgnet_graphs(graphs)
+    model = load_pretrained(version)
+    ours, stock = formation_energies(model, batch), model(graphs)["e"]
+    assert float((ours - stock).abs().max()) < 1e-5
+    assert_same_gradients(gradients(model, ours), gradients(model, stock), 1e-4)
+
+
+def test_energies_of_hundreds_of_real_crystals_are_stock_chgnets(helpers: Any, tmp_path: Any) -> None:
+    crystals = load("sample", limit=256, seed=5).crystals
+    cache = GraphCache.build(crystals, tmp_path / "graphs", workers=1)
+    model = load_pretrained("0.3.0")
+    for first in range(0, len(crystals), 64):
+        rows = np.arange(first, min(first + 64, len(crystals)))
+        graphs = helpers.convert([crystals.structure(row) for row in rows])
+        ours, stock = formation_energies(model, make_batch(cache, rows)), model(graphs)["e"]
+        assert float((ours - stock).abs().max()) < 1e-5
+        if first < 128:
+            assert_same_gradients(gradients(model, ours), gradients(model, stock), 1e-4)
+
+
+def test_float64_is_much_closer(helpers: Any) -> None:
+    graphs = [copy.copy(graph) for graph in helpers.convert(helpers.crystals_of_many_kinds(seed=2))]
+    for graph in graphs:
+        graph.atom_frac_coord = graph.atom_frac_coord.double()
+        graph.lattice, graph.neighbor_image = graph.lattice.double(), graph.neighbor_image.double()
+    model = load_pretrained("0.3.0").double()
+    model.composition_model = None  # its feature matrix is float32 whatever the model is
+    ours = energies(model, helpers.batch_from_chgnet_graphs(graphs, dtype=torch.float64))
+    stock = model(graphs)["e"]
+    assert float((ours - stock).abs().max()) < 1e-12
+    assert_same_gradients(gradients(model, ours), gradients(model, stock), 1e-10)
+
+
+@pytest.mark.parametrize("kind", [6, 7])
+def test_a_single_atom_and_an_empty_bond_graph_are_no_special_case(helpers: Any, kind: int) -> None:
+    graphs = helpers.convert([helpers.crystals_of_many_kinds(seed=4)[kind]])
+    batch = helpers.batch_from_chgnet_graphs(graphs)
+    assert len(batch.atomic_numbers) == 1 if kind == 6 else len(batch.angle) == 0
+    model = load_pretrained("0.3.0")
+    ours, stock = formation_energies(model, batch), model(graphs)["e"]
+    assert float((ours - stock).abs().max()) < 1e-5
+    reached = gradients(model, ours)
+    assert_same_gradients(reached, gradients(model, stock), 1e-4)
+    assert ("bond_weights_bg.weight" in reached) == (kind == 6)
+
+
+def test_a_bias_behind_bond_convolution_changes_bonds_without_angles_too(helpers: Any) -> None:
+    with redirect_stdout(io.StringIO()):
+        torch.manual_seed(0)
+        model = CHGNet(mlp_out_bias=True, num_radial=31, num_angular=31)
+    graphs = helpers.convert(helpers.crystals_of_many_kinds(seed=5))
+    ours = formation_energies(model, helpers.batch_from_chgnet_graphs(graphs))
+    assert float((ours - model(graphs)["e"]).abs().max()) < 1e-5
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.integers(0, 31), min_size=1, max_size=12))
+def test_a_crystals_energy_does_not_depend_on_its_batch(bench: Any, rows: list[int]) -> None:
+    model = load_pretrained("0.3.0")
+    with torch.inference_mode():
+        together = energies(model, make_batch(bench.cache, np.array(rows)))
+        alone = torch.cat([energies(model, make_batch(bench.cache, np.array([row]))) for row in rows])
+    assert float((together - alone).abs().max()) < 2e-6
+
+
+def test_the_compiled_messages_are_the_plain_ones(bench: Any) -> None:
+    batch = make_batch(bench.cache, np.arange(16))
+    model = load_pretrained("0.3.0")
+    torch.manual_seed(1)
+    atoms, bonds = torch.randn(len(batch.atomic_numbers), 256), torch.randn(len(batch.bond_length), 128)
+    shorts, angles = torch.randn(len(batch.short_bond), 256), torch.randn(len(batch.angle), 64)
+    first, weights = torch.randn(128, 64) / 8, torch.randn(len(batch.bond_length), 64)
+    short_weights = torch.randn(len(batch.short_bond), 64)
+    bond_gate, update_gate = model.atom_conv_layers[0].twoBody_atom, model.angle_layers[0].twoBody_bond
+    inputs = [t.requires_grad_() for t in (atoms, bonds, shorts, angles, first, weights, short_weights)]
+    results = []
+    for messages in (PlainMessages(batch), FusedMessages(batch)):
+        model.zero_grad()
+        outs = [
+            messages.of_bonds(atoms, bonds, weights, Gate.of(bond_gate)),
+            messages.of_angles(atoms[:, :128], shorts, angles, first, short_weights, Gate.of(bond_gate)),
+            messages.updated_angles(atoms[:, :128], shorts, angles, first, Gate.of(update_gate)),
+        ]
+        parameters = [*inputs, *bond_gate.parameters(), *update_gate.parameters()]
+        found = torch.autograd.grad(sum((out**2).sum() for out in outs), parameters)
+        results.append([*outs, *found])
+    for plain, compiled in zip(*results, strict=True):
+        assert float((plain - compiled).norm() / plain.norm()) < 2e-6
+
+
+def test_the_number_of_threads_changes_no_bit_of_the_compiled_messages(bench: Any) -> None:
+    batch = make_batch(bench.cache, np.arange(32))
+    gate = load_pretrained("0.3.0").atom_conv_layers[0].twoBody_atom
+    torch.manual_seed(2)
+    atoms = torch.randn(len(batch.atomic_numbers), 256, requires_grad=True)
+    bonds, weights = torch.randn(len(batch.bond_length), 128), torch.randn(len(batch.bond_length), 64)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        out = FusedMessages(batch).of_bonds(atoms, bonds, weights, Gate.of(gate))
+        grads = torch.autograd.grad(out.sum(), [atoms, *gate.parameters()])
+        found.append([out.detach(), *grads])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_weights_that_are_not_numbers_do_not_come_out_as_numbers(bench: Any) -> None:
+    for name in ("mlp_core.layers.3.weight", "mlp_gate.layers.3.weight", "mlp_gate.layers.0.bias", "bn2.weight"):
+        model = load_pretrained("0.3.0")
+        with torch.no_grad():
+            model.get_parameter(f"atom_conv_layers.0.twoBody_atom.{name}").fill_(float("nan"))
+            assert energies(model, make_batch(bench.cache, np.arange(4))).isnan().all(), name
+
+
+def test_the_forward_leaves_the_state_dict_as_it_was(bench: Any) -> None:
+    model = load_pretrained("0.3.0")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    formation_energies(model, make_batch(bench.cache, np.arange(4))).sum().backward()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_inference_needs_no_gradients(bench: Any) -> None:
+    with torch.inference_mode():
+        features = atom_features(load_pretrained("0.3.0"), make_batch(bench.cache, np.arange(3)))
+    assert not features.requires_grad
+    assert features.shape[1] == 64
+
+
+def test_a_model_of_another_build_is_refused_with_what_differs() -> None:
+    with redirect_stdout(io.StringIO()):
+        model = CHGNet(gMLP_norm="batch")
+    with pytest.raises(TrainingError, match="gMLP_norm = 'batch' instead of 'layer'"):
+        check_architecture(model)

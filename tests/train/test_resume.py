@@ -1,0 +1,243 @@
+"""A fold that is stopped or killed anywhere ends byte for byte like one that is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mbqueue.errors import CheckpointError
+from mbqueue.train.checkpoint import Checkpoints, Staged
+from mbqueue.train.outcome import HISTORY_COLUMNS
+from mbqueue.train.pretrained import model_bytes
+
+_TIMING = {"seconds", "structures_per_second", "session"}
+
+
+def essence(folder: Path) -> dict[str, Any]:
+    """What two runs of the same work must have in common, bit by bit."""
+    checkpoints = Checkpoints(folder)
+    newest = checkpoints.newest()
+    assert newest is not None
+    rows = [{key: value for key, value in row.items() if key not in _TIMING} for row in newest.history]
+    weights = hashlib.sha256((folder / f"{newest.stem}.pt").read_bytes()).hexdigest()
+    return {"epoch": newest.epoch, "complete": newest.complete, "weights": weights, "history": rows}
+
+
+def straight(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
+    run = bench.run(folder, **options)
+    for epoch in (1, 2):
+        assert helpers.train_epoch(run, epoch).finished
+    return run
+
+
+def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
+    """Every step in a FoldRun of its own, from what the one before left on disk."""
+    fence = 0
+    for epoch in (1, 2):
+        finished = False
+        while not finished:
+            fence += 1
+            run = bench.run(folder, **options)
+            finished = helpers.train_epoch(run, epoch, stop_after=1, fence=fence, session=f"s{fence}").finished
+    assert fence == 2 * (run.steps_per_epoch + 1)  # the border before the validation is a place to stop, too
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"trainable": "head"},
+        {"ema_decay": 0.9, "layer_lr_decay": 0.8, "unfreeze_epochs": 1, "strain": 0.01, "jitter": 0.02},
+    ],
+    ids=["full", "head", "all levers"],
+)
+def test_stopping_after_every_step_changes_no_byte(bench: Any, helpers: Any, tmp_path: Path, options: Any) -> None:
+    whole = straight(bench, helpers, tmp_path / "whole", **options)
+    pieces = killed_at_every_step(bench, helpers, tmp_path / "pieces", **options)
+    assert essence(tmp_path / "pieces") == essence(tmp_path / "whole")
+    assert model_bytes(pieces.best_model()) == model_bytes(whole.best_model())
+    assert np.array_equal(pieces.predict_test(pieces.best_model()), whole.predict_test(whole.best_model()))
+
+
+def test_a_history_row_is_written_once_with_the_documented_columns(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = killed_at_every_step(bench, helpers, tmp_path)
+    rows = run.history()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(tuple(row) == HISTORY_COLUMNS for row in rows)
+    assert rows[0]["session"] == "s1+s2+s3+s4"
+    assert rows[0]["seconds"] > 0
+
+
+def test_another_seed_gives_another_result(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    straight(bench, helpers, tmp_path / "zero", seed=0)
+    straight(bench, helpers, tmp_path / "one", seed=1)
+    assert essence(tmp_path / "zero")["weights"] != essence(tmp_path / "one")["weights"]
+    assert essence(tmp_path / "zero")["history"] != essence(tmp_path / "one")["history"]
+
+
+def test_a_commit_in_mid_epoch_is_made_in_the_background_and_continues_exactly(
+    bench: Any, helpers: Any, tmp_path: Path
+) -> None:
+    straight(bench, helpers, tmp_path / "whole")
+    published: list[str] = []
+    dead = tmp_path / "dead"
+
+    class Killed(BaseException):
+        pass
+
+    def publish(staged: Staged) -> None:
+        published.append(staged.publish().stem)
+
+    def die_when_published(_report: Any) -> None:
+        if published:
+            raise Killed
+
+    # Every step is due; how many are published in time is the background thread's affair, so go until one was.
+    for fence in range(1, 40):
+        try:
+            outcome = helpers.train_epoch(
+                bench.run(dead), 1, fence=fence, save=publish, on_step=die_when_published, checkpoint_seconds=0.0
+            )
+        except Killed:
+            break
+        assert outcome.finished
+        published.clear()
+        for path in dead.iterdir():
+            path.unlink()
+    assert published[0].startswith("e0001-s00000"), "no commit was published in mid-epoch"
+    run = bench.run(dead)
+    for epoch in (1, 2):
+        assert helpers.train_epoch(run, epoch, fence=50 + epoch).finished
+    assert essence(dead) == essence(tmp_path / "whole")
+
+
+def test_stopping_before_the_first_step_writes_nothing(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    outcome = helpers.train_epoch(bench.run(tmp_path / "c"), 1, stop_after=0)
+    assert (outcome.finished, outcome.step, outcome.commit) == (False, 0, None)
+    assert not (tmp_path / "c").exists()
+
+
+def test_stopping_where_the_last_commit_is_writes_nothing(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    helpers.train_epoch(bench.run(tmp_path), 1, stop_after=2)
+    before = sorted(tmp_path.iterdir())
+    outcome = helpers.train_epoch(bench.run(tmp_path), 1, stop_after=0, fence=2)
+    assert outcome.commit == "e0001-s000002-f0001"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_finished_epoch_is_not_trained_again(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    first = helpers.train_epoch(bench.run(tmp_path), 1)
+    again = helpers.train_epoch(bench.run(tmp_path), 1, fence=2, stop_after=0)
+    assert again == first
+
+
+def test_an_epoch_cannot_start_when_the_one_before_is_missing(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path)
+    helpers.train_epoch(run, 1, stop_after=1)
+    assert run.finished_epochs() == 0
+    with pytest.raises(CheckpointError, match="Train from epoch 1 again"):
+        helpers.train_epoch(run, 2)
+
+
+def test_a_run_that_was_overtaken_reads_the_newer_commit(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    straight(bench, helpers, tmp_path / "whole")
+    paused = bench.run(tmp_path / "shared")
+    helpers.train_epoch(paused, 1, stop_after=1)
+    helpers.train_epoch(bench.run(tmp_path / "shared"), 1, fence=2)
+    assert helpers.train_epoch(paused, 2, fence=3).finished
+    assert essence(tmp_path / "shared") == essence(tmp_path / "whole")
+
+
+def test_a_damaged_newest_commit_costs_its_steps_and_nothing_else(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    straight(bench, helpers, tmp_path / "whole")
+    folder = tmp_path / "hurt"
+    helpers.train_epoch(bench.run(folder), 1)
+    helpers.train_epoch(bench.run(folder), 2, stop_after=2, fence=2)
+    (folder / "e0002-s000002-f0002.pt").write_bytes(b"cut off")
+    assert helpers.train_epoch(bench.run(folder), 2, fence=3).finished
+    assert essence(folder) == essence(tmp_path / "whole")
+
+
+def test_other_conditions_are_told_and_recorded_and_work_goes_on(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    helpers.train_epoch(bench.run(tmp_path), 1, stop_after=1)
+    path = tmp_path / "e0001-s000001-f0001.json"
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "1.0+'))
+    told: list[str] = []
+    run = bench.run(tmp_path)
+    run._note = told.append
+    assert helpers.train_epoch(run, 1, fence=2, session="s2").finished
+    assert len(told) == 1
+    assert "under other conditions (torch '1.0+" in told[0]
+    [change] = json.loads((tmp_path / "e0001-done-f0002.json").read_text())["fingerprint_changes"]
+    assert (change["epoch"], change["step"], change["session"], list(change["changes"])) == (1, 1, "s2", ["torch"])
+    helpers.train_epoch(run, 2, fence=3)
+    assert len(told) == 1, "it is said once"
+
+
+def test_commits_of_another_spec_are_refused(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    helpers.train_epoch(bench.run(tmp_path), 1)
+    with pytest.raises(CheckpointError, match="another spec"):
+        helpers.train_epoch(bench.run(tmp_path, lr=2e-3), 2)
+
+
+_WORKER = """
+    import importlib.util, os, pickle, signal, sys
+    from pathlib import Path
+    spec = importlib.util.spec_from_file_location("bench_helpers", sys.argv[1])
+    helpers = importlib.util.module_from_spec(spec)
+    sys.modules["bench_helpers"] = helpers
+    spec.loader.exec_module(helpers)
+    import torch
+    torch.set_num_threads(1)
+    data, commits, kill_at = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    crystals, _ = helpers.Crystals.open(data / "crystals.bin")
+    cache = helpers.GraphCache.build(crystals, data / "graphs", workers=1)
+    run = helpers.Bench(crystals, cache, data).run(commits)
+    steps = 0
+    def on_step(report):
+        global steps
+        steps += 1
+        if kill_at == f"step {steps}":
+            os.kill(os.getpid(), signal.SIGKILL)
+    def save(staged):
+        if kill_at == "before publishing":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kill_at == "between the renames":
+            staged.temp_checkpoint.replace(staged.folder / f"{staged.manifest.stem}.pt")
+            os.kill(os.getpid(), signal.SIGKILL)
+        staged.publish()
+        if kill_at == "after publishing":
+            os.kill(os.getpid(), signal.SIGKILL)
+    for epoch in (1, 2):
+        helpers.train_epoch(run, epoch, fence=int(sys.argv[5]), on_step=on_step, save=save, checkpoint_seconds=0.0)
+"""
+
+
+def test_sigkill_in_mid_epoch_and_in_mid_commit_changes_no_byte(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    straight(bench, helpers, tmp_path / "whole")
+    bench.crystals.save(bench.folder / "crystals.bin")
+    conftest = Path(__file__).with_name("conftest.py")
+    deaths = ["step 2", "before publishing", "between the renames", "after publishing", "step 3", "never"]
+    for fence, kill_at in enumerate(deaths, start=1):
+        arguments = [str(conftest), str(bench.folder), str(tmp_path / "killed"), kill_at, str(fence)]
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(_WORKER), *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        expected = 0 if kill_at == "never" else -signal.SIGKILL
+        assert done.returncode == expected, f"{kill_at}: {done.stderr}"
+    assert essence(tmp_path / "killed") == essence(tmp_path / "whole")
