@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
-from datetime import datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from mbqueue.data.elements import symbol_of
-from mbqueue.experiment import Spec
-from mbqueue.queue.jobs import Experiment, Kind, Lease, SessionRow
-from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts, broken_folds, record_experiment
+from mbqueue.queue.jobs import Lease
+from mbqueue.results.record import broken_folds, record_experiment
+from mbqueue.session.facts import record_inputs
 from mbqueue.session.workplace import Rewound, Workplace
 from mbqueue.train.checkpoint import Checkpoints
-
-LIBRARIES = ("mbqueue", "chgnet", "torch", "numpy", "pymatgen", "numba")
 
 
 def run(place: Workplace, lease: Lease) -> str:
@@ -39,51 +33,19 @@ def run(place: Workplace, lease: Lease) -> str:
         result = {"mae": mae["mean"], "mae_std": mae["std"]}
         place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
 
-    content = record_experiment(folder, _inputs(place, experiment, spec), commit=commit)
+    changes = _fingerprint_changes(place, experiment.name, spec.folds)
+    inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
+    content = record_experiment(folder, inputs, commit=commit)
     mae = content["summary"]["mae"]
     over = f"{len(spec.folds)} folds" if len(spec.folds) > 1 else "1 fold"
     return f"MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom over {over}; see {experiment.results_dir}"
 
 
-def _inputs(place: Workplace, experiment: Experiment, spec: Spec) -> RecordInputs:
-    jobs = place.queue.jobs(experiment=experiment.name)
-    (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]
-    predicted = {job.fold: job.result for job in jobs if job.kind is Kind.PREDICT and job.fold is not None}
-    assert prepared is not None
-    assert experiment.dataset_hash is not None
-    newest = {fold: Checkpoints(place.project.checkpoints_dir(experiment.name, fold)).newest() for fold in spec.folds}
-    return RecordInputs(
-        experiment=experiment.name,
-        spec=spec.to_json(),
-        spec_hash=experiment.spec_hash,
-        dataset=DatasetFacts(
-            name=experiment.dataset,
-            source=prepared["source"],
-            hash=experiment.dataset_hash,
-            n=prepared["n"],
-            official=prepared["official"],
-            dropped=[(crystal_id, reason) for crystal_id, reason in prepared["dropped"]],
-            widened_cutoffs=prepared["widened"],
-        ),
-        folds=spec.folds,
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        sessions=[_facts(row, place) for row in place.queue.sessions(experiment=experiment.name)],
-        enqueued_on=datetime.fromtimestamp(experiment.enqueued_at).astimezone().strftime("%Y-%m-%d"),
-        recorded_at=place.clock.now(),
-        fingerprint_changes=[
-            {"fold": fold, **change}
-            for fold, manifest in newest.items()
-            if manifest is not None
-            for change in manifest.fingerprint_changes
-        ],
-        absent_elements={
-            fold: [symbol_of(number) for number in result["absent_elements"]]
-            for fold, result in predicted.items()
-            if result is not None
-        },
-    )
-
-
-def _facts(row: SessionRow, place: Workplace) -> SessionFacts:
-    end = row.ended_at if row.ended_at is not None else min(place.clock.now(), row.alive_until)
-    return SessionFacts(id=row.id, device=row.device, seconds=max(0.0, end - row.started_at))
+def _fingerprint_changes(place: Workplace, experiment: str, folds: Iterable[int]) -> list[dict[str, Any]]:
+    newest = {fold: Checkpoints(place.project.checkpoints_dir(experiment, fold)).newest() for fold in folds}
+    return [
+        {"fold": fold, **change}
+        for fold, manifest in newest.items()
+        if manifest is not None
+        for change in manifest.fingerprint_changes
+    ]

@@ -9,7 +9,10 @@ from mbqueue.queue.jobs import Job
 
 
 class Report(Protocol):
-    """Called by the worker, from its main thread unless said otherwise; must return quickly."""
+    """Called by the worker, from its main thread unless said otherwise; must return quickly.
+
+    Every method does nothing by itself, so a listener that derives from this class says only what it cares for.
+    """
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         """The session begins; ``seconds`` is its length, None for no deadline."""
@@ -34,3 +37,46 @@ class Report(Protocol):
 
     def note(self, text: str) -> None:
         """Something that a person should know. May come from another thread."""
+
+
+class Silence(Report):
+    """Nobody watches."""
+
+
+class Relay(Report):
+    """Passes everything on to several listeners, in order."""
+
+    def __init__(self, *listeners: Report) -> None:
+        self._listeners = listeners
+
+    def session_started(self, session: str, device: str, seconds: float | None) -> None:
+        for listener in self._listeners:
+            listener.session_started(session, device, seconds)
+
+    def job_started(self, job: Job) -> None:
+        for listener in self._listeners:
+            listener.job_started(job)
+
+    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        for listener in self._listeners:
+            listener.advanced(job, what, done, total, facts)
+
+    def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
+        for listener in self._listeners:
+            listener.epoch_finished(job, row, is_best=is_best)
+
+    def job_finished(self, job: Job, summary: str) -> None:
+        for listener in self._listeners:
+            listener.job_finished(job, summary)
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        for listener in self._listeners:
+            listener.job_failed(job, error, retry_at)
+
+    def waiting(self, why: str) -> None:
+        for listener in self._listeners:
+            listener.waiting(why)
+
+    def note(self, text: str) -> None:
+        for listener in self._listeners:
+            listener.note(text)

@@ -1,0 +1,65 @@
+"""What the queue knows of an experiment, in the form that results are recorded and reported with. Without torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from mbqueue.data.elements import symbol_of
+from mbqueue.errors import ResultsError
+from mbqueue.queue.jobs import Experiment, Kind, SessionRow
+from mbqueue.queue.store import Queue
+from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
+
+LIBRARIES = ("mbqueue", "chgnet", "torch", "numpy", "pymatgen", "numba")
+
+
+def record_inputs(
+    queue: Queue, experiment: Experiment, *, now: float, fingerprint_changes: Sequence[Mapping[str, Any]] = ()
+) -> RecordInputs:
+    """Everything about an experiment that is not in the tables of its folds.
+
+    Args:
+        fingerprint_changes: where training was carried on with another device or library; from the checkpoints.
+
+    Raises:
+        ResultsError: when its data are not prepared yet, so that nothing can be there.
+    """
+    jobs = queue.jobs(experiment=experiment.name)
+    (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]
+    if prepared is None or experiment.dataset_hash is None:
+        raise ResultsError(f"The data of {experiment.name} are not prepared yet. Start a session with: mbqueue work")
+    predicted = {job.fold: job.result for job in jobs if job.kind is Kind.PREDICT and job.fold is not None}
+    return RecordInputs(
+        experiment=experiment.name,
+        spec=experiment.spec,
+        spec_hash=experiment.spec_hash,
+        dataset=DatasetFacts(
+            name=experiment.dataset,
+            source=prepared["source"],
+            hash=experiment.dataset_hash,
+            n=prepared["n"],
+            official=prepared["official"],
+            dropped=[(crystal_id, reason) for crystal_id, reason in prepared["dropped"]],
+            widened_cutoffs=prepared["widened"],
+        ),
+        folds=experiment.spec["folds"],
+        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        sessions=[_session(row, now) for row in queue.sessions(experiment=experiment.name)],
+        enqueued_on=datetime.fromtimestamp(experiment.enqueued_at).astimezone().strftime("%Y-%m-%d"),
+        recorded_at=now,
+        fingerprint_changes=fingerprint_changes,
+        absent_elements={
+            fold: [symbol_of(number) for number in result["absent_elements"]]
+            for fold, result in predicted.items()
+            if result is not None
+        },
+    )
+
+
+def _session(row: SessionRow, now: float) -> SessionFacts:
+    end = row.ended_at if row.ended_at is not None else min(now, row.alive_until)
+    return SessionFacts(id=row.id, device=row.device, seconds=max(0.0, end - row.started_at))
