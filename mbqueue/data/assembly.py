@@ -140,7 +140,7 @@ def _angles_at_atoms(short: Any, units: Any, blocks: Any) -> Any:
 
 
 @compiled
-def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:  # noqa: PLR0912
+def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:  # noqa: PLR0912, PLR0915  one pass
     """B records as one graph with lengths and angles.
 
     Args:
@@ -206,13 +206,14 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         places = np.full((n_short, 2), -1, np.int64)
         units, blocks = np.empty((n_directed_short, 3)), np.empty(n_atoms[b] + 1, np.int64)
         centers, which = np.empty(n_directed_short, np.int64), np.empty(n_directed_short, np.int64)
-        n_first = np.zeros(n_atoms[b], np.int64)
+        n_first, n_second = np.zeros(n_atoms[b], np.int64), np.zeros(n_atoms[b], np.int64)
         filled = 0
         for place in range(n_directed_short):
             bond = short[0, place]
             pair = bonds[2, bond0 + bond] - half0
             centers[place], which[place] = bonds[0, bond0 + bond] - atom0, number[pair]
             n_first[centers[place]] += short[1, place] & AS_I
+            n_second[centers[place]] += (short[1, place] & AS_J) // AS_J
             places[number[pair], 0 if places[number[pair], 0] < 0 else 1] = place
             share = (1.0 if pairs[pair, 0] == bond else -1.0) / vectors[pair, 3]
             for axis in range(3):
@@ -241,14 +242,24 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
                 place = places[bond, side]
                 if place < 0 or not short[1, place] & AS_I:
                     continue
-                begin, stop = blocks[centers[place]], blocks[centers[place] + 1]
-                for other in range(begin, stop):
-                    if other == place or not short[1, other] & AS_J:
-                        continue
-                    angle[count] = values[rows[place] + other - begin]
-                    angle_center[count] = atom0 + centers[place]
-                    angle_i[count], angle_j[count] = short0 + bond, short0 + which[other]
-                    count += 1
+                center = centers[place]
+                # All others at this atom: those before this bond, then those behind it.
+                for half in range(2):
+                    begin = place + 1 if half else blocks[center]
+                    stop = blocks[center + 1] if half else place
+                    shift = rows[place] - blocks[center]
+                    if n_second[center] == blocks[center + 1] - blocks[center]:
+                        for other in range(begin, stop):
+                            here = count + other - begin
+                            angle[here], angle_j[here] = values[shift + other], short0 + which[other]
+                            angle_center[here], angle_i[here] = atom0 + center, short0 + bond
+                        count += stop - begin
+                    else:
+                        for other in range(begin, stop):
+                            if short[1, other] & AS_J:
+                                angle[count], angle_j[count] = values[shift + other], short0 + which[other]
+                                angle_center[count], angle_i[count] = atom0 + center, short0 + bond
+                                count += 1
         for bond in range(n_short):
             counts[bond + 1] += counts[bond]
         for here in range(angle0, count):

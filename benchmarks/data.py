@@ -1,0 +1,267 @@
+"""Reading, converting, caching and batching, beside CHGNet's own ways: ``python benchmarks/data.py --data DIR``.
+
+Both sides of a ratio are measured in turns in one process on one core (torch on one thread), in seconds of CPU, so
+that other work on the machine does them no wrong; what is told is the median of the turns. What each side does:
+
+conversion   pymatgen ``Structure`` to ``CrystalGraph`` by ``CrystalGraphConverter(algorithm="fast")``, against arrays
+             to packed records by ``graphs.convert``; the same crystals, drawn at random from the joined ones.
+neighbours   only the list of neighbours within 6 Å of the same crystals, by the libraries that are installed.
+disk         ``torch.save`` of the list of CHGNet's graphs, against the shards of the cache, both per crystal.
+batches      random 64 of these crystals, each side from what it has stored, to where a model can begin. CHGNet from
+             files: ``GraphData`` items (one ``torch.load`` each), ``collate_graphs``, ``BatchedGraph.from_graphs``;
+             CHGNet from RAM: the same without files. mbqueue: ``make_batch`` from the memory-mapped cache, records
+             checked. CHGNet's step expands lengths and angles in their bases, which here the model does, on the
+             device: ``from_graphs without bases`` leaves that out.
+full scale   a made file of the official format with 132,752 rows (see make_official_file.py), in a process of its
+             own: wall time and peak memory of read + convert + write; then a fresh process that opens the cache and
+             makes a first batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """CPU seconds of a call."""
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def say(what: str, ours: str, theirs: str, ratio: str) -> None:
+    """One line of the table."""
+    print(f"{what:<44}{ours:>18}{theirs:>18}{ratio:>10}", flush=True)
+
+
+def small_scale(data: Path, count: int, work: Path) -> None:
+    """Everything that is measured on ``count`` crystals."""
+    import torch
+    from chgnet.graph import CrystalGraphConverter
+
+    from mbqueue.data.batches import make_batch
+    from mbqueue.data.cache import GraphCache
+    from mbqueue.data.entries import Gatherer
+    from mbqueue.data.graphs import convert
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with gzip.open(data / JOINED, "rt") as stream:
+        lines = stream.readlines()
+    gatherer = Gatherer()
+    for line in np.random.default_rng(0).permutation(len(lines))[:count]:
+        entry = json.loads(lines[line])
+        gatherer.add(entry["id"], entry["structure"], entry["e_form"])
+    crystals = gatherer.crystals()
+    structures = [crystals.structure(row) for row in range(count)]
+    converter = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3, algorithm="fast")
+
+    convert(crystals, 0, 2), converter(structures[0])  # compile, load
+    graphs, ours, theirs = [], [], []
+    for begin in range(0, count, 100):
+        part = range(begin, min(begin + 100, count))
+        ours.append(median(seconds(lambda p=part: convert(crystals, p.start, p.stop)) for _ in range(3)) / len(part))
+        theirs.append(seconds(lambda p=part: graphs.extend(converter(structures[row]) for row in p)) / len(part))
+    ratio = median(b / a for a, b in zip(ours, theirs, strict=True))
+    say("conversion, ms per crystal", f"{1e3 * median(ours):.3f}", f"{1e3 * median(theirs):.2f}", f"{ratio:.0f} x")
+    neighbours(structures)
+
+    cache = GraphCache.build(crystals, work / "cache")
+    assert cache is not None
+    size = sum(path.stat().st_size for path in (work / "cache").glob("*.bin")) / count
+    torch.save(graphs, work / "graphs.pt")
+    stock = (work / "graphs.pt").stat().st_size / count
+    say("disk, bytes per crystal", f"{size:,.0f}", f"{stock:,.0f}", f"1/{stock / size:.1f}")
+    bonds, angles = cache.bond_counts().mean(), cache.angle_counts().mean()
+    print(f"  ({crystals.n_atoms.mean():.1f} atoms, {bonds:.0f} directed bonds, {angles:.0f} angles on average)")
+    batches(graphs, lambda rows: make_batch(cache, rows), work)
+
+
+def neighbours(structures: list) -> None:
+    """Lists of neighbours alone."""
+    from mbqueue.data.neighbors import find_bonds
+
+    numbers = [np.array(structure.atomic_numbers, np.int32) for structure in structures]
+    cells = [(np.ascontiguousarray(s.cart_coords), np.ascontiguousarray(s.lattice.matrix)) for s in structures]
+    searches: dict[str, Callable[[int], object]] = {"mbqueue.data.neighbors": lambda n: find_bonds(*cells[n], 6.0)}
+    with contextlib.suppress(ImportError):
+        found = importlib.import_module("pymatgen.optimization.neighbors").find_points_in_spheres
+        pbc = np.ones(3, np.int64)
+        searches["pymatgen"] = lambda n: found(cells[n][0], cells[n][0], r=6.0, pbc=pbc, lattice=cells[n][1])
+    with contextlib.suppress(ImportError):
+        vesin = importlib.import_module("vesin").NeighborList(cutoff=6.0, full_list=True)
+        searches["vesin"] = lambda n: vesin.compute(*cells[n], periodic=True, quantities="ijSd")
+    with contextlib.suppress(ImportError):
+        listing = importlib.import_module("matscipy.neighbours").neighbour_list
+        searches["matscipy"] = lambda n: listing(
+            "ijSd", positions=cells[n][0], cell=cells[n][1], pbc=[True] * 3, numbers=numbers[n], cutoff=6.0
+        )
+    for name, search in searches.items():
+        search(0)
+        turns = [
+            seconds(lambda b=begin, s=search: [s(n) for n in range(b, min(b + 100, len(cells)))]) / min(100, len(cells))
+            for begin in range(0, len(cells), 100)
+        ]
+        say(f"  neighbours alone, ms: {name}", f"{1e3 * median(turns):.3f}", "", "")
+
+
+def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -> None:
+    """Random batches of 64."""
+    import torch
+    from chgnet.data.dataset import GraphData, collate_graphs
+    from chgnet.model import CHGNet
+    from chgnet.model.model import BatchedGraph
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = CHGNet.load(use_device="cpu", verbose=False)
+    folder = work / "graphs"
+    folder.mkdir()
+    labels = {}
+    for number, graph in enumerate(graphs):
+        torch.save(graph, folder / f"{number}.pt")
+        labels[str(number)] = {str(number): {"energy_per_atom": -1.0}}
+    dataset = GraphData(str(folder), labels=labels, targets="e", energy_key="energy_per_atom")
+    keys = {graph_id: place for place, (_, graph_id) in enumerate(dataset.keys)}
+    # GraphData calls torch.load, whose default has become to refuse CHGNet's own class.
+    load, torch.load = torch.load, lambda file: load(file, weights_only=False)
+
+    class NoBases:
+        """Stands for CHGNet's bases: what remains is the gathering of lengths, angles and indices."""
+
+        def __call__(self, *arguments, **named):
+            if named:
+                vectors = named["center"] - (named["neighbor"] + named["image"] @ named["lattice"])
+                lengths = vectors.norm(dim=1)
+                return lengths[named["undirected2directed"]], lengths, vectors / lengths[:, None]
+            return torch.acos((arguments[0] * arguments[1]).sum(dim=1) * (1 - 1e-6))
+
+    plain = NoBases()
+
+    def stock(items: list, *, bases: bool = True) -> object:
+        listed, _ = collate_graphs(items)
+        bond = model.bond_basis_expansion if bases else plain
+        angle = model.angle_basis_expansion if bases else plain
+        return BatchedGraph.from_graphs(listed, bond_basis_expansion=bond, angle_basis_expansion=angle)
+
+    energy = {"e": torch.tensor(-1.0)}
+    ways = {
+        "from files": lambda rows: stock([dataset[keys[str(row)]] for row in rows]),
+        "from RAM": lambda rows: stock([(graphs[row], energy) for row in rows]),
+        "from RAM, from_graphs without bases": lambda rows: stock([(graphs[row], energy) for row in rows], bases=False),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ("ours", *ways)}
+    generator = np.random.default_rng(1)
+    with torch.no_grad():
+        for turn in range(16):
+            rows = generator.permutation(len(graphs))[:64]
+            spent = {"ours": seconds(lambda r=rows: ours_of(r))}
+            spent |= {name: seconds(lambda r=rows, w=way: w(r)) for name, way in ways.items()}
+            if turn:  # the first one is for the caches
+                for name, value in spent.items():
+                    times[name].append(value)
+    torch.load = load
+    assert not dataset.failed_idx, "GraphData read everything"
+    ours = 64 / median(times["ours"])
+    for name in ways:
+        ratio = median(b / a for a, b in zip(times["ours"], times[name], strict=True))
+        theirs = 64 / median(times[name])
+        say(f"batches of 64, crystals/s; CHGNet {name}", f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.1f} x")
+
+
+def full_scale(data: Path, work: Path, rows: int) -> None:
+    """The whole way at the size of the official file."""
+    here = Path(__file__).parent
+    file = work / "matbench_like.json.gz"
+    if not file.exists():
+        print(f"  making {file} (some minutes)", flush=True)
+        making = ["--data", str(data), "--out", str(file), "--rows", str(rows)]
+        subprocess.run([sys.executable, "-P", str(here / "make_official_file.py"), *making], check=True)
+    shutil.rmtree(work / "full", ignore_errors=True)
+    for child in ("build", "open"):
+        subprocess.run([sys.executable, "-P", __file__, "--child", child, str(file), str(work / "full")], check=True)
+
+
+def child(task: str, file: Path, folder: Path) -> None:
+    """What runs in a process of its own."""
+    begin = time.perf_counter()
+    import torch
+
+    from mbqueue.data.batches import make_batch
+    from mbqueue.data.cache import GraphCache
+    from mbqueue.data.crystals import Crystals
+    from mbqueue.data.datasets import load
+
+    torch.set_num_threads(1)
+    imported = time.perf_counter()
+    if task == "build":
+        dataset = load(str(file))
+        read = time.perf_counter()
+        dataset.crystals.save(folder / "crystals.bin")
+        saved = time.perf_counter()
+        cache = GraphCache.build(dataset.crystals, folder)
+        built = time.perf_counter()
+        assert cache is not None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        size = sum(path.stat().st_size for path in folder.glob("shard-*.bin"))
+        given, stored = file.stat().st_size / 1e6, (folder / "crystals.bin").stat().st_size / 1e6
+        print(f"full scale: {len(cache):,} crystals of {cache.n_atoms.mean():.1f} atoms, from {given:.0f} MB")
+        print(f"  read {read - imported:.1f} s, save in binary {saved - read:.1f} s ({stored:.0f} MB)", end="")
+        print(
+            f", convert and write {built - saved:.1f} s ({size / 1e6:,.0f} MB, {size / len(cache):,.0f} B per crystal)"
+        )
+        print(f"  together {built - imported:.1f} s, peak memory {peak:.2f} GB (imports took {imported - begin:.1f} s)")
+    else:
+        crystals, _ = Crystals.open(folder / "crystals.bin")
+        cache = GraphCache.open(crystals, folder)
+        opened = time.perf_counter()
+        make_batch(cache, np.random.default_rng(0).permutation(len(cache))[:64])
+        first = time.perf_counter()
+        print(f"  open {opened - imported:.2f} s, first batch of 64 {first - opened:.2f} s", end="")
+        print(f", together {first - imported:.2f} s (imports took {imported - begin:.1f} s)")
+
+
+def main() -> None:
+    """Measure and print."""
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+        return
+    # The files beside this one (queue.py) are not to be taken for modules of the same names.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {JOINED} and the table of matbench")
+    parser.add_argument("--work", type=Path, help="folder for files, kept (default: a temporary one)")
+    parser.add_argument("--crystals", type=int, default=1000, help="how many for the comparisons")
+    parser.add_argument("--rows", type=int, default=0, help="rows of the made file (default: all 132,752)")
+    parser.add_argument("--skip", choices=["small", "full"], action="append", default=[], help="leave out a part")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if "small" not in arguments.skip:
+            say("", "mbqueue", "CHGNet", "ratio")
+            small_scale(arguments.data, arguments.crystals, Path(temporary))
+        if "full" not in arguments.skip:
+            full_scale(arguments.data, work, arguments.rows)
+
+
+if __name__ == "__main__":
+    main()
