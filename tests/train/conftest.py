@@ -139,7 +139,7 @@ def crystals_from_structures(structures: list[Structure], targets: list[float]) 
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bench:
     """A small dataset, converted, with its backbone's features, and room for checkpoints."""
 

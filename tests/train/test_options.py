@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from mbqueue.train.step import loss_sum, optimizer_step
 )
 def test_losses_are_the_textbooks(kind: str, expected: float) -> None:
     predicted, target = torch.tensor([1.05, 1.0]), torch.tensor([1.0, 1.3])
-    assert float(loss_sum(TrainSpec(loss=kind, huber_delta=0.1), predicted, target)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss_sum(TrainSpec(loss=kind, huber_delta=0.1), predicted, target)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
@@ -37,7 +40,7 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == 1.0
     assert rates[-1] == pytest.approx(0.01)
-    assert all(before >= after for before, after in zip(rates[10:], rates[11:], strict=False))
+    assert all(before >= after for before, after in itertools.pairwise(rates[10:]))
 
 
 def test_a_constant_rate_stays() -> None:

@@ -1,0 +1,138 @@
+"""Model files and predictions: what CHGNet itself makes of them, ensembles, and averages over strains."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chgnet.model import CHGNet
+
+from mbqueue.errors import CheckpointError, UsageError
+from mbqueue.train.forward import formation_energies
+from mbqueue.train.predict import predict_crystals
+from mbqueue.train.pretrained import load_chgnet, load_pretrained, model_bytes, save_chgnet
+
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
+CPU = torch.device("cpu")
+
+
+def test_a_model_file_loads_with_chgnet_and_predicts_what_the_fold_predicts(
+    bench: Any, helpers: Any, tmp_path: Path
+) -> None:
+    run = bench.run(tmp_path / "commits")
+    helpers.train_epoch(run, 1)
+    model = run.best_model()
+    save_chgnet(model, tmp_path / "model_fold_0.pth")
+    with redirect_stdout(io.StringIO()):
+        stock = CHGNet.from_file(str(tmp_path / "model_fold_0.pth"))
+    structures = [bench.crystals.structure(row) for row in run.rows.test]
+    theirs = [float(each["e"]) for each in stock.predict_structure(structures, task="e")]
+    assert np.abs(run.predict_test(model) - theirs).max() < 1e-5
+
+
+def test_predicting_alone_needs_no_epoch(bench: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, trainable="none", epochs=0)
+    predicted = run.predict_test(run.best_model())
+    assert predicted.shape == run.rows.test.shape
+    assert len(run.rows.validation) == 0
+    assert len(run.rows.train) + len(run.rows.test) == len(bench.crystals)
+    assert np.abs(predicted - bench.crystals.targets[run.rows.test]).mean() < 2.0
+    assert run.predict_test(run.best_model(), should_stop=lambda: True) is None
+
+
+def test_the_best_model_needs_a_finished_epoch(bench: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No epoch of fold 0 is finished"):
+        bench.run(tmp_path).best_model()
+
+
+def test_the_best_epochs_weights_are_kept_however_long_ago(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, epochs=6, lr=3e-2, schedule="constant")
+    best: tuple[float, bytes] | None = None
+    for epoch in range(1, 7):
+        outcome = helpers.train_epoch(run, epoch)
+        if outcome.improved:
+            best = (outcome.history_row["val_mae"], model_bytes(run._learner.model))
+    assert best is not None
+    assert outcome.best["val_mae"] == best[0]
+    assert model_bytes(run.best_model()) == best[1]
+    assert len(list(tmp_path.glob("*.pt"))) <= 3
+
+
+def test_pretrained_models_are_chgnets_own() -> None:
+    for version in ("0.3.0", "r2scan"):
+        with redirect_stdout(io.StringIO()):
+            stock = CHGNet.load(model_name=version, use_device="cpu", verbose=False)
+        ours = load_pretrained(version)
+        assert ours.model_args == stock.model_args
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), stock.parameters(), strict=True))
+    with pytest.raises(UsageError, match=r"no pretrained weights '0\.1'"):
+        load_pretrained("0.1")
+
+
+def test_loading_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    load_pretrained("0.3.0")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_model_file_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    path = tmp_path / "model.pth"
+    for content in (pickle.dumps(Evil()), b"", b"not a model"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="cannot be read as a model file"):
+            load_chgnet(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(CheckpointError, match="holds no CHGNet model"):
+        load_chgnet(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_equal_models_have_equal_files(tmp_path: Path) -> None:
+    save_chgnet(load_pretrained("0.3.0"), tmp_path / "a.pth")
+    save_chgnet(load_chgnet(tmp_path / "a.pth"), tmp_path / "b.pth")
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+def test_an_ensemble_gives_mean_and_spread_over_its_models(bench: Any) -> None:
+    models = [load_pretrained("0.3.0"), load_pretrained("r2scan")]
+    found = predict_crystals(models, bench.cache, device=CPU)
+    assert found is not None
+    graphs = bench.cache
+    from mbqueue.data.batches import make_batch
+
+    with torch.inference_mode():
+        each = [formation_energies(model, make_batch(graphs, np.arange(32))).numpy() for model in models]
+    assert np.abs(found.each - each).max() < 1e-5
+    assert np.allclose(found.mean, (found.each[0] + found.each[1]) / 2)
+    assert np.allclose(found.spread, np.abs(found.each[0] - found.each[1]) / 2)
+
+
+def test_averaging_over_opposite_small_strains_changes_energies_little_and_always_alike(bench: Any) -> None:
+    models = [load_pretrained("0.3.0")]
+    told: list[tuple[int, int]] = []
+    plain = predict_crystals(models, bench.cache, device=CPU)
+    first = predict_crystals(
+        models, bench.cache, device=CPU, strains=2, strain_size=1e-3, on_progress=lambda *p: told.append(p)
+    )
+    second = predict_crystals(models, bench.cache, device=CPU, strains=2, strain_size=1e-3)
+    assert plain is not None
+    assert first is not None
+    assert second is not None
+    assert told == [(n, 5) for n in range(1, 6)]
+    assert np.array_equal(first.each, second.each)
+    difference = np.abs(first.each - plain.each)
+    assert 0.0 < difference.max() < 1e-2
+
+
+def test_predicting_can_be_stopped(bench: Any) -> None:
+    assert predict_crystals([load_pretrained("0.3.0")], bench.cache, device=CPU, should_stop=lambda: True) is None
