@@ -30,7 +30,7 @@ def _numbers(record: Any, at: int, width: int, numbers: Any) -> int:
 
 
 @compiled
-def _all_below(numbers: Any, limit: int) -> bool:
+def _all_below(numbers: Any, limit: int) -> Any:
     largest = np.int64(-1)
     for number in numbers:
         largest = max(largest, number)

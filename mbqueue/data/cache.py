@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class GraphCache:
         self.folder = folder
         self.atom_cutoff = atom_cutoff
         self.bond_cutoff = bond_cutoff
-        self._borders = np.array(shard_borders(crystals.atom_offsets), np.int64)
+        self._borders = shard_borders(crystals.atom_offsets)
         self._shards: list[_Shard] = []
         self._checked = np.zeros(len(crystals), bool)
         self._mending = Lock()
@@ -184,7 +185,7 @@ class GraphCache:
 
         A damaged shard is made again from the crystals, and then read.
         """
-        number = int(np.searchsorted(self._borders, row, side="right")) - 1
+        number = bisect_right(self._borders, row) - 1
         part = self._part(number, row)
         if not self._checked[row]:
             if zlib.crc32(part.data) != self._shards[number].checksums[row - self._borders[number]]:
@@ -234,7 +235,7 @@ class GraphCache:
             "converter": CONVERTER_VERSION,
             "atom_cutoff": self.atom_cutoff,
             "bond_cutoff": self.bond_cutoff,
-            "rows": self._borders[number : number + 2].tolist(),
+            "rows": self._borders[number : number + 2],
         }
 
     def _read(self, number: int) -> _Shard:
@@ -243,7 +244,7 @@ class GraphCache:
         if meta != self._key(number):
             raise CacheError(f"{path} holds other graphs than these. It has to be made again.")
         return _Shard(
-            first=int(self._borders[number]),
+            first=self._borders[number],
             records=arrays["records"],
             index=arrays["index"],
             cutoffs=arrays["cutoffs"],
@@ -264,7 +265,7 @@ class GraphCache:
                 pass
             for left_over in self.folder.glob(f"{TEMP_PREFIX}*-{path.name}"):
                 left_over.unlink(missing_ok=True)
-            first, stop = self._borders[number : number + 2].tolist()
+            first, stop = self._borders[number : number + 2]
             packed = convert(self.crystals, first, stop, atom_cutoff=self.atom_cutoff, bond_cutoff=self.bond_cutoff)
             ends = [*packed.index[1:, 0].tolist(), len(packed.records)]
             checksums = [
@@ -277,5 +278,8 @@ class GraphCache:
                 "checksums": np.array(checksums, np.uint32),
                 "records": packed.records,
             }
-            write_arrays(path, self._key(number), arrays, unhashed=("records",))
+            try:
+                write_arrays(path, self._key(number), arrays, unhashed=("records",))
+            except OSError as error:
+                raise CacheError(f"{path} cannot be written: {error}. What is made so far is kept.") from error
         return self._read(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -19,7 +20,12 @@ def compiled(function: Function) -> Function:
     Numba keeps it beside the source or, where that cannot be written, in the user's cache folder, and makes it again
     when the source file has changed. It does not see changes in other files: see ``compiled_with``.
     """
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    make = partial(numba.njit, nogil=True, error_model="numpy")
+    try:
+        return make(cache=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:
+        # No folder that can be written: it is then compiled in every process.
+        return make()(function)  # type: ignore[no-any-return]
 
 
 def compiled_with(*modules: ModuleType) -> Callable[[Function], Function]:

@@ -245,3 +245,22 @@ def test_crystals_of_an_isolated_atom_are_counted(tmp_path):
     cache = build(gathered(SALT, lonely, SALT), tmp_path)
     assert cache.widened().tolist() == [1]
     assert GraphCache.open(cache.crystals, tmp_path).cutoffs.tolist() == [6.0, 9.5, 6.0]
+
+
+def test_a_disk_that_is_full_is_told_and_what_is_made_stays(crystals, tmp_path, monkeypatch):
+    write = cache_module.write_arrays
+
+    def full(path, *arguments, **options):
+        if path.name == "shard-00003.bin":
+            raise OSError(28, "No space left on device")
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(cache_module, "write_arrays", full)
+    with pytest.raises(CacheError, match=r"shard-00003\.bin cannot be written.*No space left"):
+        build(crystals, tmp_path, workers=1)
+    made = times(tmp_path)
+    assert {"shard-00000.bin", "shard-00001.bin", "shard-00002.bin"} <= made.keys()
+    monkeypatch.undo()
+    monkeypatch.setattr(cache_module, "SHARD_CRYSTALS", 10)
+    build(crystals, tmp_path)
+    assert made.items() <= times(tmp_path).items()
