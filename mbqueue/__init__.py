@@ -1,3 +1,24 @@
-"""mbqueue: very long CHGNet trainings on short GPU sessions."""
+"""mbqueue: very long CHGNet trainings on short GPU sessions.
 
+    from mbqueue import Project
+
+See `mbqueue.api` for what a project can do. Importing this package imports nothing else before that is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mbqueue.api import Project, Status, status, watch
+
+__all__ = ["Project", "Status", "__version__", "status", "watch"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'mbqueue' has no attribute {name!r}")
+    from mbqueue import api  # noqa: PLC0415 - so that `import mbqueue` stays light
+
+    return getattr(api, name)

@@ -12,6 +12,7 @@
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
     │   └── SchemaTooNew         the database was written by a newer mbqueue
+    ├── SessionError             a session in the background did not come to work
     ├── TrainingError            a training step cannot go on
     │   ├── NonFiniteLoss        loss or gradient is nan or inf; raised before the optimizer step
     │   └── DeviceTooSmall       one crystal alone does not fit the device
@@ -91,6 +92,10 @@ class ForbiddenTransition(QueueError):
 
 class SchemaTooNew(QueueError):
     """The database was written by a newer mbqueue than this one."""
+
+
+class SessionError(MbqueueError):
+    """A session in the background did not come to work."""
 
 
 class TrainingError(MbqueueError):

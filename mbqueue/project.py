@@ -7,7 +7,8 @@
     │   ├── queue.db                the queue
     │   ├── cache/                  converted crystals; can be deleted at any time
     │   ├── checkpoints/EXPERIMENT/fold_i/
-    │   └── logs/
+    │   ├── logs/                   of sessions in the background; tensorboard/
+    │   └── background.json         which process is the session in the background
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
 Paths are derived, never stored, but for the results folder: its day is that of enqueueing.
@@ -20,6 +21,7 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,6 +32,27 @@ from mbqueue.errors import ProjectNotFound, SpecError, UsageError
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 SETTINGS_FILE = "mbqueue.toml"
 
+NotifyEvent = Literal["fold done", "experiment done", "job failed", "session ended"]
+
+
+class NotifySettings(BaseModel):
+    """[notify]: whom a session tells what happened."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    command: str = Field(
+        "", description="Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input."
+    )
+    webhook: str = Field(
+        "", pattern=r"^$|^https?://\S+$", description="Gets the JSON by POST; Slack and Discord read it."
+    )
+    events: tuple[NotifyEvent, ...] = Field(
+        ("fold done", "experiment done", "job failed", "session ended"),
+        strict=False,
+        description="Which events to tell.",
+    )
+    timeout_seconds: float = Field(10.0, gt=0, le=300, description="How long one notification may take.")
+
 
 class Settings(BaseModel):
     """mbqueue.toml: how sessions behave. Nothing in it changes a result."""
@@ -39,6 +62,7 @@ class Settings(BaseModel):
     session: str = Field("1h50m", description="Length of a session when `mbqueue work` is not told otherwise.")
     checkpoint_minutes: float = Field(5.0, gt=0, description="Minutes between checkpoints within an epoch.")
     lease_seconds: float = Field(120.0, ge=1, description="How long a silent worker keeps its job.")
+    notify: NotifySettings = NotifySettings()
 
     @property
     def session_seconds(self) -> float:
@@ -77,6 +101,16 @@ class ProjectFolder:
     def cache_dir(self) -> Path:
         """Converted crystals and frozen features; can be rebuilt."""
         return self.state_dir / "cache"
+
+    @property
+    def logs_dir(self) -> Path:
+        """What sessions in the background said, and TensorBoard's event files."""
+        return self.state_dir / "logs"
+
+    @property
+    def background_file(self) -> Path:
+        """Which process is the session in the background."""
+        return self.state_dir / "background.json"
 
     @property
     def device_limits(self) -> Path:

@@ -46,6 +46,8 @@ for command in (
     datasets.prepare,
     queueing.enqueue,
     work.work,
+    work.logs,
+    work.stop,
     status.status,
     queueing.events,
     predicting.predict,

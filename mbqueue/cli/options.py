@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.project import ProjectFolder, find_project
 
@@ -19,6 +20,11 @@ def current_project(context: typer.Context) -> ProjectFolder:
     """The project that the command was given or stands in."""
     given: Path | None = context.find_root().params.get("project")
     return find_project(given)
+
+
+def open_project(context: typer.Context) -> Project:
+    """The same as what Python users work with."""
+    return Project(context.find_root().params.get("project"))
 
 
 def parse_folds(text: str) -> tuple[int, ...]:

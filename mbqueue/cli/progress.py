@@ -12,18 +12,19 @@ from rich.status import Status
 
 from mbqueue.clock import format_duration, utc_text
 from mbqueue.queue.jobs import Job
+from mbqueue.session.report import Report
 
 #: In a log, a job that goes on says so this often.
 LOG_SECONDS = 15.0
 
 
-class TerminalReport:
-    """Shows a session on standard error (implements `mbqueue.session.report.Report`)."""
+class TerminalReport(Report):
+    """Shows a session on standard error."""
 
-    def __init__(self, *, deadline_seconds: float | None = None) -> None:
+    def __init__(self) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._moving = Status("", console=self._console) if self._console.is_terminal else None
-        self._end = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        self._end: float | None = None
         self._last_log = 0.0
         self._is_waiting = False
 
@@ -37,6 +38,7 @@ class TerminalReport:
             self._moving.stop()
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
         length = "no deadline" if seconds is None else f"{format_duration(seconds)} to the deadline"
         self._line(f"session {session} on {device}, {length}")
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import ExperimentArgument, JsonOption, current_project, parse_folds
+from mbqueue.cli.options import ExperimentArgument, JsonOption, open_project, parse_folds
 from mbqueue.clock import SystemClock, parse_duration, utc_text
-from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Event
-from mbqueue.queue.store import Queue
 
 FoldOption = Annotated[int | None, typer.Option(help="Only this fold.", min=0, max=4)]
 
@@ -40,36 +37,25 @@ def enqueue(
 
     Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
     """
-    from mbqueue.data.datasets import check_dataset
-    from mbqueue.experiment import load_spec, parse_overrides
+    from mbqueue.experiment import parse_overrides
 
-    project = current_project(context)
-    overrides: dict[str, Any] = parse_overrides(settings or [])
-    if folds is not None:
-        overrides["folds"] = list(parse_folds(folds))
-    if epochs is not None:
-        overrides["train.epochs"] = epochs
-    if dataset is not None:
-        overrides["data.dataset"] = dataset
-    if drop_invalid:
-        overrides["data.drop_invalid"] = True
-    if name is not None:
-        overrides |= {"name": name, "results_name": name}
-    spec = load_spec(project.experiment_file(experiment), overrides=overrides)
-    check_dataset(spec.data.dataset, project_root=project.root)
-
-    now = SystemClock().now()
-    day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
-    with Queue(project.queue_db) as queue:
-        outcome = queue.enqueue(
-            spec, results_dir=project.results_folder(day, spec.folder_name), priority=priority, now=now
-        )
+    outcome = open_project(context).enqueue(
+        experiment,
+        folds=None if folds is None else parse_folds(folds),
+        epochs=epochs,
+        dataset=dataset,
+        priority=priority,
+        settings=parse_overrides(settings or []),
+        name=name,
+        drop_invalid=drop_invalid,
+    )
+    label = outcome.experiment.name
     results = outcome.experiment.results_dir
     print_line(
         {
-            "created": f"{spec.name}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
-            "unchanged": f"{spec.name}: already in the queue with this spec; nothing was changed.",
-            "folds added": f"{spec.name}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
+            "created": f"{label}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
+            "unchanged": f"{label}: already in the queue with this spec; nothing was changed.",
+            "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
         }[outcome.outcome]
     )
     say("Start a session with: mbqueue work")
@@ -87,10 +73,7 @@ def events(
     Example: mbqueue events full_finetune --since 2h
     """
     after = 0.0 if since is None else SystemClock().now() - parse_duration(since)
-    with _reading(current_project(context)) as queue:
-        if experiment is not None:
-            queue.experiment(experiment)  # an unknown name is an error that lists the known ones
-        rows = queue.events(experiment=experiment, since=after, limit=limit)
+    rows = open_project(context).events(experiment, since=after, limit=limit)
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -104,8 +87,7 @@ def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
 
     Example: mbqueue pause full_finetune --fold 2
     """
-    with _writing(current_project(context)) as queue:
-        changed = queue.pause(experiment, fold=fold, now=SystemClock().now())
+    changed = open_project(context).pause(experiment, fold=fold)
     print_line(f"{_place(experiment, fold)}: paused ({changed} jobs). Go on with: mbqueue resume {experiment}")
 
 
@@ -114,8 +96,7 @@ def resume(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpt
 
     Example: mbqueue resume full_finetune
     """
-    with _writing(current_project(context)) as queue:
-        changed = queue.resume(experiment, fold=fold, now=SystemClock().now())
+    changed = open_project(context).resume(experiment, fold=fold)
     print_line(f"{_place(experiment, fold)}: resumed ({changed} jobs).")
 
 
@@ -129,11 +110,10 @@ def cancel(
 
     Example: mbqueue cancel full_finetune --yes
     """
-    project = current_project(context)
+    project = open_project(context)
     if not yes:
         typer.confirm(f"Cancel what is left of {_place(experiment, fold)}?", abort=True, err=True)
-    with _writing(project) as queue:
-        changed = queue.cancel(experiment, fold=fold, now=SystemClock().now())
+    changed = project.cancel(experiment, fold=fold)
     print_line(
         f"{_place(experiment, fold)}: {changed} jobs cancelled. Take them up again with: mbqueue retry {experiment}"
     )
@@ -142,10 +122,11 @@ def cancel(
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
     """Give failed and cancelled jobs all their attempts again, and let those that wait after a failure go at once.
 
+    Result files that are gone or damaged are made again too, from the checkpoints.
+
     Example: mbqueue retry full_finetune --fold 3
     """
-    with _writing(current_project(context)) as queue:
-        changed = queue.retry(experiment, fold=fold, now=SystemClock().now())
+    changed = open_project(context).retry(experiment, fold=fold)
     print_line(f"{_place(experiment, fold)}: {changed} jobs will be tried again.")
 
 
@@ -159,8 +140,7 @@ def priority(
 
     Example: mbqueue priority head_finetune 10
     """
-    with _writing(current_project(context)) as queue:
-        changed = queue.set_priority(experiment, value, fold=fold, now=SystemClock().now())
+    changed = open_project(context).set_priority(experiment, value, fold=fold)
     print_line(f"{_place(experiment, fold)}: priority {value} ({changed} jobs changed).")
 
 
@@ -172,13 +152,3 @@ def _label(event: Event) -> str:
 
 def _place(experiment: str, fold: int | None) -> str:
     return experiment if fold is None else f"{experiment} fold {fold}"
-
-
-def _reading(project: ProjectFolder) -> Queue:
-    return Queue(project.queue_db, read_only=True)
-
-
-def _writing(project: ProjectFolder) -> Queue:
-    # A queue that does not exist is not made by a command that only steers it.
-    Queue(project.queue_db, read_only=True).close()
-    return Queue(project.queue_db)

@@ -9,10 +9,8 @@ import typer
 from rich.console import Console
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import ExperimentArgument, JsonOption, current_project
-from mbqueue.clock import SystemClock
+from mbqueue.cli.options import ExperimentArgument, JsonOption, open_project
 from mbqueue.errors import UsageError
-from mbqueue.queue.store import Queue
 
 
 def report(
@@ -27,30 +25,15 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: scores, curves, errors by element and size, worst crystals, sessions.
 
-    Needs the experiment's recorded results; opens in any browser without a network.
+    Of an experiment that is done, or as far as it is. Opens in any browser without a network.
 
     Example: mbqueue report full_finetune --output report.html
     """
-    from mbqueue.dashboard.timeline import timeline
-    from mbqueue.results.folder import newest_folder, read_recorded
-    from mbqueue.results.report.page import REPORT_FILE, write_report
-
-    project = current_project(context)
-    recorded = read_recorded(newest_folder(project.results_dir, experiment))
-    spans = []
-    if project.queue_db.exists():
-        with Queue(project.queue_db, read_only=True) as queue:
-            sessions = queue.sessions(experiment=recorded.name)
-            events = queue.events(experiment=recorded.name, limit=10**6)
-        spans = timeline(sessions, events, now=SystemClock().now())
-    path = output or recorded.folder / REPORT_FILE
-    write_report(recorded, path, timeline=spans)
-    print_line(str(path))
-    if png is not None:
-        from mbqueue.results.report.pictures import write_pictures
-
-        for picture in write_pictures(recorded, png):
-            print_line(str(picture))
+    project = open_project(context)
+    if not project.results(experiment).is_complete:
+        say(f"{experiment} is not recorded yet: this is how far it is.", style="yellow")
+    for path in project.report(experiment, output=output, png=png):
+        print_line(str(path))
 
 
 def compare(
@@ -65,18 +48,12 @@ def compare(
     Example: mbqueue compare full_finetune head_finetune pretrained_infer
     """
     from mbqueue.dashboard.comparison import render_comparison
-    from mbqueue.results.compare import compare as compare_recorded
-    from mbqueue.results.folder import newest_folder, read_recorded
 
     if len(experiments) < 2:
         raise UsageError("Give two experiments or more, like: mbqueue compare full_finetune pretrained_infer")
-    project = current_project(context)
-    comparison = compare_recorded([read_recorded(newest_folder(project.results_dir, name)) for name in experiments])
+    comparison = open_project(context).compare(experiments, html=html)
     Console().print(render_comparison(comparison))
     if html is not None:
-        from mbqueue.results.report.comparison import write_comparison
-
-        write_comparison(comparison, html)
         say(f"written: {html}")
 
 
@@ -93,12 +70,7 @@ def export(
 
     Example: mbqueue export full_finetune --authors "A. Researcher"
     """
-    from mbqueue.results.export import export_submission
-    from mbqueue.results.folder import newest_folder, read_recorded
-
-    project = current_project(context)
-    recorded = read_recorded(newest_folder(project.results_dir, experiment))
-    folder = export_submission(recorded, output, authors=authors, algorithm=algorithm, notes=notes)
+    folder = open_project(context).export(experiment, output, authors=authors, algorithm=algorithm, notes=notes)
     files = sorted(str(path) for path in folder.iterdir())
     if as_json:
         print_json(files)

@@ -6,14 +6,11 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 
 from mbqueue.cli.console import print_json
-from mbqueue.cli.options import JsonOption, current_project
-from mbqueue.clock import SystemClock
-from mbqueue.dashboard import render
-from mbqueue.queue.store import Queue
+from mbqueue.cli.options import JsonOption, open_project
 
 #: Between two looks of --watch.
 WATCH_SECONDS = 2.0
@@ -29,27 +26,17 @@ def status(
 
     Example: mbqueue status full_finetune --watch
     """
-    project = current_project(context)
+    project = open_project(context)
     console = Console()
-    with Queue(project.queue_db, read_only=True) as queue:
-        if experiment is not None:
-            queue.experiment(experiment)  # an unknown name is an error that lists the known ones
-
-        def look() -> dict[str, object]:
-            return queue.overview(now=SystemClock().now(), project=str(project.root), experiment=experiment)
-
-        def draw() -> RenderableType:
-            return render(look(), now=SystemClock().now(), session_seconds=project.settings.session_seconds)
-
-        if as_json:
-            print_json(look())
-        elif not watch:
-            console.print(draw())
-        else:
-            with Live(draw(), console=console, auto_refresh=False) as live:
-                try:
-                    while True:
-                        time.sleep(WATCH_SECONDS)
-                        live.update(draw(), refresh=True)
-                except KeyboardInterrupt:
-                    return
+    if as_json:
+        print_json(project.status(experiment).overview)
+    elif not watch:
+        console.print(project.status(experiment))
+    else:
+        with Live(project.status(experiment).view(), console=console, auto_refresh=False) as live:
+            try:
+                while True:
+                    time.sleep(WATCH_SECONDS)
+                    live.update(project.status(experiment).view(), refresh=True)
+            except KeyboardInterrupt:
+                return

@@ -26,7 +26,11 @@ class ProcessIdentity:
 
 def this_process() -> ProcessIdentity:
     """The identity of the calling process."""
-    pid = os.getpid()
+    return identity_of(os.getpid())
+
+
+def identity_of(pid: int) -> ProcessIdentity:
+    """The identity of the process that has this pid now, on this machine."""
     return ProcessIdentity(host=socket.gethostname(), boot_id=boot_id(), pid=pid, pid_started=_started(pid))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from mbqueue.queue.jobs import Job
 
 
-class Report(Protocol):
+class Report:
     """Called by the worker, from its main thread unless said otherwise; must return quickly.
 
     Every method does nothing by itself, so a listener that derives from this class says only what it cares for.
@@ -37,10 +37,6 @@ class Report(Protocol):
 
     def note(self, text: str) -> None:
         """Something that a person should know. May come from another thread."""
-
-
-class Silence(Report):
-    """Nobody watches."""
 
 
 class Relay(Report):

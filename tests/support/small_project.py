@@ -11,6 +11,7 @@ from mbqueue.experiment import Spec, load_spec
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.store import Queue
+from mbqueue.session.report import Report
 
 
 class ManualClock:
@@ -34,7 +35,7 @@ class ManualClock:
 
 
 @dataclass
-class RememberedReport:
+class RememberedReport(Report):
     """What a session told, in order."""
 
     lines: list[str] = field(default_factory=list)

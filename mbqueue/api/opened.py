@@ -1,0 +1,60 @@
+"""What every part of a project's API stands on: the folder, the clock, the queue opened for one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mbqueue.clock import SystemClock
+from mbqueue.project import ProjectFolder, find_project
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+
+
+class OpenedProject:
+    """A project's folder, found and checked; nothing is held open.
+
+    Args:
+        path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
+
+    Raises:
+        ProjectNotFound: when there is none.
+        SpecError: when its mbqueue.toml is wrong.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.folder: ProjectFolder = find_project(None if path is None else Path(path))
+        self._clock = SystemClock()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder.root)!r})"
+
+    @contextmanager
+    def _reading_queue(self, experiment: str | None) -> Iterator[Queue]:
+        with Queue(self.folder.queue_db, read_only=True) as queue:
+            if experiment is not None:
+                queue.experiment(experiment)  # an unknown name is an error that lists the known ones
+            yield queue
+
+    @contextmanager
+    def _writing_queue(self) -> Iterator[Queue]:
+        # A queue that does not exist is not made by a command that only steers it.
+        Queue(self.folder.queue_db, read_only=True).close()
+        with Queue(self.folder.queue_db) as queue:
+            yield queue
+
+    def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
+        """Fold → what is wrong, for folds whose files were written and are not whole any more.
+
+        Where only what `record` writes is lost, it is the first fold, since redoing any of them records again.
+        """
+        from mbqueue.results.record import RESULTS_FILE, broken_folds  # noqa: PLC0415
+
+        jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
+        folder = self.folder.root / queue.experiment(experiment).results_dir
+        predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]
+        lost = broken_folds(folder, predicted)
+        if not lost and any(job.kind is Kind.RECORD for job in jobs) and not (folder / RESULTS_FILE).exists():
+            lost = {predicted[0]: f"There is no file {folder / RESULTS_FILE}."}
+        return lost

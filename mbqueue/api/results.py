@@ -1,0 +1,173 @@
+"""Results: as tables, as models, as pages, as files for the leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbqueue.api.opened import OpenedProject
+from mbqueue.errors import ResultsError
+from mbqueue.queue.store import Queue
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from chgnet.model import CHGNet
+
+    from mbqueue.results.compare import Comparison
+    from mbqueue.results.folder import Recorded
+
+
+class Results(OpenedProject):
+    """results, history, predictions, model; report, compare, export."""
+
+    def results(self, experiment: str) -> Recorded:
+        """The results of an experiment: recorded ones, verified; else what there is of it so far.
+
+        Raises:
+            ResultsError: when there are none, or a file is missing or not what was recorded.
+        """
+        from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
+        from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
+        from mbqueue.session.facts import record_inputs  # noqa: PLC0415
+
+        folder = self._folder_in_queue(experiment)
+        if folder is None or (folder / RESULTS_FILE).exists():
+            return read_recorded(folder or newest_folder(self.folder.results_dir, experiment))
+        with Queue(self.folder.queue_db, read_only=True) as queue:
+            if lost := self._lost_folds(queue, experiment):
+                raise ResultsError(
+                    f"Results of {experiment} were there and are gone: {' '.join(lost.values())} They can be made "
+                    f"again from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
+                )
+            inputs = record_inputs(queue, queue.experiment(experiment), now=self._clock.now())
+        unfinished = read_unfinished(folder, inputs)
+        if not unfinished.histories:
+            raise ResultsError(f"No fold of {experiment} has results yet. `mbqueue status` tells how far they are.")
+        return unfinished
+
+    def history(self, experiment: str) -> pd.DataFrame:
+        """The finished epochs of all folds, one row each; columns as in history_fold_i.csv, after `fold`.
+
+        Raises:
+            ResultsError: when there are none yet, or a file is damaged.
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        histories = self.results(experiment).histories
+        return pd.DataFrame([{"fold": fold, **row} for fold, rows in histories.items() for row in rows])
+
+    def predictions(self, experiment: str) -> pd.DataFrame:
+        """The test parts of all predicted folds; columns as in preds_fold_i.csv, after `fold`.
+
+        Raises:
+            ResultsError: when no fold is predicted yet, or a file is damaged.
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        recorded = self.results(experiment)
+        if not recorded.folds:
+            raise ResultsError(f"No fold of {experiment} is predicted yet. `mbqueue status` tells how far they are.")
+        frames = [
+            pd.DataFrame(
+                {
+                    "fold": fold,
+                    "id": table.ids,
+                    "composition": table.compositions,
+                    "n_atoms": table.n_atoms,
+                    "y_true": table.y_true,
+                    "y_pred": table.y_pred,
+                    "abs_error": table.abs_error,
+                }
+            )
+            for fold, table in recorded.predictions.items()
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def model(self, experiment: str, fold: int) -> CHGNet:
+        """The model of a fold's best epoch, on the CPU.
+
+        Raises:
+            ResultsError: when the fold is not predicted yet.
+            CheckpointError: when its file is damaged.
+        """
+        from mbqueue.results.tables import model_file  # noqa: PLC0415
+        from mbqueue.train.pretrained import load_chgnet  # noqa: PLC0415
+
+        recorded = self.results(experiment)
+        if fold not in recorded.folds:
+            there = ", ".join(map(str, recorded.folds)) or "none"
+            raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds that have one: {there}.")
+        return load_chgnet(model_file(recorded.folder, fold))
+
+    def report(self, experiment: str, *, output: Path | None = None, png: Path | None = None) -> list[Path]:
+        """Write the report as one self-contained HTML page, of an experiment that is done or as far as it is.
+
+        Args:
+            output: the page; by default report.html in the results folder.
+            png: a folder; each figure is then also drawn into it as a picture.
+
+        Returns:
+            The files written, the page first.
+
+        Raises:
+            ResultsError: when there are no results yet, or a file is damaged.
+        """
+        from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
+        from mbqueue.results.report.page import REPORT_FILE, write_report  # noqa: PLC0415
+
+        recorded = self.results(experiment)
+        spans = []
+        if self.folder.queue_db.exists():
+            with Queue(self.folder.queue_db, read_only=True) as queue:
+                sessions = queue.sessions(experiment=recorded.name)
+                events = queue.events(experiment=recorded.name, limit=10**6)
+            spans = timeline(sessions, events, now=self._clock.now())
+        written = [write_report(recorded, output or recorded.folder / REPORT_FILE, timeline=spans)]
+        if png is not None:
+            from mbqueue.results.report.pictures import write_pictures  # noqa: PLC0415
+
+            written += write_pictures(recorded, png)
+        return written
+
+    def compare(self, experiments: Sequence[str], *, html: Path | None = None) -> Comparison:
+        """Recorded experiments side by side, with the differences on the crystals that they share.
+
+        Args:
+            experiments: two or more; the first is the reference.
+            html: a page to write.
+
+        Raises:
+            UsageError: for fewer than two.
+            ResultsError: when one is not recorded, or they share no crystals.
+        """
+        from mbqueue.results.compare import compare  # noqa: PLC0415
+        from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
+
+        comparison = compare([read_recorded(newest_folder(self.folder.results_dir, name)) for name in experiments])
+        if html is not None:
+            from mbqueue.results.report.comparison import write_comparison  # noqa: PLC0415
+
+            write_comparison(comparison, html)
+        return comparison
+
+    def export(
+        self, experiment: str, output: Path = Path(), *, authors: str, algorithm: str = "", notes: str = ""
+    ) -> Path:
+        """Make the folder that matbench's leaderboard takes, below ``output``; returns it.
+
+        Raises:
+            ResultsError: with every reason, unless all five official folds are recorded; or when matbench is missing.
+            UsageError: when the authors are empty or the folder is something else.
+        """
+        from mbqueue.results.export import export_submission  # noqa: PLC0415
+
+        return export_submission(self.results(experiment), output, authors=authors, algorithm=algorithm, notes=notes)
+
+    def _folder_in_queue(self, experiment: str) -> Path | None:
+        """The results folder of an experiment of the queue; None when the queue does not know it."""
+        if not self.folder.queue_db.exists():
+            return None
+        with Queue(self.folder.queue_db, read_only=True) as queue:
+            found = {entry.name: entry.results_dir for entry in queue.experiments()}
+        return self.folder.root / found[experiment] if experiment in found else None

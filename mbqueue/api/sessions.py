@@ -1,0 +1,138 @@
+"""Sessions: here, in the background, and their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from mbqueue.api.opened import OpenedProject
+from mbqueue.clock import parse_duration
+from mbqueue.errors import UsageError
+
+if TYPE_CHECKING:
+    from mbqueue.session.background import BackgroundSession, Stopped
+    from mbqueue.session.report import Report
+    from mbqueue.session.stop import StopRequest
+    from mbqueue.session.worker import SessionOutcome
+
+NO_DEADLINE = "none"
+
+
+class Sessions(OpenedProject):
+    """work, work_in_background, stop, log."""
+
+    def session_seconds(self, session: str | None) -> float | None:
+        """Length of a session: of ``1h50m`` or ``none`` (no deadline: None), by default that of mbqueue.toml.
+
+        Raises:
+            UsageError: when that is not a duration.
+        """
+        if session == NO_DEADLINE:
+            return None
+        return self.folder.settings.session_seconds if session is None else parse_duration(session)
+
+    def work(
+        self,
+        *,
+        session: str | None = None,
+        max_jobs: int | None = None,
+        forever: bool = False,
+        device: str | None = None,
+        tensorboard: bool = False,
+        report: Report | None = None,
+        stop: StopRequest | None = None,
+    ) -> SessionOutcome:
+        """Run one session here: work on what is enqueued until nothing is left or its time is up.
+
+        May be killed at any instant; the next session carries on. In the main thread, SIGTERM, SIGINT and SIGHUP
+        finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
+
+        Args:
+            session: its length, like ``1h50m``, or ``none``; by default that of mbqueue.toml.
+            max_jobs: stop after so many jobs.
+            forever: wait for new jobs when none is left; no deadline.
+            device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
+            tensorboard: write event files to state/logs/tensorboard.
+            report: told what happens (see `mbqueue.session.report`); by default nobody is.
+            stop: lets another thread ask for the end.
+
+        Raises:
+            UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
+            QueueError: when the queue cannot be read or written.
+        """
+        if forever and session not in (None, NO_DEADLINE):
+            raise UsageError("--forever has no deadline; leave --session out.")
+        seconds = None if forever else self.session_seconds(session)
+
+        from mbqueue.session.notify import Notifier  # noqa: PLC0415
+        from mbqueue.session.report import Relay, Report  # noqa: PLC0415
+        from mbqueue.session.stop import StopRequest, graceful_signals  # noqa: PLC0415
+        from mbqueue.session.tensorboard import TensorBoardReport  # noqa: PLC0415
+
+        stop = StopRequest() if stop is None else stop
+        report = Report() if report is None else report
+        # Signals are caught before the slow imports: a session that is stopped while it starts ends as gracefully.
+        with graceful_signals(stop), ExitStack() as listeners:
+            notifier = listeners.enter_context(
+                Notifier(self.folder.settings.notify, project=str(self.folder.root), on_trouble=report.note)
+            )
+            heard: list[Report] = [report, notifier]
+            if tensorboard:
+                heard.append(listeners.enter_context(TensorBoardReport(self.folder.logs_dir / "tensorboard")))
+
+            from mbqueue.session.worker import WorkOptions, work  # noqa: PLC0415
+
+            options = WorkOptions(session_seconds=seconds, max_jobs=max_jobs, forever=forever, device=device)
+            try:
+                outcome = work(self.folder, options, report=Relay(*heard), stop=stop)
+            except Exception as error:
+                notifier.session_ended(f"{type(error).__name__}: {error}")
+                raise
+            notifier.session_ended(f"{outcome.jobs_done} jobs done; {outcome.reason}")
+            return outcome
+
+    def work_in_background(
+        self,
+        *,
+        session: str | None = None,
+        max_jobs: int | None = None,
+        forever: bool = False,
+        device: str | None = None,
+        tensorboard: bool = False,
+    ) -> BackgroundSession:
+        """Start a session as a process of its own that outlives this one; returns once it is at work.
+
+        Its log is in state/logs (`mbqueue logs -f`); `stop` ends it. The arguments are those of `work`.
+
+        Raises:
+            UsageError: when one runs in the background already, or an argument cannot be carried out.
+            SessionError: when it ended before it was at work; the message has the end of its log.
+        """
+        from mbqueue.session import background  # noqa: PLC0415
+
+        self.session_seconds(session)
+        options = {"--session": session, "--max-jobs": max_jobs, "--device": device}
+        arguments = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+        arguments += [name for name, wanted in (("--forever", forever), ("--tensorboard", tensorboard)) if wanted]
+        return background.start(self.folder, arguments, clock=self._clock)
+
+    def stop(self, *, wait_seconds: float = 60.0) -> list[Stopped]:
+        """Ask every session of this project on this machine to save its work and end, and wait for that.
+
+        Returns:
+            What became of each; empty when none runs here.
+        """
+        from mbqueue.session import background  # noqa: PLC0415
+
+        return background.stop(self.folder, wait_seconds=wait_seconds, clock=self._clock)
+
+    def log(self, *, lines: int = 50, follow: bool = False) -> Iterator[str]:
+        """The last lines of the newest background session's log; with ``follow``, also what it adds until it ends.
+
+        Raises:
+            UsageError: when no session was started in the background.
+        """
+        from mbqueue.session import background  # noqa: PLC0415
+
+        return background.follow(self.folder, lines=lines, keep_on=follow, clock=self._clock)

@@ -1,0 +1,105 @@
+"""The state of a project at one instant, as Python sees it: tables, and a view for terminals and notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+
+from mbqueue.dashboard.status import render
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NOTEBOOK_COLUMNS = 110
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What `Project.status` returns. In a notebook it shows itself, as a string it is what `mbqueue status` prints.
+
+    The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas frames; pandas is imported when the first one
+    is asked for. Errors are in eV/atom, times in seconds since the epoch (UTC).
+
+    Attributes:
+        overview: all of it as one dictionary (see `mbqueue.queue.overview`).
+        session_seconds: the usual length of a session, in which the remaining work is told.
+    """
+
+    overview: Mapping[str, Any]
+    session_seconds: float
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a session is at work."""
+        return any(session["state"] == "live" for session in self.overview["sessions"])
+
+    @property
+    def experiments(self) -> pd.DataFrame:
+        """One row per experiment: name, state, dataset, results_dir, seconds, and the number of jobs by state."""
+        rows = [
+            {**{key: value for key, value in entry.items() if key not in ("folds", "jobs")}, **entry["jobs"]}
+            for entry in self.overview["experiments"]
+        ]
+        return _frame(rows, index="name")
+
+    @property
+    def folds(self) -> pd.DataFrame:
+        """One row per experiment and fold: state, epochs, best and last validation MAE, test MAE, seconds."""
+        rows = [
+            {"experiment": entry["name"], **{k: v for k, v in fold.items() if k not in ("jobs", "running", "val_mae")}}
+            for entry in self.overview["experiments"]
+            for fold in entry["folds"]
+        ]
+        return _frame(rows, index=["experiment", "fold"])
+
+    @property
+    def sessions(self) -> pd.DataFrame:
+        """One row per session that has not ended."""
+        return _frame(({**row, "job": _label(row["job"])} for row in self.overview["sessions"]), index="id")
+
+    @property
+    def errors(self) -> pd.DataFrame:
+        """One row per job whose last attempt failed, the newest first."""
+        return _frame(self.overview["errors"], index="job")
+
+    def view(self) -> RenderableType:
+        """What `mbqueue status` prints, for a console of rich."""
+        return render(self.overview, now=self.overview["now"], session_seconds=self.session_seconds)
+
+    def __rich__(self) -> RenderableType:
+        return self.view()
+
+    def __str__(self) -> str:
+        console = Console(width=80, no_color=True, color_system=None, force_jupyter=False)
+        with console.capture() as captured:
+            console.print(self.view())
+        return captured.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        console = Console(width=_NOTEBOOK_COLUMNS, record=True, force_jupyter=False, quiet=True)
+        console.print(self.view())
+        body = console.export_html(inline_styles=True, code_format="{code}")
+        title = html.escape(str(self.overview["project"]))
+        return (
+            f'<pre title="{title}" style="font-family:Menlo,\'DejaVu Sans Mono\',Consolas,monospace;line-height:1.2;'
+            f'white-space:pre;overflow-x:auto">{body}</pre>'
+        )
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], *, index: str | list[str]) -> pd.DataFrame:
+    import pandas as pd  # noqa: PLC0415 - takes half a second, and `mbqueue status` does without
+
+    frame = pd.DataFrame(list(rows))
+    return frame if frame.empty else frame.set_index(index)
+
+
+def _label(job: Mapping[str, Any] | None) -> str | None:
+    if job is None:
+        return None
+    parts = [job["experiment"], job["kind"]]
+    parts += [f"{key} {job[key]}" for key in ("fold", "epoch") if job[key] is not None]
+    return " ".join(parts)

@@ -1,0 +1,242 @@
+"""A session in the background: started detached, found again, told to stop. Without torch.
+
+What runs where is kept in ``state/background.json``; a process is trusted to be that session only while pid, start
+time and boot are the recorded ones, so a later process with the same pid is never signalled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mbqueue import files
+from mbqueue.clock import Clock, utc_text
+from mbqueue.errors import SessionError, UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import SessionRow
+from mbqueue.queue.processes import ProcessIdentity, identity_of, is_known_dead, this_process
+from mbqueue.queue.store import Queue
+
+#: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
+START_SECONDS = 90.0
+_POLL_SECONDS = 0.1
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundSession:
+    """A session that was started in the background.
+
+    Attributes:
+        process: which process it is.
+        log: what it says.
+        session: its id; None while it has not announced itself.
+        started_at: seconds since the epoch.
+    """
+
+    process: ProcessIdentity
+    log: Path
+    session: str | None
+    started_at: float
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives, as far as this machine can tell."""
+        return self.process.boot_id == this_process().boot_id and not is_known_dead(self.process)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """What became of a session that was asked to stop.
+
+    Attributes:
+        session: its id; None when it had not announced itself.
+        reason: why it ended, in its own words; None while it still runs.
+    """
+
+    session: str | None
+    pid: int
+    reason: str | None
+
+
+def start(project: ProjectFolder, arguments: Sequence[str], *, clock: Clock) -> BackgroundSession:
+    """Start ``mbqueue work`` with these arguments as a process that outlives this one; returns once it is at work.
+
+    Raises:
+        UsageError: when one runs in the background of this project already.
+        SessionError: when it ended before it was at work; the message has the end of its log.
+    """
+    if not project.queue_db.exists():
+        raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
+    project.logs_dir.mkdir(parents=True, exist_ok=True)
+    with _starting_alone(project):
+        running = current(project)
+        if running is not None and running.is_running:
+            raise UsageError(
+                f"A session runs in the background already ({running.session or 'starting'}, process "
+                f"{running.process.pid}). See it with: mbqueue logs -f. End it with: mbqueue stop"
+            )
+        now = clock.now()
+        stamp = utc_text(now).replace("-", "").replace(":", "")
+        log = project.logs_dir / f"work-{stamp}-{os.getpid()}.log"
+        with log.open("wb") as stream:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "mbqueue", "--project", str(project.root), "work", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,  # a closing terminal or notebook cell must not take it along
+            )
+        started = BackgroundSession(process=identity_of(child.pid), log=log, session=None, started_at=now)
+        _write(project, started)
+        started = _wait_until_at_work(project, started, child, clock)
+        _write(project, started)
+    return started
+
+
+def current(project: ProjectFolder) -> BackgroundSession | None:
+    """The session that was last started in the background, running or not; None when there was none."""
+    try:
+        content = json.loads(project.background_file.read_text(encoding="utf-8"))
+        return BackgroundSession(
+            process=ProcessIdentity(**content["process"]),
+            log=project.logs_dir / content["log"],
+            session=content["session"],
+            started_at=content["started_at"],
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # an unreadable note on a process is as good as none: sessions are also found by the queue
+
+
+def stop(project: ProjectFolder, *, wait_seconds: float, clock: Clock) -> list[Stopped]:
+    """Ask every session of this project on this machine to stop, and wait for it to save its work.
+
+    Returns:
+        One entry for each; none when no session runs here.
+    """
+    asked = list(_running_here(project))
+    for identity, _ in asked:
+        os.kill(identity.pid, signal.SIGTERM)
+    deadline = clock.monotonic() + wait_seconds
+    while any(not is_known_dead(identity) for identity, _ in asked) and clock.monotonic() < deadline:
+        clock.sleep(_POLL_SECONDS)
+    return [
+        Stopped(
+            session=session,
+            pid=identity.pid,
+            reason=_reason(project, session) if is_known_dead(identity) else None,
+        )
+        for identity, session in asked
+    ]
+
+
+def newest_log(project: ProjectFolder) -> Path:
+    """The log of the session that was last started in the background.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    logs = sorted(project.logs_dir.glob("work-*.log"))
+    if not logs:
+        raise UsageError(
+            f"There is no log in {project.logs_dir}: no session was started in the background. Start one with: "
+            "mbqueue work --background"
+        )
+    return logs[-1]
+
+
+def follow(project: ProjectFolder, *, lines: int, keep_on: bool, clock: Clock) -> Iterator[str]:
+    """The last lines of the newest log; with ``keep_on`` also what is added, until its session has ended."""
+    log = newest_log(project)
+    with log.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+        yield from stream.readlines()[-lines:]
+        while keep_on:
+            session = current(project)
+            is_over = session is None or session.log != log or not session.is_running
+            # Read once more after the end was seen, or its last lines would be lost.
+            yield from stream.readlines()
+            if is_over:
+                return
+            clock.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _starting_alone(project: ProjectFolder) -> Iterator[None]:
+    """Held while a session is being started, so that two starts at once do not both find none running."""
+    try:
+        with FileLock(project.background_file.with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise UsageError("A session is just being started in the background. Look at it with: mbqueue logs") from error
+
+
+def _wait_until_at_work(
+    project: ProjectFolder, started: BackgroundSession, child: subprocess.Popen[bytes], clock: Clock
+) -> BackgroundSession:
+    deadline = clock.monotonic() + START_SECONDS
+    while clock.monotonic() < deadline:
+        code = child.poll()
+        for row in _unended(project):
+            if _identity(row) == started.process:
+                return replace(started, session=row.id)
+        if code is not None:
+            return _ended_early(project, started, code)
+        clock.sleep(_POLL_SECONDS)
+    return started
+
+
+def _ended_early(project: ProjectFolder, started: BackgroundSession, code: int) -> BackgroundSession:
+    """A session that did its work between two looks; or one that never was at work, which is an error."""
+    with Queue(project.queue_db, read_only=True) as queue:
+        for row in queue.sessions():
+            if _identity(row) == started.process:
+                return replace(started, session=row.id)
+    said = "".join(f"  {line}" for line in started.log.read_text(errors="replace").splitlines(True)[-_TAIL_LINES:])
+    raise SessionError(f"The session in the background ended before it was at work (code {code}). It said:\n{said}")
+
+
+def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
+    """(process, session id) of every session of this project that lives on this machine, this process left out."""
+    here = this_process()
+    found = {_identity(row): row.id for row in _unended(project)}
+    background = current(project)
+    sessions: dict[ProcessIdentity, str | None] = {**found}
+    if background is not None:
+        sessions.setdefault(background.process, background.session)
+    for identity, session in sessions.items():
+        if identity.boot_id == here.boot_id and identity.pid != here.pid and not is_known_dead(identity):
+            yield identity, session
+
+
+def _unended(project: ProjectFolder) -> list[SessionRow]:
+    if not project.queue_db.exists():
+        return []
+    with Queue(project.queue_db, read_only=True) as queue:
+        return [row for row in queue.sessions() if row.ended_at is None]
+
+
+def _reason(project: ProjectFolder, session: str | None) -> str:
+    if session is None:
+        return "it had not begun to work"
+    with Queue(project.queue_db, read_only=True) as queue:
+        return queue.session(session).end_reason or "its process is gone without a word; the next session carries on"
+
+
+def _identity(row: SessionRow) -> ProcessIdentity:
+    return ProcessIdentity(host=row.host, boot_id=row.boot_id, pid=row.pid, pid_started=row.pid_started)
+
+
+def _write(project: ProjectFolder, session: BackgroundSession) -> None:
+    content = {**asdict(session), "log": session.log.name}
+    files.write_json(project.background_file, content)

@@ -1,0 +1,134 @@
+"""Telling people what happened: by a command, a web hook or both (``[notify]`` in mbqueue.toml).
+
+Notifications are sent from a thread of their own, one after the other, each with a time limit. One that fails or
+hangs leaves a note with the session and has no other effect on it; at most a backlog of them is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from mbqueue.project import NotifyEvent, NotifySettings
+from mbqueue.queue.jobs import Job, Kind
+from mbqueue.session.report import Report
+
+_WAITING_AT_MOST = 100
+
+
+class Notifier(Report):
+    """Sends a notification for each event that the settings name.
+
+    Args:
+        settings: the command, the web hook, which events, the time limit.
+        project: the project's folder, to tell it from others.
+        on_trouble: told, in a sentence and from another thread, when one could not be sent.
+    """
+
+    def __init__(self, settings: NotifySettings, *, project: str, on_trouble: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._project = project
+        self._on_trouble = on_trouble
+        self._session = ""
+        self._open: queue.Queue[dict[str, Any] | None] = queue.Queue(_WAITING_AT_MOST)
+        self._thread = threading.Thread(target=self._send_all, name="mbqueue-notify", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Wait for what is still to be sent, no longer than two of them may take."""
+        try:
+            self._open.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(2 * self._settings.timeout_seconds + 1)
+
+    def session_started(self, session: str, device: str, seconds: float | None) -> None:  # noqa: ARG002
+        self._session = session
+
+    def job_finished(self, job: Job, summary: str) -> None:
+        if job.kind is Kind.PREDICT:
+            self._tell("fold done", f"{job.experiment} fold {job.fold}: {summary}", job)
+        elif job.kind is Kind.RECORD:
+            self._tell("experiment done", f"{job.experiment}: {summary}", job)
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        what = "it will be tried again" if retry_at else f"try again with: mbqueue retry {job.experiment}"
+        lines = str(error).splitlines()
+        self._tell("job failed", f"{job.label} failed: {lines[0] if lines else type(error).__name__}; {what}", job)
+
+    def session_ended(self, reason: str) -> None:
+        """The session is over; not called when it is killed."""
+        self._tell("session ended", f"session {self._session} ended: {reason}")
+
+    def _tell(self, event: NotifyEvent, text: str, job: Job | None = None) -> None:
+        if event not in self._settings.events:
+            return
+        message = {
+            "event": event,
+            # Slack shows "text", Discord "content".
+            "text": f"mbqueue: {text}",
+            "content": f"mbqueue: {text}",
+            "project": self._project,
+            "session": self._session,
+            "experiment": job and job.experiment,
+            "fold": job and job.fold,
+            "epoch": job and job.epoch,
+        }
+        try:
+            self._open.put_nowait(message)
+        except queue.Full:
+            self._on_trouble(f"A notification was dropped, {_WAITING_AT_MOST} are waiting already: {text}")
+
+    def _send_all(self) -> None:
+        while (message := self._open.get()) is not None:
+            settings = self._settings
+            # Of a web hook only the host is named: the rest of its address is often the secret itself.
+            hooks = (
+                (settings.command, settings.command, self._run),
+                (settings.webhook, urlsplit(settings.webhook).hostname, self._post),
+            )
+            for hook, name, send in hooks:
+                if not hook:
+                    continue
+                try:
+                    send(hook, message)
+                except Exception as error:  # noqa: BLE001 - a notification must never harm the work
+                    self._on_trouble(f"The notification of '{message['event']}' could not be sent to {name}: {error}")
+
+    def _run(self, command: str, message: dict[str, Any]) -> None:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "MBQUEUE_EVENT": message["event"], "MBQUEUE_TEXT": message["text"]},
+            start_new_session=True,  # so that everything it starts can be ended with it
+        )
+        try:
+            _, talk = process.communicate(json.dumps(message).encode(), timeout=self._settings.timeout_seconds)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise TimeoutError(f"it took longer than {self._settings.timeout_seconds:g} s") from error
+        if process.returncode:
+            lines = talk.decode(errors="replace").strip().splitlines()
+            raise OSError(f"it ended with code {process.returncode}" + (f": {lines[-1]}" if lines else ""))
+
+    def _post(self, url: str, message: dict[str, Any]) -> None:
+        # The settings allow http and https only.
+        request = urllib.request.Request(  # noqa: S310
+            url, data=json.dumps(message).encode(), headers={"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=self._settings.timeout_seconds) as answer:  # noqa: S310
+            answer.read(1)
