@@ -199,8 +199,9 @@ class GraphCache:
         return [number for number in range(len(self._shards)) if not self._is_whole(number)]
 
     def repair(self, number: int) -> None:
-        """Make one shard again."""
+        """Make one shard again, unless another thread or process has done so meanwhile."""
         with self._mending:
+            self._shards[number] = self._read_or_make(number, wait=True)
             if not self._is_whole(number):
                 self._path(number).unlink(missing_ok=True)
                 self._shards[number] = self._read_or_make(number, wait=True)

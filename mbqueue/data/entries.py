@@ -35,12 +35,13 @@ class Gatherer:
 
     Attributes:
         offenders: (id, reason) of every entry that cannot be used, in order.
+        targets_required: whether an entry without a target is an offender; if not, its target is nan.
     """
 
     def __init__(self, *, targets_required: bool = True) -> None:
-        """Start empty; without ``targets_required`` a missing target is nan."""
+        """Start empty."""
         self.offenders: list[tuple[str, str]] = []
-        self._targets_required = targets_required
+        self.targets_required = targets_required
         self._rows_of: dict[str, int] = {}
         self._ids: list[str] = []
         self._targets = array("d")
@@ -89,7 +90,7 @@ class Gatherer:
 
     def _target(self, target: Any) -> float:
         if target is None or target == "":
-            if self._targets_required:
+            if self.targets_required:
                 raise Unusable("the target is missing")
             return math.nan
         try:

@@ -74,7 +74,7 @@ def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
         try:
             rows = csv.DictReader(lines)
             fields = rows.fieldnames or []
-            for wanted in ((CIF_NAME,), ID_NAMES, TARGET_NAMES):
+            for wanted in ((CIF_NAME,), ID_NAMES, TARGET_NAMES)[: 3 if gatherer.targets_required else 2]:
                 if not set(wanted) & set(fields):
                     raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(fields)}.")
             for row in rows:

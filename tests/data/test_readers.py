@@ -133,6 +133,19 @@ def test_a_csv_with_cifs_is_read(tmp_path):
     assert ours.targets.tolist() == [0, -0.5]
 
 
+def test_crystals_may_come_without_targets_when_that_is_said(tmp_path):
+    line = entry(name="new")
+    del line["e_form"]
+    (tmp_path / "new.jsonl").write_text(json.dumps(line))
+    (tmp_path / "new.csv").write_text('id,cif\nnew,"' + cif_of(SALT).replace('"', '""') + '"\n')
+    for name in ("new.jsonl", "new.csv"):
+        crystals = load(name, project_root=tmp_path, targets_required=False).crystals
+        assert crystals.ids == ["new"]
+        assert np.isnan(crystals.targets).all()
+        with pytest.raises(DataError):
+            load(name, project_root=tmp_path)
+
+
 def test_a_folder_of_cifs_is_read_by_the_conventions_of_cgcnn_and_alignn(tmp_path):
     (tmp_path / "id_prop.csv").write_text("salt,-1.5\nPOSCAR-2.vasp,0.25\n")
     (tmp_path / "salt.cif").write_text(cif_of(SALT))
