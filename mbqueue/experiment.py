@@ -21,7 +21,8 @@ OFFICIAL_DATASET = "matbench_mp_e_form"
 SAMPLE_DATASET = "sample"
 N_FOLDS = 5
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+#: What an experiment, and so its folders, may be called.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,8 +120,10 @@ class TrainSpec(_Section):
 class Spec(_Section):
     """One experiment, complete."""
 
-    name: str = Field(pattern=_NAME, description="Name in the queue; by default that of the file.")
-    results_name: str = Field("", pattern=r"^$|" + _NAME, description="Name of the results folder; by default `name`.")
+    name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default that of the file.")
+    results_name: str = Field(
+        "", pattern=r"^$|" + NAME_PATTERN, description="Name of the results folder; by default `name`."
+    )
     description: str = Field("", description="One line for reports.")
     folds: Annotated[tuple[int, ...], AfterValidator(_folds)] = Field(
         tuple(range(N_FOLDS)), strict=False, description="Which of the five folds to run."

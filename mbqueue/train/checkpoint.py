@@ -12,100 +12,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import CheckpointError
 from mbqueue.files import TEMP_PREFIX, fsync_dir, temp_beside
+from mbqueue.train.manifest import Damaged, Manifest, parse_manifest
 from mbqueue.train.state import TrainState, deserialise
 
-FORMAT = 1
 _KEPT = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """All that is needed to re-enter a commit, and to rebuild the queue from manifests alone.
-
-    Attributes:
-        best: epoch, val_mae (eV/atom) and commit (stem) of the best finished epoch, or None.
-        history: one row per finished epoch, with all columns of the history file.
-        fingerprint: what byte-equality depends on, as it was when this commit was written.
-        fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.
-        epoch_sessions: the sessions that worked on the epoch so far.
-        epoch_seconds: seconds of work in the epoch so far.
-        absent_elements: atomic numbers without a crystal in the fit of the element references.
-    """
-
-    experiment: str
-    spec_hash: str
-    dataset_hash: str
-    fold: int
-    epoch: int
-    step: int
-    steps_per_epoch: int
-    complete: bool
-    fence: int
-    parent: str | None
-    session: str
-    written_at: str
-    size: int
-    sha256: str
-    best: dict[str, Any] | None
-    history: list[dict[str, Any]]
-    fingerprint: dict[str, Any]
-    fingerprint_changes: list[dict[str, Any]] = field(default_factory=list)
-    epoch_sessions: list[str] = field(default_factory=list)
-    epoch_seconds: float = 0.0
-    absent_elements: list[int] = field(default_factory=list)
-    format: int = FORMAT
-
-    @property
-    def stem(self) -> str:
-        """Name of the commit's files without the suffix."""
-        where = "done" if self.complete else f"s{self.step:06d}"
-        return f"e{self.epoch:04d}-{where}-f{self.fence:04d}"
-
-    @property
-    def order(self) -> tuple[int, bool, int, int]:
-        """Commits of a fold compare by this: further work first, then the later lease."""
-        return self.epoch, self.complete, self.step, self.fence
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``file`` names the checkpoint."""
-        return {**asdict(self), "file": f"{self.stem}.pt"}
-
-
-class Damaged(CheckpointError):
-    """A commit's files are not what was written; they are set aside, and the commit before is taken."""
-
-
-def parse_manifest(path: Path) -> Manifest:
-    """The manifest in a file.
-
-    Raises:
-        Damaged: when it is not a manifest, or that of another commit.
-        CheckpointError: when it is of a newer format.
-        OSError: when the file system fails, which says nothing about the file.
-    """
-    content = path.read_bytes()
-    try:
-        parts = json.loads(content)
-        format_number = int(parts["format"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise Damaged(f"The manifest {path} cannot be read: {error!r}.") from error
-    if format_number > FORMAT:
-        raise CheckpointError(f"{path} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
-    known = {f.name for f in fields(Manifest)}
-    try:
-        manifest = Manifest(**{key: value for key, value in parts.items() if key in known})
-        stem = manifest.stem
-    except (ValueError, TypeError) as error:
-        raise Damaged(f"The manifest {path} is not complete: {error}.") from error
-    if stem != path.stem:
-        raise Damaged(f"The manifest {path} describes another commit, {stem}.")
-    return manifest
 
 
 @dataclass(frozen=True)
@@ -146,11 +62,18 @@ class Checkpoints:
     Args:
         folder: where they are; made when the first is written.
         on_damaged: told the path and the reason of each commit that was set aside.
+        enqueued: what the queue knows of the experiment; written into every manifest.
     """
 
-    def __init__(self, folder: Path, on_damaged: Callable[[Path, str], None] = lambda _path, _why: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        on_damaged: Callable[[Path, str], None] = lambda _path, _why: None,
+        enqueued: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self._on_damaged = on_damaged
+        self._enqueued = None if enqueued is None else dict(enqueued)
 
     def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
         """Write a checkpoint and its manifest durably under temporary names.
@@ -159,7 +82,8 @@ class Checkpoints:
             content: bytes of the checkpoint file.
             facts: fields of `Manifest` other than size and sha256.
         """
-        manifest = Manifest(**facts, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
+        manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = temp_beside(self.folder / f"{manifest.stem}.pt")
         listing = temp_beside(self.folder / f"{manifest.stem}.json")
@@ -224,11 +148,12 @@ class Checkpoints:
         """
         path = self.folder / f"{manifest.stem}.pt"
         try:
-            content = path.read_bytes()
+            size = path.stat().st_size
+            content = path.read_bytes() if size == manifest.size else b""
         except FileNotFoundError as error:
             raise Damaged(f"The checkpoint {path} is missing.") from error
         if len(content) != manifest.size:
-            raise Damaged(f"{path} has {len(content)} bytes, its manifest says {manifest.size}.")
+            raise Damaged(f"{path} has {size} bytes, its manifest says {manifest.size}.")
         if hashlib.sha256(content).hexdigest() != manifest.sha256:
             raise Damaged(f"{path} does not have the SHA-256 that its manifest says.")
         try:

@@ -21,10 +21,11 @@ from mbqueue.data.folds import epoch_order, test_rows, train_rows, validation_sp
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import calculating, device_name, differences, fingerprint
-from mbqueue.train.checkpoint import Checkpoints, Manifest
+from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.learner import Learner
+from mbqueue.train.manifest import Manifest
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport

@@ -11,7 +11,7 @@ from mbqueue.clock import utc_text
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import device_name
-from mbqueue.train.checkpoint import Manifest
+from mbqueue.train.manifest import Manifest
 from mbqueue.train.optim import (
     WeightAverage,
     learning_rate,
@@ -183,6 +183,7 @@ class Learner:
             "complete": self.complete,
             "fence": fence,
             "parent": self.parent.stem if self.parent else None,
+            "parent_sha256": self.parent.sha256 if self.parent else None,
             "session": session,
             "written_at": utc_text(now),
             "best": dict(self.best) if self.best else None,

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from mbqueue.errors import CheckpointError
-from mbqueue.train.checkpoint import Checkpoints, Manifest, Staged
+from mbqueue.train.checkpoint import Checkpoints, Staged
+from mbqueue.train.manifest import Manifest
 from mbqueue.train.state import TrainState, serialise
 
 #: Publishes a staged commit inside the queue's fence, or raises LeaseLost.

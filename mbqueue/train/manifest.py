@@ -1,0 +1,181 @@
+"""The manifest of a commit: what it holds, and reading it as the untrusted file that it is. Without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mbqueue.errors import CheckpointError
+from mbqueue.experiment import N_FOLDS, NAME_PATTERN
+
+FORMAT = 1
+#: No manifest is larger: 10,000 epochs of history take 4 MB.
+LARGEST_MANIFEST = 16 << 20
+#: No checkpoint is larger. CHGNet's take 5 MB.
+LARGEST_CHECKPOINT = 1 << 30
+
+_STEM = re.compile(r"e\d{4,9}-(done|s\d{6,12})-f\d{4,9}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that is needed to re-enter a commit, and to rebuild the queue from manifests alone.
+
+    Attributes:
+        best: epoch, val_mae (eV/atom) and commit (stem) of the best finished epoch, or None.
+        history: one row per finished epoch, with all columns of the history file.
+        fingerprint: what byte-equality depends on, as it was when this commit was written.
+        fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.
+        epoch_sessions: the sessions that worked on the epoch so far.
+        epoch_seconds: seconds of work in the epoch so far.
+        parent_sha256: of the checkpoint that it continues: two sessions that know nothing of each other may give
+            commits one name.
+        enqueued: what the queue knew of the experiment, so that it can be enqueued again (`mbqueue recover`).
+        absent_elements: atomic numbers without a crystal in the fit of the element references.
+    """
+
+    experiment: str
+    spec_hash: str
+    dataset_hash: str
+    fold: int
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    complete: bool
+    fence: int
+    parent: str | None
+    session: str
+    written_at: str
+    size: int
+    sha256: str
+    best: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    fingerprint: dict[str, Any]
+    fingerprint_changes: list[dict[str, Any]] = field(default_factory=list)
+    epoch_sessions: list[str] = field(default_factory=list)
+    epoch_seconds: float = 0.0
+    absent_elements: list[int] = field(default_factory=list)
+    parent_sha256: str | None = None
+    enqueued: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    @property
+    def stem(self) -> str:
+        """Name of the commit's files without the suffix."""
+        where = "done" if self.complete else f"s{self.step:06d}"
+        return f"e{self.epoch:04d}-{where}-f{self.fence:04d}"
+
+    @property
+    def order(self) -> tuple[int, bool, int, int]:
+        """Commits of a fold compare by this: further work first, then the later lease."""
+        return self.epoch, self.complete, self.step, self.fence
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; ``file`` names the checkpoint."""
+        return {**asdict(self), "file": f"{self.stem}.pt"}
+
+
+class Damaged(CheckpointError):
+    """A commit's files are not what was written; they are set aside, and the commit before is taken."""
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """The manifest in a file that is named after its commit.
+
+    Raises:
+        Damaged: when it is not a manifest, or that of another commit.
+        CheckpointError: when it is of a newer format.
+        OSError: when the file system fails, which says nothing about the file.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST_MANIFEST + 1)
+    manifest = manifest_of(content, source=str(path))
+    if manifest.stem != path.stem:
+        raise Damaged(f"The manifest {path} describes another commit, {manifest.stem}.")
+    return manifest
+
+
+def manifest_of(content: bytes, *, source: str) -> Manifest:
+    """The manifest in some bytes, every field checked: nothing in it can lead to another folder or break a reader.
+
+    Raises:
+        Damaged: when it is not a manifest.
+        CheckpointError: when it is of a newer format.
+    """
+    if len(content) > LARGEST_MANIFEST:
+        raise Damaged(f"The manifest {source} is larger than any that mbqueue writes.")
+    try:
+        parts = json.loads(content)
+        format_number = int(parts["format"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"The manifest {source} cannot be read: {error!r:.200}.") from error
+    if format_number > FORMAT:
+        raise CheckpointError(f"{source} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
+    known = {f.name for f in fields(Manifest)}
+    try:
+        manifest = Manifest(**{key: value for key, value in parts.items() if key in known})
+        wrong = [name for name, fits in _CHECKS.items() if not fits(getattr(manifest, name))]
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"The manifest {source} is not complete: {error}.") from error
+    if wrong:
+        raise Damaged(f"The manifest {source} says something impossible of: {', '.join(wrong)}.")
+    return manifest
+
+
+def _is_count(value: Any, largest: int = 10**9) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
+
+
+def _is_stem(value: Any) -> bool:
+    return isinstance(value, str) and _STEM.fullmatch(value) is not None
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _is_best(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and _is_count(value.get("epoch"))
+        and isinstance(value.get("val_mae"), float | int)
+        and _is_stem(value.get("commit"))
+    )
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(row, dict) and row.get("epoch") == number for number, row in enumerate(value, start=1)
+    )
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "experiment": lambda value: isinstance(value, str) and re.fullmatch(NAME_PATTERN, value) is not None,
+    "spec_hash": lambda value: isinstance(value, str),
+    "dataset_hash": lambda value: isinstance(value, str),
+    "fold": lambda value: _is_count(value, N_FOLDS - 1),
+    "epoch": lambda value: _is_count(value) and value > 0,
+    "step": _is_count,
+    "steps_per_epoch": _is_count,
+    "complete": lambda value: isinstance(value, bool),
+    "fence": _is_count,
+    "parent": lambda value: value is None or _is_stem(value),
+    "parent_sha256": lambda value: value is None or _is_sha256(value),
+    "session": lambda value: isinstance(value, str),
+    "written_at": lambda value: isinstance(value, str),
+    "size": lambda value: _is_count(value, LARGEST_CHECKPOINT),
+    "sha256": _is_sha256,
+    "best": _is_best,
+    "history": _are_rows,
+    "fingerprint": lambda value: isinstance(value, dict),
+    "fingerprint_changes": lambda value: isinstance(value, list),
+    "epoch_sessions": lambda value: isinstance(value, list),
+    "epoch_seconds": lambda value: isinstance(value, float | int),
+    "absent_elements": lambda value: isinstance(value, list),
+    "enqueued": lambda value: value is None or isinstance(value, dict),
+}
