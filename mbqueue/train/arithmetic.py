@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mbqueue.train.gated import PRODUCTS
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; ``auto`` is CUDA where there is one, else the CPU."""
@@ -49,10 +51,11 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     )
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.use_deterministic_algorithms(True)
+    products = PRODUCTS.set(torch.bfloat16 if precision == "bf16" else None)
     try:
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        yield
     finally:
+        PRODUCTS.reset(products)
         torch.backends.cuda.matmul.allow_tf32 = before[0]
         torch.use_deterministic_algorithms(before[1], warn_only=before[2])
 

@@ -19,12 +19,12 @@ from chgnet.model import CHGNet
 from chgnet.model.basis import RadialBessel
 from chgnet.model.functions import GatedMLP
 from torch import Tensor
-from torch.nn import functional
 
 from mbqueue.data.batch import Batch
 from mbqueue.errors import TrainingError
 from mbqueue.train.fused import FusedMessages
-from mbqueue.train.gated import Gate, PlainMessages
+from mbqueue.train.gated import Gate, PlainMessages, linear
+from mbqueue.train.segments import Index, take
 
 #: CHGNet computes this constant of its Fourier basis in float32 whatever the dtype of the model.
 _HALF_ROOT = float(1 / torch.sqrt(torch.tensor([2.0])))
@@ -46,16 +46,17 @@ def reference_energies(model: CHGNet, atomic_numbers: Tensor, atom_crystal: Tens
     ``atomic_numbers`` and ``atom_crystal`` are [A], ``n_atoms`` is [B].
     """
     weight = model.composition_model.fc.weight  # [1, 94]
-    one_hot = functional.one_hot(atomic_numbers - 1, weight.shape[1]).to(weight.dtype)
-    counts = one_hot.new_zeros(len(n_atoms), weight.shape[1]).index_add_(0, atom_crystal, one_hot)
+    elements = torch.arange(1, weight.shape[1] + 1, device=weight.device)
+    one_hot = (atomic_numbers[:, None] == elements).to(weight.dtype)
+    counts = Index.of(atom_crystal, len(n_atoms), is_sorted=True).sum(one_hot)
     return cast(Tensor, (counts / n_atoms[:, None]) @ weight[0])
 
 
 def read_out(model: CHGNet, features: Tensor, atom_crystal: Tensor, n_atoms: Tensor) -> Tensor:
     """Interaction energy, eV/atom, [B], from the atom features of the last convolution, [A, 64]."""
     site_energies = model.mlp(model.readout_norm(features))  # [A, 1]
-    total = site_energies.new_zeros(len(n_atoms)).index_add_(0, atom_crystal, site_energies[:, 0])
-    return cast(Tensor, total / n_atoms)
+    total = Index.of(atom_crystal, len(n_atoms), is_sorted=True).sum(site_energies)
+    return total[:, 0] / n_atoms
 
 
 def check_architecture(model: CHGNet) -> None:
@@ -109,7 +110,9 @@ def fourier_basis(frequencies: Tensor, angle: Tensor) -> Tensor:
 
 def atom_features(model: CHGNet, batch: Batch) -> Tensor:
     """Features of each atom after the last convolution and before the read-out's norm, [A, 64]."""
-    atoms = model.atom_embedding(batch.atomic_numbers - 1)
+    atoms = Index.of(batch.atomic_numbers - 1, model.atom_embedding.embedding.num_embeddings).gather(
+        model.atom_embedding.embedding.weight
+    )
     basis = radial_basis(model.bond_basis_expansion.rbf_expansion_ag, batch.bond_length)
     bonds = model.bond_embedding(basis)  # [U, 64]
     weights = model.bond_weights_ag(basis)  # [U, 64]
@@ -126,7 +129,7 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         atoms = _convolve_atoms(model.atom_conv_layers[block], messages, atoms, bonds, weights)
         if not has_angles:
             continue
-        short = bonds.index_select(0, batch.short_bond)
+        short = take(bonds, batch.short_bond)
         layer = model.bond_conv_layers[block]
         shares = _first_of_angles(layer.twoBody_bond, 0, atoms, short)
         message = messages.of_angles(*shares[:2], angles, shares[2], short_weights, Gate.of(layer.twoBody_bond))
@@ -134,10 +137,10 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         if out.bias is not None:
             # Then bonds without an angle change too.
             bonds = bonds + out.bias
-        bonds = bonds.index_add(0, batch.short_bond, functional.linear(message, out.weight))
+        bonds = bonds.index_add(0, batch.short_bond, linear(message, out.weight))
         if block < model.n_conv - 2:
             gated = model.angle_layers[block].twoBody_bond
-            shares = _first_of_angles(gated, 1, atoms, bonds.index_select(0, batch.short_bond))
+            shares = _first_of_angles(gated, 1, atoms, take(bonds, batch.short_bond))
             angles = messages.updated_angles(*shares[:2], angles, shares[2], Gate.of(gated))
     return _convolve_atoms(model.atom_conv_layers[-1], messages, atoms, bonds, weights)
 
@@ -146,10 +149,8 @@ def _convolve_atoms(
     layer: Any, messages: PlainMessages | FusedMessages, atoms: Tensor, bonds: Tensor, weights: Tensor
 ) -> Tensor:
     weight, bias = _first(layer.twoBody_atom, 0)  # [128, 192]: centre ‖ bond ‖ neighbour
-    of_atoms = functional.linear(
-        atoms, torch.cat([weight[:, :64], weight[:, 128:]]), torch.cat([bias, torch.zeros_like(bias)])
-    )
-    of_bonds = functional.linear(bonds, weight[:, 64:128])
+    of_atoms = linear(atoms, torch.cat([weight[:, :64], weight[:, 128:]]), torch.cat([bias, torch.zeros_like(bias)]))
+    of_bonds = linear(bonds, weight[:, 64:128])
     total = messages.of_bonds(of_atoms, of_bonds, weights, Gate.of(layer.twoBody_atom))
     return cast(Tensor, layer.mlp_out(total) + atoms)
 
@@ -157,8 +158,8 @@ def _convolve_atoms(
 def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The first layer on [bond i ‖ bond j ‖ angle ‖ centre]: shares [A, 128] and [S, 256], and the angles' matrix."""
     weight, bias = _first(gated, index)  # [128, 256]
-    of_atoms = functional.linear(atoms, weight[:, 192:], bias)
-    of_shorts = functional.linear(short, torch.cat([weight[:, :64], weight[:, 64:128]]))
+    of_atoms = linear(atoms, weight[:, 192:], bias)
+    of_shorts = linear(short, torch.cat([weight[:, :64], weight[:, 64:128]]))
     return of_atoms, of_shorts, weight[:, 128:192]
 
 

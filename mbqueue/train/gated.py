@@ -6,15 +6,30 @@ wide, and its first linear layer comes in as the sum of what each part of the co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from chgnet.model.functions import GatedMLP
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from mbqueue.data.batch import Batch
-from mbqueue.train.segments import gather, gather_sorted, sum_sorted
+from mbqueue.train.segments import Index
+
+#: What matrix products of messages are computed in; their results, and everything else, keep the dtype of the weights.
+PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias; the product in the precision that `PRODUCTS` says."""
+    dtype = PRODUCTS.get()
+    if dtype is None:
+        return functional.linear(x, weight, bias)
+    product = functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
+    return product if bias is None else product + bias
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,8 @@ class Gate:
         """The gated MLP's output, [n, 64], from that of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
             hidden = functional.silu(pre)
-            core = functional.linear(hidden[:, :64], self.second[:64]).to(pre.dtype) + self.bias[:64]
-            gate = functional.linear(hidden[:, 64:], self.second[64:]).to(pre.dtype) + self.bias[64:]
+            core = linear(hidden[:, :64], self.second[:64], self.bias[:64])
+            gate = linear(hidden[:, 64:], self.second[64:], self.bias[64:])
         else:
             core, gate = pre[:, :64], pre[:, 64:]
         core = functional.layer_norm(core, (64,), self.scale[:64], self.shift[:64])
@@ -62,8 +77,14 @@ class PlainMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._atoms, self._shorts = len(batch.atomic_numbers), len(batch.short_bond)
+        atoms, shorts = len(batch.atomic_numbers), len(batch.short_bond)
+        self._center = Index.of(batch.bond_center, atoms, is_sorted=True)
+        # The bonds that end at an atom are the reverses of those that begin there.
+        self._neighbor = Index(batch.bond_neighbor, batch.bond_reverse, self._center.offsets)
+        self._undirected = Index.of(batch.bond_undirected, len(batch.bond_length))
+        self._angle_center = Index.of(batch.angle_center, atoms)
+        self._first = Index.of(batch.angle_bond_i, shorts, is_sorted=True)
+        self._second = Index.of(batch.angle_bond_j, shorts, batch.angle_by_j)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
         """Sum of each atom's messages from its bonds, [A, 64].
@@ -74,11 +95,13 @@ class PlainMessages:
             weights: the bonds' weights, [U, 64].
             gate: what comes after the first layer.
         """
-        batch = self._batch
-        pre = gather_sorted(atoms[:, :128], batch.bond_center)
-        pre = pre + gather(atoms[:, 128:], batch.bond_neighbor)
-        pre = pre + gather(bonds, batch.bond_undirected)
-        return sum_sorted(gate.open(pre) * gather(weights, batch.bond_undirected), batch.bond_center, self._atoms)
+        pre = self._center.gather(atoms[:, :128]) + self._neighbor.gather(atoms[:, 128:])
+        pre = pre + self._undirected.gather(bonds)
+
+        def total(pre: Tensor, weights: Tensor) -> Tensor:
+            return self._center.sum(gate.open(pre) * self._undirected.gather(weights))
+
+        return _recomputed(total, pre, weights)
 
     def of_angles(
         self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
@@ -93,18 +116,29 @@ class PlainMessages:
             weights: the short bonds' weights, [S, 64].
             gate: what comes after the first layer.
         """
-        batch = self._batch
-        weight = gather_sorted(weights, batch.angle_bond_i) * gather(weights, batch.angle_bond_j)
-        message = gate.open(self._first(atoms, shorts, angles, first)) * weight
-        return sum_sorted(message, batch.angle_bond_i, self._shorts)
+
+        def total(pre: Tensor, weights: Tensor) -> Tensor:
+            both = self._first.gather(weights) * self._second.gather(weights)
+            return self._first.sum(gate.open(pre) * both)
+
+        return _recomputed(total, self._first_layer(atoms, shorts, angles, first), weights)
 
     def updated_angles(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
         """New angle features, [T, 64]; arguments as in `of_angles`."""
-        return angles + gate.open(self._first(atoms, shorts, angles, first))
+        return angles + _recomputed(gate.open, self._first_layer(atoms, shorts, angles, first))
 
-    def _first(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor) -> Tensor:
-        batch = self._batch
-        pre = functional.linear(angles, first).to(angles.dtype)
-        pre = pre + gather_sorted(shorts[:, :128], batch.angle_bond_i)
-        pre = pre + gather(shorts[:, 128:], batch.angle_bond_j)
-        return pre + gather(atoms, batch.angle_center)
+    def _first_layer(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor) -> Tensor:
+        pre = linear(angles, first) + self._first.gather(shorts[:, :128])
+        return pre + self._second.gather(shorts[:, 128:]) + self._angle_center.gather(atoms)
+
+
+def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``work(*inputs)``; only the inputs are kept for its gradient, and the work is done again there.
+
+    A message keeps one row of 128 numbers so, instead of about 700: memory is what limits the batch on a GPU.
+    """
+    if not torch.is_grad_enabled():
+        return work(*inputs)
+    # Nothing in here draws random numbers, and saving their state would wait for the device.
+    out: Tensor = checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return out

@@ -1,21 +1,99 @@
-"""Gathers and segment sums."""
+"""Gathers and segment sums whose gradients are segment sums and gathers again: no atomics, one order of summation.
+
+`index_select` has a gradient that adds with atomics on a GPU, in whatever order threads come. Here every index comes
+with an order that sorts it, so each row of the gradient is the sum of a segment, in the same order every time.
+Nothing here waits for the device.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """x[index]."""
-    return x.index_select(0, index)
+@dataclass(frozen=True)
+class Index:
+    """Rows to gather, and how to sum by them.
+
+    Attributes:
+        rows: which row each gathered one comes from, int64 [n].
+        order: the order of the n that sorts ``rows`` (stable); None where they are sorted.
+        offsets: where the segment of each of the N rows begins in that order, and n, int64 [N + 1].
+    """
+
+    rows: Tensor
+    order: Tensor | None
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
+        """The index into ``n`` rows; sorted by ``order`` where that is known, else here."""
+        if is_sorted:
+            ascending = rows
+        else:
+            order = torch.argsort(rows, stable=True) if order is None else order
+            ascending = rows.index_select(0, order)
+        offsets = torch.searchsorted(ascending, torch.arange(n + 1, device=rows.device))
+        return cls(rows, order, offsets)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x[rows], [n, …]."""
+        out: Tensor = _Gather.apply(x, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum of the rows of ``x`` [n, …] that belong to each of the N, [N, …]."""
+        out: Tensor = _Sum.apply(x, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def _sum(self, x: Tensor) -> Tensor:
+        ascending = x if self.order is None else x.index_select(0, self.order)
+        # unsafe: the offsets are right, and checking them would wait for the device.
+        total: Tensor = torch.segment_reduce(
+            ascending.contiguous(), "sum", offsets=self.offsets, axis=0, unsafe=True, initial=0
+        )
+        return total
 
 
-def gather_sorted(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] for an ascending index."""
-    return x.index_select(0, index)
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Index) -> Tensor:
+        ctx.index = index
+        return x.index_select(0, index.rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.index._sum(gradients[0]), None
 
 
-def sum_sorted(x: Tensor, owner: Tensor, n: int) -> Tensor:
-    """Sum of the rows of each of ``n`` owners, for ascending owners, [n, 64]."""
-    return torch.zeros((n, *x.shape[1:]), dtype=x.dtype, device=x.device).index_add(0, owner, x)
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Index) -> Tensor:
+        ctx.index = index
+        return index._sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0].index_select(0, ctx.index.rows), None
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] for rows that are all different."""
+    out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.rows, ctx.n = rows, len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        [gradient] = gradients
+        whole = gradient.new_zeros(ctx.n, *gradient.shape[1:])
+        return whole.index_copy_(0, ctx.rows, gradient), None
