@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,10 @@ class Status:
         return captured.get().rstrip()
 
     def _repr_html_(self) -> str:
-        console = Console(width=_NOTEBOOK_COLUMNS, record=True, force_jupyter=False, quiet=True)
+        nowhere = io.StringIO()
+        console = Console(
+            file=nowhere, width=_NOTEBOOK_COLUMNS, record=True, force_jupyter=False, color_system="truecolor"
+        )
         console.print(self.view())
         body = console.export_html(inline_styles=True, code_format="{code}")
         title = html.escape(str(self.overview["project"]))

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -98,6 +99,8 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, clock: Clock) -> 
             )
         started = BackgroundSession(process=identity_of(child.pid), log=log, session=None, started_at=now)
         _write(project, started)
+        # Its end is noticed even where this process lives on, as a notebook's kernel does.
+        threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
         started = _wait_until_at_work(project, started, child, clock)
         _write(project, started)
     return started

@@ -1,0 +1,86 @@
+"""A session in the background: one at a time, followed, ended gracefully. Real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import run, until
+from small_project import enqueue as put
+from small_project import make_project, small_spec
+
+from mbqueue.api import Project
+from mbqueue.errors import SessionError, UsageError
+from mbqueue.queue.jobs import State
+from mbqueue.queue.store import Queue
+from mbqueue.session import background
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = make_project(tmp_path / "project", checkpoint_minutes=60.0)
+    put(folder, small_spec(folder, train__epochs=1000))
+    return Project(folder.root)
+
+
+def test_a_session_in_the_background_is_the_only_one_and_ends_gracefully(project: Project) -> None:
+    started = project.work_in_background(device="cpu", session="none")
+    try:
+        assert started.is_running
+        assert started.session is not None
+        with pytest.raises(UsageError, match="mbqueue stop"):
+            project.work_in_background()
+        until(lambda: project.status().overview["jobs"]["committed"] >= 1)
+        assert project.status().is_active
+    finally:
+        (stopped,) = project.stop()
+    assert (stopped.session, stopped.reason) == (started.session, "SIGTERM")
+    assert not started.is_running
+    with Queue(project.folder.queue_db, read_only=True) as queue:
+        assert not queue.jobs(state=State.LEASED)
+        assert not any(job.failures or job.lost_in_a_row for job in queue.jobs())
+
+    said = run(project.folder.root, "logs", "-f")  # ends by itself, since the session has
+    assert said.returncode == 0
+    assert f"session {started.session}" in said.stdout
+    assert "SIGTERM" in said.stdout
+    assert "No session" in run(project.folder.root, "stop").stdout
+
+
+def test_a_session_that_cannot_start_is_told_with_what_it_said(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no module named mbqueue >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(SessionError, match=r"(?s)code 3.*no module named mbqueue"):
+        project.work_in_background()
+    assert project.stop() == []
+
+
+def test_a_mistake_in_the_arguments_starts_nothing(project: Project) -> None:
+    with pytest.raises(UsageError, match="1h50m"):
+        project.work_in_background(session="2")
+    with pytest.raises(UsageError, match="mbqueue work --background"):
+        list(project.log())
+
+
+def test_a_later_process_with_the_recorded_pid_is_left_alone(project: Project) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        identity = background.identity_of(other.pid)
+        assert identity.pid_started is not None
+        earlier = background.ProcessIdentity(identity.host, identity.boot_id, identity.pid, identity.pid_started - 1)
+        background._write(
+            project.folder,
+            background.BackgroundSession(
+                process=earlier, log=project.folder.logs_dir / "x", session=None, started_at=0.0
+            ),
+        )
+        assert project.stop() == []
+        assert other.poll() is None
+        other.communicate(b"\n")
+    assert other.returncode == 0

@@ -1,0 +1,63 @@
+"""Hooks that fail or hang: noted, and without effect on the session."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from small_project import RememberedReport, make_project, small_spec
+from small_project import enqueue as put
+
+from mbqueue.project import NotifySettings
+from mbqueue.session.notify import Notifier
+
+
+def send(settings: NotifySettings, reason: str = "done") -> list[str]:
+    """One notification; returns the notes that it left."""
+    notes: list[str] = []
+    with Notifier(settings, project="p", on_trouble=notes.append) as notifier:
+        notifier.session_ended(reason)
+    return notes
+
+
+def test_a_command_that_works_leaves_no_note(tmp_path: Path) -> None:
+    assert send(NotifySettings(command=f"echo $MBQUEUE_TEXT > {tmp_path}/told"), "time is up") == []
+    assert "time is up" in (tmp_path / "told").read_text()
+
+
+def test_a_command_that_fails_is_noted_with_what_it_said() -> None:
+    (note,) = send(NotifySettings(command="echo no route >&2; exit 3"))
+    assert "code 3: no route" in note
+
+
+def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> None:
+    began = time.monotonic()
+    (note,) = send(NotifySettings(command=f"(sleep 60; touch {tmp_path}/late) & sleep 60", timeout_seconds=0.2))
+    assert "longer than 0.2 s" in note
+    assert time.monotonic() - began < 30
+
+
+def test_a_web_hook_that_nobody_listens_to_is_noted_without_its_secret_path() -> None:
+    (note,) = send(NotifySettings(webhook="http://127.0.0.1:9/secret-token"))
+    assert "127.0.0.1" in note
+    assert "secret-token" not in note
+
+
+def test_only_the_events_that_are_asked_for_are_told(tmp_path: Path) -> None:
+    send(NotifySettings(command=f"touch {tmp_path}/told", events=("job failed",)))
+    assert not (tmp_path / "told").exists()
+
+
+def test_a_hook_that_fails_changes_nothing_of_the_session_and_a_failed_job_is_told(tmp_path: Path) -> None:
+    from mbqueue.api import Project
+
+    project = make_project(tmp_path / "project")
+    (tmp_path / "broken.jsonl").write_text('{"id": "a"}\n')
+    (project.root / "mbqueue.toml").write_text(f"[notify]\ncommand = 'echo $MBQUEUE_TEXT >> {tmp_path}/told; exit 1'\n")
+    put(project, small_spec(project, "head_finetune", data__dataset=str(tmp_path / "broken.jsonl")))
+    report = RememberedReport()
+    outcome = Project(project.root).work(device="cpu", report=report)
+    assert outcome.jobs_done == 0
+    told = (tmp_path / "told").read_text().splitlines()
+    assert ("head_finetune prepare failed" in told[0], "session" in told[-1]) == (True, True)
+    assert sum("could not be sent" in line for line in report.lines) == 2
