@@ -65,7 +65,7 @@ class TrainSpec(_Section):
 
     epochs: int = Field(20, ge=0, le=10_000, description="Epochs of every fold; 0 predicts only.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Crystals per optimizer step.")
-    lr: float = Field(3e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    lr: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(
         1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none."
     )

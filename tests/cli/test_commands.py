@@ -43,9 +43,9 @@ def test_enqueueing_the_same_thing_twice_changes_nothing_and_says_so(mbqueue: Co
 
 def test_a_changed_spec_under_the_same_name_is_refused_with_what_differs(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
-    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--set", "train.lr=1e-3")
+    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--set", "train.lr=3e-4")
     assert said.code == USAGE
-    assert "train.lr: 0.0003 in the queue, 0.001 now" in said.err
+    assert "train.lr: 0.001 in the queue, 0.0003 now" in said.err
     assert "--name" in said.err
 
 
