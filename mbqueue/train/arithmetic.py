@@ -44,20 +44,27 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
         return
     # cuBLAS reads this when its first handle is made; without it, deterministic algorithms are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings, deterministic = torch.backends.cuda.matmul, torch.utils.deterministic
     before = (
-        torch.backends.cuda.matmul.allow_tf32,
+        settings.allow_tf32,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic.fill_uninitialized_memory,
     )
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.use_deterministic_algorithms(True)
+    settings.allow_tf32 = precision == "tf32"
+    # With warnings only: an operation that some version of torch cannot do deterministically costs the last bits of
+    # an exact resume, which is no reason to refuse to train.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Everything that is allocated is written before it is read, so filling it first is only a cost.
+    deterministic.fill_uninitialized_memory = False
     products = PRODUCTS.set(torch.bfloat16 if precision == "bf16" else None)
     try:
         yield
     finally:
         PRODUCTS.reset(products)
-        torch.backends.cuda.matmul.allow_tf32 = before[0]
+        settings.allow_tf32 = before[0]
         torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        deterministic.fill_uninitialized_memory = before[3]
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from mbqueue.train.segments import Index
 PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x · weightᵀ + bias; the product in the precision that `PRODUCTS` says."""
-    dtype = PRODUCTS.get()
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: torch.dtype | None = None) -> Tensor:
+    """x · weightᵀ + bias; the product in ``products``, or in what `PRODUCTS` says."""
+    dtype = products or PRODUCTS.get()
     if dtype is None:
         return functional.linear(x, weight, bias)
     product = functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
@@ -41,12 +41,15 @@ class Gate:
         bias: theirs, [128].
         scale: of the layer norms, [128].
         shift: of the layer norms, [128].
+        products: as `PRODUCTS` was when it was made. It is kept, because torch computes gradients for a GPU in threads
+            of its own, where a context variable has its default.
     """
 
     second: Tensor | None
     bias: Tensor | None
     scale: Tensor
     shift: Tensor
+    products: torch.dtype | None
 
     @classmethod
     def of(cls, gated: GatedMLP) -> Gate:
@@ -58,14 +61,15 @@ class Gate:
             bias=torch.cat([core[3].bias, gate[3].bias]) if has_second else None,
             scale=torch.cat([gated.bn1.weight, gated.bn2.weight]),
             shift=torch.cat([gated.bn1.bias, gated.bn2.bias]),
+            products=PRODUCTS.get(),
         )
 
     def open(self, pre: Tensor) -> Tensor:
         """The gated MLP's output, [n, 64], from that of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
             hidden = functional.silu(pre)
-            core = linear(hidden[:, :64], self.second[:64], self.bias[:64])
-            gate = linear(hidden[:, 64:], self.second[64:], self.bias[64:])
+            core = linear(hidden[:, :64], self.second[:64], self.bias[:64], products=self.products)
+            gate = linear(hidden[:, 64:], self.second[64:], self.bias[64:], products=self.products)
         else:
             core, gate = pre[:, :64], pre[:, 64:]
         core = functional.layer_norm(core, (64,), self.scale[:64], self.shift[:64])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -20,7 +21,7 @@ from mbqueue.data.datasets import load
 from mbqueue.errors import TrainingError
 from mbqueue.train.forward import atom_features, check_architecture, energies, formation_energies
 from mbqueue.train.fused import FusedMessages
-from mbqueue.train.gated import Gate, PlainMessages
+from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
 from mbqueue.train.pretrained import load_pretrained
 
 # CHGNet turns a tensor of volumes into a list of numbers, which torch ≥ 2.13 warns about.
@@ -182,3 +183,37 @@ def test_a_model_of_another_build_is_refused_with_what_differs() -> None:
         model = CHGNet(gMLP_norm="batch")
     with pytest.raises(TrainingError, match="gMLP_norm = 'batch' instead of 'layer'"):
         check_architecture(model)
+
+
+def test_products_in_bfloat16_stay_close_and_their_gradients_come_from_any_thread(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)  # what a GPU uses
+    batch = make_batch(bench.cache, np.arange(16))
+    model = load_pretrained("0.3.0")
+    exact = energies(model, batch)
+    token = PRODUCTS.set(torch.bfloat16)
+    rough = energies(model, batch)
+    PRODUCTS.reset(token)
+    assert rough.dtype == torch.float32
+    assert 0.0 < float((rough - exact).abs().max()) < 0.1
+    exact_gradients = gradients(model, exact)
+    found: list[dict[str, torch.Tensor]] = []
+    thread = threading.Thread(target=lambda: found.append(gradients(model, rough)))  # as torch does for CUDA
+    thread.start()
+    thread.join()
+    name = "atom_conv_layers.3.twoBody_atom.mlp_core.layers.3.weight"
+    difference = float((found[0][name] - exact_gradients[name]).norm() / exact_gradients[name].norm())
+    assert 0.0 < difference < 0.3
+
+
+def test_what_a_gpu_would_compute_is_the_same_on_every_run(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)
+    batch = make_batch(bench.cache, np.arange(16))
+    model = load_pretrained("0.3.0")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (gradients(model, energies(model, batch)) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[name], second[name]) for name in first)

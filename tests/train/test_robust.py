@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from mbqueue.errors import DeviceTooSmall, NonFiniteLoss
+from mbqueue.train.arithmetic import calculating
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.feeds import GraphFeed, ahead
+from mbqueue.train.gated import PRODUCTS
 
 
 def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
@@ -109,3 +111,21 @@ def test_closing_early_ends_the_thread_that_makes_batches() -> None:
     count = len(made)
     assert count < 10
     assert len(made) == count
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_settings_of_a_gpu_hold_within_the_block_and_not_after_it(precision: str) -> None:
+    def settings() -> tuple[Any, ...]:
+        return (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            PRODUCTS.get(),
+        )
+
+    before = settings()
+    with calculating(torch.device("cuda"), precision):
+        assert settings() == (precision == "tf32", True, False, torch.bfloat16 if precision == "bf16" else None)
+    assert settings() == before
+    with calculating(torch.device("cpu"), precision):
+        assert settings() == before
