@@ -14,7 +14,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,13 @@ import torch
 from chgnet.graph import CrystalGraphConverter
 from torch.nn import functional
 
-from mbqueue.data.batches import make_batch
 from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import load
-from mbqueue.experiment import parse_spec
+from mbqueue.experiment import Spec, parse_spec
 from mbqueue.train.arithmetic import calculating, device_name, pick_device
 from mbqueue.train.backbone import open_frozen, prepare_frozen
-from mbqueue.train.feeds import FeatureFeed, GraphFeed
+from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed
 from mbqueue.train.optim import make_optimizer, open_for_training, trained_parameters
 from mbqueue.train.pretrained import load_pretrained
 from mbqueue.train.step import optimizer_step
@@ -82,7 +82,72 @@ def compare(
     )
 
 
-def main() -> None:
+class Stock:
+    """CHGNet as its own trainer and `predict_graph` use it, from graphs that were converted beforehand."""
+
+    def __init__(self, crystals: Crystals, device: torch.device) -> None:
+        converter = CrystalGraphConverter(
+            atom_graph_cutoff=6, bond_graph_cutoff=3, algorithm="fast", on_isolated_atoms="ignore"
+        )
+        self.graphs = [converter(crystals.structure(row)) for row in range(len(crystals))]
+        self.targets = torch.tensor(crystals.targets, dtype=torch.float32)
+        self.device = device
+        self.model = load_pretrained("0.3.0").to(device)
+        self.adam = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step(self, rows: np.ndarray) -> None:
+        """One training step, as `chgnet.trainer.Trainer` does it for energies."""
+        self.model.train()
+        predicted = self.model([self.graphs[row].to(self.device) for row in rows], task="e")["e"]
+        loss = functional.huber_loss(predicted, self.targets[rows].to(self.device), delta=0.1)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        loss.item()
+
+    def inference(self, rows: np.ndarray) -> None:
+        """Energies, with autograd on, as `predict_graph` leaves it."""
+        self.model.predict_graph([self.graphs[row] for row in rows], task="e", batch_size=len(rows))
+
+    def freeze(self, trained: Iterable[str]) -> None:
+        """Train only these parameters from now on."""
+        names = set(trained)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+
+
+class Ours:
+    """mbqueue's step as a fold does it, with making the batch counted in."""
+
+    def __init__(self, spec: Spec, feed: Feed, ids: list[str], device: torch.device) -> None:
+        self.spec, self.feed, self.ids, self.device = spec, feed, ids, device
+        self.model = load_pretrained("0.3.0").to(device)
+        self.trained = trained_parameters(self.model, spec.model.trainable)
+        open_for_training(self.model, self.trained, head_only=False)
+        self.optimizer = make_optimizer(self.model, self.trained, spec.train)
+
+    def step(self, rows: np.ndarray) -> None:
+        """One optimizer step."""
+        optimizer_step(
+            self.model,
+            self.feed,
+            [self.feed.load(rows)],
+            spec=self.spec.train,
+            optimizer=self.optimizer,
+            parameters=list(self.trained.values()),
+            rate=1e-5,
+            device=self.device,
+            ids=self.ids,
+        )
+
+    def inference(self, rows: np.ndarray) -> None:
+        """Energies."""
+        with torch.inference_mode():
+            self.feed.predict(self.model, self.feed.load(rows).to(self.device)).cpu()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = os.environ.get("MBQUEUE_SHARED_DATA")
     parser.add_argument("--data", type=Path, default=Path(shared) if shared else None, help=f"folder with {JOINED}")
@@ -92,115 +157,48 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bf16"])
     parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0 leaves its choice")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse_arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
     crystals = crystals_to_measure(options.data, options.crystals)
-    sizes = np.diff(crystals.atom_offsets)
     print(
-        f"{device_name(device)} ({device.type}), torch {torch.__version__}, {torch.get_num_threads()} threads, {options.precision}; "
-        f"{len(crystals)} crystals of {sizes.mean():.1f} atoms on average, batch {options.batch_size}",
+        f"{device_name(device)} ({device.type}), torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{options.precision}; {len(crystals)} crystals of {np.diff(crystals.atom_offsets).mean():.1f} atoms on "
+        f"average, batch {options.batch_size}",
         flush=True,
     )
-    converter = CrystalGraphConverter(
-        atom_graph_cutoff=6, bond_graph_cutoff=3, algorithm="fast", on_isolated_atoms="ignore"
-    )
-    graphs = [converter(crystals.structure(row)) for row in range(len(crystals))]
-    whole = len(crystals) // options.batch_size * options.batch_size
-    batches = np.arange(whole).reshape(-1, options.batch_size)
+    batches = np.arange(len(crystals) // options.batch_size * options.batch_size).reshape(-1, options.batch_size)
+    train = {"batch_size": options.batch_size, "precision": options.precision}
+    stock = Stock(crystals, device)
 
-    spec = parse_spec(
-        {"name": "benchmark", "train": {"batch_size": options.batch_size, "precision": options.precision}},
-        source="benchmark",
-    )
-    stock_model = load_pretrained("0.3.0").to(device)
-    adam = torch.optim.Adam([p for p in stock_model.parameters() if p.requires_grad], lr=1e-5)
-    targets = torch.tensor(crystals.targets, dtype=torch.float32)
+    def over_batches(work: Callable[[np.ndarray], None]) -> list[Callable[[], object]]:
+        return [partial(work, rows) for rows in batches]
 
-    def stock_step(rows: np.ndarray) -> None:
-        stock_model.train()
-        predicted = stock_model([graphs[row].to(device) for row in rows], task="e")["e"]
-        loss = functional.huber_loss(predicted, targets[rows].to(device), delta=0.1)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        loss.item()
+    def epoch(work: Callable[[np.ndarray], None]) -> list[Callable[[], object]]:
+        return [lambda: [work(rows) for rows in batches]]
 
-    def stock_inference(rows: np.ndarray) -> None:
-        # CHGNet.predict_graph, the stock way to energies, leaves autograd on.
-        stock_model.predict_graph([graphs[row] for row in rows], task="e", batch_size=len(rows))
-
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, calculating(device, options.precision):
         cache = GraphCache.build(crystals, Path(folder) / "graphs")
         assert cache is not None
-        model = load_pretrained("0.3.0").to(device)
-        trained = trained_parameters(model, "all")
-        open_for_training(model, trained, head_only=False)
-        optimizer = make_optimizer(model, trained, spec.train)
-        feed = GraphFeed(cache)
-
-        def step(rows: np.ndarray) -> None:
-            optimizer_step(
-                model,
-                feed,
-                [make_batch(cache, rows)],
-                spec=spec.train,
-                optimizer=optimizer,
-                parameters=list(trained.values()),
-                rate=1e-5,
-                device=device,
-                ids=crystals.ids,
-            )
-
-        def inference(rows: np.ndarray) -> None:
-            with torch.inference_mode():
-                feed.predict(model, make_batch(cache, rows).to(device)).cpu()
-
-        def calls(work: Callable[[np.ndarray], None]) -> list[Callable[[], object]]:
-            return [lambda rows=rows: work(rows) for rows in batches]
-
-        with calculating(device, options.precision):
-            compare("inference", calls(stock_inference), calls(inference), device, options.repeats)
-            compare("training step", calls(stock_step), calls(step), device, options.repeats)
-
-        head = parse_spec(
-            {"name": "head", "model": {"trainable": "head"}, "train": {"batch_size": options.batch_size}},
-            source="benchmark",
+        full = Ours(
+            parse_spec({"name": "full", "train": train}, source=__file__), GraphFeed(cache), crystals.ids, device
         )
-        frozen = open_frozen(head, crystals, Path(folder))
-        began = time.perf_counter()
-        prepare_frozen(head, cache, frozen, device=device)
-        print(
-            f"features of the frozen backbone, once: {time.perf_counter() - began:.2f} s for {len(crystals)} crystals"
-        )
-        head_model = load_pretrained("0.3.0").to(device)
-        head_trained = trained_parameters(head_model, "head")
-        open_for_training(head_model, head_trained, head_only=True)
-        head_optimizer = make_optimizer(head_model, head_trained, head.train)
-        head_feed = FeatureFeed(frozen, crystals.atomic_numbers, crystals.targets)
-        for name, parameter in stock_model.named_parameters():
-            parameter.requires_grad_(name in head_trained)
+        compare("inference", over_batches(stock.inference), over_batches(full.inference), device, options.repeats)
+        compare("training step", over_batches(stock.step), over_batches(full.step), device, options.repeats)
 
-        def head_epoch() -> None:
-            for rows in batches:
-                optimizer_step(
-                    head_model,
-                    head_feed,
-                    [head_feed.load(rows)],
-                    spec=head.train,
-                    optimizer=head_optimizer,
-                    parameters=list(head_trained.values()),
-                    rate=1e-5,
-                    device=device,
-                    ids=crystals.ids,
-                )
-
-        def stock_epoch() -> None:
-            for rows in batches:
-                stock_step(rows)
-
-        compare("head epoch", [stock_epoch], [head_epoch], device, options.repeats)
+        spec = parse_spec({"name": "head", "model": {"trainable": "head"}, "train": train}, source=__file__)
+        frozen = open_frozen(spec, crystals, Path(folder))
+        seconds = seconds_of(lambda: prepare_frozen(spec, cache, frozen, device=device), device)
+        print(f"features of the frozen backbone, once for all folds and epochs: {seconds:.2f} s", flush=True)
+        head = Ours(spec, FeatureFeed(frozen, crystals.atomic_numbers, crystals.targets), crystals.ids, device)
+        stock.freeze(head.trained)
+        compare("head epoch", epoch(stock.step), epoch(head.step), device, options.repeats)
 
 
 if __name__ == "__main__":

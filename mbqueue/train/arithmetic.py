@@ -44,7 +44,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
         return
     # cuBLAS reads this when its first handle is made; without it, deterministic algorithms are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    settings, deterministic = torch.backends.cuda.matmul, torch.utils.deterministic
+    settings = torch.backends.cuda.matmul
+    deterministic: Any = torch.utils.deterministic  # a module with a property that its stubs do not have
     before = (
         settings.allow_tf32,
         torch.are_deterministic_algorithms_enabled(),
