@@ -55,7 +55,7 @@ def test_the_hash_ignores_what_does_not_change_a_fold() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"train": {"lr": 1e-3}}, {"data": {"limit": 5}}, {"model": {"pretrained": "r2scan"}}]
+    "change", [{"seed": 1}, {"train": {"lr": 3e-4}}, {"data": {"limit": 5}}, {"model": {"pretrained": "r2scan"}}]
 )
 def test_the_hash_changes_with_what_changes_a_fold(change: dict[str, Any]) -> None:
     assert spec(**change).hash != spec().hash
