@@ -12,10 +12,23 @@
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
 Paths are derived, never stored, but for the results folder: its day is that of enqueueing.
+
+On a drive or network mount (or with a live folder given) the project is *split*: what changes is in a live folder on
+a local disk, and the mount receives files that are written once, under names that are never used again:
+
+    LIVE/                           queue.db, cache/, checkpoints/, logs/ …, as in state/ above
+    ├── publishing.json             what is published, and why something is not
+    └── results/daily/…             results being made
+    PROJECT/state/
+    ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM-HASH.json
+    ├── snapshots/NUMBER-DATABASE-HASH.db, .json
+    ├── outcomes/EXPERIMENT/…       which result files there are, and their hashes
+    └── sessions/SESSION-NUMBER.json
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -28,8 +41,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mbqueue import files
 from mbqueue.clock import parse_duration
 from mbqueue.errors import ProjectNotFound, SpecError, UsageError
+from mbqueue.mounts import mount_of
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
+LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
 SETTINGS_FILE = "mbqueue.toml"
 
 NotifyEvent = Literal["fold done", "experiment done", "job failed", "session ended"]
@@ -62,6 +77,14 @@ class Settings(BaseModel):
     session: str = Field("1h50m", description="Length of a session when `mbqueue work` is not told otherwise.")
     checkpoint_minutes: float = Field(5.0, gt=0, description="Minutes between checkpoints within an epoch.")
     lease_seconds: float = Field(120.0, ge=1, description="How long a silent worker keeps its job.")
+    live_dir: str = Field(
+        "",
+        description="Local folder for what changes, when the project lies on a drive; by default one below ~/.cache.",
+    )
+    end_command: str = Field(
+        "", description="Run by /bin/sh when a session has ended and published everything (flush and unmount a drive)."
+    )
+    end_command_seconds: float = Field(120.0, gt=0, le=3600, description="How long the end command may take.")
     notify: NotifySettings = NotifySettings()
 
     @property
@@ -72,10 +95,25 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class ProjectFolder:
-    """The paths and settings of one project folder."""
+    """The paths and settings of one project folder.
+
+    Attributes:
+        live: where the live state is when it is not in state/ (see the module's docstring), else None.
+    """
 
     root: Path
     settings: Settings = field(default_factory=Settings)
+    live: Path | None = None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the live state is elsewhere, and state/ holds only what is published."""
+        return self.live is not None
+
+    @property
+    def live_dir(self) -> Path:
+        """What changes while sessions work; always to be on a local disk."""
+        return self.live if self.live is not None else self.state_dir
 
     @property
     def jobs_dir(self) -> Path:
@@ -84,7 +122,7 @@ class ProjectFolder:
 
     @property
     def state_dir(self) -> Path:
-        """What the program keeps for itself."""
+        """What the program keeps for itself; of a split project, what is published."""
         return self.root / "state"
 
     @property
@@ -95,31 +133,40 @@ class ProjectFolder:
     @property
     def queue_db(self) -> Path:
         """The queue's database."""
-        return self.state_dir / "queue.db"
+        return self.live_dir / "queue.db"
 
     @property
     def cache_dir(self) -> Path:
         """Converted crystals and frozen features; can be rebuilt."""
-        return self.state_dir / "cache"
+        return self.live_dir / "cache"
 
     @property
     def logs_dir(self) -> Path:
         """What sessions in the background said, and TensorBoard's event files."""
-        return self.state_dir / "logs"
+        return self.live_dir / "logs"
 
     @property
     def background_file(self) -> Path:
         """Which process is the session in the background."""
-        return self.state_dir / "background.json"
+        return self.live_dir / "background.json"
 
     @property
     def device_limits(self) -> Path:
         """What each device was found to hold (micro-batch after an out-of-memory error)."""
-        return self.state_dir / "device_limits.json"
+        return self.live_dir / "device_limits.json"
 
     def checkpoints_dir(self, experiment: str, fold: int) -> Path:
         """Checkpoints and manifests of one fold."""
-        return self.state_dir / "checkpoints" / experiment / f"fold_{fold}"
+        return self.live_dir / "checkpoints" / experiment / f"fold_{fold}"
+
+    @property
+    def publishing_file(self) -> Path:
+        """What is published, and why something is not."""
+        return self.live_dir / "publishing.json"
+
+    def working_results(self, results_dir: str) -> Path:
+        """Where sessions make the results that people then find at ``results_dir``, a path relative to the root."""
+        return (self.root if self.live is None else self.live) / results_dir
 
     def results_folder(self, day: str, folder_name: str) -> str:
         """Results folder of an experiment enqueued on ``day`` (YYYY-MM-DD), relative to the project's root."""
@@ -157,15 +204,34 @@ def find_project(given: Path | None = None, *, start: Path | None = None) -> Pro
             raise ProjectNotFound(
                 f"{root} {state} (a project has jobs/ and state/). Make one with: mbqueue init {given}"
             )
-        return ProjectFolder(root, load_settings(root))
+        return _opened(root)
     start = (start or Path.cwd()).absolute()
     for folder in (start, *start.parents):
         if _is_project(folder):
-            return ProjectFolder(folder, load_settings(folder))
+            return _opened(folder)
     raise ProjectNotFound(
         f"Neither {start} nor a folder above it is a project (one with jobs/ and state/). "
         f"Go to one, name one with --project DIR or {ENVIRONMENT_VARIABLE}, or make one with: mbqueue init DIR"
     )
+
+
+def _opened(root: Path) -> ProjectFolder:
+    settings = load_settings(root)
+    return ProjectFolder(root, settings, _live_dir(root, settings))
+
+
+def _live_dir(root: Path, settings: Settings) -> Path | None:
+    """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project lies on."""
+    given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
+    if given:
+        live = (root / Path(given).expanduser()).absolute()
+        return None if live == root / "state" else live
+    if not mount_of(root).is_remote:
+        return None
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Stable for one project, so that a second session on this machine finds the first one's queue.
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return caches / "mbqueue" / "live" / f"{root.name}-{key}"
 
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
@@ -174,7 +240,7 @@ def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Give a folder for the project.")
     for folder in ("jobs", "state", "results"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+        files.make_folder(root / folder)
     written = []
     templates = resources.files("mbqueue") / "templates"
     for template in sorted(templates.iterdir(), key=lambda entry: entry.name):
@@ -182,7 +248,7 @@ def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
         if template.name.endswith(".toml") and not target.exists():
             files.write_text(target, template.read_text(encoding="utf-8"))
             written.append(target)
-    return ProjectFolder(root, load_settings(root)), written
+    return _opened(root), written
 
 
 def load_settings(root: Path) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 import mbqueue
 from mbqueue.cli import datasets, demo, doctor, predicting, queueing, reading, setup, status, work
 from mbqueue.cli.console import print_line
+from mbqueue.project import LIVE_VARIABLE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,12 +35,21 @@ def _root(
         Path | None,
         typer.Option(help="Project folder; otherwise $MBQUEUE_PROJECT, otherwise the nearest parent that is one."),
     ] = None,
+    live_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Local folder for the live state; otherwise $MBQUEUE_LIVE_DIR, otherwise state/, and for a project on "
+            "a drive a folder below ~/.cache."
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass  # the options are read where they are needed: see options.current_project and cli.main
+    del project, debug, version  # read where they are needed: see options.current_project and cli.main
+    if live_dir is not None:
+        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # so that a session in the background gets it too
 
 
 for command in (

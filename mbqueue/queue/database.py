@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from mbqueue.errors import ForbiddenTransition, QueueError
+from mbqueue.files import make_folder
 from mbqueue.queue import schema
 
 #: How long a statement waits for another process's transaction.
@@ -122,7 +123,7 @@ class Database:
                 return
         from filelock import FileLock  # noqa: PLC0415  (needed only when there is something to create)
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         # Switching to the write-ahead log ignores the busy timeout when several processes do it at once.
         with FileLock(self.path.with_name(self.path.name + ".lock"), timeout=BUSY_SECONDS):
             connection = self._connect(read_only=False)

@@ -120,6 +120,13 @@ _RELEASE = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
+#: Gives every lease back, of whomever.
+LEASE_GIVEN_UP = """
+    UPDATE jobs SET state = 'ready', session_id = NULL, lease_expires_at = NULL, affinity = NULL,
+        changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE state = 'leased'
+"""
+
 _FAIL = """
     UPDATE jobs SET
         state = CASE WHEN :final OR failures + 1 >= :max_failures THEN 'failed' ELSE 'ready' END,

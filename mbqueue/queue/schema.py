@@ -16,7 +16,7 @@ from mbqueue.queue.transitions import TRANSITIONS
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _VERSION_1 = (
     """
@@ -229,5 +229,10 @@ def migrations() -> Migrations:
             db.conn.execute(statement.strip())
         db.conn.execute("PRAGMA user_version = 1")
 
+    def adopting(db: Database) -> None:
+        # The table of transitions has new rows, and `upgrade` writes it anew.
+        db.conn.execute("PRAGMA user_version = 2")
+
     steps(name="0001_queue")(queue)
+    steps(name="0002_adopting")(adopting)
     return steps

@@ -44,7 +44,8 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-_REWIND = """
+#: Puts back all work of a fold after an epoch.
+REWIND = """
     UPDATE jobs SET state = 'waiting', result = NULL, val_mae = NULL, test_mae = NULL, seconds = NULL,
         progress = NULL, not_before = 0,
         session_id = NULL, lease_expires_at = NULL,
@@ -144,7 +145,7 @@ class Steering(Database):
                 _require(db, lease)
                 by = lease.session
             place = _place(db, experiment, fold)
-            changed = db.execute(_REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}).rowcount
+            changed = db.execute(REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}).rowcount
             settle(db, place["experiment_id"], by=by, now=now)
             return changed
 

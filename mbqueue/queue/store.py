@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mbqueue.queue.adopting import Adopting
 from mbqueue.queue.enqueue import Enqueueing
 from mbqueue.queue.leases import Leases
 from mbqueue.queue.overview import Reports
@@ -9,7 +10,7 @@ from mbqueue.queue.sessions import Sessions
 from mbqueue.queue.steering import Steering
 
 
-class Queue(Enqueueing, Leases, Sessions, Steering, Reports):
+class Queue(Enqueueing, Leases, Sessions, Steering, Reports, Adopting):
     """The queue of a project, in one SQLite file (``state/queue.db``) on a local disk.
 
     Any number of processes and threads may use it at once. Every method is one transaction: when it returns, its

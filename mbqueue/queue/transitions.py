@@ -43,6 +43,8 @@ TRANSITIONS = (
     Transition(State.LEASED, State.WAITING, "rewound, the holder loses its lease"),
     Transition(State.COMMITTED, State.WAITING, "rewound, or folds were added"),
     Transition(State.SKIPPED, State.WAITING, "rewound"),
+    Transition(State.WAITING, State.COMMITTED, "adopted from a published commit"),
+    Transition(State.READY, State.COMMITTED, "adopted from a published commit"),
 )
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 
-from mbqueue.files import TEMP_PREFIX, fsync_dir
+from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder
 from mbqueue.queue.jobs import Kind, Lease, State
 from mbqueue.results.tables import (
     Predictions,
@@ -43,9 +43,12 @@ def run(place: Workplace, lease: Lease) -> str:
     data = place.data_for(job, experiment, spec)
     tested = data.crystals.select(fold.rows.test)
     table = Predictions(tested.ids, tested.compositions(), tested.n_atoms, tested.targets, predicted)
-    folder = place.project.root / experiment.results_dir
+    folder = place.project.working_results(experiment.results_dir)
     staging = folder / f"{TEMP_PREFIX}fold_{job.fold}-fence_{lease.fence}"
-    staging.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(f"{TEMP_PREFIX}fold_{job.fold}-fence_*"):
+        # Of a session that died, or that lost this job and may publish nothing any more.
+        shutil.rmtree(left_over, ignore_errors=True)
+    make_folder(staging)
     try:
         save_chgnet(model.cpu(), model_file(staging, job.fold))
         write_predictions(predictions_file(staging, job.fold), table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.session.facts import record_inputs
@@ -19,8 +20,8 @@ def run(place: Workplace, lease: Lease) -> str:
         Rewound: a fold's files are missing or damaged; it is predicted again, from its checkpoints.
     """
     experiment, spec = place.experiment_of(lease.job)
-    folder = place.project.root / experiment.results_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = place.project.working_results(experiment.results_dir)
+    make_folder(folder)
     broken = broken_folds(folder, spec.folds)
     if broken:
         now, epochs = place.clock.now(), spec.train.epochs

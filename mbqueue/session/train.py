@@ -38,7 +38,7 @@ class _Epoch:
 
     def __init__(self, place: Workplace, lease: Lease, spec: Spec, fold: FoldRun, results_dir: str) -> None:
         self._place, self._lease, self._spec, self._fold = place, lease, spec, fold
-        self._history_path = history_file(place.project.root / results_dir, fold.fold)
+        self._history_path = history_file(place.project.working_results(results_dir), fold.fold)
         self._step_seconds = 0.0
         self._is_committed = False
 

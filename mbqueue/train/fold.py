@@ -175,7 +175,7 @@ class FoldRun:
         """The learner at the newest commit of at most this epoch."""
         newest = self._checkpoints.newest(at_most_epoch=epoch)
         learner = self._learner
-        if learner is None or (learner.parent and learner.parent.stem) != (newest and newest.stem):
+        if learner is None or (learner.parent and learner.parent.sha256) != (newest and newest.sha256):
             learner = Learner(
                 self.spec,
                 self.fold,

@@ -52,7 +52,7 @@ def test_what_was_written_is_there_after_reopening(world, open_queue):
 
 
 def test_migrations_are_recorded(world):
-    assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == [("0001_queue",)]
+    assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == [("0001_queue",), ("0002_adopting",)]
     assert _sql(_path(world), "PRAGMA user_version") == [(schema.SCHEMA_VERSION,)]
 
 
@@ -98,7 +98,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(world, read_only):
     world.queue.close()
     _sql(path, f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(SchemaTooNew, match=r"schema version 2.*pip install --upgrade mbqueue"):
+    with pytest.raises(SchemaTooNew, match=rf"schema version {schema.SCHEMA_VERSION + 1}.*pip install --upgrade mbqueue"):
         Queue(path, read_only=read_only)
     assert path.read_bytes() == before
 
@@ -114,7 +114,7 @@ def test_many_processes_may_create_the_database_at_once(tmp_path):
     script = f"from pathlib import Path; from mbqueue.queue import Queue; Queue(Path({str(tmp_path / 'queue.db')!r}))"
     processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(6)]
     assert [process.wait() for process in processes] == [0] * 6
-    assert len(_sql(tmp_path / "queue.db", "SELECT name FROM _sqlite_migrations")) == 1
+    assert len(_sql(tmp_path / "queue.db", "SELECT name FROM _sqlite_migrations")) == schema.SCHEMA_VERSION
 
 
 def _overwrite_header(path):

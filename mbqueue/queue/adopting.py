@@ -1,0 +1,254 @@
+"""Taking over what was done elsewhere: published commits, predictions and sessions of other machines.
+
+This is the only place where a job becomes committed without a lease. What it takes over was committed under the
+lease and the fence of another database, and its caller has verified the files.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mbqueue.errors import QueueError
+from mbqueue.queue.database import Database
+from mbqueue.queue.edges import settle
+from mbqueue.queue.enqueue import find_experiment
+from mbqueue.queue.jobs import Kind
+from mbqueue.queue.leases import LEASE_GIVEN_UP, LONGEST_LEASE_SECONDS
+from mbqueue.queue.steering import REWIND
+
+_JOBS_OF_FOLD = """
+    SELECT * FROM jobs WHERE experiment_id = :experiment_id AND kind = 'train' AND fold = :fold ORDER BY epoch
+"""
+
+_ADOPT = """
+    UPDATE jobs SET state = 'committed', result = :result, progress = NULL, started = 1, fence = max(fence, :fence),
+        val_mae = json_extract(:result, '$.val_mae'), test_mae = json_extract(:result, '$.test_mae'),
+        seconds = json_extract(:result, '$.seconds'), error = NULL, lost_in_a_row = 0, not_before = 0,
+        changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE id = :id AND state IN ('waiting', 'ready')
+"""
+
+_SKIP = """
+    UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
+"""
+
+_WAIT = """
+    UPDATE jobs SET state = 'waiting', failures = 0, lost_in_a_row = 0, not_before = 0,
+        changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE id = :id AND state IN ('failed', 'ready')
+"""
+
+# The next claim of the epoch that a commit is in must have a higher fence than the commit.
+_RAISE_FENCE = "UPDATE jobs SET fence = max(fence, :fence), started = 1 WHERE id = :id"
+
+_NOTE = "INSERT INTO events (at, experiment_id, by, why) VALUES (:now, :experiment_id, :by, :why)"
+
+_SEE_SESSION = """
+    INSERT INTO sessions (id, host, boot_id, pid, pid_started, device,
+                          started_at, heartbeat_at, alive_until, deadline_at)
+    VALUES (:id, :host, :boot_id, :pid, :pid_started, :device,
+            :started_at, :heartbeat_at, :alive_until, :deadline_at)
+    ON CONFLICT (id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, alive_until = excluded.alive_until,
+        deadline_at = excluded.deadline_at, ended_at = NULL, end_reason = NULL
+"""
+
+_LEAVE_FOLD = """
+    UPDATE jobs SET affinity = :session
+    WHERE experiment_id = :experiment_id AND fold = :fold AND state IN ('waiting', 'ready')
+      AND affinity IS NOT :session
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How far a verified chain of commits has trained a fold.
+
+    Attributes:
+        history: one row per finished epoch; `epoch` counts from 1 without gaps.
+        best_epoch: the best of them, 0 when there is none.
+        fence: of the newest commit, which is in epoch `len(history)`, or in the one after it when `is_within` is set.
+        skip_rest: patience is at its end, so the remaining epochs are not trained.
+        source: the newest commit, for the events.
+    """
+
+    experiment: str
+    fold: int
+    history: Sequence[Mapping[str, Any]]
+    best_epoch: int
+    fence: int
+    is_within: bool
+    skip_rest: bool
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenSession:
+    """A session that works with another database of the same project, as it announced itself."""
+
+    id: str
+    host: str
+    boot_id: str | None
+    pid: int
+    pid_started: int | None
+    device: str
+    started_at: float
+    heartbeat_at: float
+    alive_until: float
+    deadline_at: float | None
+
+
+class Adopting(Database):
+    """Commits and sessions of elsewhere."""
+
+    def adopt(self, trained: Trained, *, now: float, by: str = "adopt") -> int:
+        """Make the fold's jobs say what a chain of commits says, no more and no less.
+
+        Epochs that the chain has finished become committed with its rows; where the queue has other rows, or more
+        epochs than the chain, they are put back first, and with them the fold's `predict` and `record`. Failed epochs
+        that the chain has finished are taken over too. Cancelled ones are a person's word: nothing from there on
+        changes. A fold on which a lease is held is left alone.
+
+        Returns:
+            How many jobs this changed; 0 when the queue said the same already.
+
+        Raises:
+            UsageError: when there is no such experiment.
+        """
+        with self.writing() as db:
+            experiment_id = find_experiment(db, trained.experiment).id
+            place = {"experiment_id": experiment_id, "fold": trained.fold, "now": now, "by": by}
+            jobs = db.execute(_JOBS_OF_FOLD, place).fetchall()
+            if any(job["state"] == "leased" for job in jobs):
+                return 0
+            why = f"adopted from {trained.source}"
+            agreed = _agreed_epochs(jobs, trained.history)
+            changed = 0
+            if any(job["state"] == "committed" and job["epoch"] > agreed for job in jobs):
+                put_back = f"the published chain that is accepted ends with {trained.source}"
+                changed += db.execute(REWIND, {**place, "to_epoch": agreed, "why": put_back}).rowcount
+            for job in db.execute(_JOBS_OF_FOLD, place).fetchall():
+                if job["epoch"] <= agreed:
+                    continue
+                if job["epoch"] > len(trained.history):
+                    if trained.is_within and job["epoch"] == len(trained.history) + 1:
+                        db.execute(_RAISE_FENCE, {"id": job["id"], "fence": trained.fence})
+                    break
+                if job["state"] == "cancelled":
+                    break
+                if job["state"] == "failed":
+                    db.execute(_WAIT, {**place, "id": job["id"], "why": why})
+                row = trained.history[job["epoch"] - 1]
+                best = min(trained.history[: job["epoch"]], key=lambda one: (one["val_mae"], one["epoch"]))["epoch"]
+                last = job["epoch"] == len(trained.history) and not trained.is_within
+                result = json.dumps({**row, "best_epoch": best}, allow_nan=False, ensure_ascii=False)
+                values = {"id": job["id"], "result": result, "fence": trained.fence if last else 0, "why": why}
+                changed += db.execute(_ADOPT, {**place, **values}).rowcount
+            if trained.skip_rest:
+                skip = {**place, "epoch": len(trained.history), "why": f"early stopping, as {trained.source} says"}
+                db.execute(_BACK_TO_WAITING, skip)
+                changed += db.execute(_SKIP, skip).rowcount
+            if changed:
+                fold = f"fold {trained.fold}: {len(trained.history)} epochs {why}"
+                db.execute(_NOTE, {**place, "why": fold})
+            settle(db, experiment_id, by=by, now=now)
+            return changed
+
+    def adopt_result(
+        self,
+        experiment: str,
+        kind: Kind,
+        *,
+        result: Mapping[str, Any],
+        source: str,
+        now: float,
+        fold: int | None = None,
+        by: str = "adopt",
+    ) -> bool:
+        """Take over a `prepare`, `predict` or `record` that was done elsewhere, when all that it needs is done.
+
+        The result of a `prepare` must hold `dataset_hash`.
+
+        Returns:
+            Whether this changed the job: it was waiting, ready or failed.
+
+        Raises:
+            QueueError: when the result of a `prepare` is of other crystals than the experiment's.
+        """
+        with self.writing() as db:
+            found = find_experiment(db, experiment)
+            place = {"experiment_id": found.id, "now": now, "by": by, "why": f"adopted from {source}"}
+            job = db.execute(
+                "SELECT id, state FROM jobs WHERE experiment_id = :experiment_id AND kind = :kind AND fold IS :fold "
+                "AND epoch IS NULL",
+                {**place, "kind": kind.value, "fold": fold},
+            ).fetchone()
+            if job is None or job["state"] not in {"waiting", "ready", "failed"}:
+                return False
+            missing = db.execute(
+                "SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id "
+                "WHERE needs.job_id = ? AND needed.state NOT IN ('committed', 'skipped') LIMIT 1",
+                (job["id"],),
+            ).fetchone()
+            if missing is not None:
+                return False
+            if kind is Kind.PREPARE:
+                if found.dataset_hash not in (None, result["dataset_hash"]):
+                    raise QueueError(f"{source} was made of other crystals than {experiment} in {self.path}.")
+                db.execute("UPDATE experiments SET dataset_hash = ? WHERE id = ?", (result["dataset_hash"], found.id))
+            if job["state"] == "failed":
+                db.execute(_WAIT, {**place, "id": job["id"]})
+            text = json.dumps(dict(result), allow_nan=False, ensure_ascii=False)
+            changed = db.execute(_ADOPT, {**place, "id": job["id"], "result": text, "fence": 0}).rowcount
+            settle(db, found.id, by=by, now=now)
+            return bool(changed)
+
+    def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
+        """Let a session of another machine count as living here, and leave to it the folds that it works on.
+
+        `folds` are (experiment, fold); those that the queue does not know are passed over.
+        """
+        # A clock elsewhere that is ahead must not keep folds for ever.
+        alive_until = min(seen.alive_until, now + LONGEST_LEASE_SECONDS)
+        with self.writing() as db:
+            db.execute(_SEE_SESSION, {**asdict(seen), "alive_until": alive_until})
+            for experiment, fold in folds:
+                row = db.execute("SELECT id FROM experiments WHERE name = ?", (experiment,)).fetchone()
+                if row is not None:
+                    db.execute(_LEAVE_FOLD, {"session": seen.id, "experiment_id": row["id"], "fold": fold})
+
+    def end_all_sessions(self, *, reason: str, now: float, by: str) -> int:
+        """End every session and give back what they hold: this database is a copy, and none of them works with it.
+
+        Nothing is counted as cut off: the sessions may go on with the database that this one was copied from.
+        """
+        with self.writing() as db:
+            values = {"now": now, "by": by, "why": f"lease given back: {reason}", "reason": reason}
+            db.execute(LEASE_GIVEN_UP, values)
+            return db.execute(
+                "UPDATE sessions SET ended_at = :now, end_reason = :reason WHERE ended_at IS NULL", values
+            ).rowcount
+
+
+_BACK_TO_WAITING = """
+    UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'ready'
+"""
+
+
+def _agreed_epochs(jobs: Iterable[sqlite3.Row], history: Sequence[Mapping[str, Any]]) -> int:
+    """How many epochs, from the first, the queue has committed with the very rows of a history."""
+    agreed = 0
+    for job, row in zip(jobs, history, strict=False):
+        if job["state"] != "committed":
+            break
+        known = json.loads(job["result"])
+        known.pop("best_epoch", None)
+        if known != row:
+            break
+        agreed += 1
+    return agreed
