@@ -1,6 +1,7 @@
 # make demo   a real five-fold finetune, killed and carried on, in a throw-away project
 # make test   the whole test suite
 # make check  style, types and tests, as CI does
+# make site   the documents as a site, in site/
 #
 # All of them make the environment in .venv first, and make it again only when its inputs change.
 
@@ -9,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint site clean
 
 demo: $(READY)
 	$(BIN)/mbqueue demo
@@ -23,6 +24,10 @@ lint: $(READY)
 	$(BIN)/mypy
 
 check: lint test
+
+site: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The marker is written last: an installation that was cut off is done again.
 $(READY): pyproject.toml constraints.txt

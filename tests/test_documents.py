@@ -1,0 +1,236 @@
+"""The documents: every command runs, every link leads somewhere, every quoted error text exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from mbqueue.cli import main
+from mbqueue.project import ENVIRONMENT_VARIABLE, Settings
+
+ROOT = Path(__file__).parent.parent
+#: In the order in which a reader goes through them; each goes on in the project that the ones before have left.
+RUN_IN_ORDER = (
+    "README.md",
+    "docs/first-session.md",
+    "docs/experiment-file.md",
+    "docs/sessions.md",
+    "docs/data.md",
+    "docs/results.md",
+    "docs/status-json.md",
+    "docs/python.md",
+    "docs/states.md",
+)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+#: Commands that no test runs, as they stand in the documents (indented, not in a console block), and why.
+LEFT_OUT = {
+    "pip install .": "installs into the environment of the tests",
+    "pip install --no-deps matbench==0.6": "the same",
+    "mbqueue doctor": "run from docs/first-session.md",
+    "!git clone -q REPOSITORY /content/mbqueue && pip install -q /content/mbqueue && pip install -q --no-deps "
+    "matbench==0.6 && mbqueue doctor": "Colab, needs the network; what it installs is what CI installs",
+    "!git clone -q REPOSITORY /content/mbqueue && pip install -q /content/mbqueue": "the same",
+    "!pip install -q --no-deps matbench==0.6": "the same",
+    "%load_ext tensorboard": "a magic of Colab",
+    "%tensorboard --logdir PROJECT/state/logs/tensorboard": "the same",
+    "mbqueue enqueue full_finetune --dataset data/mine.jsonl --name mine": "needs a file of the reader's own; "
+    "the forms are tested in tests/data",
+    "make demo": "run in CI by itself",
+    "make test": "runs this test",
+}
+_COMMAND = re.compile(r"^(mbqueue|pip|python|git|make|[!%])\S*")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    document: str
+    language: str
+    text: str
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", path.read_text(), re.MULTILINE | re.DOTALL):
+        indent = len(match[1])
+        text = "".join(line[indent:] for line in match[3].splitlines(keepends=True))
+        yield Block(str(path.relative_to(ROOT)), match[2], text)
+
+
+def commands(block: Block) -> Iterator[tuple[list[str], str]]:
+    """(arguments, error that must come) of the lines that begin with ``$``."""
+    lines = block.text.splitlines()
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("$ "):
+            yield shlex.split(line[2:]), after if after.startswith("error:") else ""
+
+
+def make_small(project: Path) -> None:
+    """What the documents call full trainings becomes one of a few crystals, so that it ends in seconds."""
+    for path in (project / "jobs").glob("*.toml"):
+        text = path.read_text()
+        text = re.sub(r'dataset = "matbench_mp_e_form"', 'dataset = "sample"', text)
+        text = re.sub(r"limit = 0", "limit = 40", text)
+        text = re.sub(r"epochs = [1-9]\d*", "epochs = 1", text)
+        path.write_text(text)
+
+
+def test_every_command_in_the_documents_runs_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ran = []
+    for name in RUN_IN_ORDER:
+        names: dict[str, object] = {"__name__": "document"}
+        for block in blocks(ROOT / name):
+            if block.language == "console":
+                for arguments, error in commands(block):
+                    run(arguments, error, block, monkeypatch, capsys)
+                    ran.append(arguments[0])
+            elif block.language == "python":
+                exec(compile(block.text, block.document, "exec"), names)
+                capsys.readouterr()
+    torch.set_num_threads(threads)
+    assert len(ran) > 20
+
+
+def run(
+    arguments: list[str], error: str, block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] == "cd":
+        monkeypatch.chdir(arguments[1])
+        return
+    assert arguments[0] == "mbqueue", f"{block.document} has a command that is not run here: {arguments}"
+    with pytest.raises(SystemExit) as ended:
+        main(arguments[1:])
+    said = capsys.readouterr()
+    told = f"{block.document}: {' '.join(arguments)}\n{said.out}\n{said.err}"
+    if error:
+        assert ended.value.code, told
+        assert error in said.err, told
+    else:
+        assert not ended.value.code, told
+    if arguments[1] == "init":
+        make_small(Path(arguments[2]))
+
+
+def test_every_document_with_commands_is_run() -> None:
+    having = {b.document for path in DOCUMENTS for b in blocks(path) if b.language in ("console", "python")}
+    assert having <= set(RUN_IN_ORDER)
+
+
+def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
+    indented = {
+        line.strip()
+        for path in DOCUMENTS
+        for line in re.sub(r"^( *)```.*?^\1```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+        if line.startswith("    ") and _COMMAND.match(line.strip())
+    }
+    lines = {re.sub(r"\s+#.*", "", line) for line in indented}
+    # Measurements take minutes to hours; their scripts have tests of their own where they have logic of their own.
+    measurements = {line for line in lines if line.startswith("python benchmarks/")}
+    assert lines - measurements == set(LEFT_OUT)
+    for line in measurements:
+        assert (ROOT / line.split()[1]).exists(), line
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        for target in re.findall(r"(?:^    |`)make (?:PYTHON=\S+ )?([a-z]+)", path.read_text(), re.MULTILINE):
+            assert target in targets, f"{path.name}: make {target}"
+
+
+def test_every_piece_of_settings_in_the_documents_is_valid() -> None:
+    found = [block for path in DOCUMENTS for block in blocks(path) if block.language == "toml"]
+    assert found
+    for block in found:
+        Settings.model_validate(tomllib.loads(block.text))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.exists(), f"{path.name} links to {target}"
+        if anchor:
+            assert anchor in headings(linked), f"{path.name} links to {target}"
+
+
+def test_every_page_of_the_site_is_in_its_navigation() -> None:
+    pages = re.findall(r"^  - (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(pages) == sorted(path.name for path in ROOT.glob("docs/*.md"))
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in found}
+
+
+def test_the_page_of_the_experiment_file_is_what_the_definitions_say() -> None:
+    page = generator().page()
+    assert page == (ROOT / "docs" / "experiment-file.md").read_text(), "Run: python tools/experiment_page.py"
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiment_page", ROOT / "tools" / "experiment_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
+    # Blanks beside an ellipsis may stand for the variable text's own.
+    pieces = [re.escape(piece.strip()) for piece in quoted.split("…")]
+    pattern = re.compile(".*?".join(pieces), re.DOTALL)
+    assert any(pattern.search(text) for text in said_by_the_program()), quoted
+
+
+@cache
+def said_by_the_program() -> tuple[str, ...]:
+    """Every text in the package and the Makefile, with what is filled in left out."""
+    texts = [(ROOT / "Makefile").read_text()]
+    for path in (ROOT / "mbqueue").rglob("*.py"):
+        texts += [text(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, TEXTS)]
+    return tuple(texts)
+
+
+TEXTS = (ast.Constant, ast.JoinedStr, ast.BinOp)
+
+
+def text(node: Any) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return text(node.left) + text(node.right)
+    return ""

@@ -1,0 +1,119 @@
+"""Writes docs/experiment-file.md from the definitions of experiments and settings.
+
+Run it after changing a field: python tools/experiment_page.py. A test holds the page against the definitions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mbqueue.experiment import DataSpec, ModelSpec, Spec, TrainSpec
+from mbqueue.project import NotifySettings, Settings
+
+PAGE = Path(__file__).parent.parent / "docs" / "experiment-file.md"
+
+_HEAD = """\
+# The experiment file
+
+<!-- Made by tools/experiment_page.py from the definitions in mbqueue; change those, not this page. -->
+
+An experiment is a TOML file in `jobs/`. Every key may be left out; the name of the file is the experiment's name. A
+misspelt key, a value of the wrong type and a value out of bounds are refused when the file is enqueued, all at once
+and each by name.
+
+`mbqueue enqueue` freezes the file as the experiment's *spec*. Editing the file afterwards changes nothing that is in
+the queue; enqueueing it again is then refused with a list of what differs, and takes another name:
+
+```console
+$ mbqueue enqueue full_finetune --set train.lr=1e-4 --name slower
+```
+
+`--set KEY=VALUE` lays any key of these tables over the file for one experiment; a key of a section is written
+`section.key`. `--folds`, `--epochs`, `--dataset` and `--drop-invalid` are short for the keys they name.
+
+The *spec hash* covers everything but `name`, `results_name`, `description` and `folds`: work under one hash never goes
+on under another, and an experiment may gain folds.
+"""
+
+_SETTINGS_HEAD = """\
+# mbqueue.toml
+
+Settings of the project and its sessions. Nothing here changes a result, and each session reads it anew.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [_HEAD, "## Top of the file\n", _table(Spec)]
+    for name, section in (("data", DataSpec), ("model", ModelSpec), ("train", TrainSpec)):
+        parts += [f"## [{name}]\n", _table(section)]
+    settings = _SETTINGS_HEAD.replace("# ", "## ", 1)
+    return "\n".join([*parts, settings, _table(Settings), "### [notify]\n", _table(NotifySettings)])
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{name}` | {_type(field)} | {_default(field)} | {_escaped(field.description or '')} |"
+        for name, field in model.model_fields.items()
+        if not _is_section(field)
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = ", ".join(_bounds(field))
+    return _escaped(" ".join(filter(None, [_name(field.annotation), bounds])))
+
+
+def _name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(part) for part in get_args(annotation))
+    if origin is tuple:
+        return f"list of {_name(get_args(annotation)[0])}"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}[annotation]
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
+    for entry in field.metadata:
+        for kind, (sign, attribute) in signs.items():
+            if isinstance(entry, kind):
+                yield f"{sign} {_number(getattr(entry, attribute))}"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "the file's name"
+    value = field.default
+    return f"`{json.dumps(list(value))}`" if isinstance(value, tuple) else f"`{_number(value)}`"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return re.sub(r"e-0*", "e-", f"{value:g}")
+    return json.dumps(value)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
