@@ -25,7 +25,25 @@ crystal, and ends with what to do.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+#: What to do about an error of the file system.
+_REMEDIES = {
+    errno.ENOSPC: "The disk is full. Nothing that was saved is lost; free some space there and go on: mbqueue cache "
+    "prune removes converted data that nothing needs.",
+    errno.EDQUOT: "The quota is used up. Nothing that was saved is lost; free some space there and go on.",
+    errno.EACCES: "Check the permissions of this file and of the folders above it.",
+    errno.EPERM: "Check the permissions of this file and of the folders above it.",
+    errno.EROFS: "The file system is read-only. Put the project where you may write.",
+    errno.ENOTCONN: "The drive it lies on is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
+    errno.EIO: "The disk or drive does not answer. Is it still mounted? Mount it again, then go on.",
+}
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about an error that the system raised; empty where nothing more is known than it says itself."""
+    return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 class MbqueueError(Exception):

@@ -201,8 +201,9 @@ def find_project(given: Path | None = None, *, start: Path | None = None) -> Pro
         root = given.expanduser().absolute()
         if not _is_project(root):
             state = "is not a project" if root.is_dir() else "does not exist"
+            drive = "" if root.parent.exists() else " If it lies on a drive, mount that first."
             raise ProjectNotFound(
-                f"{root} {state} (a project has jobs/ and state/). Make one with: mbqueue init {given}"
+                f"{root} {state} (a project has jobs/ and state/).{drive} Make one with: mbqueue init {given}"
             )
         return _opened(root)
     start = (start or Path.cwd()).absolute()

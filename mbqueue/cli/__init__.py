@@ -12,7 +12,7 @@ import traceback
 
 from mbqueue.cli.app import app
 from mbqueue.cli.console import say
-from mbqueue.errors import MbqueueError, UsageError
+from mbqueue.errors import MbqueueError, UsageError, remedy
 
 FAILURE, USAGE = 1, 2
 
@@ -38,5 +38,7 @@ def _tell(error: BaseException, *, hint: bool) -> None:
         text = str(cause).splitlines()
         say(f"  because: {type(cause).__name__}: {text[0] if text else ''}")
         cause = cause.__cause__
+    if what_to_do := remedy(error):
+        say(f"  {what_to_do}")
     if hint and not isinstance(error, UsageError):
         say("  (--debug shows the traceback)", style="dim")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.status import Status
 
 from mbqueue.clock import format_duration, utc_text
+from mbqueue.errors import remedy
 from mbqueue.queue.jobs import Job
 from mbqueue.session.report import Report
 
@@ -74,7 +75,8 @@ class TerminalReport(Report):
         again = (
             f"next attempt at {utc_text(retry_at)}" if retry_at else f"after mending it: mbqueue retry {job.experiment}"
         )
-        self._line(f"{job.label}: FAILED, {again}\n  {type(error).__name__}: {error}", style="bold red")
+        what_to_do = f"\n  {remedy(error)}" if remedy(error) else ""
+        self._line(f"{job.label}: FAILED, {again}\n  {type(error).__name__}: {error}{what_to_do}", style="bold red")
 
     def waiting(self, why: str) -> None:
         if self._moving:

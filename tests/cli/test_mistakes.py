@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,3 +109,177 @@ def test_the_traceback_is_shown_on_request_only(mbqueue: Command, project: Proje
     project.queue_db.write_bytes(b"this is not a database, and never was one" * 100)
     assert "Traceback" not in mbqueue("status").err
     assert "Traceback" in mbqueue("--debug", "status").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("report", "full_finetune"), ["not prepared yet", "mbqueue work"]),
+        (("report", "ful_finetune"), ["ful_finetune"]),
+        (("compare", "full_finetune"), ["two experiments"]),
+        (("export", "full_finetune"), ["not prepared yet", "mbqueue work"]),
+        (("logs",), ["mbqueue work --background"]),
+        (("work", "--background", "--session", "soon"), ["1h50m"]),
+        (("work", "--device", "cuda:77"), ["no usable device 'cuda:77'", "mbqueue doctor"]),
+        (("retry", "full_finetune", "--fold", "4"), ["no fold 4", "mbqueue enqueue --folds 4"]),
+    ],
+)
+def test_a_mistake_with_an_experiment_in_the_queue_is_answered_with_what_to_do(
+    mbqueue: Command, arguments: tuple[str, ...], said: list[str]
+) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0")
+    answer = mbqueue(*arguments)
+    assert answer.code in {FAILURE, USAGE}
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+    for text in said:
+        assert text in answer.err
+
+
+def test_a_second_session_in_the_background_is_refused(mbqueue: Command, project: ProjectFolder) -> None:
+    from mbqueue.queue.processes import this_process
+    from mbqueue.session import background
+
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    mine = background.BackgroundSession(
+        process=this_process(), log=project.logs_dir / "work-x.log", session="here", started_at=0.0
+    )
+    background._write(project, mine)
+    answer = mbqueue("work", "--background")
+    assert answer.code == USAGE
+    assert "mbqueue stop" in answer.err
+    assert "mbqueue logs" in answer.err
+
+
+def test_a_gpu_that_is_not_there_is_told(mbqueue: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def no_gpu(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system")
+
+    monkeypatch.setattr(torch, "zeros", no_gpu)
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    answer = mbqueue("work", "--device", "cuda")
+    assert answer.code == USAGE
+    assert "no usable device 'cuda'" in answer.err
+    assert "NVIDIA driver" in answer.err
+
+
+def test_tensorboard_that_is_not_installed_is_told(mbqueue: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    answer = mbqueue("work", "--tensorboard")
+    assert answer.code == USAGE
+    assert "pip install tensorboard" in answer.err
+
+
+def test_a_drive_that_is_not_mounted_is_thought_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--project", str(tmp_path / "drive" / "MyDrive" / "mbqueue"), "status"])
+    assert ended.value.code == USAGE
+    assert "mount that first" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_what_can_be_freed(
+    mbqueue: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    monkeypatch.setattr(os, "fsync", full)
+    answer = mbqueue("init", str(tmp_path / "fresh"))
+    assert answer.code == FAILURE
+    assert "No space left" in answer.err
+    assert "mbqueue cache prune" in answer.err
+
+
+def test_a_queue_that_cannot_be_opened_is_told_with_where_to_look(mbqueue: Command, project: ProjectFolder) -> None:
+    project.queue_db.mkdir()
+    answer = mbqueue("status")
+    assert answer.code == FAILURE
+    assert str(project.queue_db) in answer.err
+    assert "permissions" in answer.err
+
+
+def test_a_project_that_may_not_be_read_is_told_with_where_to_look(
+    mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_text = Path.read_text
+
+    def forbidden(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == "mbqueue.toml":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    answer = mbqueue("status")
+    assert answer.code == FAILURE
+    assert "mbqueue.toml" in answer.err
+    assert "permissions" in answer.err
+
+
+def test_a_hook_that_is_misspelt_in_the_settings_is_named(mbqueue: Command, project: ProjectFolder) -> None:
+    (project.root / "mbqueue.toml").write_text("[notify]\nwebhok = 'https://example.org'\n")
+    answer = mbqueue("status")
+    assert answer.code == USAGE
+    assert "notify.webhok" in answer.err
+
+
+def test_a_results_folder_that_was_deleted_is_told_with_how_to_make_it_again(
+    mbqueue: Command, project: ProjectFolder
+) -> None:
+    mbqueue("enqueue", "pretrained_infer", "--dataset", "sample", "--folds", "0", "--set", "data.limit=20")
+    assert mbqueue("work", "--device", "cpu").code == 0
+    (folder,) = project.results_dir.glob("daily/*/*")
+    shutil.rmtree(folder)
+    answer = mbqueue("report", "pretrained_infer")
+    assert answer.code == FAILURE
+    assert str(folder) in answer.err
+    assert "mbqueue retry pretrained_infer" in answer.err
+    assert mbqueue("retry", "pretrained_infer").code == 0
+    assert mbqueue("work", "--device", "cpu").code == 0
+    assert mbqueue("report", "pretrained_infer").code == 0
+
+
+def test_matbench_that_is_missing_at_export_is_told_with_how_to_install_it(
+    mbqueue: Command, project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project.results_dir / "daily" / "2026-01-01" / "whole"
+    folder.mkdir(parents=True)
+    content = {
+        "format": 1,
+        "experiment": "whole",
+        "folds": {},
+        "leaderboard": {"reasons_against": []},
+        "run": {"files": {}},
+    }
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "matbench_results.json.gz").write_bytes(gzip.compress(b"{}"))
+    monkeypatch.setitem(sys.modules, "matbench.bench", None)
+    answer = mbqueue("export", "whole", "--output", str(tmp_path), "--authors", "A. Researcher")
+    assert answer.code == FAILURE
+    assert "pip install --no-deps matbench==0.6" in answer.err
+
+
+def test_make_with_an_old_python_says_which_one_to_take(tmp_path: Path) -> None:
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what the version check of the Makefile gets from an old one
+    old.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    makefile = Path(__file__).parents[2] / "Makefile"
+    done = subprocess.run(
+        ["make", "-f", str(makefile), "-C", str(tmp_path), f"PYTHON={old}", "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == USAGE
+    assert "3.11 or newer" in done.stdout
+    assert "make PYTHON=python3.12 demo" in done.stdout
+    assert not (tmp_path / ".venv").exists()
