@@ -11,11 +11,13 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 TEMP_PREFIX = ".tmp-"
+#: A temporary file that nobody wrote to for so long was left by a process that died.
+LEFT_OVER_SECONDS = 600.0
 _CHUNK = 1 << 20
 
 
@@ -28,6 +30,16 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and those above it that are missing, durably; nothing when it is there."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    # Without this the folder, and all that is synced in it, may be gone after a loss of power.
+    fsync_dir(folder.parent)
+
+
 def temp_beside(path: Path) -> Path:
     """An unused temporary name in the folder of ``path``, so that a rename onto it stays on one file system."""
     return path.parent / f"{TEMP_PREFIX}{secrets.token_hex(6)}-{path.name}"
@@ -37,12 +49,14 @@ def temp_beside(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that takes the place of ``path`` when the block ends without an error.
 
-    Creates the folder. On an error the temp file is removed and ``path`` is as it was.
+    Creates the folder. On an error the temp file is removed and ``path`` is as it was. Temp files of ``path`` that dead
+    processes left are removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temp = temp_beside(path)
     try:
         with temp.open("wb") as stream:
+            _sweep(temp, path.name)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -51,6 +65,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temp.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def _sweep(temp: Path, name: str) -> None:
+    """Remove what was left beside ``temp`` for the same file, told by the file system's own clock."""
+    now = temp.stat().st_mtime
+    for left_over in temp.parent.glob(f"{TEMP_PREFIX}*-{name}"):
+        with suppress(FileNotFoundError):  # another process may sweep too
+            if now - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
+                left_over.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

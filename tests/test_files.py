@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import hashlib
 import json
 from pathlib import Path
@@ -66,3 +67,15 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 def test_the_hash_of_json_does_not_depend_on_the_order_of_keys() -> None:
     assert files.sha256_of_json({"a": 1, "b": [2]}) == files.sha256_of_json({"b": [2], "a": 1})
     assert files.sha256_of_json({"a": 1}) != files.sha256_of_json({"a": 2})
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (".tmp-aa-f.json", ".tmp-bb-f.json", ".tmp-cc-g.json"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * files.LEFT_OVER_SECONDS))
+    files.write_json(tmp_path / "f.json", {})
+    assert not old.exists()
+    assert new.exists(), "it may be of a process that is still writing"
+    assert other.exists(), "it is of another file"

@@ -29,7 +29,7 @@ from mbqueue.data.arrayfile import read_arrays, write_arrays
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graphs import ATOM_CUTOFF, BOND_CUTOFF, CONVERTER_VERSION, convert
 from mbqueue.errors import CacheError
-from mbqueue.files import TEMP_PREFIX
+from mbqueue.files import TEMP_PREFIX, make_folder
 
 #: Where the crystals themselves are kept, beside their graphs.
 CRYSTALS_FILE = "crystals.bin"
@@ -130,7 +130,7 @@ class GraphCache:
             The open cache, or None when ``should_stop`` said so before it was complete.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "locks")
         counting = Lock()
         done = 0
 

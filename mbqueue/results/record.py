@@ -21,6 +21,7 @@ carries size and SHA-256 of every other file. Its format (``"format": 1``):
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -130,7 +131,10 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     content = _content(inputs, predictions, histories)
     tables = [path(folder, fold) for fold in folds for path in (history_file, predictions_file)]
     tables += [model_file(folder, fold) for fold in folds]
-    with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as temporary:
+    prefix = f"{files.TEMP_PREFIX}record-"
+    for left_over in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as temporary:
         staging, made = Path(temporary), []
         if content["leaderboard"]["comparable"]:
             write_matbench_file(staging / MATBENCH_FILE, predictions, parameters=_parameters(inputs))

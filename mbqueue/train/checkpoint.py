@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import CheckpointError
-from mbqueue.files import TEMP_PREFIX, fsync_dir, temp_beside
+from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, temp_beside
 from mbqueue.train.manifest import Damaged, Manifest, parse_manifest
 from mbqueue.train.state import TrainState, deserialise
 
@@ -84,7 +84,7 @@ class Checkpoints:
         """
         given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
         manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         checkpoint = temp_beside(self.folder / f"{manifest.stem}.pt")
         listing = temp_beside(self.folder / f"{manifest.stem}.json")
         staged = Staged(manifest, self.folder, checkpoint, listing)

@@ -1,0 +1,142 @@
+"""A small real experiment, from `init` to its results, and what must hold after whatever was done to it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import outcome
+from tripwire import Fault
+from warm import Warm
+
+from mbqueue.files import TEMP_PREFIX
+from mbqueue.project import ProjectFolder, find_project
+from mbqueue.queue.jobs import State
+from mbqueue.queue.store import Queue
+
+#: MBQUEUE_LONG=1 tries everything; without it each test tries a sample that differs from run to run.
+LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
+#: Which sample; printed by whatever fails.
+SEED = int(os.environ.get("MBQUEUE_TEST_SEED", random.SystemRandom().randrange(10**6)))
+
+EXPERIMENT = "head_finetune"
+ENQUEUE = ("enqueue", EXPERIMENT, "--dataset", "sample", "--folds", "0", "--epochs", "2")
+ENQUEUE += ("--set", "data.limit=24", "--set", "train.batch_size=8")
+WORK = ("work", "--device", "cpu", "--session", "none")
+#: A checkpoint after every step.
+SETTINGS = "checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n"
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    with Warm() as process:
+        yield process
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A place for one project and what is said in it."""
+
+    warm: Warm
+    folder: Path
+    enqueue: tuple[str, ...] = ENQUEUE
+    settings: str = SETTINGS
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "project"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """The whole life of an experiment; each may be repeated."""
+        return ("init", str(self.root)), self.enqueue, WORK
+
+    def make(self) -> None:
+        """The empty folder with its settings, as a person makes it."""
+        self.root.mkdir(parents=True)
+        (self.root / "mbqueue.toml").write_text(self.settings)
+
+    def live(self, fault: Fault | None = None, **options: Any) -> int:
+        """`init`, `enqueue` and `work`, from whatever is there."""
+        return self.warm.run(self.root, *self.commands, log=self.log, fault=fault, **options)
+
+    def work(self, fault: Fault | None = None, **options: Any) -> int:
+        """One session."""
+        return self.warm.run(self.root, WORK, log=self.log, fault=fault, **options)
+
+    def project(self) -> ProjectFolder:
+        return find_project(self.root)
+
+    def results(self, fold: int = 0) -> tuple[bytes, bytes, list[dict[str, object]]]:
+        """What of a fold must be equal in equal runs."""
+        with Queue(self.project().queue_db, read_only=True) as queue:
+            (experiment,) = queue.experiments()
+        return outcome(self.root / experiment.results_dir, fold)
+
+    def check_queue(self, *, preemptions: int | None = None) -> None:
+        """The database is sound; every job was committed once and stayed so; no attempt failed."""
+        path = self.project().queue_db
+        connection = sqlite3.connect(path)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        connection.close()
+        with Queue(path, read_only=True) as queue:
+            jobs, events = queue.jobs(), queue.events(limit=10**6)
+        assert {job.state for job in jobs} == {State.COMMITTED}
+        commits = Counter(event.job_id for event in events if event.to_state is State.COMMITTED)
+        assert commits == Counter(job.id for job in jobs), "a job was committed twice"
+        assert sum(job.failures for job in jobs) == 0
+        if preemptions is not None:
+            assert sum(job.preemptions for job in jobs) <= preemptions
+
+    def age_left_overs(self) -> None:
+        """Let an hour pass for what dead processes left: until then it might be of a living one."""
+        for path in self.left_over():
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+
+    def left_over(self) -> list[Path]:
+        """Temporary files and folders."""
+        return sorted(self.root.rglob(f"{TEMP_PREFIX}*"))
+
+
+@pytest.fixture
+def lab(warm: Warm, tmp_path: Path) -> Lab:
+    """An empty project folder."""
+    made = Lab(warm, tmp_path)
+    made.make()
+    return made
+
+
+@dataclass(frozen=True)
+class Straight:
+    """An uninterrupted run: its results, and its operations ("kind path")."""
+
+    folder: Path
+    results: tuple[bytes, bytes, list[dict[str, object]]]
+    operations: list[str]
+
+
+@pytest.fixture(scope="session")
+def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    lab = Lab(warm, tmp_path_factory.mktemp("straight"))
+    lab.make()
+    trace = lab.folder / "trace"
+    assert lab.live(trace=trace) == 0, lab.said
+    lab.check_queue(preemptions=0)
+    assert not lab.left_over()
+    operations = [line.split(" ", 1)[1] for line in trace.read_text().splitlines()]
+    return Straight(lab.root, lab.results(), operations)

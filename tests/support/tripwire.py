@@ -1,0 +1,215 @@
+"""Numbered file and database operations of a process, any of which can be made its last, or made to fail.
+
+Counted are, below one folder: opening a file to write it, each write(2), fsync, rename, unlink, rmdir and mkdir; and of
+SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: SQLite's word for what the operating system says.
+_SQLITE_CODES = {errno.ENOSPC: sqlite3.SQLITE_FULL, errno.EROFS: sqlite3.SQLITE_READONLY}
+_CHANGES = ("BEGIN IMMEDIATE", "INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens at which operation.
+
+    Attributes:
+        at: number of the operation, from 1.
+        action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
+            power may lose: bytes that were not synced, renames whose folder was not. "fail" raises; "short" lets half
+            of a write through, and raises at the next operation when it is for good.
+        number: errno of "fail" and "short".
+        for_good: whether all operations from ``at`` on fail.
+        only: kinds of operation that are counted; all when empty.
+    """
+
+    at: int
+    action: str = "kill"
+    number: int = errno.EIO
+    for_good: bool = False
+    only: Sequence[str] = ()
+
+
+class Tripwire:
+    """Counts the operations below ``root``, writes them to ``trace``, and lets ``fault`` happen."""
+
+    def __init__(self, root: Path, fault: Fault | None, trace: Path | None) -> None:
+        self.root, self.fault = os.fspath(root), fault
+        self.count = 0
+        self._trace = None if trace is None else os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._lock = threading.RLock()
+        self._unsynced: dict[str, int] = {}
+        self._unsynced_names: list[tuple[str, str, bool]] = []
+        self._unsynced_folders: list[str] = []
+
+    def covers(self, path: object) -> bool:
+        """Whether operations on ``path`` are counted."""
+        return isinstance(path, str | os.PathLike) and os.path.abspath(os.fspath(path)).startswith(self.root)
+
+    def step(self, kind: str, about: object) -> bool:
+        """One operation is about to happen; True when only half of it should."""
+        fault = self.fault
+        if fault is not None and fault.only and kind not in fault.only:
+            return False
+        with self._lock:
+            self.count += 1
+            if self._trace is not None:
+                os.write(self._trace, f"{self.count} {kind} {os.path.relpath(str(about), self.root)}\n".encode())
+            if fault is None or self.count < fault.at or (self.count > fault.at and not fault.for_good):
+                return False
+            if fault.action == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault.action == "lose":
+                self._lose()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault.action == "short" and self.count == fault.at and kind == "write":
+                return True
+            raise OSError(fault.number, os.strerror(fault.number), str(about))
+
+    # -- what a loss of power undoes ---------------------------------------------------------------------------------
+
+    def wrote(self, path: str, size_before: int) -> None:
+        """Bytes beyond ``size_before`` are not on the disk yet."""
+        self._unsynced.setdefault(path, size_before)
+
+    def synced(self, fd: int) -> None:
+        """What was written through ``fd`` is on the disk; of a folder, the names in it."""
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        self._unsynced.pop(path, None)
+        self._unsynced_names = [entry for entry in self._unsynced_names if os.path.dirname(entry[1]) != path]
+        self._unsynced_folders = [folder for folder in self._unsynced_folders if os.path.dirname(folder) != path]
+
+    def renamed(self, source: str, target: str, replaced: bool) -> None:
+        """The new name is not on the disk yet."""
+        if source in self._unsynced:
+            self._unsynced[target] = self._unsynced.pop(source)
+        self._unsynced_names.append((source, target, replaced))
+
+    def made(self, folder: str) -> None:
+        """The new folder's name is not on the disk yet."""
+        self._unsynced_folders.append(folder)
+
+    def _lose(self) -> None:
+        for path, size in self._unsynced.items():
+            if os.path.exists(path):
+                _real_truncate(path, size + (os.path.getsize(path) - size) // 2)
+        for source, target, replaced in reversed(self._unsynced_names):
+            # What the target was before is gone here, so only a new name can be taken back.
+            if not replaced and os.path.exists(target) and os.path.isdir(os.path.dirname(source)):
+                _real_rename(target, source)
+        for folder in self._unsynced_folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_real_truncate, _real_rename = os.truncate, os.rename
+
+
+def install(wire: Tripwire) -> None:
+    """Put the tripwire under this process. There is no way back: for processes that end soon."""
+    import numpy as np
+
+    np.lib.format.isfileobj = lambda _stream: False  # else NumPy writes past Python's streams
+    _install_streams(wire)
+    _install_names(wire)
+    _install_database(wire)
+
+
+def _install_streams(wire: Tripwire) -> None:
+    real_open = io.open
+
+    class Raw(io.FileIO):
+        def write(self, content: Any) -> int:
+            half = wire.step("write", self.name)
+            before = os.fstat(self.fileno()).st_size
+            view = memoryview(content).cast("B")
+            done = super().write(view[: len(view) // 2] if half and len(view) > 1 else view)
+            wire.wrote(os.path.abspath(self.name), before)
+            return done
+
+    def opened(file: Any, mode: str = "r", buffering: int = -1, *arguments: Any, **named: Any) -> Any:
+        if not (set(mode) & set("wax+") and wire.covers(file)):
+            return real_open(file, mode, buffering, *arguments, **named)
+        wire.step("open", file)
+        raw = Raw(os.fspath(file), mode.replace("b", "").replace("t", ""))
+        stream = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return stream if "b" in mode else io.TextIOWrapper(stream, *arguments, **named)
+
+    io.open = builtins.open = opened
+
+    real_fsync = os.fsync
+
+    def fsync(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if wire.covers(path):
+            wire.step("fsync", path)
+            wire.synced(fd)
+        real_fsync(fd)
+
+    os.fsync = fsync
+
+
+def _install_names(wire: Tripwire) -> None:
+    def counted(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **named: Any) -> Any:
+            # Removing trees works relative to open folders; their names say nothing about where they are.
+            if named.get("dir_fd") is None and wire.covers(path):
+                wire.step(kind, path)
+                if kind == "mkdir":
+                    real(path, *arguments, **named)
+                    wire.made(os.path.abspath(path))
+                    return None
+                if kind == "rename":
+                    replaced = os.path.exists(arguments[0])
+                    real(path, *arguments, **named)
+                    wire.renamed(os.path.abspath(path), os.path.abspath(arguments[0]), replaced)
+                    return None
+            return real(path, *arguments, **named)
+
+        return call
+
+    for kind, names in {"rename": ("replace", "rename"), "unlink": ("unlink", "remove"), "rmdir": ("rmdir",)}.items():
+        for name in names:
+            setattr(os, name, counted(kind, getattr(os, name)))
+    os.mkdir = counted("mkdir", os.mkdir)
+
+
+def _install_database(wire: Tripwire) -> None:
+    def counted(statement: str) -> None:
+        word = statement.lstrip().upper()
+        if word.startswith(_CHANGES):
+            kind = "commit" if word.startswith("COMMIT") else "sql"
+            try:
+                wire.step(kind, os.path.join(wire.root, " ".join(statement.split())[:60].replace("/", "|")))
+            except OSError as error:
+                failed = sqlite3.OperationalError(
+                    "database or disk is full" if error.errno == errno.ENOSPC else "disk I/O error"
+                )
+                failed.sqlite_errorcode = _SQLITE_CODES.get(error.errno or 0, sqlite3.SQLITE_IOERR)
+                raise failed from None
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: Any) -> Any:
+            counted(statement)
+            return super().execute(statement, *arguments)
+
+        def executemany(self, statement: str, *arguments: Any) -> Any:
+            counted(statement)
+            return super().executemany(statement, *arguments)
+
+    real_connect = sqlite3.connect
+    sqlite3.connect = lambda *arguments, **named: real_connect(*arguments, **{"factory": Connection, **named})

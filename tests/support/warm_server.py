@@ -1,0 +1,114 @@
+"""The warm process itself (see warm.py): imports everything once, then forks a child for each request.
+
+Reads a request as a line of JSON on standard input and answers with one on standard output:
+{"do": "start", …} → {"pid": …}; {"do": "wait", "pid": …} → {"code": …}, below 0 for a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tripwire import Fault, Tripwire, install
+
+
+def _warm_up() -> None:
+    """A whole small experiment: imports what is imported late, compiles what is compiled at its first use."""
+    import torch
+
+    torch.set_num_threads(1)
+    from mbqueue.cli import main
+    from mbqueue.train import pretrained
+
+    # The weights that chgnet ships are read from its package once, not by every child.
+    pretrained._read = cache(pretrained._read)
+
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        sys.stdout, sys.stderr = nowhere, nowhere
+        small = ["--dataset", "sample", "--set", "data.limit=10", "--folds", "0", "--epochs", "1"]
+        for arguments in (
+            ["init", folder],
+            ["enqueue", "head_finetune", *small],
+            ["enqueue", "full_finetune", *small],
+            ["work", "--device", "cpu", "--session", "none"],
+        ):
+            try:
+                main(["--project", folder, *arguments])
+            except SystemExit as ended:
+                if ended.code:
+                    raise
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, f"a fork copies one thread only, and there are {len(threads)}"
+
+
+def _child(request: dict[str, Any]) -> int:
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, buffering=1) for fd in (1, 2))  # noqa: SIM115, PTH123
+    signal.alarm(request["patience"])
+    _make_impatient(request["retry_seconds"])
+    if request["trace"] or request["fault"]:
+        fault = Fault(**request["fault"]) if request["fault"] else None
+        install(Tripwire(Path(request["root"]), fault, Path(request["trace"]) if request["trace"] else None))
+
+    from mbqueue.cli import main
+
+    code = 0
+    for arguments in request["commands"]:
+        try:
+            main(["--project", request["root"], *arguments])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        if code:
+            break
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _make_impatient(retry_seconds: float) -> None:
+    """Let no test wait for what is minutes by design."""
+    from mbqueue.queue import leases
+    from mbqueue.session import worker
+
+    leases.RETRY_SECONDS = leases.LONGEST_RETRY_SECONDS = retry_seconds
+    worker.POLL_SECONDS = 0.02
+
+
+def _serve() -> None:
+    warnings.simplefilter("ignore")
+    _warm_up()
+    answer = os.fdopen(os.dup(1), "w", buffering=1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "wait":
+            _, status = os.waitpid(request["pid"], 0)
+            answer.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
+            continue
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = _child(request)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        answer.write(json.dumps({"pid": pid}) + "\n")
+
+
+if __name__ == "__main__":
+    _serve()
