@@ -157,12 +157,9 @@ class Database:
             )
         if code == sqlite3.SQLITE_FULL:
             return QueueError(f"The disk of {self.path} is full. Nothing was changed. Free some space there.")
-        if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
-            return QueueError(f"{self.path} cannot be opened or written ({error}). Check its folder and permissions.")
-        if code == sqlite3.SQLITE_IOERR:
+        if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
             return QueueError(
-                f"{self.path} cannot be read or written ({error}). Nothing was changed. Check that its disk is there and "
-                "sound, and that it is a file with the right permissions."
+                f"{self.path} cannot be opened, read or written ({error}). Check its disk, its folder and permissions."
             )
         return QueueError(f"{self.path}: {error}. Nothing was changed.")
 
