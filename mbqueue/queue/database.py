@@ -159,7 +159,7 @@ class Database:
             return QueueError(f"The disk of {self.path} is full. Nothing was changed. Free some space there.")
         if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
             return QueueError(
-                f"{self.path} cannot be opened, read or written ({error}). Check its disk, its folder and permissions."
+                f"{self.path} cannot be opened or written ({error}). Check its disk, its folder and permissions."
             )
         return QueueError(f"{self.path}: {error}. Nothing was changed.")
 
