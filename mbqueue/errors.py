@@ -17,6 +17,7 @@
     │   ├── NonFiniteLoss        loss or gradient is nan or inf; raised before the optimizer step
     │   └── DeviceTooSmall       one crystal alone does not fit the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
+    ├── DiskFull                 the disk of the live state is full; what is committed is safe
     └── ResultsError             result files are missing, incomplete or contradict each other
 
 Only ``mbqueue.cli`` catches these. The message is one or more full sentences; it names the file, job or
@@ -130,6 +131,10 @@ class DeviceTooSmall(TrainingError):
 
 class CheckpointError(MbqueueError):
     """A checkpoint is damaged, foreign or does not fit the model."""
+
+
+class DiskFull(MbqueueError):
+    """The disk of the live state is full; what is committed is safe."""
 
 
 class ResultsError(MbqueueError):

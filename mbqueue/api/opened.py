@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from mbqueue.clock import SystemClock
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
+
+_log = logging.getLogger("mbqueue")
 
 
 class OpenedProject:
@@ -26,6 +29,10 @@ class OpenedProject:
     def __init__(self, path: str | Path | None = None) -> None:
         self.folder: ProjectFolder = find_project(None if path is None else Path(path))
         self._clock = SystemClock()
+        if self.folder.is_split:
+            from mbqueue.session.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
+
+            enter(self.folder, note=_log.warning, clock=self._clock)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder.root)!r})"

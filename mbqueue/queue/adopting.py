@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,7 +70,6 @@ class Trained:
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
-        best_epoch: the best of them, 0 when there is none.
         fence: of the newest commit, which is in epoch `len(history)`, or in the one after it when `is_within` is set.
         skip_rest: patience is at its end, so the remaining epochs are not trained.
         source: the newest commit, for the events.
@@ -79,7 +78,6 @@ class Trained:
     experiment: str
     fold: int
     history: Sequence[Mapping[str, Any]]
-    best_epoch: int
     fence: int
     is_within: bool
     skip_rest: bool
@@ -105,7 +103,9 @@ class SeenSession:
 class Adopting(Database):
     """Commits and sessions of elsewhere."""
 
-    def adopt(self, trained: Trained, *, now: float, by: str = "adopt") -> int:
+    def adopt(
+        self, trained: Trained, *, now: float, by: str = "adopt", publish: Callable[[], None] | None = None
+    ) -> bool:
         """Make the fold's jobs say what a chain of commits says, no more and no less.
 
         Epochs that the chain has finished become committed with its rows; where the queue has other rows, or more
@@ -113,8 +113,12 @@ class Adopting(Database):
         that the chain has finished are taken over too. Cancelled ones are a person's word: nothing from there on
         changes. A fold on which a lease is held is left alone.
 
+        Args:
+            publish: moves the chain's files into place, while nobody can claim the fold; when it raises, nothing is
+                written.
+
         Returns:
-            How many jobs this changed; 0 when the queue said the same already.
+            Whether the fold was free, so that the queue now says the same as the chain.
 
         Raises:
             UsageError: when there is no such experiment.
@@ -124,7 +128,9 @@ class Adopting(Database):
             place = {"experiment_id": experiment_id, "fold": trained.fold, "now": now, "by": by}
             jobs = db.execute(_JOBS_OF_FOLD, place).fetchall()
             if any(job["state"] == "leased" for job in jobs):
-                return 0
+                return False
+            if publish is not None:
+                publish()
             why = f"adopted from {trained.source}"
             agreed = _agreed_epochs(jobs, trained.history)
             changed = 0
@@ -156,7 +162,7 @@ class Adopting(Database):
                 fold = f"fold {trained.fold}: {len(trained.history)} epochs {why}"
                 db.execute(_NOTE, {**place, "why": fold})
             settle(db, experiment_id, by=by, now=now)
-            return changed
+            return True
 
     def adopt_result(
         self,

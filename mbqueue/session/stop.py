@@ -86,6 +86,7 @@ class Deadline:
         self._end = None if session_seconds is None else clock.monotonic() + session_seconds
         self._margin = min(self.MARGIN_SECONDS, 0.1 * session_seconds) if session_seconds else 0.0
         self._save_seconds = min(self.FIRST_SAVE_SECONDS, 0.1 * session_seconds) if session_seconds else 0.0
+        self._publish_seconds = 0.0
 
     @property
     def at(self) -> float | None:
@@ -100,6 +101,10 @@ class Deadline:
         """Learn from a save that took ``seconds``."""
         self._save_seconds = max(self._save_seconds, seconds)
 
+    def saw_publish(self, seconds: float) -> None:
+        """Learn from bringing commits to the mount, which took ``seconds``; a slow one is forgotten after a while."""
+        self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
+
     def allows(self, seconds: float) -> bool:
-        """Whether work of ``seconds`` and a save after it end before the deadline."""
-        return self.remaining() > seconds + self._save_seconds + self._margin
+        """Whether work of ``seconds``, a save after it and publishing that end before the deadline."""
+        return self.remaining() > seconds + self._save_seconds + self._publish_seconds + self._margin

@@ -82,7 +82,7 @@ class _Epoch:
         else:
             progress = {"what": "step", "done": manifest.step, "total": manifest.steps_per_epoch}
             self._place.queue.save_progress(self._lease, progress=progress, publish=publish)
-        self._place.deadline.saw_save(clock.monotonic() - began)
+        self._place.saved(clock.monotonic() - began)
 
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
         queue, now, patience = self._place.queue, self._place.clock.now(), self._spec.train.patience

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 import traceback
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
 from mbqueue.clock import Clock, SystemClock, format_duration
-from mbqueue.errors import InvalidCrystals, LeaseLost, ResultsError, SpecError, TrainingError, UsageError
+from mbqueue.errors import (
+    DiskFull,
+    InvalidCrystals,
+    LeaseLost,
+    QueueError,
+    ResultsError,
+    SpecError,
+    TrainingError,
+    UsageError,
+)
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.publishing import Publisher, run_end_command
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace
@@ -26,6 +39,8 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 POLL_SECONDS = 2.0
 #: No job is begun that has less time than this.
 SHORTEST_JOB_SECONDS = 5.0
+#: How long publishing may go on after a signal.
+PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +109,7 @@ def work(
             device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
         )
         report.session_started(session, device_name(device), options.session_seconds)
+        publisher = _publisher(project, session, clock, report, deadline, stop)
         heartbeat = Heartbeat(queue, session, lease_seconds=lease_seconds, clock=clock, on_trouble=report.note)
         place = Workplace(
             project=project,
@@ -105,15 +121,52 @@ def work(
             deadline=deadline,
             heartbeat=heartbeat,
             report=report,
+            publisher=publisher,
         )
-        try:
-            with heartbeat:
-                ending, reason, jobs_done = _loop(place, options)
-        except BaseException as error:
-            queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
-            raise
-        queue.end_session(session, reason=reason, now=clock.now())
+        with publisher or nullcontext():  # on leaving, what is left is published
+            try:
+                with heartbeat:
+                    ending, reason, jobs_done = _loop(place, options)
+            except BaseException as error:
+                with suppress(QueueError):  # a full disk takes no more rows; the lease then runs out by itself
+                    queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
+                raise
+            queue.end_session(session, reason=reason, now=clock.now())
+    if project.settings.end_command:
+        run_end_command(
+            project.settings.end_command, timeout_seconds=project.settings.end_command_seconds, note=report.note
+        )
     return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=jobs_done)
+
+
+def _publisher(
+    project: ProjectFolder, session: str, clock: Clock, report: Report, deadline: Deadline, stop: StopRequest
+) -> Publisher | None:
+    if not project.is_split:
+        return None
+
+    def remaining() -> float:
+        # Whoever sends a signal does not wait for a mount that is slow.
+        by_signal = stop.reason is not None and stop.reason.startswith("SIG")
+        return min(deadline.remaining(), PUBLISH_AFTER_SIGNAL_SECONDS) if by_signal else deadline.remaining()
+
+    return Publisher(
+        project,
+        session,
+        clock=clock,
+        note=report.note,
+        remaining=remaining,
+        on_published=deadline.saw_publish,
+    )
+
+
+def _meet_others(place: Workplace) -> None:
+    """Take over what sessions with other databases have published since."""
+    if place.publisher is None or not place.publisher.others:
+        return
+    taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic())
+    if place.loaded_fold in taken:
+        place.forget_fold()
 
 
 def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
@@ -128,6 +181,7 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
             left = not queue.outlook(now=clock.now()).is_exhausted
             return (Ending.STOPPED if left else _idle_ending(place)), f"did {jobs_done} jobs, as asked", jobs_done
         queue.reap_dead(by=place.session, now=clock.now())
+        _meet_others(place)
         lease = queue.claim(
             place.session,
             now=clock.now(),
@@ -138,6 +192,10 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
             jobs_done += _do(place, lease)
             continue
         outlook = queue.outlook(now=clock.now())
+        if place.publisher is not None and place.publisher.others and not (outlook.leased or options.forever):
+            names = ", ".join(other.session.id for other in place.publisher.others)
+            if not outlook.is_exhausted and not outlook.delayed:
+                return Ending.STOPPED, f"what is left is being done by other sessions: {names}", jobs_done
         if outlook.is_exhausted and not options.forever:
             ending = _idle_ending(place)
             return ending, ending.value, jobs_done
@@ -172,8 +230,12 @@ def _do(place: Workplace, lease: Lease) -> int:
         place.forget_fold()
         place.report.note(str(error))
         return 0
-    except Exception as error:  # noqa: BLE001 - whatever a job dies of is recorded with it, and the session goes on
+    except Exception as error:
         place.forget_fold()
+        if is_disk_full(error):
+            with suppress(QueueError):
+                place.queue.release(lease, reason="the disk is full", now=place.clock.now(), preempted=True)
+            raise DiskFull(_what_to_free(place.project)) from error
         _fail(place, lease, error)
         return 0
     finally:
@@ -193,6 +255,25 @@ def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
         place.report.note(str(lost))
         return
     place.report.job_failed(lease.job, error, None if job.state.value == "failed" else job.not_before)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error comes of a full disk or a used-up quota."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _what_to_free(project: ProjectFolder) -> str:
+    return (
+        f"The disk of {project.live_dir} is full. Every commit so far is safe, and the session ends. Free some space: "
+        "caches of data sets that no experiment needs go with `mbqueue cache prune`, all of them (they are made again) "
+        f"with `mbqueue cache prune --all`; logs are in {project.logs_dir}. Then go on with: mbqueue work"
+    )
 
 
 def usable_device(name: str | None) -> torch.device:

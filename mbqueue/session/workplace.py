@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from mbqueue.clock import Clock
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Experiment, Job, Lease
+from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.outcomes import enqueued_facts
+from mbqueue.session.publishing import Publisher
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
@@ -48,6 +51,7 @@ class Workplace:
     deadline: Deadline
     heartbeat: Heartbeat
     report: Report
+    publisher: Publisher | None = None
     _data: LoadedData | None = field(default=None, init=False)
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
 
@@ -71,6 +75,12 @@ class Workplace:
     def stopped(self) -> Stopped:
         """The exception for a part of a job that said it was stopped."""
         return Stopped(self.stop_reason() or "asked to stop")
+
+    def saved(self, seconds: float) -> None:
+        """Something was committed, which took ``seconds``."""
+        self.deadline.saw_save(seconds)
+        if self.publisher is not None:
+            self.publisher.wake()
 
     # -- what a job works on ---------------------------------------------------------------------------------------
 
@@ -154,6 +164,7 @@ class Workplace:
             checkpoints = Checkpoints(
                 self.project.checkpoints_dir(experiment.name, job.fold),
                 on_damaged=lambda path, why: self._damaged(lease, f"{path.name} was set aside: {why}"),
+                enqueued=enqueued_facts(experiment, self._prepared(experiment)),
             )
             checkpoints.sweep()
             self._fold = (
@@ -173,6 +184,10 @@ class Workplace:
                 ),
             )
         return self._fold[1]
+
+    def _prepared(self, experiment: Experiment) -> dict[str, Any] | None:
+        jobs = self.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
+        return next((job.result for job in jobs if job.kind is Kind.PREPARE), None)
 
     def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
         """Go on when so many epochs of the fold have whole commits; else queue those that are lost again.

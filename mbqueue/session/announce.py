@@ -1,0 +1,118 @@
+"""Sessions that work with other databases of the same project make themselves known by small files on the mount.
+
+Each announcement is a file of its own, SESSION-NUMBER.json, written once; the one before is removed after. They are
+advice: a mount cannot exclude anybody. What makes two sessions on one mount harmless is how commits are merged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mbqueue.queue.adopting import SeenSession
+from mbqueue.queue.jobs import SessionRow
+from mbqueue.session.drive import Drive, is_about_one_file
+
+FORMAT = 1
+SESSIONS = "state/sessions"
+LARGEST = 1 << 20
+#: A session counts as living for so long after its last announcement; uploads may take minutes.
+ALIVE_SECONDS = 600.0
+_FORGOTTEN_SECONDS = 7 * 86_400.0
+_NAME = re.compile(r"([0-9TZ]{10,30}-[0-9a-f]{6})-(\d{6,9})(?: \(\d{1,4}\))?\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announcement:
+    """What a session says of itself.
+
+    Attributes:
+        number: counts its announcements.
+        folds: (experiment, fold) that it works on.
+        ended: why it ended, or None.
+    """
+
+    session: SeenSession
+    number: int
+    written_at: float
+    folds: list[tuple[str, int]]
+    ended: str | None
+    format: int = FORMAT
+
+    def is_live(self, now: float) -> bool:
+        """Whether it is still at work, as far as can be told here."""
+        return self.ended is None and self.session.alive_until > now
+
+
+class Announcements:
+    """The announcements on a mount; makes those of one session."""
+
+    def __init__(self, drive: Drive, session: str) -> None:
+        self._drive, self._session = drive, session
+        self._number = 0
+        self._known: dict[str, Announcement] = {}
+
+    def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, now: float, ended: str | None) -> None:
+        """Say that the session lives, and what it works on, or that it has ended."""
+        seen = {key: getattr(row, key) for key in SeenSession.__dataclass_fields__}
+        seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}
+        self._number += 1
+        announcement = Announcement(
+            session=SeenSession(**seen), number=self._number, written_at=now, folds=sorted(folds), ended=ended
+        )
+        text = json.dumps(asdict(announcement), allow_nan=False).encode()
+        self._drive.write_new(f"{SESSIONS}/{self._session}-{self._number:06d}.json", text)
+        for name in self._drive.names(SESSIONS):
+            match = _NAME.fullmatch(name)
+            if match and match[1] == self._session and int(match[2]) < self._number:
+                self._drive.remove(f"{SESSIONS}/{name}")
+
+    def others(self, *, now: float) -> list[Announcement]:
+        """The newest announcement of every other session that lives; those of a week ago are removed."""
+        newest: dict[str, Announcement] = {}
+        for name in self._drive.names(SESSIONS):
+            match = _NAME.fullmatch(name)
+            if not match or match[1] == self._session:
+                continue
+            found = self._known.get(name) or self._read(name)
+            if found is None or found.session.id != match[1]:
+                continue
+            self._known[name] = found
+            if found.written_at < now - _FORGOTTEN_SECONDS:
+                self._drive.remove(f"{SESSIONS}/{name}")
+            elif found.session.id not in newest or newest[found.session.id].number < found.number:
+                newest[found.session.id] = found
+        return [found for _, found in sorted(newest.items()) if found.is_live(now)]
+
+    def _read(self, name: str) -> Announcement | None:
+        # One that is damaged or only half here is as good as none: the next will come.
+        try:
+            return _announcement(json.loads(self._drive.read(f"{SESSIONS}/{name}", at_most=LARGEST)))
+        except OSError as error:
+            if not is_about_one_file(error):
+                raise
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        return None
+
+
+def _announcement(parts: Any) -> Announcement:
+    told = parts["session"]
+    seen = SeenSession(**{key: told[key] for key in SeenSession.__dataclass_fields__})
+    times = (seen.started_at, seen.heartbeat_at, seen.alive_until, parts["written_at"])
+    if not all(isinstance(value, float | int) and 0 <= value < 1e12 for value in times):
+        raise ValueError("impossible times")
+    if not (isinstance(seen.deadline_at, float | int | None) and isinstance(seen.pid, int)):
+        raise TypeError("not an announcement")
+    if not all(isinstance(text, str) for text in (seen.id, seen.host, seen.device)):
+        raise TypeError("not an announcement")
+    return Announcement(
+        session=seen,
+        number=int(parts["number"]),
+        written_at=float(parts["written_at"]),
+        folds=[(str(experiment), int(fold)) for experiment, fold in parts["folds"]],
+        ended=None if parts["ended"] is None else str(parts["ended"]),
+    )

@@ -1,0 +1,100 @@
+"""Files on a mount that lies, by the few operations that mean something there.
+
+What a mount of this kind does (Google Drive in Colab, and network mounts): what is written lies on this machine's
+disk at first and is uploaded later, in any order; an upload that is cut off leaves a truncated file; a second file of
+one name becomes `name (1)`; locks, renames, symbolic links and changes in place cannot be trusted; the mount can
+vanish at any moment. So files are written once, under names that are never used again, and whoever reads one checks
+its hash. What is promised when `write_new` returns: this machine reads back the very bytes. When other machines will,
+only the mount knows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from mbqueue.files import fsync_dir
+
+_ABOUT_ONE_FILE = {
+    errno.ENOENT,
+    errno.EFBIG,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EILSEQ,
+}
+
+
+def is_about_one_file(error: OSError) -> bool:
+    """Whether an error says something of a file; else it is the mount that fails."""
+    return error.errno in _ABOUT_ONE_FILE
+
+
+class Drive:
+    """A project's folder on a mount. Paths are relative to it, with slashes.
+
+    Every method raises OSError when the mount fails; so does a mount that is gone, whose empty folder would take
+    files that no other machine ever sees.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def check(self) -> None:
+        """Raise when the project is not there."""
+        if not ((self.root / "jobs").is_dir() and (self.root / "state").is_dir()):
+            raise OSError(
+                errno.ENOTCONN, "the project is not on the mount any more; is it still mounted?", str(self.root)
+            )
+
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder, sorted; nothing when it does not exist."""
+        self.check()
+        try:
+            return sorted(entry.name for entry in (self.root / folder).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def size(self, path: str) -> int:
+        """Size of a file, bytes."""
+        return (self.root / path).stat().st_size
+
+    def read(self, path: str, *, at_most: int) -> bytes:
+        """The bytes of a plain file.
+
+        Raises:
+            OSError: also when there are more than ``at_most``, or it is a link or no plain file.
+        """
+        fd = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as stream:
+            size = os.fstat(fd).st_size
+            if size > at_most:
+                raise OSError(errno.EFBIG, f"it has {size} bytes, and {at_most} at most make sense", path)
+            return stream.read(at_most + 1)
+
+    def write_new(self, path: str, content: bytes) -> None:
+        """Write a file that does not exist yet, and read it back.
+
+        Raises:
+            FileExistsError: when there is one of that name.
+            OSError: when it cannot be written, or what is read back is something else.
+        """
+        self.check()
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fsync_dir(target.parent)
+        if self.read(path, at_most=len(content)) != content:
+            raise OSError(errno.EIO, "what was read back is not what was written", str(target))
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+        (self.root / path).unlink(missing_ok=True)

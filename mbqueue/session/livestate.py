@@ -1,0 +1,122 @@
+"""What a live folder remembers about publishing, and what of it `mbqueue status` tells."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.errors import CheckpointError
+from mbqueue.project import ProjectFolder
+from mbqueue.train.manifest import Manifest, parse_manifest
+
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class LiveState:
+    """publishing.json of a live folder.
+
+    Attributes:
+        database: id of the live database, for the names of its snapshots.
+        number: of its last snapshot, or of the one that it was made from.
+        ancestry: database id → number of the snapshot from which this line of databases went on.
+        last_event: the queue is published up to this event.
+        commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit that is on the mount.
+        published_at: when everything that was committed was on the mount for the last time.
+        trouble: why something is not, and since when; None when nothing is in the way.
+        aside: published commits that are not of an accepted chain.
+        damaged: path → why, of files on the mount that are not whole.
+        others: (session, host, device, folds) of living sessions with other databases.
+    """
+
+    database: str = field(default_factory=lambda: secrets.token_hex(4))
+    number: int = 0
+    ancestry: dict[str, int] = field(default_factory=dict)
+    last_event: int = 0
+    commits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    published_at: float | None = None
+    trouble: dict[str, Any] | None = None
+    aside: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    others: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
+
+    @classmethod
+    def load(cls, path: Path) -> LiveState:
+        """The state in a file; a new one when there is none or it is damaged: then all is published again."""
+        try:
+            parts = json.loads(path.read_bytes())
+            return cls(**{key: parts[key] for key in cls.__dataclass_fields__ if key in parts})
+        except (FileNotFoundError, ValueError, TypeError):
+            return cls()
+
+    def save(self, path: Path) -> None:
+        """Durably replace the file."""
+        files.write_json(path, asdict(self))
+
+
+def newest_local(folder: Path) -> Manifest | None:
+    """The commit with the most work in a live folder, by its manifest alone; damaged ones are passed over."""
+    found = []
+    for path in folder.glob("e*.json"):
+        try:
+            found.append(parse_manifest(path))
+        except (CheckpointError, FileNotFoundError):
+            continue
+    return max(found, key=lambda manifest: manifest.order, default=None)
+
+
+def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
+    """What is committed, what of it is published, and what would be lost if this machine died now.
+
+    None when the project is not split: then what is committed is where it belongs. Keys:
+
+        mount            the project's folder
+        state            "published", "behind" or "degraded" (with why and since)
+        why, since       of trouble with the mount, or null
+        published_at     when everything was published for the last time
+        folds[]          experiment, fold, committed, published (stems), seconds_at_risk (of training)
+        others[]         living sessions with other databases: session, host, device, folds
+        aside[]          published commits that are not of an accepted chain
+        damaged          path → why, of files on the mount that are not whole
+    """
+    if not project.is_split:
+        return None
+    state = LiveState.load(project.publishing_file)
+    folds = []
+    for folder in sorted(project.live_dir.glob("checkpoints/*/fold_[0-4]")):
+        newest = newest_local(folder)
+        if newest is None:
+            continue
+        there = state.commits.get(f"{folder.parent.name}/{folder.name}", {"stem": None, "seconds": 0.0})
+        folds.append(
+            {
+                "experiment": newest.experiment,
+                "fold": newest.fold,
+                "committed": newest.stem,
+                "published": there["stem"],
+                "seconds_at_risk": max(0.0, trained_seconds(newest) - there["seconds"]),
+            }
+        )
+    current = all(fold["committed"] == fold["published"] for fold in folds)
+    return {
+        "mount": str(project.root),
+        "state": "degraded" if state.trouble else "published" if current else "behind",
+        "why": state.trouble and state.trouble["why"],
+        "since": state.trouble and state.trouble["since"],
+        "published_at": state.published_at,
+        "folds": folds,
+        "others": state.others,
+        "aside": state.aside,
+        "damaged": state.damaged,
+    }
+
+
+def trained_seconds(manifest: Manifest) -> float:
+    """Seconds of training in a commit."""
+    rows = manifest.history[:-1] if manifest.complete else manifest.history
+    return float(sum(row.get("seconds", 0.0) for row in rows)) + manifest.epoch_seconds

@@ -1,0 +1,209 @@
+"""Results on the mount: the files that people read, and beside the checkpoints a listing of them that proves them.
+
+Result files have names that people know (preds_fold_0.csv), so they are the only files on a mount that may take the
+place of others. They are copies: what counts is the listing, written once under a unique name, with the size and hash
+of every file. A file that does not fit any listing is made again from the checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.errors import MbqueueError
+from mbqueue.experiment import N_FOLDS
+from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.session.drive import Drive, is_about_one_file
+from mbqueue.session.snapshots import check_enqueued
+
+FORMAT = 1
+OUTCOMES = "state/outcomes"
+LARGEST_LISTING = 16 << 20
+LARGEST_RESULT = 1 << 30
+
+_NAME = re.compile(r"(?:prepare|record|fold_[0-4])-([0-9a-f]{12})(?: \(\d{1,4}\))?\.json")
+_RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is needed to enqueue an experiment again as it was; goes into manifests and listings."""
+    return {
+        "spec": experiment.spec,
+        "results_dir": experiment.results_dir,
+        "priority": experiment.priority,
+        "enqueued_at": experiment.enqueued_at,
+        "prepare": None if prepare is None else dict(prepare),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The listing of what a `prepare`, `predict` or `record` job left.
+
+    Attributes:
+        chain: hash of the histories that it was made from; empty for `prepare`.
+        files: (name, size, sha256) in the results folder.
+        enqueued: see `enqueued_facts`.
+    """
+
+    kind: str
+    experiment: str
+    spec_hash: str
+    fold: int | None
+    chain: str
+    result: dict[str, Any]
+    files: list[tuple[str, int, str]]
+    enqueued: dict[str, Any]
+    format: int = FORMAT
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the listing's name."""
+        return self.kind if self.fold is None else f"fold_{self.fold}"
+
+
+def chain_hash(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
+    """Which training a prediction or a record was made of: hash of the rows of each fold."""
+    return files.sha256_of_json({str(fold): list(histories[fold]) for fold in sorted(histories)})
+
+
+def histories_of(jobs: Sequence[Job]) -> dict[int, list[dict[str, Any]]]:
+    """Fold → rows of its committed epochs, from the jobs of one experiment."""
+    found: dict[int, list[dict[str, Any]]] = {job.fold: [] for job in jobs if job.fold is not None}
+    for job in jobs:
+        if job.kind is Kind.TRAIN and job.state is State.COMMITTED and job.result is not None:
+            assert job.fold is not None
+            found[job.fold].append({key: value for key, value in job.result.items() if key != "best_epoch"})
+    return found
+
+
+class Outcomes:
+    """The listings and result files of a project on a mount.
+
+    Args:
+        on_damaged: told the path and the reason of each file that is not what it should be, once each.
+    """
+
+    def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
+        self._drive = drive
+        self._on_damaged = on_damaged
+        self._known: dict[str, Outcome] = {}
+        self._told: set[str] = set()
+
+    def experiments(self) -> list[str]:
+        """Experiments that have listings."""
+        return self._drive.names(OUTCOMES)
+
+    def listed(self, experiment: str) -> list[Outcome]:
+        """Every whole listing of an experiment."""
+        found = {}
+        for name in self._drive.names(f"{OUTCOMES}/{experiment}"):
+            match = _NAME.fullmatch(name)
+            if match and match[1] not in found:
+                path = f"{OUTCOMES}/{experiment}/{name}"
+                outcome = self._known.get(path) or self._read(path, match[1], experiment)
+                if outcome is not None:
+                    self._known[path] = found[match[1]] = outcome
+        return [found[digits] for digits in sorted(found)]
+
+    def publish(self, outcome: Outcome, folder: Path) -> None:
+        """Copy an outcome's files from a local folder to the project's results, and then write its listing."""
+        for name, size, sha256 in outcome.files:
+            content = (folder / name).read_bytes()
+            if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
+                raise OSError(None, f"{folder / name} changed while it was published")
+            self._put(f"{outcome.enqueued['results_dir']}/{name}", content)
+        content = (json.dumps(asdict(outcome), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        digits = hashlib.sha256(content).hexdigest()[:12]
+        path = f"{OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
+        put_once(self._drive, path, content)
+
+    def fetch(self, outcome: Outcome, folder: Path) -> bool:
+        """Copy an outcome's files into a local folder; False, with nothing copied, when one is not whole."""
+        contents = {}
+        for name, size, sha256 in outcome.files:
+            path = f"{outcome.enqueued['results_dir']}/{name}"
+            try:
+                content = self._drive.read(path, at_most=size)
+            except OSError as error:
+                if not is_about_one_file(error):
+                    raise
+                self._tell(path, str(error))
+                return False
+            if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
+                self._tell(path, "it is not what its listing says")
+                return False
+            contents[name] = content
+        for name, content in contents.items():
+            files.write_bytes(folder / name, content)
+        return True
+
+    def _put(self, path: str, content: bytes) -> None:
+        try:
+            if self._drive.read(path, at_most=len(content)) == content:
+                return
+        except OSError as error:
+            if not is_about_one_file(error):
+                raise
+        self._drive.remove(path)
+        self._drive.write_new(path, content)
+
+    def _read(self, path: str, digits: str, experiment: str) -> Outcome | None:
+        try:
+            content = self._drive.read(path, at_most=LARGEST_LISTING)
+            if hashlib.sha256(content).hexdigest()[:12] != digits:
+                self._tell(path, "it is cut off or damaged: its content does not fit its name")
+                return None
+            outcome = _outcome(json.loads(content), path, experiment)
+        except OSError as error:
+            if not is_about_one_file(error):
+                raise
+            self._tell(path, str(error))
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MbqueueError) as error:
+            self._tell(path, str(error))
+            return None
+        return outcome
+
+    def _tell(self, path: str, why: str) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            self._on_damaged(path, why)
+
+
+def put_once(drive: Drive, path: str, content: bytes) -> None:
+    """Write a file whose name follows from its content; what an attempt that was cut off left is replaced."""
+    try:
+        drive.write_new(path, content)
+    except FileExistsError:
+        try:
+            if drive.read(path, at_most=len(content)) == content:
+                return
+        except OSError as error:
+            if not is_about_one_file(error):
+                raise
+        drive.remove(path)
+        drive.write_new(path, content)
+
+
+def _outcome(parts: Any, path: str, experiment: str) -> Outcome:
+    if parts["format"] > FORMAT:
+        raise ValueError("a newer mbqueue wrote it; update mbqueue")
+    outcome = Outcome(**{key: parts[key] for key in Outcome.__dataclass_fields__})
+    check_enqueued(outcome.enqueued, source=path)
+    if outcome.kind not in {Kind.PREPARE, Kind.PREDICT, Kind.RECORD} or not isinstance(outcome.result, dict):
+        raise ValueError("it is of no kind of job")
+    if (outcome.fold is not None) != (outcome.kind == Kind.PREDICT) or outcome.fold not in (None, *range(N_FOLDS)):
+        raise ValueError("it is of no fold")
+    if not (outcome.enqueued["spec"]["name"] == outcome.experiment == experiment):
+        raise ValueError(f"it is of {outcome.experiment!r:.100}, not of {experiment}")
+    for name, size, sha256 in outcome.files:
+        if not (_RESULT_NAME.fullmatch(name) and 0 <= size <= LARGEST_RESULT and isinstance(sha256, str)):
+            raise ValueError(f"it lists a file {name!r:.100}")
+    return outcome

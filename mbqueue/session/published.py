@@ -1,0 +1,226 @@
+"""What is published of the training: commits on the mount, which of them make the accepted chain, and which do not.
+
+A commit is two files, STEM-HASH.pt and STEM-HASH.json; HASH is the beginning of the manifest's own SHA-256, so no two
+commits share a name, and a manifest that was cut off is known by its name. A mount that made `name (1)` of a second
+file is read all the same.
+
+Sessions that knew nothing of each other may have trained one fold from one commit on. Merging looks at the commits
+alone, so all sessions that see the same files choose the same: **further work first (epoch, finished, step), then the
+higher fence, then the smaller SHA-256 of the checkpoint**. The accepted chain is that commit with the history in its
+manifest and the commit of its best epoch, which must be one of its own line: its history is the beginning of the
+other's, row for row with sessions and times. Commits of another line stay where they are and are reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from mbqueue.errors import CheckpointError
+from mbqueue.session.drive import Drive, is_about_one_file
+from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
+
+CHECKPOINTS = "state/checkpoints"
+HASH_DIGITS = 12
+
+_DUPLICATE = r"(?: \(\d{1,4}\))?"
+_MANIFEST_NAME = re.compile(rf"(e\d{{4,9}}-(?:done|s\d{{6,12}})-f\d{{4,9}})-([0-9a-f]{{12}}){_DUPLICATE}\.json")
+
+#: Orders the commits of a fold; the greatest is accepted.
+Rank = tuple[int, bool, int, int, int]
+
+
+def rank(manifest: Manifest) -> Rank:
+    """Further work first, then the higher fence, then the smaller hash."""
+    return (*manifest.order, -int(manifest.sha256, 16))
+
+
+def is_on_line(earlier: Manifest, later: Manifest) -> bool:
+    """Whether the work of one commit is in another one: same rows of history, and the same sessions in its epoch."""
+    rows = len(earlier.history)
+    if earlier.spec_hash != later.spec_hash or rank(earlier) > rank(later):
+        return False
+    if earlier.history != later.history[:rows]:
+        return False
+    if earlier.complete or earlier.sha256 == later.sha256:
+        return True
+    ahead = len(later.history) > rows
+    worked = str(later.history[rows].get("session")).split("+") if ahead else later.epoch_sessions
+    return later.epoch >= earlier.epoch and earlier.epoch_sessions == worked[: len(earlier.epoch_sessions)]
+
+
+@dataclass(frozen=True)
+class PublishedCommit:
+    """A commit on the mount.
+
+    Attributes:
+        base: name of its files without the suffix.
+        content: bytes of the manifest.
+    """
+
+    folder: str
+    base: str
+    manifest: Manifest
+    content: bytes = field(repr=False)
+
+    @property
+    def path(self) -> str:
+        """For messages, and the name under which it is remembered."""
+        return f"{self.folder}/{self.base}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An accepted chain whose files are whole.
+
+    Attributes:
+        newest: the commit to go on from.
+        best: that of its best epoch; None when no epoch is finished.
+    """
+
+    newest: PublishedCommit
+    best: PublishedCommit | None
+
+    @property
+    def commits(self) -> list[PublishedCommit]:
+        """The commits that are needed to go on, the newest last."""
+        return [self.newest] if self.best is None or self.best is self.newest else [self.best, self.newest]
+
+    def contains(self, commit: PublishedCommit) -> bool:
+        """Whether a commit is certainly of this chain's line."""
+        return is_on_line(commit.manifest, self.newest.manifest)
+
+
+def base_name(manifest: Manifest, content: bytes) -> str:
+    """Name of a commit's published files without the suffix."""
+    return f"{manifest.stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
+
+
+class PublishedFold:
+    """The commits of one fold on the mount.
+
+    Args:
+        on_damaged: told the path and the reason of each file that is not what it should be, once each. It may still
+            be on its way, so it is looked at again the next time.
+    """
+
+    def __init__(
+        self,
+        drive: Drive,
+        experiment: str,
+        fold: int,
+        on_damaged: Callable[[str, str], None] = lambda _path, _why: None,
+    ) -> None:
+        self.drive, self.experiment, self.fold = drive, experiment, fold
+        self.folder = f"{CHECKPOINTS}/{experiment}/fold_{fold}"
+        self._on_damaged = on_damaged
+        self._known: dict[str, PublishedCommit] = {}
+        self._told: set[str] = set()
+
+    def commits(self, spec_hash: str | None = None) -> list[PublishedCommit]:
+        """Every commit with a whole manifest, of one spec when that is given; in the order of `rank`."""
+        found = {}
+        for name in self.drive.names(self.folder):
+            match = _MANIFEST_NAME.fullmatch(name)
+            base = f"{match[1]}-{match[2]}" if match else ""
+            if not match or base in found:
+                continue
+            commit = self._known.get(base) or self._read(name, base, match[2])
+            if commit is not None and spec_hash in (None, commit.manifest.spec_hash):
+                found[base] = commit
+        return sorted(found.values(), key=lambda commit: rank(commit.manifest))
+
+    def chain(self, spec_hash: str | None = None, *, above: Rank | None = None) -> Chain | None:
+        """The accepted chain, every file of it verified; None when there is none (or none that is above a rank)."""
+        commits = self.commits(spec_hash)
+        for commit in reversed(commits):
+            if above is not None and rank(commit.manifest) <= above:
+                return None
+            best = self._best_of(commit, commits)
+            if self.checkpoint(commit) is None:
+                continue
+            if commit.manifest.best is None:
+                return Chain(commit, None)
+            if best is not None:
+                return Chain(commit, best)
+            self._tell(commit.path, "the commit of its best epoch is missing or damaged")
+        return None
+
+    def checkpoint(self, commit: PublishedCommit) -> bytes | None:
+        """The bytes of a commit's checkpoint, whichever of its files is whole; None, and told, when none is."""
+        manifest, why = commit.manifest, "its checkpoint is missing"
+        for name in self._checkpoint_names(commit):
+            try:
+                content = self.drive.read(f"{self.folder}/{name}", at_most=manifest.size)
+            except OSError as error:
+                why = str(error)
+                if not is_about_one_file(error):
+                    raise
+                continue
+            if len(content) == manifest.size and hashlib.sha256(content).hexdigest() == manifest.sha256:
+                return content
+            why = f"{name} is cut off or damaged ({len(content)} of {manifest.size} bytes)"
+        self._tell(commit.path, why)
+        return None
+
+    def remove(self, commit: PublishedCommit) -> None:
+        """Remove a commit's files, the manifest first: one whose checkpoint is gone must not seem to exist."""
+        for suffix in (".json", ".pt"):
+            pattern = re.compile(re.escape(commit.base) + _DUPLICATE + re.escape(suffix))
+            for name in self.drive.names(self.folder):
+                if pattern.fullmatch(name):
+                    self.drive.remove(f"{self.folder}/{name}")
+        self._known.pop(commit.base, None)
+
+    def _checkpoint_names(self, commit: PublishedCommit) -> Iterable[str]:
+        pattern = re.compile(re.escape(commit.base) + _DUPLICATE + r"\.pt")
+        return [name for name in self.drive.names(self.folder) if pattern.fullmatch(name)]
+
+    def _best_of(self, commit: PublishedCommit, commits: Iterable[PublishedCommit]) -> PublishedCommit | None:
+        best = commit.manifest.best
+        if best is None:
+            return None
+        for candidate in commits:
+            named = candidate.manifest.stem == best["commit"] and is_on_line(candidate.manifest, commit.manifest)
+            if named and (candidate is commit or self.checkpoint(candidate) is not None):
+                return candidate
+        return None
+
+    def _read(self, name: str, base: str, digits: str) -> PublishedCommit | None:
+        path = f"{self.folder}/{name}"
+        try:
+            content = self.drive.read(path, at_most=LARGEST_MANIFEST)
+            if hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digits:
+                raise Damaged("it is cut off or damaged: its content does not fit its name")
+            manifest = manifest_of(content, source=path)
+            if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
+                raise Damaged(f"it is of {manifest.experiment} fold {manifest.fold}")
+            if not base.startswith(f"{manifest.stem}-") or manifest.size > LARGEST_CHECKPOINT:
+                raise Damaged(f"it is of another commit, {manifest.stem}")
+        except CheckpointError as error:
+            self._tell(path, str(error))
+            return None
+        except OSError as error:
+            if not is_about_one_file(error):
+                raise
+            self._tell(path, str(error))
+            return None
+        self._known[base] = PublishedCommit(self.folder, base, manifest, content)
+        return self._known[base]
+
+    def _tell(self, path: str, why: str) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            self._on_damaged(path, why)
+
+
+def published_folds(drive: Drive) -> list[tuple[str, int]]:
+    """(experiment, fold) of everything that has commits on the mount."""
+    found = []
+    for experiment in drive.names(CHECKPOINTS):
+        for name in drive.names(f"{CHECKPOINTS}/{experiment}"):
+            if re.fullmatch(r"fold_[0-4]", name):
+                found.append((experiment, int(name[-1])))  # noqa: PERF401 - reads better than one expression
+    return found

@@ -1,0 +1,432 @@
+"""Bringing what is committed to the mount, beside the training.
+
+One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
+results, and then a snapshot of the queue, so that a snapshot never speaks of what is not there. What is superseded is
+removed only after its successor was read back. When the mount fails, training goes on: the reason is kept for
+`mbqueue status`, and rounds are tried again with growing pauses until one succeeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from mbqueue import files
+from mbqueue.clock import Clock, format_duration
+from mbqueue.errors import CheckpointError, QueueError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.results.record import RESULTS_FILE
+from mbqueue.results.tables import history_file, model_file, predictions_file
+from mbqueue.session.announce import Announcement, Announcements
+from mbqueue.session.drive import Drive
+from mbqueue.session.livestate import LiveState, trained_seconds
+from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once
+from mbqueue.session.published import PublishedCommit, base_name, is_on_line, rank
+from mbqueue.session.reentry import Reentry
+from mbqueue.session.snapshots import Snapshots, take
+from mbqueue.train.manifest import Manifest, parse_manifest
+
+#: Between two rounds, when nothing is in the way.
+ROUND_SECONDS = 15.0
+#: Between two rounds after one that failed: doubled each time up to the longest.
+RETRY_SECONDS = 5.0
+LONGEST_RETRY_SECONDS = 300.0
+#: Between two announcements of a session.
+ANNOUNCE_SECONDS = 120.0
+#: Between two snapshots while a session goes on.
+SNAPSHOT_SECONDS = 60.0
+#: Between two looks at what other sessions have published.
+RECONCILE_SECONDS = 30.0
+#: How long the last round may take in a session without a deadline.
+LAST_ROUND_SECONDS = 600.0
+#: Commits of a line that are kept on the mount, besides that of its best epoch.
+KEPT = 2
+
+
+class NoTime(Exception):
+    """A file was not begun, because it would not be written before the session's end."""
+
+
+class Publisher:
+    """Publishes what one live folder has, as a context from a thread of its own, or by `round` when asked to.
+
+    Any number of sessions may share a live folder: one at a time publishes.
+
+    Args:
+        remaining: seconds until the session must be over; nothing is begun that takes longer.
+        on_published: told how long each round that wrote something took.
+        note: told, in a sentence and from the thread, what a person should know.
+    """
+
+    def __init__(
+        self,
+        project: ProjectFolder,
+        session: str,
+        *,
+        clock: Clock,
+        note: Callable[[str], None],
+        remaining: Callable[[], float] = lambda: float("inf"),
+        on_published: Callable[[float], None] = lambda _seconds: None,
+        drive: Drive | None = None,
+    ) -> None:
+        self._project, self._session, self._clock, self._note = project, session, clock, note
+        self._remaining, self._on_published = remaining, on_published
+        self._drive = drive or Drive(project.root)
+        self._reentry = Reentry(project, self._drive, note=note, clock=clock)
+        # The main thread has its own: what a thread has read of the mount is its own.
+        self._beside = Reentry(project, self._drive, note=note, clock=clock)
+        self._snapshots = Snapshots(self._drive, self._reentry.damaged)
+        self._outcomes = Outcomes(self._drive, self._reentry.damaged)
+        self._announcements = Announcements(self._drive, session)
+        self._announced_at: float | None = None
+        self._snapshot_at: float | None = None
+        self._reconciled_at: float | None = None
+        self._failures = 0
+        self._wrote = False
+        self._bytes_per_second: float | None = None
+        self._others: list[Announcement] = []
+        self._wake, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Publish what is left, as far as there is time; a mount that hangs is left behind."""
+        self._over.set()
+        self._wake.set()
+        self._thread.join(min(LAST_ROUND_SECONDS, max(5.0, self._remaining())))
+        if self._thread.is_alive():
+            self._note(
+                f"{self._project.root} does not answer; what is not published stays in {self._project.live_dir}."
+            )
+
+    def wake(self) -> None:
+        """Something was committed."""
+        self._wake.set()
+
+    @property
+    def others(self) -> list[Announcement]:
+        """Living sessions that work with other databases of this project, as of the last round."""
+        return self._others
+
+    def reconcile(self, queue: Queue, *, now: float) -> list[tuple[int, int]]:
+        """Take over what other sessions have published further than here; nothing while the mount fails.
+
+        Args:
+            now: monotonic seconds; it does so once a while only.
+
+        Returns:
+            (experiment id, fold) of the folds that were taken over.
+        """
+        if self._reconciled_at is not None and now - self._reconciled_at < RECONCILE_SECONDS:
+            return []
+        self._reconciled_at = now
+        try:
+            return self._beside.reconcile(queue, by=self._session)
+        except OSError as error:
+            self._note(f"{self._project.root} cannot be read ({error}); what others published is taken over later.")
+            return []
+
+    def round(self, *, ended: str | None = None) -> bool:
+        """Publish everything that is committed; whether it is now on the mount.
+
+        Args:
+            ended: why the session is over, when this is its last round.
+        """
+        began = self._clock.monotonic()
+        self._wrote = False
+        try:
+            with FileLock(self._project.live_dir / "publishing.lock", timeout=0 if ended is None else 60):
+                self._publish_all(final=ended is not None)
+                with Queue(self._project.queue_db) as queue:
+                    self._announce(queue, ended)
+        except Timeout:
+            return False  # another session of this machine is at it
+        except NoTime as error:
+            self._trouble(f"there was no time left: {error}")
+            return False
+        except (OSError, QueueError) as error:
+            self._trouble(str(error))
+            return False
+        if self._wrote:
+            self._on_published(self._clock.monotonic() - began)
+        return True
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            if self.round():
+                self._failures, pause = 0, ROUND_SECONDS
+            else:
+                self._failures += 1
+                pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** (self._failures - 1))
+            self._wake.wait(pause)
+            if self._failures:
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # commits do not hurry a failing mount
+            self._wake.clear()
+        self.round(ended="the session is over")
+
+    # -- one round -----------------------------------------------------------------------------------------------
+
+    def _publish_all(self, *, final: bool) -> None:
+        self._drive.check()
+        state = LiveState.load(self._project.publishing_file)
+        with Queue(self._project.queue_db) as queue:
+            last_event = max((event.id for event in queue.events(limit=1)), default=0)
+            sealed = self._seal(state, last_event, final=final)
+            experiments = {one.name: one for one in queue.experiments()}
+            jobs = {name: queue.jobs(experiment=name) for name in experiments}
+            state.aside = []
+            facts = {}
+            for name, experiment in experiments.items():
+                prepare = next((job.result for job in jobs[name] if job.kind is Kind.PREPARE), None)
+                facts[name] = enqueued_facts(experiment, prepare)
+                for fold in experiment.spec["folds"]:
+                    self._publish_fold(experiment, fold, state)
+                self._publish_outcomes(experiment, jobs[name], facts[name])
+            if sealed:
+                self._publish_snapshot(state, last_event, list(facts.values()))
+        state = self._merged(state)
+        if state.trouble is not None:
+            state.trouble = None
+            self._note("The mount is back; everything that was committed is published.")
+        state.published_at = self._clock.now()
+        state.save(self._project.publishing_file)
+
+    def _merged(self, state: LiveState) -> LiveState:
+        # What was found damaged in this round was written to the file by the way.
+        state.damaged = LiveState.load(self._project.publishing_file).damaged
+        return state
+
+    @property
+    def _sealed(self) -> Path:
+        return self._project.live_dir / f"{files.TEMP_PREFIX}snapshot-{self._session}.db"
+
+    def _seal(self, state: LiveState, last_event: int, *, final: bool) -> bool:
+        """Take a snapshot before anything is published, when there is something new and it is due."""
+        now = self._clock.monotonic()
+        due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
+        if not due or last_event == state.last_event:
+            return False
+        take(self._project.queue_db, self._sealed)
+        return True
+
+    def _publish_snapshot(self, state: LiveState, last_event: int, experiments: list[dict[str, Any]]) -> None:
+        self._require_time(self._sealed.stat().st_size)
+        began, size = self._clock.monotonic(), self._sealed.stat().st_size
+        published = self._snapshots.publish(
+            self._sealed,
+            {
+                "number": state.number + 1,
+                "database": state.database,
+                "ancestry": state.ancestry,
+                "session": self._session,
+                "taken_at": self._clock.now(),
+                "last_event": last_event,
+                "experiments": experiments,
+            },
+        )
+        self._learn(size, began)
+        self._sealed.unlink(missing_ok=True)
+        state.number, state.last_event = state.number + 1, last_event
+        state.save(self._project.publishing_file)
+        self._snapshot_at = self._clock.monotonic()
+        self._snapshots.prune(published.listing)
+
+    def _publish_fold(self, experiment: Experiment, fold: int, state: LiveState) -> None:
+        published = self._reentry.published_fold(experiment.name, fold)
+        newest = None
+        for manifest, content in self._local_commits(experiment, fold):
+            newest = manifest
+            base = base_name(manifest, content)
+            names = self._drive.names(published.folder)
+            if f"{base}.json" not in names or f"{base}.pt" not in names:
+                folder = self._project.checkpoints_dir(experiment.name, fold)
+                try:
+                    checkpoint = (folder / f"{manifest.stem}.pt").read_bytes()
+                except FileNotFoundError:
+                    continue  # superseded and removed since it was listed
+                self._require_time(manifest.size)
+                began = self._clock.monotonic()
+                put_once(self._drive, f"{published.folder}/{base}.pt", checkpoint)
+                put_once(self._drive, f"{published.folder}/{base}.json", content)
+                self._learn(manifest.size, began)
+            key = f"{experiment.name}/fold_{fold}"
+            state.commits[key] = {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
+        commits = published.commits(experiment.spec_hash)
+        if newest is not None:
+            for commit in _superseded(commits, newest):
+                published.remove(commit)
+            state.aside += [commit.path for commit in commits if not is_on_line(commit.manifest, commits[-1].manifest)]
+
+    def _local_commits(self, experiment: Experiment, fold: int) -> list[tuple[Manifest, bytes]]:
+        """Commits of the live folder that are worth publishing, the best before the newest, oldest first."""
+        found = []
+        for path in self._project.checkpoints_dir(experiment.name, fold).glob("e*.json"):
+            with contextlib.suppress(FileNotFoundError, CheckpointError):  # pruned just now, or not whole
+                found.append((parse_manifest(path), path.read_bytes()))
+        found = [(manifest, content) for manifest, content in found if manifest.spec_hash == experiment.spec_hash]
+        found.sort(key=lambda one: one[0].order)
+        if not found:
+            return []
+        newest = found[-1][0]
+        best = newest.best["commit"] if newest.best else None
+        return [one for one in found if one[0] is newest or one[0].stem == best]
+
+    def _publish_outcomes(self, experiment: Experiment, jobs: Sequence[Job], enqueued: dict[str, Any]) -> None:
+        histories = histories_of(jobs)
+        listed = {(one.kind, one.fold, one.chain) for one in self._outcomes.listed(experiment.name)}
+        folder = self._project.working_results(experiment.results_dir)
+        for job in jobs:
+            if job.state is not State.COMMITTED or job.kind is Kind.TRAIN or job.result is None:
+                continue
+            chain = ""
+            if job.kind is not Kind.PREPARE:
+                chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
+            if (job.kind, job.fold, chain) in listed:
+                continue
+            found = [] if job.kind is Kind.PREPARE else _result_files(folder, job)
+            if found is None:
+                continue  # made again by the session's own check
+            self._require_time(sum(size for _, size, _ in found))
+            outcome = Outcome(
+                kind=job.kind.value,
+                experiment=experiment.name,
+                spec_hash=experiment.spec_hash,
+                fold=job.fold,
+                chain=chain,
+                result=job.result,
+                files=found,
+                enqueued=enqueued,
+            )
+            began = self._clock.monotonic()
+            self._outcomes.publish(outcome, folder)
+            self._learn(sum(size for _, size, _ in found), began)
+
+    def _announce(self, queue: Queue, ended: str | None) -> None:
+        now, mono = self._clock.now(), self._clock.monotonic()
+        due = self._announced_at is None or mono - self._announced_at >= ANNOUNCE_SECONDS
+        row = queue.session(self._session)
+        if due or ended is not None:
+            folds = {
+                (job.experiment, job.fold)
+                for job in queue.jobs()
+                if job.fold is not None and self._session in (job.session, job.affinity) and not _is_done(job)
+            }
+            self._announcements.announce(row, folds, now=now, ended=ended)
+            self._announced_at = mono
+        ours = {one.id for one in queue.sessions() if one.boot_id == row.boot_id and one.host == row.host}
+        before = {one.session.id for one in self._others}
+        self._others = [
+            one
+            for one in self._announcements.others(now=now)
+            # Sessions of this live folder need no announcement: their rows are in the database itself.
+            if one.session.id not in ours or one.session.id in before
+        ]
+        for one in self._others:
+            queue.see_session(one.session, folds=one.folds, now=now)
+            if one.session.id not in before:
+                folds_told = ", ".join(f"{experiment} fold {fold}" for experiment, fold in one.folds) or "no fold yet"
+                self._note(
+                    f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), works on this "
+                    f"project: {folds_told}. Its folds are left to it."
+                )
+        state = LiveState.load(self._project.publishing_file)
+        state.others = [
+            {"session": one.session.id, "host": one.session.host, "device": one.session.device, "folds": one.folds}
+            for one in self._others
+        ]
+        state.save(self._project.publishing_file)
+
+    # -- time and trouble ----------------------------------------------------------------------------------------
+
+    def _require_time(self, size: int) -> None:
+        if self._bytes_per_second is None:
+            return
+        needed = size / self._bytes_per_second
+        if needed > self._remaining():
+            raise NoTime(f"{size / 1e6:.1f} MB take {format_duration(needed)}")
+
+    def _learn(self, size: int, began: float) -> None:
+        self._wrote = True
+        seconds = self._clock.monotonic() - began
+        if seconds > 0 and size > 0:
+            rate = size / seconds
+            self._bytes_per_second = rate if self._bytes_per_second is None else min(rate, self._bytes_per_second * 1.5)
+
+    def _trouble(self, why: str) -> None:
+        try:
+            state = LiveState.load(self._project.publishing_file)
+            first = state.trouble is None
+            since = self._clock.now() if state.trouble is None else state.trouble["since"]
+            state.trouble = {"why": why, "since": since}
+            state.save(self._project.publishing_file)
+        except OSError as error:
+            self._note(f"{self._project.publishing_file} cannot be written: {error}")
+            return
+        if first:
+            self._note(f"DEGRADED: {why}. Training goes on here, and is published when the mount is back.")
+
+
+def _superseded(commits: Sequence[PublishedCommit], ours: Manifest) -> Iterator[PublishedCommit]:
+    """Commits of our own line that a published newer one replaces."""
+    line = [one for one in commits if is_on_line(one.manifest, ours)]
+    line.sort(key=lambda one: rank(one.manifest))
+    kept = line[-KEPT:]
+    bests = {one.manifest.best["commit"] for one in kept if one.manifest.best}
+    return (one for one in line[:-KEPT] if one.manifest.stem not in bests)
+
+
+def _result_files(folder: Path, job: Job) -> list[tuple[str, int, str]] | None:
+    """Name, size and hash of a job's result files; None when one of them is missing."""
+    if job.fold is not None:
+        paths = [name(folder, job.fold) for name in (model_file, history_file, predictions_file)]
+    else:
+        made = [path for path in sorted(folder.glob("*")) if path.is_file() and "_fold_" not in path.name]
+        paths = [path for path in made if not path.name.startswith(".") and path.suffix in {".json", ".md", ".gz"}]
+        if RESULTS_FILE not in {path.name for path in paths}:
+            return None
+    try:
+        return [(path.name, path.stat().st_size, files.sha256_of_file(path)) for path in paths]
+    except FileNotFoundError:
+        return None
+
+
+def _is_done(job: Job) -> bool:
+    return job.state in {State.COMMITTED, State.SKIPPED, State.CANCELLED}
+
+
+def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:
+    """Run the command that ends a session (flush and unmount a drive); whether it ended well and in time."""
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # so that everything it starts can be ended with it
+    )
+    try:
+        _, talk = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        note(f"The end command took longer than {timeout_seconds:g} s and was ended: {command}")
+        return False
+    if process.returncode:
+        lines = talk.decode(errors="replace").strip().splitlines()
+        said = f": {lines[-1]}" if lines else ""
+        note(f"The end command ended with code {process.returncode}{said}: {command}")
+    return process.returncode == 0

@@ -1,0 +1,308 @@
+"""Going on where the last session left a project that lives on a mount.
+
+A live folder that is new gets the newest whole snapshot of the queue. Then, and whenever other sessions work beside
+this one, everything that is published is held against the live state: experiments that only another database knows
+are enqueued, folds whose accepted chain is further than here are taken over, with files verified, results too. What
+the queue says beyond the files that exist is queued again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mbqueue import files
+from mbqueue.clock import Clock, SystemClock
+from mbqueue.errors import CheckpointError, QueueError
+from mbqueue.experiment import parse_spec
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.adopting import Trained
+from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session.drive import Drive
+from mbqueue.session.livestate import LiveState, newest_local
+from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, histories_of
+from mbqueue.session.published import Chain, PublishedFold, is_on_line, published_folds, rank
+from mbqueue.session.snapshots import Snapshots, check_enqueued
+from mbqueue.train.manifest import Manifest, parse_manifest
+
+ASIDE = "aside"
+
+
+def enter(
+    project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None, drive: Drive | None = None
+) -> None:
+    """Make sure that a split project has a live queue, made from what is published; nothing for other projects.
+
+    Raises:
+        OSError: when the mount fails while there is no live queue yet.
+        SchemaTooNew: when the newest snapshot was written by a newer mbqueue.
+    """
+    if not project.is_split or project.queue_db.exists():
+        return
+    reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock or SystemClock())
+    project.live_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(project.live_dir / "entering.lock", timeout=600):
+        if not project.queue_db.exists():
+            reentry.restore()
+
+
+class Reentry:
+    """Takes what is published over into the live folder of one project.
+
+    Args:
+        note: told, in a sentence, what a person should know.
+    """
+
+    def __init__(self, project: ProjectFolder, drive: Drive, *, note: Callable[[str], None], clock: Clock) -> None:
+        self._project, self._drive, self._note, self._clock = project, drive, note, clock
+        self._folds: dict[tuple[str, int], PublishedFold] = {}
+        self._outcomes = Outcomes(drive, self.damaged)
+        self._snapshots = Snapshots(drive, self.damaged)
+
+    def damaged(self, path: str, why: str) -> None:
+        """Remember a file of the mount that is not whole, and say so. It stays: it may still be on its way."""
+        self._note(f"{path} is passed over: {why}")
+        state = LiveState.load(self._project.publishing_file)
+        state.damaged[path] = why
+        state.save(self._project.publishing_file)
+
+    def published_fold(self, experiment: str, fold: int) -> PublishedFold:
+        """The commits of a fold on the mount."""
+        key = (experiment, fold)
+        if key not in self._folds:
+            self._folds[key] = PublishedFold(self._drive, experiment, fold, self.damaged)
+        return self._folds[key]
+
+    def restore(self) -> None:
+        """Make the live queue: from the newest whole snapshot, or empty, and then from everything newer."""
+        self._drive.check()
+        building = self._project.live_dir / f"{files.TEMP_PREFIX}queue.db"
+        for left in self._project.live_dir.glob(f"{building.name}*"):
+            left.unlink()
+        snapshot = self._snapshots.fetch_newest(building)
+        now = self._clock.now()
+        state = LiveState(damaged=LiveState.load(self._project.publishing_file).damaged)
+        with Queue(building) as queue:
+            if snapshot is not None:
+                listing = snapshot.listing
+                state.number, state.ancestry = listing.number, {**listing.ancestry, listing.database: listing.number}
+                queue.end_all_sessions(reason="the queue was restored from a snapshot", now=now, by="restore")
+                self._note(f"The queue was restored from {snapshot.base}.")
+            state.save(self._project.publishing_file)
+            self.reconcile(queue, at_start=True)
+            is_new = snapshot is None and not queue.experiments()
+        if is_new:
+            building.unlink()
+            return
+        # Whoever finds the name finds a queue that is whole and up to date.
+        for suffix in ("-wal", "-shm", ".lock"):
+            building.with_name(building.name + suffix).unlink(missing_ok=True)
+        building.replace(self._project.queue_db)
+        files.fsync_dir(self._project.live_dir)
+
+    def reconcile(self, queue: Queue, *, at_start: bool = False, by: str = "restore") -> list[tuple[int, int]]:
+        """Hold everything published against the live state, and take over what is further.
+
+        Args:
+            at_start: also put back what the queue says beyond the files that exist.
+
+        Returns:
+            (experiment id, fold) of the folds whose checkpoints were taken over.
+        """
+        for facts in self._known_experiments():
+            self._enqueue(queue, facts, by)
+        taken = []
+        for experiment in queue.experiments():
+            for outcome in self._outcomes.listed(experiment.name):
+                if outcome.kind == Kind.PREPARE and outcome.spec_hash == experiment.spec_hash:
+                    self._prepared(queue, experiment, outcome.result, by)
+            for fold in experiment.spec["folds"]:
+                if self._fold(queue, experiment, fold, at_start, by):
+                    taken.append((experiment.id, fold))  # noqa: PERF401 - what is asked is the work itself
+            self._results(queue, experiment, at_start, by)
+        return taken
+
+    def _known_experiments(self) -> list[Mapping[str, Any]]:
+        """What the mount says of experiments, the oldest first: in snapshots, listings and manifests."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for snapshot in self._snapshots.listed():
+            for one in snapshot.listing.experiments:
+                found[one["spec"]["name"]] = one
+        for name in self._outcomes.experiments():
+            for outcome in self._outcomes.listed(name):
+                found.setdefault(name, outcome.enqueued)
+        for name, fold in published_folds(self._drive):
+            if name not in found:
+                for commit in self.published_fold(name, fold).commits():
+                    if _is_sound(commit.manifest, commit.path):
+                        assert commit.manifest.enqueued is not None
+                        found[name] = commit.manifest.enqueued
+        return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
+
+    def _enqueue(self, queue: Queue, facts: Mapping[str, Any], by: str) -> None:
+        enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
+
+    def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
+        with contextlib.suppress(QueueError):  # of other crystals: then the session's own `prepare` says so
+            queue.adopt_result(
+                experiment.name, Kind.PREPARE, result=result, source="the mount", now=self._clock.now(), by=by
+            )
+
+    def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
+        folder = self._project.checkpoints_dir(experiment.name, fold)
+        local = newest_local(folder)
+        if local is not None and local.spec_hash != experiment.spec_hash:
+            local = None
+        above = None if local is None else rank(local)
+        chain = self.published_fold(experiment.name, fold).chain(experiment.spec_hash, above=above)
+        if chain is None:
+            if at_start:
+                queue.adopt(trained_by(experiment, fold, local), now=self._clock.now(), by=by)
+            return False
+        manifest = chain.newest.manifest
+        if manifest.enqueued and manifest.enqueued["prepare"]:
+            self._prepared(queue, experiment, manifest.enqueued["prepare"], by)
+        contents = {}
+        for commit in chain.commits:
+            content = self.published_fold(experiment.name, fold).checkpoint(commit)
+            if content is None:
+                return False  # it was whole a moment ago; the next time decides
+            contents[commit.manifest.stem] = (content, commit.content)
+        return queue.adopt(
+            trained_by(experiment, fold, manifest),
+            now=self._clock.now(),
+            by=by,
+            publish=lambda: self._take_over(folder, chain, contents),
+        )
+
+    def _take_over(self, folder: Path, chain: Chain, contents: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Put a chain's commits into the live folder; what is there of another line is kept aside."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("e*.json")):
+            try:
+                on_line = is_on_line(parse_manifest(path), chain.newest.manifest)
+            except CheckpointError:
+                on_line = False
+            if not on_line:
+                self._set_aside(folder, path.stem)
+        for stem, (checkpoint, manifest) in contents.items():
+            files.write_bytes(folder / f"{stem}.pt", checkpoint)
+            files.write_bytes(folder / f"{stem}.json", manifest)
+
+    def _set_aside(self, folder: Path, stem: str) -> None:
+        aside = folder / ASIDE
+        aside.mkdir(exist_ok=True)
+        for suffix in (".json", ".pt"):
+            path = folder / f"{stem}{suffix}"
+            if path.exists():
+                path.replace(aside / f"{files.sha256_of_file(path)[:12]}-{path.name}")
+        self._note(f"{folder / stem} is of a line that was not accepted; it is kept in {aside}.")
+
+    def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
+        jobs = queue.jobs(experiment=experiment.name)
+        histories = histories_of(jobs)
+        listed = [one for one in self._outcomes.listed(experiment.name) if one.spec_hash == experiment.spec_hash]
+        folder = self._project.working_results(experiment.results_dir)
+        for job in jobs:
+            if job.kind not in {Kind.PREDICT, Kind.RECORD} or job.state in {State.LEASED, State.CANCELLED}:
+                continue
+            if job.state is State.COMMITTED and not at_start:
+                continue
+            part = histories if job.fold is None else {job.fold: histories[job.fold]}
+            chain = chain_hash(part)
+            fits = [one for one in listed if (one.kind, one.fold, one.chain) == (job.kind, job.fold, chain)]
+            self._result(queue, experiment, job, fits, folder, by)
+
+    def _result(
+        self, queue: Queue, experiment: Experiment, job: Job, fits: list[Outcome], folder: Path, by: str
+    ) -> None:
+        now = self._clock.now()
+        if job.state is not State.COMMITTED and not self._may_be_adopted(queue, job):
+            return
+        for outcome in reversed(fits):
+            if self._outcomes.fetch(outcome, folder):
+                if job.state is not State.COMMITTED:
+                    source = f"the results of fold {job.fold}" if job.fold is not None else "the recorded results"
+                    queue.adopt_result(
+                        experiment.name, job.kind, result=outcome.result, source=source, now=now, fold=job.fold, by=by
+                    )
+                return
+        if job.state is State.COMMITTED:
+            fold = job.fold if job.fold is not None else experiment.spec["folds"][0]
+            why = f"the files of {job.label} did not reach the mount whole"
+            self._note(f"{job.label} is done again: {why}.")
+            epochs = experiment.spec["train"]["epochs"]
+            queue.rewind(experiment.name, fold, to_epoch=epochs, why=why, now=now, by=by)
+
+    def _may_be_adopted(self, queue: Queue, job: Job) -> bool:
+        jobs = queue.jobs(experiment=job.experiment)
+        if job.kind is Kind.RECORD:
+            needed = [one for one in jobs if one.kind is Kind.PREDICT]
+        else:
+            needed = [one for one in jobs if one.kind is Kind.TRAIN and one.fold == job.fold]
+        return all(one.state in {State.COMMITTED, State.SKIPPED} for one in needed)
+
+
+def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
+    """What the queue must say of a fold whose newest commit is this one; None for no commit at all."""
+    if manifest is None:
+        return Trained(
+            experiment=experiment.name,
+            fold=fold,
+            history=(),
+            fence=0,
+            is_within=False,
+            skip_rest=False,
+            source="no commit",
+        )
+    patience = experiment.spec["train"]["patience"]
+    best = manifest.best["epoch"] if manifest.best else 0
+    return Trained(
+        experiment=experiment.name,
+        fold=fold,
+        history=manifest.history,
+        fence=manifest.fence,
+        is_within=not manifest.complete,
+        skip_rest=bool(patience) and manifest.complete and manifest.epoch - best >= patience,
+        source=f"{manifest.stem} of session {manifest.session}",
+    )
+
+
+def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
+    """Enqueue an experiment from what a file says of it (`enqueued_facts`); whether it was new to the queue."""
+    spec = parse_spec(facts["spec"], source="what is published")
+    known = {one.name: one for one in queue.experiments()}
+    if spec.name in known and known[spec.name].spec_hash != spec.hash:
+        note(f"{spec.name} is published with another spec than the queue's; those commits are left aside.")
+        return False
+    if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
+        return False
+    taken = {one.results_dir for one in known.values() if one.name != spec.name}
+    if facts["results_dir"] in taken:
+        note(f"{spec.name} cannot be enqueued again: another experiment writes to {facts['results_dir']}.")
+        return False
+    queue.enqueue(spec, results_dir=facts["results_dir"], now=now, priority=facts["priority"], by=by)
+    return True
+
+
+def _is_sound(manifest: Manifest, source: str) -> bool:
+    try:
+        if manifest.enqueued is None:
+            return False
+        check_enqueued(manifest.enqueued, source=source)
+    except (QueueError, KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return bool(manifest.enqueued["spec"]["name"] == manifest.experiment)
+
+
+def clear_live(project: ProjectFolder) -> None:
+    """Remove what a live folder holds of the queue, so that the next entry makes it from what is published."""
+    for name in ("queue.db", "queue.db-wal", "queue.db-shm", "queue.db.lock", "publishing.json"):
+        (project.live_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(project.live_dir / "checkpoints", ignore_errors=True)
