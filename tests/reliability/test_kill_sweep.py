@@ -14,7 +14,7 @@ from warm import Warm
 
 from .conftest import LONG, SEED, Lab, Straight
 
-PARTS = 4
+PARTS = 2
 #: Kill points of one part in the short version.
 SAMPLE = 6
 
