@@ -123,7 +123,12 @@ class Results(OpenedProject):
                 sessions = queue.sessions(experiment=recorded.name)
                 events = queue.events(experiment=recorded.name, limit=10**6)
             spans = timeline(sessions, events, now=self._clock.now())
-        written = [write_report(recorded, output or recorded.folder / REPORT_FILE, timeline=spans)]
+        if output is None:
+            # Of a project on a drive, people look for it there, not where sessions make the results.
+            folder, live = recorded.folder, self.folder.live_dir
+            is_live = self.folder.is_split and folder.is_relative_to(live)
+            output = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
+        written = [write_report(recorded, output, timeline=spans)]
         if png is not None:
             from mbqueue.results.report.pictures import write_pictures  # noqa: PLC0415
 
@@ -170,4 +175,4 @@ class Results(OpenedProject):
             return None
         with Queue(self.folder.queue_db, read_only=True) as queue:
             found = {entry.name: entry.results_dir for entry in queue.experiments()}
-        return self.folder.root / found[experiment] if experiment in found else None
+        return self._newest_results(found[experiment]) if experiment in found else None
