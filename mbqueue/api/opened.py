@@ -51,6 +51,11 @@ class OpenedProject:
         with Queue(self.folder.queue_db) as queue:
             yield queue
 
+    def _newest_results(self, results_dir: str) -> Path:
+        """Where the newest files of a results folder are: of a project on a drive, where sessions here make them."""
+        working = self.folder.working_results(results_dir)
+        return working if working.is_dir() else self.folder.root / results_dir
+
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
         """Fold → what is wrong, for folds whose files were written and are not whole any more.
 
@@ -59,7 +64,7 @@ class OpenedProject:
         from mbqueue.results.record import RESULTS_FILE, broken_folds  # noqa: PLC0415
 
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
-        folder = self.folder.root / queue.experiment(experiment).results_dir
+        folder = self._newest_results(queue.experiment(experiment).results_dir)
         predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]
         lost = broken_folds(folder, predicted)
         if not lost and any(job.kind is Kind.RECORD for job in jobs) and not (folder / RESULTS_FILE).exists():
