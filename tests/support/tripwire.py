@@ -31,9 +31,9 @@ class Fault:
     Attributes:
         at: number of the operation, from 1.
         action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
-            power may lose: bytes that were not synced, renames whose folder was not. "fail" raises; "short" lets half
-            of a write through, and raises at the next operation when it is for good.
-        number: errno of "fail" and "short".
+            power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it happen
+            and then raises; "short" lets half of a write through, and raises at the next operation when it is for good.
+        number: errno of what is raised.
         for_good: whether all operations from ``at`` on fail.
         only: kinds of operation that are counted; all when empty.
     """
@@ -61,25 +61,33 @@ class Tripwire:
         """Whether operations on ``path`` are counted."""
         return isinstance(path, str | os.PathLike) and os.path.abspath(os.fspath(path)).startswith(self.root)
 
-    def step(self, kind: str, about: object) -> bool:
-        """One operation is about to happen; True when only half of it should."""
+    def step(self, kind: str, about: object) -> str:
+        """One operation is about to happen; "short" when only half of it should, "doubt" when it should not say so."""
         fault = self.fault
         if fault is not None and fault.only and kind not in fault.only:
-            return False
+            return ""
         with self._lock:
             self.count += 1
             if self._trace is not None:
                 os.write(self._trace, f"{self.count} {kind} {os.path.relpath(str(about), self.root)}\n".encode())
             if fault is None or self.count < fault.at or (self.count > fault.at and not fault.for_good):
-                return False
+                return ""
             if fault.action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault.action == "lose":
                 self._lose()
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault.action == "short" and self.count == fault.at and kind == "write":
-                return True
-            raise OSError(fault.number, os.strerror(fault.number), str(about))
+                return "short"
+            if fault.action == "doubt" and kind in {"write", "fsync", "rename", "unlink", "commit"}:
+                return "doubt"
+            self.fail(about)
+            return ""
+
+    def fail(self, about: object) -> None:
+        """Raise what the fault says."""
+        assert self.fault is not None
+        raise OSError(self.fault.number, os.strerror(self.fault.number), str(about))
 
     # -- what a loss of power undoes ---------------------------------------------------------------------------------
 
@@ -134,11 +142,13 @@ def _install_streams(wire: Tripwire) -> None:
 
     class Raw(io.FileIO):
         def write(self, content: Any) -> int:
-            half = wire.step("write", self.name)
+            what = wire.step("write", self.name)
             before = os.fstat(self.fileno()).st_size
             view = memoryview(content).cast("B")
-            done = super().write(view[: len(view) // 2] if half and len(view) > 1 else view)
+            done = super().write(view[: len(view) // 2] if what == "short" and len(view) > 1 else view)
             wire.wrote(os.path.abspath(self.name), before)
+            if what == "doubt":
+                wire.fail(self.name)
             return done
 
     def opened(file: Any, mode: str = "r", buffering: int = -1, *arguments: Any, **named: Any) -> Any:
@@ -155,10 +165,11 @@ def _install_streams(wire: Tripwire) -> None:
 
     def fsync(fd: int) -> None:
         path = os.readlink(f"/proc/self/fd/{fd}")
-        if wire.covers(path):
-            wire.step("fsync", path)
-            wire.synced(fd)
+        what = wire.step("fsync", path) if wire.covers(path) else ""
         real_fsync(fd)
+        wire.synced(fd)
+        if what == "doubt":
+            wire.fail(path)
 
     os.fsync = fsync
 
@@ -168,7 +179,7 @@ def _install_names(wire: Tripwire) -> None:
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
             # Removing trees works relative to open folders; their names say nothing about where they are.
             if named.get("dir_fd") is None and wire.covers(path):
-                wire.step(kind, path)
+                what = wire.step(kind, path)
                 if kind == "mkdir":
                     real(path, *arguments, **named)
                     wire.made(os.path.abspath(path))
@@ -177,7 +188,11 @@ def _install_names(wire: Tripwire) -> None:
                     replaced = os.path.exists(arguments[0])
                     real(path, *arguments, **named)
                     wire.renamed(os.path.abspath(path), os.path.abspath(arguments[0]), replaced)
-                    return None
+                else:
+                    real(path, *arguments, **named)
+                if what == "doubt":
+                    wire.fail(path)
+                return None
             return real(path, *arguments, **named)
 
         return call
@@ -189,27 +204,30 @@ def _install_names(wire: Tripwire) -> None:
 
 
 def _install_database(wire: Tripwire) -> None:
-    def counted(statement: str) -> None:
+    def counted(statement: str, real: Callable[[], Any]) -> Any:
         word = statement.lstrip().upper()
-        if word.startswith(_CHANGES):
-            kind = "commit" if word.startswith("COMMIT") else "sql"
-            try:
-                wire.step(kind, os.path.join(wire.root, " ".join(statement.split())[:60].replace("/", "|")))
-            except OSError as error:
-                failed = sqlite3.OperationalError(
-                    "database or disk is full" if error.errno == errno.ENOSPC else "disk I/O error"
-                )
-                failed.sqlite_errorcode = _SQLITE_CODES.get(error.errno or 0, sqlite3.SQLITE_IOERR)
-                raise failed from None
+        if not word.startswith(_CHANGES):
+            return real()
+        about = os.path.join(wire.root, " ".join(statement.split())[:60].replace("/", "|"))
+        try:
+            what = wire.step("commit" if word.startswith("COMMIT") else "sql", about)
+            done = real()
+            if what == "doubt":
+                wire.fail(about)
+        except OSError as error:
+            failed = sqlite3.OperationalError(
+                "database or disk is full" if error.errno == errno.ENOSPC else "disk I/O error"
+            )
+            failed.sqlite_errorcode = _SQLITE_CODES.get(error.errno or 0, sqlite3.SQLITE_IOERR)
+            raise failed from None
+        return done
 
     class Connection(sqlite3.Connection):
         def execute(self, statement: str, *arguments: Any) -> Any:
-            counted(statement)
-            return super().execute(statement, *arguments)
+            return counted(statement, lambda: super(Connection, self).execute(statement, *arguments))
 
         def executemany(self, statement: str, *arguments: Any) -> Any:
-            counted(statement)
-            return super().executemany(statement, *arguments)
+            return counted(statement, lambda: super(Connection, self).executemany(statement, *arguments))
 
     real_connect = sqlite3.connect
     sqlite3.connect = lambda *arguments, **named: real_connect(*arguments, **{"factory": Connection, **named})

@@ -1,0 +1,77 @@
+"""File and database operations that fail, once or for good: an error that helps, and nothing accepted is damaged."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tripwire import Fault
+from warm import Warm
+
+from .conftest import EXPERIMENT, LONG, SEED, WORK, Lab, Straight
+
+FAILURE = 1
+#: Everything but the database, which may lie on a disk that is still whole.
+FILES = ("open", "write", "fsync", "rename", "unlink")
+FAULTS = {
+    "EIO once": {"number": errno.EIO},
+    "EIO for good": {"number": errno.EIO, "for_good": True},
+    "disk full once": {"number": errno.ENOSPC},
+    "disk full for good": {"number": errno.ENOSPC, "for_good": True},
+    "disk full for good, not the database's": {"number": errno.ENOSPC, "for_good": True, "only": FILES},
+    "read-only for good": {"number": errno.EROFS, "for_good": True},
+    "half a write once": {"action": "short", "number": errno.EIO, "only": ("write",)},
+    "half a write, then the disk is full": {
+        "action": "short", "number": errno.ENOSPC, "for_good": True, "only": ("write",),
+    },
+    "fsync once": {"number": errno.EIO, "only": ("fsync",)},
+    "fsync for good": {"number": errno.EIO, "for_good": True, "only": ("fsync",)},
+    "done, but said to have failed": {"action": "doubt", "number": errno.EIO},
+    "committed, but said to have failed": {"action": "doubt", "number": errno.EIO, "only": ("commit",)},
+}  # fmt: skip
+SAMPLE = 2
+
+
+def points_of(name: str, n_operations: int) -> list[int]:
+    """Every operation that the fault counts, every fifth, or a sample spread over the run."""
+    if LONG:
+        return list(range(1 + SEED % 5, n_operations + 1, 5))
+    chance = random.Random(f"{SEED} {name}")
+    width = n_operations / SAMPLE
+    return [1 + int(width * (number + chance.random())) for number in range(SAMPLE)]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_same_bytes(
+    warm: Warm, tmp_path: Path, straight: Straight, name: str
+) -> None:
+    options = {"action": "fail", "only": (), **FAULTS[name]}
+    counted = Counter(operation.split(" ")[0] for operation in straight.operations)
+    n_operations = sum(n for kind, n in counted.items() if not options["only"] or kind in options["only"])
+    codes = Counter()
+    for point in points_of(name, n_operations):
+        lab = Lab(warm, tmp_path / str(point))
+        lab.make()
+        where = f"MBQUEUE_TEST_SEED={SEED}, {name} at {point}"
+        code = lab.live(Fault(at=point, **options))
+        said = lab.said
+        codes[code] += 1
+        assert code in {0, FAILURE}, f"{where}\n{said}"
+        if code == FAILURE:
+            assert "error: " in said or "failed" in said, f"{where}\n{said}"
+        if options.get("for_good") and options["number"] == errno.ENOSPC and code == FAILURE:
+            assert "full" in said or "No space left" in said, f"{where}\n{said}"
+        # What was accepted is whole: the next session takes it up, after a person has mended the disk.
+        lab.age_left_overs()
+        assert lab.warm.run(lab.root, *lab.commands[:2], ("retry", EXPERIMENT), WORK, log=lab.log) == 0, (
+            f"{where}\n{lab.said}"
+        )
+        assert lab.results() == straight.results, f"{where}\n{lab.said}"
+        lab.check_queue(may_fail=True)
+        assert not lab.left_over(), where
+        shutil.rmtree(lab.folder)
+    print(f"{name}: {codes.total()} faults, exit codes {dict(codes)}")
