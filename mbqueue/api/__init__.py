@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mbqueue.api.keeping import Keeping
 from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
 from mbqueue.api.sessions import Sessions
@@ -27,7 +28,7 @@ from mbqueue.project import init_project
 __all__ = ["Project", "Status", "status", "watch"]
 
 
-class Project(Queueing, Sessions, Results):
+class Project(Queueing, Sessions, Results, Keeping):
     """One project: its queue, its sessions, its results.
 
     Objects are cheap and hold nothing open; any number of them, in any number of processes, may stand for the same

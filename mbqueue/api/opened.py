@@ -15,6 +15,11 @@ from mbqueue.queue.store import Queue
 _log = logging.getLogger("mbqueue")
 
 
+def tell(text: str) -> None:
+    """Say what a person should know, by Python's logging: to standard error unless a program says otherwise."""
+    _log.warning(text)
+
+
 class OpenedProject:
     """A project's folder, found and checked; nothing is held open.
 
@@ -32,7 +37,7 @@ class OpenedProject:
         if self.folder.is_split:
             from mbqueue.session.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
 
-            enter(self.folder, note=_log.warning, clock=self._clock)
+            enter(self.folder, note=tell, clock=self._clock)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder.root)!r})"
@@ -50,6 +55,14 @@ class OpenedProject:
         Queue(self.folder.queue_db, read_only=True).close()
         with Queue(self.folder.queue_db) as queue:
             yield queue
+        self._publish()
+
+    def _publish(self) -> None:
+        """Bring what was changed to the mount, of a project on a drive; a mount that fails gets it later."""
+        if self.folder.is_split:
+            from mbqueue.session.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
+
+            Publisher(self.folder, None, note=tell, clock=self._clock).round()
 
     def _newest_results(self, results_dir: str) -> Path:
         """Where the newest files of a results folder are: of a project on a drive, where sessions here make them."""

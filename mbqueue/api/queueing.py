@@ -68,7 +68,9 @@ class Queueing(OpenedProject):
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)
         with Queue(self.folder.queue_db) as queue:
-            return queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
+            outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
+        self._publish()
+        return outcome
 
     def pause(self, experiment: str, *, fold: int | None = None) -> int:
         """Hand out no more of it; a running epoch is checkpointed and given back. Returns the number of jobs."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import mbqueue
-from mbqueue.cli import datasets, demo, doctor, predicting, queueing, reading, setup, status, work
+from mbqueue.cli import datasets, demo, doctor, keeping, predicting, queueing, reading, setup, status, work
 from mbqueue.cli.console import print_line
 from mbqueue.project import LIVE_VARIABLE
 
@@ -70,6 +70,9 @@ for command in (
     queueing.cancel,
     queueing.retry,
     queueing.priority,
+    keeping.recover,
+    keeping.backup,
+    keeping.restore,
     demo.demo,
     doctor.doctor,
 ):

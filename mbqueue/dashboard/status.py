@@ -133,12 +133,37 @@ class _Dashboard:
             parts += [*_experiment(entry, width, plain), Text("")]
         parts += [*_sessions(self.overview["sessions"], self.now, width), Text("")]
         parts += _totals(shown, self.overview["jobs"], self.session_seconds)
+        parts += _publishing(self.overview.get("publishing"), self.now)
         parts += _errors(
             [error for error in self.overview["errors"] if self.experiment in (None, error["experiment"])],
             self.now,
             width,
         )
         yield Group(*parts)
+
+
+def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:
+    """What of a project on a drive is published, and what would be lost if this machine died now."""
+    if publishing is None:
+        return
+    yield Text("")
+    at_risk = sum(fold["seconds_at_risk"] for fold in publishing["folds"])
+    if publishing["state"] == "degraded":
+        since = format_duration(now - publishing["since"])
+        yield Text(f"DEGRADED for {since}: {publishing['why']}", "bold red")
+    if at_risk or publishing["state"] != "published":
+        yield Text(
+            f"not published yet: {format_duration(at_risk)} of training, lost if this machine died now", "yellow"
+        )
+    else:
+        yield Text(f"everything committed is published to {publishing['mount']}", "dim")
+    for other in publishing["others"]:
+        folds = ", ".join(f"{experiment} fold {fold}" for experiment, fold in other["folds"]) or "no fold yet"
+        yield Text(f"another session on this drive: {other['session']} on {other['host']}: {folds}", "cyan")
+    if publishing["aside"]:
+        yield Text(f"{len(publishing['aside'])} published commits are not of an accepted line; they are kept", "yellow")
+    if publishing["damaged"]:
+        yield Text(f"{len(publishing['damaged'])} files on the drive are damaged or not all there yet", "yellow")
 
 
 def _experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[RenderableType]:

@@ -63,6 +63,7 @@ class Publisher:
     Any number of sessions may share a live folder: one at a time publishes.
 
     Args:
+        session: who publishes; None for a command, which announces nothing.
         remaining: seconds until the session must be over; nothing is begun that takes longer.
         on_published: told how long each round that wrote something took.
         note: told, in a sentence and from the thread, what a person should know.
@@ -71,7 +72,7 @@ class Publisher:
     def __init__(
         self,
         project: ProjectFolder,
-        session: str,
+        session: str | None,
         *,
         clock: Clock,
         note: Callable[[str], None],
@@ -87,7 +88,7 @@ class Publisher:
         self._beside = Reentry(project, self._drive, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
         self._outcomes = Outcomes(self._drive, self._reentry.damaged)
-        self._announcements = Announcements(self._drive, session)
+        self._announcements = Announcements(self._drive, session or "")
         self._announced_at: float | None = None
         self._snapshot_at: float | None = None
         self._reconciled_at: float | None = None
@@ -134,7 +135,7 @@ class Publisher:
             return []
         self._reconciled_at = now
         try:
-            return self._beside.reconcile(queue, by=self._session)
+            return self._beside.reconcile(queue, by=self._session or "restore")
         except OSError as error:
             self._note(f"{self._project.root} cannot be read ({error}); what others published is taken over later.")
             return []
@@ -150,8 +151,9 @@ class Publisher:
         try:
             with FileLock(self._project.live_dir / "publishing.lock", timeout=0 if ended is None else 60):
                 self._publish_all(final=ended is not None)
-                with Queue(self._project.queue_db) as queue:
-                    self._announce(queue, ended)
+                if self._session is not None:
+                    with Queue(self._project.queue_db) as queue:
+                        self._announce(queue, self._session, ended)
         except Timeout:
             return False  # another session of this machine is at it
         except NoTime as error:
@@ -213,7 +215,7 @@ class Publisher:
 
     @property
     def _sealed(self) -> Path:
-        return self._project.live_dir / f"{files.TEMP_PREFIX}snapshot-{self._session}.db"
+        return self._project.live_dir / f"{files.TEMP_PREFIX}snapshot-{os.getpid()}.db"
 
     def _seal(self, state: LiveState, last_event: int, *, final: bool) -> bool:
         """Take a snapshot before anything is published, when there is something new and it is due."""
@@ -233,7 +235,7 @@ class Publisher:
                 "number": state.number + 1,
                 "database": state.database,
                 "ancestry": state.ancestry,
-                "session": self._session,
+                "session": self._session or "",
                 "taken_at": self._clock.now(),
                 "last_event": last_event,
                 "experiments": experiments,
@@ -316,15 +318,15 @@ class Publisher:
             self._outcomes.publish(outcome, folder)
             self._learn(sum(size for _, size, _ in found), began)
 
-    def _announce(self, queue: Queue, ended: str | None) -> None:
+    def _announce(self, queue: Queue, session: str, ended: str | None) -> None:
         now, mono = self._clock.now(), self._clock.monotonic()
         due = self._announced_at is None or mono - self._announced_at >= ANNOUNCE_SECONDS
-        row = queue.session(self._session)
+        row = queue.session(session)
         if due or ended is not None:
             folds = {
                 (job.experiment, job.fold)
                 for job in queue.jobs()
-                if job.fold is not None and self._session in (job.session, job.affinity) and not _is_done(job)
+                if job.fold is not None and session in (job.session, job.affinity) and not _is_done(job)
             }
             self._announcements.announce(row, folds, now=now, ended=ended)
             self._announced_at = mono

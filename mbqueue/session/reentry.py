@@ -9,7 +9,6 @@ the queue says beyond the files that exist is queued again.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,13 +78,13 @@ class Reentry:
             self._folds[key] = PublishedFold(self._drive, experiment, fold, self.damaged)
         return self._folds[key]
 
-    def restore(self) -> None:
+    def restore(self, *, from_snapshot: bool = True) -> None:
         """Make the live queue: from the newest whole snapshot, or empty, and then from everything newer."""
         self._drive.check()
         building = self._project.live_dir / f"{files.TEMP_PREFIX}queue.db"
         for left in self._project.live_dir.glob(f"{building.name}*"):
             left.unlink()
-        snapshot = self._snapshots.fetch_newest(building)
+        snapshot = self._snapshots.fetch_newest(building) if from_snapshot else None
         now = self._clock.now()
         state = LiveState(damaged=LiveState.load(self._project.publishing_file).damaged)
         with Queue(building) as queue:
@@ -140,7 +139,7 @@ class Reentry:
         for name, fold in published_folds(self._drive):
             if name not in found:
                 for commit in self.published_fold(name, fold).commits():
-                    if _is_sound(commit.manifest, commit.path):
+                    if is_sound(commit.manifest, commit.path):
                         assert commit.manifest.enqueued is not None
                         found[name] = commit.manifest.enqueued
         return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
@@ -291,7 +290,8 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     return True
 
 
-def _is_sound(manifest: Manifest, source: str) -> bool:
+def is_sound(manifest: Manifest, source: str) -> bool:
+    """Whether a manifest says how its experiment was enqueued, in a form that can be trusted."""
     try:
         if manifest.enqueued is None:
             return False
@@ -299,10 +299,3 @@ def _is_sound(manifest: Manifest, source: str) -> bool:
     except (QueueError, KeyError, TypeError, ValueError, AttributeError):
         return False
     return bool(manifest.enqueued["spec"]["name"] == manifest.experiment)
-
-
-def clear_live(project: ProjectFolder) -> None:
-    """Remove what a live folder holds of the queue, so that the next entry makes it from what is published."""
-    for name in ("queue.db", "queue.db-wal", "queue.db-shm", "queue.db.lock", "publishing.json"):
-        (project.live_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(project.live_dir / "checkpoints", ignore_errors=True)

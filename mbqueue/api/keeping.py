@@ -1,0 +1,47 @@
+"""Keeping the state safe: recover, backup, restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbqueue.api.opened import OpenedProject, tell
+
+if TYPE_CHECKING:
+    from mbqueue.session.archive import Backup
+    from mbqueue.session.recover import Recovered
+
+
+class Keeping(OpenedProject):
+    """recover, back_up, restore."""
+
+    def recover(self, *, force: bool = False) -> Recovered:
+        """Rebuild the queue from the manifests of the checkpoints alone. The queue before is kept beside it.
+
+        Raises:
+            UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
+        """
+        from mbqueue.session.recover import recover  # noqa: PLC0415
+
+        return recover(self.folder, force=force, note=tell, clock=self._clock)
+
+    def back_up(self, file: str | Path) -> Backup:
+        """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive, while sessions may work.
+
+        Raises:
+            UsageError: when the file exists, or there is no queue.
+        """
+        from mbqueue.session.archive import back_up  # noqa: PLC0415
+
+        return back_up(self.folder, Path(file), clock=self._clock)
+
+    def restore(self, file: str | Path, *, force: bool = False) -> Backup:
+        """Put the state of an archive in place of this project's; what was there before is kept beside it.
+
+        Raises:
+            DamagedArchive: when it is not what `back_up` wrote; nothing was changed.
+            UsageError: when there is a queue and ``force`` is not given, or a session works with it.
+        """
+        from mbqueue.session.archive import restore  # noqa: PLC0415
+
+        return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)

@@ -1,0 +1,49 @@
+"""Commands that keep the state safe: recover, backup, restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbqueue.cli.console import print_line, say
+from mbqueue.cli.options import open_project
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a queue that is whole; it is kept beside it.")]
+
+
+def recover(context: typer.Context, force: ForceOption = False) -> None:
+    """Rebuild the queue from the manifests of the checkpoints alone, when its database is lost or damaged.
+
+    Finished epochs come back as they were; predictions and records are made again by the next session.
+
+    Example: mbqueue recover
+    """
+    found = open_project(context).recover(force=force)
+    for experiment, fold, epochs in found.folds:
+        print_line(f"{experiment} fold {fold}: {epochs} epochs")
+    if found.replaced is not None:
+        say(f"The queue that was there is now {found.replaced}")
+
+
+def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="The archive to write, a .tar.")]) -> None:
+    """Write the whole state to one archive: queue, checkpoints, results, jobs, settings. Sessions may go on meanwhile.
+
+    Example: mbqueue backup monday.tar
+    """
+    made = open_project(context).back_up(file)
+    print_line(f"{file}: {made.files} files, {made.commits} commits, {made.size / 1e6:.1f} MB")
+
+
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="An archive that backup wrote.")],
+    force: ForceOption = False,
+) -> None:
+    """Put the state of an archive in place of this project's. It is checked whole before anything is touched.
+
+    Example: mbqueue restore monday.tar
+    """
+    found = open_project(context).restore(file, force=force)
+    print_line(f"{file}: {found.files} files, {found.commits} commits restored")

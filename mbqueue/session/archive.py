@@ -1,0 +1,243 @@
+"""The whole state of a project in one archive: `mbqueue backup` and `mbqueue restore`.
+
+A tar file: queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and last checksums.json with the size
+and SHA-256 of every other member. Sessions may work while it is made: the snapshot is taken first, and commits are
+read after it, so they are at least as far as it says; what they are further is taken over when it is restored.
+Caches are left out; they are made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+import mbqueue
+from mbqueue import files
+from mbqueue.clock import Clock, utc_text
+from mbqueue.errors import MbqueueError, QueueError, UsageError
+from mbqueue.project import SETTINGS_FILE, ProjectFolder
+from mbqueue.queue.store import Queue
+from mbqueue.session.livestate import newest_local
+from mbqueue.session.recover import is_whole_commit, move_queue_aside, newest_whole
+from mbqueue.session.reentry import trained_by
+from mbqueue.session.snapshots import check, take
+from mbqueue.train.manifest import parse_manifest
+
+FORMAT = 1
+CHECKSUMS = "checksums.json"
+LARGEST_MEMBER = 2 << 30
+MOST_MEMBERS = 100_000
+_TRIES = 5
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
+_MEMBER = re.compile(
+    rf"queue\.db|mbqueue\.toml|jobs/{_PART}\.toml|results(?:/{_PART}){{1,8}}|checkpoints/{_PART}/fold_[0-4]/{_PART}\.(?:pt|json)"
+)
+
+
+class DamagedArchive(MbqueueError):
+    """An archive is not what `mbqueue backup` wrote; nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """What is in an archive: number of files, their bytes, and of how many commits."""
+
+    files: int
+    size: int
+    commits: int
+
+
+def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
+    """Write the archive; ``target`` appears only once it is whole.
+
+    Raises:
+        UsageError: when there is no queue, or ``target`` exists.
+        QueueError: when the database is damaged.
+    """
+    if not project.queue_db.exists():
+        raise UsageError(f"There is no queue at {project.queue_db}, so nothing to back up.")
+    if target.exists():
+        raise UsageError(f"{target} exists. Give another name, or remove it first.")
+    snapshot = project.live_dir / f"{files.TEMP_PREFIX}backup.db"
+    checksums: dict[str, dict[str, object]] = {}
+    try:
+        take(project.queue_db, snapshot)
+        with files.replacing(target) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+            for name, content in _contents(project, snapshot):
+                checksums[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                _add(archive, name, content)
+            listing = {"format": FORMAT, "mbqueue": mbqueue.__version__, "files": checksums}
+            _add(archive, CHECKSUMS, json.dumps({**listing, "made_at": utc_text(clock.now())}, indent=1).encode())
+    finally:
+        snapshot.unlink(missing_ok=True)
+    commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in checksums)
+    return Backup(files=len(checksums), size=target.stat().st_size, commits=commits)
+
+
+def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
+    """Put an archive's state in place of the project's; checked whole before anything is touched.
+
+    What was there before is kept beside it (state/replaced-TIME, queue.db.replaced-TIME).
+
+    Raises:
+        DamagedArchive: when it is not what `back_up` wrote, in any byte; nothing was changed.
+        UsageError: when there is a queue and ``force`` is not given, or a session works with it.
+    """
+    if not source.is_file():
+        raise UsageError(f"There is no file {source}.")
+    project.live_dir.mkdir(parents=True, exist_ok=True)
+    staging = project.live_dir / f"{files.TEMP_PREFIX}restore"
+    shutil.rmtree(staging, ignore_errors=True)
+    with FileLock(project.live_dir / "entering.lock", timeout=600):
+        try:
+            found = _unpack(source, staging)
+            check(staging / "queue.db")
+            for path in (staging / "checkpoints").glob("*/*/e*.json"):
+                if not is_whole_commit(path.parent, parse_manifest(path)):
+                    raise DamagedArchive(f"{source}: the checkpoint of {path.name} is not whole.")
+            now = clock.now()
+            with Queue(staging / "queue.db") as queue:
+                queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
+                for experiment in queue.experiments():
+                    for fold in experiment.spec["folds"]:
+                        newest = newest_whole(staging / "checkpoints" / experiment.name / f"fold_{fold}", note)
+                        queue.adopt(trained_by(experiment, fold, newest), now=now, by="restore")
+            for suffix in ("-wal", "-shm", ".lock"):
+                (staging / f"queue.db{suffix}").unlink(missing_ok=True)
+            move_queue_aside(project, force=force, clock=clock)
+            _put_in_place(project, staging, clock)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return found
+
+
+def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of everything, each file whole."""
+    yield "queue.db", snapshot.read_bytes()
+    for folder in sorted((project.live_dir / "checkpoints").glob("*/fold_[0-4]")):
+        for file, content in _commits(folder).items():
+            yield f"checkpoints/{folder.parent.name}/{folder.name}/{file}", content
+    seen = set()
+    for base in dict.fromkeys((project.live_dir / "results" if project.is_split else None, project.results_dir)):
+        for path in sorted(base.rglob("*")) if base else ():
+            name = str(PurePosixPath("results", *path.relative_to(base).parts)) if base else ""
+            if name not in seen and _MEMBER.fullmatch(name) and path.is_file() and not path.is_symlink():
+                seen.add(name)
+                try:
+                    yield name, path.read_bytes()
+                except FileNotFoundError:
+                    continue  # replaced just now; the record that replaces it comes with the next backup
+    for path in sorted(project.jobs_dir.glob("*.toml")):
+        if _MEMBER.fullmatch(f"jobs/{path.name}"):
+            yield f"jobs/{path.name}", path.read_bytes()
+    if (project.root / SETTINGS_FILE).exists():
+        yield SETTINGS_FILE, (project.root / SETTINGS_FILE).read_bytes()
+
+
+def _commits(folder: Path) -> dict[str, bytes]:
+    """File name → bytes of a fold's newest commit and that of its best epoch, as they were at one instant.
+
+    Raises:
+        QueueError: when the folder changes too fast to be read.
+    """
+    for _ in range(_TRIES):
+        newest = newest_local(folder)
+        if newest is None:
+            return {}
+        stems = dict.fromkeys([newest.best["commit"] if newest.best else newest.stem, newest.stem])
+        try:
+            found = {
+                f"{stem}{suffix}": (folder / f"{stem}{suffix}").read_bytes()
+                for stem in stems
+                for suffix in (".pt", ".json")
+            }
+        except FileNotFoundError:
+            continue  # a newer commit took its place while it was read
+        if all(is_whole_commit(folder, parse_manifest(folder / f"{stem}.json")) for stem in stems):
+            return found
+    raise QueueError(f"The newest commit in {folder} is damaged. A session that works on the fold sets it aside.")
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o644
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _unpack(source: Path, staging: Path) -> Backup:
+    """Check an archive and lay its files below ``staging``."""
+    try:
+        with tarfile.open(source, mode="r:") as archive:
+            return _lay_out(archive, source, staging)
+    except (tarfile.TarError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError) as error:
+        raise DamagedArchive(f"{source} is not a whole backup: {error}. Nothing was changed.") from error
+
+
+def _lay_out(archive: tarfile.TarFile, source: Path, staging: Path) -> Backup:
+    laid: dict[str, tuple[int, str]] = {}
+    listing = None
+    for count, member in enumerate(archive):
+        wrong = None
+        if count >= MOST_MEMBERS or listing is not None:
+            wrong = "it has more members than a backup"
+        elif not member.isreg() or member.name in laid:
+            wrong = f"{member.name!r:.200} is no plain file of its own"
+        elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):
+            wrong = f"{member.name!r:.200} is not a name of a backup"
+        elif member.size > LARGEST_MEMBER:
+            wrong = f"{member.name} is too large"
+        if wrong:
+            raise DamagedArchive(f"{source} is not a whole backup: {wrong}. Nothing was changed.")
+        stream = archive.extractfile(member)
+        assert stream is not None
+        content = stream.read()
+        if member.name == CHECKSUMS:
+            listing = json.loads(content)
+            continue
+        laid[member.name] = (len(content), hashlib.sha256(content).hexdigest())
+        files.write_bytes(staging / member.name, content)
+    if listing is None or "queue.db" not in laid:
+        raise DamagedArchive(f"{source} is not a whole backup: it was cut off. Nothing was changed.")
+    if listing["format"] > FORMAT:
+        raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")
+    said = {name: (facts["size"], facts["sha256"]) for name, facts in listing["files"].items()}
+    if said != laid:
+        raise DamagedArchive(f"{source} is damaged: its files are not those of its checksums. Nothing was changed.")
+    commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in laid)
+    return Backup(files=len(laid), size=source.stat().st_size, commits=commits)
+
+
+def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock) -> None:
+    replaced = project.live_dir / f"replaced-{utc_text(clock.now()).replace(':', '')}"
+
+    def put(path: Path, target: Path, name: str) -> None:
+        if target.exists():
+            (replaced / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(target, replaced / name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+
+    if (staging / "checkpoints").exists():
+        put(staging / "checkpoints", project.live_dir / "checkpoints", "checkpoints")
+    results = project.working_results("results")
+    for path in sorted((staging / "results").rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(staging / "results"))
+            put(path, results / name, f"results/{name}")
+    for path in sorted((staging / "jobs").glob("*")):
+        put(path, project.jobs_dir / path.name, f"jobs/{path.name}")
+    if (staging / SETTINGS_FILE).exists():
+        put(staging / SETTINGS_FILE, project.root / SETTINGS_FILE, SETTINGS_FILE)
+    # The queue comes last: while it is missing, whatever was cut off is done again by another restore.
+    (staging / "queue.db").replace(project.queue_db)
+    files.fsync_dir(project.live_dir)

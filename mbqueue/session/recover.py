@@ -1,0 +1,179 @@
+"""Rebuilding the queue from manifests alone, when its database is lost or damaged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from mbqueue import files
+from mbqueue.clock import Clock, utc_text
+from mbqueue.errors import CheckpointError, QueueError, UsageError
+from mbqueue.experiment import load_spec
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session.drive import Drive
+from mbqueue.session.published import is_on_line, rank
+from mbqueue.session.reentry import Reentry, enqueue_again, is_sound, trained_by
+from mbqueue.train.manifest import Manifest, parse_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What `recover` found.
+
+    Attributes:
+        folds: (experiment, fold, finished epochs).
+        replaced: where the database that was there before is now, or None.
+    """
+
+    folds: list[tuple[str, int, int]]
+    replaced: Path | None
+
+
+def recover(
+    project: ProjectFolder, *, force: bool, note: Callable[[str], None], clock: Clock, drive: Drive | None = None
+) -> Recovered:
+    """Make a new queue of what the manifests say; of a split project, those on the mount and in the live folder.
+
+    Every experiment that has a commit comes back as it was enqueued, with its finished epochs; predictions and records
+    are made again (of a split project, taken from the mount where they are whole). Priorities are those of the time
+    of the newest commit; experiments without any commit have to be enqueued again.
+
+    Raises:
+        UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
+    """
+    with FileLock(project.live_dir / "entering.lock", timeout=600):
+        replaced = move_queue_aside(project, force=force, clock=clock)
+        if project.is_split:
+            Reentry(project, drive or Drive(project.root), note=note, clock=clock).restore(from_snapshot=False)
+        else:
+            _restore_local(project, note, clock)
+    found: list[tuple[str, int, int]] = []
+    if project.queue_db.exists():
+        with Queue(project.queue_db, read_only=True) as queue:
+            for experiment in queue.experiments():
+                for fold in experiment.spec["folds"]:
+                    jobs = queue.jobs(experiment=experiment.name, fold=fold, state=State.COMMITTED)
+                    found.append((experiment.name, fold, sum(job.kind is Kind.TRAIN for job in jobs)))
+    return Recovered(folds=found, replaced=replaced)
+
+
+def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Path | None:
+    """Make room for another queue; returns where the one before is now, or None when there was none.
+
+    Raises:
+        UsageError: when it is whole and ``force`` is not given, or a session works with it.
+    """
+    path, now = project.queue_db, clock.now()
+    if not path.exists():
+        return None
+    try:
+        with Queue(path, read_only=True) as queue:
+            live = [row for row in queue.sessions() if row.is_live(now)]
+            with queue.reading() as db:
+                db.execute("PRAGMA quick_check").fetchone()
+    except QueueError:
+        live, is_whole = [], False
+    else:
+        is_whole = True
+    if live:
+        raise UsageError(f"Session {live[0].id} on {live[0].host} works with {path}. End it first: mbqueue stop")
+    if is_whole and not force:
+        raise UsageError(f"There is a queue at {path}, and it is whole. To replace it all the same, add --force.")
+    aside = path.with_name(f"{path.name}.replaced-{utc_text(now).replace(':', '')}")
+    for suffix in ("-wal", "-shm", ""):
+        if (part := path.with_name(path.name + suffix)).exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    files.fsync_dir(path.parent)
+    return aside
+
+
+def _restore_local(project: ProjectFolder, note: Callable[[str], None], clock: Clock) -> None:
+    building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
+    for left in project.live_dir.glob(f"{building.name}*"):
+        left.unlink()
+    with Queue(building) as queue:
+        for folder in sorted(project.live_dir.glob("checkpoints/*/fold_[0-4]")):
+            _restore_fold(project, queue, folder, note, clock.now())
+        is_empty = not queue.experiments()
+    for suffix in ("-wal", "-shm", ".lock"):
+        building.with_name(building.name + suffix).unlink(missing_ok=True)
+    if is_empty:
+        building.unlink()
+        note(f"There is no whole commit in {project.live_dir / 'checkpoints'}; nothing could be recovered.")
+        return
+    building.replace(project.queue_db)
+    files.fsync_dir(project.live_dir)
+
+
+def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Callable[[str], None], now: float) -> None:
+    newest = newest_whole(folder, note)
+    if newest is None:
+        return
+    if is_sound(newest, str(folder)):
+        assert newest.enqueued is not None
+        enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)
+    elif not _enqueue_from_file(project, queue, newest, now):
+        note(
+            f"{folder} is left out: its manifests do not say how {newest.experiment} was enqueued, and no file in "
+            f"{project.jobs_dir} has its spec."
+        )
+        return
+    experiment = queue.experiment(newest.experiment)
+    if experiment.spec_hash != newest.spec_hash or newest.fold not in experiment.spec["folds"]:
+        note(f"{folder} is left out: it is of another spec than the other folds of {newest.experiment}.")
+        return
+    if newest.enqueued and newest.enqueued["prepare"]:
+        prepare = newest.enqueued["prepare"]
+        queue.adopt_result(experiment.name, Kind.PREPARE, result=prepare, source="a manifest", now=now, by="recover")
+    queue.adopt(trained_by(experiment, newest.fold, newest), now=now, by="recover")
+
+
+def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
+    """For manifests of before they said how their experiment was enqueued."""
+    try:
+        spec = load_spec(project.experiment_file(manifest.experiment))
+    except UsageError:
+        return False
+    if spec.hash != manifest.spec_hash:
+        return False
+    day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
+    queue.enqueue(spec, results_dir=project.results_folder(day, spec.folder_name), now=now, by="recover")
+    return True
+
+
+def newest_whole(folder: Path, note: Callable[[str], None]) -> Manifest | None:
+    """The commit of a local folder with the most work whose bytes, and its best epoch's, are what was written."""
+    found = []
+    for path in sorted(folder.glob("e*.json")):
+        try:
+            found.append(parse_manifest(path))
+        except (CheckpointError, OSError) as error:
+            note(f"{path} is passed over: {error}")
+    found.sort(key=rank)
+    for manifest in reversed(found):
+        needed: list[Manifest | None] = [manifest]
+        if manifest.best is not None and manifest.best["commit"] != manifest.stem:
+            best = [one for one in found if one.stem == manifest.best["commit"] and is_on_line(one, manifest)]
+            needed += best[:1] or [None]
+        if all(one is not None and is_whole_commit(folder, one) for one in needed):
+            return manifest
+        note(f"{folder / manifest.stem} is passed over: its checkpoint, or that of its best epoch, is not whole.")
+    return None
+
+
+def is_whole_commit(folder: Path, manifest: Manifest) -> bool:
+    """Whether a commit's checkpoint has the size and hash of its manifest."""
+    path = folder / f"{manifest.stem}.pt"
+    try:
+        if path.stat().st_size != manifest.size:
+            return False
+        return hashlib.sha256(path.read_bytes()).hexdigest() == manifest.sha256
+    except OSError:
+        return False
