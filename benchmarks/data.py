@@ -1,4 +1,4 @@
-"""Reading, converting, caching and batching, beside CHGNet's own ways: ``python benchmarks/data.py --data DIR``.
+"""Reading, converting, caching and batching, beside CHGNet's own ways: ``python -m benchmarks.data --data DIR``.
 
 Both sides of a ratio are measured in turns in one process on one core (torch on one thread), in seconds of CPU, so
 that other work on the machine does them no wrong; what is told is the median of the turns. What each side does:
@@ -244,8 +244,6 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
         return
-    # The files beside this one (queue.py) are not to be taken for modules of the same names.
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {JOINED} and the table of matbench")
     parser.add_argument("--work", type=Path, help="folder for files, kept (default: a temporary one)")

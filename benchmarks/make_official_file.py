@@ -1,4 +1,4 @@
-"""Make a file of the official format and size: ``python benchmarks/make_official_file.py --data DIR --out FILE``.
+"""Make a file of the official format and size: ``python -m benchmarks.make_official_file --data DIR --out FILE``.
 
 The official ``matbench_mp_e_form.json.gz`` has to be downloaded; this stands in for it where that cannot be done. Its
 132,752 rows have the real targets, in the real order; each structure is a real Materials Project crystal: the row's

@@ -1,4 +1,4 @@
-"""Choose the shipped sample out of the flla_2015 crystals: ``python benchmarks/make_sample.py --data DIR``.
+"""Choose the shipped sample out of the flla_2015 crystals: ``python -m benchmarks.make_sample --data DIR``.
 
 Rule: of the entries that mbqueue's reader accepts, that keep matbench's own limits (at most 2.5 eV/atom, no noble
 gas) and that are no duplicates (same composition, cell volume and target to 1e-3), take all with an isolated atom or

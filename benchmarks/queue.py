@@ -1,7 +1,7 @@
 """Claims and commits per second: mbqueue beside huey, litequeue and persist-queue, all on SQLite, all durable.
 
     pip install huey litequeue persist-queue
-    python benchmarks/queue.py --jobs 1000 100000 --processes 1 4
+    python -m benchmarks.queue --jobs 1000 100000 --processes 1 4
 
 Every system is set to `synchronous = FULL` and the write-ahead log, holds `--jobs` jobs, and is drained for some
 seconds by `--processes` processes that take a job and report it done, each in a transaction of its own. A system
@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -155,8 +154,6 @@ def drain(name: str, folder: Path, seconds: float) -> float:
 
 
 def main() -> None:
-    # Python puts this folder first on the path, and this file is called like a module of the standard library.
-    sys.path.remove(str(Path(__file__).resolve().parent))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4])

@@ -1,6 +1,6 @@
 """The three experiments on real matbench crystals, small enough for a CPU: is the science sane?
 
-    python benchmarks/science.py --data FOLDER
+    python -m benchmarks.science --data FOLDER
 
 FOLDER holds matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). Runs, in a
 throw-away project, on 2,000 crystals drawn from it: `pretrained_infer` and `head_finetune` as they are shipped (five

@@ -1,6 +1,6 @@
 """Stock CHGNet against mbqueue on the same crystals: training step, inference, and an epoch of the head.
 
-    python benchmarks/training.py --data FOLDER --crystals 512 --device auto
+    python -m benchmarks.training --data FOLDER --crystals 512 --device auto
 
 Both sides run in one process, in turn, on the same batches; medians are printed. The stock side does what
 `chgnet.trainer.Trainer` does in a step, from graphs that were converted beforehand: `model(graphs, task="e")`, the

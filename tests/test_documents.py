@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from mbqueue.cli import main
+from mbqueue.cli.app import app
 from mbqueue.project import ENVIRONMENT_VARIABLE, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +31,7 @@ RUN_IN_ORDER = (
     "docs/sessions.md",
     "docs/data.md",
     "docs/results.md",
+    "docs/drive.md",
     "docs/status-json.md",
     "docs/python.md",
     "docs/states.md",
@@ -147,10 +150,15 @@ def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
     }
     lines = {re.sub(r"\s+#.*", "", line) for line in indented}
     # Measurements take minutes to hours; their scripts have tests of their own where they have logic of their own.
-    measurements = {line for line in lines if line.startswith("python benchmarks/")}
+    measurements = {line for line in lines if line.startswith("python -m benchmarks.")}
     assert lines - measurements == set(LEFT_OUT)
     for line in measurements:
-        assert (ROOT / line.split()[1]).exists(), line
+        assert (ROOT / f"{line.split()[2].replace('.', '/')}.py").exists(), line
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_every_command_is_documented(command: str) -> None:
+    assert any(re.search(rf"mbqueue {command}\b", path.read_text()) for path in DOCUMENTS)
 
 
 def test_every_make_target_in_the_documents_exists() -> None:
