@@ -1,4 +1,7 @@
-"""The compiled core of batching: packed records in, one large disconnected graph out."""
+"""The compiled core of batching: packed records in, one large disconnected graph out.
+
+Indices within a crystal are unsigned: Numba then need not look whether they count from the end.
+"""
 
 from __future__ import annotations
 
@@ -10,133 +13,143 @@ import numpy as np
 from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
+#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, and how it serves for acos beyond: fdlibm's e_acos.c
+#: (Sun Microsystems 1993), whose error is below one unit in the last place of a float64.
+_P = (
+    1.66666666666666657415e-01,
+    -3.25565818622400915405e-01,
+    2.01212532134862925881e-01,
+    -4.00555345006794114027e-02,
+    7.91534994289814532176e-04,
+    3.47933107596021167570e-05,
+)
+_Q = (-2.40339491173441421878e00, 2.02094576023350569471e00, -6.88283971605453293030e-01, 7.70381505559019352791e-02)
+
 
 @compiled
 def _numbers(record: Any, at: int, width: int, numbers: Any) -> int:
-    """Fill ``numbers``, int64 [n], from ``record`` and return where the next ones stand."""
+    """Fill ``numbers``, uint32 [n], from ``record`` and return where the next ones stand."""
     if width == 2:
         for place in range(len(numbers)):
-            numbers[place] = np.int64(record[at + 2 * place]) | np.int64(record[at + 2 * place + 1]) << 8
+            numbers[place] = record[at + 2 * place] | np.uint32(record[at + 2 * place + 1]) << 8
     elif width == 1:
         for place in range(len(numbers)):
-            numbers[place] = np.int64(record[at + place])
+            numbers[place] = record[at + place]
     else:
         for place in range(len(numbers)):
-            value = np.int64(0)
+            value = np.uint32(0)
             for byte in range(width):
-                value |= np.int64(record[at + width * place + byte]) << (8 * byte)
+                value |= np.uint32(record[at + width * place + byte]) << (8 * byte)
             numbers[place] = value
     return at + width * len(numbers)
 
 
 @compiled
 def _all_below(numbers: Any, limit: int) -> Any:
-    largest = np.int64(-1)
+    largest = np.uint32(0)
     for number in numbers:
         largest = max(largest, number)
-    return largest < limit
+    return len(numbers) == 0 or largest < limit
 
 
 @compiled
-def unpack(record: Any, shape: Any, bases: Any, bonds: Any, pairs: Any) -> Any:
+def unpack(record: Any, shape: Any, bases: Any, bonds: Any, ends: Any, images: Any, short: Any) -> Any:
     """What ``conversion.pack_rows`` wrote for one crystal.
 
     Args:
         record: uint8.
-        shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide.
+        shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide; int64 [4].
         bases: numbers of the crystal's first atom, directed and undirected bond, added to what counts those.
-        bonds: filled with centre, neighbour, undirected and reverse of each directed bond, int64 [4, D].
-        pairs: filled with first directed bond (counted within the crystal) and image of each undirected bond, int64
-            [U, 4].
+        bonds: filled with centre, neighbour, undirected and reverse of each directed bond, four of int64 [D].
+        ends: filled with first and second directed bond of each undirected one, within the crystal, uint32 [2, U + 1];
+            the last place is only for work.
+        images: filled with the image of each undirected bond, uint32 [3 U], to be read as int8 (int32 if wide).
+        short: filled with the directed bonds that take part in angles, within the crystal, and their roles, uint32
+            [2, s].
 
     Returns:
-        directed bonds that take part in angles (within the crystal) and their roles, int64 [2, s]; and whether the
-        record makes sense: of an unsound one the rest means nothing.
+        whether the record makes sense; of an unsound one the rest means nothing.
     """
-    n_atoms, n_directed, n_short = shape[0], shape[1], shape[2]
+    n_atoms, n_directed = shape[0], shape[1]
     n_undirected = n_directed // 2
     width, image_width = (4, 4) if shape[3] else (2, 1)
-    per_atom, bits = np.empty(n_atoms, np.int64), np.empty((n_directed + 7) // 8, np.int64)
-    later, ends = np.zeros(n_undirected + 1, np.int64), np.zeros(n_undirected + 1, np.int64)
-    first, image = np.zeros(n_undirected + 1, np.int64), np.empty(3 * n_undirected, np.int64)
-    short = np.empty((2, n_short), np.int64)
-    expected = width * (n_atoms + 2 * n_undirected + n_short) + 3 * image_width * n_undirected + len(bits) + n_short
-    if expected > len(record):
-        return short, False
+    if width * (n_atoms + n_undirected + shape[2]) + 3 * image_width * n_undirected + shape[2] > len(record):
+        return False
+    per_atom = np.empty(n_atoms, np.uint32)
+    first, second = ends[0], ends[1][:n_undirected]
     at = _numbers(record, 0, width, per_atom)
-    at = _numbers(record, at, width, later[:n_undirected])
-    at = _numbers(record, at, width, ends[:n_undirected])
+    at = _numbers(record, at, width, second)
     at = _numbers(record, at, width, short[0])
-    at = _numbers(record, at, image_width, image)
-    at = _numbers(record, at, 1, bits)
+    at = _numbers(record, at, image_width, images)
     _numbers(record, at, 1, short[1])
     total = np.int64(0)
     for atom in range(n_atoms):
         total += per_atom[atom]
-    if not (
-        total == n_directed
-        and _all_below(later, max(1, n_undirected))
-        and _all_below(ends, n_atoms)
-        and _all_below(short[0], n_directed)
-    ):
-        return short, False
+    if total != n_directed or not (_all_below(second, n_directed) and _all_below(short[0], n_directed)):
+        return False
 
     atom0, bond0, half0 = bases[0], bases[1], bases[2]
-    center, neighbor, undirected, reverse = bonds[0], bonds[1], bonds[2], bonds[3]
-    bond, new, old = 0, np.int64(0), np.int64(0)
+    center, neighbor, undirected, reverse = bonds
+    bond = 0
     for atom in range(n_atoms):
         for here in range(bond, bond + per_atom[atom]):
-            # Without a branch, since which of its two a bond is cannot be guessed: ``is_first`` selects by product.
-            # An unsound record may run past the end of the lists, which have one more place for that.
-            is_first = bits[here >> 3] >> (here & 7) & 1
-            new_or_end, old_or_end = min(new, n_undirected), min(old, n_undirected)
-            pair = is_first * new_or_end + (1 - is_first) * later[old_or_end]
-            begin = is_first * here + (1 - is_first) * first[pair]
             center[here] = atom + atom0
-            neighbor[here] = is_first * (ends[new_or_end] + atom0) + (1 - is_first) * center[begin]
-            undirected[here], reverse[here] = pair + half0, begin + bond0
-            first[pair], reverse[begin] = begin, here + bond0
-            new += is_first
-            old += 1 - is_first
         bond += per_atom[atom]
-    half = np.int64(1) << (8 * image_width - 1)
+    for here in range(n_directed):
+        undirected[here] = -1
     for pair in range(n_undirected):
-        pairs[pair, 0] = first[pair]
-        for axis in range(3):
-            pairs[pair, 1 + axis] = (image[3 * pair + axis] ^ half) - half
-    return short, new == n_undirected and old == n_undirected
+        undirected[second[pair]] = pair
+    n_first = np.int64(0)
+    for here in range(n_directed):
+        n_first += undirected[here] < 0
+    if n_first != n_undirected:
+        return False
+    # What is no second bond is a first one; without a branch, since which of the two it is cannot be guessed.
+    pair = 0
+    for here in range(n_directed):
+        first[pair] = here
+        pair += undirected[here] < 0
+    for pair in range(n_undirected):
+        begin, end = first[pair], second[pair]
+        undirected[begin], undirected[end] = half0 + pair, half0 + pair
+        reverse[begin], reverse[end] = bond0 + end, bond0 + begin
+        neighbor[begin], neighbor[end] = center[end], center[begin]
+    return True
 
 
 @compiled
-def _angles_at_atoms(short: Any, units: Any, blocks: Any) -> Any:
-    """Angle between every two short bonds at one atom, radian.
+def _measure(
+    center: Any, neighbor: Any, first: Any, images: Any, half: int, cart: Any, lattice: Any, vectors: Any
+) -> None:
+    """Fill ``vectors``, float64 [U, 4], with each undirected bond's vector, seen from its first end, and length, Å."""
+    for pair in range(len(vectors)):
+        here, there = center[first[pair]], neighbor[first[pair]]
+        i = float((np.int64(images[3 * pair]) ^ half) - half)
+        j = float((np.int64(images[3 * pair + 1]) ^ half) - half)
+        k = float((np.int64(images[3 * pair + 2]) ^ half) - half)
+        squared = 0.0
+        for axis in range(3):
+            move = i * lattice[0, axis] + j * lattice[1, axis] + k * lattice[2, axis]
+            vectors[pair, axis] = cart[there, axis] - cart[here, axis] + move
+            squared += vectors[pair, axis] * vectors[pair, axis]
+        vectors[pair, 3] = math.sqrt(squared)
 
-    Args:
-        short: centre (within the crystal) of each short directed bond, ascending, int64 [s].
-        units: directions of these, float64 [s, 3].
-        blocks: where the bonds of each atom begin, int64 [n + 1].
 
-    Returns:
-        where the row of each bond begins, int64 [s], and the rows: its angles with all bonds of its atom, float32.
-    """
-    rows = np.empty(len(short), np.int64)
-    size = 0
-    for place in range(len(short)):
-        rows[place] = size
-        size += blocks[short[place] + 1] - blocks[short[place]]
-    angles = np.zeros(size, np.float32)
-    for place in range(len(short)):
-        begin, end = blocks[short[place]], blocks[short[place] + 1]
-        for other in range(place + 1, end):
-            cosine = (
-                units[place, 0] * units[other, 0]
-                + units[place, 1] * units[other, 1]
-                + units[place, 2] * units[other, 2]
-            )
-            angle = math.acos((1 - 1e-6) * cosine)
-            angles[rows[place] + other - begin] = angle
-            angles[rows[other] + place - begin] = angle
-    return rows, angles
+@compiled
+def arc_cosines(cosines: Any, angles: Any) -> None:
+    """acos of each of ``cosines``, float64 within ±1, into ``angles``, float32; many at once, as libm's cannot be."""
+    p0, p1, p2, p3, p4, p5 = _P
+    q1, q2, q3, q4 = _Q
+    for place in range(len(cosines)):
+        x = cosines[place]
+        size = abs(x)
+        inner = size < 0.5
+        z = x * x if inner else 0.5 * (1.0 - size)
+        root = math.sqrt(z)
+        share = z * (p0 + z * (p1 + z * (p2 + z * (p3 + z * (p4 + z * p5)))))
+        share /= 1.0 + z * (q1 + z * (q2 + z * (q3 + z * q4)))
+        outside = 2.0 * (root + root * share)
+        angles[place] = 0.5 * math.pi - (x + x * share) if inner else (outside if x > 0 else math.pi - outside)
 
 
 @compiled
@@ -156,11 +169,16 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         rounded once.
     """
     n_directed, n_short_bonds, n_angles = sizes[0], sizes[1], sizes[2]
-    atom_crystal = np.empty(len(cart), np.int64)
-    bonds = np.empty((4, n_directed), np.int64)
-    bond_length = np.empty(n_directed // 2, np.float32)
-    short_bond = np.empty(n_short_bonds, np.int64)
-    numbers, angle = np.empty((4, n_angles), np.int64), np.empty(n_angles, np.float32)
+    # One piece of memory for all: the allocator keeps that for the next batch, where it gives many pieces back to the
+    # system, which has to clear them again. The last two have one place more, because an angle or a bond that does
+    # not count is written too, and then written over.
+    n_atoms_all, n_angle_places = len(cart), n_angles + 1
+    room = np.empty(n_atoms_all + 4 * (n_directed + n_angle_places) + n_short_bonds + 1, np.int64)
+    atom_crystal, room = room[:n_atoms_all], room[n_atoms_all:]
+    bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
+    numbers, short_bond = room[: 4 * n_angle_places].reshape((4, n_angle_places)), room[4 * n_angle_places :]
+    bond_length, angle = np.empty(n_directed // 2, np.float32), np.empty(n_angles, np.float32)
+    centers, neighbors, undirected, reverse = bonds[0], bonds[1], bonds[2], bonds[3]
     angle_center, angle_i, angle_j, by_j = numbers[0], numbers[1], numbers[2], numbers[3]
     shape, bases = np.empty(4, np.int64), np.zeros(3, np.int64)
     unsound = -1
@@ -168,57 +186,54 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
     for b in range(len(n_atoms)):
         for atom in range(atom0, atom0 + n_atoms[b]):
             atom_crystal[atom] = b
-        half0, n_pairs = bond0 // 2, index[b, 1] // 2
-        shape[0], shape[1], shape[2], shape[3] = n_atoms[b], index[b, 1], index[b, 2], index[b, 5]
+        half0, n_pairs, n_directed_short = bond0 // 2, index[b, 1] // 2, index[b, 2]
+        shape[0], shape[1], shape[2], shape[3] = n_atoms[b], index[b, 1], n_directed_short, index[b, 5]
         bases[0], bases[1], bases[2] = atom0, bond0, half0
-        pairs = np.empty((n_pairs, 4), np.int64)
+        ends, images = np.empty((2, n_pairs + 1), np.uint32), np.empty(3 * n_pairs, np.uint32)
+        short = np.empty((2, n_directed_short), np.uint32)
         end = bond0 + index[b, 1]
-        short, sound = unpack(records[starts[b] : starts[b + 1]], shape, bases, bonds[:, bond0:end], pairs)
-        if not sound:
+        mine = centers[bond0:end], neighbors[bond0:end], undirected[bond0:end], reverse[bond0:end]
+        of_center, of_neighbor, pair_of, _ = mine
+        if not unpack(records[starts[b] : starts[b + 1]], shape, bases, mine, ends, images, short):
             unsound = b
             break
-        lattice = lattices[b]
         vectors = np.empty((n_pairs, 4))
+        _measure(of_center, of_neighbor, ends[0], images, 1 << (31 if shape[3] else 7), cart, lattices[b], vectors)
         for pair in range(n_pairs):
-            here, there = bonds[0, bond0 + pairs[pair, 0]], bonds[1, bond0 + pairs[pair, 0]]
-            i, j, k = float(pairs[pair, 1]), float(pairs[pair, 2]), float(pairs[pair, 3])
-            squared = 0.0
-            for axis in range(3):
-                move = i * lattice[0, axis] + j * lattice[1, axis] + k * lattice[2, axis]
-                vectors[pair, axis] = cart[there, axis] - cart[here, axis] + move
-                squared += vectors[pair, axis] * vectors[pair, axis]
-            vectors[pair, 3] = math.sqrt(squared)
             bond_length[half0 + pair] = vectors[pair, 3]
 
         # Number the short undirected bonds in ascending order.
-        n_directed_short = index[b, 2]
-        number = np.full(n_pairs, -1, np.int64)
+        is_short, number = np.zeros(n_pairs, np.uint8), np.empty(n_pairs, np.uint32)
+        ascending = True
         for place in range(n_directed_short):
-            number[bonds[2, bond0 + short[0, place]] - half0] = 0
+            ascending &= place == 0 or short[0, place - 1] < short[0, place]
+            is_short[pair_of[short[0, place]] - half0] = 1
         n_short = 0
         for pair in range(n_pairs):
-            if number[pair] == 0:
-                number[pair] = n_short
-                if short0 + n_short < n_short_bonds:
-                    short_bond[short0 + n_short] = half0 + pair
-                n_short += 1
+            n_short += is_short[pair]
+        if not ascending or n_short != index[b, 3]:
+            unsound = b
+            break
+        n_short = 0
+        for pair in range(n_pairs):
+            number[pair], short_bond[short0 + n_short] = n_short, half0 + pair
+            n_short += is_short[pair]
         # Where the one or two directed bonds of each stand in ``short``, and where those of each atom do.
         places = np.full((n_short, 2), -1, np.int64)
         units, blocks = np.empty((n_directed_short, 3)), np.empty(n_atoms[b] + 1, np.int64)
-        centers, which = np.empty(n_directed_short, np.int64), np.empty(n_directed_short, np.int64)
-        n_first, n_second = np.zeros(n_atoms[b], np.int64), np.zeros(n_atoms[b], np.int64)
+        at_atom, which = np.empty(n_directed_short, np.int64), np.empty(n_directed_short, np.uint32)
+        n_first = np.zeros(n_atoms[b], np.int64)
         filled = 0
         for place in range(n_directed_short):
             bond = short[0, place]
-            pair = bonds[2, bond0 + bond] - half0
-            centers[place], which[place] = bonds[0, bond0 + bond] - atom0, number[pair]
-            n_first[centers[place]] += short[1, place] & AS_I
-            n_second[centers[place]] += (short[1, place] & AS_J) // AS_J
+            pair = pair_of[bond] - half0
+            at_atom[place], which[place] = of_center[bond] - atom0, number[pair]
+            n_first[at_atom[place]] += short[1, place] & AS_I
             places[number[pair], 0 if places[number[pair], 0] < 0 else 1] = place
-            share = (1.0 if pairs[pair, 0] == bond else -1.0) / vectors[pair, 3]
+            share = (1.0 if ends[0, pair] == bond else -1.0) / vectors[pair, 3]
             for axis in range(3):
                 units[place, axis] = share * vectors[pair, axis]
-            while filled <= centers[place]:
+            while filled <= at_atom[place]:
                 blocks[filled] = place
                 filled += 1
         while filled <= n_atoms[b]:
@@ -228,43 +243,35 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         total = 0
         for place in range(n_directed_short):
             if short[1, place] & AS_J:
-                partners = n_first[centers[place]] - (short[1, place] & AS_I)
+                partners = n_first[at_atom[place]] - (short[1, place] & AS_I)
                 counts[which[place] + 1] += partners
                 total += partners
-        if n_short != index[b, 3] or total != index[b, 4]:
+        if total != index[b, 4]:
             unsound = b
             break
 
-        rows, values = _angles_at_atoms(centers, units, blocks)
-        count = angle0
+        cosines = np.empty(total + 1)
+        count = 0
         for bond in range(n_short):
             for side in range(2):
                 place = places[bond, side]
                 if place < 0 or not short[1, place] & AS_I:
                     continue
-                center = centers[place]
-                # All others at this atom: those before this bond, then those behind it.
-                for half in range(2):
-                    begin = place + 1 if half else blocks[center]
-                    stop = blocks[center + 1] if half else place
-                    shift = rows[place] - blocks[center]
-                    if n_second[center] == blocks[center + 1] - blocks[center]:
-                        for other in range(begin, stop):
-                            here = count + other - begin
-                            angle[here], angle_j[here] = values[shift + other], short0 + which[other]
-                            angle_center[here], angle_i[here] = atom0 + center, short0 + bond
-                        count += stop - begin
-                    else:
-                        for other in range(begin, stop):
-                            if short[1, other] & AS_J:
-                                angle[count], angle_j[count] = values[shift + other], short0 + which[other]
-                                angle_center[count], angle_i[count] = atom0 + center, short0 + bond
-                                count += 1
+                center = at_atom[place]
+                x, y, z = units[place, 0], units[place, 1], units[place, 2]
+                for other in range(blocks[center], blocks[center + 1]):
+                    here = angle0 + count
+                    angle_center[here], angle_i[here] = atom0 + center, short0 + bond
+                    angle_j[here] = short0 + which[other]
+                    cosine = x * units[other, 0] + y * units[other, 1] + z * units[other, 2]
+                    cosines[count] = (1 - 1e-6) * cosine
+                    count += (other != place) & (short[1, other] >= AS_J)
+        arc_cosines(cosines[:total], angle[angle0 : angle0 + total])
         for bond in range(n_short):
             counts[bond + 1] += counts[bond]
-        for here in range(angle0, count):
+        for here in range(angle0, angle0 + total):
             bond = angle_j[here] - short0
             by_j[angle0 + counts[bond]] = here
             counts[bond] += 1
-        atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short0 + n_short, count
-    return atom_crystal, bonds, bond_length, short_bond, numbers, angle, unsound
+        atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short0 + n_short, angle0 + total
+    return atom_crystal, bonds, bond_length, short_bond[:n_short_bonds], numbers[:, :n_angles], angle, unsound

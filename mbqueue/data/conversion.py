@@ -154,8 +154,8 @@ def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) ->
 
     Returns:
         bonds per atom int64 [n], copy that is the neighbour int32 [D], copies int32 [P, 4], undirected int32 [D],
-        first directed bond of each undirected one int32 [U], directed bonds that take part in angles int32 [s], their
-        roles uint8 [s], number of angles, cut-off used (Å).
+        first and second directed bond of each undirected one int32 [U], directed bonds that take part in angles int32
+        [s], their roles uint8 [s], number of angles, cut-off used (Å).
     """
     cutoff = atom_cutoff
     per_atom, slots, squares, copies = find_bonds(cart, lattice, cutoff)
@@ -168,7 +168,7 @@ def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) ->
         slots, squares = slots[:kept], squares[:kept]
         undirected, first, second = pair_bonds(per_atom, slots, copies)
     short, roles, n_angles = _short_bonds(per_atom, squares, undirected, first, bond_cutoff)
-    return per_atom, slots, copies, undirected, first, short, roles, n_angles, cutoff
+    return per_atom, slots, copies, undirected, first, second, short, roles, n_angles, cutoff
 
 
 @compiled
@@ -179,14 +179,14 @@ def _put(records: Any, at: int, value: int, width: int) -> int:
 
 
 @compiled
-def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:  # noqa: PLR0912  one pass over the data
+def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """The graphs of N consecutive crystals as records of bytes.
 
     A record holds, in this order, little-endian, in 2 bytes each (4 if the record is wide, which it is with more than
-    65,535 bonds or an image beyond ±127): bonds per atom [n]; undirected bond of each directed bond that is not the
-    first of its two [U]; neighbour of each undirected bond, seen from its first directed one [U]; directed bonds that
-    take part in angles [s]. Then the image of each undirected bond [U, 3] in 1 byte (4 if wide); one bit for each
-    directed bond, set if it is the first of its two [D/8]; and the roles in angles in 1 byte [s].
+    65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected one [U];
+    directed bonds that take part in angles [s]. Then the image of each undirected bond, seen from its first directed
+    one, [U, 3] in 1 byte (4 if wide); and the roles in angles in 1 byte [s]. The rest follows: undirected bonds are
+    numbered in the order of their first directed ones, and the neighbour of one is the centre of the other.
 
     Args:
         atom_offsets: where each crystal's atoms begin in ``cart``, int64 [N + 1], first 0.
@@ -204,7 +204,7 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
     index, cutoffs = np.empty((n_rows, 6), np.int64), np.empty(n_rows)
     at = 0
     for row in range(n_rows):
-        per_atom, slots, copies, undirected, first, short, roles, n_angles, cutoff = graph_of(
+        per_atom, slots, copies, undirected, first, second, short, roles, n_angles, cutoff = graph_of(
             cart[atom_offsets[row] : atom_offsets[row + 1]], lattices[row], atom_cutoff, bond_cutoff
         )
         n_directed, n_undirected = len(slots), len(first)
@@ -214,8 +214,7 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
                 far = max(far, abs(copies[slots[bond], axis]))
         wide = n_directed > 0xFFFF or far > 127
         width, image_width = (4, 4) if wide else (2, 1)
-        needed = at + width * (len(per_atom) + 2 * n_undirected + len(short)) + 3 * image_width * n_undirected
-        needed += n_directed // 8 + 1 + len(short)
+        needed = at + width * (len(per_atom) + n_undirected + len(short)) + 3 * image_width * n_undirected + len(short)
         if needed > len(records):
             larger = np.empty(2 * needed, np.uint8)
             for byte in range(at):
@@ -227,21 +226,13 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
         cutoffs[row] = cutoff
         for count in per_atom:
             at = _put(records, at, count, width)
-        for bond in range(n_directed):
-            if first[undirected[bond]] != bond:
-                at = _put(records, at, undirected[bond], width)
-        for bond in first:
-            at = _put(records, at, copies[slots[bond], 0], width)
+        for bond in second:
+            at = _put(records, at, bond, width)
         for bond in short:
             at = _put(records, at, bond, width)
         for bond in first:
             for axis in range(1, 4):
                 at = _put(records, at, copies[slots[bond], axis], image_width)
-        for begin in range(0, n_directed, 8):
-            bits = 0
-            for bond in range(begin, min(begin + 8, n_directed)):
-                bits |= int(first[undirected[bond]] == bond) << (bond - begin)
-            at = _put(records, at, bits, 1)
         seen = np.zeros(n_undirected, np.uint8)
         n_short = 0
         for place in range(len(short)):

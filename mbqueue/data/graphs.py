@@ -15,7 +15,7 @@ ATOM_CUTOFF = 6.0
 BOND_CUTOFF = 3.0
 
 #: Goes up whenever the records of the same crystals would come out otherwise.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +94,15 @@ def convert(
 def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     """One packed graph in the form of CHGNet's ``CrystalGraph``."""
     start, n_directed, n_short, _, n_angles, wide = packed.index[row].tolist()
-    bonds, pairs = np.empty((4, n_directed), np.int64), np.empty((n_directed // 2, 4), np.int64)
+    bonds, ends = np.empty((4, n_directed), np.int64), np.empty((2, n_directed // 2 + 1), np.uint32)
+    images, places = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)
     shape = np.array([n_atoms, n_directed, n_short, wide])
-    (short, roles), sound = unpack(packed.records[start:], shape, np.zeros(3, np.int64), bonds, pairs)
+    sound = unpack(packed.records[start:], shape, np.zeros(3, np.int64), tuple(bonds), ends, images, places)
     assert sound, "a record that was just made"
     center, neighbor, undirected, reverse = bonds
-    first = pairs[:, 0]
+    first, (short, roles) = ends[0, :-1].astype(np.int64), places.astype(np.int64)
     sign = np.where(first[undirected] == np.arange(n_directed), 1, -1)
-    image = pairs[undirected, 1:] * sign[:, None]
+    image = images.astype(np.int32 if wide else np.int8).reshape(-1, 3)[undirected] * sign[:, None]
     angles = []
     for i in short[np.lexsort((short, undirected[short]))]:
         if roles[np.searchsorted(short, i)] & AS_I:
