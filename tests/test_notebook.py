@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mbqueue.project import ENVIRONMENT_VARIABLE
+from mbqueue.project import ENVIRONMENT_VARIABLE, LIVE_VARIABLE
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "mbqueue_colab.ipynb"
 #: Needs the network and would install into the environment of the tests.
@@ -108,6 +109,9 @@ def make_small(project: Path) -> None:
 
 def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    # A folder is no mount, so the live folder that a drive would get is asked for.
+    live = tmp_path / "live"
+    monkeypatch.setenv(LIVE_VARIABLE, str(live))
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.1)))
     colab = Colab(tmp_path, monkeypatch)
@@ -129,5 +133,7 @@ def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch:
     # It may still be leaving, or be gone.
     assert "No session" in colab.said[-1] or "nothing is left to do" in colab.said[-1]
     assert len(colab.not_run) == 2
-    # The next session runs the same cells.
+    # The next session runs the same cells, on another machine.
+    shutil.rmtree(live)
     assert colab.run(enqueue) == "unchanged"
+    assert colab.names["project"].status().experiments.loc["full_finetune", "state"] == "done"
