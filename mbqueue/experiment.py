@@ -106,6 +106,11 @@ class TrainSpec(_Section):
         description="Largest number of directed bonds that go through the device at once; a batch above it is "
         "accumulated in parts, to the same gradient. 0 has no cap.",
     )
+    group_by_size: bool = Field(
+        False,
+        description="Make each batch of crystals of similar size, which evens out memory and the time of a step; "
+        "batches stay in random order, but are not each a random draw.",
+    )
     precision: Literal["float32", "tf32", "bf16"] = Field(
         "float32", description="Arithmetic of matrix products on a GPU. Weights and sums stay float32."
     )
@@ -115,6 +120,12 @@ class TrainSpec(_Section):
         if self.unfreeze_epochs and self.unfreeze_epochs >= self.epochs:
             raise ValueError(f"unfreeze_epochs = {self.unfreeze_epochs} must be below epochs = {self.epochs}")
         return self
+
+
+#: What changes no fold's result.
+_NOT_HASHED = {"name", "results_name", "description", "folds"}
+#: Keys of [train] that specs enqueued by earlier versions do not have, with the value that those ran with.
+_YOUNGER_IN_TRAIN = {"group_by_size": False}
 
 
 class Spec(_Section):
@@ -155,12 +166,23 @@ class Spec(_Section):
     @property
     def hash(self) -> str:
         """Hex SHA-256 over everything that changes a fold's result."""
-        content = self.model_dump(mode="json", exclude={"name", "results_name", "description", "folds"})
-        return sha256_of_json(content)
+        return hash_of_spec(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The whole spec as plain JSON values."""
         return self.model_dump(mode="json")
+
+
+def hash_of_spec(content: Mapping[str, Any]) -> str:
+    """`Spec.hash` of a spec that is plain JSON values, as `Spec.to_json` gives it."""
+    told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
+    # Keys that are younger than the hash: left out where they say what was done before there were any.
+    train = dict(content["train"])
+    for key, as_before in _YOUNGER_IN_TRAIN.items():
+        if train.get(key) == as_before:
+            del train[key]
+    told_apart_by["train"] = train
+    return sha256_of_json(told_apart_by)
 
 
 def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:

@@ -75,11 +75,12 @@ class OpenedProject:
         Where only what `record` writes is lost, it is the first fold, since redoing any of them records again.
         """
         from mbqueue.results.record import RESULTS_FILE, broken_folds  # noqa: PLC0415
+        from mbqueue.session.facts import written_facts  # noqa: PLC0415
 
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
         folder = self._newest_results(queue.experiment(experiment).results_dir)
         predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]
-        lost = broken_folds(folder, predicted)
+        lost = broken_folds(folder, predicted, facts=written_facts(jobs))
         if not lost and any(job.kind is Kind.RECORD for job in jobs) and not (folder / RESULTS_FILE).exists():
             lost = {predicted[0]: f"There is no file {folder / RESULTS_FILE}."}
         return lost

@@ -150,6 +150,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
                 (folder / old).unlink(missing_ok=True)
             for path in [*made, staging / RESULTS_FILE]:
                 path.replace(folder / path.name)
+            staging.rmdir()  # here, so that a death right after the commit leaves nothing behind
             files.fsync_dir(folder)
 
         commit(content, publish)
@@ -175,19 +176,39 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     return content
 
 
-def broken_folds(folder: Path, folds: Sequence[int]) -> dict[int, str]:
+def fold_facts(folder: Path, fold: int) -> dict[str, dict[str, int | str]]:
+    """Name → size and SHA-256 of the fold's history, predictions and model.
+
+    Raises:
+        ResultsError: when one is missing.
+    """
+    paths = [file_of(folder, fold) for file_of in (history_file, predictions_file, model_file)]
+    return {path.name: _facts(path) for path in paths}
+
+
+def broken_folds(
+    folder: Path, folds: Sequence[int], *, facts: Mapping[int, Mapping[str, Any]] | None = None
+) -> dict[int, str]:
     """Fold → what is wrong, for the folds whose history, predictions or model are missing or damaged.
 
     For the worker: such a fold only has to be predicted again, its checkpoints hold all that is needed.
+
+    Args:
+        facts: fold → what `fold_facts` gave when its files were written; a fold that is not in it is only read.
     """
     found = {}
     for fold in folds:
         try:
             read_history(history_file(folder, fold))
             read_predictions(predictions_file(folder, fold))
-            _facts(model_file(folder, fold))
+            there = fold_facts(folder, fold)
         except ResultsError as error:
             found[fold] = str(error)
+            continue
+        written = (facts or {}).get(fold, there)
+        changed = [name for name, fact in there.items() if written.get(name) != fact]
+        if changed:
+            found[fold] = f"{', '.join(changed)} in {folder}: not the bytes that were written."
     return found
 
 

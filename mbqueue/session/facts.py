@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
 from mbqueue.data.elements import symbol_of
 from mbqueue.errors import ResultsError
-from mbqueue.queue.jobs import Experiment, Kind, SessionRow
+from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
 
@@ -58,6 +58,15 @@ def record_inputs(
             if result is not None
         },
     )
+
+
+def written_facts(jobs: Iterable[Job]) -> dict[int, Mapping[str, Any]]:
+    """Fold → size and SHA-256 of its files as they were when it was predicted."""
+    return {
+        job.fold: job.result["files"]
+        for job in jobs
+        if job.kind is Kind.PREDICT and job.fold is not None and job.result is not None and "files" in job.result
+    }
 
 
 def _session(row: SessionRow, now: float) -> SessionFacts:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder
 from mbqueue.queue.jobs import Kind, Lease, State
+from mbqueue.results.record import fold_facts
 from mbqueue.results.tables import (
     Predictions,
     history_file,
@@ -53,14 +54,21 @@ def run(place: Workplace, lease: Lease) -> str:
         save_chgnet(model.cpu(), model_file(staging, job.fold))
         write_predictions(predictions_file(staging, job.fold), table)
         write_history(history_file(staging, job.fold), fold.history())
+        facts = fold_facts(staging, job.fold)
 
         def publish() -> None:
             for name in (model_file, history_file, predictions_file):
                 name(staging, fold.fold).replace(name(folder, fold.fold))
+            staging.rmdir()  # here, so that a death right after the commit leaves nothing behind
             fsync_dir(folder)
 
         mae = float(np.mean(table.abs_error))
-        result = {"test_mae": mae, "n_test": len(table), "absent_elements": list(fold.absent_elements)}
+        result = {
+            "test_mae": mae,
+            "n_test": len(table),
+            "absent_elements": list(fold.absent_elements),
+            "files": facts,
+        }
         place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
-from mbqueue.session.facts import record_inputs
+from mbqueue.session.facts import record_inputs, written_facts
 from mbqueue.session.workplace import Rewound, Workplace
 from mbqueue.train.checkpoint import Checkpoints
 
@@ -22,7 +22,7 @@ def run(place: Workplace, lease: Lease) -> str:
     experiment, spec = place.experiment_of(lease.job)
     folder = place.project.working_results(experiment.results_dir)
     make_folder(folder)
-    broken = broken_folds(folder, spec.folds)
+    broken = broken_folds(folder, spec.folds, facts=written_facts(place.queue.jobs(experiment=experiment.name)))
     if broken:
         now, epochs = place.clock.now(), spec.train.epochs
         for fold, why in broken.items():

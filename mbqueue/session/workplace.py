@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from mbqueue.clock import Clock
-from mbqueue.experiment import Spec, parse_spec
+from mbqueue.errors import SpecError
+from mbqueue.experiment import Spec, hash_of_spec, parse_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
@@ -85,8 +86,18 @@ class Workplace:
     # -- what a job works on ---------------------------------------------------------------------------------------
 
     def experiment_of(self, job: Job) -> tuple[Experiment, Spec]:
-        """A job's experiment and its spec."""
+        """A job's experiment and its spec.
+
+        Raises:
+            SpecError: when it is not the spec that was enqueued.
+        """
         experiment = self.queue.experiment_of(job.experiment_id)
+        if hash_of_spec(experiment.spec) != experiment.spec_hash:
+            # SQLite keeps no checksums: a flipped bit in a learning rate would be trained with.
+            raise SpecError(
+                f"The spec of {experiment.name} in {self.project.queue_db} is not the one that was enqueued: the file "
+                "is damaged. Rebuild the queue from the checkpoints: mbqueue recover --force"
+            )
         return experiment, parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
 
     def progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import N_FOLDS, NAME_PATTERN
+from mbqueue.files import sha256_of_json
 
 FORMAT = 1
 #: No manifest is larger: 10,000 epochs of history take 4 MB.
@@ -76,8 +77,9 @@ class Manifest:
         return self.epoch, self.complete, self.step, self.fence
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``file`` names the checkpoint."""
-        return {**asdict(self), "file": f"{self.stem}.pt"}
+        """Plain JSON values; ``file`` names the checkpoint, ``checksum`` is that of all the rest."""
+        content = {**asdict(self), "file": f"{self.stem}.pt"}
+        return {**content, "checksum": sha256_of_json(content)}
 
 
 class Damaged(CheckpointError):
@@ -111,9 +113,13 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
         raise Damaged(f"The manifest {source} is larger than any that mbqueue writes.")
     try:
         parts = json.loads(content)
-        format_number = int(parts["format"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        checksum, format_number = parts.pop("checksum"), int(parts["format"])
+        # Before anything in it is believed, its format included: one flipped bit makes another digit of a number.
+        is_whole = sha256_of_json(parts) == checksum
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"The manifest {source} cannot be read: {error!r:.200}.") from error
+    if not is_whole:
+        raise Damaged(f"The manifest {source} is not what was written: its checksum is another.")
     if format_number > FORMAT:
         raise CheckpointError(f"{source} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
     known = {f.name for f in fields(Manifest)}

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from mbqueue.errors import CheckpointError, LeaseLost
+from mbqueue.files import sha256_of_json
 from mbqueue.train.checkpoint import Checkpoints, Manifest, Staged
+from mbqueue.train.manifest import Damaged, parse_manifest
 from mbqueue.train.state import serialise
 
 
@@ -86,7 +88,9 @@ def test_a_manifest_that_is_none_is_set_aside(commits: Path, text: str) -> None:
 
 def test_a_manifest_of_a_newer_format_is_an_error_and_stays_where_it_is(commits: Path) -> None:
     path = commits / "e0002-s000001-f0002.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    content = {**json.loads(path.read_text()), "format": 9}
+    content["checksum"] = sha256_of_json({key: value for key, value in content.items() if key != "checksum"})
+    path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="newer mbqueue"):
         Checkpoints(commits).newest()
     assert path.exists()
@@ -172,3 +176,12 @@ def test_only_epochs_up_to_the_asked_one_are_resumed_from(commits: Path) -> None
     newest = Checkpoints(commits).newest(at_most_epoch=1)
     assert newest is not None
     assert newest.stem == "e0001-done-f0001"
+
+
+def test_a_manifest_with_one_changed_digit_is_damaged(commits: Path) -> None:
+    path = commits / "e0002-s000001-f0002.json"
+    content = json.loads(path.read_text())
+    content["history"][0]["val_mae"] += 1e-9
+    path.write_text(json.dumps(content))
+    with pytest.raises(Damaged, match="checksum"):
+        parse_manifest(path)
