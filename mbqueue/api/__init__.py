@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mbqueue.api.data import Data
 from mbqueue.api.keeping import Keeping
 from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
@@ -28,7 +29,7 @@ from mbqueue.project import init_project
 __all__ = ["Project", "Status", "status", "watch"]
 
 
-class Project(Queueing, Sessions, Results, Keeping):
+class Project(Queueing, Sessions, Results, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
     Objects are cheap and hold nothing open; any number of them, in any number of processes, may stand for the same

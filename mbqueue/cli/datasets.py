@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import JsonOption, current_project
+from mbqueue.cli.options import JsonOption, current_project, open_project
 from mbqueue.clock import utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
-from mbqueue.queue.store import Queue
 
 cache = typer.Typer(help="List, verify or prune what lies in the project's cache. All of it can be made again.")
 
@@ -36,14 +35,10 @@ def prepare(
 
     Example: mbqueue prepare sample
     """
-    project = current_project(context)
-
-    from mbqueue.session.loading import load_data
-
+    project = open_project(context)
     wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid)
     with progress_bars() as progress:
-        data = load_data(project, wanted, seed=seed, dataset_hash=None, progress=progress, note=say)
-    assert data is not None, "nobody asked to stop"
+        data = project.prepare(wanted, seed=seed, progress=progress)
     for crystal_id, reason in data.dropped:
         say(f"dropped {crystal_id}: {reason}")
     widened = data.graphs.widened()
@@ -102,16 +97,7 @@ def cache_prune(
 
     Example: mbqueue cache prune
     """
-    from mbqueue.data.caches import prune_caches
-
-    project = current_project(context)
-    needed: set[str] = set()
-    if project.queue_db.exists() and not everything:
-        with Queue(project.queue_db, read_only=True) as queue:
-            states = {entry["name"]: entry["state"] for entry in queue.overview(now=0.0)["experiments"]}
-            unfinished = [e for e in queue.experiments() if states[e.name] != "done"]
-        needed = {e.dataset_hash for e in unfinished if e.dataset_hash is not None}
-    removed = prune_caches(project.cache_dir, keep=needed)
+    removed = open_project(context).prune_cache(everything=everything)
     for entry in removed:
         print_line(f"removed {entry.folder.name}, {entry.size / 1e6:.1f} MB")
     print_line(f"{len(removed)} caches removed, {sum(entry.size for entry in removed) / 1e6:.1f} MB freed")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mbqueue.cli.console import print_line, say
-from mbqueue.cli.options import current_project
+from mbqueue.cli.console import print_line
+from mbqueue.cli.options import open_project
 
 
 def predict(
@@ -29,13 +29,12 @@ def predict(
 
     Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
     """
-    project = current_project(context)
+    project = open_project(context)
 
     from mbqueue.cli.datasets import progress_bars
-    from mbqueue.session.predicting import predict_dataset
 
     with progress_bars() as progress:
-        table = predict_dataset(project, dataset, models, strains=strains, device=device, progress=progress, note=say)
+        table = project.predict(dataset, models, strains=strains, device=device, progress=progress)
     table.write(output)
     print_line(f"{len(table.crystals)} crystals by {len(models)} models: {output}")
     if table.mae is not None:

@@ -1,0 +1,92 @@
+"""Crystals: converted ahead of time, predicted by trained models, and what of them lies in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.queue.store import Queue
+
+if TYPE_CHECKING:
+    from mbqueue.data.caches import StoredCache
+    from mbqueue.experiment import DataSpec
+    from mbqueue.session.loading import LoadedData
+    from mbqueue.session.predicting import EnsembleTable
+
+#: Called with what begins; returns what is called with (done, total).
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+class Data(OpenedProject):
+    """prepare, predict, prune_cache."""
+
+    def prepare(self, data: DataSpec, *, seed: int = 0, progress: Progress | None = None) -> LoadedData:
+        """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
+
+        May be killed at any time; the next call carries on.
+
+        Args:
+            data: which crystals, like ``DataSpec(dataset="sample", limit=40)``.
+            seed: draws the crystals when there is a limit.
+
+        Raises:
+            DataError: when the dataset cannot be used.
+            UsageError: when there is no such dataset.
+        """
+        from mbqueue.session.loading import load_data  # noqa: PLC0415
+
+        loaded = load_data(self.folder, data, seed=seed, dataset_hash=None, progress=progress or _silent, note=tell)
+        assert loaded is not None, "nobody asked to stop"
+        return loaded
+
+    def predict(
+        self,
+        dataset: str | Path,
+        models: Sequence[Path],
+        *,
+        strains: int = 0,
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> EnsembleTable:
+        """Formation energies of any crystals, without targets too, by the models in some files.
+
+        Args:
+            dataset: name or path.
+            models: model_fold_*.pth files; several make an ensemble.
+            strains: pairs of opposite small strains that each prediction is averaged over.
+            device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
+
+        Raises:
+            DataError: when the dataset cannot be used.
+            CheckpointError: when a file is no CHGNet model.
+            UsageError: when the device does not exist.
+        """
+        from mbqueue.session.predicting import predict_dataset  # noqa: PLC0415
+
+        return predict_dataset(
+            self.folder,
+            str(dataset),
+            models,
+            strains=strains,
+            device=device,
+            progress=progress or _silent,
+            note=tell,
+        )
+
+    def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
+        """Remove the caches that no unfinished experiment in the queue needs, or all; returns what was removed."""
+        from mbqueue.data.caches import prune_caches  # noqa: PLC0415
+
+        needed: set[str] = set()
+        if self.folder.queue_db.exists() and not everything:
+            with Queue(self.folder.queue_db, read_only=True) as queue:
+                states = {entry["name"]: entry["state"] for entry in queue.overview(now=0.0)["experiments"]}
+                unfinished = [experiment for experiment in queue.experiments() if states[experiment.name] != "done"]
+            needed = {experiment.dataset_hash for experiment in unfinished if experiment.dataset_hash is not None}
+        return list(prune_caches(self.folder.cache_dir, keep=needed))
+
+
+def _silent(_what: str) -> Callable[[int, int], None]:
+    return lambda _done, _total: None
