@@ -14,51 +14,56 @@ from warm import Warm
 
 from .conftest import LONG, SEED, Lab, Straight
 
-PARTS = 2
-#: Kill points of one part in the short version.
-SAMPLE = 6
+#: Deaths of one action in the short version.
+SAMPLE = 10
 
 
-def points_of(part: int, n_operations: int) -> list[int]:
-    """This part's share of all operations, or a sample spread over the whole run."""
+def points_of(action: str, n_operations: int) -> list[int]:
+    """All operations, or a sample spread over the whole run."""
     if LONG:
-        return list(range(1 + part, n_operations + 1, PARTS))
-    chance = random.Random(SEED + part)
+        return list(range(1, n_operations + 1))
+    chance = random.Random(f"{SEED} {action}")
     width = n_operations / SAMPLE
     return [1 + int(width * (number + chance.random())) for number in range(SAMPLE)]
 
 
-@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("action", ["kill", "lose"])
 def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_uninterrupted_one(
-    warm: Warm, tmp_path: Path, straight: Straight, action: str, part: int
+    warm: Warm, tmp_path: Path, straight: Straight, action: str
 ) -> None:
-    chance = random.Random(SEED + part)
-    deaths = 0
-    for point in points_of(part, len(straight.operations)):
+    chance = random.Random(f"{SEED} {action} again")
+    deaths, wrong = 0, []
+    for point in points_of(action, len(straight.operations)):
         lab = Lab(warm, tmp_path / str(point))
-        lab.make()
-        where = f"MBQUEUE_TEST_SEED={SEED}, {action} at operation {point}: {straight.operations[point - 1]}"
-        assert lab.live(Fault(at=point, action=action)) == -signal.SIGKILL, f"{where}\n{lab.said}"
-        deaths += 1
-        lab.age_left_overs()
         # What is left to do takes fewer operations; a point beyond its end lets recovery run through.
         again = chance.randrange(1, len(straight.operations) - point + 40)
-        code = lab.live(Fault(at=again, action=action))
-        assert code in {0, -signal.SIGKILL}, f"{where}, then at {again}\n{lab.said}"
-        deaths += code != 0
-        lab.age_left_overs()
-        assert lab.live() == 0, f"{where}, then at {again}\n{lab.said}"
-        assert lab.results() == straight.results, f"{where}, then at {again}"
-        lab.check_queue(preemptions=2)
-        assert not lab.left_over(), f"{where}, then at {again}"
+        try:
+            deaths += die_twice(lab, straight, Fault(at=point, action=action), Fault(at=again, action=action))
+        except AssertionError as error:
+            wrong.append(
+                f"{action} at {point} ({straight.operations[point - 1]}), then at {again}: {error}\n{lab.said}"
+            )
         shutil.rmtree(lab.folder)
-    print(f"{deaths} deaths")
+    assert not wrong, "\n".join([f"{len(wrong)} wrong, MBQUEUE_TEST_SEED={SEED}", *wrong[:5]])
+    print(f"{action}: {len(straight.operations)} operations, {deaths} deaths")
 
 
-def test_recovery_that_dies_at_each_of_its_first_operations_in_turn_gets_done(
-    warm: Warm, tmp_path: Path, straight: Straight
-) -> None:
+def die_twice(lab: Lab, straight: Straight, first: Fault, second: Fault) -> int:
+    """Die, die again or get done, get done; returns how often it died."""
+    lab.make()
+    assert lab.live(first) == -signal.SIGKILL
+    lab.age_left_overs()
+    code = lab.live(second)
+    assert code in {0, -signal.SIGKILL}
+    lab.age_left_overs()
+    assert lab.live() == 0
+    assert lab.results() == straight.results
+    lab.check_queue(preemptions=2)
+    assert not lab.left_over()
+    return 1 + (code != 0)
+
+
+def test_recovery_that_dies_again_and_again_gets_done(warm: Warm, tmp_path: Path, straight: Straight) -> None:
     lab = Lab(warm, tmp_path)
     lab.make()
     steps = itertools.count(5, 5) if LONG else itertools.count(30, 30)
@@ -71,3 +76,4 @@ def test_recovery_that_dies_at_each_of_its_first_operations_in_turn_gets_done(
     assert codes[-1] == 0, lab.said
     assert lab.results() == straight.results
     lab.check_queue(preemptions=len(codes))
+    print(f"{len(codes) - 1} deaths in a row")
