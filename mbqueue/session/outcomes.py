@@ -7,6 +7,7 @@ of every file. A file that does not fit any listing is made again from the check
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -26,6 +27,7 @@ FORMAT = 1
 OUTCOMES = "state/outcomes"
 LARGEST_LISTING = 16 << 20
 LARGEST_RESULT = 1 << 30
+_MOST_DUPLICATES = 100
 
 _NAME = re.compile(r"(?:prepare|record|fold_[0-4])-([0-9a-f]{12})(?: \(\d{1,4}\))?\.json")
 _RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -95,6 +97,7 @@ class Outcomes:
         self._on_damaged = on_damaged
         self._known: dict[str, Outcome] = {}
         self._told: set[str] = set()
+        self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
     def experiments(self) -> list[str]:
         """Experiments that have listings."""
@@ -123,6 +126,26 @@ class Outcomes:
         digits = hashlib.sha256(content).hexdigest()[:12]
         path = f"{OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
         put_once(self._drive, path, content)
+
+    def are_whole(self, results_dir: str, listed: Sequence[tuple[str, int, str]]) -> bool:
+        """Whether the result files on the mount are those listed; another session may have put its own there.
+
+        A file is read when it was never read before, or looks changed.
+        """
+        for name, size, sha256 in listed:
+            path = f"{results_dir}/{name}"
+            try:
+                signature = self._drive.signature(path)
+                if self._seen.get(path) != (signature, sha256):
+                    content = self._drive.read(path, at_most=size)
+                    if hashlib.sha256(content).hexdigest() != sha256:
+                        return False
+                    self._seen[path] = (signature, sha256)
+            except OSError as error:
+                if not is_about_one_file(error):
+                    raise
+                return False
+        return True
 
     def fetch(self, outcome: Outcome, folder: Path) -> bool:
         """Copy an outcome's files into a local folder; False, with nothing copied, when one is not whole."""
@@ -178,18 +201,26 @@ class Outcomes:
 
 
 def put_once(drive: Drive, path: str, content: bytes) -> None:
-    """Write a file whose name follows from its content; what an attempt that was cut off left is replaced."""
-    try:
-        drive.write_new(path, content)
-    except FileExistsError:
+    """Write a file whose name follows from its content.
+
+    Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
+    itself would do it; readers look at all of them.
+    """
+    stem, dot, suffix = path.rpartition(".")
+    for number in range(1, _MOST_DUPLICATES):
         try:
-            if drive.read(path, at_most=len(content)) == content:
-                return
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
-        drive.remove(path)
-        drive.write_new(path, content)
+            drive.write_new(path, content)
+        except FileExistsError:
+            try:
+                if drive.read(path, at_most=len(content)) == content:
+                    return
+            except OSError as error:
+                if not is_about_one_file(error):
+                    raise
+        else:
+            return
+        path = f"{stem} ({number}){dot}{suffix}"
+    raise OSError(errno.EEXIST, "every name for it is taken by something damaged", path)
 
 
 def _outcome(parts: Any, path: str, experiment: str) -> Outcome:

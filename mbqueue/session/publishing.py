@@ -298,11 +298,11 @@ class Publisher:
             chain = ""
             if job.kind is not Kind.PREPARE:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
-            if (job.kind, job.fold, chain) in listed:
-                continue
             found = [] if job.kind is Kind.PREPARE else _result_files(folder, job)
             if found is None:
                 continue  # made again by the session's own check
+            if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
+                continue
             self._require_time(sum(size for _, size, _ in found))
             outcome = Outcome(
                 kind=job.kind.value,

@@ -24,7 +24,7 @@ from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.drive import Drive
-from mbqueue.session.livestate import LiveState, newest_local
+from mbqueue.session.livestate import LiveState, newest_local, trained_seconds
 from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, histories_of
 from mbqueue.session.published import Chain, PublishedFold, is_on_line, published_folds, rank
 from mbqueue.session.snapshots import Snapshots, check_enqueued
@@ -173,12 +173,20 @@ class Reentry:
             if content is None:
                 return False  # it was whole a moment ago; the next time decides
             contents[commit.manifest.stem] = (content, commit.content)
-        return queue.adopt(
+        taken = queue.adopt(
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),
             by=by,
             publish=lambda: self._take_over(folder, chain, contents),
         )
+        if taken:
+            state = LiveState.load(self._project.publishing_file)
+            state.commits[f"{experiment.name}/fold_{fold}"] = {
+                "stem": manifest.stem,
+                "seconds": trained_seconds(manifest),
+            }
+            state.save(self._project.publishing_file)
+        return taken
 
     def _take_over(self, folder: Path, chain: Chain, contents: Mapping[str, tuple[bytes, bytes]]) -> None:
         """Put a chain's commits into the live folder; what is there of another line is kept aside."""

@@ -1,0 +1,202 @@
+"""Sessions on a drive that lies: hundreds of schedules of delays, deaths, lost mounts and two or more sessions at once.
+
+Every schedule follows from its seed. More of them: MBQUEUE_SCHEDULES=2000, or one again: MBQUEUE_SCHEDULE_SEED=77.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_training import STEPS, FakeSession, is_done, lineage_of
+from lying_drive import Client, LyingDrive
+from small_project import ManualClock
+
+from mbqueue.experiment import Spec, parse_spec
+from mbqueue.project import ProjectFolder, Settings
+from mbqueue.queue.store import Queue
+from mbqueue.results.tables import predictions_file
+from mbqueue.session.drive import Drive
+from mbqueue.session.published import PublishedFold
+from mbqueue.session.publishing import Publisher
+from mbqueue.session.recover import newest_whole
+from mbqueue.session.reentry import enter
+
+SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "120"))
+ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
+EPOCHS = 2
+RESULTS = "results/daily/2026-01-01/fake"
+
+
+def fake_spec() -> Spec:
+    content = {"name": "fake", "folds": (0, 1), "data": {"dataset": "sample"}, "train": {"epochs": EPOCHS}}
+    return parse_spec(content, source="test")
+
+
+class Schedule:
+    """One run of some sessions over one drive."""
+
+    def __init__(self, base: Path, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.base, self.clock = base, ManualClock()
+        self.drive = LyingDrive(base / "drive", self.chance)
+        self.running: dict[int, tuple[FakeSession, Client]] = {}
+        self.most = self.chance.choice([1, 2, 2, 3, 4])
+        self.machines = 0
+        self.steps_trained = self.deaths = 0
+
+    def run(self) -> None:
+        """Enqueue, let sessions come, work, die and lose their mounts; then let one finish in peace."""
+        first = self._machine()
+        session = self.running[first][0] if first in self.running else None
+        assert session is None
+        for _ in range(self.chance.randrange(20, 70)):
+            self.clock.advance(self.chance.choice([1.0, 10.0, 40.0]))
+            self._act()
+            self.drive.move()
+        for number in list(self.running):
+            self._die(number)
+        self.drive.settle()
+
+    def _act(self) -> None:
+        if len(self.running) < self.most and self.chance.random() < 0.4:
+            self._machine()
+            return
+        if not self.running:
+            return
+        number = self.chance.choice(sorted(self.running))
+        session, client = self.running[number]
+        what = self.chance.random()
+        if what < 0.55:
+            for _ in range(self.chance.randrange(1, 4)):
+                session.step()
+        elif what < 0.80:
+            session.publish()
+        elif what < 0.88:
+            client.lose_mount()
+        elif what < 0.95:
+            client.remount()
+        else:
+            self._die(number)
+
+    def _machine(self) -> int:
+        """A new machine that sees the drive, with a session at work when there is something in the queue."""
+        self.machines += 1
+        number = self.machines
+        client = self.drive.connect()
+        live = self.base / f"live{number}"
+        project = ProjectFolder(client.folder, Settings(), live)
+        if number == 1:
+            enter(project, note=lambda _text: None, clock=self.clock)
+            with Queue(project.queue_db) as queue:
+                queue.enqueue(fake_spec(), results_dir=RESULTS, now=self.clock.now())
+            assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
+            self.drive.settle()  # a person sees that it is enqueued before they start anything
+        session = FakeSession(client.folder, live, self.clock)
+        self.running[number] = session, client
+        return -1 if number == 1 else number
+
+    def _die(self, number: int) -> None:
+        session, client = self.running.pop(number)
+        self.steps_trained += session.steps_trained
+        self.deaths += 1
+        session.queue.close()
+        self.drive.kill(client)
+        shutil.rmtree(session.project.live_dir)
+
+    def finish(self) -> FakeSession:
+        """A session that nothing disturbs does what is left."""
+        self.clock.advance(10_000.0)
+        self.machines += 1
+        client = self.drive.connect()
+        self.drive.deliver(client, share=1.0)
+        session = FakeSession(client.folder, self.base / f"live{self.machines}", self.clock)
+        session.publish()
+        for _ in range(200):
+            self.clock.advance(1.0)
+            if not session.step() and is_done(session.queue):
+                break
+        assert is_done(session.queue), [(job.label, job.state.value) for job in session.queue.jobs()]
+        session.end()
+        self.steps_trained += session.steps_trained
+        self.drive.settle()
+        return session
+
+
+def check_chain(folder: Path, fold: int) -> None:
+    """A fold's accepted chain went through every step once, in order, and says who did which."""
+    newest = newest_whole(folder, pytest.fail)
+    assert newest is not None
+    lineage = lineage_of(folder, newest.stem)
+    assert [step[:2] for step in lineage] == [[e, s] for e in range(1, EPOCHS + 1) for s in range(1, STEPS + 1)]
+    for row in newest.history:
+        workers = list(dict.fromkeys(session for epoch, _, session in lineage if epoch == row["epoch"]))
+        assert row["session"].split("+") == workers, "the history speaks of another line than the checkpoint"
+    assert newest.best is not None
+    best = lineage_of(folder, newest.best["commit"])
+    assert best == lineage[: len(best)], "the best epoch is of another line"
+
+
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of fsyncs are not what is tested."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    folder = memory / f"mbqueue-{os.getpid()}-{time.monotonic_ns()}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_sessions_on_a_drive_that_lies_converge_on_one_whole_chain_per_fold(part: int, fast_folder: Path) -> None:
+    seeds = range(part, SCHEDULES, 5) if ONE_SEED is None else [int(ONE_SEED)][: 1 if part == 0 else 0]
+    trained = deaths = aside = 0
+    for seed in seeds:
+        base = fast_folder / str(seed)
+        base.mkdir()
+        try:
+            schedule = Schedule(base, seed)
+            schedule.run()
+            last = schedule.finish()
+            for fold in (0, 1):
+                check_chain(last.project.checkpoints_dir("fake", fold), fold)
+            check_that_a_fresh_machine_agrees(schedule, last)
+        except BaseException as error:
+            error.add_note(f"MBQUEUE_SCHEDULE_SEED={seed}")
+            raise
+        trained, deaths = trained + schedule.steps_trained, deaths + schedule.deaths
+        aside += len(json.loads(last.project.publishing_file.read_text())["aside"])
+        shutil.rmtree(base)
+    needed = 2 * EPOCHS * STEPS * len(seeds)
+    print(  # noqa: T201 - the counts of docs/drives.md: pytest -rP
+        f"{len(seeds)} schedules, {deaths} deaths, {trained} steps for {needed}, {aside} commits kept aside"
+    )
+
+
+def check_that_a_fresh_machine_agrees(schedule: Schedule, last: FakeSession) -> None:
+    """Another machine that sees the same files takes the same chains, and finds everything done."""
+    client = schedule.drive.connect()
+    schedule.drive.deliver(client, share=1.0)
+    project = ProjectFolder(client.folder, Settings(), schedule.base / "fresh")
+    notes: list[str] = []
+    enter(project, note=notes.append, clock=schedule.clock)
+    drive = Drive(client.folder)
+    with Queue(project.queue_db) as queue:
+        assert is_done(queue), notes
+        for fold in (0, 1):
+            chain = PublishedFold(drive, "fake", fold).chain()
+            ours = newest_whole(last.project.checkpoints_dir("fake", fold), pytest.fail)
+            theirs = newest_whole(project.checkpoints_dir("fake", fold), pytest.fail)
+            assert chain is not None
+            assert chain.newest.manifest == ours == theirs
+            told = json.loads(predictions_file(client.folder / RESULTS, fold).read_text())
+            assert told["history"] == chain.newest.manifest.history, "the predictions are of another line"

@@ -1,0 +1,184 @@
+"""A drive that lies: one cloud, and for every client a folder that shows what that client can see of it.
+
+What a client writes is in its own folder at once, and is uploaded later, file by file, in any order; what is uploaded
+reaches the other clients later still, in any order. A client that dies takes with it what was not uploaded; an upload
+that was under way may stay cut off for ever. Two different files of one name become `name` and `name (1)`. A mount can
+be lost and come back. Files that were written once must never change, and there are no links and no locks: a test
+fails that finds one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Names that people know; only below here may a file take the place of another one.
+REPLACEABLE = "results"
+
+
+@dataclass
+class Client:
+    """What one machine sees, and what of its doings the cloud does not know yet."""
+
+    folder: Path
+    seen: dict[str, bytes] = field(default_factory=dict)
+    signatures: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    uploads: list[str] = field(default_factory=list)
+    removals: list[str] = field(default_factory=list)
+    is_mounted: bool = True
+
+    @property
+    def _away(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".away")
+
+    def lose_mount(self) -> None:
+        """The folder is empty from now on, as a mount point is."""
+        if self.is_mounted:
+            self.folder.rename(self._away)
+            self.folder.mkdir()
+            self.is_mounted = False
+
+    def remount(self) -> None:
+        """What was there is there again."""
+        if not self.is_mounted:
+            assert not any(self.folder.iterdir()), "something was written to a mount that is gone"
+            self.folder.rmdir()
+            self._away.rename(self.folder)
+            self.is_mounted = True
+
+
+class LyingDrive:
+    """The cloud and its clients.
+
+    Args:
+        base: an empty folder for the clients' folders.
+        chance: decides what happens when.
+    """
+
+    def __init__(self, base: Path, chance: random.Random) -> None:
+        self._base, self._chance = base, chance
+        self.cloud: dict[str, bytes] = {}
+        self.clients: list[Client] = []
+        self._connected = 0
+
+    def connect(self) -> Client:
+        """A new machine; it sees an arbitrary part of the cloud, and more of it later."""
+        self._connected += 1
+        folder = self._base / f"client{self._connected}"
+        for name in ("jobs", "state", "results"):
+            (folder / name).mkdir(parents=True)
+        client = Client(folder)
+        self.clients.append(client)
+        self.deliver(client, share=self._chance.choice([0.3, 0.9, 1.0, 1.0]))
+        return client
+
+    def kill(self, client: Client) -> None:
+        """The machine is gone: each of its uploads is lost, cut off or done."""
+        client.remount()
+        self.notice(client)
+        for path in client.uploads:
+            fate = self._chance.random()
+            content = client.seen[path]
+            if fate < 0.4:
+                continue
+            self._store(path, content if fate < 0.7 else content[: self._chance.randrange(len(content) + 1)])
+        shutil.rmtree(client.folder)
+        self.clients.remove(client)
+
+    def move(self) -> None:
+        """Something is uploaded or delivered, or nothing."""
+        for client in self.clients:
+            if client.is_mounted:
+                self.notice(client)
+                while client.uploads and self._chance.random() < 0.6:
+                    self._upload(client, self._chance.randrange(len(client.uploads)))
+                while client.removals and self._chance.random() < 0.5:
+                    self.cloud.pop(client.removals.pop(self._chance.randrange(len(client.removals))), None)
+                self.deliver(client, share=self._chance.random())
+
+    def settle(self) -> None:
+        """Everything is uploaded and delivered."""
+        for client in self.clients:
+            client.remount()
+            self.notice(client)
+            while client.uploads:
+                self._upload(client, 0)
+            for path in client.removals:
+                self.cloud.pop(path, None)
+            client.removals.clear()
+        for client in self.clients:
+            self.deliver(client, share=1.0)
+
+    def notice(self, client: Client) -> None:
+        """See what the client did to its folder."""
+        now: dict[str, bytes] = {}
+        root = str(client.folder)
+        for folder, _, names in os.walk(root):
+            for name in names:
+                full = f"{folder}/{name}"
+                path = full[len(root) + 1 :]
+                status = os.lstat(full)
+                assert stat.S_ISREG(status.st_mode), f"{path}: a link on a drive that has none"
+                assert not name.endswith(".lock"), f"{path}: a lock on a drive that has none"
+                # A file that was written anew has another inode or time; the others need not be read.
+                signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+                if client.signatures.get(path) != signature or path not in client.seen:
+                    now[path] = Path(full).read_bytes()
+                    client.signatures[path] = signature
+                else:
+                    now[path] = client.seen[path]
+        for path, content in now.items():
+            before = client.seen.get(path)
+            if before != content:
+                assert before is None or path.startswith(REPLACEABLE), f"{path} was changed in place"
+                if path not in client.uploads:
+                    client.uploads.append(path)
+        for path in client.seen.keys() - now.keys():
+            if path in client.uploads:
+                client.uploads.remove(path)
+            elif path in client.known:
+                client.removals.append(path)
+        client.seen = now
+
+    def deliver(self, client: Client, *, share: float) -> None:
+        """Show the client a part of what it has not seen; and take away what is gone."""
+        if not client.is_mounted:
+            return
+        for path, content in sorted(self.cloud.items()):
+            if path in client.uploads or path in client.removals or client.seen.get(path) == content:
+                continue
+            if self._chance.random() < share:
+                target = client.folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+                client.seen[path] = content
+                client.known.add(path)
+        for path in sorted(client.known - self.cloud.keys()):
+            if path not in client.uploads and self._chance.random() < share:
+                (client.folder / path).unlink(missing_ok=True)
+                client.seen.pop(path, None)
+                client.known.discard(path)
+
+    def _upload(self, client: Client, place: int) -> None:
+        path = client.uploads.pop(place)
+        self._store(path, client.seen[path])
+        client.known.add(path)
+
+    def _store(self, path: str, content: bytes) -> None:
+        if path.startswith(REPLACEABLE):
+            self.cloud[path] = content
+            return
+        name, number = path, 0
+        stem, dot, suffix = path.rpartition(".")
+        while name in self.cloud and self.cloud[name] != content:
+            number += 1
+            name = f"{stem} ({number}){dot}{suffix}"
+        self.cloud[name] = content
+        # Now and then the drive makes a second file of one that it has.
+        if self._chance.random() < 0.03:
+            self.cloud[f"{stem} ({number + 1}){dot}{suffix}"] = content
