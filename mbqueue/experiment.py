@@ -124,7 +124,8 @@ class TrainSpec(_Section):
 
 #: What changes no fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds"}
-#: Keys of [train] that specs enqueued by earlier versions do not have, with the value that those ran with.
+#: Keys of [train] that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
+#: that value it is not hashed, so that an experiment of then goes on.
 _YOUNGER_IN_TRAIN = {"group_by_size": False}
 
 
@@ -176,12 +177,10 @@ class Spec(_Section):
 def hash_of_spec(content: Mapping[str, Any]) -> str:
     """`Spec.hash` of a spec that is plain JSON values, as `Spec.to_json` gives it."""
     told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
-    # Keys that are younger than the hash: left out where they say what was done before there were any.
-    train = dict(content["train"])
-    for key, as_before in _YOUNGER_IN_TRAIN.items():
-        if train.get(key) == as_before:
-            del train[key]
-    told_apart_by["train"] = train
+    train = told_apart_by.get("train")
+    if isinstance(train, Mapping):
+        young = _YOUNGER_IN_TRAIN.items()
+        told_apart_by["train"] = {key: value for key, value in train.items() if (key, value) not in young}
     return sha256_of_json(told_apart_by)
 
 

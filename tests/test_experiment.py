@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mbqueue.errors import SpecError
-from mbqueue.experiment import Spec, load_spec, parse_overrides, parse_spec
+from mbqueue.experiment import Spec, hash_of_spec, load_spec, parse_overrides, parse_spec
+from mbqueue.files import sha256_of_json
 
 
 def spec(**content: Any) -> Spec:
@@ -59,6 +60,16 @@ def test_the_hash_ignores_what_does_not_change_a_fold() -> None:
 )
 def test_the_hash_changes_with_what_changes_a_fold(change: dict[str, Any]) -> None:
     assert spec(**change).hash != spec().hash
+
+
+def test_a_spec_of_before_a_key_existed_has_the_same_hash_and_means_what_it_meant() -> None:
+    content = spec().to_json()
+    del content["train"]["group_by_size"]
+    assert hash_of_spec(content) == spec().hash
+    hashed_then = {key: content[key] for key in ("seed", "data", "model", "train")}
+    assert spec().hash == sha256_of_json(hashed_then)
+    assert parse_spec(content, source="the queue") == spec()
+    assert spec(train={"group_by_size": True}).hash != spec().hash
 
 
 def test_a_spec_survives_json() -> None:

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.experiment import N_FOLDS
 
+#: How many batches' crystals are sorted by size together: few enough that each batch stays a random draw of its size.
+_WINDOW = 16
+
 #: The seed of matbench's own folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
 _MATBENCH_SEED = 18012019
 
@@ -58,6 +61,33 @@ def validation_split(
 def epoch_order(rows: NDArray[np.int64], seed: int, fold: int, epoch: int) -> NDArray[np.int64]:
     """``rows`` in the order in which epoch ``epoch`` (1 is the first) of ``fold`` sees them."""
     return rows[_generator("order", seed, fold, epoch).permutation(len(rows))]
+
+
+def epoch_batches(
+    rows: NDArray[np.int64],
+    batch_size: int,
+    seed: int,
+    fold: int,
+    epoch: int,
+    *,
+    sizes: NDArray[np.int64] | None = None,
+) -> list[NDArray[np.int64]]:
+    """The batches of epoch ``epoch`` of ``fold``, each of ``rows`` once.
+
+    Plainly they are ``epoch_order``, cut; the last one may be short. With ``sizes`` (of every row of the data set)
+    each is of crystals of similar size: the order is sorted by size within windows of 16 batches, cut, and the batches
+    are shuffled. The short one, of crystals of any size, then stands anywhere.
+    """
+    order = epoch_order(rows, seed, fold, epoch)
+    whole = len(order) - len(order) % batch_size
+    if sizes is not None:
+        for begin in range(0, whole, _WINDOW * batch_size):
+            window = order[begin : min(begin + _WINDOW * batch_size, whole)]
+            window[:] = window[np.argsort(sizes[window], kind="stable")]
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    if sizes is None:
+        return batches
+    return [batches[place] for place in _generator("batches", seed, fold, epoch).permutation(len(batches))]
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:

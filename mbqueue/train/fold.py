@@ -17,7 +17,7 @@ from mbqueue.clock import Clock, SystemClock
 from mbqueue.data.batches import Distortion
 from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
-from mbqueue.data.folds import epoch_order, test_rows, train_rows, validation_split
+from mbqueue.data.folds import epoch_batches, test_rows, train_rows, validation_split
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import calculating, device_name, differences, fingerprint
@@ -228,8 +228,14 @@ class FoldRun:
     ) -> bool:
         """The epoch's remaining steps; False when asked to stop between two of them."""
         train = self.spec.train
-        order = epoch_order(self.rows.train, self.spec.seed, self.fold, learner.epoch)
-        steps = [order[start : start + train.batch_size] for start in range(0, len(order), train.batch_size)]
+        steps = epoch_batches(
+            self.rows.train,
+            train.batch_size,
+            self.spec.seed,
+            self.fold,
+            learner.epoch,
+            sizes=self._feed.costs if train.group_by_size else None,
+        )
         open_for_training(learner.model, learner.trained, head_only=learner.epoch <= train.unfreeze_epochs)
         parameters = [parameter for parameter in learner.trained.values() if parameter.requires_grad]
         learner.model.train()

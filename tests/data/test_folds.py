@@ -77,6 +77,44 @@ def test_the_order_of_an_epoch_depends_on_seed_fold_and_epoch_only():
         assert order.tolist() != folds.epoch_order(rows, *other).tolist()
 
 
+def batches_of(n: int = 1000, **options) -> list[np.ndarray]:
+    sizes = np.random.default_rng(0).lognormal(7, 1, size=2 * n).astype(np.int64)
+    values = {"seed": 1, "fold": 2, "epoch": 3, "sizes": sizes, **options}
+    return folds.epoch_batches(np.arange(n, 2 * n), 30, **values)
+
+
+def test_plain_batches_are_the_order_of_the_epoch_cut():
+    batches = batches_of(sizes=None)
+    assert [len(batch) for batch in batches] == [30] * 33 + [10]
+    np.testing.assert_array_equal(np.concatenate(batches), folds.epoch_order(np.arange(1000, 2000), 1, 2, 3))
+
+
+@pytest.mark.parametrize("n", [1, 29, 30, 31, 990, 1000])
+def test_batches_grouped_by_size_hold_each_row_once_and_at_most_one_is_short(n):
+    batches = batches_of(n)
+    assert sorted(np.concatenate(batches)) == list(range(n, 2 * n))
+    assert sorted(len(batch) for batch in batches) == sorted([30] * (n // 30) + ([n % 30] if n % 30 else []))
+
+
+def test_batches_grouped_by_size_depend_on_seed_fold_and_epoch_only():
+    first = [batch.tolist() for batch in batches_of()]
+    assert first == [batch.tolist() for batch in batches_of()]
+    for other in ({"seed": 2}, {"fold": 3}, {"epoch": 4}):
+        assert first != [batch.tolist() for batch in batches_of(**other)]
+
+
+def test_crystals_of_a_grouped_batch_are_of_a_size_and_batches_come_in_any_order():
+    sizes = np.random.default_rng(0).lognormal(7, 1, size=2000).astype(np.int64)
+
+    def spread(batches: list[np.ndarray]) -> float:
+        return float(np.median([np.log(sizes[batch]).std() for batch in batches if len(batch) == 30]))
+
+    grouped = batches_of(sizes=sizes)
+    assert spread(grouped) < 0.2 * spread(batches_of(sizes=None))
+    means = [np.log(sizes[batch]).mean() for batch in grouped]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
 def test_what_is_drawn_stays_the_same_with_every_version_of_numpy():
     # Values as they came out when this was written: a change here would silently re-draw every validation part.
     assert folds.epoch_order(np.arange(8), seed=0, fold=0, epoch=1).tolist() == EPOCH

@@ -58,7 +58,14 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
     [
         {},
         {"trainable": "head"},
-        {"ema_decay": 0.9, "layer_lr_decay": 0.8, "unfreeze_epochs": 1, "strain": 0.01, "jitter": 0.02},
+        {
+            "ema_decay": 0.9,
+            "layer_lr_decay": 0.8,
+            "unfreeze_epochs": 1,
+            "strain": 0.01,
+            "jitter": 0.02,
+            "group_by_size": True,
+        },
     ],
     ids=["full", "head", "all levers"],
 )
