@@ -47,6 +47,9 @@ LEFT_OUT = {
     "matbench==0.6 && mbqueue doctor": "Colab, needs the network; what it installs is what CI installs",
     "!git clone -q REPOSITORY /content/mbqueue && pip install -q /content/mbqueue": "the same",
     "!pip install -q --no-deps matbench==0.6": "the same",
+    "mbqueue work --background": "run from docs/first-session.md",
+    "mbqueue logs -f": "the same",
+    "mbqueue stop": "the same",
     "%load_ext tensorboard": "a magic of Colab",
     "%tensorboard --logdir PROJECT/state/logs/tensorboard": "the same",
     "mbqueue enqueue full_finetune --dataset data/mine.jsonl --name mine": "needs a file of the reader's own; "
