@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
+from rich.terminal_theme import TerminalTheme
 
 from mbqueue.dashboard.status import render
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NOTEBOOK_COLUMNS = 110
+#: Middle tones, legible on a white notebook and on a dark one: black, red, green, yellow, blue, magenta, cyan, white.
+_TONES = [
+    (100, 100, 100), (207, 64, 64), (45, 145, 80), (176, 128, 0),
+    (74, 125, 220), (160, 95, 205), (20, 145, 165), (140, 140, 140),
+]  # fmt: skip
+_THEME = TerminalTheme((255, 255, 255), (0, 0, 0), _TONES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +93,7 @@ class Status:
             file=nowhere, width=_NOTEBOOK_COLUMNS, record=True, force_jupyter=False, color_system="truecolor"
         )
         console.print(self.view())
-        body = console.export_html(inline_styles=True, code_format="{code}")
+        body = console.export_html(theme=_THEME, inline_styles=True, code_format="{code}")
         title = html.escape(str(self.overview["project"]))
         return (
             f'<pre title="{title}" style="font-family:Menlo,\'DejaVu Sans Mono\',Consolas,monospace;line-height:1.2;'
