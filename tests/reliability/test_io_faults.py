@@ -12,7 +12,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import EXPERIMENT, LONG, SEED, WORK, Lab, Straight
+from .conftest import EXPERIMENT, LONG, SEED, WORK, Lab, Straight, tell
 
 FAILURE = 1
 #: Everything but the database, which may lie on a disk that is still whole.
@@ -74,4 +74,4 @@ def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_s
         lab.check_queue(may_fail=True)
         assert not lab.left_over(), where
         shutil.rmtree(lab.folder)
-    print(f"{name}: {codes.total()} faults, exit codes {dict(codes)}")
+    tell(f"{name}: {codes.total()} faults, exit codes {dict(codes)}")

@@ -12,7 +12,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import LONG, SEED, Lab, Straight
+from .conftest import LONG, SEED, Lab, Straight, tell
 
 #: Deaths of one action in the short version.
 SAMPLE = 10
@@ -45,7 +45,7 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
             )
         shutil.rmtree(lab.folder)
     assert not wrong, "\n".join([f"{len(wrong)} wrong, MBQUEUE_TEST_SEED={SEED}", *wrong[:5]])
-    print(f"{action}: {len(straight.operations)} operations, {deaths} deaths")
+    tell(f"{action}: {len(straight.operations)} operations, {deaths} deaths")
 
 
 def die_twice(lab: Lab, straight: Straight, first: Fault, second: Fault) -> int:
@@ -76,4 +76,4 @@ def test_recovery_that_dies_again_and_again_gets_done(warm: Warm, tmp_path: Path
     assert codes[-1] == 0, lab.said
     assert lab.results() == straight.results
     lab.check_queue(preemptions=len(codes))
-    print(f"{len(codes) - 1} deaths in a row")
+    tell(f"{len(codes) - 1} deaths in a row")

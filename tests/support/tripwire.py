@@ -4,6 +4,8 @@ Counted are, below one folder: opening a file to write it, each write(2), fsync,
 SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
 """
 
+# ruff: noqa: PTH - what pathlib calls is replaced here, so it must not be called here
+
 from __future__ import annotations
 
 import builtins
@@ -31,8 +33,8 @@ class Fault:
     Attributes:
         at: number of the operation, from 1.
         action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
-            power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it happen
-            and then raises; "short" lets half of a write through, and raises at the next operation when it is for good.
+            power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it
+            happen and then raises; "short" lets half of a write through, and raises from then on when it is for good.
         number: errno of what is raised.
         for_good: whether all operations from ``at`` on fail.
         only: kinds of operation that are counted; all when empty.

@@ -45,7 +45,7 @@ def _warm_up() -> None:
                 if ended.code:
                     raise
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    threads = os.listdir("/proc/self/task")
+    threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"a fork copies one thread only, and there are {len(threads)}"
 
 
@@ -54,7 +54,7 @@ def _child(request: dict[str, Any]) -> int:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, buffering=1) for fd in (1, 2))  # noqa: SIM115, PTH123
+    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, buffering=1) for fd in (1, 2))  # noqa: SIM115
     signal.alarm(request["patience"])
     _make_impatient(request["retry_seconds"])
     if request["trace"] or request["fault"]:
@@ -100,7 +100,7 @@ def _serve() -> None:
             code = 70
             try:
                 code = _child(request)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - whatever it is, the parent must not run on in the child
                 import traceback
 
                 traceback.print_exc()

@@ -1,0 +1,164 @@
+"""Flipped bits and cut files, of every kind that a project has: noticed, or without effect; always survived."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tripwire import Fault
+from warm import Warm
+
+from .conftest import ENQUEUE, EXPERIMENT, LONG, SEED, WORK, Lab, Straight, tell
+
+FLIPS, CUTS = (40, 10) if LONG else (2, 1)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        name: glob below the project.
+        is_checked: every byte of it is held against a checksum; else some bytes say nothing (blanks, padding, free
+            pages), and then only the result must be the same.
+    """
+
+    name: str
+    is_checked: bool = False
+
+
+#: What there is when a session was killed in epoch 2.
+TRAINING = [
+    Target("state/queue.db"),
+    Target("state/queue.db-wal"),
+    Target("state/queue.db-shm"),
+    Target("state/checkpoints/*/fold_0/e0001-done-f*.pt", is_checked=True),
+    Target("state/checkpoints/*/fold_0/e0001-done-f*.json"),
+    Target("state/cache/*/crystals.bin"),
+    Target("state/cache/*/shard-00000.bin"),
+    Target("state/cache/frozen-*/features-00000.npy", is_checked=True),
+    Target("state/cache/frozen-*/features-00000.json"),
+    Target("state/cache/frozen-*/energies-00000.npy", is_checked=True),
+    Target("state/cache/frozen-*/energies-00000.json"),
+    Target("mbqueue.toml"),
+    Target(f"jobs/{EXPERIMENT}.toml"),
+]
+#: What there is when it was killed while recording.
+RECORDING = [
+    Target("state/queue.db"),
+    Target("state/queue.db-wal"),
+    Target("results/daily/*/*/model_fold_0.pth", is_checked=True),
+    Target("results/daily/*/*/preds_fold_0.csv", is_checked=True),
+    Target("results/daily/*/*/history_fold_0.csv", is_checked=True),
+]
+
+
+@pytest.fixture(scope="module")
+def training(warm: Warm, tmp_path_factory: pytest.TempPathFactory, straight: Straight) -> Path:
+    return killed_at("e0002-done", warm, tmp_path_factory.mktemp("training"), straight)
+
+
+@pytest.fixture(scope="module")
+def recording(warm: Warm, tmp_path_factory: pytest.TempPathFactory, straight: Straight) -> Path:
+    return killed_at("RESULTS.md", warm, tmp_path_factory.mktemp("recording"), straight)
+
+
+def killed_at(word: str, warm: Warm, folder: Path, straight: Straight) -> Path:
+    """A project whose session was killed at the first operation on such a file."""
+    lab = Lab(warm, folder)
+    lab.make()
+    lab.live(Fault(at=next(n for n, what in enumerate(straight.operations, start=1) if word in what)))
+    return lab.folder
+
+
+@pytest.mark.parametrize("target", TRAINING, ids=lambda target: target.name)
+def test_damage_in_the_middle_of_training_changes_no_result(
+    warm: Warm, tmp_path: Path, straight: Straight, training: Path, target: Target
+) -> None:
+    damage_in_many_places(warm, tmp_path, straight, training, target)
+
+
+@pytest.mark.parametrize("target", RECORDING, ids=lambda target: target.name)
+def test_damage_before_recording_changes_no_result(
+    warm: Warm, tmp_path: Path, straight: Straight, recording: Path, target: Target
+) -> None:
+    damage_in_many_places(warm, tmp_path, straight, recording, target)
+
+
+def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: Path, target: Target) -> None:
+    (original,) = (base / "project").glob(target.name)
+    whole = original.read_bytes()
+    counts, wrong = Counter(), []
+    for number, (what, bytes_) in enumerate(damages(whole, random.Random(f"{SEED} {target.name}"))):
+        lab = Lab(warm, tmp_path / str(number))
+        shutil.copytree(base, lab.folder)
+        path = lab.folder / original.relative_to(base)
+        path.write_bytes(bytes_)
+        try:
+            counts[survive(lab, straight, path, whole, target)] += 1
+        except Exception as error:  # noqa: BLE001 - the other places are to be tried too
+            wrong.append(f"{what}: {type(error).__name__}: {str(error)[:1500]}\n{lab.said[-3000:]}")
+        shutil.rmtree(lab.folder)
+    where = f"{target.name} ({len(whole)} bytes), MBQUEUE_TEST_SEED={SEED}"
+    assert not wrong, "\n".join([f"{len(wrong)} wrong in {where}; the others: {dict(counts)}", *wrong[:4]])
+    tell(f"{where}: {dict(counts)}")
+
+
+def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
+    """(What, content) of some flips and cuts; the first flip is near the beginning, where headers are."""
+    found = []
+    for number in range(FLIPS):
+        place = chance.randrange(min(100, len(whole)) if number % 4 == 0 else len(whole))
+        bit = chance.randrange(8)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        found.append((f"bit {bit} of byte {place} flipped", bytes(flipped)))
+    for number in range(CUTS):
+        length = 0 if number == 1 else chance.randrange(len(whole))
+        found.append((f"cut to {length} bytes", whole[:length]))
+    return found
+
+
+def survive(lab: Lab, straight: Straight, path: Path, whole: bytes, target: Target) -> str:
+    """Work on, do what the error says when there is one, and compare; says how it went."""
+    lab.log.unlink()
+    if path.name == f"{EXPERIMENT}.toml":
+        # It was read when it was enqueued. Enqueued again, it is the same, or refused.
+        code = lab.warm.run(lab.root, ENQUEUE, log=lab.log)
+        assert code in {0, 1, 2}
+        assert (code == 0) == ("already in the queue with this spec" in lab.said)
+        lab.log.unlink()
+    code = lab.work(patience=60)
+    assert code in {0, 1, 2}
+    said = lab.said
+    how = "without effect" if code == 0 else "error"
+    if code:
+        assert "error: " in said or "failed" in said
+        assert path.name in said or (path.name.startswith("queue.db") and "queue.db" in said)
+        if path.name == "mbqueue.toml":
+            path.write_bytes(whole)
+            commands = [WORK]
+        elif path.name.startswith("queue.db"):
+            assert "mbqueue recover" in said
+            commands = [("recover", "--force"), WORK]
+            how = "error, recovered"
+        else:
+            commands = [("retry", EXPERIMENT), WORK]
+        assert lab.warm.run(lab.root, *commands, log=lab.log, patience=60) == 0
+    elif not path.name.startswith("queue.db") and path.suffix != ".toml":
+        if not path.exists():
+            how = "set aside" if path.with_name(path.name + ".damaged").exists() else "removed"
+        elif path.read_bytes() == whole:
+            how = "made again"
+    assert lab.results() == straight.results, "another result"
+    if path.name.startswith("queue.db"):
+        lab.check_database()
+    else:
+        lab.check_queue(may_rewind=True)
+    if target.is_checked:
+        assert how != "without effect", "not noticed"
+    return how
