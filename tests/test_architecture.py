@@ -15,8 +15,8 @@ PACKAGE = ROOT / "mbqueue"
 ROWS = [
     {"__main__"},
     {"cli"},
-    {"api", "dashboard"},
-    {"session"},
+    {"api"},
+    {"dashboard", "session"},
     {"queue", "train", "results"},
     {"data"},
     {"experiment", "project", "mounts", "files", "errors", "clock"},
