@@ -14,13 +14,14 @@ from typing import Any
 
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
+from mbqueue.queue.processes import ProcessIdentity, is_known_dead
 from mbqueue.session.drive import Drive, is_about_one_file
 
 FORMAT = 1
 SESSIONS = "state/sessions"
 LARGEST = 1 << 20
 #: A session counts as living for so long after its last announcement; uploads may take minutes.
-ALIVE_SECONDS = 600.0
+ALIVE_SECONDS = 300.0
 _FORGOTTEN_SECONDS = 7 * 86_400.0
 _NAME = re.compile(r"([0-9TZ]{10,30}-[0-9a-f]{6})-(\d{6,9})(?: \(\d{1,4}\))?\.json")
 
@@ -31,12 +32,14 @@ class Announcement:
 
     Attributes:
         number: counts its announcements.
+        database: id of the live database that it works with.
         folds: (experiment, fold) that it works on.
         ended: why it ended, or None.
     """
 
     session: SeenSession
     number: int
+    database: str
     written_at: float
     folds: list[tuple[str, int]]
     ended: str | None
@@ -50,8 +53,8 @@ class Announcement:
 class Announcements:
     """The announcements on a mount; makes those of one session."""
 
-    def __init__(self, drive: Drive, session: str) -> None:
-        self._drive, self._session = drive, session
+    def __init__(self, drive: Drive, session: str, database: str) -> None:
+        self._drive, self._session, self._database = drive, session, database
         self._number = 0
         self._known: dict[str, Announcement] = {}
 
@@ -61,7 +64,12 @@ class Announcements:
         seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}
         self._number += 1
         announcement = Announcement(
-            session=SeenSession(**seen), number=self._number, written_at=now, folds=sorted(folds), ended=ended
+            session=SeenSession(**seen),
+            number=self._number,
+            database=self._database,
+            written_at=now,
+            folds=sorted(folds),
+            ended=ended,
         )
         text = json.dumps(asdict(announcement), allow_nan=False).encode()
         self._drive.write_new(f"{SESSIONS}/{self._session}-{self._number:06d}.json", text)
@@ -71,7 +79,7 @@ class Announcements:
                 self._drive.remove(f"{SESSIONS}/{name}")
 
     def others(self, *, now: float) -> list[Announcement]:
-        """The newest announcement of every other session that lives; those of a week ago are removed."""
+        """The newest announcements of living sessions with other databases; those of a week ago are removed."""
         newest: dict[str, Announcement] = {}
         for name in self._drive.names(SESSIONS):
             match = _NAME.fullmatch(name)
@@ -85,7 +93,12 @@ class Announcements:
                 self._drive.remove(f"{SESSIONS}/{name}")
             elif found.session.id not in newest or newest[found.session.id].number < found.number:
                 newest[found.session.id] = found
-        return [found for _, found in sorted(newest.items()) if found.is_live(now)]
+        return [
+            found
+            for _, found in sorted(newest.items())
+            # Sessions of the same database stand in that itself.
+            if found.is_live(now) and found.database != self._database and not _is_known_dead(found.session)
+        ]
 
     def _read(self, name: str) -> Announcement | None:
         # One that is damaged or only half here is as good as none: the next will come.
@@ -97,6 +110,11 @@ class Announcements:
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
         return None
+
+
+def _is_known_dead(seen: SeenSession) -> bool:
+    """Whether it ran on this very machine, and its process is gone."""
+    return is_known_dead(ProcessIdentity(seen.host, seen.boot_id, seen.pid, seen.pid_started))
 
 
 def _announcement(parts: Any) -> Announcement:
@@ -112,6 +130,7 @@ def _announcement(parts: Any) -> Announcement:
     return Announcement(
         session=seen,
         number=int(parts["number"]),
+        database=str(parts["database"]),
         written_at=float(parts["written_at"]),
         folds=[(str(experiment), int(fold)) for experiment, fold in parts["folds"]],
         ended=None if parts["ended"] is None else str(parts["ended"]),

@@ -49,6 +49,8 @@ SNAPSHOT_SECONDS = 60.0
 RECONCILE_SECONDS = 30.0
 #: How long the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
+#: The time that a smaller file takes says nothing of the time for each byte.
+SMALL_FILE = 1_000_000
 #: Commits of a line that are kept on the mount, besides that of its best epoch.
 KEPT = 2
 
@@ -88,18 +90,22 @@ class Publisher:
         self._beside = Reentry(project, self._drive, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
         self._outcomes = Outcomes(self._drive, self._reentry.damaged)
-        self._announcements = Announcements(self._drive, session or "")
+        self._announcements: Announcements | None = None
         self._announced_at: float | None = None
+        self._announced_folds: set[tuple[str, int]] = set()
         self._snapshot_at: float | None = None
         self._reconciled_at: float | None = None
         self._failures = 0
         self._wrote = False
         self._bytes_per_second: float | None = None
+        self._file_seconds = 0.0
         self._others: list[Announcement] = []
+        self._first_numbers: dict[str, int] = {}
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
 
     def __enter__(self) -> Self:
+        self.round()  # so that the first claim knows of other sessions
         self._thread.start()
         return self
 
@@ -121,6 +127,11 @@ class Publisher:
     def others(self) -> list[Announcement]:
         """Living sessions that work with other databases of this project, as of the last round."""
         return self._others
+
+    @property
+    def active_others(self) -> list[Announcement]:
+        """Those of them that have announced themselves again since they were first seen, so that they surely live."""
+        return [one for one in self._others if one.number > self._first_numbers[one.session.id]]
 
     def reconcile(self, queue: Queue, *, now: float) -> list[tuple[int, int]]:
         """Take over what other sessions have published further than here; nothing while the mount fails.
@@ -320,32 +331,33 @@ class Publisher:
 
     def _announce(self, queue: Queue, session: str, ended: str | None) -> None:
         now, mono = self._clock.now(), self._clock.monotonic()
-        due = self._announced_at is None or mono - self._announced_at >= ANNOUNCE_SECONDS
+        if self._announcements is None:
+            database = LiveState.load(self._project.publishing_file).database
+            self._announcements = Announcements(self._drive, session, database)
         row = queue.session(session)
-        if due or ended is not None:
-            folds = {
-                (job.experiment, job.fold)
-                for job in queue.jobs()
-                if job.fold is not None and session in (job.session, job.affinity) and not _is_done(job)
-            }
+        folds = {
+            (job.experiment, job.fold)
+            for job in queue.jobs()
+            if job.fold is not None and session in (job.session, job.affinity) and not _is_done(job)
+        }
+        due = self._announced_at is None or mono - self._announced_at >= ANNOUNCE_SECONDS
+        if due or folds != self._announced_folds or ended is not None:
             self._announcements.announce(row, folds, now=now, ended=ended)
-            self._announced_at = mono
-        ours = {one.id for one in queue.sessions() if one.boot_id == row.boot_id and one.host == row.host}
+            self._announced_at, self._announced_folds = mono, folds
         before = {one.session.id for one in self._others}
-        self._others = [
-            one
-            for one in self._announcements.others(now=now)
-            # Sessions of this live folder need no announcement: their rows are in the database itself.
-            if one.session.id not in ours or one.session.id in before
-        ]
-        for one in self._others:
-            queue.see_session(one.session, folds=one.folds, now=now)
+        others = self._announcements.others(now=now)
+        for one in others:
+            # Of two sessions on one fold the one that came first keeps it; both know which that is by the ids.
+            left = [fold for fold in one.folds if fold not in folds or one.session.id < session]
+            queue.see_session(one.session, folds=left, now=now)
+            self._first_numbers.setdefault(one.session.id, one.number)
             if one.session.id not in before:
                 folds_told = ", ".join(f"{experiment} fold {fold}" for experiment, fold in one.folds) or "no fold yet"
                 self._note(
                     f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), works on this "
                     f"project: {folds_told}. Its folds are left to it."
                 )
+        self._others = others
         state = LiveState.load(self._project.publishing_file)
         state.others = [
             {"session": one.session.id, "host": one.session.host, "device": one.session.device, "folds": one.folds}
@@ -356,16 +368,17 @@ class Publisher:
     # -- time and trouble ----------------------------------------------------------------------------------------
 
     def _require_time(self, size: int) -> None:
-        if self._bytes_per_second is None:
-            return
-        needed = size / self._bytes_per_second
+        needed = self._file_seconds + (size / self._bytes_per_second if self._bytes_per_second else 0.0)
         if needed > self._remaining():
             raise NoTime(f"{size / 1e6:.1f} MB take {format_duration(needed)}")
 
     def _learn(self, size: int, began: float) -> None:
+        """How long a file takes: so long in any case, and so long for each of its bytes."""
         self._wrote = True
         seconds = self._clock.monotonic() - began
-        if seconds > 0 and size > 0:
+        if size < SMALL_FILE:
+            self._file_seconds = max(seconds, 0.8 * self._file_seconds)
+        elif seconds > 0:
             rate = size / seconds
             self._bytes_per_second = rate if self._bytes_per_second is None else min(rate, self._bytes_per_second * 1.5)
 

@@ -192,10 +192,10 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
             jobs_done += _do(place, lease)
             continue
         outlook = queue.outlook(now=clock.now())
-        if place.publisher is not None and place.publisher.others and not (outlook.leased or options.forever):
-            names = ", ".join(other.session.id for other in place.publisher.others)
-            if not outlook.is_exhausted and not outlook.delayed:
-                return Ending.STOPPED, f"what is left is being done by other sessions: {names}", jobs_done
+        active = place.publisher.active_others if place.publisher is not None else []
+        if active and not (options.forever or outlook.leased or outlook.delayed or outlook.is_exhausted):
+            names = ", ".join(other.session.id for other in active)
+            return Ending.STOPPED, f"what is left is being done by other sessions: {names}", jobs_done
         if outlook.is_exhausted and not options.forever:
             ending = _idle_ending(place)
             return ending, ending.value, jobs_done

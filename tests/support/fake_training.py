@@ -32,7 +32,7 @@ DATASET_HASH = "d" * 64
 class FakeSession:
     """One session on one machine, moved on by `step`."""
 
-    def __init__(self, root: Path, live: Path, clock: ManualClock) -> None:
+    def __init__(self, root: Path, live: Path, clock: ManualClock, **publishing: Any) -> None:
         self.clock = clock
         self.notes: list[str] = []
         self.project = ProjectFolder(root, Settings(), live)
@@ -41,7 +41,8 @@ class FakeSession:
         enter(self.project, note=self.notes.append, clock=clock)
         self.queue = Queue(self.project.queue_db)
         self.id = self.queue.start_session(device="fake", now=clock.now(), alive_seconds=LEASE_SECONDS)
-        self.publisher = Publisher(self.project, self.id, clock=clock, note=self.notes.append)
+        self.publisher = Publisher(self.project, self.id, clock=clock, note=self.notes.append, **publishing)
+        self.publisher.round()
 
     def publish(self) -> bool:
         """One round of publishing."""

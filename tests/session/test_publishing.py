@@ -1,0 +1,415 @@
+"""What reaches a mount, when, and what happens while it fails; with sessions that do everything but train."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_training import FakeSession, is_done
+from small_project import ManualClock
+
+from mbqueue import files
+from mbqueue.errors import SchemaTooNew
+from mbqueue.experiment import parse_spec
+from mbqueue.project import ProjectFolder, Settings, init_project
+from mbqueue.queue.schema import SCHEMA_VERSION
+from mbqueue.queue.store import Queue
+from mbqueue.results.tables import predictions_file
+from mbqueue.session.announce import Announcements
+from mbqueue.session.drive import Drive
+from mbqueue.session.livestate import publishing_status
+from mbqueue.session.published import PublishedFold
+from mbqueue.session.publishing import Publisher, run_end_command
+from mbqueue.session.reentry import enter
+
+RESULTS = "results/daily/2026-01-01/fake"
+
+
+class Mount:
+    """A project on a drive, and machines that see it; the drive itself tells the truth here."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.clock, self.machines = base, ManualClock(), 0
+        self.root = init_project(base / "drive")[0].root
+
+    def machine(self) -> ProjectFolder:
+        """A new machine without a live folder."""
+        self.machines += 1
+        return ProjectFolder(self.root, Settings(), self.base / f"live{self.machines}")
+
+    def enqueue(self, folds: tuple[int, ...] = (0,), epochs: int = 2) -> None:
+        content = {"name": "fake", "folds": folds, "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
+        project = self.machine()
+        project.live_dir.mkdir()
+        with Queue(project.queue_db) as queue:
+            queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=self.clock.now())
+        assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
+
+    def session(self, **publishing: Any) -> FakeSession:
+        """A session on a new machine."""
+        project = self.machine()
+        return FakeSession(self.root, project.live_dir, self.clock, **publishing)
+
+    def work(self, session: FakeSession, steps: int) -> None:
+        for _ in range(steps):
+            self.clock.advance(5.0)
+            session.step()
+
+    def train(self, session: FakeSession, steps: int) -> None:
+        """Until so many more steps are trained and committed."""
+        goal = session.steps_trained + steps
+        for _ in range(20):
+            if session.steps_trained == goal:
+                return
+            self.work(session, 1)
+        raise AssertionError("there was nothing to train")
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(path.name for path in (self.root / folder).rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Mount:
+    mount = Mount(tmp_path)
+    mount.enqueue()
+    return mount
+
+
+class FailingDrive(Drive):
+    """A drive on which writing, or everything, fails with one error."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.fails_with: int | None = None
+
+    def check(self) -> None:
+        if self.fails_with is not None:
+            raise OSError(self.fails_with, "injected")
+        super().check()
+
+
+class SlowDrive(Drive):
+    """A drive on which every file takes 50 seconds."""
+
+    def __init__(self, root: Path, clock: ManualClock) -> None:
+        super().__init__(root)
+        self._clock = clock
+
+    def write_new(self, path: str, content: bytes) -> None:
+        super().write_new(path, content)
+        self._clock.advance(50.0)
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session hears of another one."""
+    monkeypatch.setattr(Announcements, "others", lambda _self, now: [])
+
+
+def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_goes_on(mount: Mount) -> None:
+    first = mount.session()
+    mount.train(first, 3)
+    first.end()
+    told = publishing_status(first.project)
+    assert told is not None
+    assert (told["state"], told["folds"][0]["seconds_at_risk"]) == ("published", 0.0)
+    shutil.rmtree(first.project.live_dir)  # the machine is gone
+    second = mount.session()
+    mount.work(second, 20)
+    assert is_done(second.queue)
+    assert first.steps_trained + second.steps_trained == 4, "a step was done twice"
+
+
+def test_only_new_files_with_unique_names_are_ever_written_to_the_state_on_the_mount(mount: Mount) -> None:
+    session = mount.session()
+    seen: dict[Path, bytes] = {}
+    for _ in range(12):
+        mount.work(session, 1)
+        session.publish()
+        for path in (mount.root / "state").rglob("*"):
+            if path.is_file():
+                assert seen.setdefault(path, path.read_bytes()) == path.read_bytes(), f"{path} changed"
+    assert not (mount.root / "state" / "queue.db").exists()
+    assert not list((mount.root / "state").rglob("*.lock"))
+
+
+def test_the_mount_keeps_the_newest_commits_the_best_one_and_three_snapshots(mount: Mount) -> None:
+    session = mount.session()
+    for _ in range(8):
+        mount.clock.advance(100.0)
+        session.step()
+        session.publish()
+    assert len([name for name in mount.names("state/checkpoints") if name.endswith(".pt")]) <= 3
+    assert len([name for name in mount.names("state/snapshots") if name.endswith(".db")]) == 3
+
+
+@pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_a_mount_that_fails_degrades_the_session_and_gets_everything_when_it_is_back(mount: Mount, error: int) -> None:
+    drive = FailingDrive(mount.root)
+    session = mount.session(drive=drive)
+    mount.train(session, 1)
+    assert session.publish()
+    drive.fails_with = error
+    mount.train(session, 1)
+    assert session.publish() is False
+    told = publishing_status(session.project)
+    assert told is not None
+    assert told["state"] == "degraded"
+    assert "injected" in told["why"]
+    assert told["folds"][0]["committed"] != told["folds"][0]["published"]
+    assert told["folds"][0]["seconds_at_risk"] > 0
+    assert any("DEGRADED" in note for note in session.notes)
+    mount.train(session, 1)  # training goes on
+    drive.fails_with = None
+    assert session.publish()
+    told = publishing_status(session.project)
+    assert told is not None
+    assert (told["state"], told["why"]) == ("published", None)
+
+
+def test_a_mount_point_without_its_mount_is_not_written_to(mount: Mount) -> None:
+    session = mount.session()
+    mount.train(session, 1)
+    mount.root.rename(mount.base / "elsewhere")
+    mount.root.mkdir()
+    assert session.publish() is False
+    assert not any(mount.root.iterdir())
+
+
+def test_no_file_is_begun_that_cannot_be_written_before_the_end(mount: Mount) -> None:
+    left = [1000.0]
+    drive = SlowDrive(mount.root, mount.clock)
+    session = mount.session(drive=drive, remaining=lambda: left[0])
+    mount.train(session, 1)
+    assert session.publish()
+    mount.train(session, 1)
+    before = mount.names("state/checkpoints")
+    left[0] = 10.0
+    assert session.publish() is False
+    assert mount.names("state/checkpoints") == before
+    told = publishing_status(session.project)
+    assert told is not None
+    assert "no time left" in told["why"]
+
+
+def test_a_second_session_is_told_of_the_first_and_takes_another_fold(tmp_path: Path) -> None:
+    mount = Mount(tmp_path)
+    mount.enqueue(folds=(0, 1))
+    first = mount.session()
+    mount.train(first, 1)
+    first.publish()
+    second = mount.session()
+    mount.work(second, 1)
+    assert second.lease is not None
+    assert first.lease is not None
+    assert {first.lease.job.fold, second.lease.job.fold} == {0, 1}
+    assert any(first.id in note and "left to it" in note for note in second.notes)
+    told = publishing_status(second.project)
+    assert told is not None
+    assert [other["session"] for other in told["others"]] == [first.id]
+
+
+def test_sessions_share_the_work_and_one_of_them_finishes_with_the_others_folds(tmp_path: Path) -> None:
+    mount = Mount(tmp_path)
+    mount.enqueue(folds=(0, 1))
+    first = mount.session()
+    mount.train(first, 1)
+    first.publish()
+    second = mount.session()
+    for _ in range(40):
+        for session in (first, second):
+            mount.clock.advance(20.0)
+            session.step()
+            session.publish()
+    assert is_done(first.queue) or is_done(second.queue)
+    assert first.steps_trained + second.steps_trained == 8, "a step was done twice"
+
+
+def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_kept_and_reported(
+    mount: Mount, deaf: None
+) -> None:
+    first, second = mount.session(), mount.session()
+    mount.train(first, 1)
+    mount.train(second, 3)
+    first.publish()
+    second.publish()
+    third = mount.session()
+    chain = PublishedFold(Drive(mount.root), "fake", 0).chain()
+    assert chain is not None
+    assert chain.newest.manifest.session == second.id
+    mount.work(third, 20)
+    assert is_done(third.queue)
+    third.end()
+    told = publishing_status(third.project)
+    assert told is not None
+    assert told["aside"]
+    lost = [PublishedFold(Drive(mount.root), "fake", 0).commits()]
+    assert any(commit.manifest.session == first.id for commit in lost[0]), "the other line was thrown away"
+    history = json.loads(predictions_file(mount.root / RESULTS, 0).read_text())["history"]
+    assert all(first.id not in row["session"] for row in history)
+
+
+def test_equally_far_lines_are_decided_by_the_smaller_hash_wherever_one_looks_from(mount: Mount, deaf: None) -> None:
+    first, second = mount.session(), mount.session()
+    for session in (first, second):
+        mount.train(session, 1)
+        session.publish()
+    commits = PublishedFold(Drive(mount.root), "fake", 0).commits()
+    assert len({commit.manifest.stem for commit in commits}) == 1
+    smallest = min(commits, key=lambda commit: commit.manifest.sha256)
+    chain = PublishedFold(Drive(mount.root), "fake", 0).chain()
+    assert chain is not None
+    assert chain.newest.manifest == smallest.manifest
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest truncated"])
+def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(mount: Mount, damage: str) -> None:
+    session = mount.session()
+    mount.train(session, 1)
+    session.publish()
+    mount.train(session, 1)
+    session.publish()
+    newest = mount.root / f"{PublishedFold(Drive(mount.root), 'fake', 0).commits()[-1].path}.pt"
+    content = newest.read_bytes()
+    if damage == "truncated":
+        newest.write_bytes(content[:-1])
+    elif damage == "flipped":
+        newest.write_bytes(content[:5] + bytes([content[5] ^ 1]) + content[6:])
+    elif damage == "missing":
+        newest.unlink()
+    else:
+        manifest = newest.with_suffix(".json")
+        manifest.write_bytes(manifest.read_bytes()[:-10])
+    notes: list[str] = []
+    project = mount.machine()
+    enter(project, note=notes.append, clock=mount.clock)
+    told = publishing_status(project)
+    assert told is not None
+    assert any("passed over" in note for note in notes)
+    assert told["damaged"]
+    mount.clock.advance(1000.0)  # the other session is silent for longer than a living one
+    resumed = FakeSession(mount.root, project.live_dir, mount.clock)
+    mount.work(resumed, 20)
+    assert is_done(resumed.queue)
+    assert resumed.steps_trained <= 3
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4096])
+
+
+def _garble(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[8192:12288] = b"\x5a" * 4096
+    path.write_bytes(bytes(content))
+
+
+def _run_sql(statement: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.executescript(statement)
+        connection.close()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _truncate,
+        _garble,
+        _run_sql("CREATE TRIGGER evil AFTER INSERT ON sessions BEGIN DELETE FROM events; END"),
+        _run_sql("CREATE VIEW evil AS SELECT 1"),
+        _run_sql("UPDATE experiments SET results_dir = '../../outside'"),
+        _run_sql("UPDATE experiments SET name = '../outside'"),
+        _run_sql("UPDATE experiments SET spec = '{}'"),
+        _run_sql("PRAGMA user_version = 0"),
+    ],
+    ids=["truncated", "garbled", "trigger", "view", "folder outside", "name outside", "no spec", "no version"],
+)
+def test_a_hostile_or_damaged_snapshot_is_passed_over_for_the_one_before(
+    mount: Mount, harm: Callable[[Path], None]
+) -> None:
+    session = mount.session()
+    mount.train(session, 1)
+    session.end()
+    newest = max((mount.root / "state/snapshots").glob("*.db"))
+    listing = json.loads(newest.with_suffix(".json").read_text())
+    copy = mount.base / "evil.db"
+    copy.write_bytes(newest.read_bytes())
+    harm(copy)
+    # With a manifest that fits: an attacker has one, too.
+    listing |= {"size": copy.stat().st_size, "sha256": files.sha256_of_file(copy), "number": listing["number"] + 1}
+    text = json.dumps(listing).encode()
+    base = f"{listing['number']:08d}-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"
+    (newest.parent / f"{base}.db").write_bytes(copy.read_bytes())
+    (newest.parent / f"{base}.json").write_bytes(text)
+    notes: list[str] = []
+    project = mount.machine()
+    enter(project, note=notes.append, clock=mount.clock)
+    assert any(base in note and "passed over" in note for note in notes), notes
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert [experiment.results_dir for experiment in queue.experiments()] == [RESULTS]
+
+
+def test_a_snapshot_of_a_newer_mbqueue_is_refused_with_the_reason(mount: Mount) -> None:
+    newest = max((mount.root / "state/snapshots").glob("*.db"))
+    listing = json.loads(newest.with_suffix(".json").read_text())
+    _run_sql(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")(newest)
+    listing |= {"size": newest.stat().st_size, "sha256": files.sha256_of_file(newest), "number": 99}
+    text = json.dumps(listing).encode()
+    base = f"00000099-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"
+    newest.rename(newest.with_name(f"{base}.db"))
+    (newest.parent / f"{base}.json").write_bytes(text)
+    with pytest.raises(SchemaTooNew, match="pip install --upgrade mbqueue"):
+        enter(mount.machine(), note=lambda _text: None, clock=mount.clock)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("experiment", "../../outside"),
+        ("best", {"epoch": 1, "val_mae": 0.1, "commit": "../../../outside"}),
+        ("epoch", 10**12),
+        ("epoch", "1"),
+        ("fold", 7),
+        ("size", -1),
+        ("size", 10**15),
+        ("history", [{"epoch": 2}]),
+        ("history", "x"),
+        ("sha256", None),
+        ("parent", "/etc/passwd"),
+    ],
+)
+def test_a_hostile_manifest_is_passed_over(mount: Mount, key: str, value: Any) -> None:
+    session = mount.session()
+    mount.train(session, 1)
+    session.end()
+    folder = mount.root / "state/checkpoints/fake/fold_0"
+    content = json.loads(next(folder.glob("*.json")).read_text())
+    content |= {"epoch": 2, "fence": 9, key: value}
+    text = json.dumps(content).encode()
+    (folder / f"e0002-done-f0009-{hashlib.sha256(text).hexdigest()[:12]}.json").write_bytes(text)
+    project = mount.machine()
+    notes: list[str] = []
+    enter(project, note=notes.append, clock=mount.clock)
+    assert any("e0002-done-f0009" in note for note in notes), notes
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert sum(job.state == "committed" for job in queue.jobs() if job.epoch) == 0
+
+
+def test_the_end_command_is_run_and_ended_when_it_takes_too_long(tmp_path: Path) -> None:
+    notes: list[str] = []
+    assert run_end_command(f"touch {tmp_path}/ended", timeout_seconds=30, note=notes.append)
+    assert (tmp_path / "ended").exists()
+    assert run_end_command("exec sleep 600", timeout_seconds=0.2, note=notes.append) is False
+    assert "longer than 0.2 s" in notes[0]
+    assert run_end_command("echo no drive here >&2; exit 3", timeout_seconds=30, note=notes.append) is False
+    assert "code 3: no drive here" in notes[1]
