@@ -7,6 +7,7 @@ ASCII where the output cannot show blocks, and carries no control characters of 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,9 @@ _STYLES = {
     "waiting": "dim",
 }
 _ERRORS_SHOWN = 5
+#: With more experiments than this, those are drawn on which something happens or should, the newest first among equals.
+_EXPERIMENTS_SHOWN = 20
+_BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "cancelled", "done")
 
 
 def render(
@@ -129,8 +133,11 @@ class _Dashboard:
         parts: list[RenderableType] = []
         if not shown:
             parts.append(Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."))
-        for entry in shown:
+        drawn = _most_interesting(shown)
+        for entry in drawn:
             parts += [*_experiment(entry, width, plain), Text("")]
+        if len(drawn) < len(shown):
+            parts += [_left_out(shown, drawn), Text("")]
         parts += [*_sessions(self.overview["sessions"], self.now, width), Text("")]
         parts += _totals(shown, self.overview["jobs"], self.session_seconds)
         parts += _publishing(self.overview.get("publishing"), self.now)
@@ -140,6 +147,19 @@ class _Dashboard:
             width,
         )
         yield Group(*parts)
+
+
+def _most_interesting(experiments: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most so many as can be taken in, in the order of the queue."""
+    by_interest = sorted(range(len(experiments)), key=lambda i: (_BY_INTEREST.index(experiments[i]["state"]), -i))
+    return [experiments[i] for i in sorted(by_interest[:_EXPERIMENTS_SHOWN])]
+
+
+def _left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> Text:
+    names = {entry["name"] for entry in drawn}
+    states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
+    counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
+    return Text(f"and {len(shown) - len(drawn):,} more experiments: {counts}. One of them: mbqueue status NAME", "dim")
 
 
 def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:

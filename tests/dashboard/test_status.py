@@ -170,6 +170,22 @@ def test_one_experiment_can_be_shown_alone():
     assert "other" not in draw(overview, experiment="full_finetune")
 
 
+def test_of_very_many_experiments_those_are_drawn_that_matter_and_the_others_counted():
+    overview = overview_of([fold_entry(state="running")])
+    (entry,) = overview["experiments"]
+    many = [{**entry, "name": f"old-{i}", "state": "done"} for i in range(500)]
+    overview["experiments"] = [
+        *many[:250],
+        {**entry, "name": "at-work"},
+        {**entry, "name": "broken", "state": "failed"},
+    ]
+    overview["experiments"] += many[250:]
+    lines = draw(overview).splitlines()
+    titles = [line.split()[0] for line in lines if "matbench_mp_e_form" in line]
+    assert titles == ["at-work", "broken", *(f"old-{i}" for i in range(482, 500))]
+    assert "and 482 more experiments: 482 done. One of them: mbqueue status NAME" in lines
+
+
 def test_names_with_brackets_are_shown_as_they_are():
     assert "x[bold]y" in draw(overview_of([fold_entry()], name="x[bold]y"), tty=True)
 
