@@ -123,7 +123,7 @@ def _measure(
 ) -> None:
     """Fill ``vectors``, float64 [U, 4], with each undirected bond's vector, seen from its first end, and length, Å."""
     for pair in range(len(vectors)):
-        here, there = center[first[pair]], neighbor[first[pair]]
+        here, there = np.uint64(center[first[pair]]), np.uint64(neighbor[first[pair]])
         i = float((np.int64(images[3 * pair]) ^ half) - half)
         j = float((np.int64(images[3 * pair + 1]) ^ half) - half)
         k = float((np.int64(images[3 * pair + 2]) ^ half) - half)
@@ -133,6 +133,24 @@ def _measure(
             vectors[pair, axis] = cart[there, axis] - cart[here, axis] + move
             squared += vectors[pair, axis] * vectors[pair, axis]
         vectors[pair, 3] = math.sqrt(squared)
+
+
+@compiled
+def positions(frac: Any, lattices: Any, n_atoms: Any) -> Any:
+    """Cartesian coordinates, Å, float64 [A, 3], of fractional ones in B cells of ``n_atoms`` each.
+
+    Unlike ``graphs.cartesian`` not pymatgen's to the last bit, which only the choice of bonds depends on.
+    """
+    cart = np.empty_like(frac)
+    base = 0
+    for b in range(len(n_atoms)):
+        lattice = lattices[b]
+        for atom in range(base, base + n_atoms[b]):
+            u, v, w = frac[atom, 0], frac[atom, 1], frac[atom, 2]
+            for axis in range(3):
+                cart[atom, axis] = u * lattice[0, axis] + v * lattice[1, axis] + w * lattice[2, axis]
+        base += n_atoms[b]
+    return cart
 
 
 @compiled
@@ -191,6 +209,7 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         bases[0], bases[1], bases[2] = atom0, bond0, half0
         ends, images = np.empty((2, n_pairs + 1), np.uint32), np.empty(3 * n_pairs, np.uint32)
         short = np.empty((2, n_directed_short), np.uint32)
+        roles = short[1]
         end = bond0 + index[b, 1]
         mine = centers[bond0:end], neighbors[bond0:end], undirected[bond0:end], reverse[bond0:end]
         of_center, of_neighbor, pair_of, _ = mine
@@ -207,7 +226,7 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         ascending = True
         for place in range(n_directed_short):
             ascending &= place == 0 or short[0, place - 1] < short[0, place]
-            is_short[pair_of[short[0, place]] - half0] = 1
+            is_short[np.uint64(pair_of[short[0, place]] - half0)] = 1
         n_short = 0
         for pair in range(n_pairs):
             n_short += is_short[pair]
@@ -220,19 +239,19 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
             n_short += is_short[pair]
         # Where the one or two directed bonds of each stand in ``short``, and where those of each atom do.
         places = np.full((n_short, 2), -1, np.int64)
-        units, blocks = np.empty((n_directed_short, 3)), np.empty(n_atoms[b] + 1, np.int64)
+        units, blocks = np.empty((n_directed_short, 3)), np.empty(n_atoms[b] + 1, np.uint32)
         at_atom, which = np.empty(n_directed_short, np.int64), np.empty(n_directed_short, np.uint32)
         n_first = np.zeros(n_atoms[b], np.int64)
         filled = 0
         for place in range(n_directed_short):
             bond = short[0, place]
-            pair = pair_of[bond] - half0
-            at_atom[place], which[place] = of_center[bond] - atom0, number[pair]
+            joined = np.uint64(pair_of[bond] - half0)
+            at_atom[place], which[place] = of_center[bond] - atom0, number[joined]
             n_first[at_atom[place]] += short[1, place] & AS_I
-            places[number[pair], 0 if places[number[pair], 0] < 0 else 1] = place
-            share = (1.0 if ends[0, pair] == bond else -1.0) / vectors[pair, 3]
+            places[number[joined], 0 if places[number[joined], 0] < 0 else 1] = place
+            share = (1.0 if ends[0, joined] == bond else -1.0) / vectors[joined, 3]
             for axis in range(3):
-                units[place, axis] = share * vectors[pair, axis]
+                units[place, axis] = share * vectors[joined, axis]
             while filled <= at_atom[place]:
                 blocks[filled] = place
                 filled += 1
@@ -250,8 +269,9 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
             unsound = b
             break
 
-        cosines = np.empty(total + 1)
-        count = 0
+        cosines, span = np.empty(total + 1), slice(angle0, angle0 + total + 1)
+        my_center, my_i, my_j, my_by_j = angle_center[span], angle_i[span], angle_j[span], by_j[span]
+        count = np.uint64(0)
         for bond in range(n_short):
             for side in range(2):
                 place = places[bond, side]
@@ -259,19 +279,19 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
                     continue
                 center = at_atom[place]
                 x, y, z = units[place, 0], units[place, 1], units[place, 2]
+                self = np.uint64(place)
                 for other in range(blocks[center], blocks[center + 1]):
-                    here = angle0 + count
-                    angle_center[here], angle_i[here] = atom0 + center, short0 + bond
-                    angle_j[here] = short0 + which[other]
+                    my_center[count], my_i[count] = atom0 + center, short0 + bond
+                    my_j[count] = short0 + which[other]
                     cosine = x * units[other, 0] + y * units[other, 1] + z * units[other, 2]
                     cosines[count] = (1 - 1e-6) * cosine
-                    count += (other != place) & (short[1, other] >= AS_J)
+                    count += np.uint64((other != self) & (roles[other] >= AS_J))
         arc_cosines(cosines[:total], angle[angle0 : angle0 + total])
         for bond in range(n_short):
             counts[bond + 1] += counts[bond]
-        for here in range(angle0, angle0 + total):
-            bond = angle_j[here] - short0
-            by_j[angle0 + counts[bond]] = here
+        for here in range(total):
+            bond = np.uint64(my_j[here] - short0)
+            my_by_j[np.uint64(counts[bond])] = angle0 + here
             counts[bond] += 1
         atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short0 + n_short, angle0 + total
     return atom_crystal, bonds, bond_length, short_bond[:n_short_bonds], numbers[:, :n_angles], angle, unsound

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbqueue.data.assembly import assemble
+from mbqueue.data.assembly import assemble, positions
 from mbqueue.data.batch import Batch
 from mbqueue.data.cache import GraphCache
 from mbqueue.data.distortion import distort
-from mbqueue.data.graphs import cartesian
 from mbqueue.errors import CacheError
 
 
@@ -46,14 +45,14 @@ def make_batch(
     crystals = cache.crystals
     parts = [cache.record(row) for row in rows.tolist()]
     starts = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(part) for part in parts], out=starts[1:])
+    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=starts[1:])
     index = cache.index[rows]
     begins = crystals.atom_offsets[rows]
     sizes = crystals.atom_offsets[rows + 1] - begins
     offsets = np.cumsum(sizes) - sizes
     atoms = np.arange(sizes.sum()) + np.repeat(begins - offsets, sizes)
     lattices = crystals.lattices[rows]
-    cart = np.ascontiguousarray(cartesian(crystals.frac_coords[atoms], lattices, sizes))
+    cart = positions(crystals.frac_coords[atoms], lattices, sizes)
     if distortion is not None:
         cart, lattices = distort(cart, lattices, sizes, rows, distortion.strain, distortion.jitter, distortion.seed)
     atom_crystal, bonds, length, short, angles, angle, unsound = assemble(
