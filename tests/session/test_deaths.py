@@ -147,15 +147,20 @@ def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
 
 def test_two_workers_share_a_queue_and_take_different_folds(tmp_path: Path) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
-    folder = enqueue(project, small_spec(project, folds=[0, 1]))
-    with Queue(project.queue_db, read_only=True) as queue:
-        first = start(project.root, "work", "--device", "cpu", log=tmp_path / "first.log")
-        until(lambda: any(job.kind == "prepare" and job.state is State.COMMITTED for job in queue.jobs()), first)
-        second = start(project.root, "work", "--device", "cpu", log=tmp_path / "second.log")
-        assert first.wait(timeout=180) == 0, (tmp_path / "first.log").read_text()
-        assert second.wait(timeout=180) == 0, (tmp_path / "second.log").read_text()
+    # Enough epochs that a fold takes longer than an idle worker waits before it looks again.
+    folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=10))
+    with Queue(project.queue_db) as queue:
+        queue.pause("full_finetune", now=0.0)
+        logs = [tmp_path / f"{name}.log" for name in ("first", "second")]
+        workers = [start(project.root, "work", "--forever", "--device", "cpu", log=log) for log in logs]
+        until(lambda: len(queue.sessions()) == 2)
+        queue.resume("full_finetune", now=0.0)
+        until(lambda: all(job.state is State.COMMITTED for job in queue.jobs()), workers[0])
+        for worker, log in zip(workers, logs, strict=True):
+            worker.terminate()
+            assert worker.wait(timeout=60) == WORK_LEFT, log.read_text()
         epochs = [e for e in queue.events(limit=10_000) if e.epoch and e.to_state is State.COMMITTED]
-    assert len(epochs) == 4
-    workers = {fold: {event.by for event in epochs if event.fold == fold} for fold in (0, 1)}
-    assert workers[0].isdisjoint(workers[1]), "both workers trained epochs of one fold while the other lived"
+    assert len(epochs) == 20
+    by = {fold: {event.by for event in epochs if event.fold == fold} for fold in (0, 1)}
+    assert by[0].isdisjoint(by[1]), "both workers trained epochs of one fold while the other lived"
     assert (folder / "results.json").exists()
