@@ -122,7 +122,9 @@ class Results(OpenedProject):
             with Queue(self.folder.queue_db, read_only=True) as queue:
                 sessions = queue.sessions(experiment=recorded.name)
                 events = queue.events(experiment=recorded.name, limit=10**6)
-            spans = timeline(sessions, events, now=self._clock.now())
+                results = {job.id: job.result or {} for job in queue.jobs(experiment=recorded.name)}
+            saving = {job: result.get("checkpoint_seconds", 0.0) for job, result in results.items()}
+            spans = timeline(sessions, events, now=self._clock.now(), checkpoint_seconds=saving)
         if output is None:
             # Of a project on a drive, people look for it there, not where sessions make the results.
             folder, live = recorded.folder, self.folder.live_dir

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+#: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
+LOADED_NOTE = "data and model are loaded"
+
 
 class Kind(StrEnum):
     """What a job does. Every experiment has one `prepare` and one `record`."""

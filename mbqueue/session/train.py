@@ -40,6 +40,7 @@ class _Epoch:
         self._place, self._lease, self._spec, self._fold = place, lease, spec, fold
         self._history_path = history_file(place.project.working_results(results_dir), fold.fold)
         self._step_seconds = 0.0
+        self._checkpoint_seconds = 0.0
         self._is_committed = False
 
     def run(self) -> str:
@@ -82,11 +83,13 @@ class _Epoch:
         else:
             progress = {"what": "step", "done": manifest.step, "total": manifest.steps_per_epoch}
             self._place.queue.save_progress(self._lease, progress=progress, publish=publish)
-        self._place.saved(clock.monotonic() - began)
+        seconds = clock.monotonic() - began
+        self._checkpoint_seconds += seconds
+        self._place.saved(seconds)
 
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
         queue, now, patience = self._place.queue, self._place.clock.now(), self._spec.train.patience
-        result = {**history[-1], "best_epoch": best_epoch}
+        result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}
         if patience and history[-1]["epoch"] - best_epoch >= patience:
             why = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
             queue.skip_rest(self._lease, result=result, why=why, now=now, publish=publish)

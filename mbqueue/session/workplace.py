@@ -12,7 +12,7 @@ from mbqueue.clock import Clock
 from mbqueue.errors import SpecError
 from mbqueue.experiment import Spec, hash_of_spec, parse_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
+from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
@@ -193,6 +193,9 @@ class Workplace:
                     on_note=self.report.note,
                     clock=self.clock,
                 ),
+            )
+            self.queue.note(
+                LOADED_NOTE, by=self.session, now=self.clock.now(), experiment_id=experiment.id, job_id=job.id
             )
         return self._fold[1]
 

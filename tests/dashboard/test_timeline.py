@@ -6,6 +6,7 @@ import pytest
 
 from mbqueue.dashboard.timeline import timeline
 from mbqueue.experiment import Spec
+from mbqueue.queue.jobs import LOADED_NOTE
 from mbqueue.queue.processes import ProcessIdentity, boot_id
 from mbqueue.queue.store import Queue
 
@@ -78,3 +79,20 @@ def test_work_that_still_goes_on_ends_now(queue):
 def test_sessions_without_events_are_idle_throughout(queue):
     start(queue, 10.0, alive_seconds=30.0)
     assert drawn(queue) == [("idle", "", 10.0, 40.0)]
+
+
+def test_loading_and_saving_are_told_apart_from_the_work(queue):
+    session = start(queue, 0.0)
+    prepare(queue, session, 0.0)
+    lease = queue.claim(session, now=10.0, lease_seconds=100)
+    job = lease.job
+    queue.note(LOADED_NOTE, by=session, now=25.0, experiment_id=job.experiment_id, job_id=job.id)
+    queue.commit(lease, result={}, now=90.0)
+    queue.end_session(session, reason="stopped", now=90.0)
+    spans = timeline(queue.sessions(), queue.events(limit=1000), now=90.0, checkpoint_seconds={job.id: 5.0})
+    assert [(span.kind, span.start, span.end) for span in spans] == [
+        ("prepare", 0.0, 10.0),
+        ("load", 10.0, 25.0),
+        ("train", 25.0, 85.0),
+        ("checkpoint", 85.0, 90.0),
+    ]

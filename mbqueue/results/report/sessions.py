@@ -13,7 +13,9 @@ from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
 _KIND_COLOURS = {
     "prepare": "#56B4E9",
+    "load": "#F0E442",
     "train": "#009E73",
+    "checkpoint": "#999933",
     "predict": "#0072B2",
     "record": "#CC79A7",
     "idle": "#cccccc",
