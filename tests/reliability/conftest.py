@@ -151,5 +151,6 @@ def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Straight:
     assert lab.live(trace=trace) == 0, lab.said
     lab.check_queue(preemptions=0)
     assert not lab.left_over()
-    operations = [line.split(" ", 1)[1] for line in trace.read_text().splitlines()]
+    lines = trace.read_text().splitlines()
+    operations = [line.split(" ", 1)[1] for line in lines if not line.startswith("-")]
     return Straight(lab.root, lab.results(), operations)

@@ -4,7 +4,6 @@ Counted are, below one folder: opening a file to write it, each write(2), fsync,
 SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
 """
 
-# ruff: noqa: PTH - what pathlib calls is replaced here, so it must not be called here
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ class Fault:
         at: number of the operation, from 1.
         action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
             power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it
-            happen and then raises; "short" lets half of a write through, and raises from then on when it is for good.
+            happen and then raises; "short" lets half of a write through, and raises from then on when it is for good. "end"
+            sends SIGTERM and goes on.
         number: errno of what is raised.
         for_good: whether all operations from ``at`` on fail.
         only: kinds of operation that are counted; all when empty.
@@ -76,6 +76,9 @@ class Tripwire:
                 return ""
             if fault.action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if fault.action == "end":
+                os.kill(os.getpid(), signal.SIGTERM)
+                return ""
             if fault.action == "lose":
                 self._lose()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -85,6 +88,11 @@ class Tripwire:
                 return "doubt"
             self.fail(about)
             return ""
+
+    def tell(self, what: str) -> None:
+        """A line in the trace that is no operation."""
+        if self._trace is not None:
+            os.write(self._trace, f"- {what}\n".encode())
 
     def fail(self, about: object) -> None:
         """Raise what the fault says."""
@@ -134,9 +142,22 @@ def install(wire: Tripwire) -> None:
     import numpy as np
 
     np.lib.format.isfileobj = lambda _stream: False  # else NumPy writes past Python's streams
+    _install_steps(wire)
     _install_streams(wire)
     _install_names(wire)
     _install_database(wire)
+
+
+def _install_steps(wire: Tripwire) -> None:
+    from mbqueue.train import fold
+
+    real_step = fold.optimizer_step
+
+    def optimizer_step(*arguments: Any, **named: Any) -> Any:
+        wire.tell("step")
+        return real_step(*arguments, **named)
+
+    fold.optimizer_step = optimizer_step
 
 
 def _install_streams(wire: Tripwire) -> None:
