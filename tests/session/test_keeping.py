@@ -1,0 +1,262 @@
+"""recover, backup and restore."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_training import FakeSession, is_done
+from small_project import ManualClock
+
+from mbqueue.errors import UsageError
+from mbqueue.experiment import parse_spec
+from mbqueue.project import ProjectFolder, Settings, init_project
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session.archive import DamagedArchive, back_up, restore
+from mbqueue.session.recover import recover
+
+RESULTS = "results/daily/2026-01-01/fake"
+
+
+def note(_text: str) -> None:
+    """Nobody listens."""
+
+
+class Local:
+    """A project on a local disk with two fake folds."""
+
+    def __init__(self, root: Path, clock: ManualClock) -> None:
+        self.project, self.clock = init_project(root)[0], clock
+        content = {"name": "fake", "folds": (0, 1), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+        with Queue(self.project.queue_db) as queue:
+            queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=clock.now(), priority=3)
+
+    def train(self, steps: int) -> FakeSession:
+        """A session of so many steps, which is still at work."""
+        session = FakeSession.__new__(FakeSession)
+        # A local project publishes nothing, so the session has no publisher that could do anything.
+        session.project, session.clock, session.notes = self.project, self.clock, []
+        session.lease, session.steps_trained = None, 0
+        session.queue = Queue(self.project.queue_db)
+        session.id = session.queue.start_session(device="fake", now=self.clock.now(), alive_seconds=100.0)
+        session.publisher = _NoPublisher()  # type: ignore[assignment]
+        while session.steps_trained < steps:
+            self.clock.advance(1.0)
+            assert session.step()
+        return session
+
+
+class _NoPublisher:
+    others: tuple[object, ...] = ()
+
+
+@pytest.fixture
+def local(tmp_path: Path, clock: ManualClock) -> Local:
+    return Local(tmp_path / "project", clock)
+
+
+def end(session: FakeSession) -> None:
+    session.queue.end_session(session.id, reason="ended", now=session.clock.now())
+    session.queue.close()
+
+
+def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
+    with Queue(project.queue_db, read_only=True) as queue:
+        return [
+            (job.label, job.state, job.result)
+            for job in queue.jobs()
+            if job.kind is Kind.TRAIN and job.state is State.COMMITTED
+        ]
+
+
+@pytest.mark.parametrize("loss", ["gone", "garbled"])
+def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: Local, loss: str) -> None:
+    end(local.train(5))
+    before = epochs_and_rows(local.project)
+    assert len(before) >= 2
+    if loss == "gone":
+        for path in local.project.state_dir.glob("queue.db*"):
+            path.unlink()
+    else:
+        local.project.queue_db.write_bytes(b"garbage" * 5000)
+    found = recover(local.project, force=False, note=note, clock=local.clock)
+    assert (found.replaced is not None) == (loss == "garbled")
+    assert epochs_and_rows(local.project) == before
+    with Queue(local.project.queue_db) as queue:
+        experiment = queue.experiment("fake")
+        assert (experiment.results_dir, experiment.priority, experiment.spec["folds"]) == (RESULTS, 3, [0, 1])
+    session = local.train(3)
+    for _ in range(20):
+        session.step()
+    assert is_done(session.queue)
+
+
+def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(local: Local) -> None:
+    end(local.train(4))
+    folder = local.project.checkpoints_dir("fake", 0)
+    newest = folder / "e0002-done-f0001.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    local.project.queue_db.unlink()
+    told: list[str] = []
+    recover(local.project, force=False, note=told.append, clock=local.clock)
+    assert any("e0002-done-f0001" in text for text in told)
+    with Queue(local.project.queue_db) as queue:
+        states = {job.epoch: job.state for job in queue.jobs(fold=0) if job.epoch}
+    assert states[2] is not State.COMMITTED
+
+
+def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_file(local: Local) -> None:
+    end(local.train(4))
+    for path in local.project.checkpoints_dir("fake", 0).glob("*.json"):
+        content = json.loads(path.read_text())
+        for key in ("enqueued", "parent_sha256", "checksum"):
+            content.pop(key, None)
+        path.write_text(json.dumps(content))
+    local.project.queue_db.unlink()
+    told: list[str] = []
+    recover(local.project, force=False, note=told.append, clock=local.clock)
+    assert any("left out" in text for text in told), "\n".join(told)
+    spec = 'name = "fake"\nfolds = [0, 1]\n[data]\ndataset = "sample"\n[train]\nepochs = 2\n'
+    (local.project.jobs_dir / "fake.toml").write_text(spec)
+    recover(local.project, force=True, note=note, clock=local.clock)
+    assert len(epochs_and_rows(local.project)) == 2
+
+
+def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_worked_with(
+    local: Local, tmp_path: Path
+) -> None:
+    session = local.train(2)
+    back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    with pytest.raises(UsageError, match="mbqueue stop"):
+        recover(local.project, force=True, note=note, clock=local.clock)
+    with pytest.raises(UsageError, match="mbqueue stop"):
+        restore(local.project, tmp_path / "b.tar", force=True, note=note, clock=local.clock)
+    end(session)
+    with pytest.raises(UsageError, match="--force"):
+        recover(local.project, force=False, note=note, clock=local.clock)
+    with pytest.raises(UsageError, match="--force"):
+        restore(local.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
+
+
+def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_on(
+    local: Local, tmp_path: Path
+) -> None:
+    session = local.train(3)
+    made = back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    assert made.commits >= 1
+    end(session)
+    other = Local.__new__(Local)
+    other.project, other.clock = init_project(tmp_path / "other")[0], local.clock
+    restore(other.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
+    carried = other.train(5)
+    for _ in range(20):
+        carried.step()
+    assert is_done(carried.queue)
+    assert carried.steps_trained == 5, "a step that was in the backup was done again"
+
+
+def test_what_restore_replaces_is_kept(local: Local, tmp_path: Path) -> None:
+    end(local.train(2))
+    back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    end(local.train(2))
+    restore(local.project, tmp_path / "b.tar", force=True, note=note, clock=local.clock)
+    assert list(local.project.state_dir.glob("queue.db.replaced-*"))
+    assert list(local.project.state_dir.glob("replaced-*/checkpoints/fake/fold_0/*.pt"))
+
+
+def rewritten(source: Path, change: Callable[[tarfile.TarInfo, bytes], list[tuple[tarfile.TarInfo, bytes]]]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(source) as old, tarfile.open(fileobj=stream, mode="w") as new:
+        for member in old:
+            found = old.extractfile(member)
+            assert found is not None
+            for info, content in change(member, found.read()):
+                info.size = len(content) if info.isreg() else 0
+                new.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _extra(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Callable[[Path], bytes]:
+    def build(source: Path) -> bytes:
+        def change(member: tarfile.TarInfo, content: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+            if member.name != "queue.db":
+                return [(member, content)]
+            extra = tarfile.TarInfo(name)
+            extra.type, extra.linkname = kind, link
+            return [(extra, b"evil"), (member, content)]
+
+        return rewritten(source, change)
+
+    return build
+
+
+def _flipped(source: Path) -> bytes:
+    content = bytearray(source.read_bytes())
+    content[content.index(b"lineage")] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda source: source.read_bytes()[: source.read_bytes().rindex(b'checksums.json') + 700],
+        lambda source: source.read_bytes()[: source.stat().st_size // 2],
+        lambda _source: b"",
+        lambda _source: b"not a tar file" * 1000,
+        _flipped,
+        _extra("../outside"),
+        _extra("/tmp/outside"),
+        _extra("jobs/../../outside.toml"),
+        _extra("jobs/link.toml", tarfile.SYMTYPE, "/etc/passwd"),
+        _extra("jobs/hard.toml", tarfile.LNKTYPE, "queue.db"),
+        _extra("jobs/fifo.toml", tarfile.FIFOTYPE),
+        _extra("jobs/unlisted.toml"),
+        _extra("queue.db"),
+    ],
+    ids=[
+        "tail cut", "half", "empty", "no tar", "flipped", "parent", "absolute", "parent inside", "symlink", "hard link",
+        "fifo", "unlisted", "twice",
+    ],
+)  # fmt: skip
+def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_changed(
+    local: Local, tmp_path: Path, harm: Callable[[Path], bytes]
+) -> None:
+    end(local.train(3))
+    back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    (tmp_path / "evil.tar").write_bytes(harm(tmp_path / "b.tar"))
+    shutil.copytree(local.project.root, tmp_path / "copy")
+
+    def everything(root: Path) -> dict[str, bytes]:
+        paths = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+    with pytest.raises(DamagedArchive, match="Nothing was changed"):
+        restore(local.project, tmp_path / "evil.tar", force=True, note=note, clock=local.clock)
+    assert everything(local.project.root) == everything(tmp_path / "copy")
+    assert not (tmp_path / "outside").exists()
+    assert not Path("/tmp/outside").exists()
+
+
+def test_a_backup_of_a_split_project_restores_into_a_local_one(tmp_path: Path, clock: ManualClock) -> None:
+    root = init_project(tmp_path / "drive")[0].root
+    split = ProjectFolder(root, Settings(), tmp_path / "live")
+    split.live_dir.mkdir()
+    content = {"name": "fake", "folds": (0,), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+    with Queue(split.queue_db) as queue:
+        queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=clock.now())
+    session = FakeSession(root, split.live_dir, clock)
+    for _ in range(20):
+        session.step()
+    assert is_done(session.queue)
+    back_up(split, tmp_path / "b.tar", clock=clock)
+    project = init_project(tmp_path / "local")[0]
+    restore(project, tmp_path / "b.tar", force=False, note=note, clock=clock)
+    with Queue(project.queue_db) as queue:
+        assert is_done(queue)
+    assert (project.root / RESULTS / "results.json").exists()

@@ -1,0 +1,119 @@
+"""Real training on a drive that lies, and on a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lying_drive import LyingDrive
+from processes import outcome
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.errors import DiskFull
+from mbqueue.project import ProjectFolder, Settings
+from mbqueue.queue.jobs import State
+from mbqueue.queue.store import Queue
+from mbqueue.session.livestate import publishing_status
+from mbqueue.session.publishing import Publisher
+from mbqueue.session.recover import newest_whole
+from mbqueue.session.reentry import enter
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.train.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_sessions_that_die_on_a_drive_that_lies_give_the_bytes_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All sessions are of this one process, so none of them is known to be dead; their successors need not wait.
+    monkeypatch.setattr("mbqueue.session.announce.ALIVE_SECONDS", 0.1)
+    straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
+    expected = enqueue(straight, small_spec(straight))
+    assert work(straight, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
+
+    drive = LyingDrive(tmp_path / "drive", random.Random(5))
+    settings = Settings(checkpoint_minutes=1e-6)  # a checkpoint after every step
+    resumed_at: list[int] = []
+    for number in range(14):
+        client = drive.connect()
+        drive.deliver(client, share=1.0)
+        project = ProjectFolder(client.folder, settings, tmp_path / f"live{number}")
+        report, stop = RememberedReport(), StopRequest()
+        enter(project, note=report.note)
+        if number == 0:
+            enqueue(project, small_spec(straight))
+            assert Publisher(project, None, note=report.note, clock=_clock()).round()
+        steps: list[int] = []
+
+        def disturb(_job: object, what: str, done: int, _total: int, *, number: int = number) -> None:
+            if what != "step":
+                return
+            steps.append(done)  # noqa: B023 - used within the round
+            drive.move()
+            if number % 3 == 1 and len(steps) == 1:  # noqa: B023
+                client.lose_mount()  # noqa: B023
+            if len(steps) == 2:  # noqa: B023
+                stop.request("SIGTERM")  # noqa: B023
+
+        report.on_advanced = disturb
+        done = work(project, WorkOptions(device="cpu"), report=report, stop=stop)
+        resumed_at += steps[:1]
+        if done.ending is Ending.DONE:
+            drive.settle()
+            break
+        if number % 3 == 1:
+            told = publishing_status(project)
+            assert told is not None
+            assert told["state"] == "degraded"
+            assert any("DEGRADED" in line for line in report.lines)
+        if number % 2 or number > 4:
+            drive.settle()  # the uploads were done in time; else each is lost, cut off or done
+        drive.kill(client)
+    else:
+        pytest.fail(f"it was never done: {report.lines}")
+    assert len(resumed_at) > 3, "nothing was interrupted"
+    results = client.folder / expected.relative_to(straight.root)
+    assert outcome(results, 0) == outcome(expected, 0)
+
+
+def _clock() -> Any:
+    from mbqueue.clock import SystemClock
+
+    return SystemClock()
+
+
+def test_a_full_disk_ends_the_session_with_the_last_commit_safe_and_says_what_to_free(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project))
+    stage, staged = Checkpoints.stage, []
+
+    def stage_until_full(self: Checkpoints, content: bytes, facts: Any) -> Any:
+        if len(staged) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        staged.append(facts["step"])
+        return stage(self, content, facts)
+
+    monkeypatch.setattr(Checkpoints, "stage", stage_until_full)
+    with pytest.raises(DiskFull, match="mbqueue cache prune"):
+        work(project, WorkOptions(device="cpu"), report=report)
+    newest = newest_whole(project.checkpoints_dir("full_finetune", 0), pytest.fail)
+    assert newest is not None
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert not queue.jobs(state=State.LEASED)
+        assert sum(job.failures for job in queue.jobs()) == 0
+    monkeypatch.undo()
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
