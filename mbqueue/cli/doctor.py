@@ -21,6 +21,7 @@ from mbqueue.cli.options import JsonOption, current_project
 from mbqueue.errors import ProjectNotFound
 from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
+from mbqueue.project import ProjectFolder
 
 PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "sqlite-utils", "filelock", "rich", "numba")
 MATBENCH = "0.6"
@@ -77,9 +78,9 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
         yield Finding("project", "warning", "none here", str(error))
         return
     yield Finding("project", "ok", str(project.root))
-    yield _file_system(project.root)
+    yield _file_system(project)
     yield _writable(project.state_dir)
-    yield _disk(project.state_dir)
+    yield _disk(project.live_dir if project.live_dir.is_dir() else project.state_dir)
 
 
 def _package(name: str) -> Finding:
@@ -136,15 +137,18 @@ def _dataset() -> Finding:
     )
 
 
-def _file_system(root: Path) -> Finding:
-    mount = mount_of(root)
+def _file_system(project: ProjectFolder) -> Finding:
+    mount = mount_of(project.root)
     if not mount.is_remote:
         return Finding("file system", "ok", f"{mount.fstype} at {mount.point}")
+    where = f"{mount.fstype} at {mount.point}: a drive or network mount"
+    if project.is_split:
+        return Finding("file system", "ok", f"{where}; the live state is in {project.live_dir}")
     return Finding(
         "file system",
         "warning",
-        f"{mount.fstype} at {mount.point}: a drive or network mount",
-        "A live database is not safe there. Keep the project on the VM's own disk and copy it when a session ends.",
+        where,
+        "A live database is not safe there. Leave live_dir and MBQUEUE_LIVE_DIR out, or name a local folder.",
     )
 
 

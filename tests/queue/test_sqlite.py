@@ -98,7 +98,8 @@ def test_a_newer_database_is_refused_and_left_as_it_is(world, read_only):
     world.queue.close()
     _sql(path, f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(SchemaTooNew, match=rf"schema version {schema.SCHEMA_VERSION + 1}.*pip install --upgrade mbqueue"):
+    newer = schema.SCHEMA_VERSION + 1
+    with pytest.raises(SchemaTooNew, match=rf"schema version {newer}.*pip install --upgrade mbqueue"):
         Queue(path, read_only=read_only)
     assert path.read_bytes() == before
 
