@@ -223,7 +223,13 @@ def _do(place: Workplace, lease: Lease) -> int:
     try:
         summary = _HANDLERS[lease.job.kind](place, lease)
     except Stopped as stopped:
-        place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
+        try:
+            place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
+        except LeaseLost as lost:
+            # That is why it stopped, or another took the job over meanwhile; the session goes on with what is left.
+            place.forget_fold()
+            place.report.note(str(lost))
+            return 0
         place.report.note(f"{lease.job.label}: {stopped}; given back.")
         return 0
     except (LeaseLost, Rewound) as error:
