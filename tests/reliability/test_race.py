@@ -9,10 +9,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from small_project import RememberedReport, enqueue, make_project, small_spec
 from warm import Warm
 
-from mbqueue.queue.jobs import State
+from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.store import Queue
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import Ending, WorkOptions, work
 
 from .conftest import LONG, SEED, WORK, Lab, tell
 
@@ -66,3 +69,19 @@ def test_two_workers_frozen_beyond_their_leases_commit_every_epoch_once_and_the_
     for fold in (0, 1):
         assert race.results(fold) == straight.results(fold), where
     tell(f"{FREEZES} times frozen, {taken_over} jobs taken over, {committed.total()} commits of {len(jobs)} jobs")
+
+
+def test_a_session_that_is_to_stop_and_has_lost_its_job_meanwhile_ends_as_asked(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project))
+    report, stop = RememberedReport(), StopRequest()
+
+    def lose_the_job_and_stop(job: Job, *_: object) -> None:
+        with Queue(project.queue_db) as queue:
+            queue.cancel(job.experiment, now=0.0)
+        stop.request("SIGTERM")
+
+    report.on_advanced = lose_the_job_and_stop
+    outcome = work(project, WorkOptions(device="cpu"), report=report, stop=stop)
+    assert (outcome.ending, outcome.reason) == (Ending.STOPPED, "SIGTERM")
+    assert any("no longer holds" in line for line in report.lines), report.lines

@@ -4,6 +4,8 @@ Counted are, below one folder: opening a file to write it, each write(2), fsync,
 SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
 """
 
+# What pathlib calls is replaced here, so it must not be called here.
+# ruff: noqa: PTH100, PTH110, PTH112, PTH115, PTH118, PTH120, PTH202
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ class Fault:
         at: number of the operation, from 1.
         action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
             power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it
-            happen and then raises; "short" lets half of a write through, and raises from then on when it is for good. "end"
+            happen and then raises; "short" lets half of a write through, and raises from then on when for good. "end"
             sends SIGTERM and goes on.
         number: errno of what is raised.
         for_good: whether all operations from ``at`` on fail.
