@@ -20,6 +20,8 @@ from mbqueue import files
 from mbqueue.errors import MbqueueError
 from mbqueue.experiment import N_FOLDS
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.results.record import RESULTS_FILE
+from mbqueue.results.tables import history_file, model_file, predictions_file
 from mbqueue.session.drive import Drive, is_about_one_file
 from mbqueue.session.snapshots import check_enqueued
 
@@ -238,3 +240,18 @@ def _outcome(parts: Any, path: str, experiment: str) -> Outcome:
         if not (_RESULT_NAME.fullmatch(name) and 0 <= size <= LARGEST_RESULT and isinstance(sha256, str)):
             raise ValueError(f"it lists a file {name!r:.100}")
     return outcome
+
+
+def result_files(folder: Path, job: Job) -> list[tuple[str, int, str]] | None:
+    """Name, size and hash of a job's result files; None when one of them is missing."""
+    if job.fold is not None:
+        paths = [name(folder, job.fold) for name in (model_file, history_file, predictions_file)]
+    else:
+        made = [path for path in sorted(folder.glob("*")) if path.is_file() and "_fold_" not in path.name]
+        paths = [path for path in made if not path.name.startswith(".") and path.suffix in {".json", ".md", ".gz"}]
+        if RESULTS_FILE not in {path.name for path in paths}:
+            return None
+    try:
+        return [(path.name, path.stat().st_size, files.sha256_of_file(path)) for path in paths]
+    except FileNotFoundError:
+        return None

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +23,10 @@ from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.results.record import RESULTS_FILE
-from mbqueue.results.tables import history_file, model_file, predictions_file
 from mbqueue.session.announce import Announcement, Announcements
 from mbqueue.session.drive import Drive
 from mbqueue.session.livestate import LiveState, trained_seconds
-from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once
+from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once, result_files
 from mbqueue.session.published import PublishedCommit, base_name, is_on_line, rank
 from mbqueue.session.reentry import Reentry
 from mbqueue.session.snapshots import Snapshots, take
@@ -212,17 +208,13 @@ class Publisher:
                 self._publish_outcomes(experiment, jobs[name], facts[name])
             if sealed:
                 self._publish_snapshot(state, last_event, list(facts.values()))
-        state = self._merged(state)
+        # What was found damaged in this round was written to the file by the way.
+        state.damaged = LiveState.load(self._project.publishing_file).damaged
         if state.trouble is not None:
             state.trouble = None
             self._note("The mount is back; everything that was committed is published.")
         state.published_at = self._clock.now()
         state.save(self._project.publishing_file)
-
-    def _merged(self, state: LiveState) -> LiveState:
-        # What was found damaged in this round was written to the file by the way.
-        state.damaged = LiveState.load(self._project.publishing_file).damaged
-        return state
 
     @property
     def _sealed(self) -> Path:
@@ -309,7 +301,7 @@ class Publisher:
             chain = ""
             if job.kind is not Kind.PREPARE:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
-            found = [] if job.kind is Kind.PREPARE else _result_files(folder, job)
+            found = [] if job.kind is Kind.PREPARE else result_files(folder, job)
             if found is None:
                 continue  # made again by the session's own check
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
@@ -405,43 +397,5 @@ def _superseded(commits: Sequence[PublishedCommit], ours: Manifest) -> Iterator[
     return (one for one in line[:-KEPT] if one.manifest.stem not in bests)
 
 
-def _result_files(folder: Path, job: Job) -> list[tuple[str, int, str]] | None:
-    """Name, size and hash of a job's result files; None when one of them is missing."""
-    if job.fold is not None:
-        paths = [name(folder, job.fold) for name in (model_file, history_file, predictions_file)]
-    else:
-        made = [path for path in sorted(folder.glob("*")) if path.is_file() and "_fold_" not in path.name]
-        paths = [path for path in made if not path.name.startswith(".") and path.suffix in {".json", ".md", ".gz"}]
-        if RESULTS_FILE not in {path.name for path in paths}:
-            return None
-    try:
-        return [(path.name, path.stat().st_size, files.sha256_of_file(path)) for path in paths]
-    except FileNotFoundError:
-        return None
-
-
 def _is_done(job: Job) -> bool:
     return job.state in {State.COMMITTED, State.SKIPPED, State.CANCELLED}
-
-
-def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:
-    """Run the command that ends a session (flush and unmount a drive); whether it ended well and in time."""
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # so that everything it starts can be ended with it
-    )
-    try:
-        _, talk = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        note(f"The end command took longer than {timeout_seconds:g} s and was ended: {command}")
-        return False
-    if process.returncode:
-        lines = talk.decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1]}" if lines else ""
-        note(f"The end command ended with code {process.returncode}{said}: {command}")
-    return process.returncode == 0

@@ -26,8 +26,9 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
+from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
-from mbqueue.session.publishing import Publisher, run_end_command
+from mbqueue.session.publishing import Publisher
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace

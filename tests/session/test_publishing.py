@@ -24,9 +24,10 @@ from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
 from mbqueue.session.announce import Announcements
 from mbqueue.session.drive import Drive
+from mbqueue.session.ending import run_end_command
 from mbqueue.session.livestate import publishing_status
 from mbqueue.session.published import PublishedFold
-from mbqueue.session.publishing import Publisher, run_end_command
+from mbqueue.session.publishing import Publisher
 from mbqueue.session.reentry import enter
 
 RESULTS = "results/daily/2026-01-01/fake"
