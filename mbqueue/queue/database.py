@@ -65,6 +65,17 @@ class Database:
     ) -> None:
         self.close()
 
+    def verify(self) -> None:
+        """Read the whole file and compare it with itself; what SQLite cannot see (another digit) it does not find.
+
+        Raises:
+            QueueError: when it is damaged.
+        """
+        with self.reading() as db:
+            found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise QueueError(self._damaged(found))
+
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: begun at once, committed when the block ends, undone when it raises."""
@@ -134,22 +145,27 @@ class Database:
             finally:
                 connection.close()
 
+    def _damaged(self, why: object) -> str:
+        return (
+            f"{self.path} is damaged ({why}). Stop all workers, move it and the files beside it that begin with "
+            f"{self.path.name} out of the way, and rebuild the queue from the checkpoints: mbqueue recover"
+        )
+
     @contextmanager
     def _translating(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        except UnicodeDecodeError as error:
+            raise QueueError(self._damaged(error)) from error
 
     def _explained(self, error: sqlite3.Error) -> QueueError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if "forbidden transition" in str(error):
             return ForbiddenTransition(f"{self.path}: {error}. Nothing was changed.")
         if code in _DAMAGED:
-            return QueueError(
-                f"{self.path} is damaged ({error}). Stop all workers, move it and the files beside it that begin with "
-                f"{self.path.name} out of the way, and rebuild the queue from the checkpoints: mbqueue recover"
-            )
+            return QueueError(self._damaged(error))
         if code in _BUSY:
             return QueueError(
                 f"{self.path} was locked by another process for more than {BUSY_SECONDS:.0f} s ({error}). Look for a "

@@ -106,6 +106,12 @@ def work(
     deadline = Deadline(clock, options.session_seconds)
     lease_seconds = project.settings.lease_seconds
     with Queue(project.queue_db) as queue:
+        queue.verify()
+        if not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")):
+            raise QueueError(
+                f"{project.queue_db} is empty, but there are checkpoints, so its content was lost. Rebuild it from "
+                "them: mbqueue recover --force"
+            )
         session = queue.start_session(
             device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
         )
