@@ -17,6 +17,7 @@ ROWS = [
     {"cli"},
     {"api"},
     {"dashboard", "session"},
+    {"drive"},
     {"queue", "train", "results"},
     {"data"},
     {"experiment", "project", "mounts", "files", "errors", "clock"},

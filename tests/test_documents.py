@@ -31,7 +31,7 @@ RUN_IN_ORDER = (
     "docs/sessions.md",
     "docs/data.md",
     "docs/results.md",
-    "docs/drive.md",
+    "docs/drives.md",
     "docs/status-json.md",
     "docs/python.md",
     "docs/states.md",

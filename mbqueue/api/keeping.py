@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mbqueue.api.opened import OpenedProject, tell
 
 if TYPE_CHECKING:
-    from mbqueue.session.archive import Backup
-    from mbqueue.session.recover import Recovered
+    from mbqueue.drive.archive import Backup
+    from mbqueue.drive.recover import Recovered
 
 
 class Keeping(OpenedProject):
@@ -21,7 +21,7 @@ class Keeping(OpenedProject):
         Raises:
             UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
         """
-        from mbqueue.session.recover import recover  # noqa: PLC0415
+        from mbqueue.drive.recover import recover  # noqa: PLC0415
 
         return recover(self.folder, force=force, note=tell, clock=self._clock)
 
@@ -31,7 +31,7 @@ class Keeping(OpenedProject):
         Raises:
             UsageError: when the file exists, or there is no queue.
         """
-        from mbqueue.session.archive import back_up  # noqa: PLC0415
+        from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
         return back_up(self.folder, Path(file), clock=self._clock)
 
@@ -42,6 +42,6 @@ class Keeping(OpenedProject):
             DamagedArchive: when it is not what `back_up` wrote; nothing was changed.
             UsageError: when there is a queue and ``force`` is not given, or a session works with it.
         """
-        from mbqueue.session.archive import restore  # noqa: PLC0415
+        from mbqueue.drive.archive import restore  # noqa: PLC0415
 
         return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)

@@ -35,7 +35,7 @@ class OpenedProject:
         self.folder: ProjectFolder = find_project(None if path is None else Path(path))
         self._clock = SystemClock()
         if self.folder.is_split:
-            from mbqueue.session.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
+            from mbqueue.drive.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
 
             enter(self.folder, note=tell, clock=self._clock)
 
@@ -60,7 +60,7 @@ class OpenedProject:
     def _publish(self) -> None:
         """Bring what was changed to the mount, of a project on a drive; a mount that fails gets it later."""
         if self.folder.is_split:
-            from mbqueue.session.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
+            from mbqueue.drive.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
 
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
 

@@ -119,7 +119,7 @@ class Queueing(OpenedProject):
         with self._reading_queue(experiment) as queue:
             overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiment=experiment)
         if self.folder.is_split:
-            from mbqueue.session.livestate import publishing_status  # noqa: PLC0415 - only for projects on a drive
+            from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - only for projects on a drive
 
             overview["publishing"] = publishing_status(self.folder)
         return Status(overview=overview, session_seconds=self.folder.settings.session_seconds)

@@ -12,6 +12,7 @@ from enum import Enum
 import torch
 
 from mbqueue.clock import Clock, SystemClock, format_duration
+from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import (
     DiskFull,
     InvalidCrystals,
@@ -28,7 +29,6 @@ from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
-from mbqueue.session.publishing import Publisher
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from mbqueue.clock import Clock
+from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import SpecError
 from mbqueue.experiment import Spec, hash_of_spec, parse_spec
 from mbqueue.project import ProjectFolder
@@ -16,8 +18,6 @@ from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
-from mbqueue.session.outcomes import enqueued_facts
-from mbqueue.session.publishing import Publisher
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen

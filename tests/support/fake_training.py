@@ -12,16 +12,16 @@ from typing import Any
 
 from small_project import ManualClock
 
+from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.publishing import Publisher
+from mbqueue.drive.recover import newest_whole
+from mbqueue.drive.reentry import enter
 from mbqueue.errors import LeaseLost
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import history_file, model_file, predictions_file
-from mbqueue.session.outcomes import enqueued_facts
-from mbqueue.session.publishing import Publisher
-from mbqueue.session.recover import newest_whole
-from mbqueue.session.reentry import enter
 from mbqueue.train.checkpoint import Checkpoints
 
 STEPS = 2

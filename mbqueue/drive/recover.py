@@ -12,14 +12,14 @@ from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.clock import Clock, utc_text
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.published import is_on_line, rank
+from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.errors import CheckpointError, QueueError, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.drive import Drive
-from mbqueue.session.published import is_on_line, rank
-from mbqueue.session.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.train.manifest import Manifest, parse_manifest
 
 

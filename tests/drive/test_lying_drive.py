@@ -18,15 +18,15 @@ from fake_training import STEPS, FakeSession, is_done, lineage_of
 from lying_drive import Client, LyingDrive
 from small_project import ManualClock
 
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.published import PublishedFold
+from mbqueue.drive.publishing import Publisher
+from mbqueue.drive.recover import newest_whole
+from mbqueue.drive.reentry import enter
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
-from mbqueue.session.drive import Drive
-from mbqueue.session.published import PublishedFold
-from mbqueue.session.publishing import Publisher
-from mbqueue.session.recover import newest_whole
-from mbqueue.session.reentry import enter
 
 SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "120"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")

@@ -17,17 +17,17 @@ from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.clock import Clock, SystemClock
+from mbqueue.drive.livestate import LiveState, newest_local, trained_seconds
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, histories_of
+from mbqueue.drive.published import Chain, PublishedFold, is_on_line, published_folds, rank
+from mbqueue.drive.snapshots import Snapshots, check_enqueued
 from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.drive import Drive
-from mbqueue.session.livestate import LiveState, newest_local, trained_seconds
-from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, histories_of
-from mbqueue.session.published import Chain, PublishedFold, is_on_line, published_folds, rank
-from mbqueue.session.snapshots import Snapshots, check_enqueued
 from mbqueue.train.manifest import Manifest, parse_manifest
 
 ASIDE = "aside"

@@ -19,17 +19,17 @@ from filelock import FileLock, Timeout
 
 from mbqueue import files
 from mbqueue.clock import Clock, format_duration
+from mbqueue.drive.announce import Announcement, Announcements
+from mbqueue.drive.livestate import LiveState, trained_seconds
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once, result_files
+from mbqueue.drive.published import PublishedCommit, base_name, is_on_line, rank
+from mbqueue.drive.reentry import Reentry
+from mbqueue.drive.snapshots import Snapshots, take
 from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.announce import Announcement, Announcements
-from mbqueue.session.drive import Drive
-from mbqueue.session.livestate import LiveState, trained_seconds
-from mbqueue.session.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once, result_files
-from mbqueue.session.published import PublishedCommit, base_name, is_on_line, rank
-from mbqueue.session.reentry import Reentry
-from mbqueue.session.snapshots import Snapshots, take
 from mbqueue.train.manifest import Manifest, parse_manifest
 
 #: Between two rounds, when nothing is in the way.

@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mbqueue import files
+from mbqueue.drive.mounted import Drive, is_about_one_file
 from mbqueue.errors import MbqueueError, QueueError, SchemaTooNew
 from mbqueue.experiment import NAME_PATTERN, parse_spec
 from mbqueue.queue import schema
-from mbqueue.session.drive import Drive, is_about_one_file
 
 FORMAT = 1
 SNAPSHOTS = "state/snapshots"

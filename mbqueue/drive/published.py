@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from mbqueue.drive.mounted import Drive, is_about_one_file
 from mbqueue.errors import CheckpointError
-from mbqueue.session.drive import Drive, is_about_one_file
 from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
 
 CHECKPOINTS = "state/checkpoints"

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mbqueue.drive.mounted import Drive, is_about_one_file
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.processes import ProcessIdentity, is_known_dead
-from mbqueue.session.drive import Drive, is_about_one_file
 
 FORMAT = 1
 SESSIONS = "state/sessions"

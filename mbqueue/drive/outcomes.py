@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue import files
+from mbqueue.drive.mounted import Drive, is_about_one_file
+from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.errors import MbqueueError
 from mbqueue.experiment import N_FOLDS
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, model_file, predictions_file
-from mbqueue.session.drive import Drive, is_about_one_file
-from mbqueue.session.snapshots import check_enqueued
 
 FORMAT = 1
 OUTCOMES = "state/outcomes"

@@ -23,13 +23,13 @@ from filelock import FileLock
 import mbqueue
 from mbqueue import files
 from mbqueue.clock import Clock, utc_text
+from mbqueue.drive.livestate import newest_local
+from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whole
+from mbqueue.drive.reentry import trained_by
+from mbqueue.drive.snapshots import check, take
 from mbqueue.errors import MbqueueError, QueueError, UsageError
 from mbqueue.project import SETTINGS_FILE, ProjectFolder
 from mbqueue.queue.store import Queue
-from mbqueue.session.livestate import newest_local
-from mbqueue.session.recover import is_whole_commit, move_queue_aside, newest_whole
-from mbqueue.session.reentry import trained_by
-from mbqueue.session.snapshots import check, take
 from mbqueue.train.manifest import parse_manifest
 
 FORMAT = 1

@@ -16,19 +16,19 @@ from fake_training import FakeSession, is_done
 from small_project import ManualClock
 
 from mbqueue import files
+from mbqueue.drive.announce import Announcements
+from mbqueue.drive.livestate import publishing_status
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.published import PublishedFold
+from mbqueue.drive.publishing import Publisher
+from mbqueue.drive.reentry import enter
 from mbqueue.errors import SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
-from mbqueue.session.announce import Announcements
-from mbqueue.session.drive import Drive
 from mbqueue.session.ending import run_end_command
-from mbqueue.session.livestate import publishing_status
-from mbqueue.session.published import PublishedFold
-from mbqueue.session.publishing import Publisher
-from mbqueue.session.reentry import enter
 
 RESULTS = "results/daily/2026-01-01/fake"
 

@@ -13,14 +13,14 @@ import pytest
 from fake_training import FakeSession, is_done
 from small_project import ManualClock
 
+from mbqueue.drive.archive import DamagedArchive, back_up, restore
+from mbqueue.drive.recover import recover
 from mbqueue.errors import UsageError
 from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.archive import DamagedArchive, back_up, restore
-from mbqueue.session.recover import recover
 
 RESULTS = "results/daily/2026-01-01/fake"
 

@@ -13,14 +13,14 @@ from lying_drive import LyingDrive
 from processes import outcome
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
+from mbqueue.drive.livestate import publishing_status
+from mbqueue.drive.publishing import Publisher
+from mbqueue.drive.recover import newest_whole
+from mbqueue.drive.reentry import enter
 from mbqueue.errors import DiskFull
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
-from mbqueue.session.livestate import publishing_status
-from mbqueue.session.publishing import Publisher
-from mbqueue.session.recover import newest_whole
-from mbqueue.session.reentry import enter
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import Ending, WorkOptions, work
 from mbqueue.train.checkpoint import Checkpoints
@@ -38,7 +38,7 @@ def test_sessions_that_die_on_a_drive_that_lies_give_the_bytes_of_an_undisturbed
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All sessions are of this one process, so none of them is known to be dead; their successors need not wait.
-    monkeypatch.setattr("mbqueue.session.announce.ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("mbqueue.drive.announce.ALIVE_SECONDS", 0.1)
     straight = make_project(tmp_path / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight))
     assert work(straight, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
