@@ -10,6 +10,7 @@ from mbqueue.data import datasets
 from mbqueue.data.cache import CRYSTALS_FILE, GraphCache, folder_name
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graphs import CONVERTER_VERSION
+from mbqueue.drive.crystals import fetch_crystals, publish_crystals
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
@@ -84,7 +85,9 @@ def load_data(
                 "under a new name: mbqueue enqueue --name NAME"
             )
         meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
-        dataset.crystals.save(project.cache_dir / folder_name(dataset.crystals) / CRYSTALS_FILE, meta)
+        file = project.cache_dir / folder_name(dataset.crystals) / CRYSTALS_FILE
+        dataset.crystals.save(file, meta)
+        publish_crystals(project, file, dataset.crystals.hash, note)
         found = dataset.crystals, meta
     crystals, meta = found
     graphs = GraphCache.build(
@@ -109,7 +112,7 @@ def _from_cache(
     project: ProjectFolder, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
-    if not path.exists():
+    if not path.exists() and not fetch_crystals(project, dataset_hash, path, note):
         return None
     try:
         crystals, meta = Crystals.open(path)
