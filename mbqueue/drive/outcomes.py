@@ -21,7 +21,7 @@ from mbqueue.drive.mounted import Drive, is_about_one_file
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.errors import MbqueueError
 from mbqueue.experiment import N_FOLDS
-from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, model_file, predictions_file
 
@@ -83,7 +83,7 @@ def histories_of(jobs: Sequence[Job]) -> dict[int, list[dict[str, Any]]]:
     for job in jobs:
         if job.kind is Kind.TRAIN and job.state is State.COMMITTED and job.result is not None:
             assert job.fold is not None
-            found[job.fold].append({key: value for key, value in job.result.items() if key != "best_epoch"})
+            found[job.fold].append(history_row(job.result))
     return found
 
 

@@ -16,7 +16,7 @@ from mbqueue.errors import QueueError
 from mbqueue.queue.database import Database
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment
-from mbqueue.queue.jobs import Kind
+from mbqueue.queue.jobs import Kind, history_row
 from mbqueue.queue.leases import LEASE_GIVEN_UP, LONGEST_LEASE_SECONDS
 from mbqueue.queue.steering import REWIND
 
@@ -252,9 +252,7 @@ def _agreed_epochs(jobs: Iterable[sqlite3.Row], history: Sequence[Mapping[str, A
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":
             break
-        known = json.loads(job["result"])
-        known.pop("best_epoch", None)
-        if known != row:
+        if history_row(json.loads(job["result"])) != row:
             break
         agreed += 1
     return agreed

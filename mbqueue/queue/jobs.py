@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 #: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
 LOADED_NOTE = "data and model are loaded"
+
+
+#: What the result of a `train` job holds besides the epoch's row of the history.
+_BESIDE_THE_ROW = {"best_epoch", "checkpoint_seconds"}
+
+
+def history_row(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The epoch's row of the history in the result of a `train` job, as its commit's manifest has it."""
+    return {key: value for key, value in result.items() if key not in _BESIDE_THE_ROW}
 
 
 class Kind(StrEnum):

@@ -16,6 +16,8 @@ from .conftest import LONG, SEED, Lab, Straight, tell
 
 #: Deaths of one action in the short version.
 SAMPLE = 10
+#: Operations at the end of a run that another run may not have.
+CLOCKED = 30
 
 
 def points_of(action: str, n_operations: int) -> list[int]:
@@ -51,7 +53,12 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
 def die_twice(lab: Lab, straight: Straight, first: Fault, second: Fault) -> int:
     """Die, die again or get done, get done; returns how often it died."""
     lab.make()
-    assert lab.live(first) == -signal.SIGKILL
+    code = lab.live(first)
+    if code == 0:
+        # Heartbeats come by the clock, so one run has a few operations more than another: it was over before this one.
+        assert first.at > len(straight.operations) - CLOCKED, lab.said
+        return 0
+    assert code == -signal.SIGKILL
     lab.age_left_overs()
     code = lab.live(second)
     assert code in {0, -signal.SIGKILL}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from mbqueue.errors import CheckpointError
 from mbqueue.train.checkpoint import Checkpoints, Staged
+from mbqueue.train.manifest import manifest_of
 from mbqueue.train.outcome import HISTORY_COLUMNS
 from mbqueue.train.pretrained import model_bytes
 
@@ -179,7 +181,9 @@ def test_a_damaged_newest_commit_costs_its_steps_and_nothing_else(bench: Any, he
 def test_other_conditions_are_told_and_recorded_and_work_goes_on(bench: Any, helpers: Any, tmp_path: Path) -> None:
     helpers.train_epoch(bench.run(tmp_path), 1, stop_after=1)
     path = tmp_path / "e0001-s000001-f0001.json"
-    path.write_text(path.read_text().replace('"torch": "', '"torch": "1.0+'))
+    written = manifest_of(path.read_bytes(), source=path.name)
+    old = {**written.fingerprint, "torch": f"1.0+{written.fingerprint['torch']}"}
+    path.write_text(json.dumps(replace(written, fingerprint=old).to_json()))
     told: list[str] = []
     run = bench.run(tmp_path)
     run._note = told.append
