@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import kill, outcome, run, start, until
+from processes import freeze, kill, outcome, run, start, until
 from small_project import enqueue, make_project, small_spec
 
 from mbqueue.project import ProjectFolder
@@ -124,7 +124,7 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_after_another_took_ove
     log = tmp_path / "frozen.log"
     frozen = start(project.root, "work", "--device", "cpu", log=log)
     until(lambda: commits(project) > 0, frozen)
-    frozen.send_signal(signal.SIGSTOP)
+    freeze(frozen, project.queue_db)
     try:
         taking_over = run(project.root, "work", "--device", "cpu")
         assert taking_over.returncode == 0, taking_over.stderr

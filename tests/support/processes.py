@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
@@ -57,6 +59,27 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL
+
+
+def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
+    """SIGSTOP, at a moment when the process does not hold the write lock of the queue's database.
+
+    Within a write it would hold the lock until it is woken: nobody else on this machine could write, and nothing
+    could be taken over.
+    """
+    with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f"the process ended instead (status {status})"
+            try:
+                probe.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.01)
+            else:
+                probe.execute("ROLLBACK")
+                return
 
 
 def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:
