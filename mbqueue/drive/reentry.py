@@ -96,12 +96,12 @@ class Reentry:
             state.save(self._project.publishing_file)
             self.reconcile(queue, at_start=True)
             is_new = snapshot is None and not queue.experiments()
+        for suffix in ("-wal", "-shm", ".lock"):
+            building.with_name(building.name + suffix).unlink(missing_ok=True)
         if is_new:
             building.unlink()
             return
         # Whoever finds the name finds a queue that is whole and up to date.
-        for suffix in ("-wal", "-shm", ".lock"):
-            building.with_name(building.name + suffix).unlink(missing_ok=True)
         building.replace(self._project.queue_db)
         files.fsync_dir(self._project.live_dir)
 

@@ -7,7 +7,7 @@ import random
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from mbqueue.queue.store import Queue
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 #: Which sample; printed by whatever fails.
 SEED = int(os.environ.get("MBQUEUE_TEST_SEED", random.SystemRandom().randrange(10**6)))
+#: MBQUEUE_SHARE=2/5 tries the second fifth of a long version: to spread it over machines, or over time.
+SHARE, SHARES = map(int, os.environ.get("MBQUEUE_SHARE", "1/1").split("/"))
 
 EXPERIMENT = "head_finetune"
 ENQUEUE = ("enqueue", EXPERIMENT, "--dataset", "sample", "--folds", "0", "--epochs", "2")
@@ -33,11 +35,19 @@ ENQUEUE += ("--set", "data.limit=24", "--set", "train.batch_size=8")
 WORK = ("work", "--device", "cpu", "--session", "none")
 #: A checkpoint after every step.
 SETTINGS = "checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n"
+#: The same of a project whose folder stands for a mount; what changes is beside it.
+ON_A_DRIVE = SETTINGS + 'live_dir = "../live"\n'
 
 
 def tell(text: str) -> None:
     """Counts, for docs/reliability.md; pytest shows them with -s."""
     sys.stdout.write(f"\n{text}\n")
+    sys.stdout.flush()
+
+
+def share_of(points: Sequence[int]) -> list[int]:
+    """Those that are of this share, MBQUEUE_SHARE."""
+    return list(points[SHARE - 1 :: SHARES])
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +70,11 @@ class Lab:
         return self.folder / "project"
 
     @property
+    def live_folder(self) -> Path:
+        """What goes with the machine when the project is `ON_A_DRIVE`."""
+        return self.folder / "live"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log"
 
@@ -79,11 +94,11 @@ class Lab:
 
     def live(self, fault: Fault | None = None, **options: Any) -> int:
         """`init`, `enqueue` and `work`, from whatever is there."""
-        return self.warm.run(self.root, *self.commands, log=self.log, fault=fault, **options)
+        return self.warm.run(self.root, *self.commands, log=self.log, fault=fault, watched=self.folder, **options)
 
     def work(self, fault: Fault | None = None, **options: Any) -> int:
         """One session."""
-        return self.warm.run(self.root, WORK, log=self.log, fault=fault, **options)
+        return self.warm.run(self.root, WORK, log=self.log, fault=fault, watched=self.folder, **options)
 
     def project(self) -> ProjectFolder:
         return find_project(self.root)
@@ -123,7 +138,7 @@ class Lab:
 
     def left_over(self) -> list[Path]:
         """Temporary files and folders."""
-        return sorted(self.root.rglob(f"{TEMP_PREFIX}*"))
+        return sorted(self.folder.rglob(f"{TEMP_PREFIX}*"))
 
 
 @pytest.fixture
@@ -145,7 +160,11 @@ class Straight:
 
 @pytest.fixture(scope="session")
 def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    lab = Lab(warm, tmp_path_factory.mktemp("straight"))
+    return go_straight(Lab(warm, tmp_path_factory.mktemp("straight")))
+
+
+def go_straight(lab: Lab) -> Straight:
+    """Run an experiment that nothing happens to."""
     lab.make()
     trace = lab.folder / "trace"
     assert lab.live(trace=trace) == 0, lab.said

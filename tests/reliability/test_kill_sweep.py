@@ -6,68 +6,119 @@ import itertools
 import random
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import LONG, SEED, Lab, Straight, tell
+from .conftest import LONG, ON_A_DRIVE, SEED, SETTINGS, SHARE, SHARES, Lab, Straight, go_straight, share_of, tell
 
-#: Deaths of one action in the short version.
-SAMPLE = 10
-#: Operations at the end of a run that another run may not have.
-CLOCKED = 30
+#: Operations at the end of a run that another run may not have: heartbeats come by the clock. On a drive a thread
+#: publishes beside the training, and what it finds to publish in one round depends on who is faster.
+CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 
-def points_of(action: str, n_operations: int) -> list[int]:
+@dataclass(frozen=True)
+class Death:
+    """A way to die.
+
+    Attributes:
+        action: see `Fault`.
+        sample: deaths in the short version.
+        on_a_drive: the project lies on a mount; what changes is on the machine's own disk.
+        with_machine: whatever is not on the mount is gone, too.
+    """
+
+    name: str
+    action: str
+    sample: int
+    on_a_drive: bool = False
+    with_machine: bool = False
+
+    @property
+    def settings(self) -> str:
+        return ON_A_DRIVE if self.on_a_drive else SETTINGS
+
+
+DEATHS = [
+    Death("killed", "kill", sample=8),
+    Death("power lost", "lose", sample=8),
+    Death("killed, on a drive", "kill", sample=3, on_a_drive=True),
+    Death("machine lost, on a drive", "kill", sample=5, on_a_drive=True, with_machine=True),
+]
+
+
+@pytest.fixture(scope="module")
+def straight_on_a_drive(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    return go_straight(Lab(warm, tmp_path_factory.mktemp("on_a_drive"), settings=ON_A_DRIVE))
+
+
+def points_of(death: Death, n_operations: int) -> list[int]:
     """All operations, or a sample spread over the whole run."""
     if LONG:
-        return list(range(1, n_operations + 1))
-    chance = random.Random(f"{SEED} {action}")
-    width = n_operations / SAMPLE
-    return [1 + int(width * (number + chance.random())) for number in range(SAMPLE)]
+        return share_of(range(1, n_operations + 1))
+    chance = random.Random(f"{SEED} {death.name}")
+    width = n_operations / death.sample
+    return [1 + int(width * (number + chance.random())) for number in range(death.sample)]
 
 
-@pytest.mark.parametrize("action", ["kill", "lose"])
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: death.name)
 def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_uninterrupted_one(
-    warm: Warm, tmp_path: Path, straight: Straight, action: str
+    warm: Warm, tmp_path: Path, straight: Straight, straight_on_a_drive: Straight, death: Death
 ) -> None:
-    chance = random.Random(f"{SEED} {action} again")
-    deaths, wrong = 0, []
-    for point in points_of(action, len(straight.operations)):
-        lab = Lab(warm, tmp_path / str(point))
+    operations = (straight_on_a_drive if death.on_a_drive else straight).operations
+    assert straight_on_a_drive.results == straight.results
+    reached, deaths, wrong = 0, 0, []
+    points = points_of(death, len(operations))
+    for tried, point in enumerate(points, start=1):
+        # The second death depends on the point alone, so that shares and repetitions die alike.
+        chance = random.Random(f"{SEED} {death.name} {point}")
+        lab = Lab(warm, tmp_path / str(point), settings=death.settings)
         # What is left to do takes fewer operations; a point beyond its end lets recovery run through.
-        again = chance.randrange(1, len(straight.operations) - point + 40)
+        again = chance.randrange(1, len(operations) - point + 40)
         try:
-            deaths += die_twice(lab, straight, Fault(at=point, action=action), Fault(at=again, action=action))
+            died = die_twice(lab, straight, death, point, again, len(operations))
+            deaths, reached = deaths + died, reached + (died > 0)
         except AssertionError as error:
-            wrong.append(
-                f"{action} at {point} ({straight.operations[point - 1]}), then at {again}: {error}\n{lab.said}"
-            )
+            wrong.append(f"{death.name} at {point} ({operations[point - 1]}), then at {again}: {error}\n{lab.said}")
         shutil.rmtree(lab.folder)
+        if tried % 20 == 0:
+            tell(f"{death.name}: {tried} of {len(points)} points tried, {deaths} deaths, {len(wrong)} wrong")
     assert not wrong, "\n".join([f"{len(wrong)} wrong, MBQUEUE_TEST_SEED={SEED}", *wrong[:5]])
-    tell(f"{action}: {len(straight.operations)} operations, {deaths} deaths")
+    tell(
+        f"{death.name}, share {SHARE}/{SHARES}: {len(operations)} operations, died first at {reached} of "
+        f"{len(points)} points, {deaths} deaths, all equal (MBQUEUE_TEST_SEED={SEED})"
+    )
 
 
-def die_twice(lab: Lab, straight: Straight, first: Fault, second: Fault) -> int:
+def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int, n_operations: int) -> int:
     """Die, die again or get done, get done; returns how often it died."""
     lab.make()
-    code = lab.live(first)
+    code = lab.live(Fault(at=point, action=death.action))
     if code == 0:
-        # Heartbeats come by the clock, so one run has a few operations more than another: it was over before this one.
-        assert first.at > len(straight.operations) - CLOCKED, lab.said
+        # One run has a few operations more than another: it was over before this one.
+        assert point > n_operations - (CLOCKED_ON_A_DRIVE if death.on_a_drive else CLOCKED), lab.said
         return 0
     assert code == -signal.SIGKILL
-    lab.age_left_overs()
-    code = lab.live(second)
+    clean_up(lab, death)
+    code = lab.live(Fault(at=again, action=death.action))
     assert code in {0, -signal.SIGKILL}
-    lab.age_left_overs()
+    clean_up(lab, death)
     assert lab.live() == 0
     assert lab.results() == straight.results
-    lab.check_queue(preemptions=2)
+    # A new machine takes up what it finds on the mount, and knows of no more than that.
+    lab.check_queue(preemptions=None if death.with_machine else 2, may_rewind=death.with_machine)
     assert not lab.left_over()
     return 1 + (code != 0)
+
+
+def clean_up(lab: Lab, death: Death) -> None:
+    """What happens between a death and the next session."""
+    if death.with_machine:
+        shutil.rmtree(lab.live_folder, ignore_errors=True)
+    lab.age_left_overs()
 
 
 def test_recovery_that_dies_again_and_again_gets_done(warm: Warm, tmp_path: Path, straight: Straight) -> None:

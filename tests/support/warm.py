@@ -78,6 +78,7 @@ class Warm:
         trace: Path | None = None,
         retry_seconds: float = 0.0,
         patience: int = 120,
+        watched: Path | None = None,
     ) -> Child:
         """Start commands, one after the other until one fails, in the project at ``root``; their talk goes to ``log``.
 
@@ -86,6 +87,7 @@ class Warm:
             trace: file that gets a line for each operation.
             retry_seconds: how long a job rests after its first failure.
             patience: seconds after which it is ended as hanging (code -14).
+            watched: below which folder operations are counted; by default ``root``.
         """
         request = {
             "do": "start",
@@ -96,6 +98,7 @@ class Warm:
             "trace": str(trace) if trace else None,
             "retry_seconds": retry_seconds,
             "patience": patience,
+            "watched": str(watched or root),
         }
         return Child(self, self.ask(request)["pid"])
 

@@ -59,7 +59,7 @@ def _child(request: dict[str, Any]) -> int:
     _make_impatient(request["retry_seconds"])
     if request["trace"] or request["fault"]:
         fault = Fault(**request["fault"]) if request["fault"] else None
-        install(Tripwire(Path(request["root"]), fault, Path(request["trace"]) if request["trace"] else None))
+        install(Tripwire(Path(request["watched"]), fault, Path(request["trace"]) if request["trace"] else None))
 
     from mbqueue.cli import main
 
