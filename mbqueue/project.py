@@ -30,67 +30,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbqueue import files
-from mbqueue.clock import parse_duration
-from mbqueue.errors import ProjectNotFound, SpecError, UsageError
+from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.mounts import mount_of
+from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
-SETTINGS_FILE = "mbqueue.toml"
-
-NotifyEvent = Literal["fold done", "experiment done", "job failed", "session ended"]
-
-
-class NotifySettings(BaseModel):
-    """[notify]: whom a session tells what happened."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    command: str = Field(
-        "", description="Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input."
-    )
-    webhook: str = Field(
-        "", pattern=r"^$|^https?://\S+$", description="Gets the JSON by POST; Slack and Discord read it."
-    )
-    events: tuple[NotifyEvent, ...] = Field(
-        ("fold done", "experiment done", "job failed", "session ended"),
-        strict=False,
-        description="Which events to tell.",
-    )
-    timeout_seconds: float = Field(10.0, gt=0, le=300, description="How long one notification may take.")
-
-
-class Settings(BaseModel):
-    """mbqueue.toml: how sessions behave. Nothing in it changes a result."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    session: str = Field("1h50m", description="Length of a session when `mbqueue work` is not told otherwise.")
-    checkpoint_minutes: float = Field(5.0, gt=0, description="Minutes between checkpoints within an epoch.")
-    lease_seconds: float = Field(120.0, ge=1, description="How long a silent worker keeps its job.")
-    live_dir: str = Field(
-        "",
-        description="Local folder for what changes, when the project lies on a drive; by default one below ~/.cache.",
-    )
-    end_command: str = Field(
-        "", description="Run by /bin/sh when a session has ended and published everything (flush and unmount a drive)."
-    )
-    end_command_seconds: float = Field(120.0, gt=0, le=3600, description="How long the end command may take.")
-    notify: NotifySettings = NotifySettings()
-
-    @property
-    def session_seconds(self) -> float:
-        """Length of a session in seconds."""
-        return parse_duration(self.session)
 
 
 @dataclass(frozen=True)
@@ -250,28 +200,6 @@ def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
             files.write_text(target, template.read_text(encoding="utf-8"))
             written.append(target)
     return _opened(root), written
-
-
-def load_settings(root: Path) -> Settings:
-    """The settings in ``root``/mbqueue.toml, or the defaults where there is no such file.
-
-    Raises:
-        SpecError: naming each wrong key.
-    """
-    path = root / SETTINGS_FILE
-    try:
-        settings = Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        parse_duration(settings.session)
-    except FileNotFoundError:
-        return Settings()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not valid TOML: {error}.") from error
-    except UsageError as error:
-        raise SpecError(f"{path}: session: {error}") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise SpecError(f"{path}: {wrong}. Known here: {', '.join(Settings.model_fields)}.") from error
-    return settings
 
 
 def _is_project(folder: Path) -> bool:

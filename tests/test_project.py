@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mbqueue.errors import ProjectNotFound, SpecError, UsageError
+from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.experiment import load_spec
-from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder, find_project, init_project, load_settings
+from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder, find_project, init_project
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,13 +69,3 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(
 def test_an_unknown_experiment_lists_the_known_ones(project: ProjectFolder) -> None:
     with pytest.raises(UsageError, match="full_finetune, head_finetune, pretrained_infer"):
         project.experiment_file("ful_finetune")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("sesion = '1h'", "sesion"), ("session = '1x'", "1h50m"), ("lease_seconds = 0.0", "lease_seconds"), ("=", "TOML")],
-)
-def test_wrong_settings_are_named(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "mbqueue.toml").write_text(text)
-    with pytest.raises(SpecError, match=said):
-        load_settings(tmp_path)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mbqueue.experiment import DataSpec, ModelSpec, Spec, TrainSpec
-from mbqueue.project import NotifySettings, Settings
+from mbqueue.settings import NotifySettings, Settings, fields_of, is_section
 
 PAGE = Path(__file__).parent.parent / "docs" / "experiment-file.md"
 
@@ -57,7 +57,7 @@ def page() -> str:
     for name, section in (("data", DataSpec), ("model", ModelSpec), ("train", TrainSpec)):
         parts += [f"## [{name}]\n", _table(section)]
     settings = _SETTINGS_HEAD.replace("# ", "## ", 1)
-    return "\n".join([*parts, settings, _table(Settings), "### [notify]\n", _table(NotifySettings)])
+    return "\n".join([*parts, settings, _settings(Settings), "### [notify]\n", _settings(NotifySettings)])
 
 
 def _table(model: type[BaseModel]) -> str:
@@ -67,6 +67,18 @@ def _table(model: type[BaseModel]) -> str:
         for name, field in model.model_fields.items()
         if not _is_section(field)
     ]
+    return "\n".join(rows) + "\n"
+
+
+def _settings(section: type) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, (kind, field) in fields_of(section).items():
+        if is_section(kind):
+            continue
+        signs = (("gt", ">"), ("ge", "≥"), ("le", "≤"))
+        bounds = (f"{sign} {field.metadata[key]:g}" for key, sign in signs if field.metadata[key] is not None)
+        type_text = _escaped(" ".join(filter(None, [_name(kind), ", ".join(bounds)])))
+        rows.append(f"| `{name}` | {type_text} | {_value(field.default)} | {_escaped(field.metadata['description'])} |")
     return "\n".join(rows) + "\n"
 
 
@@ -101,7 +113,10 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "the file's name"
-    value = field.default
+    return _value(field.default)
+
+
+def _value(value: Any) -> str:
     return f"`{json.dumps(list(value))}`" if isinstance(value, tuple) else f"`{_number(value)}`"
 
 

@@ -28,8 +28,9 @@ from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whol
 from mbqueue.drive.reentry import trained_by
 from mbqueue.drive.snapshots import check, take
 from mbqueue.errors import MbqueueError, QueueError, UsageError
-from mbqueue.project import SETTINGS_FILE, ProjectFolder
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
+from mbqueue.settings import SETTINGS_FILE
 from mbqueue.train.manifest import parse_manifest
 
 FORMAT = 1

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from mbqueue.project import NotifyEvent, NotifySettings
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
+from mbqueue.settings import NotifyEvent, NotifySettings
 
 _WAITING_AT_MOST = 100
 

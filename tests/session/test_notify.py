@@ -8,7 +8,7 @@ from pathlib import Path
 from small_project import RememberedReport, make_project, small_spec
 from small_project import enqueue as put
 
-from mbqueue.project import NotifySettings
+from mbqueue.settings import NotifySettings
 from mbqueue.session.notify import Notifier
 
 

@@ -1,0 +1,180 @@
+"""mbqueue.toml: how sessions behave. Nothing in it changes a result.
+
+A setting is one field: its name, type, default, bounds and description; docs/experiment-file.md is made from them.
+They are plain dataclasses, checked here, because every command reads them and importing pydantic alone takes longer
+than all else that `mbqueue status` does. Experiments (mbqueue.experiment) are read by few commands and use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+
+from mbqueue.clock import parse_duration
+from mbqueue.errors import SpecError, UsageError
+
+SETTINGS_FILE = "mbqueue.toml"
+
+NotifyEvent = Literal["fold done", "experiment done", "job failed", "session ended"]
+
+
+def _duration(text: str) -> str | None:
+    try:
+        parse_duration(text)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _setting(
+    default: Any,
+    description: str,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    le: float | None = None,
+    pattern: str | None = None,
+    check: Callable[[Any], str | None] | None = None,
+) -> Any:
+    """A field of a section. ``check`` returns what is wrong with a value of the right type, or None."""
+    metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotifySettings:
+    """[notify]: whom a session tells what happened."""
+
+    command: str = _setting(
+        "", "Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input."
+    )
+    webhook: str = _setting("", "Gets the JSON by POST; Slack and Discord read it.", pattern=r"|https?://\S+")
+    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events to tell.")
+    timeout_seconds: float = _setting(10.0, "How long one notification may take.", gt=0, le=300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The whole file."""
+
+    session: str = _setting("1h50m", "Length of a session when `mbqueue work` is not told otherwise.", check=_duration)
+    checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
+    lease_seconds: float = _setting(120.0, "How long a silent worker keeps its job.", ge=1)
+    live_dir: str = _setting(
+        "", "Local folder for what changes, when the project lies on a drive; by default one below ~/.cache."
+    )
+    end_command: str = _setting(
+        "", "Run by /bin/sh when a session has ended and published everything (flush and unmount a drive)."
+    )
+    end_command_seconds: float = _setting(120.0, "How long the end command may take.", gt=0, le=3600)
+    notify: NotifySettings = NotifySettings()
+
+    @property
+    def session_seconds(self) -> float:
+        """Length of a session in seconds."""
+        return parse_duration(self.session)
+
+
+def load_settings(root: Path) -> Settings:
+    """The settings in ``root``/mbqueue.toml, or the defaults where there is no such file.
+
+    Raises:
+        SpecError: naming each wrong key, its value and what is allowed.
+    """
+    path = root / SETTINGS_FILE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not valid TOML: {error}.") from error
+    return parse_settings(content, source=str(path))
+
+
+def parse_settings(content: Mapping[str, Any], *, source: str) -> Settings:
+    """Checked settings from nested plain values.
+
+    Raises:
+        SpecError: naming each wrong key, its value and what is allowed.
+    """
+    if wrong := list(_wrong(Settings, content)):
+        lines = "".join(f"\n  {line}" for line in wrong)
+        raise SpecError(f"{source} has wrong settings:{lines}\nMend the file; a line that is left out has its default.")
+    settings: Settings = _made(Settings, content)
+    return settings
+
+
+def fields_of(section: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Name → (type, field) of each setting of a section."""
+    types = get_type_hints(section)
+    return {field.name: (types[field.name], field) for field in dataclasses.fields(section)}
+
+
+def is_section(kind: Any) -> TypeGuard[type]:
+    """Whether a setting of this type is a section of settings."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _made(section: type, content: Mapping[str, Any]) -> Any:
+    fields = fields_of(section)
+    return section(**{name: _converted(fields[name][0], value) for name, value in content.items()})
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    if is_section(kind):
+        return _made(kind, value)
+    return float(value) if kind is float else tuple(value) if get_origin(kind) is tuple else value
+
+
+def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    fields = fields_of(section)
+    for name, value in content.items():
+        if name not in fields:
+            yield f"{prefix}{name}: there is no such key. Known here: {', '.join(fields)}."
+            continue
+        kind, field = fields[name]
+        if is_section(kind):
+            if isinstance(value, Mapping):
+                yield from _wrong(kind, value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}: is a section; write [{name}] and its keys below"
+        elif problem := _problem(kind, field.metadata, value):
+            # Text is not repeated: it may hold a password or a secret address.
+            yield f"{prefix}{name}{f' = {value!r}' if isinstance(value, int | float) else ''}: {problem}"
+
+
+def _problem(kind: Any, allowed: Mapping[str, Any], value: Any) -> str | None:
+    """What is wrong with a value, or None."""
+    if get_origin(kind) is tuple:
+        choices = get_args(get_args(kind)[0])
+        fits = isinstance(value, list) and all(one in choices for one in value)
+        return None if fits else f"must be a list of {', '.join(map(repr, choices))}"
+    if not _is_of(kind, value):
+        return f"must be {_KINDS[kind]}"
+    for sign, bound, within in (
+        ("above", allowed["gt"], operator.gt),
+        ("at least", allowed["ge"], operator.ge),
+        ("at most", allowed["le"], operator.le),
+    ):
+        if bound is not None and not within(value, bound):
+            return f"must be {sign} {bound:g}"
+    if allowed["pattern"] is not None and not re.fullmatch(allowed["pattern"], value):
+        return f"must look like {allowed['pattern']}"
+    check: Callable[[Any], str | None] | None = allowed["check"]
+    return None if check is None else check(value)
+
+
+_KINDS = {float: "a number", int: "a whole number", str: "text in quotes", bool: "true or false"}
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
