@@ -10,6 +10,7 @@
     │   └── CacheError           a cache file is missing, damaged or of another version
     ├── QueueError               the queue cannot do what was asked
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
+    │   │   └── CommitTaken      another writer made the commit first; nothing was written
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
     │   └── SchemaTooNew         the database was written by a newer mbqueue
     ├── SessionError             a session in the background did not come to work
@@ -18,6 +19,8 @@
     │   └── DeviceTooSmall       one crystal alone does not fit the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
+    ├── StoreError               the object store is not there, refuses, or cannot do what commits need
+    │   └── StoreAway            it does not answer just now; what is committed is safe
     └── ResultsError             result files are missing, incomplete or contradict each other
 
 Only ``mbqueue.cli`` catches these. The message is one or more full sentences; it names the file, job or
@@ -105,6 +108,10 @@ class LeaseLost(QueueError):
     """This worker no longer holds the job; nothing was written."""
 
 
+class CommitTaken(LeaseLost):
+    """Another writer made this commit first; nothing was written, and training goes on from what is there."""
+
+
 class ForbiddenTransition(QueueError):
     """A change of state that the table of transitions does not allow."""
 
@@ -135,6 +142,14 @@ class CheckpointError(MbqueueError):
 
 class DiskFull(MbqueueError):
     """The disk of the live state is full; what is committed is safe."""
+
+
+class StoreError(MbqueueError):
+    """The object store is not there, refuses, or cannot do what commits need."""
+
+
+class StoreAway(StoreError):
+    """The object store does not answer just now; what is committed is safe."""
 
 
 class ResultsError(MbqueueError):

@@ -37,6 +37,7 @@ from pathlib import Path
 from mbqueue import files
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.mounts import mount_of
+from mbqueue.objects import STORE_VARIABLE, wrong_address
 from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
@@ -54,6 +55,18 @@ class ProjectFolder:
     root: Path
     settings: Settings = field(default_factory=Settings)
     live: Path | None = None
+
+    @property
+    def store(self) -> str:
+        """Address of the object storage for checkpoints, results and caches; empty where they are in this folder.
+
+        Raises:
+            UsageError: when $MBQUEUE_STORE is not such an address.
+        """
+        given = os.environ.get(STORE_VARIABLE, self.settings.store)
+        if wrong := wrong_address(given):
+            raise UsageError(f"{STORE_VARIABLE} {wrong}.")
+        return given
 
     @property
     def is_split(self) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SpecError, UsageError
+from mbqueue.objects import wrong_address
 
 SETTINGS_FILE = "mbqueue.toml"
 
@@ -69,6 +70,12 @@ class Settings:
     lease_seconds: float = _setting(120.0, "How long a silent worker keeps its job.", ge=1)
     live_dir: str = _setting(
         "", "Local folder for what changes, when the project lies on a drive; by default one below ~/.cache."
+    )
+    store: str = _setting(
+        "",
+        "Object storage for checkpoints, results and caches that several machines share: s3://bucket/prefix, gs://, "
+        "az:// or file:///folder. Never with keys in it; MBQUEUE_STORE counts first.",
+        check=wrong_address,
     )
     end_command: str = _setting(
         "", "Run by /bin/sh when a session has ended and published everything (flush and unmount a drive)."
