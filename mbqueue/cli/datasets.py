@@ -15,7 +15,13 @@ from mbqueue.clock import utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 
-cache = typer.Typer(help="List, verify or prune what lies in the project's cache. All of it can be made again.")
+cache = typer.Typer(
+    name="cache",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="List, verify or prune what lies in the project's cache. All of it can be made again.",
+)
 
 
 def prepare(
