@@ -7,13 +7,12 @@ lease and the fence of another database, and its caller has verified the files.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Part, Row
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Kind, history_row
@@ -100,7 +99,7 @@ class SeenSession:
     deadline_at: float | None
 
 
-class Adopting(Database):
+class Adopting(Part):
     """Commits and sessions of elsewhere."""
 
     def adopt(
@@ -204,7 +203,7 @@ class Adopting(Database):
                 return False
             if kind is Kind.PREPARE:
                 if found.dataset_hash not in (None, result["dataset_hash"]):
-                    raise QueueError(f"{source} was made of other crystals than {experiment} in {self.path}.")
+                    raise QueueError(f"{source} was made of other crystals than {experiment} in {self.database.name}.")
                 db.execute("UPDATE experiments SET dataset_hash = ? WHERE id = ?", (result["dataset_hash"], found.id))
             if job["state"] == "failed":
                 db.execute(_WAIT, {**place, "id": job["id"]})
@@ -246,7 +245,7 @@ _BACK_TO_WAITING = """
 """
 
 
-def _agreed_epochs(jobs: Iterable[sqlite3.Row], history: Sequence[Mapping[str, Any]]) -> int:
+def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
     """How many epochs, from the first, the queue has committed with the very rows of a history."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):

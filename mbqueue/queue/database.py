@@ -1,186 +1,114 @@
-"""Connections to the queue's database file, transactions, and what its errors mean."""
+"""What the queue asks of a database, whichever it is: transactions, statements, rows, waiting for news.
+
+Statements are written once, in the SQL that SQLite and PostgreSQL share. Where they differ by a word,
+`mbqueue.queue.postgresql.dialect` translates; what only PostgreSQL needs, such as row locks, stands in the statement
+as ``/*pg … */``, which is a comment to SQLite.
+"""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Literal, Protocol
 
-from mbqueue.errors import ForbiddenTransition, QueueError
-from mbqueue.files import make_folder
-from mbqueue.queue import schema
-
-#: How long a statement waits for another process's transaction.
-BUSY_SECONDS = 30.0
-
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+Parameters = Mapping[str, Any] | Sequence[Any]
 
 
-class Database:
-    """One database file; every thread, and every process after a fork, gets a connection of its own.
+class Row(Protocol):
+    """One row: its values by column name or by position; iterating gives the values."""
 
-    What is promised: a transaction that returned is on the disk (``synchronous=FULL``), survives the death of the
-    process and of the machine, and is seen whole or not at all. Where it ends: the file must be on a local disk.
-    On a network mount the locks and the write-ahead log of SQLite promise nothing.
+    def __getitem__(self, key: int | str, /) -> Any: ...
 
-    With ``read_only=True`` nothing can be written and the file must exist; a database of an older version is
-    upgraded first, since it is this project's own.
+    def keys(self) -> Any:
+        """The names of the columns."""
+        ...
 
-    Raises:
-        QueueError: when the file is missing (reading only), damaged, locked for too long, or cannot be written.
-        SchemaTooNew: when a newer mbqueue wrote it.
+
+class Rows(Protocol):
+    """What a statement gave."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """The rows that are left."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Statements(Protocol):
+    """An open transaction: what runs statements in it."""
+
+    def execute(self, sql: str, parameters: Parameters = ..., /) -> Rows:
+        """Run one statement with named (``:name``) or positional (``?``) parameters."""
+        ...
+
+    def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Any:
+        """Run one statement for each of many sets of parameters."""
+        ...
+
+
+class Database(ABC):
+    """One database that holds a queue. Any number of threads and processes may use it at once.
+
+    Attributes:
+        name: where it is, for messages; never with a password.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = Path(path)
-        self.read_only = read_only
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._open: list[tuple[int, sqlite3.Connection]] = []
-        if read_only and not self.path.exists():
-            raise QueueError(f"There is no queue at {self.path}. Enqueue an experiment first: mbqueue enqueue NAME")
-        with self._translating():
-            self._make_current()
+    name: str
+    dialect: ClassVar[Literal["sqlite", "postgresql"]]
 
+    @abstractmethod
+    def writing(self) -> AbstractContextManager[Statements]:
+        """A write transaction: committed when the block ends, undone when it raises."""
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[Statements]:
+        """A read transaction: all statements of the block see the same instant."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close the connections of all threads of this process; the next use opens new ones."""
-        with self._lock:
-            for owner, connection in self._open:
-                if owner == os.getpid():
-                    connection.close()
-            self._open.clear()
-            self._local = threading.local()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
+    @abstractmethod
     def verify(self) -> None:
-        """Read the whole file and compare it with itself; what SQLite cannot see (another digit) it does not find.
+        """Raise QueueError when the database is found to be damaged."""
 
-        Raises:
-            QueueError: when it is damaged.
+    @abstractmethod
+    def instant(self, db: Statements, now: float) -> float:
+        """The time that ``:now`` stands for in this transaction: the caller's, or that of the database's server."""
+
+    @abstractmethod
+    def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
+        """Until the transaction ends, keep others from changing an experiment and what its jobs need.
+
+        Holders that share it exclude only those that do not. None holds the list of experiments itself. Whoever holds
+        an experiment does so before he changes any job of it, so that no two transactions wait for each other.
         """
-        with self.reading() as db:
-            found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            raise QueueError(self._damaged(found))
 
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: begun at once, committed when the block ends, undone when it raises."""
-        with self._translating():
-            connection = self._connection()
-            _begin(connection, "BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.rollback()
-                raise
+    @abstractmethod
+    def leases_run_out(self, db: Statements) -> bool:
+        """Whether a lease that was not renewed in time may be taken back now."""
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: all statements of the block see the same instant."""
-        with self._translating():
-            connection = self._connection()
-            _begin(connection, "BEGIN")
-            try:
-                yield connection
-            finally:
-                connection.rollback()
+    @abstractmethod
+    def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
+        """Wait until there may be something new to claim, or ``is_over``, which waits so many seconds, gives True.
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        # A connection must not be carried across a fork: both processes would hold the same locks.
-        if connection is None or self._local.pid != os.getpid():
-            connection = self._connect(read_only=self.read_only)
-            self._local.connection, self._local.pid = connection, os.getpid()
-            with self._lock:
-                self._open.append((os.getpid(), connection))
-        return connection
-
-    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
-        mode = "ro" if read_only else "rwc"
-        connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,  # only so that close() can close the connections of other threads
-        )
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        if read_only:
-            connection.execute("PRAGMA query_only = ON")
-        return connection
-
-    def _make_current(self) -> None:
-        if self.path.exists():
-            connection = self._connection()
-            journal = connection.execute("PRAGMA journal_mode").fetchone()[0]
-            if journal == "wal" and schema.is_current(connection, path=self.path):
-                return
-        from filelock import FileLock  # noqa: PLC0415  (needed only when there is something to create)
-
-        make_folder(self.path.parent)
-        # Switching to the write-ahead log ignores the busy timeout when several processes do it at once.
-        with FileLock(self.path.with_name(self.path.name + ".lock"), timeout=BUSY_SECONDS):
-            connection = self._connect(read_only=False)
-            try:
-                schema.is_current(connection, path=self.path)
-                connection.execute("PRAGMA journal_mode = WAL")
-                schema.upgrade(connection, path=self.path)
-            finally:
-                connection.close()
-
-    def _damaged(self, why: object) -> str:
-        return (
-            f"{self.path} is damaged ({why}). Stop all workers, move it and the files beside it that begin with "
-            f"{self.path.name} out of the way, and rebuild the queue from the checkpoints: mbqueue recover"
-        )
-
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        except UnicodeDecodeError as error:
-            raise QueueError(self._damaged(error)) from error
-
-    def _explained(self, error: sqlite3.Error) -> QueueError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if "forbidden transition" in str(error):
-            return ForbiddenTransition(f"{self.path}: {error}. Nothing was changed.")
-        if code in _DAMAGED:
-            return QueueError(self._damaged(error))
-        if code in _BUSY:
-            return QueueError(
-                f"{self.path} was locked by another process for more than {BUSY_SECONDS:.0f} s ({error}). Look for a "
-                "stopped or hanging mbqueue process, and try again."
-            )
-        if code == sqlite3.SQLITE_FULL:
-            return QueueError(f"The disk of {self.path} is full. Nothing was changed. Free some space there.")
-        if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
-            return QueueError(
-                f"{self.path} cannot be opened or written ({error}). Check its disk, its folder and permissions."
-            )
-        return QueueError(f"{self.path}: {error}. Nothing was changed.")
+        ``seconds`` is how long to wait where nobody tells of news.
+        """
 
 
-def _begin(connection: sqlite3.Connection, statement: str) -> None:
-    if connection.in_transaction:
-        raise QueueError("The queue was used inside one of its own transactions: `publish` may only move files.")
-    connection.execute(statement)
+class Part:
+    """What the parts of the queue stand on."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.writing, self.reading = database.writing, database.reading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+from mbqueue.queue.database import Statements
 
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
 _LINKS = (
@@ -44,12 +44,12 @@ _SETTLE = """
 """
 
 
-def link(db: sqlite3.Connection, experiment_id: int, *, epochs: int) -> None:
+def link(db: Statements, experiment_id: int, *, epochs: int) -> None:
     """Write the edges of an experiment; those that are there already stay."""
     for statement in _LINKS:
         db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
 
 
-def settle(db: sqlite3.Connection, experiment_id: int, *, by: str, now: float) -> None:
+def settle(db: Statements, experiment_id: int, *, by: str, now: float) -> None:
     """Make ready every waiting job of an experiment that has all it needs."""
     db.execute(_SETTLE, {"experiment_id": experiment_id, "by": by, "now": now})

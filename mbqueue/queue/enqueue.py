@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.errors import ExperimentExists, QueueError, UsageError
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.edges import link, settle
 from mbqueue.queue.jobs import Experiment, Kind
 
@@ -63,7 +62,7 @@ class EnqueueOutcome:
     n_jobs: int
 
 
-class Enqueueing(Database):
+class Enqueueing(Part):
     """Experiments: adding them and reading them."""
 
     def enqueue(
@@ -108,7 +107,7 @@ class Enqueueing(Database):
         with self.reading() as db:
             row = db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone()
         if row is None:
-            raise QueueError(f"There is no experiment with id {experiment_id} in {self.path}.")
+            raise QueueError(f"There is no experiment with id {experiment_id} in {self.database.name}.")
         return Experiment.from_row(row)
 
     def experiments(self) -> tuple[Experiment, ...]:
@@ -117,7 +116,7 @@ class Enqueueing(Database):
             return tuple(Experiment.from_row(row) for row in db.execute("SELECT * FROM experiments ORDER BY id"))
 
     def _create(
-        self, db: sqlite3.Connection, spec: Spec, *, results_dir: str, priority: int, by: str, now: float
+        self, db: Statements, spec: Spec, *, results_dir: str, priority: int, by: str, now: float
     ) -> EnqueueOutcome:
         other = db.execute("SELECT name FROM experiments WHERE results_dir = ?", (results_dir,)).fetchone()
         if other is not None:
@@ -139,7 +138,7 @@ class Enqueueing(Database):
 
     def _add_folds(
         self,
-        db: sqlite3.Connection,
+        db: Statements,
         experiment: Experiment,
         folds: tuple[int, ...],
         *,
@@ -160,7 +159,7 @@ class Enqueueing(Database):
         )
 
 
-def find_experiment(db: sqlite3.Connection, name: str) -> Experiment:
+def find_experiment(db: Statements, name: str) -> Experiment:
     """One experiment by its name.
 
     Raises:
@@ -183,7 +182,7 @@ def _jobs_of_fold(fold: int, epochs: int) -> Iterator[tuple[Kind, int | None, in
 
 
 def _insert_jobs(
-    db: sqlite3.Connection,
+    db: Statements,
     experiment_id: int,
     jobs: list[tuple[Kind, int | None, int | None]],
     *,
@@ -198,7 +197,7 @@ def _insert_jobs(
     )
 
 
-def _read(db: sqlite3.Connection, experiment_id: int) -> Experiment:
+def _read(db: Statements, experiment_id: int) -> Experiment:
     return Experiment.from_row(db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone())
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from mbqueue.queue.database import Row
 
 #: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
 LOADED_NOTE = "data and model are loaded"
@@ -97,7 +98,7 @@ class Job:
         return f"{self.experiment}{fold}{what}"
 
     @classmethod
-    def from_row(cls, row: sqlite3.Row) -> Job:
+    def from_row(cls, row: Row) -> Job:
         return cls(
             id=row["id"],
             experiment_id=row["experiment_id"],
@@ -163,7 +164,7 @@ class Experiment:
     enqueued_at: float
 
     @classmethod
-    def from_row(cls, row: sqlite3.Row) -> Experiment:
+    def from_row(cls, row: Row) -> Experiment:
         return cls(
             id=row["id"],
             name=row["name"],
@@ -203,7 +204,7 @@ class SessionRow:
     structures_per_second: float | None
 
     @classmethod
-    def from_row(cls, row: sqlite3.Row) -> SessionRow:
+    def from_row(cls, row: Row) -> SessionRow:
         return cls(**{key: row[key] for key in cls.__dataclass_fields__})
 
     def is_live(self, now: float) -> bool:
@@ -232,7 +233,7 @@ class Event:
     why: str
 
     @classmethod
-    def from_row(cls, row: sqlite3.Row) -> Event:
+    def from_row(cls, row: Row) -> Event:
         return cls(
             id=row["id"],
             at=row["at"],

@@ -7,12 +7,11 @@ nothing was written, neither in the database nor (through `publish`) in a folder
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mbqueue.errors import LeaseLost, QueueError
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.jobs import Job, Kind, Lease
 
 #: Attempts that may end with an error before a job rests in `failed`.
@@ -147,7 +146,7 @@ def retry_delay_seconds(failures: int) -> float:
     return float(min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 4 ** (failures - 1)))
 
 
-class Leases(Database):
+class Leases(Part):
     """Claims and fenced writes."""
 
     def claim(
@@ -306,7 +305,7 @@ class Leases(Database):
             )
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (lease.job.id,)).fetchone())
 
-    def _reap_expired(self, db: sqlite3.Connection, *, by: str, now: float) -> int:
+    def _reap_expired(self, db: Statements, *, by: str, now: float) -> int:
         return db.execute(
             _REAP,
             {
@@ -319,7 +318,7 @@ class Leases(Database):
         ).rowcount
 
     def _commit(
-        self, db: sqlite3.Connection, lease: Lease, result: Mapping[str, Any], now: float, publish: Publish | None
+        self, db: Statements, lease: Lease, result: Mapping[str, Any], now: float, publish: Publish | None
     ) -> None:
         self._fenced(db, _COMMIT, lease, {"result": _as_json(result), "now": now, "session": lease.session})
         if lease.job.kind is Kind.PREPARE:
@@ -327,7 +326,7 @@ class Leases(Database):
         if publish is not None:
             publish()
 
-    def _keep_dataset_hash(self, db: sqlite3.Connection, job: Job, dataset_hash: object) -> None:
+    def _keep_dataset_hash(self, db: Statements, job: Job, dataset_hash: object) -> None:
         if not isinstance(dataset_hash, str):
             raise QueueError(f"The result of {job.label} lacks dataset_hash.")
         place = {"experiment_id": job.experiment_id, "dataset_hash": dataset_hash}
@@ -337,7 +336,7 @@ class Leases(Database):
                 f"{dataset_hash[:16]}). Put the old data back, or enqueue under a new name: mbqueue enqueue --name NAME"
             )
 
-    def _unlock(self, db: sqlite3.Connection, lease: Lease, done_id: int, now: float) -> tuple[Job, ...]:
+    def _unlock(self, db: Statements, lease: Lease, done_id: int, now: float) -> tuple[Job, ...]:
         job = lease.job
         db.execute(
             _UNLOCK,
@@ -356,7 +355,7 @@ class Leases(Database):
         )
         return tuple(Job.from_row(row) for row in rows)
 
-    def _fenced(self, db: sqlite3.Connection, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
+    def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
         """Run a statement that carries id and fence.
 
         Raises:
@@ -371,7 +370,7 @@ class Leases(Database):
             "Nothing was written."
         )
 
-    def _lease(self, db: sqlite3.Connection, job_id: int, session: str) -> Lease:
+    def _lease(self, db: Statements, job_id: int, session: str) -> Lease:
         job = Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
         assert job.lease_expires_at is not None
         return Lease(job=job, session=session, fence=job.fence, expires_at=job.lease_expires_at)

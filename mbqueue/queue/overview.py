@@ -23,12 +23,11 @@ out of `sessions`.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Part, Row
 from mbqueue.queue.jobs import Event, Job, State
 
 FORMAT = 1
@@ -128,7 +127,7 @@ class Outlook:
         return self.ready + self.delayed + self.leased == 0
 
 
-class Reports(Database):
+class Reports(Part):
     """Reading: jobs, events, the overview."""
 
     def job(self, job_id: int) -> Job:
@@ -207,9 +206,7 @@ class Reports(Database):
         }
 
 
-def _experiment(
-    row: sqlite3.Row, groups: list[_Group], running: Mapping[tuple[int, int], sqlite3.Row]
-) -> dict[str, Any]:
+def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int], Row]) -> dict[str, Any]:
     counts = _added([_counts(group) for group in groups])
     whole = next(group for group in groups if group.fold is None)
     if whole.record == State.COMMITTED:
@@ -238,7 +235,7 @@ def _experiment(
     }
 
 
-def _fold(group: _Group, running: sqlite3.Row | None) -> dict[str, Any]:
+def _fold(group: _Group, running: Row | None) -> dict[str, Any]:
     val_mae: list[float | None] = json.loads(f"[{group.val_mae or ''}]")
     known = [value for value in val_mae if value is not None]
     best = min(known, default=None)
@@ -279,7 +276,7 @@ def _fold_state(group: _Group) -> str:
     return "ready" if group.ready else "waiting"
 
 
-def _session(row: sqlite3.Row, leased: Iterable[sqlite3.Row], now: float) -> dict[str, Any]:
+def _session(row: Row, leased: Iterable[Row], now: float) -> dict[str, Any]:
     job = next((job for job in leased if job["session_id"] == row["id"]), None)
     return {
         "id": row["id"],
@@ -299,7 +296,7 @@ def _session(row: sqlite3.Row, leased: Iterable[sqlite3.Row], now: float) -> dic
     }
 
 
-def _error(row: sqlite3.Row) -> dict[str, Any]:
+def _error(row: Row) -> dict[str, Any]:
     lines = row["error"].strip().splitlines()
     return {
         "job": row["id"],

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from collections.abc import Callable
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.leases import LOST_ERROR, MAX_LOST_IN_A_ROW
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
@@ -41,7 +40,7 @@ _GIVE_BACK = """
 _NOTE = "INSERT INTO events (at, by, why, experiment_id, job_id) VALUES (:now, :by, :why, :experiment_id, :job_id)"
 
 
-class Sessions(Database):
+class Sessions(Part):
     """Session rows, heartbeats, and notes in the list of events."""
 
     def start_session(
@@ -155,7 +154,7 @@ class Sessions(Database):
 
 
 def _note(
-    db: sqlite3.Connection,
+    db: Statements,
     why: str,
     *,
     by: str,
@@ -166,7 +165,7 @@ def _note(
     db.execute(_NOTE, {"why": why, "by": by, "now": now, "experiment_id": experiment_id, "job_id": job_id})
 
 
-def _end(db: sqlite3.Connection, session: str, *, reason: str, by: str, now: float, lost: bool) -> None:
+def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost: bool) -> None:
     if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}

@@ -5,11 +5,10 @@ Each takes an experiment, or one fold of it, and says by whom (`by`, for the lis
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TypedDict
 
 from mbqueue.errors import LeaseLost, UsageError
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Lease
@@ -62,7 +61,7 @@ class _Place(TypedDict):
     fold: int | None
 
 
-class Steering(Database):
+class Steering(Part):
     """Pause, resume, cancel, retry, priority; rewind."""
 
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
@@ -160,7 +159,7 @@ class Steering(Database):
             return changed
 
 
-def _place(db: sqlite3.Connection, experiment: str, fold: int | None) -> _Place:
+def _place(db: Statements, experiment: str, fold: int | None) -> _Place:
     place: _Place = {"experiment_id": find_experiment(db, experiment).id, "fold": fold}
     if fold is not None:
         query = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold LIMIT 1"
@@ -169,12 +168,12 @@ def _place(db: sqlite3.Connection, experiment: str, fold: int | None) -> _Place:
     return place
 
 
-def _note(db: sqlite3.Connection, place: _Place, why: str, *, by: str, now: float) -> None:
+def _note(db: Statements, place: _Place, why: str, *, by: str, now: float) -> None:
     where = "" if place["fold"] is None else f"fold {place['fold']} "
     db.execute(_NOTE, {"experiment_id": place["experiment_id"], "by": by, "now": now, "why": where + why})
 
 
-def _require(db: sqlite3.Connection, lease: Lease) -> None:
+def _require(db: Statements, lease: Lease) -> None:
     held = db.execute(
         "SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased'", (lease.job.id, lease.fence)
     ).fetchone()

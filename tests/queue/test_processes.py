@@ -20,7 +20,7 @@ CHILD = Path(__file__).with_name("child.py")
 
 
 def _start(command: str, queue: Queue, folder: Path, **options) -> subprocess.Popen[str]:
-    arguments = [sys.executable, str(CHILD), command, str(queue.path), str(folder)]
+    arguments = [sys.executable, str(CHILD), command, str(queue.database.path), str(folder)]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
@@ -77,7 +77,7 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
     worker.kill()
     said += worker.communicate()[0].splitlines()
 
-    connection = sqlite3.connect(world.queue.path)
+    connection = sqlite3.connect(world.queue.database.path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     connection.close()

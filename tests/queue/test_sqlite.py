@@ -19,7 +19,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def _path(world) -> Path:
-    return world.queue.path
+    return world.queue.database.path
 
 
 def _sql(path, statement):
@@ -63,7 +63,7 @@ def test_a_database_of_every_version_opens_and_works(tmp_path, version):
     connection.executescript((FIXTURES / f"schema_{version}.sql").read_text(encoding="utf-8"))
     connection.close()
     with Queue(path) as queue, Queue(tmp_path / "new.db") as new:
-        assert _schema_of(path) == _schema_of(new.path)
+        assert _schema_of(path) == _schema_of(new.database.path)
         (running, failed) = (job for job in queue.jobs() if job.state in {"leased", "failed"})
         assert (running.label, running.progress, running.preemptions) == ("full fold 0 epoch 2", {"step": 40}, 1)
         assert (failed.label, failed.error, failed.failures) == (
@@ -232,7 +232,7 @@ def test_changed_data_are_refused_when_prepared_again(world):
 
 
 def test_a_database_locked_for_too_long_is_an_error_that_says_so(world, monkeypatch):
-    monkeypatch.setattr("mbqueue.queue.database.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("mbqueue.queue.sqlite.BUSY_SECONDS", 0.05)
     blocker = sqlite3.connect(_path(world), isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     with Queue(_path(world)) as queue, pytest.raises(QueueError, match="locked by another process"):

