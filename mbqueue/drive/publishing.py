@@ -9,10 +9,8 @@ removed only after its successor was read back. When the mount fails, training g
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -81,6 +79,7 @@ class Publisher:
         self._project, self._session, self._clock, self._note = project, session, clock, note
         self._remaining, self._on_published = remaining, on_published
         self._drive = drive or Drive(project.root)
+        self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
         # The main thread has its own: what a thread has read of the mount is its own.
         self._beside = Reentry(project, self._drive, note=note, clock=clock)
@@ -192,6 +191,8 @@ class Publisher:
 
     def _publish_all(self, *, final: bool) -> None:
         self._drive.check()
+        for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
+            left.unlink()  # of a session that died; whoever is here publishes alone
         state = LiveState.load(self._project.publishing_file)
         with Queue(self._project.queue_db) as queue:
             last_event = max((event.id for event in queue.events(limit=1)), default=0)
@@ -216,10 +217,6 @@ class Publisher:
         state.published_at = self._clock.now()
         state.save(self._project.publishing_file)
 
-    @property
-    def _sealed(self) -> Path:
-        return self._project.live_dir / f"{files.TEMP_PREFIX}snapshot-{os.getpid()}.db"
-
     def _seal(self, state: LiveState, last_event: int, *, final: bool) -> bool:
         """Take a snapshot before anything is published, when there is something new and it is due."""
         now = self._clock.monotonic()
@@ -230,8 +227,8 @@ class Publisher:
         return True
 
     def _publish_snapshot(self, state: LiveState, last_event: int, experiments: list[dict[str, Any]]) -> None:
-        self._require_time(self._sealed.stat().st_size)
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
+        self._require_time(size)
         published = self._snapshots.publish(
             self._sealed,
             {

@@ -58,16 +58,17 @@ def warm() -> Iterator[Warm]:
 
 @dataclass(frozen=True)
 class Lab:
-    """A place for one project and what is said in it."""
+    """A place for one project and what is said in it; ``place`` is the project's folder, where it is another one."""
 
     warm: Warm
     folder: Path
     enqueue: tuple[str, ...] = ENQUEUE
     settings: str = SETTINGS
+    place: Path | None = None
 
     @property
     def root(self) -> Path:
-        return self.folder / "project"
+        return self.place or self.folder / "project"
 
     @property
     def live_folder(self) -> Path:
@@ -89,16 +90,16 @@ class Lab:
 
     def make(self) -> None:
         """The empty folder with its settings, as a person makes it."""
-        self.root.mkdir(parents=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "mbqueue.toml").write_text(self.settings)
 
     def live(self, fault: Fault | None = None, **options: Any) -> int:
         """`init`, `enqueue` and `work`, from whatever is there."""
         return self.warm.run(self.root, *self.commands, log=self.log, fault=fault, watched=self.folder, **options)
 
-    def work(self, fault: Fault | None = None, **options: Any) -> int:
+    def work(self, fault: Fault | None = None, command: Sequence[str] = WORK, **options: Any) -> int:
         """One session."""
-        return self.warm.run(self.root, WORK, log=self.log, fault=fault, watched=self.folder, **options)
+        return self.warm.run(self.root, command, log=self.log, fault=fault, watched=self.folder, **options)
 
     def project(self) -> ProjectFolder:
         return find_project(self.root)

@@ -2,75 +2,222 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import shutil
 import signal
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from lying_drive import AWAY, Client, LyingDrive
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import LONG, SEED, WORK, Lab, tell
+from .conftest import LONG, SEED, SETTINGS, WORK, Lab, tell
 
-WORK_LEFT = 75
-#: How the first sessions end; the others end by chance.
-ENDINGS = ("deadline", "end", "kill")
-#: Operations of the longest session.
-LONGEST = 90 if LONG else 32
+FAILURE, USAGE, WORK_LEFT = 1, 2, 75
 FOLDS = range(5)
 LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
+#: How the first sessions end; the others end by chance, with these weights: one deadline costs seconds, and gets far.
+ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
+#: Before a session has begun, while its project is taken from the mount, SIGTERM ends it at once, and a lost mount
+#: is an error; later it trains on without the mount, to the end when that is near.
+CODES = {
+    "deadline": {WORK_LEFT},
+    "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
+    "SIGKILL": {-signal.SIGKILL},
+    "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
+}
+#: Operations of the longest session.
+LONGEST, LONGEST_ON_A_DRIVE = (90, 240) if LONG else (32, 130)
 
 
-def steps_in(trace: Path) -> int:
-    return trace.read_text().splitlines().count("- step") if trace.exists() else 0
+@dataclass
+class Timing:
+    """Where the seconds of some sessions went.
+
+    Attributes:
+        starting: until its first step, of each session; all of it when it took none.
+        training: from its first step to its last.
+        ending: after its last step: predicting, recording, saving, publishing.
+    """
+
+    steps: int = 0
+    starting: list[float] = field(default_factory=list)
+    training: float = 0.0
+    ending: float = 0.0
+
+    def add(self, trace: Path, began: float, ended: float) -> None:
+        """One more session, by its trace."""
+        told = trace.read_text().splitlines() if trace.exists() else []
+        steps = [float(line.split(" ")[2]) for line in told if line.startswith("- step ")]
+        self.steps += len(steps)
+        self.starting.append((steps[0] if steps else ended) - began)
+        if steps:
+            self.training += steps[-1] - steps[0]
+            self.ending += ended - steps[-1]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.starting) + self.training + self.ending
+
+    def compared(self, straight: Timing) -> str:
+        """What it cost more than one uninterrupted run, as shares of that."""
+        again = (self.steps - straight.steps) / straight.steps
+        starting = sum(self.starting) - sum(straight.starting)
+        rest = self.ending - straight.ending + self.training - straight.training * self.steps / straight.steps
+        return (
+            f"{self.steps} steps for {straight.steps} ({again:.0%} done again); {self.seconds:.1f} s for "
+            f"{straight.seconds:.1f} s, extra {self.seconds / straight.seconds - 1:.0%}: steps done again "
+            f"{straight.training * again:.1f} s, start-up {starting:.1f} s "
+            f"({starting / max(1, len(self.starting) - 1):.2f} s a session), saving and publishing {rest:.1f} s"
+        )
 
 
-@pytest.fixture
-def month(lab: Lab) -> Lab:
-    return replace(lab, enqueue=ENQUEUE, settings="checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n")
+@pytest.fixture(scope="module")
+def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Timing]:
+    """One uninterrupted run of all folds."""
+    lab = Lab(warm, tmp_path_factory.mktemp("straight"), enqueue=ENQUEUE)
+    lab.make()
+    assert warm.run(lab.root, *lab.commands[:2], log=lab.log) == 0, lab.said
+    timing, trace, began = Timing(), lab.folder / "trace", time.monotonic()
+    assert lab.work(trace=trace, patience=550) == 0, lab.said
+    timing.add(trace, began, time.monotonic())
+    return lab, timing
 
 
-def test_a_month_of_sessions_that_are_killed_stopped_or_out_of_time_equals_one_uninterrupted_run(
-    warm: Warm, tmp_path: Path, month: Lab
+def check(endings: list[str], month: Lab, straight: Lab) -> None:
+    """Every kind of ending was there, and nothing of it can be seen in the results."""
+    counted = Counter(endings)
+    assert len(endings) >= LEAST_SESSIONS, counted
+    assert set(counted) == set(ENDINGS), counted
+    for fold in FOLDS:
+        assert month.results(fold) == straight.results(fold), f"MBQUEUE_TEST_SEED={SEED}, fold {fold}: {endings}"
+
+
+def report(where: str, endings: list[str], timing: Timing, straight: Timing) -> None:
+    """What it cost."""
+    counted = ", ".join(f"{number} {ending}" for ending, number in sorted(Counter(endings).items()))
+    tell(f"{where}: {len(endings)} sessions cut off ({counted}); {timing.compared(straight)}")
+
+
+def next_ending(chance: random.Random, before: list[str]) -> str:
+    """Each of them once, then by chance."""
+    if len(before) < len(ENDINGS):
+        return list(ENDINGS)[len(before)]
+    assert len(before) < 40 * LEAST_SESSIONS, f"MBQUEUE_TEST_SEED={SEED}: it does not come to its end"
+    return chance.choices(list(ENDINGS), list(ENDINGS.values()))[0]
+
+
+def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
+    """A session without a deadline, or with a short one."""
+    # Nothing is begun that has less than 5 s, and a tenth is kept free twice: this leaves a second or so.
+    return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
+
+
+def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
+    warm: Warm, lab: Lab, straight: tuple[Lab, Timing]
 ) -> None:
-    straight = replace(month, folder=tmp_path / "straight")
-    straight.make()
-    began = time.monotonic()
-    assert straight.live(trace=straight.folder / "trace", patience=550) == 0, straight.said
-    straight_seconds = time.monotonic() - began
-
-    chance = random.Random(SEED)
-    trace = month.folder / "trace"
+    month = replace(lab, enqueue=ENQUEUE)
+    chance, endings, timing = random.Random(SEED), [], Timing()
     assert warm.run(month.root, *month.commands[:2], log=month.log) == 0, month.said
-    endings, seconds = [], 0.0
     while True:
-        by_chance = chance.choices(ENDINGS, [1 if LONG else 0, 4, 5])[0]  # one deadline costs seconds, and gets far
-        ending = by_chance if len(endings) >= len(ENDINGS) else ENDINGS[len(endings)]
+        ending = next_ending(chance, endings)
         # A session goes on for some operations; few of them, so that there are many sessions.
-        fault = None if ending == "deadline" else Fault(at=chance.randrange(5, LONGEST), action=ending)
-        # Nothing is begun that has less than 5 s, and a tenth is kept free twice: this leaves a second or so.
-        command = (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
-        began = time.monotonic()
-        code = warm.run(month.root, command, log=month.log, fault=fault, trace=trace)
-        seconds += time.monotonic() - began
+        at = chance.randrange(5, LONGEST)
+        fault = {
+            "deadline": None,
+            "SIGTERM": Fault(at=at, action="end"),
+            "SIGKILL": Fault(at=at),
+            # Without a live folder elsewhere everything is on what is gone.
+            "lost mount": Fault(at=at, action="fail", number=errno.ENOTCONN, for_good=True),
+        }[ending]
+        trace, began = month.folder / f"trace{len(endings)}", time.monotonic()
+        code = warm.run(month.root, command_for(ending, chance), log=month.log, fault=fault, trace=trace)
+        timing.add(trace, began, time.monotonic())
         if code == 0:
             break
-        assert code == {"kill": -signal.SIGKILL, "end": WORK_LEFT, "deadline": WORK_LEFT}[ending], month.said
+        assert code in CODES[ending], f"MBQUEUE_TEST_SEED={SEED}, {endings}, {ending}\n{month.said}"
         endings.append(ending)
-        assert len(endings) < 40 * LEAST_SESSIONS, "it does not come to its end"
-    where = f"MBQUEUE_TEST_SEED={SEED}, {endings}"
-    assert len(endings) >= LEAST_SESSIONS, where
-    for fold in FOLDS:
-        assert month.results(fold) == straight.results(fold), where
-    month.check_queue()
-    needed, done = steps_in(straight.folder / "trace"), steps_in(trace)
-    tell(
-        f"{len(endings)} sessions cut off ({', '.join(f'{endings.count(e)} {e}' for e in sorted(set(endings)))}): "
-        f"{done} steps for {needed} ({(done - needed) / needed:.1%} done again), "
-        f"{seconds:.1f} s for {straight_seconds:.1f} s ({(seconds - straight_seconds) / len(endings):.2f} s a session)"
-    )
+    check(endings, month, straight[0])
+    month.check_queue(may_fail=True)
+    report("on a plain folder", endings, timing, straight[1])
+
+
+class MonthOnADrive:
+    """A project on a simulated drive, and the machine that works on it now."""
+
+    def __init__(self, warm: Warm, folder: Path, chance: random.Random) -> None:
+        self._warm, self._folder, self._chance = warm, folder, chance
+        self.drive = LyingDrive(folder / "drive", chance)
+        self.machines = 0
+        self._new_machine()
+        assert warm.run(self.lab.root, *self.lab.commands[:2], log=self.lab.log, watched=folder) == 0, self.lab.said
+        self.drive.settle()  # a person sees that it is enqueued before they start anything
+
+    def _new_machine(self) -> None:
+        """It sees a part of what is on the drive; what was on the disk of the one before is gone."""
+        self.client: Client = self.drive.connect()
+        self.machines += 1
+        settings = SETTINGS + 'live_dir = "../../live"\n'
+        self.lab = Lab(self._warm, self._folder, enqueue=ENQUEUE, settings=settings, place=self.client.folder)
+        shutil.rmtree(self.lab.live_folder, ignore_errors=True)
+        self.lab.make()
+
+    def is_mount_lost(self) -> bool:
+        """Whether the session lost its mount."""
+        self.client.is_mounted = not self.client.folder.with_name(self.client.folder.name + AWAY).exists()
+        return not self.client.is_mounted
+
+    def go_on(self) -> None:
+        """Some of what was written is uploaded; then the machine is lost, or its mount comes back."""
+        for _ in range(self._chance.randrange(4)):
+            self.drive.move()
+        if self._chance.random() < 0.7:
+            self.drive.kill(self.client)
+            self._new_machine()
+        else:
+            self.client.remount()
+            self.drive.notice(self.client)
+
+
+def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
+    warm: Warm, tmp_path: Path, straight: tuple[Lab, Timing]
+) -> None:
+    chance, endings, timing = random.Random(SEED), [], Timing()
+    month = MonthOnADrive(warm, tmp_path, chance)
+    while True:
+        ending = next_ending(chance, endings)
+        lab, at = month.lab, chance.randrange(5, LONGEST_ON_A_DRIVE)
+        fault = {
+            "deadline": None,
+            "SIGTERM": Fault(at=at, action="end"),
+            "SIGKILL": Fault(at=at),
+            # It trains on here for a while, and is then told to end, as when a machine is given back.
+            "lost mount": Fault(at=at, action="unmount", mount=str(lab.root), later=chance.randrange(20, 60)),
+        }[ending]
+        trace, began = tmp_path / f"trace{len(endings)}", time.monotonic()
+        code = lab.work(fault, trace=trace, command=command_for(ending, chance))
+        timing.add(trace, began, time.monotonic())
+        where = f"MBQUEUE_TEST_SEED={SEED}, {endings}, {ending}\n{lab.said}"
+        is_lost = month.is_mount_lost()
+        if code == 0 and not is_lost:
+            break
+        if code == USAGE and "Nothing is enqueued" in lab.said.splitlines()[-1]:
+            month.drive.deliver(month.client, share=1.0)  # it saw nothing of the drive yet; a person waits
+            continue
+        assert code in CODES[ending], where
+        assert is_lost == (ending == "lost mount"), where
+        endings.append(ending)
+        month.go_on()
+    month.drive.settle()
+    check(endings, month.lab, straight[0])
+    assert "DEGRADED" in month.lab.said
+    month.lab.check_queue(may_fail=True, may_rewind=True)
+    report(f"on a drive that lies, {month.machines} machines", endings, timing, straight[1])

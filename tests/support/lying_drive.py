@@ -18,6 +18,8 @@ from pathlib import Path
 
 #: Names that people know; only below here may a file take the place of another one.
 REPLACEABLE = "results"
+#: Behind the name of a client's folder: where it is while its mount is lost.
+AWAY = ".away"
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Client:
 
     @property
     def _away(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".away")
+        return self.folder.with_name(self.folder.name + AWAY)
 
     def lose_mount(self) -> None:
         """The folder is empty from now on, as a mount point is."""

@@ -17,10 +17,13 @@ import shutil
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lying_drive import AWAY
 
 #: SQLite's word for what the operating system says.
 _SQLITE_CODES = {errno.ENOSPC: sqlite3.SQLITE_FULL, errno.EROFS: sqlite3.SQLITE_READONLY}
@@ -36,7 +39,8 @@ class Fault:
         action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
             power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it
             happen and then raises; "short" lets half of a write through, and raises from then on when for good. "end"
-            sends SIGTERM and goes on.
+            sends SIGTERM and goes on. "unmount" leaves ``mount`` an empty folder, as a mount point is, and sends
+            SIGTERM ``later`` operations after that.
         number: errno of what is raised.
         for_good: whether all operations from ``at`` on fail.
         only: kinds of operation that are counted; all when empty.
@@ -47,6 +51,8 @@ class Fault:
     number: int = errno.EIO
     for_good: bool = False
     only: Sequence[str] = ()
+    mount: str = ""
+    later: int = 0
 
 
 class Tripwire:
@@ -74,27 +80,40 @@ class Tripwire:
             self.count += 1
             if self._trace is not None:
                 os.write(self._trace, f"{self.count} {kind} {os.path.relpath(str(about), self.root)}\n".encode())
-            if fault is None or self.count < fault.at or (self.count > fault.at and not fault.for_good):
-                return ""
-            if fault.action == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if fault.action == "end":
-                os.kill(os.getpid(), signal.SIGTERM)
-                return ""
-            if fault.action == "lose":
-                self._lose()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if fault.action == "short" and self.count == fault.at and kind == "write":
-                return "short"
-            if fault.action == "doubt" and kind in {"write", "fsync", "rename", "unlink", "commit"}:
-                return "doubt"
-            self.fail(about)
+            return "" if fault is None or self.count < fault.at else self._happen(fault, kind, about)
+
+    def _happen(self, fault: Fault, kind: str, about: object) -> str:
+        is_first = self.count == fault.at
+        if fault.action == "unmount":
+            self._unmount(fault)
+        elif not is_first and not fault.for_good:
             return ""
+        elif fault.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault.action == "end":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif fault.action == "lose":
+            self._lose()
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault.action == "short" and is_first and kind == "write":
+            return "short"
+        elif fault.action == "doubt" and kind in {"write", "fsync", "rename", "unlink", "commit"}:
+            return "doubt"
+        else:
+            self.fail(about)
+        return ""
 
     def tell(self, what: str) -> None:
-        """A line in the trace that is no operation."""
+        """A line in the trace that is no operation, with the time."""
         if self._trace is not None:
-            os.write(self._trace, f"- {what}\n".encode())
+            os.write(self._trace, f"- {what} {time.monotonic():.4f}\n".encode())
+
+    def _unmount(self, fault: Fault) -> None:
+        if self.count == fault.at:
+            _real_rename(fault.mount, fault.mount + AWAY)
+            _real_mkdir(fault.mount)
+        elif self.count == fault.at + fault.later:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def fail(self, about: object) -> None:
         """Raise what the fault says."""
@@ -136,7 +155,7 @@ class Tripwire:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-_real_truncate, _real_rename = os.truncate, os.rename
+_real_truncate, _real_rename, _real_mkdir = os.truncate, os.rename, os.mkdir
 
 
 def install(wire: Tripwire) -> None:
