@@ -39,19 +39,20 @@ _STATES = tuple(state.value for state in State)
 # float back; json_group_array would round to fifteen.
 _BOARD = """
     SELECT experiment_id, fold,
-        sum(state = 'waiting') AS waiting, sum(state = 'ready') AS ready, sum(state = 'leased') AS leased,
-        sum(state = 'committed') AS committed, sum(state = 'skipped') AS skipped, sum(state = 'failed') AS failed,
-        sum(state = 'cancelled') AS cancelled,
-        sum(paused AND state IN ('waiting', 'ready')) AS held,
+        count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
+        count(*) FILTER (WHERE state = 'leased') AS leased, count(*) FILTER (WHERE state = 'committed') AS committed,
+        count(*) FILTER (WHERE state = 'skipped') AS skipped, count(*) FILTER (WHERE state = 'failed') AS failed,
+        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+        count(*) FILTER (WHERE paused AND state IN ('waiting', 'ready')) AS held,
         count(epoch) AS epochs_total,
-        count(CASE WHEN state = 'committed' THEN epoch END) AS epochs_done,
-        count(CASE WHEN state = 'skipped' THEN epoch END) AS epochs_skipped,
+        count(epoch) FILTER (WHERE state = 'committed') AS epochs_done,
+        count(epoch) FILTER (WHERE state = 'skipped') AS epochs_skipped,
         group_concat(CASE WHEN val_mae IS NULL THEN 'null' ELSE printf('%!.17g', val_mae) END)
             FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
         max(test_mae) AS test_mae, total(seconds) AS seconds,
-        max(CASE WHEN kind = 'prepare' THEN state END) AS prepare,
-        max(CASE WHEN kind = 'record' THEN state END) AS record,
-        max(kind = 'predict' AND state = 'committed') AS predicted
+        max(state) FILTER (WHERE kind = 'prepare') AS prepare,
+        max(state) FILTER (WHERE kind = 'record') AS record,
+        count(*) FILTER (WHERE kind = 'predict' AND state = 'committed') AS predicted
     FROM jobs INDEXED BY jobs_board
     WHERE experiment_id >= :first AND experiment_id <= :last
     GROUP BY experiment_id, fold
@@ -236,7 +237,7 @@ def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int]
 
 
 def _fold(group: _Group, running: Row | None) -> dict[str, Any]:
-    val_mae: list[float | None] = json.loads(f"[{group.val_mae or ''}]")
+    val_mae: list[float | None] = json.loads(f"[{group.val_mae}]") if group.val_mae else []
     known = [value for value in val_mae if value is not None]
     best = min(known, default=None)
     return {
