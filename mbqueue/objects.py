@@ -161,6 +161,9 @@ class _LocalFolder:
     def get(self, path: str) -> Any:
         return self._at(path).get(path)
 
+    def get_range(self, path: str, **options: Any) -> Any:
+        return self._at(path).get_range(path, **options)
+
     def list(self, prefix: str) -> Any:
         return self._at(prefix).list(prefix)
 
@@ -267,17 +270,16 @@ class ObjectStore:
         return list(self.listed(folder))
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of an object.
+        """The bytes of an object; of one with more than ``at_most``, one more than that.
 
         Raises:
             FileNotFoundError: when there is none.
-            StoreError: also when there are more than ``at_most``.
         """
 
         def work() -> bytes:
             answer = self.bulk.get(path)
             if answer.meta["size"] > at_most:
-                raise StoreError(f"{self.url}/{path} has {answer.meta['size']} bytes, at most {at_most} make sense.")
+                return bytes(self.bulk.get_range(path, start=0, length=at_most + 1))
             return bytes(answer.bytes())
 
         content = self._ask("get", work)
@@ -315,10 +317,12 @@ class ObjectStore:
         """Remove an object; one that is gone already is no error."""
         self._ask("delete", lambda: self.bulk.delete(path) or True)
 
-    def move(self, path: str, target: str) -> None:
-        """Give an object another name; one that is gone is no error."""
-        self._ask("copy", lambda: self.bulk.copy(path, target) or True)
-        self.remove(path)
+    def move(self, path: str, target: str) -> bool:
+        """Give an object another name; False when it is gone."""
+        is_there = bool(self._ask("copy", lambda: self.bulk.copy(path, target) or True))
+        if is_there:
+            self.remove(path)
+        return is_there
 
     def _put_new(self, path: str, content: bytes) -> bool:
         put = self.brisk.put

@@ -1,24 +1,23 @@
-"""Commits: a checkpoint file and its manifest, in one folder per fold.
+"""Commits: a checkpoint and its manifest, in one place per fold (`mbqueue.train.places`): a folder, or a store.
 
-A commit exists when its manifest does. It is written in two parts: staging serialises and makes both files durable
-under temporary names, which is slow and may run in a background thread; publishing renames them, checkpoint first,
-manifest last, which is fast and belongs inside the queue's fence, so that a worker that lost its lease publishes
-nothing. Published files never change.
+A commit exists when its manifest does. It is written in two parts: staging makes the checkpoint durable, which is slow
+and may run in a background thread; publishing lets the manifest exist, which is fast (two renames, or one put) and
+belongs inside the queue's fence, so that a worker that lost its lease publishes nothing. What is published never
+changes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import CheckpointError
-from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, temp_beside
-from mbqueue.train.manifest import Damaged, Manifest, parse_manifest
+from mbqueue.train.manifest import Damaged, Manifest, manifest_named
+from mbqueue.train.places import LocalPlace, Place, Staging
 from mbqueue.train.state import TrainState, deserialise
 
 _KEPT = 2
@@ -26,17 +25,15 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class Staged:
-    """A commit that is durable under temporary names, but does not exist yet."""
+    """A commit that is durable, but does not exist yet."""
 
     manifest: Manifest
-    folder: Path
-    temp_checkpoint: Path
-    temp_manifest: Path
+    staging: Staging
 
     @property
     def is_published(self) -> bool:
         """Whether the commit exists."""
-        return (self.folder / f"{self.manifest.stem}.json").exists()
+        return self.staging.is_published
 
     @property
     def size(self) -> int:
@@ -44,39 +41,52 @@ class Staged:
         return self.manifest.size
 
     def publish(self) -> Manifest:
-        """Make the commit exist, durably. Call it while the lease is held."""
-        self.temp_checkpoint.replace(self.folder / f"{self.manifest.stem}.pt")
-        self.temp_manifest.replace(self.folder / f"{self.manifest.stem}.json")
-        fsync_dir(self.folder)
+        """Make the commit exist, durably. Call it while the lease is held.
+
+        Raises:
+            CommitTaken: when another writer made it first.
+            StoreError: when an object store does not answer: whether the commit exists is then not known, and
+                publishing the same again tells.
+        """
+        self.staging.publish()
         return self.manifest
 
     def discard(self) -> None:
-        """Remove what is left of the temporary files; nothing after `publish`."""
-        self.temp_checkpoint.unlink(missing_ok=True)
-        self.temp_manifest.unlink(missing_ok=True)
+        """Remove what is left of it on this machine; nothing after `publish`."""
+        self.staging.discard()
 
 
 class Checkpoints:
     """The commits of one fold.
 
     Args:
-        folder: where they are; made when the first is written.
+        place: where they are; a path is a folder on a local disk.
         on_damaged: told the path and the reason of each commit that was set aside.
         enqueued: what the queue knows of the experiment; written into every manifest.
     """
 
     def __init__(
         self,
-        folder: Path,
+        place: Place | Path,
         on_damaged: Callable[[Path, str], None] = lambda _path, _why: None,
         enqueued: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = folder
+        self.place: Place = LocalPlace(place) if isinstance(place, Path) else place
         self._on_damaged = on_damaged
         self._enqueued = None if enqueued is None else dict(enqueued)
 
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine where they, or copies of them, are."""
+        return self.place.folder
+
+    @property
+    def where(self) -> str:
+        """Where they are, for people."""
+        return self.place.name
+
     def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
-        """Write a checkpoint and its manifest durably under temporary names.
+        """Write a checkpoint and its manifest durably, without letting the commit exist.
 
         Args:
             content: bytes of the checkpoint file.
@@ -84,27 +94,19 @@ class Checkpoints:
         """
         given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
         manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        make_folder(self.folder)
-        checkpoint = temp_beside(self.folder / f"{manifest.stem}.pt")
-        listing = temp_beside(self.folder / f"{manifest.stem}.json")
-        staged = Staged(manifest, self.folder, checkpoint, listing)
-        try:
-            _write_through(checkpoint, content)
-            text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-            _write_through(listing, text.encode())
-        except BaseException:
-            staged.discard()
-            raise
-        return staged
+        text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return Staged(manifest, self.place.stage(manifest, content, text.encode()))
 
     def manifests(self) -> list[Manifest]:
         """Every commit that can be parsed, oldest work first; the others are set aside."""
         found = []
-        for path in sorted(self.folder.glob("e*.json")):
+        for stem in self.place.stems():
             try:
-                found.append(parse_manifest(path))
+                found.append(self._manifest(stem))
+            except FileNotFoundError:
+                continue  # superseded and removed since it was listed
             except Damaged as error:
-                self._set_aside(path.stem, str(error))
+                self._set_aside(stem, str(error))
         return sorted(found, key=lambda manifest: manifest.order)
 
     def newest(self, *, at_most_epoch: int | None = None) -> Manifest | None:
@@ -131,13 +133,18 @@ class Checkpoints:
         assert manifest.best is not None
         best = self.find(manifest.best["commit"])
         if best is None:
-            raise Damaged(f"{manifest.stem} lacks its best epoch: {manifest.best['commit']} is not in {self.folder}.")
+            raise Damaged(f"{manifest.stem} lacks its best epoch: {manifest.best['commit']} is not in {self.where}.")
         return best
 
     def find(self, stem: str) -> Manifest | None:
         """The commit of that name, or None."""
-        path = self.folder / f"{stem}.json"
-        return parse_manifest(path) if path.exists() else None
+        try:
+            return self._manifest(stem)
+        except FileNotFoundError:
+            return None
+
+    def _manifest(self, stem: str) -> Manifest:
+        return manifest_named(stem, self.place.manifest(stem), source=f"{self.where}/{stem}.json")
 
     def load(self, manifest: Manifest) -> TrainState:
         """The state of a commit.
@@ -146,14 +153,8 @@ class Checkpoints:
             Damaged: when the file is missing, or its size, hash or content is not as the manifest says.
             OSError: when the file system fails, which says nothing about the file.
         """
-        path = self.folder / f"{manifest.stem}.pt"
-        try:
-            size = path.stat().st_size
-            content = path.read_bytes() if size == manifest.size else b""
-        except FileNotFoundError as error:
-            raise Damaged(f"The checkpoint {path} is missing.") from error
-        if len(content) != manifest.size:
-            raise Damaged(f"{path} has {size} bytes, its manifest says {manifest.size}.")
+        content = self.place.checkpoint(manifest)
+        path = f"{self.where}/{manifest.stem}.pt"
         if hashlib.sha256(content).hexdigest() != manifest.sha256:
             raise Damaged(f"{path} does not have the SHA-256 that its manifest says.")
         try:
@@ -176,28 +177,16 @@ class Checkpoints:
         newest = manifests[-_KEPT:]
         kept = {manifest.stem for manifest in newest}
         kept |= {manifest.best["commit"] for manifest in newest if manifest.best}
-        removed = [manifest.stem for manifest in manifests if manifest.stem not in kept]
-        for stem in removed:
-            # Manifest first: a commit whose checkpoint is gone must not seem to exist.
-            (self.folder / f"{stem}.json").unlink(missing_ok=True)
-            (self.folder / f"{stem}.pt").unlink(missing_ok=True)
-        return removed
+        removed = [manifest for manifest in manifests if manifest.stem not in kept]
+        for manifest in removed:
+            self.place.remove(manifest)
+        self.place.tidy()
+        return [manifest.stem for manifest in removed]
 
     def sweep(self) -> None:
         """Remove temporary files that a dead process left. Only for the one process that works on the fold."""
-        for path in self.folder.glob(f"{TEMP_PREFIX}*"):
-            path.unlink(missing_ok=True)
+        self.place.sweep()
 
     def _set_aside(self, stem: str, why: str) -> None:
-        for suffix in (".json", ".pt"):
-            path = self.folder / f"{stem}{suffix}"
-            if path.exists():
-                path.replace(path.with_name(path.name + ".damaged"))
-        self._on_damaged(self.folder / f"{stem}.pt", why)
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        if self.place.set_aside(stem):
+            self._on_damaged(self.folder / f"{stem}.pt", why)

@@ -190,7 +190,7 @@ class FoldRun:
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
                 f"Epoch {epoch} of fold {self.fold} cannot start: the newest whole commit in "
-                f"{self._checkpoints.folder} has finished {learner.finished_epochs} epochs. "
+                f"{self._checkpoints.where} has finished {learner.finished_epochs} epochs. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
         return learner
@@ -358,11 +358,11 @@ class FoldRun:
             return model
         newest = self._checkpoints.newest()
         if newest is None or newest.best is None:
-            raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self._checkpoints.folder}.")
+            raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self._checkpoints.where}.")
         best = self._checkpoints.find(newest.best["commit"])
         if best is None:
             raise CheckpointError(
-                f"The best epoch's commit {newest.best['commit']} is not in {self._checkpoints.folder}."
+                f"The best epoch's commit {newest.best['commit']} is not in {self._checkpoints.where}."
             )
         state = self._checkpoints.load(best)
         model.load_state_dict({**state.model, **state.average})

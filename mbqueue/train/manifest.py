@@ -96,9 +96,19 @@ def parse_manifest(path: Path) -> Manifest:
     """
     with path.open("rb") as stream:
         content = stream.read(LARGEST_MANIFEST + 1)
-    manifest = manifest_of(content, source=str(path))
-    if manifest.stem != path.stem:
-        raise Damaged(f"The manifest {path} describes another commit, {manifest.stem}.")
+    return manifest_named(path.stem, content, source=str(path))
+
+
+def manifest_named(stem: str, content: bytes, *, source: str) -> Manifest:
+    """The manifest in some bytes, which must be that of the commit named ``stem``.
+
+    Raises:
+        Damaged: when it is not a manifest, or that of another commit.
+        CheckpointError: when it is of a newer format.
+    """
+    manifest = manifest_of(content, source=source)
+    if manifest.stem != stem:
+        raise Damaged(f"The manifest {source} describes another commit, {manifest.stem}.")
     return manifest
 
 

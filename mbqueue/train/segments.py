@@ -19,7 +19,7 @@ class Index:
     """Rows to gather, and how to sum by them.
 
     Attributes:
-        rows: which row each gathered one comes from, int64 [n].
+        rows: which row each gathered one comes from, int32 or int64 [n].
         order: the order of the n that sorts ``rows`` (stable); None where they are sorted.
         offsets: where the segment of each of the N rows begins in that order, and n, int64 [N + 1].
     """
@@ -36,7 +36,7 @@ class Index:
         else:
             order = torch.argsort(rows, stable=True) if order is None else order
             ascending = rows.index_select(0, order)
-        offsets = torch.searchsorted(ascending, torch.arange(n + 1, device=rows.device))
+        offsets = torch.searchsorted(ascending, torch.arange(n + 1, device=rows.device, dtype=rows.dtype))
         return cls(rows, order, offsets)
 
     def gather(self, x: Tensor) -> Tensor:
@@ -96,4 +96,4 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient] = gradients
         whole = gradient.new_zeros(ctx.n, *gradient.shape[1:])
-        return whole.index_copy_(0, ctx.rows, gradient), None
+        return whole.index_copy_(0, ctx.rows.long(), gradient), None

@@ -225,7 +225,8 @@ _WORKER = """
         if kill_at == "before publishing":
             os.kill(os.getpid(), signal.SIGKILL)
         if kill_at == "between the renames":
-            staged.temp_checkpoint.replace(staged.folder / f"{staged.manifest.stem}.pt")
+            file = staged.staging.checkpoint
+            file.replace(file.parent / f"{staged.manifest.stem}.pt")
             os.kill(os.getpid(), signal.SIGKILL)
         staged.publish()
         if kill_at == "after publishing":
