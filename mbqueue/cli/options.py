@@ -18,8 +18,8 @@ ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued exp
 
 def current_project(context: typer.Context) -> ProjectFolder:
     """The project that the command was given or stands in."""
-    given: Path | None = context.find_root().params.get("project")
-    return find_project(given)
+    given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 leaves it as text
+    return find_project(None if given is None else Path(given))
 
 
 def open_project(context: typer.Context) -> Project:
