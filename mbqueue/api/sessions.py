@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,16 @@ from mbqueue.errors import UsageError
 
 if TYPE_CHECKING:
     from mbqueue.session.background import BackgroundSession, Stopped
+    from mbqueue.session.devices import DevicesOutcome
+    from mbqueue.session.outcome import SessionOutcome
     from mbqueue.session.report import Report
     from mbqueue.session.stop import StopRequest
-    from mbqueue.session.worker import SessionOutcome
 
 NO_DEADLINE = "none"
 
 
 class Sessions(OpenedProject):
-    """work, work_in_background, stop, log."""
+    """work, work_on_devices, work_in_background, stop, log."""
 
     def session_seconds(self, session: str | None) -> float | None:
         """Length of a session: of ``1h50m`` or ``none`` (no deadline: None), by default that of mbqueue.toml.
@@ -40,13 +41,14 @@ class Sessions(OpenedProject):
         forever: bool = False,
         device: str | None = None,
         tensorboard: bool = False,
+        end_command: bool = True,
         report: Report | None = None,
         stop: StopRequest | None = None,
     ) -> SessionOutcome:
         """Run one session here: work on what is enqueued until nothing is left or its time is up.
 
-        May be killed at any instant; the next session carries on. In the main thread, SIGTERM, SIGINT and SIGHUP
-        finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
+        May be killed at any instant; the next session carries on. In the main thread, SIGTERM, SIGINT, SIGHUP, SIGUSR1
+        and SIGUSR2 finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
 
         Args:
             session: its length, like ``1h50m``, or ``none``; by default that of mbqueue.toml.
@@ -54,6 +56,7 @@ class Sessions(OpenedProject):
             forever: wait for new jobs when none is left; no deadline.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
             tensorboard: write event files to state/logs/tensorboard.
+            end_command: whether to run the one of mbqueue.toml at the end.
             report: told what happens (see `mbqueue.session.report`); by default nobody is.
             stop: lets another thread ask for the end.
 
@@ -61,9 +64,7 @@ class Sessions(OpenedProject):
             UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
             QueueError: when the queue cannot be read or written.
         """
-        if forever and session not in (None, NO_DEADLINE):
-            raise UsageError("--forever has no deadline; leave --session out.")
-        seconds = None if forever else self.session_seconds(session)
+        seconds = self._seconds(session, forever)
 
         from mbqueue.session.notify import Notifier  # noqa: PLC0415
         from mbqueue.session.report import Relay, Report  # noqa: PLC0415
@@ -83,7 +84,13 @@ class Sessions(OpenedProject):
 
             from mbqueue.session.worker import WorkOptions, work  # noqa: PLC0415
 
-            options = WorkOptions(session_seconds=seconds, max_jobs=max_jobs, forever=forever, device=device)
+            options = WorkOptions(
+                session_seconds=seconds,
+                max_jobs=max_jobs,
+                forever=forever,
+                device=device,
+                end_command=end_command,
+            )
             try:
                 outcome = work(self.folder, options, report=Relay(*heard), stop=stop)
             except Exception as error:
@@ -92,6 +99,46 @@ class Sessions(OpenedProject):
             notifier.session_ended(f"{outcome.jobs_done} jobs done; {outcome.reason}")
             return outcome
 
+    def work_on_devices(
+        self,
+        devices: Sequence[str],
+        *,
+        session: str | None = None,
+        max_jobs: int | None = None,
+        forever: bool = False,
+        tensorboard: bool = False,
+        report_for: Callable[[str], Report] | None = None,
+        stop: StopRequest | None = None,
+    ) -> DevicesOutcome:
+        """Run one session on each device at once, each in a process of its own; returns when all have ended.
+
+        Results are those of one session byte for byte, as long as each finds the same number of threads. Signals are
+        passed on to all of them; a second SIGINT ends them at once. One that dies is told of, and the others go on.
+        The other arguments are those of `work`, for each.
+
+        Args:
+            devices: like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
+            report_for: gives for a device's label who is told what happens there.
+
+        Raises:
+            UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
+        """
+        from mbqueue.session.devices import Crew, parse_devices  # noqa: PLC0415
+        from mbqueue.session.report import Report  # noqa: PLC0415
+        from mbqueue.session.stop import StopRequest, graceful_signals  # noqa: PLC0415
+
+        self._seconds(session, forever)
+        crew = Crew(
+            self.folder,
+            parse_devices(devices),
+            _options(session=session, max_jobs=max_jobs, forever=forever, tensorboard=tensorboard),
+            report_for=report_for or (lambda _label: Report()),
+            clock=self._clock,
+        )
+        stop = StopRequest() if stop is None else stop
+        with graceful_signals(stop, at_once=crew.kill):
+            return crew.run(stop)
+
     def work_in_background(
         self,
         *,
@@ -99,11 +146,13 @@ class Sessions(OpenedProject):
         max_jobs: int | None = None,
         forever: bool = False,
         device: str | None = None,
+        devices: Sequence[str] | None = None,
         tensorboard: bool = False,
     ) -> BackgroundSession:
         """Start a session as a process of its own that outlives this one; returns once it is at work.
 
-        Its log is in state/logs (`mbqueue logs -f`); `stop` ends it. The arguments are those of `work`.
+        Its log is in state/logs (`mbqueue logs -f`); `stop` ends it. The arguments are those of `work`, or with
+        ``devices`` those of `work_on_devices`.
 
         Raises:
             UsageError: when one runs in the background already, or an argument cannot be carried out.
@@ -111,11 +160,16 @@ class Sessions(OpenedProject):
         """
         from mbqueue.session import background  # noqa: PLC0415
 
-        self.session_seconds(session)
-        options = {"--session": session, "--max-jobs": max_jobs, "--device": device}
-        arguments = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-        arguments += [name for name, wanted in (("--forever", forever), ("--tensorboard", tensorboard)) if wanted]
-        return background.start(self.folder, arguments, clock=self._clock)
+        self._seconds(session, forever)
+        options = _options(
+            session=session, max_jobs=max_jobs, device=device, devices=devices, forever=forever, tensorboard=tensorboard
+        )
+        return background.start(self.folder, options, sessions=len(devices or [""]), clock=self._clock)
+
+    def _seconds(self, session: str | None, forever: bool) -> float | None:
+        if forever and session not in (None, NO_DEADLINE):
+            raise UsageError("--forever has no deadline; leave --session out.")
+        return None if forever else self.session_seconds(session)
 
     def stop(self, *, wait_seconds: float = 60.0) -> list[Stopped]:
         """Ask every session of this project on this machine to save its work and end, and wait for that.
@@ -136,3 +190,24 @@ class Sessions(OpenedProject):
         from mbqueue.session import background  # noqa: PLC0415
 
         return background.follow(self.folder, lines=lines, keep_on=follow, clock=self._clock)
+
+
+def _options(
+    *,
+    session: str | None,
+    max_jobs: int | None,
+    forever: bool,
+    tensorboard: bool,
+    device: str | None = None,
+    devices: Sequence[str] | None = None,
+) -> list[str]:
+    """The options of `mbqueue work` that say the same."""
+    values = {
+        "--session": session,
+        "--max-jobs": max_jobs,
+        "--device": device,
+        "--devices": None if devices is None else ",".join(devices),
+    }
+    flags = {"--forever": forever, "--tensorboard": tensorboard}
+    given = [text for name, value in values.items() if value is not None for text in (name, str(value))]
+    return given + [name for name, wanted in flags.items() if wanted]

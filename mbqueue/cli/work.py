@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import open_project
+from mbqueue.errors import UsageError
+
+if TYPE_CHECKING:
+    from mbqueue.api import Project
+    from mbqueue.session.outcome import Ending, SessionOutcome
 
 #: EX_TEMPFAIL of sysexits.h: stopped with work left, run it again.
-WORK_LEFT, FAILURE = 75, 1
+WORK_LEFT, FAILURE, USAGE = 75, 1, 2
+STANDARD_OUTPUT = 1
 
 
 def work(
@@ -26,43 +32,116 @@ def work(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Several sessions at once, a process for each device: 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
+    ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Detach: the session goes on when this terminal or cell is closed.")
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's event files to state/logs/tensorboard.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell what happens as lines of JSON on standard output (docs/sessions.md).")
+    ] = False,
+    end_command: Annotated[
+        bool, typer.Option("--end-command/--no-end-command", help="Whether to run the end command of mbqueue.toml.")
+    ] = True,
 ) -> None:
     """Work on what is enqueued until nothing is left or the session's time is up.
 
-    May be killed at any instant; the next session carries on. SIGTERM, SIGINT (Ctrl-C) and SIGHUP finish the step,
-    write a checkpoint and end; a second Ctrl-C ends at once. Exit code 75: work is left, run it again.
+    May be killed at any instant; the next session carries on. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and SIGUSR2
+    finish the step, write a checkpoint and end; a second Ctrl-C ends at once. Exit code 75: work is left, run it again.
 
     Example: mbqueue work --session 1h50m
     """
     project = open_project(context)
+    wanted = None if devices is None else devices.split(",")
+    if wanted is not None and (device is not None or as_json or not end_command):
+        raise UsageError("--devices cannot be given together with --device, --json or --no-end-command.")
     if background:
+        if as_json or not end_command:
+            raise UsageError("--background cannot be given together with --json or --no-end-command.")
         started = project.work_in_background(
-            session=session, max_jobs=max_jobs, forever=forever, device=device, tensorboard=tensorboard
+            session=session,
+            max_jobs=max_jobs,
+            forever=forever,
+            device=device,
+            devices=wanted,
+            tensorboard=tensorboard,
         )
-        print_line(f"session {started.session or 'starting'} in the background, process {started.process.pid}")
+        names = " and ".join(started.sessions) or "starting"
+        print_line(f"session {names} in the background, process {started.process.pid}")
         say(f"Its log: {started.log}\nFollow it with: mbqueue logs -f. End it with: mbqueue stop")
         return
 
-    from mbqueue.cli.progress import TerminalReport
+    from mbqueue.cli.progress import Screen, TerminalReport
 
-    with TerminalReport() as report:
-        outcome = project.work(
-            session=session, max_jobs=max_jobs, forever=forever, device=device, tensorboard=tensorboard, report=report
+    if wanted is not None:
+        with Screen() as screen:
+            together = project.work_on_devices(
+                wanted,
+                session=session,
+                max_jobs=max_jobs,
+                forever=forever,
+                tensorboard=tensorboard,
+                report_for=lambda label: TerminalReport(screen, label),
+            )
+        for one in together.sessions:
+            _tell_end(one)
+        for failure in together.failures:
+            say(f"error: the session on {failure.device} {failure.why}", style="bold red")
+        if together.failures:
+            raise typer.Exit(USAGE if all(f.code == USAGE for f in together.failures) else FAILURE)
+        _exit_with(together.ending)
+        return
+
+    if as_json:
+        outcome = _work_in_json(
+            project,
+            session=session,
+            max_jobs=max_jobs,
+            forever=forever,
+            device=device,
+            tensorboard=tensorboard,
+            end_command=end_command,
         )
+    else:
+        with Screen() as screen:
+            outcome = project.work(
+                session=session,
+                max_jobs=max_jobs,
+                forever=forever,
+                device=device,
+                tensorboard=tensorboard,
+                end_command=end_command,
+                report=TerminalReport(screen),
+            )
+        _tell_end(outcome)
+    _exit_with(outcome.ending)
+
+
+def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
+    from mbqueue.session.messages import JsonLines
+    from mbqueue.session.stop import StopRequest
+
+    stop = StopRequest()
+    with open(STANDARD_OUTPUT, "wb", buffering=0, closefd=False) as stream:
+        report = JsonLines(stream, on_gone=lambda: stop.request("nobody listens to it any more"))
+        outcome = project.work(**options, report=report, stop=stop)
+        report.session_ended(outcome)
+    return outcome
+
+
+def _tell_end(outcome: SessionOutcome) -> None:
     print_line(f"session {outcome.session}: {outcome.jobs_done} jobs done; {outcome.reason}")
 
-    from mbqueue.session.worker import Ending
 
-    if outcome.ending is Ending.STOPPED:
-        raise typer.Exit(WORK_LEFT)
-    if outcome.ending is Ending.BLOCKED:
-        raise typer.Exit(FAILURE)
+def _exit_with(ending: Ending) -> None:
+    codes = {"STOPPED": WORK_LEFT, "BLOCKED": FAILURE}
+    if ending.name in codes:
+        raise typer.Exit(codes[ending.name])
 
 
 def logs(

@@ -35,19 +35,24 @@ _TAIL_LINES = 15
 
 @dataclass(frozen=True, kw_only=True)
 class BackgroundSession:
-    """A session that was started in the background.
+    """What was started in the background: one session, or several on a device each.
 
     Attributes:
-        process: which process it is.
+        process: which process it is; of several, that which started them.
         log: what it says.
-        session: its id; None while it has not announced itself.
+        sessions: ids of those that have announced themselves.
         started_at: seconds since the epoch.
     """
 
     process: ProcessIdentity
     log: Path
-    session: str | None
+    sessions: tuple[str, ...]
     started_at: float
+
+    @property
+    def session(self) -> str | None:
+        """The id of the first one; None while none has announced itself."""
+        return self.sessions[0] if self.sessions else None
 
     @property
     def is_running(self) -> bool:
@@ -69,8 +74,11 @@ class Stopped:
     reason: str | None
 
 
-def start(project: ProjectFolder, arguments: Sequence[str], *, clock: Clock) -> BackgroundSession:
+def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1, clock: Clock) -> BackgroundSession:
     """Start ``mbqueue work`` with these arguments as a process that outlives this one; returns once it is at work.
+
+    Args:
+        sessions: how many of them these arguments start.
 
     Raises:
         UsageError: when one runs in the background of this project already.
@@ -83,7 +91,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, clock: Clock) -> 
         running = current(project)
         if running is not None and running.is_running:
             raise UsageError(
-                f"A session runs in the background already ({running.session or 'starting'}, process "
+                f"A session runs in the background already ({', '.join(running.sessions) or 'starting'}, process "
                 f"{running.process.pid}). See it with: mbqueue logs -f. End it with: mbqueue stop"
             )
         now = clock.now()
@@ -97,11 +105,11 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, clock: Clock) -> 
                 stderr=stream,
                 start_new_session=True,  # a closing terminal or notebook cell must not take it along
             )
-        started = BackgroundSession(process=identity_of(child.pid), log=log, session=None, started_at=now)
+        started = BackgroundSession(process=identity_of(child.pid), log=log, sessions=(), started_at=now)
         _write(project, started)
         # Its end is noticed even where this process lives on, as a notebook's kernel does.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
-        started = _wait_until_at_work(project, started, child, clock)
+        started = _wait_until_at_work(project, started, child, sessions, clock)
         _write(project, started)
     return started
 
@@ -113,7 +121,7 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
         return BackgroundSession(
             process=ProcessIdentity(**content["process"]),
             log=project.logs_dir / content["log"],
-            session=content["session"],
+            sessions=tuple(content["sessions"]),
             started_at=content["started_at"],
         )
     except FileNotFoundError:
@@ -129,6 +137,8 @@ def stop(project: ProjectFolder, *, wait_seconds: float, clock: Clock) -> list[S
         One entry for each; none when no session runs here.
     """
     asked = list(_running_here(project))
+    # The one that started others is asked too, passes it on, and has nothing to say of its own.
+    parents = {parent_of(identity.pid) for identity, session in asked if session is not None}
     for identity, _ in asked:
         os.kill(identity.pid, signal.SIGTERM)
     deadline = clock.monotonic() + wait_seconds
@@ -141,6 +151,7 @@ def stop(project: ProjectFolder, *, wait_seconds: float, clock: Clock) -> list[S
             reason=_reason(project, session) if is_known_dead(identity) else None,
         )
         for identity, session in asked
+        if session is not None or identity.pid not in parents
     ]
 
 
@@ -185,28 +196,56 @@ def _starting_alone(project: ProjectFolder) -> Iterator[None]:
 
 
 def _wait_until_at_work(
-    project: ProjectFolder, started: BackgroundSession, child: subprocess.Popen[bytes], clock: Clock
+    project: ProjectFolder, started: BackgroundSession, child: subprocess.Popen[bytes], sessions: int, clock: Clock
 ) -> BackgroundSession:
     deadline = clock.monotonic() + START_SECONDS
+    found: tuple[str, ...] = ()
     while clock.monotonic() < deadline:
         code = child.poll()
-        for row in _unended(project):
-            if _identity(row) == started.process:
-                return replace(started, session=row.id)
+        found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
+        # Of several, one that cannot start has ended.
+        if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
+            break
         if code is not None:
             return _ended_early(project, started, code)
         clock.sleep(_POLL_SECONDS)
-    return started
+    return replace(started, sessions=found)
 
 
 def _ended_early(project: ProjectFolder, started: BackgroundSession, code: int) -> BackgroundSession:
     """A session that did its work between two looks; or one that never was at work, which is an error."""
     with Queue(project.queue_db, read_only=True) as queue:
-        for row in queue.sessions():
-            if _identity(row) == started.process:
-                return replace(started, session=row.id)
+        rows = [row for row in queue.sessions() if row.started_at >= started.started_at]
+    here = this_process()
+    # Nobody knows any more whose child an ended process was.
+    done = tuple(row.id for row in rows if (row.host, row.boot_id) == (here.host, here.boot_id))
+    if done:
+        return replace(started, sessions=done)
     said = "".join(f"  {line}" for line in started.log.read_text(errors="replace").splitlines(True)[-_TAIL_LINES:])
     raise SessionError(f"The session in the background ended before it was at work (code {code}). It said:\n{said}")
+
+
+def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
+    """Whether a session is that process, or one that it started."""
+    if _identity(row) == process:
+        return True
+    return row.boot_id == process.boot_id and not is_known_dead(_identity(row)) and parent_of(row.pid) == process.pid
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that started this one, or took it over; None when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def _children(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return []
 
 
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
@@ -216,7 +255,8 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
     background = current(project)
     sessions: dict[ProcessIdentity, str | None] = {**found}
     if background is not None:
-        sessions.setdefault(background.process, background.session)
+        at_work = set(background.sessions) & set(found.values())
+        sessions.setdefault(background.process, None if at_work else background.session)
     for identity, session in sessions.items():
         if identity.boot_id == here.boot_id and identity.pid != here.pid and not is_known_dead(identity):
             yield identity, session

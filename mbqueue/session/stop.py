@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from mbqueue.clock import Clock
 
-GRACEFUL_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: SIGUSR1 and SIGUSR2 are what batch systems send before they take a machine away (`sbatch --signal`).
+GRACEFUL_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED = 130
 
 
@@ -45,16 +46,17 @@ class StopRequest:
 
 
 @contextmanager
-def graceful_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn SIGTERM, SIGINT and SIGHUP into a stop request while the block runs.
+def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a stop request while the block runs.
 
-    A second SIGINT ends the process at once with code 130: the last published checkpoint is whole at every instant,
-    so nothing but the work since then is lost. Outside the main thread signals cannot be caught; then this does
-    nothing.
+    A second SIGINT calls ``at_once`` and ends the process with code 130: the last published checkpoint is whole at
+    every instant, so nothing but the work since then is lost. Outside the main thread signals cannot be caught; then
+    this does nothing.
     """
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop and number == signal.SIGINT:
+            at_once()
             os._exit(INTERRUPTED)
         stop.request(signal.Signals(number).name)
 

@@ -7,7 +7,6 @@ import sqlite3
 import traceback
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 
@@ -29,6 +28,7 @@ from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.outcome import Ending, SessionOutcome
 from mbqueue.session.report import Report
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace
@@ -53,35 +53,14 @@ class WorkOptions:
         max_jobs: stop after so many jobs; None for no limit.
         forever: wait for new jobs when none is left.
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
+        end_command: whether to run the one of mbqueue.toml; who starts several sessions does it when all have ended.
     """
 
     session_seconds: float | None = None
     max_jobs: int | None = None
     forever: bool = False
     device: str | None = None
-
-
-class Ending(Enum):
-    """How a session ended."""
-
-    DONE = "nothing is left to do"
-    STOPPED = "stopped with work left"
-    BLOCKED = "what is left waits for a person: jobs failed, or are paused or cancelled"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOutcome:
-    """What a session did.
-
-    Attributes:
-        reason: why it ended, in words.
-        jobs_done: jobs that it committed.
-    """
-
-    session: str
-    ending: Ending
-    reason: str
-    jobs_done: int
+    end_command: bool = True
 
 
 def work(
@@ -139,7 +118,7 @@ def work(
                     queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
                 raise
             queue.end_session(session, reason=reason, now=clock.now())
-    if project.settings.end_command:
+    if options.end_command and project.settings.end_command:
         run_end_command(
             project.settings.end_command, timeout_seconds=project.settings.end_command_seconds, note=report.note
         )

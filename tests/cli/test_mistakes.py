@@ -142,7 +142,7 @@ def test_a_second_session_in_the_background_is_refused(mbqueue: Command, project
 
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     mine = background.BackgroundSession(
-        process=this_process(), log=project.logs_dir / "work-x.log", session="here", started_at=0.0
+        process=this_process(), log=project.logs_dir / "work-x.log", sessions=("here",), started_at=0.0
     )
     background._write(project, mine)
     answer = mbqueue("work", "--background")

@@ -77,7 +77,7 @@ def test_a_later_process_with_the_recorded_pid_is_left_alone(project: Project) -
         background._write(
             project.folder,
             background.BackgroundSession(
-                process=earlier, log=project.folder.logs_dir / "x", session=None, started_at=0.0
+                process=earlier, log=project.folder.logs_dir / "x", sessions=(), started_at=0.0
             ),
         )
         assert project.stop() == []

@@ -1,0 +1,277 @@
+"""Several sessions on one machine at once, one process a device, started, watched and ended together. Without torch.
+
+Each process is `mbqueue work --json` with its own device. It runs in a process group of its own, so that Ctrl-C in a
+terminal reaches only the process that started it, which passes it on, once. When that one dies, nobody reads what the
+sessions say, and they end as gracefully (see `mbqueue.session.messages`).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mbqueue.clock import Clock
+from mbqueue.errors import QueueError, UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.store import Queue
+from mbqueue.session.ending import run_end_command
+from mbqueue.session.messages import read_message, retell
+from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.report import Report
+from mbqueue.session.stop import StopRequest
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+#: How soon a wish to stop is passed on.
+_POLL_SECONDS = 0.2
+#: A process that has ended may have left others that hold its standard error.
+_LAST_WORDS_SECONDS = 5.0
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What one session works on.
+
+    Attributes:
+        label: what people call it; no two of one call have the same.
+        name: as `mbqueue work --device` takes it within the process.
+        visible: what CUDA_VISIBLE_DEVICES is there; None leaves it as it is.
+    """
+
+    label: str
+    name: str
+    visible: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A session that did not end by itself.
+
+    Attributes:
+        device: its label.
+        code: exit code of its process, below 0 when a signal ended it.
+        said: the last lines that it wrote to standard error.
+    """
+
+    device: str
+    code: int
+    said: str
+
+    @property
+    def why(self) -> str:
+        """In words."""
+        return f"was ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesOutcome:
+    """What the sessions did together.
+
+    Attributes:
+        ending: DONE or BLOCKED when one of them found nothing left, else STOPPED.
+        sessions: those that ended by themselves.
+        failures: those that did not, in the order of their deaths.
+    """
+
+    ending: Ending
+    sessions: tuple[SessionOutcome, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def jobs_done(self) -> int:
+        """Jobs that they committed."""
+        return sum(session.jobs_done for session in self.sessions)
+
+
+def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
+    """The devices of names like ``0``, ``cuda:1``, ``cpu`` or a GPU's UUID; the same one twice gets two sessions.
+
+    A number counts the GPUs that this process may see, as CUDA does.
+
+    Raises:
+        UsageError: when a name is none of these, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
+    """
+    names = [name.strip() for name in names]
+    if not any(names):
+        raise UsageError("--devices names no device. Write it like 0,1,2 or cuda:0,cuda:1 or cpu,cpu.")
+    found: list[Device] = []
+    for position, name in enumerate(names):
+        if name == "cpu":
+            label, visible = "cpu", None
+        elif match := re.fullmatch(r"(?:cuda:)?(\d+)", name):
+            label, visible = f"cuda:{match[1]}", _visible(int(match[1]))
+        elif re.fullmatch(r"(GPU|MIG)-[\w/-]+", name):
+            label = visible = name
+        else:
+            raise UsageError(
+                f"{name!r} is not a device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu; a GPU's UUID is "
+                "taken too."
+            )
+        if names.count(name) > 1:
+            label += f"/{names[: position + 1].count(name)}"
+        found.append(Device(label=label, name="cpu" if name == "cpu" else "cuda", visible=visible))
+    return tuple(found)
+
+
+def _visible(number: int) -> str:
+    given = os.environ.get(VISIBLE_GPUS)
+    if given is None:
+        return str(number)
+    entries = [entry.strip() for entry in given.split(",") if entry.strip()]
+    if number >= len(entries):
+        raise UsageError(
+            f"There is no GPU {number}: {VISIBLE_GPUS} is {given!r}, and GPUs are counted from 0 among those."
+        )
+    return entries[number]
+
+
+@dataclass(eq=False)
+class _Worker:
+    device: Device
+    process: subprocess.Popen[bytes]
+    report: Report
+    has_begun: bool = False
+    outcome: SessionOutcome | None = None
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+
+
+class Crew:
+    """The processes, one a device.
+
+    Args:
+        arguments: further ones of `mbqueue work`, the same for all.
+        report_for: who is told what the session on the device of this label does; `note` also gets the lines that its
+            process writes to standard error.
+    """
+
+    def __init__(
+        self,
+        project: ProjectFolder,
+        devices: Sequence[Device],
+        arguments: Sequence[str],
+        *,
+        report_for: Callable[[str], Report],
+        clock: Clock,
+    ) -> None:
+        self._project = project
+        self._devices = devices
+        self._arguments = arguments
+        self._report_for = report_for
+        self._clock = clock
+        self._workers: list[_Worker] = []
+        self._heard: queue.SimpleQueue[tuple[_Worker, bytes | str | None]] = queue.SimpleQueue()
+
+    def run(self, stop: StopRequest) -> DevicesOutcome:
+        """Start them, and return when all have ended; ``stop`` is passed on to each as the signal that it names."""
+        failures: list[Failure] = []
+        try:
+            for device in self._devices:
+                self._workers.append(self._started(device))
+            living = set(self._workers)
+            is_stopping = False
+            while living:
+                if stop and not is_stopping:
+                    is_stopping = True
+                    self._signal(getattr(signal, stop.reason or "", signal.SIGTERM))
+                try:
+                    worker, what = self._heard.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if what is not None:
+                    self._hear(worker, what)
+                    continue
+                living.discard(worker)
+                # One that is told to stop before it can listen dies of the signal.
+                if worker.outcome is None and not (is_stopping and not worker.has_begun):
+                    failures.append(self._mourn(worker, bool(living)))
+        finally:
+            self.kill()
+        if self._project.settings.end_command:
+            settings = self._project.settings
+            run_end_command(
+                settings.end_command, timeout_seconds=settings.end_command_seconds, note=self._workers[0].report.note
+            )
+        outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
+        endings = {outcome.ending for outcome in outcomes}
+        # Whoever found nothing left looked at the work of all; those that had stopped before it knew less.
+        ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
+        return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
+
+    def kill(self) -> None:
+        """End those that still live at once; what they published is whole."""
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                worker.process.kill()
+
+    def _started(self, device: Device) -> _Worker:
+        # Threads are left as they are: on the CPU the last bits of a result depend on their number, and each session is
+        # to give what it would give alone.
+        environment = dict(os.environ)
+        if device.visible is not None:
+            environment[VISIBLE_GPUS] = device.visible
+        command = [sys.executable, "-m", "mbqueue", "--project", str(self._project.root), "work", "--json"]
+        process = subprocess.Popen(
+            [*command, "--no-end-command", "--device", device.name, *self._arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        worker = _Worker(device, process, self._report_for(device.label))
+        threading.Thread(target=self._listen, args=(worker,), name=f"mbqueue-{device.label}", daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        talk = threading.Thread(target=self._listen_to_talk, args=(worker,), daemon=True)
+        talk.start()
+        with worker.process.stdout as stream:
+            for line in stream:
+                self._heard.put((worker, line))
+        worker.process.wait()
+        talk.join(_LAST_WORDS_SECONDS)
+        self._heard.put((worker, None))
+
+    def _listen_to_talk(self, worker: _Worker) -> None:
+        assert worker.process.stderr is not None
+        with worker.process.stderr as stream:
+            for line in stream:
+                self._heard.put((worker, line.decode(errors="replace").rstrip("\n")))
+
+    def _hear(self, worker: _Worker, what: bytes | str) -> None:
+        if isinstance(what, str):
+            worker.said.append(what)
+            worker.report.note(what)
+            return
+        message: dict[str, Any] | None = read_message(what)
+        if message is None:
+            worker.report.note(what.decode(errors="replace").rstrip("\n"))
+            return
+        worker.has_begun = True
+        worker.outcome = retell(message, worker.report) or worker.outcome
+
+    def _mourn(self, worker: _Worker, others_live: bool) -> Failure:
+        failure = Failure(device=worker.device.label, code=worker.process.returncode, said="\n".join(worker.said))
+        worker.report.note(f"its process {failure.why}" + ("; the other sessions go on" if others_live else ""))
+        try:
+            # So that the others need not wait until its lease runs out.
+            with Queue(self._project.queue_db) as jobs:
+                jobs.reap_dead(by="mbqueue work", now=self._clock.now())
+        except QueueError as error:
+            worker.report.note(str(error))
+        return failure
+
+    def _signal(self, number: int) -> None:
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(number)

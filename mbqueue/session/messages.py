@@ -1,0 +1,129 @@
+"""What a session tells, as lines of JSON: written by the process that works, read by the one that started it.
+
+    {"event": "session_started", "session": …, "device": …, "seconds": …}
+    {"event": "job_started", "job": {…}}
+    {"event": "advanced", "job": {…}, "what": "step", "done": 3, "total": 20, "facts": {"loss": …}}
+    {"event": "epoch_finished", "job": {…}, "row": {…}, "is_best": true}
+    {"event": "job_finished", "job": {…}, "summary": …}
+    {"event": "job_failed", "job": {…}, "error": …, "retry_at": …}
+    {"event": "waiting", "why": …}
+    {"event": "note", "text": …}
+    {"event": "session_ended", "session": …, "ending": "DONE", "reason": …, "jobs_done": 5}
+
+``job`` has the fields of `mbqueue.queue.jobs.Job`. Numbers that are not finite are null.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import orjson
+
+from mbqueue.errors import remedy
+from mbqueue.queue.jobs import Job, Kind, State
+from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.report import Report
+
+#: How far a job is, is told no more often than this.
+ADVANCED_SECONDS = 0.2
+
+EVENTS = {name for name in vars(Report) if not name.startswith("_")} | {"session_ended"}
+
+
+class ToldError(Exception):
+    """An error in another process, as that process told it: its kind, its text and what to do."""
+
+
+class JsonLines(Report):
+    """Writes what happens to ``stream``, a line each; thread-safe.
+
+    Args:
+        stream: unbuffered, so that nothing is left to be written when the process ends.
+        on_gone: called once when nobody reads any more; nothing is written after that.
+    """
+
+    def __init__(self, stream: BinaryIO, *, on_gone: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_gone = on_gone
+        self._is_gone = False
+        self._lock = threading.Lock()
+        self._last_advanced = 0.0
+
+    def session_started(self, session: str, device: str, seconds: float | None) -> None:
+        self._tell("session_started", session=session, device=device, seconds=seconds)
+
+    def job_started(self, job: Job) -> None:
+        self._last_advanced = 0.0
+        self._tell("job_started", job=job)
+
+    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        if time.monotonic() - self._last_advanced >= ADVANCED_SECONDS:
+            self._last_advanced = time.monotonic()
+            self._tell("advanced", job=job, what=what, done=done, total=total, facts=dict(facts))
+
+    def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
+        self._tell("epoch_finished", job=job, row=dict(row), is_best=is_best)
+
+    def job_finished(self, job: Job, summary: str) -> None:
+        self._tell("job_finished", job=job, summary=summary)
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        what_to_do = f"\n  {remedy(error)}" if remedy(error) else ""
+        self._tell("job_failed", job=job, error=f"{type(error).__name__}: {error}{what_to_do}", retry_at=retry_at)
+
+    def waiting(self, why: str) -> None:
+        self._tell("waiting", why=why)
+
+    def note(self, text: str) -> None:
+        self._tell("note", text=text)
+
+    def session_ended(self, outcome: SessionOutcome) -> None:
+        """The last line of a session that ended by itself."""
+        self._tell(
+            "session_ended",
+            session=outcome.session,
+            ending=outcome.ending.name,
+            reason=outcome.reason,
+            jobs_done=outcome.jobs_done,
+        )
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        line = orjson.dumps({"event": event, **facts}, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+        with self._lock:
+            if self._is_gone:
+                return
+            try:
+                self._stream.write(line)
+            except OSError:
+                self._is_gone = True
+        if self._is_gone:
+            self._on_gone()
+
+
+def read_message(line: bytes) -> dict[str, Any] | None:
+    """The message in a line; None for anything else that a process may print."""
+    try:
+        message = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return message if isinstance(message, dict) and message.get("event") in EVENTS else None
+
+
+def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
+    """Tell ``report`` what a message says; returns the outcome when it is the last one."""
+    facts = {key: value for key, value in message.items() if key != "event"}
+    if "job" in facts:
+        job = facts["job"]
+        facts["job"] = Job(**{**job, "kind": Kind(job["kind"]), "state": State(job["state"])})
+    match message["event"]:
+        case "session_ended":
+            return SessionOutcome(**{**facts, "ending": Ending[facts["ending"]]})
+        case "advanced":
+            facts["facts"] = {key: value for key, value in facts["facts"].items() if value is not None}
+        case "job_failed":
+            facts["error"] = ToldError(facts["error"])
+    getattr(report, message["event"])(**facts)
+    return None

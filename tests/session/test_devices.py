@@ -1,0 +1,289 @@
+"""Several sessions on one machine: as one in their results, their end and what is told of them."""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from processes import outcome, run, until
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.api import Project
+from mbqueue.cli import main
+from mbqueue.errors import UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import State
+from mbqueue.queue.store import Queue
+from mbqueue.session.devices import DevicesOutcome, parse_devices
+from mbqueue.session.messages import JsonLines, read_message, retell
+from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import WorkOptions, work
+
+
+def test_two_sessions_at_once_give_what_one_gives_byte_for_byte(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = make_project(tmp_path / "alone", checkpoint_minutes=60.0)
+    straight = enqueue(alone, small_spec(alone, folds=[0, 1], train__epochs=1))
+    work(alone, WorkOptions(device="cpu"), report=RememberedReport())
+    torch.set_num_threads(threads)
+
+    project = make_project(tmp_path / "two", checkpoint_minutes=60.0)
+    folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=1))
+    said = run(project.root, "work", "--devices", "cpu,cpu", "--session", "none")
+    assert said.returncode == 0, said.stderr
+    assert [outcome(folder, fold) for fold in (0, 1)] == [outcome(straight, fold) for fold in (0, 1)]
+    with Queue(project.queue_db, read_only=True) as queue:
+        trained = {event.fold: event.by for event in queue.events() if event.kind == "train"}
+        assert set(trained.values()) == {session.id for session in queue.sessions()}
+        assert len(queue.sessions()) == 2
+    assert "[cpu/1] session" in said.stderr
+    assert "[cpu/2] full_finetune fold" in said.stderr
+    assert said.stdout.count("nothing is left to do") == 2
+
+
+def test_one_that_dies_is_told_of_and_the_others_go_on_until_they_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = make_project(tmp_path / "project", checkpoint_minutes=60.0, lease_seconds=3600.0)
+    enqueue(folder, small_spec(folder, folds=[0, 1], train__epochs=1000))
+    project = Project(folder.root)
+    started = project.work_in_background(devices=["cpu", "cpu"], session="none")
+    try:
+        until(lambda: len(at_work(folder)) == 2)
+        with Queue(folder.queue_db, read_only=True) as queue:
+            first, second = queue.sessions()
+            assert {first.id, second.id} == set(started.sessions)
+            os.kill(first.pid, signal.SIGKILL)
+            # Not after its lease, which is an hour long.
+            until(lambda: queue.session(first.id).end_reason == f"process {first.pid} is gone")
+            assert queue.session(second.id).ended_at is None
+    finally:
+        stopped = project.stop()
+    assert [(one.session, one.reason) for one in stopped] == [(second.id, "SIGTERM")]
+    assert not started.is_running
+    said = "".join(project.log(follow=True))
+    assert "its process was ended by SIGKILL; the other sessions go on" in said
+    assert f"session {second.id}: " in said
+    with Queue(folder.queue_db, read_only=True) as queue:
+        assert not queue.jobs(state=State.LEASED)
+        assert not any(job.failures for job in queue.jobs())
+
+
+def test_a_session_that_nobody_listens_to_any_more_is_asked_to_stop_once() -> None:
+    reading, writing = os.pipe()
+    asked: list[str] = []
+    with open(writing, "wb", buffering=0) as stream:  # noqa: PTH123 - a descriptor
+        lines = JsonLines(stream, on_gone=lambda: asked.append("stop"))
+        lines.note("heard")
+        os.close(reading)
+        lines.note("not heard")
+        lines.note("not even written")
+    assert asked == ["stop"]
+
+
+def test_what_is_told_through_a_pipe_is_what_was_told(project: ProjectFolder) -> None:
+    enqueue(project, small_spec(project))
+    with Queue(project.queue_db) as queue:
+        (job, *_) = queue.jobs()
+    lines, direct, retold = io.BytesIO(), RememberedReport(), RememberedReport()
+    ended = SessionOutcome(session="s", ending=Ending.BLOCKED, reason="r", jobs_done=3)
+    for report in (JsonLines(lines, on_gone=lambda: None), direct):
+        report.session_started("s", "d", None)
+        report.job_started(job)
+        report.advanced(job, "step", 1, 2, {"loss": math.nan})
+        report.epoch_finished(job, {"epoch": 1, "val_mae": 0.1}, is_best=True)
+        report.job_finished(job, "done")
+        report.waiting("why")
+        report.note("text")
+        if isinstance(report, JsonLines):
+            report.job_failed(job, OSError(errno.ENOSPC, "full"), 5.0)
+            report.session_ended(ended)
+    messages = [read_message(line) for line in lines.getvalue().splitlines()]
+    outcomes = [retell(message, retold) for message in messages if message is not None]
+    assert outcomes == [None] * 8 + [ended]
+    assert retold.lines[:-1] == direct.lines
+    assert retold.lines[-1].startswith(
+        f"{job.label}: failed: OSError: [Errno {errno.ENOSPC}] full\n  The disk is full."
+    )
+    assert read_message(b"anything else") is None
+
+
+def at_work(project: ProjectFolder) -> set[int]:
+    """Folds that have an epoch committed."""
+    with Queue(project.queue_db, read_only=True) as queue:
+        return {job.fold for job in queue.jobs(state=State.COMMITTED) if job.fold is not None}
+
+
+# -- with stand-ins for the sessions' processes ---
+
+STARTED = '{"event": "session_started", "session": "s", "device": "d", "seconds": null}'
+ENDED = '{"event": "session_ended", "session": "s", "ending": "%s", "reason": "r", "jobs_done": 2}'
+
+Together = Callable[..., DevicesOutcome]
+
+
+@pytest.fixture
+def together(project: ProjectFolder, report: RememberedReport, monkeypatch: pytest.MonkeyPatch) -> Together:
+    """Runs a shell script in place of each session, with $CUDA_VISIBLE_DEVICES as its device."""
+    with Queue(project.queue_db):
+        pass
+
+    def run_scripts(script: str, devices: str = "0,1", stop: StopRequest | None = None) -> DevicesOutcome:
+        shell = project.root / "sessions.sh"
+        shell.write_text(
+            f"#!/bin/sh\nSTARTED='{STARTED}'\n"
+            + "".join(f"{name}='{ENDED % name}'\n" for name in ("DONE", "STOPPED", "BLOCKED"))
+            + textwrap.dedent(script)
+        )
+        shell.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(shell))
+        return Project(project.root).work_on_devices(devices.split(","), report_for=lambda _label: report, stop=stop)
+
+    return run_scripts
+
+
+def test_each_session_sees_its_own_gpu(together: Together, report: RememberedReport, project: ProjectFolder) -> None:
+    together(
+        'echo "$CUDA_VISIBLE_DEVICES: $*" >> gpus; cd /; echo $STARTED; echo $DONE'.replace(
+            "gpus", str(project.root / "gpus")
+        ),
+        "0,cuda:2",
+    )
+    seen = sorted((project.root / "gpus").read_text().splitlines())
+    assert [line.partition(":")[0] for line in seen] == ["0", "2"]
+    assert all("--device cuda" in line and "--no-end-command" in line for line in seen)
+
+
+@pytest.mark.parametrize(
+    ("endings", "together_it_is"),
+    [
+        (("DONE", "DONE"), Ending.DONE),
+        (("STOPPED", "DONE"), Ending.DONE),
+        (("STOPPED", "STOPPED"), Ending.STOPPED),
+        (("STOPPED", "BLOCKED"), Ending.BLOCKED),
+    ],
+)
+def test_work_is_left_when_no_session_found_the_end_of_it(
+    together: Together, endings: tuple[str, str], together_it_is: Ending
+) -> None:
+    outcome = together(
+        f"echo $STARTED; [ $CUDA_VISIBLE_DEVICES = 0 ] && echo ${endings[0]} || echo ${endings[1]}; exit 75"
+    )
+    assert (outcome.ending, outcome.jobs_done, outcome.failures) == (together_it_is, 4, ())
+
+
+def test_a_session_that_cannot_start_is_a_failure_with_what_it_said(
+    together: Together, report: RememberedReport
+) -> None:
+    outcome = together(
+        '[ $CUDA_VISIBLE_DEVICES = 0 ] || { echo "error: no GPU 1" >&2; exit 2; }; echo $STARTED; echo $DONE'
+    )
+    (failure,) = outcome.failures
+    assert (failure.device, failure.code, failure.said) == ("cuda:1", 2, "error: no GPU 1")
+    assert outcome.ending is Ending.DONE
+    assert "note: error: no GPU 1" in report.lines
+
+
+def test_the_signal_is_passed_on_and_one_that_dies_of_it_before_it_began_is_no_failure(together: Together) -> None:
+    stop = StopRequest()
+    threading.Timer(0.3, stop.request, ["SIGUSR2"]).start()
+    outcome = together(
+        """
+        [ $CUDA_VISIBLE_DEVICES = 0 ] && exec sleep 60
+        trap 'echo $STOPPED; exit 75' USR2
+        echo $STARTED
+        while true; do sleep 0.05; done
+        """,
+        stop=stop,
+    )
+    assert (outcome.ending, len(outcome.sessions), outcome.failures) == (Ending.STOPPED, 1, ())
+
+
+def test_the_end_command_runs_once_when_all_have_ended(together: Together, project: ProjectFolder) -> None:
+    (project.root / "mbqueue.toml").write_text(f'end_command = "cp {project.root}/marks {project.root}/seen"\n')
+    together(f"echo $STARTED; [ $CUDA_VISIBLE_DEVICES = 0 ] || sleep 0.3; echo x >> {project.root}/marks; echo $DONE")
+    assert (project.root / "seen").read_text() == "x\nx\n"
+
+
+def test_a_second_ctrl_c_ends_all_at_once(project: ProjectFolder, tmp_path: Path) -> None:
+    enqueue(project, small_spec(project))
+    stubborn = tmp_path / "python"
+    stubborn.write_text(
+        f"#!/bin/sh\ntrap 'echo >> {tmp_path}/ignored' INT\necho $$ >> {tmp_path}/pids\necho '{STARTED}'\n"
+        "while true; do sleep 0.05; done\n"
+    )
+    stubborn.chmod(0o755)
+    code = (
+        "import sys; from mbqueue.api import Project; sys.executable = sys.argv[2]; "
+        "Project(sys.argv[1]).work_on_devices(['cpu', 'cpu'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(project.root), str(stubborn)])
+    pids = tmp_path / "pids"
+    until(lambda: pids.exists() and len(pids.read_text().split()) == 2, process)
+    process.send_signal(signal.SIGINT)
+    ignored = tmp_path / "ignored"
+    until(lambda: ignored.exists() and len(ignored.read_text()) == 2, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()))
+
+
+def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices = parse_devices(["0", "cuda:1", " cpu", "cpu", "GPU-1a2b"])
+    assert [(device.label, device.name, device.visible) for device in devices] == [
+        ("cuda:0", "cuda", "0"),
+        ("cuda:1", "cuda", "1"),
+        ("cpu/1", "cpu", None),
+        ("cpu/2", "cpu", None),
+        ("GPU-1a2b", "cuda", "GPU-1a2b"),
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert [device.visible for device in parse_devices(["1", "0"])] == ["GPU-5", "3"]
+    with pytest.raises(UsageError, match="counted from 0"):
+        parse_devices(["2"])
+    for wrong in ([""], ["gpu1"], ["cuda"], ["-1"]):
+        with pytest.raises(UsageError, match="cpu,cpu"):
+            parse_devices(wrong)
+
+
+def test_options_that_exclude_each_other_are_refused(project: ProjectFolder) -> None:
+    enqueue(project, small_spec(project))
+    for arguments in (
+        ["--devices", "cpu", "--device", "cpu"],
+        ["--devices", "cpu", "--json"],
+        ["--background", "--json"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(project.root), "work", *arguments])
+        assert ended.value.code == 2
+
+
+def test_on_a_terminal_every_session_has_a_moving_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mbqueue.cli.progress import Screen, TerminalReport
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    with Screen() as screen:
+        for label in ("cuda:0", "cuda:1"):
+            TerminalReport(screen, label).waiting("for a very long time, so that the line is longer than the screen")
+    said = capsys.readouterr().err
+    assert "cuda:0  waiting: for a very" in said
+    assert "cuda:1  waiting: for a very" in said
+    assert "longer than the screen" not in said
