@@ -27,130 +27,151 @@ _Q = (-2.40339491173441421878e00, 2.02094576023350569471e00, -6.8828397160545329
 
 
 @compiled
-def _numbers(record: Any, at: int, width: int, numbers: Any) -> int:
-    """Fill ``numbers``, uint32 [n], from ``record`` and return where the next ones stand."""
-    if width == 2:
-        for place in range(len(numbers)):
-            numbers[place] = record[at + 2 * place] | np.uint32(record[at + 2 * place + 1]) << 8
-    elif width == 1:
-        for place in range(len(numbers)):
-            numbers[place] = record[at + place]
-    else:
-        for place in range(len(numbers)):
-            value = np.uint32(0)
-            for byte in range(width):
-                value |= np.uint32(record[at + width * place + byte]) << (8 * byte)
-            numbers[place] = value
-    return at + width * len(numbers)
-
-
-@compiled
-def _all_below(numbers: Any, limit: int) -> Any:
+def _numbers(part: Any, width: int, numbers: Any) -> Any:
+    """Fill ``numbers``, uint32 [n], from ``part``, uint8 [n · width], and return the largest, 0 if there is none."""
     largest = np.uint32(0)
-    for number in numbers:
-        largest = max(largest, number)
-    return len(numbers) == 0 or largest < limit
+    if width == 2:
+        for place in range(np.uint64(len(numbers))):
+            number = np.uint32(part[2 * place]) | np.uint32(part[2 * place + np.uint64(1)]) << np.uint32(8)
+            numbers[place] = number
+            largest = max(largest, number)
+    elif width == 1:
+        for place in range(np.uint64(len(numbers))):
+            numbers[place] = part[place]
+    else:
+        for place in range(np.uint64(len(numbers))):
+            number = np.uint32(0)
+            for byte in range(np.uint64(4)):
+                number |= np.uint32(part[4 * place + byte]) << np.uint32(8 * byte)
+            numbers[place] = number
+            largest = max(largest, number)
+    return largest
 
 
 @compiled
-def unpack(record: Any, shape: Any, bases: Any, bonds: Any, ends: Any, images: Any, short: Any) -> Any:
+def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short: Any) -> Any:
     """What ``conversion.pack_rows`` wrote for one crystal.
 
     Args:
         record: uint8.
         shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide; int64 [4].
-        bases: numbers of the crystal's first atom, directed and undirected bond, added to what counts those.
-        bonds: filled with centre, neighbour, undirected and reverse of each directed bond, four of int64 [D].
+        per_atom: filled with the bonds that begin at each atom, uint32 [n].
         ends: filled with first and second directed bond of each undirected one, within the crystal, uint32 [2, U + 1];
             the last place is only for work.
         images: filled with the image of each undirected bond, uint32 [3 U], to be read as int8 (int32 if wide).
-        short: filled with the directed bonds that take part in angles, within the crystal, and their roles, uint32
-            [2, s].
+        short: filled with the directed bonds that take part in angles, within the crystal, ascending, and their
+            roles, uint32 [2, s].
 
     Returns:
         whether the record makes sense; of an unsound one the rest means nothing.
     """
-    n_atoms, n_directed = shape[0], shape[1]
-    n_undirected = n_directed // 2
+    n_directed = shape[1]
+    n_pairs = n_directed // 2
     width, image_width = (4, 4) if shape[3] else (2, 1)
-    if width * (n_atoms + n_undirected + shape[2]) + 3 * image_width * n_undirected + shape[2] > len(record):
+    seconds = width * shape[0]
+    shorts = seconds + width * n_pairs
+    sides = shorts + width * shape[2]
+    roles = sides + 3 * image_width * n_pairs
+    if roles + shape[2] > len(record):
         return False
-    per_atom = np.empty(n_atoms, np.uint32)
-    first, second = ends[0], ends[1][:n_undirected]
-    at = _numbers(record, 0, width, per_atom)
-    at = _numbers(record, at, width, second)
-    at = _numbers(record, at, width, short[0])
-    at = _numbers(record, at, image_width, images)
-    _numbers(record, at, 1, short[1])
+    first, second = ends[0], ends[1][:n_pairs]
+    _numbers(record[:seconds], width, per_atom)
+    largest = max(_numbers(record[seconds:shorts], width, second), _numbers(record[shorts:sides], width, short[0]))
+    _numbers(record[sides:roles], image_width, images)
+    _numbers(record[roles:], 1, short[1])
     total = np.int64(0)
-    for atom in range(n_atoms):
-        total += per_atom[atom]
-    if total != n_directed or not (_all_below(second, n_directed) and _all_below(short[0], n_directed)):
+    for n_bonds in per_atom:
+        total += n_bonds
+    if total != n_directed or (n_directed and largest >= n_directed):
         return False
+    for place in range(1, len(short[0])):
+        if short[0, place - 1] >= short[0, place]:
+            return False
 
-    atom0, bond0, half0 = bases[0], bases[1], bases[2]
-    center, neighbor, undirected, reverse = bonds
-    bond = 0
-    for atom in range(n_atoms):
-        for here in range(bond, bond + per_atom[atom]):
-            center[here] = atom + atom0
-        bond += per_atom[atom]
-    for here in range(n_directed):
-        undirected[here] = -1
-    for pair in range(n_undirected):
-        undirected[second[pair]] = pair
+    # What is no second bond is a first one; without a branch, since which of the two it is cannot be guessed.
+    is_first = np.ones(n_directed, np.uint8)
+    for pair in range(n_pairs):
+        is_first[second[pair]] = 0
     n_first = np.int64(0)
     for here in range(n_directed):
-        n_first += undirected[here] < 0
-    if n_first != n_undirected:
+        n_first += is_first[here]
+    if n_first != n_pairs:
         return False
-    # What is no second bond is a first one; without a branch, since which of the two it is cannot be guessed.
-    pair = 0
+    count = np.uint64(0)
     for here in range(n_directed):
-        first[pair] = here
-        pair += undirected[here] < 0
-    for pair in range(n_undirected):
-        begin, end = first[pair], second[pair]
-        undirected[begin], undirected[end] = half0 + pair, half0 + pair
-        reverse[begin], reverse[end] = bond0 + end, bond0 + begin
-        neighbor[begin], neighbor[end] = center[end], center[begin]
+        first[count] = here
+        count += np.uint64(is_first[here])
     return True
 
 
 @compiled
-def _measure(
-    center: Any, neighbor: Any, first: Any, images: Any, half: int, cart: Any, lattice: Any, vectors: Any
-) -> None:
-    """Fill ``vectors``, float64 [U, 4], with each undirected bond's vector, seen from its first end, and length, Å."""
-    for pair in range(len(vectors)):
-        here, there = np.uint64(center[first[pair]]), np.uint64(neighbor[first[pair]])
-        i = float((np.int64(images[3 * pair]) ^ half) - half)
-        j = float((np.int64(images[3 * pair + 1]) ^ half) - half)
-        k = float((np.int64(images[3 * pair + 2]) ^ half) - half)
-        squared = 0.0
-        for axis in range(3):
-            move = i * lattice[0, axis] + j * lattice[1, axis] + k * lattice[2, axis]
-            vectors[pair, axis] = cart[there, axis] - cart[here, axis] + move
-            squared += vectors[pair, axis] * vectors[pair, axis]
-        vectors[pair, 3] = math.sqrt(squared)
+def _vector(here: Any, there: Any, images: Any, pair: Any, half: int, cart: Any, lattice: Any) -> Any:
+    """From one atom to an image of another, Å."""
+    i = float((np.int64(images[3 * pair]) ^ half) - half)
+    j = float((np.int64(images[3 * pair + 1]) ^ half) - half)
+    k = float((np.int64(images[3 * pair + 2]) ^ half) - half)
+    x = cart[there, 0] - cart[here, 0] + (i * lattice[0, 0] + j * lattice[1, 0] + k * lattice[2, 0])
+    y = cart[there, 1] - cart[here, 1] + (i * lattice[0, 1] + j * lattice[1, 1] + k * lattice[2, 1])
+    z = cart[there, 2] - cart[here, 2] + (i * lattice[0, 2] + j * lattice[1, 2] + k * lattice[2, 2])
+    return x, y, z
 
 
 @compiled
-def positions(frac: Any, lattices: Any, n_atoms: Any) -> Any:
-    """Cartesian coordinates, Å, float64 [A, 3], of fractional ones in B cells of ``n_atoms`` each.
+def _join(bases: Any, per_atom: Any, ends: Any, images: Any, half: int, cart: Any, lattice: Any, bonds: Any) -> Any:
+    """Fill centre, neighbour, undirected and reverse of a crystal's directed bonds, four of int32 [D], ``bonds``.
 
-    Unlike ``graphs.cartesian`` not pymatgen's to the last bit, which only the choice of bonds depends on.
+    ``bases`` are the numbers of its first atom, directed and undirected bond.
+
+    Returns:
+        squared length of each undirected bond, Å², float64 [U].
     """
-    cart = np.empty_like(frac)
-    base = 0
+    atom0, bond0, half0, _, _ = bases
+    center, neighbor, undirected, reverse = bonds
+    bond = 0
+    for atom in range(len(per_atom)):
+        for here in range(bond, bond + per_atom[atom]):
+            center[here] = atom0 + atom
+        bond += per_atom[atom]
+    first, second = ends[0], ends[1]
+    squares = np.empty(len(center) // 2)
+    for pair in range(np.uint64(len(squares))):
+        begin, end = first[pair], second[pair]
+        here, there = center[begin], center[end]
+        undirected[begin], undirected[end] = half0 + pair, half0 + pair
+        reverse[begin], reverse[end] = bond0 + end, bond0 + begin
+        neighbor[begin], neighbor[end] = there, here
+        x, y, z = _vector(np.uint64(here - atom0), np.uint64(there - atom0), images, pair, half, cart, lattice)
+        squares[pair] = x * x + y * y + z * z
+    return squares
+
+
+@compiled
+def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) -> Any:
+    """The atoms of B crystals, one crystal after the other.
+
+    Args:
+        begins: where the atoms of each begin in ``numbers`` (uint8) and ``frac`` (fractional coordinates, float64
+            [all, 3]), and ``n_atoms``, how many they are, int64 [B].
+        lattices: float64 [B, 3, 3], Å.
+
+    Returns:
+        Z int64 [A]; crystal int64 [A]; Cartesian coordinates, Å, float64 [A, 3]. Unlike ``graphs.cartesian`` the last
+        are not pymatgen's to the last bit, which only the choice of bonds depends on.
+    """
+    total = 0
+    for count in n_atoms:
+        total += count
+    chosen, crystal, cart = np.empty(total, np.int64), np.empty(total, np.int64), np.empty((total, 3))
+    at = 0
     for b in range(len(n_atoms)):
         lattice = lattices[b]
-        for atom in range(base, base + n_atoms[b]):
+        for atom in range(begins[b], begins[b] + n_atoms[b]):
+            chosen[at], crystal[at] = numbers[atom], b
             u, v, w = frac[atom, 0], frac[atom, 1], frac[atom, 2]
             for axis in range(3):
-                cart[atom, axis] = u * lattice[0, axis] + v * lattice[1, axis] + w * lattice[2, axis]
-        base += n_atoms[b]
-    return cart
+                cart[at, axis] = u * lattice[0, axis] + v * lattice[1, axis] + w * lattice[2, axis]
+            at += 1
+    return chosen, crystal, cart
 
 
 @compiled
@@ -171,7 +192,127 @@ def arc_cosines(cosines: Any, angles: Any) -> None:
 
 
 @compiled
-def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:  # noqa: PLR0912, PLR0915  one pass
+def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bond: Any) -> Any:
+    """Number a crystal's short undirected bonds in ascending order.
+
+    Args:
+        bonds: the short directed ones, uint32 [s].
+        undirected: undirected bond of each directed one, counted from ``half0``, int32 [D].
+        number: filled with the number of each undirected bond that is short, uint32 [U].
+        short_bond: filled with the undirected bond of each number, int32 [S + 1].
+
+    Returns:
+        whether there are S.
+    """
+    for pair in range(len(number)):
+        number[pair] = 0
+    for place in range(len(bonds)):
+        number[np.uint64(undirected[bonds[place]] - half0)] = 1
+    total = np.int64(0)
+    for pair in range(len(number)):
+        total += number[pair]
+    if total != len(short_bond) - 1:
+        return False
+    count = np.uint64(0)
+    for pair in range(len(number)):
+        is_short = number[pair]
+        number[pair], short_bond[count] = count, half0 + pair
+        count += np.uint64(is_short)
+    return True
+
+
+@compiled
+def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
+    bases: Any, joined: Any, ends: Any, images: Any, half: int, short: Any, cart: Any, lattice: Any, out: Any
+) -> Any:
+    """A crystal's short bonds and angles.
+
+    Args:
+        bases: numbers of the crystal's first atom, directed bond, undirected bond, short bond and angle.
+        joined: centre and undirected bond of its directed bonds, int32 [D], and ``_join``'s squares.
+        ends, images, half, short: as of ``unpack`` and ``_vector``.
+        cart: float64 [n, 3], Å; lattice: float64 [3, 3], Å.
+        out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
+            float32 [T]. All but the last have one place more, because a bond or an angle that does not count is
+            written too, and then written over.
+
+    Returns:
+        whether there are S short bonds and T angles; of an unsound crystal the rest means nothing.
+    """
+    atom0, _, half0, short0, angle0 = bases
+    center, undirected, squares = joined
+    short_bond, angle_center, angle_i, angle_j, by_j, angle = out
+    bonds, roles = short[0], short[1]
+    n_short, n_angles = len(short_bond) - 1, len(angle)
+
+    number = np.empty(len(squares), np.uint32)
+    if not _number_short(bonds, undirected, half0, number, short_bond):
+        return False
+
+    # Where the one or two directed bonds of each stand in ``short``; and those that are second bonds, atom by atom.
+    places = np.full((n_short, 2), -1, np.int32)
+    table = np.empty((4, len(bonds)), np.uint32)
+    atoms, which, ranks, seconds = table[0], table[1], table[2], table[3]
+    units, second_units = np.empty((len(bonds), 3)), np.empty((len(bonds), 3))
+    n_first, blocks = np.zeros(len(cart), np.uint32), np.empty(len(cart) + 1, np.uint32)
+    filled = n_seconds = np.uint32(0)
+    for place in range(np.uint64(len(bonds))):
+        bond, is_first, is_second = bonds[place], roles[place] & AS_I, (roles[place] & AS_J) // AS_J
+        pair = np.uint64(undirected[bond] - half0)
+        atom, one = np.uint32(center[bond] - atom0), number[pair]
+        while filled <= atom:
+            blocks[filled] = n_seconds
+            filled += np.uint32(1)
+        atoms[place], which[place], seconds[n_seconds] = atom, one, one
+        places[one, 0 if places[one, 0] < 0 else 1] = place
+        here, there = np.uint64(center[ends[0, pair]] - atom0), np.uint64(center[ends[1, pair]] - atom0)
+        vector = _vector(here, there, images, pair, half, cart, lattice)
+        share = (1.0 if ends[0, pair] == bond else -1.0) / math.sqrt(squares[pair])
+        for axis in range(3):
+            units[place, axis] = second_units[n_seconds, axis] = share * vector[axis]
+        ranks[place] = n_seconds if is_second else len(bonds)
+        n_first[atom] += is_first
+        n_seconds += np.uint32(is_second)
+    while filled <= len(cart):
+        blocks[filled] = n_seconds
+        filled += np.uint32(1)
+    counts = np.zeros(n_short + 1, np.uint32)
+    total = 0
+    for place in range(len(bonds)):
+        if roles[place] & AS_J:
+            partners = n_first[atoms[place]] - (roles[place] & AS_I)
+            counts[which[place] + 1] += partners
+            total += partners
+    if total != n_angles:
+        return False
+    for bond in range(n_short):
+        counts[bond + 1] += counts[bond]
+
+    cosines = np.empty(n_angles + 1)
+    angle_count = np.uint64(0)
+    for bond in range(n_short):
+        for side in range(2):
+            at = places[bond, side]
+            if at < 0 or not roles[at] & AS_I:
+                continue
+            atom, itself = atoms[at], ranks[at]
+            x, y, z = units[at, 0], units[at, 1], units[at, 2]
+            for other in range(blocks[atom], blocks[atom + np.uint32(1)]):
+                angle_center[angle_count], angle_i[angle_count] = atom0 + atom, short0 + bond
+                angle_j[angle_count] = short0 + seconds[other]
+                cosine = x * second_units[other, 0] + y * second_units[other, 1] + z * second_units[other, 2]
+                cosines[angle_count] = (1 - 1e-6) * cosine
+                angle_count += np.uint64(other != itself)
+    arc_cosines(cosines[:n_angles], angle)
+    for place_of_angle in range(n_angles):
+        second = np.uint64(angle_j[place_of_angle] - short0)
+        by_j[counts[second]] = angle0 + place_of_angle
+        counts[second] += np.uint32(1)
+    return True
+
+
+@compiled
+def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:
     """B records as one graph with lengths and angles.
 
     Args:
@@ -181,117 +322,42 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         cart: Cartesian coordinates, Å, float64 [A, 3]. lattices: float64 [B, 3, 3], Å.
 
     Returns:
-        atom_crystal [A]; centre, neighbour, undirected and reverse of each directed bond [4, D]; bond_length float32
-        [U]; short_bond [S]; angle_center, angle_bond_i, angle_bond_j, angle_by_j [4, T]; angle float32 [T]; and the
-        number of the first unsound record, -1 if all are sound. Lengths and angles are computed in float64 and
-        rounded once.
+        centre, neighbour, undirected and reverse of each directed bond int32 [4, D]; bond_length float32 [U];
+        short_bond int32 [S]; angle_center, angle_bond_i, angle_bond_j, angle_by_j int32 [4, T]; angle float32 [T];
+        and the number of the first unsound record, -1 if all are sound. Lengths and angles are computed in float64
+        and rounded once.
     """
-    n_directed, n_short_bonds, n_angles = sizes[0], sizes[1], sizes[2]
+    n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1
     # One piece of memory for all: the allocator keeps that for the next batch, where it gives many pieces back to the
-    # system, which has to clear them again. The last two have one place more, because an angle or a bond that does
-    # not count is written too, and then written over.
-    n_atoms_all, n_angle_places = len(cart), n_angles + 1
-    room = np.empty(n_atoms_all + 4 * (n_directed + n_angle_places) + n_short_bonds + 1, np.int64)
-    atom_crystal, room = room[:n_atoms_all], room[n_atoms_all:]
+    # system, which has to clear them again.
+    room = np.empty(4 * (n_directed + n_places) + n_short + 1, np.int32)
     bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
-    numbers, short_bond = room[: 4 * n_angle_places].reshape((4, n_angle_places)), room[4 * n_angle_places :]
-    bond_length, angle = np.empty(n_directed // 2, np.float32), np.empty(n_angles, np.float32)
-    centers, neighbors, undirected, reverse = bonds[0], bonds[1], bonds[2], bonds[3]
-    angle_center, angle_i, angle_j, by_j = numbers[0], numbers[1], numbers[2], numbers[3]
-    shape, bases = np.empty(4, np.int64), np.zeros(3, np.int64)
+    numbers, short_bond = room[: 4 * n_places].reshape((4, n_places)), room[4 * n_places :]
+    length, angle = np.empty(n_directed // 2, np.float32), np.empty(n_places - 1, np.float32)
+    shape = np.empty(4, np.int64)
     unsound = -1
     atom0 = bond0 = short0 = angle0 = 0
     for b in range(len(n_atoms)):
-        for atom in range(atom0, atom0 + n_atoms[b]):
-            atom_crystal[atom] = b
-        half0, n_pairs, n_directed_short = bond0 // 2, index[b, 1] // 2, index[b, 2]
-        shape[0], shape[1], shape[2], shape[3] = n_atoms[b], index[b, 1], n_directed_short, index[b, 5]
-        bases[0], bases[1], bases[2] = atom0, bond0, half0
-        ends, images = np.empty((2, n_pairs + 1), np.uint32), np.empty(3 * n_pairs, np.uint32)
-        short = np.empty((2, n_directed_short), np.uint32)
-        roles = short[1]
-        end = bond0 + index[b, 1]
-        mine = centers[bond0:end], neighbors[bond0:end], undirected[bond0:end], reverse[bond0:end]
-        of_center, of_neighbor, pair_of, _ = mine
-        if not unpack(records[starts[b] : starts[b + 1]], shape, bases, mine, ends, images, short):
+        shape[0], shape[1], shape[2], shape[3] = n_atoms[b], index[b, 1], index[b, 2], index[b, 5]
+        half, half0, n_pairs = 1 << (31 if shape[3] else 7), bond0 // 2, index[b, 1] // 2
+        per_atom, ends = np.empty(n_atoms[b], np.uint32), np.empty((2, n_pairs + 1), np.uint32)
+        images, short = np.empty(3 * n_pairs, np.uint32), np.empty((2, index[b, 2]), np.uint32)
+        if not unpack(records[starts[b] : starts[b + 1]], shape, per_atom, ends, images, short):
             unsound = b
             break
-        vectors = np.empty((n_pairs, 4))
-        _measure(of_center, of_neighbor, ends[0], images, 1 << (31 if shape[3] else 7), cart, lattices[b], vectors)
+        atoms, lattice, bases = cart[atom0 : atom0 + n_atoms[b]], lattices[b], (atom0, bond0, half0, short0, angle0)
+        end, short_end, angle_end = bond0 + index[b, 1], short0 + index[b, 3], angle0 + index[b, 4]
+        mine = bonds[0, bond0:end], bonds[1, bond0:end], bonds[2, bond0:end], bonds[3, bond0:end]
+        squares = _join(bases, per_atom, ends, images, half, atoms, lattice, mine)
         for pair in range(n_pairs):
-            bond_length[half0 + pair] = vectors[pair, 3]
-
-        # Number the short undirected bonds in ascending order.
-        is_short, number = np.zeros(n_pairs, np.uint8), np.empty(n_pairs, np.uint32)
-        ascending = True
-        for place in range(n_directed_short):
-            ascending &= place == 0 or short[0, place - 1] < short[0, place]
-            is_short[np.uint64(pair_of[short[0, place]] - half0)] = 1
-        n_short = 0
-        for pair in range(n_pairs):
-            n_short += is_short[pair]
-        if not ascending or n_short != index[b, 3]:
+            length[half0 + pair] = math.sqrt(squares[pair])
+        span = slice(angle0, angle_end + 1)
+        out = (
+            short_bond[short0 : short_end + 1], numbers[0, span], numbers[1, span], numbers[2, span], numbers[3, span],
+            angle[angle0:angle_end],
+        )  # fmt: skip
+        if not _angles(bases, (mine[0], mine[2], squares), ends, images, half, short, atoms, lattice, out):
             unsound = b
             break
-        n_short = 0
-        for pair in range(n_pairs):
-            number[pair], short_bond[short0 + n_short] = n_short, half0 + pair
-            n_short += is_short[pair]
-        # Where the one or two directed bonds of each stand in ``short``, and where those of each atom do.
-        places = np.full((n_short, 2), -1, np.int64)
-        units, blocks = np.empty((n_directed_short, 3)), np.empty(n_atoms[b] + 1, np.uint32)
-        at_atom, which = np.empty(n_directed_short, np.int64), np.empty(n_directed_short, np.uint32)
-        n_first = np.zeros(n_atoms[b], np.int64)
-        filled = 0
-        for place in range(n_directed_short):
-            bond = short[0, place]
-            joined = np.uint64(pair_of[bond] - half0)
-            at_atom[place], which[place] = of_center[bond] - atom0, number[joined]
-            n_first[at_atom[place]] += short[1, place] & AS_I
-            places[number[joined], 0 if places[number[joined], 0] < 0 else 1] = place
-            share = (1.0 if ends[0, joined] == bond else -1.0) / vectors[joined, 3]
-            for axis in range(3):
-                units[place, axis] = share * vectors[joined, axis]
-            while filled <= at_atom[place]:
-                blocks[filled] = place
-                filled += 1
-        while filled <= n_atoms[b]:
-            blocks[filled] = n_directed_short
-            filled += 1
-        counts = np.zeros(n_short + 1, np.int64)
-        total = 0
-        for place in range(n_directed_short):
-            if short[1, place] & AS_J:
-                partners = n_first[at_atom[place]] - (short[1, place] & AS_I)
-                counts[which[place] + 1] += partners
-                total += partners
-        if total != index[b, 4]:
-            unsound = b
-            break
-
-        cosines, span = np.empty(total + 1), slice(angle0, angle0 + total + 1)
-        my_center, my_i, my_j, my_by_j = angle_center[span], angle_i[span], angle_j[span], by_j[span]
-        count = np.uint64(0)
-        for bond in range(n_short):
-            for side in range(2):
-                place = places[bond, side]
-                if place < 0 or not short[1, place] & AS_I:
-                    continue
-                center = at_atom[place]
-                x, y, z = units[place, 0], units[place, 1], units[place, 2]
-                self = np.uint64(place)
-                for other in range(blocks[center], blocks[center + 1]):
-                    my_center[count], my_i[count] = atom0 + center, short0 + bond
-                    my_j[count] = short0 + which[other]
-                    cosine = x * units[other, 0] + y * units[other, 1] + z * units[other, 2]
-                    cosines[count] = (1 - 1e-6) * cosine
-                    count += np.uint64((other != self) & (roles[other] >= AS_J))
-        arc_cosines(cosines[:total], angle[angle0 : angle0 + total])
-        for bond in range(n_short):
-            counts[bond + 1] += counts[bond]
-        for here in range(total):
-            bond = np.uint64(my_j[here] - short0)
-            my_by_j[np.uint64(counts[bond])] = angle0 + here
-            counts[bond] += 1
-        atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short0 + n_short, angle0 + total
-    return atom_crystal, bonds, bond_length, short_bond[:n_short_bonds], numbers[:, :n_angles], angle, unsound
+        atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short_end, angle_end
+    return bonds, length, short_bond[:n_short], numbers[:, : n_places - 1], angle, unsound

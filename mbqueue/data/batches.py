@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbqueue.data.assembly import assemble, positions
+from mbqueue.data.assembly import assemble, atoms_of
 from mbqueue.data.batch import Batch
 from mbqueue.data.cache import GraphCache
 from mbqueue.data.distortion import distort
@@ -43,20 +44,17 @@ def make_batch(
     """
     rows = np.asarray(rows, np.int64)
     crystals = cache.crystals
-    parts = [cache.record(row) for row in rows.tolist()]
-    starts = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=starts[1:])
-    index = cache.index[rows]
+    records, starts = cache.records(rows)
+    index, lattices = cache.index[rows], crystals.lattices[rows]
     begins = crystals.atom_offsets[rows]
-    sizes = crystals.atom_offsets[rows + 1] - begins
-    offsets = np.cumsum(sizes) - sizes
-    atoms = np.arange(sizes.sum()) + np.repeat(begins - offsets, sizes)
-    lattices = crystals.lattices[rows]
-    cart = positions(crystals.frac_coords[atoms], lattices, sizes)
+    n_atoms = crystals.atom_offsets[rows + 1] - begins
+    numbers, atom_crystal, cart = atoms_of(
+        begins, n_atoms, _read_only(crystals.atomic_numbers), _read_only(crystals.frac_coords), lattices
+    )
     if distortion is not None:
-        cart, lattices = distort(cart, lattices, sizes, rows, distortion.strain, distortion.jitter, distortion.seed)
-    atom_crystal, bonds, length, short, angles, angle, unsound = assemble(
-        np.concatenate(parts), starts, index[:, [1, 3, 4]].sum(axis=0), sizes, index, cart, lattices
+        cart, lattices = distort(cart, lattices, n_atoms, rows, distortion.strain, distortion.jitter, distortion.seed)
+    bonds, length, short, angles, angle, unsound = assemble(
+        records, starts, index[:, [1, 3, 4]].sum(axis=0), n_atoms, index, cart, lattices
     )
     if unsound >= 0:
         raise CacheError(
@@ -65,8 +63,8 @@ def make_batch(
     return Batch(
         rows=torch.from_numpy(rows.copy()),
         targets=torch.from_numpy(crystals.targets[rows].astype(np.float32)),
-        n_atoms=torch.from_numpy(sizes),
-        atomic_numbers=torch.from_numpy(crystals.atomic_numbers[atoms].astype(np.int64)),
+        n_atoms=torch.from_numpy(n_atoms),
+        atomic_numbers=torch.from_numpy(numbers),
         atom_crystal=torch.from_numpy(atom_crystal),
         bond_center=torch.from_numpy(bonds[0]),
         bond_neighbor=torch.from_numpy(bonds[1]),
@@ -80,3 +78,10 @@ def make_batch(
         angle_by_j=torch.from_numpy(angles[3]),
         angle=torch.from_numpy(angle),
     )
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same, not to be written: what is mapped from a file is so, and Numba compiles for each kind anew."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -58,11 +58,15 @@ def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Shard:
-    first: int
     records: NDArray[np.uint8]
     index: NDArray[np.int64]
     cutoffs: NDArray[np.float64]
     checksums: NDArray[np.uint32]
+
+    @property
+    def stops(self) -> NDArray[np.int64]:
+        """Where each record ends."""
+        return np.append(self.index[1:, 0], len(self.records))
 
 
 class GraphCache:
@@ -83,11 +87,13 @@ class GraphCache:
         self.atom_cutoff = atom_cutoff
         self.bond_cutoff = bond_cutoff
         self._borders = shard_borders(crystals.atom_offsets)
+        self._firsts = np.array(self._borders[:-1], np.int64)
         self._shards: list[_Shard] = []
         self._checked = np.zeros(len(crystals), bool)
         self._mending = Lock()
         self.index = np.empty((0, 6), np.int64)
         self.cutoffs = np.empty(0)
+        self._stops = np.empty(0, np.int64)
 
     @classmethod
     def open(
@@ -180,51 +186,50 @@ class GraphCache:
         """Rows whose cut-off was raised because an atom would have been isolated, ascending."""
         return np.flatnonzero(self.cutoffs > self.atom_cutoff)
 
-    def record(self, row: int) -> NDArray[np.uint8]:
-        """The packed graph of one crystal, compared with its checksum at its first use.
+    def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The packed graphs of ``rows``, one after the other, and where each begins, and the end, int64 [B + 1].
 
-        A damaged shard is made again from the crystals, and then read.
+        Each is compared with its checksum at its first use. A damaged shard is made again from the crystals.
         """
-        number = bisect_right(self._borders, row) - 1
-        part = self._part(number, row)
-        if not self._checked[row]:
-            if zlib.crc32(part.data) != self._shards[number].checksums[row - self._borders[number]]:
-                self.repair(number)
-                part = self._part(number, row)
-            self._checked[row] = True
-        return part
+        for row in rows[~self._checked[rows]].tolist():
+            self._check(row)
+        numbers = self._firsts.searchsorted(rows, side="right") - 1
+        starts, stops = self.index[rows, 0], self._stops[rows]
+        places = zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        borders = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(stops - starts, out=borders[1:])
+        return np.concatenate([self._shards[number].records[begin:end] for number, begin, end in places]), borders
 
     def damaged(self) -> list[int]:
         """Numbers of the shards with a byte that is not what was written; reads all of them."""
-        return [number for number in range(len(self._shards)) if not self._is_whole(number)]
+        return [number for number, shard in enumerate(self._shards) if not _is_whole(shard)]
 
     def repair(self, number: int) -> None:
         """Make one shard again, unless another thread or process has done so meanwhile."""
         with self._mending:
-            self._shards[number] = self._read_or_make(number, wait=True)
-            if not self._is_whole(number):
+            shard = self._read_or_make(number, wait=True)
+            if not _is_whole(shard):
                 self._path(number).unlink(missing_ok=True)
-                self._shards[number] = self._read_or_make(number, wait=True)
+                shard = self._read_or_make(number, wait=True)
+            self._shards[number] = shard
+            # Another machine's arithmetic may have found a bond more or less, exactly at the cut-off.
+            rows = slice(*self._borders[number : number + 2])
+            self.index[rows], self.cutoffs[rows], self._stops[rows] = shard.index, shard.cutoffs, shard.stops
 
-    def _is_whole(self, number: int) -> bool:
+    def _check(self, row: int) -> None:
+        number = bisect_right(self._borders, row) - 1
+        place = row - self._borders[number]
         shard = self._shards[number]
-        ends = [*shard.index[1:, 0].tolist(), len(shard.records)]
-        return all(
-            zlib.crc32(shard.records[begin:end].data) == checksum
-            for begin, end, checksum in zip(shard.index[:, 0].tolist(), ends, shard.checksums.tolist(), strict=True)
-        )
-
-    def _part(self, number: int, row: int) -> NDArray[np.uint8]:
-        shard = self._shards[number]
-        place = row - shard.first
-        stop = shard.index[place + 1, 0] if place + 1 < len(shard.index) else len(shard.records)
-        return shard.records[shard.index[place, 0] : stop]
+        if zlib.crc32(shard.records[self.index[row, 0] : self._stops[row]].data) != shard.checksums[place]:
+            self.repair(number)
+        self._checked[row] = True
 
     def _take(self, shards: list[_Shard]) -> None:
         self._shards = shards
         if shards:
             self.index = np.concatenate([shard.index for shard in shards])
             self.cutoffs = np.concatenate([shard.cutoffs for shard in shards])
+            self._stops = np.concatenate([shard.stops for shard in shards])
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.bin"
@@ -245,7 +250,6 @@ class GraphCache:
         if meta != self._key(number):
             raise CacheError(f"{path} holds other graphs than these. It has to be made again.")
         return _Shard(
-            first=self._borders[number],
             records=arrays["records"],
             index=arrays["index"],
             cutoffs=arrays["cutoffs"],
@@ -284,3 +288,8 @@ class GraphCache:
             except OSError as error:
                 raise CacheError(f"{path} cannot be written: {error}. What is made so far is kept.") from error
         return self._read(number)
+
+
+def _is_whole(shard: _Shard) -> bool:
+    places = zip(shard.index[:, 0].tolist(), shard.stops.tolist(), shard.checksums.tolist(), strict=True)
+    return all(zlib.crc32(shard.records[begin:end].data) == checksum for begin, end, checksum in places)

@@ -94,14 +94,16 @@ def convert(
 def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     """One packed graph in the form of CHGNet's ``CrystalGraph``."""
     start, n_directed, n_short, _, n_angles, wide = packed.index[row].tolist()
-    bonds, ends = np.empty((4, n_directed), np.int64), np.empty((2, n_directed // 2 + 1), np.uint32)
+    per_atom, ends = np.empty(n_atoms, np.uint32), np.empty((2, n_directed // 2 + 1), np.uint32)
     images, places = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)
     shape = np.array([n_atoms, n_directed, n_short, wide])
-    sound = unpack(packed.records[start:], shape, np.zeros(3, np.int64), tuple(bonds), ends, images, places)
-    assert sound, "a record that was just made"
-    center, neighbor, undirected, reverse = bonds
-    first, (short, roles) = ends[0, :-1].astype(np.int64), places.astype(np.int64)
-    sign = np.where(first[undirected] == np.arange(n_directed), 1, -1)
+    assert unpack(packed.records[start:], shape, per_atom, ends, images, places), "a record that was just made"
+    (first, second), (short, roles) = ends[:, :-1].astype(np.int64), places.astype(np.int64)
+    center = np.repeat(np.arange(n_atoms), per_atom)
+    undirected, reverse, sign = np.empty((3, n_directed), np.int64)
+    undirected[first] = undirected[second] = np.arange(len(first))
+    reverse[first], reverse[second] = second, first
+    sign[first], sign[second] = 1, -1
     image = images.astype(np.int32 if wide else np.int8).reshape(-1, 3)[undirected] * sign[:, None]
     angles = []
     for i in short[np.lexsort((short, undirected[short]))]:
@@ -111,9 +113,8 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
                 if j != i and roles[place] & AS_J:
                     angles.append((center[i], undirected[i], i, undirected[j], j))
     assert len(angles) == n_angles, "counted when the record was made"
-    assert np.array_equal(reverse[reverse], np.arange(n_directed)), "each directed bond has its reverse"
     return Graph(
-        atom_graph=np.stack([center, neighbor], axis=1),
+        atom_graph=np.stack([center, center[reverse]], axis=1),
         image=image,
         directed2undirected=undirected,
         undirected2directed=first,
