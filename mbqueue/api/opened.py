@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mbqueue.clock import SystemClock
+from mbqueue.errors import ResultsError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
@@ -74,13 +75,17 @@ class OpenedProject:
 
         Where only what `record` writes is lost, it is the first fold, since redoing any of them records again.
         """
-        from mbqueue.results.record import RESULTS_FILE, broken_folds  # noqa: PLC0415
+        from mbqueue.results.folder import read_recorded  # noqa: PLC0415
+        from mbqueue.results.record import broken_folds  # noqa: PLC0415
         from mbqueue.session.facts import written_facts  # noqa: PLC0415
 
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
         folder = self._newest_results(queue.experiment(experiment).results_dir)
         predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]
         lost = broken_folds(folder, predicted, facts=written_facts(jobs))
-        if not lost and any(job.kind is Kind.RECORD for job in jobs) and not (folder / RESULTS_FILE).exists():
-            lost = {predicted[0]: f"There is no file {folder / RESULTS_FILE}."}
+        if not lost and any(job.kind is Kind.RECORD for job in jobs):
+            try:
+                read_recorded(folder)
+            except ResultsError as error:
+                lost = {predicted[0]: str(error)}
         return lost

@@ -33,7 +33,13 @@ class Results(OpenedProject):
 
         folder = self._folder_in_queue(experiment)
         if folder is None or (folder / RESULTS_FILE).exists():
-            return read_recorded(folder or newest_folder(self.folder.results_dir, experiment))
+            try:
+                return read_recorded(folder or newest_folder(self.folder.results_dir, experiment))
+            except ResultsError as error:
+                if folder is None:
+                    raise
+                again = f"mbqueue retry {experiment}, then mbqueue work"
+                raise ResultsError(f"{error} Or make it again from the checkpoints: {again}") from error
         with Queue(self.folder.queue_db, read_only=True) as queue:
             if lost := self._lost_folds(queue, experiment):
                 raise ResultsError(
@@ -121,10 +127,11 @@ class Results(OpenedProject):
         if self.folder.queue_db.exists():
             with Queue(self.folder.queue_db, read_only=True) as queue:
                 sessions = queue.sessions(experiment=recorded.name)
-                events = queue.events(experiment=recorded.name, limit=10**6)
+                events = [*queue.events(experiment=recorded.name, limit=10**6)]
+                if self.folder.is_split:  # what is published is of no experiment
+                    events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
                 results = {job.id: job.result or {} for job in queue.jobs(experiment=recorded.name)}
-            saving = {job: result.get("checkpoint_seconds", 0.0) for job, result in results.items()}
-            spans = timeline(sessions, events, now=self._clock.now(), checkpoint_seconds=saving)
+            spans = timeline(sessions, events, now=self._clock.now(), results=results)
         if output is None:
             # Of a project on a drive, people look for it there, not where sessions make the results.
             folder, live = recorded.folder, self.folder.live_dir

@@ -12,8 +12,16 @@ import numpy as np
 
 from mbqueue import files
 from mbqueue.errors import ResultsError
-from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, unfinished_content
+from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_of, unfinished_content
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
+
+#: No results.json is larger: 130,000 dropped entries with their reasons take 20 MB.
+LARGEST_RESULTS = 256 << 20
+#: What `run` held before results.json had a checksum of itself.
+_RUN_BEFORE_CHECKSUMS = frozenset(
+    {"recorded_at", "enqueued_on", "versions", "devices", "sessions", "hours", "fold_seconds", "fingerprint_changes"}
+    | {"files"}
+)
 
 
 @dataclass(frozen=True)
@@ -73,20 +81,38 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
         ResultsError: when the folder is not complete, of another format, or a file is not what was recorded.
     """
     path = folder / RESULTS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        state = "is not complete yet" if folder.is_dir() else "does not exist"
-        raise ResultsError(f"{folder} {state} (no {RESULTS_FILE}). `mbqueue status` tells how far it is.") from error
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path} cannot be read: {error}. {RESTORE}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise ResultsError(f"{path} has format {found!r}, this mbqueue reads format {FORMAT}. Update mbqueue.")
+    content = _content_of(path)
     if verify:
         for name, facts in content["run"]["files"].items():
             _verify(folder / name, facts)
     return Recorded(folder, content)
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    """What is in a results.json that is whole."""
+    try:
+        if path.stat().st_size > LARGEST_RESULTS:
+            raise ResultsError(f"{path} is larger than any that mbqueue writes. {RESTORE}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        state = "is not complete yet" if path.parent.is_dir() else "does not exist"
+        raise ResultsError(
+            f"{path.parent} {state} (no {RESULTS_FILE}). `mbqueue status` tells how far it is."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}. {RESTORE}") from error
+    run = content.get("run") if isinstance(content, dict) else None
+    if not isinstance(run, dict) or not isinstance(run.get("files"), dict):
+        raise ResultsError(f"{path} is not what mbqueue writes. {RESTORE}")
+    # Before anything in it is believed, its format included: one flipped bit makes another digit of a number.
+    has_checksum = "checksum" in run or not run.keys() <= _RUN_BEFORE_CHECKSUMS
+    if has_checksum and run.get("checksum") != checksum_of(content):
+        raise ResultsError(f"{path} is not what was written: its checksum is another. {RESTORE}")
+    if content.get("format") != FORMAT:
+        raise ResultsError(f"{path} has format {content.get('format')!r}, this mbqueue reads {FORMAT}. Update mbqueue.")
+    if any(Path(name).name != name for name in run["files"]):
+        raise ResultsError(f"{path} names files outside its folder: it is not what mbqueue writes. {RESTORE}")
+    return dict(content)
 
 
 def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:

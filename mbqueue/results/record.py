@@ -1,7 +1,7 @@
 """Recording an experiment: from the tables of its folds to results.json, RESULTS.md and the matbench file.
 
 The folder is complete exactly when it has a results.json: that file is removed first and written last, and it
-carries size and SHA-256 of every other file. Its format (``"format": 1``):
+carries size and SHA-256 of every other file and a checksum of itself. Its format (``"format": 1``):
 
     format           1
     experiment       name in the queue
@@ -16,11 +16,13 @@ carries size and SHA-256 of every other file. Its format (``"format": 1``):
     notes            pretraining_overlap
     run              what may differ between equal runs, and nothing outside it may: recorded_at, enqueued_on,
                      versions, devices, sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes
-                     ([{fold, epoch, step, changes}]), files ({name: {size, sha256}})
+                     ([{fold, epoch, step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of all
+                     the rest of results.json, as canonical JSON; results of before it was added lack it)
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +145,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
         files.write_text(staging / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE]))
         made.append(staging / MARKDOWN_FILE)
         content["run"]["files"] = {path.name: _facts(path) for path in [*tables, *made]}
+        content["run"]["checksum"] = checksum_of(content)
         files.write_json(staging / RESULTS_FILE, content)
 
         def publish() -> None:
@@ -155,6 +158,13 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
 
         commit(content, publish)
     return content
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """The checksum that results.json must carry of the rest of its content."""
+    rest = {**content, "run": {key: value for key, value in content["run"].items() if key != "checksum"}}
+    # As it will be read back: JSON has no tuples, and its keys are text.
+    return files.sha256_of_json(json.loads(json.dumps(rest)))
 
 
 def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:

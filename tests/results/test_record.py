@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 
 import numpy as np
 import pytest
 
 from mbqueue.errors import ResultsError
 from mbqueue.results.folder import newest_folder, read_recorded
-from mbqueue.results.record import SessionFacts, best_epoch, broken_folds, record_experiment
+from mbqueue.results.record import SessionFacts, best_epoch, broken_folds, checksum_of, record_experiment
 from mbqueue.results.scores import score
 from mbqueue.results.tables import predictions_file, read_predictions
 
@@ -124,8 +125,41 @@ def test_a_file_lost_after_recording_is_noticed(recorded_folder):
 
 def test_results_of_another_format_are_refused(recorded_folder):
     path = recorded_folder / "results.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    content = json.loads(path.read_text()) | {"format": 2}
+    content["run"]["checksum"] = checksum_of(content)
+    path.write_text(json.dumps(content))
     with pytest.raises(ResultsError, match="has format 2"):
+        read_recorded(recorded_folder)
+
+
+def test_any_flipped_bit_in_results_json_is_noticed(recorded_folder):
+    path = recorded_folder / "results.json"
+    whole, chance = path.read_bytes(), random.Random(3)
+    for place in chance.sample(range(len(whole)), 300):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            content = read_recorded(recorded_folder).content
+        except ResultsError:
+            continue
+        assert content == json.loads(whole), f"byte {place} {whole[place : place + 1]!r}"  # blanks say nothing
+
+
+def test_results_of_before_they_had_a_checksum_are_read(recorded_folder):
+    path = recorded_folder / "results.json"
+    content = json.loads(path.read_text())
+    del content["run"]["checksum"]
+    path.write_text(json.dumps(content))
+    assert read_recorded(recorded_folder).folds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "hostile", ["[" * 10**5, '{"format": 1, "run": {"files": {"../../outside": {}}}}', "[]", "nan"]
+)
+def test_a_hostile_results_json_is_an_error(recorded_folder, hostile):
+    (recorded_folder / "results.json").write_text(hostile)
+    with pytest.raises(ResultsError):
         read_recorded(recorded_folder)
 
 
