@@ -1,15 +1,17 @@
 """When each session did what, from the queue's events: the timeline of the report.
 
-Events tell when a job was claimed, when its data and model were loaded, and when it was given back or committed.
-Publishing to a drive goes on beside the training and takes none of its time, so it is not in here.
+Events tell when a job was claimed, when its data and model were loaded, and when it was given back or committed; and
+of a session on a drive, when it published and for how long, which goes on beside the training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from mbqueue.queue.jobs import LOADED_NOTE, Event, SessionRow, State
-from mbqueue.results.report.sessions import Span
+from mbqueue.queue.jobs import LOADED_NOTE, Event, Kind, SessionRow, State, published_seconds
+from mbqueue.results.report.sessions import CUT_OFF, LOST, PUBLISH, Span
 
 
 def timeline(
@@ -17,32 +19,41 @@ def timeline(
     events: Iterable[Event],
     *,
     now: float,
-    checkpoint_seconds: Mapping[int, float] | None = None,
+    results: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[Span]:
     """Spans of the given sessions in order of their start.
 
     A span is of the job's kind (prepare, train, predict, record) when the work was committed or given back in
     good order; `load` before its data and model were there, `checkpoint` for what saving took of it (drawn at its
-    end); `cut off` when the session died or lost the lease in it (what it had saved was still used); `failed`;
-    and `idle` for what is left of a session: start-up, waiting, and jobs of other experiments.
+    end); `lost to deaths` for what was done again after the session died or lost the lease in it (drawn at the end of
+    that attempt), or `cut off` for such an attempt as long as nobody knows what of it was kept; `failed`; and `idle`
+    for what is left of a session: start-up, waiting, and jobs of other experiments. `publish` lies beside all these
+    and over none of them.
 
     Args:
         sessions: whose time is drawn.
-        events: of one experiment or all, oldest first.
+        events: of one experiment or all, oldest first; those of publishing belong to no experiment.
         now: ends what is still going on.
-        checkpoint_seconds: what saving took, by job id, of committed epochs.
+        results: of committed jobs, by job id: `seconds` of the work that is in them, and `checkpoint_seconds`.
     """
     rows = {row.id: row for row in sessions}
-    spans = list(_jobs(rows, events, now, checkpoint_seconds or {}))
+    events = list(events)
+    spans = [span for job in _jobs(rows, events, now, results or {}) for span in job]
     idle = [gap for row in sessions for gap in _gaps(row, [span for span in spans if span.session == row.id], now)]
-    return sorted([*spans, *idle], key=lambda span: (rows[span.session].started_at, span.session, span.start))
+    return sorted(
+        [*spans, *idle, *_publishing(rows, events)],
+        key=lambda span: (rows[span.session].started_at, span.session, span.start),
+    )
 
 
 def _jobs(
-    rows: dict[str, SessionRow], events: Iterable[Event], now: float, checkpoint_seconds: Mapping[int, float]
-) -> Iterable[Span]:
+    rows: dict[str, SessionRow], events: Iterable[Event], now: float, results: Mapping[int, Mapping[str, Any]]
+) -> Iterable[list[Span]]:
+    """The spans of each job."""
     claimed: dict[int, Event] = {}
     loaded: dict[int, float] = {}
+    spans: dict[int, list[Span]] = {}
+    committed: dict[int, Event] = {}
     for event in events:
         job = event.job_id
         if job is None:
@@ -51,19 +62,64 @@ def _jobs(
             loaded[job] = event.at
         if event.from_state is State.LEASED and job in claimed:
             claim = claimed.pop(job)
-            saving = checkpoint_seconds.get(job, 0.0) if event.to_state is State.COMMITTED else 0.0
-            yield from _spans(rows, claim, event.at, _bad_ending(claim, event), loaded.pop(job, claim.at), saving)
+            is_committed = event.to_state is State.COMMITTED
+            saving = results.get(job, {}).get("checkpoint_seconds", 0.0) if is_committed else 0.0
+            ending = _bad_ending(claim, event)
+            found = _spans(rows, claim, event.at, ending, loaded.pop(job, claim.at), saving)
+            spans.setdefault(job, []).extend(found)
+            if is_committed:
+                committed[job] = event
         if event.to_state is State.LEASED:
             claimed[job] = event
+            committed.pop(job, None)
             loaded.pop(job, None)
     for job, claim in claimed.items():
-        yield from _spans(rows, claim, now, None, loaded.get(job, claim.at), 0.0)
+        spans.setdefault(job, []).extend(_spans(rows, claim, now, None, loaded.get(job, claim.at), 0.0))
+    for job, found in spans.items():
+        end = committed.get(job)
+        kept = None if end is None else _kept(end.kind, results.get(job, {}))
+        yield found if end is None or kept is None else _with_losses(found, str(end.kind), kept)
+
+
+def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
+    """Seconds of work in a finished job, all attempts together; None where nobody knows."""
+    if kind is Kind.TRAIN:
+        return result.get("seconds")
+    # Predictions and records begin anew; of the data's preparation whole shards are kept, and nobody counts them.
+    return None if kind is Kind.PREPARE else 0.0
+
+
+def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
+    """The spans of a finished job, in whose result are ``kept`` seconds of work: the other ones were lost to deaths.
+
+    Where several attempts were cut off, the loss is shared out by their lengths.
+    """
+    cut_off = sum(span.end - span.start for span in spans if span.kind == CUT_OFF)
+    worked = cut_off + sum(span.end - span.start for span in spans if span.kind == work)
+    share = min(1.0, max(0.0, worked - kept) / cut_off) if cut_off else 0.0
+    found = []
+    for span in spans:
+        if span.kind != CUT_OFF:
+            found.append(span)
+            continue
+        lost_from = span.end - share * (span.end - span.start)
+        found += [replace(span, kind=work, end=lost_from), replace(span, kind=LOST, start=lost_from)]
+    return [span for span in found if span.end > span.start]
+
+
+def _publishing(rows: dict[str, SessionRow], events: Iterable[Event]) -> Iterable[Span]:
+    for event in events:
+        seconds = published_seconds(event.why)
+        row = rows.get(event.by)
+        if seconds is not None and row is not None:
+            start = max(event.at - seconds, row.started_at)
+            yield Span(session=row.id, device=row.device, start=start, end=event.at, kind=PUBLISH)
 
 
 def _bad_ending(claim: Event, end: Event) -> str | None:
     """The kind of a span that did not end in good order, or None."""
     if end.by != claim.by:
-        return "cut off"
+        return CUT_OFF
     return "failed" if end.to_state is State.FAILED or end.why.startswith("failed") else None
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mbqueue.drive.mounted import Drive, is_about_one_file
@@ -24,6 +24,8 @@ from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged
 
 CHECKPOINTS = "state/checkpoints"
 HASH_DIGITS = 12
+#: Commits of a line that are kept on the mount, besides that of its best epoch.
+KEPT = 2
 
 _DUPLICATE = r"(?: \(\d{1,4}\))?"
 _MANIFEST_NAME = re.compile(rf"(e\d{{4,9}}-(?:done|s\d{{6,12}})-f\d{{4,9}})-([0-9a-f]{{12}}){_DUPLICATE}\.json")
@@ -224,3 +226,12 @@ def published_folds(drive: Drive) -> list[tuple[str, int]]:
             if re.fullmatch(r"fold_[0-4]", name):
                 found.append((experiment, int(name[-1])))  # noqa: PERF401 - reads better than one expression
     return found
+
+
+def superseded(commits: Sequence[PublishedCommit], ours: Manifest) -> Iterator[PublishedCommit]:
+    """Commits of our own line that a published newer one replaces."""
+    line = [one for one in commits if is_on_line(one.manifest, ours)]
+    line.sort(key=lambda one: rank(one.manifest))
+    kept = line[-KEPT:]
+    bests = {one.manifest.best["commit"] for one in kept if one.manifest.best}
+    return (one for one in line[:-KEPT] if one.manifest.stem not in bests)

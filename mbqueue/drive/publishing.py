@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -21,8 +21,9 @@ from mbqueue.drive.announce import Announcement, Announcements
 from mbqueue.drive.livestate import LiveState, trained_seconds
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once, result_files
-from mbqueue.drive.published import PublishedCommit, base_name, is_on_line, rank
+from mbqueue.drive.published import base_name, is_on_line, superseded
 from mbqueue.drive.reentry import Reentry
+from mbqueue.drive.rounds import Rounds
 from mbqueue.drive.snapshots import Snapshots, take
 from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.project import ProjectFolder
@@ -45,8 +46,6 @@ RECONCILE_SECONDS = 30.0
 LAST_ROUND_SECONDS = 600.0
 #: The time that a smaller file takes says nothing of the time for each byte.
 SMALL_FILE = 1_000_000
-#: Commits of a line that are kept on the mount, besides that of its best epoch.
-KEPT = 2
 
 
 class NoTime(Exception):
@@ -95,6 +94,7 @@ class Publisher:
         self._bytes_per_second: float | None = None
         self._file_seconds = 0.0
         self._others: list[Announcement] = []
+        self._rounds = Rounds(session)
         self._first_numbers: dict[str, int] = {}
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
@@ -169,7 +169,9 @@ class Publisher:
             self._trouble(str(error))
             return False
         if self._wrote:
-            self._on_published(self._clock.monotonic() - began)
+            seconds = self._clock.monotonic() - began
+            self._on_published(seconds)
+            self._rounds.took(seconds, ended_at=self._clock.now())
         return True
 
     # -- the thread ----------------------------------------------------------------------------------------------
@@ -186,6 +188,8 @@ class Publisher:
                 self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # commits do not hurry a failing mount
             self._wake.clear()
         self.round(ended="the session is over")
+        with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
+            self._rounds.note(queue)  # of this machine's timeline; nothing that is worth another round
 
     # -- one round -----------------------------------------------------------------------------------------------
 
@@ -195,8 +199,7 @@ class Publisher:
             left.unlink()  # of a session that died; whoever is here publishes alone
         state = LiveState.load(self._project.publishing_file)
         with Queue(self._project.queue_db) as queue:
-            last_event = max((event.id for event in queue.events(limit=1)), default=0)
-            sealed = self._seal(state, last_event, final=final)
+            last_event = self._seal(queue, state, final=final)
             experiments = {one.name: one for one in queue.experiments()}
             jobs = {name: queue.jobs(experiment=name) for name in experiments}
             state.aside = []
@@ -207,7 +210,7 @@ class Publisher:
                 for fold in experiment.spec["folds"]:
                     self._publish_fold(experiment, fold, state)
                 self._publish_outcomes(experiment, jobs[name], facts[name])
-            if sealed:
+            if last_event is not None:
                 self._publish_snapshot(state, last_event, list(facts.values()))
         # What was found damaged in this round was written to the file by the way.
         state.damaged = LiveState.load(self._project.publishing_file).damaged
@@ -217,14 +220,16 @@ class Publisher:
         state.published_at = self._clock.now()
         state.save(self._project.publishing_file)
 
-    def _seal(self, state: LiveState, last_event: int, *, final: bool) -> bool:
-        """Take a snapshot before anything is published, when there is something new and it is due."""
+    def _seal(self, queue: Queue, state: LiveState, *, final: bool) -> int | None:
+        """Take a snapshot before anything is published, when there is something new and it is due: its last event."""
         now = self._clock.monotonic()
         due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
-        if not due or last_event == state.last_event:
-            return False
+        if not due or _last_event(queue) == state.last_event:
+            return None
+        self._rounds.note(queue)
+        last_event = _last_event(queue)
         take(self._project.queue_db, self._sealed)
-        return True
+        return last_event
 
     def _publish_snapshot(self, state: LiveState, last_event: int, experiments: list[dict[str, Any]]) -> None:
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
@@ -270,7 +275,7 @@ class Publisher:
             state.commits[key] = {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
         commits = published.commits(experiment.spec_hash)
         if newest is not None:
-            for commit in _superseded(commits, newest):
+            for commit in superseded(commits, newest):
                 published.remove(commit)
             state.aside += [commit.path for commit in commits if not is_on_line(commit.manifest, commits[-1].manifest)]
 
@@ -385,13 +390,8 @@ class Publisher:
             self._note(f"DEGRADED: {why}. Training goes on here, and is published when the mount is back.")
 
 
-def _superseded(commits: Sequence[PublishedCommit], ours: Manifest) -> Iterator[PublishedCommit]:
-    """Commits of our own line that a published newer one replaces."""
-    line = [one for one in commits if is_on_line(one.manifest, ours)]
-    line.sort(key=lambda one: rank(one.manifest))
-    kept = line[-KEPT:]
-    bests = {one.manifest.best["commit"] for one in kept if one.manifest.best}
-    return (one for one in line[:-KEPT] if one.manifest.stem not in bests)
+def _last_event(queue: Queue) -> int:
+    return max((event.id for event in queue.events(limit=1)), default=0)
 
 
 def _is_done(job: Job) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,21 @@ from mbqueue.queue.database import Row
 
 #: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
 LOADED_NOTE = "data and model are loaded"
+
+#: The note that a session on a drive leaves when it has brought something to the mount, beside the training.
+_PUBLISHED_NOTE = "published to the mount in {:.1f} s"
+_PUBLISHED = re.compile(r"published to the mount in (\d+\.\d) s")
+
+
+def published_note(seconds: float) -> str:
+    """The note that says how long publishing took."""
+    return _PUBLISHED_NOTE.format(seconds)
+
+
+def published_seconds(note: str) -> float | None:
+    """How long publishing took, if that is what a note says."""
+    match = _PUBLISHED.fullmatch(note)
+    return None if match is None else float(match[1])
 
 
 #: What the result of a `train` job holds besides the epoch's row of the history.

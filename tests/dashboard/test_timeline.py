@@ -6,7 +6,7 @@ import pytest
 
 from mbqueue.dashboard.timeline import timeline
 from mbqueue.experiment import Spec
-from mbqueue.queue.jobs import LOADED_NOTE
+from mbqueue.queue.jobs import LOADED_NOTE, published_note
 from mbqueue.queue.processes import ProcessIdentity, boot_id
 from mbqueue.queue.store import Queue
 
@@ -89,10 +89,40 @@ def test_loading_and_saving_are_told_apart_from_the_work(queue):
     queue.note(LOADED_NOTE, by=session, now=25.0, experiment_id=job.experiment_id, job_id=job.id)
     queue.commit(lease, result={}, now=90.0)
     queue.end_session(session, reason="stopped", now=90.0)
-    spans = timeline(queue.sessions(), queue.events(limit=1000), now=90.0, checkpoint_seconds={job.id: 5.0})
+    spans = timeline(
+        queue.sessions(), queue.events(limit=1000), now=90.0, results={job.id: {"checkpoint_seconds": 5.0}}
+    )
     assert [(span.kind, span.start, span.end) for span in spans] == [
         ("prepare", 0.0, 10.0),
         ("load", 10.0, 25.0),
         ("train", 25.0, 85.0),
         ("checkpoint", 85.0, 90.0),
     ]
+
+
+def test_of_a_death_only_what_was_done_again_is_lost(queue):
+    first = start(queue, 0.0)
+    prepare(queue, first, 0.0)
+    dead = queue.start_session(
+        device="L4", now=20.0, alive_seconds=100.0, identity=ProcessIdentity("here", boot_id(), 999_999, 1)
+    )
+    job = queue.claim(dead, now=20.0, lease_seconds=100).job
+    other = start(queue, 120.0)
+    queue.reap_dead(by=other, now=120.0, is_dead=lambda identity: identity.pid == 999_999)
+    lease = queue.claim(other, now=120.0, lease_seconds=100)
+    assert lease.job.id == job.id
+    queue.commit(lease, result={}, now=180.0)
+    # 100 s until the death and 60 s after it; 130 s of that are in the finished epoch.
+    spans = timeline(queue.sessions(), queue.events(limit=1000), now=180.0, results={job.id: {"seconds": 130.0}})
+    assert [(span.kind, span.start, span.end) for span in spans if span.session == dead] == [
+        ("train", 20.0, 90.0),
+        ("lost to deaths", 90.0, 120.0),
+    ]
+
+
+def test_publishing_is_drawn_beside_the_work_and_takes_no_time_of_it(queue):
+    session = start(queue, 0.0)
+    prepare(queue, session, 0.0)
+    queue.note(published_note(4.0), by=session, now=8.0)
+    queue.end_session(session, reason="stopped", now=10.0)
+    assert drawn(queue) == [("prepare", "small", 0.0, 10.0), ("publish", "", 4.0, 8.0)]

@@ -25,6 +25,7 @@ from mbqueue.drive.reentry import enter
 from mbqueue.errors import SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
+from mbqueue.queue.jobs import published_seconds
 from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
@@ -173,6 +174,24 @@ def test_a_mount_that_fails_degrades_the_session_and_gets_everything_when_it_is_
     told = publishing_status(session.project)
     assert told is not None
     assert (told["state"], told["why"]) == ("published", None)
+
+
+def test_how_long_publishing_took_is_noted_and_asks_for_no_more_publishing(mount: Mount) -> None:
+    session = mount.session(drive=SlowDrive(mount.root, mount.clock))
+    mount.train(session, 2)
+    session.publish()
+    mount.clock.advance(100.0)
+    assert session.publish()
+    noted = [published_seconds(event.why) for event in session.queue.events(by=session.id, limit=1000)]
+    took = [seconds for seconds in noted if seconds is not None]
+    assert took
+    assert all(seconds >= 50.0 for seconds in took), "each round wrote a file at least"
+    before = mount.names("state/snapshots")
+    for _ in range(3):
+        mount.clock.advance(100.0)
+        session.publish()
+    assert mount.names("state/snapshots") == before
+    session.end()
 
 
 def test_a_mount_point_without_its_mount_is_not_written_to(mount: Mount) -> None:

@@ -156,7 +156,12 @@ def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
         Span(session="s1", device="L4", start=600.0, end=660.0, kind="publish"),
         Span(session="s2", device="T4", start=700.0, end=800.0, kind="something new"),
     ]
-    assert "plot-timeline" in report_of(recorded, tmp_path, timeline=spans).ids
+    page = report_of(recorded, tmp_path, timeline=spans)
+    assert "plot-timeline" in page.ids
+    # The table of where the time went: by session, and in all; publishing is said to be beside the work.
+    assert "1. L4 10m00s 1m00s –" in page.text
+    assert "all 10m00s 1m00s 1m40s" in page.text
+    assert "in a thread beside the work" in page.text
 
 
 def test_the_worst_crystals_are_linked_by_their_own_id_or_formula():

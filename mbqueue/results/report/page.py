@@ -78,7 +78,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         ]
     body += [
         "<h2>Sessions</h2>",
-        *_sessions(recorded, [plots[name] for name in ("timeline", "sessions") if name in plots]),
+        *_sessions(recorded, [plots[name] for name in ("timeline", "sessions") if name in plots], timeline),
         "<h2>How it was made</h2>",
         _how(content),
     ]
@@ -210,10 +210,12 @@ def _link(row: analysis.Worst) -> str:
     return f'<a href="{escape(url)}" rel="noopener noreferrer">{escape(row.id)}</a>'
 
 
-def _sessions(recorded: Recorded, plots: Sequence[str]) -> list[str]:
+def _sessions(recorded: Recorded, plots: Sequence[str], timeline: Sequence[sessions.Span]) -> list[str]:
     run = recorded.content["run"]
     n = len(run["sessions"])
     lines = [f"<p>{n} session{'s' * (n != 1)}, {format_duration(run['hours'] * 3600)} in all.</p>", *plots]
+    if timeline:
+        lines.append(_where_time_went(timeline))
     for change in run["fingerprint_changes"]:
         what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
@@ -221,6 +223,34 @@ def _sessions(recorded: Recorded, plots: Sequence[str]) -> list[str]:
             f"({escape(what)}): from there on the run is not byte-equal to an uninterrupted one.</p>"
         )
     return lines
+
+
+def _where_time_went(timeline: Sequence[sessions.Span]) -> str:
+    kinds = sessions.kinds_of(timeline)
+    of_sessions = sessions.seconds_by_kind(timeline)
+
+    def cells(spent: Mapping[str, float]) -> list[str]:
+        return [format_duration(spent[kind]) if spent.get(kind) else "–" for kind in kinds]
+
+    rows = [
+        [f"{place}. {escape(device)}", *cells(spent)]
+        for place, ((_, device), spent) in enumerate(of_sessions.items(), start=1)
+    ]
+    total = {kind: sum(spent.get(kind, 0.0) for spent in of_sessions.values()) for kind in kinds}
+    words = [text for kind, text in _MEANING.items() if kind in kinds]
+    return table(["Session", *kinds], rows, foot=["all", *cells(total)]) + f'<p class="quiet">{" ".join(words)}</p>'
+
+
+_MEANING = {
+    "checkpoint": "<b>checkpoint</b>: what saving took of finished epochs, drawn at their end.",
+    "idle": "<b>idle</b>: start-up, waiting, and jobs of other experiments.",
+    sessions.CUT_OFF: "<b>cut off</b>: attempts that a death or a lost lease ended, and of which it is not known yet "
+    "what was kept: all that was saved by the last checkpoint.",
+    sessions.LOST: "<b>lost to deaths</b>: what had to be done again after a death or a lost lease, drawn at the end "
+    "of the attempt; the rest of it was saved, and counts as work.",
+    sessions.PUBLISH: "<b>publish</b>: bringing commits to the drive, in a thread beside the work, so it adds nothing "
+    "to the other columns; after a session's work has ended, it is what the session waited for.",
+}
 
 
 def _how(content: Mapping[str, Any]) -> str:

@@ -11,6 +11,10 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
+#: The kind of time that goes on beside the others.
+PUBLISH = "publish"
+CUT_OFF, LOST = "cut off", "lost to deaths"
+
 _KIND_COLOURS = {
     "prepare": "#56B4E9",
     "load": "#F0E442",
@@ -19,9 +23,13 @@ _KIND_COLOURS = {
     "predict": "#0072B2",
     "record": "#CC79A7",
     "idle": "#cccccc",
-    "cut off": "#E69F00",
+    CUT_OFF: "#E69F00",
+    LOST: "#661100",
     "failed": "#D55E00",
+    PUBLISH: "#882255",
 }
+#: Height of a bar, and of what lies beside it, as shares of a session's row.
+_BAR, _BESIDE = 0.7, 0.14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +78,11 @@ def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def timeline(spans: Sequence[Span]) -> go.Figure:
-    """When each session did what."""
+    """When each session did what; publishing is a thin line below the bar of its session."""
     sessions = list(dict.fromkeys((span.session, span.device) for span in spans))
     labels = {session: f"{number}. {device}" for number, (session, device) in enumerate(sessions, start=1)}
     figure = go.Figure()
-    for kind in sorted({span.kind for span in spans}, key=lambda kind: [*_KIND_COLOURS, kind].index(kind)):
+    for kind in kinds_of(spans):
         these = [span for span in spans if span.kind == kind]
         figure.add_trace(
             go.Bar(
@@ -82,8 +90,10 @@ def timeline(spans: Sequence[Span]) -> go.Figure:
                 x=[1000 * (span.end - span.start) for span in these],
                 y=[labels[span.session] for span in these],
                 orientation="h",
-                name=kind,
+                name=f"{kind} (beside)" if kind == PUBLISH else kind,
                 marker={"color": _KIND_COLOURS.get(kind, QUIET)},
+                width=_BESIDE if kind == PUBLISH else _BAR,
+                offset=_BAR / 2 if kind == PUBLISH else -_BAR / 2,
                 customdata=[[span.label, (span.end - span.start) / 60] for span in these],
                 hovertemplate=f"{kind} %{{customdata[0]}}: %{{customdata[1]:.1f}} min<extra></extra>",
             )
@@ -92,3 +102,17 @@ def timeline(spans: Sequence[Span]) -> go.Figure:
     figure.update_xaxes(type="date", title="time (UTC)")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return styled(figure, height=150 + 26 * len(labels))
+
+
+def kinds_of(spans: Sequence[Span]) -> list[str]:
+    """The kinds of time that occur, in the order of the legend."""
+    return sorted({span.kind for span in spans}, key=lambda kind: [*_KIND_COLOURS, kind].index(kind))
+
+
+def seconds_by_kind(spans: Sequence[Span]) -> dict[tuple[str, str], dict[str, float]]:
+    """(session, device) → kind → seconds, sessions in the order of the spans. `publish` is beside the others."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for span in spans:
+        kinds = found.setdefault((span.session, span.device), {})
+        kinds[span.kind] = kinds.get(span.kind, 0.0) + span.end - span.start
+    return found
