@@ -250,6 +250,14 @@ class ObjectStore:
                 raise StoreError(f"{self.url} was written by a newer mbqueue (format {found}). Update mbqueue.")
         return is_new
 
+    def ping(self) -> None:
+        """Ask something small, to see whether it answers."""
+        self._ask("get", lambda: self.brisk.get(MARKER))
+
+    def forget(self) -> None:
+        """Take back that the store is in use, after `check` found it new and it is not to be used."""
+        self.remove(MARKER)
+
     def listed(self, folder: str) -> dict[str, Listed]:
         """Path below a folder → what the listing says of it, in order; nothing when there is no such folder."""
 

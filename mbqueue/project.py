@@ -74,6 +74,16 @@ class ProjectFolder:
         return self.live is not None
 
     @property
+    def publishes(self) -> bool:
+        """Whether what is committed is brought to the drive that the project lies on; with a store, it is there."""
+        return self.is_split and not self.store
+
+    @property
+    def store_file(self) -> Path:
+        """Why commits do not reach the store, while they do not."""
+        return self.live_dir / "store.json"
+
+    @property
     def live_dir(self) -> Path:
         """What changes while sessions work; always to be on a local disk."""
         return self.live if self.live is not None else self.state_dir
@@ -107,6 +117,11 @@ class ProjectFolder:
     def logs_dir(self) -> Path:
         """What sessions in the background said, and TensorBoard's event files."""
         return self.live_dir / "logs"
+
+    @property
+    def launched_dir(self) -> Path:
+        """Files and logs of jobs submitted to a cluster, whose machines must all see them."""
+        return self.state_dir / "logs" / "launched"
 
     @property
     def background_file(self) -> Path:

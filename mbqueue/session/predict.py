@@ -17,6 +17,7 @@ from mbqueue.results.tables import (
     write_history,
     write_predictions,
 )
+from mbqueue.session.shared_results import send_results
 from mbqueue.session.workplace import Workplace
 from mbqueue.train.pretrained import save_chgnet
 
@@ -69,6 +70,8 @@ def run(place: Workplace, lease: Lease) -> str:
             "absent_elements": list(fold.absent_elements),
             "files": facts,
         }
+        if place.store is not None:
+            send_results(place.store, experiment.name, staging, facts)
         place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

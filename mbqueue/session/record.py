@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mbqueue.errors import ResultsError
 from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.session.facts import record_inputs, written_facts
+from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
 from mbqueue.train.checkpoint import Checkpoints
 
@@ -22,6 +24,11 @@ def run(place: Workplace, lease: Lease) -> str:
     experiment, spec = place.experiment_of(lease.job)
     folder = place.project.working_results(experiment.results_dir)
     make_folder(folder)
+    if place.store is not None:
+        try:
+            fetch_results(place.store, experiment, place.queue.jobs(experiment=experiment.name), folder)
+        except ResultsError as error:
+            place.report.note(str(error))  # what is missing then is made again
     broken = broken_folds(folder, spec.folds, facts=written_facts(place.queue.jobs(experiment=experiment.name)))
     if broken:
         now, epochs = place.clock.now(), spec.train.epochs
@@ -31,7 +38,13 @@ def run(place: Workplace, lease: Lease) -> str:
 
     def commit(content: dict[str, Any], publish: Callable[[], None]) -> None:
         mae = content["summary"]["mae"]
-        result = {"mae": mae["mean"], "mae_std": mae["std"]}
+        result: dict[str, Any] = {"mae": mae["mean"], "mae_std": mae["std"]}
+        if place.store is not None:
+            publish()  # this folder is only this machine's; what counts is sent, and then committed
+            result["files"] = recorded_facts(folder, content)
+            send_results(place.store, experiment.name, folder, result["files"])
+            place.queue.commit(lease, result=result, now=place.clock.now())
+            return
         place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
 
     changes = _fingerprint_changes(place, experiment.name, spec.folds)
@@ -43,10 +56,9 @@ def run(place: Workplace, lease: Lease) -> str:
 
 
 def _fingerprint_changes(place: Workplace, experiment: str, folds: Iterable[int]) -> list[dict[str, Any]]:
-    newest = {fold: Checkpoints(place.project.checkpoints_dir(experiment, fold)).newest() for fold in folds}
     return [
         {"fold": fold, **change}
-        for fold, manifest in newest.items()
-        if manifest is not None
+        for fold in folds
+        for manifest in Checkpoints(place.commits_of(experiment, fold)).manifests()[-1:]
         for change in manifest.fingerprint_changes
     ]

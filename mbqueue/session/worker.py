@@ -13,15 +13,18 @@ import torch
 from mbqueue.clock import Clock, SystemClock, format_duration
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import (
+    CommitTaken,
     DiskFull,
     InvalidCrystals,
     LeaseLost,
     QueueError,
     ResultsError,
     SpecError,
+    StoreError,
     TrainingError,
     UsageError,
 )
+from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.store import Queue
@@ -30,7 +33,9 @@ from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.outcome import Ending, SessionOutcome
 from mbqueue.session.report import Report
+from mbqueue.session.shared_commits import enter_store
 from mbqueue.session.stop import Deadline, StopRequest
+from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace
 from mbqueue.train.arithmetic import device_name, pick_device
 
@@ -52,6 +57,7 @@ class WorkOptions:
         session_seconds: its length; None for no deadline.
         max_jobs: stop after so many jobs; None for no limit.
         forever: wait for new jobs when none is left.
+        idle_seconds: end when nothing could be claimed for so long, though others still work; None waits for them.
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
         end_command: whether to run the one of mbqueue.toml; who starts several sessions does it when all have ended.
     """
@@ -59,6 +65,7 @@ class WorkOptions:
     session_seconds: float | None = None
     max_jobs: int | None = None
     forever: bool = False
+    idle_seconds: float | None = None
     device: str | None = None
     end_command: bool = True
 
@@ -91,6 +98,12 @@ def work(
                 f"{project.queue_db} is empty, but there are checkpoints, so its content was lost. Rebuild it from "
                 "them: mbqueue recover --force"
             )
+        watch, store = None, None
+        if project.store:
+            watch = StoreWatch(project, clock=clock, note=report.note)
+            store = ObjectStore.open(project.store)
+            store.on_trouble, store.on_answer = watch.trouble, watch.answered
+            enter_store(project, queue, store, note=report.note)
         session = queue.start_session(
             device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
         )
@@ -108,6 +121,8 @@ def work(
             heartbeat=heartbeat,
             report=report,
             publisher=publisher,
+            store=store,
+            watch=watch,
         )
         with publisher or nullcontext():  # on leaving, what is left is published
             try:
@@ -128,7 +143,7 @@ def work(
 def _publisher(
     project: ProjectFolder, session: str, clock: Clock, report: Report, deadline: Deadline, stop: StopRequest
 ) -> Publisher | None:
-    if not project.is_split:
+    if not project.publishes:
         return None
 
     def remaining() -> float:
@@ -158,6 +173,7 @@ def _meet_others(place: Workplace) -> None:
 def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
     queue, stop, clock = place.queue, place.stop, place.clock
     jobs_done = 0
+    idle_since: float | None = None
     while True:
         if not place.deadline.allows(SHORTEST_JOB_SECONDS):
             stop.request(TIME_IS_UP)
@@ -166,6 +182,8 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
         if options.max_jobs is not None and jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
             return (Ending.STOPPED if left else _idle_ending(place)), f"did {jobs_done} jobs, as asked", jobs_done
+        if not place.await_store():
+            continue  # a stop was requested meanwhile
         queue.reap_dead(by=place.session, now=clock.now())
         _meet_others(place)
         lease = queue.claim(
@@ -176,8 +194,10 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
         )
         if lease is not None:
             jobs_done += _do(place, lease)
+            idle_since = None
             continue
         outlook = queue.outlook(now=clock.now())
+        idle_since = clock.monotonic() if idle_since is None else idle_since
         active = place.publisher.active_others if place.publisher is not None else []
         if active and not (options.forever or outlook.leased or outlook.delayed or outlook.is_exhausted):
             names = ", ".join(other.session.id for other in active)
@@ -185,6 +205,9 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
         if outlook.is_exhausted and not options.forever:
             ending = _idle_ending(place)
             return ending, ending.value, jobs_done
+        if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
+            idle = format_duration(options.idle_seconds)
+            return Ending.STOPPED, f"nothing to claim for {idle}; others hold {outlook.leased} jobs", jobs_done
         if outlook.is_exhausted:
             place.report.waiting("nothing is left to do; waiting for new jobs")
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
@@ -221,12 +244,18 @@ def _do(place: Workplace, lease: Lease) -> int:
     except (LeaseLost, Rewound) as error:
         place.forget_fold()
         place.report.note(str(error))
+        if isinstance(error, CommitTaken):
+            _give_back(place, lease, "the commit was there already")
+        return 0
+    except StoreError as error:
+        place.forget_fold()
+        place.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
+        _give_back(place, lease, "the object store does not answer")
         return 0
     except Exception as error:
         place.forget_fold()
         if is_disk_full(error):
-            with suppress(QueueError):
-                place.queue.release(lease, reason="the disk is full", now=place.clock.now(), preempted=True)
+            _give_back(place, lease, "the disk is full")
             raise DiskFull(_what_to_free(place.project)) from error
         _fail(place, lease, error)
         return 0
@@ -234,6 +263,11 @@ def _do(place: Workplace, lease: Lease) -> int:
         place.heartbeat.let_go()
     place.report.job_finished(lease.job, summary)
     return 1
+
+
+def _give_back(place: Workplace, lease: Lease, reason: str) -> None:
+    with suppress(QueueError):  # of a lease that is lost there is nothing to give back; one that is not runs out
+        place.queue.release(lease, reason=reason, now=place.clock.now(), preempted=True)
 
 
 def _fail(place: Workplace, lease: Lease, error: Exception) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +13,23 @@ import torch
 from mbqueue.clock import Clock
 from mbqueue.drive.outcomes import enqueued_facts
 from mbqueue.drive.publishing import Publisher
-from mbqueue.errors import SpecError
+from mbqueue.errors import SpecError, StoreAway, StoreError
 from mbqueue.experiment import Spec, hash_of_spec, parse_spec
+from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.report import Report
+from mbqueue.session.shared_commits import fold_place
 from mbqueue.session.stop import Deadline, StopRequest
+from mbqueue.session.storewatch import StoreWatch
 from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.frozen import FrozenBackbone
+from mbqueue.train.places import Place
 
 TIME_IS_UP = "the session's time is up"
 
@@ -53,6 +59,8 @@ class Workplace:
     heartbeat: Heartbeat
     report: Report
     publisher: Publisher | None = None
+    store: ObjectStore | None = None
+    watch: StoreWatch | None = None
     _data: LoadedData | None = field(default=None, init=False)
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
 
@@ -82,6 +90,40 @@ class Workplace:
         self.deadline.saw_save(seconds)
         if self.publisher is not None:
             self.publisher.wake()
+
+    def hold_on(self, error: StoreError) -> None:
+        """Wait a while after the object store did not answer; the lease is kept meanwhile.
+
+        Raises:
+            StoreError: when the session is to stop, or it was waited for long enough.
+            Stopped: when the job is to be given up.
+        """
+        assert self.watch is not None
+        pause = self.watch.pause(error)
+        self.queue.note(f"DEGRADED: {error}", by=self.session, now=self.clock.now())
+        if self.stop_reason(pause) is None:
+            self.stop.wait(pause)
+        if self.heartbeat.withdrawn:
+            raise self.stopped()
+        if self.stop.reason is not None:
+            raise error
+
+    def await_store(self) -> bool:
+        """Wait until the object store answers, so that no job is begun that cannot be saved; False when asked to stop.
+
+        Raises:
+            StoreError: when it was waited for long enough.
+        """
+        while self.watch is not None and self.watch.why is not None:
+            assert self.store is not None
+            pause = self.watch.pause(StoreAway(self.watch.why))
+            if not self.deadline.allows(pause):
+                self.stop.request(TIME_IS_UP)
+            if self.stop.wait(pause):
+                return False
+            with suppress(StoreError):
+                self.store.ping()
+        return True
 
     # -- what a job works on ---------------------------------------------------------------------------------------
 
@@ -155,6 +197,12 @@ class Workplace:
                 raise self.stopped()
         return frozen
 
+    def commits_of(self, experiment: str, fold: int) -> Place | Path:
+        """Where the commits of a fold are."""
+        if self.store is None:
+            return self.project.checkpoints_dir(experiment, fold)
+        return fold_place(self.project, self.store, experiment, fold)
+
     @property
     def loaded_fold(self) -> tuple[int, int] | None:
         """(experiment id, fold) whose model is on the device."""
@@ -173,9 +221,10 @@ class Workplace:
             self._fold = None
             data = self.data_for(job, experiment, spec)
             checkpoints = Checkpoints(
-                self.project.checkpoints_dir(experiment.name, job.fold),
+                self.commits_of(experiment.name, job.fold),
                 on_damaged=lambda path, why: self._damaged(lease, f"{path.name} was set aside: {why}"),
                 enqueued=enqueued_facts(experiment, self._prepared(experiment)),
+                hold_on=self.hold_on,
             )
             checkpoints.sweep()
             self._fold = (

@@ -118,11 +118,28 @@ class StorePlace:
             raise Damaged(f"The checkpoint {self.store.url}/{path} is missing.") from error
         if len(content) != manifest.size:
             raise Damaged(f"{self.store.url}/{path} has {len(content)} bytes, its manifest says {manifest.size}.")
-        if manifest.stem in self._seen and hashlib.sha256(content).hexdigest() == manifest.sha256:
+        if hashlib.sha256(content).hexdigest() == manifest.sha256:
             with contextlib.suppress(OSError):
                 files.write_bytes(self.folder / f"{manifest.stem}.pt", content)
-                files.write_bytes(self.folder / f"{manifest.stem}.json", self._seen[manifest.stem][1])
+                files.write_bytes(self.folder / f"{manifest.stem}.json", self.manifest(manifest.stem))
         return content
+
+    def fetch(self, manifest: Manifest) -> bool:
+        """Make sure that a commit is in the local folder; False when it is not whole."""
+        try:
+            content = self.checkpoint(manifest)
+        except Damaged:
+            return False
+        if hashlib.sha256(content).hexdigest() != manifest.sha256:
+            return False
+        files.write_bytes(self.folder / f"{manifest.stem}.pt", content)
+        files.write_bytes(self.folder / f"{manifest.stem}.json", self.manifest(manifest.stem))
+        return True
+
+    def send(self, manifest: Manifest, checkpoint: bytes, listing: bytes) -> None:
+        """Put a commit into the store that so far is in the local folder only."""
+        self.store.put(self._path(_checkpoint_name(manifest)), checkpoint)
+        self.store.create(self._path(f"{manifest.stem}.json"), listing)
 
     def stage(self, manifest: Manifest, checkpoint: bytes, listing: bytes) -> Staging:
         copy = self._copies.stage(manifest, checkpoint, listing)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointError, StoreError
 from mbqueue.train.manifest import Damaged, Manifest, manifest_named
 from mbqueue.train.places import LocalPlace, Place, Staging
 from mbqueue.train.state import TrainState, deserialise
@@ -63,6 +63,8 @@ class Checkpoints:
         place: where they are; a path is a folder on a local disk.
         on_damaged: told the path and the reason of each commit that was set aside.
         enqueued: what the queue knows of the experiment; written into every manifest.
+        hold_on: called when the place, an object store, does not take a commit: waits, or raises the error it is
+            given when there is no time to.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class Checkpoints:
         place: Place | Path,
         on_damaged: Callable[[Path, str], None] = lambda _path, _why: None,
         enqueued: Mapping[str, Any] | None = None,
+        hold_on: Callable[[StoreError], None] | None = None,
     ) -> None:
+        self.hold_on = hold_on or _raise
         self.place: Place = LocalPlace(place) if isinstance(place, Path) else place
         self._on_damaged = on_damaged
         self._enqueued = None if enqueued is None else dict(enqueued)
@@ -190,3 +194,7 @@ class Checkpoints:
     def _set_aside(self, stem: str, why: str) -> None:
         if self.place.set_aside(stem):
             self._on_damaged(self.folder / f"{stem}.pt", why)
+
+
+def _raise(error: StoreError) -> None:
+    raise error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointError, StoreError
 from mbqueue.train.checkpoint import Checkpoints, Staged
 from mbqueue.train.manifest import Manifest
 from mbqueue.train.state import TrainState, serialise
@@ -50,19 +51,36 @@ class Saver:
     def publish_if_ready(self) -> Manifest | None:
         """Publish what `start` began, if it is staged by now; else None at once.
 
+        Where an object store does not answer it is dropped: training goes on, and the next one is soon due.
+
         Raises:
             LeaseLost: from the queue; nothing was published.
             OSError: when staging failed.
         """
         if self._pending is None or not self._pending.done():
             return None
-        staged, self._pending = self._pending.result(), None
-        return self._publish(staged)
+        pending, self._pending = self._pending, None
+        try:
+            return self._publish(pending.result())
+        except StoreError:  # which the store has told already
+            return None
 
     def save_now(self, state: TrainState, facts: Mapping[str, Any]) -> Manifest:
-        """Stage and publish a commit before returning; one that is still pending is older, and dropped."""
+        """Stage and publish a commit before returning; one that is still pending is older, and dropped.
+
+        Where an object store does not answer it is tried again, as long as `Checkpoints.hold_on` has patience. The
+        same bytes are tried, so a commit of which only the answer was lost is known again.
+
+        Raises:
+            StoreError: when there is no more time to wait.
+        """
         self._drop_pending()
-        return self._publish(self._checkpoints.stage(serialise(state), facts))
+        content = serialise(state)
+        while True:
+            try:
+                return self._publish(self._checkpoints.stage(content, facts))
+            except StoreError as error:
+                self._checkpoints.hold_on(error)
 
     def _publish(self, staged: Staged) -> Manifest:
         try:
@@ -71,7 +89,8 @@ class Saver:
             staged.discard()
         if not staged.is_published:
             raise CheckpointError(f"The commit {staged.manifest.stem} was accepted but not published.")
-        self._checkpoints.prune()
+        with suppress(StoreError):  # what is superseded is removed with the next commit
+            self._checkpoints.prune()
         return staged.manifest
 
     def _drop_pending(self) -> None:

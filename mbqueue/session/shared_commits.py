@@ -1,0 +1,105 @@
+"""The commits of a project in the object store, held against its queue. Without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from mbqueue.drive.recover import newest_whole
+from mbqueue.errors import CheckpointError, QueueError, StoreError
+from mbqueue.objects import ObjectStore
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Experiment, Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.train.bucket import CHECKPOINTS, StorePlace
+from mbqueue.train.manifest import Manifest, manifest_named
+
+_MANIFEST = re.compile(r"([^/]+)/fold_([0-4])/e(\d{4,9})-(done|s\d{6,12})-f\d{4,9}\.json")
+
+
+def fold_place(project: ProjectFolder, store: ObjectStore, experiment: str, fold: int) -> StorePlace:
+    """The commits of a fold in the store, with copies where a project without a store has its commits."""
+    return StorePlace(store, experiment, fold, project.checkpoints_dir(experiment, fold))
+
+
+def enter_store(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> None:
+    """Make sure that the store can take commits and fits the queue; send it what so far is on this machine only.
+
+    Raises:
+        StoreError: when it is not there, refuses, does not honour conditional puts, or is not the one that the
+            queue's commits are in.
+        QueueError: when it has more than the queue knows: the queue was made anew.
+    """
+    is_new = store.check()
+    there = finished_epochs(store)
+    missing = []
+    for experiment in queue.experiments():
+        jobs = queue.jobs(experiment=experiment.name, state=State.COMMITTED)
+        for fold in experiment.spec["folds"]:
+            known = max((job.epoch or 0 for job in jobs if job.fold == fold and job.kind is Kind.TRAIN), default=0)
+            found = there.get((experiment.name, fold), 0)
+            if found > known + 1:
+                raise QueueError(
+                    f"{store.url} has {found} epochs of {experiment.name}, fold {fold}, and the queue knows of "
+                    f"{known}: it was made anew. Take over what is there: mbqueue recover --force. To train again from "
+                    "the start, use another prefix, or enqueue under another name."
+                )
+            if found < known and not _send(project, store, experiment, fold, known, note):
+                missing.append(f"{experiment.name} fold {fold}")
+    if missing and is_new:
+        store.forget()
+        raise StoreError(
+            f"{store.url} is new, and the queue has epochs whose checkpoints are neither there nor on this machine: "
+            f"{', '.join(missing)}. Is the address right? If another machine has the checkpoints, start the first "
+            "session there: it sends them."
+        )
+
+
+def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
+    """(experiment, fold) → the last finished epoch that the store has, 0 for a part of the first; by names alone."""
+    found: dict[tuple[str, int], int] = {}
+    for name in store.names(CHECKPOINTS):
+        if match := _MANIFEST.fullmatch(name):
+            key = (match[1], int(match[2]))
+            found[key] = max(found.get(key, 0), int(match[3]) - (match[4] != "done"))
+    return found
+
+
+def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[[str], None]) -> None:
+    """Copy the newest whole commit of every fold, and that of its best epoch, to where local commits are."""
+    for experiment, fold in sorted(finished_epochs(store)):
+        place = fold_place(project, store, experiment, fold)
+        found: list[Manifest] = []
+        for stem in place.stems():
+            try:
+                found.append(manifest_named(stem, place.manifest(stem), source=f"{place.name}/{stem}.json"))
+            except (CheckpointError, FileNotFoundError) as error:
+                note(f"{place.name}/{stem}.json is passed over: {error}")
+        for manifest in sorted(found, key=lambda one: one.order, reverse=True):
+            stem = manifest.best["commit"] if manifest.best else manifest.stem
+            best = next((one for one in found if one.stem == stem), None)
+            if best is not None and place.fetch(best) and place.fetch(manifest):
+                break
+            note(f"{place.name}/{manifest.stem} is passed over: it, or the commit of its best epoch, is not whole.")
+
+
+def _send(
+    project: ProjectFolder,
+    store: ObjectStore,
+    experiment: Experiment,
+    fold: int,
+    epochs: int,
+    note: Callable[[str], None],
+) -> bool:
+    """Put a fold's newest commit and that of its best epoch into the store, if this machine has them."""
+    folder = project.checkpoints_dir(experiment.name, fold)
+    newest = newest_whole(folder, note)
+    if newest is None or newest.spec_hash != experiment.spec_hash or newest.epoch - (not newest.complete) < epochs:
+        return False
+    place = fold_place(project, store, experiment.name, fold)
+    best = newest.best["commit"] if newest.best else newest.stem
+    for stem in dict.fromkeys((best, newest.stem)):
+        listing = (folder / f"{stem}.json").read_bytes()
+        place.send(manifest_named(stem, listing, source=str(folder)), (folder / f"{stem}.pt").read_bytes(), listing)
+    note(f"The checkpoints of {experiment.name}, fold {fold}, were sent to {store.url}.")
+    return True

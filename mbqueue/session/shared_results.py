@@ -1,0 +1,96 @@
+"""Result files of jobs that other machines did, by way of the object store. Without torch.
+
+What a job left is listed, with sizes and hashes, in the result that the queue holds of it: written by the very
+transaction that committed the job, so there is one truth and nothing to merge. The files lie in the store under names
+that carry their hash, are sent before the job is committed, and never change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.errors import ResultsError
+from mbqueue.objects import ObjectStore
+from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
+from mbqueue.results.record import RESULTS_FILE
+from mbqueue.results.tables import history_file, write_history
+
+RESULTS = "results"
+_HASH_DIGITS = 16
+
+#: Name → size and SHA-256 (`mbqueue.results.record.fold_facts`).
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts) -> None:
+    """Put a job's files into the store, before the job is committed."""
+    there = store.names(f"{RESULTS}/{experiment}")
+    for name, fact in facts.items():
+        path = _path(experiment, name, fact)
+        if path.rpartition("/")[2] not in there:
+            store.put(path, (folder / name).read_bytes())
+
+
+def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `record` wrote itself, results.json last: it says that all others are there."""
+    listed = {name: fact for name, fact in content["run"]["files"].items() if "_fold_" not in name}
+    path = folder / RESULTS_FILE
+    return {**listed, RESULTS_FILE: {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}}
+
+
+def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job], folder: Path) -> None:
+    """Copy to ``folder`` what committed jobs left and is not there with these very bytes.
+
+    The histories of folds that are still being trained are written from the queue, which has them row by row.
+
+    Raises:
+        ResultsError: when a file is not in the store, or not what was sent.
+    """
+    done = [job for job in jobs if job.state is State.COMMITTED and job.result is not None]
+    predicted = {job.fold for job in done if job.kind is Kind.PREDICT}
+    rows: dict[int, list[dict[str, Any]]] = {}
+    facts: dict[str, Mapping[str, Any]] = {}
+    for job in done:
+        assert job.result is not None
+        facts.update(job.result.get("files", {}))
+        if job.kind is Kind.TRAIN and job.fold is not None and job.fold not in predicted:
+            rows.setdefault(job.fold, []).append(history_row(job.result))
+    lost = {name: fact for name, fact in facts.items() if not _is_there(folder / name, fact)}
+    is_recorded = any(job.kind is Kind.RECORD for job in done)
+    if not is_recorded or (lost and RESULTS_FILE in facts):
+        (folder / RESULTS_FILE).unlink(missing_ok=True)  # it says that the folder is complete
+        if RESULTS_FILE in facts:
+            lost[RESULTS_FILE] = facts[RESULTS_FILE]
+    for name in sorted(lost, key=lambda name: name == RESULTS_FILE):
+        _fetch(store, experiment.name, folder, name, lost[name])
+    for fold, history in rows.items():
+        write_history(history_file(folder, fold), sorted(history, key=lambda row: int(row["epoch"])))
+
+
+def _is_there(path: Path, fact: Mapping[str, Any]) -> bool:
+    try:
+        return bool(path.stat().st_size == fact["size"] and files.sha256_of_file(path) == fact["sha256"])
+    except FileNotFoundError:
+        return False
+
+
+def _fetch(store: ObjectStore, experiment: str, folder: Path, name: str, fact: Mapping[str, Any]) -> None:
+    path = _path(experiment, name, fact)
+    try:
+        content = store.read(path, at_most=fact["size"])
+    except FileNotFoundError as error:
+        raise ResultsError(f"{store.url}/{path} is gone. {_AGAIN.format(experiment)}") from error
+    if hashlib.sha256(content).hexdigest() != fact["sha256"]:
+        raise ResultsError(f"{store.url}/{path} is not the file that was sent. {_AGAIN.format(experiment)}")
+    files.write_bytes(folder / name, content)
+
+
+_AGAIN = "It can be made again from the checkpoints: mbqueue retry {}, then mbqueue work"
+
+
+def _path(experiment: str, name: str, fact: Mapping[str, Any]) -> str:
+    return f"{RESULTS}/{experiment}/{fact['sha256'][:_HASH_DIGITS]}-{name}"

@@ -1,0 +1,113 @@
+"""Whether the object store answers: remembered for `mbqueue status`, told once, and waited for. Without torch."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mbqueue import files
+from mbqueue.clock import Clock, format_duration
+from mbqueue.errors import StoreAway, StoreError
+from mbqueue.project import ProjectFolder
+
+#: Between two tries of a commit that the store did not take: doubled each time up to the longest.
+PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+#: After so long a session ends, so that a machine that costs money does not wait for ever.
+PATIENCE_SECONDS = 3600.0
+
+
+class StoreWatch:
+    """What one session knows of the store; told by the store itself (`mbqueue.objects.ObjectStore`), from any thread.
+
+    Args:
+        note: told, in a sentence, when the store goes and when it comes back.
+    """
+
+    def __init__(self, project: ProjectFolder, *, clock: Clock, note: Callable[[str], None]) -> None:
+        self._project, self._clock, self._note = project, clock, note
+        self._lock = threading.Lock()
+        # Of a session that died while the store was away: the first answer clears it.
+        self._why: str | None = _read(project).get("why")
+        self._away_since: float | None = None
+        self._tries = 0
+
+    @property
+    def why(self) -> str | None:
+        """Why commits do not reach the store just now; None when they do."""
+        return self._why
+
+    def trouble(self, why: str) -> None:
+        """The store did not answer, or refused."""
+        with self._lock:
+            first, self._why = self._away_since is None, why
+            if first:
+                self._away_since = self._clock.monotonic()
+                self._write({"why": why, "since": self._clock.now()})
+        if first:
+            self._note(f"DEGRADED: {why} Training goes on here as far as it can; what it commits waits.")
+
+    def answered(self) -> None:
+        """The store answered."""
+        if self._why is None:
+            return
+        with self._lock:
+            was_away, self._why, self._away_since, self._tries = self._away_since is not None, None, None, 0
+            self._write({})
+        if was_away:
+            self._note("The object store answers again.")
+
+    def pause(self, error: StoreError) -> float:
+        """How long to wait before the next try, seconds.
+
+        Raises:
+            StoreError: when it was waited for long enough; says what to do.
+        """
+        with self._lock:
+            away = 0.0 if self._away_since is None else self._clock.monotonic() - self._away_since
+            self._tries += 1
+            tries = self._tries
+        if away > PATIENCE_SECONDS:
+            raise StoreAway(
+                f"{error} It was waited for {format_duration(away)}. What is committed is safe in the store; the "
+                "steps after that are not saved. Once it answers (mbqueue doctor tells), go on with: mbqueue work"
+            ) from error
+        return float(min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(tries - 1, 10)))
+
+    def _write(self, content: dict[str, Any]) -> None:
+        try:
+            files.write_json(self._project.store_file, content)
+        except OSError as error:
+            self._note(f"{self._project.store_file} cannot be written: {error}")
+
+
+def store_status(project: ProjectFolder) -> dict[str, Any] | None:
+    """Where commits are, and whether they get there from this machine; None without a store.
+
+    Keys as of a project on a drive (`mbqueue.drive.livestate.publishing_status`). A commit is in the store before the
+    queue calls it committed, so nothing that is committed is ever at risk: ``folds`` is empty.
+    """
+    if not project.store:
+        return None
+    trouble = _read(project)
+    return {
+        "mount": project.store,
+        "state": "degraded" if trouble else "published",
+        "why": trouble.get("why"),
+        "since": trouble.get("since"),
+        "published_at": None,
+        "folds": [],
+        "others": [],
+        "aside": [],
+        "damaged": {},
+    }
+
+
+def _read(project: ProjectFolder) -> dict[str, Any]:
+    try:
+        content = json.loads(project.store_file.read_bytes())
+        return content if isinstance(content, dict) and isinstance(content.get("since"), float | int) else {}
+    except (FileNotFoundError, ValueError):
+        return {}
