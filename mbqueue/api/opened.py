@@ -66,9 +66,19 @@ class OpenedProject:
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
 
     def _newest_results(self, results_dir: str) -> Path:
-        """Where the newest files of a results folder are: of a project on a drive, where sessions here make them."""
-        working = self.folder.working_results(results_dir)
-        return working if working.is_dir() else self.folder.root / results_dir
+        """Where the newest files of a results folder are.
+
+        Of a project on a drive: the later recording of the two places, the live folder's where they are the same; and
+        of what is not recorded yet, where sessions here make it.
+        """
+        from mbqueue.results.folder import recorded_at  # noqa: PLC0415
+        from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
+
+        working, published = self.folder.working_results(results_dir), self.folder.root / results_dir
+        recorded = [folder for folder in (working, published) if (folder / RESULTS_FILE).is_file()]
+        if self.folder.is_split and recorded:
+            return max(recorded, key=recorded_at)
+        return working if working.is_dir() else published
 
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
         """Fold → what is wrong, for folds whose files were written and are not whole any more.

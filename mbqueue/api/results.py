@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbqueue.api.opened import OpenedProject
+from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import ResultsError
 from mbqueue.queue.store import Queue
 
@@ -29,12 +29,12 @@ class Results(OpenedProject):
         """
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
-        from mbqueue.session.facts import record_inputs  # noqa: PLC0415
+        from mbqueue.session.facts import fingerprint_changes, record_inputs  # noqa: PLC0415
 
         folder = self._folder_in_queue(experiment)
         if folder is None or (folder / RESULTS_FILE).exists():
             try:
-                return read_recorded(folder or newest_folder(self.folder.results_dir, experiment))
+                return self._told(read_recorded(folder or newest_folder(self._results_dirs, experiment)))
             except ResultsError as error:
                 if folder is None:
                     raise
@@ -46,7 +46,9 @@ class Results(OpenedProject):
                     f"Results of {experiment} were there and are gone: {' '.join(lost.values())} They can be made "
                     f"again from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
                 )
-            inputs = record_inputs(queue, queue.experiment(experiment), now=self._clock.now())
+            entry = queue.experiment(experiment)
+            changes = fingerprint_changes(self.folder, entry)
+            inputs = record_inputs(queue, entry, now=self._clock.now(), fingerprint_changes=changes)
         unfinished = read_unfinished(folder, inputs)
         if not unfinished.histories:
             raise ResultsError(f"No fold of {experiment} has results yet. `mbqueue status` tells how far they are.")
@@ -158,7 +160,8 @@ class Results(OpenedProject):
         from mbqueue.results.compare import compare  # noqa: PLC0415
         from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
 
-        comparison = compare([read_recorded(newest_folder(self.folder.results_dir, name)) for name in experiments])
+        folders = [newest_folder(self._results_dirs, name) for name in experiments]
+        comparison = compare([self._told(read_recorded(folder)) for folder in folders])
         if html is not None:
             from mbqueue.results.report.comparison import write_comparison  # noqa: PLC0415
 
@@ -177,6 +180,21 @@ class Results(OpenedProject):
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
         return export_submission(self.results(experiment), output, authors=authors, algorithm=algorithm, notes=notes)
+
+    @property
+    def _results_dirs(self) -> list[Path]:
+        """Where recorded results can be: of a project on a drive also where sessions here make them."""
+        return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
+
+    def _told(self, recorded: Recorded) -> Recorded:
+        """The same; says so when they are newer than what other machines can see."""
+        from mbqueue.results.folder import recorded_at  # noqa: PLC0415
+
+        if self.folder.is_split and recorded.folder.is_relative_to(self.folder.live_dir):
+            published = self.folder.root / recorded.folder.relative_to(self.folder.live_dir)
+            if recorded_at(published) != recorded_at(recorded.folder):
+                tell(f"The results of {recorded.name} are those in {recorded.folder}; they are not on the drive yet.")
+        return recorded
 
     def _folder_in_queue(self, experiment: str) -> Path | None:
         """The results folder of an experiment of the queue; None when the queue does not know it."""

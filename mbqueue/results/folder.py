@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,24 +125,41 @@ def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
     return Recorded(folder, unfinished_content(folder, inputs), is_complete=False)
 
 
-def newest_folder(results_dir: Path, name: str) -> Path:
+def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     """The newest complete results folder called ``name`` (its folder name or the experiment's).
+
+    Args:
+        results_dirs: where to look. Newer is the later day of enqueueing, and of one day the later recording, so the
+            same results in two places are those of the first.
 
     Raises:
         ResultsError: when there is none; lists those that are there.
     """
-    found = sorted(results_dir.glob(f"daily/*/*/{RESULTS_FILE}"), reverse=True)
-    for path in found:
-        if path.parent.name == name:
-            return path.parent
-    for path in found:
-        if read_recorded(path.parent, verify=False).name == name:
-            return path.parent
-    known = ", ".join(sorted({path.parent.name for path in found})) or "none"
+    places = list(results_dirs)
+    found = [path.parent for place in places for path in place.glob(f"daily/*/*/{RESULTS_FILE}")]
+    named = [folder for folder in found if folder.name == name]
+    named = named or [folder for folder in found if _facts(folder)[0] == name]
+    if named:
+        return max(named, key=lambda folder: (folder.parent.name, recorded_at(folder)))
+    known = ", ".join(sorted({folder.name for folder in found})) or "none"
     raise ResultsError(
-        f"There are no complete results of {name!r} in {results_dir}. Complete are: {known}. "
+        f"There are no complete results of {name!r} in {' or '.join(map(str, places))}. Complete are: {known}. "
         "`mbqueue status` tells how far the others are."
     )
+
+
+def recorded_at(folder: Path) -> str:
+    """When the results in a folder were recorded; empty, which is before all others, where that cannot be read."""
+    return _facts(folder)[1]
+
+
+def _facts(folder: Path) -> tuple[str, str]:
+    """(experiment, when it was recorded)."""
+    try:
+        recorded = read_recorded(folder, verify=False)
+    except ResultsError:
+        return "", ""
+    return recorded.name, str(recorded.content["run"]["recorded_at"])
 
 
 def _verify(path: Path, facts: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from importlib.metadata import version
 from typing import Any
 
 from mbqueue.data.elements import symbol_of
+from mbqueue.drive.livestate import newest_local
 from mbqueue.errors import ResultsError
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
@@ -58,6 +60,17 @@ def record_inputs(
             if result is not None
         },
     )
+
+
+def fingerprint_changes(project: ProjectFolder, experiment: Experiment) -> list[dict[str, Any]]:
+    """Where training was carried on with another device or library so far: fold, epoch, step and changes."""
+    newest = {fold: newest_local(project.checkpoints_dir(experiment.name, fold)) for fold in experiment.spec["folds"]}
+    return [
+        {"fold": fold, **change}
+        for fold, manifest in newest.items()
+        if manifest is not None
+        for change in manifest.fingerprint_changes
+    ]
 
 
 def written_facts(jobs: Iterable[Job]) -> dict[int, Mapping[str, Any]]:

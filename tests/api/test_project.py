@@ -170,6 +170,43 @@ def test_an_experiment_that_is_not_finished_is_reported_as_far_as_it_is(worked: 
     assert "fold 0" in worked.half_report.lower()
 
 
+def test_a_report_of_what_is_not_finished_tells_of_resumes_on_other_ground(worked: Worked, tmp_path: Path) -> None:
+    shutil.copytree(worked.project.folder.root, tmp_path / "project")
+    (tmp_path / "project" / "mbqueue.toml").unlink()  # its hooks are another test's
+    project = Project(tmp_path / "project")
+    project.enqueue("head_finetune", dataset="sample", epochs=3, folds=[0], settings=SMALL, name="moved")
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        project.work(device="cpu", max_jobs=2 if threads == 1 else 1)
+    torch.set_num_threads(before)
+    (page,) = project.report("moved", output=tmp_path / "moved.html")
+    assert "Not finished." in page.read_text()
+    assert "Resumed on other ground at fold 0, epoch 1" in page.read_text()
+
+
+def test_results_that_are_only_in_the_live_folder_are_found_and_said_to_be_there(
+    worked: Worked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MBQUEUE_LIVE_DIR", str(tmp_path / "live"))
+    project = Project.create(tmp_path / "drive")
+    recorded = worked.project.results("head_finetune").folder
+    for root, name in (
+        (project.folder.live_dir, "only_here"),
+        (project.folder.root, "published"),
+        (project.folder.live_dir, "both"),
+        (project.folder.root, "both"),
+    ):
+        shutil.copytree(recorded, root / "results" / "daily" / "2026-01-01" / name)
+    assert len(project.compare(["only_here", "published", "both"]).pairs) == 3
+    assert len(project.history("only_here")) == 4
+    assert not project.predictions("only_here").empty
+    assert project.model("only_here", fold=0) is not None
+    told = {record.getMessage() for record in caplog.records}
+    assert len(told) == 1
+    assert str(tmp_path / "live") in told.pop()
+
+
 def test_a_command_is_told_of_folds_the_experiment_and_the_end_of_sessions(worked: Worked) -> None:
     told = worked.told.read_text()
     assert [told.count(f"}} {event}\n") for event in ("fold done", "experiment done", "session ended")] == [2, 1, 2]

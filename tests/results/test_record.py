@@ -173,10 +173,20 @@ def test_the_newest_results_of_a_name_are_found_by_folder_or_experiment(tmp_path
     results = tmp_path / "results"
     newer = fill(results / "daily" / "2026-12-01" / "small_renamed")
     record_experiment(newer, inputs)
-    assert newest_folder(results, "small") == recorded_folder
-    assert newest_folder(results, "small_renamed") == newer
+    assert newest_folder([results], "small") == recorded_folder
+    assert newest_folder([results], "small_renamed") == newer
     with pytest.raises(ResultsError, match="Complete are: small, small_renamed"):
-        newest_folder(results, "big")
+        newest_folder([results], "big")
+
+
+def test_of_the_same_results_in_two_places_the_later_recording_is_taken(tmp_path, recorded_folder, fill, inputs):
+    live, published = tmp_path / "live", recorded_folder.parents[2]
+    newer = fill(live / "daily" / recorded_folder.parent.name / recorded_folder.name)
+    record_experiment(newer, dataclasses.replace(inputs, recorded_at=inputs.recorded_at + 60.0))
+    assert newest_folder([live, published], "small") == newer
+    assert newest_folder([published, live], "small") == newer
+    (newer / "results.json").write_text("{")
+    assert newest_folder([live, published], "small") == recorded_folder
 
 
 def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded_folder):
