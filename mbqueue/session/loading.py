@@ -10,9 +10,10 @@ from mbqueue.data import datasets
 from mbqueue.data.cache import CRYSTALS_FILE, GraphCache, folder_name
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graphs import CONVERTER_VERSION
-from mbqueue.drive.crystals import fetch_crystals, publish_crystals
+from mbqueue.drive.crystals import Shelf, fetch_crystals, publish_crystals, shelf_of
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
+from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -53,6 +54,7 @@ def load_data(
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None],
     targets_required: bool = True,
+    store: ObjectStore | None = None,
 ) -> LoadedData | None:
     """The crystals and graphs that a [data] section asks for; None when asked to stop before they are whole.
 
@@ -60,14 +62,16 @@ def load_data(
         seed: draws the crystals when the section has a limit.
         dataset_hash: of the crystals, once the experiment was prepared; they are then taken from the cache without
             reading the source, when they are there.
+        store: the project's object store, where it has one and it is open already.
         targets_required: whether a crystal without a target is an error; else its target is nan.
 
     Raises:
         DataError: when the source cannot be used, or has changed since the experiment was prepared.
     """
+    shelf = shelf_of(project, store)
     found = None
     if dataset_hash is not None:
-        found = _from_cache(project, dataset_hash, note)
+        found = _from_cache(project, shelf, dataset_hash, note)
     if found is None:
         dataset = datasets.load(
             wanted.dataset,
@@ -87,7 +91,7 @@ def load_data(
         meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
         file = project.cache_dir / folder_name(dataset.crystals) / CRYSTALS_FILE
         dataset.crystals.save(file, meta)
-        publish_crystals(project, file, dataset.crystals.hash, note)
+        publish_crystals(shelf, file, dataset.crystals.hash, note)
         found = dataset.crystals, meta
     crystals, meta = found
     graphs = GraphCache.build(
@@ -109,10 +113,10 @@ def load_data(
 
 
 def _from_cache(
-    project: ProjectFolder, dataset_hash: str, note: Callable[[str], None]
+    project: ProjectFolder, shelf: Shelf | None, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
-    if not path.exists() and not fetch_crystals(project, dataset_hash, path, note):
+    if not path.exists() and not fetch_crystals(shelf, dataset_hash, path, note):
         return None
     try:
         crystals, meta = Crystals.open(path)

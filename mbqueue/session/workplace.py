@@ -25,11 +25,12 @@ from mbqueue.session.report import Report
 from mbqueue.session.shared_commits import fold_place
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
+from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.places import Place
+from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 TIME_IS_UP = "the session's time is up"
 
@@ -169,6 +170,7 @@ class Workplace:
                 progress=lambda what: self.progress_of(job, what),
                 should_stop=self.should_stop,
                 note=self.report.note,
+                store=self.store,
             )
             if data is None:
                 raise self.stopped()
@@ -182,8 +184,16 @@ class Workplace:
             Stopped: shards that are finished stay.
         """
         frozen = open_frozen(spec, data.crystals, self.project.cache_dir)
+        advanced = self.progress_of(job, "pretrained energies")
+        if self.store is not None and not is_prepared(spec, frozen):
+            fetch_shards(
+                self.store,
+                frozen,
+                kinds_needed(spec),
+                should_stop=self.should_stop,
+                on_progress=lambda progress: advanced(progress.done, progress.total),
+            )
         if not is_prepared(spec, frozen):
-            advanced = self.progress_of(job, "pretrained energies")
             finished = prepare_frozen(
                 spec,
                 data.graphs,
@@ -195,6 +205,8 @@ class Workplace:
             )
             if not finished:
                 raise self.stopped()
+        if self.store is not None and job.kind is Kind.PREPARE:
+            send_shards(self.store, frozen, kinds_needed(spec))
         return frozen
 
     def commits_of(self, experiment: str, fold: int) -> Place | Path:

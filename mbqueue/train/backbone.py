@@ -36,8 +36,12 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
 
 def is_prepared(spec: Spec, frozen: FrozenBackbone) -> bool:
     """Whether all that the experiment needs is stored, byte for byte."""
-    kinds = ("energies", "features") if spec.model.trainable == "head" else ("energies",)
-    return not any(frozen.missing(kind, verify=True) for kind in kinds)
+    return not any(frozen.missing(kind, verify=True) for kind in kinds_needed(spec))
+
+
+def kinds_needed(spec: Spec) -> tuple[str, ...]:
+    """What of the frozen backbone an experiment uses."""
+    return ("energies", "features") if spec.model.trainable == "head" else ("energies",)
 
 
 def prepare_frozen(

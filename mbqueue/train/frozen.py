@@ -8,6 +8,7 @@ stop anywhere and go on later. The folder belongs to one dataset and one set of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.errors import CacheError
-from mbqueue.files import replacing, sha256_of_file, write_json
+from mbqueue.files import replacing, sha256_of_file, write_bytes, write_json
 
 FORMAT = 1
 #: Crystals in a shard: about 15 MB of features.
@@ -67,6 +68,22 @@ class FrozenBackbone:
             np.lib.format.write_array(stream, np.ascontiguousarray(values, dtype=np.float32), allow_pickle=False)
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)
+
+    def exported(self, kind: str, shard: int) -> tuple[bytes, dict[str, Any]]:
+        """The bytes of a shard, and its listing, for another machine."""
+        path = self._path(kind, shard)
+        listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
+        return path.read_bytes(), listing
+
+    def install(self, kind: str, shard: int, content: bytes, listing: dict[str, Any]) -> bool:
+        """Durably store a shard that another machine made; False when it is not whole, or of something else."""
+        facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if listing != {**self._identity, **facts}:
+            return False
+        path = self._path(kind, shard)
+        write_bytes(path, content)
+        write_json(path.with_suffix(".json"), listing)
+        return True
 
     def energies(self) -> NDArray[np.float32]:
         """Interaction energy of every crystal, eV/atom, [N].

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept_commits import Kept
+from s3_server import new_store
 
 from mbqueue.errors import CheckpointError, LeaseLost
 from mbqueue.files import sha256_of_json
@@ -17,21 +19,41 @@ from mbqueue.train.manifest import Damaged, parse_manifest
 from mbqueue.train.state import serialise
 
 
-@pytest.fixture
-def commits(bench: Any, helpers: Any, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(bench: Any, helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished epoch and one in its middle."""
-    run = bench.run(tmp_path / "commits")
+    folder = tmp_path_factory.mktemp("trained")
+    run = bench.run(folder)
     helpers.train_epoch(run, 1)
     helpers.train_epoch(run, 2, stop_after=1, fence=2)
-    return tmp_path / "commits"
+    return folder
+
+
+@pytest.fixture(params=["local folder", "s3", "shared folder"])
+def commits(request: pytest.FixtureRequest, trained: Path, tmp_path: Path) -> Kept:
+    """The same commits in every kind of place."""
+    store = None
+    if request.param != "local folder":
+        store = new_store(request.param, request.getfixturevalue("s3"), tmp_path / "share")
+    kept = Kept.at(tmp_path / "commits", store)
+    kept.take(trained)
+    return kept
+
+
+@pytest.fixture
+def local(trained: Path, tmp_path: Path) -> Path:
+    """The same commits in a local folder."""
+    kept = Kept.at(tmp_path / "commits", None)
+    kept.take(trained)
+    return kept.folder
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_commit_is_a_checkpoint_and_a_manifest_named_by_epoch_step_and_fence(commits: Path) -> None:
-    assert names(commits) == [
+def test_a_commit_is_a_checkpoint_and_a_manifest_named_by_epoch_step_and_fence(commits: Kept) -> None:
+    assert commits.names() == [
         "e0001-done-f0001.json",
         "e0001-done-f0001.pt",
         "e0002-s000001-f0002.json",
@@ -39,80 +61,80 @@ def test_a_commit_is_a_checkpoint_and_a_manifest_named_by_epoch_step_and_fence(c
     ]
 
 
-def test_a_manifest_says_all_that_re_enters_its_commit(commits: Path) -> None:
-    content = json.loads((commits / "e0002-s000001-f0002.json").read_text())
+def test_a_manifest_says_all_that_re_enters_its_commit(commits: Kept) -> None:
+    content = json.loads(commits.read("e0002-s000001-f0002.json"))
     assert content["parent"] == "e0001-done-f0001"
     assert content["best"]["commit"] == "e0001-done-f0001"
     assert content["file"] == "e0002-s000001-f0002.pt"
     assert (content["epoch"], content["step"], content["steps_per_epoch"], content["complete"]) == (2, 1, 3, False)
     assert [row["epoch"] for row in content["history"]] == [1]
-    assert content["size"] == (commits / content["file"]).stat().st_size
+    assert content["size"] == len(commits.read(content["file"]))
     assert content["fingerprint"]["device_type"] == "cpu"
 
 
-def test_a_checkpoint_holds_model_and_optimizer_and_little_else(commits: Path) -> None:
-    assert (commits / "e0001-done-f0001.pt").stat().st_size < 5.5e6
+def test_a_checkpoint_holds_model_and_optimizer_and_little_else(commits: Kept) -> None:
+    assert len(commits.read("e0001-done-f0001.pt")) < 5.5e6
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip a byte", "remove", "replace the content"])
-def test_a_damaged_commit_is_set_aside_and_the_one_before_is_taken(commits: Path, harm: str) -> None:
-    path = commits / "e0002-s000001-f0002.pt"
-    content = bytearray(path.read_bytes())
+def test_a_damaged_commit_is_set_aside_and_the_one_before_is_taken(commits: Kept, harm: str) -> None:
+    name = "e0002-s000001-f0002.pt"
+    content = bytearray(commits.read(name))
     if harm == "truncate":
-        path.write_bytes(content[:1000])
+        commits.write(name, content[:1000])
     elif harm == "flip a byte":
         content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+        commits.write(name, content)
     elif harm == "remove":
-        path.unlink()
+        commits.remove(name)
     else:
-        path.write_bytes((commits / "e0001-done-f0001.pt").read_bytes())
+        commits.write(name, commits.read("e0001-done-f0001.pt"))
     told = []
-    newest = Checkpoints(commits, lambda damaged, why: told.append((damaged.name, why))).newest()
+    newest = commits.checkpoints(lambda damaged, why: told.append((damaged.name, why))).newest()
     assert newest is not None
     assert newest.stem == "e0001-done-f0001"
     assert [name for name, _ in told] == ["e0002-s000001-f0002.pt"]
-    assert "e0002-s000001-f0002.json.damaged" in names(commits)
-    assert "e0002-s000001-f0002.json" not in names(commits)
+    assert "e0002-s000001-f0002.json.damaged" in commits.names()
+    assert "e0002-s000001-f0002.json" not in commits.names()
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[1]", '{"format": 1, "epoch": 2'])
-def test_a_manifest_that_is_none_is_set_aside(commits: Path, text: str) -> None:
-    (commits / "e0002-s000001-f0002.json").write_text(text)
+def test_a_manifest_that_is_none_is_set_aside(commits: Kept, text: str) -> None:
+    commits.write("e0002-s000001-f0002.json", text.encode())
     told: list[Path] = []
-    newest = Checkpoints(commits, lambda path, _why: told.append(path)).newest()
+    newest = commits.checkpoints(lambda path, _why: told.append(path)).newest()
     assert newest is not None
     assert newest.stem == "e0001-done-f0001"
     assert len(told) == 1
 
 
-def test_a_manifest_of_a_newer_format_is_an_error_and_stays_where_it_is(commits: Path) -> None:
-    path = commits / "e0002-s000001-f0002.json"
-    content = {**json.loads(path.read_text()), "format": 9}
+def test_a_manifest_of_a_newer_format_is_an_error_and_stays_where_it_is(commits: Kept) -> None:
+    name = "e0002-s000001-f0002.json"
+    content = {**json.loads(commits.read(name)), "format": 9}
     content["checksum"] = sha256_of_json({key: value for key, value in content.items() if key != "checksum"})
-    path.write_text(json.dumps(content))
+    commits.write(name, json.dumps(content).encode())
     with pytest.raises(CheckpointError, match="newer mbqueue"):
-        Checkpoints(commits).newest()
-    assert path.exists()
+        commits.checkpoints().newest()
+    assert name in commits.names()
 
 
-def test_a_file_system_that_fails_does_not_condemn_a_commit(commits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_fails_does_not_condemn_a_commit(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_path: Path) -> bytes:
         raise OSError(107, "Transport endpoint is not connected")
 
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match="Transport endpoint"):
-        Checkpoints(commits).newest()
+        Checkpoints(local).newest()
     monkeypatch.undo()
-    assert len(names(commits)) == 4
+    assert len(names(local)) == 4
 
 
-def test_a_checkpoint_cannot_run_code(commits: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_run_code(commits: Kept, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    checkpoints = Checkpoints(commits)
+    checkpoints = commits.checkpoints()
     manifest = checkpoints.newest()
     assert manifest is not None
     facts = {key: value for key, value in vars(manifest).items() if key not in {"size", "sha256"}}
@@ -123,8 +145,8 @@ def test_a_checkpoint_cannot_run_code(commits: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_staged_commit_does_not_exist_until_it_is_published(commits: Path) -> None:
-    checkpoints = Checkpoints(commits)
+def test_a_staged_commit_does_not_exist_until_it_is_published(commits: Kept) -> None:
+    checkpoints = commits.checkpoints()
     manifest = checkpoints.newest()
     assert manifest is not None
     content = serialise(checkpoints.load(manifest))
@@ -137,18 +159,18 @@ def test_a_staged_commit_does_not_exist_until_it_is_published(commits: Path) -> 
     assert [found.fence for found in checkpoints.manifests()] == [1, 2, 7]
 
 
-def test_a_lost_lease_publishes_nothing_and_leaves_no_file(bench: Any, helpers: Any, commits: Path) -> None:
+def test_a_lost_lease_publishes_nothing_and_leaves_no_file(bench: Any, helpers: Any, local: Path) -> None:
     def lost(_staged: Staged) -> None:
         raise LeaseLost("another worker has it")
 
-    before = names(commits)
+    before = names(local)
     with pytest.raises(LeaseLost):
-        helpers.train_epoch(bench.run(commits), 2, fence=3, save=lost)
-    assert names(commits) == before
+        helpers.train_epoch(bench.run(local), 2, fence=3, save=lost)
+    assert names(local) == before
 
 
-def test_pruning_keeps_the_newest_two_and_their_best(commits: Path) -> None:
-    checkpoints = Checkpoints(commits)
+def test_pruning_keeps_the_newest_two_and_their_best(commits: Kept) -> None:
+    checkpoints = commits.checkpoints()
     [done, middle] = checkpoints.manifests()
     content = serialise(checkpoints.load(middle))
     facts = {key: value for key, value in vars(middle).items() if key not in {"size", "sha256"}}
@@ -162,24 +184,24 @@ def test_pruning_keeps_the_newest_two_and_their_best(commits: Path) -> None:
     ]
 
 
-def test_of_two_commits_of_the_same_step_the_later_lease_counts(commits: Path) -> None:
+def test_of_two_commits_of_the_same_step_the_later_lease_counts(local: Path) -> None:
     def order(**facts: Any) -> tuple[int, bool, int, int]:
         return Manifest(**{**base, **facts}).order
 
-    base = vars(Checkpoints(commits).manifests()[0])
+    base = vars(Checkpoints(local).manifests()[0])
     assert order(fence=2) > order(fence=1)
     assert order(complete=True, step=3) > order(complete=False, step=3, fence=9)
     assert order(epoch=2, complete=False, step=1) > order(epoch=1)
 
 
-def test_only_epochs_up_to_the_asked_one_are_resumed_from(commits: Path) -> None:
-    newest = Checkpoints(commits).newest(at_most_epoch=1)
+def test_only_epochs_up_to_the_asked_one_are_resumed_from(commits: Kept) -> None:
+    newest = commits.checkpoints().newest(at_most_epoch=1)
     assert newest is not None
     assert newest.stem == "e0001-done-f0001"
 
 
-def test_a_manifest_with_one_changed_digit_is_damaged(commits: Path) -> None:
-    path = commits / "e0002-s000001-f0002.json"
+def test_a_manifest_with_one_changed_digit_is_damaged(local: Path) -> None:
+    path = local / "e0002-s000001-f0002.json"
     content = json.loads(path.read_text())
     content["history"][0]["val_mae"] += 1e-9
     path.write_text(json.dumps(content))
