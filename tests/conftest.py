@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer
 from small_project import ManualClock, RememberedReport
 
 from mbqueue.project import ProjectFolder, init_project
@@ -26,3 +28,11 @@ def report() -> RememberedReport:
 def clock() -> ManualClock:
     """A clock that moves only when told."""
     return ManualClock()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL, one for each test process; started when the first test asks for it."""
+    server = PostgresServer()
+    yield server
+    server.remove()

@@ -123,7 +123,7 @@ class Adopting(Part):
             UsageError: when there is no such experiment.
         """
         with self.writing() as db:
-            experiment_id = find_experiment(db, trained.experiment).id
+            experiment_id = find_experiment(db, trained.experiment, to_change=True).id
             place = {"experiment_id": experiment_id, "fold": trained.fold, "now": now, "by": by}
             jobs = db.execute(_JOBS_OF_FOLD, place).fetchall()
             if any(job["state"] == "leased" for job in jobs):
@@ -185,7 +185,7 @@ class Adopting(Part):
             QueueError: when the result of a `prepare` is of other crystals than the experiment's.
         """
         with self.writing() as db:
-            found = find_experiment(db, experiment)
+            found = find_experiment(db, experiment, to_change=True)
             place = {"experiment_id": found.id, "now": now, "by": by, "why": f"adopted from {source}"}
             job = db.execute(
                 "SELECT id, state FROM jobs WHERE experiment_id = :experiment_id AND kind = :kind AND fold IS :fold "

@@ -7,32 +7,36 @@ from mbqueue.queue.database import Statements
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
 _LINKS = (
     """
-    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    INSERT INTO needs (job_id, needed_id)
     SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
         ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'prepare'
         AND ifnull(earlier.fold, -1) = -1 AND ifnull(earlier.epoch, -1) = -1
     WHERE later.experiment_id = :experiment_id
       AND ((later.kind = 'train' AND later.epoch = 1) OR (later.kind = 'predict' AND :epochs = 0))
+    ON CONFLICT DO NOTHING
     """,
     """
-    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    INSERT INTO needs (job_id, needed_id)
     SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
         ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
         AND ifnull(earlier.fold, -1) = later.fold AND ifnull(earlier.epoch, -1) = later.epoch - 1
     WHERE later.experiment_id = :experiment_id AND later.kind = 'train' AND later.epoch > 1
+    ON CONFLICT DO NOTHING
     """,
     """
-    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    INSERT INTO needs (job_id, needed_id)
     SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
         ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
         AND ifnull(earlier.fold, -1) = later.fold AND ifnull(earlier.epoch, -1) = :epochs
     WHERE later.experiment_id = :experiment_id AND later.kind = 'predict'
+    ON CONFLICT DO NOTHING
     """,
     """
-    INSERT OR IGNORE INTO needs (job_id, needed_id)
+    INSERT INTO needs (job_id, needed_id)
     SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
         ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'predict'
     WHERE later.experiment_id = :experiment_id AND later.kind = 'record'
+    ON CONFLICT DO NOTHING
     """,
 )
 

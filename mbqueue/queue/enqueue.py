@@ -35,6 +35,9 @@ _REOPEN_RECORD = """
     WHERE experiment_id = :experiment_id AND kind = 'record' AND state <> 'waiting'
 """
 
+# On PostgreSQL, also hold it, as `Database.hold` does.
+_EXPERIMENT_TO_CHANGE = "SELECT * FROM experiments WHERE name = ? /*pg FOR NO KEY UPDATE */"
+
 # What may differ between two specs of one experiment: none of it changes a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
 
@@ -78,7 +81,8 @@ class Enqueueing(Part):
             UsageError: when another experiment already writes to `results_dir`.
         """
         with self.writing() as db:
-            row = db.execute("SELECT * FROM experiments WHERE name = ?", (spec.name,)).fetchone()
+            self.database.hold(db, None)
+            row = db.execute(_EXPERIMENT_TO_CHANGE, (spec.name,)).fetchone()
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
@@ -159,13 +163,14 @@ class Enqueueing(Part):
         )
 
 
-def find_experiment(db: Statements, name: str) -> Experiment:
-    """One experiment by its name.
+def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Experiment:
+    """One experiment by its name; ``to_change`` holds it until the transaction ends, as `Database.hold` does.
 
     Raises:
         UsageError: when there is none; the message lists those there are.
     """
-    row = db.execute("SELECT * FROM experiments WHERE name = ?", (name,)).fetchone()
+    query = _EXPERIMENT_TO_CHANGE if to_change else "SELECT * FROM experiments WHERE name = ?"
+    row = db.execute(query, (name,)).fetchone()
     if row is None:
         known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
         raise UsageError(

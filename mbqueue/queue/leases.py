@@ -31,7 +31,8 @@ Publish = Callable[[], None]
 
 # Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
 # A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
-# A time absurdly far ahead was written by a wrong clock, and counts as past.
+# A time absurdly far ahead was written by a wrong clock, and counts as past. Rows that another transaction is just
+# changing are passed over.
 _CLAIM = """
     UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
         lease_expires_at = :now + :lease_seconds, not_before = 0,
@@ -45,7 +46,7 @@ _CLAIM = """
                                WHERE sessions.id = affinity AND ended_at IS NULL
                                  AND alive_until > :now AND alive_until <= :now + :absurd)
                 OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
-         ORDER BY id LIMIT 1),
+         ORDER BY id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */),
         (SELECT id FROM jobs
          WHERE state = 'ready' AND paused = 0
            AND (not_before <= :now OR not_before > :now + :absurd)
@@ -54,7 +55,7 @@ _CLAIM = """
                                WHERE sessions.id = affinity AND ended_at IS NULL
                                  AND alive_until > :now AND alive_until <= :now + :absurd)
                 OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
-         ORDER BY priority DESC, started DESC, id LIMIT 1))
+         ORDER BY priority DESC, started DESC, id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */))
     RETURNING id
 """
 
@@ -71,6 +72,9 @@ _REAP = """
         session_id = NULL, lease_expires_at = NULL, affinity = NULL,
         changed_at = :now, changed_by = :by, changed_why = 'lease of session ' || session_id || ' ran out'
     WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
+      /*pg AND id IN (SELECT id FROM jobs
+                      WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
+                      FOR NO KEY UPDATE SKIP LOCKED) */
 """
 
 LOST_ERROR = (
@@ -128,8 +132,8 @@ LEASE_GIVEN_UP = """
 
 _FAIL = """
     UPDATE jobs SET
-        state = CASE WHEN :final OR failures + 1 >= :max_failures THEN 'failed' ELSE 'ready' END,
-        not_before = CASE WHEN :final OR failures + 1 >= :max_failures THEN 0 ELSE :now + :delay END,
+        state = CASE WHEN :final = 1 OR failures + 1 >= :max_failures THEN 'failed' ELSE 'ready' END,
+        not_before = CASE WHEN :final = 1 OR failures + 1 >= :max_failures THEN 0 ELSE :now + :delay END,
         failures = failures + 1, error = :error, session_id = NULL, lease_expires_at = NULL, affinity = NULL,
         changed_at = :now, changed_by = :session, changed_why = :why
     WHERE id = :id AND fence = :fence AND state = 'leased'
@@ -234,7 +238,10 @@ class Leases(Part):
             LeaseLost: when the lease is lost; then `publish` was not called.
             QueueError: when `dataset_hash` is missing or is not the one of an earlier `prepare`.
         """
+        # Two that commit at once what the same job needs would each find the other's missing.
+        is_needed_with_others = lease.job.kind in {Kind.PREPARE, Kind.PREDICT}
         with self.writing() as db:
+            self.database.hold(db, lease.job.experiment_id, shared=not is_needed_with_others)
             self._commit(db, lease, result, now, publish)
             return self._unlock(db, lease, lease.job.id, now)
 
@@ -251,6 +258,7 @@ class Leases(Part):
         if job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
         with self.writing() as db:
+            self.database.hold(db, job.experiment_id, shared=True)
             self._commit(db, lease, result, now, publish)
             place = {"experiment_id": job.experiment_id, "fold": job.fold, "epoch": job.epoch}
             db.execute(_SKIP, {**place, "session": lease.session, "now": now, "why": why})
@@ -306,6 +314,8 @@ class Leases(Part):
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (lease.job.id,)).fetchone())
 
     def _reap_expired(self, db: Statements, *, by: str, now: float) -> int:
+        if not self.database.leases_run_out(db):
+            return 0
         return db.execute(
             _REAP,
             {

@@ -35,9 +35,9 @@ _DAY_SECONDS = 86_400.0
 _ERRORS_SHOWN = 20
 _STATES = tuple(state.value for state in State)
 
-# One walk along the index jobs_board; inside a group the epochs come in order. Seventeen digits give the same
-# float back; json_group_array would round to fifteen.
-_BOARD = """
+# On SQLite, one walk along the index jobs_board; inside a group the epochs come in order. Seventeen digits give the
+# same float back; json_group_array would round to fifteen.
+_BOARD_SQLITE = """
     SELECT experiment_id, fold,
         count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
         count(*) FILTER (WHERE state = 'leased') AS leased, count(*) FILTER (WHERE state = 'committed') AS committed,
@@ -57,6 +57,30 @@ _BOARD = """
     WHERE experiment_id >= :first AND experiment_id <= :last
     GROUP BY experiment_id, fold
 """
+
+_BOARD_POSTGRESQL = """
+    SELECT experiment_id, fold,
+        count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
+        count(*) FILTER (WHERE state = 'leased') AS leased, count(*) FILTER (WHERE state = 'committed') AS committed,
+        count(*) FILTER (WHERE state = 'skipped') AS skipped, count(*) FILTER (WHERE state = 'failed') AS failed,
+        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+        count(*) FILTER (WHERE paused = 1 AND state IN ('waiting', 'ready')) AS held,
+        count(epoch) AS epochs_total,
+        count(epoch) FILTER (WHERE state = 'committed') AS epochs_done,
+        count(epoch) FILTER (WHERE state = 'skipped') AS epochs_skipped,
+        string_agg(coalesce(CAST(val_mae AS text), 'null'), ',' ORDER BY epoch)
+            FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
+        max(test_mae) AS test_mae, coalesce(sum(seconds), 0) AS seconds,
+        max(CASE WHEN kind = 'prepare' THEN state END) AS prepare,
+        max(CASE WHEN kind = 'record' THEN state END) AS record,
+        count(*) FILTER (WHERE kind = 'predict' AND state = 'committed') AS predicted
+    FROM jobs
+    WHERE experiment_id >= :first AND experiment_id <= :last
+    GROUP BY experiment_id, fold
+    ORDER BY experiment_id, fold NULLS FIRST
+"""
+
+_BOARD = {"sqlite": _BOARD_SQLITE, "postgresql": _BOARD_POSTGRESQL}
 
 _EVENTS = """
     SELECT * FROM event_rows
@@ -83,7 +107,7 @@ _OUTLOOK = """
 
 
 class _Group(NamedTuple):
-    """One row of `_BOARD`: a fold, or the jobs of an experiment that belong to no fold."""
+    """One row of the board: a fold, or the jobs of an experiment that belong to no fold."""
 
     experiment_id: int
     fold: int | None
@@ -176,10 +200,13 @@ class Reports(Part):
         `experiment` leaves the other experiments out of `experiments` and `jobs`; an unknown name leaves all out.
         """
         with self.reading() as db:
+            now = self.database.instant(db, now)
             query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
             experiments = db.execute(query, {"name": experiment}).fetchall()
             ids = [row["id"] for row in experiments]  # all of them, or one
-            board = db.execute(_BOARD, {"first": min(ids, default=0), "last": max(ids, default=0)})
+            board = db.execute(
+                _BOARD[self.database.dialect], {"first": min(ids, default=0), "last": max(ids, default=0)}
+            )
             groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
             for row in board:
                 group = _Group._make(row)

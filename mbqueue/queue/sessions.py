@@ -57,8 +57,9 @@ class Sessions(Part):
         It counts as living for `alive_seconds` after its last heartbeat.
         """
         identity = identity or this_process()
-        session = f"{utc_text(now).replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
         with self.writing() as db:
+            ahead = self.database.instant(db, now) - now
+            session = f"{utc_text(now + ahead).replace('-', '').replace(':', '')}-{secrets.token_hex(3)}"
             db.execute(
                 _START,
                 {
@@ -70,7 +71,7 @@ class Sessions(Part):
                     "device": device,
                     "now": now,
                     "alive_seconds": alive_seconds,
-                    "deadline_at": deadline_at,
+                    "deadline_at": None if deadline_at is None else deadline_at + ahead,
                 },
             )
             _note(db, f"session started on {identity.host}, {device}", by=session, now=now)
@@ -90,8 +91,10 @@ class Sessions(Part):
         Raises:
             QueueError: when the session has ended (or was ended by another as dead).
         """
-        values = {"id": session, "now": now, "alive_seconds": alive_seconds, "deadline_at": deadline_at}
+        values = {"id": session, "now": now, "alive_seconds": alive_seconds}
         with self.writing() as db:
+            ahead = self.database.instant(db, now) - now
+            values["deadline_at"] = None if deadline_at is None else deadline_at + ahead
             if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
                 raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
 
@@ -112,7 +115,7 @@ class Sessions(Part):
         """
         with self.reading() as db:
             rows = db.execute(
-                "SELECT * FROM sessions WHERE ended_at IS NULL AND boot_id = ? AND id <> ?", (boot_id(), by)
+                "SELECT * FROM sessions WHERE ended_at IS NULL AND boot_id = ? AND id <> ? ORDER BY id", (boot_id(), by)
             )
             live = [SessionRow.from_row(row) for row in rows]
         dead = [row for row in live if is_dead(ProcessIdentity(row.host, row.boot_id, row.pid, row.pid_started))]

@@ -53,6 +53,8 @@ REWIND = """
       AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
 """
 
+_HELD = "SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased' /*pg FOR NO KEY UPDATE */"
+
 _NOTE = "INSERT INTO events (at, experiment_id, by, why) VALUES (:now, :experiment_id, :by, :why)"
 
 
@@ -140,10 +142,10 @@ class Steering(Part):
             LeaseLost: when `lease` is lost; nothing was changed then.
         """
         with self.writing() as db:
+            place = _place(db, experiment, fold)
             if lease is not None:
                 _require(db, lease)
                 by = lease.session
-            place = _place(db, experiment, fold)
             changed = db.execute(REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}).rowcount
             settle(db, place["experiment_id"], by=by, now=now)
             return changed
@@ -160,7 +162,7 @@ class Steering(Part):
 
 
 def _place(db: Statements, experiment: str, fold: int | None) -> _Place:
-    place: _Place = {"experiment_id": find_experiment(db, experiment).id, "fold": fold}
+    place: _Place = {"experiment_id": find_experiment(db, experiment, to_change=True).id, "fold": fold}
     if fold is not None:
         query = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold LIMIT 1"
         if db.execute(query, place).fetchone() is None:
@@ -174,9 +176,7 @@ def _note(db: Statements, place: _Place, why: str, *, by: str, now: float) -> No
 
 
 def _require(db: Statements, lease: Lease) -> None:
-    held = db.execute(
-        "SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased'", (lease.job.id, lease.fence)
-    ).fetchone()
+    held = db.execute(_HELD, (lease.job.id, lease.fence)).fetchone()
     if held is None:
         raise LeaseLost(
             f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}). "

@@ -1,4 +1,4 @@
-"""A worker process for the tests of this folder: `python child.py COMMAND DATABASE …`; it never imports torch."""
+"""A worker process for the tests of this folder: `python child.py COMMAND ADDRESS FOLDER`; it never imports torch."""
 
 from __future__ import annotations
 
@@ -68,6 +68,12 @@ def publishing(queue: Queue, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    command, database, folder = sys.argv[1:]
-    with Queue(Path(database)) as opened:
+    command, address, folder = sys.argv[1:]
+    if address.startswith("postgresql:"):
+        from mbqueue.queue.postgresql.store import PostgresQueue
+
+        queue: Queue = PostgresQueue(address, server_clock="conformance" not in address)
+    else:
+        queue = Queue(Path(address))
+    with queue as opened:
         {"stale": stale, "drain": drain, "publishing": publishing}[command](opened, Path(folder))

@@ -16,9 +16,32 @@ import pytest
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue import EnqueueOutcome, Job, Kind, Lease, Queue, State
 from mbqueue.queue.leases import MAX_LOST_IN_A_ROW
+from mbqueue.queue.postgresql.schema import TABLES
+from mbqueue.queue.postgresql.store import PostgresQueue
 
-BACKENDS: dict[str, Callable[[Path], Queue]] = {
-    "sqlite": lambda folder: Queue(folder / "state" / "queue.db"),
+
+def _on_sqlite(folder: Path, request: pytest.FixtureRequest) -> Queue:
+    return Queue(folder / "state" / "queue.db")
+
+
+def _on_postgresql(folder: Path, request: pytest.FixtureRequest) -> Queue:
+    return PostgresQueue(postgres_url(folder, request), server_clock=False)
+
+
+def postgres_url(folder: Path, request: pytest.FixtureRequest) -> str:
+    """The queue that belongs to a folder: one schema, emptied whenever another folder comes up."""
+    server = request.getfixturevalue("postgres_server")
+    url = server.url(schema="conformance")
+    if server.holds != folder:
+        PostgresQueue(url).close()
+        server.empty("conformance", TABLES)
+        server.holds = folder
+    return url
+
+
+BACKENDS: dict[str, Callable[[Path, pytest.FixtureRequest], Queue]] = {
+    "postgresql": _on_postgresql,
+    "sqlite": _on_sqlite,
 }
 
 LEASE = 60.0
@@ -38,10 +61,13 @@ def make_spec(name: str = "full", *, folds: tuple[int, ...] = (0, 1), epochs: in
 
 
 class World:
-    """A queue, sessions and a clock."""
+    """A queue, sessions and a clock.
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    `address` is where other processes find the queue: the path of its file, or its URL.
+    """
+
+    def __init__(self, queue: Queue, address: str = "") -> None:
+        self.queue, self.address = queue, address
         self.now = 1_000_000.0
 
     def spec(self, name: str = "full", **options: Any) -> Spec:
@@ -98,18 +124,20 @@ class World:
 def open_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Queue]]:
     """Opens the queue of this test; called again, it opens the same one as another process would."""
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(BACKENDS[request.param](tmp_path))
+        yield lambda: stack.enter_context(BACKENDS[request.param](tmp_path, request))
 
 
 @pytest.fixture
-def world(open_queue: Callable[[], Queue]) -> World:
-    return World(open_queue())
+def world(open_queue: Callable[[], Queue], tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    queue = open_queue()
+    is_sqlite = queue.database.dialect == "sqlite"
+    return World(queue, queue.database.name if is_sqlite else postgres_url(tmp_path, request))
 
 
 @pytest.fixture(params=sorted(BACKENDS))
 def open_queue_in(request: pytest.FixtureRequest) -> Callable[[Path], Queue]:
     """Opens a queue in a given folder, for tests that need many."""
-    return BACKENDS[request.param]
+    return lambda folder: BACKENDS[request.param](folder, request)
 
 
 @pytest.fixture(name="make_spec", scope="session")

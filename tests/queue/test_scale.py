@@ -67,7 +67,7 @@ def test_no_statement_of_a_worker_reads_the_table_of_jobs_from_end_to_end_or_sor
 
 
 def test_the_overview_reads_one_index_and_sorts_nothing(large):
-    (step,) = _plan(large, overview._BOARD)
+    (step,) = _plan(large, overview._BOARD["sqlite"])
     assert "COVERING INDEX jobs_board" in step
 
 

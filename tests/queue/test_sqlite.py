@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,13 @@ from mbqueue.queue import Queue, schema
 from mbqueue.queue.transitions import TRANSITIONS
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def open_queue(tmp_path) -> Iterator[Callable[[], Queue]]:
+    """As in conftest, on SQLite alone."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Queue(tmp_path / "state" / "queue.db"))
 
 
 def _path(world) -> Path:

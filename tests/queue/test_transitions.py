@@ -88,7 +88,7 @@ def test_the_database_refuses_what_no_code_may_do(world, statement, claim):
 
 def test_the_database_refuses_a_second_job_for_the_same_epoch(world):
     world.enqueue()
-    with pytest.raises(QueueError, match="UNIQUE"), world.queue.writing() as db:
+    with pytest.raises(QueueError, match=r"(?i)unique"), world.queue.writing() as db:
         db.execute(
             "INSERT INTO jobs (experiment_id, kind, fold, epoch, state, priority, enqueued_at, changed_at, changed_by, "
             "changed_why) VALUES (1, 'train', 0, 1, 'waiting', 0, 0, 0, '', '')"

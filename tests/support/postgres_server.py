@@ -9,8 +9,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 _numbers = itertools.count(1)
 
@@ -35,6 +39,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mbq-pg-"))
+        self.holds: Path | None = None  # what the schema that tests share was last filled for
         self.port = free_port()
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
@@ -77,6 +82,19 @@ class PostgresServer:
         """A URL of a queue of its own on this server; another `port` is for what stands between."""
         schema = schema or f"queue_{os.getpid()}_{next(_numbers)}"
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/postgres?schema={schema}"
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run statements as the superuser; the rows of the last one."""
+        with psycopg.connect(self.url().partition("?")[0], autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            while cursor.nextset():
+                pass
+            return cursor.fetchall() if cursor.description else []
+
+    def empty(self, schema: str, tables: Iterable[str]) -> None:
+        """Empty tables, whatever triggers say."""
+        names = ", ".join(f"{schema}.{table}" for table in tables)
+        self.sql(f"BEGIN; SET LOCAL session_replication_role = replica; TRUNCATE {names} RESTART IDENTITY; COMMIT")
 
     def _run(self, program: str, *arguments: str) -> None:
         with (self.folder / f"{program}.out").open("ab") as said:
