@@ -1,0 +1,267 @@
+"""Commits in an object store whose requests fail, whose writers race, and whose writers die."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import FaultyBackend, S3Server, faulty, new_store
+
+from mbqueue import objects
+from mbqueue.errors import CommitTaken, StoreAway
+from mbqueue.objects import Listed, ObjectStore
+from mbqueue.train.bucket import GARBAGE_SECONDS, StorePlace, fold_prefix
+from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.train.manifest import Damaged, manifest_named
+
+HISTORY = [{"epoch": 1, "val_mae": 0.5, "seconds": 1.0}]
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(params=["s3", "shared folder"])
+def store(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> ObjectStore:
+    """An empty store of either kind."""
+    return new_store(request.param, s3, tmp_path / "share")
+
+
+def facts(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -> dict[str, Any]:
+    """What a manifest says besides size and hash."""
+    stem = f"e{epoch:04d}-done-f{fence:04d}"
+    return {
+        "experiment": "small",
+        "spec_hash": "s",
+        "dataset_hash": "d",
+        "fold": 0,
+        "epoch": epoch,
+        "step": 3,
+        "steps_per_epoch": 3,
+        "complete": True,
+        "fence": fence,
+        "parent": None,
+        "session": session,
+        "written_at": "2026-01-01T00:00:00Z",
+        "best": {"epoch": epoch, "val_mae": 0.5, "commit": stem},
+        "history": [{**HISTORY[0], "epoch": number} for number in range(1, epoch + 1)],
+        "fingerprint": {},
+        **other,
+    }
+
+
+def machine(store: ObjectStore, folder: Path) -> Checkpoints:
+    """The fold as one machine sees it."""
+    return Checkpoints(StorePlace(store, "small", 0, folder))
+
+
+def whole(store: ObjectStore, folder: Path) -> list[str]:
+    """Commits whose checkpoint is what their manifest says, as a machine sees them that was never here."""
+    seen = machine(store, folder)
+    found = []
+    for manifest in seen.manifests():
+        content = seen.place.checkpoint(manifest)
+        assert hashlib.sha256(content).hexdigest() == manifest.sha256
+        found.append(f"{manifest.stem} by {manifest.session}")
+    return found
+
+
+def test_of_two_writers_of_one_commit_one_wins_and_the_other_is_told(store: ObjectStore, tmp_path: Path) -> None:
+    for number in range(1, 21):
+        both = threading.Barrier(2)
+        ends: dict[str, str] = {}
+
+        def write(session: str, number: int = number, both: Any = both, ends: dict[str, str] = ends) -> None:
+            commits = machine(store, tmp_path / session)
+            staged = commits.stage(session.encode() * 1000, facts(epoch=number, session=session))
+            both.wait()
+            try:
+                staged.publish()
+                ends[session] = "won"
+            except CommitTaken as error:
+                ends[session] = "lost" if "written by another worker" in str(error) else str(error)
+            finally:
+                staged.discard()
+
+        threads = [threading.Thread(target=write, args=(session,)) for session in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(ends.values()) == ["lost", "won"], f"epoch {number}"
+        (winner,) = [session for session, end in ends.items() if end == "won"]
+        stem = f"e{number:04d}-done-f0001"
+        assert whole(store, tmp_path / f"fresh-{number}")[-1] == f"{stem} by {winner}"
+
+
+def test_a_writer_with_the_same_bytes_is_the_same_writer(store: ObjectStore, tmp_path: Path) -> None:
+    commits = machine(store, tmp_path)
+    commits.stage(b"state", facts()).publish()
+    commits.stage(b"state", facts()).publish()
+    assert whole(store, tmp_path / "fresh") == ["e0001-done-f0001 by a"]
+
+
+def commit_of(commits: Checkpoints, content: bytes, said: dict[str, Any]) -> None:
+    """What a worker does with a commit that it must not lose: again, with the same bytes."""
+
+    def once() -> None:
+        staged = commits.stage(content, said)
+        try:
+            staged.publish()
+        finally:
+            staged.discard()
+
+    _again(once)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["request lost", "answer lost"])
+@pytest.mark.parametrize("kind", ["s3", "shared folder"])
+def test_a_request_or_an_answer_lost_at_any_operation_costs_no_commit(
+    kind: str, after: bool, s3: S3Server, tmp_path: Path
+) -> None:
+    def epochs(store: ObjectStore, folder: Path) -> None:
+        commits = machine(store, folder)
+        for number in (1, 2, 3):
+            commit_of(commits, f"state {number}".encode(), facts(epoch=number))
+            _again(commits.prune)
+
+    real = new_store(kind, s3, tmp_path / "counted")
+    counting, counted = faulty(real.url)
+    epochs(counting, tmp_path / "counting")
+    assert len(counted.calls) > 12
+    for at in range(1, len(counted.calls) + 1):
+        store = new_store(kind, s3, tmp_path / f"share-{at}")
+        failing, backend = faulty(store.url, at=at, after=after)
+        epochs(failing, tmp_path / f"machine-{at}")
+        found = whole(store, tmp_path / f"fresh-{at}")
+        # One that should have been removed may still be there, when the request to remove it was lost and not repeated.
+        assert found[-2:] == ["e0002-done-f0001 by a", "e0003-done-f0001 by a"], f"{at}: {backend.calls[at - 1]}"
+
+
+def _again(work: Callable[[], Any]) -> Any:
+    while True:
+        try:
+            return work()
+        except StoreAway:
+            continue
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["request lost", "answer lost"])
+def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
+    after: bool, s3: S3Server, tmp_path: Path
+) -> None:
+    class Death(BaseException):
+        pass
+
+    def die(backend: FaultyBackend) -> None:
+        real = backend.real
+
+        class Dying:
+            def __getattr__(self, name: str) -> Any:
+                def call(*arguments: Any, **options: Any) -> Any:
+                    backend.calls.append(f"{name} {arguments[0]}")
+                    last = len(backend.calls) == backend.at
+                    if last and not after:
+                        raise Death
+                    answer = getattr(real, name)(*arguments, **options)
+                    if last:
+                        raise Death
+                    return answer
+
+                return call
+
+        backend.real = Dying()
+
+    at, ended = 0, False
+    while not ended:
+        at += 1
+        store = new_store("s3", s3, tmp_path / "unused")
+        machine(store, tmp_path / f"first-{at}").stage(b"one", facts()).publish()
+        dying, backend = faulty(store.url)
+        counted = FaultyBackend(backend.real, at=at)
+        die(counted)
+        dying.bulk = dying.brisk = counted.real
+        commits = machine(dying, tmp_path / f"machine-{at}")
+        try:
+            commits.stage(b"two", facts(epoch=2)).publish()
+            commits.prune()
+            ended = True
+        except Death:
+            pass
+        after_death = machine(store, tmp_path / f"fresh-{at}")
+        newest = after_death.manifests()[-1]
+        assert newest.epoch in (1, 2)
+        assert after_death.place.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.epoch]
+        # Whoever goes on has a later lease, and is in nobody's way.
+        after_death.stage(b"three", facts(epoch=2, fence=2)).publish()
+        assert whole(store, tmp_path / f"later-{at}")[-1] == "e0002-done-f0002 by a"
+    assert at > 4
+
+
+def test_a_local_copy_spares_the_download_and_is_not_believed_when_it_is_damaged(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    commits = machine(store, tmp_path)
+    commits.stage(b"state", facts()).publish()
+    (manifest,) = commits.manifests()
+    gets = store.requests.get("get", 0)
+    assert commits.place.checkpoint(manifest) == b"state"
+    assert store.requests["get"] == gets
+    (tmp_path / "e0001-done-f0001.pt").write_bytes(b"STATE")
+    assert commits.place.checkpoint(manifest) == b"state"
+    assert (tmp_path / "e0001-done-f0001.pt").read_bytes() == b"state", "the copy is mended"
+    (tmp_path / "e0001-done-f0001.json").write_text("{}")
+    assert machine(store, tmp_path).manifests() == [manifest]
+
+
+def test_a_commit_that_its_holder_has_just_replaced_is_not_called_damaged(store: ObjectStore, tmp_path: Path) -> None:
+    told: list[str] = []
+    reader = Checkpoints(StorePlace(store, "small", 0, tmp_path / "reader"), lambda _path, why: told.append(why))
+    holder = machine(store, tmp_path / "holder")
+    holder.stage(b"one", facts()).publish()
+    (manifest,) = reader.manifests()
+    holder.place.remove(manifest)
+    with pytest.raises(Damaged, match="missing"):
+        reader.load(manifest)
+    reader._set_aside(manifest.stem, "missing")
+    assert told == []
+
+
+def test_a_checkpoint_that_no_manifest_names_is_removed_once_it_is_old(store: ObjectStore, tmp_path: Path) -> None:
+    commits = machine(store, tmp_path)
+    commits.stage(b"lost the race", facts(fence=7))
+    commits.stage(b"state", facts()).publish()
+    commits.prune()
+    prefix = fold_prefix("small", 0)
+    assert sum(name.endswith(".pt") for name in store.names(prefix)) == 2, "its writer may be about to publish it"
+    place = commits.place
+    assert isinstance(place, StorePlace)
+    listed = {
+        name: Listed(one.size, one.e_tag, one.modified - (2 * GARBAGE_SECONDS if "f0007" in name else 0))
+        for name, one in store.listed(prefix).items()
+    }
+    place._listed = listed
+    place.tidy()
+    assert [name for name in store.names(prefix) if name.endswith(".pt")] == [
+        name for name in listed if name.endswith(".pt") and "f0001" in name
+    ]
+
+
+def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectStore, tmp_path: Path) -> None:
+    machine(store, tmp_path / "a").stage(b"one", facts()).publish()
+    prefix = fold_prefix("small", 0)
+    listing = store.read(f"{prefix}/e0001-done-f0001.json", at_most=1 << 20)
+    assert manifest_named("e0001-done-f0001", listing, source="").epoch == 1
+    store.put(f"{prefix}/e0009-done-f0009.json", listing)
+    store.put(f"{prefix}/e0008-done-f0008.json", json.dumps({"format": 1}).encode())
+    told: list[str] = []
+    seen = Checkpoints(StorePlace(store, "small", 0, tmp_path / "b"), lambda path, _why: told.append(path.name))
+    assert [manifest.stem for manifest in seen.manifests()] == ["e0001-done-f0001"]
+    assert sorted(told) == ["e0008-done-f0008.pt", "e0009-done-f0009.pt"]
+    assert f"{prefix}/e0009-done-f0009.json.damaged".removeprefix(f"{prefix}/") in store.names(prefix)
