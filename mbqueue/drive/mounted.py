@@ -87,7 +87,7 @@ class Drive:
         """
         self.check()
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         with target.open("xb") as stream:
             stream.write(content)
             stream.flush()
@@ -95,6 +95,16 @@ class Drive:
         fsync_dir(target.parent)
         if self.read(path, at_most=len(content)) != content:
             raise OSError(errno.EIO, "what was read back is not what was written", str(target))
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder below the project, one at a time, so that none is made where the mount has just vanished."""
+        if folder.is_dir():
+            return
+        if folder.parent == self.root:
+            self.check()
+        else:
+            self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is gone already is no error."""

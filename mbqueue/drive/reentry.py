@@ -9,7 +9,8 @@ the queue says beyond the files that exist is queued again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,38 @@ class Reentry:
     def __init__(self, project: ProjectFolder, drive: Drive, *, note: Callable[[str], None], clock: Clock) -> None:
         self._project, self._drive, self._note, self._clock = project, drive, note, clock
         self._folds: dict[tuple[str, int], PublishedFold] = {}
+        self._found: dict[str, str] | None = None
         self._outcomes = Outcomes(drive, self.damaged)
         self._snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
-        """Remember a file of the mount that is not whole, and say so. It stays: it may still be on its way."""
-        self._note(f"{path} is passed over: {why}")
+        """Remember a file of the mount that is not whole, and say so once. It stays: it may still be on its way."""
+        if self._found is not None:
+            self._found[path] = why
+        else:
+            self._remember({path: why})
+
+    @contextmanager
+    def _remembering_at_once(self) -> Iterator[None]:
+        """What is found damaged within is written once: after a month of lost machines there may be hundreds."""
+        if self._found is not None:
+            yield
+            return
+        self._found = {}
+        try:
+            yield
+        finally:
+            found, self._found = self._found, None
+            self._remember(found)
+
+    def _remember(self, found: Mapping[str, str]) -> None:
         state = LiveState.load(self._project.publishing_file)
-        state.damaged[path] = why
-        state.save(self._project.publishing_file)
+        new = {path: why for path, why in found.items() if state.damaged.get(path) != why}
+        for path, why in new.items():
+            self._note(f"{path} is passed over: {why}")
+        if new:
+            state.damaged |= new
+            state.save(self._project.publishing_file)
 
     def published_fold(self, experiment: str, fold: int) -> PublishedFold:
         """The commits of a fold on the mount."""
@@ -84,7 +108,8 @@ class Reentry:
         building = self._project.live_dir / f"{files.TEMP_PREFIX}queue.db"
         for left in self._project.live_dir.glob(f"{building.name}*"):
             left.unlink()
-        snapshot = self._snapshots.fetch_newest(building) if from_snapshot else None
+        with self._remembering_at_once():
+            snapshot = self._snapshots.fetch_newest(building) if from_snapshot else None
         now = self._clock.now()
         state = LiveState(damaged=LiveState.load(self._project.publishing_file).damaged)
         with Queue(building) as queue:
@@ -114,6 +139,10 @@ class Reentry:
         Returns:
             (experiment id, fold) of the folds whose checkpoints were taken over.
         """
+        with self._remembering_at_once():
+            return self._reconcile(queue, at_start, by)
+
+    def _reconcile(self, queue: Queue, at_start: bool, by: str) -> list[tuple[int, int]]:
         for facts in self._known_experiments():
             self._enqueue(queue, facts, by)
         taken = []
