@@ -44,10 +44,6 @@ LEFT_OUT = {
     "pip install .": "installs into the environment of the tests",
     "pip install --no-deps matbench==0.6": "the same",
     "mbqueue doctor": "run from docs/first-session.md",
-    "!git clone -q REPOSITORY /content/mbqueue && pip install -q /content/mbqueue && pip install -q --no-deps "
-    "matbench==0.6 && mbqueue doctor": "Colab, needs the network; what it installs is what CI installs",
-    "!git clone -q REPOSITORY /content/mbqueue && pip install -q /content/mbqueue": "the same",
-    "!pip install -q --no-deps matbench==0.6": "the same",
     "mbqueue work --background": "run from docs/first-session.md",
     "mbqueue work --devices 0,1,2": "needs three GPUs; run with cpu,cpu in tests/session/test_devices.py",
     "mbqueue logs -f": "run from docs/first-session.md",
@@ -204,12 +200,22 @@ def headings(path: Path) -> set[str]:
 
 
 def test_the_page_of_the_experiment_file_is_what_the_definitions_say() -> None:
-    page = generator().page()
+    page = tool("experiment_page").page()
     assert page == (ROOT / "docs" / "experiment-file.md").read_text(), "Run: python tools/experiment_page.py"
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("experiment_page", ROOT / "tools" / "experiment_page.py")
+def test_every_place_says_the_same_public_address() -> None:
+    public_address = tool("public_address")
+    for place in public_address.BADGE_PLACES:
+        expected = public_address.rewritten(place, public_address.address())
+        assert (ROOT / place).read_text() == expected, "Run: python tools/public_address.py OWNER/NAME"
+        assert "someone/theirs" in public_address.rewritten(place, "someone/theirs")
+    spelled_out = [path for path in DOCUMENTS if re.search(r"\bREPOSITORY\b", path.read_text())]
+    assert not spelled_out, "a placeholder that nobody fills in"
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
