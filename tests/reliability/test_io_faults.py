@@ -12,7 +12,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import EXPERIMENT, LONG, SEED, WORK, Lab, Straight, tell
+from .conftest import EXPERIMENT, LONG, SEED, SHARE, SHARES, WORK, Lab, Straight, share_of, tell
 
 FAILURE = 1
 #: Everything but the database, which may lie on a disk that is still whole.
@@ -37,9 +37,9 @@ SAMPLE = 2
 
 
 def points_of(name: str, n_operations: int) -> list[int]:
-    """Every operation that the fault counts, every fifth, or a sample spread over the run."""
+    """Every operation that the fault counts, or a sample spread over the run."""
     if LONG:
-        return list(range(1 + SEED % 5, n_operations + 1, 5))
+        return share_of(range(1, n_operations + 1))
     chance = random.Random(f"{SEED} {name}")
     width = n_operations / SAMPLE
     return [1 + int(width * (number + chance.random())) for number in range(SAMPLE)]
@@ -74,4 +74,4 @@ def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_s
         lab.check_queue(may_fail=True)
         assert not lab.left_over(), where
         shutil.rmtree(lab.folder)
-    tell(f"{name}: {codes.total()} faults, exit codes {dict(codes)}")
+    tell(f"{name}, share {SHARE}/{SHARES}: {codes.total()} of {n_operations} operations, exit codes {dict(codes)}")

@@ -35,7 +35,7 @@ CODES = {
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
 #: Operations of the longest session.
-LONGEST, LONGEST_ON_A_DRIVE = (90, 240) if LONG else (32, 130)
+LONGEST, LONGEST_ON_A_DRIVE = (90, 400) if LONG else (32, 260)
 
 
 @dataclass
@@ -177,9 +177,9 @@ class MonthOnADrive:
 
     def go_on(self) -> None:
         """Some of what was written is uploaded; then the machine is lost, or its mount comes back."""
-        for _ in range(self._chance.randrange(4)):
+        for _ in range(self._chance.randrange(1, 4)):
             self.drive.move()
-        if self._chance.random() < 0.7:
+        if self._chance.random() < 0.5:
             self.drive.kill(self.client)
             self._new_machine()
         else:
