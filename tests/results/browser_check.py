@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from conftest import made_up_history, made_up_inputs, made_up_predictions
 
 from mbqueue.results.compare import compare
@@ -26,8 +27,9 @@ from mbqueue.results.folder import Recorded, read_recorded
 from mbqueue.results.leaderboard import OFFICIAL_SIZE
 from mbqueue.results.record import record_experiment
 from mbqueue.results.report.comparison import write_comparison
+from mbqueue.results.report.elements import POSITIONS
 from mbqueue.results.report.page import write_report
-from mbqueue.results.report.sessions import Span
+from mbqueue.results.report.sessions import PUBLISH, Span
 from mbqueue.results.tables import history_file, model_file, predictions_file, write_history, write_predictions
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -39,6 +41,33 @@ WIDTH = 1250
 #: A PNG of a page without plots is far smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
+#: Sessions as they go on a drive: kind and minutes; `publish` is beside what comes before it.
+SESSION = (
+    ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
+    ("lost to deaths", 4),
+)  # fmt: skip
+
+
+def compositions(n: int, fold: int) -> list[str]:
+    """Oxides and halides of any two metals, light ones more often."""
+    rng = np.random.default_rng(fold)
+    metals = [symbol for symbol in POSITIONS if symbol not in ("O", "F", "Cl", "He", "Ne", "Ar", "Kr", "Xe")]
+    shares = np.exp(-np.arange(len(metals)) / 30)
+    first, second = rng.choice(metals, (2, n), p=shares / shares.sum())
+    return [f"{a}2{b}{anion}" for a, b, anion in zip(first, second, rng.choice(["O4", "F6", "Cl"], n), strict=True)]
+
+
+def spans() -> list[Span]:
+    """A timeline of five sessions, two hours apart."""
+    found = []
+    for fold in FOLDS:
+        at = 1.795e9 + 7200 * fold
+        for kind, minutes in SESSION:
+            start = at - 60 * minutes if kind == PUBLISH else at
+            end = start + 60 * minutes
+            found.append(Span(session=f"s{fold}", device="NVIDIA L4", start=start, end=end, kind=kind))
+            at = max(at, end)
+    return found
 
 
 def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
@@ -48,7 +77,9 @@ def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
         write_history(
             history_file(folder, fold), made_up_history(20, seed=seed + fold, session=f"s{fold}", device="L4")
         )
-        write_predictions(predictions_file(folder, fold), made_up_predictions(n, fold=fold, seed=seed))
+        tested = made_up_predictions(n, fold=fold, seed=seed)
+        tested = dataclasses.replace(tested, compositions=compositions(n, fold))
+        write_predictions(predictions_file(folder, fold), tested)
         model_file(folder, fold).write_bytes(b"weights")
     record_experiment(folder, dataclasses.replace(made_up_inputs(), experiment=name, folds=FOLDS))
     return read_recorded(folder)
@@ -105,14 +136,8 @@ def main() -> int:
             return 1
         first = make_recorded(Path(scratch) / "first", "first", 0)
         second = make_recorded(Path(scratch) / "second", "second", 1)
-        spans = [
-            Span(session=f"s{fold}", device="L4", start=1.795e9 + 7200 * fold + 600 * step,
-                 end=1.795e9 + 7200 * fold + 600 * (step + 1), kind=kind)
-            for fold in FOLDS
-            for step, kind in enumerate(("idle", "prepare", "train", "train", "cut off", "predict"))
-        ]  # fmt: skip
         pages = {
-            write_report(first, folder / "report.html", timeline=spans): REPORT_PLOTS,
+            write_report(first, folder / "report.html", timeline=spans()): REPORT_PLOTS,
             write_comparison(compare([first, second]), folder / "comparison.html"): ("paired",),
         }
         found = []
