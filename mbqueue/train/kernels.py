@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
+
+from mbqueue.data.machine_code import compiled
 
 _N = 64
 _ROWS = 64
@@ -35,13 +36,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _compiled(function: _Function) -> _Function:
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)(function)  # type: ignore[no-any-return]
+    return compiled(function, fastmath=_FAST)
 
 
 def _inlined(function: _Function) -> _Function:
     """Compiled into its callers, so that offsets and sizes are constants there; else loops are not vectorised."""
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": _FAST, "forceinline": True}
-    return numba.njit(**options)(function)  # type: ignore[no-any-return]
+    return compiled(function, fastmath=_FAST, forceinline=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -39,21 +39,28 @@ def test_code_is_named_after_the_content_of_the_modules_that_it_calls(tmp_path):
     assert conversion.pack_rows.__qualname__ != "pack_rows"
 
 
-def test_where_no_folder_can_be_written_it_is_compiled_all_the_same(tmp_path):
+REFUSING = """
+import numba
+njit = numba.njit
+def refuse(*args, cache=False, **options):
+    if cache:
+        raise RuntimeError('cannot cache function: no locator available')
+    return njit(*args, **options)
+numba.njit = refuse
+"""
+
+
+def test_where_no_folder_can_be_written_it_is_compiled_all_the_same_and_said_once(tmp_path):
     script = tmp_path / "kernel.py"
     script.write_text(
-        "import numba\n"
+        f"{REFUSING}\n"
+        "import mbqueue.data.assembly, mbqueue.data.conversion, mbqueue.train.kernels\n"
         "from mbqueue.data import machine_code\n"
-        "njit = numba.njit\n"
-        "def refuse(*args, cache=False, **options):\n"
-        "    if cache:\n"
-        "        raise RuntimeError('cannot cache function: no locator available')\n"
-        "    return njit(*args, **options)\n"
-        "numba.njit = refuse\n"
         "print(machine_code.compiled(lambda x: x + 1)(1))\n"
     )
     answer = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert answer.stdout == "2\n"
+    assert answer.stderr.count("NUMBA_CACHE_DIR") == 1
 
 
 @pytest.mark.parametrize("module", ["assembly", "conversion", "distortion", "geometry", "json_rows", "neighbors"])
