@@ -113,7 +113,7 @@ def troubles(browser: str, page: Path, plots: tuple[str, ...]) -> list[str]:
 
 def screenshot(browser: str, page: Path, target: Path) -> list[str]:
     """Take a picture of the whole page; says so when it is blank."""
-    browse(browser, page, f"--window-size={WIDTH},6200", "--hide-scrollbars", f"--screenshot={target}")
+    browse(browser, page, f"--window-size={WIDTH},7200", "--hide-scrollbars", f"--screenshot={target}")
     size = target.stat().st_size
     return [] if size > SMALLEST_SCREENSHOT else [f"{target.name} has only {size} bytes: the page looks blank"]
 

@@ -122,7 +122,10 @@ def _head(recorded: Recorded) -> list[str]:
             f"{len(recorded.all_predictions):,} crystals of <code>{escape(dataset['name'])}</code>."
         )
     if dataset["dropped"]:
-        facts.append(f"{len(dataset['dropped']):,} entries could not be used and were left out.")
+        n = len(dataset["dropped"])
+        facts.append(
+            f"{n:,} entr{'y' if n == 1 else 'ies'} could not be used and {'was' if n == 1 else 'were'} left out."
+        )
     if dataset["widened_cutoffs"]:
         facts.append(f"The neighbour cut-off was widened for {dataset['widened_cutoffs']:,}.")
     lines = [
@@ -160,7 +163,9 @@ def _scores(content: Mapping[str, Any]) -> str:
         for fold, entry in content["folds"].items()
     ]
     head = ["Fold", "Crystals", "MAE", "RMSE", "Median", "Largest", "MAPE", "Epochs", "Best epoch", "Validation MAE"]
-    foot = ["all", "", *(spread(content["summary"][name]) for name in _SCORES), "", "", ""]
+    # On two lines, so that the table fits a page of 1250 pixels.
+    over_folds = (spread(content["summary"][name]).replace(" ± ", "<br>± ") for name in _SCORES)
+    foot = ["all", "", *over_folds, "", "", ""]
     absent = "".join(
         f"<p>Fold {fold}: {escape(', '.join(entry['absent_elements']))} not in its training part, so the reference "
         "energy is 0 and crystals with it are predicted badly.</p>"
