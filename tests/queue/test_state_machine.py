@@ -164,6 +164,21 @@ class QueueMachine(RuleBasedStateMachine):
                 break
             self.commit(lease, stops=False)
 
+    @rule(data=st.data(), fold=FOLDS, stops_at=st.integers(1, EPOCHS), to_epoch=st.none() | st.integers(0, EPOCHS))
+    def stop_early(self, data, fold, stops_at, to_epoch):
+        """Early stopping skips what is left of a fold; then a checkpoint may turn out to be damaged."""
+        name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
+        session = self.living_session()
+        for _ in range(EPOCHS + 2):
+            lease = self.claim(session, (name, fold))
+            if lease is None:
+                break
+            self.commit(lease, stops=lease.job.fold == fold and lease.job.epoch == stops_at)
+            if (lease.job.fold, lease.job.epoch) == (fold, stops_at):
+                break
+        if to_epoch is not None and self.model.of(name, fold):
+            self.rewind(name, fold, self.model.of(name, fold), to_epoch=to_epoch)
+
     @precondition(lambda self: any(self.held(lease) for lease in self.given))
     @rule(data=st.data())
     def take_over(self, data):
