@@ -18,11 +18,14 @@ class Keeping(OpenedProject):
     def recover(self, *, force: bool = False) -> Recovered:
         """Rebuild the queue from the manifests of the checkpoints alone. The queue before is kept beside it.
 
+        Of a project with an object store, from the manifests in that.
+
         Raises:
             UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
+        self._fetch_commits()
         return recover(self.folder, force=force, note=tell, clock=self._clock)
 
     def back_up(self, file: str | Path) -> Backup:
@@ -33,6 +36,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
+        self._fetch_commits()
         return back_up(self.folder, Path(file), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
@@ -45,3 +49,10 @@ class Keeping(OpenedProject):
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
         return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)
+
+    def _fetch_commits(self) -> None:
+        if self.folder.store:
+            from mbqueue.objects import ObjectStore  # noqa: PLC0415 - only projects with a store need it
+            from mbqueue.session.shared_commits import fetch_commits  # noqa: PLC0415
+
+            fetch_commits(self.folder, ObjectStore.open(self.folder.store), note=tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class OpenedProject:
     def __init__(self, path: str | Path | None = None) -> None:
         self.folder: ProjectFolder = find_project(None if path is None else Path(path))
         self._clock = SystemClock()
-        if self.folder.is_split:
+        if self.folder.publishes:
             from mbqueue.drive.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
 
             enter(self.folder, note=tell, clock=self._clock)
@@ -60,10 +61,25 @@ class OpenedProject:
 
     def _publish(self) -> None:
         """Bring what was changed to the mount, of a project on a drive; a mount that fails gets it later."""
-        if self.folder.is_split:
+        if self.folder.publishes:
             from mbqueue.drive.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
 
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
+
+    def _bring_results(self, queue: Queue, experiment: str) -> None:
+        """Fetch what other machines made of an experiment's results, of a project with an object store.
+
+        Raises:
+            ResultsError: when it is not there any more.
+            StoreError: when the store does not answer.
+        """
+        if self.folder.store:
+            from mbqueue.objects import ObjectStore  # noqa: PLC0415
+            from mbqueue.session.shared_results import fetch_results  # noqa: PLC0415
+
+            entry, jobs = queue.experiment(experiment), queue.jobs(experiment=experiment)
+            folder = self.folder.working_results(entry.results_dir)
+            fetch_results(ObjectStore.open(self.folder.store), entry, jobs, folder)
 
     def _newest_results(self, results_dir: str) -> Path:
         """Where the newest files of a results folder are.
@@ -89,6 +105,8 @@ class OpenedProject:
         from mbqueue.results.record import broken_folds  # noqa: PLC0415
         from mbqueue.session.facts import written_facts  # noqa: PLC0415
 
+        with contextlib.suppress(ResultsError):  # what could not be fetched is found missing below
+            self._bring_results(queue, experiment)
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
         folder = self._newest_results(queue.experiment(experiment).results_dir)
         predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]

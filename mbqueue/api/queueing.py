@@ -118,7 +118,11 @@ class Queueing(OpenedProject):
         """
         with self._reading_queue(experiment) as queue:
             overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiment=experiment)
-        if self.folder.is_split:
+        if self.folder.store:
+            from mbqueue.session.storewatch import store_status  # noqa: PLC0415 - only for projects with a store
+
+            overview["publishing"] = store_status(self.folder)
+        elif self.folder.publishes:
             from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - only for projects on a drive
 
             overview["publishing"] = publishing_status(self.folder)

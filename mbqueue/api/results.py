@@ -160,6 +160,8 @@ class Results(OpenedProject):
         from mbqueue.results.compare import compare  # noqa: PLC0415
         from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
 
+        for name in experiments:
+            self._folder_in_queue(name)  # fetches what other machines recorded
         folders = [newest_folder(self._results_dirs, name) for name in experiments]
         comparison = compare([self._told(read_recorded(folder)) for folder in folders])
         if html is not None:
@@ -190,7 +192,7 @@ class Results(OpenedProject):
         """The same; says so when they are newer than what other machines can see."""
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
 
-        if self.folder.is_split and recorded.folder.is_relative_to(self.folder.live_dir):
+        if self.folder.publishes and recorded.folder.is_relative_to(self.folder.live_dir):
             published = self.folder.root / recorded.folder.relative_to(self.folder.live_dir)
             if recorded_at(published) != recorded_at(recorded.folder):
                 tell(f"The results of {recorded.name} are those in {recorded.folder}; they are not on the drive yet.")
@@ -202,4 +204,6 @@ class Results(OpenedProject):
             return None
         with Queue(self.folder.queue_db, read_only=True) as queue:
             found = {entry.name: entry.results_dir for entry in queue.experiments()}
+            if experiment in found:
+                self._bring_results(queue, experiment)
         return self._newest_results(found[experiment]) if experiment in found else None

@@ -18,7 +18,7 @@ import typer
 import mbqueue
 from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
-from mbqueue.errors import ProjectNotFound
+from mbqueue.errors import ProjectNotFound, StoreError, UsageError
 from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
 from mbqueue.project import ProjectFolder
@@ -79,6 +79,8 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
         return
     yield Finding("project", "ok", str(project.root))
     yield _file_system(project)
+    if project.store:
+        yield _store(project.store)
     yield _writable(project.state_dir)
     yield _disk(project.live_dir if project.live_dir.is_dir() else project.state_dir)
 
@@ -150,6 +152,18 @@ def _file_system(project: ProjectFolder) -> Finding:
         where,
         "A live database is not safe there. Leave live_dir and MBQUEUE_LIVE_DIR out, or name a local folder.",
     )
+
+
+def _store(url: str) -> Finding:
+    from mbqueue.objects import ObjectStore
+
+    try:
+        store = ObjectStore.open(url)
+        if is_new := store.check():
+            store.forget()  # it is in use once a session has found that it fits the queue
+    except (UsageError, StoreError) as error:
+        return Finding("object store", "problem", url, str(error))
+    return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")
 
 
 def _writable(folder: Path) -> Finding:

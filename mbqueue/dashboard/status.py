@@ -171,7 +171,7 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
     if publishing["state"] == "degraded":
         since = format_duration(now - publishing["since"])
         yield Text(f"DEGRADED for {since}: {publishing['why']}", "bold red")
-    if at_risk or publishing["state"] != "published":
+    if at_risk or (publishing["folds"] and publishing["state"] != "published"):
         yield Text(
             f"not published yet: {format_duration(at_risk)} of training, lost if this machine died now", "yellow"
         )

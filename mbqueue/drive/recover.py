@@ -50,7 +50,7 @@ def recover(
     """
     with FileLock(project.live_dir / "entering.lock", timeout=600):
         replaced = move_queue_aside(project, force=force, clock=clock)
-        if project.is_split:
+        if project.publishes:
             Reentry(project, drive or Drive(project.root), note=note, clock=clock).restore(from_snapshot=False)
         else:
             _restore_local(project, note, clock)

@@ -43,7 +43,7 @@ def enter(
         OSError: when the mount fails while there is no live queue yet.
         SchemaTooNew: when the newest snapshot was written by a newer mbqueue.
     """
-    if not project.is_split or project.queue_db.exists():
+    if not project.publishes or project.queue_db.exists():
         return
     reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)

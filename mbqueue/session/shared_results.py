@@ -65,10 +65,22 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
         (folder / RESULTS_FILE).unlink(missing_ok=True)  # it says that the folder is complete
         if RESULTS_FILE in facts:
             lost[RESULTS_FILE] = facts[RESULTS_FILE]
-    for name in sorted(lost, key=lambda name: name == RESULTS_FILE):
-        _fetch(store, experiment.name, folder, name, lost[name])
     for fold, history in rows.items():
         write_history(history_file(folder, fold), sorted(history, key=lambda row: int(row["epoch"])))
+    gone: list[str] = []
+    for name in sorted(lost, key=lambda name: name == RESULTS_FILE):
+        if name == RESULTS_FILE and gone:
+            break
+        content = _content(store, _path(experiment.name, name, lost[name]), lost[name])
+        if content is None:
+            gone.append(f"{store.url}/{_path(experiment.name, name, lost[name])}")
+        else:
+            files.write_bytes(folder / name, content)
+    if gone:
+        raise ResultsError(
+            f"Results of {experiment.name} are missing or not what was sent: {', '.join(gone)}. They can be made again "
+            f"from the checkpoints: mbqueue retry {experiment.name}, then mbqueue work"
+        )
 
 
 def _is_there(path: Path, fact: Mapping[str, Any]) -> bool:
@@ -78,18 +90,12 @@ def _is_there(path: Path, fact: Mapping[str, Any]) -> bool:
         return False
 
 
-def _fetch(store: ObjectStore, experiment: str, folder: Path, name: str, fact: Mapping[str, Any]) -> None:
-    path = _path(experiment, name, fact)
+def _content(store: ObjectStore, path: str, fact: Mapping[str, Any]) -> bytes | None:
     try:
         content = store.read(path, at_most=fact["size"])
-    except FileNotFoundError as error:
-        raise ResultsError(f"{store.url}/{path} is gone. {_AGAIN.format(experiment)}") from error
-    if hashlib.sha256(content).hexdigest() != fact["sha256"]:
-        raise ResultsError(f"{store.url}/{path} is not the file that was sent. {_AGAIN.format(experiment)}")
-    files.write_bytes(folder / name, content)
-
-
-_AGAIN = "It can be made again from the checkpoints: mbqueue retry {}, then mbqueue work"
+    except FileNotFoundError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == fact["sha256"] else None
 
 
 def _path(experiment: str, name: str, fact: Mapping[str, Any]) -> str:

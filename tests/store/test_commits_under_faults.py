@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +76,7 @@ def whole(store: ObjectStore, folder: Path) -> list[str]:
 
 
 def test_of_two_writers_of_one_commit_one_wins_and_the_other_is_told(store: ObjectStore, tmp_path: Path) -> None:
-    for number in range(1, 21):
+    for number in range(1, 11):
         both = threading.Barrier(2)
         ends: dict[str, str] = {}
 
@@ -265,3 +268,27 @@ def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectSto
     assert [manifest.stem for manifest in seen.manifests()] == ["e0001-done-f0001"]
     assert sorted(told) == ["e0008-done-f0008.pt", "e0009-done-f0009.pt"]
     assert f"{prefix}/e0009-done-f0009.json.damaged".removeprefix(f"{prefix}/") in store.names(prefix)
+
+
+_UPLOAD = """
+import sys
+from mbqueue.objects import ObjectStore
+store = ObjectStore.open(sys.argv[1])
+content = b"x" * 40_000_000
+print("now", flush=True)
+store.put("checkpoints/small/fold_0/large.pt", content)
+"""
+
+
+@pytest.mark.parametrize("milliseconds", [1, 10, 30])
+def test_a_process_killed_in_mid_upload_leaves_a_whole_object_or_none(store: ObjectStore, milliseconds: int) -> None:
+    child = subprocess.Popen([sys.executable, "-c", _UPLOAD, store.url], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"now\n"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(milliseconds / 1000)
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    prefix = fold_prefix("small", 0)
+    assert {name: listed.size for name, listed in store.listed(prefix).items()} in ({}, {"large.pt": 40_000_000})

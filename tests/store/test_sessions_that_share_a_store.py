@@ -1,0 +1,295 @@
+"""Sessions with nothing in common but the queue and the object store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import outcome
+from s3_server import S3Server, faulty
+from small_project import RememberedReport, enqueue, make_project, small_spec
+from typer.testing import CliRunner
+
+from mbqueue import objects
+from mbqueue.api import Project
+from mbqueue.cli.app import app
+from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
+from mbqueue.objects import STORE_VARIABLE, ObjectStore
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session import storewatch
+from mbqueue.session.shared_commits import fetch_commits, finished_epochs
+from mbqueue.session.storewatch import StoreWatch, store_status
+from mbqueue.session.worker import Ending, WorkOptions, work
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(storewatch, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectFolder, Path]:
+    """An uninterrupted run on one machine, without a store."""
+    project = make_project(tmp_path_factory.mktemp("plain"), checkpoint_minutes=10)
+    folder = enqueue(project, small_spec(project))
+    assert work(project, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
+    return project, folder
+
+
+class Machine:
+    """A machine: a project folder of its own, and the queue that all share."""
+
+    def __init__(self, folder: Path, queue_db: Path, *, minutes: float = 1e-6) -> None:
+        self.project = make_project(folder, checkpoint_minutes=minutes)
+        self.project.queue_db.symlink_to(queue_db)
+        self.report = RememberedReport()
+
+    def work(self, jobs: int | None = None) -> Any:
+        return work(self.project, WorkOptions(device="cpu", max_jobs=jobs), report=self.report)
+
+
+@pytest.fixture
+def shared(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """(database, address of the store) of an experiment that is enqueued."""
+    url = s3.new_store()
+    monkeypatch.setenv(STORE_VARIABLE, url)
+    first = make_project(tmp_path / "queue")
+    enqueue(first, small_spec(first))
+    return first.queue_db, url
+
+
+def test_a_fold_that_moves_between_machines_after_every_job_gives_the_same_bytes(
+    shared: tuple[Path, str], plain: tuple[ProjectFolder, Path], tmp_path: Path
+) -> None:
+    """And the results are read on a machine that did nothing."""
+    queue_db, url = shared
+    for number in range(5):
+        machine = Machine(tmp_path / f"machine-{number}", queue_db)
+        machine.work(1)
+        assert not [line for line in machine.report.lines if "failed" in line], machine.report.lines
+        shutil.rmtree(machine.project.live_dir / "checkpoints", ignore_errors=True)
+    reader = Machine(tmp_path / "reader", queue_db)
+    project = Project(reader.project.root)
+    recorded = project.results("full_finetune")
+    assert recorded.is_complete
+    assert outcome(recorded.folder, 0) == outcome(plain[1], 0)
+    assert len(project.predictions("full_finetune")) == 8
+    assert project.model("full_finetune", 0) is not None
+    assert project.report("full_finetune")[0].exists()
+    assert project.retry("full_finetune") == 0, "nothing is lost although nothing was here"
+    store = ObjectStore.open(url)
+    assert store.names("frozen")
+    assert store.names("crystals")
+
+
+def test_the_results_of_a_fold_in_training_are_seen_from_another_machine(
+    shared: tuple[Path, str], tmp_path: Path
+) -> None:
+    Machine(tmp_path / "one", shared[0]).work(2)
+    reader = Machine(tmp_path / "reader", shared[0])
+    recorded = Project(reader.project.root).results("full_finetune")
+    assert [row["epoch"] for row in recorded.histories[0]] == [1]
+
+
+def test_training_goes_on_while_the_store_is_away_and_commits_once_it_is_back(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, backend = faulty(shared[1])
+    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    machine = Machine(tmp_path / "one", shared[0])
+    seen: list[Any] = []
+    waits: list[str] = []
+
+    def advanced(job: Any, what: str, done: int, total: int) -> None:
+        if what == "step" and job.epoch == 1 and done == 1:
+            backend.away = True
+
+    note = machine.report.note
+
+    def told(text: str) -> None:
+        note(text)
+        if text.startswith("DEGRADED"):
+            seen.append(store_status(machine.project))
+
+    class Back(StoreWatch):
+        def pause(self, error: StoreError) -> float:
+            waits.append(str(error))
+            backend.away = len(waits) < 3  # it comes back while the epoch's commit waits
+            return super().pause(error)
+
+    monkeypatch.setattr("mbqueue.session.worker.StoreWatch", Back)
+    machine.report.on_advanced, machine.report.note = advanced, told  # type: ignore[method-assign]
+    assert machine.work(2).jobs_done == 2, machine.report.lines
+    assert len(waits) == 3
+    assert seen[0] is not None
+    assert seen[0]["state"] == "degraded"
+    assert "does not answer" in seen[0]["why"]
+    assert "note: The object store answers again." in machine.report.lines
+    after = store_status(machine.project)
+    assert after is not None
+    assert after["state"] == "published"
+    with Queue(shared[0], read_only=True) as queue:
+        assert any(event.why.startswith("DEGRADED") for event in queue.events(limit=1000))
+        assert all(job.failures == 0 for job in queue.jobs()), "that the store is away is no failure of a job"
+    assert finished_epochs(store) == {("full_finetune", 0): 1}
+
+
+def test_a_store_that_stays_away_ends_the_session_with_what_to_do_and_what_is_committed_is_safe(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, backend = faulty(shared[1])
+    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    monkeypatch.setattr(storewatch, "PATIENCE_SECONDS", -1.0)
+    machine = Machine(tmp_path / "one", shared[0])
+
+    def advanced(job: Any, what: str, done: int, total: int) -> None:
+        backend.away = backend.away or (what == "step" and job.epoch == 2)
+
+    machine.report.on_advanced = advanced
+    with pytest.raises(StoreAway, match=r"safe in the store.*mbqueue work"):
+        machine.work()
+    backend.away = False
+    with Queue(shared[0], read_only=True) as queue:
+        states = {(job.kind, job.epoch): job.state for job in queue.jobs()}
+        assert states[Kind.TRAIN, 1] is State.COMMITTED
+        assert states[Kind.TRAIN, 2] is State.READY, "given back at once, for whoever can go on"
+    assert finished_epochs(store) == {("full_finetune", 0): 1}
+
+
+def test_a_lost_queue_is_rebuilt_from_the_store_on_a_machine_that_has_nothing(
+    shared: tuple[Path, str], tmp_path: Path
+) -> None:
+    Machine(tmp_path / "one", shared[0]).work(3)
+    fresh = make_project(tmp_path / "fresh")
+    enqueue(fresh, small_spec(fresh))
+    with pytest.raises(QueueError, match="mbqueue recover --force"):
+        work(fresh, WorkOptions(device="cpu"), report=RememberedReport())
+    recovered = Project(fresh.root).recover(force=True)
+    assert recovered.folds == [("full_finetune", 0, 2)]
+    report = RememberedReport()
+    work(fresh, WorkOptions(device="cpu", max_jobs=1), report=report)
+    assert any("predict: test MAE" in line for line in report.lines), report.lines
+
+
+def test_checkpoints_of_before_the_store_was_set_are_sent_to_it(
+    plain: tuple[ProjectFolder, Path], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "moved"
+    shutil.copytree(plain[0].root, root)
+    project = ProjectFolder(root, plain[0].settings)
+    url = s3.new_store()
+    monkeypatch.setenv(STORE_VARIABLE, url)
+    report = RememberedReport()
+    assert work(project, WorkOptions(device="cpu"), report=report).jobs_done == 0
+    assert any("were sent to" in line for line in report.lines)
+    elsewhere = ProjectFolder(tmp_path / "elsewhere")
+    fetch_commits(elsewhere, ObjectStore.open(url), note=report.note)
+    there, here = elsewhere.checkpoints_dir("full_finetune", 0), project.checkpoints_dir("full_finetune", 0)
+    assert sorted(path.name for path in there.iterdir()) == ["e0002-done-f0001.json", "e0002-done-f0001.pt"]
+    assert all(path.read_bytes() == (here / path.name).read_bytes() for path in there.iterdir())
+
+
+def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
+    plain: tuple[ProjectFolder, Path], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "moved"
+    shutil.copytree(plain[0].root, root)
+    shutil.rmtree(root / "state" / "checkpoints")
+    url = s3.new_store()
+    monkeypatch.setenv(STORE_VARIABLE, url)
+    for _ in range(2):  # the second try finds the same
+        with pytest.raises(StoreError, match="Is the address right"):
+            work(ProjectFolder(root), WorkOptions(device="cpu"), report=RememberedReport())
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({STORE_VARIABLE: "s3://no-such-bucket/prefix"}, "There is no bucket"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
+        ({STORE_VARIABLE: "s3://key:very-secret@bucket"}, "must not hold credentials"),
+        ({STORE_VARIABLE: "file:///no/such/folder"}, "There is no folder"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_told_before_any_work(
+    change: dict[str, str], expected: str, shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path / "one", shared[0])
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((StoreError, UsageError), match=expected) as raised:
+        machine.work()
+    assert "very-secret" not in str(raised.value)
+    with Queue(shared[0], read_only=True) as queue:
+        assert queue.sessions() == ()
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers as S3 does to a wrong key, with the key in the answer."""
+
+    def _refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Key>test-key</Key></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_PUT = do_GET = _refuse  # noqa: N815 - names that the library looks for
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+def test_a_refusal_is_told_as_one_without_any_key(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(StoreError, match=r"refuses.*Check the credentials") as raised:
+            ObjectStore.open("s3://bucket/prefix").check()
+        server.shutdown()
+    assert not isinstance(raised.value, StoreAway)
+    assert "test-key" not in str(raised.value)
+    assert "test-secret" not in str(raised.value)
+
+
+def test_doctor_tells_of_the_store_and_leaves_nothing_there(shared: tuple[Path, str], tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "one", shared[0])
+    told = CliRunner().invoke(app, ["--project", str(machine.project.root), "doctor", "--json"])
+    (found,) = [one for one in json.loads(told.stdout) if one["what"] == "object store"]
+    assert (found["state"], found["found"].split(":")[0]) == ("ok", "s3")
+    assert ObjectStore.open(shared[1]).check(), "still new"
+
+
+def test_a_store_that_writes_a_name_twice_is_refused(s3: S3Server) -> None:
+    store = ObjectStore.open(s3.new_store())
+    real = store.bulk
+
+    class Careless:
+        def put(self, path: str, content: bytes, **options: Any) -> Any:
+            return real.put(path, content, **{**options, "mode": "overwrite"})
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    careless = ObjectStore(store.url, bulk=Careless(), brisk=Careless())
+    with pytest.raises(StoreError, match="writes a name twice"):
+        careless.check()
