@@ -15,32 +15,43 @@ import mbqueue
 from mbqueue.cli.console import print_line
 from mbqueue.project import LIVE_VARIABLE
 
-#: Command → its module in this package, in the order of `mbqueue --help`.
-_MODULES = {
-    "init": "setup",
-    "prepare": "datasets",
-    "enqueue": "queueing",
-    "work": "work",
-    "logs": "work",
-    "stop": "work",
-    "status": "status",
-    "events": "queueing",
-    "predict": "predicting",
-    "report": "reading",
-    "compare": "reading",
-    "export": "reading",
-    "pause": "queueing",
-    "resume": "queueing",
-    "cancel": "queueing",
-    "retry": "queueing",
-    "priority": "queueing",
-    "recover": "keeping",
-    "backup": "keeping",
-    "restore": "keeping",
-    "cache": "datasets",
-    "demo": "demo",
-    "doctor": "doctor",
+#: Sections of `mbqueue --help`: command → its module in this package, and what the list says of it.
+_SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "To begin": {
+        "demo": ("demo", "Train on the shipped sample, kill the session, see it carry on."),
+        "init": ("setup", "Make a folder a project, with three experiments in jobs/."),
+        "doctor": ("doctor", "Say what this machine has, what is missing, and what to do."),
+    },
+    "To work": {
+        "enqueue": ("queueing", "Put an experiment into the queue."),
+        "work": ("work", "Run one session: train until nothing is left or time is up."),
+        "logs": ("work", "Show what the session in the background says."),
+        "stop": ("work", "Let the sessions on this machine save their work and end."),
+        "prepare": ("datasets", "Convert a dataset ahead of time; `work` does it by itself."),
+    },
+    "To see": {
+        "status": ("status", "Show experiments, folds, sessions, time left and errors."),
+        "events": ("queueing", "List every change of a job's state, who made it and why."),
+        "report": ("reading", "Write one HTML page: scores, curves, errors, sessions."),
+        "compare": ("reading", "Put experiments side by side, crystal by crystal."),
+        "export": ("reading", "Make the folder that matbench's leaderboard takes."),
+        "predict": ("predicting", "Predict formation energies of any crystals."),
+    },
+    "To steer": {
+        "pause": ("queueing", "Hand out no more jobs of an experiment or fold."),
+        "resume": ("queueing", "Undo pause."),
+        "cancel": ("queueing", "Do none of what is left of an experiment or fold."),
+        "retry": ("queueing", "Try failed jobs again, and make lost results again."),
+        "priority": ("queueing", "Set how urgent an experiment or fold is."),
+    },
+    "To keep": {
+        "recover": ("keeping", "Rebuild a lost queue from the checkpoints."),
+        "backup": ("keeping", "Write the whole state to one archive."),
+        "restore": ("keeping", "Put the state of an archive in place of this project's."),
+        "cache": ("datasets", "List, verify or prune the data that were converted."),
+    },
 }
+_MODULES = {name: module for commands in _SECTIONS.values() for name, (module, _) in commands.items()}
 
 
 class _Commands(Mapping[str, Any]):
@@ -65,6 +76,11 @@ class _Group(TyperGroup):
         super().__init__(**settings)
         self.commands = _Commands()  # type: ignore[assignment]  # nobody adds to it
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, summary) for name, (_, summary) in commands.items()])
+
 
 app = typer.Typer(
     cls=_Group,
@@ -73,7 +89,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Run very long CHGNet trainings on short GPU sessions.\n\n"
-    "First success: mbqueue demo. Your own: mbqueue init, mbqueue enqueue, mbqueue work, mbqueue status.",
+    "First success: mbqueue demo. Your own: mbqueue init DIR, then in DIR mbqueue enqueue full_finetune, mbqueue work "
+    "in as many sessions as it takes, and mbqueue status. `mbqueue COMMAND --help` has an example of each.",
 )
 
 
