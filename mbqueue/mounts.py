@@ -9,6 +9,8 @@ from pathlib import Path
 #: File systems whose writes reach other machines late or whose locks other machines do not see. Google Drive in
 #: Colab is a FUSE mount. Any other type counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
+#: Of these, what clusters share: all machines see a file once it is closed, and a rename at once and whole.
+_CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -30,6 +32,11 @@ class Mount:
     def is_remote(self) -> bool:
         """Whether this is a drive or network mount, on which a live database must not be kept."""
         return _REMOTE.match(self.fstype) is not None
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether this is a network file system that the machines of a cluster can share commits on."""
+        return _CLUSTERED.match(self.fstype) is not None
 
 
 def mount_of(path: Path, *, table: Path = Path("/proc/self/mountinfo")) -> Mount:

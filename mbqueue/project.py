@@ -38,10 +38,11 @@ from mbqueue import files
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.mounts import mount_of
 from mbqueue.objects import STORE_VARIABLE, wrong_address
-from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
+from mbqueue.settings import SETTINGS_FILE, Settings, load_settings, wrong_queue_url
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
+QUEUE_VARIABLE = "MBQUEUE_QUEUE"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class ProjectFolder:
     root: Path
     settings: Settings = field(default_factory=Settings)
     live: Path | None = None
+
+    @property
+    def queue_url(self) -> str:
+        """Where the queue is that several machines share; empty where it is the SQLite file `queue_db`.
+
+        Never to be shown: it may hold a password. ``MBQUEUE_QUEUE=sqlite`` stands for the file, whatever the settings
+        say.
+
+        Raises:
+            UsageError: when $MBQUEUE_QUEUE is no such URL.
+        """
+        return _queue_url(self.settings)
 
     @property
     def store(self) -> str:
@@ -75,8 +88,11 @@ class ProjectFolder:
 
     @property
     def publishes(self) -> bool:
-        """Whether what is committed is brought to the drive that the project lies on; with a store, it is there."""
-        return self.is_split and not self.store
+        """Whether queue and commits are brought to the drive that the project lies on.
+
+        They are not where machines share the queue, or have the commits in a store.
+        """
+        return self.is_split and not self.store and not self.queue_url
 
     @property
     def store_file(self) -> Path:
@@ -199,13 +215,26 @@ def _opened(root: Path) -> ProjectFolder:
     return ProjectFolder(root, settings, _live_dir(root, settings))
 
 
+def _queue_url(settings: Settings) -> str:
+    given = os.environ.get(QUEUE_VARIABLE) or settings.queue
+    if given == "sqlite":
+        return ""
+    if wrong := wrong_queue_url(given):
+        raise UsageError(f"{QUEUE_VARIABLE} {wrong}.")
+    return given
+
+
 def _live_dir(root: Path, settings: Settings) -> Path | None:
-    """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project lies on."""
+    """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project lies on.
+
+    Where the queue is elsewhere, a cluster's file system needs none: its machines share the commits in state/.
+    """
     given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
     if given:
         live = (root / Path(given).expanduser()).absolute()
         return None if live == root / "state" else live
-    if not mount_of(root).is_remote:
+    mount = mount_of(root)
+    if not mount.is_remote or (mount.is_clustered and _queue_url(settings)):
         return None
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Stable for one project, so that a second session on this machine finds the first one's queue.

@@ -34,6 +34,12 @@ def _duration(text: str) -> str | None:
     return None
 
 
+def wrong_queue_url(text: str) -> str | None:
+    """What is wrong with the URL of a queue, or None. Never repeats it: it may hold a password."""
+    fits = not text or text.startswith(("postgresql://", "postgres://"))
+    return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
+
+
 def _setting(
     default: Any,
     description: str,
@@ -70,6 +76,12 @@ class Settings:
     lease_seconds: float = _setting(120.0, "How long a silent worker keeps its job.", ge=1)
     live_dir: str = _setting(
         "", "Local folder for what changes, when the project lies on a drive; by default one below ~/.cache."
+    )
+    queue: str = _setting(
+        "",
+        "The queue that several machines share: postgresql://USER@HOST/DATABASE, better without the password "
+        "(~/.pgpass, PGPASSWORD); by default an SQLite file in state/. MBQUEUE_QUEUE counts first.",
+        check=wrong_queue_url,
     )
     store: str = _setting(
         "",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue, queue_exists
 
 if TYPE_CHECKING:
     from mbqueue.data.caches import StoredCache
@@ -80,8 +80,8 @@ class Data(OpenedProject):
         from mbqueue.data.caches import prune_caches  # noqa: PLC0415
 
         needed: set[str] = set()
-        if self.folder.queue_db.exists() and not everything:
-            with Queue(self.folder.queue_db, read_only=True) as queue:
+        if queue_exists(self.folder) and not everything:
+            with open_queue(self.folder, read_only=True) as queue:
                 states = {entry["name"]: entry["state"] for entry in queue.overview(now=0.0)["experiments"]}
                 unfinished = [experiment for experiment in queue.experiments() if states[experiment.name] != "done"]
             needed = {experiment.dataset_hash for experiment in unfinished if experiment.dataset_hash is not None}

@@ -12,6 +12,7 @@ from mbqueue.clock import SystemClock
 from mbqueue.errors import ResultsError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
 
 _log = logging.getLogger("mbqueue")
@@ -46,7 +47,7 @@ class OpenedProject:
 
     @contextmanager
     def _reading_queue(self, experiment: str | None) -> Iterator[Queue]:
-        with Queue(self.folder.queue_db, read_only=True) as queue:
+        with open_queue(self.folder, read_only=True) as queue:
             if experiment is not None:
                 queue.experiment(experiment)  # an unknown name is an error that lists the known ones
             yield queue
@@ -54,8 +55,8 @@ class OpenedProject:
     @contextmanager
     def _writing_queue(self) -> Iterator[Queue]:
         # A queue that does not exist is not made by a command that only steers it.
-        Queue(self.folder.queue_db, read_only=True).close()
-        with Queue(self.folder.queue_db) as queue:
+        open_queue(self.folder, read_only=True).close()
+        with open_queue(self.folder) as queue:
             yield queue
         self._publish()
 

@@ -12,7 +12,7 @@ from mbqueue.api.opened import OpenedProject
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import UsageError
 from mbqueue.queue.jobs import Event
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
@@ -67,7 +67,7 @@ class Queueing(OpenedProject):
         now = self._clock.now()
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)
-        with Queue(self.folder.queue_db) as queue:
+        with open_queue(self.folder) as queue:
             outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
         self._publish()
         return outcome

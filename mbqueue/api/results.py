@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import ResultsError
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue, queue_exists
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class Results(OpenedProject):
                     raise
                 again = f"mbqueue retry {experiment}, then mbqueue work"
                 raise ResultsError(f"{error} Or make it again from the checkpoints: {again}") from error
-        with Queue(self.folder.queue_db, read_only=True) as queue:
+        with open_queue(self.folder, read_only=True) as queue:
             if lost := self._lost_folds(queue, experiment):
                 raise ResultsError(
                     f"Results of {experiment} were there and are gone: {' '.join(lost.values())} They can be made "
@@ -126,8 +126,8 @@ class Results(OpenedProject):
 
         recorded = self.results(experiment)
         spans = []
-        if self.folder.queue_db.exists():
-            with Queue(self.folder.queue_db, read_only=True) as queue:
+        if queue_exists(self.folder):
+            with open_queue(self.folder, read_only=True) as queue:
                 sessions = queue.sessions(experiment=recorded.name)
                 events = [*queue.events(experiment=recorded.name, limit=10**6)]
                 if self.folder.is_split:  # what is published is of no experiment
@@ -200,9 +200,9 @@ class Results(OpenedProject):
 
     def _folder_in_queue(self, experiment: str) -> Path | None:
         """The results folder of an experiment of the queue; None when the queue does not know it."""
-        if not self.folder.queue_db.exists():
+        if not queue_exists(self.folder):
             return None
-        with Queue(self.folder.queue_db, read_only=True) as queue:
+        with open_queue(self.folder, read_only=True) as queue:
             found = {entry.name: entry.results_dir for entry in queue.experiments()}
             if experiment in found:
                 self._bring_results(queue, experiment)

@@ -24,8 +24,8 @@ from mbqueue.clock import Clock, utc_text
 from mbqueue.errors import SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import SessionRow
+from mbqueue.queue.opening import open_queue, queue_exists
 from mbqueue.queue.processes import ProcessIdentity, identity_of, is_known_dead, this_process
-from mbqueue.queue.store import Queue
 
 #: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
 START_SECONDS = 90.0
@@ -84,7 +84,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
         UsageError: when one runs in the background of this project already.
         SessionError: when it ended before it was at work; the message has the end of its log.
     """
-    if not project.queue_db.exists():
+    if not queue_exists(project):
         raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
     project.logs_dir.mkdir(parents=True, exist_ok=True)
     with _starting_alone(project):
@@ -214,7 +214,7 @@ def _wait_until_at_work(
 
 def _ended_early(project: ProjectFolder, started: BackgroundSession, code: int) -> BackgroundSession:
     """A session that did its work between two looks; or one that never was at work, which is an error."""
-    with Queue(project.queue_db, read_only=True) as queue:
+    with open_queue(project, read_only=True) as queue:
         rows = [row for row in queue.sessions() if row.started_at >= started.started_at]
     here = this_process()
     # Nobody knows any more whose child an ended process was.
@@ -263,16 +263,16 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _unended(project: ProjectFolder) -> list[SessionRow]:
-    if not project.queue_db.exists():
+    if not queue_exists(project):
         return []
-    with Queue(project.queue_db, read_only=True) as queue:
+    with open_queue(project, read_only=True) as queue:
         return [row for row in queue.sessions() if row.ended_at is None]
 
 
 def _reason(project: ProjectFolder, session: str | None) -> str:
     if session is None:
         return "it had not begun to work"
-    with Queue(project.queue_db, read_only=True) as queue:
+    with open_queue(project, read_only=True) as queue:
         return queue.session(session).end_reason or "its process is gone without a word; the next session carries on"
 
 

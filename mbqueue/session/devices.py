@@ -22,7 +22,7 @@ from typing import Any
 from mbqueue.clock import Clock
 from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.messages import read_message, retell
 from mbqueue.session.outcome import Ending, SessionOutcome
@@ -265,7 +265,7 @@ class Crew:
         worker.report.note(f"its process {failure.why}" + ("; the other sessions go on" if others_live else ""))
         try:
             # So that the others need not wait until its lease runs out.
-            with Queue(self._project.queue_db) as jobs:
+            with open_queue(self._project) as jobs:
                 jobs.reap_dead(by="mbqueue work", now=self._clock.now())
         except QueueError as error:
             worker.report.note(str(error))

@@ -27,7 +27,7 @@ from mbqueue.errors import (
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue, queue_exists
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
@@ -86,17 +86,26 @@ def work(
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
-    if not project.queue_db.exists():
+    if not queue_exists(project):
         raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
+    if project.queue_url and project.is_split and not project.store:
+        raise UsageError(
+            f"Other machines share this queue, but the checkpoints would be in {project.live_dir}, where only this one "
+            'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
+        )
     device = usable_device(options.device)
     deadline = Deadline(clock, options.session_seconds)
     lease_seconds = project.settings.lease_seconds
-    with Queue(project.queue_db) as queue:
+    with open_queue(project) as queue:
         queue.verify()
         if not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")):
             raise QueueError(
-                f"{project.queue_db} is empty, but there are checkpoints, so its content was lost. Rebuild it from "
-                "them: mbqueue recover --force"
+                f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
+                + (
+                    " or is still in the queue from before: mbqueue migrate-queue --help"
+                    if project.queue_url
+                    else ". Rebuild it from them: mbqueue recover --force"
+                )
             )
         watch, store = None, None
         if project.store:
@@ -215,7 +224,7 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
             place.report.waiting(f"{outlook.delayed} jobs rest after a failure; the next is due in {rest}")
         else:
             place.report.waiting(f"other sessions hold {outlook.leased} jobs; what is left needs theirs")
-        stop.wait(POLL_SECONDS)
+        queue.wait(POLL_SECONDS, stop.wait)
 
 
 def _idle_ending(place: Workplace) -> Ending:

@@ -138,7 +138,7 @@ class Workplace:
         if hash_of_spec(experiment.spec) != experiment.spec_hash:
             # SQLite keeps no checksums: a flipped bit in a learning rate would be trained with.
             raise SpecError(
-                f"The spec of {experiment.name} in {self.project.queue_db} is not the one that was enqueued: the file "
+                f"The spec of {experiment.name} in {self.queue.database.name} is not the one that was enqueued: it "
                 "is damaged. Rebuild the queue from the checkpoints: mbqueue recover --force"
             )
         return experiment, parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")

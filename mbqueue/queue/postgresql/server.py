@@ -1,28 +1,27 @@
-"""Connections to the queue's PostgreSQL server, transactions, what its errors mean, and going on after a lost one."""
+"""The queue's PostgreSQL server: transactions, locks, one clock, and going on after a connection was lost."""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import ClientCursor, Connection, errors, sql
+from psycopg import Connection, sql
+from psycopg.pq import TransactionStatus
 
-from mbqueue.errors import ForbiddenTransition, QueueError
-from mbqueue.queue.database import Database, Parameters, Rows, Statements
+from mbqueue.errors import QueueError
+from mbqueue.queue.database import Database, Statements
 from mbqueue.queue.postgresql import schema
 from mbqueue.queue.postgresql.address import parse_address
-from mbqueue.queue.postgresql.dialect import translate
+from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained, unreachable
 from mbqueue.queue.postgresql.listening import Listener
-from mbqueue.queue.postgresql.rows import records
 
 _log = logging.getLogger("mbqueue")
 Result = TypeVar("Result")
@@ -42,14 +41,14 @@ GRACE_SECONDS = 60.0
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
-    set_config('lock_timeout', '{lock}s', true), set_config('idle_in_transaction_session_timeout', '{silence}s', true);
+    set_config('lock_timeout', {lock}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
 INSERT INTO receipts (client, number) VALUES ({client}, {number})
     ON CONFLICT (client) DO UPDATE SET number = excluded.number, at = now();
 """
 
 _BEGIN_READING = """
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-SELECT set_config('search_path', {path}, true), set_config('idle_in_transaction_session_timeout', '{silence}s', true);
+SELECT set_config('search_path', {path}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
 """
 
 _TIMES = """
@@ -62,12 +61,14 @@ _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 day
 # A transaction of ours whose connection we lost: it will never be told to commit. While it is open, its backend bears
 # our name, also behind a pooler.
 _END_ORPHAN = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
 """
 
 # Both statements wait until a transaction that wrote the row is over.
 _LAST_COMMITTED = """
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SELECT set_config('search_path', {path}, true), set_config('lock_timeout', {lock}, true);
 INSERT INTO receipts (client, number) VALUES ({client}, 0) ON CONFLICT (client) DO NOTHING;
 SELECT number FROM receipts WHERE client = {client} FOR UPDATE
 """
@@ -77,75 +78,11 @@ SELECT count(*) FROM pg_trigger
 WHERE tgrelid IN (to_regclass('jobs'), to_regclass('sessions')) AND tgenabled = 'O' AND NOT tgisinternal
 """
 
-# So that two transactions that change what jobs of an experiment need come one after the other.
 _HOLD = "SELECT 1 FROM experiments WHERE id = ? FOR NO KEY UPDATE"
 _HOLD_SHARED = "SELECT 1 FROM experiments WHERE id = ? FOR SHARE"
 _HOLD_ALL = (
     "SELECT pg_advisory_xact_lock(hashtext('mbqueue'), CAST(CAST(to_regclass('experiments') AS oid) AS integer))"
 )
-
-#: Errors after which the server has ended the connection, or will take no more writes on it.
-_LOST = (
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-    errors.CannotConnectNow,
-    errors.IdleInTransactionSessionTimeout,
-    errors.ReadOnlySqlTransaction,
-    errors.TooManyConnections,
-)
-#: Errors that say: begin anew. Nothing was changed.
-_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
-
-_REMEDIES: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: " This role lacks a right; docs/many-machines.md says which ones it needs.",
-    errors.UndefinedTable: " There is no queue there any more. Look at schema= in the URL, or restore the database.",
-    errors.DiskFull: " The server's disk is full; free some space there.",
-}
-
-
-class Interrupted(QueueError):
-    """The transaction certainly changed nothing, and may be done again."""
-
-
-@dataclass
-class _Client:
-    """One thread's connection, and what its transactions are known by."""
-
-    name: str = field(default_factory=lambda: f"mbqueue {secrets.token_hex(8)}")
-    pid: int = field(default_factory=os.getpid)
-    number: int = 0
-    connection: Connection[Any] | None = None
-    is_orphaned: bool = False
-
-    def drop(self) -> None:
-        """Have no connection any more."""
-        if self.connection is not None:
-            with suppress(psycopg.Error):
-                self.connection.close()
-        self.connection = None
-
-
-class _Transaction:
-    """An open transaction; ``:now`` in its statements is the server's time, where that counts."""
-
-    def __init__(self, connection: Connection[Any], now: float | None, up_since: float) -> None:
-        self._connection, self.now, self.up_since = connection, now, up_since
-
-    def execute(self, statement: str, parameters: Parameters = (), /) -> Rows:
-        return self._connection.execute(translate(statement), self._filled(parameters))
-
-    def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
-        cursor, query = ClientCursor(self._connection), translate(statement)
-        if statements := [cursor.mogrify(query, self._filled(one)) for one in parameters]:
-            self._connection.execute(";".join(statements).encode())
-
-    def _filled(self, parameters: Parameters) -> Parameters:
-        if not isinstance(parameters, Mapping):
-            return tuple(map(_storable, parameters))
-        filled = {name: _storable(value) for name, value in parameters.items()}
-        if self.now is not None and "now" in filled:
-            filled["now"] = self.now
-        return filled
 
 
 class PostgresServer(Database):
@@ -171,19 +108,19 @@ class PostgresServer(Database):
     dialect = "postgresql"
 
     def __init__(self, url: str, *, read_only: bool = False, server_clock: bool = True) -> None:
-        self._address = parse_address(url)
-        self.name = self._address.shown
+        self.address = parse_address(url)
+        self.name = self.address.shown
         self.read_only = read_only
         self._server_clock = server_clock
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._open: list[_Client] = []
+        self._open: list[Client] = []
         self._is_away = False
-        self._listener = Listener(self._connect, self._address.schema)
+        self._listener = Listener(partial(connect, self.address), self.address.schema)
         try:
             self._make_current()
         except psycopg.Error as error:
-            raise self._explained(error) from error
+            raise unreachable(self.name, error) from error
 
     def close(self) -> None:
         with self._lock:
@@ -210,11 +147,10 @@ class PostgresServer(Database):
             raise QueueError(f"{self.name} was opened for reading; it cannot be written.")
         client = self._client()
         try:
-            transaction = self._begin(client, writes=True)
-            yield transaction
+            yield self._begin(client, writes=True)
         except psycopg.Error as error:
             self._roll_back(client)
-            raise self._explained(error, client) from error
+            raise explained(self.name, error, client) from error
         except BaseException:
             self._roll_back(client)
             raise
@@ -226,12 +162,12 @@ class PostgresServer(Database):
         try:
             yield self._begin(client, writes=False)
         except psycopg.Error as error:
-            raise self._explained(error, client) from error
+            raise explained(self.name, error, client) from error
         finally:
             self._roll_back(client)
 
     def instant(self, db: Statements, now: float) -> float:
-        assert isinstance(db, _Transaction)
+        assert isinstance(db, Transaction)
         return now if db.now is None else db.now
 
     def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
@@ -241,7 +177,7 @@ class PostgresServer(Database):
             db.execute(_HOLD_SHARED if shared else _HOLD, (experiment_id,))
 
     def leases_run_out(self, db: Statements) -> bool:
-        assert isinstance(db, _Transaction)
+        assert isinstance(db, Transaction)
         return db.now is None or db.now - db.up_since >= GRACE_SECONDS
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
@@ -276,133 +212,102 @@ class PostgresServer(Database):
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
 
-    def _client(self) -> _Client:
-        client: _Client | None = getattr(self._local, "client", None)
+    def _client(self) -> Client:
+        client: Client | None = getattr(self._local, "client", None)
         # A connection must not be carried across a fork: both processes would talk on it.
         if client is None or client.pid != os.getpid():
-            client = _Client()
+            client = Client()
             self._local.client = client
             with self._lock:
                 self._open.append(client)
         return client
 
-    def _connect(self) -> Connection[Any]:
-        # Values are filled in here, not sent apart: nothing is prepared, and several statements are one message.
-        return psycopg.connect(
-            **self._address.options,
-            autocommit=True,
-            prepare_threshold=None,
-            cursor_factory=ClientCursor,
-            row_factory=records,
-        )
-
-    def _connection(self, client: _Client) -> Connection[Any]:
+    def _connection(self, client: Client) -> Connection[Any]:
         if client.connection is None or client.connection.closed:
-            client.connection = self._connect()
+            client.connection = connect(self.address)
             if client.is_orphaned:
                 client.connection.execute(self._composed(_END_ORPHAN, client))
                 client.is_orphaned = False
-        if client.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        if client.connection.info.transaction_status != TransactionStatus.IDLE:
             raise QueueError("The queue was used inside one of its own transactions: `publish` may only move files.")
         return client.connection
 
-    def _begin(self, client: _Client, *, writes: bool) -> _Transaction:
+    def _begin(self, client: Client, *, writes: bool) -> Transaction:
         connection = self._connection(client)
         text = _BEGIN_READING
         if writes:
             client.number += 1
             text = _BEGIN_WRITING + (_FORGET_OLD_RECEIPTS if client.number == 1 else "")
-        cursor = connection.execute(self._composed(text + _TIMES, client))
-        while cursor.nextset():
-            pass
-        (times,) = cursor.fetchall()
-        return _Transaction(connection, times["now"] if self._server_clock else None, times["up_since"])
+        (times,) = self._last_rows(connection, text + _TIMES, client)
+        return Transaction(connection, times["now"] if self._server_clock else None, times["up_since"])
 
-    def _commit(self, client: _Client) -> None:
+    def _commit(self, client: Client) -> None:
         assert client.connection is not None
         try:
             client.connection.execute("COMMIT")
         except psycopg.Error as error:
-            if not _is_lost(error, client):
+            if not client.has_lost(error):
                 self._roll_back(client)
-                raise self._explained(error, client) from error
-            client.drop()
-            client.is_orphaned = True
+                raise explained(self.name, error, client) from error
+            client.lose()
             if not self.attempt(lambda: self._is_committed(client)):
                 raise Interrupted(f"The connection to {self.name} was lost before a change was committed.") from error
 
-    def _is_committed(self, client: _Client) -> bool:
+    def _is_committed(self, client: Client) -> bool:
         """Whether the client's last transaction took effect; on return it is certainly over."""
         try:
             connection = self._connection(client)
-            connection.execute(self._composed("BEGIN; SELECT set_config('search_path', {path}, true)", client))
-            cursor = connection.execute(self._composed(_LAST_COMMITTED, client))
-            while cursor.nextset():
-                pass
-            ((number,),) = cursor.fetchall()
+            ((number,),) = self._last_rows(connection, _LAST_COMMITTED, client)
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self._roll_back(client)
-            raise self._explained(error, client) from error
+            raise explained(self.name, error, client) from error
         return bool(number == client.number)
 
-    def _roll_back(self, client: _Client) -> None:
+    def _roll_back(self, client: Client) -> None:
         connection = client.connection
-        if connection is None or connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        if connection is None or connection.info.transaction_status == TransactionStatus.IDLE:
             return
         try:
             connection.execute("ROLLBACK")
         except psycopg.Error:
-            client.drop()
-            client.is_orphaned = True
+            client.lose()
 
-    def _composed(self, text: str, client: _Client) -> sql.Composed:
-        path = sql.Identifier(self._address.schema).as_string(None)
+    def _last_rows(self, connection: Connection[Any], text: str, client: Client) -> list[Any]:
+        cursor = connection.execute(self._composed(text, client))
+        while cursor.nextset():
+            pass
+        return cursor.fetchall()
+
+    def _composed(self, text: str, client: Client) -> sql.Composed:
         return sql.SQL(text).format(
-            path=sql.Literal(f"{path}, pg_temp"),
+            path=sql.Literal(f"{sql.Identifier(self.address.schema).as_string(None)}, pg_temp"),
             client=sql.Literal(client.name),
             number=sql.Literal(client.number),
-            lock=sql.SQL(str(LOCK_SECONDS)),
-            silence=sql.SQL(str(SILENCE_SECONDS)),
+            lock=sql.Literal(f"{LOCK_SECONDS}s"),
+            silence=sql.Literal(f"{SILENCE_SECONDS}s"),
         )
 
     def _make_current(self) -> None:
-        client = self._client()
-        connection = self._connection(client)
-        version = schema.version_of(connection, self._address.schema)
+        connection = self._connection(self._client())
+        version = schema.version_of(connection, self.address.schema)
         schema.require_known(version, name=self.name)
         if version == schema.SCHEMA_VERSION:
             return
         if self.read_only and version == 0:
             raise QueueError(f"There is no queue at {self.name}. Enqueue an experiment first: mbqueue enqueue NAME")
-        schema.upgrade(connection, self._address.schema, name=self.name)
-
-    def _explained(self, error: psycopg.Error, client: _Client | None = None) -> QueueError:
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if client is None:
-            return QueueError(
-                f"{self.name} cannot be reached or used ({said}). Check that the server runs and takes connections "
-                "from here, the role's name and password (~/.pgpass, PGPASSWORD), and the URL in MBQUEUE_QUEUE or "
-                "mbqueue.toml."
-            )
-        if _is_lost(error, client):
-            client.drop()
-            client.is_orphaned = True
-            return Interrupted(f"The connection to {self.name} was lost ({said}).")
-        if "forbidden transition" in said:
-            return ForbiddenTransition(f"{self.name}: {said}. Nothing was changed.")
-        if isinstance(error, _CONFLICTS):
-            return Interrupted(f"{self.name}: another transaction was in the way ({said}). Nothing was changed.")
-        remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
-        return QueueError(f"{self.name}: {said}. Nothing was changed.{remedy}")
+        schema.upgrade(connection, self.address.schema, name=self.name)
 
 
-def _is_lost(error: psycopg.Error, client: _Client) -> bool:
-    return client.connection is None or client.connection.closed or isinstance(error, _LOST)
+def exists(url: str) -> bool:
+    """Whether there is a queue at a URL.
 
-
-def _storable(value: Any) -> Any:
-    """Text without what PostgreSQL cannot hold: the character NUL and halves of surrogate pairs."""
-    if isinstance(value, str) and ("\x00" in value or not value.isascii()):
-        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-    return value
+    Raises:
+        QueueError: when its server cannot be reached.
+    """
+    address = parse_address(url)
+    try:
+        with connect(address) as connection:
+            return schema.version_of(connection, address.schema) > 0
+    except psycopg.Error as error:
+        raise unreachable(address.shown, error) from error

@@ -1,0 +1,59 @@
+"""Where a project's queue is, and opening it: the one place that chooses between SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mbqueue.errors import UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.store import Queue
+
+if TYPE_CHECKING:
+    from mbqueue.queue.postgresql.store import PostgresQueue
+
+
+def open_queue(project: ProjectFolder, *, read_only: bool = False) -> Queue:
+    """The queue of a project: on the server that MBQUEUE_QUEUE or its settings name, else in its SQLite file.
+
+    Unless ``read_only``, one that is not there is made.
+
+    Raises:
+        QueueError: when it cannot be opened, or does not exist (reading only).
+        SchemaTooNew: when a newer mbqueue wrote it.
+        UsageError: when psycopg is not installed, or the URL cannot be read.
+    """
+    if project.queue_url:
+        return open_on_server(project.queue_url, read_only=read_only)
+    return Queue(project.queue_db, read_only=read_only)
+
+
+def queue_exists(project: ProjectFolder) -> bool:
+    """Whether anything was ever enqueued, so that there is a queue to open.
+
+    Raises:
+        QueueError: when its server cannot be reached.
+    """
+    if not project.queue_url:
+        return project.queue_db.exists()
+    _require_psycopg()
+    from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
+
+    return exists(project.queue_url)
+
+
+def open_on_server(url: str, *, read_only: bool = False) -> PostgresQueue:
+    """The queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as `open_queue`."""
+    _require_psycopg()
+    from mbqueue.queue.postgresql.store import PostgresQueue  # noqa: PLC0415 - optional package
+
+    return PostgresQueue(url, read_only=read_only)
+
+
+def _require_psycopg() -> None:
+    try:
+        import psycopg  # noqa: F401, PLC0415 - optional package
+    except ImportError as error:
+        raise UsageError(
+            f"The queue is on PostgreSQL, and psycopg, which talks to it, cannot be loaded here ({error}). Install it "
+            "with: pip install 'mbqueue[postgresql]'"
+        ) from error

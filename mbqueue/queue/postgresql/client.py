@@ -1,0 +1,145 @@
+"""Connections to the server, the transactions on them, and what the server's errors mean."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import ClientCursor, Connection, errors
+
+from mbqueue.errors import ForbiddenTransition, QueueError
+from mbqueue.queue.database import Parameters, Rows
+from mbqueue.queue.postgresql.address import Address
+from mbqueue.queue.postgresql.dialect import translate
+from mbqueue.queue.postgresql.rows import records
+
+#: Errors after which the server has ended the connection, or will take no more writes on it.
+_LOST = (
+    errors.AdminShutdown,
+    errors.CrashShutdown,
+    errors.CannotConnectNow,
+    errors.IdleInTransactionSessionTimeout,
+    errors.ReadOnlySqlTransaction,
+    errors.TooManyConnections,
+)
+#: Errors that say: begin anew. Nothing was changed.
+_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+_REMEDIES: dict[type[psycopg.Error], str] = {
+    errors.InsufficientPrivilege: " This role lacks a right; docs/many-machines.md says which ones it needs.",
+    errors.UndefinedTable: " There is no queue there any more. Look at schema= in the URL, or restore the database.",
+    errors.DiskFull: " The server's disk is full; free some space there.",
+}
+
+
+class Interrupted(QueueError):
+    """The transaction certainly changed nothing, and may be done again."""
+
+
+@dataclass
+class Client:
+    """One thread's connection, and what its transactions are known by.
+
+    Attributes:
+        name: what the server shows of its transactions, and the key of its row in `receipts`.
+        pid: the process that it belongs to.
+        number: of its newest transaction that writes.
+        is_orphaned: whether the server may still hold a transaction open for a connection that is lost.
+    """
+
+    name: str = field(default_factory=lambda: f"mbqueue {secrets.token_hex(8)}")
+    pid: int = field(default_factory=os.getpid)
+    number: int = 0
+    connection: Connection[Any] | None = None
+    is_orphaned: bool = False
+
+    def lose(self) -> None:
+        """Give up a connection in the midst of something."""
+        self.drop()
+        self.is_orphaned = True
+
+    def drop(self) -> None:
+        """Have no connection any more."""
+        if self.connection is not None:
+            with suppress(psycopg.Error):
+                self.connection.close()
+        self.connection = None
+
+    def has_lost(self, error: psycopg.Error) -> bool:
+        """Whether an error means that the connection is of no more use."""
+        return self.connection is None or self.connection.closed or isinstance(error, _LOST)
+
+
+class Transaction:
+    """An open transaction.
+
+    Attributes:
+        now: the server's time, which ``:now`` in a statement stands for; None leaves it to the caller.
+        up_since: when the server was started.
+    """
+
+    def __init__(self, connection: Connection[Any], now: float | None, up_since: float) -> None:
+        self._connection, self.now, self.up_since = connection, now, up_since
+
+    def execute(self, statement: str, parameters: Parameters = (), /) -> Rows:
+        """Run one statement."""
+        return self._connection.execute(translate(statement), self._filled(parameters))
+
+    def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
+        """Run one statement for each of many sets of parameters, all in one message."""
+        cursor, query = ClientCursor(self._connection), translate(statement)
+        if statements := [cursor.mogrify(query, self._filled(one)) for one in parameters]:
+            self._connection.execute(";".join(statements).encode())
+
+    def _filled(self, parameters: Parameters) -> Parameters:
+        if not isinstance(parameters, Mapping):
+            return tuple(map(_storable, parameters))
+        filled = {name: _storable(value) for name, value in parameters.items()}
+        if self.now is not None and "now" in filled:
+            filled["now"] = self.now
+        return filled
+
+
+def connect(address: Address) -> Connection[Any]:
+    """A new connection, on which each statement is a transaction of its own unless one is begun."""
+    # Values are filled in here, not sent apart: nothing is prepared, and several statements are one message.
+    return psycopg.connect(
+        **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=records
+    )
+
+
+def unreachable(name: str, error: psycopg.Error) -> QueueError:
+    """Why a queue could not be opened."""
+    return QueueError(
+        f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and takes connections from "
+        "here, the role's name and password (~/.pgpass, PGPASSWORD), and the URL in MBQUEUE_QUEUE or mbqueue.toml."
+    )
+
+
+def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
+    """What an error in a transaction means; a lost connection is given up."""
+    said = _said(error)
+    if client.has_lost(error):
+        client.lose()
+        return Interrupted(f"The connection to {name} was lost ({said}).")
+    if "forbidden transition" in said:
+        return ForbiddenTransition(f"{name}: {said}. Nothing was changed.")
+    if isinstance(error, _CONFLICTS):
+        return Interrupted(f"{name}: another transaction was in the way ({said}). Nothing was changed.")
+    remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
+    return QueueError(f"{name}: {said}. Nothing was changed.{remedy}")
+
+
+def _said(error: psycopg.Error) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _storable(value: Any) -> Any:
+    """Text without what PostgreSQL cannot hold: the character NUL and halves of surrogate pairs."""
+    if isinstance(value, str) and ("\x00" in value or not value.isascii()):
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    return value
