@@ -46,6 +46,8 @@ LEFT_OUT = {
     "mbqueue doctor": "run from docs/first-session.md",
     "mbqueue work --background": "run from docs/first-session.md",
     "mbqueue work --devices 0,1,2": "needs three GPUs; run with cpu,cpu in tests/session/test_devices.py",
+    "pip install 'mbqueue[slurm]'": "installs into the environment of the tests",
+    "mbqueue launch slurm --gpus 5 --time 2h --partition gpu": "needs Slurm; tests/api/test_launching.py",
     "mbqueue logs -f": "run from docs/first-session.md",
     "mbqueue stop": "the same",
     "%load_ext tensorboard": "a magic of Colab",

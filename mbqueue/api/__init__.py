@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mbqueue.api.data import Data
 from mbqueue.api.keeping import Keeping
+from mbqueue.api.launching import Launching
 from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
 from mbqueue.api.sessions import Sessions
@@ -29,7 +30,7 @@ from mbqueue.project import init_project
 __all__ = ["Project", "Status", "status", "watch"]
 
 
-class Project(Queueing, Sessions, Results, Data, Keeping):
+class Project(Queueing, Sessions, Launching, Results, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
     Objects are cheap and hold nothing open; any number of them, in any number of processes, may stand for the same

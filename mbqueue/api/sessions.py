@@ -40,6 +40,7 @@ class Sessions(OpenedProject):
         max_jobs: int | None = None,
         forever: bool = False,
         device: str | None = None,
+        max_idle: str | None = None,
         tensorboard: bool = False,
         end_command: bool = True,
         report: Report | None = None,
@@ -55,6 +56,7 @@ class Sessions(OpenedProject):
             max_jobs: stop after so many jobs.
             forever: wait for new jobs when none is left; no deadline.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
+            max_idle: end when nothing could be claimed for so long, like ``10m``; by default it waits.
             tensorboard: write event files to state/logs/tensorboard.
             end_command: whether to run the one of mbqueue.toml at the end.
             report: told what happens (see `mbqueue.session.report`); by default nobody is.
@@ -64,7 +66,7 @@ class Sessions(OpenedProject):
             UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
             QueueError: when the queue cannot be read or written.
         """
-        seconds = self._seconds(session, forever)
+        seconds, began = self._seconds(session, forever), self._clock.monotonic()
 
         from mbqueue.session.notify import Notifier  # noqa: PLC0415
         from mbqueue.session.report import Relay, Report  # noqa: PLC0415
@@ -84,10 +86,13 @@ class Sessions(OpenedProject):
 
             from mbqueue.session.worker import WorkOptions, work  # noqa: PLC0415
 
+            # The slow imports are part of the session: whoever ends it from outside counts from its beginning.
+            spent = self._clock.monotonic() - began
             options = WorkOptions(
-                session_seconds=seconds,
+                session_seconds=None if seconds is None else max(1.0, seconds - spent),
                 max_jobs=max_jobs,
                 forever=forever,
+                idle_seconds=None if max_idle is None else parse_duration(max_idle),
                 device=device,
                 end_command=end_command,
             )
@@ -106,6 +111,7 @@ class Sessions(OpenedProject):
         session: str | None = None,
         max_jobs: int | None = None,
         forever: bool = False,
+        max_idle: str | None = None,
         tensorboard: bool = False,
         report_for: Callable[[str], Report] | None = None,
         stop: StopRequest | None = None,
@@ -131,7 +137,7 @@ class Sessions(OpenedProject):
         crew = Crew(
             self.folder,
             parse_devices(devices),
-            _options(session=session, max_jobs=max_jobs, forever=forever, tensorboard=tensorboard),
+            _options(session=session, max_jobs=max_jobs, forever=forever, max_idle=max_idle, tensorboard=tensorboard),
             report_for=report_for or (lambda _label: Report()),
             clock=self._clock,
         )
@@ -145,6 +151,7 @@ class Sessions(OpenedProject):
         session: str | None = None,
         max_jobs: int | None = None,
         forever: bool = False,
+        max_idle: str | None = None,
         device: str | None = None,
         devices: Sequence[str] | None = None,
         tensorboard: bool = False,
@@ -162,7 +169,13 @@ class Sessions(OpenedProject):
 
         self._seconds(session, forever)
         options = _options(
-            session=session, max_jobs=max_jobs, device=device, devices=devices, forever=forever, tensorboard=tensorboard
+            session=session,
+            max_jobs=max_jobs,
+            forever=forever,
+            max_idle=max_idle,
+            device=device,
+            devices=devices,
+            tensorboard=tensorboard,
         )
         return background.start(self.folder, options, sessions=len(devices or [""]), clock=self._clock)
 
@@ -197,6 +210,7 @@ def _options(
     session: str | None,
     max_jobs: int | None,
     forever: bool,
+    max_idle: str | None,
     tensorboard: bool,
     device: str | None = None,
     devices: Sequence[str] | None = None,
@@ -205,6 +219,7 @@ def _options(
     values = {
         "--session": session,
         "--max-jobs": max_jobs,
+        "--max-idle": max_idle,
         "--device": device,
         "--devices": None if devices is None else ",".join(devices),
     }

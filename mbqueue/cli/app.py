@@ -28,6 +28,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("work", "Show what the session in the background says."),
         "stop": ("work", "Let the sessions on this machine save their work and end."),
         "prepare": ("datasets", "Convert a dataset ahead of time; `work` does it by itself."),
+        "launch": ("launching", "Run sessions as jobs of a cluster."),
     },
     "To see": {
         "status": ("status", "Show experiments, folds, sessions, time left and errors."),

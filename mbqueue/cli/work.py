@@ -29,6 +29,10 @@ def work(
     forever: Annotated[
         bool, typer.Option("--forever", help="Wait for new jobs when none is left; no deadline.")
     ] = False,
+    max_idle: Annotated[
+        str | None,
+        typer.Option(help="End when nothing could be claimed for so long, like 10m; by default wait for the others."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
     ] = None,
@@ -67,6 +71,7 @@ def work(
             session=session,
             max_jobs=max_jobs,
             forever=forever,
+            max_idle=max_idle,
             device=device,
             devices=wanted,
             tensorboard=tensorboard,
@@ -76,7 +81,7 @@ def work(
         say(f"Its log: {started.log}\nFollow it with: mbqueue logs -f. End it with: mbqueue stop")
         return
 
-    from mbqueue.cli.progress import Screen, TerminalReport
+    from mbqueue.cli.progress import Screen
 
     if wanted is not None:
         with Screen() as screen:
@@ -85,8 +90,9 @@ def work(
                 session=session,
                 max_jobs=max_jobs,
                 forever=forever,
+                max_idle=max_idle,
                 tensorboard=tensorboard,
-                report_for=lambda label: TerminalReport(screen, label),
+                report_for=screen.report,
             )
         for one in together.sessions:
             _tell_end(one)
@@ -103,6 +109,7 @@ def work(
             session=session,
             max_jobs=max_jobs,
             forever=forever,
+            max_idle=max_idle,
             device=device,
             tensorboard=tensorboard,
             end_command=end_command,
@@ -113,10 +120,11 @@ def work(
                 session=session,
                 max_jobs=max_jobs,
                 forever=forever,
+                max_idle=max_idle,
                 device=device,
                 tensorboard=tensorboard,
                 end_command=end_command,
-                report=TerminalReport(screen),
+                report=screen.report(),
             )
         _tell_end(outcome)
     _exit_with(outcome.ending)

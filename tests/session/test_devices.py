@@ -276,13 +276,13 @@ def test_options_that_exclude_each_other_are_refused(project: ProjectFolder) -> 
 def test_on_a_terminal_every_session_has_a_moving_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mbqueue.cli.progress import Screen, TerminalReport
+    from mbqueue.cli.progress import Screen
 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "60")
     with Screen() as screen:
         for label in ("cuda:0", "cuda:1"):
-            TerminalReport(screen, label).waiting("for a very long time, so that the line is longer than the screen")
+            screen.report(label).waiting("for a very long time, so that the line is longer than the screen")
     said = capsys.readouterr().err
     assert "cuda:0  waiting: for a very" in said
     assert "cuda:1  waiting: for a very" in said

@@ -1,0 +1,230 @@
+"""Sessions submitted to Slurm, or started here as Slurm would: independent jobs by submitit, one session each."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbqueue.api.launched import LaunchedSession
+from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.clock import parse_duration
+from mbqueue.errors import SessionError, UsageError
+
+#: Kept free before the time limit, at most; a tenth of a short one.
+LONGEST_MARGIN_SECONDS = 180.0
+MAX_IDLE = "10m"
+#: So often a job may run again after its time is up; a month of jobs of one hour is below it.
+_MAX_TIMEOUTS = 1000
+#: sbatch options that are set here.
+_OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchedJob:
+    """One job that was submitted.
+
+    Attributes:
+        job_id: as the cluster calls it; of one that was started here, its process.
+        log: what it says.
+    """
+
+    job_id: str
+    log: Path
+
+
+class Launching(OpenedProject):
+    """launch_slurm, slurm_job_file, launch_local."""
+
+    def launch_slurm(
+        self,
+        *,
+        time: str,
+        gpus: int | None = None,
+        workers: int | None = None,
+        max_idle: str | None = MAX_IDLE,
+        setup: Sequence[str] = (),
+        options: Mapping[str, str] | None = None,
+    ) -> list[LaunchedJob]:
+        """Submit sessions to Slurm; returns at once.
+
+        Each job runs one session that ends before the time limit of the job, from the moment at which the job began. A
+        job whose time is up, or that is preempted, saves its work and goes back into Slurm's queue while work is left.
+
+        Args:
+            time: limit of a job, like ``2h``.
+            gpus: so many jobs with a GPU each; or
+            workers: so many jobs without one.
+            max_idle: a job ends when nothing could be claimed for so long, though others work; None lets it wait.
+            setup: shell lines to run before the session (``module load …``).
+            options: of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
+
+        Raises:
+            UsageError: when there is no Slurm or no submitit here, nothing to do, a queue that several machines cannot
+                share, or an option is wrong.
+            SessionError: when sbatch refused a job; the message says why, and which were submitted before.
+        """
+        session, count = self._session(time, gpus, workers, max_idle)
+        _require_submitit()
+        missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
+        if missing:
+            raise UsageError(
+                f"There is no {' and no '.join(missing)} on this machine. Run this on the cluster's login node; "
+                "--dry-run shows the job file anyway, and `mbqueue launch local` starts the jobs here."
+            )
+        self._require_work()
+        self._require_shared_queue(count)
+        executor = self._slurm_executor(session, with_gpu=gpus is not None, setup=setup, options=options or {})
+        return self._submit([executor] * count, session, "sbatch")
+
+    def slurm_job_file(
+        self,
+        *,
+        time: str,
+        gpus: int | None = None,
+        workers: int | None = None,
+        setup: Sequence[str] = (),
+        options: Mapping[str, str] | None = None,
+    ) -> str:
+        """The file that `launch_slurm` would give to sbatch for each job; needs no Slurm."""
+        session, _ = self._session(time, gpus, workers, None)
+        _require_submitit()
+        executor = self._slurm_executor(session, with_gpu=gpus is not None, setup=setup, options=options or {})
+        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+        return text
+
+    def launch_local(
+        self, *, time: str, gpus: int | None = None, workers: int | None = None, max_idle: str | None = MAX_IDLE
+    ) -> list[LaunchedJob]:
+        """The same jobs as processes on this machine, at most six times one after the other; returns at once.
+
+        Raises:
+            UsageError: as `launch_slurm`.
+        """
+        session, count = self._session(time, gpus, workers, max_idle)
+        _require_submitit()
+        self._require_work()
+        from submitit.local.local import LocalExecutor  # noqa: PLC0415 - needed only here
+
+        executors = []
+        for number in range(count):
+            executor = LocalExecutor(self.folder.launched_dir, max_num_timeout=_MAX_TIMEOUTS)
+            executor.update_parameters(
+                timeout_min=session.seconds / 60,
+                signal_delay_s=_signal_delay(session),
+                gpus_per_node=0 if gpus is None else 1,
+                visible_gpus=() if gpus is None else (number,),
+                stderr_to_stdout=True,
+                # Or whoever reads what the command says would wait for the end of the jobs.
+                setup=["exec < /dev/null > /dev/null 2>&1"],
+            )
+            executors.append(executor)
+        return self._submit(executors, session, "submitit")
+
+    def _session(
+        self, time: str, gpus: int | None, workers: int | None, max_idle: str | None
+    ) -> tuple[LaunchedSession, int]:
+        """What each job runs, and how many of them."""
+        if (gpus is None) == (workers is None):
+            raise UsageError("Say either how many GPUs (--gpus 5) or how many sessions without one (--workers 5).")
+        count = gpus or workers or 0
+        if count < 1:
+            raise UsageError("Nothing can be launched on no machine: give 1 or more.")
+        seconds = parse_duration(time)
+        if max_idle is not None:
+            parse_duration(max_idle)
+        session = LaunchedSession(
+            str(self.folder.root),
+            seconds=seconds,
+            margin_seconds=min(LONGEST_MARGIN_SECONDS, 0.1 * seconds),
+            device="cpu" if gpus is None else "cuda",
+            max_idle=max_idle,
+        )
+        return session, count
+
+    def _require_work(self) -> None:
+        with self._reading_queue(None) as queue:
+            if queue.outlook(now=self._clock.now()).is_exhausted:
+                raise UsageError("Nothing in the queue is left to do, or it waits for a person: see mbqueue status")
+
+    def _require_shared_queue(self, count: int) -> None:
+        """SQLite is for one machine."""
+        if self.folder.is_split and count > 1:
+            raise UsageError(
+                f"{self.folder.root} lies on a network mount, and its queue is an SQLite file, which several machines "
+                'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/many-machines.md), or launch one job.'
+            )
+        if not self.folder.is_split:
+            tell(
+                f"{self.folder.root} is on this machine's own disk: the jobs can only run here (--set "
+                "nodelist=NAME chooses the machine). For others, put the project on a disk that all of them have."
+            )
+
+    def _slurm_executor(
+        self, session: LaunchedSession, *, with_gpu: bool, setup: Sequence[str], options: Mapping[str, str]
+    ) -> Any:
+        from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - needed only here
+
+        class AnywhereExecutor(SlurmExecutor):  # type: ignore[misc]
+            """Does not look for srun, so that the job file can be shown anywhere."""
+
+            @classmethod
+            def affinity(cls) -> int:
+                return 1
+
+        further = {}
+        for key, value in options.items():
+            name = key.strip().lstrip("-").replace("-", "_")
+            if not _KEY.fullmatch(name) or name in _OWN:
+                raise UsageError(
+                    f"{key!r} is not an option of sbatch that can be given. Write it like --set qos=high; "
+                    f"set here already: {', '.join(sorted(_OWN)).replace('_', '-')}."
+                )
+            further[name] = value
+        for text in (*setup, *further.values()):
+            if "\n" in text or "\0" in text:
+                raise UsageError(f"{text!r} has more than one line; give --setup several times.")
+        executor = AnywhereExecutor(self.folder.launched_dir, max_num_timeout=_MAX_TIMEOUTS)
+        asks_for_gpus = any(name.startswith("gp") or name == "gres" for name in further)
+        executor.update_parameters(
+            job_name=f"mbqueue-{self.folder.root.name}",
+            time=math.ceil(session.seconds / 60),
+            signal_delay_s=_signal_delay(session),
+            stderr_to_stdout=True,
+            setup=list(setup) or None,
+            gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
+            # Without it a site may not let a job go back into the queue.
+            additional_parameters={"requeue": True, **further},
+        )
+        return executor
+
+    def _submit(self, executors: Sequence[Any], session: LaunchedSession, by: str) -> list[LaunchedJob]:
+        jobs: list[LaunchedJob] = []
+        for executor in executors:
+            try:
+                job = executor.submit(session)
+            except Exception as error:
+                before = f" Submitted before: {', '.join(job.job_id for job in jobs)}." if jobs else ""
+                raise SessionError(f"{by} refused job {len(jobs) + 1} of {len(executors)}: {error}.{before}") from error
+            jobs.append(LaunchedJob(job_id=str(job.job_id), log=job.paths.stdout))
+        return jobs
+
+
+def _signal_delay(session: LaunchedSession) -> int:
+    """Seconds before the time limit at which a session is told that still works; it should have ended by itself."""
+    return max(1, round(session.margin_seconds / 2))
+
+
+def _require_submitit() -> None:
+    if importlib.util.find_spec("submitit") is None:
+        raise UsageError(
+            f"This needs the package submitit, which {sys.executable} does not have. Install it with: pip install "
+            "'mbqueue[slurm]'"
+        )

@@ -1,0 +1,112 @@
+"""``mbqueue launch``: sessions as jobs of a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mbqueue.cli.console import print_line, say
+from mbqueue.cli.options import open_project
+from mbqueue.errors import UsageError
+
+if TYPE_CHECKING:
+    from mbqueue.api.launching import LaunchedJob
+
+launch = typer.Typer(
+    help="Run sessions as jobs of a cluster: each ends in time, and runs again while work is left.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+GpusOption = Annotated[int | None, typer.Option(help="So many sessions, a GPU each.", min=1)]
+WorkersOption = Annotated[int | None, typer.Option(help="So many sessions without a GPU.", min=1)]
+TimeOption = Annotated[str, typer.Option(help="Time limit of a job, like 2h.")]
+IdleOption = Annotated[
+    str, typer.Option(help="A job ends when nothing could be claimed for so long, though others work; or none.")
+]
+
+
+@launch.command()
+def slurm(
+    context: typer.Context,
+    time: TimeOption,
+    gpus: GpusOption = None,
+    workers: WorkersOption = None,
+    partition: Annotated[str | None, typer.Option(help="Of the cluster.")] = None,
+    account: Annotated[str | None, typer.Option(help="Whom the time is charged to.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features of the machines, like a100.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="Cores of a job.", min=1)] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a job, like 32G.")] = None,
+    setup: Annotated[
+        list[str] | None, typer.Option(help="A shell line to run before the session, like 'module load cuda'.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any further option of sbatch.")
+    ] = None,
+    max_idle: IdleOption = "10m",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job file and submit nothing.")] = False,
+) -> None:
+    """Submit sessions to Slurm, as independent jobs. Needs: pip install 'mbqueue[slurm]'.
+
+    Each ends before its time limit, counted from its job's start. When the time is up or the job is preempted, it saves
+    its work and goes back into Slurm's queue while work is left.
+
+    Example: mbqueue launch slurm --gpus 5 --time 2h --partition gpu
+    """
+    project = open_project(context)
+    named = {
+        "partition": partition,
+        "account": account,
+        "constraint": constraint,
+        "cpus-per-task": None if cpus_per_task is None else str(cpus_per_task),
+        "mem": mem,
+    }
+    options = {key: value for key, value in named.items() if value is not None} | _settings(settings or [])
+    if dry_run:
+        text = project.slurm_job_file(time=time, gpus=gpus, workers=workers, setup=setup or [], options=options)
+        print_line(text.rstrip())
+        return
+    jobs = project.launch_slurm(
+        time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle), setup=setup or [], options=options
+    )
+    _tell(jobs, "See them with: squeue --me, and mbqueue status. End one with: scancel JOB")
+
+
+@launch.command()
+def local(
+    context: typer.Context,
+    time: TimeOption,
+    gpus: GpusOption = None,
+    workers: WorkersOption = None,
+    max_idle: IdleOption = "10m",
+) -> None:
+    """Start the same jobs on this machine, to try them; each runs again when its time is up, at most five times.
+
+    For a workstation, `mbqueue work --devices` is simpler.
+
+    Example: mbqueue launch local --gpus 2 --time 2h
+    """
+    jobs = open_project(context).launch_local(time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle))
+    _tell(jobs, "See them with: mbqueue status. End them with: mbqueue stop")
+
+
+def _settings(texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text!r} is not KEY=VALUE. Write it like --set qos=high")
+        found[key] = value
+    return found
+
+
+def _idle(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def _tell(jobs: list[LaunchedJob], what_next: str) -> None:
+    for job in jobs:
+        print_line(f"job {job.job_id}, log {job.log}")
+    say(what_next)

@@ -1,0 +1,85 @@
+"""What a session tells, in words: for whoever reads a terminal or a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mbqueue.clock import format_duration, utc_text
+from mbqueue.errors import remedy
+from mbqueue.queue.jobs import Job
+from mbqueue.session.messages import ToldError
+from mbqueue.session.report import Report
+
+#: In a log, a job that goes on says so this often.
+LOG_SECONDS = 15.0
+
+Style = str | None
+
+
+class SpokenReport(Report):
+    """Says what happens, a line at a time.
+
+    Args:
+        say: told a line that stays, and how it may be drawn.
+        show: told what goes on now, in place of what it was told before; without it, such lines are said now and then.
+    """
+
+    def __init__(self, say: Callable[[str, Style], None], *, show: Callable[[str], None] | None = None) -> None:
+        self._say = say
+        self._show = show
+        self._end: float | None = None
+        self._last_said = 0.0
+        self._is_waiting = False
+
+    def session_started(self, session: str, device: str, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        length = "no deadline" if seconds is None else f"{format_duration(seconds)} to the deadline"
+        self._say(f"session {session} on {device}, {length}", None)
+
+    def job_started(self, job: Job) -> None:
+        self._last_said, self._is_waiting = time.monotonic(), False
+        if job.progress:
+            done = ", ".join(f"{key} {value}" for key, value in job.progress.items())
+            self._say(f"{job.label}: carrying on ({done})", None)
+        else:
+            self._say(f"{job.label}: started", None)
+
+    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        figures = "".join(f", {key.replace('_', ' ')} {value:.4g}" for key, value in facts.items())
+        deadline = "" if self._end is None else f", {format_duration(self._end - time.monotonic())} to the deadline"
+        self._go_on(f"{job.label}: {what} {done}/{total}{figures}{deadline}")
+
+    def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
+        best = ", best so far" if is_best else ""
+        self._say(
+            f"{job.label}: train MAE {row['train_mae']:.4f}, validation MAE {row['val_mae']:.4f} eV/atom{best}; "
+            f"{format_duration(row['seconds'])}, {row['structures_per_second']:.1f} structures/s",
+            None,
+        )
+
+    def job_finished(self, job: Job, summary: str) -> None:
+        self._say(f"{job.label}: {summary}", None)
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        again = (
+            f"next attempt at {utc_text(retry_at)}" if retry_at else f"after mending it: mbqueue retry {job.experiment}"
+        )
+        what_to_do = f"\n  {remedy(error)}" if remedy(error) else ""
+        kind = "" if isinstance(error, ToldError) else f"{type(error).__name__}: "
+        self._say(f"{job.label}: FAILED, {again}\n  {kind}{error}{what_to_do}", "bold red")
+
+    def waiting(self, why: str) -> None:
+        self._go_on(f"waiting: {why}", at_once=not self._is_waiting)
+        self._is_waiting = True
+
+    def note(self, text: str) -> None:
+        self._say(f"note: {text}", "yellow")
+
+    def _go_on(self, text: str, *, at_once: bool = False) -> None:
+        if self._show is not None:
+            self._show(text)
+        elif at_once or time.monotonic() - self._last_said >= LOG_SECONDS:
+            self._last_said = time.monotonic()
+            self._say(text, None)
