@@ -260,19 +260,35 @@ def _sessions(sessions: Sequence[Mapping[str, Any]], now: float, width: int) -> 
     yield Text("Sessions", "bold")
     for session in sessions:
         rate, deadline = session["structures_per_second"], session["deadline_at"]
-        who = Text.assemble(f"  {session['device']}", (f" on {session['host']}, {session['id']}", "dim"))
+        lost = session["state"] == "lost"
+        heard = f"heard {format_duration(now - session['heartbeat_at'])} ago"
+        who = Text.assemble(
+            f"  {session['device']}, ",
+            (f"lost, {heard}" if lost else heard, "yellow" if lost else ""),
+            (f", on {session['host']}, {session['id']}", "dim"),
+        )
         who.truncate(width, overflow="ellipsis")
         yield who
         what = Text.assemble("    ", (_job_label(session["job"]) if session["job"] else "idle", "cyan"))
+        what.append(_progress(session["job"]))
         if rate is not None:
             what.append(f", {rate:,.1f} crystals/s")
-        what.append(", ")
-        lost = session["state"] == "lost"
-        heard = f"heard {format_duration(now - session['heartbeat_at'])} ago"
-        what.append(f"lost, {heard}" if lost else heard, "yellow" if lost else "")
         if deadline is not None:
             what.append(f", ends in {format_duration(deadline - now)}" if deadline > now else ", past its deadline")
         yield what
+
+
+def _progress(job: Mapping[str, Any] | None) -> str:
+    """How far a job is, like `` 49 %``; nothing while it has not told."""
+    progress = job and job["progress"]
+    if not progress or not progress.get("total"):
+        return ""
+    return f" {math.floor(100 * progress['done'] / progress['total'])} %"
+
+
+def _hours(seconds: float) -> str:
+    """Hours of a device; of less than one the minutes and seconds."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
 
 
 def _totals(
@@ -291,12 +307,12 @@ def _totals(
     used = sum(seconds for seconds, _ in used_left)
     known = [seconds for _, seconds in used_left if seconds is not None]
     unknown = len(used_left) - len(known)
-    line = Text(f"time: {used / 3600:.1f} h used")
+    line = Text(f"time: {_hours(used)} used")
     left = sum(known)
     if left:
         sessions = math.ceil(left / session_seconds)
         plural = "session" if sessions == 1 else "sessions"
-        line.append(f", about {left / 3600:.1f} h left: {sessions} {plural} of {format_duration(session_seconds)}")
+        line.append(f", about {_hours(left)} left: {sessions} {plural} of {format_duration(session_seconds)}")
     if unknown:
         more = " more" if left else ""
         line.append(f", time{more} left is known after the first epoch of {unknown} experiment{'s' * (unknown > 1)}")

@@ -79,7 +79,8 @@ def work_through(queue, *, epochs):
     for epoch in range(1, epochs + 1):
         lease = queue.claim(session, now=NOW - 60, lease_seconds=60, loaded=(lease.job.experiment_id, 0))
         queue.commit(lease, result={"epoch": epoch, "val_mae": 0.1 / epoch, "seconds": HOUR}, now=NOW - 50)
-    queue.claim(session, now=NOW - 40, lease_seconds=60, loaded=(lease.job.experiment_id, 0))
+    lease = queue.claim(session, now=NOW - 40, lease_seconds=60, loaded=(lease.job.experiment_id, 0))
+    queue.save_progress(lease, progress={"what": "step", "done": 823, "total": 1660})
     queue.heartbeat(session, now=NOW - 5, alive_seconds=120, structures_per_second=311.24)
     return session
 
@@ -90,8 +91,8 @@ def test_a_real_queue_is_told_fold_by_fold(queue):
     fold_0, fold_1 = (next(line for line in lines if line.startswith(f"{fold} ")) for fold in (0, 1))
     assert fold_0.split() == ["0", "███████░░░", "2/3", "epoch", "3", "█▁", "0.0500", "2", "–"]
     assert "0/3" in fold_1
-    assert f"  NVIDIA L4 on {queue.session(session).host}, {session}"[:80] in lines
-    assert "    small fold 0 epoch 3, 311.2 crystals/s, heard 5s ago, ends in 1h00m" in lines
+    assert f"  NVIDIA L4, heard 5s ago, on {queue.session(session).host}, {session}"[:80] in lines
+    assert "    small fold 0 epoch 3 49 %, 311.2 crystals/s, ends in 1h00m" in lines
 
 
 def test_time_left_is_told_in_hours_and_in_sessions(queue):
