@@ -1,7 +1,8 @@
 """Reading, converting, caching and batching, beside CHGNet's own ways: ``python -m benchmarks.data --data DIR``.
 
 Both sides of a ratio are measured in turns in one process on one core (torch on one thread), in seconds of CPU, so
-that other work on the machine does them no wrong; what is told is the median of the turns. What each side does:
+that other work on the machine does them no wrong; what is told is the median of the turns. Whether both sides give the
+same is another question: see equality.py. What each side does:
 
 conversion   pymatgen ``Structure`` to ``CrystalGraph`` by ``CrystalGraphConverter(algorithm="fast")``, against arrays
              to packed records by ``graphs.convert``; the same crystals, drawn at random from the joined ones.
@@ -11,7 +12,8 @@ batches      random 64 of these crystals, each side from what it has stored, to 
              files: ``GraphData`` items (one ``torch.load`` each), ``collate_graphs``, ``BatchedGraph.from_graphs``;
              CHGNet from RAM: the same without files. mbqueue: ``make_batch`` from the memory-mapped cache, records
              checked. CHGNet's step expands lengths and angles in their bases, which here the model does, on the
-             device: ``from_graphs without bases`` leaves that out.
+             device: ``from_graphs without bases`` leaves that out. Ratios are of CPU seconds, and of wall time beside
+             them; a last line is the wall time of batches made ahead in a thread, as training has them.
 full scale   a made file of the official format with 132,752 rows (see make_official_file.py), in a process of its
              own: wall time and peak memory of read + convert + write; then a fresh process that opens the cache and
              makes a first batch.
@@ -131,6 +133,8 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
     from chgnet.model import CHGNet
     from chgnet.model.model import BatchedGraph
 
+    from mbqueue.train.feeds import ahead
+
     with contextlib.redirect_stdout(io.StringIO()):
         model = CHGNet.load(use_device="cpu", verbose=False)
     folder = work / "graphs"
@@ -168,23 +172,33 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
         "from RAM": lambda rows: stock([(graphs[row], energy) for row in rows]),
         "from RAM, from_graphs without bases": lambda rows: stock([(graphs[row], energy) for row in rows], bases=False),
     }
-    times: dict[str, list[float]] = {name: [] for name in ("ours", *ways)}
+    ways = {"ours": ours_of, **ways}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     generator = np.random.default_rng(1)
     with torch.no_grad():
         for turn in range(16):
             rows = generator.permutation(len(graphs))[:64]
-            spent = {"ours": seconds(lambda r=rows: ours_of(r))}
-            spent |= {name: seconds(lambda r=rows, w=way: w(r)) for name, way in ways.items()}
-            if turn:  # the first one is for the caches
-                for name, value in spent.items():
-                    times[name].append(value)
+            for name, way in ways.items():
+                begin, begin_cpu = time.perf_counter(), time.process_time()
+                way(rows)
+                if turn:  # the first one is for the caches
+                    spent[name].append((time.process_time() - begin_cpu, time.perf_counter() - begin))
     torch.load = load
     assert not dataset.failed_idx, "GraphData read everything"
-    ours = 64 / median(times["ours"])
-    for name in ways:
-        ratio = median(b / a for a, b in zip(times["ours"], times[name], strict=True))
-        theirs = 64 / median(times[name])
-        say(f"batches of 64, crystals/s; CHGNet {name}", f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.1f} x")
+    rates = {name: 64 / median(cpu for cpu, _ in turns) for name, turns in spent.items()}
+    for name in list(ways)[1:]:
+        ratio, ratio_of_wall = (
+            median(b[clock] / a[clock] for a, b in zip(spent["ours"], spent[name], strict=True)) for clock in (0, 1)
+        )
+        what = f"batches of 64, crystals/s; CHGNet {name}"
+        say(what, f"{rates['ours']:,.0f}", f"{rates[name]:,.0f}", f"{ratio:.1f} x")
+        say("  in wall time", "", "", f"{ratio_of_wall:.1f} x")
+    order = [generator.permutation(len(graphs))[:64] for _ in range(50)]
+    begin = time.perf_counter()
+    for _ in ahead(lambda number: ours_of(order[number]), len(order)):
+        pass
+    rate = 64 * len(order) / (time.perf_counter() - begin)
+    say("  through the thread that works ahead, wall time", f"{rate:,.0f}", "", "")
 
 
 def full_scale(data: Path, work: Path, rows: int) -> None:
