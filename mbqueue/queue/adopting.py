@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mbqueue.errors import QueueError
+from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
 from mbqueue.queue.database import Part, Row
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Kind, history_row
-from mbqueue.queue.leases import LEASE_GIVEN_UP, LONGEST_LEASE_SECONDS
+from mbqueue.queue.leases import LEASE_GIVEN_UP
 from mbqueue.queue.steering import REWIND
 
 _JOBS_OF_FOLD = """

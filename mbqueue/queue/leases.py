@@ -1,4 +1,4 @@
-"""Claiming a job and everything that only the holder of its lease may do.
+"""Everything that only the holder of a lease may do.
 
 Every write here carries the job's id and the fence of the lease; when that changes no row, the lease is lost, and
 nothing was written, neither in the database nor (through `publish`) in a folder.
@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mbqueue.errors import LeaseLost, QueueError
-from mbqueue.queue.database import Part, Statements
+from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims
+from mbqueue.queue.database import Statements
 from mbqueue.queue.jobs import Job, Kind, Lease
 
 #: Attempts that may end with an error before a job rests in `failed`.
@@ -19,68 +20,7 @@ MAX_FAILURES: Final = 5
 #: The delay after the first failure; every further one waits four times as long, up to the longest.
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
-#: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
-MAX_LOST_IN_A_ROW: Final = 20
-#: Longest lease.
-LONGEST_LEASE_SECONDS: Final = 86_400.0
-#: A time further ahead than this, longer than any lease or delay by more than clocks may differ, was written by a
-#: clock that was wrong, and counts as past.
-ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
-
 Publish = Callable[[], None]
-
-# Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
-# A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
-# A time absurdly far ahead was written by a wrong clock, and counts as past. Rows that another transaction is just
-# changing are passed over.
-_CLAIM = """
-    UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
-        lease_expires_at = :now + :lease_seconds, not_before = 0,
-        changed_at = :now, changed_by = :session, changed_why = 'claimed'
-    WHERE id = coalesce(
-        (SELECT id FROM jobs
-         WHERE state = 'ready' AND paused = 0 AND experiment_id = :experiment_id AND fold = :fold
-           AND (not_before <= :now OR not_before > :now + :absurd)
-           AND (affinity IS NULL OR affinity = :session
-                OR NOT EXISTS (SELECT 1 FROM sessions
-                               WHERE sessions.id = affinity AND ended_at IS NULL
-                                 AND alive_until > :now AND alive_until <= :now + :absurd)
-                OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
-         ORDER BY id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */),
-        (SELECT id FROM jobs
-         WHERE state = 'ready' AND paused = 0
-           AND (not_before <= :now OR not_before > :now + :absurd)
-           AND (affinity IS NULL OR affinity = :session
-                OR NOT EXISTS (SELECT 1 FROM sessions
-                               WHERE sessions.id = affinity AND ended_at IS NULL
-                                 AND alive_until > :now AND alive_until <= :now + :absurd)
-                OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
-         ORDER BY priority DESC, started DESC, id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */))
-    RETURNING id
-"""
-
-_BEAT = """
-    UPDATE sessions SET heartbeat_at = :now, alive_until = max(alive_until, :now + :lease_seconds)
-    WHERE id = :session AND ended_at IS NULL
-"""
-
-_REAP = """
-    UPDATE jobs SET
-        state = CASE WHEN lost_in_a_row + 1 < :max_lost THEN 'ready' ELSE 'failed' END,
-        error = CASE WHEN lost_in_a_row + 1 < :max_lost THEN error ELSE :lost_error END,
-        preemptions = preemptions + 1, lost_in_a_row = lost_in_a_row + 1,
-        session_id = NULL, lease_expires_at = NULL, affinity = NULL,
-        changed_at = :now, changed_by = :by, changed_why = 'lease of session ' || session_id || ' ran out'
-    WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
-      /*pg AND id IN (SELECT id FROM jobs
-                      WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
-                      FOR NO KEY UPDATE SKIP LOCKED) */
-"""
-
-LOST_ERROR = (
-    f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row without any work saved in between, so the job itself may "
-    "be what ends the sessions (out of memory?). Look at the last session's output, then: mbqueue retry"
-)
 
 _RENEW = """
     UPDATE jobs SET lease_expires_at = :now + :lease_seconds, progress = coalesce(:progress, progress)
@@ -150,47 +90,36 @@ def retry_delay_seconds(failures: int) -> float:
     return float(min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 4 ** (failures - 1)))
 
 
-class Leases(Part):
-    """Claims and fenced writes."""
+class Leases(Claims):
+    """Fenced writes."""
 
-    def claim(
-        self, session: str, *, now: float, lease_seconds: float, loaded: tuple[int, int] | None = None
+    def commit_and_claim(
+        self,
+        lease: Lease,
+        *,
+        result: Mapping[str, Any],
+        now: float,
+        lease_seconds: float,
+        publish: Publish | None = None,
+        skip_rest: str | None = None,
     ) -> Lease | None:
-        """The job that this session should do next, under a new fence, or None when there is none for it now.
+        """As `commit`, and the `claim` that would follow, in one transaction: one wait for the disk instead of two.
 
-        Before that, leases that ran out are taken back. Order: the fold that the session has `loaded`
-        (experiment id, fold); then higher priority; then a fold in progress before a new one; then age. Left out
-        are paused jobs, jobs whose next attempt is due later, and those whose fold another living session worked
-        on last (unless that one is busy with another job), so that two workers take different folds. The time this
-        takes does not grow with the number of jobs. A claim counts as a heartbeat of the session.
+        Args:
+            skip_rest: when given, as `skip_rest` with this reason.
+
+        Returns:
+            The next lease, or None when there is no job for this session now, or the session has ended.
 
         Raises:
-            QueueError: when the session does not exist or has ended.
+            LeaseLost, QueueError: as `commit`; nothing was claimed then.
         """
-        if not 0 < lease_seconds <= LONGEST_LEASE_SECONDS:
-            raise QueueError(f"A lease of {lease_seconds} s is not between 0 and {LONGEST_LEASE_SECONDS:.0f} s.")
-        experiment_id, fold = loaded or (None, None)
+        fold = None if lease.job.fold is None else (lease.job.experiment_id, lease.job.fold)
         with self.writing() as db:
-            if not db.execute(_BEAT, {"session": session, "now": now, "lease_seconds": lease_seconds}).rowcount:
-                raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
-            self._reap_expired(db, by=session, now=now)
-            claimed = db.execute(
-                _CLAIM,
-                {
-                    "session": session,
-                    "now": now,
-                    "lease_seconds": lease_seconds,
-                    "absurd": ABSURD_SECONDS,
-                    "experiment_id": experiment_id,
-                    "fold": fold,
-                },
-            ).fetchall()
-            return self._lease(db, claimed[0]["id"], session) if claimed else None
-
-    def reap_expired(self, *, by: str, now: float) -> int:
-        """Take back every lease that ran out, as `claim` does; returns how many."""
-        with self.writing() as db:
-            return self._reap_expired(db, by=by, now=now)
+            # First of all, as `claim` and the end of a session do, so that no two transactions wait for each other.
+            lives = self._beat(db, lease.session, now, lease_seconds)
+            self._finish(db, lease, result, now, publish, skip_rest)
+            return self._claim(db, lease.session, now, lease_seconds, fold) if lives else None
 
     def renew(
         self, lease: Lease, *, now: float, lease_seconds: float, progress: Mapping[str, Any] | None = None
@@ -238,12 +167,8 @@ class Leases(Part):
             LeaseLost: when the lease is lost; then `publish` was not called.
             QueueError: when `dataset_hash` is missing or is not the one of an earlier `prepare`.
         """
-        # Two that commit at once what the same job needs would each find the other's missing.
-        is_needed_with_others = lease.job.kind in {Kind.PREPARE, Kind.PREDICT}
         with self.writing() as db:
-            self.database.hold(db, lease.job.experiment_id, shared=not is_needed_with_others)
-            self._commit(db, lease, result, now, publish)
-            return self._unlock(db, lease, lease.job.id, now)
+            return self._finish(db, lease, result, now, publish, None)
 
     def skip_rest(
         self, lease: Lease, *, result: Mapping[str, Any], why: str, now: float, publish: Publish | None = None
@@ -254,20 +179,8 @@ class Leases(Part):
             LeaseLost: as `commit`.
             QueueError: when the job is not a `train` job.
         """
-        job = lease.job
-        if job.kind is not Kind.TRAIN:
-            raise QueueError(f"{job.label} has no later epochs to skip.")
         with self.writing() as db:
-            self.database.hold(db, job.experiment_id, shared=True)
-            self._commit(db, lease, result, now, publish)
-            place = {"experiment_id": job.experiment_id, "fold": job.fold, "epoch": job.epoch}
-            db.execute(_SKIP, {**place, "session": lease.session, "now": now, "why": why})
-            last = db.execute(
-                "SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' "
-                "ORDER BY epoch DESC LIMIT 1",
-                {"experiment_id": job.experiment_id, "fold": job.fold},
-            ).fetchone()
-            return self._unlock(db, lease, last["id"], now)
+            return self._finish(db, lease, result, now, publish, why)
 
     def release(self, lease: Lease, *, reason: str, now: float, preempted: bool = False) -> None:
         """Give the job back unfinished; `preempted` counts it as cut off. It is not a failure either way.
@@ -313,19 +226,32 @@ class Leases(Part):
             )
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (lease.job.id,)).fetchone())
 
-    def _reap_expired(self, db: Statements, *, by: str, now: float) -> int:
-        if not self.database.leases_run_out(db):
-            return 0
-        return db.execute(
-            _REAP,
-            {
-                "now": now,
-                "by": by,
-                "absurd": ABSURD_SECONDS,
-                "max_lost": MAX_LOST_IN_A_ROW,
-                "lost_error": LOST_ERROR,
-            },
-        ).rowcount
+    def _finish(
+        self,
+        db: Statements,
+        lease: Lease,
+        result: Mapping[str, Any],
+        now: float,
+        publish: Publish | None,
+        skip_rest: str | None,
+    ) -> tuple[Job, ...]:
+        """Commit the job, with ``skip_rest`` skip the later epochs of its fold, and return what became ready."""
+        job = lease.job
+        if skip_rest is not None and job.kind is not Kind.TRAIN:
+            raise QueueError(f"{job.label} has no later epochs to skip.")
+        # Two that commit at once what the same job needs would each find the other's missing.
+        self.database.hold(db, job.experiment_id, shared=job.kind not in {Kind.PREPARE, Kind.PREDICT})
+        self._commit(db, lease, result, now, publish)
+        if skip_rest is None:
+            return self._unlock(db, lease, job.id, now)
+        place = {"experiment_id": job.experiment_id, "fold": job.fold, "epoch": job.epoch}
+        db.execute(_SKIP, {**place, "session": lease.session, "now": now, "why": skip_rest})
+        last = db.execute(
+            "SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' "
+            "ORDER BY epoch DESC LIMIT 1",
+            {"experiment_id": job.experiment_id, "fold": job.fold},
+        ).fetchone()
+        return self._unlock(db, lease, last["id"], now)
 
     def _commit(
         self, db: Statements, lease: Lease, result: Mapping[str, Any], now: float, publish: Publish | None
@@ -379,11 +305,6 @@ class Leases(Part):
             f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}): {now_is}. "
             "Nothing was written."
         )
-
-    def _lease(self, db: Statements, job_id: int, session: str) -> Lease:
-        job = Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
-        assert job.lease_expires_at is not None
-        return Lease(job=job, session=session, fence=job.fence, expires_at=job.lease_expires_at)
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import QueueError
+from mbqueue.queue.claiming import LOST_ERROR, MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.jobs import SessionRow
-from mbqueue.queue.leases import LOST_ERROR, MAX_LOST_IN_A_ROW
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
 
 _START = """

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from mbqueue.queue.adopting import Adopting
+from mbqueue.queue.claiming import Claims
 from mbqueue.queue.database import Database
 from mbqueue.queue.enqueue import Enqueueing
 from mbqueue.queue.leases import Leases
@@ -17,7 +18,7 @@ from mbqueue.queue.sqlite import SqliteFile
 from mbqueue.queue.steering import Steering
 
 
-class Queue(Enqueueing, Leases, Sessions, Steering, Reports, Adopting):
+class Queue(Enqueueing, Leases, Claims, Sessions, Steering, Reports, Adopting):
     """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
 
     Any number of processes and threads may use it at once. Every method is one transaction: when it returns, its

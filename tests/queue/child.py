@@ -52,19 +52,22 @@ def drain(queue: Queue, folder: Path) -> None:
                 return
             time.sleep(0.002)  # others hold what this one would need next
             continue
-        if lease.job.fold is not None:
-            loaded = (lease.job.experiment_id, lease.job.fold)
-        queue.commit(lease, result={"dataset_hash": "d"}, now=time.time())
-        say(f"{lease.job.id} {lease.fence}")
+        while lease is not None:  # the next one comes with the commit, as a worker does it
+            if lease.job.fold is not None:
+                loaded = (lease.job.experiment_id, lease.job.fold)
+            done, result, now = lease, {"dataset_hash": "d"}, time.time()
+            lease = queue.commit_and_claim(lease, result=result, now=now, lease_seconds=DAY)
+            say(f"{done.job.id} {done.fence}")
 
 
 def publishing(queue: Queue, folder: Path) -> None:
     """As drain, but every commit publishes a file; says so only once the commit has returned."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
-    while lease := queue.claim(session, now=time.time(), lease_seconds=DAY):
-        path = folder / f"{lease.job.id}-{lease.fence}"
-        queue.commit(lease, result={"dataset_hash": "d"}, now=time.time(), publish=path.touch)
-        say(lease.job.id)
+    lease = queue.claim(session, now=time.time(), lease_seconds=DAY)
+    while lease is not None:
+        path, done, result, now = folder / f"{lease.job.id}-{lease.fence}", lease, {"dataset_hash": "d"}, time.time()
+        lease = queue.commit_and_claim(lease, result=result, now=now, lease_seconds=DAY, publish=path.touch)
+        say(done.job.id)
 
 
 if __name__ == "__main__":

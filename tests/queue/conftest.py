@@ -15,7 +15,7 @@ import pytest
 
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue import EnqueueOutcome, Job, Kind, Lease, Queue, State
-from mbqueue.queue.leases import MAX_LOST_IN_A_ROW
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.postgresql.schema import TABLES
 from mbqueue.queue.postgresql.store import PostgresQueue
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mbqueue.errors import LeaseLost, QueueError
-from mbqueue.queue.leases import LONGEST_RETRY_SECONDS, MAX_FAILURES, MAX_LOST_IN_A_ROW, retry_delay_seconds
+from mbqueue.queue import State
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
+from mbqueue.queue.leases import LONGEST_RETRY_SECONDS, MAX_FAILURES, retry_delay_seconds
 
 WRITES = {
     "renew": lambda world, lease, publish: world.queue.renew(lease, now=world.now, lease_seconds=60),
@@ -18,6 +20,7 @@ WRITES = {
     "skip_rest": lambda world, lease, publish: world.queue.skip_rest(
         lease, result={"val_mae": 1.0}, why="no better", now=world.now, publish=publish
     ),
+    "commit_and_claim": lambda world, lease, publish: both(world, lease, publish=publish),
     "release": lambda world, lease, publish: world.queue.release(lease, reason="late", now=world.now),
     "fail": lambda world, lease, publish: world.queue.fail(lease, error="late", now=world.now),
     "rewind": lambda world, lease, publish: world.queue.rewind(
@@ -309,3 +312,98 @@ def test_only_training_can_stop_early(world):
     world.enqueue()
     with pytest.raises(QueueError, match="no later epochs"):
         world.queue.skip_rest(world.take(world.session()), result={}, why="x", now=world.now)
+
+
+# -- committing and claiming at once ---
+
+
+def both(world, lease, **options):
+    result = {"dataset_hash": "d" * 64}
+    return world.queue.commit_and_claim(lease, result=result, now=world.now, lease_seconds=60.0, **options)
+
+
+def test_a_commit_with_a_claim_gives_what_the_two_give_one_after_the_other(world) -> None:
+    session = world.session()
+    world.enqueue()
+    lease = world.take(session)
+    done = []
+    while lease is not None:
+        done.append(lease.job.label.removeprefix("full "))
+        lease = both(world, lease)
+    assert done == [
+        "prepare",
+        *("fold 0 epoch 1", "fold 0 epoch 2", "fold 0 predict"),
+        *("fold 1 epoch 1", "fold 1 epoch 2", "fold 1 predict"),
+        "record",
+    ]
+    assert set(world.states().values()) == {"committed"}
+
+
+def test_a_commit_with_a_claim_leaves_a_fold_to_the_session_that_is_on_it(world) -> None:
+    first, second = world.session(), world.session()
+    world.prepared(first)
+    on_0, on_1 = world.take(first), world.take(second)
+    after_0, after_1 = both(world, on_0), both(world, on_1)
+    assert after_0 is not None
+    assert after_1 is not None
+    assert (after_0.job.fold, after_1.job.fold) == (0, 1)
+
+
+def test_a_commit_with_a_claim_under_an_old_fence_writes_and_claims_nothing(world) -> None:
+    session, thief = world.session(), world.session()
+    world.prepared(session)
+    lease = world.take(session)
+    world.now += 120
+    stolen = world.take(thief)
+    assert stolen.job.id == lease.job.id
+    before = world.queue.jobs()
+    published = []
+    with pytest.raises(LeaseLost):
+        both(world, lease, publish=lambda: published.append("x"))
+    assert (published, world.queue.jobs()) == ([], before)
+
+
+def test_when_publishing_fails_the_commit_and_the_claim_are_undone_and_the_lease_is_held(world) -> None:
+    session = world.session()
+    world.prepared(session)
+    lease = world.take(session)
+    before = world.queue.jobs()
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        both(world, lease, publish=fail)
+    assert world.queue.jobs() == before
+    assert both(world, lease) is not None
+
+
+def test_a_commit_with_a_claim_passes_over_what_is_paused_and_ends_with_what_there_is(world) -> None:
+    session = world.session()
+    world.prepared(session)
+    lease = world.take(session)
+    world.queue.pause("full", now=world.now)
+    assert both(world, lease) is None
+    assert world.find("full fold 0 epoch 1").state == "committed"
+    assert world.find("full fold 0 epoch 2").state == "ready"
+
+
+def test_early_stopping_and_the_next_claim_are_one_transaction_too(world) -> None:
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=3)
+    following = both(world, world.take(session), skip_rest="no better")
+    assert following is not None
+    assert following.job.kind == "predict"
+    assert world.states()["fold 0 epoch 3"] == "skipped"
+    with pytest.raises(QueueError, match="no later epochs"):
+        both(world, following, skip_rest="no better")
+
+
+def test_the_last_commit_of_a_session_that_was_ended_by_others_claims_nothing(world) -> None:
+    session = world.session()
+    world.prepared(session)
+    lease = world.take(session)
+    world.queue.end_session(session, reason="ended", now=world.now)
+    with pytest.raises(LeaseLost):
+        both(world, lease)
+    assert not world.queue.jobs(state=State.LEASED)

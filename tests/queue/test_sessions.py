@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.leases import MAX_LOST_IN_A_ROW
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
 
 

@@ -27,7 +27,8 @@ from hypothesis.stateful import (
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Job, Kind, Lease, Queue, State
-from mbqueue.queue.leases import MAX_FAILURES, MAX_LOST_IN_A_ROW, retry_delay_seconds
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
+from mbqueue.queue.leases import MAX_FAILURES, retry_delay_seconds
 
 LEASE = 60.0
 EPOCHS = 3

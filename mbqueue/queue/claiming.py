@@ -1,0 +1,141 @@
+"""Claiming a job: which one a session gets, and taking back what nobody holds any more."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mbqueue.errors import QueueError
+from mbqueue.queue.database import Part, Statements
+from mbqueue.queue.jobs import Job, Lease
+
+#: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
+MAX_LOST_IN_A_ROW: Final = 20
+#: Longest lease.
+LONGEST_LEASE_SECONDS: Final = 86_400.0
+#: A time further ahead than this, longer than any lease or delay by more than clocks may differ, was written by a
+#: clock that was wrong, and counts as past.
+ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
+
+# Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
+# A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
+# A time absurdly far ahead was written by a wrong clock, and counts as past. Rows that another transaction is just
+# changing are passed over.
+_CLAIM = """
+    UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
+        lease_expires_at = :now + :lease_seconds, not_before = 0,
+        changed_at = :now, changed_by = :session, changed_why = 'claimed'
+    WHERE id = coalesce(
+        (SELECT id FROM jobs
+         WHERE state = 'ready' AND paused = 0 AND experiment_id = :experiment_id AND fold = :fold
+           AND (not_before <= :now OR not_before > :now + :absurd)
+           AND (affinity IS NULL OR affinity = :session
+                OR NOT EXISTS (SELECT 1 FROM sessions
+                               WHERE sessions.id = affinity AND ended_at IS NULL
+                                 AND alive_until > :now AND alive_until <= :now + :absurd)
+                OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
+         ORDER BY id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */),
+        (SELECT id FROM jobs
+         WHERE state = 'ready' AND paused = 0
+           AND (not_before <= :now OR not_before > :now + :absurd)
+           AND (affinity IS NULL OR affinity = :session
+                OR NOT EXISTS (SELECT 1 FROM sessions
+                               WHERE sessions.id = affinity AND ended_at IS NULL
+                                 AND alive_until > :now AND alive_until <= :now + :absurd)
+                OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
+         ORDER BY priority DESC, started DESC, id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */))
+    RETURNING id
+"""
+
+_BEAT = """
+    UPDATE sessions SET heartbeat_at = :now, alive_until = max(alive_until, :now + :lease_seconds)
+    WHERE id = :session AND ended_at IS NULL
+"""
+
+_REAP = """
+    UPDATE jobs SET
+        state = CASE WHEN lost_in_a_row + 1 < :max_lost THEN 'ready' ELSE 'failed' END,
+        error = CASE WHEN lost_in_a_row + 1 < :max_lost THEN error ELSE :lost_error END,
+        preemptions = preemptions + 1, lost_in_a_row = lost_in_a_row + 1,
+        session_id = NULL, lease_expires_at = NULL, affinity = NULL,
+        changed_at = :now, changed_by = :by, changed_why = 'lease of session ' || session_id || ' ran out'
+    WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
+      /*pg AND id IN (SELECT id FROM jobs
+                      WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
+                      FOR NO KEY UPDATE SKIP LOCKED) */
+"""
+
+LOST_ERROR = (
+    f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row without any work saved in between, so the job itself may "
+    "be what ends the sessions (out of memory?). Look at the last session's output, then: mbqueue retry"
+)
+
+
+class Claims(Part):
+    """Claims, and leases that ran out."""
+
+    def claim(
+        self, session: str, *, now: float, lease_seconds: float, loaded: tuple[int, int] | None = None
+    ) -> Lease | None:
+        """The job that this session should do next, under a new fence, or None when there is none for it now.
+
+        Before that, leases that ran out are taken back. Order: the fold that the session has `loaded`
+        (experiment id, fold); then higher priority; then a fold in progress before a new one; then age. Left out
+        are paused jobs, jobs whose next attempt is due later, and those whose fold another living session worked
+        on last (unless that one is busy with another job), so that two workers take different folds. The time this
+        takes does not grow with the number of jobs. A claim counts as a heartbeat of the session.
+
+        Raises:
+            QueueError: when the session does not exist or has ended.
+        """
+        with self.writing() as db:
+            if not self._beat(db, session, now, lease_seconds):
+                raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
+            return self._claim(db, session, now, lease_seconds, loaded)
+
+    def reap_expired(self, *, by: str, now: float) -> int:
+        """Take back every lease that ran out, as `claim` does; returns how many."""
+        with self.writing() as db:
+            return self._reap_expired(db, by=by, now=now)
+
+    def _beat(self, db: Statements, session: str, now: float, lease_seconds: float) -> bool:
+        """Whether the session lives; it does for so much longer."""
+        if not 0 < lease_seconds <= LONGEST_LEASE_SECONDS:
+            raise QueueError(f"A lease of {lease_seconds} s is not between 0 and {LONGEST_LEASE_SECONDS:.0f} s.")
+        return bool(db.execute(_BEAT, {"session": session, "now": now, "lease_seconds": lease_seconds}).rowcount)
+
+    def _claim(
+        self, db: Statements, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None
+    ) -> Lease | None:
+        experiment_id, fold = loaded or (None, None)
+        self._reap_expired(db, by=session, now=now)
+        claimed = db.execute(
+            _CLAIM,
+            {
+                "session": session,
+                "now": now,
+                "lease_seconds": lease_seconds,
+                "absurd": ABSURD_SECONDS,
+                "experiment_id": experiment_id,
+                "fold": fold,
+            },
+        ).fetchall()
+        return self._lease(db, claimed[0]["id"], session) if claimed else None
+
+    def _reap_expired(self, db: Statements, *, by: str, now: float) -> int:
+        if not self.database.leases_run_out(db):
+            return 0
+        return db.execute(
+            _REAP,
+            {
+                "now": now,
+                "by": by,
+                "absurd": ABSURD_SECONDS,
+                "max_lost": MAX_LOST_IN_A_ROW,
+                "lost_error": LOST_ERROR,
+            },
+        ).rowcount
+
+    def _lease(self, db: Statements, job_id: int, session: str) -> Lease:
+        job = Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
+        assert job.lease_expires_at is not None
+        return Lease(job=job, session=session, fence=job.fence, expires_at=job.lease_expires_at)
