@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from chgnet.graph import CrystalGraphConverter
+from chgnet.model import CHGNet
 from hypothesis import HealthCheck, given, settings
 from pymatgen.core import Lattice, Structure
 
@@ -16,6 +17,7 @@ from mbqueue.data.batches import Distortion, make_batch
 from mbqueue.data.cache import GraphCache
 from mbqueue.data.graphs import convert, graph
 from mbqueue.errors import CacheError
+from mbqueue.train.forward import formation_energies
 from tests.data.crystal_making import SALT, gathered, structures
 
 
@@ -207,3 +209,18 @@ def test_a_record_that_makes_no_sense_is_an_error_and_no_crash(some_crystals, tm
             refused += 1
         del cache.records
     assert refused > 100
+
+
+def test_indices_of_32_bits_change_no_bit_of_energies_and_gradients(some_graphs):
+    model = CHGNet.load(use_device="cpu", verbose=False)
+    batch = make_batch(some_graphs, [3, 40, 11])
+    outcomes = []
+    for indices in (torch.int32, torch.int64):
+        tensors = {field.name: getattr(batch, field.name) for field in fields(Batch)}
+        same = {name: t.to(indices) if t.dtype == torch.int32 else t for name, t in tensors.items()}
+        model.zero_grad()
+        energies = formation_energies(model, Batch(**same))
+        energies.sum().backward()
+        outcomes.append([energies.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(outcomes[0]) > 100
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
