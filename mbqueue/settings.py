@@ -49,10 +49,11 @@ def _setting(
     le: float | None = None,
     pattern: str | None = None,
     check: Callable[[Any], str | None] | None = None,
+    is_secret: bool = False,
 ) -> Any:
     """A field of a section. ``check`` returns what is wrong with a value of the right type, or None."""
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class Settings:
         "The queue that several machines share: postgresql://USER@HOST/DATABASE, better without the password "
         "(~/.pgpass, PGPASSWORD); by default an SQLite file in state/. MBQUEUE_QUEUE counts first.",
         check=wrong_queue_url,
+        is_secret=True,
     )
     store: str = _setting(
         "",

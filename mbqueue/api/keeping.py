@@ -1,4 +1,4 @@
-"""Keeping the state safe: recover, backup, restore."""
+"""Keeping the state safe: recover, backup, restore; taking the queue to another database."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.errors import UsageError
+from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
+from mbqueue.settings import wrong_queue_url
 
 if TYPE_CHECKING:
     from mbqueue.drive.archive import Backup
     from mbqueue.drive.recover import Recovered
+    from mbqueue.queue.migrating import Migrated
 
 
 class Keeping(OpenedProject):
-    """recover, back_up, restore."""
+    """recover, back_up, restore, migrate_queue."""
 
     def recover(self, *, force: bool = False) -> Recovered:
         """Rebuild the queue from the manifests of the checkpoints alone. The queue before is kept beside it.
@@ -25,6 +29,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
+        self._require_file("Recovering", "then copy it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
         self._fetch_commits()
         return recover(self.folder, force=force, note=tell, clock=self._clock)
 
@@ -36,6 +41,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
+        self._require_file("The backup", "after copying the queue to a file: mbqueue migrate-queue sqlite")
         self._fetch_commits()
         return back_up(self.folder, Path(file), clock=self._clock)
 
@@ -48,7 +54,43 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
+        self._require_file("Restoring", "then copy it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
         return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)
+
+    def migrate_queue(self, to: str) -> Migrated:
+        """Copy the queue into an empty database, losslessly; the one it was in stays, and the settings too.
+
+        Args:
+            to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
+
+        Raises:
+            UsageError: when a session works with the queue, there is none, or the other database is not empty.
+            QueueError: when a database cannot be reached or written; nothing was changed then.
+        """
+        from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
+
+        if not queue_exists(self.folder):
+            raise UsageError(f"There is no queue in {self.folder.root} to be copied. For a new one, only set `queue`.")
+        with open_queue(self.folder) as source:
+            if to == "sqlite":
+                return copy_to_file(source, self.folder.queue_db, now=self._clock.now())
+            if wrong := wrong_queue_url(to):
+                raise UsageError(f"The argument {wrong}, or sqlite.")
+            with open_on_server(to) as target:
+                if target.database.name == source.database.name:
+                    raise UsageError(
+                        f"The queue is at {target.database.name} already. To copy it there from the file: "
+                        "MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
+                    )
+                return copy_queue(source, target, now=self._clock.now())
+
+    def _require_file(self, what: str, further: str) -> None:
+        """These three know the queue as a file."""
+        if self.folder.queue_url:
+            raise UsageError(
+                f"{what} is for queues in a file, and this project's is on a PostgreSQL server. There, use the "
+                f"server's own backups (pg_dump, docs/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, {further}"
+            )
 
     def _fetch_commits(self) -> None:
         if self.folder.store:

@@ -49,6 +49,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "recover": ("keeping", "Rebuild a lost queue from the checkpoints."),
         "backup": ("keeping", "Write the whole state to one archive."),
         "restore": ("keeping", "Put the state of an archive in place of this project's."),
+        "migrate-queue": ("keeping", "Copy the queue to PostgreSQL, or back into a file."),
         "cache": ("datasets", "List, verify or prune the data that were converted."),
     },
 }
@@ -59,7 +60,7 @@ class _Commands(Mapping[str, Any]):
     """Makes a command when it is asked for, so that `status` waits neither for the imports of others nor their help."""
 
     def __getitem__(self, name: str) -> Any:
-        found = getattr(import_module(f"mbqueue.cli.{_MODULES[name]}"), name)
+        found = getattr(import_module(f"mbqueue.cli.{_MODULES[name]}"), name.replace("-", "_"))
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False, rich_markup_mode=None)
             found.command(name)(function)

@@ -1,4 +1,4 @@
-"""Commands that keep the state safe: recover, backup, restore."""
+"""Commands that keep the state safe: recover, backup, restore, migrate-queue."""
 
 from __future__ import annotations
 
@@ -47,3 +47,24 @@ def restore(
     """
     found = open_project(context).restore(file, force=force)
     print_line(f"{file}: {found.files} files, {found.commits} commits restored")
+
+
+def migrate_queue(
+    context: typer.Context,
+    to: Annotated[str, typer.Argument(help="postgresql://USER@HOST/DATABASE, or sqlite for the file in state/.")],
+) -> None:
+    """Copy the queue into an empty database: jobs, fences, events, all as they are. The one it was in stays.
+
+    End all sessions first. Afterwards, say in mbqueue.toml where the queue is now; this command prints the line.
+
+    Example: mbqueue migrate-queue postgresql://me@server/mbqueue
+    """
+    made = open_project(context).migrate_queue(to)
+    rows = ", ".join(f"{count} {table}" for table, count in made.rows.items() if table != "needs")
+    print_line(f"{made.source} → {made.target}: {rows}")
+    if to == "sqlite":
+        say("Go on with it: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
+    else:
+        say(
+            'Go on with it: in mbqueue.toml set queue = "postgresql://…", the URL you gave, or set MBQUEUE_QUEUE to it.'
+        )

@@ -1,0 +1,307 @@
+"""What PostgreSQL and the way to it can do: vanish, come back, be cut in the middle of a commit. With real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cutting_proxy import CuttingProxy
+from postgres_server import PostgresServer
+
+from mbqueue.errors import LeaseLost, QueueError
+from mbqueue.queue import State
+from mbqueue.queue.postgresql import server as server_module
+from mbqueue.queue.postgresql.store import PostgresQueue
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+@pytest.fixture(autouse=True)
+def _no_grace(monkeypatch) -> None:
+    """Leases run out as soon as the server is up."""
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer) -> str:
+    return postgres_server.url()
+
+
+@pytest.fixture
+def queue(url: str) -> Iterator[PostgresQueue]:
+    with PostgresQueue(url) as queue:
+        yield queue
+
+
+@pytest.fixture
+def proxy(postgres_server: PostgresServer) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(postgres_server.port)
+    yield proxy
+    proxy.close()
+
+
+def _start(command: str, url: str, folder: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, str(CHILD), command, url, str(folder)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _claimed(queue: PostgresQueue, make_spec, **options):
+    """A session and its lease on epoch 1 of the only fold."""
+    queue.enqueue(make_spec(folds=(0,), **options), results_dir="r", now=0.0)
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
+    take = lambda: queue.claim(session, now=0.0, lease_seconds=3600)  # noqa: E731
+    queue.commit(take(), result={"dataset_hash": "d"}, now=0.0)
+    return session, take()
+
+
+def _drained(queue: PostgresQueue, workers: list[subprocess.Popen[str]]) -> list[str]:
+    lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
+    assert [worker.returncode for worker in workers] == [0] * len(workers)
+    assert {job.state for job in queue.jobs()} == {State.COMMITTED}
+    events = queue.events(limit=100_000)
+    commits = Counter(event.job_id for event in events if event.to_state == "committed")
+    assert set(commits.values()) == {1}
+    order = [(event.experiment, event.fold, event.epoch) for event in events if event.to_state == "committed"]
+    for place in {place[:2] for place in order}:
+        epochs = [epoch for *where, epoch in order if tuple(where) == place and epoch is not None]
+        assert epochs == sorted(epochs)
+    return lines
+
+
+def test_sixteen_processes_do_2000_jobs_each_exactly_once_and_each_fold_in_order(queue, url, make_spec, tmp_path):
+    for number in range(20):
+        spec = make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=19)
+        queue.enqueue(spec, results_dir=f"r{number}", now=0.0)
+    jobs = queue.jobs()
+    assert len(jobs) == 2040
+    lines = _drained(queue, [_start("drain", url, tmp_path) for _ in range(16)])
+    assert Counter(lines) == Counter(f"{job.id} 1" for job in jobs)
+
+
+def test_a_server_that_crashes_and_comes_back_under_load_loses_no_commit_and_makes_none_twice(
+    queue, url, make_spec, tmp_path, postgres_server
+):
+    for number in range(3):
+        queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=29), results_dir=f"r{number}", now=0.0)
+    workers = [_start("drain", url, tmp_path) for _ in range(4)]
+    for _ in range(3):
+        assert workers[0].stdout.readline(), "the work was over too soon"
+        postgres_server.restart()
+    _drained(queue, workers)
+
+
+def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(queue, url, make_spec, tmp_path):
+    queue.enqueue(make_spec(), results_dir="r", now=0.0)
+    stale = _start("stale", url, tmp_path)
+    assert stale.stdout.readline() == "claimed 1\n"
+    os.kill(stale.pid, signal.SIGSTOP)
+    try:
+        session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+        lease = None
+        while lease is None:  # by the server's clock, the lease of 0.2 s runs out soon
+            lease = queue.claim(session, now=0.0, lease_seconds=60)
+        assert (lease.job.kind, lease.fence) == ("prepare", 2)
+        before, events = queue.jobs(), queue.events()
+    finally:
+        os.kill(stale.pid, signal.SIGCONT)
+    told, _ = stale.communicate("go on\n", timeout=60)
+    assert told.split() == ["LeaseLost"] * 5
+    assert (queue.jobs(), queue.events()) == (before, events)
+    assert not (tmp_path / "published-by-the-stale-worker").exists()
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
+    queue, postgres_server, proxy, make_spec, url, cut
+):
+    schema = url.rpartition("=")[2]
+    session, lease = _claimed(queue, make_spec)
+    with PostgresQueue(postgres_server.url(port=proxy.port, schema=schema)) as far:
+        published = []
+
+        def publish() -> None:
+            published.append(1)
+            proxy.armed = cut
+
+        ready = far.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+        assert (proxy.cuts, published) == (1, [1])
+        assert [job.label for job in ready] == ["full fold 0 epoch 2"]
+        commits = [event for event in far.events() if event.to_state == "committed" and event.epoch == 1]
+        assert len(commits) == 1
+        assert far.claim(session, now=0.0, lease_seconds=60, loaded=(lease.job.experiment_id, 0)).job.epoch == 2
+
+
+METHODS: dict[str, Callable] = {
+    "claim": lambda queue, session, lease: queue.claim(session, now=0.0, lease_seconds=60),
+    "renew": lambda queue, session, lease: queue.renew(lease, now=0.0, lease_seconds=60),
+    "release": lambda queue, session, lease: queue.release(lease, reason="test", now=0.0),
+    "fail": lambda queue, session, lease: queue.fail(lease, error="boom", now=0.0),
+    "save_progress": lambda queue, session, lease: queue.save_progress(lease, progress={"step": 1}),
+    "pause": lambda queue, session, lease: queue.pause("full", now=0.0),
+    "cancel": lambda queue, session, lease: queue.cancel("full", now=0.0),
+    "note": lambda queue, session, lease: queue.note("noted", by="me", now=0.0),
+    "heartbeat": lambda queue, session, lease: queue.heartbeat(session, now=0.0, alive_seconds=60),
+    "start_session": lambda queue, session, lease: queue.start_session(device="cpu", now=0.0, alive_seconds=60),
+}
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cut_changes_nothing_that_a_write_does_or_answers(queue, postgres_server, proxy, make_spec, url, method, cut):
+    _claimed(queue, make_spec)
+    lease = queue.claim(queue.start_session(device="b", now=0.0, alive_seconds=60), now=0.0, lease_seconds=60)
+    assert lease is None
+    (lease,) = (job for job in queue.jobs(state=State.LEASED))
+    held = queue.session(lease.session)
+    with PostgresQueue(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
+        held_lease = _lease_of(far, lease)
+        before = len(queue.events())
+        proxy.armed = cut
+        METHODS[method](far, held.id, held_lease)
+        assert proxy.cuts == 1
+        told = [event.why for event in queue.events()[before:]]
+        assert len(told) == {"claim": 0, "renew": 0, "save_progress": 0, "heartbeat": 0, "cancel": 4}.get(method, 1)
+
+
+def _lease_of(queue: PostgresQueue, job):
+    from mbqueue.queue import Lease
+
+    return Lease(job=job, session=job.session, fence=job.fence, expires_at=job.lease_expires_at)
+
+
+def test_a_publish_cut_off_by_a_crash_counts_when_the_lease_is_still_held(queue, make_spec, postgres_server):
+    _, lease = _claimed(queue, make_spec)
+    published = []
+
+    def publish() -> None:
+        published.append(1)
+        postgres_server.restart()
+
+    queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+    assert published == [1]
+    assert queue.job(lease.job.id).state is State.COMMITTED
+
+
+def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_job(
+    queue, url, make_spec, postgres_server
+):
+    _, lease = _claimed(queue, make_spec)
+
+    def publish() -> None:
+        postgres_server.restart()
+        with PostgresQueue(url) as other:
+            other.rewind("full", 0, to_epoch=0, why="meanwhile", now=0.0)
+
+    with pytest.raises(LeaseLost):
+        queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+    assert queue.job(lease.job.id).state is State.READY
+
+
+def test_a_server_that_is_away_for_a_while_costs_a_heartbeat_nothing(queue, make_spec, postgres_server):
+    session, lease = _claimed(queue, make_spec)
+    postgres_server.stop()
+    back = threading.Timer(1.5, postgres_server.start)
+    back.start()
+    began = time.monotonic()
+    queue.heartbeat(session, now=0.0, alive_seconds=60)
+    assert time.monotonic() - began > 1.0
+    back.join()
+    assert queue.renew(lease, now=0.0, lease_seconds=60).fence == lease.fence
+
+
+def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_server, monkeypatch):
+    monkeypatch.setattr(server_module, "PATIENCE_SECONDS", 0.5)
+    postgres_server.stop()
+    try:
+        with pytest.raises(QueueError, match=r"connection to postgresql://.* was lost .*go on with: mbqueue work"):
+            queue.jobs()
+        with pytest.raises(QueueError, match="cannot be reached or used"):
+            PostgresQueue(postgres_server.url())
+    finally:
+        postgres_server.start()
+
+
+def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, postgres_server, monkeypatch):
+    _, lease = _claimed(queue, make_spec)
+    queue.renew(lease, now=0.0, lease_seconds=1e-3)
+    postgres_server.restart()
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 60.0)
+    assert queue.reap_expired(by="test", now=0.0) == 0
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
+    assert queue.reap_expired(by="test", now=0.0) == 1
+
+
+def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refused(queue, url, make_spec, monkeypatch):
+    _, lease = _claimed(queue, make_spec)
+    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)
+
+    def publish() -> None:  # silent for longer, and meanwhile another takes the job away
+        with PostgresQueue(url) as other:
+            other.cancel("full", now=0.0)
+
+    with pytest.raises(LeaseLost, match="cancelled"):
+        queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+
+
+def test_while_a_commit_publishes_nobody_takes_its_job_whatever_the_time(queue, url, make_spec):
+    _, lease = _claimed(queue, make_spec)
+    queue.renew(lease, now=0.0, lease_seconds=1e-3)
+    seen = []
+
+    def publish() -> None:
+        with PostgresQueue(url) as other:
+            session = other.start_session(device="cpu", now=0.0, alive_seconds=60)
+            seen.append((other.reap_expired(by="test", now=0.0), other.claim(session, now=0.0, lease_seconds=60)))
+
+    queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+    assert seen == [(0, None)]
+    assert queue.job(lease.job.id).state is State.COMMITTED
+
+
+def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, url, make_spec):
+    queue.enqueue(make_spec(folds=(0, 1), epochs=0), results_dir="r", now=0.0)
+    sessions = [queue.start_session(device="cpu", now=0.0, alive_seconds=3600) for _ in range(2)]
+    queue.commit(queue.claim(sessions[0], now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
+    first, second = (queue.claim(session, now=0.0, lease_seconds=60) for session in sessions)
+    begun = threading.Event()
+
+    def other() -> None:
+        with PostgresQueue(url) as queue_of_other:
+            queue_of_other.commit(second, result={}, now=0.0, publish=begun.set)
+
+    thread = threading.Thread(target=other)
+
+    def publish() -> None:
+        thread.start()
+        begun.wait(0.3)  # the other one is in its commit now, or waits for this one to end
+
+    queue.commit(first, result={}, now=0.0, publish=publish)
+    thread.join()
+    (record,) = (job for job in queue.jobs() if job.kind == "record")
+    assert record.state is State.READY
+
+
+def test_one_experiment_enqueued_by_eight_at_once_is_there_once(queue, url, make_spec):
+    outcomes = []
+
+    def enqueue(fold: int) -> None:
+        with PostgresQueue(url) as own:
+            outcome = own.enqueue(make_spec(folds=(fold % 5,), epochs=1), results_dir="r", now=0.0)
+            outcomes.append(outcome.outcome)
+
+    threads = [threading.Thread(target=enqueue, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(outcomes) == {"created": 1, "folds added": 4, "unchanged": 3}
+    assert queue.experiment("full").spec["folds"] == [0, 1, 2, 3, 4]
+    assert len(queue.jobs()) == 12

@@ -1,0 +1,65 @@
+"""A TCP proxy before a PostgreSQL server that cuts a connection just where a test wants it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+
+class CuttingProxy:
+    """Passes bytes on, until the moment for which it is armed.
+
+    Armed with "before", the connection is cut when a COMMIT comes from the client, which the server then never sees;
+    with "after", once the server has answered it, which the client then never learns. Each arming cuts once.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self.armed: str | None = None
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        is_committing = threading.Event()
+
+        def answers() -> None:
+            with suppress(OSError):
+                while data := server.recv(65536):
+                    if is_committing.is_set():
+                        break
+                    client.sendall(data)
+            self._cut(client, server)
+
+        threading.Thread(target=answers, daemon=True).start()
+        with suppress(OSError):
+            while data := client.recv(65536):
+                if self.armed and b"COMMIT" in data:
+                    way, self.armed = self.armed, None
+                    self.cuts += 1
+                    if way == "before":
+                        break
+                    is_committing.set()
+                server.sendall(data)
+        if not is_committing.is_set():
+            self._cut(client, server)
+
+    @staticmethod
+    def _cut(*ends: socket.socket) -> None:
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
