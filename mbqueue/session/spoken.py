@@ -41,8 +41,10 @@ class SpokenReport(Report):
     def job_started(self, job: Job) -> None:
         self._last_said, self._is_waiting = time.monotonic(), False
         if job.progress:
-            done = ", ".join(f"{key} {value}" for key, value in job.progress.items())
-            self._say(f"{job.label}: carrying on ({done})", None)
+            done, total = job.progress.get("done", 0), job.progress.get("total", 0)
+            self._say(
+                f"{job.label}: carrying on; {job.progress.get('what', 'part')} {done} of {total} was reached", None
+            )
         else:
             self._say(f"{job.label}: started", None)
 
