@@ -16,6 +16,7 @@ from mbqueue.api.launched import LaunchedSession
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SessionError, UsageError
+from mbqueue.mounts import mount_of
 
 #: Kept free before the time limit, at most; a tenth of a short one.
 LONGEST_MARGIN_SECONDS = 180.0
@@ -155,16 +156,27 @@ class Launching(OpenedProject):
                 raise UsageError("Nothing in the queue is left to do, or it waits for a person: see mbqueue status")
 
     def _require_shared_queue(self, count: int) -> None:
-        """SQLite is for one machine."""
-        if self.folder.is_split and count > 1:
+        """What the jobs work on must be the same on all machines: the queue, and the commits."""
+        folder = self.folder
+        if not folder.queue_url and folder.is_split and count > 1:
             raise UsageError(
-                f"{self.folder.root} lies on a network mount, and its queue is an SQLite file, which several machines "
+                f"{folder.root} lies on a network mount, and its queue is an SQLite file, which several machines "
                 'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/many-machines.md), or launch one job.'
             )
-        if not self.folder.is_split:
+        if folder.is_split and (live := mount_of(folder.live_dir)).is_remote:
+            raise UsageError(
+                f"The live folder {folder.live_dir} lies on a network mount too ({live.fstype}), where an SQLite file "
+                'is not safe. Set live_dir = "/tmp/mbqueue" (a disk that each machine has of its own) in mbqueue.toml.'
+            )
+        if folder.queue_url and folder.is_split and not folder.store:
+            raise UsageError(
+                f"The machines share the queue, but {folder.root} lies on a mount on which they cannot share commits. "
+                'Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
+            )
+        if not mount_of(folder.root).is_remote:
             tell(
-                f"{self.folder.root} is on this machine's own disk: the jobs can only run here (--set "
-                "nodelist=NAME chooses the machine). For others, put the project on a disk that all of them have."
+                f"{folder.root} is on this machine's own disk: the jobs can only run here (--set nodelist=NAME chooses "
+                "the machine). For others, put the project on a disk that all of them have."
             )
 
     def _slurm_executor(
