@@ -31,12 +31,13 @@ MARKER = "mbqueue-store.json"
 FORMAT = 1
 LARGEST_MARKER = 1 << 16
 
-#: For requests while a lease is being checked: others wait for the queue meanwhile.
-BRISK = {"connect_timeout": "5s", "timeout": "15s"}
+#: For requests while a lease is being checked: others wait for the queue meanwhile. All tries together take less than
+#: SQLite's patience with a locked database (mbqueue.queue.sqlite).
+BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: For large objects: 5 MB in so long is 30 kB/s.
 PATIENT = {"connect_timeout": "5s", "timeout": "180s"}
 #: Tries of one `create`, and the pauses between them.
-_CREATE_TRIES = 4
+_CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
 _SCHEMES = {"s3", "gs", "az", "file"}

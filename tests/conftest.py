@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from postgres_server import PostgresServer
+from s3_server import s3  # noqa: F401 - a fixture
 from small_project import ManualClock, RememberedReport
 
 from mbqueue.project import ProjectFolder, init_project

@@ -35,6 +35,11 @@ class StoreWatch:
         self._tries = 0
 
     @property
+    def is_first_try(self) -> bool:
+        """Whether `pause` was asked for the first time since the store went away."""
+        return self._tries == 1
+
+    @property
     def why(self) -> str | None:
         """Why commits do not reach the store just now; None when they do."""
         return self._why

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from mbqueue.clock import Clock
 from mbqueue.drive.outcomes import enqueued_facts
 from mbqueue.drive.publishing import Publisher
-from mbqueue.errors import SpecError, StoreAway, StoreError
+from mbqueue.errors import LeaseLost, QueueError, SpecError, StoreAway, StoreError
 from mbqueue.experiment import Spec, hash_of_spec, parse_spec
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
@@ -33,6 +33,8 @@ from mbqueue.train.places import Place
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 TIME_IS_UP = "the session's time is up"
+#: No job is begun that has less time than this.
+SHORTEST_JOB_SECONDS = 5.0
 
 
 class Stopped(Exception):
@@ -62,6 +64,8 @@ class Workplace:
     publisher: Publisher | None = None
     store: ObjectStore | None = None
     watch: StoreWatch | None = None
+    jobs_left: int | None = None
+    next_lease: Lease | None = field(default=None, init=False)
     _data: LoadedData | None = field(default=None, init=False)
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
 
@@ -86,6 +90,68 @@ class Workplace:
         """The exception for a part of a job that said it was stopped."""
         return Stopped(self.stop_reason() or "asked to stop")
 
+    def may_go_on(self) -> bool:
+        """Whether the session would claim another job now."""
+        return not (
+            self.stop
+            or not self.deadline.allows(SHORTEST_JOB_SECONDS)
+            or (self.jobs_left is not None and self.jobs_left <= 1)
+            # What others have published, or a store that is away, is looked after between two jobs.
+            or (self.publisher is not None and self.publisher.others)
+            or (self.watch is not None and self.watch.why is not None)
+        )
+
+    def commit(
+        self,
+        lease: Lease,
+        *,
+        result: Mapping[str, Any],
+        publish: Callable[[], None] | None = None,
+        skip_rest: str | None = None,
+    ) -> None:
+        """Commit the job (as `Leases.skip_rest` where a reason for that is given), and claim the next with it.
+
+        Raises:
+            LeaseLost, QueueError: as `Leases.commit`.
+        """
+        now = self.clock.now()
+        if not self.may_go_on():
+            if skip_rest is not None:
+                self.queue.skip_rest(lease, result=result, why=skip_rest, now=now, publish=publish)
+            else:
+                self.queue.commit(lease, result=result, now=now, publish=publish)
+            return
+        try:
+            self.next_lease = self.queue.commit_and_claim(
+                lease,
+                result=result,
+                now=now,
+                lease_seconds=self.project.settings.lease_seconds,
+                publish=publish,
+                skip_rest=skip_rest,
+            )
+        except LeaseLost:
+            raise
+        except QueueError:
+            # A disk that failed may have written all the same; what was claimed with it is not to wait for its end.
+            with suppress(QueueError):
+                self.next_lease = self._held_beside(lease)
+            raise
+
+    def _held_beside(self, lease: Lease) -> Lease | None:
+        held = (job for job in self.queue.jobs(state=State.LEASED) if job.session == self.session)
+        for job in held:
+            if job.id != lease.job.id and job.lease_expires_at is not None:
+                return Lease(job=job, session=self.session, fence=job.fence, expires_at=job.lease_expires_at)
+        return None
+
+    def give_back_next(self, reason: str) -> None:
+        """Give back a job that was claimed with the last commit and not begun."""
+        lease, self.next_lease = self.next_lease, None
+        if lease is not None:
+            with suppress(QueueError):  # it is lost already, or runs out
+                self.queue.release(lease, reason=reason, now=self.clock.now())
+
     def saved(self, seconds: float) -> None:
         """Something was committed, which took ``seconds``."""
         self.deadline.saw_save(seconds)
@@ -101,7 +167,9 @@ class Workplace:
         """
         assert self.watch is not None
         pause = self.watch.pause(error)
-        self.queue.note(f"DEGRADED: {error}", by=self.session, now=self.clock.now())
+        if self.watch.is_first_try:
+            with suppress(QueueError):  # one that is on the same lost network is told by the store's own note
+                self.queue.note(f"DEGRADED: {error}", by=self.session, now=self.clock.now())
         if self.stop_reason(pause) is None:
             self.stop.wait(pause)
         if self.heartbeat.withdrawn:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,12 +170,11 @@ class StorePlace:
                 self.store.move(self._path(name), self._path(f"{name}.damaged"))
         return True
 
-    def tidy(self) -> None:
+    def tidy(self, existing: Sequence[Manifest]) -> None:
         newest = max((found.modified for found in self._listed.values()), default=0.0)
-        named = {name.removesuffix(".json") for name in self._listed if name.endswith(".json")}
+        named = {_checkpoint_name(manifest) for manifest in existing}
         for name, found in self._listed.items():
-            stem = name.rpartition("-")[0]
-            if name.endswith(".pt") and stem not in named and found.modified < newest - GARBAGE_SECONDS:
+            if name.endswith(".pt") and name not in named and found.modified < newest - GARBAGE_SECONDS:
                 self.store.remove(self._path(name))
 
     def sweep(self) -> None:

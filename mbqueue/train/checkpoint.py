@@ -184,7 +184,7 @@ class Checkpoints:
         removed = [manifest for manifest in manifests if manifest.stem not in kept]
         for manifest in removed:
             self.place.remove(manifest)
-        self.place.tidy()
+        self.place.tidy(manifests)
         return [manifest.stem for manifest in removed]
 
     def sweep(self) -> None:

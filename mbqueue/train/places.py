@@ -7,6 +7,7 @@ letting the commit exist (`stage`), and lets it exist by one step that is quick 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -70,8 +71,8 @@ class Place(Protocol):
     def set_aside(self, stem: str) -> bool:
         """Keep a damaged commit under names that nobody reads; False when it was gone already."""
 
-    def tidy(self) -> None:
-        """Remove checkpoints that no manifest names and that nobody is about to name."""
+    def tidy(self, existing: Sequence[Manifest]) -> None:
+        """Remove checkpoints that none of the existing commits names and that nobody is about to name."""
 
     def sweep(self) -> None:
         """Remove what a process that died left on this machine. Only for the one process that works on the fold."""
@@ -153,7 +154,7 @@ class LocalPlace:
                 path.replace(path.with_name(path.name + ".damaged"))
         return True
 
-    def tidy(self) -> None:
+    def tidy(self, existing: Sequence[Manifest]) -> None:
         """Nothing: a commit's files have final names only together."""
 
     def sweep(self) -> None:

@@ -238,22 +238,20 @@ def test_a_commit_that_its_holder_has_just_replaced_is_not_called_damaged(store:
 
 def test_a_checkpoint_that_no_manifest_names_is_removed_once_it_is_old(store: ObjectStore, tmp_path: Path) -> None:
     commits = machine(store, tmp_path)
-    commits.stage(b"lost the race", facts(fence=7))
+    commits.stage(b"lost the race", facts(session="b"))
     commits.stage(b"state", facts()).publish()
     commits.prune()
     prefix = fold_prefix("small", 0)
     assert sum(name.endswith(".pt") for name in store.names(prefix)) == 2, "its writer may be about to publish it"
-    place = commits.place
+    place, manifests = commits.place, commits.manifests()
     assert isinstance(place, StorePlace)
-    listed = {
-        name: Listed(one.size, one.e_tag, one.modified - (2 * GARBAGE_SECONDS if "f0007" in name else 0))
+    place._listed = {
+        name: Listed(one.size, one.e_tag, one.modified - (2 * GARBAGE_SECONDS if name.endswith(".pt") else 0))
         for name, one in store.listed(prefix).items()
     }
-    place._listed = listed
-    place.tidy()
-    assert [name for name in store.names(prefix) if name.endswith(".pt")] == [
-        name for name in listed if name.endswith(".pt") and "f0001" in name
-    ]
+    place.tidy(manifests)
+    assert sum(name.endswith(".pt") for name in store.names(prefix)) == 1
+    assert whole(store, tmp_path / "fresh") == ["e0001-done-f0001 by a"]
 
 
 def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectStore, tmp_path: Path) -> None:

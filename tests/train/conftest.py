@@ -12,7 +12,6 @@ import pytest
 import torch
 from chgnet.graph import CrystalGraph, CrystalGraphConverter
 from pymatgen.core import Lattice, Structure
-from s3_server import s3  # noqa: F401 - a fixture
 from torch import Tensor
 
 from mbqueue.data.batch import Batch
