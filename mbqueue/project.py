@@ -7,6 +7,7 @@
     │   ├── queue.db                the queue
     │   ├── cache/                  converted crystals; can be deleted at any time
     │   ├── checkpoints/EXPERIMENT/fold_i/
+    │   ├── wanted/EXPERIMENT.json  what was asked for, to rebuild the queue from
     │   ├── logs/                   of sessions in the background; tensorboard/
     │   └── background.json         which process is the session in the background
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
@@ -152,6 +153,11 @@ class ProjectFolder:
     def checkpoints_dir(self, experiment: str, fold: int) -> Path:
         """Checkpoints and manifests of one fold."""
         return self.live_dir / "checkpoints" / experiment / f"fold_{fold}"
+
+    @property
+    def wanted_dir(self) -> Path:
+        """What people asked for of each experiment, for `mbqueue recover`."""
+        return self.live_dir / "wanted"
 
     @property
     def publishing_file(self) -> Path:

@@ -53,12 +53,22 @@ class OpenedProject:
             yield queue
 
     @contextmanager
-    def _writing_queue(self) -> Iterator[Queue]:
+    def _writing_queue(self, experiment: str) -> Iterator[Queue]:
         # A queue that does not exist is not made by a command that only steers it.
         open_queue(self.folder, read_only=True).close()
         with open_queue(self.folder) as queue:
             yield queue
+            self._keep_wanted(queue, experiment)
         self._publish()
+
+    def _keep_wanted(self, queue: Queue, experiment: str) -> None:
+        """Write down what is asked for of an experiment; done is done, also when that fails."""
+        from mbqueue.drive.wanted import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
+
+        try:
+            keep_wanted(self.folder, queue, experiment)
+        except OSError as error:
+            tell(f"{self.folder.wanted_dir} cannot be written ({error}); mbqueue recover would not know of this.")
 
     def _publish(self) -> None:
         """Bring what was changed to the mount, of a project on a drive; a mount that fails gets it later."""

@@ -69,22 +69,23 @@ class Queueing(OpenedProject):
         results_dir = self.folder.results_folder(day, spec.folder_name)
         with open_queue(self.folder) as queue:
             outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
+            self._keep_wanted(queue, spec.name)
         self._publish()
         return outcome
 
     def pause(self, experiment: str, *, fold: int | None = None) -> int:
         """Hand out no more of it; a running epoch is checkpointed and given back. Returns the number of jobs."""
-        with self._writing_queue() as queue:
+        with self._writing_queue(experiment) as queue:
             return queue.pause(experiment, fold=fold, now=self._clock.now())
 
     def resume(self, experiment: str, *, fold: int | None = None) -> int:
         """Undo `pause`. Returns the number of jobs."""
-        with self._writing_queue() as queue:
+        with self._writing_queue(experiment) as queue:
             return queue.resume(experiment, fold=fold, now=self._clock.now())
 
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Do none of what is left of it; what is committed stays. Returns the number of jobs."""
-        with self._writing_queue() as queue:
+        with self._writing_queue(experiment) as queue:
             return queue.cancel(experiment, fold=fold, now=self._clock.now())
 
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
@@ -95,7 +96,7 @@ class Queueing(OpenedProject):
         Returns:
             The number of jobs that will be done again.
         """
-        with self._writing_queue() as queue:
+        with self._writing_queue(experiment) as queue:
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             for lost, why in self._lost_folds(queue, experiment).items():
                 if fold in (None, lost):
@@ -106,7 +107,7 @@ class Queueing(OpenedProject):
 
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
         """Set how urgent it is, from the next claim on. Returns the number of jobs."""
-        with self._writing_queue() as queue:
+        with self._writing_queue(experiment) as queue:
             return queue.set_priority(experiment, priority, fold=fold, now=self._clock.now())
 
     def status(self, experiment: str | None = None) -> Status:

@@ -27,6 +27,7 @@ from mbqueue.drive.livestate import newest_local
 from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whole
 from mbqueue.drive.reentry import trained_by
 from mbqueue.drive.snapshots import check, take
+from mbqueue.drive.wanted import keep_wanted
 from mbqueue.errors import MbqueueError, QueueError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
@@ -117,6 +118,10 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
                 (staging / f"queue.db{suffix}").unlink(missing_ok=True)
             move_queue_aside(project, force=force, clock=clock)
             _put_in_place(project, staging, clock)
+            shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the queue that is not there any more
+            with Queue(project.queue_db) as queue:
+                for experiment in queue.experiments():
+                    keep_wanted(project, queue, experiment.name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -15,6 +16,7 @@ from mbqueue.clock import Clock, utc_text
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.published import is_on_line, rank
 from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
+from mbqueue.drive.wanted import steer_as_wanted, wanted
 from mbqueue.errors import CheckpointError, QueueError, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
@@ -41,19 +43,25 @@ def recover(
 ) -> Recovered:
     """Make a new queue of what the manifests say; of a split project, those on the mount and in the live folder.
 
-    Every experiment that has a commit comes back as it was enqueued, with its finished epochs; predictions and records
-    are made again (of a split project, taken from the mount where they are whole). Priorities are those of the time
-    of the newest commit; experiments without any commit have to be enqueued again.
+    Every experiment comes back as it was enqueued, with its finished epochs, also one that has no commit yet, and with
+    its priorities, pauses and cancellations (see `wanted`); predictions and records are made again (of a split
+    project, taken from the mount where they are whole). Where the live folder is gone, too, pauses are.
 
     Raises:
         UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
     """
     with FileLock(project.live_dir / "entering.lock", timeout=600):
         replaced = move_queue_aside(project, force=force, clock=clock)
+        asked = wanted(project, note)
         if project.publishes:
             Reentry(project, drive or Drive(project.root), note=note, clock=clock).restore(from_snapshot=False)
+            if asked:
+                with Queue(project.queue_db) as queue:
+                    _enqueue_wanted(queue, asked, note, clock.now())
+                    for one in asked:
+                        steer_as_wanted(queue, one, now=clock.now())
         else:
-            _restore_local(project, note, clock)
+            _restore_local(project, asked, note, clock)
     found: list[tuple[str, int, int]] = []
     if project.queue_db.exists():
         with Queue(project.queue_db, read_only=True) as queue:
@@ -94,13 +102,23 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
     return aside
 
 
-def _restore_local(project: ProjectFolder, note: Callable[[str], None], clock: Clock) -> None:
+def _enqueue_wanted(queue: Queue, asked: Sequence[Mapping[str, Any]], note: Callable[[str], None], now: float) -> None:
+    for one in asked:
+        enqueue_again(queue, one, now=now, by="recover", note=note)
+
+
+def _restore_local(
+    project: ProjectFolder, asked: Sequence[Mapping[str, Any]], note: Callable[[str], None], clock: Clock
+) -> None:
     building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
     for left in project.live_dir.glob(f"{building.name}*"):
         left.unlink()
     with Queue(building) as queue:
+        _enqueue_wanted(queue, asked, note, clock.now())
         for folder in sorted(project.live_dir.glob("checkpoints/*/fold_[0-4]")):
             _restore_fold(project, queue, folder, note, clock.now())
+        for one in asked:
+            steer_as_wanted(queue, one, now=clock.now())
         is_empty = not queue.experiments()
     for suffix in ("-wal", "-shm", ".lock"):
         building.with_name(building.name + suffix).unlink(missing_ok=True)

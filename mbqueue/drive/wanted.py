@@ -1,0 +1,108 @@
+"""What people asked for, kept in a small file beside the queue: each experiment as it was enqueued, what of it is
+paused or cancelled, and how urgent it is.
+
+Written after every command that changes it, so that `mbqueue recover` brings back also what no commit speaks of yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.snapshots import check_enqueued
+from mbqueue.errors import MbqueueError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+
+FORMAT = 1
+LARGEST = 1 << 20
+_OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
+
+
+def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
+    """Write down what is asked for of an experiment; nothing when that stands there already."""
+    experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
+    folds = {}
+    for fold in experiment.spec["folds"]:
+        of_fold = [job for job in jobs if job.fold == fold]
+        folds[str(fold)] = {
+            "paused": any(job.paused for job in of_fold),
+            "priority": max(job.priority for job in of_fold),
+            "cancelled": any(job.state is State.CANCELLED for job in of_fold)
+            and all(job.state in _OVER for job in of_fold),
+        }
+    record = [job.state for job in jobs if job.kind is Kind.RECORD]
+    content = {
+        "format": FORMAT,
+        **enqueued_facts(experiment, None),
+        "spec_hash": experiment.spec_hash,
+        "paused": experiment.paused,
+        "cancelled": record == [State.CANCELLED],
+        "folds": folds,
+    }
+    text = json.dumps(content | {"checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
+    path = project.wanted_dir / f"{name}.json"
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):
+        pass  # not there, or damaged: it is written anew
+    files.write_text(path, text)
+
+
+def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What is written down, the earliest experiment first; what is damaged is passed over with a note."""
+    found = []
+    for path in project.wanted_dir.glob("*.json"):
+        try:
+            found.append(_read(path))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MbqueueError) as error:
+            note(f"{path} is passed over: it is not what mbqueue writes of an experiment ({error}).")
+    return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
+
+
+def steer_as_wanted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
+    """Pause, cancel and hurry what was; for when everything that is done stands in the queue."""
+    name = one["spec"]["name"]
+    found = {experiment.name: experiment for experiment in queue.experiments()}
+    if name not in found or found[name].spec_hash != one["spec_hash"]:
+        return
+    if one["paused"]:
+        queue.pause(name, now=now, by="recover")
+    if one["cancelled"]:
+        queue.cancel(name, now=now, by="recover")
+        return
+    for fold in found[name].spec["folds"]:
+        asked = one["folds"].get(str(fold))
+        if asked is None:
+            continue
+        if asked["priority"] != found[name].priority:
+            queue.set_priority(name, asked["priority"], now=now, fold=fold, by="recover")
+        if asked["paused"] != one["paused"]:
+            (queue.pause if asked["paused"] else queue.resume)(name, now=now, fold=fold, by="recover")
+        if asked["cancelled"]:
+            queue.cancel(name, now=now, fold=fold, by="recover")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError("it is larger than any that mbqueue writes")
+    parts: dict[str, Any] = json.loads(content)
+    if parts.pop("checksum") != files.sha256_of_json(parts):
+        raise ValueError("its checksum is another")
+    if parts["format"] > FORMAT:
+        raise ValueError("a newer mbqueue wrote it")
+    check_enqueued(parts, source=str(path))
+    for asked in parts["folds"].values():
+        if not (isinstance(asked["priority"], int) and isinstance(asked["paused"], bool)):
+            raise TypeError("it says something impossible of a fold")
+    if parts["spec"]["name"] != path.stem:
+        raise ValueError("it is of another experiment")
+    return parts
