@@ -143,7 +143,7 @@ class Results(OpenedProject):
         if png is not None:
             from mbqueue.results.report.pictures import write_pictures  # noqa: PLC0415
 
-            written += write_pictures(recorded, png)
+            written += write_pictures(recorded, png, timeline=spans)
         return written
 
     def compare(self, experiments: Sequence[str], *, html: Path | None = None) -> Comparison:

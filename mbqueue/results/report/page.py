@@ -251,8 +251,8 @@ _MEANING = {
     "idle": "<b>idle</b>: start-up, waiting, and jobs of other experiments.",
     sessions.CUT_OFF: "<b>cut off</b>: attempts that a death or a lost lease ended, and of which it is not known yet "
     "what was kept: all that was saved by the last checkpoint.",
-    sessions.LOST: "<b>lost to deaths</b>: what had to be done again after a death or a lost lease, drawn at the end "
-    "of the attempt; the rest of it was saved, and counts as work.",
+    sessions.LOST: "<b>lost to deaths</b>: what had to be done again after a death or a lost lease, and the warming up "
+    "for it, drawn at the end of the attempt; the rest of it was saved, and counts as work.",
     sessions.PUBLISH: "<b>publish</b>: bringing commits to the drive, in a thread beside the work, so it adds nothing "
     "to the other columns; after a session's work has ended, it is what the session waited for.",
 }

@@ -35,7 +35,7 @@ def write_pictures(recorded: Recorded, folder: Path, *, timeline: Sequence[Span]
             plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise ResultsError(
-                f"The figures cannot be drawn as pictures: {error}\n"
+                f"The figures cannot be drawn as pictures: {str(error).strip()}\n"
                 "Pictures need kaleido and a Chrome or Chromium: pip install kaleido, then plotly_get_chrome. "
                 "Without them, open the report and use the camera on each figure."
             ) from error
