@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from processes import outcome
+from postgres_server import PostgresServer
+from processes import kill, outcome, start, until
 from s3_server import S3Server, faulty
 from small_project import RememberedReport, enqueue, make_project, small_spec
 from typer.testing import CliRunner
@@ -22,8 +23,9 @@ from mbqueue.api import Project
 from mbqueue.cli.app import app
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
 from mbqueue.objects import STORE_VARIABLE, ObjectStore
-from mbqueue.project import ProjectFolder
+from mbqueue.project import QUEUE_VARIABLE, ProjectFolder
 from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.session import storewatch
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs
@@ -98,6 +100,31 @@ def test_a_fold_that_moves_between_machines_after_every_job_gives_the_same_bytes
     store = ObjectStore.open(url)
     assert store.names("frozen")
     assert store.names("crystals")
+
+
+def test_another_machine_goes_on_where_a_killed_one_was_with_a_shared_server_and_store_and_nothing_else(
+    postgres_server: PostgresServer,
+    s3: S3Server,
+    plain: tuple[ProjectFolder, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = s3.new_store()
+    monkeypatch.setenv(STORE_VARIABLE, url)
+    monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
+    one, two = make_project(tmp_path / "one"), make_project(tmp_path / "two")
+    spec = small_spec(one)
+    with open_queue(one) as queue:
+        queue.enqueue(spec, results_dir=one.results_folder("2026-01-01", spec.folder_name), now=0.0)
+    store = ObjectStore.open(url)
+    killed = start(one.root, "work", "--device", "cpu", log=tmp_path / "log")
+    until(lambda: any("e0002-s" in name for name in store.names("checkpoints")), killed)
+    kill(killed)
+    report = RememberedReport()
+    assert work(two, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+    folder = Project(two.root).results("full_finetune").folder
+    assert outcome(folder, 0) == outcome(plain[1], 0)
+    assert not two.queue_db.exists()
 
 
 def test_the_results_of_a_fold_in_training_are_seen_from_another_machine(
