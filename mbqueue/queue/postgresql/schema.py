@@ -229,17 +229,43 @@ _VERSION_1 = (
 _VERSIONS = (_VERSION_1,)
 SCHEMA_VERSION = len(_VERSIONS)
 
+_IS_THERE = """
+    SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = %s AND relname = 'mbqueue_schema'
+"""
+
 #: The triggers without which the database does not hold everybody to the rules.
 TRIGGERS = 9
+
+
+#: Right → tables on which a worker needs it; on all tables and views it needs SELECT.
+_RIGHTS = {
+    "INSERT": "experiments, sessions, jobs, needs, events, receipts",
+    "UPDATE": "experiments, sessions, jobs, receipts",
+    "DELETE": "receipts",
+}
+
+
+def rights(role: str, schema: str) -> str:
+    """Statements that give a role what sessions and commands need, and no more, once the tables are there."""
+    statements = [
+        f"GRANT USAGE ON SCHEMA {schema} TO {role}",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}",
+    ]
+    for right, tables in _RIGHTS.items():
+        places = ", ".join(f"{schema}.{table}" for table in tables.split(", "))
+        statements.append(f"GRANT {right} ON {places} TO {role}")
+    return "; ".join(statements)
 
 
 def version_of(connection: Connection[Any], schema: str) -> int:
     """The version of a schema; 0 when there is no queue in it."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
-    table = sql.Identifier(schema, "mbqueue_schema")
-    if connection.execute("SELECT to_regclass(%s)", (table.as_string(connection),)).fetchone()[0] is None:  # type: ignore[index]
+    # Not to_regclass, which would answer from before a wait for whoever is just making the tables.
+    if connection.execute(_IS_THERE, (schema,)).fetchone() is None:
         return 0
+    table = sql.Identifier(schema, "mbqueue_schema")
     found = connection.execute(sql.SQL("SELECT version FROM {}").format(table)).fetchone()
     return 0 if found is None else int(found[0])
 

@@ -38,9 +38,12 @@ SILENCE_SECONDS = 300
 #: So long after the server's start no lease is taken back: holders could not renew while it was away.
 GRACE_SECONDS = 60.0
 
+# Without sequential scans: of a queue that was just filled the planner has no statistics, and each statement here looks
+# for few rows by an index.
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
+    set_config('enable_seqscan', 'off', true),
     set_config('lock_timeout', {lock}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
 INSERT INTO receipts (client, number) VALUES ({client}, {number})
     ON CONFLICT (client) DO UPDATE SET number = excluded.number, at = now();
@@ -120,7 +123,11 @@ class PostgresServer(Database):
         try:
             self._make_current()
         except psycopg.Error as error:
+            self.close()
             raise unreachable(self.name, error) from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         with self._lock:

@@ -1,0 +1,302 @@
+"""What only the queue on PostgreSQL has: a dialect, one clock, wake-up, roles, secrets, a schema with a version."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from postgres_server import PostgresServer
+from small_project import make_project
+
+from mbqueue import Project
+from mbqueue.errors import QueueError, SchemaTooNew, UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue import leases
+from mbqueue.queue.claiming import _CLAIM
+from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
+from mbqueue.queue.postgresql import listening, schema
+from mbqueue.queue.postgresql import server as server_module
+from mbqueue.queue.postgresql.address import parse_address
+from mbqueue.queue.postgresql.dialect import translate
+from mbqueue.queue.postgresql.store import PostgresQueue
+from mbqueue.queue.transitions import TRANSITIONS
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer) -> str:
+    return postgres_server.url()
+
+
+@pytest.fixture
+def queue(url: str) -> Iterator[PostgresQueue]:
+    with PostgresQueue(url) as queue:
+        yield queue
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("a = :a AND b = ? AND c LIKE 'x%:a?'", "a = %(a)s AND b = %s AND c LIKE 'x%%:a?'"),
+        ("fold IS :fold", "fold IS NOT DISTINCT FROM %(fold)s"),
+        ("affinity IS NOT :session", "affinity IS DISTINCT FROM %(session)s"),
+        ("fold IS NULL OR fold IS NOT NULL", "fold IS NULL OR fold IS NOT NULL"),
+        ("max(fence, :fence), max(val_mae)", "greatest(fence, %(fence)s), max(val_mae)"),
+        ("ifnull(fold, -1)", "coalesce(fold, -1)"),
+        ("json_extract(:result, '$.val_mae')", "CAST(CAST(%(result)s AS json) ->> 'val_mae' AS double precision)"),
+        ("LIMIT 1 /*pg FOR UPDATE */ /* why */", "LIMIT 1  FOR UPDATE  /* why */"),
+        ("'it''s ?' || :now", "'it''s ?' || %(now)s"),
+        ("CAST(x AS text)::json", "CAST(x AS text)::json"),
+    ],
+)
+def test_statements_are_translated(written, read):
+    assert translate(written).decode() == read
+
+
+def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monkeypatch):
+    wrong = time.time() + 1e6
+    outcome = queue.enqueue(make_spec(), results_dir="r", now=wrong)
+    session = queue.start_session(device="cpu", now=wrong, alive_seconds=60, deadline_at=wrong + 100)
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
+    lease = queue.claim(session, now=wrong - 5e6, lease_seconds=60)
+    row, now = queue.session(session), time.time()
+    assert abs(outcome.experiment.enqueued_at - now) < 30
+    assert abs(row.deadline_at - (now + 100)) < 30  # the same distance from now
+    assert abs(lease.expires_at - (now + 60)) < 30
+    assert abs(queue.overview(now=wrong)["now"] - now) < 30
+    assert queue.reap_expired(by="test", now=wrong) == 0
+
+
+def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, make_spec, monkeypatch):
+    monkeypatch.setattr(listening, "LONGEST_WAIT_SECONDS", 60.0)
+    over = threading.Event()
+    queue.wait(60.0, over.wait)  # begins to listen, and returns at once
+    changes = [
+        lambda other: other.enqueue(make_spec(), results_dir="r", now=0.0),
+        lambda other: other.pause("full", now=0.0),
+        lambda other: other.resume("full", now=0.0),
+        lambda other: other.end_session(session, reason="test", now=0.0),
+    ]
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+    with PostgresQueue(url) as other:
+        for change in (changes[0], changes[2], changes[3]):
+            if change is changes[2]:
+                changes[1](other)
+            began = time.monotonic()
+            timer = threading.Timer(0.2, change, [other])
+            timer.start()
+            queue.wait(60.0, over.wait)
+            timer.join()
+            assert 0.1 < time.monotonic() - began < 20
+
+
+def test_a_waiting_worker_that_is_told_to_stop_stops(queue):
+    over = threading.Event()
+    queue.wait(60.0, over.wait)
+    threading.Timer(0.1, over.set).start()
+    began = time.monotonic()
+    queue.wait(60.0, over.wait)
+    assert time.monotonic() - began < 5
+
+
+def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
+    monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.1)
+    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # listens to what nobody tells
+    waited = []
+    for _ in range(2):
+        queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+    assert waited == [2.0, 2.0]
+
+
+def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkeypatch):
+    queue.enqueue(make_spec(folds=(0,), epochs=3), results_dir="r", now=0.0)
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+    queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
+    with PostgresQueue(url) as other:
+        other.wait(1.0, threading.Event().wait)
+        queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={}, now=0.0)
+        assert not other.database._listener._heard(parse_address(url).schema, 0.5)
+
+
+def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgres_server, make_spec):
+    queue.enqueue(make_spec(epochs=1), results_dir="r", now=0.0)
+    place = parse_address(url).schema
+    postgres_server.sql(f"DROP ROLE IF EXISTS worker; CREATE ROLE worker LOGIN; {schema.rights('worker', place)}")
+    with PostgresQueue(url.replace("postgres@", "worker@")) as worker:
+        worker.verify()
+        session = worker.start_session(device="cpu", now=0.0, alive_seconds=60)
+        for _ in range(3):
+            lease = worker.claim(session, now=0.0, lease_seconds=60)
+            worker.renew(lease, now=0.0, lease_seconds=60)
+            worker.commit(lease, result={"dataset_hash": "d"}, now=0.0)
+        worker.enqueue(make_spec("other"), results_dir="o", now=0.0)
+        worker.cancel("other", now=0.0)
+        worker.wait(0.1, threading.Event().wait)
+        worker.end_session(session, reason="test", now=0.0)
+        for forbidden in ("DELETE FROM events", "UPDATE events SET why = ''", "DROP TABLE jobs", "TRUNCATE jobs"):
+            with pytest.raises(QueueError, match=r"permission denied|must be owner"), worker.writing() as db:
+                db.execute(forbidden)
+    postgres_server.sql("DROP OWNED BY worker; DROP ROLE worker")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
+    postgres_server.sql(f"UPDATE {parse_address(url).schema}.mbqueue_schema SET version = version + 1")
+    with pytest.raises(SchemaTooNew, match=r"schema version 2.*pip install --upgrade mbqueue"):
+        PostgresQueue(url, read_only=read_only)
+
+
+def test_a_released_schema_is_not_edited():
+    # Who changes the statements or the table of transitions must add a version, or servers keep the old ones.
+    text = "".join((*schema._VERSION_1, *(f"{row.from_state}{row.to_state}{row.reason}" for row in TRANSITIONS)))
+    assert (schema.SCHEMA_VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "b62d0c14a0b3ee8e")
+
+
+def test_many_may_create_the_tables_at_once(url):
+    failures = []
+
+    def create() -> None:
+        try:
+            PostgresQueue(url).close()
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=create) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_reading_needs_a_queue_that_exists_and_writes_nothing(url, make_spec):
+    with pytest.raises(QueueError, match=r"no queue at postgresql://.*mbqueue enqueue"):
+        PostgresQueue(url, read_only=True)
+    with PostgresQueue(url) as queue:
+        queue.enqueue(make_spec(), results_dir="r", now=0.0)
+        with PostgresQueue(url, read_only=True) as reader:
+            assert reader.jobs() == queue.jobs()
+            with pytest.raises(QueueError, match="opened for reading"):
+                reader.pause("full", now=0.0)
+
+
+def test_triggers_that_were_disabled_are_missed(queue, url, postgres_server):
+    queue.verify()
+    postgres_server.sql(f"ALTER TABLE {parse_address(url).schema}.jobs DISABLE TRIGGER jobs_follow_the_table")
+    with pytest.raises(QueueError, match=r"1 of the triggers .* missing or disabled"):
+        queue.verify()
+
+
+def test_text_that_postgresql_cannot_hold_is_kept_as_far_as_it_can_be(queue, make_spec):
+    queue.enqueue(make_spec(), results_dir="r", now=0.0)
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+    lease = queue.claim(session, now=0.0, lease_seconds=60)
+    job = queue.fail(lease, error="Traceback Å\nValueError: a\x00b\udc80", now=0.0)
+    assert job.error == "Traceback Å\nValueError: a\ufffdb?"
+
+
+def test_a_claim_takes_the_first_row_of_an_index_and_sorts_nothing(queue, make_spec):
+    for number in range(30):
+        queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=19), results_dir=f"r{number}", now=0.0)
+    with queue.writing() as db:
+        values = {"session": "s", "now": 0, "lease_seconds": 1, "absurd": 1, "experiment_id": 1, "fold": 1}
+        claim = "\n".join(row[0] for row in db.execute(f"EXPLAIN {_CLAIM}", values))
+        values = {"id": 1, "fold": 1, "session": "s", "now": 0, "started": 1}
+        unlock = "\n".join(row[0] for row in db.execute(f"EXPLAIN {leases._UNLOCK}", values))
+        db.execute("ROLLBACK")
+        db.execute("BEGIN")
+    assert "jobs_claim" in claim
+    assert "Sort" not in claim
+    assert "Seq Scan on jobs" not in claim + unlock
+
+
+SECRET = "s3cr3t%40word"
+
+
+def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatch):
+    plain = postgres_server.url(schema="secret")
+    url = plain.replace("postgres@", f"postgres:{SECRET}@")
+    project = make_project(tmp_path / "project")
+    (project.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
+    folder = Project(project.root).folder
+    monkeypatch.setattr(server_module, "PATIENCE_SECONDS", 0.2)
+    said = [repr(folder), repr(folder.settings), repr(parse_address(url))]
+    with open_queue(folder) as queue, caplog.at_level(logging.DEBUG):
+        said += [repr(vars(queue.database)), queue.database.name]
+        for wrong in (
+            lambda: queue.session("nobody"),
+            lambda: PostgresQueue(url.replace("postgres:", "nobody:")),
+            lambda: PostgresQueue(url.replace("/postgres?", "/nowhere?")),
+            lambda: PostgresQueue(url.replace("postgres:", "postgres:50%zz")),
+            lambda: PostgresQueue(url.replace("?", "?nonsense=1&")),
+        ):
+            with pytest.raises((QueueError, UsageError)) as caught:
+                wrong()
+            said.append(str(caught.value))
+        postgres_server.stop()
+        try:
+            with pytest.raises(QueueError) as caught:
+                queue.jobs()
+        finally:
+            postgres_server.start()
+        said += [str(caught.value), caplog.text]
+    for text in said:
+        assert "s3cr3t" not in text
+
+
+def test_a_wrong_url_is_refused_without_repeating_it(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "project")
+    monkeypatch.setenv("MBQUEUE_QUEUE", "mysql://me:s3cr3t@host/db")
+    with pytest.raises(UsageError, match=r"MBQUEUE_QUEUE must be a URL like postgresql://") as caught:
+        queue_exists(project)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_environment_counts_before_the_settings(postgres_server, tmp_path, monkeypatch, make_spec):
+    project = make_project(tmp_path / "project")
+    (project.root / "mbqueue.toml").write_text('queue = "postgresql://nobody@127.0.0.1:1/none"\n')
+    folder = Project(project.root).folder
+    monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
+    assert not queue_exists(folder)
+    with open_queue(folder) as queue:
+        queue.enqueue(make_spec(), results_dir="r", now=0.0)
+    assert queue_exists(folder)
+    monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
+    assert not queue_exists(folder)
+    monkeypatch.delenv("MBQUEUE_QUEUE")
+    with pytest.raises(QueueError, match="cannot be reached"):
+        queue_exists(folder)
+
+
+def test_without_psycopg_the_error_says_what_to_install(tmp_path, monkeypatch):
+    def without(name, *arguments, **options):
+        if name.partition(".")[0] == "psycopg":
+            raise ImportError("No module named 'psycopg'")
+        return imported(name, *arguments, **options)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"pip install 'mbqueue\[postgresql\]'"):
+        open_on_server("postgresql://me@host/db")
+
+
+def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_store(tmp_path, monkeypatch):
+    from mbqueue import mounts, project
+    from mbqueue.session.report import Report
+    from mbqueue.session.worker import WorkOptions, work
+
+    root = make_project(tmp_path / "project").root
+    monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://me@127.0.0.1:1/db")
+    for fstype, is_split in (("ext4", False), ("nfs4", False), ("lustre", False), ("fuse.drive", True)):
+        mount = mounts.Mount(point=root, fstype=fstype, source="x")
+        monkeypatch.setattr(project, "mount_of", lambda _, mount=mount: mount)
+        folder = project.find_project(root)
+        assert (folder.is_split, folder.publishes) == (is_split, False)
+    monkeypatch.setattr("mbqueue.session.worker.queue_exists", lambda _: True)
+    with pytest.raises(UsageError, match=r"where only this one sees them\. Set store"):
+        work(ProjectFolder(root, live=tmp_path / "live"), WorkOptions(), report=Report())
