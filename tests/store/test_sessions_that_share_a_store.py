@@ -23,7 +23,7 @@ from mbqueue.api import Project
 from mbqueue.cli.app import app
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
 from mbqueue.objects import STORE_VARIABLE, ObjectStore
-from mbqueue.project import QUEUE_VARIABLE, ProjectFolder
+from mbqueue.project import LIVE_VARIABLE, QUEUE_VARIABLE, ProjectFolder
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
@@ -177,6 +177,79 @@ def test_training_goes_on_while_the_store_is_away_and_commits_once_it_is_back(
         assert any(event.why.startswith("DEGRADED") for event in queue.events(limit=1000))
         assert all(job.failures == 0 for job in queue.jobs()), "that the store is away is no failure of a job"
     assert finished_epochs(store) == {("full_finetune", 0): 1}
+
+
+def test_a_job_that_finds_the_store_away_is_given_back_and_done_once_it_answers(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, backend = faulty(shared[1])
+    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    machine = Machine(tmp_path / "one", shared[0])
+    waits: list[str] = []
+
+    class Back(StoreWatch):
+        def pause(self, error: StoreError) -> float:
+            waits.append(str(error))
+            backend.away = len(waits) < 3
+            return super().pause(error)
+
+    def started(job: Any) -> None:
+        backend.away = job.kind is Kind.TRAIN and not waits
+
+    monkeypatch.setattr("mbqueue.session.worker.StoreWatch", Back)
+    machine.report.job_started = started  # type: ignore[method-assign]
+    assert machine.work(2).jobs_done == 2, machine.report.lines
+    assert len(waits) == 3
+    with Queue(shared[0], read_only=True) as queue:
+        (job,) = queue.jobs(state=State.COMMITTED)[1:]
+        assert (job.kind, job.failures, job.preemptions) == (Kind.TRAIN, 0, 1)
+
+
+def test_of_two_queues_on_one_store_the_second_takes_what_the_first_has_committed(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a server was failed over: both gave out the same fence, and both workers finish the same epoch."""
+    monkeypatch.setenv(STORE_VARIABLE, s3.new_store())
+    one, two = (
+        make_project(tmp_path / "one", checkpoint_minutes=10),
+        make_project(tmp_path / "two", checkpoint_minutes=10),
+    )
+    for project in (one, two):
+        enqueue(project, small_spec(project, train__epochs=1))
+    ahead = RememberedReport()
+    late = RememberedReport()
+
+    def overtake(job: Any, what: str, done: int, total: int) -> None:
+        if what == "step" and done == total and not ahead.lines:
+            work(one, WorkOptions(device="cpu", max_jobs=2), report=ahead)
+
+    late.on_advanced = overtake
+    assert work(two, WorkOptions(device="cpu", max_jobs=2), report=late).jobs_done == 2
+    assert any("written by another worker" in line for line in late.lines), late.lines
+    with Queue(one.queue_db, read_only=True) as first, Queue(two.queue_db, read_only=True) as second:
+        rows = [next(job.result for job in queue.jobs() if job.kind is Kind.TRAIN) for queue in (first, second)]
+    assert rows[0] is not None
+    assert rows[1] is not None
+    assert rows[0]["session"] == rows[1]["session"], "both tell of the commit that exists"
+
+
+def test_a_project_on_a_drive_with_a_store_publishes_nothing_to_the_drive(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, s3.new_store())
+    monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
+    root = make_project(tmp_path / "drive").root
+    project = Project(root)
+    spec = small_spec(project.folder, "pretrained_infer")
+    enqueue(project.folder, spec)
+    assert work(project.folder, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
+    assert list((root / "state").iterdir()) == []
+    assert list((root / "results").iterdir()) == []
+    assert project.results(spec.name).folder.is_relative_to(tmp_path / "live")
+    (page,) = project.report(spec.name)
+    assert page.is_relative_to(root), "people look for it on the drive"
+    publishing = project.status().overview["publishing"]
+    assert (publishing["state"], publishing["mount"].split(":")[0]) == ("published", "s3")
 
 
 def test_a_store_that_stays_away_ends_the_session_with_what_to_do_and_what_is_committed_is_safe(

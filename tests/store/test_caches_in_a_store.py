@@ -1,0 +1,114 @@
+"""What is expensive to make and the same everywhere: made once, taken from the store by every other machine."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from s3_server import S3Server
+from small_project import make_project
+
+from mbqueue.data.datasets import SAMPLE_FILE
+from mbqueue.experiment import DataSpec
+from mbqueue.objects import STORE_VARIABLE, ObjectStore
+from mbqueue.project import ProjectFolder
+from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.train import frozen as frozen_module
+from mbqueue.train.frozen import FrozenBackbone
+from mbqueue.train.shared_frozen import FROZEN, fetch_shards, send_shards
+
+KINDS = ("energies", "features")
+SOURCE = "mine.jsonl"
+
+
+@pytest.fixture
+def store(s3: S3Server) -> ObjectStore:
+    return ObjectStore.open(s3.new_store())
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_module, "SHARD_SIZE", 2)
+
+
+def backbone(folder: Path) -> FrozenBackbone:
+    """Five crystals of one to five atoms, in three shards."""
+    offsets = np.array([0, 1, 3, 6, 10, 15], np.int64)
+    return FrozenBackbone(folder / "frozen-d-w", atom_offsets=offsets, dataset_hash="d" * 64, weights="w" * 64)
+
+
+def made(folder: Path, *, value: float) -> FrozenBackbone:
+    """A whole one, as a machine computed it."""
+    frozen = backbone(folder)
+    for shard in range(frozen.n_shards):
+        rows = frozen.rows_of(shard)
+        atoms = frozen.atom_offsets[rows[-1] + 1] - frozen.atom_offsets[rows[0]]
+        frozen.write("energies", shard, np.full(len(rows), value + shard, np.float32))
+        frozen.write("features", shard, np.full((int(atoms), 64), value + shard, np.float32))
+    return frozen
+
+
+def fetch(store: ObjectStore, frozen: FrozenBackbone) -> FrozenBackbone:
+    fetch_shards(store, frozen, KINDS, should_stop=lambda: False, on_progress=lambda _progress: None)
+    return frozen
+
+
+def test_what_one_machine_computed_another_reads(store: ObjectStore, tmp_path: Path) -> None:
+    one = made(tmp_path / "one", value=1.0)
+    send_shards(store, one, KINDS)
+    two = fetch(store, backbone(tmp_path / "two"))
+    assert not any(two.missing(kind, verify=True) for kind in KINDS)
+    assert np.array_equal(two.energies(), one.energies())
+    assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
+
+
+def test_the_first_machine_decides_which_bytes_all_use(store: ObjectStore, tmp_path: Path) -> None:
+    send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
+    requests = dict(store.requests)
+    send_shards(store, made(tmp_path / "two", value=1.5), KINDS)
+    assert store.requests.get("put") == requests.get("put"), "nothing is sent twice"
+    assert fetch(store, backbone(tmp_path / "three")).energies()[0] == 1.0
+
+
+def test_a_shard_that_is_damaged_in_the_store_is_left_to_be_computed(store: ObjectStore, tmp_path: Path) -> None:
+    send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
+    prefix = f"{FROZEN}/frozen-d-w"
+    (name,) = [name for name in store.names(prefix) if name.startswith("energies-00001-")]
+    content = bytearray(store.read(f"{prefix}/{name}", at_most=1 << 20))
+    content[-1] ^= 1
+    store.put(f"{prefix}/{name}", bytes(content))
+    store.put(f"{prefix}/energies-00002.json", b'{"sha256": "../../../etc"}')
+    two = fetch(store, backbone(tmp_path / "two"))
+    assert two.missing("energies", verify=True) == [1, 2]
+    assert two.missing("features", verify=True) == []
+
+
+def load(project: ProjectFolder, dataset_hash: str | None, notes: list[str]) -> LoadedData:
+    loaded = load_data(
+        project,
+        DataSpec(dataset=SOURCE),
+        seed=0,
+        dataset_hash=dataset_hash,
+        progress=lambda _what: lambda _done, _total: None,
+        note=notes.append,
+    )
+    assert loaded is not None
+    return loaded
+
+
+def test_a_new_machine_takes_the_crystals_from_the_store_and_needs_no_source(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, store.url)
+    one = make_project(tmp_path / "one")
+    lines = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
+    (one.root / SOURCE).write_bytes(b"".join(lines[:12]))
+    notes: list[str] = []
+    first = load(one, None, notes)
+    again = load(make_project(tmp_path / "two"), first.crystals.hash, notes)
+    assert again.crystals.hash == first.crystals.hash
+    assert (again.source, again.dropped) == (first.source, first.dropped)
+    assert notes == []
+    assert len(store.names("crystals")) == 1
