@@ -49,9 +49,9 @@ class SpokenReport(Report):
             self._say(f"{job.label}: started", None)
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
-        figures = "".join(f", {key.replace('_', ' ')} {value:.4g}" for key, value in facts.items())
+        figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in facts.items())
         deadline = "" if self._end is None else f", {format_duration(self._end - time.monotonic())} to the deadline"
-        self._go_on(f"{job.label}: {what} {done}/{total}{figures}{deadline}")
+        self._go_on(f"{job.label}: {what} {done}/{total}{deadline}", figures)
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         best = ", best so far" if is_best else ""
@@ -79,9 +79,9 @@ class SpokenReport(Report):
     def note(self, text: str) -> None:
         self._say(f"note: {text}", "yellow")
 
-    def _go_on(self, text: str, *, at_once: bool = False) -> None:
+    def _go_on(self, text: str, figures: str = "", *, at_once: bool = False) -> None:
         if self._show is not None:
-            self._show(text)
+            self._show(f"{text}\n  {figures}" if figures else text)  # on two lines, since a terminal has 80 columns
         elif at_once or time.monotonic() - self._last_said >= LOG_SECONDS:
             self._last_said = time.monotonic()
-            self._say(text, None)
+            self._say(f"{text}, {figures}" if figures else text, None)

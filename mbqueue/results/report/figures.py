@@ -111,6 +111,8 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.
     figure.update_yaxes(type="log", title="MAE (eV/atom)", tickvals=_ROUND_ERRORS, tickformat=".2~g", row=1, col=1)
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
+    if max((len(rows) for rows in histories.values()), default=0) <= 10:
+        figure.update_xaxes(dtick=1)  # else half epochs would be named
     return styled(figure, height=520)
 
 
