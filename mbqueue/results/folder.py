@@ -159,7 +159,7 @@ def _facts(folder: Path) -> tuple[str, str]:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:
         return "", ""
-    return recorded.name, str(recorded.content["run"]["recorded_at"])
+    return recorded.name, str(recorded.content["run"].get("recorded_at", ""))
 
 
 def _verify(path: Path, facts: dict[str, Any]) -> None:
