@@ -10,7 +10,7 @@ from typing import Any
 from mbqueue.experiment import Spec, load_spec
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue
 from mbqueue.session.report import Report
 
 
@@ -87,7 +87,7 @@ def small_spec(project: ProjectFolder, experiment: str = "full_finetune", **over
 
 def enqueue(project: ProjectFolder, spec: Spec) -> Path:
     """Put a spec into the project's queue; returns its results folder."""
-    with Queue(project.queue_db) as queue:
+    with open_queue(project) as queue:
         outcome = queue.enqueue(spec, results_dir=project.results_folder("2026-01-01", spec.folder_name), now=0.0)
     return project.root / outcome.experiment.results_dir
 

@@ -1,0 +1,57 @@
+"""Real sessions with the queue on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+
+from postgres_server import PostgresServer
+from processes import outcome, run, start, until
+from small_project import enqueue, make_project, small_spec
+
+from mbqueue import Project
+from mbqueue.queue import Kind
+from mbqueue.queue.opening import open_queue
+
+
+def test_sessions_on_a_server_that_crashes_meanwhile_give_what_one_on_a_file_gives(
+    tmp_path, postgres_server: PostgresServer
+):
+    on_file = make_project(tmp_path / "on_file")
+    there = enqueue(on_file, small_spec(on_file, train__epochs=1))
+    beside = start(on_file.root, "work")
+    root = make_project(tmp_path / "on_server").root
+    with (root / "mbqueue.toml").open("a") as settings:
+        settings.write(f'queue = "{postgres_server.url()}"\n')
+    project = Project(root).folder
+    here = enqueue(project, small_spec(project, train__epochs=1))
+    log = tmp_path / "log"
+    session = start(root, "work", log=log)
+    with open_queue(project, read_only=True) as queue:
+        until(lambda: any(job.fence for job in queue.jobs() if job.kind is Kind.TRAIN), session)
+        postgres_server.restart()
+        assert session.wait(timeout=180) == 0, log.read_text()
+        states = {job.label: (job.state.value, job.fence) for job in queue.jobs()}
+    assert set(states.values()) == {("committed", 1)}  # nothing was done twice
+    assert beside.wait(timeout=180) == 0
+    assert outcome(here, 0) == outcome(there, 0)
+    assert not project.queue_db.exists()
+    told = json.loads(run(root, "status", "--json").stdout)
+    assert told["experiments"][0]["state"] == "done"
+
+
+def test_a_session_that_waits_on_a_server_takes_what_is_enqueued_at_once(tmp_path, postgres_server: PostgresServer):
+    root = make_project(tmp_path / "project").root
+    with (root / "mbqueue.toml").open("a") as settings:
+        settings.write(f'queue = "{postgres_server.url()}"\n')
+    project = Project(root).folder
+    enqueue(project, small_spec(project, "pretrained_infer", name="first"))
+    with open_queue(project) as queue:
+        queue.pause("first", now=0.0)
+        session = start(root, "work", "--forever", "--session", "none", log=tmp_path / "log")
+        until(lambda: any(row.ended_at is None for row in queue.sessions()), session)
+        queue.resume("first", now=0.0)
+        until(lambda: queue.jobs(experiment="first")[0].fence == 1, session)
+        session.terminate()
+        assert session.wait(timeout=60) in {0, 75}
+        (row,) = queue.sessions()
+        assert row.end_reason == "SIGTERM"
