@@ -1,0 +1,127 @@
+"""Train on a real FUSE mount that fails, is lost with ENOTCONN and comes back, and compare with a local disk.
+
+Not collected by pytest, because a machine may not let one mount anything. It needs Linux with /dev/fuse, root (or
+fusermount), the package mfusepy, and libfuse (FUSE_LIBRARY_PATH where it is not installed):
+
+    pip install mfusepy && python tests/drive/fuse_check.py
+
+It fails (exit code 1) when a claim does not hold; exit code 2: nothing can be mounted here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from processes import outcome, run, start, until
+from small_project import enqueue, make_project, small_spec
+
+from mbqueue.mounts import mount_of
+
+EPOCHS = 6
+SERVER = Path(__file__).parents[1] / "support" / "faulty_fuse.py"
+
+
+class Mount:
+    """A folder behind a FUSE mount."""
+
+    def __init__(self, base: Path) -> None:
+        self.folder, self.point, self._control = base / "behind", base / "mount", base / "control"
+        for folder in (self.folder, self.point):
+            folder.mkdir()
+        self.fails("")
+        self._log = (base / "fuse.log").open("ab")
+        self.mount()
+
+    def fails(self, how: str) -> None:
+        """Let operations fail: "EIO", "ENOSPC", "ALL EIO", or none."""
+        other = self._control.with_suffix(".new")
+        other.write_text(how)
+        other.replace(self._control)
+
+    def mount(self) -> None:
+        """Mount it, again after it was lost."""
+        command = [sys.executable, str(SERVER), str(self.folder), str(self.point), str(self._control)]
+        self._server = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        until(lambda: mount_of(self.point).is_remote, self._server)
+
+    def lose(self) -> None:
+        """From now on everything is ENOTCONN."""
+        self._server.kill()
+        self._server.wait()
+
+    def unmount(self) -> None:
+        """Take it away; its mount point is an empty folder then."""
+        subprocess.run(["umount", "--lazy", str(self.point)], check=True)
+
+
+def status(root: Path) -> dict[str, Any]:
+    """What `mbqueue status --json` says of publishing."""
+    done = run(root, "status", "--json")
+    return json.loads(done.stdout)["publishing"] if done.returncode == 0 else {"state": done.stderr}
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def check(base: Path) -> None:
+    """The whole story."""
+    straight = make_project(base / "straight", checkpoint_minutes=60.0)
+    expected = enqueue(straight, small_spec(straight, train__epochs=EPOCHS))
+    assert run(straight.root, "work", "--device", "cpu").returncode == 0
+
+    mount = Mount(base)
+    os.environ["XDG_CACHE_HOME"] = str(base / "cache")
+    project = make_project(mount.point / "project")
+    assert project.is_split, "the mount was not recognised"
+    say(f"{mount_of(project.root).fstype} mount recognised; live folder {project.live_dir.name} on the local disk")
+    results = enqueue(project, small_spec(project, train__epochs=EPOCHS)).relative_to(project.root)
+    log = base / "log"
+    session = start(project.root, "work", "--device", "cpu", log=log)
+
+    def said(word: str) -> int:
+        return log.read_text().count(word)
+
+    published = project.root / "state" / "checkpoints"
+    until(lambda: any(published.glob("*/*/*.json")), session)
+    for number, fault in enumerate(("EIO", "ENOSPC", "ALL EIO"), start=1):
+        mount.fails(fault)
+        until(lambda number=number: said("DEGRADED") >= number, session)
+        if not fault.startswith("ALL"):
+            told = status(project.root)
+            assert told["state"] == "degraded", told
+        mount.fails("")
+        until(lambda number=number: said("The mount is back") >= number, session)
+        say(f"{fault}: DEGRADED, then published")
+    mount.lose()
+    until(lambda: said("DEGRADED") >= 4, session)
+    say("ENOTCONN: DEGRADED: " + log.read_text().split("DEGRADED: ")[-1].splitlines()[0])
+    mount.unmount()
+    mount.mount()
+    assert session.wait() == 0, log.read_text()
+    assert run(project.root, "work", "--device", "cpu").returncode == 0  # publishes what the session could not
+    told = status(project.root)
+    assert told["state"] == "published", told
+    say("mounted again: published")
+    assert outcome(mount.folder / "project" / results, 0) == outcome(expected, 0), "another result"
+    assert not list((mount.folder / "project" / "state").rglob("queue.db*")), "a live database on the mount"
+    mount.lose()
+    mount.unmount()
+    say("model, predictions and history are those of a local disk, byte for byte")
+
+
+if __name__ == "__main__":
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        say("There is no /dev/fuse that can be used here.")
+        sys.exit(2)
+    with tempfile.TemporaryDirectory() as folder:
+        check(Path(folder))
