@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.experiment import load_spec
-from mbqueue.objects import STORE_VARIABLE, ObjectStore
+from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.store import Queue

@@ -36,9 +36,9 @@ from importlib import resources
 from pathlib import Path
 
 from mbqueue import files
+from mbqueue.buckets import STORE_VARIABLE, wrong_address
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.mounts import mount_of
-from mbqueue.objects import STORE_VARIABLE, wrong_address
 from mbqueue.settings import SETTINGS_FILE, Settings, load_settings, wrong_queue_url
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"

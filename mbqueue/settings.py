@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
+from mbqueue.buckets import wrong_address
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SpecError, UsageError
-from mbqueue.objects import wrong_address
 
 SETTINGS_FILE = "mbqueue.toml"
 

@@ -153,8 +153,8 @@ class Workplace:
                 self.queue.release(lease, reason=reason, now=self.clock.now())
 
     def saved(self, seconds: float) -> None:
-        """Something was committed, which took ``seconds``."""
-        self.deadline.saw_save(seconds)
+        """Something was committed, which took ``seconds`` after it was staged."""
+        self.deadline.saw_save(seconds + (self.store.put_seconds if self.store is not None else 0.0))
         if self.publisher is not None:
             self.publisher.wake()
 

@@ -9,6 +9,7 @@ two devices do not agree in the last digits.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,7 @@ LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
 #: Requests at once: most of a small object's time is waiting.
 _AT_ONCE = 8
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def send_shards(store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str]) -> None:
@@ -67,6 +69,8 @@ def fetch_shards(
             return
         try:
             listing = json.loads(store.read(f"{prefix}/{kind}-{shard:05d}.json", at_most=LARGEST_LISTING))
+            if not _SHA256.fullmatch(listing["sha256"]):
+                return  # somebody else's
             content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=LARGEST_SHARD)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return  # not whole: computed

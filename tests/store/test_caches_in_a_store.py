@@ -10,9 +10,10 @@ import pytest
 from s3_server import S3Server
 from small_project import make_project
 
+from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.data.datasets import SAMPLE_FILE
 from mbqueue.experiment import DataSpec
-from mbqueue.objects import STORE_VARIABLE, ObjectStore
+from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.train import frozen as frozen_module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,9 +21,10 @@ from typer.testing import CliRunner
 
 from mbqueue import objects
 from mbqueue.api import Project
+from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.cli.app import app
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
-from mbqueue.objects import STORE_VARIABLE, ObjectStore
+from mbqueue.objects import ObjectStore
 from mbqueue.project import LIVE_VARIABLE, QUEUE_VARIABLE, ProjectFolder
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
@@ -340,6 +342,15 @@ def test_a_store_that_cannot_be_used_is_told_before_any_work(
     assert "very-secret" not in str(raised.value)
     with Queue(shared[0], read_only=True) as queue:
         assert queue.sessions() == ()
+
+
+def test_a_missing_obstore_is_told_with_what_to_install(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path / "one", shared[0])
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(UsageError, match=r"pip install 'mbqueue\[objects\]'"):
+        machine.work()
 
 
 class _Refusing(BaseHTTPRequestHandler):

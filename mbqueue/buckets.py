@@ -1,0 +1,169 @@
+"""obstore's stores for the addresses that `store` in mbqueue.toml may have: S3, GCS, Azure, or a shared folder.
+
+Credentials come from the environment or the machine's own chain, never from the address: see docs/many-machines.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mbqueue.errors import StoreError, UsageError
+from mbqueue.files import fsync_dir
+
+STORE_VARIABLE = "MBQUEUE_STORE"
+#: Says that a place is a store of mbqueue's; written once, when the first session comes.
+MARKER = "mbqueue-store.json"
+
+#: For requests while a lease is being checked: others wait for the queue meanwhile. All tries together take less than
+#: SQLite's patience with a locked database (mbqueue.queue.sqlite).
+BRISK = {"connect_timeout": "3s", "timeout": "6s"}
+#: For checkpoints: 5 MB in so long is 80 kB/s.
+PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
+#: For what is larger than that.
+LASTING = {"connect_timeout": "5s", "timeout": "1800s"}
+_SCHEMES = {"s3", "gs", "az", "file"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def wrong_address(text: str) -> str | None:
+    """What is wrong with the address of a store, or None. Never repeats it: it may hold a secret."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "must be an address like s3://bucket/prefix"
+    is_folder = parts.scheme == "file"
+    folders = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    wrong = {
+        "must begin with s3://, gs://, az:// or file:///": parts.scheme not in _SCHEMES,
+        "must not hold credentials or parameters (@, ?, #): keys are read from the environment (AWS_ACCESS_KEY_ID …), "
+        "see docs/many-machines.md": "@" in parts.netloc or bool(parts.query or parts.fragment),
+        "must name a folder by its full path, file:///…": is_folder and (bool(parts.netloc) or not folders),
+        "must name a bucket, like s3://bucket/prefix": not is_folder and not _NAME.fullmatch(parts.netloc),
+        "must have a prefix of letters, digits, and . _ - between slashes": not is_folder
+        and not all(_NAME.fullmatch(folder) for folder in folders),
+    }
+    return next((why for why, is_so in wrong.items() if text and is_so), None)
+
+
+def backend_of(url: str, client: dict[str, Any]) -> Any:
+    """obstore's store for an address; reads no network.
+
+    Raises:
+        UsageError: when obstore is not installed, or the address is wrong.
+        StoreError: when something of the configuration is missing.
+    """
+    if wrong := wrong_address(url):
+        raise UsageError(f"The address of the object store {wrong}.")
+    try:
+        from obstore import store as stores  # noqa: PLC0415 - only projects with a store need it
+        from obstore.exceptions import BaseError  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(
+            f"The project keeps its checkpoints in {url}, and obstore, which reads it, is not installed. "
+            "Install it: pip install 'mbqueue[objects]'"
+        ) from error
+    parts = urlsplit(url)
+    prefix = parts.path.strip("/") or None
+    retry: Any = {"max_retries": 0} if client is BRISK else {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+    options: Any = {**client, "user_agent": "mbqueue"}
+    try:
+        if parts.scheme == "file":
+            return _LocalFolder(Path(unquote(parts.path)), stores.LocalStore)
+        if parts.scheme == "gs":
+            return stores.GCSStore(parts.netloc, prefix=prefix, client_options=options, retry_config=retry)
+        if parts.scheme == "az":
+            account: Any = {"account_name": name} if (name := os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")) else {}
+            return stores.AzureStore(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **account)
+        if _is_loopback(os.environ):
+            options["allow_http"] = True
+        chain: Any = _boto3_chain(os.environ)
+        return stores.S3Store(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **chain)
+    except BaseError as error:
+        raise StoreError(
+            f"The object store {url} cannot be used: {said(error)}. Set its credentials in the environment, see "
+            "docs/many-machines.md."
+        ) from None  # the cause's text may hold what was configured
+
+
+def _is_loopback(environment: Any) -> bool:
+    """Whether S3's endpoint is on this machine: only there, unless AWS_ALLOW_HTTP says otherwise, TLS is left out."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    host = urlsplit(next((environment[name] for name in names if environment.get(name)), "")).hostname
+    return host in {"127.0.0.1", "localhost", "::1"}
+
+
+def _boto3_chain(environment: Any) -> dict[str, Any]:
+    """Profiles and ~/.aws, which obstore does not read, by way of boto3 where that is installed and needed."""
+    named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+    if any(environment.get(name) for name in named) or not (
+        environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()
+    ):
+        return {}
+    try:
+        import boto3  # type: ignore[import-untyped, import-not-found, unused-ignore]  # noqa: PLC0415
+        from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(
+            "The AWS profile can only be read with boto3 (pip install boto3); or set AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and AWS_REGION."
+        ) from error
+    session = boto3.Session()
+    region = {"region": session.region_name} if session.region_name and not environment.get("AWS_REGION") else {}
+    return {"credential_provider": Boto3CredentialProvider(session), **region}
+
+
+class _LocalFolder:
+    """A shared folder, with what obstore leaves out: what was written survives a loss of power, and an empty folder
+    where the share was mounted neither takes nor lacks anything."""
+
+    def __init__(self, root: Path, local_store: Any) -> None:
+        self._root, self._make = root, local_store
+        self._store: Any = None
+
+    def put(self, path: str, content: bytes, **options: Any) -> bool:
+        self._at(path).put(path, content, **options)
+        target = self._root / path
+        fd = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        for folder in target.parents:
+            if folder.is_relative_to(self._root):
+                fsync_dir(folder)
+        return True
+
+    def get(self, path: str) -> Any:
+        return self._at(path).get(path)
+
+    def get_range(self, path: str, **options: Any) -> Any:
+        return self._at(path).get_range(path, **options)
+
+    def list(self, prefix: str) -> Any:
+        return self._at(prefix).list(prefix)
+
+    def delete(self, path: str) -> None:
+        self._at(path).delete(path)
+
+    def copy(self, path: str, target: str) -> None:
+        self._at(path).copy(path, target)
+
+    def _at(self, path: str) -> Any:
+        if self._store is None:
+            if not self._root.is_dir():
+                raise FileNotFoundError(f"NoSuchBucket: there is no folder {self._root}")
+            self._store = self._make(self._root)
+        if path != MARKER and not (self._root / MARKER).exists():
+            raise OSError(f"{self._root / MARKER} is gone; is the folder still mounted?")
+        return self._store
+
+
+def said(error: BaseException) -> str:
+    """An error's own words, short and without what may be a secret: query strings and the bodies of answers."""
+    line = str(error).split("\n", 1)[0].split("<?xml", 1)[0]
+    return re.sub(r"\?\S*", "", line).strip().rstrip(":.")[:300]
