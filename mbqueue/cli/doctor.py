@@ -18,7 +18,7 @@ import typer
 import mbqueue
 from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
-from mbqueue.errors import ProjectNotFound, StoreError, UsageError
+from mbqueue.errors import MbqueueError, ProjectNotFound, StoreError, UsageError
 from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
 from mbqueue.project import ProjectFolder
@@ -79,6 +79,8 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
         return
     yield Finding("project", "ok", str(project.root))
     yield _file_system(project)
+    if project.queue_url:
+        yield _queue(project)
     if project.store:
         yield _store(project.store)
     yield _writable(project.state_dir)
@@ -164,6 +166,23 @@ def _store(url: str) -> Finding:
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")
+
+
+def _queue(project: ProjectFolder) -> Finding:
+    from mbqueue.queue.opening import open_queue, queue_exists
+
+    try:
+        if not queue_exists(project):
+            return Finding("queue", "ok", "its server answers; nothing is enqueued yet")
+        with open_queue(project, read_only=True) as queue:
+            queue.verify()
+            found = queue.database.name
+    except MbqueueError as error:
+        return Finding("queue", "problem", "cannot be used", str(error))
+    if project.is_split and not project.store:
+        remedy = 'Set store = "s3://…" in mbqueue.toml, so that all machines that share the queue see the checkpoints.'
+        return Finding("queue", "problem", f"{found}, but checkpoints are in {project.live_dir} alone", remedy)
+    return Finding("queue", "ok", found)
 
 
 def _writable(folder: Path) -> Finding:

@@ -300,3 +300,17 @@ def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_sto
     monkeypatch.setattr("mbqueue.session.worker.queue_exists", lambda _: True)
     with pytest.raises(UsageError, match=r"where only this one sees them\. Set store"):
         work(ProjectFolder(root, live=tmp_path / "live"), WorkOptions(), report=Report())
+
+
+def test_the_doctor_says_whether_the_queues_server_can_be_used(postgres_server, tmp_path, monkeypatch, make_spec):
+    from mbqueue.cli.doctor import _queue
+
+    root = make_project(tmp_path / "project").root
+    monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
+    folder = Project(root).folder
+    assert (_queue(folder).state, _queue(folder).found) == ("ok", "its server answers; nothing is enqueued yet")
+    open_queue(folder).close()
+    assert _queue(folder).state == "ok"
+    assert _queue(ProjectFolder(root, live=tmp_path / "live")).state == "problem"
+    monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://nobody@127.0.0.1:1/none")
+    assert "cannot be reached" in _queue(folder).remedy
