@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mbqueue.clock import Clock
+from mbqueue.drive.copies import mended_place
 from mbqueue.drive.outcomes import enqueued_facts
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import LeaseLost, QueueError, SpecError, StoreAway, StoreError
@@ -279,9 +280,12 @@ class Workplace:
 
     def commits_of(self, experiment: str, fold: int) -> Place | Path:
         """Where the commits of a fold are."""
-        if self.store is None:
-            return self.project.checkpoints_dir(experiment, fold)
-        return fold_place(self.project, self.store, experiment, fold)
+        if self.store is not None:
+            return fold_place(self.project, self.store, experiment, fold)
+        folder = self.project.checkpoints_dir(experiment, fold)
+        if self.publisher is None:
+            return folder
+        return mended_place(self.project.root, folder, experiment, fold, self.report.note)
 
     @property
     def loaded_fold(self) -> tuple[int, int] | None:
