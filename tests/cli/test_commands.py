@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +169,24 @@ def test_status_and_enqueue_import_nothing_heavy(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_status_waits_for_no_other_command_and_not_for_pydantic() -> None:
+    program = (
+        "import sys, mbqueue.cli.app, mbqueue.cli.status\n"
+        "ours = {name for name in sys.modules if name.startswith('mbqueue.cli.')}\n"
+        "assert ours == {f'mbqueue.cli.{name}' for name in ('app', 'console', 'options', 'status')}, ours\n"
+        "assert not {'pydantic', 'numpy', 'plotly', 'psycopg'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_commands_says_of_each_in_one_line_what_it_is_for(mbqueue: Command) -> None:
+    said = mbqueue("--help").out
+    assert "..." not in said.partition("To begin:")[2]
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert re.search(rf"^  {name} +\w.*\.$", said, re.MULTILINE), name
 
 
 def test_the_program_runs_as_a_module_and_tells_its_version() -> None:
