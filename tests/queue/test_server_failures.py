@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,14 +11,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cutting_proxy import CuttingProxy
 from postgres_server import PostgresServer
+from transaction_pooler import TransactionPooler
 
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue import State
+from mbqueue.queue.postgresql import listening
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.store import PostgresQueue
 
@@ -84,6 +89,23 @@ def test_sixteen_processes_do_2000_jobs_each_exactly_once_and_each_fold_in_order
     assert len(jobs) == 2040
     lines = _drained(queue, [_start("drain", url, tmp_path) for _ in range(16)])
     assert Counter(lines) == Counter(f"{job.id} 1" for job in jobs)
+
+
+def test_behind_a_transaction_pooler_all_works_and_a_worker_that_waits_looks_by_itself(
+    queue, postgres_server, url, make_spec, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.3)
+    queue.enqueue(make_spec(folds=(0, 1, 2, 3, 4), epochs=9), results_dir="r", now=0.0)
+    pooler = TransactionPooler(postgres_server.port, connections=2)
+    through = postgres_server.url(port=pooler.port, schema=url.rpartition("=")[2])
+    with PostgresQueue(through) as pooled:
+        waited = []
+        pooled.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+        assert waited == [2.0]
+        _drained(pooled, [_start("drain", through, tmp_path) for _ in range(3)])
+    last_client = max(client for client, _ in pooler.used)
+    assert len({connection for client, connection in pooler.used if client == last_client}) == 2
+    pooler.close()
 
 
 def test_a_server_that_crashes_and_comes_back_under_load_loses_no_commit_and_makes_none_twice(
@@ -305,3 +327,76 @@ def test_one_experiment_enqueued_by_eight_at_once_is_there_once(queue, url, make
     assert Counter(outcomes) == {"created": 1, "folds added": 4, "unchanged": 3}
     assert queue.experiment("full").spec["folds"] == [0, 1, 2, 3, 4]
     assert len(queue.jobs()) == 12
+
+
+def test_any_mix_of_commands_at_once_ends_no_transaction_in_a_deadlock_and_leaves_a_queue_that_can_be_finished(
+    queue, url, make_spec, postgres_server
+):
+    for name in ("a", "b"):
+        queue.enqueue(make_spec(name, folds=(0, 1), epochs=3), results_dir=name, now=0.0)
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'"
+    before = postgres_server.sql(deadlocks)
+    troubles = []
+
+    def work(seed: int) -> None:
+        draw = random.Random(seed)
+        with PostgresQueue(url) as own:
+            session, loaded = own.start_session(device="cpu", now=0.0, alive_seconds=60), None
+            for _ in range(60):
+                lease = own.claim(session, now=0.0, lease_seconds=draw.choice([0.01, 60]), loaded=loaded)
+                if lease is None:
+                    continue
+                if lease.job.fold is not None:
+                    loaded = (lease.job.experiment_id, lease.job.fold)
+                publish = partial(time.sleep, draw.uniform(0, 0.01))
+                writes = [
+                    partial(own.commit, lease, result={"dataset_hash": "d"}, now=0.0, publish=publish),
+                    partial(own.save_progress, lease, progress={"step": 1}, publish=publish),
+                    partial(own.release, lease, reason="test", now=0.0),
+                    partial(own.fail, lease, error="boom", now=0.0),
+                ]
+                with suppress(LeaseLost):
+                    draw.choices(writes, [8, 1, 1, 1])[0]()
+            own.end_session(session, reason="test", now=0.0)
+
+    def steer(seed: int) -> None:
+        draw = random.Random(seed)
+        with PostgresQueue(url) as own:
+            for _ in range(40):
+                name, fold = draw.choice("ab"), draw.choice([None, 0, 1])
+                command = draw.choice([own.pause, own.resume, own.retry, own.cancel])
+                command(name, fold=fold, now=0.0)
+                own.rewind(name, draw.choice([0, 1]), to_epoch=draw.choice([0, 2]), why="test", now=0.0)
+                folds = draw.choice([(0, 1), (1, 2), (3,)])
+                own.enqueue(make_spec(name, folds=folds, epochs=3), results_dir=name, now=0.0)
+                own.reap_expired(by="test", now=0.0)
+
+    def run(action: Callable[[int], None], seed: int) -> None:
+        try:
+            action(seed)
+        except BaseException as error:
+            troubles.append(error)
+            raise
+
+    threads = [threading.Thread(target=run, args=(work, seed)) for seed in range(5)]
+    threads += [threading.Thread(target=run, args=(steer, seed)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
+    assert postgres_server.sql(deadlocks) == before
+
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
+    for experiment in queue.experiments():
+        for fold in (None, *experiment.spec["folds"]):
+            queue.resume(experiment.name, fold=fold, now=0.0)
+            queue.retry(experiment.name, fold=fold, now=0.0)
+    while lease := queue.claim(session, now=0.0, lease_seconds=60):
+        queue.commit(lease, result={"dataset_hash": "d"}, now=0.0)
+    assert {job.state for job in queue.jobs()} == {State.COMMITTED}
+    told: dict[int, State] = {}
+    for event in queue.events(limit=100_000):
+        if event.job_id is not None:  # what happened to a job is one line, without gaps
+            assert event.from_state == told.get(event.job_id)
+            told[event.job_id] = event.to_state
