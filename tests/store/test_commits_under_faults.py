@@ -268,6 +268,22 @@ def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectSto
     assert f"{prefix}/e0009-done-f0009.json.damaged".removeprefix(f"{prefix}/") in store.names(prefix)
 
 
+def test_a_shared_folder_that_is_not_mounted_any_more_lacks_nothing_and_takes_nothing(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    """The folder under a mount point is empty; read as it is, every commit would be gone."""
+    store = new_store("shared folder", s3, tmp_path / "share")
+    commits = machine(store, tmp_path / "copies")
+    commits.stage(b"state", facts()).publish()
+    (tmp_path / "share").rename(tmp_path / "unmounted")
+    (tmp_path / "share").mkdir()
+    with pytest.raises(StoreAway, match="still mounted"):
+        commits.manifests()
+    with pytest.raises(StoreAway, match="still mounted"):
+        commits.stage(b"more", facts(epoch=2))
+    assert list((tmp_path / "share").iterdir()) == []
+
+
 _UPLOAD = """
 import sys
 from mbqueue.objects import ObjectStore
