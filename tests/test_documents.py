@@ -9,7 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 import torch
 import typer
+from postgres_server import PostgresServer
 
+from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.cli import main
 from mbqueue.cli.app import app
-from mbqueue.project import ENVIRONMENT_VARIABLE
+from mbqueue.project import ENVIRONMENT_VARIABLE, QUEUE_VARIABLE
 from mbqueue.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
@@ -36,13 +38,18 @@ RUN_IN_ORDER = (
     "docs/status-json.md",
     "docs/python.md",
     "docs/states.md",
+    "docs/many-machines.md",
 )
+#: What stands in the documents for a server and a bucket of the reader's own.
+SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 #: Commands that no test runs, as they stand in the documents (indented, not in a console block), and why.
 LEFT_OUT = {
     "pip install .": "installs into the environment of the tests",
     "pip install --no-deps matbench==0.6": "the same",
+    "pip install 'mbqueue[postgresql]'": "the same",
+    "pip install 'mbqueue[objects]'": "the same",
     "mbqueue doctor": "run from docs/first-session.md",
     "mbqueue work --background": "run from docs/first-session.md",
     "mbqueue work --devices 0,1,2": "needs three GPUs; run with cpu,cpu in tests/session/test_devices.py",
@@ -96,9 +103,15 @@ def make_small(project: Path) -> None:
 
 
 def test_every_command_in_the_documents_runs_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    postgres_server: PostgresServer,
 ) -> None:
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    for variable in (ENVIRONMENT_VARIABLE, QUEUE_VARIABLE, STORE_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    ours = {SERVER: postgres_server.url(), BUCKET: (tmp_path / "bucket").as_uri()}
+    (tmp_path / "bucket").mkdir()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
@@ -109,7 +122,8 @@ def test_every_command_in_the_documents_runs_in_order(
         names: dict[str, object] = {"__name__": "document"}
         for block in blocks(ROOT / name):
             if block.language == "console":
-                for arguments, error in commands(block):
+                for written, error in commands(block):
+                    arguments = [reduce(lambda text, pair: text.replace(*pair), ours.items(), a) for a in written]
                     run(arguments, error, block, monkeypatch, capsys)
                     ran.append(arguments[0])
             elif block.language == "python":
@@ -124,6 +138,9 @@ def run(
 ) -> None:
     if arguments[0] == "cd":
         monkeypatch.chdir(arguments[1])
+        return
+    if arguments[0] == "export":
+        monkeypatch.setenv(*arguments[1].split("=", 1))
         return
     assert arguments[0] == "mbqueue", f"{block.document} has a command that is not run here: {arguments}"
     with pytest.raises(SystemExit) as ended:
