@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         if parts.scheme == "az":
             account: Any = {"account_name": name} if (name := os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")) else {}
             return stores.AzureStore(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **account)
-        if _is_loopback(os.environ):
+        if _allows_http(os.environ):
             options["allow_http"] = True
         chain: Any = _boto3_chain(os.environ)
         return stores.S3Store(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **chain)
@@ -90,14 +91,14 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         ) from None  # the cause's text may hold what was configured
 
 
-def _is_loopback(environment: Any) -> bool:
-    """Whether S3's endpoint is on this machine: only there, unless AWS_ALLOW_HTTP says otherwise, TLS is left out."""
+def _allows_http(environment: Mapping[str, str]) -> bool:
+    """Whether TLS may be left out: only to an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     host = urlsplit(next((environment[name] for name in names if environment.get(name)), "")).hostname
-    return host in {"127.0.0.1", "localhost", "::1"}
+    return host in {"127.0.0.1", "localhost", "::1"} or environment.get("AWS_ALLOW_HTTP", "").lower() in {"true", "1"}
 
 
-def _boto3_chain(environment: Any) -> dict[str, Any]:
+def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
     """Profiles and ~/.aws, which obstore does not read, by way of boto3 where that is installed and needed."""
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (

@@ -8,6 +8,7 @@ that carry their hash, are sent before the job is committed, and never change.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from mbqueue.results.tables import history_file, write_history
 
 RESULTS = "results"
 _HASH_DIGITS = 16
+
+#: Names that jobs give to files; the queue may be another's server, and no name of it may lead out of the folder.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 #: Name → size and SHA-256 (`mbqueue.results.record.fold_facts`).
 Facts = Mapping[str, Mapping[str, Any]]
@@ -56,7 +60,7 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
     facts: dict[str, Mapping[str, Any]] = {}
     for job in done:
         assert job.result is not None
-        facts.update(job.result.get("files", {}))
+        facts.update({name: fact for name, fact in job.result.get("files", {}).items() if _NAME.fullmatch(name)})
         if job.kind is Kind.TRAIN and job.fold is not None and job.fold not in predicted:
             rows.setdefault(job.fold, []).append(history_row(job.result))
     lost = {name: fact for name, fact in facts.items() if not _is_there(folder / name, fact)}
