@@ -20,7 +20,8 @@ from mbqueue.drive.wanted import steer_as_wanted, wanted
 from mbqueue.errors import CheckpointError, QueueError, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.jobs import Kind, SessionRow, State
+from mbqueue.queue.processes import ProcessIdentity, is_known_dead
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
 
@@ -83,7 +84,8 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
         return None
     try:
         with Queue(path, read_only=True) as queue:
-            live = [row for row in queue.sessions() if row.is_live(now)]
+            # Whoever was killed a moment ago on this machine still looks alive, but works no more.
+            live = [row for row in queue.sessions() if row.is_live(now) and not _is_dead(row)]
             with queue.reading() as db:
                 db.execute("PRAGMA quick_check").fetchone()
     except QueueError:
@@ -100,6 +102,10 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
             part.replace(aside.with_name(aside.name + suffix))
     files.fsync_dir(path.parent)
     return aside
+
+
+def _is_dead(row: SessionRow) -> bool:
+    return is_known_dead(ProcessIdentity(row.host, row.boot_id, row.pid, row.pid_started))
 
 
 def _enqueue_wanted(queue: Queue, asked: Sequence[Mapping[str, Any]], note: Callable[[str], None], now: float) -> None:

@@ -126,7 +126,7 @@ def check(path: Path) -> None:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version not in range(1, schema.SCHEMA_VERSION + 1):
                 raise DamagedSnapshot(f"{path} is not a queue of mbqueue.")
-            if _schema_of(db) != _expected_schema(version):
+            if schema.definitions(db) != schema.expected_definitions(version):
                 raise DamagedSnapshot(f"{path} has tables, triggers or views that are not those of a queue.")
             found = db.execute("PRAGMA quick_check").fetchone()[0]
             if found != "ok":
@@ -293,19 +293,3 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     prepare = one["prepare"]
     if prepare is not None and not isinstance(prepare.get("dataset_hash"), str):
         raise DamagedSnapshot(f"{source} is not what mbqueue writes of an experiment.")
-
-
-def _schema_of(db: sqlite3.Connection) -> set[tuple[str, str, str | None]]:
-    return set(db.execute("SELECT type, name, sql FROM sqlite_master"))
-
-
-_EXPECTED: dict[int, set[tuple[str, str, str | None]]] = {}
-
-
-def _expected_schema(version: int) -> set[tuple[str, str, str | None]]:
-    # Versions 1 and 2 have the same tables; a later one that differs must be told apart here.
-    if version not in _EXPECTED:
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-            schema.upgrade(db, path=":memory:")
-            _EXPECTED[version] = _schema_of(db)
-    return _EXPECTED[version]

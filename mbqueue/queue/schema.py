@@ -8,6 +8,7 @@ to do. A migration, once released, is never edited: `tests/queue/fixtures` holds
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from mbqueue.errors import SchemaTooNew
@@ -236,3 +237,23 @@ def migrations() -> Migrations:
     steps(name="0001_queue")(queue)
     steps(name="0002_adopting")(adopting)
     return steps
+
+
+#: Type, name and SQL of everything that a database defines.
+Definitions = set[tuple[str, str, str | None]]
+_EXPECTED: dict[int, Definitions] = {}
+
+
+def definitions(db: sqlite3.Connection) -> Definitions:
+    """The tables, triggers, views and indexes of a database, word for word."""
+    return set(db.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
+
+
+def expected_definitions(version: int) -> Definitions:
+    """Those that a queue of this version has."""
+    # Versions 1 and 2 have the same tables; a later one that differs must be told apart here.
+    if version not in _EXPECTED:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+            upgrade(db, path=":memory:")
+            _EXPECTED[version] = definitions(db)
+    return _EXPECTED[version]

@@ -67,6 +67,10 @@ class SqliteFile(Database):
         """
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            # SQLite takes any definition that it can read: a flipped bit there is another name of a column.
+            there = {tuple(row) for row in schema.definitions(db)}
+            if found == "ok" and there != schema.expected_definitions(schema.SCHEMA_VERSION):
+                found = "its tables are not those of a queue"
         if found != "ok":
             raise QueueError(self._damaged(found))
 

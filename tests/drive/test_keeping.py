@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from small_project import ManualClock
 
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
 from mbqueue.drive.recover import recover
-from mbqueue.errors import UsageError
+from mbqueue.errors import QueueError, UsageError
 from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings, init_project
@@ -144,6 +145,29 @@ def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_work
         recover(local.project, force=False, note=note, clock=local.clock)
     with pytest.raises(UsageError, match="--force"):
         restore(local.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
+
+
+def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(local: Local) -> None:
+    local.train(2).queue.close()
+    connection = sqlite3.connect(local.project.queue_db)
+    with connection:
+        connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # its process number is another's now
+    connection.close()
+    recover(local.project, force=True, note=note, clock=local.clock)
+    assert epochs_and_rows(local.project)
+
+
+@pytest.mark.parametrize(("name", "other"), [("jobs", "gobs"), ("events", "gvents"), ("changed_why", "changed_whx")])
+def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(local: Local, name: str, other: str) -> None:
+    end(local.train(2))
+    connection = sqlite3.connect(local.project.queue_db)
+    with connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE type = 'trigger'", (name, other))
+        assert connection.total_changes
+    connection.close()
+    with pytest.raises(QueueError, match="mbqueue recover"), Queue(local.project.queue_db) as queue:
+        queue.verify()
 
 
 def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_on(
