@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 from cutting_proxy import CuttingProxy
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer as RunningServer
 from transaction_pooler import TransactionPooler
 
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue import State
 from mbqueue.queue.postgresql import listening
 from mbqueue.queue.postgresql import server as server_module
+from mbqueue.queue.postgresql.server import PostgresServer
 from mbqueue.queue.postgresql.store import PostgresQueue
 
 CHILD = Path(__file__).with_name("child.py")
@@ -36,7 +37,7 @@ def _no_grace(monkeypatch) -> None:
 
 
 @pytest.fixture
-def url(postgres_server: PostgresServer) -> str:
+def url(postgres_server: RunningServer) -> str:
     return postgres_server.url()
 
 
@@ -47,7 +48,7 @@ def queue(url: str) -> Iterator[PostgresQueue]:
 
 
 @pytest.fixture
-def proxy(postgres_server: PostgresServer) -> Iterator[CuttingProxy]:
+def proxy(postgres_server: RunningServer) -> Iterator[CuttingProxy]:
     proxy = CuttingProxy(postgres_server.port)
     yield proxy
     proxy.close()
@@ -114,6 +115,7 @@ def test_a_server_that_crashes_and_comes_back_under_load_loses_no_commit_and_mak
     for number in range(3):
         queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=29), results_dir=f"r{number}", now=0.0)
     workers = [_start("drain", url, tmp_path) for _ in range(4)]
+    assert all(worker.stdout.readline() for worker in workers)  # one that finds no server at its start is told so
     for _ in range(3):
         assert workers[0].stdout.readline(), "the work was over too soon"
         postgres_server.restart()
@@ -187,8 +189,9 @@ def test_a_cut_changes_nothing_that_a_write_does_or_answers(queue, postgres_serv
         held_lease = _lease_of(far, lease)
         before = len(queue.events())
         proxy.armed = cut
-        METHODS[method](far, held.id, held_lease)
+        answer = METHODS[method](far, held.id, held_lease)
         assert proxy.cuts == 1
+        assert answer == {"pause": 5, "cancel": 4}.get(method, answer)
         told = [event.why for event in queue.events()[before:]]
         assert len(told) == {"claim": 0, "renew": 0, "save_progress": 0, "heartbeat": 0, "cancel": 4}.get(method, 1)
 
@@ -204,6 +207,7 @@ def test_a_publish_cut_off_by_a_crash_counts_when_the_lease_is_still_held(queue,
     published = []
 
     def publish() -> None:
+        assert not published
         published.append(1)
         postgres_server.restart()
 
@@ -288,25 +292,30 @@ def test_while_a_commit_publishes_nobody_takes_its_job_whatever_the_time(queue, 
     assert queue.job(lease.job.id).state is State.COMMITTED
 
 
-def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, url, make_spec):
+def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, url, make_spec, monkeypatch):
     queue.enqueue(make_spec(folds=(0, 1), epochs=0), results_dir="r", now=0.0)
     sessions = [queue.start_session(device="cpu", now=0.0, alive_seconds=3600) for _ in range(2)]
     queue.commit(queue.claim(sessions[0], now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
-    first, second = (queue.claim(session, now=0.0, lease_seconds=60) for session in sessions)
-    begun = threading.Event()
+    leases = [queue.claim(session, now=0.0, lease_seconds=60) for session in sessions]
+    both_done = threading.Barrier(2)
+    end = PostgresServer._commit
 
-    def other() -> None:
-        with PostgresQueue(url) as queue_of_other:
-            queue_of_other.commit(second, result={}, now=0.0, publish=begun.set)
+    def end_together(self, client) -> None:
+        with suppress(threading.BrokenBarrierError):  # each waits for the other, unless that one waits for it
+            both_done.wait(0.5)
+        end(self, client)
 
-    thread = threading.Thread(target=other)
+    monkeypatch.setattr(PostgresServer, "_commit", end_together)
 
-    def publish() -> None:
+    def commit(lease) -> None:
+        with PostgresQueue(url) as own:
+            own.commit(lease, result={}, now=0.0)
+
+    threads = [threading.Thread(target=commit, args=(lease,)) for lease in leases]
+    for thread in threads:
         thread.start()
-        begun.wait(0.3)  # the other one is in its commit now, or waits for this one to end
-
-    queue.commit(first, result={}, now=0.0, publish=publish)
-    thread.join()
+    for thread in threads:
+        thread.join()
     (record,) = (job for job in queue.jobs() if job.kind == "record")
     assert record.state is State.READY
 

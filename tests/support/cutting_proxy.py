@@ -47,7 +47,7 @@ class CuttingProxy:
         threading.Thread(target=answers, daemon=True).start()
         with suppress(OSError):
             while data := client.recv(65536):
-                if self.armed and b"COMMIT" in data:
+                if self.armed and data.endswith(b"COMMIT\0"):
                     way, self.armed = self.armed, None
                     self.cuts += 1
                     if way == "before":
