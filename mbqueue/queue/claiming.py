@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Part, Statements
+from mbqueue.queue.database import Bound, Part, Rows, Statements
 from mbqueue.queue.jobs import Job, Lease
 
 #: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
@@ -43,7 +44,8 @@ _CLAIM = """
                                  AND alive_until > :now AND alive_until <= :now + :absurd)
                 OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
          ORDER BY priority DESC, started DESC, id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */))
-    RETURNING id
+      AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = :session AND sessions.ended_at IS NULL)
+    RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment
 """
 
 _BEAT = """
@@ -88,54 +90,41 @@ class Claims(Part):
             QueueError: when the session does not exist or has ended.
         """
         with self.writing() as db:
-            if not self._beat(db, session, now, lease_seconds):
+            reap = self._reap(db, by=session, now=now)
+            claim = self._claim(session, now, lease_seconds, loaded)
+            beat, *_, claimed = self.database.together(db, [self._beat(session, now, lease_seconds), *reap, claim])
+            if not beat.rowcount:
                 raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
-            return self._claim(db, session, now, lease_seconds, loaded)
+            return lease_of(claimed, session)
 
     def reap_expired(self, *, by: str, now: float) -> int:
         """Take back every lease that ran out, as `claim` does; returns how many."""
         with self.writing() as db:
-            return self._reap_expired(db, by=by, now=now)
+            return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 
-    def _beat(self, db: Statements, session: str, now: float, lease_seconds: float) -> bool:
-        """Whether the session lives; it does for so much longer."""
+    def _beat(self, session: str, now: float, lease_seconds: float) -> Bound:
+        """Lets a session live for so much longer; changes no row when it has ended."""
         if not 0 < lease_seconds <= LONGEST_LEASE_SECONDS:
             raise QueueError(f"A lease of {lease_seconds} s is not between 0 and {LONGEST_LEASE_SECONDS:.0f} s.")
-        return bool(db.execute(_BEAT, {"session": session, "now": now, "lease_seconds": lease_seconds}).rowcount)
+        return _BEAT, {"session": session, "now": now, "lease_seconds": lease_seconds}
 
-    def _claim(
-        self, db: Statements, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None
-    ) -> Lease | None:
+    def _claim(self, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None) -> Bound:
         experiment_id, fold = loaded or (None, None)
-        self._reap_expired(db, by=session, now=now)
-        claimed = db.execute(
-            _CLAIM,
-            {
-                "session": session,
-                "now": now,
-                "lease_seconds": lease_seconds,
-                "absurd": ABSURD_SECONDS,
-                "experiment_id": experiment_id,
-                "fold": fold,
-            },
-        ).fetchall()
-        return self._lease(db, claimed[0]["id"], session) if claimed else None
+        values = {"session": session, "now": now, "lease_seconds": lease_seconds, "absurd": ABSURD_SECONDS}
+        return _CLAIM, {**values, "experiment_id": experiment_id, "fold": fold}
 
-    def _reap_expired(self, db: Statements, *, by: str, now: float) -> int:
+    def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:
         if not self.database.leases_run_out(db):
-            return 0
-        return db.execute(
-            _REAP,
-            {
-                "now": now,
-                "by": by,
-                "absurd": ABSURD_SECONDS,
-                "max_lost": MAX_LOST_IN_A_ROW,
-                "lost_error": LOST_ERROR,
-            },
-        ).rowcount
+            return ()
+        limits = {"absurd": ABSURD_SECONDS, "max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
+        return [(_REAP, {"now": now, "by": by, **limits})]
 
-    def _lease(self, db: Statements, job_id: int, session: str) -> Lease:
-        job = Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
-        assert job.lease_expires_at is not None
-        return Lease(job=job, session=session, fence=job.fence, expires_at=job.lease_expires_at)
+
+def lease_of(rows: Rows, session: str) -> Lease | None:
+    """The lease that a claim gave, if any."""
+    found = rows.fetchall()  # to the end, or SQLite would take the statement for unfinished
+    if not found:
+        return None
+    job = Job.from_row(found[0])
+    assert job.lease_expires_at is not None
+    return Lease(job=job, session=session, fence=job.fence, expires_at=job.lease_expires_at)

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
 
 Parameters = Mapping[str, Any] | Sequence[Any]
+#: A statement and what is filled in.
+Bound = tuple[str, Parameters]
 
 
 class Row(Protocol):
@@ -86,13 +88,21 @@ class Database(ABC):
     def instant(self, db: Statements, now: float) -> float:
         """The time that ``:now`` stands for in this transaction: the caller's, or that of the database's server."""
 
+    def together(self, db: Statements, statements: Sequence[Bound]) -> list[Rows]:
+        """Run several statements, one after the other, in one message where there is a server; what each gave."""
+        return [db.execute(statement, parameters) for statement, parameters in statements]
+
     @abstractmethod
-    def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
-        """Until the transaction ends, keep others from changing an experiment and what its jobs need.
+    def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
+        """What keeps others from changing an experiment and what its jobs need, until the transaction ends.
 
         Holders that share it exclude only those that do not. None holds the list of experiments itself. Whoever holds
         an experiment does so before he changes any job of it, so that no two transactions wait for each other.
         """
+
+    def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
+        """Do what `holding` says."""
+        self.together(db, self.holding(experiment_id, shared=shared))
 
     @abstractmethod
     def leases_run_out(self, db: Statements) -> bool:

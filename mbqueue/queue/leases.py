@@ -7,12 +7,12 @@ nothing was written, neither in the database nor (through `publish`) in a folder
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from mbqueue.errors import LeaseLost, QueueError
-from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims
-from mbqueue.queue.database import Statements
+from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims, lease_of
+from mbqueue.queue.database import Bound, Rows, Statements
 from mbqueue.queue.jobs import Job, Kind, Lease
 
 #: Attempts that may end with an error before a job rests in `failed`.
@@ -21,6 +21,8 @@ MAX_FAILURES: Final = 5
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
+
+_ROW = "SELECT * FROM job_rows WHERE id = ?"
 
 _RENEW = """
     UPDATE jobs SET lease_expires_at = :now + :lease_seconds, progress = coalesce(:progress, progress)
@@ -49,6 +51,16 @@ _UNLOCK = """
     WHERE state = 'waiting' AND id IN (SELECT job_id FROM needs WHERE needed_id = :id)
       AND NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
                       WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
+"""
+
+_OPENED = """
+    SELECT job_rows.* FROM needs JOIN job_rows ON job_rows.id = needs.job_id
+    WHERE needs.needed_id = :id AND job_rows.state = 'ready' ORDER BY job_rows.id
+"""
+
+_LAST_EPOCH = """
+    SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train'
+    ORDER BY epoch DESC LIMIT 1
 """
 
 _SKIP = """
@@ -114,12 +126,15 @@ class Leases(Claims):
         Raises:
             LeaseLost, QueueError: as `commit`; nothing was claimed then.
         """
-        fold = None if lease.job.fold is None else (lease.job.experiment_id, lease.job.fold)
+        job, session = lease.job, lease.session
         with self.writing() as db:
             # First of all, as `claim` and the end of a session do, so that no two transactions wait for each other.
-            lives = self._beat(db, lease.session, now, lease_seconds)
-            self._finish(db, lease, result, now, publish, skip_rest)
-            return self._claim(db, lease.session, now, lease_seconds, fold) if lives else None
+            self._finish(db, lease, result, now, publish, skip_rest, before=[self._beat(session, now, lease_seconds)])
+            open_next = self._unlocking(db, lease, now, skip_rest)
+            loaded = None if job.fold is None else (job.experiment_id, job.fold)
+            claim = self._claim(session, now, lease_seconds, loaded)
+            *_, claimed = self.database.together(db, [open_next, *self._reap(db, by=session, now=now), claim])
+            return lease_of(claimed, session)
 
     def renew(
         self, lease: Lease, *, now: float, lease_seconds: float, progress: Mapping[str, Any] | None = None
@@ -135,7 +150,9 @@ class Leases(Claims):
         with self.writing() as db:
             values = {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)}
             self._fenced(db, _RENEW, lease, {**values, "progress": None if progress is None else _as_json(progress)})
-            return self._lease(db, lease.job.id, lease.session)
+            renewed = lease_of(db.execute(_ROW, (lease.job.id,)), lease.session)
+            assert renewed is not None
+            return renewed
 
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:
         """Record what is saved of an unfinished job, and call `publish` while the lease is known to be held.
@@ -168,7 +185,8 @@ class Leases(Claims):
             QueueError: when `dataset_hash` is missing or is not the one of an earlier `prepare`.
         """
         with self.writing() as db:
-            return self._finish(db, lease, result, now, publish, None)
+            self._finish(db, lease, result, now, publish, None)
+            return self._unlock(db, lease, now, None)
 
     def skip_rest(
         self, lease: Lease, *, result: Mapping[str, Any], why: str, now: float, publish: Publish | None = None
@@ -180,7 +198,8 @@ class Leases(Claims):
             QueueError: when the job is not a `train` job.
         """
         with self.writing() as db:
-            return self._finish(db, lease, result, now, publish, why)
+            self._finish(db, lease, result, now, publish, why)
+            return self._unlock(db, lease, now, why)
 
     def release(self, lease: Lease, *, reason: str, now: float, preempted: bool = False) -> None:
         """Give the job back unfinished; `preempted` counts it as cut off. It is not a failure either way.
@@ -234,31 +253,20 @@ class Leases(Claims):
         now: float,
         publish: Publish | None,
         skip_rest: str | None,
-    ) -> tuple[Job, ...]:
-        """Commit the job, with ``skip_rest`` skip the later epochs of its fold, and return what became ready."""
+        *,
+        before: Sequence[Bound] = (),
+    ) -> None:
+        """Commit the job, after what comes ``before``."""
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
         # Two that commit at once what the same job needs would each find the other's missing.
-        self.database.hold(db, job.experiment_id, shared=job.kind not in {Kind.PREPARE, Kind.PREDICT})
-        self._commit(db, lease, result, now, publish)
-        if skip_rest is None:
-            return self._unlock(db, lease, job.id, now)
-        place = {"experiment_id": job.experiment_id, "fold": job.fold, "epoch": job.epoch}
-        db.execute(_SKIP, {**place, "session": lease.session, "now": now, "why": skip_rest})
-        last = db.execute(
-            "SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' "
-            "ORDER BY epoch DESC LIMIT 1",
-            {"experiment_id": job.experiment_id, "fold": job.fold},
-        ).fetchone()
-        return self._unlock(db, lease, last["id"], now)
-
-    def _commit(
-        self, db: Statements, lease: Lease, result: Mapping[str, Any], now: float, publish: Publish | None
-    ) -> None:
-        self._fenced(db, _COMMIT, lease, {"result": _as_json(result), "now": now, "session": lease.session})
-        if lease.job.kind is Kind.PREPARE:
-            self._keep_dataset_hash(db, lease.job, result.get("dataset_hash"))
+        hold = self.database.holding(job.experiment_id, shared=job.kind not in {Kind.PREPARE, Kind.PREDICT})
+        values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}
+        *_, written = self.database.together(db, [*before, *hold, (_COMMIT, values)])
+        self._require_held(db, lease, written)
+        if job.kind is Kind.PREPARE:
+            self._keep_dataset_hash(db, job, result.get("dataset_hash"))
         if publish is not None:
             publish()
 
@@ -272,23 +280,20 @@ class Leases(Claims):
                 f"{dataset_hash[:16]}). Put the old data back, or enqueue under a new name: mbqueue enqueue --name NAME"
             )
 
-    def _unlock(self, db: Statements, lease: Lease, done_id: int, now: float) -> tuple[Job, ...]:
-        job = lease.job
-        db.execute(
-            _UNLOCK,
-            {
-                "id": done_id,
-                "fold": job.fold,
-                "session": lease.session,
-                "now": now,
-                "started": int(job.kind is not Kind.PREPARE),
-            },
-        )
-        rows = db.execute(
-            "SELECT job_rows.* FROM needs JOIN job_rows ON job_rows.id = needs.job_id "
-            "WHERE needs.needed_id = :id AND job_rows.state = 'ready' ORDER BY job_rows.id",
-            {"id": done_id},
-        )
+    def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
+        """What makes ready whatever waited for the job; with ``skip_rest`` the later epochs are skipped first."""
+        job, done = lease.job, lease.job.id
+        if skip_rest is not None:
+            place = {"experiment_id": job.experiment_id, "fold": job.fold}
+            how = {"epoch": job.epoch, "session": lease.session, "now": now, "why": skip_rest}
+            db.execute(_SKIP, {**place, **how})
+            done = db.execute(_LAST_EPOCH, place).fetchone()["id"]
+        started = int(job.kind is not Kind.PREPARE)
+        return _UNLOCK, {"id": done, "fold": job.fold, "session": lease.session, "now": now, "started": started}
+
+    def _unlock(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> tuple[Job, ...]:
+        statement, values = self._unlocking(db, lease, now, skip_rest)
+        _, rows = self.database.together(db, [(statement, values), (_OPENED, values)])
         return tuple(Job.from_row(row) for row in rows)
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
@@ -297,7 +302,10 @@ class Leases(Claims):
         Raises:
             LeaseLost: when it changes no row.
         """
-        if db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}).rowcount:
+        self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
+
+    def _require_held(self, db: Statements, lease: Lease, written: Rows) -> None:
+        if written.rowcount:
             return
         row = db.execute("SELECT state, fence, changed_why FROM jobs WHERE id = ?", (lease.job.id,)).fetchone()
         now_is = f"it is {row['state']} under fence {row['fence']} ({row['changed_why']})" if row else "it is gone"

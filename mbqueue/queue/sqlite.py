@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.files import make_folder
 from mbqueue.queue import schema
-from mbqueue.queue.database import Database, Statements
+from mbqueue.queue.database import Bound, Database, Statements
 
 #: How long a statement waits for another process's transaction.
 BUSY_SECONDS = 30.0
@@ -102,8 +102,9 @@ class SqliteFile(Database):
         """The caller's clock: all processes are on one machine."""
         return now
 
-    def hold(self, _db: Statements, _experiment_id: int | None, *, shared: bool = False) -> None:
+    def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002
         """Nothing to do: SQLite has one writer at a time."""
+        return ()
 
     def leases_run_out(self, _db: Statements) -> bool:
         """Always."""

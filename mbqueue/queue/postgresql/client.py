@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from psycopg import ClientCursor, Connection, errors
+from psycopg import ClientCursor, Connection, Cursor, errors
 
 from mbqueue.errors import ForbiddenTransition, QueueError
-from mbqueue.queue.database import Parameters, Rows
+from mbqueue.queue.database import Bound, Parameters, Rows
 from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.dialect import translate
 from mbqueue.queue.postgresql.rows import records
@@ -74,6 +74,23 @@ class Client:
         return self.connection is None or self.connection.closed or isinstance(error, _LOST)
 
 
+class Given:
+    """What one statement of several gave."""
+
+    def __init__(self, cursor: Cursor[Any]) -> None:
+        self.rowcount = cursor.rowcount
+        self._rows = iter(cursor.fetchall() if cursor.description else [])
+
+    def fetchone(self) -> Any:
+        return next(self._rows, None)
+
+    def fetchall(self) -> list[Any]:
+        return list(self._rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._rows
+
+
 class Transaction:
     """An open transaction.
 
@@ -88,6 +105,18 @@ class Transaction:
     def execute(self, statement: str, parameters: Parameters = (), /) -> Rows:
         """Run one statement."""
         return self._connection.execute(translate(statement), self._filled(parameters))
+
+    def together(self, statements: Sequence[Bound]) -> list[Rows]:
+        """Run several statements, all in one message; what each gave."""
+        cursor = ClientCursor(self._connection, row_factory=records)
+        texts = [cursor.mogrify(translate(statement), self._filled(values)) for statement, values in statements]
+        if not texts:
+            return []
+        cursor.execute(";".join(texts).encode())
+        given: list[Rows] = [Given(cursor)]
+        while cursor.nextset():
+            given.append(Given(cursor))
+        return given
 
     def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
         """Run one statement for each of many sets of parameters, all in one message."""

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Database, Statements
+from mbqueue.queue.database import Bound, Database, Rows, Statements
 from mbqueue.queue.postgresql import schema
 from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained, unreachable
@@ -177,11 +177,14 @@ class PostgresServer(Database):
         assert isinstance(db, Transaction)
         return now if db.now is None else db.now
 
-    def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
+    def together(self, db: Statements, statements: Sequence[Bound]) -> list[Rows]:
+        assert isinstance(db, Transaction)
+        return db.together(statements)
+
+    def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
         if experiment_id is None:
-            db.execute(_HOLD_ALL)
-        else:
-            db.execute(_HOLD_SHARED if shared else _HOLD, (experiment_id,))
+            return [(_HOLD_ALL, ())]
+        return [(_HOLD_SHARED if shared else _HOLD, (experiment_id,))]
 
     def leases_run_out(self, db: Statements) -> bool:
         assert isinstance(db, Transaction)
