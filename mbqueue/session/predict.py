@@ -72,7 +72,7 @@ def run(place: Workplace, lease: Lease) -> str:
         }
         if place.store is not None:
             send_results(place.store, experiment.name, staging, facts)
-        place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
+        place.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return f"test MAE {mae:.4f} eV/atom on {len(table)} crystals"

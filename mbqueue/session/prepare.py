@@ -25,7 +25,7 @@ def run(place: Workplace, lease: Lease) -> str:
         "widened": widened,
         "dropped": [list(entry) for entry in data.dropped],
     }
-    place.queue.commit(lease, result=result, now=place.clock.now())
+    place.commit(lease, result=result)
     text = f"{len(data.crystals)} crystals ready"
     if widened:
         text += f", {widened} with a widened cut-off so that no atom is isolated"

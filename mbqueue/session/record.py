@@ -43,9 +43,9 @@ def run(place: Workplace, lease: Lease) -> str:
             publish()  # this folder is only this machine's; what counts is sent, and then committed
             result["files"] = recorded_facts(folder, content)
             send_results(place.store, experiment.name, folder, result["files"])
-            place.queue.commit(lease, result=result, now=place.clock.now())
+            place.commit(lease, result=result)
             return
-        place.queue.commit(lease, result=result, now=place.clock.now(), publish=publish)
+        place.commit(lease, result=result, publish=publish)
 
     changes = _fingerprint_changes(place, experiment.name, spec.folds)
     inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)

@@ -88,13 +88,11 @@ class _Epoch:
         self._place.saved(seconds)
 
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
-        queue, now, patience = self._place.queue, self._place.clock.now(), self._spec.train.patience
-        result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}
+        patience, skip_rest = self._spec.train.patience, None
         if patience and history[-1]["epoch"] - best_epoch >= patience:
-            why = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
-            queue.skip_rest(self._lease, result=result, why=why, now=now, publish=publish)
-        else:
-            queue.commit(self._lease, result=result, now=now, publish=publish)
+            skip_rest = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
+        result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}
+        self._place.commit(self._lease, result=result, publish=publish, skip_rest=skip_rest)
         self._is_committed = True
 
     def _tell(self, step: StepReport) -> None:

@@ -36,15 +36,13 @@ from mbqueue.session.report import Report
 from mbqueue.session.shared_commits import enter_store
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.session.workplace import TIME_IS_UP, Rewound, Stopped, Workplace
+from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, TIME_IS_UP, Rewound, Stopped, Workplace
 from mbqueue.train.arithmetic import device_name, pick_device
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
 
 #: How long a session with nothing to claim waits before it asks again.
 POLL_SECONDS = 2.0
-#: No job is begun that has less time than this.
-SHORTEST_JOB_SECONDS = 5.0
 #: How long publishing may go on after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
 
@@ -174,6 +172,7 @@ def _meet_others(place: Workplace) -> None:
     """Take over what sessions with other databases have published since."""
     if place.publisher is None or not place.publisher.others:
         return
+    place.give_back_next("what others have published comes first")
     taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic())
     if place.loaded_fold in taken:
         place.forget_fold()
@@ -187,6 +186,7 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
         if not place.deadline.allows(SHORTEST_JOB_SECONDS):
             stop.request(TIME_IS_UP)
         if stop.reason is not None:
+            place.give_back_next(stop.reason)
             return Ending.STOPPED, stop.reason, jobs_done
         if options.max_jobs is not None and jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
@@ -195,7 +195,9 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
             continue  # a stop was requested meanwhile
         queue.reap_dead(by=place.session, now=clock.now())
         _meet_others(place)
-        lease = queue.claim(
+        place.jobs_left = None if options.max_jobs is None else options.max_jobs - jobs_done
+        lease, place.next_lease = place.next_lease, None
+        lease = lease or queue.claim(
             place.session,
             now=clock.now(),
             lease_seconds=place.project.settings.lease_seconds,

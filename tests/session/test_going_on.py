@@ -1,0 +1,92 @@
+"""From one job to the next: claimed with the commit of the one before, and given back when the session must end."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Job, State
+from mbqueue.queue.sqlite import SqliteFile
+from mbqueue.queue.store import Queue
+from mbqueue.session.outcome import Ending
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import WorkOptions, work
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def inference(tmp_path: Path) -> ProjectFolder:
+    """A project with an experiment of three jobs: prepare, predict, record."""
+    project = make_project(tmp_path / "project")
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    return project
+
+
+def test_a_session_claims_each_next_job_with_the_commit_of_the_one_before(inference: ProjectFolder) -> None:
+    report = RememberedReport()
+    assert work(inference, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+    with Queue(inference.queue_db, read_only=True) as queue:
+        events = sorted(queue.events(), key=lambda event: event.id)
+    steps = [(event.kind, event.to_state, event.at) for event in events if event.to_state in {"leased", "committed"}]
+    assert [(kind, state) for kind, state, _ in steps] == [
+        (kind, state) for kind in ("prepare", "predict", "record") for state in ("leased", "committed")
+    ]
+    assert all(committed[2] == claimed[2] for committed, claimed in pairwise(steps) if claimed[1] == "leased")
+
+
+def test_a_job_that_was_claimed_and_not_begun_is_given_back_as_it_was(inference: ProjectFolder) -> None:
+    stop = StopRequest()
+
+    class StopsBetween(RememberedReport):
+        def job_finished(self, job: Job, summary: str) -> None:
+            stop.request("enough")
+
+    assert work(inference, WorkOptions(device="cpu"), report=StopsBetween(), stop=stop).reason == "enough"
+    with Queue(inference.queue_db, read_only=True) as queue:
+        (predict,) = (job for job in queue.jobs() if job.kind == "predict")
+        assert (predict.state, predict.fence, predict.preemptions, predict.failures) == (State.READY, 1, 0, 0)
+        assert predict.changed_why == "released: enough"
+
+
+def test_after_as_many_jobs_as_asked_none_is_claimed(inference: ProjectFolder) -> None:
+    outcome = work(inference, WorkOptions(device="cpu", max_jobs=1), report=RememberedReport())
+    assert (outcome.ending, outcome.jobs_done) == (Ending.STOPPED, 1)
+    with Queue(inference.queue_db, read_only=True) as queue:
+        assert [job.fence for job in queue.jobs()] == [1, 0, 0]
+
+
+def test_a_commit_that_is_said_to_have_failed_and_did_not_leaves_no_job_behind(
+    inference: ProjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, lies = SqliteFile.writing, iter([True])
+
+    @contextmanager
+    def lying(self: SqliteFile) -> Iterator[Any]:
+        with writing(self) as db:
+            yield db
+            done = db.execute("SELECT count(*) FROM jobs WHERE state = 'committed'").fetchone()[0]
+        if done == 1 and next(lies, False):
+            with self._translating():
+                raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(SqliteFile, "writing", lying)
+    report = RememberedReport()
+    assert work(inference, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+    with Queue(inference.queue_db, read_only=True) as queue:
+        assert [(job.state, job.fence, job.lost_in_a_row) for job in queue.jobs()] == [(State.COMMITTED, 1, 0)] * 3
