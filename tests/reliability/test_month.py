@@ -35,7 +35,7 @@ CODES = {
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
 #: Operations of the shortest and the longest session. On a drive a new machine needs a hundred until its first step.
-SHORTEST, LONGEST = 5, 90 if LONG else 32
+SHORTEST, LONGEST = 8, 90 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
 
 
@@ -44,40 +44,33 @@ class Timing:
     """Where the seconds of some sessions went.
 
     Attributes:
+        seconds: of the processes, from beginning to end.
         starting: until its first step, of each session; all of it when it took none.
-        training: from its first step to its last.
-        ending: after its last step: predicting, recording, saving, publishing.
+        publishing: of rounds of publishing that came to their end, beside the training or after it.
     """
 
     steps: int = 0
+    seconds: float = 0.0
     starting: list[float] = field(default_factory=list)
-    training: float = 0.0
-    ending: float = 0.0
+    publishing: float = 0.0
 
     def add(self, trace: Path, began: float, ended: float) -> None:
         """One more session, by its trace."""
-        told = trace.read_text().splitlines() if trace.exists() else []
-        steps = [float(line.split(" ")[2]) for line in told if line.startswith("- step ")]
+        told = [line.split(" ") for line in trace.read_text().splitlines()] if trace.exists() else []
+        steps = [float(words[2]) for words in told if words[:2] == ["-", "step"]]
         self.steps += len(steps)
+        self.seconds += ended - began
         self.starting.append((steps[0] if steps else ended) - began)
-        if steps:
-            self.training += steps[-1] - steps[0]
-            self.ending += ended - steps[-1]
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.starting) + self.training + self.ending
+        self.publishing += sum(float(words[2]) for words in told if words[:2] == ["-", "published"])
 
     def compared(self, straight: Timing) -> str:
         """What it cost more than one uninterrupted run, as shares of that."""
-        again = (self.steps - straight.steps) / straight.steps
         starting = sum(self.starting) - sum(straight.starting)
-        rest = self.ending - straight.ending + self.training - straight.training * self.steps / straight.steps
         return (
-            f"{self.steps} steps for {straight.steps} ({again:.0%} done again); {self.seconds:.1f} s for "
-            f"{straight.seconds:.1f} s, extra {self.seconds / straight.seconds - 1:.0%}: steps done again "
-            f"{straight.training * again:.1f} s, start-up {starting:.1f} s "
-            f"({starting / max(1, len(self.starting) - 1):.2f} s a session), saving and publishing {rest:.1f} s"
+            f"{self.steps} steps for {straight.steps} ({self.steps / straight.steps - 1:.0%} done again); "
+            f"{self.seconds:.1f} s for {straight.seconds:.1f} s ({self.seconds / straight.seconds - 1:.0%} extra), of "
+            f"it start-up {starting:.1f} s ({starting / max(1, len(self.starting) - 1):.2f} s a session) and publishing "
+            f"{self.publishing:.1f} s"
         )
 
 
