@@ -69,7 +69,7 @@ class Timing:
         return (
             f"{self.steps} steps for {straight.steps} ({self.steps / straight.steps - 1:.0%} done again); "
             f"{self.seconds:.1f} s for {straight.seconds:.1f} s ({self.seconds / straight.seconds - 1:.0%} extra), of "
-            f"it start-up {starting:.1f} s ({starting / max(1, len(self.starting) - 1):.2f} s a session) and publishing "
+            f"it start-up {starting:.1f} s ({starting / max(1, len(self.starting) - 1):.2f} s a session), publishing "
             f"{self.publishing:.1f} s"
         )
 
