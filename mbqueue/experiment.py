@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mbqueue.errors import SpecError
-from mbqueue.files import sha256_of_json
+from mbqueue.files import read_small_text, sha256_of_json
 
 OFFICIAL_DATASET = "matbench_mp_e_form"
 SAMPLE_DATASET = "sample"
@@ -203,12 +203,12 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
         SpecError: when the file cannot be read, is not TOML, or says something that is not allowed.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_small_text(path))
     except FileNotFoundError as error:
         raise SpecError(f"There is no experiment file {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}.") from error
     content.setdefault("name", path.stem)
     for key, value in (overrides or {}).items():
@@ -230,7 +230,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             raise SpecError(f"--set {assignment!r} is not KEY=VALUE. Write it like --set train.lr=3e-4.")
         try:
             overrides[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             overrides[key] = text
     return overrides
 

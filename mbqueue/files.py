@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +91,24 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Durably replace ``path`` by ``content`` as indented JSON with a final newline; nan and inf are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
+    """The text of a plain file that a person wrote, or somebody on a drive.
+
+    Raises:
+        FileNotFoundError, OSError: when it cannot be read.
+        ValueError: when it is larger, no plain file (a pipe would be waited for), or not UTF-8.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("it is no plain file")
+    with os.fdopen(fd, "rb") as stream:
+        content = stream.read(at_most + 1)
+    if len(content) > at_most:
+        raise ValueError(f"it has more than {at_most} bytes")
+    return content.decode("utf-8")
 
 
 def sha256_of_file(path: Path) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 from mbqueue.buckets import wrong_address
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SpecError, UsageError
+from mbqueue.files import read_small_text
 
 SETTINGS_FILE = "mbqueue.toml"
 
@@ -111,10 +112,10 @@ def load_settings(root: Path) -> Settings:
     """
     path = root / SETTINGS_FILE
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_small_text(path))
     except FileNotFoundError:
         return Settings()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}.") from error
     return parse_settings(content, source=str(path))
 
