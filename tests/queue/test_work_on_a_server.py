@@ -13,9 +13,7 @@ from mbqueue.queue import Kind
 from mbqueue.queue.opening import open_queue
 
 
-def test_sessions_on_a_server_that_crashes_meanwhile_give_what_one_on_a_file_gives(
-    tmp_path, postgres_server: PostgresServer
-):
+def test_a_session_on_a_server_that_crashes_gives_what_one_on_a_file_gives(tmp_path, postgres_server: PostgresServer):
     on_file = make_project(tmp_path / "on_file")
     there = enqueue(on_file, small_spec(on_file, train__epochs=1))
     beside = start(on_file.root, "work")
