@@ -233,3 +233,35 @@ def test_the_dashboard_imports_nothing_heavy():
     code = f"import sys, mbqueue.dashboard; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def publishing(**more):
+    fold = {"experiment": "full_finetune", "fold": 0, "committed": "e2", "published": "e1", "seconds_at_risk": 300.0}
+    return {
+        "mount": "/mnt/drive/project",
+        "state": "degraded",
+        "why": "Transport endpoint is not connected",
+        "since": NOW - 90.0,
+        "folds": [fold],
+        "others": [{"session": "s2", "host": "colab", "device": "T4", "folds": [["full_finetune", 1]]}],
+        "aside": ["one"],
+        "damaged": {"a": "cut off", "b": "cut off"},
+        **more,
+    }
+
+
+def test_a_lost_mount_is_shown_with_its_reason_and_what_a_death_now_would_cost():
+    drawn = draw({**overview_of([fold_entry()]), "publishing": publishing()})
+    assert "DEGRADED for 1m30s: Transport endpoint is not connected" in drawn
+    assert "not published yet: 5m00s of training, lost if this machine died now" in drawn
+    assert "another session on this drive: s2 on colab: full_finetune fold 1" in drawn
+    assert "1 published commits are not of an accepted line" in drawn
+    assert "2 files on the drive are damaged" in drawn
+
+
+def test_what_is_all_published_is_shown_so():
+    told = publishing(state="published", why=None, since=None, others=[], aside=[], damaged={})
+    told["folds"][0]["seconds_at_risk"] = 0.0
+    drawn = draw({**overview_of([fold_entry()]), "publishing": told})
+    assert "everything committed is published to /mnt/drive/project" in drawn
+    assert "DEGRADED" not in drawn
