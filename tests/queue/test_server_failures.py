@@ -163,6 +163,22 @@ def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
         assert far.claim(session, now=0.0, lease_seconds=60, loaded=(lease.job.experiment_id, 0)).job.epoch == 2
 
 
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_cut_commit_that_claims_the_next_job_gives_it_once(queue, postgres_server, proxy, make_spec, url, cut):
+    _, lease = _claimed(queue, make_spec)
+    with PostgresQueue(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
+        published = []
+
+        def publish() -> None:
+            published.append(1)
+            proxy.armed = cut
+
+        following = far.commit_and_claim(lease, result={}, now=0.0, lease_seconds=60, publish=publish)
+        assert (proxy.cuts, published) == (1, [1])
+        assert (following.job.label, following.fence) == ("full fold 0 epoch 2", 1)
+        assert [job.label for job in far.jobs(state=State.LEASED)] == ["full fold 0 epoch 2"]
+
+
 METHODS: dict[str, Callable] = {
     "claim": lambda queue, session, lease: queue.claim(session, now=0.0, lease_seconds=60),
     "renew": lambda queue, session, lease: queue.renew(lease, now=0.0, lease_seconds=60),
