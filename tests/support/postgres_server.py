@@ -18,6 +18,14 @@ import psycopg
 
 _numbers = itertools.count(1)
 
+#: Waits for a process to end, then ends the server in a folder, and removes it.
+_GUARD = """
+while [ -d "/proc/$1" ] && [ -d "$2" ]; do sleep 1; done
+[ -f "$2/data/postmaster.pid" ] && kill -QUIT "$(head -n 1 "$2/data/postmaster.pid")"
+sleep 1
+rm -rf "$2"
+"""
+
 
 def binaries() -> Path:
     """Where initdb, pg_ctl and the others are. The package itself is not imported: all that is needed are files."""
@@ -58,6 +66,10 @@ class PostgresServer:
         with (self.folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as stream:
             stream.write("\n".join(settings) + "\n")
         self.start()
+        # A test process that is killed must not leave a server behind.
+        self._guard = subprocess.Popen(
+            ["sh", "-c", _GUARD, "guard", str(os.getpid()), str(self.folder)], start_new_session=True
+        )
 
     def start(self) -> None:
         """Start it; returns when it takes connections."""
@@ -75,6 +87,8 @@ class PostgresServer:
 
     def remove(self) -> None:
         """End it for good."""
+        self._guard.kill()
+        self._guard.wait()
         self.stop()
         shutil.rmtree(self.folder)
 
