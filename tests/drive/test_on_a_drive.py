@@ -55,6 +55,7 @@ def test_sessions_that_die_on_a_drive_that_lies_give_the_bytes_of_an_undisturbed
         if number == 0:
             enqueue(project, small_spec(straight))
             assert Publisher(project, None, note=report.note, clock=_clock()).round()
+            drive.settle()  # a person sees that it is enqueued before they start anything
         steps: list[int] = []
 
         def disturb(_job: object, what: str, done: int, _total: int, *, number: int = number) -> None:
