@@ -8,8 +8,8 @@ from pathlib import Path
 from small_project import RememberedReport, make_project, small_spec
 from small_project import enqueue as put
 
-from mbqueue.settings import NotifySettings
 from mbqueue.session.notify import Notifier
+from mbqueue.settings import NotifySettings
 
 
 def send(settings: NotifySettings, reason: str = "done") -> list[str]:
