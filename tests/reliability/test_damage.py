@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,20 +59,20 @@ RECORDING = [
 
 
 @pytest.fixture(scope="module")
-def training(warm: Warm, tmp_path_factory: pytest.TempPathFactory, straight: Straight) -> Path:
-    return killed_at("e0002-done", warm, tmp_path_factory.mktemp("training"), straight)
+def training(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return killed_at("e0002-done", warm, tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="module")
-def recording(warm: Warm, tmp_path_factory: pytest.TempPathFactory, straight: Straight) -> Path:
-    return killed_at("RESULTS.md", warm, tmp_path_factory.mktemp("recording"), straight)
+def recording(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return killed_at("RESULTS.md", warm, tmp_path_factory.mktemp("recording"))
 
 
-def killed_at(word: str, warm: Warm, folder: Path, straight: Straight) -> Path:
+def killed_at(word: str, warm: Warm, folder: Path) -> Path:
     """A project whose session was killed at the first operation on such a file."""
     lab = Lab(warm, folder)
     lab.make()
-    lab.live(Fault(at=next(n for n, what in enumerate(straight.operations, start=1) if word in what)))
+    assert lab.live(Fault(at=1, about=word)) == -signal.SIGKILL
     return lab.folder
 
 
