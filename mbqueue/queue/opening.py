@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mbqueue.errors import UsageError
@@ -12,10 +13,16 @@ if TYPE_CHECKING:
     from mbqueue.queue.postgresql.store import PostgresQueue
 
 
-def open_queue(project: ProjectFolder, *, read_only: bool = False) -> Queue:
+def open_queue(
+    project: ProjectFolder, *, read_only: bool = False, wait: Callable[[float], bool] | None = None
+) -> Queue:
     """The queue of a project: on the server that MBQUEUE_QUEUE or its settings name, else in its SQLite file.
 
     Unless ``read_only``, one that is not there is made.
+
+    Args:
+        wait: waits so many seconds, and says whether to give up. A session gives it, and waits for a server that is
+            away. Without it, which is for what a person waits for, that is an error at once.
 
     Raises:
         QueueError: when it cannot be opened, or does not exist (reading only).
@@ -23,12 +30,12 @@ def open_queue(project: ProjectFolder, *, read_only: bool = False) -> Queue:
         UsageError: when psycopg is not installed, or the URL cannot be read.
     """
     if project.queue_url:
-        return open_on_server(project.queue_url, read_only=read_only)
+        return open_on_server(project.queue_url, read_only=read_only, wait=wait)
     return Queue(project.queue_db, read_only=read_only)
 
 
-def queue_exists(project: ProjectFolder) -> bool:
-    """Whether anything was ever enqueued, so that there is a queue to open.
+def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
+    """Whether anything was ever enqueued, so that there is a queue to open; ``wait`` as `open_queue` takes it.
 
     Raises:
         QueueError: when its server cannot be reached.
@@ -38,15 +45,15 @@ def queue_exists(project: ProjectFolder) -> bool:
     _require_psycopg()
     from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
 
-    return exists(project.queue_url)
+    return exists(project.queue_url, wait=wait)
 
 
-def open_on_server(url: str, *, read_only: bool = False) -> PostgresQueue:
+def open_on_server(url: str, *, read_only: bool = False, wait: Callable[[float], bool] | None = None) -> PostgresQueue:
     """The queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as `open_queue`."""
     _require_psycopg()
     from mbqueue.queue.postgresql.store import PostgresQueue  # noqa: PLC0415 - optional package
 
-    return PostgresQueue(url, read_only=read_only)
+    return PostgresQueue(url, read_only=read_only, wait=wait)
 
 
 def _require_psycopg() -> None:

@@ -76,7 +76,7 @@ def work(
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> SessionOutcome:
-    """Run one session.
+    """Run one session. When it begins while the queue's server is away, it waits for that as it does later.
 
     Raises:
         UsageError: when the device does not exist, or nothing was ever enqueued.
@@ -84,7 +84,7 @@ def work(
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
-    if not queue_exists(project):
+    if not queue_exists(project, wait=stop.wait):
         raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
     if project.queue_url and project.is_split and not project.store:
         raise UsageError(
@@ -94,7 +94,7 @@ def work(
     device = usable_device(options.device)
     deadline = Deadline(clock, options.session_seconds)
     lease_seconds = project.settings.lease_seconds
-    with open_queue(project) as queue:
+    with open_queue(project, wait=stop.wait) as queue:
         queue.verify()
         if not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")):
             raise QueueError(

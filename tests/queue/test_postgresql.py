@@ -19,7 +19,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue import leases
 from mbqueue.queue.claiming import _CLAIM
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
-from mbqueue.queue.postgresql import listening, schema
+from mbqueue.queue.postgresql import listening, patience, schema
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.dialect import translate
@@ -224,7 +224,7 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
     project = make_project(tmp_path / "project")
     (project.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
     folder = Project(project.root).folder
-    monkeypatch.setattr(server_module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
     said = [repr(folder), repr(folder.settings), repr(parse_address(url))]
     with open_queue(folder) as queue, caplog.at_level(logging.DEBUG):
         said += [repr(vars(queue.database)), queue.database.name]

@@ -22,9 +22,9 @@ from transaction_pooler import TransactionPooler
 
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue import State
-from mbqueue.queue.postgresql import listening
+from mbqueue.queue.postgresql import listening, patience
 from mbqueue.queue.postgresql import server as server_module
-from mbqueue.queue.postgresql.server import PostgresServer
+from mbqueue.queue.postgresql.server import PostgresServer, exists
 from mbqueue.queue.postgresql.store import PostgresQueue
 
 CHILD = Path(__file__).with_name("child.py")
@@ -260,13 +260,71 @@ def test_a_server_that_is_away_for_a_while_costs_a_heartbeat_nothing(queue, make
 
 
 def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_server, monkeypatch):
-    monkeypatch.setattr(server_module, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.5)
     postgres_server.stop()
     try:
         with pytest.raises(QueueError, match=r"connection to postgresql://.* was lost .*go on with: mbqueue work"):
             queue.jobs()
         with pytest.raises(QueueError, match="cannot be reached or used"):
             PostgresQueue(postgres_server.url())
+    finally:
+        postgres_server.start()
+
+
+class _Starts:
+    """What waits between two tries; it starts the server, which nobody asked for before."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server, self.waited = server, []
+
+    def __call__(self, seconds: float) -> bool:
+        if not self.waited:
+            self.server.start()
+        self.waited.append(seconds)
+        return False
+
+
+def test_who_may_wait_finds_opens_and_verifies_a_queue_whose_server_is_away(queue, url, postgres_server):
+    postgres_server.stop()
+    starts = _Starts(postgres_server)
+    assert exists(url, wait=starts)
+    assert starts.waited
+
+    postgres_server.stop()
+    starts = _Starts(postgres_server)
+    with PostgresQueue(url, wait=starts) as opened:
+        assert starts.waited
+        postgres_server.restart()
+        opened.verify()
+
+
+def test_who_does_not_wait_is_told_at_once_that_the_server_is_away(queue, url, postgres_server, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waited"))
+    postgres_server.stop()
+    try:
+        for call in (partial(exists, url), partial(PostgresQueue, url, read_only=True)):
+            with pytest.raises(QueueError, match=r"cannot be reached.*Check that the server runs"):
+                call()
+    finally:
+        monkeypatch.undo()
+        postgres_server.start()
+
+
+def test_what_waiting_would_not_mend_is_told_at_once(url):
+    def wait(_seconds: float) -> bool:
+        pytest.fail("it waited")
+
+    elsewhere = url.replace("/postgres?", "/nowhere?")
+    for call in (partial(exists, elsewhere, wait=wait), partial(PostgresQueue, elsewhere, wait=wait)):
+        with pytest.raises(QueueError, match="nowhere"):
+            call()
+
+
+def test_who_waits_for_a_server_can_give_up(queue, url, postgres_server):
+    postgres_server.stop()
+    try:
+        with pytest.raises(QueueError, match="cannot be reached"):
+            PostgresQueue(url, wait=lambda _seconds: True)
     finally:
         postgres_server.start()
 

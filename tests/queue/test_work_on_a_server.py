@@ -6,11 +6,13 @@ import json
 
 from postgres_server import PostgresServer
 from processes import outcome, run, start, until
-from small_project import enqueue, make_project, small_spec
+from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue import Project
 from mbqueue.queue import Kind
 from mbqueue.queue.opening import open_queue
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import WorkOptions, work
 
 
 def test_a_session_on_a_server_that_crashes_gives_what_one_on_a_file_gives(tmp_path, postgres_server: PostgresServer):
@@ -35,6 +37,27 @@ def test_a_session_on_a_server_that_crashes_gives_what_one_on_a_file_gives(tmp_p
     assert not project.queue_db.exists()
     told = json.loads(run(root, "status", "--json").stdout)
     assert told["experiments"][0]["state"] == "done"
+
+
+def test_a_session_that_begins_while_the_server_is_away_waits_for_it(tmp_path, postgres_server: PostgresServer):
+    class StartsTheServer(StopRequest):
+        waits = 0
+
+        def wait(self, seconds: float) -> bool:
+            if not self.waits:
+                postgres_server.start()
+            self.waits += 1
+            return False
+
+    root = make_project(tmp_path / "project").root
+    with (root / "mbqueue.toml").open("a") as settings:
+        settings.write(f'queue = "{postgres_server.url()}"\n')
+    project = Project(root).folder
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    postgres_server.stop()
+    stop = StartsTheServer()
+    outcome = work(project, WorkOptions(device="cpu", max_jobs=0), report=RememberedReport(), stop=stop)
+    assert (outcome.reason, stop.waits > 0) == ("did 0 jobs, as asked", True)
 
 
 def test_a_session_that_waits_on_a_server_takes_what_is_enqueued_at_once(tmp_path, postgres_server: PostgresServer):

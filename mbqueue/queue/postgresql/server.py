@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import Connection, sql
@@ -20,16 +17,10 @@ from mbqueue.errors import QueueError
 from mbqueue.queue.database import Bound, Database, Rows, Statements
 from mbqueue.queue.postgresql import schema
 from mbqueue.queue.postgresql.address import parse_address
-from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained, unreachable
+from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained
 from mbqueue.queue.postgresql.listening import Listener
+from mbqueue.queue.postgresql.patience import Patience, Wait, reached
 
-_log = logging.getLogger("mbqueue")
-Result = TypeVar("Result")
-
-#: How long a method goes on trying while the server is away.
-PATIENCE_SECONDS = 300.0
-#: Between two tries: doubled from the first to the last.
-FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 #: How long a statement waits for another's transaction before its own is begun anew.
 LOCK_SECONDS = 30
 #: After how long the server gives up a transaction whose worker is silent, and with it the lock on its job. A worker
@@ -102,6 +93,8 @@ class PostgresServer(Database):
 
     Args:
         server_clock: False takes the caller's time, for tests that move it.
+        wait: waits so many seconds, and says whether to give up; with it, a server that is away is waited for at the
+            opening, as it is afterwards. Without it, that is told at once.
 
     Raises:
         QueueError: when the server cannot be reached, or there is no queue (reading only).
@@ -110,7 +103,9 @@ class PostgresServer(Database):
 
     dialect = "postgresql"
 
-    def __init__(self, url: str, *, read_only: bool = False, server_clock: bool = True) -> None:
+    def __init__(
+        self, url: str, *, read_only: bool = False, server_clock: bool = True, wait: Wait | None = None
+    ) -> None:
         self.address = parse_address(url)
         self.name = self.address.shown
         self.read_only = read_only
@@ -118,13 +113,10 @@ class PostgresServer(Database):
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[Client] = []
-        self._is_away = False
+        self.patience = Patience(self.name)
         self._listener = Listener(partial(connect, self.address), self.address.schema)
         try:
-            self._make_current()
-        except psycopg.Error as error:
-            self.close()
-            raise unreachable(self.name, error) from error
+            reached(self.address, self._make_current, wait)
         except BaseException:
             self.close()
             raise
@@ -140,8 +132,12 @@ class PostgresServer(Database):
 
     def verify(self) -> None:
         """Look whether the triggers that hold everybody to the rules are all there."""
-        with self.reading() as db:
-            found = db.execute(_COUNT_TRIGGERS).fetchone()[0]
+
+        def count() -> int:
+            with self.reading() as db:
+                return int(db.execute(_COUNT_TRIGGERS).fetchone()[0])
+
+        found = self.patience.attempt(count)
         if found != schema.TRIGGERS:
             raise QueueError(
                 f"{self.name}: {schema.TRIGGERS - found} of the triggers that guard the queue are missing or disabled. "
@@ -194,34 +190,6 @@ class PostgresServer(Database):
         if not self._listener.wait(is_over):
             is_over(seconds)
 
-    def attempt(self, call: Callable[[], Result]) -> Result:
-        """``call``, which may be one transaction, again and again until it is not interrupted.
-
-        Raises:
-            QueueError: when the server was away for too long.
-        """
-        end, delay = None, FIRST_DELAY_SECONDS
-        while True:
-            try:
-                result = call()
-            except Interrupted as interrupted:
-                end = time.monotonic() + PATIENCE_SECONDS if end is None else end
-                if time.monotonic() + delay > end:
-                    raise QueueError(
-                        f"{interrupted} It was tried again for {PATIENCE_SECONDS:.0f} s. What is committed is safe; "
-                        "once the server answers, go on with: mbqueue work"
-                    ) from interrupted
-                if delay > 1.0 and not self._is_away:
-                    self._is_away = True
-                    _log.warning("%s Trying again for up to %.0f s.", interrupted, PATIENCE_SECONDS)
-            else:
-                if self._is_away:
-                    self._is_away = False
-                    _log.warning("%s answers again.", self.name)
-                return result
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
-
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
         # A connection must not be carried across a fork: both processes would talk on it.
@@ -260,7 +228,7 @@ class PostgresServer(Database):
                 self._roll_back(client)
                 raise explained(self.name, error, client) from error
             client.lose()
-            if not self.attempt(lambda: self._is_committed(client)):
+            if not self.patience.attempt(lambda: self._is_committed(client)):
                 raise Interrupted(f"The connection to {self.name} was lost before a change was committed.") from error
 
     def _is_committed(self, client: Client) -> bool:
@@ -309,15 +277,16 @@ class PostgresServer(Database):
         schema.upgrade(connection, self.address.schema, name=self.name)
 
 
-def exists(url: str) -> bool:
-    """Whether there is a queue at a URL.
+def exists(url: str, *, wait: Wait | None = None) -> bool:
+    """Whether there is a queue at a URL; ``wait`` as `PostgresServer` takes it.
 
     Raises:
         QueueError: when its server cannot be reached.
     """
     address = parse_address(url)
-    try:
+
+    def look() -> bool:
         with connect(address) as connection:
             return schema.version_of(connection, address.schema) > 0
-    except psycopg.Error as error:
-        raise unreachable(address.shown, error) from error
+
+    return reached(address, look, wait)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
+from mbqueue.queue.postgresql.patience import Wait
 from mbqueue.queue.postgresql.server import PostgresServer
 from mbqueue.queue.store import Queue
 
@@ -21,8 +22,10 @@ class PostgresQueue(Queue):
 
     database: PostgresServer
 
-    def __init__(self, url: str, *, read_only: bool = False, server_clock: bool = True) -> None:
-        super().__init__(PostgresServer(url, read_only=read_only, server_clock=server_clock))
+    def __init__(
+        self, url: str, *, read_only: bool = False, server_clock: bool = True, wait: Wait | None = None
+    ) -> None:
+        super().__init__(PostgresServer(url, read_only=read_only, server_clock=server_clock, wait=wait))
 
 
 def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +33,7 @@ def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: PostgresQueue, /, *args: Any, **options: Any) -> Any:
         if options.get("publish") is not None:
             options["publish"] = _once(options["publish"])
-        return self.database.attempt(partial(method, self, *args, **options))
+        return self.database.patience.attempt(partial(method, self, *args, **options))
 
     return call
 

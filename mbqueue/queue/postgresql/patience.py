@@ -1,0 +1,98 @@
+"""Going on although the server is away: the same again, until it answers or it was too long."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
+
+from mbqueue.errors import QueueError
+from mbqueue.queue.postgresql.address import Address
+from mbqueue.queue.postgresql.client import Interrupted, unreachable
+
+_log = logging.getLogger("mbqueue")
+Result = TypeVar("Result")
+#: Waits so many seconds; True when whoever waits gives up.
+Wait = Callable[[float], bool]
+
+#: How long a method goes on trying while the server is away.
+PATIENCE_SECONDS = 300.0
+#: Between two tries: doubled from the first to the last.
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+class Patience:
+    """With one server; says once that it is away, and once that it answers again."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._is_away = False
+
+    def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
+        """``call``, which may be one transaction, again and again until it is not interrupted.
+
+        Raises:
+            QueueError: when the server was away for too long, or whoever waits gave up.
+        """
+        end, delay = None, FIRST_DELAY_SECONDS
+        while True:
+            try:
+                result = call()
+            except Interrupted as interrupted:
+                end = time.monotonic() + PATIENCE_SECONDS if end is None else end
+                if time.monotonic() + delay > end:
+                    raise QueueError(
+                        f"{interrupted} It was tried again for {PATIENCE_SECONDS:.0f} s. What is committed is safe; "
+                        "once the server answers, go on with: mbqueue work"
+                    ) from interrupted
+                if delay > 1.0 and not self._is_away:
+                    self._is_away = True
+                    _log.warning("%s Trying again for up to %.0f s.", interrupted, PATIENCE_SECONDS)
+                if wait(delay * random.uniform(0.5, 1.0)):
+                    raise
+            else:
+                if self._is_away:
+                    self._is_away = False
+                    _log.warning("%s answers again.", self._name)
+                return result
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+
+def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> Result:
+    """``call``, which makes the first connection to a server; with ``wait``, again and again while that is away.
+
+    Raises:
+        QueueError: when it cannot be reached, or refuses.
+    """
+
+    def once() -> Result:
+        try:
+            return call()
+        except psycopg.Error as error:
+            raise unreachable(address.shown, error) from error
+
+    def unless_away() -> Result:
+        try:
+            return call()
+        except psycopg.Error as error:
+            if _is_away(address):
+                raise Interrupted(str(unreachable(address.shown, error))) from error
+        return once()  # it may have come back just now; what it refuses, it refuses again
+
+    return once() if wait is None else Patience(address.shown).attempt(unless_away, wait)
+
+
+def _is_away(address: Address) -> bool:
+    """Whether the server does not answer, or says that it takes no connections yet; one that refuses us is there."""
+    return PGconn.ping(make_conninfo(**address.options).encode()) in {Ping.REJECT, Ping.NO_RESPONSE}
