@@ -45,21 +45,46 @@ def boot_id() -> str | None:
 
 
 def is_known_dead(identity: ProcessIdentity) -> bool:
-    """Whether the process certainly lives no more. Without proof (another machine, boot or container): False."""
+    """Whether the process certainly lives no more. Without proof (another machine, boot or container): False.
+
+    That /proc does not show it proves nothing: mounted with ``hidepid``, it hides other users' processes.
+    """
     if identity.boot_id is None or identity.boot_id != boot_id():
         return False
-    if not Path(f"/proc/{identity.pid}").exists():
+    try:
+        os.kill(identity.pid, 0)
+    except ProcessLookupError:
         return True
-    started = _started(identity.pid)
-    return started is None or (identity.pid_started is not None and started != identity.pid_started)
+    except PermissionError:
+        pass  # there is one, of another user
+    stat = _stat(identity.pid)
+    if stat is None:
+        return False
+    return _is_over(stat) or (identity.pid_started is not None and int(stat[19]) != identity.pid_started)
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that started this one, or took it over; None when it is gone, or hidden."""
+    stat = _stat(pid)
+    return None if stat is None else int(stat[1])
 
 
 def _started(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot; None when it is gone or a zombie, or there is no /proc."""
+    stat = _stat(pid)
+    return None if stat is None or _is_over(stat) else int(stat[19])
+
+
+def _is_over(stat: list[str]) -> bool:
+    """Whether a process has ended, and only its parent has not asked for its exit status yet."""
+    return stat[0] in {"Z", "X"}
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc tells of a process, from its state on (the third field in proc(5)); None where it tells nothing."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     # The second field, the program's name, is in brackets and may itself hold blanks and brackets.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
+    return stat.rpartition(")")[2].split()

@@ -25,7 +25,7 @@ from mbqueue.errors import SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.opening import open_queue, queue_exists
-from mbqueue.queue.processes import ProcessIdentity, identity_of, is_known_dead, this_process
+from mbqueue.queue.processes import ProcessIdentity, identity_of, is_known_dead, parent_of, this_process
 
 #: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
 START_SECONDS = 90.0
@@ -230,15 +230,6 @@ def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
     if _identity(row) == process:
         return True
     return row.boot_id == process.boot_id and not is_known_dead(_identity(row)) and parent_of(row.pid) == process.pid
-
-
-def parent_of(pid: int) -> int | None:
-    """The process that started this one, or took it over; None when it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _children(pid: int) -> list[str]:

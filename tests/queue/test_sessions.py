@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mbqueue.errors import QueueError
+from mbqueue.queue import processes
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
 
@@ -87,6 +88,29 @@ def test_a_later_process_with_the_same_pid_is_another_one():
 @pytest.mark.parametrize("boot", [None, "another-boot/pid:[1]"])
 def test_nothing_is_known_of_processes_of_other_machines(boot):
     assert not is_known_dead(ProcessIdentity(this_process().host, boot, 2**22 + 1, 1))
+
+
+@pytest.fixture
+def hidden_processes(monkeypatch):
+    """/proc as it is for other users' processes when it is mounted with hidepid."""
+    monkeypatch.setattr(processes, "_stat", lambda _pid: None)
+
+
+@pytest.mark.usefixtures("hidden_processes")
+def test_a_process_that_proc_does_not_show_is_dead_only_when_the_kernel_knows_no_such_pid():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        identity = ProcessIdentity("here", boot_id(), process.pid, 1)
+        assert not is_known_dead(identity)
+    assert is_known_dead(identity)
+
+
+@pytest.mark.usefixtures("hidden_processes")
+def test_a_process_that_another_user_owns_is_alive(monkeypatch):
+    def refuse(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not is_known_dead(ProcessIdentity("here", boot_id(), 2**22 + 1, 1))
 
 
 def test_sessions_of_other_machines_are_never_reaped_as_dead(world):
