@@ -11,7 +11,7 @@ from mbqueue.clock import parse_duration
 from mbqueue.errors import UsageError
 
 if TYPE_CHECKING:
-    from mbqueue.session.background import BackgroundSession, Stopped
+    from mbqueue.session.background import BackgroundSession, StoppedSession
     from mbqueue.session.devices import DevicesOutcome
     from mbqueue.session.outcome import SessionOutcome
     from mbqueue.session.report import Report
@@ -184,7 +184,7 @@ class Sessions(OpenedProject):
             raise UsageError("--forever has no deadline; leave --session out.")
         return None if forever else self.session_seconds(session)
 
-    def stop(self, *, wait_seconds: float = 60.0) -> list[Stopped]:
+    def stop(self, *, wait_seconds: float = 60.0) -> list[StoppedSession]:
         """Ask every session of this project on this machine to save its work and end, and wait for that.
 
         Returns:

@@ -182,7 +182,9 @@ def stop(
         print_line("No session of this project runs on this machine.")
     for one in stopped:
         name = one.session or f"process {one.pid}"
-        if one.reason is None:
+        if one.is_refused:
+            print_line(f"session {name}: process {one.pid} is another user's, who alone can end it")
+        elif one.reason is None:
             print_line(
                 f"session {name}: still saving after {wait:g} s. Look again with: mbqueue logs -f. At worst, kill -9 "
                 f"{one.pid} costs the work since the last checkpoint"

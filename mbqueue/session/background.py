@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,17 +61,19 @@ class BackgroundSession:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopped:
-    """What became of a session that was asked to stop.
+class StoppedSession:
+    """What became of a session that was to stop.
 
     Attributes:
         session: its id; None when it had not announced itself.
         reason: why it ended, in its own words; None while it still runs.
+        is_refused: whether it could not be asked, since its process is another user's.
     """
 
     session: str | None
     pid: int
     reason: str | None
+    is_refused: bool = False
 
 
 def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1, clock: Clock) -> BackgroundSession:
@@ -94,6 +96,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
                 f"A session runs in the background already ({', '.join(running.sessions) or 'starting'}, process "
                 f"{running.process.pid}). See it with: mbqueue logs -f. End it with: mbqueue stop"
             )
+        before = {row.id for row in _sessions(project)}
         now = clock.now()
         stamp = utc_text(now).replace("-", "").replace(":", "")
         log = project.logs_dir / f"work-{stamp}-{os.getpid()}.log"
@@ -109,7 +112,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
         _write(project, started)
         # Its end is noticed even where this process lives on, as a notebook's kernel does.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
-        started = _wait_until_at_work(project, started, child, sessions, clock)
+        started = _wait_until_at_work(project, started, child, sessions, before, clock)
         _write(project, started)
     return started
 
@@ -130,27 +133,28 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
         return None  # an unreadable note on a process is as good as none: sessions are also found by the queue
 
 
-def stop(project: ProjectFolder, *, wait_seconds: float, clock: Clock) -> list[Stopped]:
+def stop(project: ProjectFolder, *, wait_seconds: float, clock: Clock) -> list[StoppedSession]:
     """Ask every session of this project on this machine to stop, and wait for it to save its work.
 
     Returns:
         One entry for each; none when no session runs here.
     """
-    asked = list(_running_here(project))
+    found = list(_running_here(project))
     # The one that started others is asked too, passes it on, and has nothing to say of its own.
-    parents = {parent_of(identity.pid) for identity, session in asked if session is not None}
-    for identity, _ in asked:
-        os.kill(identity.pid, signal.SIGTERM)
+    parents = {parent_of(identity.pid) for identity, session in found if session is not None}
+    refused = {identity for identity, _ in found if not _is_asked(identity)}
+    asked = [identity for identity, _ in found if identity not in refused]
     deadline = clock.monotonic() + wait_seconds
-    while any(not is_known_dead(identity) for identity, _ in asked) and clock.monotonic() < deadline:
+    while any(not is_known_dead(identity) for identity in asked) and clock.monotonic() < deadline:
         clock.sleep(_POLL_SECONDS)
     return [
-        Stopped(
+        StoppedSession(
             session=session,
             pid=identity.pid,
             reason=_reason(project, session) if is_known_dead(identity) else None,
+            is_refused=identity in refused,
         )
-        for identity, session in asked
+        for identity, session in found
         if session is not None or identity.pid not in parents
     ]
 
@@ -196,7 +200,12 @@ def _starting_alone(project: ProjectFolder) -> Iterator[None]:
 
 
 def _wait_until_at_work(
-    project: ProjectFolder, started: BackgroundSession, child: subprocess.Popen[bytes], sessions: int, clock: Clock
+    project: ProjectFolder,
+    started: BackgroundSession,
+    child: subprocess.Popen[bytes],
+    sessions: int,
+    before: Collection[str],
+    clock: Clock,
 ) -> BackgroundSession:
     deadline = clock.monotonic() + START_SECONDS
     found: tuple[str, ...] = ()
@@ -207,18 +216,26 @@ def _wait_until_at_work(
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:
-            return _ended_early(project, started, code)
+            return _ended_early(project, started, code, before)
         clock.sleep(_POLL_SECONDS)
     return replace(started, sessions=found)
 
 
-def _ended_early(project: ProjectFolder, started: BackgroundSession, code: int) -> BackgroundSession:
-    """A session that did its work between two looks; or one that never was at work, which is an error."""
-    with open_queue(project, read_only=True) as queue:
-        rows = [row for row in queue.sessions() if row.started_at >= started.started_at]
+def _ended_early(
+    project: ProjectFolder, started: BackgroundSession, code: int, before: Collection[str]
+) -> BackgroundSession:
+    """A session that did its work between two looks; or one that never was at work, which is an error.
+
+    Args:
+        before: ids of the sessions that there were before it was started. Times do not tell: a server has its own.
+    """
     here = this_process()
     # Nobody knows any more whose child an ended process was.
-    done = tuple(row.id for row in rows if (row.host, row.boot_id) == (here.host, here.boot_id))
+    done = tuple(
+        row.id
+        for row in _sessions(project)
+        if row.id not in before and (row.host, row.boot_id) == (here.host, here.boot_id)
+    )
     if done:
         return replace(started, sessions=done)
     said = "".join(f"  {line}" for line in started.log.read_text(errors="replace").splitlines(True)[-_TAIL_LINES:])
@@ -230,6 +247,17 @@ def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
     if _identity(row) == process:
         return True
     return row.boot_id == process.boot_id and not is_known_dead(_identity(row)) and parent_of(row.pid) == process.pid
+
+
+def _is_asked(identity: ProcessIdentity) -> bool:
+    """Ask a process to stop; whether that was allowed. One that has ended meanwhile needs no asking."""
+    try:
+        os.kill(identity.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        return False
+    return True
 
 
 def _children(pid: int) -> list[str]:
@@ -254,10 +282,14 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _unended(project: ProjectFolder) -> list[SessionRow]:
+    return [row for row in _sessions(project) if row.ended_at is None]
+
+
+def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:
     if not queue_exists(project):
-        return []
+        return ()
     with open_queue(project, read_only=True) as queue:
-        return [row for row in queue.sessions() if row.ended_at is None]
+        return queue.sessions()
 
 
 def _reason(project: ProjectFolder, session: str | None) -> str:

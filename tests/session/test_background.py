@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from small_project import enqueue as put
 from small_project import make_project, small_spec
 
 from mbqueue.api import Project
+from mbqueue.cli import main
 from mbqueue.errors import SessionError, UsageError
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
@@ -60,6 +63,63 @@ def test_a_session_that_cannot_start_is_told_with_what_it_said(
     with pytest.raises(SessionError, match=r"(?s)code 3.*no module named mbqueue"):
         project.work_in_background()
     assert project.stop() == []
+
+
+def test_a_session_that_is_over_at_once_was_at_work_whatever_the_clocks_say(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = tmp_path / "python"
+    quick.write_text(
+        f"#!{sys.executable}\n"
+        "from pathlib import Path\n"
+        "from mbqueue.queue.store import Queue\n"
+        f"with Queue(Path({str(project.folder.queue_db)!r})) as queue:\n"
+        "    session = queue.start_session(device='cpu', now=1.0, alive_seconds=60.0)\n"  # a server far behind us
+        "    queue.end_session(session, reason='done', now=2.0)\n"
+    )
+    quick.chmod(0o755)
+    with Queue(project.folder.queue_db) as queue:
+        earlier = queue.start_session(device="cpu", now=0.0, alive_seconds=60.0)
+        queue.end_session(earlier, reason="done", now=0.0)
+        monkeypatch.setattr(sys, "executable", str(quick))
+        started = project.work_in_background()
+        (session,) = {row.id for row in queue.sessions()} - {earlier}
+    assert started.sessions == (session,)
+
+
+def test_stopping_goes_on_past_sessions_that_just_died_or_are_another_users(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-c", "input()"]
+    died, anothers, ours = (subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(3))
+    with Queue(project.folder.queue_db) as queue:
+        for process in (died, anothers, ours):
+            identity = background.identity_of(process.pid)
+            queue.start_session(device="cpu", now=1.0, alive_seconds=60.0, identity=identity)
+    really_kill = os.kill
+
+    def kill(pid: int, number: int) -> None:
+        if number == signal.SIGTERM and pid == died.pid:
+            really_kill(pid, signal.SIGKILL)
+            died.wait()
+        if number == signal.SIGTERM and pid == anothers.pid:
+            raise PermissionError
+        really_kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", kill)
+    try:
+        stopped = {one.pid: (one.reason is None, one.is_refused) for one in project.stop()}
+        assert stopped == {died.pid: (False, False), anothers.pid: (True, True), ours.pid: (False, False)}
+        assert ours.wait() == -signal.SIGTERM
+        assert anothers.poll() is None
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(project.folder.root), "stop"])
+        assert ended.value.code == 1
+        assert f"process {anothers.pid} is another user's" in capsys.readouterr().out
+    finally:
+        for process in (died, anothers, ours):
+            process.kill()
+            process.communicate()
 
 
 def test_a_mistake_in_the_arguments_starts_nothing(project: Project) -> None:
