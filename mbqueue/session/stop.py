@@ -54,8 +54,13 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
     this does nothing.
     """
 
+    interrupts = 0
+
     def handle(number: int, _frame: FrameType | None) -> None:
-        if stop and number == signal.SIGINT:
+        nonlocal interrupts
+        # Counted, since the session may be stopping for another reason when the first one comes.
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
             at_once()
             os._exit(INTERRUPTED)
         stop.request(signal.Signals(number).name)

@@ -40,6 +40,25 @@ def test_a_second_interrupt_ends_the_process_at_once_with_130() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=30, check=False).returncode == 130
 
 
+@pytest.mark.parametrize("earlier", ["its time is up", "terminate"])
+def test_the_first_interrupt_is_graceful_also_when_the_session_stops_already(earlier: str) -> None:
+    program = textwrap.dedent("""
+        import os, signal, sys
+        from mbqueue.session.stop import StopRequest, graceful_signals
+        stop = StopRequest()
+        with graceful_signals(stop):
+            if sys.argv[1] == "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                stop.request("the time is up")
+            os.kill(os.getpid(), signal.SIGINT)
+            print("saved", flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+    """)
+    ended = subprocess.run([sys.executable, "-c", program, earlier], timeout=30, check=False, capture_output=True)
+    assert (ended.stdout, ended.returncode) == (b"saved\n", 130)
+
+
 def test_the_first_reason_is_kept() -> None:
     stop = StopRequest()
     stop.request("SIGTERM")
