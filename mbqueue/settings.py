@@ -52,7 +52,10 @@ def _setting(
     check: Callable[[Any], str | None] | None = None,
     is_secret: bool = False,
 ) -> Any:
-    """A field of a section. ``check`` returns what is wrong with a value of the right type, or None."""
+    """A field of a section. ``check`` returns what is wrong with a value of the right type, or None.
+
+    One that is secret is left out of what the settings look like in Python, and so of logs and tracebacks.
+    """
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
     return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)
 
@@ -62,9 +65,11 @@ class NotifySettings:
     """[notify]: whom a session tells what happened."""
 
     command: str = _setting(
-        "", "Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input."
+        "", "Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input.", is_secret=True
     )
-    webhook: str = _setting("", "Gets the JSON by POST; Slack and Discord read it.", pattern=r"|https?://\S+")
+    webhook: str = _setting(
+        "", "Gets the JSON by POST; Slack and Discord read it.", pattern=r"|https?://\S+", is_secret=True
+    )
     events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events to tell.")
     timeout_seconds: float = _setting(10.0, "How long one notification may take.", gt=0, le=300)
 
@@ -93,7 +98,9 @@ class Settings:
         check=wrong_address,
     )
     end_command: str = _setting(
-        "", "Run by /bin/sh when a session has ended and published everything (flush and unmount a drive)."
+        "",
+        "Run by /bin/sh when a session has ended and published everything (flush and unmount a drive).",
+        is_secret=True,
     )
     end_command_seconds: float = _setting(120.0, "How long the end command may take.", gt=0, le=3600)
     notify: NotifySettings = NotifySettings()

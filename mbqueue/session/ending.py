@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 
 def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:
-    """Run the command that ends a session (flush and unmount a drive); whether it ended well and in time."""
+    """Run the command that ends a session (flush and unmount a drive); whether it ended well and in time.
+
+    What is noted names the setting, not the command: that may hold a secret, and notes are kept in logs.
+    """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],
         stdin=subprocess.DEVNULL,
@@ -22,10 +25,10 @@ def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        note(f"The end command took longer than {timeout_seconds:g} s and was ended: {command}")
+        note(f"The command of end_command in mbqueue.toml took longer than {timeout_seconds:g} s and was ended")
         return False
     if process.returncode:
         lines = talk.decode(errors="replace").strip().splitlines()
         said = f": {lines[-1]}" if lines else ""
-        note(f"The end command ended with code {process.returncode}{said}: {command}")
+        note(f"The command of end_command in mbqueue.toml ended with code {process.returncode}{said}")
     return process.returncode == 0

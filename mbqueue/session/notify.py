@@ -15,7 +15,6 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
@@ -93,18 +92,19 @@ class Notifier(Report):
     def _send_all(self) -> None:
         while (message := self._open.get()) is not None:
             settings = self._settings
-            # Of a web hook only the host is named: the rest of its address is often the secret itself.
-            hooks = (
-                (settings.command, settings.command, self._run),
-                (settings.webhook, urlsplit(settings.webhook).hostname, self._post),
-            )
-            for hook, name, send in hooks:
+            for name, hook, send in (
+                ("notify.command", settings.command, self._run),
+                ("notify.webhook", settings.webhook, self._post),
+            ):
                 if not hook:
                     continue
                 try:
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
-                    self._on_trouble(f"The notification of '{message['event']}' could not be sent to {name}: {error}")
+                    # A command or an address is often a secret itself. Neither is in what the system says is wrong;
+                    # it may be in what Python says of an address that it cannot read.
+                    why = error if isinstance(error, OSError) else type(error).__name__
+                    self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 
     def _run(self, command: str, message: dict[str, Any]) -> None:
         process = subprocess.Popen(

@@ -8,8 +8,9 @@ from pathlib import Path
 from small_project import RememberedReport, make_project, small_spec
 from small_project import enqueue as put
 
+from mbqueue.session.ending import run_end_command
 from mbqueue.session.notify import Notifier
-from mbqueue.settings import NotifySettings
+from mbqueue.settings import NotifySettings, Settings
 
 
 def send(settings: NotifySettings, reason: str = "done") -> list[str]:
@@ -39,8 +40,31 @@ def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> N
 
 def test_a_web_hook_that_nobody_listens_to_is_noted_without_its_secret_path() -> None:
     (note,) = send(NotifySettings(webhook="http://127.0.0.1:9/secret-token"))
-    assert "127.0.0.1" in note
+    assert "notify.webhook" in note
     assert "secret-token" not in note
+
+
+def test_no_hook_and_no_end_command_is_repeated_in_what_is_said_of_its_failure() -> None:
+    (note,) = send(NotifySettings(command="exit 3; curl https://host/secret-token"))
+    assert "notify.command" in note
+    for unreadable in ("http://me:secret-token@127.0.0.1", "http://127.0.0.1/\x7fsecret-token", "http://[secret-token"):
+        (unsent,) = send(NotifySettings(webhook=unreadable))
+        assert "notify.webhook" in unsent
+        assert "secret-token" not in unsent
+    notes: list[str] = []
+    assert not run_end_command("exit 3 # secret-token", timeout_seconds=30, note=notes.append)
+    assert not run_end_command("exec sleep 600 # secret-token", timeout_seconds=0.2, note=notes.append)
+    assert all("end_command" in said for said in notes)
+    assert "secret-token" not in f"{note} {' '.join(notes)}"
+
+
+def test_settings_that_may_hold_a_secret_do_not_show_it() -> None:
+    settings = Settings(
+        queue="postgresql://me:secret@host/db",
+        end_command="sync # secret",
+        notify=NotifySettings(command="curl secret", webhook="https://host/secret"),
+    )
+    assert "secret" not in repr(settings)
 
 
 def test_only_the_events_that_are_asked_for_are_told(tmp_path: Path) -> None:
