@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mbqueue.drive.mounted import Drive, is_about_one_file
+from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file
+from mbqueue.drive.reading import NOT_OURS
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.processes import ProcessIdentity, is_known_dead
@@ -23,7 +24,7 @@ LARGEST = 1 << 20
 #: A session counts as living for so long after its last announcement; uploads may take minutes.
 ALIVE_SECONDS = 300.0
 _FORGOTTEN_SECONDS = 7 * 86_400.0
-_NAME = re.compile(r"([0-9TZ]{10,30}-[0-9a-f]{6})-(\d{6,9})(?: \(\d{1,4}\))?\.json")
+_NAME = re.compile(rf"([0-9TZ]{{10,30}}-[0-9a-f]{{6}})-(\d{{6,9}}){DUPLICATE}\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class Announcements:
         except OSError as error:
             if not is_about_one_file(error):
                 raise
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except NOT_OURS:
             pass
         return None
 

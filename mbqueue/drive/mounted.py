@@ -10,11 +10,17 @@ only the mount knows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 
 from mbqueue.files import fsync_dir
+
+#: Between stem and suffix, what a drive puts there of its own accord: ``name (1)``.
+DUPLICATE = r"(?: \(\d{1,4}\))?"
+#: So many files of one name are written when those before are damaged and cannot be removed.
+_MOST_DUPLICATES = 10
 
 _ABOUT_ONE_FILE = {
     errno.ENOENT,
@@ -79,7 +85,7 @@ class Drive:
             return stream.read(at_most + 1)
 
     def write_new(self, path: str, content: bytes) -> None:
-        """Write a file that does not exist yet, and read it back.
+        """Write a file that does not exist yet, and read it back; one that was not written whole is removed again.
 
         Raises:
             FileExistsError: when there is one of that name.
@@ -88,13 +94,20 @@ class Drive:
         self.check()
         target = self.root / path
         self._make_folder(target.parent)
-        with target.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fsync_dir(target.parent)
-        if self.read(path, at_most=len(content)) != content:
-            raise OSError(errno.EIO, "what was read back is not what was written", str(target))
+        new = target.open("xb")
+        try:
+            with new as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            fsync_dir(target.parent)
+            if self.read(path, at_most=len(content)) != content:
+                raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
+        except BaseException:
+            # A full drive would get another truncated file with every try.
+            with contextlib.suppress(OSError):
+                target.unlink()
+            raise
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder below the project, one at a time, so that none is made where the mount has just vanished."""
@@ -109,3 +122,28 @@ class Drive:
     def remove(self, path: str) -> None:
         """Remove a file; one that is gone already is no error."""
         (self.root / path).unlink(missing_ok=True)
+
+
+def put_once(drive: Drive, path: str, content: bytes) -> None:
+    """Write a file whose name follows from its content.
+
+    Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
+    itself would do it; readers look at all of them. When too many of them are damaged, none of them is still on its
+    way, and the last one makes room.
+    """
+    stem, dot, suffix = path.rpartition(".")
+    names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
+    for name in names:
+        try:
+            drive.write_new(name, content)
+        except FileExistsError:
+            try:
+                if drive.read(name, at_most=len(content)) == content:
+                    return
+            except OSError as error:
+                if not is_about_one_file(error):
+                    raise
+        else:
+            return
+    drive.remove(names[-1])
+    drive.write_new(names[-1], content)

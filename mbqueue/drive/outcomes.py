@@ -7,7 +7,6 @@ of every file. A file that does not fit any listing is made again from the check
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.mounted import Drive, is_about_one_file
+from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file, put_once
+from mbqueue.drive.reading import Reader
 from mbqueue.drive.snapshots import check_enqueued
-from mbqueue.errors import MbqueueError
 from mbqueue.experiment import N_FOLDS
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE
@@ -29,9 +28,8 @@ FORMAT = 1
 OUTCOMES = "state/outcomes"
 LARGEST_LISTING = 16 << 20
 LARGEST_RESULT = 1 << 30
-_MOST_DUPLICATES = 100
 
-_NAME = re.compile(r"(?:prepare|record|fold_[0-4])-([0-9a-f]{12})(?: \(\d{1,4}\))?\.json")
+_NAME = re.compile(rf"(?:prepare|record|fold_[0-4])-([0-9a-f]{{12}}){DUPLICATE}\.json")
 _RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -96,9 +94,8 @@ class Outcomes:
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
         self._drive = drive
-        self._on_damaged = on_damaged
+        self._reader = Reader(drive, on_damaged)
         self._known: dict[str, Outcome] = {}
-        self._told: set[str] = set()
         self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
     def experiments(self) -> list[str]:
@@ -159,10 +156,10 @@ class Outcomes:
             except OSError as error:
                 if not is_about_one_file(error):
                     raise
-                self._tell(path, str(error))
+                self._reader.tell(path, str(error))
                 return False
             if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
-                self._tell(path, "it is not what its listing says")
+                self._reader.tell(path, "it is not what its listing says")
                 return False
             contents[name] = content
         for name, content in contents.items():
@@ -180,49 +177,10 @@ class Outcomes:
         self._drive.write_new(path, content)
 
     def _read(self, path: str, digits: str, experiment: str) -> Outcome | None:
-        try:
-            content = self._drive.read(path, at_most=LARGEST_LISTING)
-            if hashlib.sha256(content).hexdigest()[:12] != digits:
-                self._tell(path, "it is cut off or damaged: its content does not fit its name")
-                return None
-            outcome = _outcome(json.loads(content), path, experiment)
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
-            self._tell(path, str(error))
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MbqueueError) as error:
-            self._tell(path, str(error))
-            return None
-        return outcome
+        def parse(content: bytes) -> Outcome:
+            return _outcome(json.loads(content), path, experiment)
 
-    def _tell(self, path: str, why: str) -> None:
-        if path not in self._told:
-            self._told.add(path)
-            self._on_damaged(path, why)
-
-
-def put_once(drive: Drive, path: str, content: bytes) -> None:
-    """Write a file whose name follows from its content.
-
-    Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
-    itself would do it; readers look at all of them.
-    """
-    stem, dot, suffix = path.rpartition(".")
-    for number in range(1, _MOST_DUPLICATES):
-        try:
-            drive.write_new(path, content)
-        except FileExistsError:
-            try:
-                if drive.read(path, at_most=len(content)) == content:
-                    return
-            except OSError as error:
-                if not is_about_one_file(error):
-                    raise
-        else:
-            return
-        path = f"{stem} ({number}){dot}{suffix}"
-    raise OSError(errno.EEXIST, "every name for it is taken by something damaged", path)
+        return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
 
 
 def _outcome(parts: Any, path: str, experiment: str) -> Outcome:

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mbqueue.drive.mounted import Drive, is_about_one_file
-from mbqueue.errors import CheckpointError
+from mbqueue.drive.mounted import DUPLICATE, Drive
+from mbqueue.drive.reading import Reader
 from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
 
 CHECKPOINTS = "state/checkpoints"
@@ -27,8 +27,7 @@ HASH_DIGITS = 12
 #: Commits of a line that are kept on the mount, besides that of its best epoch.
 KEPT = 2
 
-_DUPLICATE = r"(?: \(\d{1,4}\))?"
-_MANIFEST_NAME = re.compile(rf"(e\d{{4,9}}-(?:done|s\d{{6,12}})-f\d{{4,9}})-([0-9a-f]{{12}}){_DUPLICATE}\.json")
+_MANIFEST_NAME = re.compile(rf"(e\d{{4,9}}-(?:done|s\d{{6,12}})-f\d{{4,9}})-([0-9a-f]{{12}}){DUPLICATE}\.json")
 
 #: Orders the commits of a fold; the greatest is accepted.
 Rank = tuple[int, bool, int, int, int]
@@ -90,10 +89,6 @@ class Chain:
         """The commits that are needed to go on, the newest last."""
         return [self.newest] if self.best is None or self.best is self.newest else [self.best, self.newest]
 
-    def contains(self, commit: PublishedCommit) -> bool:
-        """Whether a commit is certainly of this chain's line."""
-        return is_on_line(commit.manifest, self.newest.manifest)
-
 
 def base_name(manifest: Manifest, content: bytes) -> str:
     """Name of a commit's published files without the suffix."""
@@ -117,9 +112,8 @@ class PublishedFold:
     ) -> None:
         self.drive, self.experiment, self.fold = drive, experiment, fold
         self.folder = f"{CHECKPOINTS}/{experiment}/fold_{fold}"
-        self._on_damaged = on_damaged
+        self._reader = Reader(drive, on_damaged)
         self._known: dict[str, PublishedCommit] = {}
-        self._told: set[str] = set()
 
     def commits(self, spec_hash: str | None = None) -> list[PublishedCommit]:
         """Every commit with a whole manifest, of one spec when that is given; in the order of `rank`."""
@@ -147,38 +141,22 @@ class PublishedFold:
                 return Chain(commit, None)
             if best is not None:
                 return Chain(commit, best)
-            self._tell(commit.path, "the commit of its best epoch is missing or damaged")
+            self._reader.tell(commit.path, "the commit of its best epoch is missing or damaged")
         return None
 
     def checkpoint(self, commit: PublishedCommit) -> bytes | None:
         """The bytes of a commit's checkpoint, whichever of its files is whole; None, and told, when none is."""
-        manifest, why = commit.manifest, "its checkpoint is missing"
-        for name in self._checkpoint_names(commit):
-            try:
-                content = self.drive.read(f"{self.folder}/{name}", at_most=manifest.size)
-            except OSError as error:
-                why = str(error)
-                if not is_about_one_file(error):
-                    raise
-                continue
-            if len(content) == manifest.size and hashlib.sha256(content).hexdigest() == manifest.sha256:
-                return content
-            why = f"{name} is cut off or damaged ({len(content)} of {manifest.size} bytes)"
-        self._tell(commit.path, why)
-        return None
+        manifest = commit.manifest
+        return self._reader.whole(commit.path, ".pt", size=manifest.size, sha256=manifest.sha256, what="checkpoint")
 
     def remove(self, commit: PublishedCommit) -> None:
         """Remove a commit's files, the manifest first: one whose checkpoint is gone must not seem to exist."""
         for suffix in (".json", ".pt"):
-            pattern = re.compile(re.escape(commit.base) + _DUPLICATE + re.escape(suffix))
+            pattern = re.compile(re.escape(commit.base) + DUPLICATE + re.escape(suffix))
             for name in self.drive.names(self.folder):
                 if pattern.fullmatch(name):
                     self.drive.remove(f"{self.folder}/{name}")
         self._known.pop(commit.base, None)
-
-    def _checkpoint_names(self, commit: PublishedCommit) -> Iterable[str]:
-        pattern = re.compile(re.escape(commit.base) + _DUPLICATE + r"\.pt")
-        return [name for name in self.drive.names(self.folder) if pattern.fullmatch(name)]
 
     def _best_of(self, commit: PublishedCommit, commits: Iterable[PublishedCommit]) -> PublishedCommit | None:
         best = commit.manifest.best
@@ -192,30 +170,19 @@ class PublishedFold:
 
     def _read(self, name: str, base: str, digits: str) -> PublishedCommit | None:
         path = f"{self.folder}/{name}"
-        try:
-            content = self.drive.read(path, at_most=LARGEST_MANIFEST)
-            if hashlib.sha256(content).hexdigest()[:HASH_DIGITS] != digits:
-                raise Damaged("it is cut off or damaged: its content does not fit its name")
+
+        def parse(content: bytes) -> PublishedCommit:
             manifest = manifest_of(content, source=path)
             if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
                 raise Damaged(f"it is of {manifest.experiment} fold {manifest.fold}")
             if not base.startswith(f"{manifest.stem}-") or manifest.size > LARGEST_CHECKPOINT:
                 raise Damaged(f"it is of another commit, {manifest.stem}")
-        except CheckpointError as error:
-            self._tell(path, str(error))
-            return None
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
-            self._tell(path, str(error))
-            return None
-        self._known[base] = PublishedCommit(self.folder, base, manifest, content)
-        return self._known[base]
+            return PublishedCommit(self.folder, base, manifest, content)
 
-    def _tell(self, path: str, why: str) -> None:
-        if path not in self._told:
-            self._told.add(path)
-            self._on_damaged(path, why)
+        commit = self._reader.parsed(path, digits, parse, at_most=LARGEST_MANIFEST)
+        if commit is not None:
+            self._known[base] = commit
+        return commit
 
 
 def published_folds(drive: Drive) -> list[tuple[str, int]]:

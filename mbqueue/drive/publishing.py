@@ -19,8 +19,8 @@ from mbqueue import files
 from mbqueue.clock import Clock, format_duration
 from mbqueue.drive.announce import Announcement, Announcements
 from mbqueue.drive.livestate import LiveState, trained_seconds
-from mbqueue.drive.mounted import Drive
-from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, put_once, result_files
+from mbqueue.drive.mounted import Drive, put_once
+from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, result_files
 from mbqueue.drive.published import base_name, is_on_line, superseded
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.rounds import Rounds
@@ -167,6 +167,9 @@ class Publisher:
             return False
         except (OSError, QueueError) as error:
             self._trouble(str(error))
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is: the thread must go on, and say so
+            self._trouble(f"publishing failed, {type(error).__name__}: {error}")
             return False
         if self._wrote:
             seconds = self._clock.monotonic() - began

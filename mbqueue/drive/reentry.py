@@ -333,6 +333,6 @@ def is_sound(manifest: Manifest, source: str) -> bool:
         if manifest.enqueued is None:
             return False
         check_enqueued(manifest.enqueued, source=source)
-    except (QueueError, KeyError, TypeError, ValueError, AttributeError):
+    except QueueError:
         return False
     return bool(manifest.enqueued["spec"]["name"] == manifest.experiment)

@@ -7,6 +7,7 @@ that it was taken of, NUMBER grows with every snapshot that its database knows o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.mounted import Drive, is_about_one_file
+from mbqueue.drive.mounted import DUPLICATE, Drive
+from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
 from mbqueue.errors import MbqueueError, QueueError, SchemaTooNew
 from mbqueue.experiment import NAME_PATTERN, parse_spec
 from mbqueue.queue import schema
@@ -34,7 +36,9 @@ LARGEST_LISTING = 16 << 20
 #: Checking a snapshot must not take longer than this, whatever is in it.
 CHECK_SECONDS = 120.0
 
-_NAME = re.compile(r"(\d{8})-([0-9a-f]{8})-([0-9a-f]{12})(?: \(\d{1,4}\))?\.json")
+_NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
+#: What PostgreSQL holds.
+_MOST_URGENT = 2**31 - 1
 
 
 class DamagedSnapshot(QueueError):
@@ -66,9 +70,11 @@ class Listing:
 
     def continues(self, other: Listing) -> bool:
         """Whether everything that the other snapshot knows was known to the database of this one."""
-        if other.database == self.database:
-            return other.number <= self.number
-        return other.number <= self.ancestry.get(other.database, -1)
+        return self.knew(other.number, other.database)
+
+    def knew(self, number: int, database: str) -> bool:
+        """Whether the snapshot of that number of a database is this one, or one before it on its line."""
+        return number <= (self.number if database == self.database else self.ancestry.get(database, -1))
 
 
 @dataclass(frozen=True)
@@ -164,16 +170,15 @@ class Snapshots:
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
         self._drive = drive
-        self._on_damaged = on_damaged
+        self._reader = Reader(drive, on_damaged)
         self._known: dict[str, PublishedSnapshot] = {}
-        self._told: set[str] = set()
 
     def listed(self) -> list[PublishedSnapshot]:
         """Every snapshot with a whole manifest, the oldest first. The databases are not looked at."""
         found = {}
         for name in self._drive.names(SNAPSHOTS):
             match = _NAME.fullmatch(name)
-            if not match:
+            if not match or match[4] != "json":
                 continue
             base = f"{SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
             snapshot = self._known.get(base) or self._read(f"{SNAPSHOTS}/{name}", base, match[3])
@@ -188,14 +193,17 @@ class Snapshots:
             SchemaTooNew: when a newer mbqueue wrote it: an older one must not be taken instead.
         """
         for snapshot in reversed(self.listed()):
-            content = self._content(snapshot)
+            listing = snapshot.listing
+            content = self._reader.whole(
+                snapshot.base, ".db", size=listing.size, sha256=listing.sha256, what="database"
+            )
             if content is None:
                 continue
             files.write_bytes(target, content)
             try:
                 check(target)
             except DamagedSnapshot as error:
-                self._tell(snapshot.base, str(error))
+                self._reader.tell(snapshot.base, str(error))
                 target.unlink()
                 continue
             return snapshot
@@ -209,59 +217,36 @@ class Snapshots:
         digits = hashlib.sha256(text).hexdigest()[:12]
         base = f"{SNAPSHOTS}/{listing.number:08d}-{listing.database}-{digits}"
         self._drive.write_new(f"{base}.db", content)
-        self._drive.write_new(f"{base}.json", text)
+        try:
+            self._drive.write_new(f"{base}.json", text)
+        except BaseException:
+            # The next try has another time in its manifest, and so another name.
+            with contextlib.suppress(OSError):
+                self._drive.remove(f"{base}.db")
+            raise
         self._known[base] = PublishedSnapshot(base, listing, text)
         return self._known[base]
 
     def prune(self, newest: Listing) -> None:
-        """Remove all but the newest few of those that a published snapshot continues."""
-        ours = [one for one in self.listed() if newest.continues(one.listing)]
-        for snapshot in ours[:-KEPT]:
-            for suffix in (".json", ".db"):
-                self._drive.remove(snapshot.base + suffix)
-            self._known.pop(snapshot.base, None)
+        """Remove all but the newest few of those that a published snapshot continues.
 
-    def _content(self, snapshot: PublishedSnapshot) -> bytes | None:
-        listing, name = snapshot.listing, PurePosixPath(snapshot.base).name
-        pattern = re.compile(re.escape(name) + r"(?: \(\d{1,4}\))?\.db")
-        why = "its database is missing"
-        for candidate in self._drive.names(SNAPSHOTS):
-            if not pattern.fullmatch(candidate):
-                continue
-            try:
-                content = self._drive.read(f"{SNAPSHOTS}/{candidate}", at_most=listing.size)
-            except OSError as error:
-                if not is_about_one_file(error):
-                    raise
-                why = str(error)
-                continue
-            if len(content) == listing.size and hashlib.sha256(content).hexdigest() == listing.sha256:
-                return content
-            why = f"its database is cut off or damaged ({len(content)} of {listing.size} bytes)"
-        self._tell(snapshot.base, why)
-        return None
+        What is before those few on their line goes too when it is no whole snapshot: a database whose session died
+        before it wrote the manifest, a second file of one name.
+        """
+        ours = [one for one in self.listed() if newest.continues(one.listing)]
+        oldest = ours[-KEPT:][0].listing.number
+        names = self._drive.names(SNAPSHOTS)
+        for suffix in ("json", "db"):  # one whose database is gone must not seem to exist
+            for match in filter(None, map(_NAME.fullmatch, names)):
+                if match[4] == suffix and int(match[1]) < oldest and newest.knew(int(match[1]), match[2]):
+                    self._drive.remove(f"{SNAPSHOTS}/{match[0]}")
+                    self._known.pop(f"{SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}", None)
 
     def _read(self, path: str, base: str, digits: str) -> PublishedSnapshot | None:
-        try:
-            content = self._drive.read(path, at_most=LARGEST_LISTING)
-            if hashlib.sha256(content).hexdigest()[:12] != digits:
-                self._tell(path, "it is cut off or damaged: its content does not fit its name")
-                return None
-            listing = _listing(json.loads(content), path)
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
-            self._tell(path, str(error))
-            return None
-        except (ValueError, TypeError, KeyError, RecursionError, QueueError) as error:
-            self._tell(path, str(error))
-            return None
-        return PublishedSnapshot(base, listing, content)
+        def parse(content: bytes) -> PublishedSnapshot:
+            return PublishedSnapshot(base, _listing(json.loads(content), path), content)
 
-    def _tell(self, path: str, why: str) -> None:
-        if path not in self._told:
-            self._told.add(path)
-            self._on_damaged(path, why)
+        return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
 
 
 def _listing(parts: Any, path: str) -> Listing:
@@ -284,12 +269,17 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     """Check what a file says of an experiment before it is enqueued.
 
     Raises:
-        QueueError, SpecError: when it is not what mbqueue writes.
+        DamagedSnapshot: when it is not what mbqueue writes, or what only a newer one does.
     """
-    spec = parse_spec(one["spec"], source=source)
-    check_experiment(spec.name, one["results_dir"], source=source)
-    if not isinstance(one["priority"], int) or not isinstance(one["enqueued_at"], float | int):
-        raise DamagedSnapshot(f"{source} is not what mbqueue writes of an experiment.")
-    prepare = one["prepare"]
-    if prepare is not None and not isinstance(prepare.get("dataset_hash"), str):
+    try:
+        spec = parse_spec(one["spec"], source=source)
+        check_experiment(spec.name, one["results_dir"], source=source)
+        is_known = isinstance(one["priority"], int) and abs(one["priority"]) <= _MOST_URGENT
+        is_known = is_known and isinstance(one["enqueued_at"], float | int)
+        is_known = is_known and (one["prepare"] is None or isinstance(one["prepare"]["dataset_hash"], str))
+    except DamagedSnapshot:
+        raise
+    except NOT_OURS as error:
+        raise DamagedSnapshot(f"{source} says what cannot be read of an experiment: {what_is_wrong(error)}") from error
+    if not is_known:
         raise DamagedSnapshot(f"{source} is not what mbqueue writes of an experiment.")

@@ -13,8 +13,8 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.reading import NOT_OURS, what_is_wrong
 from mbqueue.drive.snapshots import check_enqueued
-from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
@@ -61,8 +61,9 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
     for path in project.wanted_dir.glob("*.json"):
         try:
             found.append(_read(path))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MbqueueError) as error:
-            note(f"{path} is passed over: it is not what mbqueue writes of an experiment ({error}).")
+        except (OSError, *NOT_OURS) as error:
+            why = what_is_wrong(error)
+            note(f"{path} is passed over: it is not what mbqueue writes of an experiment ({why}).")
     return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
 

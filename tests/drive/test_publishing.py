@@ -435,3 +435,106 @@ def test_the_end_command_is_run_and_ended_when_it_takes_too_long(tmp_path: Path)
     assert "longer than 0.2 s" in notes[0]
     assert run_end_command("echo no drive here >&2; exit 3", timeout_seconds=30, note=notes.append) is False
     assert "code 3: no drive here" in notes[1]
+
+
+def _newer_spec(facts: dict[str, Any]) -> None:
+    facts["spec"]["train"]["a_key_of_next_year"] = 1
+
+
+def _names_for_numbers(facts: dict[str, Any]) -> None:
+    facts["spec"] = "fake"
+
+
+def _no_mapping(facts: dict[str, Any]) -> None:
+    facts["prepare"] = ["d" * 64]
+
+
+def _far_too_urgent(facts: dict[str, Any]) -> None:
+    facts["priority"] = 10**30
+
+
+FACTS_OF_ANOTHER_MBQUEUE = pytest.mark.parametrize(
+    "change",
+    [_newer_spec, _names_for_numbers, _no_mapping, _far_too_urgent],
+    ids=["a key of a newer mbqueue", "no spec", "no result of prepare", "an impossible priority"],
+)
+
+
+@FACTS_OF_ANOTHER_MBQUEUE
+def test_a_snapshot_of_experiments_that_cannot_be_read_is_passed_over_for_the_one_before(
+    mount: Mount, change: Callable[[dict[str, Any]], None]
+) -> None:
+    base = _another_snapshot(mount, lambda listing: change(listing["experiments"][0]))
+    notes: list[str] = []
+    project = mount.machine()
+    enter(project, note=notes.append, clock=mount.clock)
+    assert any(base in note and "passed over" in note for note in notes), notes
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert [experiment.name for experiment in queue.experiments()] == ["fake"]
+
+
+@pytest.mark.parametrize("value", [["fake"], "fake", None, {"00000000": "1"}])
+def test_a_snapshot_of_an_impossible_line_of_databases_is_passed_over(mount: Mount, value: Any) -> None:
+    base = _another_snapshot(mount, lambda listing: listing.update(ancestry=value))
+    notes: list[str] = []
+    enter(mount.machine(), note=notes.append, clock=mount.clock)
+    assert any(base in note and "passed over" in note for note in notes), notes
+
+
+def _another_snapshot(mount: Mount, change: Callable[[dict[str, Any]], None]) -> str:
+    """Beside the newest snapshot a later one, of that very database, whose manifest was changed; its base name."""
+    newest = max((mount.root / "state/snapshots").glob("*.db"))
+    listing = json.loads(newest.with_suffix(".json").read_text())
+    listing["number"] += 1
+    change(listing)
+    text = json.dumps(listing).encode()
+    base = f"{listing['number']:08d}-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"
+    (newest.parent / f"{base}.db").write_bytes(newest.read_bytes())
+    (newest.parent / f"{base}.json").write_bytes(text)
+    return base
+
+
+@FACTS_OF_ANOTHER_MBQUEUE
+def test_commits_of_an_experiment_that_cannot_be_read_leave_the_others_alone(
+    mount: Mount, change: Callable[[dict[str, Any]], None]
+) -> None:
+    session = mount.session()
+    mount.train(session, 1)
+    session.end()
+    folder = mount.root / "state/checkpoints/fake/fold_0"
+    content = json.loads(next(folder.glob("*.json")).read_text())
+    del content["checksum"]
+    content["experiment"] = content["enqueued"]["spec"]["name"] = "later"
+    content["enqueued"]["results_dir"] = "results/daily/2026-01-01/later"
+    change(content["enqueued"])
+    content["checksum"] = files.sha256_of_json(content)
+    text = json.dumps(content).encode()
+    other = mount.root / "state/checkpoints/later/fold_0"
+    other.mkdir(parents=True)
+    (other / f"e0001-s000001-f0001-{hashlib.sha256(text).hexdigest()[:12]}.json").write_bytes(text)
+    project = mount.machine()
+    enter(project, note=lambda _text: None, clock=mount.clock)
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert [experiment.name for experiment in queue.experiments()] == ["fake"]
+
+
+def _raise_index_error(_self: PublishedFold, _spec: str) -> None:
+    raise IndexError("injected")
+
+
+def test_publishing_that_fails_in_a_way_nobody_thought_of_is_told_and_tried_again(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = mount.session()
+    mount.train(session, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(PublishedFold, "commits", _raise_index_error)
+        assert not session.publish()
+    told = publishing_status(session.project)
+    assert told is not None
+    assert (told["state"], "IndexError" in told["why"]) == ("degraded", True)
+    assert any("DEGRADED" in note for note in session.notes)
+    assert session.publish()
+    told = publishing_status(session.project)
+    assert told is not None
+    assert told["state"] == "published"

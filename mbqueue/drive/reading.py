@@ -1,0 +1,87 @@
+"""Reading what is on a mount as what it is: data that others wrote, that may be cut off, and that may be of nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file
+from mbqueue.errors import MbqueueError
+
+#: What taking apart something that mbqueue did not write, or not this one, may raise.
+NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MbqueueError)
+
+Parsed = TypeVar("Parsed")
+
+
+def what_is_wrong(error: Exception) -> str:
+    """Why something is not ours, for people."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+class Reader:
+    """Reads files whose hash is known, and tells of each that is not what it should be, once.
+
+    What is not whole stays: it may still be on its way, and is looked at again the next time.
+
+    Args:
+        on_damaged: told the path and the reason.
+    """
+
+    def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None]) -> None:
+        self._drive, self._on_damaged = drive, on_damaged
+        self._told: set[str] = set()
+
+    def tell(self, path: str, why: str) -> None:
+        """Tell of a file, unless that was done."""
+        if path not in self._told:
+            self._told.add(path)
+            self._on_damaged(path, why)
+
+    def parsed(self, path: str, digits: str, parse: Callable[[bytes], Parsed], *, at_most: int) -> Parsed | None:
+        """What ``parse`` makes of a file whose SHA-256 begins with ``digits``; None, and told, when it is not whole.
+
+        Raises:
+            OSError: when it is the mount that fails.
+        """
+        try:
+            content = self._drive.read(path, at_most=at_most)
+            if not hashlib.sha256(content).hexdigest().startswith(digits):
+                raise ValueError("it is cut off or damaged: its content does not fit its name")
+            return parse(content)
+        except OSError as error:
+            if not is_about_one_file(error):
+                raise
+            self.tell(path, str(error))
+        except NOT_OURS as error:
+            self.tell(path, what_is_wrong(error))
+        return None
+
+    def whole(self, base: str, suffix: str, *, size: int, sha256: str, what: str) -> bytes | None:
+        """The bytes of a file, whichever of those of its name has them; None, and told of ``base``, when none has.
+
+        Args:
+            base: path without the suffix.
+            what: is in it, for people.
+
+        Raises:
+            OSError: when it is the mount that fails.
+        """
+        why = f"its {what} is missing"
+        folder, _, name = base.rpartition("/")
+        pattern = re.compile(re.escape(name) + DUPLICATE + re.escape(suffix))
+        for candidate in filter(pattern.fullmatch, self._drive.names(folder)):
+            try:
+                content = self._drive.read(f"{folder}/{candidate}", at_most=size)
+            except OSError as error:
+                if not is_about_one_file(error):
+                    raise
+                why = str(error)
+                continue
+            if len(content) == size and hashlib.sha256(content).hexdigest() == sha256:
+                return content
+            why = f"{candidate} is cut off or damaged ({len(content)} of {size} bytes)"
+        self.tell(base, why)
+        return None

@@ -1,0 +1,154 @@
+"""What writing to a mount leaves behind when it fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from fake_training import FakeSession
+from small_project import ManualClock
+
+from mbqueue.drive.mounted import Drive, put_once
+from mbqueue.drive.publishing import Publisher
+from mbqueue.experiment import parse_spec
+from mbqueue.project import ProjectFolder, Settings, init_project
+from mbqueue.queue.store import Queue
+
+PATH = "state/checkpoints/fake/fold_0/e0001-done-f0001-0123456789ab.pt"
+
+
+class FullDrive(Drive):
+    """A drive that takes the beginning of a file and then has no room, while `is_full`."""
+
+    is_full = True
+
+    def write_new(self, path: str, content: bytes) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            if self.is_full and self.is_about(path):
+                patched.setattr(os, "fsync", _no_room)
+            super().write_new(path, content)
+
+    def is_about(self, path: str) -> bool:
+        """Whether the file is one of those that find no room."""
+        return True
+
+
+def _no_room(fd: int) -> None:
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.ftruncate(fd, 100)
+    raise OSError(errno.ENOSPC, "injected")
+
+
+def _no_removing(_path: Path, missing_ok: bool = False) -> None:
+    raise OSError(errno.EIO, "not this one")
+
+
+def names(root: Path, folder: str) -> list[str]:
+    return sorted(path.name for path in (root / folder).rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return init_project(tmp_path / "drive")[0].root
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_behind_and_is_written_later(root: Path) -> None:
+    drive = FullDrive(root)
+    for _ in range(3):
+        with pytest.raises(OSError, match="injected"):
+            put_once(drive, PATH, b"x" * 5000)
+    assert names(root, "state") == []
+    drive.is_full = False
+    put_once(drive, PATH, b"x" * 5000)
+    assert names(root, "state") == [Path(PATH).name]
+
+
+def test_a_file_is_published_however_many_damaged_ones_have_its_name(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = FullDrive(root)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", _no_removing)
+        for _ in range(150):
+            with pytest.raises(OSError, match="injected|not this one"):
+                put_once(drive, PATH, b"x" * 5000)
+    assert len(names(root, "state")) <= 10
+    drive.is_full = False
+    put_once(drive, PATH, b"x" * 5000)
+    assert [path.read_bytes() for path in (root / "state").rglob("*.pt")].count(b"x" * 5000) == 1
+
+
+class NoRoomForManifests(FullDrive):
+    """No manifest of a snapshot finds room."""
+
+    def is_about(self, path: str) -> bool:
+        return path.startswith("state/snapshots/") and path.endswith(".json")
+
+
+def published(root: Path, live: Path, clock: ManualClock, drive: Drive) -> Publisher:
+    project = ProjectFolder(root, Settings(), live)
+    project.live_dir.mkdir(exist_ok=True)
+    return Publisher(project, None, note=lambda _text: None, clock=clock, drive=drive)
+
+
+def test_snapshots_that_got_no_manifest_do_not_pile_up(root: Path, tmp_path: Path, clock: ManualClock) -> None:
+    drive = NoRoomForManifests(root)
+    publisher = published(root, tmp_path / "live", clock, drive)
+    with Queue(tmp_path / "live" / "queue.db") as queue:
+        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+        for _ in range(3):
+            clock.advance(100.0)
+            assert not publisher.round()
+    assert names(root, "state/snapshots") == []
+    drive.is_full = False
+    assert publisher.round()
+    assert len(names(root, "state/snapshots")) == 2
+
+
+def test_what_a_dead_session_left_of_a_snapshot_is_removed_with_those_of_its_time(
+    root: Path, tmp_path: Path, clock: ManualClock
+) -> None:
+    publisher = published(root, tmp_path / "live", clock, Drive(root))
+    left: list[Path] = []
+    with Queue(tmp_path / "live" / "queue.db") as queue:
+        for priority in range(6):
+            spec = {"name": f"fake{priority}", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 1}}
+            folder = f"results/daily/2026-01-01/fake{priority}"
+            queue.enqueue(parse_spec(spec, source="test"), results_dir=folder, now=clock.now())
+            clock.advance(100.0)
+            assert publisher.round()
+            if not left:
+                whole = next((root / "state/snapshots").glob("*.db"))
+                left.append(whole.with_name(whole.name[:18] + "000000000000.db"))  # it died before its manifest
+                left.append(whole.with_name(whole.stem + " (1).db"))  # the drive made a second file of it
+                other = whole.with_name("00000001-00000000-000000000000.db")  # of another line: not ours to remove
+                for path in (*left, other):
+                    path.write_bytes(whole.read_bytes()[:100])
+    assert not any(path.exists() for path in left)
+    assert other.exists()
+    assert len(list((root / "state/snapshots").glob("*.json"))) == 3
+
+
+def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(
+    root: Path, tmp_path: Path, clock: ManualClock
+) -> None:
+    with Queue(tmp_path / "queue.db") as queue:
+        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+    (tmp_path / "live").mkdir()
+    (tmp_path / "queue.db").rename(tmp_path / "live" / "queue.db")
+    drive = FullDrive(root)
+    session = FakeSession(root, tmp_path / "live", clock, drive=drive)
+    for _ in range(8):
+        clock.advance(10.0)
+        session.step()
+        assert not session.publish()
+    assert names(root, "state") == []
+    drive.is_full = False
+    assert session.publish()
+    assert not [name for name in names(root, "state") if "(" in name]
+    session.queue.close()
