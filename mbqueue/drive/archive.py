@@ -23,7 +23,6 @@ from filelock import FileLock
 import mbqueue
 from mbqueue import files
 from mbqueue.clock import Clock, utc_text
-from mbqueue.drive.livestate import newest_local
 from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whole
 from mbqueue.drive.reentry import trained_by
 from mbqueue.drive.snapshots import check, take
@@ -33,6 +32,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
 from mbqueue.settings import SETTINGS_FILE
 from mbqueue.train.manifest import parse_manifest
+from mbqueue.train.places import LocalPlace, newest_manifest
 
 FORMAT = 1
 CHECKSUMS = "checksums.json"
@@ -157,7 +157,7 @@ def _commits(folder: Path) -> dict[str, bytes]:
         QueueError: when the folder changes too fast to be read.
     """
     for _ in range(_TRIES):
-        newest = newest_local(folder)
+        newest = newest_manifest(LocalPlace(folder))
         if newest is None:
             return {}
         stems = dict.fromkeys([newest.best["commit"] if newest.best else newest.stem, newest.stem])

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue import files
-from mbqueue.errors import CheckpointError
 from mbqueue.project import ProjectFolder
-from mbqueue.train.manifest import Manifest, parse_manifest
+from mbqueue.train.manifest import Manifest
+from mbqueue.train.places import LocalPlace, newest_manifest
 
 FORMAT = 1
 
@@ -59,17 +59,6 @@ class LiveState:
         files.write_json(path, asdict(self))
 
 
-def newest_local(folder: Path) -> Manifest | None:
-    """The commit with the most work in a live folder, by its manifest alone; damaged ones are passed over."""
-    found = []
-    for path in folder.glob("e*.json"):
-        try:
-            found.append(parse_manifest(path))
-        except (CheckpointError, FileNotFoundError):
-            continue
-    return max(found, key=lambda manifest: manifest.order, default=None)
-
-
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
     """What is committed, what of it is published, and what would be lost if this machine died now.
 
@@ -89,7 +78,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
     state = LiveState.load(project.publishing_file)
     folds = []
     for folder in sorted(project.live_dir.glob("checkpoints/*/fold_[0-4]")):
-        newest = newest_local(folder)
+        newest = newest_manifest(LocalPlace(folder))
         if newest is None:
             continue
         there = state.commits.get(f"{folder.parent.name}/{folder.name}", {"stem": None, "seconds": 0.0})

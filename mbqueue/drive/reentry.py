@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.clock import Clock, SystemClock
-from mbqueue.drive.livestate import LiveState, newest_local, trained_seconds
+from mbqueue.drive.livestate import LiveState, trained_seconds
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, histories_of
 from mbqueue.drive.published import Chain, PublishedFold, is_on_line, published_folds, rank
@@ -30,6 +30,7 @@ from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
+from mbqueue.train.places import LocalPlace, newest_manifest
 
 ASIDE = "aside"
 
@@ -184,7 +185,7 @@ class Reentry:
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         folder = self._project.checkpoints_dir(experiment.name, fold)
-        local = newest_local(folder)
+        local = newest_manifest(LocalPlace(folder))
         if local is not None and local.spec_hash != experiment.spec_hash:
             local = None
         above = None if local is None else rank(local)

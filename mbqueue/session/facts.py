@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
 from mbqueue.data.elements import symbol_of
-from mbqueue.drive.livestate import newest_local
 from mbqueue.errors import ResultsError
-from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
+from mbqueue.train.places import Place, newest_manifest
 
 LIBRARIES = ("mbqueue", "chgnet", "torch", "numpy", "pymatgen", "numba")
 
@@ -62,9 +61,16 @@ def record_inputs(
     )
 
 
-def fingerprint_changes(project: ProjectFolder, experiment: Experiment) -> list[dict[str, Any]]:
-    """Where training was carried on with another device or library so far: fold, epoch, step and changes."""
-    newest = {fold: newest_local(project.checkpoints_dir(experiment.name, fold)) for fold in experiment.spec["folds"]}
+def fingerprint_changes(
+    places: Mapping[int, Place], on_damaged: Callable[[str, str], None] = lambda _stem, _why: None
+) -> list[dict[str, Any]]:
+    """Where training was carried on with another device or library so far: fold, epoch, step and changes.
+
+    Args:
+        places: fold → where its commits are; nothing is changed there.
+        on_damaged: told the name and the reason of each commit that is passed over.
+    """
+    newest = {fold: newest_manifest(place, on_damaged) for fold, place in places.items()}
     return [
         {"fold": fold, **change}
         for fold, manifest in newest.items()

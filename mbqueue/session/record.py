@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from mbqueue.errors import ResultsError
 from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
-from mbqueue.session.facts import record_inputs, written_facts
+from mbqueue.session.facts import fingerprint_changes, record_inputs, written_facts
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
-from mbqueue.train.checkpoint import Checkpoints
 
 
 def run(place: Workplace, lease: Lease) -> str:
@@ -47,18 +46,14 @@ def run(place: Workplace, lease: Lease) -> str:
             return
         place.commit(lease, result=result, publish=publish)
 
-    changes = _fingerprint_changes(place, experiment.name, spec.folds)
+    def passed_over(stem: str, why: str) -> None:
+        lost = "If only it says that training was carried on with another device or library, that is not recorded."
+        place.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
+
+    places = {fold: place.commits_of(experiment.name, fold) for fold in spec.folds}
+    changes = fingerprint_changes(places, passed_over)
     inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)
     mae = content["summary"]["mae"]
     over = f"{len(spec.folds)} folds" if len(spec.folds) > 1 else "1 fold"
     return f"MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom over {over}; see {experiment.results_dir}"
-
-
-def _fingerprint_changes(place: Workplace, experiment: str, folds: Iterable[int]) -> list[dict[str, Any]]:
-    return [
-        {"fold": fold, **change}
-        for fold in folds
-        for manifest in Checkpoints(place.commits_of(experiment, fold)).manifests()[-1:]
-        for change in manifest.fingerprint_changes
-    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepa
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.frozen import FrozenBackbone
-from mbqueue.train.places import Place
+from mbqueue.train.places import LocalPlace, Place
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 TIME_IS_UP = "the session's time is up"
@@ -278,13 +277,13 @@ class Workplace:
             send_shards(self.store, frozen, kinds_needed(spec))
         return frozen
 
-    def commits_of(self, experiment: str, fold: int) -> Place | Path:
+    def commits_of(self, experiment: str, fold: int) -> Place:
         """Where the commits of a fold are."""
         if self.store is not None:
             return fold_place(self.project, self.store, experiment, fold)
         folder = self.project.checkpoints_dir(experiment, fold)
         if self.publisher is None:
-            return folder
+            return LocalPlace(folder)
         return mended_place(self.project.root, folder, experiment, fold, self.report.note)
 
     @property
@@ -306,7 +305,7 @@ class Workplace:
             data = self.data_for(job, experiment, spec)
             checkpoints = Checkpoints(
                 self.commits_of(experiment.name, job.fold),
-                on_damaged=lambda path, why: self._damaged(lease, f"{path.name} was set aside: {why}"),
+                on_damaged=lambda path, why: self.damaged(lease, f"{path.name} was set aside: {why}"),
                 enqueued=enqueued_facts(experiment, self._prepared(experiment)),
                 hold_on=self.hold_on,
             )
@@ -349,7 +348,8 @@ class Workplace:
         self.queue.rewind(experiment.name, fold.fold, to_epoch=reached, why=why, now=self.clock.now(), lease=lease)
         raise Rewound(f"{why}. The epochs after it are queued again.")
 
-    def _damaged(self, lease: Lease, text: str) -> None:
+    def damaged(self, lease: Lease, text: str) -> None:
+        """Say what was found damaged, and what is done about it; also among the events of the job."""
         self.report.note(text)
         job = lease.job
         self.queue.note(text, by=self.session, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)

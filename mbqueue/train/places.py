@@ -7,13 +7,14 @@ letting the commit exist (`stage`), and lets it exist by one step that is quick 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mbqueue.errors import CheckpointError
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, temp_beside
-from mbqueue.train.manifest import LARGEST_MANIFEST, Damaged, Manifest
+from mbqueue.train.manifest import LARGEST_MANIFEST, Damaged, Manifest, manifest_named
 
 
 class Staging(Protocol):
@@ -155,11 +156,33 @@ class LocalPlace:
         return True
 
     def tidy(self, existing: Sequence[Manifest]) -> None:
-        """Nothing: a commit's files have final names only together."""
+        """Nothing: a checkpoint without its manifest is what a death left, and `sweep` removes that."""
 
     def sweep(self) -> None:
         for path in self.folder.glob(f"{TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)
+        # Of a death between the two steps of publishing, of removing, or of setting aside. The name holds that
+        # writer's fence, so nobody else writes to it.
+        for path in self.folder.glob("e*.pt"):
+            if not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)
+
+
+def newest_manifest(place: Place, on_damaged: Callable[[str, str], None] = lambda _stem, _why: None) -> Manifest | None:
+    """The commit with the most work, by the manifests alone; None when there is none. Changes nothing.
+
+    Args:
+        on_damaged: told the name and the reason of each commit that is passed over, because its manifest is not whole.
+    """
+    found = []
+    for stem in place.stems():
+        try:
+            found.append(manifest_named(stem, place.manifest(stem), source=f"{place.name}/{stem}.json"))
+        except FileNotFoundError:
+            continue  # superseded and removed since it was listed
+        except CheckpointError as error:
+            on_damaged(stem, str(error))
+    return max(found, key=lambda manifest: manifest.order, default=None)
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -270,3 +270,18 @@ def test_a_results_folder_that_was_deleted_is_made_again_from_the_checkpoints(
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
     assert (folder / "preds_fold_0.csv").read_bytes() == predictions
     assert (folder / "results.json").exists()
+
+
+def test_a_damaged_commit_stays_where_it_is_when_results_are_recorded_and_is_told(
+    tmp_path: Path, report: RememberedReport
+) -> None:
+    project = make_project(tmp_path, checkpoint_minutes=60.0)
+    enqueue(project, small_spec(project, "head_finetune"))
+    work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all but the record
+    newest = max(project.state_dir.glob("checkpoints/*/fold_0/*.json"))
+    newest.write_text("{}")
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+    assert newest.read_text() == "{}"
+    assert any(newest.stem in line for line in report.lines), report.lines
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert any(newest.stem in event.why for event in queue.events(limit=50))

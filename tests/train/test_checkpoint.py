@@ -207,3 +207,29 @@ def test_a_manifest_with_one_changed_digit_is_damaged(local: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(Damaged, match="checksum"):
         parse_manifest(path)
+
+
+def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_away(
+    local: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die_at_the_manifest(path: Path, target: Path) -> Path:
+        if target.suffix == ".json":
+            raise Killed
+        return replace(path, target)
+
+    replace, before = Path.replace, names(local)
+    commits = Checkpoints(local)
+    manifest = parse_manifest(trained / "e0002-s000001-f0002.json")
+    facts = {key: value for key, value in vars(manifest).items() if key not in {"size", "sha256"}}
+    staged = commits.stage((trained / "e0002-s000001-f0002.pt").read_bytes(), {**facts, "fence": 7})
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", die_at_the_manifest)
+        with pytest.raises(Killed):
+            staged.publish()
+    assert "e0002-s000001-f0007.pt" in names(local)
+    (local / "e0001-done-f0001.pt.damaged").write_bytes(b"evidence")
+    Checkpoints(local).sweep()
+    assert names(local) == sorted([*before, "e0001-done-f0001.pt.damaged"])
