@@ -39,8 +39,8 @@ def _tell_that_nothing_is_kept() -> None:
     )
 
 
-def compiled_with(*modules: ModuleType) -> Callable[[Function], Function]:
-    """``compiled`` for functions that call compiled functions of other ``modules``.
+def compiled_with(*modules: ModuleType, **options: Any) -> Callable[[Function], Function]:
+    """``compiled`` with ``options``, for functions that call compiled functions of other ``modules``.
 
     The code on disk is named after the content of those too, so that none with old parts in it is ever run.
     """
@@ -51,6 +51,6 @@ def compiled_with(*modules: ModuleType) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         function.__qualname__ = f"{function.__qualname__}_{digest:08x}"
-        return compiled(function)
+        return compiled(function, **options)
 
     return decorate

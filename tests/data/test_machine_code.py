@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mbqueue.data import conversion, machine_code
+from mbqueue.train import kernels
 
 
 def module_at(path: Path):
@@ -37,6 +38,7 @@ def test_code_is_named_after_the_content_of_the_modules_that_it_calls(tmp_path):
     assert first == named_after("A = 1\n")
     assert first != named_after("A = 2\n")
     assert conversion.pack_rows.__qualname__ != "pack_rows"
+    assert kernels.bonds_forward.__qualname__ != "bonds_forward"
 
 
 REFUSING = """

@@ -1,0 +1,122 @@
+"""Messages of bonds to atoms, and their gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mbqueue.data.machine_code import compiled_with
+from mbqueue.train.kernels import blocks
+from mbqueue.train.kernels.blocks import (
+    ROWS,
+    add_outer,
+    add_product,
+    clear,
+    gated,
+    gated_back,
+    normalise,
+    second_layer,
+    silu,
+    silu_and_slope,
+    through_norm,
+)
+
+_compiled = compiled_with(blocks, fastmath=blocks.FAST)
+_inlined = compiled_with(blocks, fastmath=blocks.FAST, forceinline=True)
+
+
+@_inlined
+def _bond_block(first: int, n: int, graph: Any, inputs: Any, pre: Any) -> None:
+    center, neighbor, undirected = graph
+    atoms, bonds, _ = inputs
+    for r in range(n):
+        c, o, u = center[first + r], neighbor[first + r], undirected[first + r]
+        for j in range(128):
+            pre[r, j] = atoms[c, j] + atoms[o, 128 + j] + bonds[u, j]
+
+
+@_compiled
+def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out: Any) -> None:
+    """Messages of directed bonds ``begin`` to ``end``, added to their centres in ``out`` [A, 64].
+
+    Args:
+        begin: first bond.
+        end: one after the last.
+        graph: centre, neighbour and undirected bond of each directed bond, [D] each.
+        inputs: the first layer's share of centre (with its bias) ‖ neighbour [A, 256], that of the bond [U, 128], and
+            the bonds' weights [U, 64].
+        gate: second layers [128, 64] (transposed, core above gate), their bias, scale and shift of the norms, [128].
+        out: is added to.
+    """
+    center, _, undirected = graph
+    second, bias, scale, shift = gate
+    weights = inputs[2]
+    pre, z = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 128), np.float32)
+    inverse = np.empty((ROWS, 2), np.float32)
+    for first in range(begin, end, ROWS):
+        n = min(ROWS, end - first)
+        _bond_block(first, n, graph, inputs, pre)
+        silu(pre, n)
+        second_layer(pre, second, bias, z, n)
+        normalise(z, n, inverse)
+        for r in range(n):
+            c, u = center[first + r], undirected[first + r]
+            for j in range(64):
+                out[c, j] += gated(z, r, j, scale, shift) * weights[u, j]
+
+
+@_compiled
+def bonds_backward(
+    begin: int, end: int, graph: Any, inputs: Any, gate: Any, second_back: Any, d_out: Any, d_inputs: Any, sums: Any
+) -> None:
+    """Gradients of ``bonds_forward``.
+
+    Args:
+        begin: first bond.
+        end: one after the last.
+        graph: as there.
+        inputs: as there.
+        gate: as there.
+        second_back: the second layers as they are, [128, 64].
+        d_out: gradient by ``out``.
+        d_inputs: gradients by ``inputs``, added to.
+        sums: for this range alone: gradient by the second layers [128, 64]; by scale, shift and bias [3, 128].
+    """
+    center, neighbor, undirected = graph
+    second, bias, scale, shift = gate
+    weights = inputs[2]
+    d_atoms, d_bonds, d_weights = d_inputs
+    d_second, d_norm = sums
+    pre, z = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 128), np.float32)
+    slope, d = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 128), np.float32)
+    inverse = np.empty((ROWS, 2), np.float32)
+    for first in range(begin, end, ROWS):
+        n = min(ROWS, end - first)
+        _bond_block(first, n, graph, inputs, pre)
+        silu_and_slope(pre, slope, n)
+        second_layer(pre, second, bias, z, n)
+        normalise(z, n, inverse)
+        for r in range(n):
+            c, u = center[first + r], undirected[first + r]
+            for j in range(64):
+                message, by_core, by_gate = gated_back(z, r, j, scale, shift)
+                dm = d_out[c, j]
+                d_weights[u, j] += dm * message
+                dm *= weights[u, j]
+                d[r, j] = dm * by_core
+                d[r, 64 + j] = dm * by_gate
+            through_norm(d, z, inverse, scale, r, d_norm)
+        clear(d, n)
+        add_outer(d, 0, pre, 0, d_second, 0)
+        add_outer(d, 64, pre, 64, d_second, 64)
+        clear(z, 0)
+        add_product(d, 0, second_back, 0, z, 0, n + (n & 1))
+        add_product(d, 64, second_back, 64, z, 64, n + (n & 1))
+        for r in range(n):
+            c, o, u = center[first + r], neighbor[first + r], undirected[first + r]
+            for j in range(128):
+                g = z[r, j] * slope[r, j]
+                d_atoms[c, j] += g
+                d_atoms[o, 128 + j] += g
+                d_bonds[u, j] += g
