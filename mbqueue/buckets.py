@@ -20,8 +20,9 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 #: Says that a place is a store of mbqueue's; written once, when the first session comes.
 MARKER = "mbqueue-store.json"
 
-#: For requests while a lease is being checked: others wait for the queue meanwhile. All tries together take less than
-#: SQLite's patience with a locked database (mbqueue.queue.sqlite).
+#: For requests while a lease is being checked: others wait for the queue meanwhile. A commit makes one or two of them
+#: (`mbqueue.objects.ObjectStore.create_at_once`), in less than half of SQLite's patience with a locked database
+#: (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: For checkpoints: 5 MB in so long is 80 kB/s.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}

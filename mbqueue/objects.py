@@ -4,6 +4,9 @@ An object is written whole or not at all, under a name that is never given to ot
 `put`, for names that carry the content's hash, where writing twice is harmless; and `create`, which the store itself
 refuses when the name is taken (If-None-Match: *), so that of two writers one wins. An answer that is lost leaves it
 open whether the object was written; `create` then reads back what is there.
+
+That an object is missing is believed only when the store itself says so. A proxy before it answers 404 too, while the
+store restarts.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from mbqueue.buckets import BRISK, LASTING, MARKER, PATIENT, backend_of, said
@@ -23,13 +27,15 @@ FORMAT = 1
 LARGEST_MARKER = 1 << 16
 #: An object that is larger gets the time of `LASTING`.
 LARGE_BYTES = 16 << 20
-#: Tries of one `create`, and the pauses between them.
+#: Tries of one `create` when nobody waits for it, and the pauses between them.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
 #: What stores say when the bucket or container itself is missing.
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist|container does not exist")
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
+#: What stores say when it is an object that is missing.
+_NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
 #: Where a machine in a cloud asks for credentials; elsewhere nobody answers there.
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
@@ -55,6 +61,7 @@ class ObjectStore:
         url: its address, which holds no secret.
         on_trouble: told why, each time the store does not answer or refuses; may come from any thread.
         on_answer: told each time it answers.
+        known_away: says why the store does not answer, when another process has just found that.
         requests: how many operations were asked of it, by kind.
         put_seconds: how long the last `put` took.
     """
@@ -64,6 +71,7 @@ class ObjectStore:
     brisk: Any = field(repr=False)
     on_trouble: Callable[[str], None] = field(default=lambda _why: None, repr=False)
     on_answer: Callable[[], None] = field(default=lambda: None, repr=False)
+    known_away: Callable[[], str | None] = field(default=lambda: None, repr=False)
     requests: dict[str, int] = field(default_factory=dict, repr=False)
     put_seconds: float = field(default=0.0, repr=False)
     large: Any = field(default=None, repr=False)
@@ -115,8 +123,12 @@ class ObjectStore:
         return is_new
 
     def ping(self) -> None:
-        """Ask something small, to see whether it answers."""
-        self._ask("get", lambda: self.brisk.get(MARKER))
+        """Ask something small, to see whether it answers, as itself and not by a proxy.
+
+        Raises:
+            StoreAway: when it does not.
+        """
+        self._ask("get", lambda: bytes(self.brisk.get(MARKER).bytes()))
 
     def forget(self) -> None:
         """Take back that the store is in use, after `check` found it new and it is not to be used."""
@@ -156,7 +168,7 @@ class ObjectStore:
                 return bytes(backend.get_range(path, start=0, length=at_most + 1))
             return bytes(answer.bytes())
 
-        content = self._ask("get", work)
+        content = self._ask("get", work, may_lack=True)
         if content is None:
             raise FileNotFoundError(f"There is no {self.url}/{path}.")
         return content
@@ -167,45 +179,61 @@ class ObjectStore:
         self._ask("put", lambda: self._for(len(content)).put(path, content, use_multipart=False) or True)
         self.put_seconds = time.monotonic() - began
 
-    #: For those who keep things on a drive or in a store alike (`mbqueue.data.shelf`).
+    #: For those who keep things on a drive or in a store alike (`mbqueue.drive.crystals`).
     write_new = put
 
     def create(self, path: str, content: bytes) -> bool:
         """Write an object that does not exist yet; False when there is one with another content.
 
         An object with the same content is taken for that of an earlier try whose answer was lost, so the content of
-        two writers must differ. Quick: it may be called while a lease is checked.
+        two writers must differ.
         """
-        for number in range(1, _CREATE_TRIES + 1):
+        for number in range(1, _CREATE_TRIES):
             try:
-                if self._put_new(path, content):
-                    return True
-                answer = self._ask("get", lambda: bytes(self.brisk.get(path).bytes()))
-                if answer is not None:
-                    return answer == content
+                return self._created(path, content)
             except StoreAway:
-                if number == _CREATE_TRIES:
-                    raise
-            time.sleep(_PAUSE_SECONDS * number)
-        raise StoreAway(f"{self.url}/{path} is neither there nor can it be written. Try again.")
+                time.sleep(_PAUSE_SECONDS * number)
+        return self._created(path, content)
+
+    def create_at_once(self, path: str, content: bytes) -> bool:
+        """`create` by one try, for use while a lease is checked, when others wait for the queue.
+
+        It takes no longer than the two requests of `BRISK`, and no time where another process of this machine has found
+        the store away since it last answered this one: sessions that wait for the queue behind one another do not all
+        find that out by waiting. The caller tries again, with the same bytes, when nobody waits for it.
+        """
+        if why := self.known_away():
+            raise StoreAway(why)
+        return self._created(path, content)
+
+    def _created(self, path: str, content: bytes) -> bool:
+        if self._put_new(path, content):
+            return True
+        answer = self._ask("get", lambda: bytes(self.brisk.get(path).bytes()), may_lack=True)
+        if answer is None:
+            raise StoreAway(f"{self.url}/{path} is neither there nor can it be written. Try again.")
+        return answer == content
 
     def remove(self, path: str) -> None:
         """Remove an object; one that is gone already is no error."""
-        self._ask("delete", lambda: self.bulk.delete(path) or True)
+        self._ask("delete", lambda: self.bulk.delete(path) or True, may_lack=True)
 
     def move(self, path: str, target: str) -> bool:
         """Give an object another name; False when it is gone."""
-        is_there = bool(self._ask("copy", lambda: self.bulk.copy(path, target) or True))
+        is_there = bool(self._ask("copy", lambda: self.bulk.copy(path, target) or True, may_lack=True))
         if is_there:
             self.remove(path)
         return is_there
 
     def _put_new(self, path: str, content: bytes) -> bool:
         put = self.brisk.put
-        return bool(self._ask("create", lambda: put(path, content, mode="create", use_multipart=False) or True))
+        create = partial(put, path, content, mode="create", use_multipart=False)
+        return bool(self._ask("create", lambda: create() or True, may_be_taken=True))
 
-    def _ask(self, kind: str, work: Callable[[], Result]) -> Result | None:
-        """What ``work`` gives; None when there is no such object, or, for create, when there is one."""
+    def _ask(
+        self, kind: str, work: Callable[[], Result], *, may_lack: bool = False, may_be_taken: bool = False
+    ) -> Result | None:
+        """What ``work`` gives; None when the store says that there is no such object, or that there is one."""
         from obstore.exceptions import (  # noqa: PLC0415 - only projects with a store need it
             AlreadyExistsError,
             BaseError,
@@ -217,35 +245,41 @@ class ObjectStore:
         self.requests[kind] = self.requests.get(kind, 0) + 1
         try:
             answer = work()
-        except (AlreadyExistsError, PreconditionError):
-            answer = None
         except (BaseError, OSError) as error:
-            text = str(error)
+            text = str(error).partition("\n\nDebug source")[0]
+            if may_be_taken and isinstance(error, AlreadyExistsError | PreconditionError):
+                self.on_answer()
+                return None
             if _NO_BUCKET.search(text):
-                where = "folder" if self.url.startswith("file:") else "bucket"
+                where = "folder" if self._is_folder else "bucket"
                 raise self._trouble(
                     StoreError(f"There is no {where} for {self.url}. Make it, or mend `store` in mbqueue.toml.")
                 ) from None
-            if not isinstance(error, FileNotFoundError):
-                if _NO_CREDENTIALS.search(text):
-                    raise self._trouble(
-                        StoreError(
-                            f"There are no credentials for {self.url} in the environment, and this machine gives none. "
-                            "Which ones are read is in docs/many-machines.md."
-                        )
-                    ) from None
-                is_refused = isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text)
-                if is_refused:
-                    raise self._trouble(
-                        StoreError(
-                            f"{self.url} refuses ({said(error)}). Check the credentials in the environment and what "
-                            "they allow: list, read, write and delete below this prefix."
-                        )
-                    ) from None
-                raise self._trouble(StoreAway(f"{self.url} does not answer ({said(error)}).")) from None
-            answer = None
+            is_missing = isinstance(error, FileNotFoundError) and (self._is_folder or _NO_OBJECT.search(text))
+            if may_lack and is_missing:
+                self.on_answer()
+                return None
+            if _NO_CREDENTIALS.search(text):
+                raise self._trouble(
+                    StoreError(
+                        f"There are no credentials for {self.url} in the environment, and this machine gives none. "
+                        "Which ones are read is in docs/many-machines.md."
+                    )
+                ) from None
+            if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
+                raise self._trouble(
+                    StoreError(
+                        f"{self.url} refuses ({said(error)}). Check the credentials in the environment and what "
+                        "they allow: list, read, write and delete below this prefix."
+                    )
+                ) from None
+            raise self._trouble(StoreAway(f"{self.url} does not answer as it should ({said(error)}).")) from None
         self.on_answer()
         return answer
+
+    @property
+    def _is_folder(self) -> bool:
+        return self.url.startswith("file:")
 
     def _trouble(self, error: StoreError) -> StoreError:
         self.on_trouble(str(error))

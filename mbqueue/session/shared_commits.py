@@ -11,8 +11,8 @@ from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.train.bucket import CHECKPOINTS, StorePlace
 from mbqueue.train.manifest import Manifest, manifest_named
+from mbqueue.train.store_place import CHECKPOINTS, StorePlace
 
 _MANIFEST = re.compile(r"([^/]+)/fold_([0-4])/e(\d{4,9})-(done|s\d{6,12})-f\d{4,9}\.json")
 

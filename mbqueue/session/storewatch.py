@@ -17,6 +17,8 @@ PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: After so long a session ends, so that a machine that costs money does not wait for ever.
 PATIENCE_SECONDS = 3600.0
+#: How long other sessions of this machine take one's word that the store is away.
+HEARSAY_SECONDS = 60.0
 
 
 class StoreWatch:
@@ -32,6 +34,7 @@ class StoreWatch:
         # Of a session that died while the store was away: the first answer clears it.
         self._why: str | None = _read(project).get("why")
         self._away_since: float | None = None
+        self._answered_at = 0.0
         self._tries = 0
 
     @property
@@ -56,6 +59,7 @@ class StoreWatch:
 
     def answered(self) -> None:
         """The store answered."""
+        self._answered_at = self._clock.now()
         if self._why is None:
             return
         with self._lock:
@@ -63,6 +67,16 @@ class StoreWatch:
             self._write({})
         if was_away:
             self._note("The object store answers again.")
+
+    def heard(self) -> str | None:
+        """Why the store does not answer, when another session of this machine found that after its last answer here.
+
+        Read from the file that `mbqueue status` reads; old news, of a session that may have died, is none.
+        """
+        trouble = _read(self._project)
+        is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()
+        is_fresh = trouble.get("since", 0.0) > self._clock.now() - HEARSAY_SECONDS
+        return trouble.get("why") if is_news and is_fresh else None
 
     def pause(self, error: StoreError) -> float:
         """How long to wait before the next try, seconds.

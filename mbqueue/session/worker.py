@@ -109,7 +109,7 @@ def work(
         if project.store:
             watch = StoreWatch(project, clock=clock, note=report.note)
             store = ObjectStore.open(project.store)
-            store.on_trouble, store.on_answer = watch.trouble, watch.answered
+            store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
             enter_store(project, queue, store, note=report.note)
         session = queue.start_session(
             device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at

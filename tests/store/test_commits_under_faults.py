@@ -18,9 +18,9 @@ from s3_server import FaultyBackend, S3Server, faulty, new_store
 from mbqueue import objects
 from mbqueue.errors import CommitTaken, StoreAway
 from mbqueue.objects import Listed, ObjectStore
-from mbqueue.train.bucket import GARBAGE_SECONDS, StorePlace, fold_prefix
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.manifest import Damaged, manifest_named
+from mbqueue.train.store_place import GARBAGE_SECONDS, StorePlace, fold_prefix
 
 HISTORY = [{"epoch": 1, "val_mae": 0.5, "seconds": 1.0}]
 

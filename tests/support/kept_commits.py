@@ -9,10 +9,10 @@ from itertools import count
 from pathlib import Path
 
 from mbqueue.objects import ObjectStore
-from mbqueue.train.bucket import StorePlace, fold_prefix
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.manifest import manifest_named
 from mbqueue.train.places import LocalPlace, Place
+from mbqueue.train.store_place import StorePlace, fold_prefix
 
 _HASH = re.compile(r"-[0-9a-f]{12}\.pt")
 

@@ -47,7 +47,7 @@ class _StagedObject:
     is_published: bool = False
 
     def publish(self) -> None:
-        if not self.store.create(self.path, self.listing):
+        if not self.store.create_at_once(self.path, self.listing):
             raise CommitTaken(
                 f"The commit {self.manifest.stem} of {self.manifest.experiment}, fold {self.manifest.fold}, is in "
                 f"{self.store.url} already, written by another worker. This one's is dropped; training goes on from "
@@ -146,7 +146,9 @@ class StorePlace:
         copy = self._copies.stage(manifest, checkpoint, listing)
         path = self._path(_checkpoint_name(manifest))
         try:
-            if self._uploaded != path:  # a second try to publish need not send it again
+            if self._uploaded == path:  # a second try to publish need not send it again
+                self.store.ping()  # but must not find out inside the queue's fence that the store is still away
+            else:
                 self.store.put(path, checkpoint)
                 self._uploaded = path
         except BaseException:

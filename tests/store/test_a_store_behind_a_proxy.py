@@ -1,0 +1,181 @@
+"""A store behind a proxy that answers in its stead while it restarts, and one that hangs while others wait for it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from s3_server import ENVIRONMENT, S3Server, faulty
+from small_project import ManualClock, make_project
+
+from mbqueue import objects
+from mbqueue.buckets import BRISK, MARKER
+from mbqueue.errors import StoreAway
+from mbqueue.objects import ObjectStore
+from mbqueue.queue.sqlite import BUSY_SECONDS
+from mbqueue.session.storewatch import StoreWatch
+from mbqueue.train.store_place import StorePlace
+
+
+class _Proxied(BaseHTTPRequestHandler):
+    """As much of S3 as a commit needs; while `away`, the answer of a proxy that has no server to pass requests to."""
+
+    objects: dict[str, bytes]
+    away: bool
+
+    def _answer(self, code: int, body: bytes = b"") -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", formatdate(usegmt=True))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.partition("?")[0]
+        if self.away:
+            self._answer(404, b"404 page not found\n")
+        elif self.command == "PUT" and self.headers.get("If-None-Match") and path in self.objects:
+            self._answer(412)
+        elif self.command == "PUT":
+            self.objects[path] = body
+            self._answer(200)
+        elif path in self.objects:
+            self._answer(200, self.objects[path])
+        else:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code><Message>gone</Message></Error>")
+
+    do_GET = do_PUT = do_POST = _serve  # noqa: N815 - names that the library looks for
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    monkeypatch.setattr(objects, "_PAUSE_SECONDS", 0.0)
+    _Proxied.objects, _Proxied.away = {}, False
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Proxied) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield ObjectStore.open("s3://bucket/prefix")
+        server.shutdown()
+
+
+def commit() -> Any:
+    """What of a manifest a place of commits reads."""
+    sha256 = hashlib.sha256(b"state").hexdigest()
+    return SimpleNamespace(stem="e0001-done-f0001", sha256=sha256, size=5, experiment="small", fold=0)
+
+
+def test_a_proxy_that_says_404_gets_no_manifest_published_without_its_checkpoint(
+    proxied: ObjectStore, tmp_path: Path
+) -> None:
+    place, manifest = StorePlace(proxied, "small", 0, tmp_path), commit()
+    _Proxied.away = True
+    with pytest.raises(StoreAway, match="404"):
+        place.stage(manifest, b"state", b"{}")
+    _Proxied.away = False
+    place.stage(manifest, b"state", b"{}").publish()
+    assert sorted(name.rpartition(".")[2] for name in _Proxied.objects) == ["json", "pt"]
+
+
+@pytest.mark.parametrize("operation", ["put", "read", "create", "remove", "move", "listed", "ping"])
+def test_no_operation_believes_a_proxy_that_something_is_missing_or_done(operation: str, proxied: ObjectStore) -> None:
+    proxied.put("a", b"1")
+    proxied.create(MARKER, b"{}")
+    told: list[str] = []
+    proxied.on_answer = lambda: told.append("answered")
+    _Proxied.away = True
+    calls: dict[str, Any] = {
+        "put": lambda: proxied.put("b", b"2"),
+        "read": lambda: proxied.read("a", at_most=9),
+        "create": lambda: proxied.create("c", b"3"),
+        "remove": lambda: proxied.remove("a"),
+        "move": lambda: proxied.move("a", "d"),
+        "listed": lambda: proxied.listed("e"),
+        "ping": proxied.ping,
+    }
+    with pytest.raises(StoreAway):
+        calls[operation]()
+    assert told == []
+
+
+def test_what_the_store_itself_says_is_missing_is_believed(proxied: ObjectStore) -> None:
+    with pytest.raises(FileNotFoundError):
+        proxied.read("never", at_most=9)
+
+
+def test_a_commit_holds_the_queue_for_two_requests_at_most(s3: S3Server) -> None:
+    store, backend = faulty(s3.new_store())
+    store.check()
+    backend.calls.clear()
+    backend.away = True
+    with pytest.raises(StoreAway):
+        store.create_at_once("a", b"1")
+    assert len(backend.calls) == 1, "it is not tried again while others wait for the queue"
+    backend.away = False
+    assert store.create_at_once("a", b"1")
+    assert store.create_at_once("a", b"1"), "the same writer again, whose answer was lost"
+    assert not store.create_at_once("a", b"2")
+    backend.calls.clear()
+    store.create_at_once("a", b"2")
+    assert len(backend.calls) == 2
+    assert 2 * float(BRISK["timeout"].removesuffix("s")) < BUSY_SECONDS / 2
+
+
+def test_of_sessions_that_wait_for_the_queue_only_the_first_finds_the_store_away_by_waiting(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    project, clock = make_project(tmp_path), ManualClock()
+    notes: list[str] = []
+    url = s3.new_store()
+    ObjectStore.open(url).check()
+    sessions = []
+    for _ in range(3):
+        store, backend = faulty(url)
+        watch = StoreWatch(project, clock=clock, note=notes.append)
+        store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
+        store.ping()
+        backend.calls.clear()
+        backend.away = True
+        sessions.append((store, backend))
+    clock.advance(1.0)
+    for store, _backend in sessions:
+        with pytest.raises(StoreAway, match="connection refused"):
+            store.create_at_once("a", b"1")
+    assert [len(backend.calls) for _store, backend in sessions] == [1, 0, 0]
+    store, backend = sessions[2]
+    backend.away = False
+    clock.advance(1.0)
+    store.ping()  # as a further try does, before it asks for the queue
+    assert store.create_at_once("a", b"1"), "one's word counts until the store answers oneself"
+    assert len(notes) == 1, "who only heard of it does not say so"
+
+
+def test_a_second_try_finds_out_before_it_holds_the_queue_that_the_store_is_still_away(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    store, backend = faulty(s3.new_store())
+    store.check()
+    place, manifest = StorePlace(store, "small", 0, tmp_path), commit()
+    staged = place.stage(manifest, b"state", b"{}")
+    backend.away = True
+    with pytest.raises(StoreAway):
+        staged.publish()
+    with pytest.raises(StoreAway):
+        place.stage(manifest, b"state", b"{}")
+    backend.away = False
+    backend.calls.clear()
+    place.stage(manifest, b"state", b"{}").publish()
+    assert [call.partition(" ")[0] for call in backend.calls] == ["get", "put"], "the checkpoint is not sent again"
