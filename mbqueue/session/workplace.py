@@ -253,7 +253,7 @@ class Workplace:
         """
         frozen = open_frozen(spec, data.crystals, self.project.cache_dir)
         advanced = self.progress_of(job, "pretrained energies")
-        if self.store is not None and not is_prepared(spec, frozen):
+        if self.store is not None:  # also what is here already, if it is not what all others use
             fetch_shards(
                 self.store,
                 frozen,

@@ -69,6 +69,10 @@ class FrozenBackbone:
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)
 
+    def sha256(self, kind: str, shard: int) -> str:
+        """The SHA-256 of a shard that is there."""
+        return str(json.loads(self._path(kind, shard).with_suffix(".json").read_bytes())["sha256"])
+
     def exported(self, kind: str, shard: int) -> tuple[bytes, dict[str, Any]]:
         """The bytes of a shard, and its listing, for another machine."""
         path = self._path(kind, shard)
@@ -83,6 +87,7 @@ class FrozenBackbone:
         path = self._path(kind, shard)
         write_bytes(path, content)
         write_json(path.with_suffix(".json"), listing)
+        self._maps.pop(shard, None)
         return True
 
     def energies(self) -> NDArray[np.float32]:
@@ -157,13 +162,16 @@ def prepare(
 ) -> bool:
     """Compute and store the shards that are missing or damaged; False when it was stopped before the end.
 
+    Only those are written. What is there may be another machine's, which all machines use, and this one's would differ
+    in the last digits.
+
     Args:
         compute: for rows, their atom features [A, 64] and interaction energies [B]; None to stop.
         with_features: store features too, not energies alone.
     """
-    missing = set(frozen.missing("energies", verify=True))
-    if with_features:
-        missing |= set(frozen.missing("features", verify=True))
+    energies_missing = set(frozen.missing("energies", verify=True))
+    features_missing = set(frozen.missing("features", verify=True)) if with_features else set()
+    missing = energies_missing | features_missing
     total = len(frozen.atom_offsets) - 1
     done = total - sum(len(frozen.rows_of(shard)) for shard in missing)
     on_progress(Progress(done=done, total=total))
@@ -173,9 +181,10 @@ def prepare(
         if computed is None:
             return False
         features, energies = computed
-        if with_features:
+        if shard in features_missing:
             frozen.write("features", shard, features)
-        frozen.write("energies", shard, energies)
+        if shard in energies_missing:
+            frozen.write("energies", shard, energies)
         done += len(rows)
         on_progress(Progress(done=done, total=total))
     return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mbqueue.objects import ObjectStore
@@ -25,14 +25,23 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def send_shards(store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str]) -> None:
-    """Put every whole shard into the store that is not there."""
+    """Put every whole shard into the store that is not there; one that another machine put first replaces this one's.
+
+    Raises:
+        StoreError: when the store does not take or give them.
+    """
     prefix = _prefix(frozen)
     there = set(store.names(prefix))
 
     def send(kind: str, shard: int) -> None:
-        content, listing = frozen.exported(kind, shard)
-        store.put(f"{prefix}/{_file(kind, shard, listing['sha256'])}", content)
-        store.create(f"{prefix}/{kind}-{shard:05d}.json", json.dumps(listing).encode())
+        if _listing(kind, shard) not in there:
+            content, listing = frozen.exported(kind, shard)
+            store.put(f"{prefix}/{_file(kind, shard, listing['sha256'])}", content)
+            if store.create(f"{prefix}/{_listing(kind, shard)}", json.dumps(listing).encode()):
+                return
+        elif _only_ours(frozen, kind, shard, there):
+            return
+        _take(store, frozen, kind, shard)
 
     missing = {kind: set(frozen.missing(kind)) for kind in kinds}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -40,7 +49,7 @@ def send_shards(store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str]
             pool.submit(send, kind, shard)
             for kind in kinds
             for shard in range(frozen.n_shards)
-            if shard not in missing[kind] and f"{kind}-{shard:05d}.json" not in there
+            if shard not in missing[kind]
         ]
         for one in waiting:
             one.result()
@@ -54,27 +63,26 @@ def fetch_shards(
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Take every shard from the store that is missing here and whole there; what is left is to be computed."""
+    """Take from the store every shard that is whole there and missing or another here; the rest is to be computed.
+
+    Another one is of a cache that this machine filled before it knew of the store.
+
+    Raises:
+        StoreError: when the store does not give them.
+    """
     prefix = _prefix(frozen)
     there = set(store.names(prefix))
+    missing = {kind: set(frozen.missing(kind, verify=True)) for kind in kinds}
     wanted = [
         (kind, shard)
         for kind in kinds
-        for shard in frozen.missing(kind, verify=True)
-        if f"{kind}-{shard:05d}.json" in there
+        for shard in range(frozen.n_shards)
+        if _listing(kind, shard) in there and (shard in missing[kind] or not _only_ours(frozen, kind, shard, there))
     ]
 
     def fetch(kind: str, shard: int) -> None:
-        if should_stop():
-            return
-        try:
-            listing = json.loads(store.read(f"{prefix}/{kind}-{shard:05d}.json", at_most=LARGEST_LISTING))
-            if not _SHA256.fullmatch(listing["sha256"]):
-                return  # somebody else's
-            content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=LARGEST_SHARD)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return  # not whole: computed
-        frozen.install(kind, shard, content, listing)
+        if not should_stop():
+            _take(store, frozen, kind, shard)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done, one in enumerate([pool.submit(fetch, kind, shard) for kind, shard in wanted], start=1):
@@ -82,8 +90,31 @@ def fetch_shards(
             on_progress(Progress(done=done, total=len(wanted)))
 
 
+def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[str]) -> bool:
+    """Whether the store has no other bytes of a shard than this machine, by the names alone."""
+    files = {name for name in there if name.startswith(f"{kind}-{shard:05d}-")}
+    return files == {_file(kind, shard, frozen.sha256(kind, shard))}
+
+
+def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> None:
+    """Make a shard what the store has, if that is whole."""
+    prefix = _prefix(frozen)
+    try:
+        listing = json.loads(store.read(f"{prefix}/{_listing(kind, shard)}", at_most=LARGEST_LISTING))
+        if not _SHA256.fullmatch(listing["sha256"]):
+            return  # somebody else's
+        content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=LARGEST_SHARD)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return
+    frozen.install(kind, shard, content, listing)
+
+
 def _prefix(frozen: FrozenBackbone) -> str:
     return f"{FROZEN}/{frozen.folder.name}"
+
+
+def _listing(kind: str, shard: int) -> str:
+    return f"{kind}-{shard:05d}.json"
 
 
 def _file(kind: str, shard: int, sha256: str) -> str:

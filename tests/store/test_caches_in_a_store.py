@@ -17,7 +17,7 @@ from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.train import frozen as frozen_module
-from mbqueue.train.frozen import FrozenBackbone
+from mbqueue.train.frozen import FrozenBackbone, prepare
 from mbqueue.train.shared_frozen import FROZEN, fetch_shards, send_shards
 
 KINDS = ("energies", "features")
@@ -71,6 +71,52 @@ def test_the_first_machine_decides_which_bytes_all_use(store: ObjectStore, tmp_p
     send_shards(store, made(tmp_path / "two", value=1.5), KINDS)
     assert store.requests.get("put") == requests.get("put"), "nothing is sent twice"
     assert fetch(store, backbone(tmp_path / "three")).energies()[0] == 1.0
+
+
+def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has listed the store before the first one's shards were there."""
+    one, two = made(tmp_path / "one", value=1.0), made(tmp_path / "two", value=1.5)
+    late = ObjectStore.open(store.url)
+    before = late.names(f"{FROZEN}/frozen-d-w")
+    monkeypatch.setattr(late, "names", lambda _folder: before)
+    send_shards(store, one, KINDS)
+    send_shards(late, two, KINDS)
+    assert np.array_equal(two.energies(), one.energies())
+    assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
+    send_shards(ObjectStore.open(store.url), two, KINDS)  # with files of both in the store, whose names say nothing
+    assert np.array_equal(two.energies(), one.energies())
+
+
+def test_a_machine_that_computed_its_own_before_it_knew_of_the_store_uses_what_all_use(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    one, two = made(tmp_path / "one", value=1.0), made(tmp_path / "two", value=1.5)
+    two.features(np.arange(5))  # mapped into memory
+    send_shards(store, one, KINDS)
+    fetch(store, two)
+    assert np.array_equal(two.energies(), one.energies())
+    assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
+    gets = store.requests["get"]
+    fetch(store, two)
+    assert store.requests["get"] == gets, "what is the same is known by its name"
+
+
+def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
+    """Energies of another machine stay when this one computes features, and energies with them."""
+    frozen = made(tmp_path, value=1.0)
+    for path in frozen.folder.glob("features-*"):
+        path.unlink()
+    energies = frozen.energies()
+
+    def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        atoms = int(frozen.atom_offsets[rows[-1] + 1] - frozen.atom_offsets[rows[0]])
+        return np.full((atoms, 64), 2.0, np.float32), np.full(len(rows), 2.0, np.float32)
+
+    assert prepare(frozen, compute, with_features=True)
+    assert np.array_equal(frozen.energies(), energies)
+    assert (frozen.features(np.arange(5)) == 2.0).all()
 
 
 def test_a_shard_that_is_damaged_in_the_store_is_left_to_be_computed(store: ObjectStore, tmp_path: Path) -> None:
