@@ -77,7 +77,7 @@ class ProjectFolder:
         Raises:
             UsageError: when $MBQUEUE_STORE is not such an address.
         """
-        given = os.environ.get(STORE_VARIABLE, self.settings.store)
+        given = os.environ.get(STORE_VARIABLE) or self.settings.store
         if wrong := wrong_address(given):
             raise UsageError(f"{STORE_VARIABLE} {wrong}.")
         return given

@@ -111,6 +111,9 @@ class OpenedProject:
         """Fold → what is wrong, for folds whose files were written and are not whole any more.
 
         Where only what `record` writes is lost, it is the first fold, since redoing any of them records again.
+
+        Raises:
+            StoreError: when they are in an object store that does not answer, so that nobody can know.
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415

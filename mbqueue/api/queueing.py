@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.api.opened import OpenedProject
+from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.errors import UsageError
+from mbqueue.errors import StoreError, UsageError
 from mbqueue.queue.jobs import Event
 from mbqueue.queue.opening import open_queue
 
@@ -91,14 +91,20 @@ class Queueing(OpenedProject):
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
         """Give failed and cancelled jobs all their attempts again, and make lost result files again.
 
-        A fold whose recorded files are gone or damaged is predicted again from its checkpoints.
+        A fold whose recorded files are gone or damaged is predicted again from its checkpoints. Where these are in an
+        object store that does not answer, that is left out, and told.
 
         Returns:
             The number of jobs that will be done again.
         """
         with self._writing_queue(experiment) as queue:
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
-            for lost, why in self._lost_folds(queue, experiment).items():
+            try:
+                lost_folds = self._lost_folds(queue, experiment)
+            except StoreError as error:  # what is retried stays so
+                lost_folds = {}
+                tell(f"{error} Whether result files are lost could not be seen; for those, retry again once it can be.")
+            for lost, why in lost_folds.items():
                 if fold in (None, lost):
                     epochs = queue.experiment(experiment).spec["train"]["epochs"]
                     now = self._clock.now()
