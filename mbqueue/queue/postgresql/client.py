@@ -16,6 +16,7 @@ from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.queue.database import Bound, Parameters, Rows
 from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.dialect import translate
+from mbqueue.queue.postgresql.plans import OUTDATED, Plans
 from mbqueue.queue.postgresql.rows import records
 
 #: Errors after which the server has ended the connection, or will take no more writes on it.
@@ -49,6 +50,8 @@ class Client:
         pid: the process that it belongs to.
         number: of its newest transaction that writes.
         is_orphaned: whether the server may still hold a transaction open for a connection that is lost.
+        plans: the planned statements of the connection, if it may have any.
+        may_plan: False once planned statements were found to be missing.
     """
 
     name: str = field(default_factory=lambda: f"mbqueue {secrets.token_hex(8)}")
@@ -56,6 +59,8 @@ class Client:
     number: int = 0
     connection: Connection[Any] | None = None
     is_orphaned: bool = False
+    plans: Plans | None = None
+    may_plan: bool = True
 
     def lose(self) -> None:
         """Give up a connection in the midst of something."""
@@ -67,7 +72,7 @@ class Client:
         if self.connection is not None:
             with suppress(psycopg.Error):
                 self.connection.close()
-        self.connection = None
+        self.connection = self.plans = None
 
     def has_lost(self, error: psycopg.Error) -> bool:
         """Whether an error means that the connection is of no more use."""
@@ -79,7 +84,9 @@ class Given:
 
     def __init__(self, cursor: Cursor[Any]) -> None:
         self.rowcount = cursor.rowcount
-        self._rows = iter(cursor.fetchall() if cursor.description else [])
+        # Not cursor.description, which takes longer than all else here.
+        has_rows = cursor.pgresult is not None and cursor.pgresult.nfields > 0
+        self._rows = iter(cursor.fetchall() if has_rows else [])
 
     def fetchone(self) -> Any:
         return next(self._rows, None)
@@ -91,32 +98,52 @@ class Given:
         return self._rows
 
 
+def _answers(cursor: Cursor[Any]) -> list[Rows]:
+    """What each statement of a message gave."""
+    given: list[Rows] = []
+    while True:
+        if cursor.statusmessage != "PREPARE":
+            given.append(Given(cursor))
+        if not cursor.nextset():
+            return given
+
+
 class Transaction:
     """An open transaction.
 
     Attributes:
         now: the server's time, which ``:now`` in a statement stands for; None leaves it to the caller.
         up_since: when the server was started.
+
+    Args:
+        plans: the connection's planned statements; without them each statement is planned anew.
     """
 
-    def __init__(self, connection: Connection[Any], now: float | None, up_since: float) -> None:
-        self._connection, self.now, self.up_since = connection, now, up_since
+    def __init__(
+        self, connection: Connection[Any], now: float | None, up_since: float, plans: Plans | None = None
+    ) -> None:
+        self._connection, self.now, self.up_since, self._plans = connection, now, up_since, plans
 
     def execute(self, statement: str, parameters: Parameters = (), /) -> Rows:
         """Run one statement."""
-        return self._connection.execute(translate(statement), self._filled(parameters))
+        return self.together([(statement, parameters)])[0]
 
     def together(self, statements: Sequence[Bound]) -> list[Rows]:
         """Run several statements, all in one message; what each gave."""
-        cursor = ClientCursor(self._connection, row_factory=records)
-        texts = [cursor.mogrify(translate(statement), self._filled(values)) for statement, values in statements]
-        if not texts:
+        if not statements:
             return []
+        cursor = ClientCursor(self._connection, row_factory=records)
+        if self._plans is None:
+            cursor.execute(";".join(self._plain(cursor, *bound) for bound in statements).encode())
+            return _answers(cursor)
+        self._plans.forget()
+        texts = [self._plans.text(cursor, statement, self._filled(values)) for statement, values in statements]
         cursor.execute(";".join(texts).encode())
-        given: list[Rows] = [Given(cursor)]
-        while cursor.nextset():
-            given.append(Given(cursor))
-        return given
+        self._plans.keep()
+        return _answers(cursor)
+
+    def _plain(self, cursor: ClientCursor[Any], statement: str, parameters: Parameters) -> str:
+        return cursor.mogrify(translate(statement), self._filled(parameters))
 
     def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
         """Run one statement for each of many sets of parameters, all in one message."""
@@ -135,7 +162,7 @@ class Transaction:
 
 def connect(address: Address) -> Connection[Any]:
     """A new connection, on which each statement is a transaction of its own unless one is begun."""
-    # Values are filled in here, not sent apart: nothing is prepared, and several statements are one message.
+    # Values are filled in here, not sent apart, so that several statements are one message.
     return psycopg.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=records
     )
@@ -152,6 +179,9 @@ def unreachable(name: str, error: psycopg.Error) -> QueueError:
 def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
     """What an error in a transaction means; a lost connection is given up."""
     said = _said(error)
+    if client.plans is not None and isinstance(error, OUTDATED):
+        client.plans, client.may_plan = None, False
+        return Interrupted(f"{name}: a planned statement is missing or outdated ({said}). Nothing was changed.")
     if client.has_lost(error):
         client.lose()
         return Interrupted(f"The connection to {name} was lost ({said}).")

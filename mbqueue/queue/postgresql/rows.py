@@ -26,12 +26,14 @@ class Record(tuple[Any, ...]):
 
 def records(cursor: Cursor[Any]) -> RowMaker[Any]:
     """The row factory for psycopg."""
-    if cursor.description is None:
+    result = cursor.pgresult
+    if result is None or not result.nfields:
         return no_result
-    return _kind(tuple(column.name for column in cursor.description))
+    # Not cursor.description: it makes an object of each column, which takes longer than reading the row.
+    return _kind(tuple(result.fname(column) or b"" for column in range(result.nfields)))
 
 
 @cache
-def _kind(names: Sequence[str]) -> type[Record]:
-    positions = {name: position for position, name in enumerate(names)}
+def _kind(names: Sequence[bytes]) -> type[Record]:
+    positions = {name.decode(): position for position, name in enumerate(names)}
     return type("Record", (Record,), {"__slots__": (), "positions": positions})

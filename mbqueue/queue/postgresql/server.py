@@ -20,6 +20,7 @@ from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained
 from mbqueue.queue.postgresql.listening import Listener
 from mbqueue.queue.postgresql.patience import Patience, Wait, reached
+from mbqueue.queue.postgresql.plans import Plans, is_direct
 
 #: How long a statement waits for another's transaction before its own is begun anew.
 LOCK_SECONDS = 30
@@ -34,7 +35,7 @@ GRACE_SECONDS = 60.0
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
-    set_config('enable_seqscan', 'off', true),
+    set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
     set_config('lock_timeout', {lock}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
 INSERT INTO receipts (client, number) VALUES ({client}, {number})
     ON CONFLICT (client) DO UPDATE SET number = excluded.number, at = now();
@@ -88,8 +89,9 @@ class PostgresServer(Database):
 
     A connection that is lost is made again. A transaction that was cut off before its COMMIT was sent did nothing;
     whether a COMMIT that was sent took effect is read from the connection's row in ``receipts``, which each
-    transaction writes. Nothing outlives a transaction on a connection (no prepared statements, settings or locks), so
-    that a pooler may hand each transaction to another one.
+    transaction writes. Nothing that a transaction needs outlives the one before it (no settings, no locks; planned
+    statements only where the server itself is at the other end, and it does without them), so that a pooler may hand
+    each transaction to another connection.
 
     Args:
         server_clock: False takes the caller's time, for tests that move it.
@@ -203,6 +205,8 @@ class PostgresServer(Database):
     def _connection(self, client: Client) -> Connection[Any]:
         if client.connection is None or client.connection.closed:
             client.connection = connect(self.address)
+            if client.may_plan and is_direct(client.connection):
+                client.plans = Plans(client.name)
             if client.is_orphaned:
                 client.connection.execute(self._composed(_END_ORPHAN, client))
                 client.is_orphaned = False
@@ -217,7 +221,8 @@ class PostgresServer(Database):
             client.number += 1
             text = _BEGIN_WRITING + (_FORGET_OLD_RECEIPTS if client.number == 1 else "")
         (times,) = self._last_rows(connection, text + _TIMES, client)
-        return Transaction(connection, times["now"] if self._server_clock else None, times["up_since"])
+        now = times["now"] if self._server_clock else None
+        return Transaction(connection, now, times["up_since"], client.plans if writes else None)
 
     def _commit(self, client: Client) -> None:
         assert client.connection is not None
