@@ -33,6 +33,7 @@ _STYLES = {
     "cancelled": "dim",
     "waiting": "dim",
 }
+_NOBODY = "No session is at work. Start one with: mbqueue work"
 _ERRORS_SHOWN = 5
 #: With more experiments than this, those are drawn on which something happens or should, the newest first among equals.
 _EXPERIMENTS_SHOWN = 20
@@ -255,20 +256,23 @@ def _fold_state(fold: Mapping[str, Any]) -> str:
 
 def _sessions(sessions: Sequence[Mapping[str, Any]], now: float, width: int) -> Iterable[RenderableType]:
     if not sessions:
-        yield Text("No session is at work. Start one with: mbqueue work")
+        yield Text(_NOBODY)
         return
     yield Text("Sessions", "bold")
     for session in sessions:
         rate, deadline = session["structures_per_second"], session["deadline_at"]
-        lost = session["state"] == "lost"
+        has_died, is_live = session["state"] == "died", session["state"] == "live"
         heard = f"heard {format_duration(now - session['heartbeat_at'])} ago"
         who = Text.assemble(
             f"  {session['device']}, ",
-            (f"lost, {heard}" if lost else heard, "yellow" if lost else ""),
+            (heard if is_live else f"{session['state']}, {heard}", "" if is_live else "yellow"),
             (f", on {session['host']}, {session['id']}", "dim"),
         )
         who.truncate(width, overflow="ellipsis")
         yield who
+        if has_died:
+            yield Text(f"    {_left(session['job'])}", "cyan")
+            continue
         what = Text.assemble("    ", (_job_label(session["job"]) if session["job"] else "idle", "cyan"))
         what.append(_progress(session["job"]))
         if rate is not None:
@@ -276,6 +280,16 @@ def _sessions(sessions: Sequence[Mapping[str, Any]], now: float, width: int) -> 
         if deadline is not None:
             what.append(f", ends in {format_duration(deadline - now)}" if deadline > now else ", past its deadline")
         yield what
+    if all(session["state"] == "died" for session in sessions):
+        yield Text(_NOBODY)
+
+
+def _left(job: Mapping[str, Any] | None) -> str:
+    """What a session that died has left behind."""
+    if job is None:
+        return "held no job"
+    at = _progress(job)
+    return f"left {_job_label(job)}{f' at{at}' if at else ''}; the next session takes over"
 
 
 def _progress(job: Mapping[str, Any] | None) -> str:

@@ -10,14 +10,15 @@ The format is stable: within format 1, keys are only added. Times are seconds si
                              last_val_mae, val_mae[], test_mae, seconds, jobs {state: count},
                              running {job, kind, epoch, session, progress, lease_expires_at} or null
     jobs            {state: count}, over all experiments
-    sessions[]      id, state (live, lost), host, pid, device, started_at, heartbeat_at, deadline_at,
+    sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (last line)
 
 State of a fold: running, done (predictions committed), failed, cancelled, paused, ready, waiting; the first that
 applies. State of an experiment: done (recorded), running, paused, ready, failed, cancelled, waiting.
 `seconds` adds up the `seconds` of committed results. Sessions that ended, or were not heard of for a day, are left
-out of `sessions`.
+out of `sessions`. One is lost that was not heard of in time, and has died when its process, on this machine, is gone.
+What that held is told with it; experiments, folds and counts show it as the next session will find it: ready.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Row
-from mbqueue.queue.jobs import Event, Job, State
+from mbqueue.queue.jobs import Event, Job, Kind, State
+from mbqueue.queue.processes import ProcessIdentity, is_known_dead
 
 FORMAT = 1
 _DAY_SECONDS = 86_400.0
@@ -221,7 +224,15 @@ class Reports(Part):
                 "ORDER BY changed_at DESC LIMIT :limit",
                 {"name": experiment, "limit": _ERRORS_SHOWN},
             ).fetchall()
-        running = {(row["experiment_id"], row["fold"]): row for row in leased if row["fold"] is not None}
+        dead = {row["id"] for row in sessions if is_known_dead(_identity(row))}
+        for row in leased:
+            if row["session_id"] in dead and row["experiment_id"] in groups:
+                groups[row["experiment_id"]] = [_given_back(group, row) for group in groups[row["experiment_id"]]]
+        running = {
+            (row["experiment_id"], row["fold"]): row
+            for row in leased
+            if row["fold"] is not None and row["session_id"] not in dead
+        }
         shown = [_experiment(row, groups[row["id"]], running) for row in experiments]
         return {
             "format": FORMAT,
@@ -229,7 +240,7 @@ class Reports(Part):
             "now": now,
             "experiments": shown,
             "jobs": _added([one["jobs"] for one in shown]),
-            "sessions": [_session(row, leased, now) for row in sessions],
+            "sessions": [_session(row, leased, now, has_died=row["id"] in dead) for row in sessions],
             "errors": [_error(row) for row in errors],
         }
 
@@ -304,11 +315,27 @@ def _fold_state(group: _Group) -> str:
     return "ready" if group.ready else "waiting"
 
 
-def _session(row: Row, leased: Iterable[Row], now: float) -> dict[str, Any]:
+def _identity(row: Row) -> ProcessIdentity:
+    return ProcessIdentity(row["host"], row["boot_id"], row["pid"], row["pid_started"])
+
+
+def _given_back(group: _Group, job: Row) -> _Group:
+    """A group of jobs as it is when the next session has given back what a dead one held."""
+    if group.fold != job["fold"]:
+        return group
+    state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED
+    changes: dict[str, Any] = {"leased": group.leased - 1, state.value: getattr(group, state.value) + 1}
+    changes["held"] = group.held + (state is State.READY and bool(job["paused"]))
+    if job["kind"] in {Kind.PREPARE, Kind.RECORD}:
+        changes[job["kind"]] = state.value
+    return group._replace(**changes)
+
+
+def _session(row: Row, leased: Iterable[Row], now: float, *, has_died: bool) -> dict[str, Any]:
     job = next((job for job in leased if job["session_id"] == row["id"]), None)
     return {
         "id": row["id"],
-        "state": "live" if row["alive_until"] > now else "lost",
+        "state": "died" if has_died else "live" if row["alive_until"] > now else "lost",
         "host": row["host"],
         "pid": row["pid"],
         "device": row["device"],

@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from mbqueue.dashboard import render
+from mbqueue.dashboard.snapshot import Status
 from mbqueue.dashboard.status import bar, gpu_seconds, sparkline
 from mbqueue.experiment import Spec
+from mbqueue.queue.processes import identity_of
 from mbqueue.queue.store import Queue
 
 NOW = 1_795_000_000.0
@@ -69,11 +71,13 @@ def queue(tmp_path):
     return Queue(tmp_path / "queue.db")
 
 
-def work_through(queue, *, epochs):
+def work_through(queue, *, epochs, identity=None):
     """Commit prepare and the first epochs of one fold of a two-fold experiment; the next epoch is being trained."""
     spec = Spec(name="small", folds=(0, 1), train={"epochs": 3})
     queue.enqueue(spec, results_dir="results/daily/2026-11-20/small", now=NOW - 100)
-    session = queue.start_session(device="NVIDIA L4", now=NOW - 90, alive_seconds=120, deadline_at=NOW + HOUR)
+    session = queue.start_session(
+        device="NVIDIA L4", now=NOW - 90, alive_seconds=120, deadline_at=NOW + HOUR, identity=identity
+    )
     lease = queue.claim(session, now=NOW - 80, lease_seconds=60)
     queue.commit(lease, result={"dataset_hash": "ab", "seconds": 10.0}, now=NOW - 70)
     for epoch in range(1, epochs + 1):
@@ -93,6 +97,20 @@ def test_a_real_queue_is_told_fold_by_fold(queue):
     assert "0/3" in fold_1
     assert f"  NVIDIA L4, heard 5s ago, on {queue.session(session).host}, {session}"[:80] in lines
     assert "    small fold 0 epoch 3 49 %, 311.2 crystals/s, ends in 1h00m" in lines
+
+
+def test_a_session_that_was_just_killed_is_shown_as_dead_with_what_it_left(queue):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        session = work_through(queue, epochs=2, identity=identity_of(process.pid))
+        living = queue.overview(now=NOW)
+        assert Status(overview=living, session_seconds=HOUR).is_active
+        process.kill()
+    overview = queue.overview(now=NOW)
+    assert not Status(overview=overview, session_seconds=HOUR).is_active
+    lines = draw(overview).splitlines()
+    assert f"  NVIDIA L4, died, heard 5s ago, on {queue.session(session).host}, {session}"[:80] in lines
+    assert "    left small fold 0 epoch 3 at 49 %; the next session takes over" in lines
+    assert "No session is at work. Start one with: mbqueue work" in lines
 
 
 def test_time_left_is_told_in_hours_and_in_sessions(queue):

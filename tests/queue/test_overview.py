@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+
+import pytest
+
+from mbqueue.queue import State
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
+from mbqueue.queue.processes import ProcessIdentity, boot_id, this_process
 
 KEYS = {
     "": {"format", "project", "now", "experiments", "jobs", "sessions", "errors"},
@@ -159,6 +166,75 @@ def test_a_session_that_is_no_longer_heard_of_is_lost_and_one_that_ended_is_gone
     assert [(row["id"], row["state"]) for row in _overview(world)["sessions"]] == [(session, "lost")]
     world.now += 86_400
     assert _overview(world)["sessions"] == []
+
+
+#: No process has a number that large.
+DEAD = ProcessIdentity(this_process().host, boot_id(), 2**22 + 1, 1)
+
+
+def _at(world, *, identity=DEAD):
+    session = world.queue.start_session(device="cpu", now=world.now, alive_seconds=60, identity=identity)
+    return session, world.take(session)
+
+
+def _preparing(world):
+    world.enqueue(folds=(0,))
+    return _at(world)
+
+
+def _training(world):
+    world.prepared(world.session(), folds=(0, 1))
+    return _at(world)
+
+
+def _predicting(world):
+    world.prepared(world.session(), folds=(0,), epochs=0)
+    return _at(world)
+
+
+def _paused_meanwhile(world):
+    session, lease = _training(world)
+    world.queue.pause("full", fold=0, now=world.now)
+    world.queue.pause("full", fold=1, now=world.now)
+    return session, lease
+
+
+def _once_too_often(world):
+    me = world.session()
+    session, lease = _training(world)
+    for _ in range(MAX_LOST_IN_A_ROW - 1):
+        world.queue.reap_dead(by=me, now=world.now)
+        session, lease = _at(world)
+    return session, lease
+
+
+@pytest.mark.parametrize("working", [_preparing, _training, _predicting, _paused_meanwhile, _once_too_often])
+def test_what_a_dead_process_of_this_machine_held_is_shown_as_the_next_session_will_find_it(world, working):
+    session, lease = working(world)
+    shown = _overview(world)
+    (row,) = (row for row in shown["sessions"] if row["id"] == session)
+    assert (row["state"], row["job"]["id"]) == ("died", lease.job.id)
+    assert shown["jobs"]["leased"] == 0
+    assert world.queue.jobs(state=State.LEASED) != ()  # looking changes nothing
+    world.queue.reap_dead(by="me", now=world.now)
+    found = _overview(world)
+    assert (shown["experiments"], shown["jobs"]) == (found["experiments"], found["jobs"])
+
+
+@pytest.mark.parametrize("boot", [None, "another-boot/pid:[1]"])
+def test_of_a_process_on_another_machine_only_its_silence_tells(world, boot):
+    world.prepared(world.session(), folds=(0,))
+    session, lease = _at(world, identity=replace(DEAD, boot_id=boot))
+    (row,) = (row for row in _overview(world)["sessions"] if row["id"] == session)
+    assert row["state"] == "live"
+    assert _fold(world)["running"]["job"] == lease.job.id
+
+
+def test_what_a_dead_process_held_of_another_experiment_changes_nothing_of_the_one_that_is_asked_for(world):
+    _training(world)
+    world.enqueue("other", folds=(0,))
+    (entry,) = _overview(world, experiment="other")["experiments"]
+    assert (entry["state"], entry["jobs"]["ready"]) == ("ready", 1)
 
 
 def test_an_error_is_shown_until_its_job_is_committed(world):
