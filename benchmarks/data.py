@@ -61,8 +61,8 @@ def small_scale(data: Path, count: int, work: Path) -> None:
     from chgnet.graph import CrystalGraphConverter
 
     from mbqueue.data.batches import make_batch
-    from mbqueue.data.cache import GraphCache
     from mbqueue.data.entries import Gatherer
+    from mbqueue.data.graph_cache import GraphCache
     from mbqueue.data.graphs import convert
 
     torch.set_num_threads(1)
@@ -220,9 +220,9 @@ def child(task: str, file: Path, folder: Path) -> None:
     import torch
 
     from mbqueue.data.batches import make_batch
-    from mbqueue.data.cache import GraphCache
     from mbqueue.data.crystals import Crystals
     from mbqueue.data.datasets import load
+    from mbqueue.data.graph_cache import GraphCache
 
     torch.set_num_threads(1)
     imported = time.perf_counter()

@@ -23,9 +23,9 @@ import torch
 from chgnet.graph import CrystalGraphConverter
 from torch.nn import functional
 
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import load
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.train.arithmetic import calculating, device_name, pick_device
 from mbqueue.train.backbone import open_frozen, prepare_frozen

@@ -10,10 +10,10 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.queue.opening import open_queue, queue_exists
 
 if TYPE_CHECKING:
-    from mbqueue.data.caches import StoredCache
+    from mbqueue.data.cache_folder import StoredCache
     from mbqueue.experiment import DataSpec
+    from mbqueue.session.ensemble import EnsembleTable
     from mbqueue.session.loading import LoadedData
-    from mbqueue.session.predicting import EnsembleTable
 
 #: Called with what begins; returns what is called with (done, total).
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -63,7 +63,7 @@ class Data(OpenedProject):
             CheckpointError: when a file is no CHGNet model.
             UsageError: when the device does not exist.
         """
-        from mbqueue.session.predicting import predict_dataset  # noqa: PLC0415
+        from mbqueue.session.ensemble import predict_dataset  # noqa: PLC0415
 
         return predict_dataset(
             self.folder,
@@ -77,7 +77,7 @@ class Data(OpenedProject):
 
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
         """Remove the caches that no unfinished experiment in the queue needs, or all; returns what was removed."""
-        from mbqueue.data.caches import prune_caches  # noqa: PLC0415
+        from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 
         needed: set[str] = set()
         if queue_exists(self.folder) and not everything:

@@ -56,7 +56,7 @@ def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
 
     Example: mbqueue cache list
     """
-    from mbqueue.data.caches import stored_caches
+    from mbqueue.data.cache_folder import stored_caches
 
     found = stored_caches(current_project(context).cache_dir)
     if as_json:
@@ -78,7 +78,7 @@ def cache_verify(
 
     Example: mbqueue cache verify --repair
     """
-    from mbqueue.data.caches import stored_caches, verify_graphs
+    from mbqueue.data.cache_folder import stored_caches, verify_graphs
 
     problems = []
     for entry in stored_caches(current_project(context).cache_dir):

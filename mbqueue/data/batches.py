@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mbqueue.data.assembly import assemble, atoms_of
 from mbqueue.data.batch import Batch
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.distortion import distort
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import CacheError
 
 

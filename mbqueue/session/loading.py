@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbqueue.data import datasets
-from mbqueue.data.cache import CRYSTALS_FILE, GraphCache, folder_name
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, folder_name
 from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.drive.crystals import Shelf, fetch_crystals, publish_crystals, shelf_of
 from mbqueue.errors import CacheError, DataError

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import calculating, device_name
 from mbqueue.train.feeds import GraphFeed

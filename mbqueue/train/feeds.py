@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion, make_batch
-from mbqueue.data.cache import GraphCache
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.train.forward import formation_energies, read_out, reference_energies
 from mbqueue.train.frozen import FrozenBackbone
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.data.batches import Distortion
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.folds import epoch_batches, test_rows, train_rows, validation_split
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import calculating, device_name, differences, fingerprint

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
-from mbqueue.data.cache import GraphCache
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.train.arithmetic import calculating, device_name
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.memory import DeviceMemory
@@ -23,7 +23,7 @@ from mbqueue.train.step import infer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class EnsemblePredictions:
     """What M models say about N crystals.
 
     Attributes:
@@ -55,7 +55,7 @@ def predict_crystals(
     memory_file: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Predictions | None:
+) -> EnsemblePredictions | None:
     """Formation energies of all crystals of ``cache``, in their order; None when asked to stop.
 
     Args:
@@ -96,7 +96,7 @@ def predict_crystals(
                     return None
                 each[number] += found[0].astype(np.float64) / len(distortions)
                 on_progress(number * len(distortions) + step + 1, total)
-    return Predictions(each=each)
+    return EnsemblePredictions(each=each)
 
 
 def _predict(feed: GraphFeed, model: CHGNet, batch: Batch) -> list[Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import Dataset, load
+from mbqueue.data.graph_cache import GraphCache
 
 
 @pytest.fixture(scope="session")

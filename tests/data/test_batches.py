@@ -14,7 +14,7 @@ from pymatgen.core import Lattice, Structure
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion, make_batch
-from mbqueue.data.cache import GraphCache
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.data.graphs import convert, graph
 from mbqueue.errors import CacheError
 from mbqueue.train.forward import formation_energies

@@ -15,8 +15,8 @@ from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
 from mbqueue.data.batch import Batch
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.train.backbone import open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints, Staged

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mbqueue.data.batches import make_batch
-from mbqueue.data.cache import GraphCache
 from mbqueue.data.datasets import load
+from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import TrainingError
 from mbqueue.train.forward import atom_features, check_architecture, energies, formation_energies
 from mbqueue.train.fused import FusedMessages

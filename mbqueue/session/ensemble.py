@@ -16,7 +16,7 @@ from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.worker import usable_device
-from mbqueue.train.predict import Predictions, predict_crystals
+from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 from mbqueue.train.pretrained import load_chgnet
 
 
@@ -25,7 +25,7 @@ class EnsembleTable:
     """What some models say of some crystals, in the order of the dataset."""
 
     crystals: Crystals
-    predictions: Predictions
+    predictions: EnsemblePredictions
 
     @property
     def mae(self) -> float | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mbqueue.data.cache import CRYSTALS_FILE, GraphCache, folder_name
-from mbqueue.data.caches import prune_caches, stored_caches, verify_graphs
+from mbqueue.data.cache_folder import prune_caches, stored_caches, verify_graphs
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, folder_name
 
 
 @pytest.fixture

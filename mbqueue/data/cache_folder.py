@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbqueue.data.cache import CRYSTALS_FILE, GraphCache
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache
 from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.errors import CacheError
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mbqueue.data import cache as cache_module
+from mbqueue.data import graph_cache as cache_module
 from mbqueue.data.batches import make_batch
-from mbqueue.data.cache import GraphCache, folder_name, shard_borders
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.graph_cache import GraphCache, folder_name, shard_borders
 from mbqueue.errors import CacheError
 
 
@@ -181,7 +181,7 @@ def test_a_temp_file_of_a_dead_builder_is_swept_away(crystals, tmp_path):
 CHILD = """
 import sys, time
 from pathlib import Path
-from mbqueue.data import cache
+from mbqueue.data import graph_cache as cache
 from mbqueue.data.crystals import Crystals
 
 convert = cache.convert
