@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -86,6 +86,15 @@ class ProjectFolder:
     def is_split(self) -> bool:
         """Whether the live state is elsewhere, and state/ holds only what is published."""
         return self.live is not None
+
+    @property
+    def unsplit(self) -> ProjectFolder:
+        """The same project as sessions without a live folder see it."""
+        return replace(self, live=None)
+
+    def with_queue(self, *, on_server: bool) -> ProjectFolder:
+        """The same project with its queue on a server, or in a file: the live folder may be another one then."""
+        return replace(self, live=_live_dir(self.root, self.settings, on_server=on_server))
 
     @property
     def publishes(self) -> bool:
@@ -154,6 +163,10 @@ class ProjectFolder:
         """Checkpoints and manifests of one fold."""
         return self.live_dir / "checkpoints" / experiment / f"fold_{fold}"
 
+    def fold_dirs(self) -> list[Path]:
+        """Every folder of `checkpoints_dir` that is there."""
+        return sorted(self.live_dir.glob("checkpoints/*/fold_[0-4]"))
+
     @property
     def wanted_dir(self) -> Path:
         """What people asked for of each experiment, for `mbqueue recover`."""
@@ -218,7 +231,7 @@ def find_project(given: Path | None = None, *, start: Path | None = None) -> Pro
 
 def _opened(root: Path) -> ProjectFolder:
     settings = load_settings(root)
-    return ProjectFolder(root, settings, _live_dir(root, settings))
+    return ProjectFolder(root, settings, _live_dir(root, settings, on_server=bool(_queue_url(settings))))
 
 
 def _queue_url(settings: Settings) -> str:
@@ -230,7 +243,7 @@ def _queue_url(settings: Settings) -> str:
     return given
 
 
-def _live_dir(root: Path, settings: Settings) -> Path | None:
+def _live_dir(root: Path, settings: Settings, *, on_server: bool) -> Path | None:
     """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project lies on.
 
     Where the queue is elsewhere, a cluster's file system needs none: its machines share the commits in state/.
@@ -240,7 +253,7 @@ def _live_dir(root: Path, settings: Settings) -> Path | None:
         live = (root / Path(given).expanduser()).absolute()
         return None if live == root / "state" else live
     mount = mount_of(root)
-    if not mount.is_remote or (mount.is_clustered and _queue_url(settings)):
+    if not mount.is_remote or (mount.is_clustered and on_server):
         return None
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Stable for one project, so that a second session on this machine finds the first one's queue.
