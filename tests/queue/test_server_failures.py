@@ -298,6 +298,19 @@ def test_who_may_wait_finds_opens_and_verifies_a_queue_whose_server_is_away(queu
         opened.verify()
 
 
+def test_who_may_wait_waits_for_a_server_that_has_no_connection_left(queue, url, postgres_server):
+    postgres_server.sql("CREATE ROLE crowd LOGIN CONNECTION LIMIT 0 IN ROLE postgres")
+    waited = []
+
+    def wait(seconds: float) -> bool:
+        waited.append(seconds)
+        postgres_server.sql("ALTER ROLE crowd CONNECTION LIMIT -1")
+        return False
+
+    assert exists(url.replace("postgres@", "crowd@"), wait=wait)
+    assert len(waited) == 1
+
+
 def test_who_does_not_wait_is_told_at_once_that_the_server_is_away(queue, url, postgres_server, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waited"))
     postgres_server.stop()

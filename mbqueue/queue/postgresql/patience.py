@@ -26,6 +26,9 @@ PATIENCE_SECONDS = 300.0
 #: Between two tries: doubled from the first to the last.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 
+#: What servers and poolers say when all their connections are taken. libpq gives no code of an error at connecting.
+_CROWDED = ("too many connections", "too many clients", "connection slots are reserved", "no more connections")
+
 
 def _sleep(seconds: float) -> bool:
     time.sleep(seconds)
@@ -86,13 +89,15 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
         try:
             return call()
         except psycopg.Error as error:
-            if _is_away(address):
+            if _is_temporary(address, error):
                 raise Interrupted(str(unreachable(address.shown, error))) from error
         return once()  # it may have come back just now; what it refuses, it refuses again
 
     return once() if wait is None else Patience(address.shown).attempt(unless_away, wait)
 
 
-def _is_away(address: Address) -> bool:
-    """Whether the server does not answer, or says that it takes no connections yet; one that refuses us is there."""
+def _is_temporary(address: Address, error: psycopg.Error) -> bool:
+    """Whether the server is away, takes no connections yet, or no more; one that refuses us is there."""
+    if any(sign in str(error) for sign in _CROWDED):
+        return True
     return PGconn.ping(make_conninfo(**address.options).encode()) in {Ping.REJECT, Ping.NO_RESPONSE}
