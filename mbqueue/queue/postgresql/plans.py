@@ -22,6 +22,8 @@ OUTDATED = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
 # Not of None: the server could not always tell what it stands for.
 _TYPES: dict[type, str] = {int: "bigint", float: "double precision", str: "text"}
+#: What PREPARE takes; LOCK and ALTER, for example, it does not.
+_PLANNABLE = re.compile(rb"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\)s|s|%)")
 #: A statement and the types of what is filled in.
 Shape = tuple[str, tuple[str, ...]]
@@ -51,7 +53,7 @@ class Plans:
         """What to send for a statement; two commands when it is just being planned."""
         places = _places(statement)
         values = [parameters[place] for place in places] if isinstance(parameters, Mapping) else list(parameters)
-        if any(type(value) not in _TYPES for value in values):
+        if not _PLANNABLE.match(translate(statement)) or any(type(value) not in _TYPES for value in values):
             return cursor.mogrify(translate(statement), parameters)
         shape = statement, tuple(_TYPES[type(value)] for value in values)
         name = self._names.get(shape) or self._new.get(shape)
