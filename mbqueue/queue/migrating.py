@@ -26,6 +26,7 @@ _COLUMNS = {
     "changed_by, changed_why, progress, result, error, val_mae, test_mae, seconds",
     "needs": "job_id, needed_id",
     "events": "id, at, job_id, experiment_id, by, from_state, to_state, why",
+    "commits_place": "id, number, kind, address, since, by",
 }
 _NUMBERED = ("experiments", "jobs", "events")
 
@@ -63,7 +64,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     with source.writing() as old, target.writing() as new:
         now = source.database.instant(old, now)
         if source.database.dialect == "postgresql":
-            old.execute("LOCK TABLE experiments, sessions, jobs, needs, events IN EXCLUSIVE MODE")
+            old.execute("LOCK TABLE experiments, sessions, jobs, needs, events, commits_place IN EXCLUSIVE MODE")
         live = old.execute(
             "SELECT id, host FROM sessions WHERE ended_at IS NULL AND alive_until > ?", (now,)
         ).fetchone()

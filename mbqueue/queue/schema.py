@@ -17,7 +17,7 @@ from mbqueue.queue.transitions import TRANSITIONS
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _VERSION_1 = (
     """
@@ -178,6 +178,20 @@ _VERSION_1 = (
     """,
 )
 
+_VERSION_3 = (
+    # Where the commits are (mbqueue.queue.commits_place): one row, or none while nobody has said.
+    """
+    CREATE TABLE commits_place (
+        number INTEGER PRIMARY KEY CHECK (number = 1),
+        id TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('store', 'folder')),
+        address TEXT NOT NULL,
+        since REAL NOT NULL,
+        by TEXT NOT NULL
+    ) STRICT
+    """,
+)
+
 
 def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
     """Whether the database has the schema that this program writes.
@@ -219,6 +233,10 @@ def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
         raise
 
 
+#: Names of the migrations; the first makes version 1.
+_MIGRATIONS = ("0001_queue", "0002_adopting", "0003_commits_place")
+
+
 def migrations() -> Migrations:
     """All migrations, oldest first; each sets `user_version` in its own transaction."""
     from sqlite_utils import Migrations  # noqa: PLC0415  (slow to import, and needed only here)
@@ -234,8 +252,13 @@ def migrations() -> Migrations:
         # The table of transitions has new rows, and `upgrade` writes it anew.
         db.conn.execute("PRAGMA user_version = 2")
 
-    steps(name="0001_queue")(queue)
-    steps(name="0002_adopting")(adopting)
+    def commits_place(db: Database) -> None:
+        for statement in _VERSION_3:
+            db.conn.execute(statement.strip())
+        db.conn.execute("PRAGMA user_version = 3")
+
+    for name, step in zip(_MIGRATIONS, (queue, adopting, commits_place), strict=True):
+        steps(name=name)(step)
     return steps
 
 
@@ -251,9 +274,11 @@ def definitions(db: sqlite3.Connection) -> Definitions:
 
 def expected_definitions(version: int) -> Definitions:
     """Those that a queue of this version has."""
-    # Versions 1 and 2 have the same tables; a later one that differs must be told apart here.
     if version not in _EXPECTED:
+        from sqlite_utils import Database  # noqa: PLC0415  (slow to import, and needed only here)
+
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-            upgrade(db, path=":memory:")
+            later = _MIGRATIONS[version:]
+            migrations().apply(Database(db, recursive_triggers=False, execute_plugins=False), stop_before=later)
             _EXPECTED[version] = definitions(db)
     return _EXPECTED[version]

@@ -9,6 +9,7 @@ from typing import Self
 
 from mbqueue.queue.adopting import Adopting
 from mbqueue.queue.claiming import Claims
+from mbqueue.queue.commits_place import CommitsPlaces
 from mbqueue.queue.database import Database
 from mbqueue.queue.enqueue import Enqueueing
 from mbqueue.queue.leases import Leases
@@ -18,7 +19,7 @@ from mbqueue.queue.sqlite import SqliteFile
 from mbqueue.queue.steering import Steering
 
 
-class Queue(Enqueueing, Leases, Claims, Sessions, Steering, Reports, Adopting):
+class Queue(Enqueueing, Leases, Claims, Sessions, Steering, Reports, Adopting, CommitsPlaces):
     """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
 
     Any number of processes and threads may use it at once. Every method is one transaction: when it returns, its

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
+from fake_training import LocalProject
 from postgres_server import PostgresServer
 from processes import run
-from small_project import make_project
+from small_project import ManualClock, make_project
 
-from mbqueue import Project
+from mbqueue import Project, mounts
 from mbqueue.errors import QueueError, UsageError
-from mbqueue.project import ProjectFolder
+from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue import Queue
+from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.migrating import _COLUMNS, copy_queue, rows_of
 from mbqueue.queue.opening import open_on_server
 
@@ -28,6 +31,8 @@ def used(tmp_path: Path, make_spec) -> ProjectFolder:
     project = make_project(tmp_path / "project")
     with Queue(project.queue_db) as queue:
         queue.enqueue(make_spec("a", folds=(0, 1, 2), epochs=3), results_dir="ra", now=1.0, priority=2)
+        place = CommitsPlace(id="0123456789abcdef", kind="store", address="s3://bucket/prefix")
+        queue.bind_commits(place, instead_of=None, by="test", now=1.5)
         queue.enqueue(make_spec("b", folds=(0,), epochs=0), results_dir="rb", now=2.0)
         session = queue.start_session(device="cpu ü", now=3.0, alive_seconds=60, deadline_at=99.5)
         take = lambda: queue.claim(session, now=4.25, lease_seconds=60)  # noqa: E731
@@ -139,3 +144,44 @@ def test_commands_work_on_the_copied_queue_and_show_no_password(used, url, monke
     for one in said:
         assert "s3cr3t" not in one.stdout + one.stderr
     assert "priority set to 5" in run(used.root, "events").stdout
+
+
+def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(tmp_path, url, monkeypatch):
+    project = LocalProject(tmp_path / "project", ManualClock())
+    root = project.project.root
+    mount = mounts.Mount(point=root, fstype="nfs4", source="server:/x")
+    monkeypatch.setattr("mbqueue.project.mount_of", lambda _path: mount)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    split = find_project(root)
+    split.live_dir.mkdir(parents=True)
+    project.project.queue_db.rename(split.queue_db)
+    project.project = split
+    session = project.train(5)
+    for _ in range(4):
+        session.step()  # to the fold's predictions
+    session.queue.end_session(session.id, reason="ended", now=project.clock.now())
+    session.queue.close()
+    published = root / "state/checkpoints/fake/fold_0/e0001-done-f0001-0123456789ab.json"
+    published.parent.mkdir(parents=True)
+    published.write_text("{}")
+
+    def commits_and_results(folder: ProjectFolder) -> dict[str, bytes]:
+        live = [path for fold in folder.fold_dirs() for path in fold.iterdir() if path != published]
+        results = [path for path in folder.working_results("results").rglob("*") if path.is_file()]
+        return {path.name: path.read_bytes() for path in (*live, *results)}
+
+    before = commits_and_results(split)
+    assert any(name.endswith(".pt") for name in before)
+    assert any(name.endswith(".csv") for name in before)
+    Project(root).migrate_queue(url)
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    assert not Project(root).folder.is_split
+    assert commits_and_results(Project(root).folder) == before
+
+    rmtree(tmp_path / "caches")
+    Project(root).migrate_queue("sqlite")
+    for queue in ("sqlite", ""):
+        monkeypatch.setenv("MBQUEUE_QUEUE", queue)
+        assert commits_and_results(Project(root).folder) == before
+    made = Project(root).back_up(tmp_path / "b.tar")
+    assert made.commits > 0

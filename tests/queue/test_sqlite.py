@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -61,7 +61,8 @@ def test_what_was_written_is_there_after_reopening(world, open_queue):
 
 
 def test_migrations_are_recorded(world):
-    assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == [("0001_queue",), ("0002_adopting",)]
+    names = [("0001_queue",), ("0002_adopting",), ("0003_commits_place",)]
+    assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == names
     assert _sql(_path(world), "PRAGMA user_version") == [(schema.SCHEMA_VERSION,)]
 
 
@@ -88,6 +89,14 @@ def test_a_database_of_every_version_opens_and_works(tmp_path, version):
         queue.commit(lease, result={"val_mae": 0.1}, now=now)
         fold = queue.overview(now=now)["experiments"][0]["folds"][0]
         assert fold["val_mae"] == [0.05, 0.1]
+
+
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION + 1))
+def test_the_definitions_of_every_version_are_known(tmp_path, version):
+    """A snapshot on a drive may be of an older mbqueue, and has these and no others."""
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
+        connection.executescript((FIXTURES / f"schema_{version}.sql").read_text(encoding="utf-8"))
+        assert schema.definitions(connection) == schema.expected_definitions(version)
 
 
 def test_the_table_of_transitions_in_the_newest_fixture_is_the_one_in_the_code(tmp_path):

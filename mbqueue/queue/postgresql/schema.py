@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 #: In the order in which a copy must fill them.
-TABLES = ("experiments", "sessions", "jobs", "needs", "events")
+TABLES = ("experiments", "sessions", "jobs", "needs", "events", "commits_place")
 #: On which channel a change that a waiting worker wants to hear of is told; the payload is the schema.
 CHANNEL = "mbqueue"
 
@@ -226,7 +226,20 @@ _VERSION_1 = (
     """,
 )
 
-_VERSIONS = (_VERSION_1,)
+_VERSION_2 = (
+    """
+    CREATE TABLE commits_place (
+        number integer PRIMARY KEY CHECK (number = 1),
+        id text NOT NULL,
+        kind text NOT NULL CHECK (kind IN ('store', 'folder')),
+        address text NOT NULL,
+        since double precision NOT NULL,
+        by text NOT NULL
+    )
+    """,
+)
+
+_VERSIONS = (_VERSION_1, _VERSION_2)
 SCHEMA_VERSION = len(_VERSIONS)
 
 _IS_THERE = """
@@ -240,8 +253,8 @@ TRIGGERS = 9
 
 #: Right → tables on which a worker needs it; on all tables and views it needs SELECT.
 _RIGHTS = {
-    "INSERT": "experiments, sessions, jobs, needs, events, receipts",
-    "UPDATE": "experiments, sessions, jobs, receipts",
+    "INSERT": "experiments, sessions, jobs, needs, events, receipts, commits_place",
+    "UPDATE": "experiments, sessions, jobs, receipts, commits_place",
     "DELETE": "receipts",
 }
 

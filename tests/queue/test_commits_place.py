@@ -1,0 +1,40 @@
+"""The queue's word on where its commits are, on every backend."""
+
+from __future__ import annotations
+
+import pytest
+
+from mbqueue.errors import QueueError
+from mbqueue.queue.commits_place import CommitsPlace
+
+STORE = CommitsPlace(id="11", kind="store", address="s3://bucket/one")
+OTHER = CommitsPlace(id="22", kind="store", address="s3://bucket/two")
+FOLDER = CommitsPlace(id="33", kind="folder", address="host:/project/state")
+
+
+def test_a_new_queue_knows_no_place_and_then_the_one_it_was_told(world, open_queue):
+    assert world.queue.commits_place() is None
+    world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
+    assert open_queue().commits_place() == STORE
+    (event,) = world.queue.events()
+    assert (event.by, event.why) == ("a", "commits are in s3://bucket/one (id 11)")
+
+
+def test_of_two_that_tell_it_at_once_the_first_is_heard(world):
+    """The second has looked before the first one told."""
+    world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
+    with pytest.raises(QueueError, match=r"s3://bucket/one \(id 11\)"):
+        world.queue.bind_commits(OTHER, instead_of=None, by="b", now=world.now)
+    world.queue.bind_commits(STORE, instead_of=None, by="b", now=world.now)  # of the same place both may tell
+    assert world.queue.commits_place() == STORE
+
+
+def test_the_place_does_not_change_while_a_session_works(world):
+    world.queue.bind_commits(FOLDER, instead_of=None, by="a", now=world.now)
+    session = world.session()
+    with pytest.raises(QueueError, match=f"Session {session} .*mbqueue stop"):
+        world.queue.bind_commits(STORE, instead_of=FOLDER, by="b", now=world.now)
+    world.queue.end_session(session, reason="test", now=world.now)
+    world.queue.bind_commits(STORE, instead_of=FOLDER, by="b", now=world.now)
+    assert world.queue.commits_place() == STORE
+    assert "no longer in host:/project/state" in world.queue.events()[-1].why
