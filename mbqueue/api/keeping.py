@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import UsageError
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.settings import wrong_queue_url
 
@@ -60,6 +61,8 @@ class Keeping(OpenedProject):
     def migrate_queue(self, to: str) -> Migrated:
         """Copy the queue into an empty database, losslessly; the one it was in stays, and the settings too.
 
+        On a cluster's file system the commits come along, to where sessions with the other queue look for them.
+
         Args:
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
 
@@ -71,11 +74,12 @@ class Keeping(OpenedProject):
 
         if not queue_exists(self.folder):
             raise UsageError(f"There is no queue in {self.folder.root} to be copied. For a new one, only set `queue`.")
+        if to != "sqlite" and (wrong := wrong_queue_url(to)):
+            raise UsageError(f"The argument {wrong}, or sqlite.")
         with open_queue(self.folder) as source:
+            there = self._take_along(to)
             if to == "sqlite":
-                return copy_to_file(source, self.folder.queue_db, now=self._clock.now())
-            if wrong := wrong_queue_url(to):
-                raise UsageError(f"The argument {wrong}, or sqlite.")
+                return copy_to_file(source, there.queue_db, now=self._clock.now())
             with open_on_server(to) as target:
                 if target.database.name == source.database.name:
                     raise UsageError(
@@ -92,9 +96,25 @@ class Keeping(OpenedProject):
                 f"server's own backups (pg_dump, docs/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, {further}"
             )
 
+    def _take_along(self, to: str) -> ProjectFolder:
+        """Bring commits and results to where sessions look for them when the queue is there; the project then."""
+        there = self.folder.with_queue(on_server=to != "sqlite")
+        if there.live_dir != self.folder.live_dir:
+            from mbqueue.drive.moving import follow_snapshots, take_commits, take_results  # noqa: PLC0415
+
+            take_commits(self.folder, there, differs=_refuse)
+            take_results(self.folder, there)
+            if there.is_split:
+                follow_snapshots(there)
+        return there
+
     def _fetch_commits(self) -> None:
         if self.folder.store:
             from mbqueue.objects import ObjectStore  # noqa: PLC0415 - only projects with a store need it
             from mbqueue.session.shared_commits import fetch_commits  # noqa: PLC0415
 
             fetch_commits(self.folder, ObjectStore.open(self.folder.store), note=tell)
+
+
+def _refuse(why: str) -> None:
+    raise UsageError(f"{why} Move the folder of those that are not wanted elsewhere. Nothing was changed.")

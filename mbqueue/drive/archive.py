@@ -130,7 +130,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of everything, each file whole."""
     yield "queue.db", snapshot.read_bytes()
-    for folder in sorted((project.live_dir / "checkpoints").glob("*/fold_[0-4]")):
+    for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
             yield f"checkpoints/{folder.parent.name}/{folder.name}/{file}", content
     seen = set()

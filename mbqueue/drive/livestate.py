@@ -77,7 +77,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         return None
     state = LiveState.load(project.publishing_file)
     folds = []
-    for folder in sorted(project.live_dir.glob("checkpoints/*/fold_[0-4]")):
+    for folder in project.fold_dirs():
         newest = newest_manifest(LocalPlace(folder))
         if newest is None:
             continue

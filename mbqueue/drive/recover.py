@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.clock import Clock, utc_text
 from mbqueue.drive.mounted import Drive
+from mbqueue.drive.moving import take_commits
 from mbqueue.drive.published import is_on_line, rank
 from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.drive.wanted import steer_as_wanted, wanted
@@ -24,6 +24,7 @@ from mbqueue.queue.jobs import Kind, SessionRow, State
 from mbqueue.queue.processes import ProcessIdentity, is_known_dead
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
+from mbqueue.train.places import LocalPlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,28 +49,48 @@ def recover(
     its priorities, pauses and cancellations (see `wanted`); predictions and records are made again (of a split
     project, taken from the mount where they are whole). Where the live folder is gone, too, pauses are.
 
+    Where the live folder has nothing and state/ has what sessions without one left there (the queue was on a server,
+    the project on a local disk), that is taken over first.
+
     Raises:
         UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
+        QueueError: when there is nothing to make a queue of.
     """
+    project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.live_dir / "entering.lock", timeout=600):
         replaced = move_queue_aside(project, force=force, clock=clock)
+        if project.is_split:
+            take_commits(project.unsplit, project, differs=note)
         asked = wanted(project, note)
+
+        def fill(queue: Queue) -> None:
+            known = {experiment.name for experiment in queue.experiments()}
+            for one in asked:
+                enqueue_again(queue, one, now=clock.now(), by="recover", note=note)
+            for folder in project.fold_dirs():
+                if folder.parent.name not in known:
+                    _restore_fold(project, queue, folder, note, clock.now())
+            for one in asked:
+                steer_as_wanted(queue, one, now=clock.now())
+
         if project.publishes:
-            Reentry(project, drive or Drive(project.root), note=note, clock=clock).restore(from_snapshot=False)
-            if asked:
-                with Queue(project.queue_db) as queue:
-                    _enqueue_wanted(queue, asked, note, clock.now())
-                    for one in asked:
-                        steer_as_wanted(queue, one, now=clock.now())
+            reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock)
+            reentry.restore(from_snapshot=False, further=fill)
         else:
-            _restore_local(project, asked, note, clock)
+            _restore_local(project, fill)
+    if not project.queue_db.exists():
+        places = f"{project.live_dir}{f' or on {project.root}' if project.is_split else ''}"
+        before = f" The database that was there is now {replaced}." if replaced is not None else ""
+        raise QueueError(
+            f"There is nothing to rebuild a queue from: no whole commit and no experiment in {places}.{before} "
+            "Put a backup in its place (mbqueue restore FILE), or begin anew: mbqueue enqueue NAME"
+        )
     found: list[tuple[str, int, int]] = []
-    if project.queue_db.exists():
-        with Queue(project.queue_db, read_only=True) as queue:
-            for experiment in queue.experiments():
-                for fold in experiment.spec["folds"]:
-                    jobs = queue.jobs(experiment=experiment.name, fold=fold, state=State.COMMITTED)
-                    found.append((experiment.name, fold, sum(job.kind is Kind.TRAIN for job in jobs)))
+    with Queue(project.queue_db, read_only=True) as queue:
+        for experiment in queue.experiments():
+            for fold in experiment.spec["folds"]:
+                jobs = queue.jobs(experiment=experiment.name, fold=fold, state=State.COMMITTED)
+                found.append((experiment.name, fold, sum(job.kind is Kind.TRAIN for job in jobs)))
     return Recovered(folds=found, replaced=replaced)
 
 
@@ -108,29 +129,17 @@ def _is_dead(row: SessionRow) -> bool:
     return is_known_dead(ProcessIdentity(row.host, row.boot_id, row.pid, row.pid_started))
 
 
-def _enqueue_wanted(queue: Queue, asked: Sequence[Mapping[str, Any]], note: Callable[[str], None], now: float) -> None:
-    for one in asked:
-        enqueue_again(queue, one, now=now, by="recover", note=note)
-
-
-def _restore_local(
-    project: ProjectFolder, asked: Sequence[Mapping[str, Any]], note: Callable[[str], None], clock: Clock
-) -> None:
+def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> None:
     building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
     for left in project.live_dir.glob(f"{building.name}*"):
         left.unlink()
     with Queue(building) as queue:
-        _enqueue_wanted(queue, asked, note, clock.now())
-        for folder in sorted(project.live_dir.glob("checkpoints/*/fold_[0-4]")):
-            _restore_fold(project, queue, folder, note, clock.now())
-        for one in asked:
-            steer_as_wanted(queue, one, now=clock.now())
+        fill(queue)
         is_empty = not queue.experiments()
     for suffix in ("-wal", "-shm", ".lock"):
         building.with_name(building.name + suffix).unlink(missing_ok=True)
     if is_empty:
         building.unlink()
-        note(f"There is no whole commit in {project.live_dir / 'checkpoints'}; nothing could be recovered.")
         return
     building.replace(project.queue_db)
     files.fsync_dir(project.live_dir)
@@ -175,7 +184,8 @@ def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest,
 def newest_whole(folder: Path, note: Callable[[str], None]) -> Manifest | None:
     """The commit of a local folder with the most work whose bytes, and its best epoch's, are what was written."""
     found = []
-    for path in sorted(folder.glob("e*.json")):
+    for stem in LocalPlace(folder).stems():
+        path = folder / f"{stem}.json"
         try:
             found.append(parse_manifest(path))
         except (CheckpointError, OSError) as error:

@@ -20,6 +20,7 @@ from mbqueue import files
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.drive.livestate import LiveState, trained_seconds
 from mbqueue.drive.mounted import Drive
+from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, histories_of
 from mbqueue.drive.published import Chain, PublishedFold, is_on_line, published_folds, rank
 from mbqueue.drive.snapshots import Snapshots, check_enqueued
@@ -51,6 +52,12 @@ def enter(
     with FileLock(project.live_dir / "entering.lock", timeout=600):
         if not project.queue_db.exists():
             reentry.restore()
+        if not project.queue_db.exists() and (stray := stray_state(project)):
+            note(
+                f"{stray} is of sessions without a live folder, and this project has one, {project.live_dir}: it lies "
+                "on a drive or network mount. If its queue is on a server, say where: MBQUEUE_QUEUE. Else take over "
+                "what lies in state/: mbqueue recover"
+            )
 
 
 class Reentry:
@@ -103,8 +110,12 @@ class Reentry:
             self._folds[key] = PublishedFold(self._drive, experiment, fold, self.damaged)
         return self._folds[key]
 
-    def restore(self, *, from_snapshot: bool = True) -> None:
-        """Make the live queue: from the newest whole snapshot, or empty, and then from everything newer."""
+    def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
+        """Make the live queue: from the newest whole snapshot, or empty, and then from everything newer.
+
+        Args:
+            further: puts into it what is known beside that.
+        """
         self._drive.check()
         building = self._project.live_dir / f"{files.TEMP_PREFIX}queue.db"
         for left in self._project.live_dir.glob(f"{building.name}*"):
@@ -121,6 +132,7 @@ class Reentry:
                 self._note(f"The queue was restored from {snapshot.base}.")
             state.save(self._project.publishing_file)
             self.reconcile(queue, at_start=True)
+            further(queue)
             is_new = snapshot is None and not queue.experiments()
         for suffix in ("-wal", "-shm", ".lock"):
             building.with_name(building.name + suffix).unlink(missing_ok=True)

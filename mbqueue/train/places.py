@@ -7,6 +7,7 @@ letting the commit exist (`stage`), and lets it exist by one step that is quick 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Protocol
 from mbqueue.errors import CheckpointError
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, temp_beside
 from mbqueue.train.manifest import LARGEST_MANIFEST, Damaged, Manifest, manifest_named
+
+#: Names of commits. Beside them, where a cluster's machines have theirs, may be those published of a queue in a file
+#: (STEM-HASH), which are none of theirs.
+_STEM = re.compile(r"e\d{4,9}-(?:done|s\d{6,12})-f\d{4,9}")
 
 
 class Staging(Protocol):
@@ -112,7 +117,7 @@ class LocalPlace:
         return str(self.folder)
 
     def stems(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob("e*.json"))
+        return sorted(path.stem for path in self.folder.glob("e*.json") if _STEM.fullmatch(path.stem))
 
     def manifest(self, stem: str) -> bytes:
         with (self.folder / f"{stem}.json").open("rb") as stream:
@@ -164,7 +169,7 @@ class LocalPlace:
         # Of a death between the two steps of publishing, of removing, or of setting aside. The name holds that
         # writer's fence, so nobody else writes to it.
         for path in self.folder.glob("e*.pt"):
-            if not path.with_suffix(".json").exists():
+            if _STEM.fullmatch(path.stem) and not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_training import FakeSession, is_done
+from fake_training import FakeSession, LocalProject, is_done
 from small_project import ManualClock
 
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
@@ -30,37 +30,9 @@ def note(_text: str) -> None:
     """Nobody listens."""
 
 
-class Local:
-    """A project on a local disk with two fake folds."""
-
-    def __init__(self, root: Path, clock: ManualClock) -> None:
-        self.project, self.clock = init_project(root)[0], clock
-        content = {"name": "fake", "folds": (0, 1), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
-        with Queue(self.project.queue_db) as queue:
-            queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=clock.now(), priority=3)
-
-    def train(self, steps: int) -> FakeSession:
-        """A session of so many steps, which is still at work."""
-        session = FakeSession.__new__(FakeSession)
-        # A local project publishes nothing, so the session has no publisher that could do anything.
-        session.project, session.clock, session.notes = self.project, self.clock, []
-        session.lease, session.steps_trained = None, 0
-        session.queue = Queue(self.project.queue_db)
-        session.id = session.queue.start_session(device="fake", now=self.clock.now(), alive_seconds=100.0)
-        session.publisher = _NoPublisher()  # type: ignore[assignment]
-        while session.steps_trained < steps:
-            self.clock.advance(1.0)
-            assert session.step()
-        return session
-
-
-class _NoPublisher:
-    others: tuple[object, ...] = ()
-
-
 @pytest.fixture
-def local(tmp_path: Path, clock: ManualClock) -> Local:
-    return Local(tmp_path / "project", clock)
+def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
+    return LocalProject(tmp_path / "project", clock)
 
 
 def end(session: FakeSession) -> None:
@@ -78,7 +50,7 @@ def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
 
 
 @pytest.mark.parametrize("loss", ["gone", "garbled"])
-def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: Local, loss: str) -> None:
+def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: LocalProject, loss: str) -> None:
     end(local.train(5))
     before = epochs_and_rows(local.project)
     assert len(before) >= 2
@@ -99,7 +71,7 @@ def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: Local, loss:
     assert is_done(session.queue)
 
 
-def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(local: Local) -> None:
+def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(local: LocalProject) -> None:
     end(local.train(4))
     folder = local.project.checkpoints_dir("fake", 0)
     newest = folder / "e0002-done-f0001.pt"
@@ -113,7 +85,7 @@ def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(
     assert states[2] is not State.COMMITTED
 
 
-def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_file(local: Local) -> None:
+def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_file(local: LocalProject) -> None:
     end(local.train(4))
     for path in local.project.checkpoints_dir("fake", 0).glob("*.json"):
         content = json.loads(path.read_text())
@@ -123,16 +95,17 @@ def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_fi
         path.write_text(json.dumps(content))
     local.project.queue_db.unlink()
     told: list[str] = []
-    recover(local.project, force=False, note=told.append, clock=local.clock)
+    with pytest.raises(QueueError, match="nothing to rebuild a queue from"):
+        recover(local.project, force=False, note=told.append, clock=local.clock)
     assert any("left out" in text for text in told), "\n".join(told)
     spec = 'name = "fake"\nfolds = [0, 1]\n[data]\ndataset = "sample"\n[train]\nepochs = 2\n'
     (local.project.jobs_dir / "fake.toml").write_text(spec)
-    recover(local.project, force=True, note=note, clock=local.clock)
+    recover(local.project, force=False, note=note, clock=local.clock)
     assert len(epochs_and_rows(local.project)) == 2
 
 
 def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_worked_with(
-    local: Local, tmp_path: Path
+    local: LocalProject, tmp_path: Path
 ) -> None:
     session = local.train(2)
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
@@ -147,7 +120,7 @@ def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_work
         restore(local.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
 
 
-def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(local: Local) -> None:
+def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(local: LocalProject) -> None:
     local.train(2).queue.close()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
@@ -158,7 +131,9 @@ def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(loc
 
 
 @pytest.mark.parametrize(("name", "other"), [("jobs", "gobs"), ("events", "gvents"), ("changed_why", "changed_whx")])
-def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(local: Local, name: str, other: str) -> None:
+def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(
+    local: LocalProject, name: str, other: str
+) -> None:
     end(local.train(2))
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
@@ -171,13 +146,13 @@ def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(local: Loc
 
 
 def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_on(
-    local: Local, tmp_path: Path
+    local: LocalProject, tmp_path: Path
 ) -> None:
     session = local.train(3)
     made = back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     assert made.commits >= 1
     end(session)
-    other = Local.__new__(Local)
+    other = LocalProject.__new__(LocalProject)
     other.project, other.clock = init_project(tmp_path / "other")[0], local.clock
     restore(other.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
     carried = other.train(5)
@@ -187,7 +162,7 @@ def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_
     assert carried.steps_trained == 5, "a step that was in the backup was done again"
 
 
-def test_what_restore_replaces_is_kept(local: Local, tmp_path: Path) -> None:
+def test_what_restore_replaces_is_kept(local: LocalProject, tmp_path: Path) -> None:
     end(local.train(2))
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     end(local.train(2))
@@ -251,7 +226,7 @@ def _flipped(source: Path) -> bytes:
     ],
 )  # fmt: skip
 def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_changed(
-    local: Local, tmp_path: Path, harm: Callable[[Path], bytes]
+    local: LocalProject, tmp_path: Path, harm: Callable[[Path], bytes]
 ) -> None:
     end(local.train(3))
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)

@@ -73,7 +73,7 @@ def test_a_file_is_published_however_many_damaged_ones_have_its_name(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", _no_removing)
         for _ in range(150):
-            with pytest.raises(OSError, match="injected|not this one"):
+            with pytest.raises(OSError, match=r"injected|not this one"):
                 put_once(drive, PATH, b"x" * 5000)
     assert len(names(root, "state")) <= 10
     drive.is_full = False

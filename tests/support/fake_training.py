@@ -17,8 +17,9 @@ from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.recover import newest_whole
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import LeaseLost
+from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
-from mbqueue.project import ProjectFolder, Settings
+from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import history_file, model_file, predictions_file
@@ -27,6 +28,7 @@ from mbqueue.train.checkpoint import Checkpoints
 STEPS = 2
 LEASE_SECONDS = 100.0
 DATASET_HASH = "d" * 64
+FAKE_RESULTS = "results/daily/2026-01-01/fake"
 
 
 class FakeSession:
@@ -205,3 +207,31 @@ def is_done(queue: Queue) -> bool:
     """Whether nothing is left."""
     jobs: tuple[Job, ...] = queue.jobs()
     return bool(jobs) and all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)
+
+
+class LocalProject:
+    """A project on a local disk with two fake folds."""
+
+    def __init__(self, root: Path, clock: ManualClock) -> None:
+        self.project, self.clock = init_project(root)[0], clock
+        content = {"name": "fake", "folds": (0, 1), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+        with Queue(self.project.queue_db) as queue:
+            queue.enqueue(parse_spec(content, source="test"), results_dir=FAKE_RESULTS, now=clock.now(), priority=3)
+
+    def train(self, steps: int) -> FakeSession:
+        """A session of so many steps, which is still at work."""
+        session = FakeSession.__new__(FakeSession)
+        # A local project publishes nothing, so the session has no publisher that could do anything.
+        session.project, session.clock, session.notes = self.project, self.clock, []
+        session.lease, session.steps_trained = None, 0
+        session.queue = Queue(self.project.queue_db)
+        session.id = session.queue.start_session(device="fake", now=self.clock.now(), alive_seconds=100.0)
+        session.publisher = _NoPublisher()  # type: ignore[assignment]
+        while session.steps_trained < steps:
+            self.clock.advance(1.0)
+            assert session.step()
+        return session
+
+
+class _NoPublisher:
+    others: tuple[object, ...] = ()

@@ -233,3 +233,19 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
     (local / "e0001-done-f0001.pt.damaged").write_bytes(b"evidence")
     Checkpoints(local).sweep()
     assert names(local) == sorted([*before, "e0001-done-f0001.pt.damaged"])
+
+
+def test_what_a_queue_in_a_file_has_published_beside_them_is_neither_a_commit_nor_garbage(local: Path) -> None:
+    """On a cluster's file system both lie in state/checkpoints."""
+    for suffix in (".json", ".pt"):
+        content = (local / f"e0001-done-f0001{suffix}").read_bytes()
+        (local / f"e0001-done-f0001-0123456789ab{suffix}").write_bytes(content)
+    (local / "e0002-done-f0002-0123456789ab.pt").write_bytes(b"its manifest is on its way")
+    before = names(local)
+    commits = Checkpoints(local)
+    commits.sweep()
+    newest = commits.newest()
+    assert newest is not None
+    assert newest.stem == "e0002-s000001-f0002"
+    commits.prune()
+    assert names(local) == before

@@ -1,0 +1,66 @@
+"""Taking along what lies beside a queue, when the queue goes where another folder is the live one.
+
+On a cluster's file system that is so: with the queue on a server its machines share the commits in state/, and with
+the queue in a file they are in a live folder on a local disk. Nothing is removed, so the way back is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mbqueue import files
+from mbqueue.drive.livestate import LiveState
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.snapshots import Snapshots
+from mbqueue.project import ProjectFolder
+from mbqueue.train.places import LocalPlace
+
+
+def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
+    """Copy commits, and what was asked for, from one live folder to another; what is there already stays.
+
+    Args:
+        differs: told of each commit that is another one in the target.
+    """
+    for folder in source.fold_dirs():
+        there = target.checkpoints_dir(folder.parent.name, int(folder.name[-1]))
+        for stem in LocalPlace(folder).stems():
+            listing, checkpoint = folder / f"{stem}.json", folder / f"{stem}.pt"
+            taken = there / listing.name
+            if taken.exists() and taken.read_bytes() != listing.read_bytes():
+                differs(f"{taken} stays as it is, and is another commit than {listing}.")
+            elif not taken.exists() and checkpoint.exists():
+                files.write_bytes(there / checkpoint.name, checkpoint.read_bytes())
+                files.write_bytes(taken, listing.read_bytes())
+    for path in source.wanted_dir.glob("*.json"):
+        if not (target.wanted_dir / path.name).exists():
+            files.write_bytes(target.wanted_dir / path.name, path.read_bytes())
+
+
+def take_results(source: ProjectFolder, target: ProjectFolder) -> None:
+    """Copy result files to where the sessions of the target make theirs."""
+    base = source.working_results("results")
+    for path in base.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            taken = target.working_results("results") / path.relative_to(base)
+            if not taken.exists() or files.sha256_of_file(taken) != files.sha256_of_file(path):
+                files.write_bytes(taken, path.read_bytes())
+
+
+def follow_snapshots(project: ProjectFolder) -> None:
+    """Let the queue that is about to be the live one count as later than every snapshot on the mount."""
+    state = LiveState.load(project.publishing_file)
+    for snapshot in Snapshots(Drive(project.root)).listed():
+        listing = snapshot.listing
+        state.number = max(state.number, listing.number)
+        state.ancestry[listing.database] = max(listing.number, state.ancestry.get(listing.database, 0))
+    state.save(project.publishing_file)
+
+
+def stray_state(project: ProjectFolder) -> Path | None:
+    """Of a split project: a queue or commit that sessions without a live folder left in state/, where none looks."""
+    unsplit = project.unsplit
+    if unsplit.queue_db.exists():
+        return unsplit.queue_db
+    return next((folder for folder in unsplit.fold_dirs() if LocalPlace(folder).stems()), None)
