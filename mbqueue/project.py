@@ -1,4 +1,4 @@
-"""Where everything of a project lies. No other module puts a path together.
+"""Where everything of a project lies: the one map of its folders. Other modules only name files in them.
 
     PROJECT/
     ├── mbqueue.toml                settings (optional)
@@ -24,7 +24,8 @@ a local disk, and the mount receives files that are written once, under names th
     ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM-HASH.json
     ├── snapshots/NUMBER-DATABASE-HASH.db, .json
     ├── outcomes/EXPERIMENT/…       which result files there are, and their hashes
-    └── sessions/SESSION-NUMBER.json
+    ├── sessions/SESSION-NUMBER.json
+    └── crystals/DATASET-HASH.bin   what a new machine needs, to make its cache/ of
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ from mbqueue.settings import SETTINGS_FILE, Settings, load_settings, wrong_queue
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
 QUEUE_VARIABLE = "MBQUEUE_QUEUE"
+
+#: What is published, relative to the project's folder on the drive, as `mbqueue.drive.mounted.Drive` takes it.
+PUBLISHED_CHECKPOINTS = "state/checkpoints"
+PUBLISHED_SNAPSHOTS = "state/snapshots"
+PUBLISHED_OUTCOMES = "state/outcomes"
+PUBLISHED_SESSIONS = "state/sessions"
+PUBLISHED_CRYSTALS = "state/crystals"
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,11 @@ class ProjectFolder:
         return self.live_dir / "store.json"
 
     @property
+    def commits_file(self) -> Path:
+        """By which id a shared queue knows this folder's checkpoints; only where they are in no store."""
+        return self.live_dir / "commits.json"
+
+    @property
     def live_dir(self) -> Path:
         """What changes while sessions work; always to be on a local disk."""
         return self.live if self.live is not None else self.state_dir
@@ -159,18 +172,33 @@ class ProjectFolder:
         """What each device was found to hold (micro-batch after an out-of-memory error)."""
         return self.live_dir / "device_limits.json"
 
+    @property
+    def all_checkpoints(self) -> Path:
+        """Checkpoints and manifests of all folds."""
+        return self.live_dir / "checkpoints"
+
     def checkpoints_dir(self, experiment: str, fold: int) -> Path:
         """Checkpoints and manifests of one fold."""
-        return self.live_dir / "checkpoints" / experiment / f"fold_{fold}"
+        return self.all_checkpoints / experiment / f"fold_{fold}"
 
     def fold_dirs(self) -> list[Path]:
         """Every folder of `checkpoints_dir` that is there."""
-        return sorted(self.live_dir.glob("checkpoints/*/fold_[0-4]"))
+        return sorted(self.all_checkpoints.glob("*/fold_[0-4]"))
 
     @property
     def wanted_dir(self) -> Path:
         """What people asked for of each experiment, for `mbqueue recover`."""
         return self.live_dir / "wanted"
+
+    @property
+    def entering_lock(self) -> Path:
+        """Held by whoever makes or replaces the queue's file."""
+        return self.live_dir / "entering.lock"
+
+    @property
+    def publishing_lock(self) -> Path:
+        """Held by the session that publishes."""
+        return self.live_dir / "publishing.lock"
 
     @property
     def publishing_file(self) -> Path:

@@ -97,3 +97,16 @@ def test_nothing_is_pickled_and_torch_loads_weights_only() -> None:
         assert not re.search(r"^\s*(import|from) pickle", text, flags=re.MULTILINE), path
         for call in re.findall(r"torch\.load\([^)]*\)(?:[^)]*\))?", text):
             assert "weights_only=True" in call, f"{path}: {call}"
+
+
+def test_only_the_map_in_project_names_folders_of_the_state() -> None:
+    named = [
+        f"{path.relative_to(ROOT)}: {node.value}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "project.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"state/[\w/.-]*", node.value)
+    ]
+    assert named == []

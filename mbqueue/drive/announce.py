@@ -14,12 +14,12 @@ from typing import Any
 
 from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file
 from mbqueue.drive.reading import NOT_OURS
+from mbqueue.project import PUBLISHED_SESSIONS
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.processes import ProcessIdentity, is_known_dead
 
 FORMAT = 1
-SESSIONS = "state/sessions"
 LARGEST = 1 << 20
 #: A session counts as living for so long after its last announcement; uploads may take minutes.
 ALIVE_SECONDS = 300.0
@@ -73,16 +73,16 @@ class Announcements:
             ended=ended,
         )
         text = json.dumps(asdict(announcement), allow_nan=False).encode()
-        self._drive.write_new(f"{SESSIONS}/{self._session}-{self._number:06d}.json", text)
-        for name in self._drive.names(SESSIONS):
+        self._drive.write_new(f"{PUBLISHED_SESSIONS}/{self._session}-{self._number:06d}.json", text)
+        for name in self._drive.names(PUBLISHED_SESSIONS):
             match = _NAME.fullmatch(name)
             if match and match[1] == self._session and int(match[2]) < self._number:
-                self._drive.remove(f"{SESSIONS}/{name}")
+                self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
 
     def others(self, *, now: float) -> list[Announcement]:
         """The newest announcements of living sessions with other databases; those of a week ago are removed."""
         newest: dict[str, Announcement] = {}
-        for name in self._drive.names(SESSIONS):
+        for name in self._drive.names(PUBLISHED_SESSIONS):
             match = _NAME.fullmatch(name)
             if not match or match[1] == self._session:
                 continue
@@ -91,7 +91,7 @@ class Announcements:
                 continue
             self._known[name] = found
             if found.written_at < now - _FORGOTTEN_SECONDS:
-                self._drive.remove(f"{SESSIONS}/{name}")
+                self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
             elif found.session.id not in newest or newest[found.session.id].number < found.number:
                 newest[found.session.id] = found
         return [
@@ -104,7 +104,7 @@ class Announcements:
     def _read(self, name: str) -> Announcement | None:
         # One that is damaged or only half here is as good as none: the next will come.
         try:
-            return _announcement(json.loads(self._drive.read(f"{SESSIONS}/{name}", at_most=LARGEST)))
+            return _announcement(json.loads(self._drive.read(f"{PUBLISHED_SESSIONS}/{name}", at_most=LARGEST)))
         except OSError as error:
             if not is_about_one_file(error):
                 raise

@@ -100,7 +100,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     project.live_dir.mkdir(parents=True, exist_ok=True)
     staging = project.live_dir / f"{files.TEMP_PREFIX}restore"
     shutil.rmtree(staging, ignore_errors=True)
-    with FileLock(project.live_dir / "entering.lock", timeout=600):
+    with FileLock(project.entering_lock, timeout=600):
         try:
             found = _unpack(source, staging)
             check(staging / "queue.db")
@@ -134,9 +134,9 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
         for file, content in _commits(folder).items():
             yield f"checkpoints/{folder.parent.name}/{folder.name}/{file}", content
     seen = set()
-    for base in dict.fromkeys((project.live_dir / "results" if project.is_split else None, project.results_dir)):
-        for path in sorted(base.rglob("*")) if base else ():
-            name = str(PurePosixPath("results", *path.relative_to(base).parts)) if base else ""
+    for base in dict.fromkeys((project.working_results("results"), project.results_dir)):
+        for path in sorted(base.rglob("*")):
+            name = str(PurePosixPath("results", *path.relative_to(base).parts))
             if name not in seen and _MEMBER.fullmatch(name) and path.is_file() and not path.is_symlink():
                 seen.add(name)
                 try:
@@ -234,7 +234,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock) -> None:
         shutil.move(path, target)
 
     if (staging / "checkpoints").exists():
-        put(staging / "checkpoints", project.live_dir / "checkpoints", "checkpoints")
+        put(staging / "checkpoints", project.all_checkpoints, "checkpoints")
     results = project.working_results("results")
     for path in sorted((staging / "results").rglob("*")):
         if path.is_file():

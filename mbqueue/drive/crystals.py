@@ -15,9 +15,8 @@ from mbqueue import files
 from mbqueue.drive.mounted import Drive
 from mbqueue.errors import StoreError
 from mbqueue.objects import ObjectStore
-from mbqueue.project import ProjectFolder
+from mbqueue.project import PUBLISHED_CRYSTALS, ProjectFolder
 
-FOLDER = "state/crystals"
 STORE_FOLDER = "crystals"
 #: Far more than any dataset takes; a larger file is none of ours.
 LARGEST_BYTES = 1 << 32
@@ -40,7 +39,7 @@ def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf 
     """Where a project keeps crystals for other machines; None when nobody else could see it."""
     if project.store:
         return Shelf(store or ObjectStore.open(project.store), STORE_FOLDER)
-    return Shelf(Drive(project.root), FOLDER) if project.is_split else None
+    return Shelf(Drive(project.root), PUBLISHED_CRYSTALS) if project.is_split else None
 
 
 def publish_crystals(shelf: Shelf | None, file: Path, dataset_hash: str, note: Callable[[str], None]) -> None:

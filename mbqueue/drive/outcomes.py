@@ -20,12 +20,12 @@ from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file, put_once
 from mbqueue.drive.reading import Reader
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.experiment import N_FOLDS
+from mbqueue.project import PUBLISHED_OUTCOMES
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, model_file, predictions_file
 
 FORMAT = 1
-OUTCOMES = "state/outcomes"
 LARGEST_LISTING = 16 << 20
 LARGEST_RESULT = 1 << 30
 
@@ -45,7 +45,7 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ResultListing:
     """The listing of what a `prepare`, `predict` or `record` job left.
 
     Attributes:
@@ -85,7 +85,7 @@ def histories_of(jobs: Sequence[Job]) -> dict[int, list[dict[str, Any]]]:
     return found
 
 
-class Outcomes:
+class PublishedResults:
     """The listings and result files of a project on a mount.
 
     Args:
@@ -95,26 +95,26 @@ class Outcomes:
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
         self._drive = drive
         self._reader = Reader(drive, on_damaged)
-        self._known: dict[str, Outcome] = {}
+        self._known: dict[str, ResultListing] = {}
         self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
     def experiments(self) -> list[str]:
         """Experiments that have listings."""
-        return self._drive.names(OUTCOMES)
+        return self._drive.names(PUBLISHED_OUTCOMES)
 
-    def listed(self, experiment: str) -> list[Outcome]:
+    def listed(self, experiment: str) -> list[ResultListing]:
         """Every whole listing of an experiment."""
         found = {}
-        for name in self._drive.names(f"{OUTCOMES}/{experiment}"):
+        for name in self._drive.names(f"{PUBLISHED_OUTCOMES}/{experiment}"):
             match = _NAME.fullmatch(name)
             if match and match[1] not in found:
-                path = f"{OUTCOMES}/{experiment}/{name}"
+                path = f"{PUBLISHED_OUTCOMES}/{experiment}/{name}"
                 outcome = self._known.get(path) or self._read(path, match[1], experiment)
                 if outcome is not None:
                     self._known[path] = found[match[1]] = outcome
         return [found[digits] for digits in sorted(found)]
 
-    def publish(self, outcome: Outcome, folder: Path) -> None:
+    def publish(self, outcome: ResultListing, folder: Path) -> None:
         """Copy an outcome's files from a local folder to the project's results, and then write its listing."""
         for name, size, sha256 in outcome.files:
             content = (folder / name).read_bytes()
@@ -123,7 +123,7 @@ class Outcomes:
             self._put(f"{outcome.enqueued['results_dir']}/{name}", content)
         content = (json.dumps(asdict(outcome), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
         digits = hashlib.sha256(content).hexdigest()[:12]
-        path = f"{OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
+        path = f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
         put_once(self._drive, path, content)
 
     def are_whole(self, results_dir: str, listed: Sequence[tuple[str, int, str]]) -> bool:
@@ -146,7 +146,7 @@ class Outcomes:
                 return False
         return True
 
-    def fetch(self, outcome: Outcome, folder: Path) -> bool:
+    def fetch(self, outcome: ResultListing, folder: Path) -> bool:
         """Copy an outcome's files into a local folder; False, with nothing copied, when one is not whole."""
         contents = {}
         for name, size, sha256 in outcome.files:
@@ -176,17 +176,17 @@ class Outcomes:
         self._drive.remove(path)
         self._drive.write_new(path, content)
 
-    def _read(self, path: str, digits: str, experiment: str) -> Outcome | None:
-        def parse(content: bytes) -> Outcome:
+    def _read(self, path: str, digits: str, experiment: str) -> ResultListing | None:
+        def parse(content: bytes) -> ResultListing:
             return _outcome(json.loads(content), path, experiment)
 
         return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
 
 
-def _outcome(parts: Any, path: str, experiment: str) -> Outcome:
+def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
     if parts["format"] > FORMAT:
         raise ValueError("a newer mbqueue wrote it; update mbqueue")
-    outcome = Outcome(**{key: parts[key] for key in Outcome.__dataclass_fields__})
+    outcome = ResultListing(**{key: parts[key] for key in ResultListing.__dataclass_fields__})
     check_enqueued(outcome.enqueued, source=path)
     if outcome.kind not in {Kind.PREPARE, Kind.PREDICT, Kind.RECORD} or not isinstance(outcome.result, dict):
         raise ValueError("it is of no kind of job")

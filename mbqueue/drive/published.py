@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 
 from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import Reader
+from mbqueue.project import PUBLISHED_CHECKPOINTS
 from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
 
-CHECKPOINTS = "state/checkpoints"
 HASH_DIGITS = 12
 #: Commits of a line that are kept on the mount, besides that of its best epoch.
 KEPT = 2
@@ -111,7 +111,7 @@ class PublishedFold:
         on_damaged: Callable[[str, str], None] = lambda _path, _why: None,
     ) -> None:
         self.drive, self.experiment, self.fold = drive, experiment, fold
-        self.folder = f"{CHECKPOINTS}/{experiment}/fold_{fold}"
+        self.folder = f"{PUBLISHED_CHECKPOINTS}/{experiment}/fold_{fold}"
         self._reader = Reader(drive, on_damaged)
         self._known: dict[str, PublishedCommit] = {}
 
@@ -188,8 +188,8 @@ class PublishedFold:
 def published_folds(drive: Drive) -> list[tuple[str, int]]:
     """(experiment, fold) of everything that has commits on the mount."""
     found = []
-    for experiment in drive.names(CHECKPOINTS):
-        for name in drive.names(f"{CHECKPOINTS}/{experiment}"):
+    for experiment in drive.names(PUBLISHED_CHECKPOINTS):
+        for name in drive.names(f"{PUBLISHED_CHECKPOINTS}/{experiment}"):
             if re.fullmatch(r"fold_[0-4]", name):
                 found.append((experiment, int(name[-1])))  # noqa: PERF401 - reads better than one expression
     return found

@@ -16,14 +16,21 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from mbqueue import files
-from mbqueue.clock import Clock, format_duration
+from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement, Announcements
 from mbqueue.drive.livestate import LiveState, trained_seconds
 from mbqueue.drive.mounted import Drive, put_once
-from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, enqueued_facts, histories_of, result_files
+from mbqueue.drive.outcomes import (
+    PublishedResults,
+    ResultListing,
+    chain_hash,
+    enqueued_facts,
+    histories_of,
+    result_files,
+)
 from mbqueue.drive.published import base_name, is_on_line, superseded
 from mbqueue.drive.reentry import Reentry
-from mbqueue.drive.rounds import Rounds
+from mbqueue.drive.rounds import NoTime, Pace, Rounds
 from mbqueue.drive.snapshots import Snapshots, take
 from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.project import ProjectFolder
@@ -44,12 +51,6 @@ SNAPSHOT_SECONDS = 60.0
 RECONCILE_SECONDS = 30.0
 #: How long the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
-#: The time that a smaller file takes says nothing of the time for each byte.
-SMALL_FILE = 1_000_000
-
-
-class NoTime(Exception):
-    """A file was not begun, because it would not be written before the session's end."""
 
 
 class Publisher:
@@ -83,7 +84,7 @@ class Publisher:
         # The main thread has its own: what a thread has read of the mount is its own.
         self._beside = Reentry(project, self._drive, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
-        self._outcomes = Outcomes(self._drive, self._reentry.damaged)
+        self._outcomes = PublishedResults(self._drive, self._reentry.damaged)
         self._announcements: Announcements | None = None
         self._announced_at: float | None = None
         self._announced_folds: set[tuple[str, int]] = set()
@@ -91,8 +92,7 @@ class Publisher:
         self._reconciled_at: float | None = None
         self._failures = 0
         self._wrote = False
-        self._bytes_per_second: float | None = None
-        self._file_seconds = 0.0
+        self._pace = Pace()
         self._others: list[Announcement] = []
         self._rounds = Rounds(session)
         self._first_numbers: dict[str, int] = {}
@@ -155,7 +155,7 @@ class Publisher:
         began = self._clock.monotonic()
         self._wrote = False
         try:
-            with FileLock(self._project.live_dir / "publishing.lock", timeout=0 if ended is None else 60):
+            with FileLock(self._project.publishing_lock, timeout=0 if ended is None else 60):
                 self._publish_all(final=ended is not None)
                 if self._session is not None:
                     with Queue(self._project.queue_db) as queue:
@@ -236,7 +236,7 @@ class Publisher:
 
     def _publish_snapshot(self, state: LiveState, last_event: int, experiments: list[dict[str, Any]]) -> None:
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
-        self._require_time(size)
+        self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
             self._sealed,
             {
@@ -249,7 +249,7 @@ class Publisher:
                 "experiments": experiments,
             },
         )
-        self._learn(size, began)
+        self._written(size, began)
         self._sealed.unlink(missing_ok=True)
         state.number, state.last_event = state.number + 1, last_event
         state.save(self._project.publishing_file)
@@ -269,11 +269,11 @@ class Publisher:
                     checkpoint = (folder / f"{manifest.stem}.pt").read_bytes()
                 except FileNotFoundError:
                     continue  # superseded and removed since it was listed
-                self._require_time(manifest.size)
+                self._pace.require(manifest.size, self._remaining())
                 began = self._clock.monotonic()
                 put_once(self._drive, f"{published.folder}/{base}.pt", checkpoint)
                 put_once(self._drive, f"{published.folder}/{base}.json", content)
-                self._learn(manifest.size, began)
+                self._written(manifest.size, began)
             key = f"{experiment.name}/fold_{fold}"
             state.commits[key] = {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
         commits = published.commits(experiment.spec_hash)
@@ -311,8 +311,8 @@ class Publisher:
                 continue  # made again by the session's own check
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
-            self._require_time(sum(size for _, size, _ in found))
-            outcome = Outcome(
+            self._pace.require(sum(size for _, size, _ in found), self._remaining())
+            outcome = ResultListing(
                 kind=job.kind.value,
                 experiment=experiment.name,
                 spec_hash=experiment.spec_hash,
@@ -324,7 +324,7 @@ class Publisher:
             )
             began = self._clock.monotonic()
             self._outcomes.publish(outcome, folder)
-            self._learn(sum(size for _, size, _ in found), began)
+            self._written(sum(size for _, size, _ in found), began)
 
     def _announce(self, queue: Queue, session: str, ended: str | None) -> None:
         now, mono = self._clock.now(), self._clock.monotonic()
@@ -362,22 +362,11 @@ class Publisher:
         ]
         state.save(self._project.publishing_file)
 
-    # -- time and trouble ----------------------------------------------------------------------------------------
-
-    def _require_time(self, size: int) -> None:
-        needed = self._file_seconds + (size / self._bytes_per_second if self._bytes_per_second else 0.0)
-        if needed > self._remaining():
-            raise NoTime(f"{size / 1e6:.1f} MB take {format_duration(needed)}")
-
-    def _learn(self, size: int, began: float) -> None:
-        """How long a file takes: so long in any case, and so long for each of its bytes."""
+    def _written(self, size: int, began: float) -> None:
         self._wrote = True
-        seconds = self._clock.monotonic() - began
-        if size < SMALL_FILE:
-            self._file_seconds = max(seconds, 0.8 * self._file_seconds)
-        elif seconds > 0:
-            rate = size / seconds
-            self._bytes_per_second = rate if self._bytes_per_second is None else min(rate, self._bytes_per_second * 1.5)
+        self._pace.learn(size, self._clock.monotonic() - began)
+
+    # -- trouble ----------------------------------------------------------------------------------------
 
     def _trouble(self, why: str) -> None:
         try:

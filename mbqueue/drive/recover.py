@@ -57,7 +57,7 @@ def recover(
         QueueError: when there is nothing to make a queue of.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(project.live_dir / "entering.lock", timeout=600):
+    with FileLock(project.entering_lock, timeout=600):
         replaced = move_queue_aside(project, force=force, clock=clock)
         if project.is_split:
             take_commits(project.unsplit, project, differs=note)

@@ -21,7 +21,7 @@ from mbqueue.clock import Clock, SystemClock
 from mbqueue.drive.livestate import LiveState, trained_seconds
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import stray_state
-from mbqueue.drive.outcomes import Outcome, Outcomes, chain_hash, histories_of
+from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
 from mbqueue.drive.published import Chain, PublishedFold, is_on_line, published_folds, rank
 from mbqueue.drive.snapshots import Snapshots, check_enqueued
 from mbqueue.errors import CheckpointError, QueueError
@@ -49,7 +49,7 @@ def enter(
         return
     reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(project.live_dir / "entering.lock", timeout=600):
+    with FileLock(project.entering_lock, timeout=600):
         if not project.queue_db.exists():
             reentry.restore()
         if not project.queue_db.exists() and (stray := stray_state(project)):
@@ -71,7 +71,7 @@ class Reentry:
         self._project, self._drive, self._note, self._clock = project, drive, note, clock
         self._folds: dict[tuple[str, int], PublishedFold] = {}
         self._found: dict[str, str] | None = None
-        self._outcomes = Outcomes(drive, self.damaged)
+        self._outcomes = PublishedResults(drive, self.damaged)
         self._snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
@@ -269,7 +269,7 @@ class Reentry:
             self._result(queue, experiment, job, fits, folder, by)
 
     def _result(
-        self, queue: Queue, experiment: Experiment, job: Job, fits: list[Outcome], folder: Path, by: str
+        self, queue: Queue, experiment: Experiment, job: Job, fits: list[ResultListing], folder: Path, by: str
     ) -> None:
         now = self._clock.now()
         if job.state is not State.COMMITTED and not self._may_be_adopted(queue, job):

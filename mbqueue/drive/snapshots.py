@@ -24,10 +24,10 @@ from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
 from mbqueue.errors import MbqueueError, QueueError, SchemaTooNew
 from mbqueue.experiment import NAME_PATTERN, parse_spec
+from mbqueue.project import PUBLISHED_SNAPSHOTS
 from mbqueue.queue import schema
 
 FORMAT = 1
-SNAPSHOTS = "state/snapshots"
 #: So many snapshots of one line of databases are kept.
 KEPT = 3
 #: No snapshot is larger: a queue of 100,000 jobs takes 60 MB.
@@ -176,12 +176,12 @@ class Snapshots:
     def listed(self) -> list[PublishedSnapshot]:
         """Every snapshot with a whole manifest, the oldest first. The databases are not looked at."""
         found = {}
-        for name in self._drive.names(SNAPSHOTS):
+        for name in self._drive.names(PUBLISHED_SNAPSHOTS):
             match = _NAME.fullmatch(name)
             if not match or match[4] != "json":
                 continue
-            base = f"{SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
-            snapshot = self._known.get(base) or self._read(f"{SNAPSHOTS}/{name}", base, match[3])
+            base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
+            snapshot = self._known.get(base) or self._read(f"{PUBLISHED_SNAPSHOTS}/{name}", base, match[3])
             if snapshot is not None:
                 self._known[base] = found[base] = snapshot
         return sorted(found.values(), key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
@@ -215,7 +215,7 @@ class Snapshots:
         listing = Listing(**facts, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         text = (json.dumps(asdict(listing), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
         digits = hashlib.sha256(text).hexdigest()[:12]
-        base = f"{SNAPSHOTS}/{listing.number:08d}-{listing.database}-{digits}"
+        base = f"{PUBLISHED_SNAPSHOTS}/{listing.number:08d}-{listing.database}-{digits}"
         self._drive.write_new(f"{base}.db", content)
         try:
             self._drive.write_new(f"{base}.json", text)
@@ -235,12 +235,12 @@ class Snapshots:
         """
         ours = [one for one in self.listed() if newest.continues(one.listing)]
         oldest = ours[-KEPT:][0].listing.number
-        names = self._drive.names(SNAPSHOTS)
+        names = self._drive.names(PUBLISHED_SNAPSHOTS)
         for suffix in ("json", "db"):  # one whose database is gone must not seem to exist
             for match in filter(None, map(_NAME.fullmatch, names)):
                 if match[4] == suffix and int(match[1]) < oldest and newest.knew(int(match[1]), match[2]):
-                    self._drive.remove(f"{SNAPSHOTS}/{match[0]}")
-                    self._known.pop(f"{SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}", None)
+                    self._drive.remove(f"{PUBLISHED_SNAPSHOTS}/{match[0]}")
+                    self._known.pop(f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}", None)
 
     def _read(self, path: str, base: str, digits: str) -> PublishedSnapshot | None:
         def parse(content: bytes) -> PublishedSnapshot:

@@ -8,9 +8,8 @@ import pytest
 from small_project import make_project
 
 from mbqueue.data.datasets import SAMPLE_FILE
-from mbqueue.drive.crystals import FOLDER
 from mbqueue.experiment import DataSpec
-from mbqueue.project import ProjectFolder
+from mbqueue.project import PUBLISHED_CRYSTALS, ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
 
 SOURCE = "mine.jsonl"
@@ -52,7 +51,7 @@ def test_a_new_machine_takes_the_crystals_from_the_mount_and_needs_no_source(spl
 
 def test_crystals_that_are_not_whole_on_the_mount_are_read_from_their_source_with_a_note(split: ProjectFolder) -> None:
     first = load(split, None, [])
-    (kept,) = (split.root / FOLDER).iterdir()
+    (kept,) = (split.root / PUBLISHED_CRYSTALS).iterdir()
     kept.write_bytes(kept.read_bytes()[:-1])
     assert split.live is not None
     shutil.rmtree(split.live)
@@ -64,7 +63,7 @@ def test_crystals_that_are_not_whole_on_the_mount_are_read_from_their_source_wit
 def test_the_same_crystals_are_kept_once(split: ProjectFolder) -> None:
     load(split, None, [])
     load(split, None, [])
-    assert len(list((split.root / FOLDER).iterdir())) == 1
+    assert len(list((split.root / PUBLISHED_CRYSTALS).iterdir())) == 1
 
 
 def test_a_mount_that_is_gone_costs_a_note_and_no_more(split: ProjectFolder) -> None:
@@ -80,4 +79,4 @@ def test_a_mount_that_is_gone_costs_a_note_and_no_more(split: ProjectFolder) -> 
 def test_a_project_on_a_local_disk_keeps_no_second_copy(split: ProjectFolder) -> None:
     local = ProjectFolder(split.root)
     load(local, None, [])
-    assert not (split.root / FOLDER).exists()
+    assert not (split.root / PUBLISHED_CRYSTALS).exists()
