@@ -7,10 +7,7 @@ hangs leaves a note with the session and has no other effect on it; at most a ba
 from __future__ import annotations
 
 import json
-import os
 import queue
-import signal
-import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +15,7 @@ from typing import Any, Self
 
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
+from mbqueue.session.shell import run_shell
 from mbqueue.settings import NotifyEvent, NotifySettings
 
 _WAITING_AT_MOST = 100
@@ -107,23 +105,12 @@ class Notifier(Report):
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 
     def _run(self, command: str, message: dict[str, Any]) -> None:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "MBQUEUE_EVENT": message["event"], "MBQUEUE_TEXT": message["text"]},
-            start_new_session=True,  # so that everything it starts can be ended with it
+        run_shell(
+            command,
+            timeout_seconds=self._settings.timeout_seconds,
+            given=json.dumps(message).encode(),
+            variables={"MBQUEUE_EVENT": message["event"], "MBQUEUE_TEXT": message["text"]},
         )
-        try:
-            _, talk = process.communicate(json.dumps(message).encode(), timeout=self._settings.timeout_seconds)
-        except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise TimeoutError(f"it took longer than {self._settings.timeout_seconds:g} s") from error
-        if process.returncode:
-            lines = talk.decode(errors="replace").strip().splitlines()
-            raise OSError(f"it ended with code {process.returncode}" + (f": {lines[-1]}" if lines else ""))
 
     def _post(self, url: str, message: dict[str, Any]) -> None:
         # The settings allow http and https only.

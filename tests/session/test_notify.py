@@ -47,6 +47,10 @@ def test_a_web_hook_that_nobody_listens_to_is_noted_without_its_secret_path() ->
 def test_no_hook_and_no_end_command_is_repeated_in_what_is_said_of_its_failure() -> None:
     (note,) = send(NotifySettings(command="exit 3; curl https://host/secret-token"))
     assert "notify.command" in note
+    command = "echo no answer from https://host/services/T0123/s3cr3t-t0k3n >&2; exit 3"
+    (said,) = send(NotifySettings(command=command))
+    assert "code 3: no answer from https://host" in said
+    assert "s3cr3t-t0k3n" not in said
     for unreadable in ("http://me:secret-token@127.0.0.1", "http://127.0.0.1/\x7fsecret-token", "http://[secret-token"):
         (unsent,) = send(NotifySettings(webhook=unreadable))
         assert "notify.webhook" in unsent
