@@ -64,6 +64,7 @@ class ObjectStore:
         known_away: says why the store does not answer, when another process has just found that.
         requests: how many operations were asked of it, by kind.
         put_seconds: how long the last `put` took.
+        id: what the store is known by, wherever it is mounted and whatever its address is; empty until it was checked.
     """
 
     url: str
@@ -75,6 +76,7 @@ class ObjectStore:
     requests: dict[str, int] = field(default_factory=dict, repr=False)
     put_seconds: float = field(default=0.0, repr=False)
     large: Any = field(default=None, repr=False)
+    id: str = ""
 
     @classmethod
     def open(cls, url: str) -> ObjectStore:
@@ -95,7 +97,7 @@ class ObjectStore:
         return self.large if size > LARGE_BYTES and self.large is not None else self.bulk
 
     def check(self) -> bool:
-        """Make sure that the store is there, lets itself be written, and refuses to write a name twice.
+        """Make sure that the store is there, lets itself be written, and refuses to write a name twice; sets ``id``.
 
         Returns:
             whether it is new: nothing of mbqueue's was ever there.
@@ -104,42 +106,71 @@ class ObjectStore:
             StoreError: saying which of these is not so.
         """
         mine = json.dumps({"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}).encode()
-        if is_new := self.create(MARKER, mine):
+        is_new = self.create(MARKER, mine)
+        if is_new and self._put_new(MARKER, mine):
             # A store that ignores the condition would let two machines overwrite each other's commits.
-            if self._put_new(MARKER, mine):
-                raise StoreError(
-                    f"{self.url} writes a name twice although it was asked not to (If-None-Match: *), so two machines "
-                    "could overwrite each other's commits. Use a store that honours it: AWS S3, Cloudflare R2, MinIO, "
-                    "GCS, Azure."
-                )
-        else:
-            marker = self.read(MARKER, at_most=LARGEST_MARKER)
-            try:
-                found = json.loads(marker)["format"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise StoreError(f"{self.url}/{MARKER} is damaged ({error}). Put it back from a copy.") from error
-            if found > FORMAT:
-                raise StoreError(f"{self.url} was written by a newer mbqueue (format {found}). Update mbqueue.")
+            raise StoreError(
+                f"{self.url} writes a name twice although it was asked not to (If-None-Match: *), so two machines "
+                "could overwrite each other's commits. Use a store that honours it: AWS S3, Cloudflare R2, MinIO, "
+                "GCS, Azure."
+            )
+        self.id = self._id_in(mine if is_new else self.read(MARKER, at_most=LARGEST_MARKER))
         return is_new
 
+    def is_the_one(self, known: str) -> bool:
+        """Whether this is the store with an id; then it is made sure that it lets itself be written, and ``id`` is set.
+
+        Of another one nothing is changed: it may be the folder under a share that is not mounted.
+
+        Raises:
+            StoreError: when it does not answer, or refuses.
+        """
+        try:
+            marker = self.read(MARKER, at_most=LARGEST_MARKER)
+        except FileNotFoundError:
+            return False
+        if self._id_in(marker) != known:
+            return False
+        self.create(MARKER, marker)
+        self.id = known
+        return True
+
+    def _id_in(self, marker: bytes) -> str:
+        try:
+            found = json.loads(marker)
+            version, known = int(found["format"]), str(found["id"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{self.url}/{MARKER} is damaged ({error}). Put it back from a copy.") from error
+        if version > FORMAT:
+            raise StoreError(f"{self.url} was written by a newer mbqueue (format {version}). Update mbqueue.")
+        return known
+
     def ping(self) -> None:
-        """Ask something small, to see whether it answers, as itself and not by a proxy.
+        """Ask something small, to see whether it answers, as itself and not by a proxy or as another store.
 
         Raises:
             StoreAway: when it does not.
         """
-        self._ask("get", lambda: bytes(self.brisk.get(MARKER).bytes()))
+
+        def work() -> bytes:
+            marker = bytes(self.brisk.get(MARKER).bytes())
+            if self.id and self._id_in(marker) != self.id:
+                raise OSError(f"another store is there now, {self._id_in(marker)} and not {self.id}")
+            return marker
+
+        self._ask("get", work)
 
     def forget(self) -> None:
         """Take back that the store is in use, after `check` found it new and it is not to be used."""
         self.remove(MARKER)
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Path below a folder → what the listing says of it, in order; nothing when there is no such folder."""
+        """Path below a folder ("" for all) → what the listing says of it, in order; nothing when there is no folder."""
+        start = len(folder) + 1 if folder else 0
 
         def work() -> dict[str, Listed]:
             return {
-                entry["path"][len(folder) + 1 :]: Listed(
+                entry["path"][start:]: Listed(
                     entry["size"], entry["e_tag"] or "", entry["last_modified"].timestamp()
                 )
                 for chunk in self.bulk.list(folder)

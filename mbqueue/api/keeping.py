@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
-from mbqueue.errors import UsageError
+from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.settings import wrong_queue_url
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from mbqueue.drive.archive import Backup
     from mbqueue.drive.recover import Recovered
     from mbqueue.queue.migrating import Migrated
+    from mbqueue.session.moving_commits import Moved
 
 
 class Keeping(OpenedProject):
-    """recover, back_up, restore, migrate_queue."""
+    """recover, back_up, restore, migrate_queue, move_commits."""
 
     def recover(self, *, force: bool = False) -> Recovered:
         """Rebuild the queue from the manifests of the checkpoints alone. The queue before is kept beside it.
@@ -88,6 +89,27 @@ class Keeping(OpenedProject):
                     )
                 return copy_queue(source, target, now=self._clock.now())
 
+    def move_commits(self, *, lost: bool = False) -> Moved:
+        """Let the queue's commits be in the project's store from now on, or in its folder where it has none.
+
+        What is in the store that they were in, or on this machine, is copied first. Sessions that would work with
+        commits in another place than the queue knows of are refused, so this is how they are moved on purpose.
+
+        Args:
+            lost: go on also when finished epochs are nowhere to be found: they are trained again.
+
+        Raises:
+            UsageError: when there is no queue.
+            QueueError: when a session works with it.
+            StoreError: when a finished epoch would be lost, or a store does not answer. The queue was not changed.
+        """
+        from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
+
+        if not queue_exists(self.folder):
+            raise UsageError(f"There is no queue in {self.folder.root}, so no commits either. Only set `store`.")
+        with open_queue(self.folder) as queue:
+            return move_commits(self.folder, queue, lost=lost, note=tell, clock=self._clock)
+
     def _require_file(self, what: str, further: str) -> None:
         """These three know the queue as a file."""
         if self.folder.queue_url:
@@ -109,11 +131,21 @@ class Keeping(OpenedProject):
         return there
 
     def _fetch_commits(self) -> None:
-        if self.folder.store:
+        from mbqueue.session.same_place import opened_store  # noqa: PLC0415
+
+        try:
+            with open_queue(self.folder, read_only=True) as queue:
+                store = opened_store(self.folder, queue)
+        except QueueError:  # it is lost or damaged, and with it what it knew
+            if not self.folder.store:
+                return
             from mbqueue.objects import ObjectStore  # noqa: PLC0415 - only projects with a store need it
+
+            store = ObjectStore.open(self.folder.store)
+        if store is not None:
             from mbqueue.session.shared_commits import fetch_commits  # noqa: PLC0415
 
-            fetch_commits(self.folder, ObjectStore.open(self.folder.store), note=tell)
+            fetch_commits(self.folder, store, note=tell)
 
 
 def _refuse(why: str) -> None:

@@ -82,15 +82,16 @@ class OpenedProject:
 
         Raises:
             ResultsError: when it is not there any more.
-            StoreError: when the store does not answer.
+            StoreError: when the store does not answer, or is not the one that the queue's commits are in.
         """
-        if self.folder.store:
-            from mbqueue.objects import ObjectStore  # noqa: PLC0415
+        from mbqueue.session.same_place import opened_store  # noqa: PLC0415 - status need not wait for it
+
+        store = opened_store(self.folder, queue)
+        if store is not None:
             from mbqueue.session.shared_results import fetch_results  # noqa: PLC0415
 
             entry, jobs = queue.experiment(experiment), queue.jobs(experiment=experiment)
-            folder = self.folder.working_results(entry.results_dir)
-            fetch_results(ObjectStore.open(self.folder.store), entry, jobs, folder)
+            fetch_results(store, entry, jobs, self.folder.working_results(entry.results_dir))
 
     def _newest_results(self, results_dir: str) -> Path:
         """Where the newest files of a results folder are.

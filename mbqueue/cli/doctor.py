@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ from mbqueue.errors import MbqueueError, ProjectNotFound, StoreError, UsageError
 from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
 from mbqueue.project import ProjectFolder
+
+if TYPE_CHECKING:
+    from mbqueue.queue.commits_place import CommitsPlace
 
 PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "sqlite-utils", "filelock", "rich", "numba")
 MATBENCH = "0.6"
@@ -81,8 +84,11 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
     yield _file_system(project)
     if project.queue_url:
         yield _queue(project)
+    place, trouble = _commits(project)
     if project.store:
-        yield _store(project.store)
+        yield _store(project.store, place)
+    if place is not None:
+        yield Finding("commits", "problem" if trouble else "ok", f"the queue's are in {place.shown}", trouble)
     yield _writable(project.state_dir)
     yield _disk(project.live_dir if project.live_dir.is_dir() else project.state_dir)
 
@@ -156,16 +162,38 @@ def _file_system(project: ProjectFolder) -> Finding:
     )
 
 
-def _store(url: str) -> Finding:
+def _store(url: str, place: CommitsPlace | None) -> Finding:
     from mbqueue.objects import ObjectStore
 
+    is_new = False
     try:
         store = ObjectStore.open(url)
-        if is_new := store.check():
+        if place is not None and place.kind == "store":
+            if not store.is_the_one(place.id):
+                return Finding("object store", "problem", url, "It is not the one that the queue's commits are in.")
+        elif is_new := store.check():
             store.forget()  # it is in use once a session has found that it fits the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")
+
+
+def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
+    """Where the queue's commits are, if it knows, and what is in the way of a session here."""
+    from mbqueue.queue.opening import open_queue, queue_exists
+    from mbqueue.session.same_place import opened_store
+
+    place = None
+    try:
+        if queue_exists(project):
+            with open_queue(project, read_only=True) as queue:
+                place = queue.commits_place()
+                opened_store(project, queue)
+    except (UsageError, StoreError) as error:
+        return place, str(error)
+    except MbqueueError:  # a queue that cannot be read is a finding of its own
+        pass
+    return place, ""
 
 
 def _queue(project: ProjectFolder) -> Finding:

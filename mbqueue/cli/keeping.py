@@ -1,4 +1,4 @@
-"""Commands that keep the state safe: recover, backup, restore, migrate-queue."""
+"""Commands that keep the state safe: recover, backup, restore, migrate-queue, move-commits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def migrate_queue(
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue
     """
     made = open_project(context).migrate_queue(to)
-    rows = ", ".join(f"{count} {table}" for table, count in made.rows.items() if table != "needs")
+    of_no_interest = {"needs", "commits_place"}
+    rows = ", ".join(f"{count} {table}" for table, count in made.rows.items() if table not in of_no_interest)
     print_line(f"{made.source} → {made.target}: {rows}")
     if to == "sqlite":
         say("Go on with it: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
@@ -68,3 +69,22 @@ def migrate_queue(
         say(
             'Go on with it: in mbqueue.toml set queue = "postgresql://…", the URL you gave, or set MBQUEUE_QUEUE to it.'
         )
+
+
+def move_commits(
+    context: typer.Context,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="Train finished epochs again that are nowhere to be found.")
+    ] = False,
+) -> None:
+    """Let the queue's commits be in the store that the settings name now, or in the project's folder without one.
+
+    The queue knows where its commits are, and refuses sessions that have another store, or none. To move them on
+    purpose, end all sessions, set `store` (or take it out), and run this: it copies them first, then tells the queue.
+
+    Example: MBQUEUE_STORE=s3://my-bucket/chgnet mbqueue move-commits
+    """
+    made = open_project(context).move_commits(lost=lost)
+    print_line(f"{made.source or 'not known before'} → {made.target}: {made.copied} objects copied")
+    if made.lost:
+        say(f"Will be trained again: {made.lost}")

@@ -64,8 +64,9 @@ class CommitsPlaces(Part):
             now = self.database.instant(db, now)
             row = db.execute(_READ).fetchone()
             found = None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
-            if found == place:
-                return
+            is_same = found is not None and found.id == place.id != (instead_of.id if instead_of else "")
+            if is_same or found == place:
+                return  # another has just said it, maybe by the address that the place has on his machine
             if found != instead_of:
                 where = "nowhere yet" if found is None else f"in {found.shown}"
                 raise QueueError(
@@ -76,7 +77,8 @@ class CommitsPlaces(Part):
             if live is not None:
                 raise QueueError(
                     f"Session {live['id']} on {live['host']} works with {self.database.name}, and with commits that "
-                    f"are not in {place.address}. End it first: mbqueue stop"
+                    f"are not in {place.address}. End it first (mbqueue stop), or let both share one store "
+                    "(docs/many-machines.md)."
                 )
             values = {"id": place.id, "kind": place.kind, "address": place.address, "now": now, "by": by}
             db.execute(_BIND, values)

@@ -1,16 +1,15 @@
-"""The commits of a project in the object store, held against its queue. Without torch."""
+"""The commits of a project in the object store: which there are, sending and fetching them. Without torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mbqueue.drive.recover import newest_whole
-from mbqueue.errors import CheckpointError, QueueError, StoreError
+from mbqueue.errors import CheckpointError
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Experiment, Kind, State
-from mbqueue.queue.store import Queue
+from mbqueue.queue.jobs import Experiment
 from mbqueue.train.manifest import Manifest, manifest_named
 from mbqueue.train.store_place import CHECKPOINTS, StorePlace
 
@@ -22,43 +21,15 @@ def fold_place(project: ProjectFolder, store: ObjectStore, experiment: str, fold
     return StorePlace(store, experiment, fold, project.checkpoints_dir(experiment, fold))
 
 
-def enter_store(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> None:
-    """Make sure that the store can take commits and fits the queue; send it what so far is on this machine only.
-
-    Raises:
-        StoreError: when it is not there, refuses, does not honour conditional puts, or is not the one that the
-            queue's commits are in.
-        QueueError: when it has more than the queue knows: the queue was made anew.
-    """
-    is_new = store.check()
-    there = finished_epochs(store)
-    missing = []
-    for experiment in queue.experiments():
-        jobs = queue.jobs(experiment=experiment.name, state=State.COMMITTED)
-        for fold in experiment.spec["folds"]:
-            known = max((job.epoch or 0 for job in jobs if job.fold == fold and job.kind is Kind.TRAIN), default=0)
-            found = there.get((experiment.name, fold), 0)
-            if found > known + 1:
-                raise QueueError(
-                    f"{store.url} has {found} epochs of {experiment.name}, fold {fold}, and the queue knows of "
-                    f"{known}: it was made anew. Take over what is there: mbqueue recover --force. To train again from "
-                    "the start, use another prefix, or enqueue under another name."
-                )
-            if found < known and not _send(project, store, experiment, fold, known, note):
-                missing.append(f"{experiment.name} fold {fold}")
-    if missing and is_new:
-        store.forget()
-        raise StoreError(
-            f"{store.url} is new, and the queue has epochs whose checkpoints are neither there nor on this machine: "
-            f"{', '.join(missing)}. Is the address right? If another machine has the checkpoints, start the first "
-            "session there: it sends them."
-        )
-
-
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
     """(experiment, fold) → the last finished epoch that the store has, 0 for a part of the first; by names alone."""
+    return epochs_named(store.names(CHECKPOINTS))
+
+
+def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
+    """As `finished_epochs`, of manifests named EXPERIMENT/fold_i/STEM.json."""
     found: dict[tuple[str, int], int] = {}
-    for name in store.names(CHECKPOINTS):
+    for name in names:
         if match := _MANIFEST.fullmatch(name):
             key = (match[1], int(match[2]))
             found[key] = max(found.get(key, 0), int(match[3]) - (match[4] != "done"))
@@ -83,7 +54,7 @@ def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[
             note(f"{place.name}/{manifest.stem} is passed over: it, or the commit of its best epoch, is not whole.")
 
 
-def _send(
+def send_fold(
     project: ProjectFolder,
     store: ObjectStore,
     experiment: Experiment,

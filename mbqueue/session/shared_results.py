@@ -16,9 +16,12 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.objects import ObjectStore
+from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
+from mbqueue.queue.store import Queue
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, write_history
+from mbqueue.session.facts import written_facts
 
 RESULTS = "results"
 _HASH_DIGITS = 16
@@ -37,6 +40,16 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts
         path = _path(experiment, name, fact)
         if path.rpartition("/")[2] not in there:
             store.put(path, (folder / name).read_bytes())
+
+
+def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
+    """Put into a store what folds that were predicted before it was set have left on this machine."""
+    for experiment in queue.experiments():
+        folder = project.working_results(experiment.results_dir)
+        for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
+            whole = {name: fact for name, fact in facts.items() if _is_there(folder / name, fact)}
+            if whole:
+                send_results(store, experiment.name, folder, whole)
 
 
 def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,7 @@ from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.outcome import Ending, SessionOutcome
 from mbqueue.session.report import Report
-from mbqueue.session.shared_commits import enter_store
+from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, TIME_IS_UP, Rewound, Stopped, Workplace
@@ -81,6 +81,7 @@ def work(
     Raises:
         UsageError: when the device does not exist, or nothing was ever enqueued.
         QueueError: when the queue cannot be read or written.
+        StoreError: when the queue's commits are elsewhere, or their store cannot be used.
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
@@ -110,10 +111,15 @@ def work(
             watch = StoreWatch(project, clock=clock, note=report.note)
             store = ObjectStore.open(project.store)
             store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
-            enter_store(project, queue, store, note=report.note)
+        commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
         session = queue.start_session(
             device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
         )
+        try:
+            require_same(queue, commits_place)
+        except QueueError as error:
+            queue.end_session(session, reason=str(error), now=clock.now())
+            raise
         report.session_started(session, device_name(device), options.session_seconds)
         publisher = _publisher(project, session, clock, report, deadline, stop)
         heartbeat = Heartbeat(queue, session, lease_seconds=lease_seconds, clock=clock, on_trouble=report.note)

@@ -25,7 +25,9 @@ def test_of_two_that_tell_it_at_once_the_first_is_heard(world):
     world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
     with pytest.raises(QueueError, match=r"s3://bucket/one \(id 11\)"):
         world.queue.bind_commits(OTHER, instead_of=None, by="b", now=world.now)
-    world.queue.bind_commits(STORE, instead_of=None, by="b", now=world.now)  # of the same place both may tell
+    world.session()
+    same = CommitsPlace(id="11", kind="store", address="file:///mounted/elsewhere")
+    world.queue.bind_commits(same, instead_of=None, by="b", now=world.now)  # the same place, for which both may work
     assert world.queue.commits_place() == STORE
 
 

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import PostgresServer
 from s3_server import S3Server, faulty
-from small_project import make_project, small_spec
+from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
+from typer.testing import CliRunner
 
+from mbqueue import objects as objects_module
 from mbqueue.api import Project
-from mbqueue.buckets import STORE_VARIABLE
+from mbqueue.buckets import MARKER, STORE_VARIABLE
+from mbqueue.cli.app import app
+from mbqueue.errors import QueueError, StoreAway, StoreError
 from mbqueue.objects import ObjectStore
-from mbqueue.project import ProjectFolder, find_project
+from mbqueue.project import QUEUE_VARIABLE, ProjectFolder, find_project
+from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_queue
+from mbqueue.session import same_place
+from mbqueue.session.same_place import enter_place, require_same
+from mbqueue.session.worker import WorkOptions, work
+
+EPOCH = "full_finetune/fold_0/e0001-done-f0001"
 
 
 def done(project: ProjectFolder, *, jobs: int, **result: Any) -> None:
@@ -29,6 +41,290 @@ def done(project: ProjectFolder, *, jobs: int, **result: Any) -> None:
             assert lease is not None
             queue.commit(lease, result={"dataset_hash": "d" * 64, "seconds": 1.0, **result}, now=2.0)
         queue.end_session(session, reason="test", now=3.0)
+
+
+def session(project: ProjectFolder) -> str:
+    """What a session says that begins, finds everything in order, and does nothing."""
+    report = RememberedReport()
+    return work(project, WorkOptions(device="cpu", max_jobs=0), report=report).reason
+
+
+def place_of(project: ProjectFolder) -> CommitsPlace | None:
+    with open_queue(project, read_only=True) as queue:
+        return queue.commits_place()
+
+
+def with_an_epoch(store: ObjectStore) -> None:
+    """By its name alone, which is all that is looked at when a session begins."""
+    store.put(f"checkpoints/{EPOCH}-0123456789ab.pt", b"state")
+    store.put(f"checkpoints/{EPOCH}.json", b"{}")
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> ObjectStore:
+    """A folder that several machines have mounted."""
+    (tmp_path / "share").mkdir()
+    return ObjectStore.open((tmp_path / "share").as_uri())
+
+
+@pytest.fixture
+def project(share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectFolder:
+    """Its commits are in the share: an epoch was done there."""
+    monkeypatch.setenv(STORE_VARIABLE, share.url)
+    project = make_project(tmp_path / "project")
+    enqueue(project, small_spec(project))
+    session(project)
+    done(project, jobs=2)
+    with_an_epoch(share)
+    return project
+
+
+def test_a_session_without_the_store_of_the_queue_is_refused_and_told_where_it_is(
+    project: ProjectFolder, share: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(project)
+    assert place is not None
+    assert (place.kind, place.address) == ("store", share.url)
+    monkeypatch.delenv(STORE_VARIABLE)
+    with pytest.raises(StoreError, match=rf"{share.url} \(id {place.id}\).*no store.*Set store =.*move-commits"):
+        session(project)
+    with open_queue(project, read_only=True) as queue:
+        assert all(row.ended_at is not None for row in queue.sessions())
+        assert sum(job.state == "committed" for job in queue.jobs()) == 2, "nothing is done again"
+
+
+def test_a_session_with_another_store_is_refused_and_leaves_that_as_it_was(
+    project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bare", "other"):
+        (tmp_path / name).mkdir()
+        store = ObjectStore.open((tmp_path / name).as_uri())
+        if name == "other":
+            store.check()
+        before = sorted(path.name for path in (tmp_path / name).rglob("*"))
+        monkeypatch.setenv(STORE_VARIABLE, store.url)
+        with pytest.raises(StoreError, match=rf"are in {share.url}.*another store"):
+            session(project)
+        assert sorted(path.name for path in (tmp_path / name).rglob("*")) == before
+
+
+def test_a_share_that_is_not_mounted_is_not_taken_for_a_new_store(
+    project: ProjectFolder, share: ObjectStore, tmp_path: Path
+) -> None:
+    """As after the machine was started again: the folder under the mount point is there, and empty."""
+    (tmp_path / "share").rename(tmp_path / "unmounted")
+    (tmp_path / "share").mkdir()
+    with pytest.raises(StoreError, match="mounted"):
+        session(project)
+    assert list((tmp_path / "share").iterdir()) == []
+    (tmp_path / "share").rmdir()
+    (tmp_path / "unmounted").rename(tmp_path / "share")
+    assert session(project) == "did 0 jobs, as asked"
+
+
+def test_a_share_that_is_mounted_elsewhere_is_the_same_store(
+    project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted").symlink_to(tmp_path / "share")
+    monkeypatch.setenv(STORE_VARIABLE, (tmp_path / "mounted").as_uri())
+    assert session(project) == "did 0 jobs, as asked"
+
+
+def test_another_store_at_the_address_of_one_in_use_does_not_answer_for_it(share: ObjectStore) -> None:
+    share.check()
+    share.put(MARKER, json.dumps({"format": 1, "id": "another"}).encode())
+    with pytest.raises(StoreAway, match="another store is there now"):
+        share.ping()
+
+
+def test_commands_do_not_look_for_results_in_a_place_that_is_not_the_queues(
+    project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else `retry` would take what is elsewhere for lost, and predict it again."""
+    done(project, jobs=2, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
+    (tmp_path / "other").mkdir()
+    for address in ("", (tmp_path / "other").as_uri()):
+        monkeypatch.setenv(STORE_VARIABLE, address)
+        api = Project(project.root)
+        for command in (
+            partial(api.results, "full_finetune"),
+            partial(api.back_up, tmp_path / "a.tar"),
+            api.recover,
+        ):
+            with pytest.raises(StoreError, match="The commits of this queue are in"):
+                command()
+        assert api.retry("full_finetune") == 0
+        assert "could not be seen" in caplog.text
+        caplog.clear()
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_a_queue_of_before_that_knew_of_no_place_is_told_only_of_one_that_has_its_epochs(
+    share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, share.url)
+    project = make_project(tmp_path / "project")
+    done(project, jobs=2)
+    share.check()
+    with pytest.raises(StoreError, match=r"full_finetune fold 0 \(0 of 1 epochs\).*Is the address right"):
+        session(project)
+    assert place_of(project) is None
+    with_an_epoch(share)
+    session(project)
+    assert (place := place_of(project)) is not None
+    assert place.address == share.url
+
+
+def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_another_is_refused(
+    share: ObjectStore, tmp_path: Path
+) -> None:
+    """All have looked before the first one told the queue."""
+    project, clock = make_project(tmp_path / "project"), ManualClock()
+    enqueue(project, small_spec(project))
+    (tmp_path / "other").mkdir()
+    again, other = ObjectStore.open(share.url), ObjectStore.open((tmp_path / "other").as_uri())
+    with open_queue(project) as queue, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(queue, "commits_place", lambda: None)
+        one = enter_place(project, queue, share, note=print, clock=clock)
+        queue.start_session(device="cpu", now=clock.now(), alive_seconds=60)
+        two = enter_place(project, queue, again, note=print, clock=clock)
+        assert one == two
+        with pytest.raises(QueueError, match=share.url):
+            enter_place(project, queue, other, note=print, clock=clock)
+        patched.undo()
+        require_same(queue, one)
+        with pytest.raises(QueueError, match="Start it again"):
+            require_same(queue, CommitsPlace(id="moved since", kind="store", address="s3://a/b"))
+
+
+def test_machines_that_share_a_queue_and_nothing_else_do_not_both_work_with_it(
+    postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one machine with a server of its own needs no store."""
+    monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
+    one, two = make_project(tmp_path / "one"), make_project(tmp_path / "two")
+    enqueue(one, small_spec(one))
+    session(one)
+    done(one, jobs=2)
+    folder = one.live_dir / "checkpoints" / EPOCH
+    folder.parent.mkdir(parents=True)
+    folder.with_name(f"{folder.name}.json").write_text("{}")
+    assert session(one) == "did 0 jobs, as asked"
+    with pytest.raises(
+        StoreError, match=rf"{one.live_dir} .*{two.live_dir}, lacks full_finetune fold 0 .*share a store"
+    ):
+        session(two)
+    with pytest.raises(StoreError, match="another one"):
+        Project(two.root).results("full_finetune")
+    # The folder on another machine, or mounted by another name, is known by what lies in it.
+    one.root.rename(tmp_path / "mounted")
+    assert session(find_project(tmp_path / "mounted")) == "did 0 jobs, as asked"
+
+
+def test_two_machines_that_begin_a_shared_queue_without_a_store_are_told_while_nothing_is_done_yet(
+    postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
+    one, two = make_project(tmp_path / "one"), make_project(tmp_path / "two")
+    enqueue(one, small_spec(one))
+    session(one)
+    with open_queue(one) as queue:
+        queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+    with pytest.raises(QueueError, match="share one store"):
+        session(two)
+
+
+def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path)
+    first = same_place.folder_place(project, make=True)
+    seen = iter(["", first.id if first else ""])
+    monkeypatch.setattr(same_place, "folder_id", lambda _project: next(seen))  # the second saw none at first
+    assert same_place.folder_place(project, make=True) == first
+
+
+def test_commits_are_moved_to_another_store_by_one_command(
+    project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share.put("results/full_finetune/0123-a.csv", b"a table")
+    (tmp_path / "new").mkdir()
+    target = ObjectStore.open((tmp_path / "new").as_uri())
+    monkeypatch.setenv(STORE_VARIABLE, target.url)
+    told = CliRunner().invoke(app, ["--project", str(project.root), "move-commits"])
+    assert told.exit_code == 0, told.stderr
+    assert "3 objects copied" in told.stdout
+    assert set(target.names("")) == set(share.names(""))
+    assert session(project) == "did 0 jobs, as asked"
+    monkeypatch.setenv(STORE_VARIABLE, share.url)
+    with pytest.raises(StoreError, match=target.url):
+        session(project)
+
+
+def test_a_move_that_was_cut_off_anywhere_is_finished_by_the_next(
+    project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    url = (tmp_path / "new").as_uri()
+    monkeypatch.setenv(STORE_VARIABLE, url)
+    real = ObjectStore.open
+    monkeypatch.setattr(objects_module, "_CREATE_TRIES", 1)
+    at, ended = 0, False
+    while not ended:
+        at += 1
+        stores = {url: faulty(url, at=at)[0], share.url: real(share.url)}
+        with monkeypatch.context() as patched:
+            patched.setattr(ObjectStore, "open", stores.get)
+            try:
+                Project(project.root).move_commits()
+                ended = True
+            except StoreAway:
+                place = place_of(project)
+                assert place is not None
+                assert place.address == share.url, "the queue is told last"
+    assert at > 5
+    assert set(ObjectStore.open(url).names("")) == set(share.names(""))
+    assert session(project) == "did 0 jobs, as asked"
+
+
+def test_commits_that_are_nowhere_are_not_given_up_unless_it_is_said(
+    project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "share").rename(tmp_path / "unmounted")
+    (tmp_path / "new").mkdir()
+    monkeypatch.setenv(STORE_VARIABLE, (tmp_path / "new").as_uri())
+    api = Project(project.root)
+    with pytest.raises(StoreError, match=r"lacks full_finetune fold 0.*--lost"):
+        api.move_commits()
+    assert list((tmp_path / "new").iterdir()) == []
+    assert api.move_commits(lost=True).lost == "full_finetune fold 0 (0 of 1 epochs)"
+    assert session(project) == "did 0 jobs, as asked"
+
+
+def test_commits_are_not_moved_under_a_session(project: ProjectFolder, tmp_path: Path, monkeypatch: Any) -> None:
+    with open_queue(project) as queue:
+        queue.start_session(device="cpu", now=4e9, alive_seconds=60)
+    (tmp_path / "new").mkdir()
+    monkeypatch.setenv(STORE_VARIABLE, (tmp_path / "new").as_uri())
+    with pytest.raises(QueueError, match="mbqueue stop"):
+        Project(project.root).move_commits()
+
+
+def test_doctor_tells_of_a_store_that_is_not_the_queues_and_of_none(
+    project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finding() -> dict[str, str]:
+        told = CliRunner().invoke(app, ["--project", str(project.root), "doctor", "--json"])
+        (found,) = [one for one in json.loads(told.stdout) if one["what"] == "commits"]
+        return dict(found)
+
+    assert finding()["state"] == "ok"
+    (tmp_path / "other").mkdir()
+    for address in ("", (tmp_path / "other").as_uri()):
+        monkeypatch.setenv(STORE_VARIABLE, address)
+        assert finding()["state"] == "problem"
+        assert share.url in finding()["remedy"]
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_an_empty_variable_does_not_switch_the_store_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

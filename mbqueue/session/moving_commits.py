@@ -1,0 +1,131 @@
+"""Moving commits on purpose to where the project's settings now say, and telling the queue. Without torch.
+
+Everything is copied before the queue is told, by its last step; so a move that was cut off is begun again and finds
+what is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mbqueue.buckets import MARKER
+from mbqueue.clock import Clock
+from mbqueue.errors import ResultsError, StoreError, UsageError
+from mbqueue.objects import ObjectStore
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.commits_place import CommitsPlace
+from mbqueue.queue.store import Queue
+from mbqueue.session.same_place import folder_place, known_epochs, lacking, local_epochs, require_store, store_place
+from mbqueue.session.shared_commits import fetch_commits, finished_epochs, send_fold
+from mbqueue.session.shared_results import fetch_results, send_local_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What was done.
+
+    Attributes:
+        source, target: where the commits were and are, for people; the source is empty where the queue knew of none.
+        copied: objects that were copied from one store to the other.
+        lost: what the target lacks and is trained again, for people; empty when that is nothing.
+    """
+
+    source: str
+    target: str
+    copied: int
+    lost: str
+
+
+def move_commits(
+    project: ProjectFolder, queue: Queue, *, lost: bool, note: Callable[[str], None], clock: Clock
+) -> Moved:
+    """Bring what is committed to the project's store, or to its folder where it has none; then tell the queue.
+
+    Args:
+        lost: go on also when finished epochs are nowhere to be found: they are trained again.
+
+    Raises:
+        StoreError: when a finished epoch would be lost, or a store does not answer.
+        QueueError: when a session works with the queue.
+    """
+    queue.reap_dead(by="move-commits", now=clock.now())
+    before = queue.commits_place()
+    store = ObjectStore.open(project.store) if project.store else None
+    is_new = False
+    if store is not None:
+        is_new = store.check()
+        target: CommitsPlace | None = store_place(store)
+    else:
+        target = folder_place(project, make=True)
+    assert target is not None
+    copied = 0
+    if before is not None and before.id != target.id:
+        copied = _bring(project, queue, before, store, note=note)
+    if store is not None:
+        _send_local(project, queue, store, note=note)
+    missing = lacking(queue, local_epochs(project) if store is None else finished_epochs(store))
+    if missing and not lost:
+        if is_new and store is not None and store.names("") == [MARKER]:
+            store.forget()
+        raise StoreError(
+            f"{target.address} lacks {missing}, and these checkpoints could not be found elsewhere. Make "
+            f"{before.address if before else 'the place where they are'} reachable from here, or copy them; then try "
+            "again. To train those epochs again: mbqueue move-commits --lost"
+        )
+    queue.bind_commits(target, instead_of=before, by="move-commits", now=clock.now())
+    return Moved(source=before.shown if before else "", target=target.shown, copied=copied, lost=missing)
+
+
+def _bring(
+    project: ProjectFolder,
+    queue: Queue,
+    source: CommitsPlace,
+    target: ObjectStore | None,
+    *,
+    note: Callable[[str], None],
+) -> int:
+    """Copy what is in the store that the commits were in; how many objects went into another store."""
+    if source.kind != "store":
+        return 0
+    try:
+        store = ObjectStore.open(source.address)
+        require_store(source, store)
+    except (StoreError, UsageError) as error:
+        note(f"{source.address} cannot be read, so nothing is copied from there: {error}")
+        return 0
+    if target is not None:
+        return sum(_copy(store, target))
+    fetch_commits(project, store, note=note)
+    for experiment in queue.experiments():
+        with suppress(ResultsError):  # what is gone is made again, as ever
+            jobs = queue.jobs(experiment=experiment.name)
+            fetch_results(store, experiment, jobs, project.working_results(experiment.results_dir))
+    return 0
+
+
+def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
+    """Copy every object that is not there, what others are named in before what names them; True for each."""
+    there = target.listed("")
+    names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}
+    for name in sorted(names, key=lambda name: (name.endswith(".json"), name)):
+        if name in there and there[name].size == names[name]:
+            continue
+        content = source.read(name, at_most=names[name])
+        if name.endswith(".json"):
+            if not target.create(name, content):
+                raise StoreError(
+                    f"{target.url}/{name} is there already, and not what {source.url} has. Give a prefix that is empty."
+                )
+        else:
+            target.put(name, content)
+        yield True
+
+
+def _send_local(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> None:
+    there = finished_epochs(store)
+    for (experiment, fold), known in known_epochs(queue).items():
+        if there.get((experiment, fold), 0) < known:
+            send_fold(project, store, queue.experiment(experiment), fold, known, note)
+    send_local_results(project, queue, store)

@@ -1,0 +1,236 @@
+"""Every session must find the commits in the same place: the one that the queue knows of. Without torch.
+
+A place is known by an id that is written in it: an object store by its marker, a folder by ``commits.json`` beside the
+checkpoints. The first session tells the queue (`mbqueue.queue.commits_place`), and one that would read or write
+elsewhere is refused, since it would find no commits, train again from the start and overwrite rows of the queue. An
+SQLite file without a store needs none of this: it lies beside its commits.
+
+Of itself, the queue's word changes only where nothing can be lost: from a folder to a store, or to another folder, that
+has every epoch that the queue holds for done, while no session works. Else it takes `mbqueue move-commits`
+(`mbqueue.session.moving_commits`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+
+from mbqueue import files
+from mbqueue.clock import Clock
+from mbqueue.errors import QueueError, StoreError
+from mbqueue.objects import ObjectStore
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.commits_place import CommitsPlace
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session.shared_commits import epochs_named, finished_epochs, send_fold
+from mbqueue.session.shared_results import send_local_results
+
+FORMAT = 1
+#: (experiment, fold) → finished epochs.
+Epochs = Mapping[tuple[str, int], int]
+_HOW = "To keep them elsewhere from now on: mbqueue move-commits --help"
+
+
+def enter_place(
+    project: ProjectFolder, queue: Queue, store: ObjectStore | None, *, note: Callable[[str], None], clock: Clock
+) -> CommitsPlace | None:
+    """Make sure that this session's place for commits is the queue's; tell the queue of it, where it knows of none.
+
+    A new store is sent what so far is on this machine only.
+
+    Returns:
+        The queue's place, to be compared once more when the session has begun (`require_same`).
+
+    Raises:
+        StoreError: when the store is not there, refuses, does not honour conditional puts, or is another one; or the
+            project has none, and the queue's commits are in one.
+        QueueError: when the folder is another one, or the store has more than the queue knows: that was made anew.
+    """
+    before = queue.commits_place()
+    if store is None:
+        return _enter_folder(project, queue, before, clock=clock)
+    if before is not None and before.kind == "store":
+        require_store(before, store)
+        _compare(project, queue, store, note=note)
+        return before
+    is_new = store.check()
+    missing = _compare(project, queue, store, note=note)
+    if missing:
+        if is_new:
+            store.forget()
+        if before is not None:
+            raise elsewhere(before, f"{store.url} lacks {missing}, of which this machine has no checkpoints either")
+        raise StoreError(
+            f"{store.url} {'is new' if is_new else 'is not known to the queue'}, and the queue has epochs whose "
+            f"checkpoints are neither there nor on this machine: {missing}. Is the address right? If another machine "
+            f"has the checkpoints, start the first session there: it sends them. {_HOW}"
+        )
+    send_local_results(project, queue, store)
+    place = store_place(store)
+    queue.reap_dead(by="work", now=clock.now())
+    queue.bind_commits(place, instead_of=before, by="work", now=clock.now())
+    return place
+
+
+def require_same(queue: Queue, place: CommitsPlace | None) -> None:
+    """Once a session has begun: nobody has moved the commits while it did.
+
+    Raises:
+        QueueError: when somebody has.
+    """
+    now = queue.commits_place()
+    if (now and now.id) != (place and place.id):
+        raise QueueError(
+            f"While this session began, it was said that the commits are in {now.shown if now else 'no place'}. "
+            "Start it again."
+        )
+
+
+def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
+    """The project's store, for reading; None when commits and results are in its folder.
+
+    Raises:
+        StoreError: when that is not where the queue's are.
+    """
+    place = queue.commits_place()
+    store = ObjectStore.open(project.store) if project.store else None
+    if place is not None and (place.kind == "store" or store is None):
+        if store is not None:
+            require_store(place, store)
+        elif place.kind == "store":
+            raise elsewhere(place, "this project has no store")
+        elif project.queue_url and place.id != folder_id(project):
+            raise elsewhere(place, f"this project's folder is another one, {project.live_dir}")
+    return store
+
+
+def require_store(place: CommitsPlace, store: ObjectStore) -> None:
+    """Make sure that a store is the one that the queue's commits are in; one that is not is left as it is.
+
+    Raises:
+        StoreError: when it is not, or cannot be asked.
+    """
+    if not store.is_the_one(place.id):
+        raise elsewhere(place, f"{store.url} is another store, or nothing is mounted there")
+
+
+def elsewhere(place: CommitsPlace, why: str) -> StoreError:
+    """What to tell who looks for the commits in another place."""
+    if place.kind == "store":
+        what = f'Set store = "{place.address}" in mbqueue.toml, or MBQUEUE_STORE to it.'
+    else:
+        what = "Work there, or share a store (docs/many-machines.md) and start its first session there."
+    return StoreError(f"The commits of this queue are in {place.shown}, and {why}. {what} {_HOW}")
+
+
+def store_place(store: ObjectStore) -> CommitsPlace:
+    """What a queue is told of a store that was checked."""
+    return CommitsPlace(id=store.id, kind="store", address=store.url)
+
+
+def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
+    """What a queue is told of the project's own folder; None when it was never used for that, and is not to be made.
+
+    Raises:
+        QueueError: when the file that says which one it is is damaged.
+    """
+    known = folder_id(project)
+    if not known and make:
+        content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
+        temporary = files.temp_beside(project.commits_file)
+        files.write_json(temporary, content)
+        try:
+            # Of two machines that share the folder, the first is heard.
+            try:
+                os.link(temporary, project.commits_file)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links; no cluster's
+                temporary.replace(project.commits_file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        known = folder_id(project)
+    if not known:
+        return None
+    return CommitsPlace(id=known, kind="folder", address=f"{socket.gethostname()}:{project.live_dir}")
+
+
+def folder_id(project: ProjectFolder) -> str:
+    """The id of the project's own folder; empty when it has none."""
+    try:
+        return str(json.loads(project.commits_file.read_bytes())["id"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError) as error:
+        raise QueueError(
+            f"{project.commits_file} is damaged ({error}). If its checkpoints are whole, remove it and go on with: "
+            "mbqueue move-commits"
+        ) from error
+
+
+def lacking(queue: Queue, there: Epochs) -> str:
+    """Folds of which the queue holds more epochs for done than a place has, for people; empty when there is none."""
+    return ", ".join(
+        f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
+        for (experiment, fold), known in known_epochs(queue).items()
+        if there.get((experiment, fold), 0) < known
+    )
+
+
+def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
+    """(experiment, fold) → the last epoch that the queue holds for done; for every fold that was enqueued."""
+    known = {(one.name, fold): 0 for one in queue.experiments() for fold in one.spec["folds"]}
+    for job in queue.jobs(state=State.COMMITTED):
+        if job.kind is Kind.TRAIN and job.fold is not None:
+            key = (job.experiment, job.fold)
+            known[key] = max(known.get(key, 0), job.epoch or 0)
+    return known
+
+
+def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
+    """As `finished_epochs`, of the project's own folder."""
+    folder = project.all_checkpoints
+    return epochs_named(path.relative_to(folder).as_posix() for path in folder.glob("*/fold_*/e*.json"))
+
+
+def _enter_folder(
+    project: ProjectFolder, queue: Queue, before: CommitsPlace | None, *, clock: Clock
+) -> CommitsPlace | None:
+    if before is None and not project.queue_url:
+        return None
+    if before is not None and before.kind == "store":
+        raise elsewhere(before, f"this session has no store: its commits would be in {project.live_dir}")
+    if before is not None and before.id == folder_id(project):
+        return before
+    if missing := lacking(queue, local_epochs(project)):
+        if before is not None:
+            raise elsewhere(before, f"this project's folder, {project.live_dir}, lacks {missing}")
+        raise QueueError(
+            f"Nobody has said where the commits of this queue are, and {project.live_dir} lacks {missing}. Start the "
+            f"first session where they are, or set `store` (docs/many-machines.md). {_HOW}"
+        )
+    place = folder_place(project, make=True)
+    assert place is not None
+    queue.reap_dead(by="work", now=clock.now())
+    queue.bind_commits(place, instead_of=before, by="work", now=clock.now())
+    return place
+
+
+def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> str:
+    """Send the store what it lacks and this machine has; what is lacking then, as `lacking` says it."""
+    there = dict(finished_epochs(store))
+    for (experiment, fold), known in known_epochs(queue).items():
+        found = there.get((experiment, fold), 0)
+        if found > known + 1:
+            raise QueueError(
+                f"{store.url} has {found} epochs of {experiment}, fold {fold}, and the queue knows of {known}: it was "
+                "made anew. Take over what is there: mbqueue recover --force. To train again from the start, use "
+                "another prefix, or enqueue under another name."
+            )
+        if found < known and send_fold(project, store, queue.experiment(experiment), fold, known, note):
+            there[experiment, fold] = known
+    return lacking(queue, there)
