@@ -170,9 +170,7 @@ class ObjectStore:
 
         def work() -> dict[str, Listed]:
             return {
-                entry["path"][start:]: Listed(
-                    entry["size"], entry["e_tag"] or "", entry["last_modified"].timestamp()
-                )
+                entry["path"][start:]: Listed(entry["size"], entry["e_tag"] or "", entry["last_modified"].timestamp())
                 for chunk in self.bulk.list(folder)
                 for entry in chunk
             }

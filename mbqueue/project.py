@@ -9,6 +9,7 @@
     │   ├── checkpoints/EXPERIMENT/fold_i/
     │   ├── wanted/EXPERIMENT.json  what was asked for, to rebuild the queue from
     │   ├── logs/                   of sessions in the background; tensorboard/
+    │   ├── commits.json            by which id a queue on a server knows these checkpoints
     │   └── background.json         which process is the session in the background
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
@@ -26,6 +27,16 @@ a local disk, and the mount receives files that are written once, under names th
     ├── outcomes/EXPERIMENT/…       which result files there are, and their hashes
     ├── sessions/SESSION-NUMBER.json
     └── crystals/DATASET-HASH.bin   what a new machine needs, to make its cache/ of
+
+With an object store, commits, results and what is expensive to make are there, below the prefix that `store` names;
+what of them is in the folders above are copies. An object is never changed; a name without a hash is written once.
+
+    STORE/
+    ├── mbqueue-store.json          which store this is (`mbqueue.buckets.MARKER`); queues know it by the id in it
+    ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM.json; .damaged behind what was set aside
+    ├── results/EXPERIMENT/HASH-NAME            files that the queue's committed jobs list
+    ├── crystals/DATASET-HASH.bin               as on a drive
+    └── frozen/frozen-DATASET-WEIGHTS/KIND-NUMBER-HASH.npy, KIND-NUMBER.json
 """
 
 from __future__ import annotations
@@ -52,6 +63,12 @@ PUBLISHED_SNAPSHOTS = "state/snapshots"
 PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
+
+#: What an object store holds, relative to its prefix, as `mbqueue.objects.ObjectStore` takes it.
+STORED_CHECKPOINTS = "checkpoints"
+STORED_RESULTS = "results"
+STORED_CRYSTALS = "crystals"
+STORED_FROZEN = "frozen"
 
 
 @dataclass(frozen=True)

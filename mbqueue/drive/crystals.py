@@ -15,9 +15,8 @@ from mbqueue import files
 from mbqueue.drive.mounted import Drive
 from mbqueue.errors import StoreError
 from mbqueue.objects import ObjectStore
-from mbqueue.project import PUBLISHED_CRYSTALS, ProjectFolder
+from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
 
-STORE_FOLDER = "crystals"
 #: Far more than any dataset takes; a larger file is none of ours.
 LARGEST_BYTES = 1 << 32
 
@@ -38,7 +37,7 @@ class Shelf:
 def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf | None:
     """Where a project keeps crystals for other machines; None when nobody else could see it."""
     if project.store:
-        return Shelf(store or ObjectStore.open(project.store), STORE_FOLDER)
+        return Shelf(store or ObjectStore.open(project.store), STORED_CRYSTALS)
     return Shelf(Drive(project.root), PUBLISHED_CRYSTALS) if project.is_split else None
 
 

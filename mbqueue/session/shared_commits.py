@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from mbqueue.drive.recover import newest_whole
 from mbqueue.errors import CheckpointError
 from mbqueue.objects import ObjectStore
-from mbqueue.project import ProjectFolder
+from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment
 from mbqueue.train.manifest import Manifest, manifest_named
-from mbqueue.train.store_place import CHECKPOINTS, StorePlace
+from mbqueue.train.store_place import StorePlace
 
 _MANIFEST = re.compile(r"([^/]+)/fold_([0-4])/e(\d{4,9})-(done|s\d{6,12})-f\d{4,9}\.json")
 
@@ -23,7 +23,7 @@ def fold_place(project: ProjectFolder, store: ObjectStore, experiment: str, fold
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
     """(experiment, fold) → the last finished epoch that the store has, 0 for a part of the first; by names alone."""
-    return epochs_named(store.names(CHECKPOINTS))
+    return epochs_named(store.names(STORED_CHECKPOINTS))
 
 
 def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:

@@ -16,14 +16,13 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.objects import ObjectStore
-from mbqueue.project import ProjectFolder
+from mbqueue.project import STORED_RESULTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.facts import written_facts
 
-RESULTS = "results"
 _HASH_DIGITS = 16
 
 #: Names that jobs give to files; the queue may be another's server, and no name of it may lead out of the folder.
@@ -35,7 +34,7 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts) -> None:
     """Put a job's files into the store, before the job is committed."""
-    there = store.names(f"{RESULTS}/{experiment}")
+    there = store.names(f"{STORED_RESULTS}/{experiment}")
     for name, fact in facts.items():
         path = _path(experiment, name, fact)
         if path.rpartition("/")[2] not in there:
@@ -116,4 +115,4 @@ def _content(store: ObjectStore, path: str, fact: Mapping[str, Any]) -> bytes | 
 
 
 def _path(experiment: str, name: str, fact: Mapping[str, Any]) -> str:
-    return f"{RESULTS}/{experiment}/{fact['sha256'][:_HASH_DIGITS]}-{name}"
+    return f"{STORED_RESULTS}/{experiment}/{fact['sha256'][:_HASH_DIGITS]}-{name}"

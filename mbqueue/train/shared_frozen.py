@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mbqueue.objects import ObjectStore
+from mbqueue.project import STORED_FROZEN
 from mbqueue.train.frozen import FrozenBackbone, Progress
 
-FROZEN = "frozen"
 LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
 #: Requests at once: most of a small object's time is waiting.
@@ -110,7 +110,7 @@ def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> 
 
 
 def _prefix(frozen: FrozenBackbone) -> str:
-    return f"{FROZEN}/{frozen.folder.name}"
+    return f"{STORED_FROZEN}/{frozen.folder.name}"
 
 
 def _listing(kind: str, shard: int) -> str:

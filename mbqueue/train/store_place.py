@@ -20,10 +20,10 @@ from pathlib import Path
 from mbqueue import files
 from mbqueue.errors import CommitTaken
 from mbqueue.objects import Listed, ObjectStore
+from mbqueue.project import STORED_CHECKPOINTS
 from mbqueue.train.manifest import LARGEST_MANIFEST, Damaged, Manifest
 from mbqueue.train.places import LocalPlace, Staging
 
-CHECKPOINTS = "checkpoints"
 _HASH_DIGITS = 12
 #: A checkpoint without a manifest that is so much older than the newest object of its fold is of a writer that died
 #: or lost; no upload takes so long.
@@ -32,7 +32,7 @@ GARBAGE_SECONDS = 3600.0
 
 def fold_prefix(experiment: str, fold: int) -> str:
     """Where the commits of a fold are in a store."""
-    return f"{CHECKPOINTS}/{experiment}/fold_{fold}"
+    return f"{STORED_CHECKPOINTS}/{experiment}/fold_{fold}"
 
 
 @dataclass

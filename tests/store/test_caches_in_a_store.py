@@ -14,11 +14,11 @@ from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.data.datasets import SAMPLE_FILE
 from mbqueue.experiment import DataSpec
 from mbqueue.objects import ObjectStore
-from mbqueue.project import ProjectFolder
+from mbqueue.project import STORED_FROZEN, ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train.frozen import FrozenBackbone, prepare
-from mbqueue.train.shared_frozen import FROZEN, fetch_shards, send_shards
+from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 KINDS = ("energies", "features")
 SOURCE = "mine.jsonl"
@@ -79,7 +79,7 @@ def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
     """The second has listed the store before the first one's shards were there."""
     one, two = made(tmp_path / "one", value=1.0), made(tmp_path / "two", value=1.5)
     late = ObjectStore.open(store.url)
-    before = late.names(f"{FROZEN}/frozen-d-w")
+    before = late.names(f"{STORED_FROZEN}/frozen-d-w")
     monkeypatch.setattr(late, "names", lambda _folder: before)
     send_shards(store, one, KINDS)
     send_shards(late, two, KINDS)
@@ -121,7 +121,7 @@ def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_damaged_in_the_store_is_left_to_be_computed(store: ObjectStore, tmp_path: Path) -> None:
     send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
-    prefix = f"{FROZEN}/frozen-d-w"
+    prefix = f"{STORED_FROZEN}/frozen-d-w"
     (name,) = [name for name in store.names(prefix) if name.startswith("energies-00001-")]
     content = bytearray(store.read(f"{prefix}/{name}", at_most=1 << 20))
     content[-1] ^= 1

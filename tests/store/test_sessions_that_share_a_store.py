@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import threading
@@ -20,12 +21,21 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 from typer.testing import CliRunner
 
 from mbqueue import objects
+from mbqueue import project as project_module
 from mbqueue.api import Project
-from mbqueue.buckets import STORE_VARIABLE
+from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
 from mbqueue.objects import ObjectStore
-from mbqueue.project import LIVE_VARIABLE, QUEUE_VARIABLE, ProjectFolder
+from mbqueue.project import (
+    LIVE_VARIABLE,
+    QUEUE_VARIABLE,
+    STORED_CHECKPOINTS,
+    STORED_CRYSTALS,
+    STORED_FROZEN,
+    STORED_RESULTS,
+    ProjectFolder,
+)
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
@@ -100,8 +110,11 @@ def test_a_fold_that_moves_between_machines_after_every_job_gives_the_same_bytes
     assert project.report("full_finetune")[0].exists()
     assert project.retry("full_finetune") == 0, "nothing is lost although nothing was here"
     store = ObjectStore.open(url)
-    assert store.names("frozen")
-    assert store.names("crystals")
+    of_the_map = {MARKER, STORED_CHECKPOINTS, STORED_CRYSTALS, STORED_FROZEN, STORED_RESULTS}
+    assert {name.partition("/")[0] for name in store.names("")} == of_the_map
+    assert of_the_map == set(
+        re.findall(r"^    [├└]── ([\w-]+(?:\.json)?)", str(project_module.__doc__).split("STORE/")[1], re.M)
+    )
 
 
 def test_another_machine_goes_on_where_a_killed_one_was_with_a_shared_server_and_store_and_nothing_else(
