@@ -85,7 +85,6 @@ def load(
         seed: seeds that draw.
         drop_invalid: leave out what cannot be used, instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; else its target is nan (for prediction).
-        targets_required: without it, crystals may come without a target (for prediction), which is then nan.
         progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
 
     Raises:
