@@ -23,14 +23,14 @@ from mbqueue.api.keeping import Keeping
 from mbqueue.api.launching import Launching
 from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
-from mbqueue.api.sessions import Sessions
+from mbqueue.api.sessions import Working
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.project import init_project
 
 __all__ = ["Project", "Status", "status", "watch"]
 
 
-class Project(Queueing, Sessions, Launching, Results, Data, Keeping):
+class Project(Queueing, Working, Launching, Results, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
     Objects are cheap and hold nothing open; any number of them, in any number of processes, may stand for the same

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_DEADLINE = "none"
 
 
-class Sessions(OpenedProject):
+class Working(OpenedProject):
     """work, work_on_devices, work_in_background, stop, log."""
 
     def session_seconds(self, session: str | None) -> float | None:

@@ -58,16 +58,6 @@ def write_arrays(
             stream.write(bytes(_padded(len(part)) - len(part)))
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """What was given as ``meta`` when the file was written.
-
-    Raises:
-        CacheError: when there is no such file, or its header or its length is not what was written.
-    """
-    meta: dict[str, Any] = _read_header(path)[0]["meta"]
-    return meta
-
-
 def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The meta data and the arrays, mapped read-only; with ``verify`` every checksum is compared.
 

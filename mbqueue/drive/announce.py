@@ -17,7 +17,7 @@ from mbqueue.drive.reading import NOT_OURS
 from mbqueue.project import PUBLISHED_SESSIONS
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
-from mbqueue.queue.processes import ProcessIdentity, is_known_dead
+from mbqueue.queue.processes import is_known_dead
 
 FORMAT = 1
 LARGEST = 1 << 20
@@ -98,7 +98,7 @@ class Announcements:
             found
             for _, found in sorted(newest.items())
             # Sessions of the same database stand in that itself.
-            if found.is_live(now) and found.database != self._database and not _is_known_dead(found.session)
+            if found.is_live(now) and found.database != self._database and not is_known_dead(found.session.identity)
         ]
 
     def _read(self, name: str) -> Announcement | None:
@@ -111,11 +111,6 @@ class Announcements:
         except NOT_OURS:
             pass
         return None
-
-
-def _is_known_dead(seen: SeenSession) -> bool:
-    """Whether it ran on this very machine, and its process is gone."""
-    return is_known_dead(ProcessIdentity(seen.host, seen.boot_id, seen.pid, seen.pid_started))
 
 
 def _announcement(parts: Any) -> Announcement:

@@ -20,8 +20,8 @@ from mbqueue.drive.wanted import steer_as_wanted, wanted
 from mbqueue.errors import CheckpointError, QueueError, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Kind, SessionRow, State
-from mbqueue.queue.processes import ProcessIdentity, is_known_dead
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.processes import is_known_dead
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
 from mbqueue.train.places import LocalPlace
@@ -106,7 +106,7 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
     try:
         with Queue(path, read_only=True) as queue:
             # Whoever was killed a moment ago on this machine still looks alive, but works no more.
-            live = [row for row in queue.sessions() if row.is_live(now) and not _is_dead(row)]
+            live = [row for row in queue.sessions() if row.is_live(now) and not is_known_dead(row.identity)]
             with queue.reading() as db:
                 db.execute("PRAGMA quick_check").fetchone()
     except QueueError:
@@ -123,10 +123,6 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
             part.replace(aside.with_name(aside.name + suffix))
     files.fsync_dir(path.parent)
     return aside
-
-
-def _is_dead(row: SessionRow) -> bool:
-    return is_known_dead(ProcessIdentity(row.host, row.boot_id, row.pid, row.pid_started))
 
 
 def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> None:

@@ -18,6 +18,8 @@ from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Kind, history_row
 from mbqueue.queue.leases import LEASE_GIVEN_UP
+from mbqueue.queue.notes import note
+from mbqueue.queue.processes import ProcessIdentity
 from mbqueue.queue.steering import REWIND
 
 _JOBS_OF_FOLD = """
@@ -45,8 +47,6 @@ _WAIT = """
 
 # The next claim of the epoch that a commit is in must have a higher fence than the commit.
 _RAISE_FENCE = "UPDATE jobs SET fence = max(fence, :fence), started = 1 WHERE id = :id"
-
-_NOTE = "INSERT INTO events (at, experiment_id, by, why) VALUES (:now, :experiment_id, :by, :why)"
 
 _SEE_SESSION = """
     INSERT INTO sessions (id, host, boot_id, pid, pid_started, device,
@@ -98,6 +98,11 @@ class SeenSession:
     heartbeat_at: float
     alive_until: float
     deadline_at: float | None
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Its process."""
+        return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
 
 class Adopting(Part):
@@ -160,7 +165,7 @@ class Adopting(Part):
                 changed += db.execute(_SKIP, skip).rowcount
             if changed:
                 fold = f"fold {trained.fold}: {len(trained.history)} epochs {why}"
-                db.execute(_NOTE, {**place, "why": fold})
+                note(db, fold, by=by, now=now, experiment_id=experiment_id)
             settle(db, experiment_id, by=by, now=now)
             return True
 

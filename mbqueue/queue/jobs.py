@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from mbqueue.queue.database import Row
+from mbqueue.queue.processes import ProcessIdentity
 
 #: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
 LOADED_NOTE = "data and model are loaded"
@@ -222,6 +223,11 @@ class SessionRow:
     @classmethod
     def from_row(cls, row: Row) -> SessionRow:
         return cls(**{key: row[key] for key in cls.__dataclass_fields__})
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Its process."""
+        return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
     def is_live(self, now: float) -> bool:
         """Whether it has not ended and was heard of in time."""

@@ -17,7 +17,7 @@ from mbqueue.queue.store import Queue
 _ROWS_AT_ONCE = 1000
 
 #: What a queue consists of, in an order in which every row finds what it refers to; the first column is the order.
-_COLUMNS = {
+COLUMNS = {
     "experiments": "id, name, spec, spec_hash, results_dir, dataset, dataset_hash, priority, paused, enqueued_at",
     "sessions": "id, host, boot_id, pid, pid_started, device, started_at, heartbeat_at, alive_until, deadline_at, "
     "ended_at, end_reason, structures_per_second",
@@ -48,7 +48,7 @@ class Migrated:
 def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
     """All rows of one table of a queue, in an order that is the same in every database."""
     order = "job_id, needed_id" if table == "needs" else "id"
-    query = f"SELECT {_COLUMNS[table]} FROM {table} ORDER BY {order}"  # noqa: S608 - constants of this module
+    query = f"SELECT {COLUMNS[table]} FROM {table} ORDER BY {order}"  # noqa: S608 - constants of this module
     return (tuple(row) for row in db.execute(query))
 
 
@@ -72,16 +72,16 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
             raise UsageError(
                 f"Session {live[0]} on {live[1]} works with {source.database.name}. End it first: mbqueue stop"
             )
-        if any(next(rows_of(new, table), None) is not None for table in _COLUMNS):
+        if any(next(rows_of(new, table), None) is not None for table in COLUMNS):
             raise UsageError(
                 f"{target.database.name} is not empty. Give an empty one, for example another schema=NAME."
             )
         with _without_triggers(target, new):
-            counts = {table: _fill(new, table, rows_of(old, table)) for table in _COLUMNS}
+            counts = {table: _fill(new, table, rows_of(old, table)) for table in COLUMNS}
         if target.database.dialect == "postgresql":
             for table in _NUMBERED:
                 new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
-        for table in _COLUMNS:
+        for table in COLUMNS:
             for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
                 if was != is_now:
                     raise QueueError(
@@ -114,7 +114,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _fill(db: Statements, table: str, rows: Iterator[tuple[Any, ...]]) -> int:
-    columns = _COLUMNS[table]
+    columns = COLUMNS[table]
     statement = f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' for _ in columns.split(','))})"  # noqa: S608
     count = 0
     while chunk := list(islice(rows, _ROWS_AT_ONCE)):

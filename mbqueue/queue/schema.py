@@ -200,12 +200,21 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
         SchemaTooNew: when a newer mbqueue wrote it.
     """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise SchemaTooNew(
-            f"{path} has schema version {version}, and this mbqueue knows versions up to {SCHEMA_VERSION}: a newer "
-            "mbqueue wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
-        )
+    require_known(version, SCHEMA_VERSION, name=path)
     return bool(version == SCHEMA_VERSION)
+
+
+def require_known(version: int, newest: int, *, name: object) -> None:
+    """Refuse a database of a later version than this program's newest.
+
+    Raises:
+        SchemaTooNew: when it is.
+    """
+    if version > newest:
+        raise SchemaTooNew(
+            f"{name} has schema version {version}, and this mbqueue knows versions up to {newest}: a newer mbqueue "
+            "wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
+        )
 
 
 def upgrade(connection: sqlite3.Connection, *, path: object) -> None:

@@ -10,6 +10,7 @@ from mbqueue.errors import QueueError
 from mbqueue.queue.claiming import LOST_ERROR, MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.jobs import SessionRow
+from mbqueue.queue.notes import note
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
 
 _START = """
@@ -36,8 +37,6 @@ _GIVE_BACK = """
         changed_at = :now, changed_by = :by, changed_why = :why
     WHERE state = 'leased' AND session_id = :id
 """
-
-_NOTE = "INSERT INTO events (at, by, why, experiment_id, job_id) VALUES (:now, :by, :why, :experiment_id, :job_id)"
 
 
 class Sessions(Part):
@@ -74,7 +73,7 @@ class Sessions(Part):
                     "deadline_at": None if deadline_at is None else deadline_at + ahead,
                 },
             )
-            _note(db, f"session started on {identity.host}, {device}", by=session, now=now)
+            note(db, f"session started on {identity.host}, {device}", by=session, now=now)
         return session
 
     def heartbeat(
@@ -118,7 +117,7 @@ class Sessions(Part):
                 "SELECT * FROM sessions WHERE ended_at IS NULL AND boot_id = ? AND id <> ? ORDER BY id", (boot_id(), by)
             )
             live = [SessionRow.from_row(row) for row in rows]
-        dead = [row for row in live if is_dead(ProcessIdentity(row.host, row.boot_id, row.pid, row.pid_started))]
+        dead = [row for row in live if is_dead(row.identity)]
         if dead:
             with self.writing() as db:
                 for row in dead:
@@ -153,19 +152,7 @@ class Sessions(Part):
     ) -> None:
         """Add a line to the events that is not a change of state (a checkpoint set aside, a mount lost)."""
         with self.writing() as db:
-            _note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
-
-
-def _note(
-    db: Statements,
-    why: str,
-    *,
-    by: str,
-    now: float,
-    experiment_id: int | None = None,
-    job_id: int | None = None,
-) -> None:
-    db.execute(_NOTE, {"why": why, "by": by, "now": now, "experiment_id": experiment_id, "job_id": job_id})
+            note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
 
 
 def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost: bool) -> None:
@@ -173,4 +160,4 @@ def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
         db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
-        _note(db, why, by=by, now=now)
+        note(db, why, by=by, now=now)

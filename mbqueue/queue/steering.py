@@ -12,6 +12,7 @@ from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Lease
+from mbqueue.queue.notes import note
 
 _PAUSE_JOBS = """
     UPDATE jobs SET paused = :paused
@@ -54,8 +55,6 @@ REWIND = """
 """
 
 _HELD = "SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased' /*pg FOR NO KEY UPDATE */"
-
-_NOTE = "INSERT INTO events (at, experiment_id, by, why) VALUES (:now, :experiment_id, :by, :why)"
 
 
 class _Place(TypedDict):
@@ -172,7 +171,7 @@ def _place(db: Statements, experiment: str, fold: int | None) -> _Place:
 
 def _note(db: Statements, place: _Place, why: str, *, by: str, now: float) -> None:
     where = "" if place["fold"] is None else f"fold {place['fold']} "
-    db.execute(_NOTE, {"experiment_id": place["experiment_id"], "by": by, "now": now, "why": where + why})
+    note(db, where + why, by=by, now=now, experiment_id=place["experiment_id"])
 
 
 def _require(db: Statements, lease: Lease) -> None:

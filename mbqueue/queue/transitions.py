@@ -48,11 +48,6 @@ TRANSITIONS = (
 )
 
 
-def may_follow(from_state: State, to_state: State) -> bool:
-    """Whether the table allows this change of state."""
-    return any(row.from_state is from_state and row.to_state is to_state for row in TRANSITIONS)
-
-
 def mermaid() -> str:
     """The table as a Mermaid state diagram."""
     arrows = [f"    {row.from_state} --> {row.to_state}: {row.reason}" for row in TRANSITIONS]

@@ -244,9 +244,9 @@ def _ended_early(
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
     """Whether a session is that process, or one that it started."""
-    if _identity(row) == process:
+    if row.identity == process:
         return True
-    return row.boot_id == process.boot_id and not is_known_dead(_identity(row)) and parent_of(row.pid) == process.pid
+    return row.boot_id == process.boot_id and not is_known_dead(row.identity) and parent_of(row.pid) == process.pid
 
 
 def _is_asked(identity: ProcessIdentity) -> bool:
@@ -270,7 +270,7 @@ def _children(pid: int) -> list[str]:
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
     """(process, session id) of every session of this project that lives on this machine, this process left out."""
     here = this_process()
-    found = {_identity(row): row.id for row in _unended(project)}
+    found = {row.identity: row.id for row in _unended(project)}
     background = current(project)
     sessions: dict[ProcessIdentity, str | None] = {**found}
     if background is not None:
@@ -297,10 +297,6 @@ def _reason(project: ProjectFolder, session: str | None) -> str:
         return "it had not begun to work"
     with open_queue(project, read_only=True) as queue:
         return queue.session(session).end_reason or "its process is gone without a word; the next session carries on"
-
-
-def _identity(row: SessionRow) -> ProcessIdentity:
-    return ProcessIdentity(host=row.host, boot_id=row.boot_id, pid=row.pid, pid_started=row.pid_started)
 
 
 def _write(project: ProjectFolder, session: BackgroundSession) -> None:

@@ -16,7 +16,7 @@ import pytest
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue import EnqueueOutcome, Job, Kind, Lease, Queue, State
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
-from mbqueue.queue.postgresql.schema import TABLES
+from mbqueue.queue.migrating import COLUMNS
 from mbqueue.queue.postgresql.store import PostgresQueue
 
 
@@ -34,7 +34,7 @@ def postgres_url(folder: Path, request: pytest.FixtureRequest) -> str:
     url = server.url(schema="conformance")
     if server.holds != folder:
         PostgresQueue(url).close()
-        server.empty("conformance", TABLES)
+        server.empty("conformance", COLUMNS)
         server.holds = folder
     return url
 

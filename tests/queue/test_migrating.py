@@ -16,13 +16,13 @@ from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue import Queue
 from mbqueue.queue.commits_place import CommitsPlace
-from mbqueue.queue.migrating import _COLUMNS, copy_queue, rows_of
+from mbqueue.queue.migrating import COLUMNS, copy_queue, rows_of
 from mbqueue.queue.opening import open_on_server
 
 
 def dump(queue: Queue) -> dict[str, list[tuple]]:
     with queue.reading() as db:
-        return {table: list(rows_of(db, table)) for table in _COLUMNS}
+        return {table: list(rows_of(db, table)) for table in COLUMNS}
 
 
 @pytest.fixture

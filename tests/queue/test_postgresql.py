@@ -5,9 +5,11 @@ from __future__ import annotations
 import builtins
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from postgres_server import PostgresServer
@@ -18,6 +20,7 @@ from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue import leases
 from mbqueue.queue.claiming import _CLAIM
+from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.queue.postgresql import listening, patience, schema
 from mbqueue.queue.postgresql import server as server_module
@@ -122,12 +125,22 @@ def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkey
         assert not other.database._listener._heard(parse_address(url).schema, 0.5)
 
 
+def documented_rights(place: str) -> str:
+    """The GRANTs of docs/many-machines.md, for the queue in one schema."""
+    text = (Path(__file__).parents[2] / "docs" / "many-machines.md").read_text(encoding="utf-8")
+    grants = re.findall(r"GRANT [^;]* TO worker;", text)
+    assert len(grants) >= 5
+    return " ".join(re.sub(r"\bmbqueue\b", place, grant) for grant in grants)
+
+
 def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgres_server, make_spec):
     queue.enqueue(make_spec(epochs=1), results_dir="r", now=0.0)
     place = parse_address(url).schema
-    postgres_server.sql(f"DROP ROLE IF EXISTS worker; CREATE ROLE worker LOGIN; {schema.rights('worker', place)}")
+    postgres_server.sql(f"DROP ROLE IF EXISTS worker; CREATE ROLE worker LOGIN; {documented_rights(place)}")
     with PostgresQueue(url.replace("postgres@", "worker@")) as worker:
         worker.verify()
+        store = CommitsPlace(id="1", kind="store", address="s3://bucket/prefix")
+        worker.bind_commits(store, instead_of=None, by="test", now=0.0)
         session = worker.start_session(device="cpu", now=0.0, alive_seconds=60)
         for _ in range(3):
             lease = worker.claim(session, now=0.0, lease_seconds=60)

@@ -8,7 +8,7 @@ import pytest
 
 from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.queue import Queue, State
-from mbqueue.queue.transitions import TRANSITIONS, may_follow, mermaid
+from mbqueue.queue.transitions import TRANSITIONS, mermaid
 
 # What a row must look like in each state for the other rules of the table to hold.
 _SHAPES = {
@@ -46,7 +46,7 @@ def test_the_database_allows_exactly_what_the_table_allows(world, from_state, to
     with world.queue.writing() as db:
         for state in _WAYS[from_state]:
             _set(db, job.id, state)
-    if may_follow(from_state, to_state):
+    if any((row.from_state, row.to_state) == (from_state, to_state) for row in TRANSITIONS):
         with world.queue.writing() as db:
             _set(db, job.id, to_state)
         assert world.queue.job(job.id).state is to_state

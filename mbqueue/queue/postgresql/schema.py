@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.errors import SchemaTooNew
+from mbqueue.queue.schema import require_known
 from mbqueue.queue.transitions import TRANSITIONS
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-#: In the order in which a copy must fill them.
-TABLES = ("experiments", "sessions", "jobs", "needs", "events", "commits_place")
 #: On which channel a change that a waiting worker wants to hear of is told; the payload is the schema.
 CHANNEL = "mbqueue"
 
@@ -251,26 +249,6 @@ _IS_THERE = """
 TRIGGERS = 9
 
 
-#: Right → tables on which a worker needs it; on all tables and views it needs SELECT.
-_RIGHTS = {
-    "INSERT": "experiments, sessions, jobs, needs, events, receipts, commits_place",
-    "UPDATE": "experiments, sessions, jobs, receipts, commits_place",
-    "DELETE": "receipts",
-}
-
-
-def rights(role: str, schema: str) -> str:
-    """Statements that give a role what sessions and commands need, and no more, once the tables are there."""
-    statements = [
-        f"GRANT USAGE ON SCHEMA {schema} TO {role}",
-        f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}",
-    ]
-    for right, tables in _RIGHTS.items():
-        places = ", ".join(f"{schema}.{table}" for table in tables.split(", "))
-        statements.append(f"GRANT {right} ON {places} TO {role}")
-    return "; ".join(statements)
-
-
 def version_of(connection: Connection[Any], schema: str) -> int:
     """The version of a schema; 0 when there is no queue in it."""
     from psycopg import sql  # noqa: PLC0415 - optional package
@@ -281,19 +259,6 @@ def version_of(connection: Connection[Any], schema: str) -> int:
     table = sql.Identifier(schema, "mbqueue_schema")
     found = connection.execute(sql.SQL("SELECT version FROM {}").format(table)).fetchone()
     return 0 if found is None else int(found[0])
-
-
-def require_known(version: int, *, name: str) -> None:
-    """Refuse what a newer mbqueue wrote.
-
-    Raises:
-        SchemaTooNew: when it did.
-    """
-    if version > SCHEMA_VERSION:
-        raise SchemaTooNew(
-            f"{name} has schema version {version}, and this mbqueue knows versions up to {SCHEMA_VERSION}: a newer "
-            "mbqueue wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
-        )
 
 
 def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
@@ -309,7 +274,7 @@ def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
         # Held by whoever makes tables, in any schema of this database.
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('mbqueue'), hashtext('schema'))")
         version = version_of(connection, schema)
-        require_known(version, name=name)
+        require_known(version, SCHEMA_VERSION, name=name)
         if version == SCHEMA_VERSION:
             return
         if connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:

@@ -21,6 +21,7 @@ from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, co
 from mbqueue.queue.postgresql.listening import Listener
 from mbqueue.queue.postgresql.patience import Patience, Wait, reached
 from mbqueue.queue.postgresql.plans import Plans, is_direct
+from mbqueue.queue.schema import require_known
 
 #: How long a statement waits for another's transaction before its own is begun anew.
 LOCK_SECONDS = 30
@@ -274,7 +275,7 @@ class PostgresServer(Database):
     def _make_current(self) -> None:
         connection = self._connection(self._client())
         version = schema.version_of(connection, self.address.schema)
-        schema.require_known(version, name=self.name)
+        require_known(version, schema.SCHEMA_VERSION, name=self.name)
         if version == schema.SCHEMA_VERSION:
             return
         if self.read_only and version == 0:
