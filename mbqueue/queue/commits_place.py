@@ -7,6 +7,7 @@ from typing import Literal
 
 from mbqueue.errors import QueueError
 from mbqueue.queue.database import Part
+from mbqueue.queue.notes import note
 
 _READ = "SELECT id, kind, address FROM commits_place"
 
@@ -14,8 +15,6 @@ _BIND = """
     INSERT INTO commits_place (number, id, kind, address, since, by) VALUES (1, :id, :kind, :address, :now, :by)
     ON CONFLICT (number) DO UPDATE SET id = :id, kind = :kind, address = :address, since = :now, by = :by
 """
-
-_NOTE = "INSERT INTO events (at, by, why) VALUES (:now, :by, :why)"
 
 _LIVE = "SELECT id, host FROM sessions WHERE ended_at IS NULL AND alive_until > :now ORDER BY id"
 
@@ -83,4 +82,4 @@ class CommitsPlaces(Part):
             values = {"id": place.id, "kind": place.kind, "address": place.address, "now": now, "by": by}
             db.execute(_BIND, values)
             before = "" if found is None else f", no longer in {found.shown}"
-            db.execute(_NOTE, {"now": now, "by": by, "why": f"commits are in {place.shown}{before}"})
+            note(db, f"commits are in {place.shown}{before}", by=by, now=now)
