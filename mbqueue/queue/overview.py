@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Row
-from mbqueue.queue.jobs import Event, Job, Kind, State
-from mbqueue.queue.processes import ProcessIdentity, is_known_dead
+from mbqueue.queue.jobs import Event, Job, Kind, SessionRow, State
+from mbqueue.queue.processes import is_known_dead
 
 FORMAT = 1
 _DAY_SECONDS = 86_400.0
@@ -224,7 +224,7 @@ class Reports(Part):
                 "ORDER BY changed_at DESC LIMIT :limit",
                 {"name": experiment, "limit": _ERRORS_SHOWN},
             ).fetchall()
-        dead = {row["id"] for row in sessions if is_known_dead(_identity(row))}
+        dead = {row["id"] for row in sessions if is_known_dead(SessionRow.from_row(row).identity)}
         for row in leased:
             if row["session_id"] in dead and row["experiment_id"] in groups:
                 groups[row["experiment_id"]] = [_given_back(group, row) for group in groups[row["experiment_id"]]]
@@ -313,10 +313,6 @@ def _fold_state(group: _Group) -> str:
     if group.held:
         return "paused"
     return "ready" if group.ready else "waiting"
-
-
-def _identity(row: Row) -> ProcessIdentity:
-    return ProcessIdentity(row["host"], row["boot_id"], row["pid"], row["pid_started"])
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
