@@ -7,18 +7,20 @@ no download from elsewhere and no parsing, and converting it to graphs, which ar
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mbqueue import files
-from mbqueue.drive.mounted import Drive
+from mbqueue.drive.mounted import DUPLICATE, Drive, put_once
 from mbqueue.errors import StoreError
 from mbqueue.objects import ObjectStore
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
 
 #: Far more than any dataset takes; a larger file is none of ours.
 LARGEST_BYTES = 1 << 32
+_NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ def publish_crystals(shelf: Shelf | None, file: Path, dataset_hash: str, note: C
     content = file.read_bytes()
     name = f"{dataset_hash[:16]}-{hashlib.sha256(content).hexdigest()}.bin"
     try:
-        if name not in shelf.place.names(shelf.folder):
+        if isinstance(shelf.place, Drive):
+            put_once(shelf.place, f"{shelf.folder}/{name}", content)
+        elif name not in shelf.place.names(shelf.folder):
             shelf.place.write_new(f"{shelf.folder}/{name}", content)
     except (OSError, StoreError) as error:
         note(f"The crystals could not be kept in {shelf.name} ({error}); other machines read them from their source.")
@@ -60,11 +64,11 @@ def fetch_crystals(shelf: Shelf | None, dataset_hash: str, target: Path, note: C
         return False
     try:
         for name in shelf.place.names(shelf.folder):
-            dataset, _, digest = name.removesuffix(".bin").partition("-")
-            if dataset != dataset_hash[:16]:
+            match = _NAME.fullmatch(name)
+            if not match or match[1] != dataset_hash[:16]:
                 continue
             content = shelf.place.read(f"{shelf.folder}/{name}", at_most=LARGEST_BYTES)
-            if hashlib.sha256(content).hexdigest() == digest:
+            if hashlib.sha256(content).hexdigest() == match[2]:
                 files.write_bytes(target, content)
                 return True
             note(f"{shelf.name}/{name} is not whole (still uploading?); the source is read instead.")

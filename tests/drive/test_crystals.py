@@ -58,6 +58,10 @@ def test_crystals_that_are_not_whole_on_the_mount_are_read_from_their_source_wit
     notes: list[str] = []
     assert load(split, first.crystals.hash, notes).crystals.hash == first.crystals.hash
     assert any("not whole" in note for note in notes)
+    # And they are kept again, for the next machine.
+    shutil.rmtree(split.live)
+    (split.root / SOURCE).unlink()
+    assert load(split, first.crystals.hash, []).crystals.hash == first.crystals.hash
 
 
 def test_the_same_crystals_are_kept_once(split: ProjectFolder) -> None:
