@@ -82,7 +82,7 @@ def move_commits(
     The queue knows where its commits are, and refuses sessions that have another store, or none. To move them on
     purpose, end all sessions, set `store` (or take it out), and run this: it copies them first, then tells the queue.
 
-    Example: MBQUEUE_STORE=s3://my-bucket/chgnet mbqueue move-commits
+    Example: mbqueue move-commits
     """
     made = open_project(context).move_commits(lost=lost)
     print_line(f"{made.source or 'not known before'} → {made.target}: {made.copied} objects copied")
