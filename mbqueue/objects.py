@@ -118,9 +118,8 @@ class ObjectStore:
         return is_new
 
     def is_the_one(self, known: str) -> bool:
-        """Whether this is the store with an id; then it is made sure that it lets itself be written, and ``id`` is set.
-
-        Of another one nothing is changed: it may be the folder under a share that is not mounted.
+        """Whether this is the store with an id, which is then set. Nothing is written: of another one nothing is
+        changed, which may be the folder under a share that is not mounted, and who only reads needs no other right.
 
         Raises:
             StoreError: when it does not answer, or refuses.
@@ -131,7 +130,6 @@ class ObjectStore:
             return False
         if self._id_in(marker) != known:
             return False
-        self.create(MARKER, marker)
         self.id = known
         return True
 

@@ -165,13 +165,11 @@ def _file_system(project: ProjectFolder) -> Finding:
 def _store(url: str, place: CommitsPlace | None) -> Finding:
     from mbqueue.objects import ObjectStore
 
-    is_new = False
     try:
         store = ObjectStore.open(url)
-        if place is not None and place.kind == "store":
-            if not store.is_the_one(place.id):
-                return Finding("object store", "problem", url, "It is not the one that the queue's commits are in.")
-        elif is_new := store.check():
+        if place is not None and place.kind == "store" and not store.is_the_one(place.id):
+            return Finding("object store", "problem", url, "It is not the one that the queue's commits are in.")
+        if is_new := store.check():
             store.forget()  # it is in use once a session has found that it fits the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))

@@ -55,6 +55,9 @@ def enter_place(
         return _enter_folder(project, queue, before, clock=clock)
     if before is not None and before.kind == "store":
         require_store(before, store)
+        if store.check():  # gone since
+            store.forget()
+            require_store(before, store)
         _compare(project, queue, store, note=note)
         return before
     is_new = store.check()

@@ -159,6 +159,13 @@ def test_commands_do_not_look_for_results_in_a_place_that_is_not_the_queues(
     assert list((tmp_path / "other").iterdir()) == []
 
 
+def test_who_only_reads_needs_no_right_to_write(project: ProjectFolder, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    before = {path: path.stat().st_mtime_ns for path in [share, *share.rglob("*")]}
+    Project(project.root).back_up(tmp_path / "all.tar")
+    assert {path: path.stat().st_mtime_ns for path in [share, *share.rglob("*")]} == before
+
+
 def test_a_queue_of_before_that_knew_of_no_place_is_told_only_of_one_that_has_its_epochs(
     share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +226,23 @@ def test_machines_that_share_a_queue_and_nothing_else_do_not_both_work_with_it(
     # The folder on another machine, or mounted by another name, is known by what lies in it.
     one.root.rename(tmp_path / "mounted")
     assert session(find_project(tmp_path / "mounted")) == "did 0 jobs, as asked"
+
+
+def test_a_file_that_was_copied_from_a_server_works_beside_its_commits_and_nowhere_else(tmp_path: Path) -> None:
+    """It brings along what the server knew: the folder of the machine before."""
+    project = make_project(tmp_path)
+    with open_queue(project) as queue:
+        before = CommitsPlace(id="another folder", kind="folder", address="host:/elsewhere/state")
+        queue.bind_commits(before, instead_of=None, by="test", now=0.0)
+    done(project, jobs=2)
+    with pytest.raises(StoreError, match=r"host:/elsewhere/state .* lacks full_finetune fold 0"):
+        session(project)
+    folder = project.all_checkpoints / EPOCH
+    folder.parent.mkdir(parents=True)
+    folder.with_name(f"{folder.name}.json").write_text("{}")
+    session(project)
+    assert (place := place_of(project)) is not None
+    assert place.address.endswith(str(project.live_dir))
 
 
 def test_two_machines_that_begin_a_shared_queue_without_a_store_are_told_while_nothing_is_done_yet(
