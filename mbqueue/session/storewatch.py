@@ -128,5 +128,5 @@ def _read(project: ProjectFolder) -> dict[str, Any]:
     try:
         content = json.loads(project.store_file.read_bytes())
         return content if isinstance(content, dict) and isinstance(content.get("since"), float | int) else {}
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
