@@ -18,6 +18,7 @@
     │   ├── NonFiniteLoss        loss or gradient is nan or inf; raised before the optimizer step
     │   └── DeviceTooSmall       one crystal alone does not fit the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
+    ├── DeviceLost               the GPU stopped working; what is committed is safe
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
     ├── StoreError               the object store is not there, refuses, or cannot do what commits need
     │   └── StoreAway            it does not answer just now; what is committed is safe
@@ -138,6 +139,22 @@ class DeviceTooSmall(TrainingError):
 
 class CheckpointError(MbqueueError):
     """A checkpoint is damaged, foreign or does not fit the model."""
+
+
+class DeviceLost(MbqueueError):
+    """The GPU stopped working; what is committed is safe.
+
+    Attributes:
+        why: what it says.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(
+            f"The GPU stopped working ({why}). What is committed is safe; this process cannot use the GPU any more. "
+            "Start a new session: mbqueue work (in a notebook, restart its kernel first). If that ends the same way, "
+            "take another GPU, or --device cpu."
+        )
 
 
 class DiskFull(MbqueueError):

@@ -73,14 +73,19 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the session ended because its machine is taken away, and not because a person wanted its end."""
+        """Whether the session ended because its machine is taken away, and not because a person wanted its end.
+
+        A new process may use a GPU that this one has lost; one that is broken refuses it at its start.
+        """
         from mbqueue.session.outcome import Ending  # noqa: PLC0415
-        from mbqueue.session.workplace import TIME_IS_UP  # noqa: PLC0415
+        from mbqueue.session.workplace import DEVICE_LOST, TIME_IS_UP  # noqa: PLC0415
 
         if outcome.ending is not Ending.STOPPED:
             return False
         if outcome.reason == "SIGTERM":
             return _is_preempted()
+        if outcome.reason.startswith(DEVICE_LOST):
+            return True
         return outcome.reason == TIME_IS_UP or outcome.reason in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:

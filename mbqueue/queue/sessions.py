@@ -97,10 +97,13 @@ class Sessions(Part):
             if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
                 raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
 
-    def end_session(self, session: str, *, reason: str, now: float) -> None:
-        """End the session and give back what it still holds, as cut off; does nothing when it has ended."""
+    def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
+        """End the session and give back what it still holds, as cut off; does nothing when it has ended.
+
+        With ``lost`` its jobs count as those of a session that died: one that ends so time and again rests in `failed`.
+        """
         with self.writing() as db:
-            _end(db, session, reason=reason, by=session, now=now, lost=False)
+            _end(db, session, reason=reason, by=session, now=now, lost=lost)
 
     def reap_dead(
         self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] = is_known_dead

@@ -15,7 +15,7 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
 from mbqueue.session.loading import Progress, load_data
-from mbqueue.session.worker import usable_device
+from mbqueue.session.usable import usable_device
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 from mbqueue.train.pretrained import load_chgnet
 

@@ -8,12 +8,11 @@ import traceback
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
-import torch
-
 from mbqueue.clock import Clock, SystemClock, format_duration
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import (
     CommitTaken,
+    DeviceLost,
     DiskFull,
     InvalidCrystals,
     LeaseLost,
@@ -36,8 +35,9 @@ from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, TIME_IS_UP, Rewound, Stopped, Workplace
-from mbqueue.train.arithmetic import device_name, pick_device
+from mbqueue.session.usable import usable_device, why_lost
+from mbqueue.session.workplace import DEVICE_LOST, SHORTEST_JOB_SECONDS, TIME_IS_UP, Rewound, Stopped, Workplace
+from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
 
@@ -82,6 +82,7 @@ def work(
         UsageError: when the device does not exist, or nothing was ever enqueued.
         QueueError: when the queue cannot be read or written.
         StoreError: when the queue's commits are elsewhere, or their store cannot be used.
+        DeviceLost: when the GPU stopped working before anything was saved; later the session only ends.
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
@@ -140,7 +141,16 @@ def work(
         with publisher or nullcontext():  # on leaving, what is left is published
             try:
                 with heartbeat:
-                    ending, reason, jobs_done = _loop(place, options)
+                    ending, reason = _loop(place, options)
+            except DeviceLost as lost:
+                # To the queue it is as if the process had died. Whoever starts a new one for it (a script, a cluster)
+                # is told to go on only when this one got somewhere, or sessions would die one after the other.
+                ending, reason = Ending.STOPPED, f"{DEVICE_LOST} ({lost.why})"
+                with suppress(QueueError):
+                    queue.end_session(session, reason=reason, now=clock.now(), lost=True)
+                if not (place.jobs_done or place.has_saved):
+                    raise
+                report.note(str(lost))
             except BaseException as error:
                 with suppress(QueueError):  # a full disk takes no more rows; the lease then runs out by itself
                     queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
@@ -150,7 +160,7 @@ def work(
         run_end_command(
             project.settings.end_command, timeout_seconds=project.settings.end_command_seconds, note=report.note
         )
-    return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=jobs_done)
+    return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=place.jobs_done)
 
 
 def _publisher(
@@ -184,24 +194,23 @@ def _meet_others(place: Workplace) -> None:
         place.forget_fold()
 
 
-def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
+def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str]:
     queue, stop, clock = place.queue, place.stop, place.clock
-    jobs_done = 0
     idle_since: float | None = None
     while True:
         if not place.deadline.allows(SHORTEST_JOB_SECONDS):
             stop.request(TIME_IS_UP)
         if stop.reason is not None:
             place.give_back_next(stop.reason)
-            return Ending.STOPPED, stop.reason, jobs_done
-        if options.max_jobs is not None and jobs_done >= options.max_jobs:
+            return Ending.STOPPED, stop.reason
+        if options.max_jobs is not None and place.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
-            return (Ending.STOPPED if left else _idle_ending(place)), f"did {jobs_done} jobs, as asked", jobs_done
+            return (Ending.STOPPED if left else _idle_ending(place)), f"did {place.jobs_done} jobs, as asked"
         if not place.await_store():
             continue  # a stop was requested meanwhile
         queue.reap_dead(by=place.session, now=clock.now())
         _meet_others(place)
-        place.jobs_left = None if options.max_jobs is None else options.max_jobs - jobs_done
+        place.jobs_left = None if options.max_jobs is None else options.max_jobs - place.jobs_done
         lease, place.next_lease = place.next_lease, None
         lease = lease or queue.claim(
             place.session,
@@ -210,7 +219,7 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
             loaded=place.loaded_fold,
         )
         if lease is not None:
-            jobs_done += _do(place, lease)
+            place.jobs_done += _do(place, lease)
             idle_since = None
             continue
         outlook = queue.outlook(now=clock.now())
@@ -218,13 +227,13 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str, int]:
         active = place.publisher.active_others if place.publisher is not None else []
         if active and not (options.forever or outlook.leased or outlook.delayed or outlook.is_exhausted):
             names = ", ".join(other.session.id for other in active)
-            return Ending.STOPPED, f"what is left is being done by other sessions: {names}", jobs_done
+            return Ending.STOPPED, f"what is left is being done by other sessions: {names}"
         if outlook.is_exhausted and not options.forever:
             ending = _idle_ending(place)
-            return ending, ending.value, jobs_done
+            return ending, ending.value
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
-            return Ending.STOPPED, f"nothing to claim for {idle}; others hold {outlook.leased} jobs", jobs_done
+            return Ending.STOPPED, f"nothing to claim for {idle}; others hold {outlook.leased} jobs"
         if outlook.is_exhausted:
             place.report.waiting("nothing is left to do; waiting for new jobs")
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
@@ -274,6 +283,9 @@ def _do(place: Workplace, lease: Lease) -> int:
         if is_disk_full(error):
             _give_back(place, lease, "the disk is full")
             raise DiskFull(_what_to_free(place.project)) from error
+        why = why_lost(place.device)
+        if why is not None:
+            raise DeviceLost(why) from error
         _fail(place, lease, error)
         return 0
     finally:
@@ -317,20 +329,3 @@ def _what_to_free(project: ProjectFolder) -> str:
         "caches of data sets that no experiment needs go with `mbqueue cache prune`, all of them (they are made again) "
         f"with `mbqueue cache prune --all`; logs are in {project.logs_dir}. Then go on with: mbqueue work"
     )
-
-
-def usable_device(name: str | None) -> torch.device:
-    """The device of that name, proved to work.
-
-    Raises:
-        UsageError: when it does not.
-    """
-    try:
-        device = pick_device(name or "auto")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"There is no usable device {name!r} here ({error}). Leave --device out to take what there is, or see: "
-            "mbqueue doctor"
-        ) from error
-    return device

@@ -33,6 +33,7 @@ from mbqueue.train.places import LocalPlace, Place
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 TIME_IS_UP = "the session's time is up"
+DEVICE_LOST = "the GPU stopped working"
 #: No job is begun that has less time than this.
 SHORTEST_JOB_SECONDS = 5.0
 
@@ -50,6 +51,10 @@ class Workplace:
     """One session's means.
 
     Data and fold of the last job are kept, so that the next epoch finds the model on the device.
+
+    Attributes:
+        jobs_done: jobs that the session committed.
+        has_saved: whether a part of a job is kept.
     """
 
     project: ProjectFolder
@@ -66,6 +71,8 @@ class Workplace:
     watch: StoreWatch | None = None
     jobs_left: int | None = None
     next_lease: Lease | None = field(default=None, init=False)
+    jobs_done: int = field(default=0, init=False)
+    has_saved: bool = field(default=False, init=False)
     _data: LoadedData | None = field(default=None, init=False)
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
 
@@ -154,6 +161,7 @@ class Workplace:
 
     def saved(self, seconds: float) -> None:
         """Something was committed, which took ``seconds`` after it was staged."""
+        self.has_saved = True
         self.deadline.saw_save(seconds + (self.store.put_seconds if self.store is not None else 0.0))
         if self.publisher is not None:
             self.publisher.wake()

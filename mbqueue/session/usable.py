@@ -1,0 +1,65 @@
+"""Whether a device can be used: asked before a session begins, and when a job has ended with an error."""
+
+from __future__ import annotations
+
+import torch
+
+from mbqueue.errors import UsageError
+from mbqueue.train.arithmetic import pick_device
+
+#: What CUDA's libraries say where memory is short and PyTorch's own allocator was not the one that asked.
+_FULL = ("out of memory", "ALLOC_FAILED")
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, proved to work; without a name the first GPU, else the CPU.
+
+    Raises:
+        UsageError: when it does not.
+    """
+    try:
+        device = pick_device(name or "auto")
+        multiply(device)
+    except (RuntimeError, AssertionError) as error:
+        why = _first_line(error)
+        if name is None:
+            raise UsageError(
+                f"There is a GPU, but no usable device ({why}). Perhaps this PyTorch is not made for it, or it is "
+                "broken or full: mbqueue doctor and nvidia-smi tell more. To work without it: --device cpu"
+            ) from error
+        raise UsageError(
+            f"There is no usable device {name!r} here ({why}). Leave --device out to take what there is, or see: "
+            "mbqueue doctor"
+        ) from error
+    return device
+
+
+def why_lost(device: torch.device) -> str | None:
+    """What a GPU says that this process can use no more, whatever it calls; None where nothing is wrong with it.
+
+    CUDA keeps an illegal access, a failed assertion or a fault of the memory for as long as the process lives. One that
+    is only full is not lost.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        multiply(device)
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        return None if any(text in str(error) for text in _FULL) else _first_line(error)
+    return None
+
+
+def multiply(device: torch.device) -> None:
+    """A product of matrices, waited for: allocates, runs a kernel and calls the library for products."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what an earlier call left behind comes out before anything else fails of it
+    square = torch.ones(16, 16, device=device)
+    if float((square @ square)[0, 0]) != 16.0:  # this waits, too
+        raise RuntimeError(f"{device} multiplies wrongly")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,140 @@
+"""A GPU that stops working takes its session along, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.api.launched import LaunchedSession
+from mbqueue.errors import DeviceLost, UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
+from mbqueue.queue.jobs import Job, Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session import usable, worker
+from mbqueue.session.outcome import Ending
+from mbqueue.session.worker import WorkOptions, work
+
+CUDA = torch.device("cuda")
+STICKY = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"
+
+Broken = Callable[[Kind], None]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+    """Makes a kind of job fail as it does on a GPU whose context is gone, which every later call tells too."""
+    lost: list[bool] = []
+
+    def fail(*_arguments: Any) -> str:
+        lost.append(True)
+        raise RuntimeError(STICKY)
+
+    monkeypatch.setattr(worker, "why_lost", lambda _device: STICKY.splitlines()[0] if lost else None)
+    return lambda kind: monkeypatch.setitem(worker._HANDLERS, kind, fail)
+
+
+def the_job(project: ProjectFolder, kind: Kind) -> Job:
+    with Queue(project.queue_db, read_only=True) as queue:
+        return next(job for job in queue.jobs() if job.kind is kind)
+
+
+def test_the_session_ends_and_its_job_is_as_one_whose_session_died(
+    tmp_path: Path, report: RememberedReport, broken: Broken
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    broken(Kind.PREPARE)
+    with pytest.raises(DeviceLost, match=r"illegal memory access.*restart its kernel"):
+        work(project, WorkOptions(device="cpu", forever=True), report=report)
+    job = the_job(project, Kind.PREPARE)
+    assert (job.state, job.failures, job.preemptions, job.lost_in_a_row) == (State.READY, 0, 1, 1)
+    with Queue(project.queue_db, read_only=True) as queue:
+        (session,) = queue.sessions()
+        assert session.end_reason is not None
+        assert session.end_reason.startswith("the GPU stopped working")
+
+
+def test_a_job_that_breaks_every_gpu_rests_in_failed_at_last(
+    tmp_path: Path, report: RememberedReport, broken: Broken
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    broken(Kind.PREPARE)
+    for _ in range(MAX_LOST_IN_A_ROW):
+        with pytest.raises(DeviceLost):
+            work(project, WorkOptions(device="cpu"), report=report)
+    assert the_job(project, Kind.PREPARE).state is State.FAILED
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
+
+
+def test_a_session_that_had_saved_work_says_that_another_is_to_go_on(
+    tmp_path: Path, report: RememberedReport, broken: Broken
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    broken(Kind.PREDICT)
+    outcome = work(project, WorkOptions(device="cpu"), report=report)
+    assert (outcome.ending, outcome.jobs_done) == (Ending.STOPPED, 1)
+    assert any("The GPU stopped working" in line for line in report.lines)
+    # A job of a cluster is put back into its queue: it did something, and its next process has a GPU that works.
+    launched = LaunchedSession("/p", seconds=60.0, margin_seconds=6.0, device="cuda", max_idle=None)
+    assert launched.is_to_be_continued(outcome)
+
+
+def test_an_error_on_a_device_that_works_is_the_jobs_own(
+    tmp_path: Path, report: RememberedReport, broken: Broken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    broken(Kind.PREPARE)
+    monkeypatch.setattr(worker, "why_lost", lambda _device: None)
+    work(project, WorkOptions(device="cpu", idle_seconds=0.0), report=report)
+    job = the_job(project, Kind.PREPARE)
+    assert (job.failures, job.lost_in_a_row) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError(STICKY), True),
+        (torch.AcceleratorError(STICKY), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+    ],
+)
+def test_a_gpu_counts_as_lost_when_it_can_multiply_no_more_though_it_has_memory(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, is_lost: bool
+) -> None:
+    def multiply(_device: torch.device) -> None:
+        raise error
+
+    monkeypatch.setattr(usable, "multiply", multiply)
+    why = usable.why_lost(CUDA)
+    assert (why is not None) is is_lost
+    assert why is None or "\n" not in why
+    assert usable.why_lost(torch.device("cpu")) is None
+
+
+def test_a_gpu_that_multiplies_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usable, "multiply", lambda _device: None)
+    assert usable.why_lost(CUDA) is None
+
+
+def test_a_gpu_that_this_torch_cannot_use_is_refused_with_the_way_round_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(_device: torch.device) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with …")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(usable, "multiply", multiply)
+    with pytest.raises(UsageError, match=r"no kernel image.*--device cpu") as told:
+        usable.usable_device(None)
+    assert "None" not in str(told.value)
+    assert "Leave --device out" not in str(told.value), "that is what was done"
