@@ -258,11 +258,15 @@ def _listing(parts: Any, path: str) -> Listing:
         raise QueueError(f"{path} has impossible numbers.")
     if not (isinstance(listing.sha256, str) and isinstance(listing.database, str)):
         raise QueueError(f"{path} is not the manifest of a snapshot.")
-    if not isinstance(listing.taken_at, float | int):
+    if not _is_time(listing.taken_at):
         raise QueueError(f"{path} is not the manifest of a snapshot.")
     for one in listing.experiments:
         check_enqueued(one, source=path)
     return listing
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, float | int) and 0 <= value < 1e12
 
 
 def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
@@ -275,7 +279,7 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
         spec = parse_spec(one["spec"], source=source)
         check_experiment(spec.name, one["results_dir"], source=source)
         is_known = isinstance(one["priority"], int) and abs(one["priority"]) <= _MOST_URGENT
-        is_known = is_known and isinstance(one["enqueued_at"], float | int)
+        is_known = is_known and _is_time(one["enqueued_at"])
         is_known = is_known and (one["prepare"] is None or isinstance(one["prepare"]["dataset_hash"], str))
     except DamagedSnapshot:
         raise
