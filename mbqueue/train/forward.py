@@ -24,7 +24,7 @@ from mbqueue.data.batch import Batch
 from mbqueue.errors import TrainingError
 from mbqueue.train.fused import FusedMessages
 from mbqueue.train.gated import Gate, PlainMessages, linear
-from mbqueue.train.segments import Index, take
+from mbqueue.train.segments import Index
 
 #: CHGNet computes this constant of its Fourier basis in float32 whatever the dtype of the model.
 _HALF_ROOT = float(1 / torch.sqrt(torch.tensor([2.0])))
@@ -129,7 +129,7 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         atoms = _convolve_atoms(model.atom_conv_layers[block], messages, atoms, bonds, weights)
         if not has_angles:
             continue
-        short = take(bonds, batch.short_bond)
+        short = messages.shorts_of(bonds)
         layer = model.bond_conv_layers[block]
         shares = _first_of_angles(layer.twoBody_bond, 0, atoms, short)
         message = messages.of_angles(*shares[:2], angles, shares[2], short_weights, Gate.of(layer.twoBody_bond))
@@ -137,10 +137,10 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         if out.bias is not None:
             # Then bonds without an angle change too.
             bonds = bonds + out.bias
-        bonds = bonds.index_add(0, batch.short_bond, linear(message, out.weight))
+        bonds = messages.add_to_shorts(bonds, linear(message, out.weight))
         if block < model.n_conv - 2:
             gated = model.angle_layers[block].twoBody_bond
-            shares = _first_of_angles(gated, 1, atoms, take(bonds, batch.short_bond))
+            shares = _first_of_angles(gated, 1, atoms, messages.shorts_of(bonds))
             angles = messages.updated_angles(*shares[:2], angles, shares[2], Gate.of(gated))
     return _convolve_atoms(model.atom_conv_layers[-1], messages, atoms, bonds, weights)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mbqueue.data.batch import Batch
 from mbqueue.train.gated import Gate
+from mbqueue.train.segments import take
 
 Array = NDArray[Any]
 
@@ -31,6 +32,7 @@ class FusedMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch; the same functions as `PlainMessages`."""
 
     def __init__(self, batch: Batch) -> None:
+        self._short = batch.short_bond
         # Tuples of (centre, neighbour, undirected bond) and of (centre, bond i, bond j).
         self.bonds = tuple(_arrays(batch.bond_center, batch.bond_neighbor, batch.bond_undirected))
         self.angles = tuple(_arrays(batch.angle_center, batch.angle_bond_i, batch.angle_bond_j))
@@ -43,6 +45,14 @@ class FusedMessages:
         angles = np.searchsorted(self.angles[1], shorts)
         self.bond_ranges = _ranges(bonds)
         self.angle_ranges = _ranges(angles)
+
+    def shorts_of(self, bonds: Tensor) -> Tensor:
+        """See `PlainMessages.shorts_of`."""
+        return take(bonds, self._short)
+
+    def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
+        """See `PlainMessages.add_to_shorts`."""
+        return bonds.index_add(0, self._short, x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
         """See `PlainMessages.of_bonds`."""

@@ -89,6 +89,16 @@ class PlainMessages:
         self._angle_center = Index.of(batch.angle_center, atoms)
         self._first = Index.of(batch.angle_bond_i, shorts, is_sorted=True)
         self._second = Index.of(batch.angle_bond_j, shorts, batch.angle_by_j)
+        self._short = Index.of(batch.short_bond, len(batch.bond_length), is_sorted=True)
+
+    def shorts_of(self, bonds: Tensor) -> Tensor:
+        """The rows of the short bonds, [S, …], from those of all undirected ones, [U, …]."""
+        return self._short.gather(bonds)
+
+    def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
+        """``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short ones."""
+        # Each segment is one row or none. On CUDA, adding by index would sort, and check every index, each time.
+        return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
         """Sum of each atom's messages from its bonds, [A, 64].

@@ -81,7 +81,7 @@ class _Sum(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] for rows that are all different."""
+    """x[rows] for rows that are all different: on the CPU, less work than an `Index`."""
     out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 

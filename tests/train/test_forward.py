@@ -14,6 +14,7 @@ import torch
 from chgnet.model import CHGNet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batches import make_batch
 from mbqueue.data.datasets import load
@@ -217,3 +218,45 @@ def test_what_a_gpu_would_compute_is_the_same_on_every_run(bench: Any, monkeypat
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Operations(TorchDispatchMode):
+    """Remembers the name of every operation of torch, those of gradients included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+#: What torch turns into a sort and a check of every index where algorithms are to be deterministic on CUDA.
+SORTED_WHEN_DETERMINISTIC = {"index_add", "index_copy", "index_put", "scatter_add", "scatter", "index_reduce"}
+#: What waits for the device.
+WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal"}
+
+
+def test_a_gpu_sorts_nothing_but_the_indices_and_is_not_waited_for(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)
+    batch, model = make_batch(bench.cache, np.arange(16)), load_pretrained("0.3.0")
+    with Operations() as operations:
+        formation_energies(model, batch).sum().backward()
+    assert "segment_reduce" in operations.seen
+    assert not {name.rstrip("_") for name in operations.seen} & SORTED_WHEN_DETERMINISTIC
+    assert not operations.seen & WAITING
+
+
+def test_segment_sums_over_short_bonds_have_the_bits_of_indexed_sums(bench: Any) -> None:
+    batch = make_batch(bench.cache, np.arange(16))
+    torch.manual_seed(3)
+    bonds, message = torch.randn(len(batch.bond_length), 64), torch.randn(len(batch.short_bond), 64)
+    found = []
+    for messages in (PlainMessages(batch), FusedMessages(batch)):
+        x, y = bonds.clone().requires_grad_(), message.clone().requires_grad_()
+        taken, added = messages.shorts_of(x), messages.add_to_shorts(x, y)
+        found.append([taken, added, *torch.autograd.grad((taken**2).sum() + (added**3).sum(), [x, y])])
+    assert all(torch.equal(plain, compiled) for plain, compiled in zip(*found, strict=True))
