@@ -117,8 +117,14 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
     Raises:
         StoreError: when it is not, or cannot be asked.
     """
-    if not store.is_the_one(place.id):
-        raise elsewhere(place, f"{store.url} is another store, or nothing is mounted there")
+    if store.is_the_one(place.id):
+        return
+    if store.url == place.address:
+        raise StoreError(
+            f"The commits of this queue are in {place.shown}, and what is there now is another store, or none. If "
+            f"it is a share, mount it; if it was emptied, put it back from a copy. {_HOW}"
+        )
+    raise elsewhere(place, f"{store.url} is another store, or nothing is mounted there")
 
 
 def elsewhere(place: CommitsPlace, why: str) -> StoreError:
