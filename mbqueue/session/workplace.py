@@ -275,7 +275,6 @@ class Workplace:
                 data.graphs,
                 frozen,
                 device=self.device,
-                memory_file=self.project.device_limits,
                 should_stop=self.should_stop,
                 on_progress=lambda progress: advanced(progress.done, progress.total),
             )
@@ -318,6 +317,7 @@ class Workplace:
                 hold_on=self.hold_on,
             )
             checkpoints.sweep()
+            frozen = self.frozen_for(job, spec, data)
             self._fold = (
                 key,
                 FoldRun(
@@ -325,11 +325,11 @@ class Workplace:
                     fold=job.fold,
                     crystals=data.crystals,
                     cache=data.graphs,
-                    frozen=self.frozen_for(job, spec, data),
+                    frozen=frozen,
                     checkpoints=checkpoints,
                     device=self.device,
                     memory_file=self.project.device_limits,
-                    fingerprint_extra=data.fingerprint,
+                    fingerprint_extra={**data.fingerprint, "frozen": frozen.digest(kinds_needed(spec))},
                     on_note=self.report.note,
                     clock=self.clock,
                 ),

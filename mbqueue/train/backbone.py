@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mbqueue.data.batch import Batch
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec
-from mbqueue.train.arithmetic import calculating, device_name
+from mbqueue.train.arithmetic import calculating
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.forward import atom_features, read_out
 from mbqueue.train.frozen import FrozenBackbone, Progress, frozen_folder, prepare
@@ -20,7 +22,9 @@ from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.pretrained import load_pretrained, weights_hash
 from mbqueue.train.step import infer
 
-_BATCH_SIZE = 64
+#: What goes through the backbone at once: a shard's crystals in their order, so many of them and so many directed bonds
+#: at most. The last digits depend on it, so neither the experiment nor the device has a say: it fits 4 GiB.
+BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
@@ -50,36 +54,51 @@ def prepare_frozen(
     frozen: FrozenBackbone,
     *,
     device: torch.device,
-    memory_file: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> bool:
     """Compute and store what is missing, always in float32; False when asked to stop before the end.
+
+    On a device of one kind the bytes are a function of crystals and weights alone. Only where memory runs out are
+    batches cut further, for the rest of that shard; the digest of what is stored (`FrozenBackbone.digest`) tells.
 
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.
     """
     model = load_pretrained(spec.model.pretrained).to(device).eval()
     feed = GraphFeed(cache)
-    memory = DeviceMemory(memory_file, f"{device_name(device)}|backbone|infer")
 
-    def compute(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        def run(batch):  # type: ignore[no-untyped-def]
+    def compute(
+        rows: NDArray[np.int64], tell: Callable[[int], None]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        done = 0
+
+        def run(batch: Batch) -> list[Tensor]:
+            nonlocal done
             features = atom_features(model, batch)
-            return [features, read_out(model, features, batch.atom_crystal, batch.n_atoms)]
+            energies = read_out(model, features, batch.atom_crystal, batch.n_atoms)
+            done += len(batch)
+            tell(done)
+            return [features, energies]
 
         found = infer(
             feed,
             rows,
             run,
-            batch_size=_BATCH_SIZE,
-            max_bonds=spec.train.max_bonds,
+            batch_size=BATCH_CRYSTALS,
+            max_bonds=BATCH_BONDS,
             device=device,
-            memory=memory,
+            memory=DeviceMemory(None, ""),  # what was too much once, on a device that was full, may fit the next time
             ids=cache.crystals.ids,
             should_stop=should_stop,
         )
         return None if found is None else (found[0], found[1])
 
     with calculating(device, "float32"):
-        return prepare(frozen, compute, with_features=spec.model.trainable == "head", on_progress=on_progress)
+        return prepare(
+            frozen,
+            compute,
+            with_features="features" in kinds_needed(spec),
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )

@@ -4,27 +4,34 @@ Two things are stored, in shards of a fixed number of crystals: interaction ener
 references of every experiment need them) and atom features (the head trains from them). A shard is a .npy file with a
 .json beside it that carries its size and SHA-256 and is written last; only then does the shard exist, so preparing can
 stop anywhere and go on later. The folder belongs to one dataset and one set of weights.
+
+Two devices do not agree in the last digits. So a shard that is whole is left as it is, whoever asks; several processes
+share the work by one lock per shard; and what there is has a digest, which is part of a training's fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from mbqueue.errors import CacheError
-from mbqueue.files import replacing, sha256_of_file, write_bytes, write_json
+from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, write_json
 
 FORMAT = 1
 #: Crystals in a shard: about 15 MB of features.
 SHARD_SIZE = 2048
 _KINDS = ("energies", "features")
+#: How often who waits for another process's shard looks whether it is to stop.
+_POLL_SECONDS = 0.5
 
 
 def frozen_folder(cache_dir: Path, dataset_hash: str, weights: str) -> Path:
@@ -59,7 +66,30 @@ class FrozenBackbone:
 
     def missing(self, kind: str, *, verify: bool = False) -> list[int]:
         """Shards of ``energies`` or ``features`` that are not there; with ``verify`` also those with other bytes."""
-        return [shard for shard in range(self.n_shards) if not self._is_whole(kind, shard, verify=verify)]
+        return [shard for shard in range(self.n_shards) if not self.is_whole(kind, shard, verify=verify)]
+
+    def is_whole(self, kind: str, shard: int, *, verify: bool = False) -> bool:
+        """Whether a shard of ``energies`` or ``features`` is there; with ``verify`` also with the right bytes."""
+        path = self._path(kind, shard)
+        try:
+            listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
+            size = path.stat().st_size
+        except (FileNotFoundError, ValueError):
+            return False
+        if {key: listing.get(key) for key in self._identity} != self._identity or size != listing.get("size"):
+            return False
+        return not verify or sha256_of_file(path) == listing.get("sha256")
+
+    @contextmanager
+    def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
+        """Held by the one process of all on this machine that makes or fetches a shard; its death lets it go.
+
+        Raises:
+            Timeout: when another one holds it for ``wait_seconds``.
+        """
+        make_folder(self.folder / "locks")
+        with FileLock(self.folder / "locks" / f"{shard:05d}.lock", timeout=wait_seconds):
+            yield
 
     def write(self, kind: str, shard: int, values: NDArray[np.float32]) -> None:
         """Durably store a shard."""
@@ -68,10 +98,28 @@ class FrozenBackbone:
             np.lib.format.write_array(stream, np.ascontiguousarray(values, dtype=np.float32), allow_pickle=False)
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)
+        self._maps.pop(shard, None)
 
     def sha256(self, kind: str, shard: int) -> str:
         """The SHA-256 of a shard that is there."""
         return str(json.loads(self._path(kind, shard).with_suffix(".json").read_bytes())["sha256"])
+
+    def digest(self, kinds: Sequence[str]) -> str:
+        """What the bytes of all shards of these kinds are, in 16 characters; they are read from now on as they are.
+
+        Raises:
+            CacheError: when a shard is not there.
+        """
+        digest = hashlib.sha256()
+        for kind in kinds:
+            missing = self.missing(kind)
+            if missing:
+                raise CacheError(self._incomplete(kind, missing))
+            for shard in range(self.n_shards):
+                if kind == "features":
+                    self._maps.setdefault(shard, self._open(kind, shard))
+                digest.update(f"{kind} {shard} {self.sha256(kind, shard)}\n".encode())
+        return digest.hexdigest()[:16]
 
     def exported(self, kind: str, shard: int) -> tuple[bytes, dict[str, Any]]:
         """The bytes of a shard, and its listing, for another machine."""
@@ -111,7 +159,7 @@ class FrozenBackbone:
         for row in rows:
             shard = int(row) // SHARD_SIZE
             if shard not in self._maps:
-                if not self._is_whole("features", shard, verify=False):
+                if not self.is_whole("features", shard, verify=False):
                     raise CacheError(self._incomplete("features", [shard]))
                 self._maps[shard] = self._open("features", shard)
             base = self.atom_offsets[shard * SHARD_SIZE]
@@ -125,17 +173,6 @@ class FrozenBackbone:
     def _open(self, kind: str, shard: int) -> NDArray[np.float32]:
         values: NDArray[np.float32] = np.load(self._path(kind, shard), mmap_mode="r", allow_pickle=False)
         return values
-
-    def _is_whole(self, kind: str, shard: int, *, verify: bool) -> bool:
-        path = self._path(kind, shard)
-        try:
-            listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
-            size = path.stat().st_size
-        except (FileNotFoundError, ValueError):
-            return False
-        if {key: listing.get(key) for key in self._identity} != self._identity or size != listing.get("size"):
-            return False
-        return not verify or sha256_of_file(path) == listing.get("sha256")
 
     def _incomplete(self, kind: str, missing: list[int]) -> str:
         return (
@@ -153,38 +190,78 @@ class Progress:
     total: int
 
 
+#: For rows, and what is told how many of them are done: their atom features [A, 64] and interaction energies [B];
+#: None to stop.
+Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
+
+
 def prepare(
     frozen: FrozenBackbone,
-    compute: Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.float32]] | None],
+    compute: Compute,
     *,
     with_features: bool,
+    should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> bool:
     """Compute and store the shards that are missing or damaged; False when it was stopped before the end.
 
     Only those are written. What is there may be another machine's, which all machines use, and this one's would differ
-    in the last digits.
+    in the last digits. Those that another process makes meanwhile are waited for, and made if it dies.
 
     Args:
-        compute: for rows, their atom features [A, 64] and interaction energies [B]; None to stop.
+        compute: gives both for a shard's rows.
         with_features: store features too, not energies alone.
+        should_stop: asked while another process is waited for.
     """
-    energies_missing = set(frozen.missing("energies", verify=True))
-    features_missing = set(frozen.missing("features", verify=True)) if with_features else set()
-    missing = energies_missing | features_missing
+    kinds = _KINDS if with_features else _KINDS[:1]
+    missing = sorted({shard for kind in kinds for shard in frozen.missing(kind, verify=True)})
     total = len(frozen.atom_offsets) - 1
     done = total - sum(len(frozen.rows_of(shard)) for shard in missing)
-    on_progress(Progress(done=done, total=total))
-    for shard in sorted(missing):
-        rows = frozen.rows_of(shard)
-        computed = compute(rows)
+
+    def tell(more: int) -> None:
+        on_progress(Progress(done=done + more, total=total))
+
+    tell(0)
+    others: list[int] = []
+    for shard in missing:
+        try:
+            with frozen.making(shard, wait_seconds=0):
+                if not _make(frozen, shard, kinds, compute, tell):
+                    return False
+        except Timeout:
+            others.append(shard)
+            continue
+        done += len(frozen.rows_of(shard))
+        tell(0)
+    while others:
+        if should_stop():
+            return False
+        try:
+            with frozen.making(others[0], wait_seconds=_POLL_SECONDS):
+                if not _make(frozen, others[0], kinds, compute, tell):
+                    return False
+        except Timeout:
+            continue
+        done += len(frozen.rows_of(others.pop(0)))
+        tell(0)
+    return True
+
+
+def _make(
+    frozen: FrozenBackbone,
+    shard: int,
+    kinds: Sequence[str],
+    compute: Compute,
+    tell: Callable[[int], None],
+) -> bool:
+    """Make what is missing of a shard whose lock is held, if anything still is; False to stop."""
+    missing = [kind for kind in kinds if not frozen.is_whole(kind, shard, verify=True)]
+    if missing:
+        computed = compute(frozen.rows_of(shard), tell)
         if computed is None:
             return False
         features, energies = computed
-        if shard in features_missing:
-            frozen.write("features", shard, features)
-        if shard in energies_missing:
-            frozen.write("energies", shard, energies)
-        done += len(rows)
-        on_progress(Progress(done=done, total=total))
+        for kind, values in (("features", features), ("energies", energies)):
+            if kind in missing:
+                frozen.write(kind, shard, values)
     return True

@@ -81,8 +81,12 @@ def fetch_shards(
     ]
 
     def fetch(kind: str, shard: int) -> None:
-        if not should_stop():
-            _take(store, frozen, kind, shard)
+        with frozen.making(shard):
+            if should_stop():
+                return
+            # Another session on this machine may have fetched it meanwhile.
+            if not (frozen.is_whole(kind, shard, verify=True) and _only_ours(frozen, kind, shard, there)):
+                _take(store, frozen, kind, shard)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done, one in enumerate([pool.submit(fetch, kind, shard) for kind, shard in wanted], start=1):

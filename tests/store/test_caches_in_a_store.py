@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_a_machine_that_computed_its_own_before_it_knew_of_the_store_uses_what_a
     assert store.requests["get"] == gets, "what is the same is known by its name"
 
 
+def test_two_sessions_of_one_machine_fetch_each_shard_once(store: ObjectStore, tmp_path: Path) -> None:
+    send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
+    stores = [ObjectStore.open(store.url) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda own: fetch(own, backbone(tmp_path / "two")), stores))
+    assert sum(own.requests["get"] for own in stores) == 2 * 2 * backbone(tmp_path).n_shards
+    assert not backbone(tmp_path / "two").missing("features", verify=True)
+
+
 def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
     """Energies of another machine stay when this one computes features, and energies with them."""
     frozen = made(tmp_path, value=1.0)
@@ -110,7 +120,7 @@ def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
         path.unlink()
     energies = frozen.energies()
 
-    def compute(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compute(rows: np.ndarray, _tell: object) -> tuple[np.ndarray, np.ndarray]:
         atoms = int(frozen.atom_offsets[rows[-1] + 1] - frozen.atom_offsets[rows[0]])
         return np.full((atoms, 64), 2.0, np.float32), np.full(len(rows), 2.0, np.float32)
 

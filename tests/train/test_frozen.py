@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 
 from mbqueue.data.batch import Batch
 from mbqueue.errors import CacheError
+from mbqueue.train import backbone
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
 from mbqueue.train.feeds import GraphFeed
-from mbqueue.train.frozen import Progress
+from mbqueue.train.forward import atom_features
+from mbqueue.train.frozen import FrozenBackbone, Progress, prepare
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.pretrained import load_pretrained, weights_hash
 from mbqueue.train.references import compositions, fit_references, set_references
@@ -65,10 +69,103 @@ def test_preparing_goes_on_where_it_was_stopped_and_gives_the_same_bytes(
             )
             assert done == (stop == 1000)
         assert told[-1] == Progress(done=32, total=32)
-        assert [p.done for p in told] == sorted(p.done for p in told)
-        contents.append({path.name: path.read_bytes() for path in frozen.folder.iterdir()})
+        assert told[0].done == 0
+        contents.append({path.name: path.read_bytes() for path in frozen.folder.glob("*.*")})
     assert len(contents[0]) == 4 * 2 * 2
     assert contents[0] == contents[1]
+
+
+def made(frozen: FrozenBackbone) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in frozen.folder.glob("*.npy")}
+
+
+def test_the_bytes_do_not_depend_on_which_experiment_asked_first(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    contents = []
+    for name, train in (("plain", {}), ("other", {"max_bonds": 500, "batch_size": 3})):
+        spec = helpers.small_spec(trainable="head", **train)
+        frozen = open_frozen(spec, bench.crystals, tmp_path / name)
+        assert prepare_frozen(spec, bench.cache, frozen, device=CPU)
+        contents.append(made(frozen))
+    assert contents[0] == contents[1]
+
+
+def test_a_device_that_ran_out_of_memory_for_one_shard_computes_the_others_as_ever(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_module, "SHARD_SIZE", 16)
+    spec = helpers.small_spec(trainable="head")
+    plain = open_frozen(spec, bench.crystals, tmp_path / "plain")
+    prepare_frozen(spec, bench.cache, plain, device=CPU)
+    batches: list[list[int]] = []
+
+    def full_at_first(model: Any, batch: Batch) -> torch.Tensor:
+        batches.append(batch.rows.tolist())
+        if len(batches) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return atom_features(model, batch)
+
+    monkeypatch.setattr(backbone, "atom_features", full_at_first)
+    cut = open_frozen(spec, bench.crystals, tmp_path / "cut")
+    assert prepare_frozen(spec, bench.cache, cut, device=CPU)
+    assert [len(batch) for batch in batches] == [16, 8, 8, 16]
+    rows = np.arange(32)
+    assert np.allclose(plain.features(rows), cut.features(rows), atol=1e-5)
+    assert made(plain)["features-00001.npy"] == made(cut)["features-00001.npy"]
+
+
+def test_the_digest_tells_other_bytes_of_what_an_experiment_uses_and_nothing_else(
+    bench: Any, helpers: Any, tmp_path: Path
+) -> None:
+    spec = helpers.small_spec(trainable="head")
+    one, two = (open_frozen(spec, bench.crystals, tmp_path / name) for name in ("one", "two"))
+    with pytest.raises(CacheError):
+        one.digest(["energies"])
+    for frozen in (one, two):
+        prepare_frozen(spec, bench.cache, frozen, device=CPU)
+    kinds = ["energies", "features"]
+    assert one.digest(kinds) == two.digest(kinds)
+    two.write("features", 0, np.nextafter(one.features(np.arange(32)), np.float32(9)))
+    assert one.digest(kinds) != two.digest(kinds)
+    assert one.digest(["energies"]) == two.digest(["energies"])
+
+
+PREPARING = """
+import pathlib, sys, time
+import numpy as np
+from mbqueue.train import frozen as module
+module.SHARD_SIZE = 2
+folder, name, other = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+frozen = module.FrozenBackbone(folder / "frozen", atom_offsets=np.arange(9), dataset_hash="d", weights="w")
+def compute(rows, tell):
+    with (folder / f"{name}.log").open("a") as log:
+        log.write(f"{rows[0]}\\n")
+    deadline = time.monotonic() + 60
+    while not (folder / f"{other}.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)  # none goes on before both are at work
+    return np.full((len(rows), 64), len(name), np.float32), np.full(len(rows), len(name), np.float32)
+assert module.prepare(frozen, compute, with_features=True)
+print(frozen.digest(["energies", "features"]))
+"""
+
+
+def test_two_processes_that_prepare_at_once_share_the_work_and_end_with_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PREPARING, str(tmp_path)]
+    both = [
+        subprocess.Popen([*command, *names], stdout=subprocess.PIPE, text=True) for names in (("a", "bb"), ("bb", "a"))
+    ]
+    digests = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert digests[0] == digests[1]
+    computed = [int(line) for name in ("a", "bb") for line in (tmp_path / f"{name}.log").read_text().split()]
+    assert sorted(computed) == [0, 2, 4, 6]
+
+
+def test_one_that_waits_for_another_process_can_be_stopped(tmp_path: Path) -> None:
+    def opened() -> FrozenBackbone:
+        return FrozenBackbone(tmp_path, atom_offsets=np.arange(9), dataset_hash="d", weights="w")
+
+    with opened().making(0):
+        assert not prepare(opened(), lambda *_: pytest.fail("computed"), with_features=True, should_stop=lambda: True)
 
 
 def test_a_damaged_shard_is_noticed_and_made_again(bench: Any, helpers: Any, tmp_path: Path) -> None:
