@@ -37,6 +37,8 @@ CODES = {
 #: Operations of the shortest and the longest session. On a drive a new machine needs a hundred until its first step.
 SHORTEST, LONGEST = 8, 90 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
+#: Of the sessions that there must be, so that they do not come to the end too early.
+LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
 @dataclass
@@ -190,7 +192,8 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
     month = MonthOnADrive(warm, tmp_path, chance)
     while True:
         ending = next_ending(chance, endings)
-        lab, at = month.lab, chance.randrange(SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE)
+        longest = LONGEST_AT_FIRST_ON_A_DRIVE if len(endings) < LEAST_SESSIONS else LONGEST_ON_A_DRIVE
+        lab, at = month.lab, chance.randrange(SHORTEST_ON_A_DRIVE, longest)
         fault = {
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
