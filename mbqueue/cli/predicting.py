@@ -39,3 +39,9 @@ def predict(
     print_line(f"{len(table.crystals)} crystals by {len(models)} models: {output}")
     if table.mae is not None:
         print_line(f"MAE against the dataset's own targets: {table.mae:.4f} eV/atom")
+        print_line(
+            "This is no test score: the models were trained on most of these crystals. The test scores of their "
+            "experiment are in its results.json."
+            if table.is_known_data
+            else "This is a test score only if no model was trained on any of these crystals."
+        )

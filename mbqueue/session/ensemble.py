@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 
 from mbqueue import files
 from mbqueue.data.crystals import Crystals
+from mbqueue.errors import MbqueueError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.usable import usable_device
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
@@ -22,14 +26,22 @@ from mbqueue.train.pretrained import load_chgnet
 
 @dataclass(frozen=True)
 class EnsembleTable:
-    """What some models say of some crystals, in the order of the dataset."""
+    """What some models say of some crystals, in the order of the dataset.
+
+    Attributes:
+        is_known_data: whether it is the dataset of an experiment, in whose folds each model was trained on most of it.
+    """
 
     crystals: Crystals
     predictions: EnsemblePredictions
+    is_known_data: bool
 
     @property
     def mae(self) -> float | None:
-        """Mean absolute error of the ensemble against the targets, eV/atom; None when a crystal has none."""
+        """Mean absolute error of the ensemble against the targets, eV/atom; None when a crystal has none.
+
+        It is no test score where a model was trained on the crystals.
+        """
         targets = self.crystals.targets
         return float(np.abs(self.predictions.mean - targets).mean()) if np.isfinite(targets).all() else None
 
@@ -89,4 +101,22 @@ def predict_dataset(
         on_progress=progress("predicting"),
     )
     assert found is not None, "nobody asks this to stop"
-    return EnsembleTable(data.crystals, found)
+    return EnsembleTable(data.crystals, found, _is_known_data(project, data.crystals.hash, models))
+
+
+def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
+    """Whether an experiment in the queue, or one whose results lie beside a model, has this dataset."""
+    for folder in {path.parent for path in models}:
+        try:
+            content = json.loads((folder / RESULTS_FILE).read_bytes())
+            if content["dataset"]["hash"] == dataset_hash:
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a model may lie anywhere, beside anything
+    try:
+        if not queue_exists(project):
+            return False
+        with open_queue(project, read_only=True) as queue:
+            return any(experiment.dataset_hash == dataset_hash for experiment in queue.experiments())
+    except MbqueueError:
+        return False  # a prediction needs no queue

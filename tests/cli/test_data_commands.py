@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from small_project import enqueue, small_spec
 
-from mbqueue.data.datasets import SAMPLE_FILE
+from mbqueue.data.datasets import SAMPLE_FILE, load
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.store import Queue
+from mbqueue.train.pretrained import load_pretrained, save_chgnet
 
 Command = Callable[..., Any]
 FAILURE, USAGE = 1, 2
@@ -62,10 +66,6 @@ def test_the_cache_is_listed_verified_repaired_and_pruned(mbqueue: Command, proj
 def test_predict_gives_the_mean_and_the_spread_of_its_models(
     mbqueue: Command, project: ProjectFolder, tmp_path: Path
 ) -> None:
-    import torch
-
-    from mbqueue.train.pretrained import load_pretrained, save_chgnet
-
     models = []
     for number, shift in enumerate((0.0, 0.5)):
         model = load_pretrained("0.3.0")
@@ -78,11 +78,37 @@ def test_predict_gives_the_mean_and_the_spread_of_its_models(
     table = tmp_path / "table.csv"
     said = mbqueue("predict", str(tmp_path / "few.jsonl"), *map(str, models), "--output", str(table), "--device", "cpu")
     assert (said.code, "MAE against" in said.out) == (0, True)
+    assert "a test score only if no model was trained on any of these crystals" in said.out
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 30
     for row in rows:
         assert float(row["y_pred_1"]) - float(row["y_pred_0"]) == pytest.approx(0.5, abs=1e-4)
         assert float(row["spread"]) == pytest.approx(0.25, abs=1e-4)
+
+
+@pytest.mark.parametrize("known_from", ["the queue", "results.json"])
+def test_predict_says_that_an_error_on_crystals_that_were_trained_on_is_no_score(
+    mbqueue: Command, project: ProjectFolder, tmp_path: Path, known_from: str
+) -> None:
+    few = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)[:10]
+    (project.root / "few.jsonl").write_bytes(b"".join(few))
+    dataset_hash = load(str(project.root / "few.jsonl")).crystals.hash
+    if known_from == "the queue":
+        enqueue(project, small_spec(project, data__dataset="few.jsonl", data__limit=0))
+        with Queue(project.queue_db) as queue:
+            session = queue.start_session(device="cpu", now=1.0, alive_seconds=100.0)
+            lease = queue.claim(session, now=1.0, lease_seconds=100.0)
+            assert lease is not None
+            queue.commit(lease, result={"dataset_hash": dataset_hash}, now=2.0)
+    else:
+        (tmp_path / "results.json").write_text(json.dumps({"dataset": {"hash": dataset_hash}}))
+    model = tmp_path / "model_fold_0.pth"
+    save_chgnet(load_pretrained("0.3.0"), model)
+    table = str(tmp_path / "table.csv")
+    said = mbqueue("predict", str(project.root / "few.jsonl"), str(model), "--output", table, "--device", "cpu")
+    assert said.code == 0
+    assert "models were trained on most of these crystals" in said.out
+    assert "results.json" in said.out
 
 
 def test_predict_refuses_a_file_that_is_no_model(mbqueue: Command, tmp_path: Path) -> None:
