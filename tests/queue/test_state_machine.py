@@ -123,12 +123,11 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data(), jobs=st.integers(1, 6))
     def work(self, data, jobs):
         """A session in good health."""
-        session = data.draw(st.sampled_from(self.sessions))
+        lease = self.claim(data.draw(st.sampled_from(self.sessions)), None)
         for _ in range(jobs):
-            lease = self.claim(session, None)
             if lease is None:
                 break
-            self.commit(lease, stops=False)
+            lease = self.commit_and_claim(lease, stops=False)
 
     def claim(self, session: str, loaded: tuple[str, int] | None) -> Lease | None:
         loaded = None if loaded is None or loaded[1] is None else loaded  # only folds are loaded
@@ -138,7 +137,11 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(QueueError):
                 self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place)
             return None
-        lease = self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place)
+        return self.was_claimed(
+            self.queue.claim(session, now=self.now, lease_seconds=LEASE, loaded=place), session, loaded
+        )
+
+    def was_claimed(self, lease: Lease | None, session: str, loaded: tuple[str, int] | None) -> Lease | None:
         self.model.alive_until[session] = max(self.model.alive_until[session], self.now + LEASE)
         self.model.reap(self.now)
         chosen = self.model.choose(session, self.now, loaded)
@@ -273,8 +276,35 @@ class QueueMachine(RuleBasedStateMachine):
             lambda: write(lease, result={"dataset_hash": "d"}, now=self.now, publish=lambda: published.append(1)),
         )
         assert bool(published) == bool(job)
+        if job:
+            self.was_committed(job, stops=stops)
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), stops=st.booleans())
+    def commit_and_claim_some(self, data, stops):
+        self.commit_and_claim(self.some_lease(data), stops=stops)
+
+    def commit_and_claim(self, lease: Lease, *, stops: bool) -> Lease | None:
+        published, claimed = [], []
+        stops = stops and lease.job.kind is Kind.TRAIN
+        options = {"lease_seconds": LEASE, "skip_rest": "machine" if stops else None}
+        result = {"dataset_hash": "d"}
+        job = self.attempt(
+            lease,
+            lambda: claimed.append(
+                self.queue.commit_and_claim(
+                    lease, result=result, now=self.now, publish=lambda: published.append(1), **options
+                )
+            ),
+        )
+        assert bool(published) == bool(job)
         if not job:
-            return
+            return None
+        self.was_committed(job, stops=stops)
+        fold = lease.job.fold
+        return self.was_claimed(claimed[0], lease.session, None if fold is None else (lease.job.experiment, fold))
+
+    def was_committed(self, job: Any, *, stops: bool) -> None:
         name, kind, fold, epoch = job.key
         assert job.key not in self.committed
         self.committed[job.key] = job.fence
