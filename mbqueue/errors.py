@@ -15,8 +15,9 @@
     │   └── SchemaTooNew         the database was written by a newer mbqueue
     ├── SessionError             a session in the background did not come to work
     ├── TrainingError            a training step cannot go on
-    │   ├── NonFiniteLoss        loss or gradient is nan or inf; raised before the optimizer step
+    │   ├── NonFiniteLoss        loss, gradient or prediction is nan or inf; nothing of it is kept
     │   └── DeviceTooSmall       one crystal alone does not fit the device
+    ├── DeviceBusy               one crystal alone does not fit what others leave of the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
     ├── DeviceLost               the GPU stopped working; what is committed is safe
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
@@ -130,11 +131,15 @@ class TrainingError(MbqueueError):
 
 
 class NonFiniteLoss(TrainingError):
-    """Loss or gradient is nan or inf; raised before the optimizer step, so the weights are untouched."""
+    """Loss or gradient is nan or inf, or a prediction: raised before the optimizer step, or before it counts."""
 
 
 class DeviceTooSmall(TrainingError):
     """One crystal alone does not fit the device's memory."""
+
+
+class DeviceBusy(MbqueueError):
+    """One crystal alone does not fit what others leave of a device's memory; there is nothing wrong with the work."""
 
 
 class CheckpointError(MbqueueError):

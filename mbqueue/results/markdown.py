@@ -129,8 +129,8 @@ def _how(spec: dict[str, Any], run: dict[str, Any]) -> list[str]:
     for change in run["fingerprint_changes"]:
         what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
-            f"- resumed on other ground at fold {change['fold']}, epoch {change['epoch']}, step {change['step']} "
-            f"({what}): from there on the run is not byte-equal to an uninterrupted one"
+            f"- went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"step {change['step']} ({what}): the last digits may differ from those of a run without that"
         )
     return lines
 

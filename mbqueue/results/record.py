@@ -86,7 +86,7 @@ class RecordInputs:
         folds: folds to record; each must have its history, predictions and model in the folder.
         versions: library name → version.
         sessions: those that worked on it, in order.
-        fingerprint_changes: where a resume found another device or library than the checkpoint's:
+        fingerprint_changes: where a fold went on with another device, library or micro-batch than before:
             dicts with fold, epoch, step and changes ({key: [before, after]}).
         absent_elements: fold → elements that its training part lacks, whose reference energy is therefore 0.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.

@@ -64,7 +64,7 @@ def record_inputs(
 def fingerprint_changes(
     places: Mapping[int, Place], on_damaged: Callable[[str, str], None] = lambda _stem, _why: None
 ) -> list[dict[str, Any]]:
-    """Where training was carried on with another device or library so far: fold, epoch, step and changes.
+    """Where training went on with another device, library or micro-batch so far: fold, epoch, step and changes.
 
     Args:
         places: fold → where its commits are; nothing is changed there.

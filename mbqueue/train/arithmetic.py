@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,40 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def has_precisions(device: torch.device) -> bool:
+    """Whether a GPU has bf16 and tf32, as those since Ampere do; older ones emulate the one and ignore the other."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def usable_precision(device: torch.device, wanted: str) -> str:
+    """What products are computed in when ``wanted`` is asked for: float32 where the device does not have it."""
+    if device.type != "cuda" or wanted == "float32":
+        return "float32"
+    return wanted if has_precisions(device) else "float32"
+
+
 @contextmanager
 def calculating(device: torch.device, precision: str) -> Iterator[None]:
-    """Within the block, matrix products have this precision (GPU only) and CUDA algorithms are deterministic ones."""
+    """Within the block, matrix products have this precision (GPU only) and CUDA algorithms are deterministic ones.
+
+    Blocks may be nested; the inner one counts.
+    """
     if device.type != "cuda":
         yield
         return
     # cuBLAS reads this when its first handle is made; without it, deterministic algorithms are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    settings = torch.backends.cuda.matmul
+    settings: Any = torch.backends.cuda.matmul
+    put_tf32_back = _keep_tf32(settings)
     deterministic: Any = torch.utils.deterministic  # a module with a property that its stubs do not have
     before = (
-        settings.allow_tf32,
+        settings.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         deterministic.fill_uninitialized_memory,
     )
     settings.allow_tf32 = precision == "tf32"
+    settings.allow_bf16_reduced_precision_reduction = False  # sums stay float32
     # With warnings only: an operation that some version of torch cannot do deterministically costs the last bits of
     # an exact resume, which is no reason to refuse to train.
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -63,20 +80,57 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
         yield
     finally:
         PRODUCTS.reset(products)
-        settings.allow_tf32 = before[0]
+        put_tf32_back()
+        settings.allow_bf16_reduced_precision_reduction = before[0]
         torch.use_deterministic_algorithms(before[1], warn_only=before[2])
         deterministic.fill_uninitialized_memory = before[3]
 
 
+def _keep_tf32(settings: Any) -> Callable[[], None]:
+    """Remembers which of PyTorch's settings allow tf32; calling what is returned puts them back.
+
+    There are two since 2.9, ``allow_tf32`` and ``fp32_precision``. Setting the first sets both; where the second was
+    set alone they disagree, and then the first cannot even be read.
+    """
+    newer = getattr(settings, "fp32_precision", None)
+    try:
+        allowed = settings.allow_tf32
+    except RuntimeError:
+        allowed = newer != "tf32"
+    is_medium = False
+    with suppress(RuntimeError):
+        is_medium = torch.get_float32_matmul_precision() == "medium"
+
+    def put_back() -> None:
+        if is_medium:  # allows tf32 too, and says more
+            torch.set_float32_matmul_precision("medium")
+        else:
+            settings.allow_tf32 = allowed
+        if newer is not None:
+            settings.fp32_precision = newer
+
+    return put_back
+
+
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
-    """What byte-equality of two runs of the same work depends on, apart from the work."""
+    """What byte-equality of two runs of the same work depends on, apart from the work.
+
+    Args:
+        precision: of training, as `usable_precision` gives it.
+    """
+    on_gpu = device.type == "cuda"
     return {
         "device_type": device.type,
         "device_name": device_name(device),
-        "precision": precision if device.type == "cuda" else "float32",
+        "precision": precision if on_gpu else "float32",
+        "validated_in": "float32",
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
-        "cuda": torch.version.cuda or "" if device.type == "cuda" else "",
+        "cuda": torch.version.cuda or "" if on_gpu else "",
+        # PyTorch's wheels bring it as a package, which may be renewed without them.
+        "cublas": _first_version("nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cublas-cu11") if on_gpu else "",
+        # The driver's own word on tf32, which goes before PyTorch's.
+        "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
         "torch": str(torch.__version__),
         "numpy": str(np.__version__),
         "chgnet": version("chgnet"),
@@ -85,8 +139,15 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
-    """What is not the same in two fingerprints: key to [old, new]."""
-    return {
-        key: [old.get(key), new.get(key)] for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    }
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What is not the same in two fingerprints: key to [old, new]. What one of them does not tell is no difference."""
+    if "precision" in old:
+        old = {"validated_in": old["precision"], **old}  # earlier versions of mbqueue did
+    return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
+
+
+def _first_version(*names: str) -> str:
+    for name in names:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return ""

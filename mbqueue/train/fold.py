@@ -16,41 +16,25 @@ from numpy.typing import NDArray
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.data.batches import Distortion
 from mbqueue.data.crystals import Crystals
-from mbqueue.data.folds import epoch_batches, test_rows, train_rows, validation_split
+from mbqueue.data.folds import epoch_batches
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointError, NonFiniteLoss
 from mbqueue.experiment import Spec
-from mbqueue.train.arithmetic import calculating, device_name, differences, fingerprint
+from mbqueue.train.arithmetic import calculating
 from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.train.conditions import Conditions
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.learner import Learner
 from mbqueue.train.manifest import Manifest
-from mbqueue.train.memory import DeviceMemory
+from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.pretrained import copy_of, load_pretrained
 from mbqueue.train.references import compositions, fit_references, set_references
+from mbqueue.train.rows import split_rows
 from mbqueue.train.saver import Save, Saver
-from mbqueue.train.step import OutOfMemory, StepResult, infer, loss_sum, make_room, optimizer_step
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldRows:
-    """Which rows of the dataset a fold trains on, validates on and is tested on; ascending, disjoint."""
-
-    train: Rows
-    validation: Rows
-    test: Rows
-
-
-def split_rows(n: int, spec: Spec, fold: int) -> FoldRows:
-    """The fold's rows; nothing is held out for validation when there is no epoch to choose."""
-    outer = train_rows(n, fold)
-    train, validation = outer, outer[:0]
-    if spec.train.epochs:
-        train, validation = validation_split(outer, spec.train.validation, spec.seed, fold)
-    return FoldRows(train=train, validation=validation, test=test_rows(n, fold))
+from mbqueue.train.step import StepResult, infer, listed, loss_sum, optimizer_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +86,15 @@ class FoldRun:
         self.steps_per_epoch = -(-len(self.rows.train) // spec.train.batch_size)
         self._crystals, self._checkpoints = crystals, checkpoints
         self._note, self._clock = on_note, clock or SystemClock()
-        self._extra = dict(fingerprint_extra or {})
         self._feed: Feed
         if spec.model.trainable == "head":
             self._feed = FeatureFeed(frozen, crystals.atomic_numbers, crystals.targets)
         else:
             assert cache is not None, "only a head experiment does without graphs"
             self._feed = GraphFeed(cache)
-        kind = f"{device_name(device)}|{spec.model.trainable}|{spec.train.precision}"
-        self._memory = DeviceMemory(memory_file, f"{kind}|train")
-        self._infer_memory = DeviceMemory(memory_file, f"{kind}|infer")
+        self._conditions = Conditions(
+            spec, device, memory_file=memory_file, extra=fingerprint_extra or {}, on_note=on_note
+        )
         self._first, self.absent_elements = self._first_model(frozen)
         # The learner of the newest commit; None when that has to be read first.
         self._learner: Learner | None = None
@@ -152,13 +135,14 @@ class FoldRun:
             checkpoint_seconds: between two commits in mid-epoch.
 
         Raises:
-            NonFiniteLoss: before the weights are touched; the last commit stands.
-            DeviceTooSmall: naming the crystal.
+            NonFiniteLoss: nothing of it is kept; the last commit stands.
+            DeviceTooSmall, DeviceBusy: naming the crystal.
             CheckpointError: when the epoch before is not there.
             LeaseLost: from ``save``.
         """
         lease = _Lease(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
-        with calculating(self.device, self.spec.train.precision), Saver(self._checkpoints, save) as saver:
+        self._conditions.begin()
+        with calculating(self.device, self._conditions.precision), Saver(self._checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
                 # Whatever ends the work early leaves a state that no commit has, so the next call reads one.
@@ -186,7 +170,9 @@ class FoldRun:
             )
             if newest is not None:
                 learner.restore(self._checkpoints.load(newest), newest)
-                self._compare_fingerprints(learner, newest, session)
+            changes = learner.compute_under(self._conditions.fingerprint(), session)
+            if newest is not None and changes:
+                self._tell_changes(changes, newest)
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
                 f"Epoch {epoch} of fold {self.fold} cannot start: the newest whole commit in "
@@ -195,26 +181,19 @@ class FoldRun:
             )
         return learner
 
-    def _compare_fingerprints(self, learner: Learner, manifest: Manifest, session: str) -> None:
-        changes = differences(manifest.fingerprint, self._fingerprint())
-        if changes:
-            learner.changes.append(
-                {"epoch": manifest.epoch, "step": manifest.step, "session": session, "changes": changes}
-            )
-            told = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in changes.items())
-            self._note(
-                f"Fold {self.fold} goes on from {manifest.stem} under other conditions ({told}): "
-                "the result may differ in its last digits from an uninterrupted run's."
-            )
-
-    def _fingerprint(self) -> dict[str, Any]:
-        limit = min(self._memory.limit, self.spec.train.batch_size)
-        return {**fingerprint(self.device, self.spec.train.precision), "micro_batch": limit, **self._extra}
+    def _tell_changes(self, changes: dict[str, list[Any]], manifest: Manifest) -> None:
+        told = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in changes.items())
+        self._note(
+            f"Fold {self.fold} goes on from {manifest.stem} under other conditions ({told}): "
+            "the result may differ in its last digits from an uninterrupted run's."
+        )
 
     def _facts(self, learner: Learner, lease: _Lease) -> dict[str, Any]:
+        # Since the commit before, the device may have run out of memory.
+        learner.compute_under(self._conditions.fingerprint(), lease.session)
         return {
             **learner.facts(fence=lease.fence, session=lease.session, now=self._clock.now()),
-            "fingerprint": self._fingerprint(),
+            "fingerprint": learner.fingerprint,
             "absent_elements": list(self.absent_elements),
         }
 
@@ -241,7 +220,7 @@ class FoldRun:
         learner.model.train()
         last_commit = before = self._clock.monotonic()
         while learner.step < len(steps):
-            limit = min(train.batch_size, self._memory.limit)
+            limit = min(train.batch_size, self._conditions.training.limit)
             parts = [
                 pack(rows, self._feed.costs, largest_count=limit, largest_cost=train.max_bonds)
                 for rows in steps[learner.step :]
@@ -249,6 +228,7 @@ class FoldRun:
             ahead = host_batches(
                 self._feed, parts, pinned=self.device.type == "cuda", distortion=self._distortion(learner.epoch)
             )
+            shortage = None
             with contextlib.closing(ahead):
                 try:
                     for batches in ahead:
@@ -276,11 +256,9 @@ class FoldRun:
                             saver.start(learner.state(), self._facts(learner, lease))
                             last_commit = now
                 except OutOfMemory as full:
-                    make_room(full, self._memory, self.device, self._crystals.ids)
-                    self._note(
-                        f"{device_name(self.device)} ran out of memory with {len(full.crystals)} crystals at once; "
-                        f"from now on at most {self._memory.limit} go together, with the same effective batch."
-                    )
+                    shortage = full.shortage
+            if shortage is not None:  # and nothing refers to the failed step any more
+                self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 
     def _distortion(self, epoch: int) -> Distortion | None:
@@ -307,7 +285,8 @@ class FoldRun:
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
         """Finish the epoch: validate the weights that are kept, and write its row; False when asked to stop."""
         began = self._clock.monotonic()
-        with learner.average.applied() if learner.average else contextlib.nullcontext():
+        averaged = learner.average.applied() if learner.average else contextlib.nullcontext()
+        with averaged, calculating(self.device, "float32"):
             predicted = self._infer(learner.model, self.rows.validation, should_stop)
         if predicted is None:
             return False
@@ -378,9 +357,11 @@ class FoldRun:
             should_stop: asked before every batch.
 
         Raises:
-            DeviceTooSmall: naming the crystal.
+            DeviceTooSmall, DeviceBusy: naming the crystal.
+            NonFiniteLoss: naming the crystals whose prediction is not finite.
         """
-        with calculating(self.device, self.spec.train.precision):
+        self._conditions.begin()
+        with calculating(self.device, "float32"):
             return self._infer(model.to(self.device), self.rows.test, should_stop)
 
     def _infer(self, model: CHGNet, rows: Rows, should_stop: Callable[[], bool]) -> NDArray[np.float64] | None:
@@ -392,8 +373,19 @@ class FoldRun:
             batch_size=self.spec.train.batch_size,
             max_bonds=self.spec.train.max_bonds,
             device=self.device,
-            memory=self._infer_memory,
+            memory=self._conditions.inference,
             ids=self._crystals.ids,
             should_stop=should_stop,
         )
-        return None if found is None else found[0].astype(np.float64)
+        if found is None:
+            return None
+        [energies] = found
+        bad = rows[~np.isfinite(energies)]
+        if len(bad):
+            raise NonFiniteLoss(
+                f"Fold {self.fold}: the energies of {len(bad)} of {len(rows)} crystals are not finite, so they are "
+                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. When these are nearly all, training "
+                "diverged: enqueue the experiment under another name with a lower train.lr. Else look at their "
+                "distances."
+            )
+        return energies.astype(np.float64)

@@ -10,7 +10,7 @@ from chgnet.model import CHGNet
 from mbqueue.clock import utc_text
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
-from mbqueue.train.arithmetic import device_name
+from mbqueue.train.arithmetic import device_name, differences
 from mbqueue.train.manifest import Manifest
 from mbqueue.train.optim import (
     WeightAverage,
@@ -52,6 +52,7 @@ class Learner:
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
         self.changes: list[dict[str, Any]] = []
+        self.fingerprint: dict[str, Any] = {}
         self.seconds = 0.0
         self.sessions: list[str] = []
         self.parent: Manifest | None = None
@@ -80,10 +81,18 @@ class Learner:
         self.steps_done, self.sums = state.steps_done, dict(state.sums)
         self.best = dict(manifest.best) if manifest.best else None
         self.history = [dict(row) for row in manifest.history]
-        self.changes = list(manifest.fingerprint_changes)
+        self.changes, self.fingerprint = list(manifest.fingerprint_changes), dict(manifest.fingerprint)
         self.seconds, self.sessions = manifest.epoch_seconds, list(manifest.epoch_sessions)
         self.parent = manifest
-        restore_random_states(state.random)
+        restore_random_states(state.random, self._device)
+
+    def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
+        """Note what byte-equality depends on from now on; returns what of it changed, which is remembered."""
+        changes = differences(self.fingerprint, fingerprint)
+        if changes:
+            self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})
+        self.fingerprint = fingerprint
+        return changes
 
     @property
     def finished_epochs(self) -> int:
@@ -165,7 +174,7 @@ class Learner:
             model=to_host(self.model.state_dict()),
             optimizer={name: to_host(tensors) for name, tensors in optimizer.items()},
             average=to_host(self.average.tensors) if self.average else {},
-            random=random_states(),
+            random=random_states(self._device),
         )
 
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:

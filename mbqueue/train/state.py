@@ -39,7 +39,7 @@ class TrainState:
         model: the model's state dict.
         optimizer: AdamW's tensors by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
-        random: states of the random generators of torch, CUDA, NumPy and Python. Training draws from none of them;
+        random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
             they are here so that nothing that ever does can break an exact resume.
     """
 
@@ -97,13 +97,14 @@ def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def random_states() -> dict[str, Any]:
-    """States of all random generators, in types that load with ``weights_only``."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """States of the random generators of the host and of ``device``, in types that load with ``weights_only``."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, words, python_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Asking for it starts CUDA, which a session on the CPU may be there to do without.
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "numpy": [
             str(name),
             torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -115,11 +116,12 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Put back what `random_states` gave; CUDA's only where there are as many devices."""
+def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what `random_states` gave; that of a GPU only on one."""
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and device.type == "cuda":
+        # Earlier versions kept that of every GPU of the machine: all alike, since all get one seed and nothing draws.
+        torch.cuda.set_rng_state(states["cuda"][0], device)
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, words, python_gauss = states["python"]

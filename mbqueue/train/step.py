@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbqueue.data.batches import Distortion
-from mbqueue.errors import DeviceTooSmall, NonFiniteLoss
+from mbqueue.errors import NonFiniteLoss
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.feeds import Feed, Rows, host_batches, pack
-from mbqueue.train.memory import DeviceMemory
+from mbqueue.train.memory import DeviceMemory, OutOfMemory, Shortage, is_out_of_memory
 from mbqueue.train.optim import set_learning_rate
 
 _LISTED = 70
@@ -40,14 +40,6 @@ class StepResult:
     abs_error: float
     grad_norm: float
     structures: int
-
-
-class OutOfMemory(Exception):
-    """The device ran out of memory with so many crystals at once."""
-
-    def __init__(self, crystals: Sequence[int]) -> None:
-        super().__init__(f"{len(crystals)} crystals")
-        self.crystals = list(crystals)
 
 
 def loss_sum(spec: TrainSpec, predicted: Tensor, target: Tensor) -> Tensor:
@@ -85,37 +77,56 @@ def optimizer_step(
     structures = sum(len(batch) for batch in batches)
     optimizer.zero_grad(set_to_none=True)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in batches:
-        try:
-            on_device = batch.to(device, non_blocking=True)
-            predicted = feed.predict(model, on_device)
-            loss = loss_sum(spec, predicted, on_device.targets)
-            (loss / structures).backward()  # type: ignore[no-untyped-call]
-            abs_error = (predicted.detach() - on_device.targets).abs().sum()
-            totals += torch.stack([loss.detach(), abs_error])
-        except torch.OutOfMemoryError as error:
-            optimizer.zero_grad(set_to_none=True)
-            raise OutOfMemory(batch.rows.tolist()) from error
-    for parameter in parameters:
-        # A parameter that this batch does not reach (no angles in it) must still decay and keep its momentum,
-        # or the result would depend on how crystals are batched.
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    # Clipping by infinity only measures.
-    norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm or math.inf)
-    loss_total, error_total, grad_norm = torch.cat([totals, norm[None].double()]).tolist()  # the step's one device sync
+    batch = batches[0]
+    try:
+        for batch in batches:
+            _add_gradient(model, feed, batch, spec=spec, structures=structures, totals=totals, device=device)
+        for parameter in parameters:
+            # A parameter that this batch does not reach (no angles in it) must still decay and keep its momentum,
+            # or the result would depend on how crystals are batched.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        # Clipping by infinity only measures.
+        norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm or math.inf)
+        loss_total, error_total, grad_norm = torch.cat([totals, norm[None].double()]).tolist()  # the one device sync
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        optimizer.zero_grad(set_to_none=True)
+        raise OutOfMemory(Shortage(batch.rows.tolist(), str(error))) from error
     if not math.isfinite(loss_total + grad_norm):
         optimizer.zero_grad(set_to_none=True)
         names = [ids[row] for batch in batches for row in batch.rows.tolist()]
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         raise NonFiniteLoss(
             f"The loss ({loss_total}) or the gradient norm ({grad_norm}) is not finite; the weights are as before the "
-            f"step. The batch: {', '.join(names[:_LISTED])}{more}. Look at these crystals' targets and distances, or "
+            f"step. The batch: {listed(names)}. Look at these crystals' targets and distances, or "
             "lower train.lr, then retry."
         )
     set_learning_rate(optimizer, rate)
+    # Out of memory in here would leave some weights changed and others not. It is not caught, so that the job ends and
+    # goes on from its last commit; there is hardly a way to it, since what the gradient took is free again.
     optimizer.step()
     return StepResult(loss=loss_total, abs_error=error_total, grad_norm=grad_norm, structures=structures)
+
+
+def _add_gradient(
+    model: CHGNet, feed: Feed, batch: Any, *, spec: TrainSpec, structures: int, totals: Tensor, device: torch.device
+) -> None:
+    """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
+
+    What it takes on the device is gone when it returns or fails, as its locals are.
+    """
+    on_device = batch.to(device, non_blocking=True)
+    predicted = feed.predict(model, on_device)
+    loss = loss_sum(spec, predicted, on_device.targets)
+    (loss / structures).backward()  # type: ignore[no-untyped-call]
+    totals += torch.stack([loss.detach(), (predicted.detach() - on_device.targets).abs().sum()])
+
+
+def listed(ids: Sequence[str]) -> str:
+    """Ids of crystals for an error: all, or the first 70 and how many more."""
+    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
+    return ", ".join(ids[:_LISTED]) + more
 
 
 def infer(
@@ -137,7 +148,7 @@ def infer(
         compute: for a batch on the device, tensors whose first dimension is crystals or atoms; they are concatenated.
 
     Raises:
-        DeviceTooSmall: when a single crystal does not fit the device.
+        DeviceTooSmall, DeviceBusy: when a single crystal does not fit the device.
     """
     found: list[list[NDArray[np.float32]]] = []
     done = 0
@@ -145,33 +156,20 @@ def infer(
         limit = min(batch_size, memory.limit)
         parts = pack(rows[done:], feed.costs, largest_count=limit, largest_cost=max_bonds)
         batches = host_batches(feed, [[part] for part in parts], pinned=device.type == "cuda", distortion=distortion)
+        shortage = None
         with contextlib.closing(batches), torch.inference_mode():
-            try:
-                for [batch] in batches:
-                    if should_stop():
-                        return None
-                    try:
-                        out = compute(batch.to(device, non_blocking=True))
-                    except torch.OutOfMemoryError as error:
-                        raise OutOfMemory(batch.rows.tolist()) from error
-                    found.append([tensor.float().cpu().numpy() for tensor in out])
-                    done += len(batch)
-            except OutOfMemory as full:
-                make_room(full, memory, device, ids)
+            for [batch] in batches:
+                if should_stop():
+                    return None
+                try:
+                    out = [tensor.float().cpu() for tensor in compute(batch.to(device, non_blocking=True))]
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    shortage = Shortage(batch.rows.tolist(), str(error))
+                    break
+                found.append([tensor.numpy() for tensor in out])
+                done += len(batch)
+        if shortage is not None:
+            memory.make_room(shortage, device, ids)
     return [np.concatenate(columns) for columns in zip(*found, strict=True)]
-
-
-def make_room(full: OutOfMemory, memory: DeviceMemory, device: torch.device, ids: Sequence[str]) -> None:
-    """Halve the micro-batch after the device ran out of memory.
-
-    Raises:
-        DeviceTooSmall: naming the crystal, when it was alone.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    if len(full.crystals) == 1:
-        raise DeviceTooSmall(
-            f"The crystal {ids[full.crystals[0]]} alone does not fit the memory of {device}. Use a device with more "
-            "memory, or leave the crystal out of the dataset."
-        ) from full
-    memory.halve(len(full.crystals))

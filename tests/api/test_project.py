@@ -182,7 +182,7 @@ def test_a_report_of_what_is_not_finished_tells_of_resumes_on_other_ground(worke
     torch.set_num_threads(before)
     (page,) = project.report("moved", output=tmp_path / "moved.html")
     assert "Not finished." in page.read_text()
-    assert "Resumed on other ground at fold 0, epoch 1" in page.read_text()
+    assert "Went on under other conditions at fold 0, epoch 1" in page.read_text()
 
 
 def test_results_that_are_only_in_the_live_folder_are_found_and_said_to_be_there(

@@ -202,7 +202,7 @@ def test_the_page_tells_of_a_resume_on_other_ground(tmp_path, fill, inputs):
     change = {"fold": 1, "epoch": 2, "step": 30, "changes": {"device": ["Tesla T4", "NVIDIA L4"]}}
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, fingerprint_changes=[change]))
     page = (tmp_path / "RESULTS.md").read_text()
-    assert "resumed on other ground at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
+    assert "went on under other conditions at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
 
 
 def test_every_file_on_the_page_is_in_the_folder(recorded_folder):

@@ -147,7 +147,9 @@ class Bench:
     cache: GraphCache
     folder: Path
 
-    def run(self, checkpoints: Path, fold: int = 0, *, memory_file: Path | None = None, **options: Any) -> FoldRun:
+    def run(
+        self, checkpoints: Path, fold: int = 0, *, memory_file: Path | None = None, on_note: Any = None, **options: Any
+    ) -> FoldRun:
         """A fold of an experiment; ``options`` are of its [train] section, and ``trainable``, ``seed``."""
         spec = small_spec(**options)
         frozen = open_frozen(spec, self.crystals, self.folder)
@@ -161,6 +163,7 @@ class Bench:
             checkpoints=Checkpoints(checkpoints),
             device=CPU,
             memory_file=memory_file,
+            on_note=on_note or (lambda _note: None),
         )
 
 

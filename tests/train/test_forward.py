@@ -238,9 +238,7 @@ SORTED_WHEN_DETERMINISTIC = {"index_add", "index_copy", "index_put", "scatter_ad
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal"}
 
 
-def test_a_gpu_sorts_nothing_but_the_indices_and_is_not_waited_for(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_sorts_nothing_but_the_indices_and_is_not_waited_for(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)
     batch, model = make_batch(bench.cache, np.arange(16)), load_pretrained("0.3.0")
     with Operations() as operations:

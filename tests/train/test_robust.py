@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from mbqueue.errors import DeviceTooSmall, NonFiniteLoss
-from mbqueue.train.arithmetic import calculating
+from mbqueue.errors import DeviceBusy, DeviceTooSmall, NonFiniteLoss
+from mbqueue.train import memory as memory_module
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.feeds import GraphFeed, ahead
-from mbqueue.train.gated import PRODUCTS
+from mbqueue.train.memory import DeviceMemory, Shortage, is_out_of_memory
 
 
 def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
@@ -62,20 +63,161 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_on
     whole = helpers.train_epoch(bench.run(tmp_path / "whole"), 1)
     shrink_device(monkeypatch, bears=3)
     memory, told = tmp_path / "memory.json", list[str]()
-    run = bench.run(tmp_path / "small", memory_file=memory)
-    run._note = told.append
+    run = bench.run(tmp_path / "small", memory_file=memory, on_note=told.append)
     outcome = helpers.train_epoch(run, 1)
     assert outcome.history_row["train_mae"] == pytest.approx(whole.history_row["train_mae"], rel=1e-3)
     assert outcome.history_row["val_mae"] == pytest.approx(whole.history_row["val_mae"], rel=1e-3)
     assert outcome.steps_per_epoch == whole.steps_per_epoch
-    assert len(told) == 2, "8 to 4, 4 to 2"
-    assert "at most 2 go together" in told[-1]
+    assert len(told) == 3, "8 to 4 and 4 to 2 in training, 5 to 2 in validation"
+    assert all("at most 2 go together" in text for text in told[1:])
     remembered = json.loads(memory.read_text())
-    assert {key.rpartition("|")[2]: value for key, value in remembered.items()} == {"train": 2, "infer": 2}
-    again = bench.run(tmp_path / "again", memory_file=memory)
-    again._note = told.append
+    assert {key.rpartition("|")[2]: value for key, value in remembered.items()} == {
+        "train": {"limit": 2},
+        "infer": {"limit": 2},
+    }
+    newest = Checkpoints(tmp_path / "small").newest()
+    assert newest is not None
+    assert (newest.fingerprint["micro_batch"], newest.fingerprint["infer_batch"]) == (2, 2)
+    [change] = newest.fingerprint_changes
+    assert change["changes"] == {"micro_batch": [8, 2], "infer_batch": [8, 2]}
+    told.clear()
+    again = bench.run(tmp_path / "again", memory_file=memory, on_note=told.append)
+    assert len(told) == 2, "a session says at its start that batches go in parts"
+    assert all("at most 2 crystals at once" in text and str(memory) in text for text in told)
     assert helpers.train_epoch(again, 1).finished
     assert len(told) == 2, "what is remembered need not be learned again"
+
+
+def busy(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    """Let so much of a device of 15 GiB be in use when nothing of the failed attempt is left."""
+    monkeypatch.setattr(memory_module, "bytes_in_use", lambda _device: (int(gib * 2**30), 15 << 30))
+
+
+def test_what_is_learned_while_others_hold_memory_is_for_that_job_alone(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, told = tmp_path / "memory.json", list[str]()
+    run = bench.run(tmp_path / "c", memory_file=memory, on_note=told.append)
+    busy(monkeypatch, 9.5)
+    with monkeypatch.context() as patched:
+        shrink_device(patched, bears=3)
+        helpers.train_epoch(run, 1)
+    assert len(told) == 3
+    assert all("9.5 of 15.0 GiB" in text for text in told)
+    assert not memory.exists()
+    told.clear()
+    assert helpers.train_epoch(run, 2).finished
+    newest = Checkpoints(tmp_path / "c").newest()
+    assert newest is not None
+    assert (newest.fingerprint["micro_batch"], newest.fingerprint["infer_batch"]) == (8, 8)
+    assert [change["changes"]["micro_batch"] for change in newest.fingerprint_changes] == [[8, 2], [2, 8]]
+    assert told == []
+    bench.run(tmp_path / "later", memory_file=memory, on_note=told.append)
+    assert told == []
+
+
+def test_a_process_own_share_does_not_make_a_device_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = DeviceMemory(tmp_path / "memory.json", "k")
+    busy(monkeypatch, 0.9)
+    memory.make_room(Shortage([1, 2, 3, 4], "CUDA out of memory"), torch.device("cpu"), ["a"] * 5)
+    assert DeviceMemory(tmp_path / "memory.json", "k").limit == 2
+    memory.begin()
+    assert memory.limit == 2
+
+
+def test_a_limit_that_an_earlier_version_wrote_without_looking_is_learned_anew(tmp_path: Path) -> None:
+    (tmp_path / "memory.json").write_text('{"k": 1, "other": 3}')
+    memory = DeviceMemory(tmp_path / "memory.json", "k")
+    assert memory.limit == memory_module.UNLIMITED
+    memory.make_room(Shortage([1, 2], "CUDA out of memory"), torch.device("cpu"), ["a"] * 3)
+    assert json.loads((tmp_path / "memory.json").read_text()) == {"k": {"limit": 1}, "other": 3}
+
+
+def test_a_crystal_that_does_not_fit_beside_others_condemns_nothing(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_device(monkeypatch, bears=0)
+    busy(monkeypatch, 13.2)
+    with pytest.raises(DeviceBusy, match=r"crystal-\d+ does not fit what others leave.*13\.2 of 15\.0 GiB"):
+        helpers.train_epoch(bench.run(tmp_path / "c", memory_file=tmp_path / "memory.json"), 1)
+    assert not (tmp_path / "memory.json").exists()
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "gradient norm", "inference"])
+def test_nothing_of_an_attempt_that_did_not_fit_is_left_when_room_is_made(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+    whole, make_room, clip = GraphFeed.predict, DeviceMemory.make_room, torch.nn.utils.clip_grad_norm_
+
+    def fail(*_arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    def predict(self: GraphFeed, model: Any, batch: Any) -> torch.Tensor:
+        large = model.mlp.layers[0].weight.exp() if model.training else torch.ones(1000)
+        held.append(weakref.ref(large))
+        if not left and where == ("forward" if model.training else "inference"):
+            fail()
+        if not left and where == "backward" and model.training:
+            large.register_hook(fail)
+        return whole(self, model, batch) + 0.0 * large.sum()
+
+    def clipped(*arguments: Any) -> torch.Tensor:
+        if not left and where == "gradient norm":
+            fail()
+        return clip(*arguments)
+
+    def roomy(self: DeviceMemory, *arguments: Any) -> None:
+        left.extend(reference() is not None for reference in held)
+        make_room(self, *arguments)
+
+    monkeypatch.setattr(GraphFeed, "predict", predict)
+    monkeypatch.setattr(DeviceMemory, "make_room", roomy)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    assert helpers.train_epoch(bench.run(tmp_path / "c"), 1).finished
+    assert left
+    assert not any(left)
+
+
+def test_memory_that_another_library_could_not_get_is_a_shortage_too() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_weights_that_diverge_in_the_last_step_are_told_by_the_validation(
+    bench: Any, helpers: Any, tmp_path: Path
+) -> None:
+    run = bench.run(tmp_path)
+    helpers.train_epoch(run, 1)
+
+    def diverge(report: Any) -> None:
+        if report.step == run.steps_per_epoch:
+            with torch.no_grad():
+                learner.model.mlp.layers[0].weight.fill_(float("nan"))
+
+    learner = run._learner
+    with pytest.raises(
+        NonFiniteLoss, match=r"energies of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr"
+    ):
+        helpers.train_epoch(run, 2, fence=2, on_step=diverge)
+    newest = Checkpoints(tmp_path).newest()
+    assert newest is not None
+    assert newest.stem == "e0001-done-f0001"
+
+
+def test_a_prediction_that_is_no_number_names_its_crystals(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path)
+    helpers.train_epoch(run, 1)
+    model = run.best_model()
+    with torch.no_grad():
+        model.atom_embedding.embedding.weight[10] = float("nan")  # Na
+    with_sodium = [row for row in run.rows.test if 11 in bench.crystals.structure(row).atomic_numbers]
+    assert 0 < len(with_sodium) < len(run.rows.test)
+    with pytest.raises(NonFiniteLoss, match=f"energies of {len(with_sodium)} of .*crystal-{with_sodium[0]}"):
+        run.predict_test(model)
 
 
 def test_a_crystal_that_does_not_fit_alone_is_named(
@@ -111,21 +253,3 @@ def test_closing_early_ends_the_thread_that_makes_batches() -> None:
     count = len(made)
     assert count < 10
     assert len(made) == count
-
-
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_settings_of_a_gpu_hold_within_the_block_and_not_after_it(precision: str) -> None:
-    def settings() -> tuple[Any, ...]:
-        return (
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.are_deterministic_algorithms_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,
-            PRODUCTS.get(),
-        )
-
-    before = settings()
-    with calculating(torch.device("cuda"), precision):
-        assert settings() == (precision == "tf32", True, False, torch.bfloat16 if precision == "bf16" else None)
-    assert settings() == before
-    with calculating(torch.device("cpu"), precision):
-        assert settings() == before

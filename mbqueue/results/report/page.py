@@ -224,8 +224,8 @@ def _sessions(recorded: Recorded, plots: Sequence[str], timeline: Sequence[sessi
     for change in run["fingerprint_changes"]:
         what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
-            f"<p>Resumed on other ground at fold {change['fold']}, epoch {change['epoch']}, step {change['step']} "
-            f"({escape(what)}): from there on the run is not byte-equal to an uninterrupted one.</p>"
+            f"<p>Went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"step {change['step']} ({escape(what)}): the last digits may differ from those of a run without that.</p>"
         )
     return lines
 

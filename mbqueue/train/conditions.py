@@ -1,0 +1,70 @@
+"""Under what a fold computes: its precision, how many crystals at once, and all else that decides the last bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbqueue.experiment import Spec
+from mbqueue.train.arithmetic import device_name, fingerprint, usable_precision
+from mbqueue.train.memory import DeviceMemory
+
+
+class Conditions:
+    """A fold's conditions on one device.
+
+    Args:
+        spec: the experiment.
+        device: where to compute.
+        memory_file: JSON file that remembers, per device, what fits; None remembers nothing.
+        extra: what else byte-equality depends on.
+        on_note: told, in a sentence, where they are not what the experiment asks for.
+
+    Attributes:
+        precision: of the products of matrices in training.
+        training, inference: how many crystals go through the device at once.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        device: torch.device,
+        *,
+        memory_file: Path | None,
+        extra: Mapping[str, Any],
+        on_note: Callable[[str], None],
+    ) -> None:
+        train, name = spec.train, device_name(device)
+        self._device, self._extra, self._batch_size = device, dict(extra), train.batch_size
+        self.precision = usable_precision(device, train.precision)
+        if self.precision != train.precision:
+            on_note(
+                f"{name} has no {train.precision} arithmetic, so products of matrices are computed in "
+                f"{self.precision} there: more exact, and not slower."
+            )
+        kind = f"{name}|{spec.model.trainable}|{self.precision}"
+        self.training = DeviceMemory(memory_file, f"{kind}|train", on_note=on_note)
+        self.inference = DeviceMemory(memory_file, f"{kind}|infer", on_note=on_note)
+        for memory, work in ((self.training, "training"), (self.inference, "validation and predictions")):
+            if memory.limit < train.batch_size:
+                on_note(
+                    f"{name} is known to bear at most {memory.limit} crystals at once in {work}, so a batch of "
+                    f"{train.batch_size} goes through it in parts. To have more tried again, remove {memory.path}."
+                )
+
+    def begin(self) -> None:
+        """A job begins: what was found too large while others held memory of the device is tried again."""
+        self.training.begin()
+        self.inference.begin()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What byte-equality with another run of the same work depends on."""
+        return {
+            **fingerprint(self._device, self.precision),
+            "micro_batch": min(self.training.limit, self._batch_size),
+            "infer_batch": min(self.inference.limit, self._batch_size),
+            **self._extra,
+        }
