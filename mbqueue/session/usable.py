@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mbqueue.errors import UsageError
+from mbqueue.errors import DeviceBusy, UsageError
 from mbqueue.train.arithmetic import pick_device
+from mbqueue.train.memory import is_out_of_memory
 
 #: What CUDA's libraries say where memory is short and PyTorch's own allocator was not the one that asked.
 _FULL = ("out of memory", "ALLOC_FAILED")
@@ -49,6 +50,21 @@ def why_lost(device: torch.device) -> str | None:
     except RuntimeError as error:
         return None if any(text in str(error) for text in _FULL) else _first_line(error)
     return None
+
+
+def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
+    """What to end a session with, when a job failed because a GPU's memory is full; None for any other error.
+
+    Batches that do not fit are cut by whoever computes them, so what comes out here is the rest: the model itself.
+    """
+    if isinstance(error, DeviceBusy):
+        return error
+    if not is_out_of_memory(error):
+        return None
+    return DeviceBusy(
+        f"{device} has too little memory left for the model itself ({_first_line(error)}). End what else runs there "
+        "(nvidia-smi lists it; a notebook's kernel keeps memory until it is restarted), then: mbqueue work"
+    )
 
 
 def multiply(device: torch.device) -> None:

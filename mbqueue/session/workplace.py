@@ -75,6 +75,7 @@ class Workplace:
     has_saved: bool = field(default=False, init=False)
     _data: LoadedData | None = field(default=None, init=False)
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
+    _noted: set[str] = field(default_factory=set, init=False)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
@@ -330,7 +331,7 @@ class Workplace:
                     device=self.device,
                     memory_file=self.project.device_limits,
                     fingerprint_extra={**data.fingerprint, "frozen": frozen.digest(kinds_needed(spec))},
-                    on_note=self.report.note,
+                    on_note=self.note_once,
                     clock=self.clock,
                 ),
             )
@@ -338,6 +339,12 @@ class Workplace:
                 LOADED_NOTE, by=self.session, now=self.clock.now(), experiment_id=experiment.id, job_id=job.id
             )
         return self._fold[1]
+
+    def note_once(self, text: str) -> None:
+        """Tell a person something, unless this session has said the very same before: of a device, each fold would."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.report.note(text)
 
     def _prepared(self, experiment: Experiment) -> dict[str, Any] | None:
         jobs = self.queue.jobs(experiment=experiment.name, state=State.COMMITTED)

@@ -46,8 +46,10 @@ class OutOfMemory(Exception):
         self.shortage = shortage
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch tells of too little memory on a GPU, by whichever library that had to allocate."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells of too little memory on a GPU, by whichever library that had to allocate."""
+    if not isinstance(error, RuntimeError):
+        return False
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in text or "_ALLOC_FAILED" in text
 
