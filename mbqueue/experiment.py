@@ -112,7 +112,10 @@ class TrainSpec(_Section):
         "batches stay in random order, but are not each a random draw.",
     )
     precision: Literal["float32", "tf32", "bf16"] = Field(
-        "float32", description="Arithmetic of matrix products on a GPU. Weights and sums stay float32."
+        "float32",
+        description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `bf16` rounds what "
+        "goes into the products of the messages, what comes out, and their gradients, those of the weights included; "
+        "weights, other sums, validation and predictions are always float32.",
     )
 
     @model_validator(mode="after")

@@ -124,7 +124,9 @@ def _device() -> Finding:
         return Finding("device", "problem", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
+        is_older = torch.cuda.get_device_capability(0)[0] < 8  # than Ampere; train/arithmetic.py does as is said here
+        lacks = ", no bf16 or tf32 (float32 is used instead)" if is_older else ""
+        return Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB{lacks}")
     return Finding(
         "device",
         "warning",
