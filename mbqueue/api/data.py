@@ -35,9 +35,11 @@ class Data(OpenedProject):
             DataError: when the dataset cannot be used.
             UsageError: when there is no such dataset.
         """
+        from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.session.loading import load_data  # noqa: PLC0415
 
-        loaded = load_data(self.folder, data, seed=seed, dataset_hash=None, progress=progress or _silent, note=tell)
+        with telling(tell):
+            loaded = load_data(self.folder, data, seed=seed, dataset_hash=None, progress=progress or _silent, note=tell)
         assert loaded is not None, "nobody asked to stop"
         return loaded
 
@@ -63,17 +65,19 @@ class Data(OpenedProject):
             CheckpointError: when a file is no CHGNet model.
             UsageError: when the device does not exist.
         """
+        from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.session.ensemble import predict_dataset  # noqa: PLC0415
 
-        return predict_dataset(
-            self.folder,
-            str(dataset),
-            models,
-            strains=strains,
-            device=device,
-            progress=progress or _silent,
-            note=tell,
-        )
+        with telling(tell):
+            return predict_dataset(
+                self.folder,
+                str(dataset),
+                models,
+                strains=strains,
+                device=device,
+                progress=progress or _silent,
+                note=tell,
+            )
 
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
         """Remove the caches that no unfinished experiment in the queue needs, or all; returns what was removed."""

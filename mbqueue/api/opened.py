@@ -15,6 +15,9 @@ from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
 
+#: What takes a few seconds before anything else can be told; on a new machine, from a cold disk, up to a minute.
+LOADING = "loading PyTorch and CHGNet"
+
 _log = logging.getLogger("mbqueue")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from mbqueue.api.opened import OpenedProject
+from mbqueue.api.opened import LOADING, OpenedProject
 from mbqueue.clock import parse_duration
 from mbqueue.errors import UsageError
 
@@ -77,6 +77,7 @@ class Working(OpenedProject):
         report = Report() if report is None else report
         # Signals are caught before the slow imports: a session that is stopped while it starts ends as gracefully.
         with graceful_signals(stop), ExitStack() as listeners:
+            report.starting(LOADING)
             notifier = listeners.enter_context(
                 Notifier(self.folder.settings.notify, project=str(self.folder.root), on_trouble=report.note)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,9 @@ from mbqueue.cli.options import JsonOption, current_project, open_project
 from mbqueue.clock import utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
+
+#: In a log, what goes on is told this often.
+_LINE_SECONDS = 15.0
 
 cache = typer.Typer(
     name="cache",
@@ -41,6 +45,7 @@ def prepare(
     """
     project = open_project(context)
     wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid)
+    say(f"preparing {dataset} …")  # before the imports, which on a new machine take a while
     with progress_bars() as progress:
         data = project.prepare(wanted, seed=seed, progress=progress)
     for crystal_id, reason in data.dropped:
@@ -109,16 +114,35 @@ def cache_prune(
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Bars with the time that is left, on standard error: called with a label, gives a callback (done, total)."""
+    """How far things are, on standard error: called with a label, gives a callback (done, total).
+
+    On a terminal these are bars with the time that is left; in a log or a notebook, lines now and then.
+    """
     # Not at the top: `status` loads this module too, and must answer at once.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _progress_line
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=console) as bars:
 
         def start(what: str) -> Callable[[int, int], None]:
             task = bars.add_task(what)
             return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield start
+
+
+def _progress_line(what: str) -> Callable[[int, int], None]:
+    said = float("-inf")
+
+    def advanced(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _LINE_SECONDS or done >= total:
+            said = time.monotonic()
+            say(f"{what} {done}/{total}")
+
+    return advanced

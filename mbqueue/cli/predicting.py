@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mbqueue.cli.console import print_line
+from mbqueue.api.opened import LOADING
+from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import open_project
 
 
@@ -30,6 +31,7 @@ def predict(
     Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
     """
     project = open_project(context)
+    say(f"{LOADING} …")
 
     from mbqueue.cli.datasets import progress_bars
 

@@ -129,7 +129,7 @@ class GraphCache:
             atom_cutoff: longest bond, Å.
             bond_cutoff: longest bond that takes part in angles, Å.
             workers: threads; by default the cores that this process may use.
-            progress: called with (crystals done, all) after each shard.
+            progress: called with (crystals done, all) at the beginning and after each shard.
             should_stop: asked before each shard; a later call carries on.
 
         Returns:
@@ -154,6 +154,8 @@ class GraphCache:
                     progress(done, len(crystals))
             return shard
 
+        if progress is not None:
+            progress(0, len(crystals))  # on a new machine the first shard waits for its code to be compiled
         numbers = range(len(cache._borders) - 1)
         with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
             shards = list(pool.map(lambda number: finish(number, wait=False), numbers))

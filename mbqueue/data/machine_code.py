@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numba
+from numba.core import event
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,6 +40,38 @@ def _tell_that_nothing_is_kept() -> None:
         "compiles anew, which takes about 20 s. Set NUMBA_CACHE_DIR to a folder that can be written.",
         Path(__file__).parent,
     )
+
+
+@contextmanager
+def telling(note: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, ``note`` is told, once and from any thread, when kernels of this package are being compiled.
+
+    What is compiled already comes from the disk, and nothing is told.
+    """
+    listener = _Compiling(note)
+    event.register("numba:compile", listener)
+    try:
+        yield
+    finally:
+        event.unregister("numba:compile", listener)
+
+
+class _Compiling(event.Listener):  # type: ignore[misc]
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._first = threading.Lock()
+
+    def on_start(self, event: Any) -> None:
+        is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
+        if is_ours and self._first.acquire(blocking=False):  # for ever: once is enough
+            is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
+            self._note(
+                "Compiling the numerical code for this processor, which takes about 20 s"
+                + (", once per machine." if is_kept else ".")
+            )
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 def compiled_with(*modules: ModuleType, **options: Any) -> Callable[[Function], Function]:

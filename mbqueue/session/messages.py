@@ -1,5 +1,6 @@
 """What a session tells, as lines of JSON: written by the process that works, read by the one that started it.
 
+    {"event": "starting", "what": …}
     {"event": "session_started", "session": …, "device": …, "seconds": …}
     {"event": "job_started", "job": {…}}
     {"event": "advanced", "job": {…}, "what": "step", "done": 3, "total": 20, "facts": {"loss": …}}
@@ -51,6 +52,9 @@ class JsonLines(Report):
         self._is_gone = False
         self._lock = threading.Lock()
         self._last_advanced = 0.0
+
+    def starting(self, what: str) -> None:
+        self._tell("starting", what=what)
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         self._tell("session_started", session=session, device=device, seconds=seconds)

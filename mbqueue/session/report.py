@@ -14,6 +14,9 @@ class Report:
     Every method does nothing by itself, so a listener that derives from this class says only what it cares for.
     """
 
+    def starting(self, what: str) -> None:
+        """What is being done before the session can begin; told within a moment of its start."""
+
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         """The session begins; ``seconds`` is its length, None for no deadline."""
 
@@ -44,6 +47,10 @@ class Relay(Report):
 
     def __init__(self, *listeners: Report) -> None:
         self._listeners = listeners
+
+    def starting(self, what: str) -> None:
+        for listener in self._listeners:
+            listener.starting(what)
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         for listener in self._listeners:

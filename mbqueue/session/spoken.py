@@ -31,7 +31,11 @@ class SpokenReport(Report):
         self._show = show
         self._end: float | None = None
         self._last_said = 0.0
+        self._last_what = ""
         self._is_waiting = False
+
+    def starting(self, what: str) -> None:
+        self._go_on(f"starting: {what}", at_once=True)
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
@@ -51,7 +55,8 @@ class SpokenReport(Report):
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in facts.items())
         deadline = "" if self._end is None else f", {format_duration(self._end - time.monotonic())} to the deadline"
-        self._go_on(f"{job.label}: {what} {done}/{total}{deadline}", figures)
+        is_new, self._last_what = what != self._last_what, what
+        self._go_on(f"{job.label}: {what} {done}/{total}{deadline}", figures, at_once=is_new)
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         best = ", best so far" if is_best else ""

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from mbqueue.clock import Clock, SystemClock, format_duration
+from mbqueue.data.machine_code import telling
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import (
     CommitTaken,
@@ -140,7 +141,7 @@ def work(
         )
         with publisher or nullcontext():  # on leaving, what is left is published
             try:
-                with heartbeat:
+                with telling(report.note), heartbeat:
                     ending, reason = _loop(place, options)
             except DeviceLost as lost:
                 # To the queue it is as if the process had died. Whoever starts a new one for it (a script, a cluster)

@@ -157,7 +157,7 @@ def test_a_gpu_that_is_not_there_is_told(mbqueue: Command, monkeypatch: pytest.M
     def no_gpu(*arguments: object, **options: object) -> None:
         raise RuntimeError("Found no NVIDIA driver on your system")
 
-    monkeypatch.setattr(torch, "zeros", no_gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", no_gpu)
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     answer = mbqueue("work", "--device", "cuda")
     assert answer.code == USAGE

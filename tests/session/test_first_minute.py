@@ -1,0 +1,100 @@
+"""On a new machine everything has to be loaded and compiled once; whoever waits for it sees what is happening."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.cli.datasets import progress_bars
+from mbqueue.data.machine_code import compiled, telling
+from mbqueue.session.spoken import SpokenReport
+from mbqueue.session.worker import WorkOptions, work
+
+ONCE = "once per machine"
+
+STARTING = """
+import sys
+from mbqueue.api import Project
+from mbqueue.session.report import Report
+class First(Report):
+    def starting(self, what):
+        print(what, "torch" in sys.modules, flush=True)
+        raise SystemExit
+Project(sys.argv[1]).work(report=First())
+"""
+
+
+def test_a_session_says_that_it_loads_before_it_does(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    command = [sys.executable, "-c", STARTING, str(project.root)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == "loading PyTorch and CHGNet False\n"
+
+
+def test_a_new_machine_is_told_of_compiling_once_and_another_call_not_at_all(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "code")}
+    command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "prepare", "sample", "--limit"]
+    first, second = (
+        subprocess.run([*command, limit], capture_output=True, text=True, check=True, env=environment).stderr
+        for limit in ("10", "11")
+    )
+    assert first.count(ONCE) == 1
+    lines = first.splitlines()
+    assert lines[0] == "preparing sample …"
+    places = [
+        next(i for i, line in enumerate(lines) if text in line) for text in (ONCE, "converting 0/", "converting 10")
+    ]
+    assert places == sorted(places)
+    assert ONCE not in second
+
+
+def test_code_of_others_is_none_of_our_concern() -> None:
+    told: list[str] = []
+    ours: Callable[[int], int] = lambda x: x + 1  # noqa: E731
+    ours.__module__ = "mbqueue.data.assembly"
+    with telling(told.append):
+        compiled(lambda x: x + 2)(1)
+        assert told == []
+        compiled(ours)(1)
+        compiled(ours)(1.0)
+    assert len(told) == 1
+    compiled(ours)(1)
+    assert len(told) == 1
+
+
+def test_progress_is_told_from_nought_on(tmp_path: Path, report: RememberedReport) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    told: list[tuple[str, int]] = []
+    report.on_advanced = lambda _job, what, done, _total: told.append((what, done))
+    work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
+    for what in ("converting", "pretrained energies"):
+        assert next(done for name, done in told if name == what) == 0
+        assert [done for name, done in told if name == what][-1] == 40
+
+
+def test_a_log_has_a_line_at_the_beginning_of_each_part_of_a_job() -> None:
+    said: list[str] = []
+    report = SpokenReport(lambda text, _style: said.append(text))
+    job = SimpleNamespace(label="e prepare", progress=None)
+    report.job_started(job)  # type: ignore[arg-type]
+    for what in ("converting", "pretrained energies"):
+        for done in range(3):
+            report.advanced(job, what, done, 3, {})  # type: ignore[arg-type]
+    assert said == ["e prepare: started", "e prepare: converting 0/3", "e prepare: pretrained energies 0/3"]
+
+
+def test_commands_tell_their_progress_in_a_log_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as progress:
+        advanced = progress("converting")
+        for done in range(4):
+            advanced(done, 3)
+    assert capsys.readouterr().err.split("\n")[:2] == ["converting 0/3", "converting 3/3"]
