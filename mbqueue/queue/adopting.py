@@ -14,7 +14,7 @@ from typing import Any
 from mbqueue.errors import QueueError
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
 from mbqueue.queue.database import Part, Row
-from mbqueue.queue.edges import settle
+from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS, settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Kind, history_row
 from mbqueue.queue.leases import LEASE_GIVEN_UP
@@ -32,11 +32,6 @@ _ADOPT = """
         seconds = json_extract(:result, '$.seconds'), error = NULL, lost_in_a_row = 0, not_before = 0,
         changed_at = :now, changed_by = :by, changed_why = :why
     WHERE id = :id AND state IN ('waiting', 'ready')
-"""
-
-_SKIP = """
-    UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
-    WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
 _WAIT = """
@@ -162,7 +157,7 @@ class Adopting(Part):
             if trained.skip_rest:
                 skip = {**place, "epoch": len(trained.history), "why": f"early stopping, as {trained.source} says"}
                 db.execute(_BACK_TO_WAITING, skip)
-                changed += db.execute(_SKIP, skip).rowcount
+                changed += db.execute(SKIP_LATER_EPOCHS, skip).rowcount
             if changed:
                 fold = f"fold {trained.fold}: {len(trained.history)} epochs {why}"
                 note(db, fold, by=by, now=now, experiment_id=experiment_id)
@@ -200,12 +195,8 @@ class Adopting(Part):
             ).fetchone()
             if job is None or job["state"] not in {"waiting", "ready", "failed"}:
                 return False
-            missing = db.execute(
-                "SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id "
-                "WHERE needs.job_id = ? AND needed.state NOT IN ('committed', 'skipped') LIMIT 1",
-                (job["id"],),
-            ).fetchone()
-            if missing is not None:
+            ready = f"SELECT 1 FROM jobs WHERE id = ? AND {HAS_ALL_IT_NEEDS}"  # noqa: S608 - nothing from outside
+            if db.execute(ready, (job["id"],)).fetchone() is None:
                 return False
             if kind is Kind.PREPARE:
                 if found.dataset_hash not in (None, result["dataset_hash"]):

@@ -40,11 +40,21 @@ _LINKS = (
     """,
 )
 
-_SETTLE = """
+#: Of a row of jobs: nothing that it needs is still to be done.
+HAS_ALL_IT_NEEDS = """
+    NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
+                WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
+"""
+
+_SETTLE = f"""
     UPDATE jobs SET state = 'ready', changed_at = :now, changed_by = :by, changed_why = 'all that it needs is done'
-    WHERE experiment_id = :experiment_id AND state = 'waiting'
-      AND NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
-                      WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
+    WHERE experiment_id = :experiment_id AND state = 'waiting' AND {HAS_ALL_IT_NEEDS}
+"""  # noqa: S608 - nothing from outside
+
+#: Early stopping: the later epochs of a fold will not be trained.
+SKIP_LATER_EPOCHS = """
+    UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
 

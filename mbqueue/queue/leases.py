@@ -13,6 +13,7 @@ from typing import Any, Final
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims, lease_of
 from mbqueue.queue.database import Bound, Rows, Statements
+from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS
 from mbqueue.queue.jobs import Job, Kind, Lease
 
 #: Attempts that may end with an error before a job rests in `failed`.
@@ -44,14 +45,13 @@ _COMMIT = """
 """
 
 # Which of the jobs that need this one now have all they need; those of its own fold stay with its session.
-_UNLOCK = """
+_UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = max(started, :started),
         affinity = CASE WHEN fold = :fold THEN :session END,
         changed_at = :now, changed_by = :session, changed_why = 'all that it needs is done'
     WHERE state = 'waiting' AND id IN (SELECT job_id FROM needs WHERE needed_id = :id)
-      AND NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
-                      WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
-"""
+      AND {HAS_ALL_IT_NEEDS}
+"""  # noqa: S608 - nothing from outside
 
 _OPENED = """
     SELECT job_rows.* FROM needs JOIN job_rows ON job_rows.id = needs.job_id
@@ -61,11 +61,6 @@ _OPENED = """
 _LAST_EPOCH = """
     SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train'
     ORDER BY epoch DESC LIMIT 1
-"""
-
-_SKIP = """
-    UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :session, changed_why = :why
-    WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
 _RELEASE = """
@@ -285,8 +280,8 @@ class Leases(Claims):
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             place = {"experiment_id": job.experiment_id, "fold": job.fold}
-            how = {"epoch": job.epoch, "session": lease.session, "now": now, "why": skip_rest}
-            db.execute(_SKIP, {**place, **how})
+            how = {"epoch": job.epoch, "by": lease.session, "now": now, "why": skip_rest}
+            db.execute(SKIP_LATER_EPOCHS, {**place, **how})
             done = db.execute(_LAST_EPOCH, place).fetchone()["id"]
         started = int(job.kind is not Kind.PREPARE)
         return _UNLOCK, {"id": done, "fold": job.fold, "session": lease.session, "now": now, "started": started}

@@ -23,9 +23,6 @@ class Transition:
 #: The state of every job when it is enqueued. What needs nothing becomes ready in the same transaction.
 INITIAL_STATE = State.WAITING
 
-#: States that count as done for the jobs that need this one.
-DONE_STATES = (State.COMMITTED, State.SKIPPED)
-
 TRANSITIONS = (
     Transition(State.WAITING, State.READY, "all that it needs is done"),
     Transition(State.READY, State.LEASED, "claimed"),

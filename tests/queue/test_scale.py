@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mbqueue.queue import Queue, claiming, leases, overview, sessions
+from mbqueue.queue import Queue, claiming, edges, leases, overview, sessions
 
 N_EXPERIMENTS = 1000
 EPOCHS = 19  # 5 × (19 + 1) + 2 = 102 jobs for each experiment
@@ -54,7 +54,15 @@ def _plan(queue, statement):
 
 @pytest.mark.parametrize(
     "statement",
-    [claiming._CLAIM, claiming._REAP, leases._COMMIT, leases._UNLOCK, leases._RENEW, leases._SKIP, sessions._GIVE_BACK],
+    [
+        claiming._CLAIM,
+        claiming._REAP,
+        leases._COMMIT,
+        leases._UNLOCK,
+        leases._RENEW,
+        edges.SKIP_LATER_EPOCHS,
+        sessions._GIVE_BACK,
+    ],
     ids=["claim", "reap", "commit", "unlock", "renew", "skip", "give back"],
 )
 def test_no_statement_of_a_worker_reads_the_table_of_jobs_from_end_to_end_or_sorts_it(large, statement):
