@@ -36,7 +36,7 @@ from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.session.usable import usable_device, why_lost
+from mbqueue.session.usable import usable_device, why_full, why_lost
 from mbqueue.session.workplace import DEVICE_LOST, SHORTEST_JOB_SECONDS, TIME_IS_UP, Rewound, Stopped, Workplace
 from mbqueue.train.arithmetic import device_name
 
@@ -84,6 +84,7 @@ def work(
         QueueError: when the queue cannot be read or written.
         StoreError: when the queue's commits are elsewhere, or their store cannot be used.
         DeviceLost: when the GPU stopped working before anything was saved; later the session only ends.
+        DeviceBusy: when others hold so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
@@ -284,6 +285,10 @@ def _do(place: Workplace, lease: Lease) -> int:
         if is_disk_full(error):
             _give_back(place, lease, "the disk is full")
             raise DiskFull(_what_to_free(place.project)) from error
+        full = why_full(error, place.device)
+        if full is not None:
+            _give_back(place, lease, "the GPU's memory is full")
+            raise full from (None if full is error else error)
         why = why_lost(place.device)
         if why is not None:
             raise DeviceLost(why) from error
