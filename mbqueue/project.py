@@ -186,7 +186,7 @@ class ProjectFolder:
 
     @property
     def device_limits(self) -> Path:
-        """What each device was found to hold (micro-batch after an out-of-memory error)."""
+        """How many crystals at once each device was found to bear, when nothing else was on it."""
         return self.live_dir / "device_limits.json"
 
     @property

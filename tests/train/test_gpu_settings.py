@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mbqueue.cli.doctor import _device
 from mbqueue.train import arithmetic
 from mbqueue.train.arithmetic import calculating, differences, fingerprint, usable_precision
 from mbqueue.train.gated import PRODUCTS, PlainMessages
@@ -117,6 +118,21 @@ def test_what_is_asked_for_and_not_there_is_told_and_the_arithmetic_that_was_use
     newest = run._checkpoints.newest()
     assert newest is not None
     assert newest.fingerprint["precision"] == "float32"
+
+
+def test_doctor_says_what_a_gpu_has_no_arithmetic_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 15 << 30
+
+    def told(major: int) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (major, 5))
+        return _device().found
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: Properties)
+    assert told(7) == "cuda: Tesla T4, 15 GiB, no bf16 or tf32 (float32 is used instead)"
+    assert told(8) == "cuda: Tesla T4, 15 GiB"
 
 
 def test_validation_and_predictions_are_float32_whatever_training_is(
