@@ -113,9 +113,9 @@ class TrainSpec(_Section):
     )
     precision: Literal["float32", "tf32", "bf16"] = Field(
         "float32",
-        description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `bf16` rounds what "
-        "goes into the products of the messages, what comes out, and their gradients, those of the weights included; "
-        "weights, other sums, validation and predictions are always float32.",
+        description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `bf16` rounds "
+        "what goes into the products of the messages, what comes out, and their gradients, those of the weights "
+        "included; weights, sums of messages, validation and predictions are float32.",
     )
 
     @model_validator(mode="after")
