@@ -28,6 +28,7 @@ from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
@@ -100,15 +101,7 @@ def work(
     lease_seconds = project.settings.lease_seconds
     with open_queue(project, wait=stop.wait) as queue:
         queue.verify()
-        if not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")):
-            raise QueueError(
-                f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
-                + (
-                    " or is still in the queue from before: mbqueue migrate-queue --help"
-                    if project.queue_url
-                    else ". Rebuild it from them: mbqueue recover --force"
-                )
-            )
+        _require_content(project, queue)
         watch, store = None, None
         if project.store:
             watch = StoreWatch(project, clock=clock, note=report.note)
@@ -140,19 +133,16 @@ def work(
             store=store,
             watch=watch,
         )
+        lost: DeviceLost | None = None
         with publisher or nullcontext():  # on leaving, what is left is published
             try:
                 with telling(report.note), heartbeat:
                     ending, reason = _loop(place, options)
-            except DeviceLost as lost:
-                # To the queue it is as if the process had died. Whoever starts a new one for it (a script, a cluster)
-                # is told to go on only when this one got somewhere, or sessions would die one after the other.
-                ending, reason = Ending.STOPPED, f"{DEVICE_LOST} ({lost.why})"
+            except DeviceLost as error:
+                # To the queue it is as if the process had died.
+                lost, ending, reason = error, Ending.STOPPED, f"{DEVICE_LOST} ({error.why})"
                 with suppress(QueueError):
                     queue.end_session(session, reason=reason, now=clock.now(), lost=True)
-                if not (place.jobs_done or place.has_saved):
-                    raise
-                report.note(str(lost))
             except BaseException as error:
                 with suppress(QueueError):  # a full disk takes no more rows; the lease then runs out by itself
                     queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
@@ -162,7 +152,25 @@ def work(
         run_end_command(
             project.settings.end_command, timeout_seconds=project.settings.end_command_seconds, note=report.note
         )
+    if lost is not None:
+        # Whoever starts sessions (a script, a cluster) is told to go on only when this one got somewhere, or they would
+        # die one after the other.
+        if not (place.jobs_done or place.has_saved):
+            raise lost
+        report.note(str(lost))
     return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=place.jobs_done)
+
+
+def _require_content(project: ProjectFolder, queue: Queue) -> None:
+    if not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")):
+        raise QueueError(
+            f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
+            + (
+                " or is still in the queue from before: mbqueue migrate-queue --help"
+                if project.queue_url
+                else ". Rebuild it from them: mbqueue recover --force"
+            )
+        )
 
 
 def _publisher(

@@ -12,7 +12,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.api.launched import LaunchedSession
 from mbqueue.errors import DeviceLost, UsageError
-from mbqueue.project import ProjectFolder
+from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.store import Queue
@@ -47,7 +47,10 @@ def the_job(project: ProjectFolder, kind: Kind) -> Job:
 def test_the_session_ends_and_its_job_is_as_one_whose_session_died(
     tmp_path: Path, report: RememberedReport, broken: Broken
 ) -> None:
-    project = make_project(tmp_path)
+    make_project(tmp_path)
+    with (tmp_path / "mbqueue.toml").open("a") as settings:
+        settings.write(f'end_command = "touch {tmp_path}/ended"\n')
+    project = init_project(tmp_path)[0]
     enqueue(project, small_spec(project, "pretrained_infer"))
     broken(Kind.PREPARE)
     with pytest.raises(DeviceLost, match=r"illegal memory access.*restart its kernel"):
@@ -58,6 +61,7 @@ def test_the_session_ends_and_its_job_is_as_one_whose_session_died(
         (session,) = queue.sessions()
         assert session.end_reason is not None
         assert session.end_reason.startswith("the GPU stopped working")
+    assert (tmp_path / "ended").exists(), "the end command runs, for a machine may be paid by the hour"
 
 
 def test_a_job_that_breaks_every_gpu_rests_in_failed_at_last(
