@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.cli.datasets import progress_bars
-from mbqueue.data.machine_code import compiled, telling
+from mbqueue.data.machine_code import telling
 from mbqueue.session.spoken import SpokenReport
 from mbqueue.session.worker import WorkOptions, work
 
@@ -56,17 +57,31 @@ def test_a_new_machine_is_told_of_compiling_once_and_another_call_not_at_all(tmp
     assert ONCE not in second
 
 
-def test_code_of_others_is_none_of_our_concern() -> None:
+def increment_of(package: str, folder: Path) -> Callable[[float], float]:
+    """A kernel in a module of that package that nothing on the disk was compiled from before."""
+    folder.mkdir()
+    (folder / "kernel.py").write_text(
+        "from mbqueue.data.machine_code import compiled\n@compiled\ndef increment(x):\n    return x + 1\n"
+    )
+    spec = importlib.util.spec_from_file_location(f"{package}.kernel", folder / "kernel.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    increment: Callable[[float], float] = module.increment
+    return increment
+
+
+def test_compiling_is_told_once_and_only_of_our_own_code(tmp_path: Path) -> None:
     told: list[str] = []
-    ours: Callable[[int], int] = lambda x: x + 1  # noqa: E731
-    ours.__module__ = "mbqueue.data.assembly"
+    ours, theirs = (increment_of(package, tmp_path / package) for package in ("mbqueue", "others"))
     with telling(told.append):
-        compiled(lambda x: x + 2)(1)
+        theirs(1)
         assert told == []
-        compiled(ours)(1)
-        compiled(ours)(1.0)
-    assert len(told) == 1
-    compiled(ours)(1)
+        ours(1)
+        ours(1.0)
+    with telling(told.append):
+        ours(2)
     assert len(told) == 1
 
 
