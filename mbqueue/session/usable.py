@@ -8,9 +8,6 @@ from mbqueue.errors import DeviceBusy, UsageError
 from mbqueue.train.arithmetic import pick_device
 from mbqueue.train.memory import is_out_of_memory
 
-#: What CUDA's libraries say where memory is short and PyTorch's own allocator was not the one that asked.
-_FULL = ("out of memory", "ALLOC_FAILED")
-
 
 def usable_device(name: str | None) -> torch.device:
     """The device of that name, proved to work; without a name the first GPU, else the CPU.
@@ -45,10 +42,8 @@ def why_lost(device: torch.device) -> str | None:
         return None
     try:
         multiply(device)
-    except torch.OutOfMemoryError:
-        return None
     except RuntimeError as error:
-        return None if any(text in str(error) for text in _FULL) else _first_line(error)
+        return None if is_out_of_memory(error) else _first_line(error)
     return None
 
 
