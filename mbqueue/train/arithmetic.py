@@ -128,7 +128,7 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
         "cuda": torch.version.cuda or "" if on_gpu else "",
         # PyTorch's wheels bring it as a package, which may be renewed without them.
-        "cublas": _first_version("nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cublas-cu11") if on_gpu else "",
+        "cublas": _cublas_version() if on_gpu else "",
         # The driver's own word on tf32, which goes before PyTorch's.
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
         "torch": str(torch.__version__),
@@ -146,8 +146,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, lis
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 
 
-def _first_version(*names: str) -> str:
-    for name in names:
+def _cublas_version() -> str:
+    # Wheels for CUDA 11 and 12 name it with that number, later ones without.
+    for name in (f"nvidia-cublas-cu{(torch.version.cuda or '').partition('.')[0]}", "nvidia-cublas"):
         with suppress(PackageNotFoundError):
             return version(name)
     return ""

@@ -42,8 +42,10 @@ class Conditions:
         self.precision = usable_precision(device, train.precision)
         if self.precision != train.precision:
             on_note(
-                f"{name} has no {train.precision} arithmetic, so products of matrices are computed in "
-                f"{self.precision} there: more exact, and not slower."
+                f"{name} has no {train.precision} arithmetic, so products of matrices are computed in float32 there: "
+                "more exact, and not slower."
+                if device.type == "cuda"
+                else f"{train.precision} is for GPUs; on {name} products of matrices are computed in float32."
             )
         kind = f"{name}|{spec.model.trainable}|{self.precision}"
         self.training = DeviceMemory(memory_file, f"{kind}|train", on_note=on_note)

@@ -13,6 +13,7 @@ import torch
 from mbqueue.cli.doctor import _device
 from mbqueue.train import arithmetic
 from mbqueue.train.arithmetic import calculating, differences, fingerprint, usable_precision
+from mbqueue.train.conditions import Conditions
 from mbqueue.train.gated import PRODUCTS, PlainMessages
 from mbqueue.train.state import random_states, restore_random_states
 
@@ -105,19 +106,23 @@ def test_a_gpu_without_an_arithmetic_computes_in_float32(precision: str, monkeyp
     assert usable_precision(CPU, precision) == "float32"
 
 
-def test_what_is_asked_for_and_not_there_is_told_and_the_arithmetic_that_was_used_is_recorded(
-    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_asked_for_and_not_there_is_told_and_the_arithmetic_that_is_used_is_recorded(
+    helpers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr("mbqueue.train.conditions.usable_precision", lambda _device, _wanted: "float32")
-    run = bench.run(tmp_path, precision="bf16", on_note=told.append)
+
+    def on(major: int) -> Conditions:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (major, 5))
+        spec = helpers.small_spec(precision="bf16")
+        return Conditions(spec, CUDA, memory_file=None, extra={"converter": 3}, on_note=told.append)
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    older = on(7)
     assert len(told) == 1
-    assert "no bf16" in told[0]
-    assert "float32" in told[0]
-    helpers.train_epoch(run, 1)
-    newest = run._checkpoints.newest()
-    assert newest is not None
-    assert newest.fingerprint["precision"] == "float32"
+    assert told[0].startswith("Tesla T4 has no bf16 arithmetic, so products of matrices are computed in float32")
+    newer = on(8)
+    assert len(told) == 1
+    assert differences(older.fingerprint(), newer.fingerprint()) == {"precision": ["float32", "bf16"]}
 
 
 def test_doctor_says_what_a_gpu_has_no_arithmetic_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +175,7 @@ def test_the_fingerprint_of_a_gpu_names_its_library_of_products_and_the_override
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(arithmetic, "device_name", lambda _device: "a GPU")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     versions = {"nvidia-cublas-cu12": "12.8.4.1"}
     monkeypatch.setattr(arithmetic, "version", lambda name: versions.get(name) or _absent(name))

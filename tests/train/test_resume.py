@@ -196,6 +196,28 @@ def test_other_conditions_are_told_and_recorded_and_work_goes_on(bench: Any, hel
     assert len(told) == 1, "it is said once"
 
 
+def test_a_commit_of_an_earlier_version_is_gone_on_from_without_a_word(
+    bench: Any, helpers: Any, tmp_path: Path
+) -> None:
+    straight(bench, helpers, tmp_path / "whole")
+    helpers.train_epoch(bench.run(tmp_path / "older"), 1, stop_after=1)
+    path = tmp_path / "older" / "e0001-s000001-f0001.json"
+    written = manifest_of(path.read_bytes(), source=path.name)
+    younger = {"infer_batch", "validated_in", "cublas", "tf32_override"}
+    assert younger < written.fingerprint.keys()
+    old = {key: value for key, value in written.fingerprint.items() if key not in younger}
+    path.write_text(json.dumps(replace(written, fingerprint=old).to_json()))
+    told: list[str] = []
+    run = bench.run(tmp_path / "older", on_note=told.append)
+    for epoch in (1, 2):
+        assert helpers.train_epoch(run, epoch, fence=2).finished
+    assert told == []
+    newest = Checkpoints(tmp_path / "older").newest()
+    assert newest is not None
+    assert newest.fingerprint_changes == []
+    assert essence(tmp_path / "older") == essence(tmp_path / "whole")
+
+
 def test_commits_of_another_spec_are_refused(bench: Any, helpers: Any, tmp_path: Path) -> None:
     helpers.train_epoch(bench.run(tmp_path), 1)
     with pytest.raises(CheckpointError, match="another spec"):
