@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mbqueue.errors import DeviceBusy, UsageError
-from mbqueue.train.arithmetic import pick_device
+from mbqueue.train.arithmetic import calculating, pick_device
 from mbqueue.train.memory import is_out_of_memory
 
 
@@ -17,7 +17,8 @@ def usable_device(name: str | None) -> torch.device:
     """
     try:
         device = pick_device(name or "auto")
-        multiply(device)
+        with calculating(device, "float32"):  # cuBLAS is set up by the first product of a process, for good
+            multiply(device)
     except (RuntimeError, AssertionError) as error:
         why = _first_line(error)
         if name is None:

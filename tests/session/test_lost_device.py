@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,11 @@ def test_a_gpu_that_this_torch_cannot_use_is_refused_with_the_way_round_it(monke
         usable.usable_device(None)
     assert "None" not in str(told.value)
     assert "Leave --device out" not in str(told.value), "that is what was done"
+
+
+def test_cublas_is_told_to_be_deterministic_before_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen: list[str | None] = []
+    monkeypatch.setattr(usable, "multiply", lambda _: seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+    usable.usable_device("cuda")
+    assert seen == [":4096:8"]
