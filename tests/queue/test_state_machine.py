@@ -194,14 +194,14 @@ class QueueMachine(RuleBasedStateMachine):
             if self.claim(self.living_session(), place) is None or job.state is State.LEASED:
                 break
         result = {"dataset_hash": "d"}
+        folds = [key[2] for key in self.model.jobs if key[0] == job.key[0] and key[2] is not None]
+        fold = folds[0] if job.key[2] is None else job.key[2]
         for write in (
             lambda: self.queue.renew(old, now=self.now, lease_seconds=2 * LEASE),
             lambda: self.queue.save_progress(old, progress={"step": 1}),
             lambda: self.queue.release(old, reason="machine", now=self.now),
             lambda: self.queue.fail(old, error="boom", now=self.now),
-            lambda: self.queue.rewind(
-                job.key[0], old.job.fold or 0, to_epoch=0, why="machine", now=self.now, lease=old
-            ),
+            lambda: self.queue.rewind(job.key[0], fold, to_epoch=0, why="machine", now=self.now, lease=old),
             lambda: self.queue.commit(old, result=result, now=self.now, publish=lambda: pytest.fail("published")),
         ):
             assert self.attempt(old, write) is None

@@ -109,7 +109,7 @@ def test_two_sessions_of_one_machine_fetch_each_shard_once(store: ObjectStore, t
     stores = [ObjectStore.open(store.url) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda own: fetch(own, backbone(tmp_path / "two")), stores))
-    assert sum(own.requests["get"] for own in stores) == 2 * 2 * backbone(tmp_path).n_shards
+    assert sum(own.requests.get("get", 0) for own in stores) == 2 * 2 * backbone(tmp_path).n_shards
     assert not backbone(tmp_path / "two").missing("features", verify=True)
 
 
