@@ -18,7 +18,7 @@ import typer
 import mbqueue
 from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
-from mbqueue.errors import MbqueueError, ProjectNotFound, StoreError, UsageError
+from mbqueue.errors import DataError, MbqueueError, ProjectNotFound, StoreError, UsageError
 from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
 from mbqueue.project import ProjectFolder
@@ -30,6 +30,9 @@ PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "sqlit
 MATBENCH = "0.6"
 #: Cache and checkpoints of the full dataset, with room to spare.
 NEEDED_BYTES = 8e9
+_SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
+#: Of the column that names what was looked at.
+_WIDTH = 12
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,15 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
 
     Example: mbqueue doctor
     """
-    findings = list(_findings(context))
+    findings = []
+    for finding in _findings(context):
+        findings.append(finding)
+        if not as_json:  # at once: some take seconds
+            print_line(f"{_SIGNS[finding.state]}  {finding.what:<{_WIDTH}}  {finding.found}")
+            if finding.remedy:
+                print_line(f"         {'':<{_WIDTH}}  → {finding.remedy}")
     if as_json:
         print_json([asdict(finding) for finding in findings])
-    else:
-        signs = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
-        width = max(len(finding.what) for finding in findings)
-        for finding in findings:
-            print_line(f"{signs[finding.state]}  {finding.what:<{width}}  {finding.found}")
-            if finding.remedy:
-                print_line(f"         {'':<{width}}  → {finding.remedy}")
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
@@ -80,10 +82,12 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
     except ProjectNotFound as error:
         yield Finding("project", "warning", "none here", str(error))
         return
+    except UsageError as error:
+        yield Finding("project", "problem", "its settings cannot be used", str(error))
+        return
     yield Finding("project", "ok", str(project.root))
     yield _file_system(project)
-    if project.queue_url:
-        yield _queue(project)
+    yield _queue(project)
     place, trouble = _commits(project)
     if project.store:
         yield _store(project.store, place)
@@ -120,7 +124,7 @@ def _matbench() -> Finding:
 def _device() -> Finding:
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a library of CUDA's that is not there is an OSError
         return Finding("device", "problem", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -138,7 +142,10 @@ def _device() -> Finding:
 def _dataset() -> Finding:
     from mbqueue.data.official import official_path
 
-    path = official_path()
+    try:
+        path = official_path()
+    except DataError as error:
+        return Finding("dataset", "problem", "cannot be looked for", str(error))
     if path.exists():
         return Finding("dataset", "ok", f"{OFFICIAL_DATASET}: {path} ({path.stat().st_size / 1e6:.0f} MB)")
     return Finding(
@@ -201,13 +208,13 @@ def _queue(project: ProjectFolder) -> Finding:
 
     try:
         if not queue_exists(project):
-            return Finding("queue", "ok", "its server answers; nothing is enqueued yet")
+            return Finding("queue", "ok", f"nothing is enqueued yet{'; its server answers' * bool(project.queue_url)}")
         with open_queue(project, read_only=True) as queue:
             queue.verify()
             found = queue.database.name
     except MbqueueError as error:
         return Finding("queue", "problem", "cannot be used", str(error))
-    if project.is_split and not project.store:
+    if project.queue_url and project.is_split and not project.store:
         remedy = 'Set store = "s3://…" in mbqueue.toml, so that all machines that share the queue see the checkpoints.'
         return Finding("queue", "problem", f"{found}, but checkpoints are in {project.live_dir} alone", remedy)
     return Finding("queue", "ok", found)

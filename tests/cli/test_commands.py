@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -145,6 +146,28 @@ def test_doctor_fails_and_says_what_to_do_when_a_package_is_missing(
     assert said.code == 1
     assert "pip install chgnet" in said.out
     assert "pip install --no-deps matbench==0.6" in said.out
+
+
+def test_doctor_tells_of_a_damaged_queue(mbqueue: Command, project: ProjectFolder) -> None:
+    assert "nothing is enqueued yet" in mbqueue("doctor").out
+    mbqueue("enqueue", "head_finetune", "--dataset", "sample")
+    assert str(project.queue_db) in mbqueue("doctor").out
+    project.queue_db.write_bytes(b"garbage" * 5000)
+    said = mbqueue("doctor")
+    assert said.code == 1
+    assert "mbqueue recover" in said.out
+
+
+def test_doctor_tells_everything_else_when_settings_and_matminer_cannot_be_used(
+    mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.root / "mbqueue.toml").write_text("checkpoint_minutes = -1\n")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matminer" else find_spec(name))
+    findings = {finding["what"]: finding for finding in json.loads(mbqueue("doctor", "--json").out)}
+    assert findings["dataset"]["state"] == findings["project"]["state"] == "problem"
+    assert "pip install matminer" in findings["dataset"]["remedy"]
+    assert "checkpoint_minutes" in findings["project"]["remedy"]
 
 
 def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_the_doctor_says_whether_the_queues_server_can_be_used(postgres_server, 
     root = make_project(tmp_path / "project").root
     monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
     folder = Project(root).folder
-    assert (_queue(folder).state, _queue(folder).found) == ("ok", "its server answers; nothing is enqueued yet")
+    assert (_queue(folder).state, _queue(folder).found) == ("ok", "nothing is enqueued yet; its server answers")
     open_queue(folder).close()
     assert _queue(folder).state == "ok"
     assert _queue(ProjectFolder(root, live=tmp_path / "live")).state == "problem"
