@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 
 #: What parts a command into words, and an address in it into its parts.
 _BORDERS = re.compile(r"[\s'\"`/?&=;|<>(){},@]+")
@@ -16,7 +17,7 @@ _SHORTEST_SECRET = 8
 def run_shell(
     command: str, *, timeout_seconds: float, given: bytes = b"", variables: Mapping[str, str] | None = None
 ) -> None:
-    """Run a command by /bin/sh, and wait for its end; after too long it is killed with all that it started.
+    """Run a command by /bin/sh, and wait for its end; after too long it is killed with what it started.
 
     Args:
         given: its standard input.
@@ -39,7 +40,12 @@ def run_shell(
         _, talk = process.communicate(given, timeout=timeout_seconds)
     except subprocess.TimeoutExpired as error:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        # What has made itself a session of its own lives on with our pipes: its end is not waited for.
+        for pipe in (process.stdin, process.stderr):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
         raise TimeoutError(f"it took longer than {timeout_seconds:g} s and was ended") from error
     if process.returncode:
         lines = talk.decode(errors="replace").strip().splitlines()

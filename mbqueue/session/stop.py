@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,10 +21,16 @@ INTERRUPTED = 130
 
 
 class StopRequest:
-    """One session's wish to stop; thread-safe; the first reason given is the one that is kept."""
+    """One session's wish to stop; thread-safe; the first reason given is the one that is kept.
+
+    A flag and no `threading.Event`: a signal handler runs in the midst of the thread that may just be waiting for the
+    event, with the event's lock in its hands, and setting it would wait for that lock for ever.
+    """
+
+    #: How long a wait may take to notice.
+    _NOTICE_SECONDS = 0.1
 
     def __init__(self) -> None:
-        self._event = threading.Event()
         self._reason: str | None = None
 
     @property
@@ -32,17 +39,19 @@ class StopRequest:
         return self._reason
 
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        return self._reason is not None
 
     def request(self, reason: str) -> None:
         """Ask for a stop at the next border between two steps."""
-        if not self._event.is_set():
+        if self._reason is None:
             self._reason = reason
-            self._event.set()
 
     def wait(self, seconds: float) -> bool:
         """Wait at most ``seconds``; True as soon as a stop is requested."""
-        return self._event.wait(seconds)
+        end = time.monotonic() + seconds
+        while self._reason is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, self._NOTICE_SECONDS))
+        return self._reason is not None
 
 
 @contextmanager

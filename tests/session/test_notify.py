@@ -38,6 +38,13 @@ def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> N
     assert time.monotonic() - began < 30
 
 
+def test_a_command_that_leaves_a_daemon_with_its_standard_error_is_not_waited_for() -> None:
+    began = time.monotonic()
+    (note,) = send(NotifySettings(command="setsid sleep 20 & true", timeout_seconds=0.2))
+    assert "longer than 0.2 s" in note
+    assert time.monotonic() - began < 15
+
+
 def test_a_web_hook_that_nobody_listens_to_is_noted_without_its_secret_path() -> None:
     (note,) = send(NotifySettings(webhook="http://127.0.0.1:9/secret-token"))
     assert "notify.webhook" in note
