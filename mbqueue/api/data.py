@@ -84,12 +84,14 @@ class Data(OpenedProject):
         from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 
         needed: set[str] = set()
+        unprepared: set[str] = set()
         if queue_exists(self.folder) and not everything:
             with open_queue(self.folder, read_only=True) as queue:
                 states = {entry["name"]: entry["state"] for entry in queue.overview(now=0.0)["experiments"]}
                 unfinished = [experiment for experiment in queue.experiments() if states[experiment.name] != "done"]
             needed = {experiment.dataset_hash for experiment in unfinished if experiment.dataset_hash is not None}
-        return list(prune_caches(self.folder.cache_dir, keep=needed))
+            unprepared = {experiment.dataset for experiment in unfinished if experiment.dataset_hash is None}
+        return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared))
 
 
 def _silent(_what: str) -> Callable[[int, int], None]:

@@ -104,13 +104,21 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
     return problems
 
 
-def prune_caches(cache_dir: Path, *, keep: Collection[str] = ()) -> list[StoredCache]:
-    """Remove every cache that is not current or whose data set is not in ``keep`` (hashes), and tell which.
+def prune_caches(
+    cache_dir: Path, *, keep: Collection[str] = (), keep_sources: Collection[str] = ()
+) -> list[StoredCache]:
+    """Remove every cache that nothing asks to be kept, and tell which; what is not current is never kept.
 
     A process that reads one of them at this moment goes on reading it; one that builds it fails.
+
+    Args:
+        keep: hashes of data sets.
+        keep_sources: names or paths of data sets whose crystals are perhaps just being prepared, by a hash that is
+            not known yet.
     """
-    kept = {dataset[:16] for dataset in keep}
-    removed = [cache for cache in stored_caches(cache_dir) if not cache.current or cache.dataset not in kept]
+    stored = stored_caches(cache_dir)
+    kept = {dataset[:16] for dataset in keep} | {cache.dataset for cache in stored if cache.source in keep_sources}
+    removed = [cache for cache in stored if not cache.current or cache.dataset not in kept]
     for cache in removed:
         shutil.rmtree(cache.folder)
     return removed

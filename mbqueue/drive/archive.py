@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -29,9 +29,10 @@ from mbqueue.drive.snapshots import check, take
 from mbqueue.drive.wanted import keep_wanted
 from mbqueue.errors import MbqueueError, QueueError, UsageError
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.settings import SETTINGS_FILE
-from mbqueue.train.manifest import parse_manifest
+from mbqueue.train.manifest import manifest_named, parse_manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
 
 FORMAT = 1
@@ -114,8 +115,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
                     for fold in experiment.spec["folds"]:
                         newest = newest_whole(staging / "checkpoints" / experiment.name / f"fold_{fold}", note)
                         queue.adopt(trained_by(experiment, fold, newest), now=now, by="restore")
-            for suffix in ("-wal", "-shm", ".lock"):
-                (staging / f"queue.db{suffix}").unlink(missing_ok=True)
+            settle(staging / "queue.db")
             move_queue_aside(project, force=force, clock=clock)
             _put_in_place(project, staging, clock)
             shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the queue that is not there any more
@@ -169,9 +169,16 @@ def _commits(folder: Path) -> dict[str, bytes]:
             }
         except FileNotFoundError:
             continue  # a newer commit took its place while it was read
-        if all(is_whole_commit(folder, parse_manifest(folder / f"{stem}.json")) for stem in stems):
+        if all(_is_whole(found, stem) for stem in stems):
             return found
     raise QueueError(f"The newest commit in {folder} is damaged. A session that works on the fold sets it aside.")
+
+
+def _is_whole(found: Mapping[str, bytes], stem: str) -> bool:
+    """Whether what was read of a commit is what its manifest says."""
+    manifest = manifest_named(stem, found[f"{stem}.json"], source=f"{stem}.json")
+    checkpoint = found[f"{stem}.pt"]
+    return (len(checkpoint), hashlib.sha256(checkpoint).hexdigest()) == (manifest.size, manifest.sha256)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.project import ProjectFolder
@@ -14,6 +18,8 @@ from mbqueue.train.manifest import Manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
 
 FORMAT = 1
+#: Longer than any write to a local disk takes.
+_LOCK_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
@@ -57,6 +63,21 @@ class LiveState:
     def save(self, path: Path) -> None:
         """Durably replace the file."""
         files.write_json(path, asdict(self))
+
+    @classmethod
+    @contextmanager
+    def changing(cls, path: Path) -> Iterator[LiveState]:
+        """The state as it is now, saved at the end of the block if it was changed in it; others wait meanwhile.
+
+        A session's main thread, the one that publishes and other sessions of this machine all write here, so nobody
+        may save what he has read a while ago.
+        """
+        with FileLock(path.with_name(f"{path.name}.lock"), timeout=_LOCK_SECONDS):
+            state = cls.load(path)
+            before = asdict(state)
+            yield state
+            if asdict(state) != before or not path.exists():
+                state.save(path)
 
 
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
@@ -103,6 +124,11 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         "aside": state.aside,
         "damaged": state.damaged,
     }
+
+
+def as_published(manifest: Manifest) -> dict[str, Any]:
+    """What `LiveState.commits` says of a fold whose newest commit on the mount is this one."""
+    return {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
 
 
 def trained_seconds(manifest: Manifest) -> float:

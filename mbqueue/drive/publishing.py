@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement, Announcements
-from mbqueue.drive.livestate import LiveState, trained_seconds
+from mbqueue.drive.livestate import LiveState, as_published
 from mbqueue.drive.mounted import Drive, put_once
 from mbqueue.drive.outcomes import (
     PublishedResults,
@@ -200,41 +200,48 @@ class Publisher:
         self._drive.check()
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
             left.unlink()  # of a session that died; whoever is here publishes alone
-        state = LiveState.load(self._project.publishing_file)
+        with LiveState.changing(self._project.publishing_file) as state:
+            published_event = state.last_event
+        there: dict[str, dict[str, Any]] = {}
+        aside: list[str] = []
         with Queue(self._project.queue_db) as queue:
-            last_event = self._seal(queue, state, final=final)
+            last_event = self._seal(queue, published_event, final=final)
             experiments = {one.name: one for one in queue.experiments()}
             jobs = {name: queue.jobs(experiment=name) for name in experiments}
-            state.aside = []
             facts = {}
             for name, experiment in experiments.items():
                 prepare = next((job.result for job in jobs[name] if job.kind is Kind.PREPARE), None)
                 facts[name] = enqueued_facts(experiment, prepare)
                 for fold in experiment.spec["folds"]:
-                    self._publish_fold(experiment, fold, state)
+                    newest, others = self._publish_fold(experiment, fold)
+                    aside += others
+                    if newest is not None:
+                        there[f"{name}/fold_{fold}"] = as_published(newest)
                 self._publish_outcomes(experiment, jobs[name], facts[name])
+            with LiveState.changing(self._project.publishing_file) as state:
+                state.commits |= there
+                state.aside = aside
             if last_event is not None:
-                self._publish_snapshot(state, last_event, list(facts.values()))
-        # What was found damaged in this round was written to the file by the way.
-        state.damaged = LiveState.load(self._project.publishing_file).damaged
-        if state.trouble is not None:
-            state.trouble = None
+                self._publish_snapshot(last_event, list(facts.values()))
+        with LiveState.changing(self._project.publishing_file) as state:
+            was_in_trouble, state.trouble = state.trouble is not None, None
+            state.published_at = self._clock.now()
+        if was_in_trouble:
             self._note("The mount is back; everything that was committed is published.")
-        state.published_at = self._clock.now()
-        state.save(self._project.publishing_file)
 
-    def _seal(self, queue: Queue, state: LiveState, *, final: bool) -> int | None:
+    def _seal(self, queue: Queue, published_event: int, *, final: bool) -> int | None:
         """Take a snapshot before anything is published, when there is something new and it is due: its last event."""
         now = self._clock.monotonic()
         due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
-        if not due or _last_event(queue) == state.last_event:
+        if not due or _last_event(queue) == published_event:
             return None
         self._rounds.note(queue)
         last_event = _last_event(queue)
         take(self._project.queue_db, self._sealed)
         return last_event
 
-    def _publish_snapshot(self, state: LiveState, last_event: int, experiments: list[dict[str, Any]]) -> None:
+    def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
+        state = LiveState.load(self._project.publishing_file)  # these three change only here, by whoever publishes
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
         self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
@@ -251,16 +258,16 @@ class Publisher:
         )
         self._written(size, began)
         self._sealed.unlink(missing_ok=True)
-        state.number, state.last_event = state.number + 1, last_event
-        state.save(self._project.publishing_file)
+        with LiveState.changing(self._project.publishing_file) as state:
+            state.number, state.last_event = published.listing.number, last_event
         self._snapshot_at = self._clock.monotonic()
         self._snapshots.prune(published.listing)
 
-    def _publish_fold(self, experiment: Experiment, fold: int, state: LiveState) -> None:
+    def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
+        """Publish a fold's commits: the newest that is on the mount now, and what lies there of other lines."""
         published = self._reentry.published_fold(experiment.name, fold)
         newest = None
         for manifest, content in self._local_commits(experiment, fold):
-            newest = manifest
             base = base_name(manifest, content)
             names = self._drive.names(published.folder)
             if f"{base}.json" not in names or f"{base}.pt" not in names:
@@ -274,13 +281,13 @@ class Publisher:
                 put_once(self._drive, f"{published.folder}/{base}.pt", checkpoint)
                 put_once(self._drive, f"{published.folder}/{base}.json", content)
                 self._written(manifest.size, began)
-            key = f"{experiment.name}/fold_{fold}"
-            state.commits[key] = {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
+            newest = manifest
+        if newest is None:
+            return None, []
         commits = published.commits(experiment.spec_hash)
-        if newest is not None:
-            for commit in superseded(commits, newest):
-                published.remove(commit)
-            state.aside += [commit.path for commit in commits if not is_on_line(commit.manifest, commits[-1].manifest)]
+        for commit in superseded(commits, newest):
+            published.remove(commit)
+        return newest, [commit.path for commit in commits if not is_on_line(commit.manifest, commits[-1].manifest)]
 
     def _local_commits(self, experiment: Experiment, fold: int) -> list[tuple[Manifest, bytes]]:
         """Commits of the live folder that are worth publishing, the best before the newest, oldest first."""
@@ -355,12 +362,16 @@ class Publisher:
                     f"project: {folds_told}. Its folds are left to it."
                 )
         self._others = others
-        state = LiveState.load(self._project.publishing_file)
-        state.others = [
-            {"session": one.session.id, "host": one.session.host, "device": one.session.device, "folds": one.folds}
-            for one in self._others
-        ]
-        state.save(self._project.publishing_file)
+        with LiveState.changing(self._project.publishing_file) as state:
+            state.others = [
+                {
+                    "session": one.session.id,
+                    "host": one.session.host,
+                    "device": one.session.device,
+                    "folds": [list(fold) for fold in one.folds],
+                }
+                for one in self._others
+            ]
 
     def _written(self, size: int, began: float) -> None:
         self._wrote = True
@@ -370,11 +381,10 @@ class Publisher:
 
     def _trouble(self, why: str) -> None:
         try:
-            state = LiveState.load(self._project.publishing_file)
-            first = state.trouble is None
-            since = self._clock.now() if state.trouble is None else state.trouble["since"]
-            state.trouble = {"why": why, "since": since}
-            state.save(self._project.publishing_file)
+            with LiveState.changing(self._project.publishing_file) as state:
+                first = state.trouble is None
+                since = self._clock.now() if state.trouble is None else state.trouble["since"]
+                state.trouble = {"why": why, "since": since}
         except OSError as error:
             self._note(f"{self._project.publishing_file} cannot be written: {error}")
             return

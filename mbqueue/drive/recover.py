@@ -22,6 +22,7 @@ from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.processes import is_known_dead
+from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
 from mbqueue.train.places import LocalPlace
@@ -132,8 +133,7 @@ def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> Non
     with Queue(building) as queue:
         fill(queue)
         is_empty = not queue.experiments()
-    for suffix in ("-wal", "-shm", ".lock"):
-        building.with_name(building.name + suffix).unlink(missing_ok=True)
+    settle(building)
     if is_empty:
         building.unlink()
         return

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.clock import Clock, SystemClock
-from mbqueue.drive.livestate import LiveState, trained_seconds
+from mbqueue.drive.livestate import LiveState, as_published
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
@@ -29,6 +29,7 @@ from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
@@ -95,13 +96,11 @@ class Reentry:
             self._remember(found)
 
     def _remember(self, found: Mapping[str, str]) -> None:
-        state = LiveState.load(self._project.publishing_file)
-        new = {path: why for path, why in found.items() if state.damaged.get(path) != why}
+        with LiveState.changing(self._project.publishing_file) as state:
+            new = {path: why for path, why in found.items() if state.damaged.get(path) != why}
+            state.damaged |= new
         for path, why in new.items():
             self._note(f"{path} is passed over: {why}")
-        if new:
-            state.damaged |= new
-            state.save(self._project.publishing_file)
 
     def published_fold(self, experiment: str, fold: int) -> PublishedFold:
         """The commits of a fold on the mount."""
@@ -134,8 +133,7 @@ class Reentry:
             self.reconcile(queue, at_start=True)
             further(queue)
             is_new = snapshot is None and not queue.experiments()
-        for suffix in ("-wal", "-shm", ".lock"):
-            building.with_name(building.name + suffix).unlink(missing_ok=True)
+        settle(building)
         if is_new:
             building.unlink()
             return
@@ -222,12 +220,8 @@ class Reentry:
             publish=lambda: self._take_over(folder, chain, contents),
         )
         if taken:
-            state = LiveState.load(self._project.publishing_file)
-            state.commits[f"{experiment.name}/fold_{fold}"] = {
-                "stem": manifest.stem,
-                "seconds": trained_seconds(manifest),
-            }
-            state.save(self._project.publishing_file)
+            with LiveState.changing(self._project.publishing_file) as state:
+                state.commits[f"{experiment.name}/fold_{fold}"] = as_published(manifest)
         return taken
 
     def _take_over(self, folder: Path, chain: Chain, contents: Mapping[str, tuple[bytes, bytes]]) -> None:

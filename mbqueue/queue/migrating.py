@@ -12,6 +12,7 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import QueueError, UsageError
 from mbqueue.queue.database import Statements
+from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 
 _ROWS_AT_ONCE = 1000
@@ -105,6 +106,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
             left.unlink()
         with Queue(building) as target:
             migrated = copy_queue(source, target, now=now)
+        settle(building)
         building.replace(path)
         files.fsync_dir(path.parent)
     finally:

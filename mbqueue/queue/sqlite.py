@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mbqueue.errors import ForbiddenTransition, QueueError
@@ -19,6 +19,26 @@ BUSY_SECONDS = 30.0
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
+    """Bring all that was written to a database that nobody has open into its file alone, so that it can be moved.
+
+    Closing does so too, but says nothing when it cannot; without the write-ahead log that file would lack rows.
+
+    Raises:
+        QueueError: when it cannot be done, for example on a full disk. Nothing was lost.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = FULL")
+            is_busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        raise QueueError(f"{path} cannot be completed ({error}). Check its disk: is it full?") from error
+    if is_busy:
+        raise QueueError(f"{path} is in use by another process. End all sessions first: mbqueue stop")
+    for suffix in ("-wal", "-shm", ".lock"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 class SqliteFile(Database):

@@ -65,6 +65,12 @@ def test_verifying_tells_of_damaged_crystals(some_crystals, cache_dir):
     assert by_name(cache_dir)[graphs.folder.name].source == ""
 
 
+def test_pruning_keeps_what_may_just_be_being_prepared(some_crystals, cache_dir):
+    removed = prune_caches(cache_dir, keep_sources=["sample"])
+    assert [cache.folder.name for cache in removed] == ["0123456789abcdef-0"], "the frozen ones are of that data, too"
+    assert len(prune_caches(cache_dir, keep_sources=["other"])) == 2
+
+
 def test_pruning_keeps_what_is_in_use_and_what_is_not_its_own(some_crystals, cache_dir):
     removed = prune_caches(cache_dir, keep=[some_crystals.hash])
     assert [cache.folder.name for cache in removed] == ["0123456789abcdef-0"]

@@ -15,6 +15,7 @@ import pytest
 
 from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.queue import Queue, schema
+from mbqueue.queue.sqlite import settle
 from mbqueue.queue.transitions import TRANSITIONS
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -267,3 +268,25 @@ def test_importing_and_reading_the_queue_is_light(world):
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_database_is_settled_into_one_file_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    held = sqlite3.connect(path)
+    held.execute("PRAGMA journal_mode = WAL")
+    held.execute("CREATE TABLE facts (number)")
+    held.execute("INSERT INTO facts VALUES (1)")
+    held.commit()
+    held.execute("BEGIN")
+    held.execute("SELECT * FROM facts").fetchall()
+    with sqlite3.connect(path) as other:
+        other.execute("INSERT INTO facts VALUES (2)")
+    other.close()
+    with pytest.raises(QueueError, match="in use"):
+        settle(path, busy_seconds=0.1)
+    held.close()
+    settle(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["queue.db"]
+    again = sqlite3.connect(path)
+    assert again.execute("SELECT count(*) FROM facts").fetchone() == (2,)
+    again.close()
