@@ -77,8 +77,12 @@ def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
             for wanted in ((CIF_NAME,), ID_NAMES, TARGET_NAMES)[: 3 if gatherer.targets_required else 2]:
                 if not set(wanted) & set(fields):
                     raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(fields)}.")
-            for row in rows:
-                _add_parsed(gatherer, str(_first(row, ID_NAMES)), row[CIF_NAME] or "", "cif", _first(row, TARGET_NAMES))
+            for number, row in enumerate(rows, 1):
+                name = _first(row, ID_NAMES)
+                if name is not None:
+                    _add_parsed(gatherer, str(name), row[CIF_NAME] or "", "cif", _first(row, TARGET_NAMES))
+                else:
+                    gatherer.refuse(f"row {number}", f"it has nothing in column {' or '.join(ID_NAMES)}")
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a table in CSV and UTF-8 ({error}).") from error
 
@@ -139,7 +143,7 @@ def _cells(entry: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
-        if entry.get(name) is not None:
+        if entry.get(name) not in (None, ""):
             return entry[name]
     return None
 

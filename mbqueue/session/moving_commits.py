@@ -106,21 +106,30 @@ def _bring(
 
 
 def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
-    """Copy every object that is not there, what others are named in before what names them; True for each."""
+    """Copy every object that is not there, what others are named in before what names them; True for each.
+
+    Names carry the hash of the content, so the same name and size are the same object; those of JSON do not.
+
+    Raises:
+        StoreError: when a JSON object is there with another content.
+    """
     there = target.listed("")
     names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}
     for name in sorted(names, key=lambda name: (name.endswith(".json"), name)):
-        if name in there and there[name].size == names[name]:
+        is_named_by_hash = not name.endswith(".json")
+        is_there = name in there and there[name].size == names[name]
+        if is_there and is_named_by_hash:
             continue
         content = source.read(name, at_most=names[name])
-        if name.endswith(".json"):
+        if not is_named_by_hash:
             if not target.create(name, content):
                 raise StoreError(
                     f"{target.url}/{name} is there already, and not what {source.url} has. Give a prefix that is empty."
                 )
         else:
             target.put(name, content)
-        yield True
+        if not is_there:
+            yield True
 
 
 def _send_local(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> None:

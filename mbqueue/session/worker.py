@@ -102,11 +102,7 @@ def work(
     with open_queue(project, wait=stop.wait) as queue:
         queue.verify()
         _require_content(project, queue)
-        watch, store = None, None
-        if project.store:
-            watch = StoreWatch(project, clock=clock, note=report.note)
-            store = ObjectStore.open(project.store)
-            store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
+        store, watch = _store(project, clock, report)
         commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
         session = queue.start_session(
             device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
@@ -147,7 +143,8 @@ def work(
                 with suppress(QueueError):  # a full disk takes no more rows; the lease then runs out by itself
                     queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
                 raise
-            queue.end_session(session, reason=reason, now=clock.now())
+            else:
+                queue.end_session(session, reason=reason, now=clock.now())
     if options.end_command and project.settings.end_command:
         run_end_command(
             project.settings.end_command, timeout_seconds=project.settings.end_command_seconds, note=report.note
@@ -159,6 +156,16 @@ def work(
             raise lost
         report.note(str(lost))
     return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=place.jobs_done)
+
+
+def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
+    """The project's object store, if it has one, and who keeps an eye on it."""
+    if not project.store:
+        return None, None
+    watch = StoreWatch(project, clock=clock, note=report.note)
+    store = ObjectStore.open(project.store)
+    store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
+    return store, watch
 
 
 def _require_content(project: ProjectFolder, queue: Queue) -> None:

@@ -281,8 +281,9 @@ class Workplace:
             )
             if not finished:
                 raise self.stopped()
-        if self.store is not None and job.kind is Kind.PREPARE:
-            send_shards(self.store, frozen, kinds_needed(spec))
+        store = self.store if job.kind is Kind.PREPARE else None
+        if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=self.should_stop):
+            raise self.stopped()
         return frozen
 
     def commits_of(self, experiment: str, fold: int) -> Place:

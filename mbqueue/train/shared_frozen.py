@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mbqueue.objects import ObjectStore
@@ -24,8 +24,13 @@ _AT_ONCE = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def send_shards(store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str]) -> None:
+def send_shards(
+    store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
+) -> bool:
     """Put every whole shard into the store that is not there; one that another machine put first replaces this one's.
+
+    Returns:
+        False when it was stopped before the end.
 
     Raises:
         StoreError: when the store does not take or give them.
@@ -34,6 +39,8 @@ def send_shards(store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str]
     there = set(store.names(prefix))
 
     def send(kind: str, shard: int) -> None:
+        if should_stop():
+            return
         if _listing(kind, shard) not in there:
             content, listing = frozen.exported(kind, shard)
             store.put(f"{prefix}/{_file(kind, shard, listing['sha256'])}", content)
@@ -44,15 +51,10 @@ def send_shards(store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str]
         _take(store, frozen, kind, shard)
 
     missing = {kind: set(frozen.missing(kind)) for kind in kinds}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        waiting = [
-            pool.submit(send, kind, shard)
-            for kind in kinds
-            for shard in range(frozen.n_shards)
-            if shard not in missing[kind]
-        ]
-        for one in waiting:
-            one.result()
+    shards = [(kind, shard) for kind in kinds for shard in range(frozen.n_shards) if shard not in missing[kind]]
+    for _ in _several_at_once(send, shards):
+        pass
+    return not should_stop()
 
 
 def fetch_shards(
@@ -88,10 +90,19 @@ def fetch_shards(
             if not (frozen.is_whole(kind, shard, verify=True) and _only_ours(frozen, kind, shard, there)):
                 _take(store, frozen, kind, shard)
 
+    for done, _ in enumerate(_several_at_once(fetch, wanted), start=1):
+        on_progress(Progress(done=done, total=len(wanted)))
+
+
+def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Do what there is to do for each shard, and tell after each; after the first error nothing more is begun."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done, one in enumerate([pool.submit(fetch, kind, shard) for kind, shard in wanted], start=1):
-            one.result()
-            on_progress(Progress(done=done, total=len(wanted)))
+        try:
+            for one in [pool.submit(work, *shard) for shard in shards]:
+                yield one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[str]) -> bool:
@@ -105,9 +116,10 @@ def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> 
     prefix = _prefix(frozen)
     try:
         listing = json.loads(store.read(f"{prefix}/{_listing(kind, shard)}", at_most=LARGEST_LISTING))
-        if not _SHA256.fullmatch(listing["sha256"]):
+        size = int(listing["size"])
+        if not _SHA256.fullmatch(listing["sha256"]) or not 0 <= size <= LARGEST_SHARD:
             return  # somebody else's
-        content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=LARGEST_SHARD)
+        content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=size)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
     frozen.install(kind, shard, content, listing)

@@ -184,6 +184,13 @@ def test_what_only_has_the_name_of_an_archive_is_refused(tmp_path):
         load(str(tmp_path / "text.jsonl.gz"))
 
 
+def test_a_row_without_an_id_is_refused_by_its_number(tmp_path):
+    (tmp_path / "table.csv").write_text("e_form,cif,id\n1,x,\n2,y\n")
+    with pytest.raises(InvalidCrystals) as refused:
+        load(str(tmp_path / "table.csv"))
+    assert [name for name, _ in refused.value.offenders] == ["row 1", "row 2"]
+
+
 def test_a_csv_without_a_cif_column_is_refused(tmp_path):
     (tmp_path / "table.csv").write_text("id,e_form\na,1\n")
     with pytest.raises(DataError, match="has no column cif"):

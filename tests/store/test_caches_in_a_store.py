@@ -13,11 +13,13 @@ from small_project import make_project
 
 from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.data.datasets import SAMPLE_FILE
+from mbqueue.errors import StoreAway
 from mbqueue.experiment import DataSpec
 from mbqueue.objects import ObjectStore
 from mbqueue.project import STORED_FROZEN, ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.train import frozen as frozen_module
+from mbqueue.train import shared_frozen
 from mbqueue.train.frozen import FrozenBackbone, prepare
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
@@ -57,9 +59,13 @@ def fetch(store: ObjectStore, frozen: FrozenBackbone) -> FrozenBackbone:
     return frozen
 
 
+def send(store: ObjectStore, frozen: FrozenBackbone) -> None:
+    assert send_shards(store, frozen, KINDS, should_stop=lambda: False)
+
+
 def test_what_one_machine_computed_another_reads(store: ObjectStore, tmp_path: Path) -> None:
     one = made(tmp_path / "one", value=1.0)
-    send_shards(store, one, KINDS)
+    send(store, one)
     two = fetch(store, backbone(tmp_path / "two"))
     assert not any(two.missing(kind, verify=True) for kind in KINDS)
     assert np.array_equal(two.energies(), one.energies())
@@ -67,9 +73,9 @@ def test_what_one_machine_computed_another_reads(store: ObjectStore, tmp_path: P
 
 
 def test_the_first_machine_decides_which_bytes_all_use(store: ObjectStore, tmp_path: Path) -> None:
-    send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
+    send(store, made(tmp_path / "one", value=1.0))
     requests = dict(store.requests)
-    send_shards(store, made(tmp_path / "two", value=1.5), KINDS)
+    send(store, made(tmp_path / "two", value=1.5))
     assert store.requests.get("put") == requests.get("put"), "nothing is sent twice"
     assert fetch(store, backbone(tmp_path / "three")).energies()[0] == 1.0
 
@@ -82,11 +88,11 @@ def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
     late = ObjectStore.open(store.url)
     before = late.names(f"{STORED_FROZEN}/frozen-d-w")
     monkeypatch.setattr(late, "names", lambda _folder: before)
-    send_shards(store, one, KINDS)
-    send_shards(late, two, KINDS)
+    send(store, one)
+    send(late, two)
     assert np.array_equal(two.energies(), one.energies())
     assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
-    send_shards(ObjectStore.open(store.url), two, KINDS)  # with files of both in the store, whose names say nothing
+    send(ObjectStore.open(store.url), two)  # with files of both in the store, whose names say nothing
     assert np.array_equal(two.energies(), one.energies())
 
 
@@ -95,7 +101,7 @@ def test_a_machine_that_computed_its_own_before_it_knew_of_the_store_uses_what_a
 ) -> None:
     one, two = made(tmp_path / "one", value=1.0), made(tmp_path / "two", value=1.5)
     two.features(np.arange(5))  # mapped into memory
-    send_shards(store, one, KINDS)
+    send(store, one)
     fetch(store, two)
     assert np.array_equal(two.energies(), one.energies())
     assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
@@ -105,7 +111,7 @@ def test_a_machine_that_computed_its_own_before_it_knew_of_the_store_uses_what_a
 
 
 def test_two_sessions_of_one_machine_fetch_each_shard_once(store: ObjectStore, tmp_path: Path) -> None:
-    send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
+    send(store, made(tmp_path / "one", value=1.0))
     stores = [ObjectStore.open(store.url) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda own: fetch(own, backbone(tmp_path / "two")), stores))
@@ -130,7 +136,7 @@ def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_damaged_in_the_store_is_left_to_be_computed(store: ObjectStore, tmp_path: Path) -> None:
-    send_shards(store, made(tmp_path / "one", value=1.0), KINDS)
+    send(store, made(tmp_path / "one", value=1.0))
     prefix = f"{STORED_FROZEN}/frozen-d-w"
     (name,) = [name for name in store.names(prefix) if name.startswith("energies-00001-")]
     content = bytearray(store.read(f"{prefix}/{name}", at_most=1 << 20))
@@ -169,3 +175,25 @@ def test_a_new_machine_takes_the_crystals_from_the_store_and_needs_no_source(
     assert (again.source, again.dropped) == (first.source, first.dropped)
     assert notes == []
     assert len(store.names("crystals")) == 1
+
+
+def test_a_session_that_is_to_stop_sends_no_more_shards(store: ObjectStore, tmp_path: Path) -> None:
+    one = made(tmp_path / "one", value=1.0)
+    assert not send_shards(store, one, KINDS, should_stop=lambda: True)
+    assert store.names(f"{STORED_FROZEN}/frozen-d-w") == []
+
+
+def test_after_an_error_of_the_store_no_further_shard_is_begun(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_frozen, "_AT_ONCE", 1)
+    asked: list[str] = []
+
+    def away(path: str, _content: bytes) -> None:
+        asked.append(path)
+        raise StoreAway("it does not answer")
+
+    monkeypatch.setattr(store, "put", away)
+    with pytest.raises(StoreAway):
+        send(store, made(tmp_path / "one", value=1.0))
+    assert len(asked) < 2 * backbone(tmp_path).n_shards

@@ -311,6 +311,19 @@ def test_a_move_that_was_cut_off_anywhere_is_finished_by_the_next(
     assert session(project) == "did 0 jobs, as asked"
 
 
+def test_a_manifest_of_the_same_size_that_is_another_is_not_taken_for_a_copy(
+    project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    target = ObjectStore.open((tmp_path / "new").as_uri())
+    assert target.check()
+    target.create(f"checkpoints/{EPOCH}.json", b"[]")
+    monkeypatch.setenv(STORE_VARIABLE, target.url)
+    with pytest.raises(StoreError, match="is there already"):
+        Project(project.root).move_commits()
+    assert target.read(f"checkpoints/{EPOCH}.json", at_most=9) == b"[]"
+
+
 def test_commits_that_are_nowhere_are_not_given_up_unless_it_is_said(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
