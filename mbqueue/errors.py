@@ -94,7 +94,7 @@ class InvalidCrystals(DataError):
         more = f"\n  … and {rest} more" if rest > 0 else ""
         super().__init__(
             f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n"
-            "Mend them, or leave them out with --drop-invalid (they are then listed in the report)."
+            "Fix them, or leave them out with --drop-invalid (they are then listed in the report)."
         )
 
 

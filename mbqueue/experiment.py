@@ -45,7 +45,7 @@ class DataSpec(_Section):
         min_length=1,
         description=f"`{OFFICIAL_DATASET}`, `{SAMPLE_DATASET}` (shipped), or the path of a file or folder of your own.",
     )
-    limit: int = Field(0, ge=0, description="Use only so many crystals, drawn with `seed`; 0 uses all.")
+    limit: int = Field(0, ge=0, description="Use at most this many crystals, drawn with `seed`; 0 uses all.")
     drop_invalid: bool = Field(False, description="Leave out entries that cannot be used, and list them in the report.")
 
 
@@ -86,13 +86,13 @@ class TrainSpec(_Section):
         "is validated and kept; 0 is off.",
     )
     patience: int = Field(
-        0, ge=0, description="Skip a fold's remaining epochs after so many without a better one; 0 is off."
+        0, ge=0, description="Skip a fold's remaining epochs after this many without a better one; 0 is off."
     )
     layer_lr_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate for each block further from the read-out; 1 is off."
     )
     unfreeze_epochs: int = Field(
-        0, ge=0, description="Train only the head for so many epochs, then everything (gradual unfreezing); 0 is off."
+        0, ge=0, description="Train only the head for this many epochs, then everything (gradual unfreezing); 0 is off."
     )
     strain: float = Field(
         0.0, ge=0, le=0.1, description="Standard deviation of a random strain of each training cell; 0 is off."
@@ -259,7 +259,7 @@ def _explain(error: ValidationError, source: str) -> str:
             said = problem["msg"].removeprefix("Value error, ")
             given = f" = {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
             lines.append(f"  {key}{given}: {said[:1].lower()}{said[1:]}" if key else f"  {said}")
-    return f"{source} is not a valid experiment:\n" + "\n".join(lines) + "\nMend the file or the --set options."
+    return f"{source} is not a valid experiment:\n" + "\n".join(lines) + "\nFix the file or the --set options."
 
 
 def _allowed_keys(section: tuple[int | str, ...]) -> str:

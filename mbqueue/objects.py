@@ -118,8 +118,10 @@ class ObjectStore:
         return is_new
 
     def is_the_one(self, known: str) -> bool:
-        """Whether this is the store with an id, which is then set. Nothing is written: of another one nothing is
-        changed, which may be the folder under a share that is not mounted, and who only reads needs no other right.
+        """Whether this is the store with this id; if so, `id` is set.
+
+        Nothing is written: another store must stay as it is (it may be the empty folder under a share that is not
+        mounted), and who only reads needs no permission to write.
 
         Raises:
             StoreError: when it does not answer, or refuses.
@@ -280,7 +282,7 @@ class ObjectStore:
             if _NO_BUCKET.search(text):
                 where = "folder" if self._is_folder else "bucket"
                 raise self._trouble(
-                    StoreError(f"There is no {where} for {self.url}. Make it, or mend `store` in mbqueue.toml.")
+                    StoreError(f"There is no {where} for {self.url}. Make it, or correct `store` in mbqueue.toml.")
                 ) from None
             is_missing = isinstance(error, FileNotFoundError) and (self._is_folder or _NO_OBJECT.search(text))
             if may_lack and is_missing:

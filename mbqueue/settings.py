@@ -135,7 +135,7 @@ def parse_settings(content: Mapping[str, Any], *, source: str) -> Settings:
     """
     if wrong := list(_wrong(Settings, content)):
         lines = "".join(f"\n  {line}" for line in wrong)
-        raise SpecError(f"{source} has wrong settings:{lines}\nMend the file; a line that is left out has its default.")
+        raise SpecError(f"{source} has wrong settings:{lines}\nFix the file; a line that is left out has its default.")
     settings: Settings = _made(Settings, content)
     return settings
 

@@ -85,9 +85,9 @@ def test_the_diagram_of_states_is_that_of_the_table_of_transitions() -> None:
 
 
 def test_training_never_sees_the_database_and_the_queue_never_sees_torch() -> None:
-    for path in (PACKAGE / "train").glob("*.py"):
+    for path in (PACKAGE / "train").rglob("*.py"):
         assert "sqlite" not in path.read_text(encoding="utf-8"), path
-    for path in (PACKAGE / "queue").glob("*.py"):
+    for path in (PACKAGE / "queue").rglob("*.py"):
         assert "import torch" not in path.read_text(encoding="utf-8"), path
 
 

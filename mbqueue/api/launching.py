@@ -137,7 +137,7 @@ class Launching(OpenedProject):
             raise UsageError("Say either how many GPUs (--gpus 5) or how many sessions without one (--workers 5).")
         count = gpus or workers or 0
         if count < 1:
-            raise UsageError("Nothing can be launched on no machine: give 1 or more.")
+            raise UsageError("Give at least one GPU or worker.")
         seconds = parse_duration(time)
         if max_idle is not None:
             parse_duration(max_idle)

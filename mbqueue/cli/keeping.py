@@ -74,10 +74,10 @@ def migrate_queue(
 def move_commits(
     context: typer.Context,
     lost: Annotated[
-        bool, typer.Option("--lost", help="Train finished epochs again that are nowhere to be found.")
+        bool, typer.Option("--lost", help="Go on although the checkpoints of finished epochs are lost; train those again.")
     ] = False,
 ) -> None:
-    """Let the queue's commits be in the store that the settings name now, or in the project's folder without one.
+    """Move the queue's commits to the store named in the settings, or to the project's folder when none is.
 
     The queue knows where its commits are, and refuses sessions that have another store, or none. To move them on
     purpose, end all sessions, set `store` (or take it out), and run this: it copies them first, then tells the queue.

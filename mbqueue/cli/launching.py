@@ -20,11 +20,11 @@ launch = typer.Typer(
     no_args_is_help=True,
 )
 
-GpusOption = Annotated[int | None, typer.Option(help="So many sessions, a GPU each.", min=1)]
-WorkersOption = Annotated[int | None, typer.Option(help="So many sessions without a GPU.", min=1)]
+GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, one GPU each.", min=1)]
+WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions without a GPU.", min=1)]
 TimeOption = Annotated[str, typer.Option(help="Time limit of a job, like 2h.")]
 IdleOption = Annotated[
-    str, typer.Option(help="A job ends when nothing could be claimed for so long, though others work; or none.")
+    str, typer.Option(help="End a job that found nothing to claim for this long; none lets it wait for the others.")
 ]
 
 
@@ -34,7 +34,7 @@ def slurm(
     time: TimeOption,
     gpus: GpusOption = None,
     workers: WorkersOption = None,
-    partition: Annotated[str | None, typer.Option(help="Of the cluster.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition to submit to.")] = None,
     account: Annotated[str | None, typer.Option(help="Whom the time is charged to.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Features of the machines, like a100.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(help="Cores of a job.", min=1)] = None,

@@ -20,7 +20,7 @@ def predict(
     ],
     output: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("predictions.csv"),
     strains: Annotated[
-        int, typer.Option(help="Average over so many pairs of opposite small strains (test-time averaging).", min=0)
+        int, typer.Option(help="Average over this many pairs of opposite small strains (test-time averaging).", min=0)
     ] = 0,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")

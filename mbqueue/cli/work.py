@@ -25,13 +25,13 @@ def work(
     session: Annotated[
         str | None, typer.Option(help="Length of the session, like 1h50m, or none; by default that of mbqueue.toml.")
     ] = None,
-    max_jobs: Annotated[int | None, typer.Option(help="Stop after so many jobs.", min=1)] = None,
+    max_jobs: Annotated[int | None, typer.Option(help="Stop after this many jobs.", min=1)] = None,
     forever: Annotated[
         bool, typer.Option("--forever", help="Wait for new jobs when none is left; no deadline.")
     ] = False,
     max_idle: Annotated[
         str | None,
-        typer.Option(help="End when nothing could be claimed for so long, like 10m; by default wait for the others."),
+        typer.Option(help="End after finding nothing to claim for this long, like 10m; by default wait for others."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")

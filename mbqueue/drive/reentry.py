@@ -55,9 +55,9 @@ def enter(
             reentry.restore()
         if not project.queue_db.exists() and (stray := stray_state(project)):
             note(
-                f"{stray} is of sessions without a live folder, and this project has one, {project.live_dir}: it lies "
-                "on a drive or network mount. If its queue is on a server, say where: MBQUEUE_QUEUE. Else take over "
-                "what lies in state/: mbqueue recover"
+                f"{stray} was left by sessions that ran without a live folder. This project lies on a drive or network "
+                f"mount and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE; to take over "
+                "what is in state/, run: mbqueue recover"
             )
 
 

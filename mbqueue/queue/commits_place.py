@@ -69,8 +69,8 @@ class CommitsPlaces(Part):
             if found != instead_of:
                 where = "nowhere yet" if found is None else f"in {found.shown}"
                 raise QueueError(
-                    f"Meanwhile another process has said that the commits of {self.database.name} are {where}. Start "
-                    "again: with that as `store`, or see mbqueue move-commits --help"
+                    f"Another process has just recorded that the commits of {self.database.name} are {where}. Set "
+                    "`store` to that and start again, or see mbqueue move-commits --help"
                 )
             live = db.execute(_LIVE, {"now": now}).fetchone()
             if live is not None:

@@ -88,8 +88,8 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
         raise QueueError(
-            f"While this session began, it was said that the commits are in {now.shown if now else 'no place'}. "
-            "Start it again."
+            f"The commits of this queue were moved to {now.shown if now else 'no place'} while this session was "
+            "starting. Start it again."
         )
 
 
