@@ -126,6 +126,7 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "validated_in": "float32",
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
+        "subnormals": "zero in kernels" if device.type == "cpu" else "",
         "cuda": torch.version.cuda or "" if on_gpu else "",
         # PyTorch's wheels bring it as a package, which may be renewed without them.
         "cublas": _cublas_version() if on_gpu else "",

@@ -155,6 +155,28 @@ def test_the_number_of_threads_changes_no_bit_of_the_compiled_messages(bench: An
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_gradients_too_small_for_float32_are_zero_whatever_the_thread_does_with_them(bench: Any) -> None:
+    batch = make_batch(bench.cache, np.arange(8))
+    gate = load_pretrained("0.3.0").atom_conv_layers[0].twoBody_atom
+    torch.manual_seed(2)
+    atoms = torch.randn(len(batch.atomic_numbers), 256, requires_grad=True)
+    bonds = torch.randn(len(batch.bond_length), 128)
+    weights = 10 ** (-20 - 18 * torch.rand(len(batch.bond_length), 64))
+    found = []
+    for flushes in (False, True):
+        torch.set_flush_denormal(flushes)
+        try:
+            out = FusedMessages(batch).of_bonds(atoms, bonds, weights, Gate.of(gate))
+            [gradient] = torch.autograd.grad(out, [atoms], torch.full_like(out, 1e-3))
+            assert (float(torch.tensor(1e-38) * 0.1) == 0.0) == flushes, "the thread is as it was"
+        finally:
+            torch.set_flush_denormal(False)
+        found.append(gradient)
+    assert torch.equal(*found)
+    assert found[0].count_nonzero() > 0
+    assert not ((found[0] != 0) & (found[0].abs() < torch.finfo(torch.float32).tiny)).any()
+
+
 def test_weights_that_are_not_numbers_do_not_come_out_as_numbers(bench: Any) -> None:
     for name in ("mlp_core.layers.3.weight", "mlp_gate.layers.3.weight", "mlp_gate.layers.0.bias", "bn2.weight"):
         model = load_pretrained("0.3.0")
