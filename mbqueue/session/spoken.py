@@ -71,7 +71,9 @@ class SpokenReport(Report):
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
         again = (
-            f"next attempt at {utc_text(retry_at)}" if retry_at else f"once its cause is fixed: mbqueue retry {job.experiment}"
+            f"next attempt at {utc_text(retry_at)}"
+            if retry_at
+            else f"once its cause is fixed: mbqueue retry {job.experiment}"
         )
         what_to_do = f"\n  {remedy(error)}" if remedy(error) else ""
         kind = "" if isinstance(error, ToldError) else f"{type(error).__name__}: "

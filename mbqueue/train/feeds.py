@@ -185,6 +185,14 @@ def host_batches(
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]
-        return [batch.pin() for batch in batches] if pinned else batches
+        return [_pinned(batch) for batch in batches] if pinned else batches
 
     return ahead(make, len(parts_of))
+
+
+def _pinned(batch: Any) -> Any:
+    """The batch in page-locked memory, or as it is where the machine has none left: then only its copy waits."""
+    try:
+        return batch.pin()
+    except RuntimeError:  # of a GPU that stopped working, the copy tells
+        return batch

@@ -67,11 +67,12 @@ class Gate:
     def open(self, pre: Tensor) -> Tensor:
         """The gated MLP's output, [n, 64], from that of its first linear layer, [n, 128]."""
         if self.second is not None and self.bias is not None:
-            hidden = functional.silu(pre)
-            core = linear(hidden[:, :64], self.second[:64], self.bias[:64], products=self.products)
-            gate = linear(hidden[:, 64:], self.second[64:], self.bias[64:], products=self.products)
+            # Chunks, not slices: the gradient of two slices is two arrays of the whole size, padded and added.
+            core, gate = functional.silu(pre).chunk(2, dim=1)
+            core = linear(core, self.second[:64], self.bias[:64], products=self.products)
+            gate = linear(gate, self.second[64:], self.bias[64:], products=self.products)
         else:
-            core, gate = pre[:, :64], pre[:, 64:]
+            core, gate = pre.chunk(2, dim=1)
         core = functional.layer_norm(core, (64,), self.scale[:64], self.shift[:64])
         gate = functional.layer_norm(gate, (64,), self.scale[64:], self.shift[64:])
         return functional.silu(core) * torch.sigmoid(gate)
@@ -109,7 +110,8 @@ class PlainMessages:
             weights: the bonds' weights, [U, 64].
             gate: what comes after the first layer.
         """
-        pre = self._center.gather(atoms[:, :128]) + self._neighbor.gather(atoms[:, 128:])
+        of_center, of_neighbor = atoms.chunk(2, dim=1)
+        pre = self._center.gather(of_center) + self._neighbor.gather(of_neighbor)
         pre = pre + self._undirected.gather(bonds)
 
         def total(pre: Tensor, weights: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def optimizer_step(
         names = [ids[row] for batch in batches for row in batch.rows.tolist()]
         raise NonFiniteLoss(
             f"The loss ({loss_total}) or the gradient norm ({grad_norm}) is not finite; the weights are as before the "
-            f"step. The batch: {listed(names)}. Look at these crystals' targets and distances, or "
+            f"step. The batch: {', '.join(names)}. Look at these crystals' targets and distances, or "
             "lower train.lr, then retry."
         )
     set_learning_rate(optimizer, rate)
