@@ -111,6 +111,13 @@ class TrainSpec(_Section):
         description="Make each batch of crystals of similar size, which evens out memory and the time of a step; "
         "batches stay in random order, but are not each a random draw.",
     )
+    test_strains: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Average each test prediction over this many pairs of opposite small strains besides the crystal "
+        "itself; 0 is off.",
+    )
     precision: Literal["float32", "tf32", "bf16"] = Field(
         "float32",
         description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `bf16` rounds "
@@ -129,7 +136,7 @@ class TrainSpec(_Section):
 _NOT_HASHED = {"name", "results_name", "description", "folds"}
 #: Keys of [train] that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
 #: that value it is not hashed, so that an experiment of then goes on.
-_YOUNGER_IN_TRAIN = {"group_by_size": False}
+_YOUNGER_IN_TRAIN = {"group_by_size": False, "test_strains": 0}
 
 
 class Spec(_Section):
@@ -158,8 +165,10 @@ class Spec(_Section):
                 f'model.trainable = "{self.model.trainable}" does not go with train.epochs = {self.train.epochs}: '
                 'nothing is trained exactly when trainable = "none" and epochs = 0'
             )
-        if self.model.trainable == "head" and (self.train.strain or self.train.jitter):
-            raise ValueError('model.trainable = "head" works on stored atom features: strain and jitter must be 0')
+        if self.model.trainable == "head" and (self.train.strain or self.train.jitter or self.train.test_strains):
+            raise ValueError(
+                'model.trainable = "head" works on stored atom features: strain, jitter and test_strains must be 0'
+            )
         return self
 
     @property

@@ -64,12 +64,14 @@ def test_the_hash_changes_with_what_changes_a_fold(change: dict[str, Any]) -> No
 
 def test_a_spec_of_before_a_key_existed_has_the_same_hash_and_means_what_it_meant() -> None:
     content = spec().to_json()
-    del content["train"]["group_by_size"]
+    for younger in ("group_by_size", "test_strains"):
+        del content["train"][younger]
     assert hash_of_spec(content) == spec().hash
     hashed_then = {key: content[key] for key in ("seed", "data", "model", "train")}
     assert spec().hash == sha256_of_json(hashed_then)
     assert parse_spec(content, source="the queue") == spec()
     assert spec(train={"group_by_size": True}).hash != spec().hash
+    assert spec(train={"test_strains": 1}).hash != spec().hash
 
 
 def test_a_spec_survives_json() -> None:

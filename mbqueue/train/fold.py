@@ -30,6 +30,7 @@ from mbqueue.train.manifest import Manifest
 from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport
+from mbqueue.train.predict import opposite_strains
 from mbqueue.train.pretrained import copy_of, load_pretrained
 from mbqueue.train.references import compositions, fit_references, set_references
 from mbqueue.train.rows import split_rows
@@ -352,6 +353,8 @@ class FoldRun:
     ) -> NDArray[np.float64] | None:
         """Formation energies of the test rows, eV/atom, in the order of ``rows.test``; None when asked to stop.
 
+        With ``train.test_strains`` they are means over the crystals as they are and under small strains.
+
         Args:
             model: usually `best_model`; it is moved to the device.
             should_stop: asked before every batch.
@@ -361,10 +364,19 @@ class FoldRun:
             NonFiniteLoss: naming the crystals whose prediction is not finite.
         """
         self._conditions.begin()
+        distortions = opposite_strains(self.spec.train.test_strains)
+        total = np.zeros(len(self.rows.test))
         with calculating(self.device, "float32"):
-            return self._infer(model.to(self.device), self.rows.test, should_stop)
+            for distortion in distortions:
+                found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion)
+                if found is None:
+                    return None
+                total += found
+        return total / len(distortions)
 
-    def _infer(self, model: CHGNet, rows: Rows, should_stop: Callable[[], bool]) -> NDArray[np.float64] | None:
+    def _infer(
+        self, model: CHGNet, rows: Rows, should_stop: Callable[[], bool], distortion: Distortion | None = None
+    ) -> NDArray[np.float64] | None:
         model.eval()
         found = infer(
             self._feed,
@@ -375,6 +387,7 @@ class FoldRun:
             device=self.device,
             memory=self._conditions.inference,
             ids=self._crystals.ids,
+            distortion=distortion,
             should_stop=should_stop,
         )
         if found is None:

@@ -43,13 +43,28 @@ class EnsemblePredictions:
         return np.asarray(self.each.std(axis=0))
 
 
+#: Standard deviation of the components of the strains that predictions are averaged over.
+STRAIN_SIZE = 0.005
+
+
+def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
+    """What a prediction is averaged over: the crystal as it is, and pairs of opposite random strains.
+
+    Opposite ones, because the first-order change of the energy then cancels.
+    """
+    distortions: list[Distortion | None] = [None]
+    for pair in range(pairs):
+        distortions += [Distortion(strain=size, seed=pair), Distortion(strain=-size, seed=pair)]
+    return distortions
+
+
 def predict_crystals(
     models: Sequence[CHGNet],
     cache: GraphCache,
     *,
     device: torch.device,
     strains: int = 0,
-    strain_size: float = 0.005,
+    strain_size: float = STRAIN_SIZE,
     batch_size: int = 64,
     max_bonds: int = 0,
     memory_file: Path | None = None,
@@ -60,8 +75,7 @@ def predict_crystals(
 
     Args:
         models: with their element references, see `mbqueue.train.pretrained.load_chgnet`.
-        strains: pairs of opposite random strains that each crystal is averaged over besides itself. Opposite ones,
-            because the first-order change of the energy then cancels.
+        strains: pairs of `opposite_strains` that each crystal is averaged over besides itself.
         strain_size: standard deviation of the strains' components.
         on_progress: told passes over the dataset done and in all.
 
@@ -69,9 +83,7 @@ def predict_crystals(
         DeviceTooSmall: when a single crystal does not fit the device.
     """
     rows = np.arange(len(cache))
-    distortions: list[Distortion | None] = [None]
-    for pair in range(strains):
-        distortions += [Distortion(strain=strain_size, seed=pair), Distortion(strain=-strain_size, seed=pair)]
+    distortions = opposite_strains(strains, strain_size)
     total = len(models) * len(distortions)
     each = np.zeros((len(models), len(rows)))
     feed = GraphFeed(cache)

@@ -47,6 +47,18 @@ def test_predicting_alone_needs_no_epoch(bench: Any, tmp_path: Path) -> None:
     assert run.predict_test(run.best_model(), should_stop=lambda: True) is None
 
 
+def test_test_predictions_are_averaged_over_strains_when_the_experiment_says_so(bench: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, trainable="none", epochs=0, test_strains=2)
+    model = run.best_model()
+    everything = predict_crystals([model], bench.cache, device=CPU, strains=2)
+    plain = predict_crystals([model], bench.cache, device=CPU)
+    assert everything is not None
+    assert plain is not None
+    predicted = run.predict_test(model)
+    assert np.abs(predicted - everything.mean[run.rows.test]).max() < 1e-6
+    assert np.abs(predicted - plain.mean[run.rows.test]).max() > 1e-6
+
+
 def test_the_best_model_needs_a_finished_epoch(bench: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No epoch of fold 0 is finished"):
         bench.run(tmp_path).best_model()
