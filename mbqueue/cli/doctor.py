@@ -140,14 +140,17 @@ def _device() -> Finding:
 
 
 def _dataset() -> Finding:
-    from mbqueue.data.official import official_path
+    from mbqueue.data.official import is_whole, official_file
 
     try:
-        path = official_path()
+        file = official_file()
     except DataError as error:
         return Finding("dataset", "problem", "cannot be looked for", str(error))
-    if path.exists():
-        return Finding("dataset", "ok", f"{OFFICIAL_DATASET}: {path} ({path.stat().st_size / 1e6:.0f} MB)")
+    if file.path.exists():
+        found = f"{OFFICIAL_DATASET}: {file.path} ({file.path.stat().st_size / 1e6:.0f} MB)"
+        if is_whole(file):
+            return Finding("dataset", "ok", found)
+        return Finding("dataset", "problem", f"{found} is another file", "Move it away; the right one is downloaded.")
     return Finding(
         "dataset",
         "warning",

@@ -35,10 +35,9 @@ def parse_folds(text: str) -> tuple[int, ...]:
     """
     folds: list[int] = []
     for part in text.split(","):
-        if match := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part):
-            folds.extend(range(int(match[1]), int(match[2]) + 1))
-        elif part.strip().isdigit():
-            folds.append(int(part))
-        else:
+        match = re.fullmatch(r"([0-9]{1,2})(?:\s*-\s*([0-9]{1,2}))?", part.strip())
+        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not found:
             raise UsageError(f"{text!r} does not name folds. Write them like 0,1,2 or 0-2.")
+        folds.extend(found)
     return tuple(folds)

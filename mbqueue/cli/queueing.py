@@ -65,7 +65,7 @@ def events(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Only of this experiment.")] = None,
     since: Annotated[str | None, typer.Option(help="Only the last while, like 2h.")] = None,
-    limit: Annotated[int, typer.Option(help="Show at most this many, the newest.", min=1)] = 50,
+    limit: Annotated[int, typer.Option(help="Show at most this many, the newest.", min=1, max=10**9)] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List what happened: every change of a job's state, who made it and why; oldest first.

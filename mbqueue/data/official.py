@@ -63,13 +63,13 @@ def official_file(name: str = OFFICIAL_DATASET) -> OfficialFile:
     )
 
 
-def official_path() -> Path:
-    """Where matminer looks for ``matbench_mp_e_form``, whether it is there or not."""
-    return official_file().path
+def is_whole(file: OfficialFile) -> bool:
+    """Whether the file that is there has the digest that matminer knows; takes part of a second."""
+    return sha256_of_file(file.path) == file.sha256
 
 
 def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock | None = None) -> Path:
-    """The file, downloaded if it is not there yet.
+    """The file, downloaded if it is not there yet; one that is there is compared with its digest.
 
     What has come lies in ``NAME.part`` beside it; a connection that breaks is taken up again where it broke (HTTP
     Range), in this call or in a later one. Only a whole file whose digest is right gets the final name. Two processes
@@ -86,6 +86,11 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only ask for the path
 
     if file.path.exists():
+        if not is_whole(file):
+            raise DataError(
+                f"{file.path} is not the file that matbench means: its SHA-256 is another. Move it away, and it is "
+                "downloaded; to use it as data of your own, give its new path as the data set."
+            )
         return file.path
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)

@@ -170,6 +170,13 @@ def test_doctor_tells_everything_else_when_settings_and_matminer_cannot_be_used(
     assert "checkpoint_minutes" in findings["project"]["remedy"]
 
 
+@pytest.mark.parametrize("folds", ["²", "٣", "3-1", "0-99999999999", "1-", "", "a"])
+def test_what_names_no_folds_is_refused(mbqueue: Command, folds: str) -> None:
+    said = mbqueue("enqueue", "full_finetune", "--folds", folds)
+    assert said.code == 2
+    assert "Write them like 0,1,2 or 0-2" in said.err
+
+
 def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: Path) -> None:
     said = mbqueue("init", str(tmp_path / "fresh"))
     assert said.code == 0

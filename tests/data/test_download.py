@@ -101,6 +101,15 @@ def test_a_file_is_fetched_once_and_progress_is_told(server, file):
     assert sorted(p.name for p in path.parent.iterdir()) == ["set.json.gz", "set.json.gz.lock"]
 
 
+def test_another_file_of_its_name_is_not_taken_for_it(server, file):
+    file.path.parent.mkdir()
+    file.path.write_bytes(CONTENT[:-1])
+    with pytest.raises(DataError, match="its SHA-256 is another"):
+        fetch(file, clock=FakeClock())
+    assert file.path.read_bytes() == CONTENT[:-1]
+    assert server.begins == []
+
+
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, file):
     server.cut = 1_000_000
     clock = FakeClock()

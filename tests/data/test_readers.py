@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mbqueue.data import datasets
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import check_dataset, load
 from mbqueue.errors import DataError, UsageError
+from mbqueue.files import sha256_of_file
 from tests.data.crystal_making import SALT, entry
 
 
@@ -165,13 +167,16 @@ def test_the_official_file_gets_the_ids_of_matbench(frame, tmp_path, monkeypatch
     from mbqueue.data import official
 
     monkeypatch.setenv("MATMINER_DATA", str(tmp_path))
-    path = official.official_path()
-    assert path == tmp_path / "matbench_mp_e_form.json.gz"
-    store_dataframe_as_json(frame, str(path), compression="gz", pbar=False)
+    file = official.official_file()
+    assert file.path == tmp_path / "matbench_mp_e_form.json.gz"
+    store_dataframe_as_json(frame, str(file.path), compression="gz", pbar=False)
+    with pytest.raises(DataError, match="its SHA-256 is another"):
+        load("matbench_mp_e_form")
+    file = replace(file, sha256=sha256_of_file(file.path))
+    monkeypatch.setattr(official, "official_file", lambda: file)
     with pytest.raises(DataError, match="has 25 entries and should have 132752"):
         load("matbench_mp_e_form")
-    file = official.official_file()
-    monkeypatch.setattr(official, "official_file", lambda: official.OfficialFile(**{**vars(file), "n": len(frame)}))
+    file = replace(file, n=len(frame))
     ours = load("matbench_mp_e_form")
     assert ours.official
     assert ours.crystals.ids[0] == "mb-mp-e-form-000001"
