@@ -1,0 +1,75 @@
+"""What reduced precision costs in accuracy: energies and gradients in float32 and with bf16 products, against float64.
+
+    python -m benchmarks.precision --data FOLDER
+
+The arithmetic is that of a GPU (the plain messages), done on the CPU, which rounds to bf16 in the same places. FOLDER
+as for `benchmarks.training`; without it, the shipped sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from chgnet.model import CHGNet
+from torch import Tensor
+
+from benchmarks.training import JOINED, crystals_to_measure
+from mbqueue.data.batch import Batch
+from mbqueue.data.batches import make_batch
+from mbqueue.data.graph_cache import GraphCache
+from mbqueue.train import forward
+from mbqueue.train.gated import PRODUCTS, PlainMessages
+from mbqueue.train.pretrained import load_pretrained
+
+
+def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Interaction energies, eV/atom, and the gradient of their mean square by each weight."""
+    model.zero_grad()
+    energies = forward.energies(model, batch)
+    energies.square().mean().backward()
+    return energies.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def in_float64(batch: Batch) -> Batch:
+    """The same batch, its lengths and angles in float64."""
+    given = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: x.double() for name, x in given.items() if x.is_floating_point()})
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = os.environ.get("MBQUEUE_SHARED_DATA")
+    parser.add_argument("--data", type=Path, default=Path(shared) if shared else None, help=f"folder with {JOINED}")
+    parser.add_argument("--crystals", type=int, default=64)
+    options = parser.parse_args()
+    forward.FusedMessages = PlainMessages  # type: ignore[misc,assignment]
+    crystals = crystals_to_measure(options.data, options.crystals)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = GraphCache.build(crystals, Path(folder))
+        assert cache is not None
+        batch = make_batch(cache, np.arange(len(crystals)))
+        print(f"{'model':8} {'products':9} {'energy, meV/atom: mean':>23} {'largest':>8} {'gradient, relative':>19}")
+        for version in ("0.3.0", "r2scan"):
+            model = load_pretrained(version)
+            exact, exact_gradients = energies_and_gradients(copy.deepcopy(model).double(), in_float64(batch))
+            size = sum(float(gradient.square().sum()) for gradient in exact_gradients.values()) ** 0.5
+            for name, products in (("float32", None), ("bf16", torch.bfloat16)):
+                token = PRODUCTS.set(products)
+                found, gradients = energies_and_gradients(model, batch)
+                PRODUCTS.reset(token)
+                error = 1e3 * (found.double() - exact).abs()
+                wrong = sum(float((gradients[key] - exact_gradients[key]).square().sum()) for key in exact_gradients)
+                told = f"{float(error.mean()):23.4f} {float(error.max()):8.4f} {wrong**0.5 / size:19.1e}"
+                print(f"{version:8} {name:9} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
