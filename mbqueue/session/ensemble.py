@@ -100,7 +100,6 @@ def predict_dataset(
         memory_file=project.device_limits,
         on_progress=progress("predicting"),
     )
-    assert found is not None, "nobody asks this to stop"
     return EnsembleTable(data.crystals, found, _is_known_data(project, data.crystals.hash, models))
 
 

@@ -35,11 +35,6 @@ class Staged:
         """Whether the commit exists."""
         return self.staging.is_published
 
-    @property
-    def size(self) -> int:
-        """Size of the checkpoint file, bytes."""
-        return self.manifest.size
-
     def publish(self) -> Manifest:
         """Make the commit exist, durably. Call it while the lease is held.
 

@@ -45,6 +45,7 @@ class EnsemblePredictions:
 
 #: Standard deviation of the components of the strains that predictions are averaged over.
 STRAIN_SIZE = 0.005
+_BATCH_SIZE = 64
 
 
 def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
@@ -65,13 +66,10 @@ def predict_crystals(
     device: torch.device,
     strains: int = 0,
     strain_size: float = STRAIN_SIZE,
-    batch_size: int = 64,
-    max_bonds: int = 0,
     memory_file: Path | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> EnsemblePredictions | None:
-    """Formation energies of all crystals of ``cache``, in their order; None when asked to stop.
+) -> EnsemblePredictions:
+    """Formation energies of all crystals of ``cache``, in their order.
 
     Args:
         models: with their element references, see `mbqueue.train.pretrained.load_chgnet`.
@@ -96,16 +94,14 @@ def predict_crystals(
                     feed,
                     rows,
                     partial(_predict, feed, on_device),
-                    batch_size=batch_size,
-                    max_bonds=max_bonds,
+                    batch_size=_BATCH_SIZE,
+                    max_bonds=0,
                     device=device,
                     memory=memory,
                     ids=cache.crystals.ids,
                     distortion=distortion,
-                    should_stop=should_stop,
                 )
-                if found is None:
-                    return None
+                assert found is not None, "nobody asks this to stop"
                 each[number] += found[0].astype(np.float64) / len(distortions)
                 on_progress(number * len(distortions) + step + 1, total)
     return EnsemblePredictions(each=each)
