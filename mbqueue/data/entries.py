@@ -55,19 +55,22 @@ class Gatherer:
         return len(self._ids)
 
     def refuse(self, name: str, reason: str) -> None:
-        """Note an entry that could not even be read."""
-        self.offenders.append((name, reason))
+        """Note an entry that cannot be used, or not even be read."""
+        self.offenders.append((_writable(name), _writable(reason)))
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Take one entry, or note why not."""
         if name in self._rows_of:
             self.refuse(name, "the id is given twice")
             return
+        if name != _writable(name):
+            self.refuse(name, "its id has characters that no file can hold")
+            return
         try:
             value = self._target(target)
             numbers, coords, matrix = parse_structure(structure)
         except Unusable as unusable:
-            self.offenders.append((name, str(unusable)))
+            self.refuse(name, str(unusable))
             return
         self._rows_of[name] = len(self._ids)
         self._ids.append(name)
@@ -102,12 +105,19 @@ class Gatherer:
         return value
 
 
+def _writable(text: str) -> str:
+    """``text`` with the halves of surrogate pairs, which JSON may tell and UTF-8 has not, spelled out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray[np.float64]]:
     """Atomic numbers, fractional coordinates [n, 3] and lattice [3, 3] of a ``Structure.as_dict()``.
 
     Raises:
         Unusable: when it is not such a dictionary, or CHGNet has no use for the crystal that it tells of.
     """
+    if structure is None:
+        raise Unusable("the structure is missing")
     try:
         sites = structure["sites"]
         matrix = _lattice_matrix(structure["lattice"])

@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mbqueue.data.entries import Gatherer
-from mbqueue.data.json_rows import JsonTable, Progress, opened, parse_json
+from mbqueue.data.json_rows import JsonTable, Progress, lines_of, opened, parse_json
 from mbqueue.errors import DataError
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
@@ -37,14 +38,14 @@ def reader_of(path: Path) -> Reader | None:
 
 def read_json(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
     """A table in JSON; rows without an id of their own are named by the table's index."""
-    for number, index, entry in _json_entries(path, progress):
+    for number, index, entry in _json_entries(gatherer, path, progress):
         name = _first(entry, ID_NAMES)
         gatherer.add(str(number if index is None else index) if name is None else str(name), *_cells(entry))
 
 
 def read_official(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
     """matminer's file of ``matbench_mp_e_form``, its rows named as matbench names them (index 0: …-000001)."""
-    for number, index, entry in _json_entries(path, progress):
+    for number, index, entry in _json_entries(gatherer, path, progress):
         place = index if isinstance(index, int) else number
         gatherer.add(f"mb-mp-e-form-{place + 1:06d}", *_cells(entry))
 
@@ -52,7 +53,7 @@ def read_official(gatherer: Gatherer, path: Path, progress: Progress | None) -> 
 def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
     """One JSON object a line: an id, a structure, a target."""
     with opened(path, progress) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(lines_of(stream, path), 1):
             if not line.strip():
                 continue
             try:
@@ -70,13 +71,11 @@ def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -
 def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
     """A table with a heading, of which one column holds CIF texts."""
     with opened(path, progress) as stream, _long_fields():
-        lines = (line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(stream))
+        numbered = enumerate(lines_of(stream, path))
+        lines = (line.decode("utf-8-sig" if not number else "utf-8") for number, line in numbered)
         try:
             rows = csv.DictReader(lines)
-            fields = rows.fieldnames or []
-            for wanted in ((CIF_NAME,), ID_NAMES, TARGET_NAMES)[: 3 if gatherer.targets_required else 2]:
-                if not set(wanted) & set(fields):
-                    raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(fields)}.")
+            _check_columns(gatherer, path, rows.fieldnames or [], (CIF_NAME,), ID_NAMES)
             for number, row in enumerate(rows, 1):
                 name = _first(row, ID_NAMES)
                 if name is not None:
@@ -99,10 +98,13 @@ def read_folder(gatherer: Gatherer, path: Path, progress: Progress | None) -> No
             raise DataError(f"{listing} is not a table in CSV and UTF-8 ({error}).") from error
     for number, row in enumerate(rows, 1):
         name, target = row[0].strip(), row[1].strip() if len(row) > 1 else None
+        if not name:
+            gatherer.refuse(f"row {number}", "it has no id")
+            continue
         file = path / name if name.endswith((".cif", ".vasp")) else path / f"{name}.cif"
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+        except (OSError, ValueError):  # a name with a null byte is none
             gatherer.refuse(name, f"there is no file {file.name}")
             continue
         _add_parsed(gatherer, name, text, "poscar" if file.suffix == ".vasp" else "cif", target)
@@ -110,21 +112,32 @@ def read_folder(gatherer: Gatherer, path: Path, progress: Progress | None) -> No
             progress(number, len(rows))
 
 
-def _json_entries(path: Path, progress: Progress | None) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
+def _json_entries(
+    gatherer: Gatherer, path: Path, progress: Progress | None
+) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
     """Number, index value (None for a plain list) and named cells of each row."""
     table = JsonTable(path, progress)
-    for number, row in enumerate(table.rows()):
-        if number == 0 and not table.names_known:
-            for _ in table.rows(names_only=True):
-                pass
-            yield from _named_entries(path, table)
-            return
+    rows = table.rows()
+    begun = list(islice(rows, 1))
+    if begun and not table.names_known:
+        for _ in table.rows(names_only=True):
+            pass
+        begun, rows = [], table.rows()
+    if table.columns is not None:
+        _check_columns(gatherer, path, table.columns, (STRUCTURE_NAME,))
+    count = 0
+    for number, row in enumerate(chain(begun, rows)):
         yield number, *_named(path, table, number, row)
+        count += 1
+    if table.index is not None and count < len(table.index):
+        raise DataError(f"{path} has {count} rows and its index names {len(table.index)}. Which rows are missing?")
 
 
-def _named_entries(path: Path, table: JsonTable) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
-    for number, row in enumerate(table.rows()):
-        yield number, *_named(path, table, number, row)
+def _check_columns(gatherer: Gatherer, path: Path, found: Sequence[Any], *needed: tuple[str, ...]) -> None:
+    """Raise unless a table has a column of each kind; one of targets too, where they are required."""
+    for wanted in (*needed, TARGET_NAMES)[: None if gatherer.targets_required else len(needed)]:
+        if not set(wanted) & set(map(str, found)):
+            raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(map(str, found))}.")
 
 
 def _named(path: Path, table: JsonTable, number: int, row: Any) -> tuple[Any, Mapping[str, Any]]:

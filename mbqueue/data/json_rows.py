@@ -1,8 +1,9 @@
 """Large JSON files row by row, in bounded memory.
 
 A compiled scanner follows brackets and strings and notes where the outer ones open and close; each row is then cut
-out and parsed by itself. Read this way: the ``split`` form that matminer writes (``{"index": […], "columns": […],
-"data": [[…], …]}``, members in any order), and a plain list of rows.
+out and parsed by itself, and so is all that stands between them: a file is read as JSON or not at all. Read this way:
+the ``split`` form that matminer writes (``{"index": […], "columns": […], "data": [[…], …]}``, members in any order),
+and a plain list of rows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _CHUNK = 4 << 20
 _KEY = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:\s*$')
 #: Rows open below depth 1 (plain list) or 2 (split form): no deeper bracket matters.
 _DEEPEST = 2
-#: No row of a data set is longer than this, bytes; a 2,000-atom cell takes 0.5 MB.
+_SPACE = b" \t\r\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OPENING, _CLOSING = b"[{", b"]}"
+#: No row or line of a data set is longer than this, bytes; a 2,000-atom cell takes 0.5 MB.
 _LONGEST_ROW = 1 << 28
 
 
@@ -42,7 +46,10 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json.loads(bytes(text))
+        try:
+            return json.loads(bytes(text))
+        except RecursionError:
+            raise ValueError("its brackets are nested too deeply") from None
 
 
 class Source(Protocol):
@@ -52,8 +59,8 @@ class Source(Protocol):
         """Up to ``length`` bytes; none at the end."""
         ...
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Its lines."""
+    def readline(self, length: int = -1, /) -> bytes:
+        """The next line, of which no more than ``length`` bytes; nothing at the end."""
         ...
 
 
@@ -81,6 +88,20 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
+def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
+    """The lines of an open file, in bounded memory.
+
+    Raises:
+        DataError: when a line is longer than any entry could be.
+    """
+    number = 0
+    while line := stream.readline(_LONGEST_ROW + 1):
+        number += 1
+        if len(line) > _LONGEST_ROW:
+            raise DataError(f"Line {number} of {path} is longer than {_LONGEST_ROW >> 20} MiB. Is it another file?")
+        yield line
+
+
 class _Watched:
     """A stream that tells how far the file beneath it has been read."""
 
@@ -93,10 +114,10 @@ class _Watched:
         self._tell()
         return part
 
-    def __iter__(self) -> Iterator[bytes]:
-        for line in self._stream:
-            self._tell()
-            yield line
+    def readline(self, length: int = -1, /) -> bytes:
+        line = self._stream.readline(length)
+        self._tell()
+        return line
 
     def _tell(self) -> None:
         place = self._raw.tell()
@@ -166,7 +187,8 @@ class JsonTable:
         self._buffer = bytearray()
         self._begin = 0
         self._key = b""
-        self._row_depth = 0
+        self._keys: set[bytes] = set()
+        self._row_depth = self._n_rows = 0
         self._is_list = self._closed = False
 
     @property
@@ -184,8 +206,7 @@ class JsonTable:
         """
         state = np.zeros(3, np.int64)
         scanned = 0  # bytes of the buffer that the scanner has seen
-        self._buffer.clear()
-        self._key, self._begin, self._closed, self._row_depth = b"", 0, False, 0
+        self._restart()
         with opened(self._path, self._progress) as stream:
             while chunk := stream.read(_CHUNK):
                 self._buffer += chunk
@@ -202,48 +223,106 @@ class JsonTable:
             raise self._wrong_shape("it has no brackets")
         if not self._closed:
             raise DataError(f"{self._path} is cut short: its JSON ends in the middle. Get it again.")
+        if self._buffer.strip(_SPACE):
+            raise self._wrong_shape("something stands outside of the outermost brackets")
+
+    def _restart(self) -> None:
+        self._buffer.clear()
+        self._keys.clear()
+        self._key, self._begin, self._row_depth, self._n_rows = b"", 0, 0, 0
+        self._is_list = self._closed = False
 
     def _row_ending(self, place: int, depth: int) -> int | None:
         """Follow one outer bracket; where the row began that it ends, None if it ends none.
 
         ``_begin`` is where what is being read began: a row, a member, or what stands between them.
         """
-        opens = self._buffer[place] in b"[{"
+        bracket = self._buffer[place]
+        opens = bracket in _OPENING
         if depth == 0 or (depth == 1 and opens):
             self._check_start(place)
         elif depth == 1:
-            self._closed = True
+            self._end_table(place)
         elif depth == 2 and not self._is_list:
             if opens:
                 self._key = self._key_before(place)
+                self._begin = place
+                if self._key == b"data":
+                    self._begin_rows(bracket)
             else:
-                self._take_member(place + 1)
-            self._begin = place + (not opens)
+                self._end_member(place)
         elif depth == self._row_depth and (self._is_list or self._key == b"data"):
             begin, self._begin = self._begin, place + (not opens)
-            return None if opens else begin
+            if not opens:
+                self._n_rows += 1
+                return begin
+            self._check_gap(begin, place, b"," if self._n_rows else b"")
         return None
 
     def _check_start(self, place: int) -> None:
-        if self._closed or self._buffer[:place].strip(b" \t\r\n\xef\xbb\xbf"):
+        before = self._buffer[:place].removeprefix(_BYTE_ORDER_MARK).strip(_SPACE)
+        if self._closed or before or self._buffer[place] in _CLOSING:
             raise self._wrong_shape("something stands outside of the outermost brackets")
         self._is_list = self._buffer[place] == 0x5B
         self._row_depth = 2 if self._is_list else 3
         self._begin = place + 1
 
+    def _end_table(self, place: int) -> None:
+        if self._is_list:
+            self._end_rows(place)
+        else:
+            self._check_members(self._buffer[self._begin : place + 1])
+        self._closed = True
+        self._begin = place + 1
+
     def _key_before(self, place: int) -> bytes:
-        found = _KEY.search(bytes(self._buffer[self._begin : place]))
+        between = bytes(self._buffer[self._begin : place])
+        found = _KEY.search(between)
         if found is None:
             raise self._wrong_shape("a value has no key")
+        self._check_members(between + b"0}")
         key: str = parse_json(found[1])
+        if key.encode() in self._keys:
+            raise self._wrong_shape(f"{key!r} is given twice")
+        self._keys.add(key.encode())
         return key.encode()
 
-    def _take_member(self, end: int) -> None:
-        if self._key in (b"columns", b"index"):
-            name, value = self._key.decode(), self._parse(self._begin, end)
-            if not isinstance(value, list):
-                raise self._wrong_shape(f"{name!r} is not a list")
-            setattr(self, name, value)
+    def _check_members(self, rest: bytes | bytearray) -> None:
+        """Raise unless ``rest``, after the last member that was read, would end an object."""
+        try:
+            parse_json((b'{"":0' if self._keys else b"{") + rest)
+        except ValueError as error:
+            where = f"after {self._key.decode()!r}" if self._keys else "before its first list"
+            raise self._wrong_shape(f"{where}: {error}") from error
+
+    def _end_member(self, place: int) -> None:
+        if self._key == b"data":
+            self._end_rows(place)
+        else:
+            value = self._parse(self._begin, place + 1)
+            if self._key in (b"columns", b"index"):
+                if not isinstance(value, list):
+                    raise self._wrong_shape(f"{self._key.decode()!r} is not a list")
+                setattr(self, self._key.decode(), value)
+        self._begin = place + 1
+
+    def _begin_rows(self, bracket: int) -> None:
+        if bracket != _OPENING[0]:
+            raise self._wrong_shape("'data' is not a list")
+        self._begin += 1
+
+    def _end_rows(self, place: int) -> None:
+        if self._buffer[place] != _CLOSING[0]:
+            raise self._wrong_shape(f"after row {self._n_rows - 1} its list ends with a bracket of another kind")
+        self._check_gap(self._begin, place, b"")
+
+    def _check_gap(self, begin: int, end: int, expected: bytes) -> None:
+        """Raise unless ``expected``, and space, is all that stands around the row that comes now."""
+        found = bytes(self._buffer[begin:end].strip(_SPACE))
+        if found != expected:
+            shown = found[:40].decode(errors="replace") + ("…" if len(found) > 40 else "")
+            wanted = "a comma" if expected else "nothing"
+            raise self._wrong_shape(f"at row {self._n_rows} stands {shown!r} outside of brackets and not {wanted}")
 
     def _parse(self, begin: int, end: int) -> Any:
         try:

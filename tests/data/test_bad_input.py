@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pymatgen.core import DummySpecies, Lattice, Structure
 
+from mbqueue.data import json_rows
 from mbqueue.data.datasets import load
 from mbqueue.errors import DataError, InvalidCrystals
 from tests.data.crystal_making import SALT, cubic, entry
@@ -58,7 +61,8 @@ BAD = {
     "two-coordinates": (changed(sites__0__abc=[0, 0]), "not a pymatgen structure"),
     "no-lattice": ({"sites": []}, "not a pymatgen structure (KeyError: 'lattice')"),
     "text": ("NaCl", "not a pymatgen structure"),
-    "nothing": (None, "not a pymatgen structure"),
+    "nothing": (None, "the structure is missing"),
+    "half-a-character": (changed(sites__0__species=[{"element": "\ud800", "occu": 1}]), "is not an element"),
     "words-for-numbers": (changed(sites__0__abc=["a", 0, 0]), "not a pymatgen structure"),
     "lattice-of-two": (changed(lattice__matrix=[[1, 0], [0, 1]]), "not a 3×3 matrix"),
 }
@@ -72,6 +76,15 @@ def test_a_bad_structure_is_refused_with_its_id_and_the_reason(tmp_path, name):
         load(source)
     assert [offender for offender, _ in caught.value.offenders] == [name]
     assert reason in caught.value.offenders[0][1]
+
+
+def test_an_id_that_cannot_be_written_is_refused(tmp_path):
+    source = write(tmp_path / "bad.jsonl", [entry(), entry(name="\ud800x")])
+    with pytest.raises(InvalidCrystals) as caught:
+        load(source)
+    assert caught.value.offenders == (("\\ud800x", "its id has characters that no file can hold"),)
+    assert str(caught.value).encode()
+    assert load(source, drop_invalid=True).crystals.hash
 
 
 @pytest.mark.parametrize(
@@ -126,12 +139,41 @@ def test_a_cell_of_2000_atoms_is_read(tmp_path):
     np.testing.assert_array_equal(crystals.frac_coords, large.frac_coords)
 
 
+def table(rows: str, *, index: str = "[0]", columns: str = '["structure", "e_form"]') -> str:
+    return f'{{"index": {index}, "columns": {columns}, "data": [{rows}]}}'
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("hello", "it has no brackets"),
         ('{"a": 1}', "holds no crystal"),
-        ("[1, 2, 3]", "holds no crystal"),
+        ("[]", "holds no crystal"),
+        ("[1, 2, 3]", "at row 0 stands '1, 2, 3' outside of brackets and not nothing"),
+        ("[{}, 5, null]", "at row 1 stands ', 5, null' outside of brackets"),
+        ("[{}, null, {}]", "at row 1 stands ', null,' outside of brackets and not a comma"),
+        ("[null, {}]", "at row 0 stands 'null,'"),
+        ("[{} {}]", "at row 1 stands '' outside of brackets and not a comma"),
+        ("[{} garbage {}]", "at row 1 stands 'garbage'"),
+        ("[{},, {}]", "at row 1 stands ',,'"),
+        ("[{},]", "at row 1 stands ','"),
+        ("[{}}", "after row 0 its list ends with a bracket of another kind"),
+        (table("null, [{}, 1]"), "at row 0 stands 'null,'"),
+        (table("[{}, 1], 7"), "at row 1 stands ', 7'"),
+        (table("[{}, 1] [{}, 1]"), "at row 1 stands ''"),
+        (table("[{}, 1]").replace("]]}", "]}}"), "after row 0 its list ends with a bracket of another kind"),
+        (table("[{}, 1]").replace("]]}", "]]]"), "is not a table in JSON"),
+        (table("[{}, 1]").replace("[0]", "[0] xx"), "after 'index'"),
+        (table("[{}, 1]").replace('{"index"', '{xx "index"'), "is not a table in JSON"),
+        (table("[{}, 1]")[:-1] + ' "more": 1}', "after 'data'"),
+        (table("[{}, 1]")[:-1] + ', "data": [[{}, 1]]}', "'data' is given twice"),
+        (table("[{}, 1]")[:-1] + ', "note": [1}}', "is not a table in JSON"),
+        (table("[{}, 1]") + " xx", "stands outside"),
+        (table('"a": [{}, 1]').replace('"data": [', '"data": {').replace("]]}", "]}}"), "'data' is not a list"),
+        (table("[{}, 1]", index='["a", "b"]'), "has 1 rows and its index names 2"),
+        (table("", index='["a", "b"]'), "has 0 rows and its index names 2"),
+        (table("[1]", columns='["e_form"]'), "has no column structure. It has: e_form"),
+        (table("[{}, 1]", columns='["structure", "energy"]'), "has no column e_form or .* It has: structure, energy"),
         ('[{"id": "a", "structure": {}, "e_form": 1}', "is cut short"),
         ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{"sites"', "is cut short"),
         ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{}, 1, 2]]}', "Row 0 of .* has not the cells"),
@@ -140,6 +182,7 @@ def test_a_cell_of_2000_atoms_is_read(tmp_path):
         ('{"data": [[{}, 1]]}', "Row 0 of .* has not the cells"),
         ('[{"id": "a", nonsense}]', "is not a table in JSON"),
         ("[]]", "stands outside"),
+        ("][]", "stands outside"),
         ("[] []", "stands outside"),
         ("{[]}", "a value has no key"),
     ],
@@ -149,6 +192,39 @@ def test_json_of_another_shape_is_refused(tmp_path, content, reason):
     path.write_text(content)
     with pytest.raises(DataError, match=reason):
         load(str(path))
+
+
+@pytest.mark.parametrize("order", [("index", "columns", "data"), ("data", "columns", "index")])
+def test_a_row_that_is_none_gives_no_other_row_its_name(tmp_path, order):
+    salt = SALT.as_dict()
+    content = {"index": ["a", "b"], "columns": ["structure", "e_form"], "data": [None, [salt, -2.0]]}
+    (tmp_path / "table.json").write_text(json.dumps({key: content[key] for key in order}))
+    with pytest.raises(DataError, match="at row 0 stands 'null,'"):
+        load(str(tmp_path / "table.json"), drop_invalid=True)
+
+
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    nest = '{"id": "deep", "structure": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    (tmp_path / "deep.jsonl").write_text(json.dumps(entry()) + "\n" + nest)
+    with pytest.raises(InvalidCrystals, match=r"line 2: it is not JSON .*nested too deeply"):
+        load(str(tmp_path / "deep.jsonl"))
+    (tmp_path / "deep.json").write_text("[" + nest + "]")
+    with pytest.raises(DataError, match="nested too deeply"):
+        load(str(tmp_path / "deep.json"))
+
+
+@pytest.mark.parametrize("name", ["long.jsonl", "long.jsonl.gz", "long.jsonl.bz2", "long.csv", "long.json"])
+def test_a_line_or_row_longer_than_any_entry_is_refused_without_being_held(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(json_rows, "_LONGEST_ROW", 1 << 20)
+    monkeypatch.setattr(json_rows, "_CHUNK", 1 << 18)
+    content = b"id,cif,e_form\n" if name.endswith(".csv") else b"[" if name.endswith(".json") else b"\n"
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(content + bytes(1 << 25)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"Line 2 of .* is longer than 1 MiB|a row does not end"):
+        load(str(tmp_path / name))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
 
 
 def test_lines_that_are_no_entries_are_named_by_their_number(tmp_path):
@@ -198,14 +274,16 @@ def test_a_csv_without_a_cif_column_is_refused(tmp_path):
 
 
 def test_cifs_that_cannot_be_read_and_files_that_are_not_there_are_named(tmp_path):
-    (tmp_path / "id_prop.csv").write_text("good,-1.5\nbad,1\ngone,2\ntargetless\n")
+    (tmp_path / "id_prop.csv").write_text("good,-1.5\nbad,1\ngone,2\ntargetless\n,3\nnu\0ll,4\n")
     (tmp_path / "good.cif").write_text(SALT.to(fmt="cif"))
     (tmp_path / "bad.cif").write_text("this is no CIF")
     (tmp_path / "targetless.cif").write_text(SALT.to(fmt="cif"))
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path))
     reasons = dict(caught.value.offenders)
-    assert list(reasons) == ["bad", "gone", "targetless"]
+    assert list(reasons) == ["bad", "gone", "targetless", "row 5", "nu\0ll"]
     assert "its CIF cannot be read" in reasons["bad"]
     assert reasons["gone"] == "there is no file gone.cif"
     assert reasons["targetless"] == "the target is missing"
+    assert reasons["row 5"] == "it has no id"
+    assert "there is no file" in reasons["nu\0ll"]
