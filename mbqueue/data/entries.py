@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
-from mbqueue.data.geometry import examine
+from mbqueue.data.geometry import count_neighbors, examine
 
 #: Two atoms nearer than this, Å, are taken for two at one place.
 OVERLAP = 0.01
@@ -22,6 +22,10 @@ OVERLAP = 0.01
 MIN_VOLUME_PER_ATOM = 0.1
 #: A cell so skewed or so thin that more periodic images than this lie within 6 Å is refused.
 MAX_IMAGES = 2_000_000
+#: So many cubes of 6 Å fill a box of 1,300 Å; the converter keeps a number for each.
+MAX_CUBES = 10_000_000
+#: Bonds, and angles, of one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million; a batch counts in 32 bits.
+MAX_BONDS = 10_000_000
 #: Occupancies this near to 1 are whole (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
 
@@ -140,16 +144,34 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
         raise Unusable(f"the coordinates of atom {atom} are not finite")
     if not np.isfinite(matrix).all():
         raise Unusable("its lattice is not finite")
-    volume, images, overlap = examine(coords, matrix, OVERLAP)
-    if not volume >= MIN_VOLUME_PER_ATOM * len(coords):
-        raise Unusable(f"its cell of {volume:.3g} Å³ is too small for {len(coords)} atoms")
+    n_atoms = len(coords)
+    volume, images, all_images, cubes, most, overlap = examine(coords, matrix, OVERLAP)
+    if not volume >= MIN_VOLUME_PER_ATOM * n_atoms:
+        raise Unusable(f"its cell of {volume:.3g} Å³ is too small for {n_atoms} atoms")
     if images > MAX_IMAGES:
         raise Unusable("its cell is too skewed or too thin; give its reduced (Niggli) cell")
+    if not (all_images <= MAX_IMAGES and cubes <= MAX_CUBES):
+        raise Unusable(
+            "its atoms lie too far apart; wrap their coordinates into the cell, and give it less empty space"
+        )
+    if most > MAX_BONDS:
+        n_bonds, n_angles, overlap = count_neighbors(coords, matrix, OVERLAP, MAX_BONDS)
+        if max(n_bonds, n_angles) > MAX_BONDS:
+            raise Unusable(f"its atoms are too close: it has more than {MAX_BONDS:,} bonds or angles")
     if overlap >= 0:
-        raise Unusable(f"atoms {overlap // len(coords)} and {overlap % len(coords)} are at one place")
+        first, second = divmod(overlap, n_atoms)
+        if first == second:
+            raise Unusable(f"atom {first} and its own periodic image are at one place")
+        raise Unusable(f"atoms {first} and {second} are at one place")
 
 
 def _lattice_matrix(lattice: Any) -> NDArray[np.float64]:
+    pbc = lattice.get("pbc", True)
+    if not (all(pbc) if isinstance(pbc, list | tuple) else pbc in (None, True)):
+        raise Unusable(
+            "it is not periodic in all three directions (its pbc), and CHGNet was trained on crystals that are; make "
+            "it so with at least 12 Å of vacuum"
+        )
     if "matrix" in lattice:
         matrix = np.array(lattice["matrix"], np.float64).reshape(-1)
         if matrix.shape != (9,):

@@ -1,31 +1,19 @@
-"""Compiled checks of a cell: its volume, how far a neighbour search in it goes, atoms at one place."""
+"""Compiled checks of a cell: its volume, how far a neighbour search in it goes, atoms at one place, atoms too close."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
+
 from mbqueue.data.machine_code import compiled
 
 
 @compiled
-def examine(frac: Any, lattice: Any, overlap: float) -> Any:
-    """What can make a cell useless.
-
-    Only the nearest image by fractional coordinates is looked at for overlaps, so ``overlap`` has to be small against
-    the cell.
-
-    Args:
-        frac: fractional coordinates, float64 [n, 3], finite.
-        lattice: rows are lattice vectors, Å, float64 [3, 3], finite.
-        overlap: atoms nearer than this, Å, are at one place.
-
-    Returns:
-        volume, Å³; number of periodic images that a search to 6 Å has to look at (0 for a flat cell); the first two
-        atoms at one place as i · n + j, or -1.
-    """
-    n_atoms = len(frac)
-    volume, images = 0.0, 1.0
+def _spacings(lattice: Any, spacings: Any) -> float:
+    """The volume, Å³; distances between the planes of the lattice, Å, are filled into ``spacings``, float64 [3]."""
+    volume = 0.0
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
         x = lattice[b, 1] * lattice[c, 2] - lattice[b, 2] * lattice[c, 1]
@@ -33,8 +21,52 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         z = lattice[b, 0] * lattice[c, 1] - lattice[b, 1] * lattice[c, 0]
         volume = abs(lattice[a, 0] * x + lattice[a, 1] * y + lattice[a, 2] * z)
         if volume == 0.0:
-            return 0.0, 0.0, -1
-        images *= 2.0 * (6.15 * math.sqrt(x * x + y * y + z * z) / volume + 1.0) + 1.0
+            return 0.0
+        spacings[axis] = volume / math.sqrt(x * x + y * y + z * z)
+    return volume
+
+
+@compiled
+def examine(frac: Any, lattice: Any, overlap: float) -> Any:
+    """What can make a cell useless, as far as it is quickly told.
+
+    A search for bonds takes the atoms as they are given. So what it has to look at grows with the box around all of
+    them, which is far larger than the cell where coordinates are not wrapped into it.
+
+    Args:
+        frac: fractional coordinates, float64 [n, 3], finite.
+        lattice: rows are lattice vectors, Å, float64 [3, 3], finite.
+        overlap: atoms nearer than this, Å, are at one place.
+
+    Returns:
+        volume, Å³ (0 for a flat cell, and then all else too); in a search to 6 Å: periodic images around one atom,
+        images around all atoms, cubes of 6 Å in the box around all atoms; a number that neither bonds nor angles
+        exceed; the first two atoms at one place as i · n + j, or -1. An atom's own image is not looked at, and of
+        others only the nearest by fractional coordinates: where lattice planes are less than twice ``overlap`` apart,
+        that number is infinite, and ``count_neighbors`` looks at all.
+    """
+    n_atoms = len(frac)
+    spacings = np.empty(3)
+    volume = _spacings(lattice, spacings)
+    if volume == 0.0:
+        return 0.0, 0.0, 0.0, 0.0, 0.0, -1
+    images, all_images, cubes, near, short, thinnest = 1.0, 1.0, 1.0, 1.0 * n_atoms, 1.0 * n_atoms, np.inf
+    for axis in range(3):
+        low, high, low_frac, high_frac = np.inf, -np.inf, np.inf, -np.inf
+        for atom in range(n_atoms):
+            place = (
+                frac[atom, 0] * lattice[0, axis] + frac[atom, 1] * lattice[1, axis] + frac[atom, 2] * lattice[2, axis]
+            )
+            low, high = min(low, place), max(high, place)
+            low_frac, high_frac = min(low_frac, frac[atom, axis]), max(high_frac, frac[atom, axis])
+        around = 2.0 * (6.15 / spacings[axis] + 1.0) + 1.0
+        images *= around
+        all_images *= around + high_frac - low_frac
+        cubes *= (high - low) / 6.0 + 3.0
+        near *= math.floor(12.0 / spacings[axis]) + 1.0
+        short *= math.floor(6.0 / spacings[axis]) + 1.0
+        thinnest = min(thinnest, spacings[axis])
+    most = np.inf if thinnest < 2.0 * overlap else n_atoms * max(near, short * short)
     for i in range(n_atoms):
         for j in range(i + 1, n_atoms):
             u, v, w = frac[i, 0] - frac[j, 0], frac[i, 1] - frac[j, 1], frac[i, 2] - frac[j, 2]
@@ -44,5 +76,45 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
                 part = u * lattice[0, axis] + v * lattice[1, axis] + w * lattice[2, axis]
                 squared += part * part
             if squared < overlap * overlap:
-                return volume, images, i * n_atoms + j
-    return volume, images, -1
+                return volume, images, all_images, cubes, most, i * n_atoms + j
+    return volume, images, all_images, cubes, most, -1
+
+
+@compiled
+def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> Any:
+    """Bonds and angles of a cell, counted over all images of all pairs; given up once either is above ``limit``.
+
+    Args:
+        frac: fractional coordinates, float64 [n, 3].
+        lattice: rows are lattice vectors, Å, float64 [3, 3].
+        overlap: atoms nearer than this, Å, are at one place; an atom and its own image, too.
+        limit: of bonds, and of angles.
+
+    Returns:
+        directed bonds of up to 6 Å; pairs of bonds of up to 3 Å at one atom (CHGNet's angles), as far as they were
+        counted; the first two atoms at one place as i · n + j, or -1.
+    """
+    spacings = np.empty(3)
+    _spacings(lattice, spacings)
+    n_bonds, n_angles = 0, 0
+    for i in range(len(frac)):
+        n_short = 0
+        for j in range(len(frac)):
+            u, v, w = frac[j, 0] - frac[i, 0], frac[j, 1] - frac[i, 1], frac[j, 2] - frac[i, 2]
+            for a in range(math.ceil(-u - 6.0 / spacings[0]), math.floor(-u + 6.0 / spacings[0]) + 1):
+                for b in range(math.ceil(-v - 6.0 / spacings[1]), math.floor(-v + 6.0 / spacings[1]) + 1):
+                    for c in range(math.ceil(-w - 6.0 / spacings[2]), math.floor(-w + 6.0 / spacings[2]) + 1):
+                        if i == j and a == 0 and b == 0 and c == 0:
+                            continue
+                        squared = 0.0
+                        for axis in range(3):
+                            part = (u + a) * lattice[0, axis] + (v + b) * lattice[1, axis] + (w + c) * lattice[2, axis]
+                            squared += part * part
+                        if squared < overlap * overlap:
+                            return n_bonds, n_angles, i * len(frac) + j
+                        n_bonds += int(squared < 36.0)
+                        n_short += int(squared < 9.0)
+                    if n_bonds > limit or n_angles + n_short * (n_short - 1) > limit:
+                        return n_bonds, n_angles + n_short * (n_short - 1), -1
+        n_angles += n_short * (n_short - 1)
+    return n_bonds, n_angles, -1

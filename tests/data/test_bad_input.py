@@ -15,6 +15,8 @@ from pymatgen.core import DummySpecies, Lattice, Structure
 
 from mbqueue.data import json_rows
 from mbqueue.data.datasets import load
+from mbqueue.data.geometry import count_neighbors, examine
+from mbqueue.data.graphs import convert
 from mbqueue.errors import DataError, InvalidCrystals
 from tests.data.crystal_making import SALT, cubic, entry
 
@@ -42,6 +44,26 @@ BAD = {
     "nearly-flat-cell": (changed(lattice__matrix=[[4, 0, 0], [0, 4, 0], [4, 4, 1e-9]]), "too small for 2 atoms"),
     "endless-needle": (changed(lattice__matrix=[[1e9, 0, 0], [0, 1e-4, 0], [0, 0, 1e-4]]), "too skewed or too thin"),
     "sheared-cell": (changed(lattice__matrix=[[1, 0, 0], [1e12, 4, 0], [0, 1e12, 4]]), "too skewed or too thin"),
+    "far-away": (changed(sites__1__abc=[1e15, 0.5, 0.5]), "atoms lie too far apart"),
+    "unwrapped": (changed(sites__1__abc=[1000.5, 1000.5, 1000.5]), "atoms lie too far apart"),
+    "empty-cube": (
+        Structure(cubic(1e5), ["Fe"] * 4, [[0, 0, 0], [2e-5, 0, 0], [0.5, 0.5, 0.5], [0.50002, 0.5, 0.5]]).as_dict(),
+        "atoms lie too far apart",
+    ),
+    "needle": (
+        Structure(Lattice.orthorhombic(4000, 0.02, 0.02), ["Fe"], [[0, 0, 0]]).as_dict(),
+        "more than 10,000,000 bonds or angles",
+    ),
+    "crowd": (
+        Structure(cubic(6), ["Fe"] * 2000, np.random.default_rng(0).uniform(size=(2000, 3))).as_dict(),
+        "more than 10,000,000 bonds or angles",
+    ),
+    "own-image": (
+        Structure(Lattice.orthorhombic(100, 100, 0.005), ["Fe"], [[0, 0, 0]]).as_dict(),
+        "atom 0 and its own periodic image are at one place",
+    ),
+    "slab": (changed(lattice__pbc=[True, True, False]), "not periodic in all three directions"),
+    "molecule": (changed(lattice__pbc=False), "not periodic in all three directions"),
     "one-place": (changed(sites__1__abc=[1.0, -1.0, 1e-9]), "atoms 0 and 1 are at one place"),
     "half-occupied": (
         changed(sites__0__species=[{"element": "Na", "occu": 0.5}]),
@@ -120,6 +142,25 @@ def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path):
     source = write(tmp_path / "bad.jsonl", [entry(BAD["flat-cell"][0])])
     with pytest.raises(DataError, match="holds no crystal that can be used"):
         load(source, drop_invalid=True)
+
+
+def test_bonds_and_angles_are_counted_as_the_converter_finds_them(some_crystals):
+    packed = convert(some_crystals)
+    for row, index in enumerate(packed.index.tolist()):
+        atoms = slice(*some_crystals.atom_offsets[row : row + 2])
+        coords, matrix = np.array(some_crystals.frac_coords[atoms]), np.array(some_crystals.lattices[row])
+        n_bonds, n_angles, overlap = count_neighbors(coords, matrix, 0.01, 1e7)
+        assert packed.cutoffs[row] > 6 or (n_bonds, n_angles) == (index[1], index[4])
+        assert overlap == -1
+        assert examine(coords, matrix, 0.01)[4] >= max(n_bonds, n_angles)
+
+
+@pytest.mark.parametrize("name", ["large", "unwrapped"])
+def test_a_large_cell_and_coordinates_some_cells_away_are_read(tmp_path, name):
+    large = Structure(cubic(600), ["H", "H"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    unwrapped = Structure(cubic(4), ["Na", "Cl"], [[0, 0, 0], [60.5, -60.5, 60.5]])
+    content = {"large": large, "unwrapped": unwrapped}[name]
+    assert len(load(write(tmp_path / "one.jsonl", [entry(content)])).crystals) == 1
 
 
 def test_deuterium_and_tritium_are_hydrogen(tmp_path):
