@@ -169,6 +169,8 @@ class Spec(_Section):
             raise ValueError(
                 'model.trainable = "head" works on stored atom features: strain, jitter and test_strains must be 0'
             )
+        if 0 < self.data.limit < N_FOLDS:
+            raise ValueError(f"data.limit = {self.data.limit} crystals cannot be split into {N_FOLDS} folds")
         return self
 
     @property

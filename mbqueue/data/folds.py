@@ -15,6 +15,14 @@ _WINDOW = 16
 _MATBENCH_SEED = 18012019
 
 
+def check_folds(n: int, share: float) -> None:
+    """Raise ``DataError`` unless ``n`` crystals make folds that all have a test part, a training part and a validation
+    part of ``share``.
+    """
+    for fold in range(N_FOLDS):
+        validation_split(train_rows(n, fold), share, 0, fold)
+
+
 def test_rows(n: int, fold: int) -> NDArray[np.int64]:
     """Rows of the test part of ``fold`` (0–4) of a data set of ``n`` crystals, ascending.
 

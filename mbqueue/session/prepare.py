@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mbqueue.data.folds import check_folds
 from mbqueue.queue.jobs import Lease
 from mbqueue.session.workplace import Workplace
 
@@ -10,11 +11,13 @@ def run(place: Workplace, lease: Lease) -> str:
     """Do it, commit it, and say what there is.
 
     Raises:
+        DataError: when the crystals are too few for the folds, or cannot be used.
         Stopped: shards that are finished stay; the next session does the rest.
     """
     job = lease.job
     experiment, spec = place.experiment_of(job)
     data = place.data_for(job, experiment, spec)
+    check_folds(len(data.crystals), spec.train.validation)
     place.frozen_for(job, spec, data)
     widened = len(data.graphs.widened())
     result = {

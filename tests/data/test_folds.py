@@ -11,6 +11,7 @@ import pytest
 
 from mbqueue.data import folds
 from mbqueue.errors import DataError
+from mbqueue.experiment import DataSpec, Spec
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,18 @@ def test_what_is_drawn_stays_the_same_with_every_version_of_numpy():
 EPOCH = [5, 7, 1, 4, 3, 0, 2, 6]
 VALIDATION = [5, 8, 11, 19]
 DRAWN = [5, 9, 15, 18]
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_too_few_crystals_for_the_folds_are_refused(n):
+    with pytest.raises(DataError, match=f"{n} crystals cannot be split into 5 folds"):
+        folds.check_folds(n, 0.05)
+
+
+def test_five_crystals_are_enough_for_all_folds():
+    folds.check_folds(5, 0.05)
+
+
+def test_a_limit_below_the_number_of_folds_is_no_experiment():
+    with pytest.raises(ValueError, match="3 crystals cannot be split into 5 folds"):
+        Spec(name="few", data=DataSpec(limit=3))

@@ -231,6 +231,20 @@ def test_data_that_changed_since_it_was_prepared_is_refused(tmp_path: Path, repo
     assert any("has changed since this experiment was prepared" in line for line in report.lines), report.lines
 
 
+def test_too_few_crystals_for_the_folds_fail_when_they_are_prepared(tmp_path: Path, report: RememberedReport) -> None:
+    import gzip
+
+    project = make_project(tmp_path)
+    lines = gzip.decompress(datasets.SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_bytes(b"".join(lines[:4]))
+    enqueue(project, small_spec(project, data__dataset="mine.jsonl", data__limit=0))
+    options = WorkOptions(device="cpu", max_jobs=1, session_seconds=60)
+    work(project, options, report=report, stop=_stop_at_failure(report))
+    assert any("prepare: failed: 4 crystals cannot be split into 5 folds" in line for line in report.lines), (
+        report.lines
+    )
+
+
 def _stop_at_failure(report: RememberedReport) -> StopRequest:
     """A stop that comes with the first failure, so that the test does not wait for the next attempt."""
     stop = StopRequest()
