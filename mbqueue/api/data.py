@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.errors import MbqueueError
 from mbqueue.queue.opening import open_queue, queue_exists
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Data(OpenedProject):
     def prepare(self, data: DataSpec, *, seed: int = 0, progress: Progress | None = None) -> LoadedData:
         """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
 
-        May be killed at any time; the next call carries on.
+        May be killed at any time; the next call carries on. Where the dataset is not on this machine, but an experiment
+        in the queue was prepared with it, the crystals are taken from the cache, the drive or the object store.
 
         Args:
             data: which crystals, like ``DataSpec(dataset="sample", limit=40)``.
@@ -39,7 +41,14 @@ class Data(OpenedProject):
         from mbqueue.session.loading import load_data  # noqa: PLC0415
 
         with telling(tell):
-            loaded = load_data(self.folder, data, seed=seed, dataset_hash=None, progress=progress or _silent, note=tell)
+            loaded = load_data(
+                self.folder,
+                data,
+                seed=seed,
+                dataset_hash=self._prepared_hash(data, seed),
+                progress=progress or _silent,
+                note=tell,
+            )
         assert loaded is not None, "nobody asked to stop"
         return loaded
 
@@ -80,7 +89,10 @@ class Data(OpenedProject):
             )
 
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
-        """Remove the caches that no unfinished experiment in the queue needs, or all; returns what was removed."""
+        """Remove the caches that no unfinished experiment in the queue needs, or all; returns what was removed.
+
+        One that is just being built stays, and that is told.
+        """
         from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 
         needed: set[str] = set()
@@ -91,7 +103,30 @@ class Data(OpenedProject):
                 unfinished = [experiment for experiment in queue.experiments() if states[experiment.name] != "done"]
             needed = {experiment.dataset_hash for experiment in unfinished if experiment.dataset_hash is not None}
             unprepared = {experiment.dataset for experiment in unfinished if experiment.dataset_hash is None}
-        return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared))
+        return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared, note=tell))
+
+    def _prepared_hash(self, data: DataSpec, seed: int) -> str | None:
+        """Hash of the crystals that an experiment in the queue was prepared with, where their source is not at hand.
+
+        A file that is there is read: it may have changed, for another experiment.
+        """
+        from mbqueue.data.datasets import is_at_hand  # noqa: PLC0415
+        from mbqueue.experiment import parse_spec  # noqa: PLC0415
+
+        if is_at_hand(data.dataset, project_root=self.folder.root):
+            return None
+        try:
+            if not queue_exists(self.folder):
+                return None
+            with open_queue(self.folder, read_only=True) as queue:
+                for experiment in reversed(queue.experiments()):
+                    spec = parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
+                    if experiment.dataset_hash and spec.data == data and (not data.limit or spec.seed == seed):
+                        tell(f"{data.dataset} is not on this machine; its crystals are those of {experiment.name}.")
+                        return experiment.dataset_hash
+        except MbqueueError as error:
+            tell(f"{error} The dataset is read from its source.")  # which needs no queue
+        return None
 
 
 def _silent(_what: str) -> Callable[[int, int], None]:

@@ -12,7 +12,7 @@ import typer
 
 from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import JsonOption, current_project, open_project
-from mbqueue.clock import utc_text
+from mbqueue.clock import format_duration, utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 
@@ -70,6 +70,8 @@ def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
     for entry in found:
         what = f"{entry.n_crystals} crystals of {entry.source}" if entry.n_crystals else entry.kind
         state = "" if entry.current else "  (of an older version, of no use)"
+        if entry.is_unfinished:
+            state = f"  ({entry.how_far})"
         print_line(f"{entry.folder.name:<34} {entry.size / 1e6:>9.1f} MB  {utc_text(entry.used_at)}  {what}{state}")
     print_line(f"{len(found)} caches, {sum(entry.size for entry in found) / 1e6:.1f} MB")
 
@@ -79,21 +81,30 @@ def cache_verify(
     context: typer.Context,
     repair: Annotated[bool, typer.Option("--repair", help="Make damaged and missing shards again.")] = False,
 ) -> None:
-    """Compare every byte of every cache of graphs with its checksums; exit code 1 when something is wrong.
+    """Compare every byte of every cache of graphs with its checksums; exit code 1 when something is, and stays, wrong.
 
     Example: mbqueue cache verify --repair
     """
     from mbqueue.data.cache_folder import stored_caches, verify_graphs
 
-    problems = []
+    left: list[str] = []
     for entry in stored_caches(current_project(context).cache_dir):
-        if entry.kind == "graphs" and entry.current:
-            found = verify_graphs(entry, repair=repair)
-            problems += found
-            print_line(f"{entry.folder.name}: {'sound' if not found else 'repaired' if repair else 'DAMAGED'}")
-    for problem in problems:
-        say(problem)
-    if problems and not repair:
+        if entry.kind != "graphs" or not entry.current:
+            continue
+        verdict = verify_graphs(entry, repair=repair)
+        left += verdict.left
+        if verdict.left:
+            state = "DAMAGED"
+        elif repair and (verdict.wrong or entry.is_unfinished):
+            state = "repaired" if verdict.wrong else "completed"
+        else:
+            state = entry.how_far if entry.is_unfinished else "sound"
+        print_line(f"{entry.folder.name}: {state}")
+        for problem in verdict.wrong:
+            say(problem)
+    if left and repair:
+        raise CacheError(f"{len(left)} of these could not be repaired from here.")
+    if left:
         raise CacheError("Damaged shards are made again when they are next used, or now: mbqueue cache verify --repair")
 
 
@@ -102,7 +113,7 @@ def cache_prune(
     context: typer.Context,
     everything: Annotated[bool, typer.Option("--all", help="Also what experiments in the queue still need.")] = False,
 ) -> None:
-    """Remove caches that no unfinished experiment in the queue needs.
+    """Remove caches that no unfinished experiment in the queue needs, and that nobody is just building.
 
     Example: mbqueue cache prune
     """
@@ -138,11 +149,19 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _progress_line(what: str) -> Callable[[int, int], None]:
     said = float("-inf")
+    begin: tuple[float, int] | None = None  # when the first part was done, which may be there from before, and how much
 
     def advanced(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _LINE_SECONDS or done >= total:
-            said = time.monotonic()
-            say(f"{what} {done}/{total}")
+        nonlocal said, begin
+        now = time.monotonic()
+        if begin is None and done:
+            begin = now, done
+        if now - said >= _LINE_SECONDS or done >= total:
+            said = now
+            left = ""
+            if begin is not None and begin[1] < done < total:
+                seconds = (now - begin[0]) / (done - begin[1]) * (total - done)
+                left = f", {format_duration(seconds)} left"
+            say(f"{what} {done}/{total}{left}")
 
     return advanced

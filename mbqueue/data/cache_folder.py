@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbqueue.data.cache_lock import building, removing
 from mbqueue.data.crystals import Crystals
-from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, count_shards
 from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.errors import CacheError
 
@@ -29,6 +30,8 @@ class StoredCache:
         current: False for graphs that another version of the converter made, which nothing will ever use.
         source: name or path of the data set; empty where that is not known.
         n_crystals: 0 where that is not known.
+        n_shards: shards of graphs that are there, by their names; 0 for kind "frozen".
+        n_shards_needed: shards of a finished cache; 0 where that is not known.
         size: bytes on disk.
         used_at: when a file in it was last written, seconds since the epoch.
     """
@@ -39,8 +42,33 @@ class StoredCache:
     current: bool
     source: str
     n_crystals: int
+    n_shards: int
+    n_shards_needed: int
     size: int
     used_at: float
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether shards are still to be made."""
+        return self.n_shards < self.n_shards_needed
+
+    @property
+    def how_far(self) -> str:
+        """What to say of a cache that is unfinished."""
+        return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; mbqueue prepare carries on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What verifying a cache of graphs gave.
+
+    Attributes:
+        wrong: a sentence for each thing that was not as it should be; a cache that is only unfinished has none.
+        left: those that still are so.
+    """
+
+    wrong: list[str]
+    left: list[str]
 
 
 def stored_caches(cache_dir: Path) -> list[StoredCache]:
@@ -51,11 +79,13 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
         if name is None or not folder.is_dir():
             continue
         stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
-        source, n_crystals = "", 0
+        source, n_crystals, n_shards, n_shards_needed = "", 0, 0, 0
         if not name["frozen"]:
             try:
                 crystals, meta = Crystals.open(folder / CRYSTALS_FILE)
                 source, n_crystals = str(meta.get("source", "")), len(crystals)
+                if name["version"] == str(CONVERTER_VERSION):
+                    n_shards, n_shards_needed = count_shards(crystals, folder)
             except CacheError:
                 pass  # half made, or damaged: `verify` tells which
         found.append(
@@ -66,6 +96,8 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
                 current=bool(name["frozen"]) or name["version"] == str(CONVERTER_VERSION),
                 source=source,
                 n_crystals=n_crystals,
+                n_shards=n_shards,
+                n_shards_needed=n_shards_needed,
                 size=sum(stat.st_size for stat in stats),
                 used_at=max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime),
             )
@@ -73,7 +105,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
     return sorted(found, key=lambda cache: -cache.used_at)
 
 
-def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progress | None = None) -> list[str]:
+def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progress | None = None) -> Verdict:
     """Compare every byte of a cache of graphs with its checksums.
 
     Args:
@@ -81,44 +113,52 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
         repair: make again what is missing or damaged; the binary crystals themselves cannot be, from here.
         progress: called with (crystals done, all) while missing shards are made.
 
-    Returns:
-        a sentence for each thing that was wrong; none for a sound cache.
+    Raises:
+        CacheError: when what is made again cannot be written.
     """
     try:
         crystals, _ = Crystals.open(stored.folder / CRYSTALS_FILE)
     except CacheError as error:
-        return [str(error)]
-    problems = []
-    try:
-        cache = GraphCache.open(crystals, stored.folder)
-    except CacheError as error:
-        problems.append(str(error))
-        built = GraphCache.build(crystals, stored.folder, progress=progress) if repair else None
-        if built is None:
-            return problems
-        cache = built
-    for number in cache.damaged():
-        problems.append(f"{stored.folder}: shard {number} is damaged.")
-        if repair:
+        problem = f"{error} Run mbqueue prepare with its dataset, or remove {stored.folder}."
+        return Verdict(wrong=[problem], left=[problem])
+    wrong = GraphCache.problems(crystals, stored.folder)
+    if not repair or not (wrong or stored.is_unfinished):
+        return Verdict(wrong=wrong, left=wrong)
+    with building(stored.folder):
+        cache = GraphCache.build(crystals, stored.folder, progress=progress)
+        assert cache is not None, "nobody asked to stop"
+        for number in cache.damaged():
             cache.repair(number)
-    return problems
+    return Verdict(wrong=wrong, left=GraphCache.problems(crystals, stored.folder))
 
 
 def prune_caches(
-    cache_dir: Path, *, keep: Collection[str] = (), keep_sources: Collection[str] = ()
+    cache_dir: Path,
+    *,
+    keep: Collection[str] = (),
+    keep_sources: Collection[str] = (),
+    note: Callable[[str], None] = lambda _text: None,
 ) -> list[StoredCache]:
     """Remove every cache that nothing asks to be kept, and tell which; what is not current is never kept.
 
-    A process that reads one of them at this moment goes on reading it; one that builds it fails.
+    A cache that is just being built stays. A process that reads one of them goes on reading it.
 
     Args:
         keep: hashes of data sets.
         keep_sources: names or paths of data sets whose crystals are perhaps just being prepared, by a hash that is
-            not known yet.
+            not known yet: between the cache and the job's commit, the backbone takes its time.
+        note: told of each cache that stays because it is being built.
     """
     stored = stored_caches(cache_dir)
     kept = {dataset[:16] for dataset in keep} | {cache.dataset for cache in stored if cache.source in keep_sources}
-    removed = [cache for cache in stored if not cache.current or cache.dataset not in kept]
-    for cache in removed:
-        shutil.rmtree(cache.folder)
+    removed = []
+    for cache in stored:
+        if cache.current and cache.dataset in kept:
+            continue
+        with removing(cache.folder) as is_alone:
+            if is_alone:
+                shutil.rmtree(cache.folder)
+                removed.append(cache)
+            else:
+                note(f"{cache.folder.name} stays: it is just being built.")
     return removed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mbqueue.data.arrayfile import read_arrays, write_arrays
 from mbqueue.data.elements import symbol_of
-from mbqueue.errors import CacheError
+from mbqueue.errors import CacheError, remedy
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -100,7 +100,11 @@ class Crystals:
             return [Composition(amount).reduced_formula for amount in amounts]
 
     def save(self, path: Path, meta: dict[str, Any] | None = None) -> None:
-        """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with free ``meta`` data."""
+        """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with free ``meta`` data.
+
+        Raises:
+            CacheError: when it cannot be written; what was there before is kept.
+        """
         joined = "".join(self.ids).encode()
         lengths = np.array([len(name.encode()) for name in self.ids], np.int32)
         arrays: dict[str, NDArray[Any]] = {
@@ -112,7 +116,10 @@ class Crystals:
             "frac_coords": self.frac_coords,
             "lattices": self.lattices,
         }
-        write_arrays(path, {"format": FORMAT, "hash": self.hash, "n": len(self), **(meta or {})}, arrays)
+        try:
+            write_arrays(path, {"format": FORMAT, "hash": self.hash, "n": len(self), **(meta or {})}, arrays)
+        except OSError as error:
+            raise CacheError(f"{path} cannot be written: {error}. {remedy(error)}".rstrip()) from error
 
     @classmethod
     def open(cls, path: Path) -> tuple[Crystals, dict[str, Any]]:

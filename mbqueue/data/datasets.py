@@ -66,6 +66,20 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None) -> Non
         raise DataError(f"{path} is empty.")
 
 
+def is_at_hand(name_or_path: str, *, project_root: Path | None = None) -> bool:
+    """Whether a data set is on this machine, so that ``load`` needs no download."""
+    if name_or_path == SAMPLE_DATASET:
+        return True
+    if name_or_path == OFFICIAL_DATASET:
+        from mbqueue.data.official import official_path  # noqa: PLC0415  a check of the sample needs none of it
+
+        try:
+            return official_path().exists()
+        except DataError:
+            return False
+    return _path_of(name_or_path, project_root).exists()
+
+
 def load(
     name_or_path: str,
     *,

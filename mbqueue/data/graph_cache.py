@@ -56,6 +56,16 @@ def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
     return borders
 
 
+def count_shards(crystals: Crystals, folder: Path) -> tuple[int, int]:
+    """How many shards of the graphs of ``crystals`` are in ``folder``, by their names; and how many all are."""
+    n_shards = len(shard_borders(crystals.atom_offsets)) - 1
+    return sum(_shard_path(folder, number).is_file() for number in range(n_shards)), n_shards
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.bin"
+
+
 @dataclass(frozen=True)
 class _Shard:
     records: NDArray[np.uint8]
@@ -202,6 +212,19 @@ class GraphCache:
         np.cumsum(stops - starts, out=borders[1:])
         return np.concatenate([self._shards[number].records[begin:end] for number, begin, end in places]), borders
 
+    @classmethod
+    def problems(cls, crystals: Crystals, folder: Path) -> list[str]:
+        """A sentence for each shard that is there and not what it should be; reads all of them."""
+        cache = cls(crystals, folder, atom_cutoff=ATOM_CUTOFF, bond_cutoff=BOND_CUTOFF)
+        found = []
+        for number in range(len(cache._borders) - 1):
+            try:
+                if cache._path(number).exists() and not _is_whole(cache._read(number)):
+                    found.append(f"{folder}: shard {number} is damaged.")
+            except CacheError as error:
+                found.append(str(error))
+        return found
+
     def damaged(self) -> list[int]:
         """Numbers of the shards with a byte that is not what was written; reads all of them."""
         return [number for number, shard in enumerate(self._shards) if not _is_whole(shard)]
@@ -234,7 +257,7 @@ class GraphCache:
             self._stops = np.concatenate([shard.stops for shard in shards])
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}.bin"
+        return _shard_path(self.folder, number)
 
     def _key(self, number: int) -> dict[str, Any]:
         return {

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbqueue.data import datasets
+from mbqueue.data.cache_lock import building
 from mbqueue.data.crystals import Crystals
-from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, folder_name
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, count_shards, folder_name
 from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.drive.crystals import Shelf, fetch_crystals, publish_crystals, shelf_of
 from mbqueue.errors import CacheError, DataError
@@ -67,9 +68,10 @@ def load_data(
 
     Raises:
         DataError: when the source cannot be used, or has changed since the experiment was prepared.
+        CacheError: when the cache cannot be written, or somebody removes it meanwhile.
     """
     shelf = shelf_of(project, store)
-    found = None
+    found, is_new = None, False
     if dataset_hash is not None:
         found = _from_cache(project, shelf, dataset_hash, note)
     if found is None:
@@ -89,19 +91,22 @@ def load_data(
                 "under a new name: mbqueue enqueue --name NAME"
             )
         meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
-        file = project.cache_dir / folder_name(dataset.crystals) / CRYSTALS_FILE
-        dataset.crystals.save(file, meta)
-        publish_crystals(shelf, file, dataset.crystals.hash, note)
         found = dataset.crystals, meta
+        is_new = True
     crystals, meta = found
-    graphs = GraphCache.build(
-        crystals,
-        project.cache_dir / folder_name(crystals),
-        progress=progress("converting"),
-        should_stop=should_stop,
-    )
-    if graphs is None:
-        return None
+    folder = project.cache_dir / folder_name(crystals)
+    file = folder / CRYSTALS_FILE
+    with building(folder):
+        if is_new or not file.exists():  # it may have been pruned since it was opened
+            crystals.save(file, meta)
+        if is_new:
+            publish_crystals(shelf, file, crystals.hash, note)
+        graphs = GraphCache.build(crystals, folder, progress=progress("converting"), should_stop=should_stop)
+        if graphs is None:
+            return None
+        n_shards, n_needed = count_shards(crystals, folder)
+        if n_shards < n_needed or not file.exists():
+            raise CacheError(f"Files of {folder} were removed while it was being built. The next try makes them again.")
     return LoadedData(
         wanted=wanted,
         crystals=crystals,
@@ -116,7 +121,14 @@ def _from_cache(
     project: ProjectFolder, shelf: Shelf | None, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
-    if not path.exists() and not fetch_crystals(shelf, dataset_hash, path, note):
+    if path.exists():
+        try:
+            crystals, meta = Crystals.open(path)
+            if crystals.hash == dataset_hash:
+                return crystals, meta
+        except CacheError as error:
+            note(f"{error} The crystals are fetched or read again.")
+    if not fetch_crystals(shelf, dataset_hash, path, note):
         return None
     try:
         crystals, meta = Crystals.open(path)

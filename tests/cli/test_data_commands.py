@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from small_project import enqueue, small_spec
 
+from mbqueue.cli.datasets import progress_bars
 from mbqueue.data.datasets import SAMPLE_FILE, load
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
@@ -57,10 +59,44 @@ def test_the_cache_is_listed_verified_repaired_and_pruned(mbqueue: Command, proj
     shard.write_bytes(content)
     damaged = mbqueue("cache", "verify")
     assert (damaged.code, "DAMAGED" in damaged.out, "--repair" in damaged.err) == (FAILURE, True, True)
-    assert mbqueue("cache", "verify", "--repair").code == 0
+    repaired = mbqueue("cache", "verify", "--repair")
+    assert (repaired.code, "repaired" in repaired.out) == (0, True)
     assert "sound" in mbqueue("cache", "verify").out
     assert mbqueue("cache", "prune").out.startswith("removed ")
     assert json.loads(mbqueue("cache", "list", "--json").out) == []
+
+
+def test_damaged_crystals_are_not_called_repaired(mbqueue: Command, project: ProjectFolder) -> None:
+    mbqueue("prepare", "sample", "--limit", "30")
+    file = next(project.cache_dir.glob("*/crystals.bin"))
+    file.write_bytes(file.read_bytes()[:-1])
+    said = mbqueue("cache", "verify", "--repair")
+    assert (said.code, "repaired" in said.out, "DAMAGED" in said.out) == (FAILURE, False, True)
+    assert "Run mbqueue prepare" in said.err
+    assert mbqueue("prepare", "sample", "--limit", "30").code == 0
+    assert "sound" in mbqueue("cache", "verify").out
+
+
+def test_an_unfinished_cache_is_listed_and_verified_as_such(mbqueue: Command, project: ProjectFolder) -> None:
+    mbqueue("prepare", "sample", "--limit", "30")
+    next(project.cache_dir.glob("*/shard-*.bin")).unlink()
+    how_far = "unfinished, 0 of 1 shards; mbqueue prepare carries on"
+    assert how_far in mbqueue("cache", "list").out
+    verified = mbqueue("cache", "verify")
+    assert (verified.code, how_far in verified.out) == (0, True)
+    assert "completed" in mbqueue("cache", "verify", "--repair").out
+
+
+def test_a_log_tells_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    done_at = {0.0: 0, 20.0: 100, 30.0: 200, 40.0: 300, 200.0: 600}
+    instants = iter(done_at)
+    monkeypatch.setattr(time, "monotonic", lambda: next(instants))
+    with progress_bars() as progress:
+        advanced = progress("converting")
+        for done in done_at.values():
+            advanced(done, 600)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["converting 0/600", "converting 100/600", "converting 300/600, 30s left", "converting 600/600"]
 
 
 def test_predict_gives_the_mean_and_the_spread_of_its_models(

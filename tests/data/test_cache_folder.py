@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from mbqueue.data.cache_folder import prune_caches, stored_caches, verify_graphs
+from mbqueue.data import graph_cache
+from mbqueue.data.cache_folder import Verdict, prune_caches, stored_caches, verify_graphs
+from mbqueue.data.cache_lock import building, removing
 from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, folder_name
 
 
@@ -45,24 +50,88 @@ def test_a_folder_that_is_not_there_holds_no_caches(tmp_path):
 
 def test_verifying_finds_a_flipped_bit_and_mends_it_only_when_asked(some_crystals, cache_dir):
     graphs = by_name(cache_dir)[folder_name(some_crystals)]
-    assert verify_graphs(graphs) == []
+    assert verify_graphs(graphs) == Verdict(wrong=[], left=[])
     shard = graphs.folder / "shard-00000.bin"
     content = bytearray(shard.read_bytes())
     content[-5000] ^= 1
     shard.write_bytes(content)
-    assert verify_graphs(graphs) == [f"{graphs.folder}: shard 0 is damaged."]
-    assert len(verify_graphs(graphs, repair=True)) == 1
-    assert verify_graphs(graphs) == []
-    shard.unlink()
-    assert "There is no file" in verify_graphs(graphs, repair=True)[0]
-    assert verify_graphs(graphs) == []
+    wrong = [f"{graphs.folder}: shard 0 is damaged."]
+    assert verify_graphs(graphs) == Verdict(wrong=wrong, left=wrong)
+    assert verify_graphs(graphs, repair=True) == Verdict(wrong=wrong, left=[])
+    assert verify_graphs(graphs) == Verdict(wrong=[], left=[])
+    shard.write_bytes(shard.read_bytes()[:-1])
+    repaired = verify_graphs(graphs, repair=True)
+    assert "should be" in repaired.wrong[0]
+    assert repaired.left == []
 
 
-def test_verifying_tells_of_damaged_crystals(some_crystals, cache_dir):
+def test_a_cache_with_shards_to_make_is_unfinished_and_not_damaged(some_crystals, cache_dir, monkeypatch):
+    monkeypatch.setattr(graph_cache, "SHARD_CRYSTALS", 10)
+    folder = cache_dir / folder_name(some_crystals)
+    assert GraphCache.build(some_crystals, folder) is not None
+    for number in (0, 3, 6):
+        (folder / f"shard-{number:05d}.bin").unlink()
+    graphs = by_name(cache_dir)[folder.name]
+    assert graphs.how_far == "unfinished, 4 of 7 shards; mbqueue prepare carries on"
+    assert verify_graphs(graphs) == Verdict(wrong=[], left=[])
+    assert verify_graphs(graphs, repair=True) == Verdict(wrong=[], left=[])
+    assert not by_name(cache_dir)[folder.name].is_unfinished
+
+
+def test_verifying_tells_of_damaged_crystals_which_it_cannot_repair(some_crystals, cache_dir):
     graphs = by_name(cache_dir)[folder_name(some_crystals)]
     (graphs.folder / CRYSTALS_FILE).write_bytes(b"")
-    assert "crystals.bin" in verify_graphs(graphs, repair=True)[0]
+    verdict = verify_graphs(graphs, repair=True)
+    assert "crystals.bin" in verdict.left[0]
+    assert "Run mbqueue prepare" in verdict.left[0]
     assert by_name(cache_dir)[graphs.folder.name].source == ""
+
+
+def test_pruning_leaves_a_cache_alone_that_is_being_built_and_says_so(some_crystals, cache_dir):
+    folder = cache_dir / folder_name(some_crystals)
+    before = sorted(folder.rglob("*"))
+    told: list[str] = []
+    with building(folder), building(folder):
+        removed = prune_caches(cache_dir, note=told.append)
+    assert folder not in [cache.folder for cache in removed]
+    assert told == [f"{folder.name} stays: it is just being built."]
+    assert sorted(folder.rglob("*")) == before
+    assert [cache.folder for cache in prune_caches(cache_dir)] == [folder]
+
+
+def test_a_builder_waits_until_its_folder_is_removed(tmp_path):
+    begun, built = threading.Event(), threading.Event()
+
+    def build() -> None:
+        begun.set()
+        with building(tmp_path / "cache"):
+            built.set()
+
+    with removing(tmp_path / "cache") as is_alone:
+        assert is_alone
+        builder = threading.Thread(target=build)
+        builder.start()
+        assert begun.wait(60)
+        assert not built.is_set()
+    assert built.wait(60)
+    builder.join()
+
+
+def test_the_lock_of_a_builder_that_was_killed_holds_up_nobody(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from mbqueue.data.cache_lock import building\n"
+        "with building(Path(sys.argv[1])): print('building', flush=True); time.sleep(3600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "building\n"
+    with removing(tmp_path / "cache") as is_alone:
+        assert not is_alone
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with removing(tmp_path / "cache") as is_alone:
+        assert is_alone
 
 
 def test_pruning_keeps_what_may_just_be_being_prepared(some_crystals, cache_dir):
@@ -75,4 +144,4 @@ def test_pruning_keeps_what_is_in_use_and_what_is_not_its_own(some_crystals, cac
     removed = prune_caches(cache_dir, keep=[some_crystals.hash])
     assert [cache.folder.name for cache in removed] == ["0123456789abcdef-0"]
     assert len(prune_caches(cache_dir)) == 2
-    assert sorted(path.name for path in cache_dir.iterdir()) == ["notes", "notes.txt"]
+    assert sorted(path.name for path in cache_dir.iterdir()) == ["locks", "notes", "notes.txt"]

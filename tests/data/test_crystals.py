@@ -104,3 +104,12 @@ def test_a_binary_form_that_is_cut_short_is_noticed(sample, tmp_path, length):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CacheError, match="There is no file"):
         Crystals.open(tmp_path / "none.bin")
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(some_crystals, tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mbqueue.data.crystals.write_arrays", full)
+    with pytest.raises(CacheError, match=r"crystals\.bin cannot be written: .*No space left.*free some space"):
+        some_crystals.save(tmp_path / "crystals.bin")

@@ -3,13 +3,20 @@ from __future__ import annotations
 import gzip
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from small_project import make_project
+from small_project import enqueue, make_project, small_spec
 
+from mbqueue import Project
+from mbqueue.data.cache_folder import prune_caches
+from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import SAMPLE_FILE
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache
+from mbqueue.errors import CacheError, UsageError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import PUBLISHED_CRYSTALS, ProjectFolder
+from mbqueue.queue.opening import open_queue
 from mbqueue.session.loading import LoadedData, load_data
 
 SOURCE = "mine.jsonl"
@@ -47,6 +54,71 @@ def test_a_new_machine_takes_the_crystals_from_the_mount_and_needs_no_source(spl
     assert again.crystals.hash == first.crystals.hash
     assert (again.source, again.official, again.dropped) == (first.source, first.official, first.dropped)
     assert notes == []
+
+
+def test_crystals_that_are_damaged_here_are_taken_from_the_mount(split: ProjectFolder) -> None:
+    first = load(split, None, [])
+    (split.root / SOURCE).unlink()
+    file = first.graphs.folder / CRYSTALS_FILE
+    file.write_bytes(file.read_bytes()[:-1])
+    notes: list[str] = []
+    assert load(split, first.crystals.hash, notes).crystals.hash == first.crystals.hash
+    (note,) = notes
+    assert "crystals.bin" in note
+    assert Crystals.open(file)[0].hash == first.crystals.hash
+
+
+def test_prepare_on_a_new_machine_takes_the_crystals_that_an_experiment_was_prepared_with(
+    split: ProjectFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = load(split, None, [])
+    enqueue(split, small_spec(split, data__dataset=SOURCE, data__limit=0, seed=7))
+    with open_queue(split) as queue:
+        session = queue.start_session(device="cpu", now=1.0, alive_seconds=100.0)
+        lease = queue.claim(session, now=1.0, lease_seconds=100.0)
+        assert lease is not None
+        queue.commit(lease, result={"dataset_hash": first.crystals.hash}, now=2.0)
+    shutil.rmtree(split.cache_dir)
+    source = (split.root / SOURCE).read_bytes()
+    project = Project.__new__(Project)
+    project.folder = split
+    (split.root / SOURCE).unlink()
+    assert project.prepare(DataSpec(dataset=SOURCE)).crystals.hash == first.crystals.hash
+    assert "not on this machine" in caplog.text
+    with pytest.raises(UsageError, match="There is no data set"):
+        project.prepare(DataSpec(dataset=SOURCE, limit=8))
+    # What is there is read, as it is now.
+    (split.root / SOURCE).write_bytes(b"".join(source.splitlines(keepends=True)[:10]))
+    assert len(project.prepare(DataSpec(dataset=SOURCE)).crystals) == 10
+
+
+def test_a_cache_that_is_emptied_while_it_is_built_is_no_success(
+    split: ProjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = GraphCache.build
+
+    def emptied(crystals: Crystals, folder: Path, **options: Any) -> GraphCache | None:
+        graphs = build(crystals, folder, **options)
+        (folder / CRYSTALS_FILE).unlink()
+        return graphs
+
+    monkeypatch.setattr(GraphCache, "build", emptied)
+    with pytest.raises(CacheError, match="removed while it was being built"):
+        load(split, None, [])
+
+
+def test_a_cache_cannot_be_pruned_while_it_is_built(split: ProjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = GraphCache.build
+    told: list[str] = []
+
+    def pruned(crystals: Crystals, folder: Path, **options: Any) -> GraphCache | None:
+        assert prune_caches(split.cache_dir, note=told.append) == []
+        return build(crystals, folder, **options)
+
+    monkeypatch.setattr(GraphCache, "build", pruned)
+    loaded = load(split, None, [])
+    assert (loaded.graphs.folder / CRYSTALS_FILE).exists()
+    assert "just being built" in told[0]
 
 
 def test_crystals_that_are_not_whole_on_the_mount_are_read_from_their_source_with_a_note(split: ProjectFolder) -> None:

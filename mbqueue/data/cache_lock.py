@@ -1,0 +1,43 @@
+"""Who is at work in a folder of the cache: its builders share it, whoever removes it has it alone.
+
+The lock is a file beside the folder, in ``locks/``, so that it outlives the folder. The system frees it with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from mbqueue.files import make_folder
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Within the block, nobody prunes ``folder``; waits while somebody just does."""
+    with ExitStack() as stack:
+        try:
+            fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
+        except OSError:
+            pass  # of a cache that cannot be written nothing is pruned, and what is whole can be read all the same
+        yield
+
+
+@contextmanager
+def removing(folder: Path) -> Iterator[bool]:
+    """Whether nobody builds in ``folder``; if so, nobody begins to within the block."""
+    with _lock_file(folder) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _lock_file(folder: Path) -> IO[bytes]:
+    locks = folder.parent / "locks"
+    make_folder(locks)
+    return (locks / f"{folder.name}.lock").open("ab")
