@@ -22,7 +22,8 @@ OVERLAP = 0.01
 MIN_VOLUME_PER_ATOM = 0.1
 #: A cell so skewed or so thin that more periodic images than this lie within 6 Å is refused.
 MAX_IMAGES = 2_000_000
-#: So many cubes of 6 Å fill a box of 1,300 Å; the converter keeps a number for each.
+#: The converter keeps a number for each cube of 6 Å, and coordinates of each copy of an atom; so many cubes fill a box
+#: of 1,300 Å.
 MAX_CUBES = 10_000_000
 #: Bonds, and angles, of one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million; a batch counts in 32 bits.
 MAX_BONDS = 10_000_000

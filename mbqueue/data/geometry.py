@@ -40,10 +40,10 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
 
     Returns:
         volume, Å³ (0 for a flat cell, and then all else too); in a search to 6 Å: periodic images around one atom,
-        images around all atoms, cubes of 6 Å in the box around all atoms; a number that neither bonds nor angles
-        exceed; the first two atoms at one place as i · n + j, or -1. An atom's own image is not looked at, and of
-        others only the nearest by fractional coordinates: where lattice planes are less than twice ``overlap`` apart,
-        that number is infinite, and ``count_neighbors`` looks at all.
+        images around all atoms; cubes of 6 Å in the box around all atoms, or the copies of atoms in it, if these are
+        more; a number that neither bonds nor angles exceed; the first two atoms at one place as i · n + j, or -1. An
+        atom's own image is not looked at, and of others only the nearest by fractional coordinates: where lattice
+        planes are less than twice ``overlap`` apart, that number is infinite, and ``count_neighbors`` looks at all.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)
@@ -66,6 +66,7 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         near *= math.floor(12.0 / spacings[axis]) + 1.0
         short *= math.floor(6.0 / spacings[axis]) + 1.0
         thinnest = min(thinnest, spacings[axis])
+    cubes *= max(1.0, 6.0**3 * n_atoms / volume)
     most = np.inf if thinnest < 2.0 * overlap else n_atoms * max(near, short * short)
     for i in range(n_atoms):
         for j in range(i + 1, n_atoms):

@@ -46,6 +46,10 @@ BAD = {
     "sheared-cell": (changed(lattice__matrix=[[1, 0, 0], [1e12, 4, 0], [0, 1e12, 4]]), "too skewed or too thin"),
     "far-away": (changed(sites__1__abc=[1e15, 0.5, 0.5]), "atoms lie too far apart"),
     "unwrapped": (changed(sites__1__abc=[1000.5, 1000.5, 1000.5]), "atoms lie too far apart"),
+    "unwrapped-crowd": (
+        Structure(cubic(30), ["Fe"] * 2000, 40 * np.random.default_rng(0).uniform(size=(2000, 3))).as_dict(),
+        "atoms lie too far apart",
+    ),
     "empty-cube": (
         Structure(cubic(1e5), ["Fe"] * 4, [[0, 0, 0], [2e-5, 0, 0], [0.5, 0.5, 0.5], [0.50002, 0.5, 0.5]]).as_dict(),
         "atoms lie too far apart",
