@@ -7,12 +7,16 @@
     │   └── ExperimentExists     same name, other spec
     ├── DataError                a dataset cannot be read as it is
     │   ├── InvalidCrystals      some entries are bad; carries their ids and reasons
+    │   ├── SourceAway           it cannot be had just now; a later attempt may succeed
     │   └── CacheError           a cache file is missing, damaged or of another version
     ├── QueueError               the queue cannot do what was asked
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
-    │   └── SchemaTooNew         the database was written by a newer mbqueue
+    │   ├── SchemaTooNew         the database was written by a newer mbqueue
+    │   ├── QueueDamaged         its file is not a whole queue
+    │   ├── QueueDiskFull        the disk that its file is on is full; nothing was changed
+    │   └── QueueReplaced        another file took the place of the one that is open; nothing was written
     ├── SessionError             a session in the background did not come to work
     ├── TrainingError            a training step cannot go on
     │   ├── NonFiniteLoss        loss, gradient or prediction is nan or inf; nothing of it is kept
@@ -98,6 +102,10 @@ class InvalidCrystals(DataError):
         )
 
 
+class SourceAway(DataError):
+    """A dataset cannot be had just now (no network, a disk that does not answer); a later attempt may succeed."""
+
+
 class CacheError(DataError):
     """A cache file is missing, damaged or of another version."""
 
@@ -120,6 +128,18 @@ class ForbiddenTransition(QueueError):
 
 class SchemaTooNew(QueueError):
     """The database was written by a newer mbqueue than this one."""
+
+
+class QueueDamaged(QueueError):
+    """The queue's file is not a whole queue: what is in it is not what was written."""
+
+
+class QueueDiskFull(QueueError):
+    """The disk that the queue's file is on is full; nothing was changed."""
+
+
+class QueueReplaced(QueueError):
+    """Another file took the place of the queue's (recover, restore); nothing was written into either."""
 
 
 class SessionError(MbqueueError):

@@ -12,7 +12,7 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import StoreError, UsageError
 from mbqueue.queue.jobs import Event
-from mbqueue.queue.opening import open_queue
+from mbqueue.queue.opening import open_queue, require_content
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
@@ -124,6 +124,7 @@ class Queueing(OpenedProject):
             UsageError: when there is no such experiment; lists those there are.
         """
         with self._reading_queue(experiment) as queue:
+            require_content(self.folder, queue)
             overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiment=experiment)
         if self.folder.store:
             from mbqueue.session.storewatch import store_status  # noqa: PLC0415 - only for projects with a store

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,11 +19,12 @@ from mbqueue.drive.moving import take_commits
 from mbqueue.drive.published import is_on_line, rank
 from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.drive.wanted import steer_as_wanted, wanted
-from mbqueue.errors import CheckpointError, QueueError, UsageError
+from mbqueue.errors import CheckpointError, QueueDamaged, QueueError, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import Kind, State
-from mbqueue.queue.processes import is_known_dead
+from mbqueue.queue.jobs import Kind, SessionRow, State
+from mbqueue.queue.opening import has_lost_content
+from mbqueue.queue.processes import is_known_dead, is_known_living
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
@@ -100,22 +103,18 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
 
     Raises:
         UsageError: when it is whole and ``force`` is not given, or a session works with it.
+        QueueError: when nobody can tell that: a newer mbqueue wrote it, it is locked, or its disk does not answer.
     """
     path, now = project.queue_db, clock.now()
     if not path.exists():
         return None
-    try:
-        with Queue(path, read_only=True) as queue:
-            # Whoever was killed a moment ago on this machine still looks alive, but works no more.
-            live = [row for row in queue.sessions() if row.is_live(now) and not is_known_dead(row.identity)]
-            with queue.reading() as db:
-                db.execute("PRAGMA quick_check").fetchone()
-    except QueueError:
-        live, is_whole = [], False
-    else:
-        is_whole = True
-    if live:
-        raise UsageError(f"Session {live[0].id} on {live[0].host} works with {path}. End it first: mbqueue stop")
+    sessions, is_whole = _looked_at(project)
+    if at_work := [row for row in sessions if _may_be_at_work(row, now)]:
+        first = at_work[0]
+        raise UsageError(
+            f"Session {first.id} (process {first.pid} on {first.host}) works with {path}. End it first: mbqueue stop. "
+            "If it hangs or is stopped (Ctrl-Z), wake it or end it with kill -9."
+        )
     if is_whole and not force:
         raise UsageError(f"There is a queue at {path}, and it is whole. To replace it all the same, add --force.")
     aside = path.with_name(f"{path.name}.replaced-{utc_text(now).replace(':', '')}")
@@ -124,6 +123,27 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
             part.replace(aside.with_name(aside.name + suffix))
     files.fsync_dir(path.parent)
     return aside
+
+
+def _looked_at(project: ProjectFolder) -> tuple[tuple[SessionRow, ...], bool]:
+    """The sessions of the queue that is there, as far as they can be read, and whether it is whole."""
+    sessions: tuple[SessionRow, ...] = ()
+    try:
+        with Queue(project.queue_db, read_only=True) as queue:
+            with suppress(QueueError):  # what cannot be read is found damaged below, or not there either
+                sessions = queue.sessions()
+            queue.verify()
+            return sessions, not has_lost_content(project, queue)
+    except QueueDamaged:
+        return sessions, False
+
+
+def _may_be_at_work(row: SessionRow, now: float) -> bool:
+    """Whether a session may still write: one that was heard of, or whose process lives, however long it is silent."""
+    if row.ended_at is not None or is_known_dead(row.identity):
+        return False  # whoever was killed a moment ago on this machine still looks alive, but works no more
+    # This process is who asks: a session that it ran, and that could not say its end, is over.
+    return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 
 def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mbqueue.errors import UsageError
+from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
 
@@ -46,6 +46,28 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
     from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
 
     return exists(project.queue_url, wait=wait)
+
+
+def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
+    """Whether a queue is empty though there are checkpoints, so that something emptied it."""
+    return not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json"))
+
+
+def require_content(project: ProjectFolder, queue: Queue) -> None:
+    """Refuse a queue that has lost its content.
+
+    Raises:
+        QueueError: when it has.
+    """
+    if has_lost_content(project, queue):
+        raise QueueError(
+            f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
+            + (
+                " or is still in the queue from before: mbqueue migrate-queue --help"
+                if project.queue_url
+                else ". Rebuild it from them: mbqueue recover"
+            )
+        )
 
 
 def open_on_server(url: str, *, read_only: bool = False, wait: Callable[[float], bool] | None = None) -> PostgresQueue:

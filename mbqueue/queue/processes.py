@@ -63,6 +63,13 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
     return _is_over(stat) or (identity.pid_started is not None and int(stat[19]) != identity.pid_started)
 
 
+def is_known_living(identity: ProcessIdentity) -> bool:
+    """Whether the process certainly lives, be it stopped or hanging. Without proof: False."""
+    if identity.boot_id is None or identity.boot_id != boot_id() or identity.pid_started is None:
+        return False
+    return _started(identity.pid) == identity.pid_started
+
+
 def parent_of(pid: int) -> int | None:
     """The process that started this one, or took it over; None when it is gone, or hidden."""
     stat = _stat(pid)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from mbqueue.errors import ForbiddenTransition, QueueError
+from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueReplaced
 from mbqueue.files import make_folder
 from mbqueue.queue import schema
 from mbqueue.queue.database import Bound, Database, Statements
 
 #: How long a statement waits for another process's transaction.
 BUSY_SECONDS = 30.0
+#: With less room than this on its disk SQLite cannot even make the index of its write-ahead log, and says "I/O error".
+_LEAST_ROOM_BYTES = 1 << 20
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_UNREACHABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 
 
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
@@ -46,14 +50,16 @@ class SqliteFile(Database):
 
     What is promised: a transaction that returned is on the disk (``synchronous=FULL``), survives the death of the
     process and of the machine, and is seen whole or not at all. Where it ends: the file must be on a local disk.
-    On a network mount the locks and the write-ahead log of SQLite promise nothing.
+    On a network mount the locks and the write-ahead log of SQLite promise nothing. Once another file has taken the
+    place of the one that was opened, nothing is written any more.
 
     With ``read_only=True`` nothing can be written and the file must exist; a database of an older version is
-    upgraded first, since it is this project's own.
+    upgraded first, since it is this project's own. In a folder where nothing can be written (a backup that is mounted
+    read-only), it is read as one that nobody changes.
 
     Raises:
-        QueueError: when the file is missing (reading only), damaged, locked for too long, or cannot be written.
-        SchemaTooNew: when a newer mbqueue wrote it.
+        QueueError: when the file is missing (reading only), locked for too long, or cannot be written.
+        QueueDamaged, QueueDiskFull, QueueReplaced, SchemaTooNew: when it is that.
     """
 
     dialect = "sqlite"
@@ -65,6 +71,7 @@ class SqliteFile(Database):
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[tuple[int, sqlite3.Connection]] = []
+        self._file: tuple[int, int] | None = None
         if read_only and not self.path.exists():
             raise QueueError(f"There is no queue at {self.path}. Enqueue an experiment first: mbqueue enqueue NAME")
         with self._translating():
@@ -77,13 +84,13 @@ class SqliteFile(Database):
                 if owner == os.getpid():
                     connection.close()
             self._open.clear()
-            self._local = threading.local()
+            self._local, self._file = threading.local(), None
 
     def verify(self) -> None:
         """Read the whole file and compare it with itself; what SQLite cannot see (another digit) it does not find.
 
         Raises:
-            QueueError: when it is damaged.
+            QueueDamaged: when it is.
         """
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -92,7 +99,7 @@ class SqliteFile(Database):
             if found == "ok" and there != schema.expected_definitions(schema.SCHEMA_VERSION):
                 found = "its tables are not those of a queue"
         if found != "ok":
-            raise QueueError(self._damaged(found))
+            raise self._damaged(found)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -101,6 +108,7 @@ class SqliteFile(Database):
             connection = self._connection()
             _begin(connection, "BEGIN IMMEDIATE")
             try:
+                self._require_same_file()
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -138,14 +146,23 @@ class SqliteFile(Database):
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         # A connection must not be carried across a fork: both processes would hold the same locks.
         if connection is None or self._local.pid != os.getpid():
+            with self._lock:
+                self._file = self._file or _file_at(self.path)
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
                 self._open.append((os.getpid(), connection))
         return connection
 
+    def _require_same_file(self) -> None:
+        if _file_at(self.path) != self._file:
+            raise QueueReplaced(
+                f"{self.path} is not the file that this process opened: the queue was replaced (mbqueue recover or "
+                "restore). Nothing was written. Start again: mbqueue work"
+            )
+
     def _connect(self, *, read_only: bool) -> sqlite3.Connection:
-        mode = "ro" if read_only else "rwc"
+        mode = "rwc" if not read_only else "ro&immutable=1" if self._is_immutable() else "ro"
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,
@@ -160,11 +177,16 @@ class SqliteFile(Database):
             connection.execute("PRAGMA query_only = ON")
         return connection
 
+    def _is_immutable(self) -> bool:
+        """Whether nobody here can write to the file or beside it, and all that was written is in the file itself."""
+        log = self.path.with_name(self.path.name + "-wal")
+        return not os.access(self.path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+
     def _make_current(self) -> None:
         if self.path.exists():
             connection = self._connection()
-            journal = connection.execute("PRAGMA journal_mode").fetchone()[0]
-            if journal == "wal" and schema.is_current(connection, path=self.path):
+            has_log = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal" or self._is_immutable()
+            if has_log and schema.is_current(connection, path=self.path):
                 return
         from filelock import FileLock  # noqa: PLC0415  (needed only when there is something to create)
 
@@ -179,8 +201,8 @@ class SqliteFile(Database):
             finally:
                 connection.close()
 
-    def _damaged(self, why: object) -> str:
-        return (
+    def _damaged(self, why: object) -> QueueDamaged:
+        return QueueDamaged(
             f"{self.path} is damaged ({why}). Stop all workers, move it and the files beside it that begin with "
             f"{self.path.name} out of the way, and rebuild the queue from the checkpoints: mbqueue recover"
         )
@@ -192,26 +214,44 @@ class SqliteFile(Database):
         except sqlite3.Error as error:
             raise self._explained(error) from error
         except UnicodeDecodeError as error:
-            raise QueueError(self._damaged(error)) from error
+            raise self._damaged(error) from error
 
     def _explained(self, error: sqlite3.Error) -> QueueError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if "forbidden transition" in str(error):
             return ForbiddenTransition(f"{self.path}: {error}. Nothing was changed.")
-        if code in _DAMAGED:
-            return QueueError(self._damaged(error))
+        if code in _DAMAGED or "unsupported file format" in str(error):
+            return self._damaged(error)
         if code in _BUSY:
             return QueueError(
                 f"{self.path} was locked by another process for more than {BUSY_SECONDS:.0f} s ({error}). Look for a "
                 "stopped or hanging mbqueue process, and try again."
             )
-        if code == sqlite3.SQLITE_FULL:
-            return QueueError(f"The disk of {self.path} is full. Nothing was changed. Free some space there.")
-        if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}:
+        if code == sqlite3.SQLITE_FULL or (code in _UNREACHABLE and self._has_no_room()):
+            return QueueDiskFull(
+                f"The disk of {self.path} is full. Nothing was changed. Free some space there: converted data go with "
+                "`mbqueue cache prune --all` (they are made again)."
+            )
+        if code in _UNREACHABLE:
             return QueueError(
                 f"{self.path} cannot be opened or written ({error}). Check its disk, its folder and permissions."
             )
         return QueueError(f"{self.path}: {error}. Nothing was changed.")
+
+    def _has_no_room(self) -> bool:
+        try:
+            return shutil.disk_usage(self.path.parent).free < _LEAST_ROOM_BYTES
+        except OSError:
+            return False
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """What tells the file that has this name from any other that is there or will be; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _begin(connection: sqlite3.Connection, statement: str) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mbqueue.clock import Clock
-from mbqueue.errors import LeaseLost, QueueError
+from mbqueue.errors import LeaseLost, QueueError, QueueReplaced
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 
@@ -20,8 +20,8 @@ class Heartbeat:
     """Renews the session and the lease it holds, and tells the queue how far the job is.
 
     A beat that fails (the database is busy, say) does no harm: the next one tries again, and whatever the worker
-    publishes is checked against the fence anyway. Only a lease that is certainly lost, or a job that was paused, is
-    passed on, as `withdrawn`.
+    publishes is checked against the fence anyway. Only a lease that is certainly lost (taken over, or its queue was
+    replaced), or a job that was paused, is passed on, as `withdrawn`.
     """
 
     def __init__(
@@ -86,6 +86,9 @@ class Heartbeat:
         except LeaseLost as error:
             assert lease is not None
             self._withdraw(lease, str(error))
+        except QueueReplaced as error:
+            if lease is not None:
+                self._withdraw(lease, str(error))
         except QueueError as error:
             self._on_trouble(f"The heartbeat could not be written: {error}")
 

@@ -27,8 +27,7 @@ from mbqueue.errors import (
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
-from mbqueue.queue.opening import open_queue, queue_exists
-from mbqueue.queue.store import Queue
+from mbqueue.queue.opening import open_queue, queue_exists, require_content
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.heartbeat import Heartbeat
@@ -101,7 +100,7 @@ def work(
     lease_seconds = project.settings.lease_seconds
     with open_queue(project, wait=stop.wait) as queue:
         queue.verify()
-        _require_content(project, queue)
+        require_content(project, queue)
         store, watch = _store(project, clock, report)
         commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
         session = queue.start_session(
@@ -166,18 +165,6 @@ def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[Object
     store = ObjectStore.open(project.store)
     store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
     return store, watch
-
-
-def _require_content(project: ProjectFolder, queue: Queue) -> None:
-    if not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")):
-        raise QueueError(
-            f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
-            + (
-                " or is still in the queue from before: mbqueue migrate-queue --help"
-                if project.queue_url
-                else ". Rebuild it from them: mbqueue recover --force"
-            )
-        )
 
 
 def _publisher(
