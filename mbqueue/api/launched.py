@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.clock import SystemClock
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 #: Seconds since the epoch; set by Slurm from version 22.05 on.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
-#: Why a session ended that is to go on in the next run of its job.
-_TO_BE_CONTINUED = {"SIGUSR1", "SIGUSR2"}
+#: Signals that announce the end of the job's time, and of no more than that.
+_TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class LaunchedSession:
@@ -77,16 +78,13 @@ class LaunchedSession:
 
         A new process may use a GPU that this one has lost; one that is broken refuses it at its start.
         """
-        from mbqueue.session.outcome import Ending  # noqa: PLC0415
-        from mbqueue.session.workplace import DEVICE_LOST, TIME_IS_UP  # noqa: PLC0415
+        from mbqueue.session.outcome import Ending, StopKind  # noqa: PLC0415
 
         if outcome.ending is not Ending.STOPPED:
             return False
-        if outcome.reason == "SIGTERM":
+        if outcome.cause.signal == signal.SIGTERM:
             return _is_preempted()
-        if outcome.reason.startswith(DEVICE_LOST):
-            return True
-        return outcome.reason == TIME_IS_UP or outcome.reason in _TO_BE_CONTINUED
+        return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
         """What the job does when it runs again: the same; where it is, the queue knows."""
@@ -120,6 +118,7 @@ def _is_preempted() -> bool:
 
 
 def _say(text: str, _style: str | None = None) -> None:
-    """Into the job's log: this is the job's main program."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
-    sys.stderr.flush()
+    """Into the job's log: this is the job's main program. A log that cannot be written is no reason to end."""
+    with suppress(OSError):
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+        sys.stderr.flush()

@@ -79,7 +79,7 @@ class Working(OpenedProject):
         with graceful_signals(stop), ExitStack() as listeners:
             report.starting(LOADING)
             notifier = listeners.enter_context(
-                Notifier(self.folder.settings.notify, project=str(self.folder.root), on_trouble=report.note)
+                Notifier(self.folder.settings.notify, project=str(self.folder.root), on_trouble=Relay(report).note)
             )
             heard: list[Report] = [report, notifier]
             if tensorboard:

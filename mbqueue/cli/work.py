@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mbqueue.cli.console import print_line, say
+from mbqueue.cli.console import outliving_readers, print_line, say
 from mbqueue.cli.options import open_project
 from mbqueue.errors import UsageError
 
@@ -81,53 +81,42 @@ def work(
         say(f"Its log: {started.log}\nFollow it with: mbqueue logs -f. End it with: mbqueue stop")
         return
 
+    options = {
+        "session": session,
+        "max_jobs": max_jobs,
+        "forever": forever,
+        "max_idle": max_idle,
+        "tensorboard": tensorboard,
+    }
+    with outliving_readers():
+        if wanted is not None:
+            _work_on_devices(project, wanted, **options)
+        else:
+            working = _work_in_json if as_json else _work_and_tell
+            _exit_with(working(project, device=device, end_command=end_command, **options).ending)
+
+
+def _work_on_devices(project: Project, devices: list[str], **options: Any) -> None:
     from mbqueue.cli.progress import Screen
 
-    if wanted is not None:
-        with Screen() as screen:
-            together = project.work_on_devices(
-                wanted,
-                session=session,
-                max_jobs=max_jobs,
-                forever=forever,
-                max_idle=max_idle,
-                tensorboard=tensorboard,
-                report_for=screen.report,
-            )
-        for one in together.sessions:
-            _tell_end(one)
-        for failure in together.failures:
-            say(f"error: the session on {failure.device} {failure.why}", style="bold red")
-        if together.failures:
-            raise typer.Exit(USAGE if all(f.code == USAGE for f in together.failures) else FAILURE)
-        _exit_with(together.ending)
-        return
+    with Screen() as screen:
+        together = project.work_on_devices(devices, **options, report_for=screen.report)
+    for one in together.sessions:
+        _tell_end(one)
+    for failure in together.failures:
+        say(f"error: the session on {failure.device} {failure.why}", style="bold red")
+    if together.failures:
+        raise typer.Exit(USAGE if all(f.code == USAGE for f in together.failures) else FAILURE)
+    _exit_with(together.ending)
 
-    if as_json:
-        outcome = _work_in_json(
-            project,
-            session=session,
-            max_jobs=max_jobs,
-            forever=forever,
-            max_idle=max_idle,
-            device=device,
-            tensorboard=tensorboard,
-            end_command=end_command,
-        )
-    else:
-        with Screen() as screen:
-            outcome = project.work(
-                session=session,
-                max_jobs=max_jobs,
-                forever=forever,
-                max_idle=max_idle,
-                device=device,
-                tensorboard=tensorboard,
-                end_command=end_command,
-                report=screen.report(),
-            )
-        _tell_end(outcome)
-    _exit_with(outcome.ending)
+
+def _work_and_tell(project: Project, **options: Any) -> SessionOutcome:
+    from mbqueue.cli.progress import Screen
+
+    with Screen() as screen:
+        outcome = project.work(**options, report=screen.report())
+    _tell_end(outcome)
+    return outcome
 
 
 def _work_in_json(project: Project, **options: Any) -> SessionOutcome:

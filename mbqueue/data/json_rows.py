@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from mbqueue.data.machine_code import compiled
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, SourceAway
 
 Progress = Callable[[int, int], None]
 
@@ -69,7 +69,8 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     """The decompressed content of a plain, .gz or .bz2 file; ``progress`` is told bytes of the file, read and all.
 
     Raises:
-        DataError: when the file cannot be read, is empty, is no such archive or ends too early.
+        DataError: when the file is empty, is no such archive or ends too early.
+        SourceAway: when the system cannot read it.
     """
     try:
         with path.open("rb") as raw:
@@ -85,7 +86,9 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        if error.errno is None:  # so bz2 says that it is damaged
+            raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
+        raise SourceAway(f"{path} cannot be read: {error}.") from error
 
 
 def lines_of(stream: Source, path: Path) -> Iterator[bytes]:

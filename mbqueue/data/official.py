@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from mbqueue.clock import Clock, SystemClock
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, SourceAway
 from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.files import fsync_dir, sha256_of_file
 
@@ -81,7 +81,7 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
         clock: waits between attempts.
 
     Raises:
-        DataError: when it cannot be had, or is not the file that it should be.
+        SourceAway: when it cannot be had, is not the file that it should be, or cannot be written.
     """
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only ask for the path
 
@@ -98,7 +98,7 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
             if not file.path.exists():
                 _fetch(file, progress, clock or SystemClock())
     except OSError as error:
-        raise DataError(
+        raise SourceAway(
             f"{file.path} cannot be written: {error}. Point MATMINER_DATA at a folder with room for the data set."
         ) from error
     return file.path
@@ -113,7 +113,7 @@ def _fetch(file: OfficialFile, progress: Progress | None, clock: Clock) -> None:
             break
         part.unlink()
         if began_anew:
-            raise DataError(
+            raise SourceAway(
                 f"What {file.url} gives is not {file.path.name} (its SHA-256 is another). Try later, or put the file "
                 f"at {file.path} yourself."
             )
@@ -135,14 +135,14 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code != HTTPStatus.TOO_MANY_REQUESTS:
-                raise DataError(f"{file.url} cannot be had: {error}. Put the file at {file.path} yourself.") from error
+                raise SourceAway(f"{file.url} cannot be had: {error}. Put the file at {file.path} yourself.") from error
             problem = error
         except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
             problem = error
         there = part.stat().st_size if part.exists() else 0
         fruitless = 0 if there > before else fruitless + 1
         if fruitless >= _ATTEMPTS:
-            raise DataError(
+            raise SourceAway(
                 f"{file.url} cannot be had: {problem}. The {there} bytes that came are kept; a later try goes on "
                 "from there."
             )

@@ -23,7 +23,7 @@ from mbqueue.clock import Clock
 from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue
-from mbqueue.session.ending import run_end_command
+from mbqueue.session.ending import end_command_after
 from mbqueue.session.messages import read_message, retell
 from mbqueue.session.outcome import Ending, SessionOutcome
 from mbqueue.session.report import Report
@@ -171,7 +171,23 @@ class Crew:
         self._heard: queue.SimpleQueue[tuple[_Worker, bytes | str | None]] = queue.SimpleQueue()
 
     def run(self, stop: StopRequest) -> DevicesOutcome:
-        """Start them, and return when all have ended; ``stop`` is passed on to each as the signal that it names."""
+        """Start them, and return when all have ended; ``stop`` is passed on to each as the signal that it was."""
+        with end_command_after(self._project.settings, note=self._note):
+            failures = self._run(stop)
+        outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
+        endings = {outcome.ending for outcome in outcomes}
+        # Whoever found nothing left looked at the work of all; those that had stopped before it knew less.
+        ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
+        return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
+
+    def kill(self) -> None:
+        """End those that still live at once; what they published is whole."""
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                worker.process.kill()
+
+    def _run(self, stop: StopRequest) -> list[Failure]:
+        """Until all have ended; those that did not end by themselves."""
         failures: list[Failure] = []
         try:
             for device in self._devices:
@@ -179,9 +195,9 @@ class Crew:
             living = set(self._workers)
             is_stopping = False
             while living:
-                if stop and not is_stopping:
+                if stop.cause is not None and not is_stopping:
                     is_stopping = True
-                    self._signal(getattr(signal, stop.reason or "", signal.SIGTERM))
+                    self._signal(stop.cause.signal or signal.SIGTERM)
                 try:
                     worker, what = self._heard.get(timeout=_POLL_SECONDS)
                 except queue.Empty:
@@ -195,22 +211,11 @@ class Crew:
                     failures.append(self._mourn(worker, bool(living)))
         finally:
             self.kill()
-        if self._project.settings.end_command:
-            settings = self._project.settings
-            run_end_command(
-                settings.end_command, timeout_seconds=settings.end_command_seconds, note=self._workers[0].report.note
-            )
-        outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
-        endings = {outcome.ending for outcome in outcomes}
-        # Whoever found nothing left looked at the work of all; those that had stopped before it knew less.
-        ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
-        return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
+        return failures
 
-    def kill(self) -> None:
-        """End those that still live at once; what they published is whole."""
-        for worker in self._workers:
-            if worker.process.poll() is None:
-                worker.process.kill()
+    def _note(self, text: str) -> None:
+        if self._workers:
+            self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
         # Threads are left as they are: on the CPU the last bits of a result depend on their number, and each session is

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mbqueue.session.shell import run_shell
+from mbqueue.settings import Settings
+
+
+@contextmanager
+def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Iterator[None]:
+    """Run the end command of the settings, when there is one, after the block, however it ends."""
+    try:
+        yield
+    finally:
+        if settings.end_command:
+            run_end_command(settings.end_command, timeout_seconds=settings.end_command_seconds, note=note)
 
 
 def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:

@@ -9,9 +9,11 @@
     {"event": "job_failed", "job": {…}, "error": …, "retry_at": …}
     {"event": "waiting", "why": …}
     {"event": "note", "text": …}
-    {"event": "session_ended", "session": …, "ending": "DONE", "reason": …, "jobs_done": 5}
+    {"event": "session_ended", "session": …, "ending": "DONE", "reason": …, "jobs_done": 5,
+     "cause": {"kind": "signal", "signal": 15}}
 
-``job`` has the fields of `mbqueue.queue.jobs.Job`. Numbers that are not finite are null.
+``kind`` is a `mbqueue.session.outcome.StopKind`, ``signal`` null for all but signals. ``job`` has the fields
+of `mbqueue.queue.jobs.Job`. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import orjson
 
 from mbqueue.errors import remedy
 from mbqueue.queue.jobs import Job, Kind, State
-from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 
 #: How far a job is, is told no more often than this.
@@ -92,6 +94,7 @@ class JsonLines(Report):
             ending=outcome.ending.name,
             reason=outcome.reason,
             jobs_done=outcome.jobs_done,
+            cause={"kind": outcome.cause.kind.value, "signal": outcome.cause.signal},
         )
 
     def _tell(self, event: str, **facts: Any) -> None:
@@ -124,7 +127,10 @@ def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
         facts["job"] = Job(**{**job, "kind": Kind(job["kind"]), "state": State(job["state"])})
     match message["event"]:
         case "session_ended":
-            return SessionOutcome(**{**facts, "ending": Ending[facts["ending"]]})
+            cause = StopCause(StopKind(facts["cause"]["kind"]), facts["reason"], facts["cause"]["signal"])
+            return SessionOutcome(
+                session=facts["session"], ending=Ending[facts["ending"]], cause=cause, jobs_done=facts["jobs_done"]
+            )
         case "advanced":
             facts["facts"] = {key: value for key, value in facts["facts"].items() if value is not None}
         case "job_failed":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mbqueue.queue.jobs import Job
@@ -43,43 +43,44 @@ class Report:
 
 
 class Relay(Report):
-    """Passes everything on to several listeners, in order."""
+    """Passes everything on to several listeners, in order. One that cannot write any more (its disk is full, its
+    reader is gone) hears no more and the others are told: whatever becomes of a report, the work goes on.
+    """
 
     def __init__(self, *listeners: Report) -> None:
         self._listeners = listeners
 
     def starting(self, what: str) -> None:
-        for listener in self._listeners:
-            listener.starting(what)
+        self._tell(lambda one: one.starting(what))
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
-        for listener in self._listeners:
-            listener.session_started(session, device, seconds)
+        self._tell(lambda one: one.session_started(session, device, seconds))
 
     def job_started(self, job: Job) -> None:
-        for listener in self._listeners:
-            listener.job_started(job)
+        self._tell(lambda one: one.job_started(job))
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
-        for listener in self._listeners:
-            listener.advanced(job, what, done, total, facts)
+        self._tell(lambda one: one.advanced(job, what, done, total, facts))
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
-        for listener in self._listeners:
-            listener.epoch_finished(job, row, is_best=is_best)
+        self._tell(lambda one: one.epoch_finished(job, row, is_best=is_best))
 
     def job_finished(self, job: Job, summary: str) -> None:
-        for listener in self._listeners:
-            listener.job_finished(job, summary)
+        self._tell(lambda one: one.job_finished(job, summary))
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        for listener in self._listeners:
-            listener.job_failed(job, error, retry_at)
+        self._tell(lambda one: one.job_failed(job, error, retry_at))
 
     def waiting(self, why: str) -> None:
-        for listener in self._listeners:
-            listener.waiting(why)
+        self._tell(lambda one: one.waiting(why))
 
     def note(self, text: str) -> None:
+        self._tell(lambda one: one.note(text))
+
+    def _tell(self, event: Callable[[Report], None]) -> None:
         for listener in self._listeners:
-            listener.note(text)
+            try:
+                event(listener)
+            except OSError as error:
+                self._listeners = tuple(one for one in self._listeners if one is not listener)
+                self.note(f"{type(listener).__name__} cannot write any more and is told nothing more: {error}")

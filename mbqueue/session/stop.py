@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from mbqueue.clock import Clock
+from mbqueue.session.outcome import StopCause, StopKind
 
 #: SIGUSR1 and SIGUSR2 are what batch systems send before they take a machine away (`sbatch --signal`).
 GRACEFUL_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -21,7 +22,7 @@ INTERRUPTED = 130
 
 
 class StopRequest:
-    """One session's wish to stop; thread-safe; the first reason given is the one that is kept.
+    """One session's wish to stop; thread-safe; the first cause given is the one that is kept.
 
     A flag and no `threading.Event`: a signal handler runs in the midst of the thread that may just be waiting for the
     event, with the event's lock in its hands, and setting it would wait for that lock for ever.
@@ -31,27 +32,32 @@ class StopRequest:
     _NOTICE_SECONDS = 0.1
 
     def __init__(self) -> None:
-        self._reason: str | None = None
+        self._cause: StopCause | None = None
+
+    @property
+    def cause(self) -> StopCause | None:
+        """Why the session is to stop, or None while it may go on."""
+        return self._cause
 
     @property
     def reason(self) -> str | None:
-        """Why the session is to stop, or None while it may go on."""
-        return self._reason
+        """The same in words."""
+        return None if self._cause is None else self._cause.reason
 
     def __bool__(self) -> bool:
-        return self._reason is not None
+        return self._cause is not None
 
-    def request(self, reason: str) -> None:
-        """Ask for a stop at the next border between two steps."""
-        if self._reason is None:
-            self._reason = reason
+    def request(self, cause: StopCause | str) -> None:
+        """Ask for a stop at the next border between two steps; whoever runs the session may give any words."""
+        if self._cause is None:
+            self._cause = StopCause(StopKind.ASKED, cause) if isinstance(cause, str) else cause
 
     def wait(self, seconds: float) -> bool:
         """Wait at most ``seconds``; True as soon as a stop is requested."""
         end = time.monotonic() + seconds
-        while self._reason is None and (left := end - time.monotonic()) > 0:
+        while self._cause is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, self._NOTICE_SECONDS))
-        return self._reason is not None
+        return self._cause is not None
 
 
 @contextmanager
@@ -72,7 +78,7 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
         if interrupts > 1:
             at_once()
             os._exit(INTERRUPTED)
-        stop.request(signal.Signals(number).name)
+        stop.request(StopCause.by_signal(number))
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -90,16 +96,26 @@ class Deadline:
 
     Times are monotonic seconds, so a wall clock that jumps moves nothing. The time to save is learned: the longest
     save so far counts, and a margin is kept for what cannot be measured beforehand.
+
+    Args:
+        session_seconds: length of the session; None for no deadline.
+        end_command_seconds: how long what runs after the session may take. So much is kept free, but no more than a
+            share of the session, or a short one would do nothing.
     """
 
     #: Kept free before the deadline, besides the learned time for a save.
     MARGIN_SECONDS = 10.0
     #: What a save is taken to cost before the first one was measured.
     FIRST_SAVE_SECONDS = 5.0
+    #: The largest share of a session that is kept for its end command.
+    END_COMMAND_SHARE = 0.2
 
-    def __init__(self, clock: Clock, session_seconds: float | None) -> None:
+    def __init__(self, clock: Clock, session_seconds: float | None, *, end_command_seconds: float = 0.0) -> None:
         self._clock = clock
-        self._end = None if session_seconds is None else clock.monotonic() + session_seconds
+        self._end: float | None = None
+        if session_seconds is not None:
+            kept = min(end_command_seconds, self.END_COMMAND_SHARE * session_seconds)
+            self._end = clock.monotonic() + session_seconds - kept
         self._margin = min(self.MARGIN_SECONDS, 0.1 * session_seconds) if session_seconds else 0.0
         self._save_seconds = min(self.FIRST_SAVE_SECONDS, 0.1 * session_seconds) if session_seconds else 0.0
         self._publish_seconds = 0.0

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
 import traceback
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+
+import torch
 
 from mbqueue.clock import Clock, SystemClock, format_duration
 from mbqueue.data.machine_code import telling
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import (
+    CacheError,
     CommitTaken,
+    DataError,
     DeviceLost,
     DiskFull,
-    InvalidCrystals,
     LeaseLost,
+    QueueDiskFull,
     QueueError,
     ResultsError,
+    SourceAway,
     SpecError,
     StoreError,
     TrainingError,
@@ -29,15 +33,15 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, queue_exists, require_content
 from mbqueue.session import predict, prepare, record, train
-from mbqueue.session.ending import run_end_command
+from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
-from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.usable import usable_device, why_full, why_lost
-from mbqueue.session.workplace import DEVICE_LOST, SHORTEST_JOB_SECONDS, TIME_IS_UP, Rewound, Stopped, Workplace
+from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, Rewound, Stopped, Workplace
 from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
@@ -96,15 +100,33 @@ def work(
             'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
         )
     device = usable_device(options.device)
-    deadline = Deadline(clock, options.session_seconds)
-    lease_seconds = project.settings.lease_seconds
+    with end_command_after(project.settings, note=report.note) if options.end_command else nullcontext():
+        return _session(project, options, device, report=report, stop=stop, clock=clock)
+
+
+def _session(
+    project: ProjectFolder,
+    options: WorkOptions,
+    device: torch.device,
+    *,
+    report: Report,
+    stop: StopRequest,
+    clock: Clock,
+) -> SessionOutcome:
+    settings = project.settings
+    # Whoever starts several sessions runs the end command for all of them: each keeps the time for it.
+    deadline = Deadline(
+        clock,
+        options.session_seconds,
+        end_command_seconds=settings.end_command_seconds if settings.end_command else 0.0,
+    )
     with open_queue(project, wait=stop.wait) as queue:
         queue.verify()
         require_content(project, queue)
         store, watch = _store(project, clock, report)
         commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
         session = queue.start_session(
-            device=device_name(device), now=clock.now(), alive_seconds=lease_seconds, deadline_at=deadline.at
+            device=device_name(device), now=clock.now(), alive_seconds=settings.lease_seconds, deadline_at=deadline.at
         )
         try:
             require_same(queue, commits_place)
@@ -113,7 +135,7 @@ def work(
             raise
         report.session_started(session, device_name(device), options.session_seconds)
         publisher = _publisher(project, session, clock, report, deadline, stop)
-        heartbeat = Heartbeat(queue, session, lease_seconds=lease_seconds, clock=clock, on_trouble=report.note)
+        heartbeat = Heartbeat(queue, session, lease_seconds=settings.lease_seconds, clock=clock, on_trouble=report.note)
         place = Workplace(
             project=project,
             queue=queue,
@@ -132,29 +154,25 @@ def work(
         with publisher or nullcontext():  # on leaving, what is left is published
             try:
                 with telling(report.note), heartbeat:
-                    ending, reason = _loop(place, options)
+                    ending, cause = _loop(place, options)
             except DeviceLost as error:
                 # To the queue it is as if the process had died.
-                lost, ending, reason = error, Ending.STOPPED, f"{DEVICE_LOST} ({error.why})"
+                lost, ending, cause = error, Ending.STOPPED, StopCause.by_lost_device(error.why)
                 with suppress(QueueError):
-                    queue.end_session(session, reason=reason, now=clock.now(), lost=True)
+                    queue.end_session(session, reason=cause.reason, now=clock.now(), lost=True)
             except BaseException as error:
                 with suppress(QueueError):  # a full disk takes no more rows; the lease then runs out by itself
                     queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
                 raise
             else:
-                queue.end_session(session, reason=reason, now=clock.now())
-    if options.end_command and project.settings.end_command:
-        run_end_command(
-            project.settings.end_command, timeout_seconds=project.settings.end_command_seconds, note=report.note
-        )
+                queue.end_session(session, reason=cause.reason, now=clock.now())
     if lost is not None:
         # Whoever starts sessions (a script, a cluster) is told to go on only when this one got somewhere, or they would
         # die one after the other.
         if not (place.jobs_done or place.has_saved):
             raise lost
         report.note(str(lost))
-    return SessionOutcome(session=session, ending=ending, reason=reason, jobs_done=place.jobs_done)
+    return SessionOutcome(session=session, ending=ending, cause=cause, jobs_done=place.jobs_done)
 
 
 def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
@@ -175,7 +193,7 @@ def _publisher(
 
     def remaining() -> float:
         # Whoever sends a signal does not wait for a mount that is slow.
-        by_signal = stop.reason is not None and stop.reason.startswith("SIG")
+        by_signal = stop.cause is not None and stop.cause.kind is StopKind.SIGNAL
         return min(deadline.remaining(), PUBLISH_AFTER_SIGNAL_SECONDS) if by_signal else deadline.remaining()
 
     return Publisher(
@@ -198,18 +216,19 @@ def _meet_others(place: Workplace) -> None:
         place.forget_fold()
 
 
-def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str]:
+def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
     queue, stop, clock = place.queue, place.stop, place.clock
     idle_since: float | None = None
     while True:
         if not place.deadline.allows(SHORTEST_JOB_SECONDS):
             stop.request(TIME_IS_UP)
-        if stop.reason is not None:
-            place.give_back_next(stop.reason)
-            return Ending.STOPPED, stop.reason
+        if stop.cause is not None:
+            place.give_back_next(stop.cause.reason)
+            return Ending.STOPPED, stop.cause
         if options.max_jobs is not None and place.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
-            return (Ending.STOPPED if left else _idle_ending(place)), f"did {place.jobs_done} jobs, as asked"
+            done = StopCause(StopKind.LIMIT, f"did {place.jobs_done} jobs, as asked")
+            return (Ending.STOPPED if left else _idle_ending(place)), done
         if not place.await_store():
             continue  # a stop was requested meanwhile
         queue.reap_dead(by=place.session, now=clock.now())
@@ -231,13 +250,15 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, str]:
         active = place.publisher.active_others if place.publisher is not None else []
         if active and not (options.forever or outlook.leased or outlook.delayed or outlook.is_exhausted):
             names = ", ".join(other.session.id for other in active)
-            return Ending.STOPPED, f"what is left is being done by other sessions: {names}"
+            why = f"what is left is being done by other sessions: {names}"
+            return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
         if outlook.is_exhausted and not options.forever:
             ending = _idle_ending(place)
-            return ending, ending.value
+            return ending, StopCause(StopKind.EXHAUSTED, ending.value)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
-            return Ending.STOPPED, f"nothing to claim for {idle}; others hold {outlook.leased} jobs"
+            why = f"nothing to claim for {idle}; others hold {outlook.leased} jobs"
+            return Ending.STOPPED, StopCause(StopKind.IDLE, why)
         if outlook.is_exhausted:
             place.report.waiting("nothing is left to do; waiting for new jobs")
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
@@ -308,11 +329,12 @@ def _give_back(place: Workplace, lease: Lease, reason: str) -> None:
 
 
 def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
-    # What is wrong with the data, the spec or the arithmetic would come out the same again.
-    final = isinstance(error, InvalidCrystals | SpecError | TrainingError | ResultsError)
     try:
         job = place.queue.fail(
-            lease, error="".join(traceback.format_exception(error)), now=place.clock.now(), final=final
+            lease,
+            error="".join(traceback.format_exception(error)),
+            now=place.clock.now(),
+            final=_would_come_out_the_same(error),
         )
     except LeaseLost as lost:
         place.report.note(str(lost))
@@ -320,12 +342,18 @@ def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
     place.report.job_failed(lease.job, error, None if job.state.value == "failed" else job.not_before)
 
 
+def _would_come_out_the_same(error: Exception) -> bool:
+    """Whether an error is of the data, the spec or the arithmetic, not of a network or of a cache that is made anew."""
+    is_lasting = isinstance(error, DataError | SpecError | TrainingError | ResultsError)
+    return is_lasting and not isinstance(error, SourceAway | CacheError)
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error comes of a full disk or a used-up quota."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return True
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        if isinstance(error, QueueDiskFull):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -21,6 +21,7 @@ from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.outcome import TIME_IS_UP
 from mbqueue.session.report import Report
 from mbqueue.session.shared_commits import fold_place
 from mbqueue.session.stop import Deadline, StopRequest
@@ -32,8 +33,6 @@ from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.places import LocalPlace, Place
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
-TIME_IS_UP = "the session's time is up"
-DEVICE_LOST = "the GPU stopped working"
 #: No job is begun that has less time than this.
 SHORTEST_JOB_SECONDS = 5.0
 
@@ -229,6 +228,17 @@ class Workplace:
 
         return advanced
 
+    def _stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
+        """The same, for what cannot be asked to stop otherwise: reading and downloading go on where they broke off."""
+        advanced = self.progress_of(job, what)
+
+        def advanced_or_stopped(done: int, total: int) -> None:
+            advanced(done, total)
+            if self.should_stop():
+                raise self.stopped()
+
+        return advanced_or_stopped
+
     def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
         """The experiment's crystals and graphs; kept for the next job.
 
@@ -244,7 +254,7 @@ class Workplace:
                 spec.data,
                 seed=spec.seed,
                 dataset_hash=experiment.dataset_hash,
-                progress=lambda what: self.progress_of(job, what),
+                progress=lambda what: self._stoppable_progress_of(job, what),
                 should_stop=self.should_stop,
                 note=self.report.note,
                 store=self.store,

@@ -20,7 +20,7 @@ from mbqueue.errors import QueueError, SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
-from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.worker import WorkOptions, work
 
 NOW = 1_800_000_000.0
@@ -100,16 +100,19 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 
 @pytest.mark.parametrize(
-    ("ending", "reason", "squeue", "goes_on"),
+    ("ending", "cause", "squeue", "goes_on"),
     [
-        (Ending.STOPPED, "SIGUSR2", "", True),
-        (Ending.STOPPED, "the session's time is up", "", True),
-        (Ending.STOPPED, "SIGTERM", "echo RUNNING", True),  # preempted
-        (Ending.STOPPED, "SIGTERM", "echo COMPLETING", False),  # cancelled
-        (Ending.STOPPED, "SIGTERM", "exit 1", False),
-        (Ending.STOPPED, "nothing to claim for 10m00s; others hold 1 jobs", "echo RUNNING", False),
-        (Ending.DONE, "nothing is left to do", "echo RUNNING", False),
-        (Ending.BLOCKED, "what is left waits for a person", "echo RUNNING", False),
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGUSR2), "", True),
+        (Ending.STOPPED, TIME_IS_UP, "", True),
+        (Ending.STOPPED, StopCause.by_lost_device("an illegal access"), "", True),
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo RUNNING", True),  # preempted
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "echo COMPLETING", False),  # cancelled
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGTERM), "exit 1", False),
+        (Ending.STOPPED, StopCause.by_signal(signal.SIGINT), "echo RUNNING", False),
+        (Ending.STOPPED, StopCause(StopKind.ASKED, "the session's time is up"), "", False),
+        (Ending.STOPPED, StopCause(StopKind.IDLE, "nothing to claim for 10m00s"), "echo RUNNING", False),
+        (Ending.DONE, StopCause(StopKind.EXHAUSTED, "nothing is left to do"), "echo RUNNING", False),
+        (Ending.BLOCKED, StopCause(StopKind.EXHAUSTED, "what is left waits"), "echo RUNNING", False),
     ],
 )
 def test_a_job_runs_again_when_its_machine_was_taken_away_and_not_when_a_person_ended_it(
@@ -117,13 +120,13 @@ def test_a_job_runs_again_when_its_machine_was_taken_away_and_not_when_a_person_
     programs: Programs,
     monkeypatch: pytest.MonkeyPatch,
     ending: Ending,
-    reason: str,
+    cause: StopCause,
     squeue: str,
     goes_on: bool,
 ) -> None:
     programs(squeue=squeue)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    ended = SessionOutcome(session="s", ending=ending, reason=reason, jobs_done=1)
+    ended = SessionOutcome(session="s", ending=ending, cause=cause, jobs_done=1)
     assert session.is_to_be_continued(ended) is goes_on
 
 
@@ -131,7 +134,8 @@ def test_outside_slurm_a_terminated_session_does_not_run_again(
     session: LaunchedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    ended = SessionOutcome(session="s", ending=Ending.STOPPED, reason="SIGTERM", jobs_done=1)
+    cause = StopCause.by_signal(signal.SIGTERM)
+    ended = SessionOutcome(session="s", ending=Ending.STOPPED, cause=cause, jobs_done=1)
     assert not session.is_to_be_continued(ended)
 
 

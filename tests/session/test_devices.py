@@ -27,7 +27,7 @@ from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.session.devices import DevicesOutcome, parse_devices
 from mbqueue.session.messages import JsonLines, read_message, retell
-from mbqueue.session.outcome import Ending, SessionOutcome
+from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import WorkOptions, work
 
@@ -100,7 +100,7 @@ def test_what_is_told_through_a_pipe_is_what_was_told(project: ProjectFolder) ->
     with Queue(project.queue_db) as queue:
         (job, *_) = queue.jobs()
     lines, direct, retold = io.BytesIO(), RememberedReport(), RememberedReport()
-    ended = SessionOutcome(session="s", ending=Ending.BLOCKED, reason="r", jobs_done=3)
+    ended = SessionOutcome(session="s", ending=Ending.BLOCKED, cause=StopCause(StopKind.LIMIT, "r"), jobs_done=3)
     for report in (JsonLines(lines, on_gone=lambda: None), direct):
         report.session_started("s", "d", None)
         report.job_started(job)
@@ -131,7 +131,10 @@ def at_work(project: ProjectFolder) -> set[int]:
 # -- with stand-ins for the sessions' processes ---
 
 STARTED = '{"event": "session_started", "session": "s", "device": "d", "seconds": null}'
-ENDED = '{"event": "session_ended", "session": "s", "ending": "%s", "reason": "r", "jobs_done": 2}'
+ENDED = (
+    '{"event": "session_ended", "session": "s", "ending": "%s", "reason": "r", "jobs_done": 2, '
+    '"cause": {"kind": "asked", "signal": null}}'
+)
 
 Together = Callable[..., DevicesOutcome]
 
@@ -200,7 +203,7 @@ def test_a_session_that_cannot_start_is_a_failure_with_what_it_said(
 
 def test_the_signal_is_passed_on_and_one_that_dies_of_it_before_it_began_is_no_failure(together: Together) -> None:
     stop = StopRequest()
-    threading.Timer(0.3, stop.request, ["SIGUSR2"]).start()
+    threading.Timer(0.3, stop.request, [StopCause.by_signal(signal.SIGUSR2)]).start()
     outcome = together(
         """
         [ $CUDA_VISIBLE_DEVICES = 0 ] && exec sleep 60

@@ -1,0 +1,113 @@
+"""Whoever watches a session may go away at any moment: the session goes on, and ends as it would have."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import until
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.project import ProjectFolder, init_project
+from mbqueue.queue.jobs import Job, State
+from mbqueue.queue.store import Queue
+from mbqueue.session.report import Relay, Report
+
+WORK_LEFT = 75
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> ProjectFolder:
+    """A project with long work, whose sessions leave a mark when they have ended."""
+    project = make_project(tmp_path, checkpoint_minutes=60.0)
+    with (tmp_path / "mbqueue.toml").open("a") as settings:
+        settings.write(
+            f'end_command = "touch {tmp_path}/ended"\n'
+            f'[notify]\ncommand = \'echo "$MBQUEUE_TEXT" >> {tmp_path}/told\'\nevents = ["session ended"]\n'
+        )
+    enqueue(project, small_spec(project, train__epochs=50))
+    return init_project(tmp_path)[0]
+
+
+def begin(project: ProjectFolder, **streams: Any) -> subprocess.Popen[bytes]:
+    """A session in the foreground."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mbqueue", "--project", str(project.root), "work", "--device", "cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **streams,
+    )
+
+
+def commits(project: ProjectFolder) -> int:
+    return len(list(project.checkpoints_dir("full_finetune", 0).glob("e*.json")))
+
+
+def require_graceful_end(project: ProjectFolder, reason: str) -> None:
+    """The session said its end everywhere but to those who were gone."""
+    with Queue(project.queue_db, read_only=True) as queue:
+        (session,) = queue.sessions()
+        jobs = queue.jobs()
+    assert session.end_reason == reason
+    assert not [job for job in jobs if job.state is State.LEASED or job.failures]
+    assert (project.root / "ended").exists()
+    assert reason in (project.root / "told").read_text()
+
+
+def test_a_session_whose_pipe_is_closed_works_on_and_ends_gracefully_when_it_is_told_to(project: ProjectFolder) -> None:
+    process = begin(project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()  # as `head -1` does
+    until(lambda: commits(project) > 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == WORK_LEFT
+    require_graceful_end(project, "SIGTERM")
+
+
+def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFolder) -> None:
+    ours, its = pty.openpty()
+    process = begin(project, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    os.set_blocking(ours, False)
+
+    def read_and_look() -> bool:
+        try:
+            os.read(ours, 65536)  # a terminal that nobody reads would hold the session up
+        except BlockingIOError:
+            pass
+        return commits(project) > 1
+
+    until(read_and_look, process)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == WORK_LEFT
+    require_graceful_end(project, "SIGHUP")
+
+
+def test_a_listener_that_cannot_write_is_told_nothing_more_and_the_others_are_told_of_it(
+    report: RememberedReport,
+) -> None:
+    class Full(Report):
+        calls = 0
+
+        def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+            self.calls += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    full, steps = Full(), []
+    report.on_advanced = lambda *_: steps.append(1)
+    relay = Relay(full, report)
+    for done in range(3):
+        relay.advanced(None, "step", done, 3, {})  # type: ignore[arg-type]
+    assert (full.calls, len(steps)) == (1, 3)
+    assert report.lines == [
+        "note: Full cannot write any more and is told nothing more: [Errno 28] No space left on device"
+    ]
