@@ -9,6 +9,7 @@ import textwrap
 import pytest
 from small_project import ManualClock
 
+from mbqueue.session.outcome import StopCause, StopKind
 from mbqueue.session.stop import Deadline, StopRequest, graceful_signals
 
 
@@ -18,7 +19,7 @@ def test_a_signal_only_sets_a_flag_and_says_which(number: signal.Signals) -> Non
     with graceful_signals(stop):
         os.kill(os.getpid(), number)
         assert stop.wait(5)
-    assert stop.reason == number.name
+    assert stop.cause == StopCause(StopKind.SIGNAL, number.name, number)
 
 
 def test_the_handlers_from_before_are_put_back() -> None:
@@ -87,3 +88,15 @@ def test_without_a_deadline_everything_is_allowed(clock: ManualClock) -> None:
     deadline = Deadline(clock, None)
     assert deadline.allows(1e12)
     assert deadline.at is None
+
+
+def test_time_is_kept_for_the_end_command_but_no_more_than_a_share_of_a_short_session(clock: ManualClock) -> None:
+    assert Deadline(clock, 1000.0, end_command_seconds=120.0).remaining() == 880.0
+    assert Deadline(clock, 100.0, end_command_seconds=120.0).remaining() == 80.0
+    assert Deadline(clock, None, end_command_seconds=120.0).at is None
+
+
+def test_words_that_read_like_a_signal_are_none() -> None:
+    stop = StopRequest()
+    stop.request("SIGTERM")
+    assert stop.cause == StopCause(StopKind.ASKED, "SIGTERM")

@@ -1,0 +1,136 @@
+"""What a session does about an error: whether it tries again, and that it ends as any other does."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_project import RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.data import datasets, json_rows
+from mbqueue.errors import CacheError, DataError, DiskFull, MbqueueError, QueueDiskFull, SourceAway, StoreError
+from mbqueue.project import ProjectFolder, init_project
+from mbqueue.queue.jobs import Job, Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.session import worker
+from mbqueue.session.outcome import Ending
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import WorkOptions, work
+
+
+def the_prepare_job(project: ProjectFolder) -> Job:
+    with Queue(project.queue_db, read_only=True) as queue:
+        return next(job for job in queue.jobs() if job.kind is Kind.PREPARE)
+
+
+@pytest.fixture
+def ending_project(tmp_path: Path) -> ProjectFolder:
+    """A project whose end command leaves a mark."""
+    make_project(tmp_path)
+    with (tmp_path / "mbqueue.toml").open("a") as settings:
+        settings.write(f'end_command = "touch {tmp_path}/ended"\n')
+    project = init_project(tmp_path)[0]
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    return project
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "full"), DiskFull),
+        (QueueDiskFull("The disk of queue.db is full."), DiskFull),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_the_end_command_runs_also_when_an_error_ends_the_session(
+    ending_project: ProjectFolder,
+    report: RememberedReport,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+) -> None:
+    def fail(*_arguments: Any) -> str:
+        raise error
+
+    monkeypatch.setitem(worker._HANDLERS, Kind.PREPARE, fail)
+    with pytest.raises(raised):
+        work(ending_project, WorkOptions(device="cpu"), report=report)
+    assert (ending_project.root / "ended").exists()
+
+
+def test_the_end_command_is_left_out_when_asked(
+    ending_project: ProjectFolder, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(worker._HANDLERS, Kind.PREPARE, lambda *_: "done")
+    work(ending_project, WorkOptions(device="cpu", max_jobs=0, end_command=False), report=report)
+    assert not (ending_project.root / "ended").exists()
+
+
+def test_a_dataset_that_no_later_attempt_can_split_fails_at_once(tmp_path: Path, report: RememberedReport) -> None:
+    project = make_project(tmp_path)
+    lines = gzip.decompress(datasets.SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
+    (tmp_path / "three.jsonl").write_bytes(b"".join(lines[:3]))
+    enqueue(project, small_spec(project, data__dataset="three.jsonl", data__limit=0))
+    assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
+    with Queue(project.queue_db, read_only=True) as queue:
+        (failed,) = queue.jobs(state=State.FAILED)
+    assert failed.failures == 1
+    assert "3 crystals cannot be split into 5 folds" in (failed.error or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [(DataError("d"), True), (SourceAway("s"), False), (CacheError("c"), False), (StoreError("s"), False)],
+)
+def test_what_a_later_attempt_may_cure_is_tried_again(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, error: MbqueueError, is_final: bool
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+
+    def fail(*_arguments: Any) -> str:
+        raise error
+
+    monkeypatch.setitem(worker._HANDLERS, Kind.PREPARE, fail)
+    stop = StopRequest()
+    report.job_started = lambda _job: stop.request("one attempt")  # type: ignore[method-assign]
+    work(project, WorkOptions(device="cpu"), report=report, stop=stop)
+    assert (the_prepare_job(project).state is State.FAILED) is is_final
+
+
+def test_a_file_that_the_system_cannot_read_is_away_and_one_that_is_damaged_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged.json.bz2"
+    damaged.write_bytes(b"no archive at all")
+    with pytest.raises(DataError, match="damaged") as told, json_rows.opened(damaged) as stream:
+        stream.read()
+    assert not isinstance(told.value, SourceAway)
+
+    def fail(*_arguments: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(SourceAway, match="cannot be read"), json_rows.opened(damaged):
+        pass
+
+
+def test_a_stop_is_heard_while_a_dataset_is_read_and_costs_no_attempt(tmp_path: Path, report: RememberedReport) -> None:
+    project = make_project(tmp_path)
+    lines = gzip.decompress(datasets.SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_bytes(b"".join(lines * 3))
+    enqueue(project, small_spec(project, data__dataset="mine.jsonl", data__limit=0))
+    stop, told = StopRequest(), []
+
+    def advanced(_job: Job, what: str, _done: int, _total: int) -> None:
+        told.append(what)
+        stop.request("enough")
+
+    report.on_advanced = advanced
+    assert work(project, WorkOptions(device="cpu"), report=report, stop=stop).reason == "enough"
+    assert told == ["reading"]
+    job = the_prepare_job(project)
+    assert (job.state, job.failures, job.preemptions) == (State.READY, 0, 1)
