@@ -95,6 +95,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     Raises:
         DamagedArchive: when it is not what `back_up` wrote, in any byte; nothing was changed.
         UsageError: when there is a queue and ``force`` is not given, or a session works with it.
+        QueueError: when nobody can tell that.
     """
     if not source.is_file():
         raise UsageError(f"There is no file {source}.")

@@ -22,7 +22,7 @@ _LEAST_ROOM_BYTES = 1 << 20
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_UNREACHABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
+_UNREACHABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 
 
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
@@ -146,11 +146,11 @@ class SqliteFile(Database):
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         # A connection must not be carried across a fork: both processes would hold the same locks.
         if connection is None or self._local.pid != os.getpid():
-            with self._lock:
-                self._file = self._file or _file_at(self.path)
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
+                # Of the first one: a thread that begins after the file was replaced must not write into the other.
+                self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection
 
@@ -232,7 +232,7 @@ class SqliteFile(Database):
                 f"The disk of {self.path} is full. Nothing was changed. Free some space there: converted data go with "
                 "`mbqueue cache prune --all` (they are made again)."
             )
-        if code in _UNREACHABLE:
+        if code in _UNREACHABLE or code == sqlite3.SQLITE_READONLY:
             return QueueError(
                 f"{self.path} cannot be opened or written ({error}). Check its disk, its folder and permissions."
             )
