@@ -265,12 +265,54 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
         assert "s3cr3t" not in text
 
 
-def test_a_wrong_url_is_refused_without_repeating_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://me:s3cr3t@host/db", "MBQUEUE_QUEUE must be a URL like postgresql://"),
+        # A password whose special characters are written as they are.
+        ("postgresql://me:p@s3cr3t@host:5432/db", "cannot be read.*%40 for @"),
+        ("postgresql://me:p/s3cr3t@host:5432/db", "cannot be read.*%2F for /"),
+        ("postgresql://me:1/s3cr3t@host/db", "cannot be read"),
+        ("postgresql://me:p/s3cr3t", "cannot be read"),
+        ("postgresql://me:p?s3cr3t@host/db", "cannot be read"),
+        ("postgresql://me:p#/s3cr3t@host/db", "cannot be read"),
+        ("postgresql://me%3As3cr3t@host/db", "cannot be read"),
+        ("postgresql://me%3As3cr3t%40host/db", "cannot be read"),
+        ("postgresql://host/db?host=s3cr3t%40other", "cannot be read"),
+        ("postgresql://host:s3cr3t/db", "cannot be read"),
+        ("postgresql://host/db?port=5432,s3cr3t", "cannot be read"),
+    ],
+)
+def test_a_wrong_url_is_refused_without_repeating_it(tmp_path, monkeypatch, url, why):
     project = make_project(tmp_path / "project")
-    monkeypatch.setenv("MBQUEUE_QUEUE", "mysql://me:s3cr3t@host/db")
-    with pytest.raises(UsageError, match=r"MBQUEUE_QUEUE must be a URL like postgresql://") as caught:
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    with pytest.raises(UsageError, match=why) as caught:
         queue_exists(project)
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql:///db", "postgresql:///db"),
+        ("postgresql://me%40azure:p%40%2F%3Aw@a.b-c.net:6543/db", "postgresql://me@azure@a.b-c.net:6543/db"),
+        ("postgresql://me:a:b@host/db", "postgresql://me@host/db"),
+        ("postgresql://me@one:5432,two:5433/db", "postgresql://me@one,two:5432,5433/db"),
+        ("postgresql://me@[2001:db8::1]:5432/db", "postgresql://me@2001:db8::1:5432/db"),
+        ("postgresql:///db?host=/var/run/postgresql", "postgresql:///var/run/postgresql/db"),
+        ("postgresql://%2Fvar%2Frun/db", "postgresql:///var/run/db"),
+    ],
+)
+def test_every_form_of_a_right_url_is_taken(url, shown):
+    assert parse_address(url).shown == f"{shown}?schema=mbqueue"
+
+
+def test_a_schema_that_the_server_would_cut_off_is_refused():
+    url = "postgresql://me@host/db?schema="
+    assert parse_address(url + "a" * 63).schema == "a" * 63
+    for name in ("a" * 64, "ä" * 32):
+        with pytest.raises(UsageError, match="63 bytes"):
+            parse_address(url + name)
 
 
 def test_the_environment_counts_before_the_settings(postgres_server, tmp_path, monkeypatch, make_spec):
