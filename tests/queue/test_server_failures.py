@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from transaction_pooler import TransactionPooler
 
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue import State
-from mbqueue.queue.postgresql import listening, patience
+from mbqueue.queue.postgresql import client, listening, patience
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.server import PostgresServer, exists
 from mbqueue.queue.postgresql.store import PostgresQueue
@@ -269,6 +269,69 @@ def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_serve
             PostgresQueue(postgres_server.url())
     finally:
         postgres_server.start()
+
+
+@contextmanager
+def _frozen(pid: int, *, seconds: float) -> Iterator[None]:
+    """A process that hangs without dying, for so long at most."""
+    os.kill(pid, signal.SIGSTOP)
+    wakes = threading.Timer(seconds, os.kill, [pid, signal.SIGCONT])
+    wakes.start()
+    try:
+        yield
+    finally:
+        wakes.cancel()
+        wakes.join()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _backend(queue: PostgresQueue) -> int:
+    return int(queue.database._local.client.connection.info.backend_pid)
+
+
+def test_a_server_that_hangs_without_dying_is_left_for_another_connection(queue, make_spec, monkeypatch):
+    session, lease = _claimed(queue, make_spec)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
+    before = _backend(queue)
+    with _frozen(before, seconds=60):
+        began = time.monotonic()
+        queue.heartbeat(session, now=0.0, alive_seconds=60)
+        assert 0.2 < time.monotonic() - began < 20
+        assert _backend(queue) != before
+        assert queue.renew(lease, now=0.0, lease_seconds=60).fence == lease.fence
+
+
+def test_a_commit_whose_answer_hangs_is_made_once_and_publishes_once(queue, make_spec, monkeypatch):
+    session, lease = _claimed(queue, make_spec)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
+    published = []
+    with ExitStack() as stack:
+
+        def publish() -> None:
+            published.append(1)
+            stack.enter_context(_frozen(_backend(queue), seconds=1.0))
+
+        ready = queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+    assert published == [1]
+    assert [job.label for job in ready] == ["full fold 0 epoch 2"]
+    commits = [event for event in queue.events() if event.to_state == "committed" and event.epoch == 1]
+    assert len(commits) == 1
+    assert queue.claim(session, now=0.0, lease_seconds=60, loaded=(lease.job.experiment_id, 0)).job.epoch == 2
+
+
+def test_waiting_for_a_server_draws_nothing_that_a_checkpoint_keeps(monkeypatch):
+    tries = []
+
+    def call() -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise client.Interrupted("away")
+
+    before = random.getstate()
+    patience.Patience("here").attempt(call, wait=lambda _seconds: False)
+    assert len(tries) == 3
+    assert random.getstate() == before
 
 
 class _Starts:

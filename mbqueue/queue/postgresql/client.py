@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import ClientCursor, Connection, Cursor, errors
@@ -18,6 +19,10 @@ from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.dialect import translate
 from mbqueue.queue.postgresql.plans import OUTDATED, Plans
 from mbqueue.queue.postgresql.rows import records
+
+#: How long an answer is waited for: a server, pooler or disk that hangs keeps its connections, which so do not notice.
+#: Longer than what a message may wait for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
+ANSWER_SECONDS = 90.0
 
 #: Errors after which the server has ended the connection, or will take no more writes on it.
 _LOST = (
@@ -30,8 +35,10 @@ _LOST = (
 )
 #: Errors that say: begin anew. Nothing was changed.
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: " This role lacks a right; docs/many-machines.md says which ones it needs.",
+    errors.InsufficientPrivilege: " This role lacks a right; docs/many-machines.md says which ones sessions need. "
+    "Moving a queue (migrate-queue) is for the owner of its tables.",
     errors.UndefinedTable: " There is no queue there any more. Look at schema= in the URL, or restore the database.",
     errors.DiskFull: " The server's disk is full; free some space there.",
 }
@@ -160,16 +167,48 @@ class Transaction:
         return filled
 
 
+class LimitedConnection(Connection[Any]):
+    """A connection that is closed when the server does not answer within `ANSWER_SECONDS`."""
+
+    def wait(self, gen: Generator[Any, Any, Result], *args: Any, **options: Any) -> Result:
+        """As psycopg's.
+
+        Raises:
+            OperationalError: when there was no answer in time; whether what was sent takes effect is not known then.
+        """
+        return super().wait(self._limited(gen), *args, **options)
+
+    def _limited(self, gen: Generator[Any, Any, Result]) -> Generator[Any, Any, Result]:
+        end = time.monotonic() + ANSWER_SECONDS
+        try:
+            awaited = next(gen)
+            while True:
+                ready = yield awaited
+                if not ready and time.monotonic() > end:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS:g} s")
+                awaited = gen.send(ready)
+        except StopIteration as ended:
+            result: Result = ended.value
+            return result
+
+
 def connect(address: Address) -> Connection[Any]:
     """A new connection, on which each statement is a transaction of its own unless one is begun."""
     # Values are filled in here, not sent apart, so that several statements are one message.
-    return psycopg.connect(
+    return LimitedConnection.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=records
     )
 
 
 def unreachable(name: str, error: psycopg.Error) -> QueueError:
     """Why a queue could not be opened."""
+    if isinstance(error, errors.InsufficientPrivilege):
+        return QueueError(
+            f"{name} cannot be used by this role ({_said(error)}). Its tables are made, and upgraded, by the role that "
+            "owns them: let that run the first mbqueue enqueue, and one after each upgrade of mbqueue. It needs CREATE "
+            "on the database; docs/many-machines.md says what the others need."
+        )
     return QueueError(
         f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and takes connections from "
         "here, the role's name and password (~/.pgpass, PGPASSWORD), and the URL in MBQUEUE_QUEUE or mbqueue.toml."

@@ -41,6 +41,8 @@ class Patience:
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_away = False
+        # Of its own: the state of `random` is part of checkpoints.
+        self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
         """``call``, which may be one transaction, again and again until it is not interrupted.
@@ -62,7 +64,7 @@ class Patience:
                 if delay > 1.0 and not self._is_away:
                     self._is_away = True
                     _log.warning("%s Trying again for up to %.0f s.", interrupted, PATIENCE_SECONDS)
-                if wait(delay * random.uniform(0.5, 1.0)):
+                if wait(delay * self._random.uniform(0.5, 1.0)):
                     raise
             else:
                 if self._is_away:
