@@ -115,6 +115,20 @@ def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
     assert waited == [2.0, 2.0]
 
 
+def test_news_that_were_late_once_are_listened_for_again(queue, monkeypatch):
+    with monkeypatch.context() as at_first:
+        at_first.setattr(listening, "_PROOF_SECONDS", 0.1)
+        at_first.setattr(listening, "CHANNEL", "nowhere; SELECT 1")
+        queue.wait(2.0, lambda _seconds: False)
+    waited = []
+    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
+    later = time.monotonic() + listening._PROOF_AGAIN_SECONDS
+    monkeypatch.setattr(listening.time, "monotonic", lambda: later)
+    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # begins to listen, and returns at once
+    assert waited == [2.0]
+    assert queue.database._listener._connection is not None
+
+
 def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkeypatch):
     queue.enqueue(make_spec(folds=(0,), epochs=3), results_dir="r", now=0.0)
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
@@ -154,6 +168,14 @@ def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgr
             with pytest.raises(QueueError, match=r"permission denied|must be owner"), worker.writing() as db:
                 db.execute(forbidden)
     postgres_server.sql("DROP OWNED BY worker; DROP ROLE worker")
+
+
+def test_a_role_that_may_not_make_the_tables_is_told_who_does(url, postgres_server):
+    postgres_server.sql("DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN")
+    with pytest.raises(QueueError, match=r"permission denied.*the role that owns them.*mbqueue enqueue") as caught:
+        PostgresQueue(url.replace("postgres@", "visitor@"))
+    assert "Check that the server runs" not in str(caught.value)
+    postgres_server.sql("DROP ROLE visitor")
 
 
 @pytest.mark.parametrize("read_only", [False, True])

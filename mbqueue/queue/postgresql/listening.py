@@ -19,6 +19,8 @@ LONGEST_WAIT_SECONDS = 10.0
 _SLICE_SECONDS = 0.25
 #: How long the proof that news arrive may take.
 _PROOF_SECONDS = 2.0
+#: After a proof that failed, the next one is tried so much later: it may have been a moment's slowness.
+_PROOF_AGAIN_SECONDS = 300.0
 
 
 class Listener:
@@ -31,7 +33,7 @@ class Listener:
     def __init__(self, connect: Callable[[], Connection[Any]], schema: str) -> None:
         self._connect, self._schema = connect, schema
         self._connection: Connection[Any] | None = None
-        self._is_possible = True
+        self._next_proof = 0.0
 
     def wait(self, is_over: Callable[[float], bool]) -> bool:
         """Wait for news; False when there is nobody to listen to, and the caller must look by himself.
@@ -40,7 +42,7 @@ class Listener:
         """
         try:
             if self._connection is None:
-                return self._is_possible and self._begin()
+                return time.monotonic() >= self._next_proof and self._begin()
             end = time.monotonic() + LONGEST_WAIT_SECONDS
             while not is_over(0.0) and time.monotonic() < end:
                 if self._heard(self._schema, _SLICE_SECONDS):
@@ -63,10 +65,11 @@ class Listener:
         token = secrets.token_hex(8)
         with self._connect() as other:
             other.execute("SELECT pg_notify(%s, %s)", (CHANNEL, token))
-        self._is_possible = self._heard(token, _PROOF_SECONDS)
-        if not self._is_possible:
-            self.close()
-        return self._is_possible
+        if self._heard(token, _PROOF_SECONDS):
+            return True
+        self._next_proof = time.monotonic() + _PROOF_AGAIN_SECONDS
+        self.close()
+        return False
 
     def _heard(self, payload: str, seconds: float) -> bool:
         assert self._connection is not None
