@@ -38,6 +38,9 @@ _REOPEN_RECORD = """
 # On PostgreSQL, also hold it, as `Database.hold` does.
 _EXPERIMENT_TO_CHANGE = "SELECT * FROM experiments WHERE name = ? /*pg FOR NO KEY UPDATE */"
 
+#: Of a job; what every database can hold.
+MOST_URGENT = 2**31 - 1
+
 # What may differ between two specs of one experiment: none of it changes a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
 
@@ -78,8 +81,9 @@ class Enqueueing(Part):
 
         Raises:
             ExperimentExists: when the name is taken by another spec; the message lists what differs.
-            UsageError: when another experiment already writes to `results_dir`.
+            UsageError: when another experiment already writes to `results_dir`, or the priority is out of bounds.
         """
+        require_priority(priority)
         with self.writing() as db:
             self.database.hold(db, None)
             row = db.execute(_EXPERIMENT_TO_CHANGE, (spec.name,)).fetchone()
@@ -178,6 +182,16 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
             + (f"There are: {', '.join(known)}." if known else "It is empty; enqueue one: mbqueue enqueue NAME")
         )
     return Experiment.from_row(row)
+
+
+def require_priority(priority: int) -> None:
+    """Refuse what not every database can hold.
+
+    Raises:
+        UsageError: when it is that.
+    """
+    if abs(priority) > MOST_URGENT:
+        raise UsageError(f"A priority of {priority} is not between -{MOST_URGENT} and {MOST_URGENT}.")
 
 
 def _jobs_of_fold(fold: int, epochs: int) -> Iterator[tuple[Kind, int | None, int | None]]:

@@ -10,7 +10,7 @@ from typing import TypedDict
 from mbqueue.errors import LeaseLost, UsageError
 from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.edges import settle
-from mbqueue.queue.enqueue import find_experiment
+from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
 
@@ -83,7 +83,12 @@ class Steering(Part):
     def set_priority(
         self, experiment: str, priority: int, *, now: float, fold: int | None = None, by: str = "priority"
     ) -> int:
-        """Higher is claimed first, from the next claim on; returns how many jobs this changed."""
+        """Higher is claimed first, from the next claim on; returns how many jobs this changed.
+
+        Raises:
+            UsageError: also when the priority is out of bounds.
+        """
+        require_priority(priority)
         with self.writing() as db:
             place = _place(db, experiment, fold)
             if fold is None:

@@ -58,6 +58,17 @@ def test_priority_decides_from_the_next_claim_on(world):
     assert world.take(world.session()).job.experiment == "two"
 
 
+@pytest.mark.parametrize("priority", [2**31, -(2**31), 10**20])
+def test_a_priority_that_not_every_database_can_hold_is_refused(world, priority):
+    world.enqueue("one", priority=2**31 - 1)
+    world.queue.set_priority("one", -(2**31) + 1, now=world.now)
+    with pytest.raises(UsageError, match="between -2147483647 and 2147483647"):
+        world.queue.set_priority("one", priority, now=world.now)
+    with pytest.raises(UsageError, match=f"priority of {priority}"):
+        world.enqueue("two", priority=priority)
+    assert [one.priority for one in world.queue.experiments()] == [-(2**31) + 1]
+
+
 def test_cancel_stops_what_is_left_and_keeps_what_is_committed(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
