@@ -204,6 +204,7 @@ class Launching(OpenedProject):
             if "\n" in text or "\0" in text:
                 raise UsageError(f"{text!r} has more than one line; give --setup several times.")
         executor = AnywhereExecutor(self.folder.launched_dir, max_num_timeout=_MAX_TIMEOUTS)
+        cores = further.get("cpus_per_task")
         asks_for_gpus = any(name.startswith("gp") or name == "gres" for name in further)
         executor.update_parameters(
             job_name=f"mbqueue-{self.folder.root.name}",
@@ -212,6 +213,8 @@ class Launching(OpenedProject):
             stderr_to_stdout=True,
             setup=list(setup) or None,
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
+            # From Slurm 22.05 on, srun does not take it over from sbatch, and the session would have one core.
+            srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
             # Without it a site may not let a job go back into the queue.
             additional_parameters={"requeue": True, **further},
         )

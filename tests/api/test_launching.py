@@ -166,6 +166,18 @@ def test_the_job_file_says_what_was_asked_for(project: ProjectFolder, programs: 
     assert "gpu" not in Project(project.root).slurm_job_file(time="1h", workers=2).replace(str(project.root), "")
 
 
+def test_the_session_gets_the_cores_that_its_job_asked_for(project: ProjectFolder, programs: Programs) -> None:
+    here = Project(project.root)
+
+    def srun(options: dict[str, str]) -> str:
+        text = here.slurm_job_file(time="2h", workers=1, options=options)
+        (line,) = (line for line in text.splitlines() if line.startswith("srun"))
+        return line
+
+    assert " --cpus-per-task=8 " in srun({"cpus-per-task": "8"})
+    assert "cpus-per-task" not in srun({"partition": "cpu"})
+
+
 def test_each_session_is_a_job_of_its_own(project: ProjectFolder, programs: Programs) -> None:
     enqueue(project, small_spec(project))
     count = project.root / "count"
