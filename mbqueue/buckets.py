@@ -81,7 +81,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         if parts.scheme == "az":
             account: Any = {"account_name": name} if (name := os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")) else {}
             return stores.AzureStore(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **account)
-        if _allows_http(os.environ):
+        if _needs_http(os.environ):
             options["allow_http"] = True
         chain: Any = _boto3_chain(os.environ)
         return stores.S3Store(parts.netloc, prefix=prefix, client_options=options, retry_config=retry, **chain)
@@ -92,11 +92,24 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         ) from None  # the cause's text may hold what was configured
 
 
-def _allows_http(environment: Mapping[str, str]) -> bool:
-    """Whether TLS may be left out: only to an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise."""
+def _needs_http(environment: Mapping[str, str]) -> bool:
+    """Whether TLS is to be left out: only to an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise.
+
+    Raises:
+        UsageError: when it would be left out to another machine.
+    """
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    host = urlsplit(next((environment[name] for name in names if environment.get(name)), "")).hostname
-    return host in {"127.0.0.1", "localhost", "::1"} or environment.get("AWS_ALLOW_HTTP", "").lower() in {"true", "1"}
+    name = next((name for name in names if environment.get(name)), "")
+    endpoint = urlsplit(environment.get(name, ""))
+    is_here = endpoint.hostname in {"127.0.0.1", "localhost", "::1"}
+    if is_here or environment.get("AWS_ALLOW_HTTP", "").lower() in {"true", "1"}:
+        return True
+    if endpoint.scheme == "http":
+        raise UsageError(
+            f"{name} names a server on another machine without TLS, so that others could read and change what is sent. "
+            "Give an https:// address; where you trust the network, set AWS_ALLOW_HTTP=true"
+        )
+    return False
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:

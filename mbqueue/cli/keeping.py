@@ -75,7 +75,7 @@ def move_commits(
     context: typer.Context,
     lost: Annotated[
         bool,
-        typer.Option("--lost", help="Go on although finished epochs' checkpoints are lost; train those again."),
+        typer.Option("--lost", help="Go on although the checkpoints of finished epochs are lost; train those again."),
     ] = False,
 ) -> None:
     """Move the queue's commits to the store named in the settings, or to the project's folder when none is.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mbqueue.buckets import PATIENT, backend_of, wrong_address
-from mbqueue.errors import StoreError
+from mbqueue.errors import StoreError, UsageError
 from mbqueue.objects import ObjectStore
 
 
@@ -104,6 +104,21 @@ def test_these_are_not_and_what_they_hold_is_not_repeated(url: str) -> None:
     wrong = wrong_address(url)
     assert wrong
     assert "secret" not in wrong
+
+
+def test_a_server_elsewhere_is_not_talked_to_in_the_clear_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for fine in ("https://192.0.2.1:9000", "http://127.0.0.1:9000", "http://[::1]:9000"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", fine)
+        backend_of("s3://bucket/prefix", PATIENT)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.1:9000")
+    with pytest.raises(UsageError, match=r"AWS_ENDPOINT_URL names .* without TLS.*AWS_ALLOW_HTTP=true"):
+        backend_of("s3://bucket/prefix", PATIENT)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    backend_of("s3://bucket/prefix", PATIENT)
 
 
 def test_without_credentials_it_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
