@@ -16,7 +16,8 @@
     │   ├── SchemaTooNew         the database was written by a newer mbqueue
     │   ├── QueueDamaged         its file is not a whole queue
     │   ├── QueueDiskFull        the disk that its file is on is full; nothing was changed
-    │   └── QueueReplaced        another file took the place of the one that is open; nothing was written
+    │   ├── QueueReplaced        another file took the place of the one that is open; nothing was written
+    │   └── QueueMoved           the queue is in another database now
     ├── SessionError             a session in the background did not come to work
     ├── TrainingError            a training step cannot go on
     │   ├── NonFiniteLoss        loss, gradient or prediction is nan or inf; nothing of it is kept
@@ -140,6 +141,10 @@ class QueueDiskFull(QueueError):
 
 class QueueReplaced(QueueError):
     """Another file took the place of the queue's (recover, restore); nothing was written into either."""
+
+
+class QueueMoved(QueueError):
+    """The queue was moved to another database, and this one is not worked with any more."""
 
 
 class SessionError(MbqueueError):

@@ -31,7 +31,7 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
-        self._require_file("Recovering", "then copy it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
+        self._require_file("Recovering", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
         self._fetch_commits()
         return recover(self.folder, force=force, note=tell, clock=self._clock)
 
@@ -43,7 +43,9 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
-        self._require_file("The backup", "after copying the queue to a file: mbqueue migrate-queue sqlite")
+        self._require_file("The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite")
+        if queue_exists(self.folder):
+            open_queue(self.folder, read_only=True).close()  # not of one that was moved away, for example
         self._fetch_commits()
         return back_up(self.folder, Path(file), clock=self._clock)
 
@@ -56,11 +58,14 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
-        self._require_file("Restoring", "then copy it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
+        self._require_file("Restoring", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
         return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:
-        """Copy the queue into an empty database, losslessly; the one it was in stays, and the settings too.
+        """Move the queue into an empty database, losslessly; the settings stay as they are.
+
+        The database that it was in keeps all of it, and is marked: nothing works with it any more. It can be moved
+        back there, whose former content, all of which the queue still has, then gives way.
 
         On a cluster's file system the commits come along, to where sessions with the other queue look for them.
 
@@ -81,10 +86,10 @@ class Keeping(OpenedProject):
             there = self._take_along(to)
             if to == "sqlite":
                 return copy_to_file(source, there.queue_db, now=self._clock.now())
-            with open_on_server(to) as target:
+            with open_on_server(to, even_moved=True) as target:
                 if target.database.name == source.database.name:
                     raise UsageError(
-                        f"The queue is at {target.database.name} already. To copy it there from the file: "
+                        f"The queue is at {target.database.name} already. To move it there from the file: "
                         "MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
                     )
                 return copy_queue(source, target, now=self._clock.now())

@@ -49,7 +49,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "recover": ("keeping", "Rebuild a lost queue from the checkpoints."),
         "backup": ("keeping", "Write the whole state to one archive."),
         "restore": ("keeping", "Put the state of an archive in place of this project's."),
-        "migrate-queue": ("keeping", "Copy the queue to PostgreSQL, or back into a file."),
+        "migrate-queue": ("keeping", "Move the queue to PostgreSQL, or back into a file."),
         "move-commits": ("keeping", "Move commits to another store, or to the project's folder."),
         "cache": ("datasets", "List, verify or prune the data that were converted."),
     },

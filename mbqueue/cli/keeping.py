@@ -53,9 +53,10 @@ def migrate_queue(
     context: typer.Context,
     to: Annotated[str, typer.Argument(help="postgresql://USER@HOST/DATABASE, or sqlite for the file in state/.")],
 ) -> None:
-    """Copy the queue into an empty database: jobs, fences, events, all as they are. The one it was in stays.
+    """Move the queue into an empty database: jobs, fences, events, all as they are.
 
-    End all sessions first. Afterwards, say in mbqueue.toml where the queue is now; this command prints the line.
+    End all sessions first. Afterwards, say in mbqueue.toml where the queue is now; this command prints the line. The
+    database that it was in is kept and refuses to be worked with, so that no session goes on with the old one.
 
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue
     """

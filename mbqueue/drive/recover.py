@@ -13,19 +13,19 @@ from pathlib import Path
 from filelock import FileLock
 
 from mbqueue import files
-from mbqueue.clock import Clock, utc_text
+from mbqueue.clock import Clock
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.published import is_on_line, rank
 from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.drive.wanted import steer_as_wanted, wanted
-from mbqueue.errors import CheckpointError, QueueDamaged, QueueError, UsageError
+from mbqueue.errors import CheckpointError, QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
 from mbqueue.queue.opening import has_lost_content
 from mbqueue.queue.processes import is_known_dead, is_known_living
-from mbqueue.queue.sqlite import settle
+from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
 from mbqueue.train.places import LocalPlace
@@ -104,11 +104,12 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
     Raises:
         UsageError: when it is whole and ``force`` is not given, or a session works with it.
         QueueError: when nobody can tell that: a newer mbqueue wrote it, it is locked, or its disk does not answer.
+        QueueMoved: when it is in another database now, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()
     if not path.exists():
         return None
-    sessions, is_whole = _looked_at(project)
+    sessions, is_whole = _looked_at(project, even_moved=force)
     if at_work := [row for row in sessions if _may_be_at_work(row, now)]:
         first = at_work[0]
         raise UsageError(
@@ -117,15 +118,10 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
         )
     if is_whole and not force:
         raise UsageError(f"There is a queue at {path}, and it is whole. To replace it all the same, add --force.")
-    aside = path.with_name(f"{path.name}.replaced-{utc_text(now).replace(':', '')}")
-    for suffix in ("-wal", "-shm", ""):
-        if (part := path.with_name(path.name + suffix)).exists():
-            part.replace(aside.with_name(aside.name + suffix))
-    files.fsync_dir(path.parent)
-    return aside
+    return set_aside(path, "replaced", now=now)
 
 
-def _looked_at(project: ProjectFolder) -> tuple[tuple[SessionRow, ...], bool]:
+def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[SessionRow, ...], bool]:
     """The sessions of the queue that is there, as far as they can be read, and whether it is whole."""
     sessions: tuple[SessionRow, ...] = ()
     try:
@@ -134,6 +130,10 @@ def _looked_at(project: ProjectFolder) -> tuple[tuple[SessionRow, ...], bool]:
                 sessions = queue.sessions()
             queue.verify()
             return sessions, not has_lost_content(project, queue)
+    except QueueMoved:
+        if not even_moved:
+            raise
+        return (), False
     except QueueDamaged:
         return sessions, False
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue import files
-from mbqueue.errors import QueueError, UsageError
+from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.queue.database import Statements
-from mbqueue.queue.sqlite import settle
+from mbqueue.queue.moved import empty_moved, mark_moved, version_before
+from mbqueue.queue.postgresql.schema import SCHEMA_VERSION
+from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
 
 _ROWS_AT_ONCE = 1000
@@ -30,6 +32,9 @@ COLUMNS = {
     "commits_place": "id, number, kind, address, since, by",
 }
 _NUMBERED = ("experiments", "jobs", "events")
+#: The columns of a table on a server that hold less than 64 bits.
+_NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
+_LARGEST_NARROW = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,75 +59,147 @@ def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
-    """Fill an empty queue with what is in another; nobody writes to either meanwhile, and the other one stays.
+    """Fill an empty queue with what is in another, which is marked as moved (`mbqueue.queue.moved`).
 
-    What was written is read back and compared before it is committed.
+    What was written is read back and compared before it is committed. A target that was moved away itself, and has
+    nothing that the source lacks, counts as empty. One that goes on where the source stands was filled by a run that
+    died before it marked the source: then only that is done.
 
     Raises:
         UsageError: when a session works with the source, or the target is not empty.
-        QueueError: when something cannot be kept as it is; nothing was written then.
+        QueueError: when something cannot be kept as it is; nothing was changed then.
     """
-    with source.writing() as old, target.writing() as new:
-        now = source.database.instant(old, now)
-        if source.database.dialect == "postgresql":
-            old.execute("LOCK TABLE experiments, sessions, jobs, needs, events, commits_place IN EXCLUSIVE MODE")
-        live = old.execute(
-            "SELECT id, host FROM sessions WHERE ended_at IS NULL AND alive_until > ?", (now,)
-        ).fetchone()
-        if live is not None:
-            raise UsageError(
-                f"Session {live[0]} on {live[1]} works with {source.database.name}. End it first: mbqueue stop"
-            )
-        if any(next(rows_of(new, table), None) is not None for table in COLUMNS):
+    with source.writing() as old, target.writing() as new:  # the target is committed first
+        _leave(source, old, target.database.name, now=now)
+        if target.database.dialect == "postgresql":
+            _take_back(target, old, new)
+        if _is_empty(new):
+            _copy(old, target, new)
+        elif _is_empty(old) or not _goes_on(new, after=old):
             raise UsageError(
                 f"{target.database.name} is not empty. Give an empty one, for example another schema=NAME."
             )
-        with _without_triggers(target, new):
-            counts = {table: _fill(new, table, rows_of(old, table)) for table in COLUMNS}
-        if target.database.dialect == "postgresql":
-            for table in _NUMBERED:
-                new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
-        for table in COLUMNS:
-            for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
-                if was != is_now:
-                    raise QueueError(
-                        f"Row {was[0]} of {table} cannot be kept as it is in {target.database.name} (a character that "
-                        "it cannot hold?). Nothing was written there."
-                    )
+        counts = _counts(new)
     return Migrated(rows=counts, source=source.database.name, target=target.database.name)
 
 
 def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
     """As `copy_queue`, into a new SQLite file that appears only once it is whole.
 
+    A file there that was moved away is kept beside it, as ``queue.db.moved-TIME``.
+
     Raises:
-        UsageError: when the file exists; otherwise as `copy_queue`.
+        UsageError: when the file exists and was not moved; otherwise as `copy_queue`.
     """
-    if path.exists():
-        raise UsageError(f"There is a queue at {path}. Move it and the files beside it out of the way first.")
     building = path.with_name(f"{files.TEMP_PREFIX}{path.name}")
     try:
         for left in path.parent.glob(f"{building.name}*"):
             left.unlink()
-        with Queue(building) as target:
-            migrated = copy_queue(source, target, now=now)
-        settle(building)
-        building.replace(path)
-        files.fsync_dir(path.parent)
+        with source.writing() as old:
+            _leave(source, old, str(path), now=now)
+            if not _is_copied(path, old):
+                with Queue(building) as target, target.writing() as new:
+                    _copy(old, target, new)
+                settle(building)
+                if path.exists():
+                    settle(path)  # or a death between its renames would leave it without its mark
+                    set_aside(path, "moved", now=now)
+                building.replace(path)
+                files.fsync_dir(path.parent)
+            counts = _counts(old)
     finally:
         for left in path.parent.glob(f"{building.name}*"):
             left.unlink()
-    return Migrated(rows=migrated.rows, source=migrated.source, target=str(path))
+    return Migrated(rows=counts, source=source.database.name, target=str(path))
 
 
-def _fill(db: Statements, table: str, rows: Iterator[tuple[Any, ...]]) -> int:
-    columns = COLUMNS[table]
-    statement = f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' for _ in columns.split(','))})"  # noqa: S608
-    count = 0
+def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
+    """Mark the source as moved, as soon as the transaction is committed."""
+    now = source.database.instant(old, now)
+    if source.database.dialect == "postgresql":
+        old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
+    live = old.execute("SELECT id, host FROM sessions WHERE ended_at IS NULL AND alive_until > ?", (now,)).fetchone()
+    if live is not None:
+        raise UsageError(
+            f"Session {live[0]} on {live[1]} works with {source.database.name}. End it first: mbqueue stop"
+        )
+    mark_moved(old, source.database.dialect, COLUMNS, target=target, now=now)
+
+
+def _take_back(target: Queue, old: Statements, new: Statements) -> None:
+    """Empty a target that was moved away, when all that happened there the source knows, too."""
+    version = version_before(new)
+    if version is None:
+        return
+    if version != SCHEMA_VERSION or not _goes_on(old, after=new):
+        raise UsageError(
+            f"{target.database.name} is what is left of a queue that was moved, and it is not the one that this queue "
+            "comes from. Give another, for example another schema=NAME."
+        )
+    empty_moved(new, COLUMNS)
+
+
+def _is_copied(path: Path, old: Statements) -> bool:
+    """Whether a file has the queue that is to be copied there already; False when there is none, or it was moved away.
+
+    Raises:
+        UsageError: when it is another queue.
+    """
+    if not path.exists():
+        return False
+    try:
+        with Queue(path, read_only=True) as there, there.reading() as db:
+            if _goes_on(db, after=old):
+                return True
+    except QueueMoved:
+        return False
+    raise UsageError(f"There is a queue at {path}. Move it and the files beside it out of the way first.")
+
+
+def _goes_on(db: Statements, *, after: Statements) -> bool:
+    """Whether all that ever happened in one queue is the beginning of what happened in another; events never change."""
+    events = rows_of(db, "events")
+    return all(next(events, None) == before for before in rows_of(after, "events"))
+
+
+def _is_empty(db: Statements) -> bool:
+    return not any(_counts(db).values())
+
+
+def _counts(db: Statements) -> dict[str, int]:
+    return {table: int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in COLUMNS}  # noqa: S608
+
+
+def _copy(old: Statements, target: Queue, new: Statements) -> None:
+    with _without_triggers(target, new):
+        for table in COLUMNS:
+            _fill(target, new, table, rows_of(old, table))
+    if target.database.dialect == "postgresql":
+        for table in _NUMBERED:
+            new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
+    for table in COLUMNS:
+        for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
+            if was != is_now:
+                raise QueueError(
+                    f"Row {was[0]} of {table} cannot be kept as it is in {target.database.name} (a character that "
+                    "it cannot hold?). Nothing was written there."
+                )
+
+
+def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, ...]]) -> None:
+    columns = COLUMNS[table].split(", ")
+    statement = f"INSERT INTO {table} ({COLUMNS[table]}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+    narrow = {row[0] for row in db.execute(_NARROW, (table,))} if target.database.dialect == "postgresql" else set()
+    places = [place for place, column in enumerate(columns) if column in narrow]
     while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+        for row in chunk:
+            for place in places:
+                if row[place] is not None and abs(row[place]) > _LARGEST_NARROW:
+                    raise QueueError(
+                        f"Row {row[0]} of {table} has {columns[place]} = {row[place]}, which {target.database.name} "
+                        "cannot hold. Nothing was changed."
+                    )
         db.executemany(statement, chunk)
-        count += len(chunk)
-    return count
 
 
 @contextmanager

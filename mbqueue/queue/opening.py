@@ -27,6 +27,7 @@ def open_queue(
     Raises:
         QueueError: when it cannot be opened, or does not exist (reading only).
         SchemaTooNew: when a newer mbqueue wrote it.
+        QueueMoved: when it is in another database now.
         UsageError: when psycopg is not installed, or the URL cannot be read.
     """
     if project.queue_url:
@@ -70,12 +71,17 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
         )
 
 
-def open_on_server(url: str, *, read_only: bool = False, wait: Callable[[float], bool] | None = None) -> PostgresQueue:
-    """The queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as `open_queue`."""
+def open_on_server(
+    url: str, *, read_only: bool = False, even_moved: bool = False, wait: Callable[[float], bool] | None = None
+) -> PostgresQueue:
+    """The queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as `open_queue`.
+
+    With ``even_moved`` also one that was moved away, for moving it back (`mbqueue.queue.migrating`).
+    """
     _require_psycopg()
     from mbqueue.queue.postgresql.store import PostgresQueue  # noqa: PLC0415 - optional package
 
-    return PostgresQueue(url, read_only=read_only, wait=wait)
+    return PostgresQueue(url, read_only=read_only, even_moved=even_moved, wait=wait)
 
 
 def _require_psycopg() -> None:

@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from mbqueue.errors import SchemaTooNew
+from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.transitions import TRANSITIONS
 
 if TYPE_CHECKING:
@@ -198,8 +199,11 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
 
     Raises:
         SchemaTooNew: when a newer mbqueue wrote it.
+        QueueMoved: when it is in another database now.
     """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == MOVED_VERSION:
+        raise moved_error(path, connection.execute("SELECT target, at FROM moved").fetchone())
     require_known(version, SCHEMA_VERSION, name=path)
     return bool(version == SCHEMA_VERSION)
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from mbqueue.clock import utc_text
 from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueReplaced
-from mbqueue.files import make_folder
+from mbqueue.files import fsync_dir, make_folder
 from mbqueue.queue import schema
 from mbqueue.queue.database import Bound, Database, Statements
 
@@ -45,6 +46,16 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
+def set_aside(path: Path, why: str, *, now: float) -> Path:
+    """Give a SQLite file, with what is beside it, the name ``queue.db.WHY-TIME``; returns it."""
+    aside = path.with_name(f"{path.name}.{why}-{utc_text(now).replace(':', '')}")
+    for suffix in ("-wal", "-shm", ""):
+        if (part := path.with_name(path.name + suffix)).exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    fsync_dir(path.parent)
+    return aside
+
+
 class SqliteFile(Database):
     """One database file; every thread, and every process after a fork, gets a connection of its own.
 
@@ -60,6 +71,7 @@ class SqliteFile(Database):
     Raises:
         QueueError: when the file is missing (reading only), locked for too long, or cannot be written.
         QueueDamaged, QueueDiskFull, QueueReplaced, SchemaTooNew: when it is that.
+        QueueMoved: when it is in another database now.
     """
 
     dialect = "sqlite"
@@ -74,8 +86,12 @@ class SqliteFile(Database):
         self._file: tuple[int, int] | None = None
         if read_only and not self.path.exists():
             raise QueueError(f"There is no queue at {self.path}. Enqueue an experiment first: mbqueue enqueue NAME")
-        with self._translating():
-            self._make_current()
+        try:
+            with self._translating():
+                self._make_current()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connections of all threads of this process; the next use opens new ones."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
 import pytest
 from fake_training import LocalProject
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer as RunningServer
 from processes import run
 from small_project import ManualClock, make_project
 
 from mbqueue import Project, mounts
-from mbqueue.errors import QueueError, UsageError
+from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue import Queue
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.migrating import COLUMNS, copy_queue, rows_of
-from mbqueue.queue.opening import open_on_server
+from mbqueue.queue.opening import open_on_server, open_queue
+from mbqueue.queue.postgresql.server import PostgresServer
+from mbqueue.queue.sqlite import SqliteFile
 
 
 def dump(queue: Queue) -> dict[str, list[tuple]]:
@@ -51,7 +56,7 @@ def used(tmp_path: Path, make_spec) -> ProjectFolder:
 
 
 @pytest.fixture
-def url(postgres_server: PostgresServer) -> str:
+def url(postgres_server: RunningServer) -> str:
     return postgres_server.url()
 
 
@@ -65,7 +70,6 @@ def test_a_queue_comes_back_from_postgresql_row_by_row_as_it_was(used, url):
         queue.verify()  # its triggers guard it again
         with pytest.raises(QueueError, match="never deleted"), queue.writing() as db:
             db.execute("DELETE FROM jobs")
-    used.queue_db.rename(used.queue_db.with_name("before.db"))
     (used.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
     Project(used.root).migrate_queue("sqlite")
     with Queue(used.queue_db) as queue:
@@ -111,13 +115,171 @@ def test_what_the_other_database_cannot_hold_is_refused_and_nothing_is_written(u
         assert not any(dump(target).values())
 
 
-def test_a_file_that_is_there_is_not_overwritten(used, url):
+def test_a_file_that_is_there_is_not_overwritten(used, url, make_spec, monkeypatch):
     Project(used.root).migrate_queue(url)
-    (used.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
+    used.queue_db.rename(used.queue_db.with_name("elsewhere.db"))
+    with Queue(used.queue_db) as queue:
+        queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
     before = used.queue_db.read_bytes()
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
     with pytest.raises(UsageError, match="Move it and the files beside it"):
         Project(used.root).migrate_queue("sqlite")
     assert used.queue_db.read_bytes() == before
+    with open_on_server(url, read_only=True) as queue:
+        assert queue.experiments()  # nothing was moved
+
+
+def test_a_queue_that_was_moved_says_where_to_and_is_not_worked_with(used, url, monkeypatch):
+    for place, target, shown in (("sqlite", url, url), (url, "sqlite", str(used.queue_db))):
+        monkeypatch.setenv("MBQUEUE_QUEUE", place)
+        project = Project(used.root)
+        project.migrate_queue(target)
+        calls = [
+            project.status,
+            project.events,
+            lambda project=project: project.enqueue("pretrained_infer"),
+            lambda project=project: project.work(device="cpu"),
+            lambda project=project: project.pause("a"),
+            lambda project=project, target=target: project.migrate_queue(target),
+        ]
+        if place == "sqlite":
+            calls += [project.recover, lambda project=project: project.back_up(used.root / "x.tar")]
+        for call in calls:
+            with pytest.raises(QueueMoved, match=f"to {re.escape(shown)}. To go on with it there"):
+                call()
+    told = run(used.root, "status")
+    assert told.returncode == 1
+    assert "This queue was moved on" in told.stderr
+    assert "This queue was moved on" in run(used.root, "doctor").stdout
+
+
+def test_a_queue_that_is_lost_where_it_was_moved_to_is_rebuilt_when_asked_for(used, url):
+    Project(used.root).migrate_queue(url)
+    with pytest.raises(QueueMoved, match="recover --force"):
+        Project(used.root).recover()
+    with pytest.raises(QueueError, match="nothing to rebuild"):  # these tests have no checkpoints
+        Project(used.root).recover(force=True)
+    assert list(used.queue_db.parent.glob("queue.db.replaced-*"))
+
+
+def test_a_queue_goes_to_and_fro_as_often_as_one_likes(used, url, make_spec, monkeypatch):
+    for number, (place, target) in enumerate((("sqlite", url), (url, "sqlite")) * 2):
+        monkeypatch.setenv("MBQUEUE_QUEUE", place)
+        project = Project(used.root)
+        with open_queue(project.folder) as queue:
+            queue.enqueue(make_spec(f"new{number}", epochs=1), results_dir=f"r{number}", now=20.0 + number)
+            before = dump(queue)
+        project.migrate_queue(target)
+        monkeypatch.setenv("MBQUEUE_QUEUE", target)
+        with open_queue(project.folder) as queue:
+            assert dump(queue) == before
+            queue.verify()
+    aside = list(used.queue_db.parent.glob("queue.db.moved-*"))
+    assert aside
+    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]  # each is whole in itself
+
+
+@pytest.mark.parametrize("source", ["file", "server"])
+def test_a_session_that_was_frozen_while_its_queue_was_moved_writes_nothing_to_it(used, url, monkeypatch, source):
+    project = Project(used.root)
+    if source == "server":
+        project.migrate_queue(url)
+        monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    with open_queue(project.folder) as frozen:
+        frozen.retry("b", now=30.0)
+        session = frozen.start_session(device="cpu", now=30.0, alive_seconds=60)
+        lease = frozen.claim(session, now=30.0, lease_seconds=1.0)
+        with frozen.writing() as db:  # silent for long
+            db.execute("UPDATE sessions SET alive_until = 0 WHERE id = ?", (session,))
+        project.migrate_queue(url if source == "file" else "sqlite")
+        published = []
+        publish = partial(published.append, 1)
+        for write in (
+            partial(frozen.renew, lease, now=30.5, lease_seconds=60),
+            partial(frozen.save_progress, lease, progress={}, publish=publish),
+            partial(frozen.commit, lease, result={}, now=31.0, publish=publish),
+            partial(frozen.heartbeat, session, now=31.0, alive_seconds=60),
+            partial(frozen.start_session, device="cpu", now=31.0, alive_seconds=60),
+            partial(frozen.claim, session, now=31.0, lease_seconds=60),
+        ):
+            with pytest.raises(QueueError, match="was moved to another database"):
+                write()
+        assert published == []
+
+
+@pytest.mark.parametrize("place", ["file", "server"])
+def test_a_run_that_died_between_the_copy_and_the_mark_is_completed_by_the_next(used, url, monkeypatch, place):
+    targets = {"file": (url, "sqlite"), "server": ("sqlite", url)}
+    source, target = targets[place]
+    if source == url:
+        Project(used.root).migrate_queue(url)
+    monkeypatch.setenv("MBQUEUE_QUEUE", source)
+    project = Project(used.root)
+
+    class Died(Exception):
+        pass
+
+    kind = PostgresServer if source == url else SqliteFile
+    writing = kind.writing
+
+    @contextmanager
+    def dies(self):
+        with writing(self) as db:
+            yield db
+            if self.name == marked:
+                raise Died
+
+    with open_queue(project.folder) as queue:
+        marked, before = queue.database.name, dump(queue)
+    with monkeypatch.context() as death:
+        death.setattr(kind, "writing", dies)
+        with pytest.raises(Died):
+            project.migrate_queue(target)
+    with open_queue(project.folder, read_only=True) as queue:
+        assert dump(queue) == before  # it is not marked
+    project.migrate_queue(target)
+    with pytest.raises(QueueMoved):
+        open_queue(project.folder)
+    monkeypatch.setenv("MBQUEUE_QUEUE", target)
+    with open_queue(project.folder) as queue:
+        assert dump(queue) == before
+
+
+def test_another_queue_does_not_take_the_place_of_one_that_was_moved(used, url, make_spec, monkeypatch):
+    Project(used.root).migrate_queue(url)
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    Project(used.root).migrate_queue("sqlite")
+    used.queue_db.unlink()
+    monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
+    with Queue(used.queue_db) as queue:
+        queue.enqueue(make_spec("another"), results_dir="r", now=1.0)
+    with pytest.raises(UsageError, match="not the one that this queue comes from"):
+        Project(used.root).migrate_queue(url)
+    with pytest.raises(QueueMoved):
+        open_on_server(url)
+
+
+def test_a_number_that_the_server_cannot_hold_is_named(used, url):
+    with Queue(used.queue_db) as queue, queue.writing() as db:
+        db.execute("UPDATE jobs SET priority = 3000000000 WHERE id = 2")
+    with pytest.raises(QueueError, match=r"Row 2 of jobs has priority = 3000000000, .*Nothing was changed"):
+        Project(used.root).migrate_queue(url)
+    with Queue(used.queue_db) as queue:
+        assert queue.jobs()
+
+
+def test_the_role_of_sessions_is_told_that_moving_is_for_the_owner(used, url, postgres_server, monkeypatch):
+    Project(used.root).migrate_queue(url)
+    place = url.rpartition("=")[2]
+    postgres_server.sql(
+        f"DROP ROLE IF EXISTS mover; CREATE ROLE mover LOGIN; GRANT USAGE ON SCHEMA {place} TO mover; "
+        f"GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA {place} TO mover; "
+        f"GRANT UPDATE ON {place}.jobs, {place}.sessions, {place}.experiments, {place}.receipts TO mover"
+    )
+    monkeypatch.setenv("MBQUEUE_QUEUE", url.replace("postgres@", "mover@"))
+    with pytest.raises(QueueError, match=r"permission denied.*migrate-queue\) is for the owner"):
+        Project(used.root).migrate_queue("sqlite")
+    postgres_server.sql("DROP OWNED BY mover; DROP ROLE mover")
 
 
 def test_commands_work_on_the_copied_queue_and_show_no_password(used, url, monkeypatch):

@@ -261,6 +261,13 @@ def version_of(connection: Connection[Any], schema: str) -> int:
     return 0 if found is None else int(found[0])
 
 
+def where_moved(connection: Connection[Any], schema: str) -> Any:
+    """Where to and when a moved queue was moved."""
+    from psycopg import sql  # noqa: PLC0415 - optional package
+
+    return connection.execute(sql.SQL("SELECT target, at FROM {}").format(sql.Identifier(schema, "moved"))).fetchone()
+
+
 def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
     """Create or upgrade the tables: all of it or nothing, also when several processes try at once.
 

@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from mbqueue.errors import QueueError
 from mbqueue.queue.database import Bound, Database, Rows, Statements
+from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.postgresql import schema
 from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained
@@ -95,6 +96,7 @@ class PostgresServer(Database):
     each transaction to another connection.
 
     Args:
+        even_moved: open it also when it was moved to another database; then it only takes another queue's content.
         server_clock: False takes the caller's time, for tests that move it.
         wait: waits so many seconds, and says whether to give up; with it, a server that is away is waited for at the
             opening, as it is afterwards. Without it, that is told at once.
@@ -102,13 +104,21 @@ class PostgresServer(Database):
     Raises:
         QueueError: when the server cannot be reached, or there is no queue (reading only).
         SchemaTooNew: when a newer mbqueue wrote it.
+        QueueMoved: when it is in another database now.
     """
 
     dialect = "postgresql"
 
     def __init__(
-        self, url: str, *, read_only: bool = False, server_clock: bool = True, wait: Wait | None = None
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        even_moved: bool = False,
+        server_clock: bool = True,
+        wait: Wait | None = None,
     ) -> None:
+        self.even_moved = even_moved
         self.address = parse_address(url)
         self.name = self.address.shown
         self.read_only = read_only
@@ -275,6 +285,10 @@ class PostgresServer(Database):
     def _make_current(self) -> None:
         connection = self._connection(self._client())
         version = schema.version_of(connection, self.address.schema)
+        if version == MOVED_VERSION:
+            if self.even_moved:
+                return
+            raise moved_error(self.name, schema.where_moved(connection, self.address.schema))
         require_known(version, schema.SCHEMA_VERSION, name=self.name)
         if version == schema.SCHEMA_VERSION:
             return

@@ -23,9 +23,17 @@ class PostgresQueue(Queue):
     database: PostgresServer
 
     def __init__(
-        self, url: str, *, read_only: bool = False, server_clock: bool = True, wait: Wait | None = None
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        even_moved: bool = False,
+        server_clock: bool = True,
+        wait: Wait | None = None,
     ) -> None:
-        super().__init__(PostgresServer(url, read_only=read_only, server_clock=server_clock, wait=wait))
+        super().__init__(
+            PostgresServer(url, read_only=read_only, even_moved=even_moved, server_clock=server_clock, wait=wait)
+        )
 
 
 def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:

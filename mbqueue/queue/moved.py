@@ -1,0 +1,82 @@
+"""A queue that was moved to another database: what is left of it says where to, and is not worked with any more.
+
+Two databases with the same jobs would give each of them out twice, under the same fence. So the one that a queue was
+copied from is marked. Its version becomes one that no mbqueue works with, older ones neither, and triggers refuse the
+writes of whoever opened it before, such as a session that was frozen meanwhile. All of it is still there to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from mbqueue.clock import utc_text
+from mbqueue.errors import QueueMoved
+from mbqueue.queue.database import Statements
+
+#: In place of the schema's version.
+MOVED_VERSION = 1_000_000
+_REFUSAL = "the queue was moved to another database meanwhile; begin again, and it is told where to"
+
+_SQLITE = (
+    "CREATE TABLE moved (version INTEGER NOT NULL, target TEXT NOT NULL, at REAL NOT NULL) STRICT",
+    "INSERT INTO moved (version, target, at) SELECT user_version, :target, :now FROM pragma_user_version",
+    f"PRAGMA user_version = {MOVED_VERSION}",
+)
+_SQLITE_TABLE = tuple(
+    f"CREATE TRIGGER {{table}}_moved_{action} BEFORE {action} ON {{table}} BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
+    for action in ("INSERT", "UPDATE")
+)
+_POSTGRESQL = (
+    "CREATE TABLE moved (version integer NOT NULL, target text NOT NULL, at double precision NOT NULL)",
+    "INSERT INTO moved (version, target, at) SELECT version, :target, :now FROM mbqueue_schema",
+    "GRANT SELECT ON moved TO PUBLIC",
+    f"CREATE FUNCTION refuse_moved() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{_REFUSAL}'; END $$",
+    f"UPDATE mbqueue_schema SET version = {MOVED_VERSION}",  # noqa: S608 - a constant
+)
+_POSTGRESQL_TABLE = (
+    "CREATE TRIGGER moved BEFORE INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION refuse_moved()",
+)
+
+
+def mark_moved(
+    db: Statements, dialect: Literal["sqlite", "postgresql"], tables: Iterable[str], *, target: str, now: float
+) -> None:
+    """Within a transaction, mark a queue as moved to a target, which must show no password."""
+    once, each = (_SQLITE, _SQLITE_TABLE) if dialect == "sqlite" else (_POSTGRESQL, _POSTGRESQL_TABLE)
+    for statement in (*once, *(statement.format(table=table) for table in tables for statement in each)):
+        db.execute(statement, {"target": target, "now": now} if ":target" in statement else {})
+
+
+def version_before(db: Statements) -> int | None:
+    """The version of the schema that a queue on a server had when it was moved away; None when it was not."""
+    if db.execute("SELECT 1 FROM mbqueue_schema WHERE version = ?", (MOVED_VERSION,)).fetchone() is None:
+        return None
+    return int(db.execute("SELECT version FROM moved").fetchone()[0])
+
+
+def empty_moved(db: Statements, tables: Iterable[str]) -> None:
+    """Within a transaction, make of a moved queue on a server an empty one that is worked with. Grants stay."""
+    db.execute("UPDATE mbqueue_schema SET version = (SELECT version FROM moved)")
+    db.execute("DROP TABLE moved")
+    db.execute("DROP FUNCTION refuse_moved() CASCADE")
+    db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
+    db.execute(f"TRUNCATE {', '.join(tables)}")
+    db.execute("ALTER TABLE jobs ENABLE TRIGGER USER")
+
+
+def moved_error(name: object, row: Any) -> QueueMoved:
+    """What to tell who opens a moved queue.
+
+    Args:
+        row: target and time, of the table ``moved``.
+    """
+    target, at = row
+    if target.startswith("postgresql://"):
+        there = "set `queue` in mbqueue.toml, or MBQUEUE_QUEUE, to that URL"
+    else:
+        there = "take `queue` out of mbqueue.toml and unset MBQUEUE_QUEUE"
+    return QueueMoved(
+        f"This queue was moved on {utc_text(at)}, from {name} to {target}. To go on with it there: {there}. To move it "
+        "back: mbqueue migrate-queue, while it is there. If it is lost there: mbqueue recover --force"
+    )
