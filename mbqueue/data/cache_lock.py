@@ -1,13 +1,14 @@
 """Who is at work in a folder of the cache: its builders share it, whoever removes it has it alone.
 
-The lock is a file beside the folder, in ``locks/``, so that it outlives the folder. The system frees it with the process.
+The lock is a file beside the folder, in ``locks/``, so that it outlives the folder. The system frees it with the
+process.
 """
 
 from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,10 +19,8 @@ from mbqueue.files import make_folder
 def building(folder: Path) -> Iterator[None]:
     """Within the block, nobody prunes ``folder``; waits while somebody just does."""
     with ExitStack() as stack:
-        try:
+        with suppress(OSError):  # of a cache that cannot be written nothing is pruned, and it can be read all the same
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
-        except OSError:
-            pass  # of a cache that cannot be written nothing is pruned, and what is whole can be read all the same
         yield
 
 

@@ -71,10 +71,10 @@ def is_at_hand(name_or_path: str, *, project_root: Path | None = None) -> bool:
     if name_or_path == SAMPLE_DATASET:
         return True
     if name_or_path == OFFICIAL_DATASET:
-        from mbqueue.data.official import official_path  # noqa: PLC0415  a check of the sample needs none of it
+        from mbqueue.data.official import official_file  # noqa: PLC0415  a check of the sample needs none of it
 
         try:
-            return official_path().exists()
+            return official_file().path.exists()
         except DataError:
             return False
     return _path_of(name_or_path, project_root).exists()
