@@ -82,6 +82,12 @@ def rows(*val_mae, train=None):
     ]
 
 
+def late_rise(last):
+    """Twenty epochs, of which the last three rise to ``last``; training falls all the way."""
+    falling = [0.05 - 0.002 * epoch for epoch in range(17)]
+    return rows(*falling, 0.019, 0.02, last, train=[0.05 - 0.0024 * epoch for epoch in range(20)])
+
+
 def test_the_report_holds_every_plot_once_and_fetches_nothing(recorded, tmp_path):
     page = report_of(recorded, tmp_path)
     assert [name for name in page.ids if name.startswith("plot-")] == [f"plot-{name}" for name in PLOTS]
@@ -220,14 +226,56 @@ def test_elements_are_read_from_formulas(formula, elements):
     ("history", "kind"),
     [
         ([], "untrained"),
+        (rows(0.03, train=(0.05,)), "too few epochs"),
+        (rows(0.02, 0.2, train=(0.02, 0.01)), "too few epochs"),
         (rows(0.3, 0.2, 0.1), "improving"),
         (rows(0.3, 0.1, 0.101, 0.1005), "settled"),
         (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.05, 0.02)), "overfits"),
-        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "settled"),  # both rise: unstable, not memorising
+        (rows(0.3, 0.1, 0.12, 0.15, train=(0.3, 0.1, 0.2, 0.3)), "unsettled"),  # both rise: not memorising
+        (rows(0.02, 0.05, 0.2, 1.0, 5.0, train=(0.02, 0.06, 0.3, 1.1, 5.0)), "diverged"),
+        (late_rise(0.021), "unsettled"),
+        (late_rise(0.06), "overfits"),  # three epochs of twenty are few, but it has more than doubled
     ],
 )
 def test_the_verdict_follows_gap_and_epochs_since_the_best(history, kind):
     assert analysis.verdict(0, history).kind == kind
+
+
+@pytest.mark.parametrize("last", [0.021, 0.06])
+def test_a_rise_since_the_best_epoch_is_told_however_late_it_came(last):
+    assert f"validation rose by {last / 0.018 - 1:.0%}" in analysis.verdict(0, late_rise(last)).text
+
+
+def test_a_fold_that_overfits_is_told_with_the_gap_of_its_best_epoch_and_of_its_last():
+    text = analysis.verdict(0, rows(0.03, 0.02, 0.03, 0.04, 0.05, train=(0.03, 0.02, 0.01, 0.005, 0.003))).text
+    assert "at epoch 2 the gap to the training MAE is small" in text
+    assert "at epoch 5 validation is 16.7 times the training MAE" in text
+
+
+def test_a_gap_that_only_came_later_is_told():
+    text = analysis.verdict(0, rows(0.03, 0.0305, 0.0309, 0.0309, train=(0.03, 0.02, 0.01, 0.005))).text
+    assert "at epoch 4 validation is 6.2 times the training MAE" in text
+
+
+def test_ratios_beyond_sense_are_capped():
+    text = analysis.verdict(0, rows(0.03, 0.02, 0.0199, 0.0199, train=(0.03, 1e-8, 1e-8, 1e-8))).text
+    assert "validation is more than 100 times the training MAE" in text
+    assert "rose to more than 100 times that" in analysis.verdict(0, rows(0.02, 1.0, 5.0)).text
+
+
+def test_only_a_small_gap_is_without_doubt():
+    assert not analysis.verdict(0, rows(0.3, 0.1, 0.1, 0.1)).is_doubtful
+    assert analysis.verdict(0, rows(0.3, 0.1, 0.1, 0.1, train=(0.1, 0.05, 0.05, 0.05))).is_doubtful
+
+
+def test_a_verdict_in_doubt_is_not_green(tmp_path, fill, inputs):
+    folder = fill(tmp_path / "x", epochs=5)
+    write_history(
+        history_file(folder, 0), [{**row, "train_mae": 1e-4} for row in read_history(history_file(folder, 0))]
+    )
+    record_experiment(folder, inputs)
+    page = write_report(read_recorded(folder), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall(r'<b class="(doubtful|improving|settled)">', page) == ["doubtful", "improving"]
 
 
 def test_a_large_gap_is_named_even_when_the_best_epoch_is_the_last():

@@ -19,25 +19,37 @@ QUANTILES = (0.5, 0.9, 0.99)
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 
-# A fold overfits when its best epoch lies so far back (share of its epochs, and at least so many), and the
-# validation MAE has risen by so much since, while the training MAE kept falling.
+# A rise of the validation MAE since the best epoch counts from here on; from the second one on however late it came.
+_RISE, _DOUBLED = 1.05, 2.0
+# Else a fold overfits only when its best epoch lies so far back: share of its epochs, and at least so many.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
-_RISE = 1.05
-# Gap between validation and training at the best epoch, as a ratio.
+# Gap between validation and training, as a ratio.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
+#: With fewer epochs nothing can be told from a curve.
+_FEWEST_EPOCHS = 3
+#: Ratios above it are told as being above it.
+_LARGEST_RATIO = 100
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one fold's training went: ``kind`` is overfits, improving, settled or untrained; ``text`` says why."""
+    """How one fold's training went.
+
+    Attributes:
+        kind: untrained, too few epochs, diverged, overfits, unsettled (it rose only lately, or training did too),
+            improving or settled.
+        text: says why.
+        is_doubtful: whether a reader should look closer, whatever the kind.
+    """
 
     fold: int
     kind: str
     text: str
+    is_doubtful: bool = False
 
 
 def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Whether a fold overfits, from the gap of training and validation MAE and the epochs since the best one.
+    """Whether a fold overfits, from the gap of training and validation MAE and what came after the best epoch.
 
     The training MAE is the running mean over its epoch, of a model that still changes, so early in training it is
     above the validation MAE; only a gap the other way means memorising.
@@ -46,25 +58,59 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     if best is None:
         return Verdict(fold, "untrained", "nothing was trained, so there is nothing to overfit.")
     epoch, val_mae = best
-    last = history[-1]
-    at_best = history[epoch - 1]
+    last, at_best = history[-1], next(row for row in history if row["epoch"] == epoch)
     since = last["epoch"] - epoch
-    gap = val_mae / at_best["train_mae"] if at_best["train_mae"] > 0 else float("inf")
-    rise = last["val_mae"] / val_mae if val_mae > 0 else 1.0
-    if gap <= _SMALL_GAP:
-        gap_words = "the gap to the training MAE is small"
-    elif gap < _LARGE_GAP:
-        gap_words = f"validation is {gap:.1f} times the training MAE, a moderate gap"
+    rise = _ratio(last["val_mae"], val_mae)
+    has_risen, training_fell = rise > _RISE, last["train_mae"] < at_best["train_mae"]
+    gap, last_gap = _ratio(val_mae, at_best["train_mae"]), _ratio(last["val_mae"], last["train_mae"])
+    is_long_ago = since >= max(_LONG_AGO_EPOCHS, _LONG_AGO_SHARE * last["epoch"])
+
+    said = [f"best at epoch {epoch} of {last['epoch']} ({val_mae:.4f} eV/atom), {_since(since)}"]
+    if has_risen:
+        training = "kept falling" if training_fell else f"rose {_by(_ratio(last['train_mae'], at_best['train_mae']))}"
+        said.append(f"since then validation rose {_by(rise)} while training {training}")
+    if len(history) < _FEWEST_EPOCHS:
+        kind = "too few epochs"
+    elif rise >= _DOUBLED and not training_fell:
+        kind = "diverged"
+        said.append("the training is unstable, and a lower learning rate may help")
+    elif has_risen and training_fell and (is_long_ago or rise >= _DOUBLED):
+        kind = "overfits"
+    elif has_risen:
+        kind = "unsettled"
+    elif since == 0 and history[-2]["val_mae"] > _RISE**0.2 * val_mae:
+        kind = "improving"
+        said.append("more epochs may help")
     else:
-        gap_words = f"validation is {gap:.1f} times the training MAE: the model knows its training crystals much better"
-    where = f"best at epoch {epoch} of {last['epoch']} ({val_mae:.4f} eV/atom)"
-    long_ago = since >= max(_LONG_AGO_EPOCHS, _LONG_AGO_SHARE * last["epoch"])
-    if long_ago and rise > _RISE and last["train_mae"] < at_best["train_mae"]:
-        text = f"{where}; since then validation rose by {rise - 1:.0%} while training kept falling; {gap_words}."
-        return Verdict(fold, "overfits", text)
-    if since == 0 and last["epoch"] > 1 and history[-2]["val_mae"] > _RISE**0.2 * val_mae:
-        return Verdict(fold, "improving", f"{where}, its last; more epochs may help; {gap_words}.")
-    return Verdict(fold, "settled", f"{where}, {_since(since)}; {gap_words}.")
+        kind = "settled"
+    said.append(f"at epoch {epoch} {_gap(gap)}")
+    if since and (kind == "overfits" or last_gap >= _LARGE_GAP > gap):
+        said.append(f"at epoch {last['epoch']} {_gap(last_gap)}")
+    is_doubtful = kind in ("diverged", "overfits", "unsettled") or max(gap, last_gap) >= _LARGE_GAP
+    return Verdict(fold, kind, "; ".join(said) + ".", is_doubtful)
+
+
+def _ratio(above: float, below: float) -> float:
+    if below > 0:
+        return above / below
+    return float("inf") if above > 0 else 1.0
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio <= _LARGEST_RATIO else f"more than {_LARGEST_RATIO} times"
+
+
+def _by(ratio: float) -> str:
+    """``by 12 %``, or ``to 17.0 times that`` where the share would be a long number."""
+    return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that"
+
+
+def _gap(ratio: float) -> str:
+    if ratio <= _SMALL_GAP:
+        return "the gap to the training MAE is small"
+    if ratio < _LARGE_GAP:
+        return f"validation is {_times(ratio)} the training MAE, a moderate gap"
+    return f"validation is {_times(ratio)} the training MAE: the model knows its training crystals much better"
 
 
 def _since(epochs: int) -> str:

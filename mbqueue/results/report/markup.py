@@ -27,7 +27,7 @@ th { font-weight: 600; border-bottom-color: #9a9a9a } tfoot td { font-weight: 60
 .left { text-align: left } .words td:last-child { white-space: normal }
 .row { display: grid; gap: 1rem } .row > * { min-width: 0 } .plot { min-width: 0 }
 .two { grid-template-columns: 1fr 1fr } .three { grid-template-columns: 1fr 1fr 1fr }
-.overfits { color: #b34700 } .improving { color: #0072b2 } .settled { color: #007a5a } .untrained { color: #666 }
+.doubtful { color: #b34700 } .improving { color: #0072b2 } .settled { color: #007a5a } .untrained { color: #666 }
 @media (max-width: 60rem) { .two, .three { grid-template-columns: 1fr } }
 @media print { h2 { break-after: avoid } .plot { break-inside: avoid } }
 """

@@ -184,7 +184,10 @@ def _scores(content: Mapping[str, Any]) -> str:
 
 def _verdicts(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
     verdicts = [analysis.verdict(fold, rows) for fold, rows in histories.items()]
-    rows = [[f"Fold {v.fold}", f'<b class="{v.kind}">{v.kind}</b>', escape(v.text)] for v in verdicts]
+    rows = [
+        [f"Fold {v.fold}", f'<b class="{"doubtful" if v.is_doubtful else v.kind}">{v.kind}</b>', escape(v.text)]
+        for v in verdicts
+    ]
     return table(["", "", ""], rows, left=(0, 1, 2), style="words")
 
 
