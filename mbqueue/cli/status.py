@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from mbqueue.cli.console import print_json
+from mbqueue.api import Status
+from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, open_project
+from mbqueue.errors import UsageError
 
 #: Between two looks of --watch.
 WATCH_SECONDS = 2.0
@@ -26,6 +30,8 @@ def status(
 
     Example: mbqueue status full_finetune --watch
     """
+    if as_json and watch:
+        raise UsageError("--json prints the state once, --watch renews a view. Give one of them.")
     project = open_project(context)
     console = Console()
     if as_json:
@@ -33,10 +39,23 @@ def status(
     elif not watch:
         console.print(project.status(experiment))
     else:
-        with Live(project.status(experiment).view(), console=console, auto_refresh=False) as live:
-            try:
-                while True:
-                    time.sleep(WATCH_SECONDS)
-                    live.update(project.status(experiment).view(), refresh=True)
-            except KeyboardInterrupt:
-                return
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(lambda: project.status(experiment), console)
+
+
+def _watch(look: Callable[[], Status], console: Console) -> None:
+    """Renew the view in a terminal; elsewhere print it again whenever something new is in it."""
+    seen = look()
+    if not console.is_terminal:
+        console.print(seen)
+        while True:
+            time.sleep(WATCH_SECONDS)
+            found = look()
+            if found.says_more_than(seen):
+                print_line()
+                console.print(found)
+                seen = found
+    with Live(seen.view(fits_height=True), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            live.update(look().view(fits_height=True), refresh=True)

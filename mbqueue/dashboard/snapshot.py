@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 
 from mbqueue.dashboard.status import render
+from mbqueue.queue.jobs import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,22 @@ _TONES = [
     (100, 100, 100), (207, 64, 64), (45, 145, 80), (176, 128, 0),
     (74, 125, 220), (160, 95, 205), (20, 145, 165), (140, 140, 140),
 ]  # fmt: skip
+_EXPERIMENT_COLUMNS = (
+    "name", "state", "paused", "priority", "dataset", "dataset_hash", "spec_hash", "enqueued_at", "results_dir",
+    "prepare", "record", "seconds", *(state.value for state in State),
+)  # fmt: skip
+_FOLD_COLUMNS = (
+    "experiment", "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch",
+    "last_val_mae", "test_mae", "seconds",
+)  # fmt: skip
+_SESSION_COLUMNS = (
+    "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second", "job",
+)  # fmt: skip
+_ERROR_COLUMNS = ("job", "experiment", "kind", "fold", "epoch", "state", "failures", "at", "retry_at", "error")
+#: Keys of an overview that change from one look to the next.
+_FLEETING = frozenset(
+    {"now", "heartbeat_at", "structures_per_second", "progress", "lease_expires_at", "seconds_at_risk", "retry_at"}
+)
 _THEME = TerminalTheme((255, 255, 255), (0, 0, 0), _TONES)
 
 
@@ -52,7 +69,7 @@ class Status:
             {**{key: value for key, value in entry.items() if key not in ("folds", "jobs")}, **entry["jobs"]}
             for entry in self.overview["experiments"]
         ]
-        return _frame(rows, index="name")
+        return _frame(rows, _EXPERIMENT_COLUMNS, index="name")
 
     @property
     def folds(self) -> pd.DataFrame:
@@ -62,21 +79,27 @@ class Status:
             for entry in self.overview["experiments"]
             for fold in entry["folds"]
         ]
-        return _frame(rows, index=["experiment", "fold"])
+        return _frame(rows, _FOLD_COLUMNS, index=["experiment", "fold"])
 
     @property
     def sessions(self) -> pd.DataFrame:
         """One row per session that has not ended."""
-        return _frame(({**row, "job": _label(row["job"])} for row in self.overview["sessions"]), index="id")
+        rows = ({**row, "job": _label(row["job"])} for row in self.overview["sessions"])
+        return _frame(rows, _SESSION_COLUMNS, index="id")
 
     @property
     def errors(self) -> pd.DataFrame:
         """One row per job whose last attempt failed, the newest first."""
-        return _frame(self.overview["errors"], index="job")
+        return _frame(self.overview["errors"], _ERROR_COLUMNS, index="job")
 
-    def view(self) -> RenderableType:
-        """What `mbqueue status` prints, for a console of rich."""
-        return render(self.overview, now=self.overview["now"], session_seconds=self.session_seconds)
+    def view(self, *, fits_height: bool = False) -> RenderableType:
+        """What `mbqueue status` prints, for a console of rich; `fits_height` shortens it to the console's lines."""
+        now = self.overview["now"]
+        return render(self.overview, now=now, session_seconds=self.session_seconds, fits_height=fits_height)
+
+    def says_more_than(self, earlier: Status) -> bool:
+        """Whether a state, an epoch, a session or an error is new; ages, rates and progress change all the time."""
+        return bool(_lasting(self.overview) != _lasting(earlier.overview))
 
     def __rich__(self) -> RenderableType:
         return self.view()
@@ -101,11 +124,19 @@ class Status:
         )
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], *, index: str | list[str]) -> pd.DataFrame:
+def _lasting(told: Any) -> Any:
+    """An overview without what changes from one look to the next."""
+    if isinstance(told, Mapping):
+        return {key: _lasting(value) for key, value in told.items() if key not in _FLEETING}
+    return [_lasting(value) for value in told] if isinstance(told, list) else told
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, index: str | list[str]) -> pd.DataFrame:
+    """The rows; ``columns`` are there also when no row is."""
     import pandas as pd  # noqa: PLC0415 - takes half a second, and `mbqueue status` does without
 
-    frame = pd.DataFrame(list(rows))
-    return frame if frame.empty else frame.set_index(index)
+    found = list(rows)
+    return (pd.DataFrame(found) if found else pd.DataFrame(columns=list(columns))).set_index(index)
 
 
 def _label(job: Mapping[str, Any] | None) -> str | None:

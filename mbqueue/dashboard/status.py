@@ -7,37 +7,36 @@ ASCII where the output cannot show blocks, and carries no control characters of 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
 from mbqueue.clock import format_duration
+from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, left_out, one_line
+from mbqueue.dashboard.failures import job_label, last_errors
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII_LEVELS = "_.-~=+*#"
-_BAR = 10
 #: The order in which counts of jobs are told: what is open first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
-_STYLES = {
-    "leased": "cyan",
-    "running": "cyan",
-    "ready": "blue",
-    "committed": "green",
-    "done": "green",
-    "failed": "bold red",
-    "paused": "yellow",
-    "cancelled": "dim",
-    "waiting": "dim",
-}
 _NOBODY = "No session is at work. Start one with: mbqueue work"
-_ERRORS_SHOWN = 5
 #: With more experiments than this, those are drawn on which something happens or should, the newest first among equals.
 _EXPERIMENTS_SHOWN = 20
-_BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "cancelled", "done")
+
+
+Height = Callable[[Iterable[RenderableType]], int]
+
+
+class _Limits(NamedTuple):
+    """How much is told below the experiments."""
+
+    sessions: int
+    errors: int
+    error_lines: int
+
+
+#: From what is told where there is room to what always is.
+_LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
 
 
 def render(
@@ -45,8 +44,8 @@ def render(
     *,
     now: float,
     session_seconds: float,
-    experiment: str | None = None,
     width: int | None = None,
+    fits_height: bool = False,
 ) -> RenderableType:
     """The dashboard.
 
@@ -54,43 +53,11 @@ def render(
         overview: what the queue's overview returns (its format is documented there).
         now: seconds since the epoch, for ages and times to deadlines.
         session_seconds: usual length of a session, in which the remaining work is also told.
-        experiment: show only this one; its sparklines then take the free width.
         width: columns to fill; by default those of the console.
+        fits_height: draw no more lines than the console has: experiments become one line each, done and cancelled
+            ones first, before anything of sessions, totals and errors is left out.
     """
-    return _Dashboard(overview, now, session_seconds, experiment, width)
-
-
-def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
-    """``values`` as at most ``length`` blocks on a logarithmic scale from ``low`` to ``high``.
-
-    Longer series are averaged in equal stretches. Values that are not finite or not above 0 show as ``?``.
-    """
-    levels = _ASCII_LEVELS if ascii_only else _BLOCKS
-    if len(values) > length:
-        borders = [round(i * len(values) / length) for i in range(length + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(borders)]
-    marks = []
-    for value in values:
-        if not _is_drawable(value):
-            marks.append("?")
-            continue
-        span = math.log(high / low) if high > low > 0 else 0.0
-        share = math.log(value / low) / span if span else 0.0
-        marks.append(levels[min(len(levels) - 1, max(0, round(share * (len(levels) - 1))))])
-    return "".join(marks)
-
-
-def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
-    """A bar of ``length`` signs; it is full only when everything is done, and empty only when nothing is."""
-    full, empty = ("#", ".") if ascii_only else ("█", "░")
-    if total <= 0:
-        return empty * length
-    filled = round(length * done / total)
-    if done < total:
-        filled = min(filled, length - 1)
-    if done > 0:
-        filled = max(filled, 1)
-    return full * filled + empty * (length - filled)
+    return _Dashboard(overview, now, session_seconds, width, fits_height)
 
 
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
@@ -114,53 +81,73 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
 
 class _Dashboard:
     def __init__(
-        self,
-        overview: Mapping[str, Any],
-        now: float,
-        session_seconds: float,
-        experiment: str | None,
-        width: int | None,
+        self, overview: Mapping[str, Any], now: float, session_seconds: float, width: int | None, fits_height: bool
     ) -> None:
         self.overview = overview
         self.now = now
         self.session_seconds = session_seconds
-        self.experiment = experiment
         self.width = width
+        self.fits_height = fits_height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(self.width or options.max_width, options.max_width)
         plain = options.ascii_only
-        shown = [e for e in self.overview["experiments"] if self.experiment in (None, e["name"])]
-        parts: list[RenderableType] = []
+        if not self.fits_height:
+            all_of_it = self._experiments(_EXPERIMENTS_SHOWN, _EXPERIMENTS_SHOWN, width, plain)
+            yield Group(*all_of_it, *self._rest(_LIMITS[0], width, plain))
+            return
+
+        def height(parts: Iterable[RenderableType]) -> int:
+            return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
+
+        # One line less than there are: a full screen would scroll when the view ends.
+        room = console.height - 1
+        for limits in _LIMITS:
+            rest = list(self._rest(limits, width, plain))
+            above = self._shortened(room - height(rest), height, width, plain)
+            if height([*above, *rest]) <= room:
+                break
+        yield Group(*above, *rest)
+
+    def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
+        """The experiments on at most ``room`` lines, if possible: as few as need be of them on one line each."""
+        n_drawn = len(self.overview["experiments"])
+        if n_drawn > room:
+            n_drawn = max(1, room - 2)
+        for n_whole in range(min(n_drawn, _EXPERIMENTS_SHOWN), 0, -1):
+            parts = self._experiments(n_whole, n_drawn, width, plain)
+            if height(parts) <= room:
+                return parts
+        return self._experiments(0, n_drawn, width, plain)
+
+    def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
+        """The ``n_drawn`` most interesting ones in the order of the queue, ``n_whole`` of them with their folds."""
+        shown = self.overview["experiments"]
         if not shown:
-            parts.append(Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."))
-        drawn = _most_interesting(shown)
-        for entry in drawn:
-            parts += [*_experiment(entry, width, plain), Text("")]
+            return [Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."), Text("")]
+        places = by_interest(shown)
+        whole, drawn = set(places[:n_whole]), sorted(places[:n_drawn])
+        parts: list[RenderableType] = []
+        for place in drawn:
+            if place in whole:
+                parts += [*experiment(shown[place], width, plain), Text("")]
+            else:
+                parts.append(one_line(shown[place], width, plain))
         if len(drawn) < len(shown):
-            parts += [_left_out(shown, drawn), Text("")]
-        parts += [*_sessions(self.overview["sessions"], self.now, width), Text("")]
-        parts += _totals(shown, self.overview["jobs"], self.session_seconds)
-        parts += _publishing(self.overview.get("publishing"), self.now)
-        parts += _errors(
-            [error for error in self.overview["errors"] if self.experiment in (None, error["experiment"])],
-            self.now,
-            width,
+            parts.append(left_out(shown, [shown[place] for place in drawn]))
+        if len(drawn) < len(shown) or drawn[-1] not in whole:
+            parts.append(Text(""))
+        return parts
+
+    def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
+        """What is below the experiments."""
+        yield from _sessions(self.overview["sessions"], self.now, width, plain, at_most=limits.sessions)
+        yield Text("")
+        yield from _totals(self.overview["experiments"], self.overview["jobs"], self.session_seconds)
+        yield from _publishing(self.overview.get("publishing"), self.now)
+        yield from last_errors(
+            self.overview["errors"], self.now, width, plain, at_most=limits.errors, lines=limits.error_lines
         )
-        yield Group(*parts)
-
-
-def _most_interesting(experiments: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """At most so many as can be taken in, in the order of the queue."""
-    by_interest = sorted(range(len(experiments)), key=lambda i: (_BY_INTEREST.index(experiments[i]["state"]), -i))
-    return [experiments[i] for i in sorted(by_interest[:_EXPERIMENTS_SHOWN])]
-
-
-def _left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> Text:
-    names = {entry["name"] for entry in drawn}
-    states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
-    counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
-    return Text(f"and {len(shown) - len(drawn):,} more experiments: {counts}. One of them: mbqueue status NAME", "dim")
 
 
 def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:
@@ -187,79 +174,14 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
         yield Text(f"{len(publishing['damaged'])} files on the drive are damaged or not all there yet", "yellow")
 
 
-def _experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[RenderableType]:
-    title = Text.assemble((entry["name"], "bold"), "  ", (entry["state"], _STYLES.get(entry["state"], "")))
-    if entry["paused"] and entry["state"] != "paused":
-        title.append(" (paused)", _STYLES["paused"])
-    title.append(f"  {entry['dataset']}", "dim")
-    if entry["priority"]:
-        title.append(f"  priority {entry['priority']}", "dim")
-    title.truncate(width, overflow="ellipsis")
-    yield title
-    if entry["prepare"] != "committed":
-        yield Text(f"  preparing the data comes first: {entry['prepare']}", _STYLES.get(entry["prepare"], ""))
-    yield from _folds(entry["folds"], width, plain)
-    tested = [fold["test_mae"] for fold in entry["folds"] if fold["test_mae"] is not None]
-    if len(tested) > 1:
-        mean = sum(tested) / len(tested)
-        spread = math.sqrt(sum((value - mean) ** 2 for value in tested) / len(tested))
-        sign = "+-" if plain else "±"
-        yield Text(f"  test MAE {mean:.4f} {sign} {spread:.4f} eV/atom over {len(tested)} folds", "bold")
-    if entry["record"] == "committed":
-        yield Text(f"  results: {entry['results_dir']}", "dim")
-
-
-#: Columns of the table of folds, and whether they are flush right. Written line by line, because rich's own table
-#: takes longer for the 500 folds of 100,000 jobs than everything else together.
-_COLUMNS = (
-    ("fold", False), ("epochs", False), ("", True), ("state", False), ("validation MAE", False), ("best", True),
-    ("at", True), ("test MAE", True),
-)  # fmt: skip
-
-
-def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Iterable[Text]:
-    curves = [[math.nan if value is None else value for value in fold["val_mae"]] for fold in folds]
-    drawn = [value for curve in curves for value in curve if _is_drawable(value)]
-    low, high = (min(drawn), max(drawn)) if drawn else (1.0, 1.0)
-    rows = [[(header, "dim") for header, _ in _COLUMNS]]
-    for fold, curve in zip(folds, curves, strict=True):
-        done, total = fold["epochs_done"], fold["epochs_total"]
-        over = done + fold["epochs_skipped"] == total
-        rows.append(
-            [
-                (str(fold["fold"]), ""),
-                (bar(done, total, ascii_only=plain), "green" if over else "cyan") if total else ("none", "dim"),
-                (f"{done}/{total}" if total else "", ""),
-                (_fold_state(fold), _STYLES.get(fold["state"], "")),
-                (sparkline(curve, max(14, width - 66), low=low, high=high, ascii_only=plain), "cyan"),
-                (_mae(fold["best_val_mae"], plain), ""),
-                ("" if fold["best_epoch"] is None else str(fold["best_epoch"]), ""),
-                (_mae(fold["test_mae"], plain), "bold"),
-            ]
-        )
-    widths = [max(len(row[column][0]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        line = Text(no_wrap=True, overflow="ellipsis")
-        for (content, style), (_, flush_right), columns in zip(row, _COLUMNS, widths, strict=True):
-            line.append(content.rjust(columns) if flush_right else content.ljust(columns), style)
-            line.append("  ")
-        line.rstrip()
-        yield line
-
-
-def _fold_state(fold: Mapping[str, Any]) -> str:
-    running = fold["running"]
-    if running is None:
-        return str(fold["state"])
-    return str(running["kind"]) if running["epoch"] is None else f"epoch {running['epoch']}"
-
-
-def _sessions(sessions: Sequence[Mapping[str, Any]], now: float, width: int) -> Iterable[RenderableType]:
+def _sessions(
+    sessions: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int
+) -> Iterable[RenderableType]:
     if not sessions:
         yield Text(_NOBODY)
         return
     yield Text("Sessions", "bold")
-    for session in sessions:
+    for session in sessions[:at_most]:
         rate, deadline = session["structures_per_second"], session["deadline_at"]
         has_died, is_live = session["state"] == "died", session["state"] == "live"
         heard = f"heard {format_duration(now - session['heartbeat_at'])} ago"
@@ -268,18 +190,19 @@ def _sessions(sessions: Sequence[Mapping[str, Any]], now: float, width: int) -> 
             (heard if is_live else f"{session['state']}, {heard}", "" if is_live else "yellow"),
             (f", on {session['host']}, {session['id']}", "dim"),
         )
-        who.truncate(width, overflow="ellipsis")
-        yield who
+        yield cut(who, width, plain)
         if has_died:
             yield Text(f"    {_left(session['job'])}", "cyan")
             continue
-        what = Text.assemble("    ", (_job_label(session["job"]) if session["job"] else "idle", "cyan"))
+        what = Text.assemble("    ", (job_label(session["job"]) if session["job"] else "idle", "cyan"))
         what.append(_progress(session["job"]))
         if rate is not None:
             what.append(f", {rate:,.1f} crystals/s")
         if deadline is not None:
             what.append(f", ends in {format_duration(deadline - now)}" if deadline > now else ", past its deadline")
         yield what
+    if len(sessions) > at_most:
+        yield Text(f"  and {len(sessions) - at_most} more", "dim")
     if all(session["state"] == "died" for session in sessions):
         yield Text(_NOBODY)
 
@@ -289,7 +212,7 @@ def _left(job: Mapping[str, Any] | None) -> str:
     if job is None:
         return "held no job"
     at = _progress(job)
-    return f"left {_job_label(job)}{f' at{at}' if at else ''}; the next session takes over"
+    return f"left {job_label(job)}{f' at{at}' if at else ''}; the next session takes over"
 
 
 def _progress(job: Mapping[str, Any] | None) -> str:
@@ -313,7 +236,7 @@ def _totals(
     told = [(state, jobs[state]) for state in named if jobs.get(state)]
     for number, (state, count) in enumerate(told):
         counts.append(", " if number else "")
-        counts.append(f"{count:,} {state}", _STYLES.get(state, ""))
+        counts.append(f"{count:,} {state}", STYLES.get(state, ""))
     yield counts if told else Text("jobs: none")
     if not experiments:
         return
@@ -328,49 +251,8 @@ def _totals(
         plural = "session" if sessions == 1 else "sessions"
         line.append(f", about {_hours(left)} left: {sessions} {plural} of {format_duration(session_seconds)}")
     if unknown:
-        more = " more" if left else ""
-        line.append(f", time{more} left is known after the first epoch of {unknown} experiment{'s' * (unknown > 1)}")
+        those = "an experiment" if unknown == 1 else f"{unknown} experiments"
+        line.append(f"; {'more' if left else 'what is left'} is known after the first epoch of {those}")
     elif not left and used:
         line.append(", none left")
     yield line
-
-
-def _errors(errors: Sequence[Mapping[str, Any]], now: float, width: int) -> Iterable[RenderableType]:
-    if not errors:
-        return
-    yield Text("")
-    yield Text("Last errors", "bold red")
-    for error in errors[:_ERRORS_SHOWN]:
-        text = Text(f"  {_job_label(error)}: {error['error'] or 'no message'}")
-        text.truncate(width, overflow="ellipsis")
-        yield text
-        yield Text(f"    {_what_next(error, now)}", "dim")
-    if len(errors) > _ERRORS_SHOWN:
-        yield Text(f"  and {len(errors) - _ERRORS_SHOWN} more: mbqueue events", "dim")
-
-
-def _what_next(error: Mapping[str, Any], now: float) -> str:
-    times = "once" if error["failures"] == 1 else f"{error['failures']} times"
-    if error["state"] in ("failed", "cancelled"):
-        fold = "" if error["fold"] is None else f" --fold {error['fold']}"
-        return f"failed {times}; try again with: mbqueue retry {error['experiment']}{fold}"
-    if error["retry_at"] and error["retry_at"] > now:
-        return f"failed {times}; tried again in {format_duration(error['retry_at'] - now)}"
-    return f"failed {times}; tried again"
-
-
-def _job_label(job: Mapping[str, Any]) -> str:
-    """For example ``full_finetune fold 2 epoch 7``."""
-    fold = "" if job["fold"] is None else f" fold {job['fold']}"
-    what = f" epoch {job['epoch']}" if job["epoch"] is not None else f" {job['kind']}"
-    return f"{job['experiment']}{fold}{what}"
-
-
-def _is_drawable(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-def _mae(value: float | None, plain: bool) -> str:
-    if value is None:
-        return "-" if plain else "–"
-    return f"{value:.4f}"

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from mbqueue.dashboard import render
+from mbqueue.dashboard.experiments import bar, sparkline
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.dashboard.status import bar, gpu_seconds, sparkline
+from mbqueue.dashboard.status import gpu_seconds
 from mbqueue.experiment import Spec
 from mbqueue.queue.processes import identity_of
 from mbqueue.queue.store import Queue
@@ -20,9 +21,9 @@ NOW = 1_795_000_000.0
 HOUR = 3600.0
 
 
-def draw(overview, *, width=80, encoding="utf-8", tty=False, **options):
+def draw(overview, *, width=80, height=None, encoding="utf-8", tty=False, **options):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
-    console = Console(file=stream, width=width, force_terminal=tty, legacy_windows=False)
+    console = Console(file=stream, width=width, height=height, force_terminal=tty, legacy_windows=False)
     console.print(render(overview, now=NOW, session_seconds=1.5 * HOUR, **options))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)
@@ -182,13 +183,6 @@ def test_an_output_without_blocks_gets_ascii():
     assert "test MAE 0.0250 +- 0.0050 eV/atom over 2 folds" in drawn
 
 
-def test_one_experiment_can_be_shown_alone():
-    overview = overview_of([fold_entry()])
-    overview["experiments"].append({**overview["experiments"][0], "name": "other"})
-    assert "other" in draw(overview)
-    assert "other" not in draw(overview, experiment="full_finetune")
-
-
 def test_of_very_many_experiments_those_are_drawn_that_matter_and_the_others_counted():
     overview = overview_of([fold_entry(state="running")])
     (entry,) = overview["experiments"]
@@ -205,6 +199,131 @@ def test_of_very_many_experiments_those_are_drawn_that_matter_and_the_others_cou
     assert "and 482 more experiments: 482 done. One of them: mbqueue status NAME" in lines
 
 
+def five_folds(name, state, *, done, **more):
+    folds = [fold_entry(f, done=done, state=state, val_mae=[0.1] * done, test_mae=0.03) for f in range(5)]
+    return {**overview_of(folds)["experiments"][0], "name": name, "state": state, **more}
+
+
+def session_entry(number=0):
+    return {
+        "id": f"s{number}", "state": "live", "host": "h", "device": "L4", "heartbeat_at": NOW - 3,
+        "deadline_at": NOW + 5000, "structures_per_second": 300.0,
+        "job": {"id": 1, "experiment": "second", "kind": "train", "fold": 3, "epoch": 9, "progress": None},
+    }  # fmt: skip
+
+
+def error_entry(fold=0, **more):
+    return {
+        "job": 3 + fold, "experiment": "third", "kind": "train", "fold": fold, "epoch": 1, "state": "failed",
+        "failures": 3, "at": NOW, "retry_at": None, "error": "mbqueue.errors.DataError: 3 crystals cannot be used.",
+        **more,
+    }  # fmt: skip
+
+
+def busy_overview():
+    """Three five-fold experiments, a session and an error."""
+    overview = overview_of([])
+    overview["experiments"] = [
+        five_folds("first", "done", done=20, record="committed"),
+        five_folds("second", "running", done=8),
+        five_folds("third", "failed", done=0),
+    ]
+    return {**overview, "jobs": {"ready": 5}, "sessions": [session_entry()], "errors": [error_entry()]}
+
+
+def test_in_a_terminal_of_24_lines_sessions_totals_and_errors_are_always_seen():
+    drawn = draw(busy_overview(), height=24, fits_height=True)
+    assert len(drawn.splitlines()) <= 23
+    assert "second fold 3 epoch 9" in drawn
+    assert "jobs: 5 ready" in drawn
+    assert "mbqueue retry third --fold 0" in drawn
+
+
+def test_what_is_done_becomes_one_line_before_what_is_at_work():
+    lines = draw(busy_overview(), height=24, fits_height=True).splitlines()
+    assert "first  done  100/100 epochs, test MAE 0.0300 ± 0.0000 eV/atom over 5 folds" in lines
+    assert sum(line[:1].isdigit() for line in lines) == 5  # the folds of the running one
+
+
+def test_with_room_enough_nothing_becomes_one_line():
+    assert draw(busy_overview(), height=60, fits_height=True) == draw(busy_overview())
+
+
+@pytest.mark.parametrize("height", [16, 20, 24, 40])
+def test_of_any_number_of_experiments_and_sessions_no_more_is_drawn_than_fits(height):
+    overview = busy_overview()
+    overview["experiments"] += [five_folds(f"old-{i}", "done", done=20) for i in range(50)]
+    overview["sessions"] = [session_entry(i) for i in range(12)]
+    overview["errors"] = [error_entry(i, error=f"{i} " + "wrong " * 60) for i in range(5)]
+    lines = draw(overview, height=height, fits_height=True).splitlines()
+    assert len(lines) < height
+    assert {"Sessions", "Last errors"} <= set(lines)
+
+
+def test_the_same_error_of_several_folds_is_told_once():
+    overview = {**busy_overview(), "errors": [error_entry(fold) for fold in range(5)]}
+    lines = draw(overview).splitlines()
+    told = lines.index("  third folds 0, 1, 2, 3, 4 epoch 1: 3 crystals cannot be used.")
+    assert lines[told + 1 :] == ["    failed 3 times each; try again with: mbqueue retry third"]
+
+
+def test_a_long_error_is_told_whole_and_without_the_path_of_its_class():
+    said = "torch.cuda.OutOfMemoryError: " + " ".join(f"word{i}" for i in range(25))
+    drawn = draw({**busy_overview(), "errors": [error_entry(error=said)]})
+    assert f"third fold 0 epoch 1: {said.removeprefix('torch.cuda.')}" in " ".join(drawn.split())
+
+
+def test_in_60_columns_the_test_error_is_still_there():
+    drawn = draw(busy_overview(), width=60)
+    assert max(map(len, drawn.splitlines())) <= 60
+    assert all(line.endswith("0.0300") for line in drawn.splitlines() if line[:1].isdigit())
+
+
+def test_a_fold_that_went_wrong_does_not_flatten_the_curves_of_the_others():
+    folds = [
+        fold_entry(0, done=3, val_mae=[0.4, 0.2, 0.1], best_val_mae=0.1),
+        fold_entry(1, done=2, val_mae=[0.1, 9e9]),
+    ]
+    assert "█▅▁" in draw(overview_of(folds))
+
+
+def test_noise_does_not_look_like_progress():
+    assert "▁▂▁" in draw(overview_of([fold_entry(0, done=3, val_mae=[0.1, 0.101, 0.1])]))
+
+
+def test_time_left_counts_experiments_of_which_none_is_known():
+    overview = busy_overview()
+    overview["experiments"][1]["folds"][0]["seconds"] = 80 * HOUR
+    assert "; more is known after the first epoch of an experiment" in " ".join(draw(overview).split())
+
+
+def test_an_output_in_ascii_gets_long_lines_cut_in_ascii():
+    overview = busy_overview()
+    overview["sessions"][0]["host"] = "h" * 100
+    assert draw(overview, encoding="ascii").isascii()
+
+
+def test_ages_and_rates_are_no_news_and_an_epoch_is():
+    before, after = busy_overview(), busy_overview()
+    after["sessions"][0] |= {"heartbeat_at": NOW, "structures_per_second": 299.0}
+    earlier, later = (Status(overview=overview, session_seconds=HOUR) for overview in (before, after))
+    assert not later.says_more_than(earlier)
+    after["experiments"][1]["folds"][0]["epochs_done"] += 1
+    assert later.says_more_than(earlier)
+
+
+def test_tables_have_the_same_columns_with_rows_and_without(queue):
+    empty = Status(overview=queue.overview(now=NOW), session_seconds=HOUR)
+    work_through(queue, epochs=1)
+    overview = queue.overview(now=NOW)
+    overview["errors"] = [error_entry()]
+    filled = Status(overview=overview, session_seconds=HOUR)
+    for name in ("experiments", "folds", "sessions", "errors"):
+        without, with_rows = getattr(empty, name), getattr(filled, name)
+        assert len(without) == 0 < len(with_rows)
+        assert list(without.reset_index().columns) == list(with_rows.reset_index().columns)
+
+
 def test_names_with_brackets_are_shown_as_they_are():
     assert "x[bold]y" in draw(overview_of([fold_entry()], name="x[bold]y"), tty=True)
 
@@ -214,7 +333,7 @@ def test_a_finished_experiment_names_its_folder():
 
 
 def test_time_left_is_unknown_before_the_first_epoch():
-    assert "time left is known after the first epoch of 1 experiment" in draw(overview_of([fold_entry()]))
+    assert "0s used; what is left is known after the first epoch of an experiment" in draw(overview_of([fold_entry()]))
 
 
 def test_epochs_skipped_by_early_stopping_are_not_left():

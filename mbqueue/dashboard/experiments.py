@@ -1,0 +1,216 @@
+"""How an experiment is drawn by `mbqueue status`: a table of its folds, or one line where there is little room."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from rich.text import Text
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_LEVELS = "_.-~=+*#"
+_BAR = 10
+#: Columns below which a fold's curve is not worth its place.
+_SHORTEST_CURVE = 14
+#: A curve's scale spans at least this ratio, so that noise does not look like progress.
+_SMALLEST_SPAN = 1.1
+STYLES = {
+    "leased": "cyan",
+    "running": "cyan",
+    "ready": "blue",
+    "committed": "green",
+    "done": "green",
+    "failed": "bold red",
+    "paused": "yellow",
+    "cancelled": "dim",
+    "waiting": "dim",
+}
+_BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "cancelled", "done")
+
+
+def by_interest(experiments: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Their places, first those on which something happens or should; among equals the newest."""
+    return sorted(range(len(experiments)), key=lambda i: (_BY_INTEREST.index(experiments[i]["state"]), -i))
+
+
+def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> Text:
+    """One line on those of ``shown`` that are not in ``drawn``."""
+    names = {entry["name"] for entry in drawn}
+    states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
+    counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
+    return Text(f"and {len(shown) - len(drawn):,} more experiments: {counts}. One of them: mbqueue status NAME", "dim")
+
+
+def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
+    """Title, folds and scores."""
+    title = Text.assemble((entry["name"], "bold"), "  ", (entry["state"], STYLES.get(entry["state"], "")))
+    if entry["paused"] and entry["state"] != "paused":
+        title.append(" (paused)", STYLES["paused"])
+    title.append(f"  {entry['dataset']}", "dim")
+    if entry["priority"]:
+        title.append(f"  priority {entry['priority']}", "dim")
+    yield cut(title, width, plain)
+    if entry["prepare"] != "committed":
+        yield Text(f"  preparing the data comes first: {entry['prepare']}", STYLES.get(entry["prepare"], ""))
+    yield from _folds(entry["folds"], width, plain)
+    if tested := _tested(entry["folds"], plain):
+        yield Text(f"  {tested}", "bold")
+    if entry["record"] == "committed":
+        yield Text(f"  results: {entry['results_dir']}", "dim")
+
+
+def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
+    """Name, state, epochs, and scores or which folds are at work."""
+    folds = entry["folds"]
+    epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
+    at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
+    told = [epochs, at_work or _tested(folds, plain)]
+    rest = Text.assemble("  ", (entry["state"], STYLES.get(entry["state"], "")), f"  {', '.join(filter(None, told))}")
+    name = cut(Text(entry["name"], "bold"), max(16, width - len(rest)), plain)
+    return cut(Text.assemble(name, rest), width, plain)
+
+
+def cut(text: Text, width: int, plain: bool) -> Text:
+    """The text on one line of at most ``width`` columns."""
+    text.truncate(width, overflow="crop" if plain else "ellipsis")
+    return text
+
+
+def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
+    """``values`` as at most ``length`` blocks on a logarithmic scale from ``low`` to ``high``.
+
+    Longer series are averaged in equal stretches. Values that are not finite or not above 0 show as ``?``.
+    """
+    levels = _ASCII_LEVELS if ascii_only else _BLOCKS
+    if len(values) > length:
+        borders = [round(i * len(values) / length) for i in range(length + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(borders)]
+    marks = []
+    for value in values:
+        if not _is_drawable(value):
+            marks.append("?")
+            continue
+        span = math.log(high / low) if high > low > 0 else 0.0
+        share = math.log(value / low) / span if span else 0.0
+        marks.append(levels[min(len(levels) - 1, max(0, round(share * (len(levels) - 1))))])
+    return "".join(marks)
+
+
+def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
+    """A bar of ``length`` signs; it is full only when everything is done, and empty only when nothing is."""
+    full, empty = ("#", ".") if ascii_only else ("█", "░")
+    if total <= 0:
+        return empty * length
+    filled = round(length * done / total)
+    if done < total:
+        filled = min(filled, length - 1)
+    if done > 0:
+        filled = max(filled, 1)
+    return full * filled + empty * (length - filled)
+
+
+def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
+    """(seconds used, seconds left) by an experiment.
+
+    Left is the number of open epochs times the mean of the finished ones, so predictions and preparation are not
+    in it; None when no epoch is finished yet, 0.0 when none is open.
+    """
+    folds = experiment["folds"]
+    used = float(experiment["seconds"])
+    done = sum(fold["epochs_done"] for fold in folds)
+    left = sum(
+        fold["epochs_total"] - fold["epochs_done"] - fold["epochs_skipped"]
+        for fold in folds
+        if fold["state"] not in ("done", "cancelled")
+    )
+    if left == 0:
+        return used, 0.0
+    return used, sum(fold["seconds"] for fold in folds) / done * left if done else None
+
+
+def _tested(folds: Sequence[Mapping[str, Any]], plain: bool) -> str:
+    """The test MAE over the folds that have one; empty for fewer than two."""
+    tested = [fold["test_mae"] for fold in folds if fold["test_mae"] is not None]
+    if len(tested) < 2:
+        return ""
+    mean = sum(tested) / len(tested)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in tested) / len(tested))
+    return f"test MAE {mean:.4f} {'+-' if plain else '±'} {spread:.4f} eV/atom over {len(tested)} folds"
+
+
+#: Columns of the table of folds, and whether they are flush right. Written line by line, because rich's own table
+#: takes longer for the 500 folds of 100,000 jobs than everything else together.
+_COLUMNS = (
+    ("fold", False), ("epochs", False), ("", True), ("state", False), ("validation MAE", False), ("best", True),
+    ("at", True), ("test MAE", True),
+)  # fmt: skip
+_BARS, _CURVES, _BEST_EPOCHS = 1, 4, 6
+
+
+def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Iterable[Text]:
+    """The table. Where it is wider than ``width``, curves, then bars, then best epochs are left out."""
+    rows = [[(header, "dim") for header, _ in _COLUMNS], *(_cells(fold, plain) for fold in folds)]
+    widths = [max(len(row[column][0]) for row in rows) for column in range(len(_COLUMNS))]
+    left = [column for column in range(len(_COLUMNS)) if column != _CURVES]
+    free = width - sum(widths[column] + 2 for column in left)
+    if free >= _SHORTEST_CURVE:
+        left = list(range(len(_COLUMNS)))
+        for row, fold in zip(rows[1:], folds, strict=True):
+            row[_CURVES] = (_curve(fold["val_mae"], free, plain), "cyan")
+        widths[_CURVES] = max(len(row[_CURVES][0]) for row in rows)
+    for column in (_BARS, _BEST_EPOCHS):
+        if sum(widths[c] + 2 for c in left) - 2 > width:
+            left.remove(column)
+    for row in rows:
+        line = Text(no_wrap=True, overflow="crop" if plain else "ellipsis")
+        for column in left:
+            content, style = row[column]
+            columns = widths[column]
+            line.append(content.rjust(columns) if _COLUMNS[column][1] else content.ljust(columns), style)
+            line.append("  ")
+        line.rstrip()
+        yield line
+
+
+def _cells(fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
+    """What the columns say of a fold, with its style; without the curve, which takes what the others leave."""
+    done, total = fold["epochs_done"], fold["epochs_total"]
+    is_over = done + fold["epochs_skipped"] == total
+    return [
+        (str(fold["fold"]), ""),
+        (bar(done, total, ascii_only=plain), "green" if is_over else "cyan") if total else ("none", "dim"),
+        (f"{done}/{total}" if total else "", ""),
+        (_fold_state(fold), STYLES.get(fold["state"], "")),
+        ("", ""),
+        (_mae(fold["best_val_mae"], plain), ""),
+        ("" if fold["best_epoch"] is None else str(fold["best_epoch"]), ""),
+        (_mae(fold["test_mae"], plain), "bold"),
+    ]
+
+
+def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
+    """On a scale of its own: one fold that went wrong must not make the others flat."""
+    values = [math.nan if value is None else value for value in val_mae]
+    drawn = [value for value in values if _is_drawable(value)]
+    low = min(drawn, default=1.0)
+    return sparkline(values, length, low=low, high=max([low * _SMALLEST_SPAN, *drawn]), ascii_only=plain)
+
+
+def _fold_state(fold: Mapping[str, Any]) -> str:
+    running = fold["running"]
+    if running is None:
+        return str(fold["state"])
+    return str(running["kind"]) if running["epoch"] is None else f"epoch {running['epoch']}"
+
+
+def _is_drawable(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _mae(value: float | None, plain: bool) -> str:
+    if value is None:
+        return "-" if plain else "–"
+    return f"{value:.4f}"

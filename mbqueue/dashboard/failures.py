@@ -1,0 +1,91 @@
+"""The last errors as `mbqueue status` tells them: each once, whole, with what to do about it."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from mbqueue.clock import format_duration
+
+#: How a traceback's last line begins: the module and the class. Our own errors are whole sentences without it.
+_OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
+_MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
+
+
+def last_errors(
+    errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int
+) -> Iterable[Text]:
+    """The errors, ``at_most`` so many, each on at most ``lines`` lines; the same of several folds as one."""
+    if not errors:
+        return
+    yield Text("")
+    yield Text("Last errors", "bold red")
+    alike = _alike(errors, now)
+    for group in alike[:at_most]:
+        told = textwrap.wrap(
+            f"{_where(group)}: {_said(group[0])}",
+            width,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            max_lines=lines,
+            placeholder=" ..." if plain else " …",
+        )
+        yield from map(Text, told)
+        yield Text(f"    {_what_next(group, now)}", "dim")
+    if len(alike) > at_most:
+        yield Text(f"  and {len(alike) - at_most} more: mbqueue events", "dim")
+
+
+def job_label(job: Mapping[str, Any]) -> str:
+    """For example ``full_finetune fold 2 epoch 7``."""
+    return _where([job])
+
+
+def _alike(errors: Sequence[Mapping[str, Any]], now: float) -> list[list[Mapping[str, Any]]]:
+    """Errors that differ in their fold only are together."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for error in errors:
+        same = ("experiment", "kind", "epoch", "failures", "error")
+        groups.setdefault((*(error[key] for key in same), _is_over(error), _rests(error, now)), []).append(error)
+    return list(groups.values())
+
+
+def _where(jobs: Sequence[Mapping[str, Any]]) -> str:
+    job, folds = jobs[0], _folds(jobs)
+    fold = f" fold{'s' * (len(folds) > 1)} {', '.join(folds)}" if folds else ""
+    what = f" epoch {job['epoch']}" if job["epoch"] is not None else f" {job['kind']}"
+    return f"{job['experiment']}{fold}{what}"
+
+
+def _folds(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(fold) for fold in sorted(job["fold"] for job in jobs if job["fold"] is not None)]
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    text = str(error["error"] or "no message")
+    return _MODULE.sub("", _OWN_CLASS.sub("", text))
+
+
+def _what_next(group: Sequence[Mapping[str, Any]], now: float) -> str:
+    error, folds = group[0], _folds(group)
+    times = "once" if error["failures"] == 1 else f"{error['failures']} times"
+    each = " each" if len(folds) > 1 else ""
+    if _is_over(error):
+        fold = f" --fold {folds[0]}" if len(folds) == 1 else ""
+        return f"failed {times}{each}; try again with: mbqueue retry {error['experiment']}{fold}"
+    if _rests(error, now):
+        soonest = min(one["retry_at"] for one in group)
+        return f"failed {times}{each}; tried again in {format_duration(soonest - now)}"
+    return f"failed {times}{each}; tried again"
+
+
+def _is_over(error: Mapping[str, Any]) -> bool:
+    return error["state"] in ("failed", "cancelled")
+
+
+def _rests(error: Mapping[str, Any], now: float) -> bool:
+    return bool(error["retry_at"] and error["retry_at"] > now)
