@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
-from mbqueue.errors import ResultsError
+from mbqueue.errors import ResultsError, UsageError
 from mbqueue.queue.opening import open_queue, queue_exists
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Results(OpenedProject):
         """Write the report as one self-contained HTML page, of an experiment that is done or as far as it is.
 
         Args:
-            output: the page; by default report.html in the results folder.
+            output: the page, or a folder for report.html; by default the results folder.
             png: a folder; each figure is then also drawn into it as a picture.
 
         Returns:
@@ -122,10 +122,12 @@ class Results(OpenedProject):
 
         Raises:
             ResultsError: when there are no results yet, or a file is damaged.
+            UsageError: when the folder of `output` does not exist.
         """
         from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
         from mbqueue.results.report.page import REPORT_FILE, write_report  # noqa: PLC0415
 
+        output = output and _page(output, REPORT_FILE)
         recorded = self.results(experiment)
         spans = []
         if queue_exists(self.folder):
@@ -156,15 +158,19 @@ class Results(OpenedProject):
             html: a page to write.
 
         Raises:
-            UsageError: for fewer than two.
+            UsageError: for fewer than two, for the same one twice, or when `html` is a folder or is in none.
             ResultsError: when one is not recorded, or they share no crystals.
         """
         from mbqueue.results.compare import compare  # noqa: PLC0415
         from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
 
+        if html is not None and _page(html, "comparison.html") != html:
+            raise UsageError(f"{html} is a folder. Name the page to write, like {html / 'comparison.html'}.")
         for name in experiments:
             self._folder_in_queue(name)  # fetches what other machines recorded
         folders = [newest_folder(self._results_dirs, name) for name in experiments]
+        if twice := [name for i, name in enumerate(experiments) if folders[i] in folders[:i]]:
+            raise UsageError(f"{twice[0]} is there twice, and does not differ from itself. Give different experiments.")
         comparison = compare([self._told(read_recorded(folder)) for folder in folders])
         if html is not None:
             from mbqueue.results.report.comparison import write_comparison  # noqa: PLC0415
@@ -209,3 +215,16 @@ class Results(OpenedProject):
             if experiment in found:
                 self._bring_results(queue, experiment)
         return self._newest_results(found[experiment]) if experiment in found else None
+
+
+def _page(given: Path, name: str) -> Path:
+    """The file to write for ``given``, which may be a folder that there is.
+
+    Raises:
+        UsageError: when its folder does not exist: one that is mistyped is not made.
+    """
+    if given.is_dir():
+        return given / name
+    if not given.parent.is_dir():
+        raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Make it, or name another.")
+    return given

@@ -17,7 +17,7 @@ def report(
     context: typer.Context,
     experiment: ExperimentArgument,
     output: Annotated[
-        Path | None, typer.Option(help="The HTML file; by default report.html in the results folder.")
+        Path | None, typer.Option(help="The HTML file, or a folder for it; by default the results folder.")
     ] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw each figure as PNG in this folder.")
@@ -39,7 +39,7 @@ def report(
 def compare(
     context: typer.Context,
     experiments: Annotated[
-        list[str], typer.Argument(help="Two or more recorded experiments; the first is the reference.")
+        list[str], typer.Argument(help="Two or more recorded experiments, each once; the first is the reference.")
     ],
     html: Annotated[Path | None, typer.Option(help="Also write this HTML page.")] = None,
 ) -> None:

@@ -12,6 +12,9 @@ from mbqueue.experiment import N_FOLDS
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 
+#: Columns that five folds with their mean take beside a name of twelve.
+_NEEDED_FOR_FOLDS = 70
+
 
 def render_comparison(comparison: Comparison) -> RenderableType:
     """Scores side by side with the leaderboard, then every pair on the crystals that both predicted."""
@@ -25,25 +28,27 @@ class _View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         sign = "+-" if options.ascii_only else "±"
         dash = "-" if options.ascii_only else "–"
-        parts: list[RenderableType] = [_scores(self.comparison, sign, dash)]
+        parts: list[RenderableType] = [_scores(self.comparison, sign, dash, options.max_width)]
         parts += _notes(self.comparison)
         for pair in self.comparison.pairs:
             parts += [Text(""), *_pair(pair)]
         yield Group(*parts)
 
 
-def _scores(comparison: Comparison, sign: str, dash: str) -> Table:
+def _scores(comparison: Comparison, sign: str, dash: str, width: int) -> Table:
+    """Numbers are always whole: names take the lines that they need, and a narrow terminal gets the means only."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("MAE, eV/atom", overflow="ellipsis", no_wrap=True)
-    for fold in range(N_FOLDS):
+    table.add_column("MAE, eV/atom", overflow="fold")  # the only one that may shrink, since the others do not wrap
+    shown = range(N_FOLDS) if width >= _NEEDED_FOR_FOLDS else range(0)
+    for fold in shown:
         table.add_column(f"fold {fold}", justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
     rows = [
-        (_mean(one), Text(label, "bold"), [_fold(one, fold, dash) for fold in range(N_FOLDS)], _spread(one, sign))
+        (_mean(one), Text(label, "bold"), [_fold(one, fold, dash) for fold in shown], _spread(one, sign))
         for label, one in zip(comparison.labels, comparison.recorded, strict=True)
     ]
     board = comparison.recorded[0].content["leaderboard"]["rows"]
-    rows += [(row["mae"], Text(row["name"], "dim"), [""] * N_FOLDS, f"{row['mae']:.4f}") for row in board]
+    rows += [(row["mae"], Text(row["name"], "dim"), [""] * len(shown), f"{row['mae']:.4f}") for row in board]
     for _, label, folds, mean in sorted(rows, key=lambda row: row[0]):
         table.add_row(label, *folds, mean)
     return table

@@ -38,5 +38,7 @@ def reasons_against(*, official: bool, n: int, dropped: int, folds: Collection[i
         reasons.append(f"only {n:,} of the {OFFICIAL_SIZE:,} official crystals were used")
     missing = sorted(set(range(N_FOLDS)) - set(folds))
     if missing:
-        reasons.append(f"fold {', '.join(map(str, missing))} of the five is missing")
+        several = len(missing) > 1
+        numbers = ", ".join(map(str, missing))
+        reasons.append(f"fold{'s' * several} {numbers} of the five {'are' if several else 'is'} missing")
     return reasons

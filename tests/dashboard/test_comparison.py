@@ -32,15 +32,15 @@ def comparison():
         share_better=0.6, per_fold={0: -0.001}, differences=np.zeros(100),
     )  # fmt: skip
     both = (
-        recorded("first", {0: 0.02, 1: 0.03}, ["fold 2, 3, 4 of the five is missing"]),
+        recorded("first", {0: 0.02, 1: 0.03}, ["folds 2, 3, 4 of the five are missing"]),
         recorded("second", {0: 0.01}),
     )
     return Comparison(recorded=both, labels=("first", "second"), pairs=(pair,))
 
 
-def draw(comparison, encoding="utf-8"):
+def draw(comparison, encoding="utf-8", width=80):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
-    Console(file=stream, width=80).print(render_comparison(comparison))
+    Console(file=stream, width=width).print(render_comparison(comparison))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)
 
@@ -51,6 +51,17 @@ def test_experiments_and_leaderboard_are_listed_best_first(comparison):
     assert lines[3].split() == ["first", "0.0200", "0.0300", "–", "–", "–", "0.0250", "±", "0.0004"]
 
 
+@pytest.mark.parametrize("width", [40, 60, 70, 80])
+def test_a_long_name_takes_no_digit_from_a_number(comparison, width):
+    long = dataclasses.replace(comparison, labels=("n" * 64, "second"))
+    drawn = draw(long, width=width)
+    assert "…" not in drawn
+    assert "0.0250 ± 0.0004" in drawn
+    assert drawn.replace("\n", "").replace(" ", "").count("n" * 12) >= 1
+    if width >= 70:
+        assert "0.0200" in drawn
+
+
 def test_the_pair_is_told_with_its_interval_and_verdict(comparison):
     drawn = draw(comparison)
     assert "second against first on 100 common crystals: second is better" in drawn
@@ -58,7 +69,7 @@ def test_the_pair_is_told_with_its_interval_and_verdict(comparison):
 
 
 def test_a_score_that_does_not_compare_with_the_leaderboard_says_why(comparison):
-    assert "first does not compare with the leaderboard: fold 2, 3, 4" in draw(comparison)
+    assert "first does not compare with the leaderboard: folds 2, 3, 4" in draw(comparison)
 
 
 def test_too_few_crystals_for_an_interval_are_said_to_be(comparison):
