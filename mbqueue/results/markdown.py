@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mbqueue.clock import format_duration
+from mbqueue.results.absences import absences
+from mbqueue.results.tables import Predictions
 
 _FILE_NOTES = {
     "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
@@ -18,7 +20,9 @@ _FILE_NOTES = {
 _DROPPED_LISTED = 20
 
 
-def results_markdown(content: dict[str, Any], file_names: Sequence[str]) -> str:
+def results_markdown(
+    content: dict[str, Any], file_names: Sequence[str], *, predictions: Mapping[int, Predictions]
+) -> str:
     """The page for the ``content`` of results.json (see mbqueue.results.record)."""
     spec, dataset, run = content["spec"], content["dataset"], content["run"]
     lines = [f"# {content['experiment']}", ""]
@@ -44,13 +48,8 @@ def results_markdown(content: dict[str, Any], file_names: Sequence[str]) -> str:
             "no neighbour within CHGNet's own; none was left out for that.",
             "",
         ]
-    for fold, entry in content["folds"].items():
-        if entry["absent_elements"]:
-            lines += [
-                f"Fold {fold}: {', '.join(entry['absent_elements'])} not in its training part, so the reference energy "
-                "is 0 and crystals with it are predicted badly.",
-                "",
-            ]
+    for said in absences(content["folds"], predictions):
+        lines += [said, ""]
     if dataset["dropped"]:
         lines += [f"{len(dataset['dropped']):,} entries could not be used and were left out:", ""]
         lines += [f"- `{entry['id']}`: {entry['reason']}" for entry in dataset["dropped"][:_DROPPED_LISTED]]

@@ -142,7 +142,9 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
             write_matbench_file(staging / MATBENCH_FILE, predictions, parameters=_parameters(inputs))
             made.append(staging / MATBENCH_FILE)
         names = [path.name for path in [*tables, *made]]
-        files.write_text(staging / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE]))
+        files.write_text(
+            staging / MARKDOWN_FILE, results_markdown(content, [*names, RESULTS_FILE], predictions=predictions)
+        )
         made.append(staging / MARKDOWN_FILE)
         content["run"]["files"] = {path.name: _facts(path) for path in [*tables, *made]}
         content["run"]["checksum"] = checksum_of(content)

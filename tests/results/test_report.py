@@ -307,6 +307,8 @@ def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recor
     assert page.ids.count("plot-paired") == 1
     assert page.fetched == []
     assert "later against small" in page.text
+    assert "MAE of the reference" in page.text
+    assert "left of 0: better than the reference" in page.text
     assert all(name in page.text for name, _ in LEADERBOARD)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +15,9 @@ from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
 from mbqueue.results.report.markup import number, page, plot, spread, table
+
+#: Columns of a name beside the plot.
+_NAME_COLUMNS = 28
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
@@ -30,6 +34,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
                 [escape(label), *_folds(one), f"<b>{spread(one.content['summary']['mae'])}</b>"]
                 for label, one in labelled
             ],
+            style="names",
         ),
         *(
             f"<p>{escape(label)} does not compare with the leaderboard: {escape('; '.join(reasons))}.</p>"
@@ -37,15 +42,15 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
             if (reasons := one.content["leaderboard"]["reasons_against"])
         ),
         "<h2>Differences paired by crystal</h2>",
-        "<p>Mean of |error of the first| − |error of the second| over the crystals that both predicted, with its 95 % "
-        "interval: left of 0 the first is better. The interval covers the choice of crystals, not what another seed of "
-        "the same training would change.</p>",
+        "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval; "
+        "left of 0: better than the reference. “A against B” has B as the reference. The interval covers the choice of "
+        "crystals, not what another seed of the same training would change.</p>",
         plot("paired", paired(comparison.pairs)),
         table(
-            ["", "Crystals", "MAE of the first", "of the second", "Difference", "95 % interval", "Better on", ""],
+            ["", "Crystals", "MAE", "MAE of the reference", "Difference", "95 % interval", "Better on", ""],
             [_pair(pair) for pair in comparison.pairs],
             left=(0, 7),
-            style="words",
+            style="names words",
         ),
         "<h2>The matbench leaderboard</h2>",
         table(
@@ -63,7 +68,7 @@ def paired(pairs: Sequence[PairedDifference]) -> go.Figure:
     figure = go.Figure(
         go.Scatter(
             x=[1000 * pair.mean for pair, _, _ in shown],
-            y=[f"{pair.b} against {pair.a}" for pair, _, _ in shown],
+            y=[f"{_wrapped(pair.b)}<br>against {_wrapped(pair.a)}" for pair, _, _ in shown],
             mode="markers",
             marker={"size": 11, "color": FOLD_COLOURS[0]},
             error_x={
@@ -79,7 +84,13 @@ def paired(pairs: Sequence[PairedDifference]) -> go.Figure:
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     figure.update_xaxes(title="difference of the absolute error (meV/atom)")
     figure.update_yaxes(automargin=True, autorange="reversed")
-    return styled(figure, height=130 + 40 * len(shown), legend=False)
+    lines = sum(2 + len(pair.a) // _NAME_COLUMNS + len(pair.b) // _NAME_COLUMNS for pair, _, _ in shown)
+    return styled(figure, height=130 + 20 * lines, legend=False)
+
+
+def _wrapped(name: str) -> str:
+    """A name over lines, so that a long one leaves room for what is drawn."""
+    return "<br>".join(escape(part) for part in textwrap.wrap(name, _NAME_COLUMNS))
 
 
 def _folds(one: Recorded) -> list[str]:

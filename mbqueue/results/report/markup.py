@@ -25,6 +25,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap }
 th { font-weight: 600; border-bottom-color: #9a9a9a } tfoot td { font-weight: 600 }
 .left { text-align: left } .words td:last-child { white-space: normal }
+.names td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
 .row { display: grid; gap: 1rem } .row > * { min-width: 0 } .plot { min-width: 0 }
 .two { grid-template-columns: 1fr 1fr } .three { grid-template-columns: 1fr 1fr 1fr }
 .doubtful { color: #b34700 } .improving { color: #0072b2 } .settled { color: #007a5a } .untrained { color: #666 }

@@ -13,6 +13,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
 from mbqueue.clock import format_duration
+from mbqueue.results.absences import absences
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report import analysis, figures, sessions
 from mbqueue.results.report.markup import number, page, plot, spread, table
@@ -41,7 +42,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     if recorded.folds:
         body += [
             "<h2>Scores per fold</h2>",
-            _scores(content),
+            _scores(recorded),
             "<h2>Beside the matbench leaderboard</h2>",
             _comparability(content["leaderboard"]),
             plots["leaderboard"],
@@ -150,7 +151,8 @@ def _comparability(board: Mapping[str, Any]) -> str:
     return f"<p><b>Not comparable with the leaderboard:</b> {why}. The other models are only there for orientation.</p>"
 
 
-def _scores(content: Mapping[str, Any]) -> str:
+def _scores(recorded: Recorded) -> str:
+    content = recorded.content
     rows = [
         [
             fold,
@@ -166,12 +168,7 @@ def _scores(content: Mapping[str, Any]) -> str:
     # On two lines, so that the table fits a page of 1250 pixels.
     over_folds = (spread(content["summary"][name]).replace(" ± ", "<br>± ") for name in _SCORES)
     foot = ["all", "", *over_folds, "", "", ""]
-    absent = "".join(
-        f"<p>Fold {fold}: {escape(', '.join(entry['absent_elements']))} not in its training part, so the reference "
-        "energy is 0 and crystals with it are predicted badly.</p>"
-        for fold, entry in content["folds"].items()
-        if entry["absent_elements"]
-    )
+    absent = "".join(f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions))
     return (
         table(head, rows, foot=foot)
         + absent

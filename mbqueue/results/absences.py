@@ -1,0 +1,32 @@
+"""Elements that a fold's test part has and its training part lacks: crystals with them are predicted badly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mbqueue.results.report.elements import elements_of
+from mbqueue.results.tables import Predictions
+
+
+def absences(folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions]) -> list[str]:
+    """One sentence for each set of folds that miss the same elements; none for elements that no test crystal has.
+
+    Args:
+        folds: as in results.json, with the ``absent_elements`` of each fold's training part.
+        predictions: fold → its test part.
+    """
+    missing: dict[tuple[str, ...], list[str]] = {}
+    for fold, entry in folds.items():
+        tested = frozenset[str]().union(*map(elements_of, set(predictions[int(fold)].compositions)))
+        if elements := tuple(element for element in entry["absent_elements"] if element in tested):
+            missing.setdefault(elements, []).append(fold)
+    return [_sentence(numbers, elements) for elements, numbers in missing.items()]
+
+
+def _sentence(folds: list[str], elements: tuple[str, ...]) -> str:
+    which, theirs = ("Fold", "its") if len(folds) == 1 else ("Folds", "their")
+    return (
+        f"{which} {', '.join(folds)}: {', '.join(elements)} not in {theirs} training part, so the reference energy is 0 "
+        "and test crystals with it are predicted badly."
+    )

@@ -1,0 +1,43 @@
+"""Which elements that training lacked are worth a word."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mbqueue.results.absences import absences
+from mbqueue.results.folder import read_recorded
+from mbqueue.results.record import record_experiment
+from mbqueue.results.report.page import write_report
+from mbqueue.results.tables import Predictions
+
+
+def crystals(*compositions):
+    n = len(compositions)
+    return Predictions([str(i) for i in range(n)], list(compositions), np.ones(n, int), np.zeros(n), np.zeros(n))
+
+
+def test_elements_of_no_test_crystal_are_not_named():
+    assert absences({"0": {"absent_elements": ["Ac", "Xe"]}}, {0: crystals("NaCl")}) == []
+
+
+def test_folds_that_miss_the_same_elements_are_told_once():
+    folds = {str(fold): {"absent_elements": ["Ac", "Xe"]} for fold in range(3)}
+    (said,) = absences(folds, {fold: crystals("NaCl", "XeF2") for fold in range(3)})
+    assert said.startswith("Folds 0, 1, 2: Xe not in their training part")
+
+
+def test_folds_that_miss_others_are_told_by_themselves():
+    folds = {str(fold): {"absent_elements": ["Xe", "Ac"]} for fold in range(2)}
+    found = absences(folds, {0: crystals("XeF2"), 1: crystals("Ac2O3")})
+    assert [said.split(" not")[0] for said in found] == ["Fold 0: Xe", "Fold 1: Ac"]
+
+
+@pytest.mark.parametrize("absent", [["Fe", "Xe"], ["Xe"]])
+def test_both_pages_name_what_the_test_part_has(tmp_path, fill, inputs, absent):
+    record_experiment(fill(tmp_path), dataclasses.replace(inputs, absent_elements={0: absent, 1: absent}))
+    pages = [(tmp_path / "RESULTS.md"), write_report(read_recorded(tmp_path), tmp_path / "r.html")]
+    for page in pages:
+        assert ("Folds 0, 1: Fe not in their training part" in page.read_text()) == ("Fe" in absent)
