@@ -27,6 +27,6 @@ def absences(folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, P
 def _sentence(folds: list[str], elements: tuple[str, ...]) -> str:
     which, theirs = ("Fold", "its") if len(folds) == 1 else ("Folds", "their")
     return (
-        f"{which} {', '.join(folds)}: {', '.join(elements)} not in {theirs} training part, so the reference energy is 0 "
-        "and test crystals with it are predicted badly."
+        f"{which} {', '.join(folds)}: {', '.join(elements)} not in {theirs} training part, so the reference energy is "
+        "0 and test crystals with it are predicted badly."
     )

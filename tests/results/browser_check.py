@@ -5,7 +5,8 @@ Not collected by pytest, because a bare machine has no browser; the continuous i
     python tests/results/browser_check.py [--screenshots DIR]
 
 It fails (exit code 1) on any message in the browser's console, a blocked request included, on a plot that is not
-drawn, is empty or sticks out of the page, and on a blank screenshot. Exit code 2: there is no Chromium or Chrome.
+drawn, is empty, sticks out of the page or is squeezed into that of a phone, and on a blank screenshot. Exit code 2:
+there is no Chromium or Chrome.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ REPORT_PLOTS = (
     "leaderboard", "learning-curves", "parity", "errors", "by-atoms", "by-target", "by-elements", "periodic-table",
     "timeline", "sessions",
 )  # fmt: skip
+IN_A_ROW = ("parity", "errors", "by-atoms", "by-target", "by-elements")
 WIDTH = 1250
+#: The narrowest window that a headless Chromium makes.
+PHONE_WIDTH = 500
 #: A PNG of a page without plots is far smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
@@ -93,6 +97,17 @@ def browse(browser: str, page: Path, *options: str) -> subprocess.CompletedProce
         return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
 
 
+def troubles_on_a_phone(browser: str, page: Path) -> list[str]:
+    """Wide figures that were squeezed into a narrow page, where they should scroll; those of a row may be narrow."""
+    seen = browse(browser, page, f"--window-size={PHONE_WIDTH},900", "--dump-dom").stdout
+    found = []
+    for name, section in re.findall(r'id="plot-([a-z-]+)"(.*?)(?=id="plot-|\Z)', seen, flags=re.DOTALL):
+        widths = [float(width) for width in re.findall(r'class="main-svg"[^>]* width="([\d.]+)"', section)]
+        if name not in IN_A_ROW and max(widths, default=0.0) < 640:
+            found.append(f"plot {name} is {max(widths, default=0.0):.0f} pixels wide on a phone")
+    return found
+
+
 def troubles(browser: str, page: Path, plots: tuple[str, ...]) -> list[str]:
     """What is wrong with a page, as sentences."""
     seen = browse(browser, page, f"--window-size={WIDTH},900", "--dump-dom")
@@ -143,6 +158,7 @@ def main() -> int:
         found = []
         for page, plots in pages.items():
             found += [f"{page.name}: {trouble}" for trouble in troubles(browser, page, plots)]
+            found += [f"{page.name}: {trouble}" for trouble in troubles_on_a_phone(browser, page)]
             found += screenshot(browser, page, folder / f"{page.stem}.png")
     sys.stdout.write("".join(f"{line}\n" for line in found) or "The pages are drawn whole, without a message.\n")
     return 1 if found else 0

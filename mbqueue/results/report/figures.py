@@ -7,6 +7,7 @@ as quick to open as one on a hundred.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,19 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.record import best_epoch
-from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend
+from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend, parity_density
 from mbqueue.results.report.elements import N_COLUMNS, N_ROWS, POSITIONS
+from mbqueue.results.tables import Predictions
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart; one per fold.
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"
+#: Up to so many crystals each is a point of the parity plot.
+_MOST_POINTS = 3000
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
-_ROUND_ERRORS = [float(f"{m}e{power}") for power in range(-5, 2) for m in (1, 1.5, 2, 3, 5, 7)]
+#: On an axis of more decades than this, only powers of ten are named: other labels would be printed over each other.
+_DECADES_OF_ROUND_TICKS = 1.5
 
 
 def leaderboard(name: str, mae: float, rows: Sequence[Mapping[str, Any]], *, comparable: bool) -> go.Figure:
@@ -108,7 +113,8 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.
             row=2,
             col=1,
         )
-    figure.update_yaxes(type="log", title="MAE (eV/atom)", tickvals=_ROUND_ERRORS, tickformat=".2~g", row=1, col=1)
+    maes = [row[key] for rows in histories.values() for row in rows for key in ("val_mae", "train_mae")]
+    figure.update_yaxes(type="log", title="MAE (eV/atom)", **_log_ticks(maes), row=1, col=1)
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     if max((len(rows) for rows in histories.values()), default=0) <= 10:
@@ -116,44 +122,86 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.
     return styled(figure, height=520)
 
 
-def parity(density: Density) -> go.Figure:
-    """Predictions against targets as a density with logarithmic colours."""
-    counts = density.counts.astype(float)
-    with np.errstate(divide="ignore"):
-        shade = np.where(counts > 0, np.log10(counts), np.nan)
-    centres = (density.edges[:-1] + density.edges[1:]) / 2
-    top = int(np.ceil(np.nanmax(shade))) or 1
-    figure = go.Figure(
-        go.Heatmap(
-            x=_rounded(centres),
-            y=_rounded(centres),
-            z=_nested(shade, 3),
-            customdata=density.counts.tolist(),
-            colorscale=_SCALE,
-            zmin=0,
-            colorbar={
-                "title": {"text": "crystals", "side": "right"},
-                "tickvals": list(range(top + 1)),
-                "ticktext": [f"{10**power:,}" for power in range(top + 1)],
-                "thickness": 14,
-            },
-            hovertemplate="target %{x:.2f}<br>prediction %{y:.2f}<br>%{customdata} crystals<extra></extra>",
-            hoverongaps=False,
-        )
-    )
+def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Labels of a logarithmic axis on which ``values`` lie."""
+    drawn = [value for value in values if np.isfinite(value) and value > 0]
+    if not drawn:
+        return {}
+    low, high = np.log10(min(drawn)), np.log10(max(drawn))
+    powers = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+    if high - low > _DECADES_OF_ROUND_TICKS:
+        every = 1 + len(powers) // 10
+        return {"tickvals": [float(f"1e{power}") for power in powers[::every]], "tickformat": "~g"}
+    steps = (1, 1.5, 2, 3, 5, 7)
+    return {"tickvals": [float(f"{step}e{power}") for power in powers for step in steps], "tickformat": ".2~g"}
+
+
+def parity(predictions: Predictions) -> go.Figure:
+    """Predictions against targets: every crystal as a point with its id, or of many their density."""
+    density = parity_density(predictions)
+    few = len(predictions) <= _MOST_POINTS
     low, high = float(density.edges[0]), float(density.edges[-1])
-    figure.add_trace(
-        go.Scatter(
-            x=[low, high],
-            y=[low, high],
-            mode="lines",
-            line={"color": "#D55E00", "width": 1, "dash": "dash"},
-            hoverinfo="skip",
-        )
+    figure = go.Figure(
+        [
+            _points(predictions) if few else _density(density),
+            go.Scatter(
+                x=[low, high],
+                y=[low, high],
+                mode="lines",
+                line={"color": "#D55E00", "width": 1, "dash": "dash"},
+                hoverinfo="skip",
+            ),
+        ]
     )
     figure.update_xaxes(title="target (eV/atom)", range=[low, high], constrain="domain")
     figure.update_yaxes(title="prediction (eV/atom)", range=[low, high], scaleanchor="x", constrain="domain")
     return styled(figure, height=560, legend=False)
+
+
+def _points(predictions: Predictions) -> go.Scatter:
+    return go.Scatter(
+        x=_rounded(predictions.y_true),
+        y=_rounded(predictions.y_pred),
+        mode="markers",
+        marker={"size": 6, "color": FOLD_COLOURS[0], "opacity": 0.5},
+        text=[
+            f"{escape(crystal_id)} {escape(composition)}"
+            for crystal_id, composition in zip(predictions.ids, predictions.compositions, strict=True)
+        ],
+        hovertemplate="%{text}<br>target %{x:.3f}<br>prediction %{y:.3f}<extra></extra>",
+    )
+
+
+def _density(density: Density) -> go.Heatmap:
+    """Crystals per bin, with logarithmic colours."""
+    counts = density.counts.astype(float)
+    with np.errstate(divide="ignore"):
+        shade = np.where(counts > 0, np.log10(counts), np.nan)
+    centres = (density.edges[:-1] + density.edges[1:]) / 2
+    named = _round_counts(int(density.counts.max()))
+    return go.Heatmap(
+        x=_rounded(centres),
+        y=_rounded(centres),
+        z=_nested(shade, 3),
+        customdata=density.counts.tolist(),
+        colorscale=_SCALE,
+        zmin=0,
+        colorbar={
+            "title": {"text": "crystals", "side": "right"},
+            "tickvals": [float(np.log10(count)) for count in named],
+            "ticktext": [f"{count:,}" for count in named],
+            "thickness": 14,
+        },
+        hovertemplate="target %{x:.2f}<br>prediction %{y:.2f}<br>%{customdata} crystals<extra></extra>",
+        hoverongaps=False,
+    )
+
+
+def _round_counts(largest: int) -> list[int]:
+    """What a logarithmic colour bar names: powers of ten, with 2 and 5 of each below a hundred, and the largest."""
+    steps = (1, 2, 5) if largest < 100 else (1,)
+    rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
+    return [count for count in rounds if count <= largest / 1.3] + [largest]
 
 
 def errors(distribution: ErrorDistribution) -> go.Figure:

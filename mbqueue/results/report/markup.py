@@ -17,7 +17,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 0 1.25rem 4rem;
        max-width: 70rem }
 h1 { font-size: 1.7rem; margin: 1.5rem 0 0 } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
-p { max-width: 46rem } .quiet { color: #666 } code { font-size: .9em }
+p { max-width: 46rem } h1, p { overflow-wrap: anywhere } .quiet { color: #666 } code { font-size: .9em }
 .score { font-size: 2rem; font-weight: 600; margin: .5rem 0 0 }
 .note { border-left: 4px solid #e69f00; background: #fff8e8; padding: .6rem 1rem; margin: 1rem 0; max-width: 46rem }
 .wide { overflow-x: auto }
@@ -26,11 +26,12 @@ th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #e3e3
 th { font-weight: 600; border-bottom-color: #9a9a9a } tfoot td { font-weight: 600 }
 .left { text-align: left } .words td:last-child { white-space: normal }
 .names td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
-.row { display: grid; gap: 1rem } .row > * { min-width: 0 } .plot { min-width: 0 }
+.row { display: grid; gap: 1rem } .row > * { min-width: 0 }
+.plot { min-width: 42rem } .row .plot { min-width: 0 } /* narrower, the labels of a wide figure lie on each other */
 .two { grid-template-columns: 1fr 1fr } .three { grid-template-columns: 1fr 1fr 1fr }
 .doubtful { color: #b34700 } .improving { color: #0072b2 } .settled { color: #007a5a } .untrained { color: #666 }
 @media (max-width: 60rem) { .two, .three { grid-template-columns: 1fr } }
-@media print { h2 { break-after: avoid } .plot { break-inside: avoid } }
+@media print { h2 { break-after: avoid } .plot { break-inside: avoid; min-width: 0 } .wide { overflow: visible } }
 """
 # A plot is drawn while the page is still being read, and so may be drawn for another width than it ends up with.
 _FIT = """
@@ -58,7 +59,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def plot(name: str, figure: go.Figure) -> str:
-    """A figure as ``<div id="plot-NAME">``; its one button saves it as PNG."""
+    """A figure as ``<div id="plot-NAME">``; its one button saves it as PNG. Where the page is narrow, it scrolls."""
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -70,7 +71,7 @@ def plot(name: str, figure: go.Figure) -> str:
             "toImageButtonOptions": {"filename": name, "scale": 2},
         },
     )
-    return f'<div class="plot">{html}</div>'
+    return f'<div class="wide"><div class="plot">{html}</div></div>'
 
 
 def table(

@@ -99,7 +99,7 @@ def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[
     if recorded.folds:
         tested = recorded.all_predictions
         found |= {
-            "parity": figures.parity(analysis.parity_density(tested)),
+            "parity": figures.parity(tested),
             "errors": figures.errors(analysis.error_distribution(tested.abs_error)),
             "by-atoms": figures.trend(analysis.by_atoms(tested), title="atoms in the cell", log_x=True),
             "by-target": figures.trend(analysis.by_target(tested), title="formation energy (eV/atom)"),
