@@ -24,6 +24,10 @@ N_FOLDS = 5
 #: What an experiment, and so its folders, may be called.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
+_NAME_RULE = (
+    "a name has letters, digits, dots, dashes and underscores, begins with a letter or digit, and ends within 64"
+)
+
 
 def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
     if not folds:
@@ -207,7 +211,7 @@ def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source)) from error
+        raise SpecError(_explain(error, source)) from None  # all that it says is told, in plainer words
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
@@ -263,21 +267,32 @@ def _explain(error: ValidationError, source: str) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: there is no such key. {_allowed_keys(problem['loc'][:-1])}")
+            lines.append(f"  {key}: there is no such key. {_meant(problem['loc'])}{_allowed_keys(problem['loc'][:-1])}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: is missing")
         else:
-            said = problem["msg"].removeprefix("Value error, ")
+            said = _NAME_RULE if _is_name(problem) else problem["msg"].removeprefix("Value error, ")
             given = f" = {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
             lines.append(f"  {key}{given}: {said[:1].lower()}{said[1:]}" if key else f"  {said}")
     return f"{source} is not a valid experiment:\n" + "\n".join(lines) + "\nFix the file or the --set options."
 
 
-def _allowed_keys(section: tuple[int | str, ...]) -> str:
-    sections: dict[tuple[int | str, ...], type[_Section]] = {
-        (): Spec,
-        ("data",): DataSpec,
-        ("model",): ModelSpec,
-        ("train",): TrainSpec,
-    }
-    return f"Known here: {', '.join(sections[section].model_fields)}." if section in sections else ""
+def _is_name(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == "string_pattern_mismatch" and problem["loc"] in (("name",), ("results_name",))
+
+
+def _meant(key: tuple[int | str, ...]) -> str:
+    """In which other section a key is that there is not in its own; empty when in none."""
+    found = [
+        ".".join([*map(str, name), str(key[-1])]) for name, section in _sections() if key[-1] in section.model_fields
+    ]
+    return f"Did you mean {' or '.join(found)}? " if found else ""
+
+
+def _allowed_keys(name: tuple[int | str, ...]) -> str:
+    section = dict(_sections()).get(name)
+    return "" if section is None else f"Known here: {', '.join(section.model_fields)}."
+
+
+def _sections() -> list[tuple[tuple[int | str, ...], type[_Section]]]:
+    return [((), Spec), (("data",), DataSpec), (("model",), ModelSpec), (("train",), TrainSpec)]

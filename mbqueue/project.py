@@ -260,9 +260,11 @@ def find_project(given: Path | None = None, *, start: Path | None = None) -> Pro
         if not _is_project(root):
             state = "is not a project" if root.is_dir() else "does not exist"
             drive = "" if root.parent.exists() else " If it lies on a drive, mount that first."
-            raise ProjectNotFound(
-                f"{root} {state} (a project has jobs/ and state/).{drive} Make one with: mbqueue init {given}"
+            above = next((folder for folder in root.parents if _is_project(folder)), None)
+            to_do = (
+                f"Make one with: mbqueue init {given}" if above is None else f"The one above it is {above}: name that."
             )
+            raise ProjectNotFound(f"{root} {state} (a project has jobs/ and state/).{drive} {to_do}")
         return _opened(root)
     start = (start or Path.cwd()).absolute()
     for folder in (start, *start.parents):

@@ -24,7 +24,8 @@ def spec(**content: Any) -> Spec:
         ({"train": {"learning_rate": 1e-3}}, ["train.learning_rate", "no such key", "lr", "weight_decay"]),
         ({"model": {"pretrained": "9"}}, ["model.pretrained = '9'", "'0.3.0' or 'r2scan'"]),
         ({"data": {"dataset": ""}}, ["data.dataset", "at least 1 character"]),
-        ({"epochs": 3}, ["epochs: there is no such key", "train"]),
+        ({"epochs": 3}, ["epochs: there is no such key. Did you mean train.epochs?"]),
+        ({"train": {"seed": 3}}, ["train.seed: there is no such key. Did you mean seed?"]),
         ({"folds": [0, 5]}, ["folds", "0 to 4"]),
         ({"folds": [1, 1]}, ["folds", "distinct"]),
         ({"folds": []}, ["folds", "at least one"]),
@@ -32,7 +33,8 @@ def spec(**content: Any) -> Spec:
         ({"train": {"epochs": 0}}, ["trainable", "epochs = 0"]),
         ({"train": {"epochs": 2, "unfreeze_epochs": 2}}, ["unfreeze_epochs = 2", "below"]),
         ({"model": {"trainable": "head"}, "train": {"jitter": 0.01}}, ["jitter"]),
-        ({"name": "a/b"}, ["name = 'a/b'"]),
+        ({"name": "a b/c"}, ["name = 'a b/c': a name has letters, digits, dots"]),
+        ({"results_name": "a/b"}, ["results_name = 'a/b': a name has letters"]),
         ({"train": {"lr": float("nan")}}, ["train.lr"]),
     ],
 )
@@ -41,6 +43,7 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(content: dict[str, A
         spec(**content)
     for text in ["jobs/x.toml", *said]:
         assert text in str(caught.value)
+    assert caught.value.__suppress_context__  # what pydantic says adds nothing for a person
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(
         find_project(tmp_path / given)
     with pytest.raises(ProjectNotFound, match="mbqueue init"):
         find_project(start=tmp_path)
+
+
+def test_a_folder_of_a_project_names_the_project_and_no_new_one(project: ProjectFolder) -> None:
+    with pytest.raises(ProjectNotFound, match=re.escape(f"The one above it is {project.root}")) as caught:
+        find_project(project.jobs_dir)
+    assert "init" not in str(caught.value)
 
 
 def test_an_unknown_experiment_lists_the_known_ones(project: ProjectFolder) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.errors import ExperimentExists, QueueError, UsageError
@@ -91,7 +92,8 @@ class Enqueueing(Part):
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
             if experiment.spec_hash != spec.hash:
-                raise ExperimentExists(_difference(spec.name, experiment.spec, spec.to_json()))
+                taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
+                raise ExperimentExists(_difference(spec.name, experiment.spec, spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
             if not missing:
                 return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=experiment, folds=(), n_jobs=0)
@@ -220,17 +222,18 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
     return Experiment.from_row(db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone())
 
 
-def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], taken: set[str]) -> str:
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
     lines = [
         f"  {key}: {old_values.get(key)!r} in the queue, {new_values.get(key)!r} now"
         for key in sorted({*old_values, *new_values})
         if key not in _FREE_KEYS and old_values.get(key) != new_values.get(key)
     ]
+    free = next(other for other in (f"{name[:60]}-{number}" for number in count(2)) if other not in taken)
     return (
         f"{name} is already in the queue with another spec, and two specs never share a name:\n"
         + "\n".join(lines)
-        + "\nNothing was changed. Give the new one its own name: mbqueue enqueue --name NAME"
+        + f"\nNothing was changed. A name stays taken, also when it is cancelled: enqueue again with --name {free}"
     )
 
 

@@ -57,8 +57,15 @@ def test_a_changed_spec_under_the_same_name_is_refused_with_the_keys_that_differ
     assert "train.lr: 0.0003 in the queue, 0.001 now" in message
     assert "train.batch_size: 64 in the queue, 32 now" in message
     assert "epochs" not in message
-    assert "--name" in message
     assert world.queue.jobs() == before
+
+
+def test_a_name_that_is_taken_is_refused_with_one_that_is_free(world):
+    world.enqueue(name="full")
+    world.enqueue(name="full-2")
+    world.queue.cancel("full", now=world.now)
+    with pytest.raises(ExperimentExists, match="also when it is cancelled: enqueue again with --name full-3"):
+        world.enqueue(name="full", lr=1e-4)
 
 
 def test_added_folds_run_and_record_covers_them(world):
