@@ -59,11 +59,11 @@ class Drive:
             )
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, sorted; nothing when it does not exist."""
+        """What is in a folder, sorted; nothing when it does not exist, or is a file that somebody else put there."""
         self.check()
         try:
             return sorted(entry.name for entry in (self.root / folder).iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def signature(self, path: str) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file, put_once
+from mbqueue.drive.published import experiment_folders
 from mbqueue.drive.reading import Reader
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.experiment import N_FOLDS
@@ -100,7 +101,7 @@ class PublishedResults:
 
     def experiments(self) -> list[str]:
         """Experiments that have listings."""
-        return self._drive.names(PUBLISHED_OUTCOMES)
+        return experiment_folders(self._drive, PUBLISHED_OUTCOMES)
 
     def listed(self, experiment: str) -> list[ResultListing]:
         """Every whole listing of an experiment."""

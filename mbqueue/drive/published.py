@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import Reader
+from mbqueue.experiment import NAME_PATTERN
 from mbqueue.project import PUBLISHED_CHECKPOINTS
 from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
 
@@ -185,10 +186,15 @@ class PublishedFold:
         return commit
 
 
+def experiment_folders(drive: Drive, folder: str) -> list[str]:
+    """Names in a folder that an experiment may have; a drive's own programs put other files there."""
+    return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
+
+
 def published_folds(drive: Drive) -> list[tuple[str, int]]:
     """(experiment, fold) of everything that has commits on the mount."""
     found = []
-    for experiment in drive.names(PUBLISHED_CHECKPOINTS):
+    for experiment in experiment_folders(drive, PUBLISHED_CHECKPOINTS):
         for name in drive.names(f"{PUBLISHED_CHECKPOINTS}/{experiment}"):
             if re.fullmatch(r"fold_[0-4]", name):
                 found.append((experiment, int(name[-1])))  # noqa: PERF401 - reads better than one expression

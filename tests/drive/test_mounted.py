@@ -81,6 +81,31 @@ def test_a_file_is_published_however_many_damaged_ones_have_its_name(
     assert [path.read_bytes() for path in (root / "state").rglob("*.pt")].count(b"x" * 5000) == 1
 
 
+@pytest.mark.parametrize("name", ["desktop.ini", ".DS_Store", "Icon\r"])
+def test_files_that_a_drives_own_program_leaves_everywhere_are_in_nobodys_way(
+    root: Path, tmp_path: Path, clock: ManualClock, name: str
+) -> None:
+    with Queue(tmp_path / "queue.db") as queue:
+        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+    (tmp_path / "live").mkdir()
+    (tmp_path / "queue.db").rename(tmp_path / "live" / "queue.db")
+    session = FakeSession(root, tmp_path / "live", clock)
+    for _ in range(4):
+        session.step()
+    session.end()
+    for folder in ["", *(str(path.relative_to(root / "state")) for path in (root / "state").rglob("*"))]:
+        if (root / "state" / folder).is_dir():
+            (root / "state" / folder / name).write_bytes(b"[.ShellClassInfo]")
+    clock.advance(1000.0)
+    next_one = FakeSession(root, tmp_path / "live2", clock)
+    assert not any("passed over" in note for note in next_one.notes)
+    while next_one.step():
+        clock.advance(1.0)
+    next_one.end()
+    assert session.steps_trained + next_one.steps_trained == 4
+
+
 class NoRoomForManifests(FullDrive):
     """No manifest of a snapshot finds room."""
 
