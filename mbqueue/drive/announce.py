@@ -2,6 +2,9 @@
 
 Each announcement is a file of its own, SESSION-NUMBER.json, written once; the one before is removed after. They are
 advice: a mount cannot exclude anybody. What makes two sessions on one mount harmless is how commits are merged.
+
+Clocks of machines differ, by hours where one is set wrong. So a session counts as living for a while after its number
+was seen to grow, by the clock of whoever looks; only when it is seen for the first time are its own times asked.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mbqueue.clock import Clock
 from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file
 from mbqueue.drive.reading import NOT_OURS
 from mbqueue.project import PUBLISHED_SESSIONS
@@ -21,7 +25,7 @@ from mbqueue.queue.processes import is_known_dead
 
 FORMAT = 1
 LARGEST = 1 << 20
-#: A session counts as living for so long after its last announcement; uploads may take minutes.
+#: A session counts as living for so long after a new announcement of it was seen; uploads may take minutes.
 ALIVE_SECONDS = 300.0
 _FORGOTTEN_SECONDS = 7 * 86_400.0
 _NAME = re.compile(rf"([0-9TZ]{{10,30}}-[0-9a-f]{{6}})-(\d{{6,9}}){DUPLICATE}\.json")
@@ -46,21 +50,28 @@ class Announcement:
     ended: str | None
     format: int = FORMAT
 
-    def is_live(self, now: float) -> bool:
-        """Whether it is still at work, as far as can be told here."""
-        return self.ended is None and self.session.alive_until > now
+
+@dataclass(frozen=True)
+class _Heard:
+    """When a session was last heard of, by its number; by the monotonic clock here."""
+
+    number: int
+    at: float
+    alive_until: float
 
 
 class Announcements:
     """The announcements on a mount; makes those of one session."""
 
-    def __init__(self, drive: Drive, session: str, database: str) -> None:
-        self._drive, self._session, self._database = drive, session, database
+    def __init__(self, drive: Drive, session: str, database: str, *, clock: Clock) -> None:
+        self._drive, self._session, self._database, self._clock = drive, session, database, clock
         self._number = 0
         self._known: dict[str, Announcement] = {}
+        self._heard: dict[str, _Heard] = {}
 
-    def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, now: float, ended: str | None) -> None:
+    def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, ended: str | None) -> None:
         """Say that the session lives, and what it works on, or that it has ended."""
+        now = self._clock.now()
         seen = {key: getattr(row, key) for key in SeenSession.__dataclass_fields__}
         seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}
         self._number += 1
@@ -79,8 +90,12 @@ class Announcements:
             if match and match[1] == self._session and int(match[2]) < self._number:
                 self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
 
-    def others(self, *, now: float) -> list[Announcement]:
-        """The newest announcements of living sessions with other databases; those of a week ago are removed."""
+    def others(self) -> list[Announcement]:
+        """The newest announcements of living sessions with other databases; those of a week ago are removed.
+
+        The times of their last sign of life, and until when they count as living, are by the clock here.
+        """
+        now, mono = self._clock.now(), self._clock.monotonic()
         newest: dict[str, Announcement] = {}
         for name in self._drive.names(PUBLISHED_SESSIONS):
             match = _NAME.fullmatch(name)
@@ -94,12 +109,25 @@ class Announcements:
                 self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
             elif found.session.id not in newest or newest[found.session.id].number < found.number:
                 newest[found.session.id] = found
-        return [
-            found
-            for _, found in sorted(newest.items())
+        living = []
+        for _, found in sorted(newest.items()):
+            heard = self._hear(found, now, mono)
             # Sessions of the same database stand in that itself.
-            if found.is_live(now) and found.database != self._database and not is_known_dead(found.session.identity)
-        ]
+            if found.ended is not None or found.database == self._database or heard.alive_until <= mono:
+                continue
+            if not is_known_dead(found.session.identity):
+                until = now + heard.alive_until - mono
+                session = replace(found.session, heartbeat_at=now - (mono - heard.at), alive_until=until)
+                living.append(replace(found, session=session))
+        return living
+
+    def _hear(self, found: Announcement, now: float, mono: float) -> _Heard:
+        before = self._heard.get(found.session.id)
+        if before is None or found.number > before.number:
+            # Who announces itself anew lives, whatever its clock says.
+            seconds = ALIVE_SECONDS if before else min(ALIVE_SECONDS, found.session.alive_until - now)
+            before = self._heard[found.session.id] = _Heard(found.number, mono, mono + seconds)
+        return before
 
     def _read(self, name: str) -> Announcement | None:
         # One that is damaged or only half here is as good as none: the next will come.

@@ -17,9 +17,10 @@ from filelock import FileLock, Timeout
 
 from mbqueue import files
 from mbqueue.clock import Clock
-from mbqueue.drive.announce import Announcement, Announcements
+from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, as_published
 from mbqueue.drive.mounted import Drive, put_once
+from mbqueue.drive.neighbours import Neighbours
 from mbqueue.drive.outcomes import (
     PublishedResults,
     ResultListing,
@@ -43,8 +44,6 @@ ROUND_SECONDS = 15.0
 #: Between two rounds after one that failed: doubled each time up to the longest.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
-#: Between two announcements of a session.
-ANNOUNCE_SECONDS = 120.0
 #: Between two snapshots while a session goes on.
 SNAPSHOT_SECONDS = 60.0
 #: Between two looks at what other sessions have published.
@@ -85,17 +84,13 @@ class Publisher:
         self._beside = Reentry(project, self._drive, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
         self._outcomes = PublishedResults(self._drive, self._reentry.damaged)
-        self._announcements: Announcements | None = None
-        self._announced_at: float | None = None
-        self._announced_folds: set[tuple[str, int]] = set()
+        self._neighbours = Neighbours(project, self._drive, clock=clock, note=note)
         self._snapshot_at: float | None = None
         self._reconciled_at: float | None = None
         self._failures = 0
         self._wrote = False
         self._pace = Pace()
-        self._others: list[Announcement] = []
         self._rounds = Rounds(session)
-        self._first_numbers: dict[str, int] = {}
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
 
@@ -121,12 +116,12 @@ class Publisher:
     @property
     def others(self) -> list[Announcement]:
         """Living sessions that work with other databases of this project, as of the last round."""
-        return self._others
+        return self._neighbours.living
 
     @property
     def active_others(self) -> list[Announcement]:
         """Those of them that have announced themselves again since they were first seen, so that they surely live."""
-        return [one for one in self._others if one.number > self._first_numbers[one.session.id]]
+        return self._neighbours.active
 
     def reconcile(self, queue: Queue, *, now: float) -> list[tuple[int, int]]:
         """Take over what other sessions have published further than here; nothing while the mount fails.
@@ -159,7 +154,7 @@ class Publisher:
                 self._publish_all(final=ended is not None)
                 if self._session is not None:
                     with Queue(self._project.queue_db) as queue:
-                        self._announce(queue, self._session, ended)
+                        self._neighbours.meet(queue, self._session, ended)
         except Timeout:
             return False  # another session of this machine is at it
         except NoTime as error:
@@ -333,46 +328,6 @@ class Publisher:
             self._outcomes.publish(outcome, folder)
             self._written(sum(size for _, size, _ in found), began)
 
-    def _announce(self, queue: Queue, session: str, ended: str | None) -> None:
-        now, mono = self._clock.now(), self._clock.monotonic()
-        if self._announcements is None:
-            database = LiveState.load(self._project.publishing_file).database
-            self._announcements = Announcements(self._drive, session, database)
-        row = queue.session(session)
-        folds = {
-            (job.experiment, job.fold)
-            for job in queue.jobs()
-            if job.fold is not None and session in (job.session, job.affinity) and not _is_done(job)
-        }
-        due = self._announced_at is None or mono - self._announced_at >= ANNOUNCE_SECONDS
-        if due or folds != self._announced_folds or ended is not None:
-            self._announcements.announce(row, folds, now=now, ended=ended)
-            self._announced_at, self._announced_folds = mono, folds
-        before = {one.session.id for one in self._others}
-        others = self._announcements.others(now=now)
-        for one in others:
-            # Of two sessions on one fold the one that came first keeps it; both know which that is by the ids.
-            left = [fold for fold in one.folds if fold not in folds or one.session.id < session]
-            queue.see_session(one.session, folds=left, now=now)
-            self._first_numbers.setdefault(one.session.id, one.number)
-            if one.session.id not in before:
-                folds_told = ", ".join(f"{experiment} fold {fold}" for experiment, fold in one.folds) or "no fold yet"
-                self._note(
-                    f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), works on this "
-                    f"project: {folds_told}. Its folds are left to it."
-                )
-        self._others = others
-        with LiveState.changing(self._project.publishing_file) as state:
-            state.others = [
-                {
-                    "session": one.session.id,
-                    "host": one.session.host,
-                    "device": one.session.device,
-                    "folds": [list(fold) for fold in one.folds],
-                }
-                for one in self._others
-            ]
-
     def _written(self, size: int, began: float) -> None:
         self._wrote = True
         self._pace.learn(size, self._clock.monotonic() - began)
@@ -394,7 +349,3 @@ class Publisher:
 
 def _last_event(queue: Queue) -> int:
     return max((event.id for event in queue.events(limit=1)), default=0)
-
-
-def _is_done(job: Job) -> bool:
-    return job.state in {State.COMMITTED, State.SKIPPED, State.CANCELLED}

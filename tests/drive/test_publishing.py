@@ -112,7 +112,7 @@ class SlowDrive(Drive):
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """No session hears of another one."""
-    monkeypatch.setattr(Announcements, "others", lambda _self, now: [])
+    monkeypatch.setattr(Announcements, "others", lambda _self: [])
 
 
 def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_goes_on(mount: Mount) -> None:
