@@ -204,11 +204,11 @@ def _lay_out(archive: tarfile.TarFile, source: Path, staging: Path) -> Backup:
         wrong = None
         if count >= MOST_MEMBERS or listing is not None:
             wrong = "it has more members than a backup"
-        elif not member.isreg() or member.name in laid:
+        elif member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.issparse() or member.name in laid:
             wrong = f"{member.name!r:.200} is no plain file of its own"
         elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):
             wrong = f"{member.name!r:.200} is not a name of a backup"
-        elif member.size > LARGEST_MEMBER:
+        elif member.size > min(LARGEST_MEMBER, source.stat().st_size):
             wrong = f"{member.name} is too large"
         if wrong:
             raise DamagedArchive(f"{source} is not a whole backup: {wrong}. Nothing was changed.")

@@ -22,10 +22,12 @@ from typing import Any
 from mbqueue import files
 from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
-from mbqueue.errors import MbqueueError, QueueError, SchemaTooNew
+from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import NAME_PATTERN, parse_spec
 from mbqueue.project import PUBLISHED_SNAPSHOTS
 from mbqueue.queue import schema
+from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
+from mbqueue.train.manifest import HIGHEST_FENCE
 
 FORMAT = 1
 #: So many snapshots of one line of databases are kept.
@@ -39,6 +41,10 @@ CHECK_SECONDS = 120.0
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: What PostgreSQL holds.
 _MOST_URGENT = 2**31 - 1
+#: Seconds since the epoch, in the year 8307: later ones have no date.
+_LATEST = 2e11
+#: Numbers of snapshots have eight digits in their names.
+_MOST_SNAPSHOTS = 10**8 - 1
 
 
 class DamagedSnapshot(QueueError):
@@ -140,12 +146,43 @@ def check(path: Path) -> None:
             for name, results_dir, spec in db.execute("SELECT name, results_dir, spec FROM experiments"):
                 check_experiment(name, results_dir, source=str(path))
                 parse_spec(json.loads(spec), source=f"the spec of {name} in {path}")
+            _check_rows(db)
     except SchemaTooNew:
         raise
-    except (sqlite3.Error, ValueError, RecursionError, MbqueueError) as error:
+    except (sqlite3.Error, *NOT_OURS) as error:
         raise (
             error if isinstance(error, DamagedSnapshot) else DamagedSnapshot(f"{path} is not a whole queue: {error}.")
         ) from error
+
+
+def _job(row: sqlite3.Row) -> None:
+    job = Job.from_row(row)
+    if job.fence > HIGHEST_FENCE or abs(job.priority) > _MOST_URGENT:
+        raise ValueError(f"{job.label} has an impossible fence or priority")
+    if not all(isinstance(told, dict | None) for told in (job.progress, job.result)):
+        raise TypeError(f"{job.label} has a result that is none")
+
+
+#: Everything that is read of a queue, and how.
+_ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
+    ("SELECT * FROM experiments", Experiment.from_row),
+    ("SELECT * FROM sessions", SessionRow.from_row),
+    ("SELECT * FROM job_rows", _job),
+    ("SELECT * FROM event_rows", Event.from_row),
+)
+
+
+def _check_rows(db: sqlite3.Connection) -> None:
+    """Read every row as this program will, so that what breaks a reader breaks it here."""
+    db.row_factory = sqlite3.Row
+    for statement, read in _ROWS:
+        for row in db.execute(statement):
+            read(row)
+            for name in row.keys():  # noqa: SIM118 - a row is no mapping
+                value = row[name]
+                is_time = name == "at" or name.endswith(("_at", "_until", "_before"))
+                if isinstance(value, float | int) and not (_is_time(value) if is_time else abs(value) < 2**63 - 1):
+                    raise ValueError(f"it has an impossible {name}")
 
 
 def check_experiment(name: object, results_dir: object, *, source: str) -> None:
@@ -244,7 +281,10 @@ class Snapshots:
 
     def _read(self, path: str, base: str, digits: str) -> PublishedSnapshot | None:
         def parse(content: bytes) -> PublishedSnapshot:
-            return PublishedSnapshot(base, _listing(json.loads(content), path), content)
+            listing = _listing(json.loads(content), path)
+            if not base.startswith(f"{PUBLISHED_SNAPSHOTS}/{listing.number:08d}-{listing.database}-"):
+                raise QueueError(f"{path} is the manifest of another snapshot.")
+            return PublishedSnapshot(base, listing, content)
 
         return self._reader.parsed(path, digits, parse, at_most=LARGEST_LISTING)
 
@@ -256,6 +296,8 @@ def _listing(parts: Any, path: str) -> Listing:
     counts = (listing.number, listing.last_event, listing.size, *listing.ancestry.values())
     if not all(isinstance(count, int) and 0 <= count <= LARGEST_SNAPSHOT for count in counts):
         raise QueueError(f"{path} has impossible numbers.")
+    if max([listing.number, *listing.ancestry.values()]) > _MOST_SNAPSHOTS:
+        raise QueueError(f"{path} has the number of no snapshot.")
     if not (isinstance(listing.sha256, str) and isinstance(listing.database, str)):
         raise QueueError(f"{path} is not the manifest of a snapshot.")
     if not _is_time(listing.taken_at):
@@ -266,7 +308,7 @@ def _listing(parts: Any, path: str) -> Listing:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, float | int) and 0 <= value < 1e12
+    return isinstance(value, float | int) and 0 <= value < _LATEST
 
 
 def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:

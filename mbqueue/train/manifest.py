@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,8 @@ FORMAT = 1
 LARGEST_MANIFEST = 16 << 20
 #: No checkpoint is larger. CHGNet's take 5 MB.
 LARGEST_CHECKPOINT = 1 << 30
+#: No fence is higher: it counts the claims of one job. Names of commits have room for those that come after it.
+HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e\d{4,9}-(done|s\d{6,12})-f\d{4,9}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -136,6 +139,8 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     try:
         manifest = Manifest(**{key: value for key, value in parts.items() if key in known})
         wrong = [name for name, fits in _CHECKS.items() if not fits(getattr(manifest, name))]
+        if not wrong and len(manifest.history) != manifest.epoch - (not manifest.complete):
+            wrong = ["history"]
     except (ValueError, TypeError) as error:
         raise Damaged(f"The manifest {source} is not complete: {error}.") from error
     if wrong:
@@ -159,15 +164,37 @@ def _is_best(value: Any) -> bool:
     return value is None or (
         isinstance(value, dict)
         and _is_count(value.get("epoch"))
-        and isinstance(value.get("val_mae"), float | int)
+        and _is_number(value.get("val_mae"))
         and _is_stem(value.get("commit"))
     )
 
 
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else _is_count(value, 2**53)
+
+
 def _are_rows(value: Any) -> bool:
+    """Whether these are rows of a history, with what the queue and this program read of them."""
     return isinstance(value, list) and all(
-        isinstance(row, dict) and row.get("epoch") == number for number, row in enumerate(value, start=1)
+        isinstance(row, dict)
+        and row.get("epoch") == number
+        and _is_number(row.get("val_mae"))
+        and all(_is_number(row[name]) for name in ("test_mae", "seconds") if name in row)
+        for number, row in enumerate(value, start=1)
     )
+
+
+def _is_enqueued(value: Any) -> bool:
+    """Whether this tells how an experiment was enqueued; whether its spec can be read is not looked at."""
+    if value is None:
+        return True
+    if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):
+        return False
+    if not (isinstance(value.get("results_dir"), str) and isinstance(value.get("priority"), int)):
+        return False
+    prepare = value.get("prepare", "")
+    is_prepare = prepare is None or (isinstance(prepare, dict) and isinstance(prepare.get("dataset_hash"), str))
+    return is_prepare and _is_number(value.get("enqueued_at"))
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -179,7 +206,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "steps_per_epoch": _is_count,
     "complete": lambda value: isinstance(value, bool),
-    "fence": _is_count,
+    "fence": lambda value: _is_count(value, HIGHEST_FENCE),
     "parent": lambda value: value is None or _is_stem(value),
     "parent_sha256": lambda value: value is None or _is_sha256(value),
     "session": lambda value: isinstance(value, str),
@@ -189,9 +216,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "best": _is_best,
     "history": _are_rows,
     "fingerprint": lambda value: isinstance(value, dict),
-    "fingerprint_changes": lambda value: isinstance(value, list),
-    "epoch_sessions": lambda value: isinstance(value, list),
-    "epoch_seconds": lambda value: isinstance(value, float | int),
-    "absent_elements": lambda value: isinstance(value, list),
-    "enqueued": lambda value: value is None or isinstance(value, dict),
+    "fingerprint_changes": lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value),
+    "epoch_sessions": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    "epoch_seconds": _is_number,
+    "absent_elements": lambda value: isinstance(value, list) and all(_is_count(one) for one in value),
+    "enqueued": _is_enqueued,
 }

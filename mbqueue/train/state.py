@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -85,11 +86,22 @@ def deserialise(content: bytes) -> TrainState:
         CheckpointError: when the bytes are damaged or something else.
     """
     try:
+        _require_unpacked(content)
         parts = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return TrainState(**parts)
     except Exception as error:
         # torch.load has no error of its own: damage gives RuntimeError, UnpicklingError, EOFError, KeyError and more.
         raise CheckpointError(f"The checkpoint cannot be read: {error}.") from error
+
+
+def _require_unpacked(content: bytes) -> None:
+    """Refuse an archive that would grow beyond its own size when it is read: `serialise` packs nothing."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is packed, as mbqueue never does it")
+    if sum(entry.file_size for entry in entries) > len(content):
+        raise ValueError("what is in it is larger than it is itself")
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:

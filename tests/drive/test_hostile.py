@@ -1,0 +1,165 @@
+"""Files whose checksums are right and whose content is not: passed over, wherever they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sqlite3
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_training import FakeSession, LocalProject
+from small_project import ManualClock
+
+from mbqueue import files
+from mbqueue.drive.archive import DamagedArchive, back_up, restore
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.recover import recover
+from mbqueue.drive.snapshots import DamagedSnapshot, Snapshots, check, take
+from mbqueue.errors import CheckpointError
+from mbqueue.project import init_project
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.train.manifest import HIGHEST_FENCE, Damaged, manifest_of
+from mbqueue.train.state import deserialise
+
+
+@pytest.fixture
+def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
+    return LocalProject(tmp_path / "project", clock)
+
+
+def end(session: FakeSession) -> None:
+    session.queue.end_session(session.id, reason="ended", now=session.clock.now())
+    session.queue.close()
+
+
+def changed(content: dict[str, Any], change: dict[str, Any]) -> bytes:
+    """A manifest with other values, and the checksum that fits."""
+    other = {key: value for key, value in content.items() if key != "checksum"} | change
+    return json.dumps(other | {"checksum": files.sha256_of_json(other)}).encode()
+
+
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"enqueued": {"x": 1}},
+    {"enqueued": {"spec": {}, "results_dir": "results/x/y", "priority": 0, "enqueued_at": 1.0, "prepare": {}}},
+    {"history": [{"epoch": 1}]},
+    {"history": [{"epoch": 1, "val_mae": "abc"}]},
+    {"history": [{"epoch": 1, "val_mae": 0.1, "seconds": "x"}]},
+    {"history": []},
+    {"epoch": 999_999_999},
+    {"fence": HIGHEST_FENCE + 1},
+    {"epoch_sessions": [1]},
+    {"epoch_seconds": 10**400},
+    {"fingerprint_changes": [1]},
+]
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
+def test_a_manifest_that_says_something_impossible_is_none(local: LocalProject, change: dict[str, Any]) -> None:
+    end(local.train(2))
+    content = json.loads(next(local.project.all_checkpoints.glob("*/*/e0001-done-*.json")).read_bytes())
+    assert manifest_of(changed(content, {}), source="the same").epoch == 1
+    with pytest.raises(Damaged, match="impossible"):
+        manifest_of(changed(content, change), source="another")
+
+
+def test_recover_passes_over_a_manifest_that_says_something_impossible(local: LocalProject) -> None:
+    end(local.train(4))
+    path = max(local.project.checkpoints_dir("fake", 0).glob("e*.json"))
+    path.write_bytes(changed(json.loads(path.read_bytes()), {"enqueued": {"x": 1}}))
+    local.project.queue_db.unlink()
+    told: list[str] = []
+    recover(local.project, force=False, note=told.append, clock=local.clock)
+    assert any(path.name in text and "passed over" in text for text in told)
+    with Queue(local.project.queue_db, read_only=True) as queue:
+        assert queue.jobs(fold=0)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE jobs SET result = '{' WHERE kind = 'prepare'",
+        "UPDATE jobs SET result = '[1]' WHERE kind = 'prepare'",
+        "UPDATE jobs SET progress = '[1]' WHERE kind = 'predict'",
+        "UPDATE jobs SET error = CAST(x'ff' AS TEXT)",
+        "UPDATE jobs SET fence = 9223372036854775807 WHERE kind = 'predict'",
+        f"UPDATE jobs SET fence = {HIGHEST_FENCE + 1} WHERE kind = 'predict'",
+        "UPDATE jobs SET changed_at = 9e999",
+        "UPDATE jobs SET priority = 4294967296",
+        "UPDATE sessions SET alive_until = -1.0",
+        "UPDATE events SET to_state = 'eaten'",
+    ],
+)
+def test_a_snapshot_with_a_row_that_would_break_its_reader_is_none(local: LocalProject, harm: str) -> None:
+    end(local.train(1))
+    copy = local.project.root / "copy.db"
+    take(local.project.queue_db, copy)
+    check(copy)
+    connection = sqlite3.connect(copy)
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    with connection:
+        assert connection.execute(harm).rowcount
+    connection.close()
+    with pytest.raises(DamagedSnapshot):
+        check(copy)
+
+
+@pytest.mark.parametrize("change", [{"number": 2_147_483_648}, {"number": 7}, {"ancestry": {"00000000": 10**8}}])
+def test_a_snapshot_whose_manifest_has_another_number_than_its_name_is_none(
+    tmp_path: Path, local: LocalProject, change: dict[str, Any]
+) -> None:
+    root = init_project(tmp_path / "drive")[0].root
+    facts = {"number": 1, "database": "12345678", "ancestry": {}, "session": "", "taken_at": 1.0, "last_event": 1}
+    told: list[str] = []
+    snapshots = Snapshots(Drive(root), lambda path, why: told.append(f"{path}: {why}"))
+    take(local.project.queue_db, tmp_path / "copy.db")
+    made = snapshots.publish(tmp_path / "copy.db", {**facts, "experiments": []})
+    assert Snapshots(Drive(root)).listed()
+    text = json.dumps(json.loads(made.content) | change).encode()
+    path = root / "state/snapshots" / f"00000001-12345678-{hashlib.sha256(text).hexdigest()[:12]}.json"
+    (root / f"{made.base}.json").unlink()
+    path.write_bytes(text)
+    assert Snapshots(Drive(root), lambda path, why: told.append(f"{path}: {why}")).listed() == []
+    assert "snapshot" in told[0]
+
+
+def test_an_archive_that_would_grow_when_it_is_unpacked_is_refused_before_anything_is_laid_out(
+    local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "jobs.toml").open("wb") as stream:
+        stream.truncate(64 << 20)
+    bomb = tmp_path / "bomb.tar"
+    command = ["tar", "--sparse", "--format=gnu", "--transform=s,^,jobs/,", "-cf", bomb, "-C", tmp_path, "jobs.toml"]
+    subprocess.run(command, check=True)
+    assert bomb.stat().st_size < 1 << 20
+    laid: list[Path] = []
+    monkeypatch.setattr(files, "write_bytes", lambda path, _content: laid.append(path))
+    with pytest.raises(DamagedArchive, match="Nothing was changed"):
+        restore(local.project, bomb, force=True, note=lambda _text: None, clock=local.clock)
+    assert laid == []
+
+
+def test_a_checkpoint_that_would_grow_when_it_is_read_is_refused_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save({"model": torch.zeros(1 << 20)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert len(packed.getvalue()) < 1 << 16
+    monkeypatch.setattr(torch, "load", lambda *_arguments, **_options: pytest.fail("it was read"))
+    with pytest.raises(CheckpointError, match="packed"):
+        deserialise(packed.getvalue())
+
+
+def test_what_backup_writes_is_restored(local: LocalProject, tmp_path: Path) -> None:
+    end(local.train(3))
+    back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    restore(local.project, tmp_path / "b.tar", force=True, note=lambda _text: None, clock=local.clock)
+    with Queue(local.project.queue_db, read_only=True) as queue:
+        assert any(job.state is State.COMMITTED for job in queue.jobs() if job.kind is Kind.TRAIN)
