@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import Reader
+from mbqueue.drive.retiring import places_to_keep
 from mbqueue.experiment import NAME_PATTERN
 from mbqueue.project import PUBLISHED_CHECKPOINTS
 from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
 
 HASH_DIGITS = 12
-#: Commits of a line that are kept on the mount, besides that of its best epoch.
+#: Commits of a line that are kept on the mount, besides that of its best epoch and those that are not settled yet.
 KEPT = 2
 
 _MANIFEST_NAME = re.compile(rf"(e\d{{4,9}}-(?:done|s\d{{6,12}})-f\d{{4,9}})-([0-9a-f]{{12}}){DUPLICATE}\.json")
@@ -115,6 +116,7 @@ class PublishedFold:
         self.folder = f"{PUBLISHED_CHECKPOINTS}/{experiment}/fold_{fold}"
         self._reader = Reader(drive, on_damaged)
         self._known: dict[str, PublishedCommit] = {}
+        self._seen_at: dict[str, float] = {}
 
     def commits(self, spec_hash: str | None = None) -> list[PublishedCommit]:
         """Every commit with a whole manifest, of one spec when that is given; in the order of `rank`."""
@@ -149,6 +151,21 @@ class PublishedFold:
         """The bytes of a commit's checkpoint, whichever of its files is whole; None, and told, when none is."""
         manifest = commit.manifest
         return self._reader.whole(commit.path, ".pt", size=manifest.size, sha256=manifest.sha256, what="checkpoint")
+
+    def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
+        """Remove commits of our own line that newer ones replace which have been on the mount for long enough.
+
+        Args:
+            now, steady_since: see `mbqueue.drive.retiring`.
+        """
+        line = [one for one in self.commits(ours.spec_hash) if is_on_line(one.manifest, ours)]
+        self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in line}
+        places = places_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since)
+        kept = [line[place].manifest for place in sorted(places)]
+        needed = {one.stem for one in kept} | {one.best["commit"] for one in kept if one.best}
+        for commit in line:
+            if commit.manifest.stem not in needed:
+                self.remove(commit)
 
     def remove(self, commit: PublishedCommit) -> None:
         """Remove a commit's files, the manifest first: one whose checkpoint is gone must not seem to exist."""
@@ -199,12 +216,3 @@ def published_folds(drive: Drive) -> list[tuple[str, int]]:
             if re.fullmatch(r"fold_[0-4]", name):
                 found.append((experiment, int(name[-1])))  # noqa: PERF401 - reads better than one expression
     return found
-
-
-def superseded(commits: Sequence[PublishedCommit], ours: Manifest) -> Iterator[PublishedCommit]:
-    """Commits of our own line that a published newer one replaces."""
-    line = [one for one in commits if is_on_line(one.manifest, ours)]
-    line.sort(key=lambda one: rank(one.manifest))
-    kept = line[-KEPT:]
-    bests = {one.manifest.best["commit"] for one in kept if one.manifest.best}
-    return (one for one in line[:-KEPT] if one.manifest.stem not in bests)

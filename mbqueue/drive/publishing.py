@@ -2,8 +2,8 @@
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
 results, and then a snapshot of the queue, so that a snapshot never speaks of what is not there. What is superseded is
-removed only after its successor was read back. When the mount fails, training goes on: the reason is kept for
-`mbqueue status`, and rounds are tried again with growing pauses until one succeeds.
+removed only after its successor was read back and has had time to be uploaded. When the mount fails, training goes on:
+the reason is kept for `mbqueue status`, and rounds are tried again with growing pauses until one succeeds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbqueue.drive.outcomes import (
     histories_of,
     result_files,
 )
-from mbqueue.drive.published import base_name, is_on_line, superseded
+from mbqueue.drive.published import base_name, is_on_line
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.rounds import NoTime, Pace, Rounds
 from mbqueue.drive.snapshots import Snapshots, take
@@ -88,6 +88,7 @@ class Publisher:
         self._snapshot_at: float | None = None
         self._reconciled_at: float | None = None
         self._failures = 0
+        self._steady_since = clock.monotonic()
         self._wrote = False
         self._pace = Pace()
         self._rounds = Rounds(session)
@@ -256,7 +257,7 @@ class Publisher:
         with LiveState.changing(self._project.publishing_file) as state:
             state.number, state.last_event = published.listing.number, last_event
         self._snapshot_at = self._clock.monotonic()
-        self._snapshots.prune(published.listing)
+        self._snapshots.prune(published.listing, now=self._clock.monotonic(), steady_since=self._steady_since)
 
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
         """Publish a fold's commits: the newest that is on the mount now, and what lies there of other lines."""
@@ -280,8 +281,8 @@ class Publisher:
         if newest is None:
             return None, []
         commits = published.commits(experiment.spec_hash)
-        for commit in superseded(commits, newest):
-            published.remove(commit)
+        if self._session is not None:  # a command does not know for how long they have been there
+            published.retire(newest, now=self._clock.monotonic(), steady_since=self._steady_since)
         return newest, [commit.path for commit in commits if not is_on_line(commit.manifest, commits[-1].manifest)]
 
     def _local_commits(self, experiment: Experiment, fold: int) -> list[tuple[Manifest, bytes]]:
@@ -335,6 +336,7 @@ class Publisher:
     # -- trouble ----------------------------------------------------------------------------------------
 
     def _trouble(self, why: str) -> None:
+        self._steady_since = self._clock.monotonic()
         try:
             with LiveState.changing(self._project.publishing_file) as state:
                 first = state.trouble is None

@@ -22,6 +22,7 @@ from typing import Any
 from mbqueue import files
 from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
+from mbqueue.drive.retiring import places_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import NAME_PATTERN, parse_spec
 from mbqueue.project import PUBLISHED_SNAPSHOTS
@@ -30,7 +31,7 @@ from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
 from mbqueue.train.manifest import HIGHEST_FENCE
 
 FORMAT = 1
-#: So many snapshots of one line of databases are kept.
+#: So many snapshots of one line of databases are kept, besides those that are not settled yet.
 KEPT = 3
 #: No snapshot is larger: a queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
@@ -209,6 +210,7 @@ class Snapshots:
         self._drive = drive
         self._reader = Reader(drive, on_damaged)
         self._known: dict[str, PublishedSnapshot] = {}
+        self._seen_at: dict[str, float] = {}
 
     def listed(self) -> list[PublishedSnapshot]:
         """Every snapshot with a whole manifest, the oldest first. The databases are not looked at."""
@@ -264,20 +266,28 @@ class Snapshots:
         self._known[base] = PublishedSnapshot(base, listing, text)
         return self._known[base]
 
-    def prune(self, newest: Listing) -> None:
-        """Remove all but the newest few of those that a published snapshot continues.
+    def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
+        """Remove those that a published snapshot continues, but for the newest few that have been there long enough.
 
         What is before those few on their line goes too when it is no whole snapshot: a database whose session died
         before it wrote the manifest, a second file of one name.
+
+        Args:
+            now, steady_since: see `mbqueue.drive.retiring`.
         """
         ours = [one for one in self.listed() if newest.continues(one.listing)]
-        oldest = ours[-KEPT:][0].listing.number
+        self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in ours}
+        places = sorted(places_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since))
+        kept, oldest = {ours[place].base for place in places}, ours[places[0]].listing.number
+        replaced = {one.base for one in ours} - kept
         names = self._drive.names(PUBLISHED_SNAPSHOTS)
         for suffix in ("json", "db"):  # one whose database is gone must not seem to exist
             for match in filter(None, map(_NAME.fullmatch, names)):
-                if match[4] == suffix and int(match[1]) < oldest and newest.knew(int(match[1]), match[2]):
+                base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
+                is_before = int(match[1]) < oldest and newest.knew(int(match[1]), match[2])
+                if match[4] == suffix and (is_before or base in replaced):
                     self._drive.remove(f"{PUBLISHED_SNAPSHOTS}/{match[0]}")
-                    self._known.pop(f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}", None)
+                    self._known.pop(base, None)
 
     def _read(self, path: str, base: str, digits: str) -> PublishedSnapshot | None:
         def parse(content: bytes) -> PublishedSnapshot:

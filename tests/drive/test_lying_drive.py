@@ -5,6 +5,8 @@ Every schedule follows from its seed. More of them: MBQUEUE_SCHEDULES=2000, or o
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -15,18 +17,21 @@ from pathlib import Path
 
 import pytest
 from fake_training import STEPS, FakeSession, is_done, lineage_of
-from lying_drive import Client, LyingDrive
+from lying_drive import LONGEST_UPLOAD, Client, LyingDrive
 from small_project import ManualClock
 
+from mbqueue.drive import published, retiring
 from mbqueue.drive.mounted import Drive
-from mbqueue.drive.published import PublishedFold
+from mbqueue.drive.published import PublishedFold, is_on_line
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.recover import newest_whole
 from mbqueue.drive.reentry import enter
+from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
+from mbqueue.train.manifest import Manifest, manifest_of
 
 SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "120"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
@@ -45,7 +50,8 @@ class Schedule:
     def __init__(self, base: Path, seed: int) -> None:
         self.chance = random.Random(seed)
         self.base, self.clock = base, ManualClock()
-        self.drive = LyingDrive(base / "drive", self.chance)
+        self.drive = LyingDrive(base / "drive", self.chance, self.clock.monotonic)
+        self.held: dict[str, Manifest] = {}
         self.running: dict[int, tuple[FakeSession, Client]] = {}
         self.most = self.chance.choice([1, 2, 2, 3, 4])
         self.machines = 0
@@ -60,8 +66,10 @@ class Schedule:
             self.clock.advance(self.chance.choice([1.0, 10.0, 40.0]))
             self._act()
             self.drive.move()
+            self.check_that_no_line_was_lost()
         for number in list(self.running):
             self._die(number)
+            self.check_that_no_line_was_lost()
         self.drive.settle()
 
     def _act(self) -> None:
@@ -110,6 +118,14 @@ class Schedule:
         self.drive.kill(client)
         shutil.rmtree(session.project.live_dir)
 
+    def check_that_no_line_was_lost(self) -> None:
+        """Of every line that the cloud once held whole, it still holds a commit whole."""
+        whole = whole_commits(self.drive.cloud)
+        self.held |= whole
+        for path, manifest in self.held.items():
+            survives = any(is_on_line(one, manifest) or is_on_line(manifest, one) for one in whole.values())
+            assert survives, f"{path} was uploaded, and nothing is left of its line"
+
     def finish(self) -> FakeSession:
         """A session that nothing disturbs does what is left."""
         self.clock.advance(10_000.0)
@@ -127,6 +143,23 @@ class Schedule:
         self.steps_trained += session.steps_trained
         self.drive.settle()
         return session
+
+
+def whole_commits(cloud: dict[str, bytes]) -> dict[str, Manifest]:
+    """Path of the manifest → commits of which a new machine would find everything: itself, and its best epoch."""
+    checkpoints = {hashlib.sha256(content).hexdigest() for path, content in cloud.items() if path.endswith(".pt")}
+    found = {}
+    for path, content in cloud.items():
+        if path.startswith("state/checkpoints/") and path.endswith(".json"):
+            with contextlib.suppress(CheckpointError):
+                manifest = manifest_of(content, source=path)
+                if manifest.sha256 in checkpoints:
+                    found[path] = manifest
+    return {
+        path: one
+        for path, one in found.items()
+        if one.best is None or any(one.best["commit"] == best.stem and is_on_line(best, one) for best in found.values())
+    }
 
 
 def check_chain(folder: Path, fold: int) -> None:
@@ -154,6 +187,13 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule takes minutes, and its folds have few commits: what is kept for half an hour is kept for less."""
+    monkeypatch.setattr(retiring, "SETTLED_SECONDS", LONGEST_UPLOAD + 10.0)
+    monkeypatch.setattr(published, "KEPT", 1)
 
 
 @pytest.mark.parametrize("part", range(5))

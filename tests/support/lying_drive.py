@@ -1,10 +1,11 @@
 """A drive that lies: one cloud, and for every client a folder that shows what that client can see of it.
 
 What a client writes is in its own folder at once, and is uploaded later, file by file, in any order; what is uploaded
-reaches the other clients later still, in any order. A client that dies takes with it what was not uploaded; an upload
-that was under way may stay cut off for ever. Two different files of one name become `name` and `name (1)`. A mount can
-be lost and come back. Files that were written once must never change, and there are no links and no locks: a test
-fails that finds one.
+reaches the other clients later still, in any order; removals are as slow, and may overtake uploads. A client that dies
+takes with it what was not uploaded; an upload that was under way may stay cut off for ever. What was written
+`LONGEST_UPLOAD` seconds ago is uploaded, when somebody tells what time it is. Two different files of one name become
+`name` and `name (1)`. A mount can be lost and come back. Files that were written once must never change, and there are
+no links and no locks: a test fails that finds one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import random
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from pathlib import Path
 REPLACEABLE = "results"
 #: Behind the name of a client's folder: where it is while its mount is lost.
 AWAY = ".away"
+#: No upload takes longer, seconds, of a client that is mounted.
+LONGEST_UPLOAD = 90.0
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Client:
     signatures: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     uploads: list[str] = field(default_factory=list)
+    written_at: dict[str, float] = field(default_factory=dict)
     removals: list[str] = field(default_factory=list)
     is_mounted: bool = True
 
@@ -60,10 +65,11 @@ class LyingDrive:
     Args:
         base: an empty folder for the clients' folders.
         chance: decides what happens when.
+        now: what time it is, seconds; without it uploads may take for ever.
     """
 
-    def __init__(self, base: Path, chance: random.Random) -> None:
-        self._base, self._chance = base, chance
+    def __init__(self, base: Path, chance: random.Random, now: Callable[[], float] = lambda: 0.0) -> None:
+        self._base, self._chance, self._now = base, chance, now
         self.cloud: dict[str, bytes] = {}
         self.clients: list[Client] = []
         self._connected = 0
@@ -80,9 +86,12 @@ class LyingDrive:
         return client
 
     def kill(self, client: Client) -> None:
-        """The machine is gone: each of its uploads is lost, cut off or done."""
+        """The machine is gone: each of its uploads is lost, cut off or done, and each of its removals lost or done."""
         client.remount()
         self.notice(client)
+        for path in client.removals:
+            if self._chance.random() < 0.5:
+                self.cloud.pop(path, None)
         for path in client.uploads:
             fate = self._chance.random()
             content = client.seen[path]
@@ -97,6 +106,9 @@ class LyingDrive:
         for client in self.clients:
             if client.is_mounted:
                 self.notice(client)
+                for path in [*client.uploads]:
+                    if self._now() - client.written_at[path] > LONGEST_UPLOAD:
+                        self._upload(client, client.uploads.index(path))
                 while client.uploads and self._chance.random() < 0.6:
                     self._upload(client, self._chance.randrange(len(client.uploads)))
                 while client.removals and self._chance.random() < 0.5:
@@ -140,6 +152,7 @@ class LyingDrive:
                 assert before is None or path.startswith(REPLACEABLE), f"{path} was changed in place"
                 if path not in client.uploads:
                     client.uploads.append(path)
+                    client.written_at[path] = self._now()
         for path in client.seen.keys() - now.keys():
             if path in client.uploads:
                 client.uploads.remove(path)

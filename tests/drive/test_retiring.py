@@ -1,0 +1,39 @@
+"""What is removed from a mount, and when."""
+
+from __future__ import annotations
+
+from mbqueue.drive.retiring import NEWEST, SETTLED_SECONDS, SPACED, places_to_keep
+
+
+def after(seen_at: list[float], now: float, *, steady_since: float = 0.0) -> list[float]:
+    """What is left of files that were seen at these times."""
+    places = places_to_keep(seen_at, now, kept=2, steady_since=steady_since)
+    return [seen_at[place] for place in sorted(places)]
+
+
+def test_nothing_goes_before_what_replaces_it_has_been_there_long_enough() -> None:
+    seen_at = [300.0 * number for number in range(1, 7)]
+    assert after(seen_at, seen_at[-1]) == seen_at
+    assert after(seen_at, seen_at[2] + SETTLED_SECONDS - 1.0) == seen_at
+    assert after(seen_at, seen_at[2] + SETTLED_SECONDS) == seen_at[1:]
+
+
+def test_of_what_has_been_there_long_enough_the_newest_two_stay() -> None:
+    seen_at = [15.0 * number for number in range(50)]
+    assert after(seen_at, seen_at[-1] + SETTLED_SECONDS) == seen_at[-2:]
+
+
+def test_short_epochs_do_not_fill_the_drive_and_what_is_settled_stays() -> None:
+    kept: list[float] = []
+    for number in range(1000):
+        kept = after([*kept, 15.0 * number], 15.0 * number)
+        assert len(kept) <= 2 + NEWEST + SPACED
+        if number > 2 * SETTLED_SECONDS / 15.0:
+            assert sum(seen <= 15.0 * number - SETTLED_SECONDS for seen in kept) == 2
+
+
+def test_while_the_mount_is_gone_nothing_settles() -> None:
+    seen_at = [300.0 * number for number in range(1, 7)]
+    now = seen_at[-1] + SETTLED_SECONDS
+    assert after(seen_at, now, steady_since=now - SETTLED_SECONDS + 1.0) == seen_at
+    assert after(seen_at, now, steady_since=now - SETTLED_SECONDS) == seen_at[-2:]
