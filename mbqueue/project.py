@@ -20,12 +20,14 @@ a local disk, and the mount receives files that are written once, under names th
 
     LIVE/                           queue.db, cache/, checkpoints/, logs/ …, as in state/ above
     ├── publishing.json             what is published, and why something is not
+    ├── project.json                of which project this is (`mbqueue.belonging`)
     └── results/daily/…             results being made
     PROJECT/state/
     ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM-HASH.json
     ├── snapshots/NUMBER-DATABASE-HASH.db, .json
     ├── outcomes/EXPERIMENT/…       which result files there are, and their hashes
     ├── sessions/SESSION-NUMBER.json
+    ├── project-ID.json             which project this is; written once
     └── crystals/DATASET-HASH.bin   what a new machine needs, to make its cache/ of
 
 With an object store, commits, results and what is expensive to make are there, below the prefix that `store` names;
@@ -43,11 +45,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
 from mbqueue import files
+from mbqueue.belonging import Belonging, answer_within
 from mbqueue.buckets import STORE_VARIABLE, wrong_address
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.mounts import mount_of
@@ -57,7 +61,11 @@ ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
 QUEUE_VARIABLE = "MBQUEUE_QUEUE"
 
+#: For so long a drive may take to say whether a project is there, before what is known of it here must do.
+LOOK_SECONDS = 20.0
+
 #: What is published, relative to the project's folder on the drive, as `mbqueue.drive.mounted.Drive` takes it.
+PUBLISHED_ID = "state"
 PUBLISHED_CHECKPOINTS = "state/checkpoints"
 PUBLISHED_SNAPSHOTS = "state/snapshots"
 PUBLISHED_OUTCOMES = "state/outcomes"
@@ -77,11 +85,13 @@ class ProjectFolder:
 
     Attributes:
         live: where the live state is when it is not in state/ (see the module's docstring), else None.
+        away: why only the live folder can be looked at; None while the project itself is there.
     """
 
     root: Path
     settings: Settings = field(default_factory=Settings)
     live: Path | None = None
+    away: str | None = None
 
     @property
     def queue_url(self) -> str:
@@ -246,27 +256,79 @@ class ProjectFolder:
         raise UsageError(f"There is no experiment {name_or_file!r}. In {self.jobs_dir} are: {known}.")
 
 
-def find_project(given: Path | None = None, *, start: Path | None = None) -> ProjectFolder:
+def find_project(given: Path | None = None, *, start: Path | None = None, while_away: bool = False) -> ProjectFolder:
     """The project at ``given``, else at $MBQUEUE_PROJECT, else at the nearest parent of ``start`` that is one.
 
+    Args:
+        while_away: also return one whose drive is away and whose live folder is here (see `ProjectFolder.away`).
+
     Raises:
-        ProjectNotFound: saying where was looked and how to make a project.
+        ProjectNotFound: saying where was looked and how to make a project, or that its drive is not mounted.
         SpecError: when mbqueue.toml is wrong.
     """
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
         given = Path(from_environment)
     if given is not None:
         root = given.expanduser().absolute()
-        if not _is_project(root):
-            state = "is not a project" if root.is_dir() else "does not exist"
-            drive = "" if root.parent.exists() else " If it lies on a drive, mount that first."
-            above = next((folder for folder in root.parents if _is_project(folder)), None)
-            to_do = (
-                f"Make one with: mbqueue init {given}" if above is None else f"The one above it is {above}: name that."
-            )
-            raise ProjectNotFound(f"{root} {state} (a project has jobs/ and state/).{drive} {to_do}")
-        return _opened(root)
+        return _looked_for([root], lambda: _project_at(root, given), while_away)
     start = (start or Path.cwd()).absolute()
+    return _looked_for([start, *start.parents], lambda: _project_above(start), while_away)
+
+
+def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
+    """What ``look`` finds, unless one of the places is known to be that of a project which is not there now."""
+    known = next(((place, live) for place in places if (live := _live_dir_of(place)) is not None), None)
+    if known is None:
+        return look()
+    root, live = known
+    belonging = Belonging.of(live)
+
+    def look_closely() -> tuple[ProjectFolder, str | None]:
+        found = look()
+        if found.root != root and root.is_relative_to(found.root):
+            raise ProjectNotFound  # but one above its mount point
+        return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
+
+    try:
+        found, why = answer_within(LOOK_SECONDS, look_closely)
+    except ProjectNotFound:
+        why = "the project is not there"
+    except PermissionError:
+        raise
+    except OSError as error:  # a TimeoutError is one
+        why = error.strerror or str(error)
+    if why is None:
+        return found
+    if while_away:
+        return ProjectFolder(root, Settings(), live, why)
+    raise ProjectNotFound(
+        f"{root} lies on a drive that is not mounted, or does not answer: {why}. Mount it, and go on (in Colab: "
+        "drive.mount with force_remount=True). What is not published yet is safe here, and mbqueue status tells of it. "
+        f"If this is another project, or one made anew, move its old live folder away: {live}"
+    )
+
+
+def _live_dir_of(root: Path) -> Path | None:
+    """The live folder on this machine that is known to be of the project at ``root``; asks nothing of the mount."""
+    given = Path(os.environ.get(LIVE_VARIABLE, "")).expanduser()
+    for live in (given, _default_live_dir(root, str(root))):
+        belonging = Belonging.of(live) if live.is_absolute() else None
+        if belonging is not None and belonging.root == str(root):
+            return live
+    return None
+
+
+def _project_at(root: Path, given: Path) -> ProjectFolder:
+    if _is_project(root):
+        return _opened(root)
+    state = "is not a project" if root.is_dir() else "does not exist"
+    drive = "" if root.parent.exists() else " If it lies on a drive, mount that first."
+    above = next((folder for folder in root.parents if _is_project(folder)), None)
+    to_do = f"Make one with: mbqueue init {given}" if above is None else f"The one above it is {above}: name that."
+    raise ProjectNotFound(f"{root} {state} (a project has jobs/ and state/).{drive} {to_do}")
+
+
+def _project_above(start: Path) -> ProjectFolder:
     for folder in (start, *start.parents):
         if _is_project(folder):
             return _opened(folder)
@@ -302,9 +364,13 @@ def _live_dir(root: Path, settings: Settings, *, on_server: bool) -> Path | None
     mount = mount_of(root)
     if not mount.is_remote or (mount.is_clustered and on_server):
         return None
+    return _default_live_dir(root, str(root.resolve()))
+
+
+def _default_live_dir(root: Path, resolved: str) -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # Stable for one project, so that a second session on this machine finds the first one's queue.
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    key = hashlib.sha256(resolved.encode()).hexdigest()[:16]
     return caches / "mbqueue" / "live" / f"{root.name}-{key}"
 
 

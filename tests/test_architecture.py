@@ -20,7 +20,7 @@ ROWS = [
     {"drive"},
     {"queue", "train", "results"},
     {"data"},
-    {"experiment", "settings", "project", "mounts", "buckets", "objects", "files", "errors", "clock"},
+    {"experiment", "settings", "project", "belonging", "mounts", "buckets", "objects", "files", "errors", "clock"},
 ]
 #: The ground is one floor: its modules may use each other.
 GROUND = ROWS[-1]

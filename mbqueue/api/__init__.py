@@ -38,6 +38,7 @@ class Project(Queueing, Working, Launching, Results, Data, Keeping):
 
     Args:
         path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
+        while_away: also when its drive is not mounted and a live folder of it is here: for `status`, and no more.
 
     Raises:
         ProjectNotFound: when there is none.
@@ -52,7 +53,7 @@ class Project(Queueing, Working, Launching, Results, Data, Keeping):
 
 def status(path: str | Path | None = None) -> Status:
     """Where everything stands in the project at ``path`` (by default the one above the working folder)."""
-    return Project(path).status()
+    return Project(path, while_away=True).status()
 
 
 def watch(path: str | Path | None = None, *, seconds: float = 5.0) -> None:

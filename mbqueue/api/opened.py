@@ -31,16 +31,17 @@ class OpenedProject:
 
     Args:
         path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
+        while_away: also when its drive is not mounted and a live folder of it is here: for `status`, and no more.
 
     Raises:
         ProjectNotFound: when there is none.
         SpecError: when its mbqueue.toml is wrong.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.folder: ProjectFolder = find_project(None if path is None else Path(path))
+    def __init__(self, path: str | Path | None = None, *, while_away: bool = False) -> None:
+        self.folder: ProjectFolder = find_project(None if path is None else Path(path), while_away=while_away)
         self._clock = SystemClock()
-        if self.folder.publishes:
+        if self.folder.publishes and self.folder.away is None:
             from mbqueue.drive.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
 
             enter(self.folder, note=tell, clock=self._clock)

@@ -22,9 +22,9 @@ def current_project(context: typer.Context) -> ProjectFolder:
     return find_project(None if given is None else Path(given))
 
 
-def open_project(context: typer.Context) -> Project:
+def open_project(context: typer.Context, *, while_away: bool = False) -> Project:
     """The same as what Python users work with."""
-    return Project(context.find_root().params.get("project"))
+    return Project(context.find_root().params.get("project"), while_away=while_away)
 
 
 def parse_folds(text: str) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def status(
     """
     if as_json and watch:
         raise UsageError("--json prints the state once, --watch renews a view. Give one of them.")
-    project = open_project(context)
+    project = open_project(context, while_away=True)
     console = Console()
     if as_json:
         print_json(project.status(experiment).overview)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbqueue import files
+from mbqueue.belonging import Belonging
 from mbqueue.drive.mounted import DUPLICATE, Drive, put_once
 from mbqueue.errors import StoreError
 from mbqueue.objects import ObjectStore
@@ -40,7 +41,9 @@ def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf 
     """Where a project keeps crystals for other machines; None when nobody else could see it."""
     if project.store:
         return Shelf(store or ObjectStore.open(project.store), STORED_CRYSTALS)
-    return Shelf(Drive(project.root), PUBLISHED_CRYSTALS) if project.is_split else None
+    if not project.is_split:
+        return None
+    return Shelf(Drive(project.root, Belonging.of(project.live_dir)), PUBLISHED_CRYSTALS)
 
 
 def publish_crystals(shelf: Shelf | None, file: Path, dataset_hash: str, note: Callable[[str], None]) -> None:

@@ -6,14 +6,17 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from mbqueue import files
-from mbqueue.project import ProjectFolder
+from mbqueue.belonging import Belonging, id_file, ids_in
+from mbqueue.clock import SystemClock
+from mbqueue.drive.mounted import Drive
+from mbqueue.project import PUBLISHED_ID, ProjectFolder
 from mbqueue.train.manifest import Manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
 
@@ -97,6 +100,8 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
     if not project.is_split:
         return None
     state = LiveState.load(project.publishing_file)
+    if project.away is not None and state.trouble is None:
+        state.trouble = {"why": f"{project.root}: {project.away}", "since": SystemClock().now()}
     folds = []
     for folder in project.fold_dirs():
         newest = newest_manifest(LocalPlace(folder))
@@ -124,6 +129,32 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         "aside": state.aside,
         "damaged": state.damaged,
     }
+
+
+def remember_root(project: ProjectFolder) -> None:
+    """Let the live folder say whose it is, where that is to be found while the project's drive is not mounted."""
+    before = Belonging.of(project.live_dir)
+    Belonging(root=str(project.root), id=before.id if before is not None else None).keep(project.live_dir)
+
+
+def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
+    """Make sure that the project on the mount is the live folder's, which gets it an id when it has none.
+
+    Raises:
+        OSError: when it is another one, or the mount fails.
+    """
+    known = Belonging.of(project.live_dir) or Belonging(root=str(project.root))
+    drive.belonging = known
+    drive.check()
+    if known.id is None:
+        known = replace(known, id=next(iter(ids_in(project.state_dir)), None) or secrets.token_hex(8))
+    assert known.id is not None
+    if not (project.state_dir / id_file(known.id)).exists():
+        drive.belonging = None  # it cannot be held against that yet
+        content = json.dumps({"id": known.id}).encode()
+        drive.write_new(f"{PUBLISHED_ID}/{id_file(known.id)}", content)
+    known.keep(project.live_dir)
+    drive.belonging = known
 
 
 def as_published(manifest: Manifest) -> dict[str, Any]:

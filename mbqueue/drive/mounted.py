@@ -15,6 +15,7 @@ import errno
 import os
 from pathlib import Path
 
+from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
 
 #: Between stem and suffix, what a drive puts there of its own accord: ``name (1)``.
@@ -44,19 +45,25 @@ def is_about_one_file(error: OSError) -> bool:
 class Drive:
     """A project's folder on a mount. Paths are relative to it, with slashes.
 
-    Every method raises OSError when the mount fails; so does a mount that is gone, whose empty folder would take
-    files that no other machine ever sees.
+    Every method raises OSError when the mount fails; so does a mount that is gone, whose empty folder, or what somebody
+    made in its place, would take files that no other machine ever sees.
+
+    Attributes:
+        belonging: which project must be there; without it any is taken.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, belonging: Belonging | None = None) -> None:
+        self.root, self.belonging = root, belonging
 
     def check(self) -> None:
         """Raise when the project is not there."""
+        why = None
         if not ((self.root / "jobs").is_dir() and (self.root / "state").is_dir()):
-            raise OSError(
-                errno.ENOTCONN, "the project is not on the mount any more; is it still mounted?", str(self.root)
-            )
+            why = "the project is not on the mount any more"
+        elif self.belonging is not None:
+            why = self.belonging.missing(self.root / "state")
+        if why is not None:
+            raise OSError(errno.ENOTCONN, f"{why}; is it still mounted?", str(self.root))
 
     def names(self, folder: str) -> list[str]:
         """What is in a folder, sorted; nothing when it does not exist, or is a file that somebody else put there."""

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement
-from mbqueue.drive.livestate import LiveState, as_published
+from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
 from mbqueue.drive.mounted import Drive, put_once
 from mbqueue.drive.neighbours import Neighbours
 from mbqueue.drive.outcomes import (
@@ -193,7 +193,7 @@ class Publisher:
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _publish_all(self, *, final: bool) -> None:
-        self._drive.check()
+        agree_on_project(self._project, self._drive)
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
             left.unlink()  # of a session that died; whoever is here publishes alone
         with LiveState.changing(self._project.publishing_file) as state:

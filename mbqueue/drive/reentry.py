@@ -17,8 +17,9 @@ from typing import Any
 from filelock import FileLock
 
 from mbqueue import files
+from mbqueue.belonging import Belonging
 from mbqueue.clock import Clock, SystemClock
-from mbqueue.drive.livestate import LiveState, as_published
+from mbqueue.drive.livestate import LiveState, as_published, remember_root
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
@@ -46,13 +47,18 @@ def enter(
         OSError: when the mount fails while there is no live queue yet.
         SchemaTooNew: when the newest snapshot was written by a newer mbqueue.
     """
-    if not project.publishes or project.queue_db.exists():
+    if not project.publishes:
         return
-    reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock or SystemClock())
+    if project.queue_db.exists():
+        remember_root(project)
+        return
+    drive = drive or Drive(project.root, Belonging.of(project.live_dir))
+    reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
         if not project.queue_db.exists():
             reentry.restore()
+        remember_root(project)
         if not project.queue_db.exists() and (stray := stray_state(project)):
             note(
                 f"{stray} was left by sessions that ran without a live folder. This project lies on a drive or network "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,14 @@ def status(root: Path) -> dict[str, Any]:
     return json.loads(done.stdout)["publishing"] if done.returncode == 0 else {"state": done.stderr}
 
 
+def check_away(root: Path) -> None:
+    """`status` answers although the mount does not, and another command says what to do."""
+    told = status(root)
+    assert told["state"] == "degraded", told
+    other = run(root, "pause", "full_finetune").stderr
+    assert "not mounted" in other and "mbqueue init" not in other, other  # noqa: PT018
+
+
 def say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -96,7 +105,9 @@ def check(base: Path) -> None:
     for number, fault in enumerate(("EIO", "ENOSPC", "ALL EIO"), start=1):
         mount.fails(fault)
         until(lambda number=number: said("DEGRADED") >= number, session)
-        if not fault.startswith("ALL"):
+        if fault.startswith("ALL"):
+            check_away(project.root)
+        else:
             told = status(project.root)
             assert told["state"] == "degraded", told
         mount.fails("")
@@ -105,7 +116,15 @@ def check(base: Path) -> None:
     mount.lose()
     until(lambda: said("DEGRADED") >= 4, session)
     say("ENOTCONN: DEGRADED: " + log.read_text().split("DEGRADED: ")[-1].splitlines()[0])
+    check_away(project.root)
     mount.unmount()
+    check_away(project.root)
+    assert run(base, "init", str(project.root)).returncode == 0  # what nobody should do
+    check_away(project.root)
+    back = said("The mount is back")
+    until(lambda: "another folder" in status(project.root)["why"], session)
+    assert said("The mount is back") == back
+    shutil.rmtree(project.root)
     mount.mount()
     assert session.wait() == 0, log.read_text()
     assert run(project.root, "work", "--device", "cpu").returncode == 0  # publishes what the session could not

@@ -1,0 +1,103 @@
+"""To which project on a drive a live folder belongs, so that this is known also while the drive is not mounted.
+
+An empty mount point, another folder in its place, and a project of the same name that somebody has just made there all
+look like a project that has lost everything. So a project on a drive gets an id when a live folder first publishes:
+a file whose name holds it, and that is never changed. Two machines that do so at once leave two of them; each
+looks for its own.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mbqueue import files
+from mbqueue.mounts import mount_of
+
+#: The file of a live folder that says it.
+BELONGING_FILE = "project.json"
+_ID = re.compile(r"[0-9a-f]{16}")
+_ID_FILE = re.compile(r"project-([0-9a-f]{16})\.json")
+
+Answer = TypeVar("Answer")
+
+
+def id_file(project_id: str) -> str:
+    """The name of the file in a project's state folder that holds an id."""
+    return f"project-{project_id}.json"
+
+
+def ids_in(state: Path) -> list[str]:
+    """The ids in a project's state folder, sorted; none while no live folder has published to it."""
+    return sorted(match[1] for path in state.iterdir() if (match := _ID_FILE.fullmatch(path.name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belonging:
+    """What a live folder knows of its project.
+
+    Attributes:
+        root: the project's folder when it was last there.
+        id: of the project; None until something is published.
+    """
+
+    root: str
+    id: str | None = None
+
+    @classmethod
+    def of(cls, live: Path) -> Belonging | None:
+        """What stands in a live folder; None when nothing does, or it is damaged."""
+        try:
+            parts = json.loads((live / BELONGING_FILE).read_bytes())
+            root, project_id = parts["root"], parts["id"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        is_id = project_id is None or (isinstance(project_id, str) and _ID.fullmatch(project_id))
+        return cls(root=root, id=project_id) if isinstance(root, str) and is_id else None
+
+    def keep(self, live: Path) -> None:
+        """Write it down in a live folder; nothing when it stands there."""
+        if Belonging.of(live) != self:
+            files.write_json(live / BELONGING_FILE, asdict(self))
+
+    def missing(self, state: Path) -> str | None:
+        """Why a state folder is not that of this project, or None when it is, as far as can be told.
+
+        Raises:
+            OSError: when the mount fails.
+        """
+        if self.id is None or (state / id_file(self.id)).exists():
+            return None
+        if not ids_in(state) and mount_of(state).is_remote:
+            return None  # a drive that was mounted anew may not have uploaded the id
+        return f"what lies at {state.parent} is another folder than the project"
+
+
+def answer_within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """What ``ask`` returns or raises; whoever asks a mount that hangs is left behind in a thread.
+
+    Raises:
+        TimeoutError: when it takes longer.
+    """
+    answers: queue.SimpleQueue[tuple[Answer] | BaseException] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((ask(),))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+            answers.put(error)
+
+    threading.Thread(target=run, name="mbqueue-look", daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"it has not answered for {seconds:.0f} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer[0]

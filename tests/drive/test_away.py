@@ -1,0 +1,151 @@
+"""A project whose drive is not mounted, or does not answer, on a machine that has a live folder of it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_training import FakeSession
+from small_project import ManualClock
+
+from mbqueue import Project
+from mbqueue import project as project_module
+from mbqueue.belonging import Belonging, answer_within, ids_in
+from mbqueue.drive.publishing import Publisher
+from mbqueue.drive.reentry import enter
+from mbqueue.errors import ProjectNotFound
+from mbqueue.experiment import parse_spec
+from mbqueue.project import LIVE_VARIABLE, ProjectFolder, Settings, init_project
+from mbqueue.queue.store import Queue
+
+RESULTS = "results/daily/2026-01-01/fake"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> ProjectFolder:
+    """A project on a drive with something enqueued and published."""
+    monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
+    root = init_project(tmp_path / "mount" / "project")[0].root
+    found = ProjectFolder(root, Settings(), tmp_path / "live")
+    found.live_dir.mkdir()
+    content = {"name": "fake", "folds": (0,), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+    with Queue(found.queue_db) as queue:
+        queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=clock.now())
+    enter(found, note=lambda _text: None)
+    assert Publisher(found, None, note=lambda _text: None, clock=clock).round()
+    return found
+
+
+def _unmounted(root: Path) -> None:
+    root.parent.rename(root.parent.with_name("away"))
+    root.parent.mkdir()
+
+
+def _made_anew(root: Path) -> None:
+    _unmounted(root)
+    init_project(root)
+
+
+LOSSES = pytest.mark.parametrize("lose", [_unmounted, _made_anew], ids=["not mounted", "made anew in its place"])
+
+
+@LOSSES
+def test_status_answers_from_the_live_folder_degraded(folder: ProjectFolder, lose: object) -> None:
+    assert callable(lose)
+    lose(folder.root)
+    told = Project(folder.root, while_away=True).status().overview
+    assert [one["name"] for one in told["experiments"]] == ["fake"]
+    assert told["publishing"]["state"] == "degraded"
+    assert str(folder.root) in told["publishing"]["why"]
+
+
+@LOSSES
+def test_other_commands_say_that_the_drive_is_not_mounted_and_never_to_make_a_project_there(
+    folder: ProjectFolder, lose: object
+) -> None:
+    assert callable(lose)
+    lose(folder.root)
+    with pytest.raises(ProjectNotFound, match="Mount it") as said:
+        Project(folder.root)
+    assert "mbqueue init" not in str(said.value)
+
+
+@LOSSES
+def test_nothing_is_published_into_what_lies_where_the_project_was(
+    folder: ProjectFolder, lose: object, clock: ManualClock
+) -> None:
+    assert callable(lose)
+    notes: list[str] = []
+    session = FakeSession(folder.root, folder.live_dir, clock)
+    session.publisher = Publisher(session.project, session.id, clock=clock, note=notes.append)
+    lose(folder.root)
+    for _ in range(3):
+        session.step()
+        assert not session.publish()
+    assert not any("The mount is back" in note for note in notes)
+    assert not list((folder.root.parent).rglob("*.db"))
+    session.queue.close()
+
+
+@pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ESTALE])
+def test_a_mount_that_fails_is_told_as_that(folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def fails(_root: Path) -> bool:
+        raise OSError(error, "injected")
+
+    monkeypatch.setattr(project_module, "_is_project", fails)
+    assert "injected" in Project(folder.root, while_away=True).status().overview["publishing"]["why"]
+    with pytest.raises(ProjectNotFound, match="injected"):
+        Project(folder.root)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A mount that does not answer until the test is over."""
+    over = threading.Event()
+    monkeypatch.setattr(project_module, "_is_project", lambda _root: over.wait(60.0))
+    monkeypatch.setattr(project_module, "LOOK_SECONDS", 0.01)
+    yield
+    over.set()
+
+
+def test_a_mount_that_hangs_is_not_waited_for(folder: ProjectFolder, hanging: None) -> None:
+    told = Project(folder.root, while_away=True).status().overview
+    assert "has not answered" in told["publishing"]["why"]
+
+
+def test_a_folder_in_the_project_is_known_to_be_of_one_that_is_away(
+    folder: ProjectFolder,
+) -> None:
+    init_project(folder.root.parent.parent)  # one above the mount point is another one
+    _unmounted(folder.root)
+    found = project_module.find_project(start=folder.root / "jobs", while_away=True)
+    assert (found.root, found.away) == (folder.root, "the project is not there")
+
+
+def test_a_project_of_before_there_were_ids_gets_one_when_it_is_published_next(
+    folder: ProjectFolder, clock: ManualClock
+) -> None:
+    (known,) = ids_in(folder.state_dir)
+    assert Belonging.of(folder.live_dir) == Belonging(root=str(folder.root), id=known)
+    (folder.state_dir / f"project-{known}.json").unlink()
+    (folder.live_dir / "project.json").unlink()
+    assert Publisher(folder, None, note=lambda _text: None, clock=clock).round()
+    (another,) = ids_in(folder.state_dir)
+    assert Project(folder.root).folder.away is None
+    assert another != known
+
+
+def test_a_second_machine_takes_the_id_that_is_there(folder: ProjectFolder, tmp_path: Path, clock: ManualClock) -> None:
+    session = FakeSession(folder.root, tmp_path / "live2", clock)
+    (known,) = ids_in(folder.state_dir)
+    assert Belonging.of(session.project.live_dir) == Belonging(root=str(folder.root), id=known)
+    session.end()
+
+
+def test_an_answer_in_time_is_passed_on_whatever_it_is() -> None:
+    assert answer_within(60.0, lambda: 7) == 7
+    with pytest.raises(ProjectNotFound, match="here"):
+        answer_within(60.0, lambda: (_ for _ in ()).throw(ProjectNotFound("here")))
