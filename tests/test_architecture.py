@@ -20,7 +20,8 @@ ROWS = [
     {"drive"},
     {"queue", "train", "results"},
     {"data"},
-    {"experiment", "settings", "project", "belonging", "mounts", "buckets", "objects", "files", "errors", "clock"},
+    {"experiment", "history", "settings", "project", "belonging", "mounts", "buckets", "objects", "files"}
+    | {"errors", "clock"},
 ]
 #: The ground is one floor: its modules may use each other.
 GROUND = ROWS[-1]

@@ -27,6 +27,7 @@ from mbqueue.drive.published import Chain, PublishedFold, is_on_line, published_
 from mbqueue.drive.snapshots import Snapshots, check_enqueued
 from mbqueue.errors import CheckpointError, QueueError
 from mbqueue.experiment import parse_spec
+from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
@@ -310,15 +311,15 @@ def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> 
             skip_rest=False,
             source="no commit",
         )
-    patience = experiment.spec["train"]["patience"]
     best = manifest.best["epoch"] if manifest.best else 0
+    stops = is_out_of_patience(experiment.spec["train"]["patience"], epoch=manifest.epoch, best=best)
     return Trained(
         experiment=experiment.name,
         fold=fold,
         history=manifest.history,
         fence=manifest.fence,
         is_within=not manifest.complete,
-        skip_rest=bool(patience) and manifest.complete and manifest.epoch - best >= patience,
+        skip_rest=manifest.complete and stops,
         source=f"{manifest.stem} of session {manifest.session}",
     )
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mbqueue.errors import QueueError
+from mbqueue.history import best_epoch
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
 from mbqueue.queue.database import Part, Row
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS, settle
@@ -149,9 +150,10 @@ class Adopting(Part):
                 if job["state"] == "failed":
                     db.execute(_WAIT, {**place, "id": job["id"], "why": why})
                 row = trained.history[job["epoch"] - 1]
-                best = min(trained.history[: job["epoch"]], key=lambda one: (one["val_mae"], one["epoch"]))["epoch"]
+                best = best_epoch(trained.history[: job["epoch"]])
+                assert best is not None
                 last = job["epoch"] == len(trained.history) and not trained.is_within
-                result = json.dumps({**row, "best_epoch": best}, allow_nan=False, ensure_ascii=False)
+                result = json.dumps({**row, "best_epoch": best[0]}, allow_nan=False, ensure_ascii=False)
                 values = {"id": job["id"], "result": result, "fence": trained.fence if last else 0, "why": why}
                 changed += db.execute(_ADOPT, {**place, **values}).rowcount
             if trained.skip_rest:

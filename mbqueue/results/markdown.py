@@ -30,6 +30,13 @@ def results_markdown(
         lines += [spec["description"] + ".", ""]
     lines += [_headline(content), "", "## Scores on the test part of each fold", ""]
     lines += _scores_table(content)
+    if stopped := [fold for fold, entry in content["folds"].items() if entry.get("stopped_early")]:
+        folds = f"fold {stopped[0]}" if len(stopped) == 1 else f"folds {', '.join(stopped)}"
+        lines += [
+            "",
+            f"Stopped early: {folds}. No epoch was better than the best one for {spec['train']['patience']} epochs, so "
+            f"the rest of the {spec['train']['epochs']} were not trained.",
+        ]
     lines += [
         "",
         "Errors in eV/atom; MAPE as a share, over targets beyond ±1e-5 eV/atom, as matbench defines it.",

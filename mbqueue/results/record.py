@@ -34,6 +34,7 @@ from mbqueue import files
 from mbqueue.clock import utc_text
 from mbqueue.errors import ResultsError
 from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.history import best_epoch
 from mbqueue.results.leaderboard import LEADERBOARD, OVERLAP_NOTE, reasons_against
 from mbqueue.results.markdown import results_markdown
 from mbqueue.results.matbench_file import write_matbench_file
@@ -224,24 +225,18 @@ def broken_folds(
     return found
 
 
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """(epoch, validation MAE) of the earliest epoch with the lowest validation MAE, or None without epochs."""
-    if not history:
-        return None
-    best = min(history, key=lambda row: (row["val_mae"], row["epoch"]))
-    return best["epoch"], best["val_mae"]
-
-
 def _content(
     inputs: RecordInputs, predictions: Mapping[int, Predictions], histories: Mapping[int, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     fold_entries: dict[str, dict[str, Any]] = {}
+    train = inputs.spec["train"]
     for fold, table in predictions.items():
         best = best_epoch(histories[fold])
         fold_entries[str(fold)] = {
             "n_test": len(table),
             "scores": score(table.y_true, table.y_pred).to_json(),
             "epochs": len(histories[fold]),
+            "stopped_early": bool(train["patience"]) and len(histories[fold]) < train["epochs"],
             "best_epoch": best[0] if best else None,
             "best_val_mae": best[1] if best else None,
             "absent_elements": sorted(inputs.absent_elements.get(fold, ())),

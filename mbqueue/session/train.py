@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mbqueue.experiment import Spec
+from mbqueue.history import is_out_of_patience
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.workplace import Workplace
@@ -42,6 +43,8 @@ class _Epoch:
         self._step_seconds = 0.0
         self._checkpoint_seconds = 0.0
         self._is_committed = False
+        #: Why the fold's later epochs are skipped, once they are.
+        self._skips: str | None = None
 
     def run(self) -> str:
         place, job = self._place, self._lease.job
@@ -65,7 +68,8 @@ class _Epoch:
             history = self._fold.history()
             self._commit(history, outcome.best["epoch"], lambda: write_history(self._history_path, history))
         place.report.epoch_finished(job, outcome.history_row, is_best=outcome.improved)
-        return f"committed; best epoch so far {outcome.best['epoch']}"
+        said = f"committed; best epoch so far {outcome.best['epoch']}"
+        return f"{said}; {self._skips}" if self._skips else said
 
     def _save(self, staged: Staged) -> None:
         """Publish a commit while the lease is known to be held; that of the finished epoch ends the job."""
@@ -88,11 +92,11 @@ class _Epoch:
         self._place.saved(seconds)
 
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
-        patience, skip_rest = self._spec.train.patience, None
-        if patience and history[-1]["epoch"] - best_epoch >= patience:
-            skip_rest = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
+        patience = self._spec.train.patience
+        if is_out_of_patience(patience, epoch=history[-1]["epoch"], best=best_epoch):
+            self._skips = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
         result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}
-        self._place.commit(self._lease, result=result, publish=publish, skip_rest=skip_rest)
+        self._place.commit(self._lease, result=result, publish=publish, skip_rest=self._skips)
         self._is_committed = True
 
     def _tell(self, step: StepReport) -> None:

@@ -301,7 +301,7 @@ class FoldRun:
         return True
 
     def _outcome(self, learner: Learner) -> EpochOutcome:
-        finished, patience = learner.complete, self.spec.train.patience
+        finished = learner.complete
         best_epoch = learner.best["epoch"] if learner.best else learner.epoch
         return EpochOutcome(
             finished=finished,
@@ -312,7 +312,6 @@ class FoldRun:
             history_row=dict(learner.history[-1]) if finished else None,
             best=dict(learner.best) if learner.best else None,
             improved=finished and best_epoch == learner.epoch,
-            stop_early=finished and bool(patience) and learner.epoch - best_epoch >= patience,
         )
 
     # -- results -------------------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ class FoldRun:
         return 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
 
     def history(self) -> list[dict[str, Any]]:
-        """One row per finished epoch, as the newest whole commit has it (`mbqueue.train.outcome.HISTORY_COLUMNS`)."""
+        """One row per finished epoch, as the newest whole commit has it."""
         newest = self._checkpoints.newest()
         return [] if newest is None else newest.history
 

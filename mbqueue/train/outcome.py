@@ -5,21 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-#: Columns of a history row, in this order.
-HISTORY_COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_mae",
-    "val_loss",
-    "val_mae",
-    "lr",
-    "grad_norm",
-    "seconds",
-    "structures_per_second",
-    "session",
-    "device",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
@@ -61,7 +46,6 @@ class EpochOutcome:
         history_row: the epoch's row, when finished.
         best: epoch, val_mae (eV/atom) and commit of the best finished epoch, if any.
         improved: whether this epoch is that one.
-        stop_early: whether patience is at its end: the fold's remaining epochs are not worth their time.
     """
 
     finished: bool
@@ -72,4 +56,3 @@ class EpochOutcome:
     history_row: dict[str, Any] | None
     best: dict[str, Any] | None
     improved: bool
-    stop_early: bool

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mbqueue.errors import ResultsError
+from mbqueue.history import best_epoch
 from mbqueue.results.folder import newest_folder, read_recorded
-from mbqueue.results.record import SessionFacts, best_epoch, broken_folds, checksum_of, record_experiment
+from mbqueue.results.record import SessionFacts, broken_folds, checksum_of, record_experiment
 from mbqueue.results.scores import score
 from mbqueue.results.tables import predictions_file, read_predictions
 
@@ -60,6 +61,16 @@ def test_best_epoch_is_the_earliest_of_equals():
     rows = [{"epoch": 1, "val_mae": 0.3}, {"epoch": 2, "val_mae": 0.1}, {"epoch": 3, "val_mae": 0.1}]
     assert best_epoch(rows) == (2, 0.1)
     assert best_epoch([]) is None
+
+
+def test_folds_that_stopped_early_are_told(tmp_path, fill, inputs):
+    spec = {**inputs.spec, "train": {**inputs.spec["train"], "epochs": 5, "patience": 2}}
+    fill(tmp_path, folds=(0,), epochs=5)
+    fill(tmp_path, folds=(1,), epochs=3)
+    record_experiment(tmp_path, dataclasses.replace(inputs, spec=spec))
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [content["folds"][fold]["stopped_early"] for fold in ("0", "1")] == [False, True]
+    assert "Stopped early: fold 1. No epoch was better" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_an_experiment_without_training_has_no_best_epoch(tmp_path, fill, inputs):

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from mbqueue.errors import CheckpointError
+from mbqueue.results.tables import HISTORY_COLUMNS
 from mbqueue.train.checkpoint import Checkpoints, Staged
 from mbqueue.train.manifest import manifest_of
-from mbqueue.train.outcome import HISTORY_COLUMNS
 from mbqueue.train.pretrained import model_bytes
 
 _TIMING = {"seconds", "structures_per_second", "session"}

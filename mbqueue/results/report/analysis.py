@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbqueue.results.record import best_epoch
+from mbqueue.history import best_epoch
 from mbqueue.results.report.elements import POSITIONS, elements_of
 from mbqueue.results.tables import Predictions
 

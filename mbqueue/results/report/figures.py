@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped, unused-ignore]
 
-from mbqueue.results.record import best_epoch
+from mbqueue.history import best_epoch
 from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend, parity_density
 from mbqueue.results.report.elements import N_COLUMNS, N_ROWS, POSITIONS
 from mbqueue.results.tables import Predictions
