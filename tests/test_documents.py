@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,10 +64,29 @@ LEFT_OUT = {
     "%tensorboard --logdir PROJECT/state/logs/tensorboard": "the same",
     "mbqueue enqueue full_finetune --dataset data/mine.jsonl --name mine": "needs a file of the reader's own; "
     "the forms are tested in tests/data",
+    "mbqueue report full_finetune --png pictures": "needs a browser; tests/results/test_pictures.py",
     "make demo": "run in CI by itself",
     "make test": "runs this test",
 }
+#: Commands with arguments in running text that no block of a document runs, and where they are tried, or why not.
+NAMED_IN_TEXT = {
+    "mbqueue --project DIR status": "tests/cli/conftest.py",
+    "mbqueue init project": "tests/test_project.py",
+    "mbqueue launch local --workers 2 --time 2h": "tests/api/test_launching.py",
+    "mbqueue migrate-queue sqlite": "tests/queue/test_migrating.py",
+    "MBQUEUE_QUEUE=sqlite mbqueue recover": "tests/drive/test_clusters.py",
+    "mbqueue retry EXPERIMENT": "tests/cli/test_commands.py",
+    "mbqueue needs Python 3.11 or newer": "Makefile",  # what it says
+    "make PYTHON=python3.12 demo": "Makefile",
+    "pip install mfusepy": "tests/drive/fuse_check.py",
+    "pip install 'mbqueue[png]'": "pyproject.toml",
+    "pip install tensorboard": "pyproject.toml",
+    "python tools/public_address.py OWNER/NAME": "tests/test_documents.py",
+    "python tests/drive/fuse_check.py": "tests/drive/fuse_check.py",
+}
 _COMMAND = re.compile(r"^(mbqueue|pip|python|git|make|[!%])\S*")
+_IN_TEXT = re.compile(r"^(?:MBQUEUE_[A-Z_]+=\S+ )*(?:(?:mbqueue|pip|python|git|make|pytest) .+|… -k .+)")
+_FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,8 @@ def run(
     if arguments[0] == "export":
         monkeypatch.setenv(*arguments[1].split("=", 1))
         return
+    if arguments[1] == "predict":
+        arguments = [*small_prediction(arguments)]
     assert arguments[0] == "mbqueue", f"{block.document} has a command that is not run here: {arguments}"
     with pytest.raises(SystemExit) as ended:
         main(arguments[1:])
@@ -156,6 +180,17 @@ def run(
         make_small(Path(arguments[2]))
 
 
+def small_prediction(arguments: list[str]) -> Iterator[str]:
+    """The same ``predict`` on a few crystals of the sample, and with file names as a shell would fill them in."""
+    lines = gzip.decompress((ROOT / "mbqueue/data/sample/flla_sample.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    Path("few.jsonl").write_bytes(b"".join(lines[:20]))
+    for argument in arguments:
+        if argument == "sample":
+            yield "few.jsonl"
+        else:
+            yield from sorted(map(str, Path().glob(argument))) if "*" in argument else [argument]
+
+
 def test_every_document_with_commands_is_run() -> None:
     having = {b.document for path in DOCUMENTS for b in blocks(path) if b.language in ("console", "python")}
     assert having <= set(RUN_IN_ORDER)
@@ -165,7 +200,7 @@ def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
     indented = {
         line.strip()
         for path in DOCUMENTS
-        for line in re.sub(r"^( *)```.*?^\1```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+        for line in _FENCED.sub("", path.read_text()).splitlines()
         if line.startswith("    ") and _COMMAND.match(line.strip())
     }
     lines = {re.sub(r"\s+#.*", "", line) for line in indented}
@@ -174,6 +209,64 @@ def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
     assert lines - measurements == set(LEFT_OUT)
     for line in measurements:
         assert (ROOT / f"{line.split()[2].replace('.', '/')}.py").exists(), line
+
+
+def named_in_text() -> Iterator[str]:
+    """Every command with an argument between backticks; an ellipsis stands for the pytest file named before it."""
+    subcommands = {*_subcommands(typer.main.get_command(app))}
+    for path in DOCUMENTS:
+        before = ""
+        for code in re.findall(r"`([^`]+)`", _FENCED.sub("", path.read_text())):
+            for command in " ".join(code.split()).split(" && "):
+                if not _IN_TEXT.match(command) or set(command.split()[1:]) <= subcommands:
+                    continue
+                if "pytest" in command:
+                    before = re.sub(r" -k .*", "", command[command.index("pytest") :])
+                yield command.replace("…", before)
+
+
+def _subcommands(command: Any) -> Iterator[str]:
+    for name, below in getattr(command, "commands", {}).items():
+        yield name
+        yield from _subcommands(below)
+
+
+def test_every_command_named_in_the_text_is_tried_somewhere() -> None:
+    run_in_blocks = {
+        " ".join(arguments) for path in DOCUMENTS for b in blocks(path) for arguments, _ in commands(b) if arguments
+    }
+    named = set(named_in_text()) - set(LEFT_OUT) - run_in_blocks
+    others = {command for command in named if "pytest " not in command and "-m benchmarks." not in command}
+    assert others == set(NAMED_IN_TEXT)
+    for where in NAMED_IN_TEXT.values():
+        assert (ROOT / where).is_file(), where
+    for command in named - others:
+        module = re.search(r"-m (benchmarks\.\w+)", command)
+        assert module is None or (ROOT / f"{module[1].replace('.', '/')}.py").exists(), command
+
+
+def test_every_pytest_line_in_the_documents_selects_a_test() -> None:
+    lines = [shlex.split(command[command.index("pytest") :]) for command in named_in_text() if "pytest " in command]
+    assert lines
+    files = sorted({word for line in lines for word in line if word.endswith(".py")})
+    missing = [file for file in files if not (ROOT / file).exists()]
+    assert not missing
+    collecting = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    collected = subprocess.run(collecting, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line in lines:
+        chosen = line[line.index("-k") + 1] if "-k" in line else ""
+        (file,) = (word for word in line if word.endswith(".py"))
+        assert any(id_.startswith(f"{file}::") and is_chosen(id_, chosen) for id_ in collected), " ".join(line)
+
+
+def is_chosen(test_id: str, expression: str) -> bool:
+    """Whether pytest's ``-k expression`` takes a test."""
+    name = test_id.partition("::")[2].lower()
+    words = [
+        word if word in ("and", "or", "not") else str(word.lower() in name)
+        for word in re.findall(r"[^\s()]+", expression)
+    ]
+    return not words or bool(eval(" ".join(words)))
 
 
 @pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
