@@ -111,14 +111,16 @@ class _Dashboard:
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
         """The experiments on at most ``room`` lines, if possible: as few as need be of them on one line each."""
-        n_drawn = len(self.overview["experiments"])
-        if n_drawn > room:
-            n_drawn = max(1, room - 2)
-        for n_whole in range(min(n_drawn, _EXPERIMENTS_SHOWN), 0, -1):
-            parts = self._experiments(n_whole, n_drawn, width, plain)
-            if height(parts) <= room:
-                return parts
-        return self._experiments(0, n_drawn, width, plain)
+        shown = self.overview["experiments"]
+        n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
+        n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
+        first = by_interest(shown)[:n_whole]
+        tables = [height(experiment(shown[place], width, plain)) + 1 for place in first]
+        # Besides, a line for each other one, one for those that are not drawn, and a blank one.
+        others = (n_drawn < len(shown)) + 1
+        while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
+            n_whole -= 1
+        return self._experiments(n_whole, n_drawn, width, plain)
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
         """The ``n_drawn`` most interesting ones in the order of the queue, ``n_whole`` of them with their folds."""
