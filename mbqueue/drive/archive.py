@@ -27,11 +27,11 @@ from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whol
 from mbqueue.drive.reentry import trained_by
 from mbqueue.drive.snapshots import check, take
 from mbqueue.drive.wanted import keep_wanted
-from mbqueue.errors import MbqueueError, QueueError, UsageError
+from mbqueue.errors import MbqueueError, QueueError, SpecError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
-from mbqueue.settings import SETTINGS_FILE
+from mbqueue.settings import SETTINGS_FILE, load_settings
 from mbqueue.train.manifest import manifest_named, parse_manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
 
@@ -90,7 +90,8 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
     """Put an archive's state in place of the project's; checked whole before anything is touched.
 
-    What was there before is kept beside it (state/replaced-TIME, queue.db.replaced-TIME).
+    What was there before is kept beside it (state/replaced-TIME, queue.db.replaced-TIME). Settings that would run other
+    commands than those that are there are only laid beside them, with a note.
 
     Raises:
         DamagedArchive: when it is not what `back_up` wrote, in any byte; nothing was changed.
@@ -118,7 +119,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
                         queue.adopt(trained_by(experiment, fold, newest), now=now, by="restore")
             settle(staging / "queue.db")
             move_queue_aside(project, force=force, clock=clock)
-            _put_in_place(project, staging, clock)
+            _put_in_place(project, staging, clock, note)
             shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the queue that is not there any more
             with Queue(project.queue_db) as queue:
                 for experiment in queue.experiments():
@@ -231,7 +232,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, staging: Path) -> Backup:
     return Backup(files=len(laid), size=source.stat().st_size, commits=commits)
 
 
-def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock) -> None:
+def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Callable[[str], None]) -> None:
     replaced = project.live_dir / f"replaced-{utc_text(clock.now()).replace(':', '')}"
 
     def put(path: Path, target: Path, name: str) -> None:
@@ -251,7 +252,23 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock) -> None:
     for path in sorted((staging / "jobs").glob("*")):
         put(path, project.jobs_dir / path.name, f"jobs/{path.name}")
     if (staging / SETTINGS_FILE).exists():
-        put(staging / SETTINGS_FILE, project.root / SETTINGS_FILE, SETTINGS_FILE)
+        asked, settings = _told_to_run(staging), project.root / SETTINGS_FILE
+        if asked is None or (any(asked) and asked != _told_to_run(project.root)):
+            settings = settings.with_name(f"{SETTINGS_FILE}.restored")
+            note(
+                f"The archive's settings would run commands or call a web hook that {project.root} does not, or cannot "
+                f"be read, so they are not in force: they lie in {settings}. Read them, and take over what you want."
+            )
+        put(staging / SETTINGS_FILE, settings, settings.name)
     # The queue comes last: while it is missing, whatever was cut off is done again by another restore.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
+
+
+def _told_to_run(folder: Path) -> tuple[str, str, str] | None:
+    """What the settings in a folder let sessions run and call; None when they cannot be read."""
+    try:
+        settings = load_settings(folder)
+    except (SpecError, OSError):
+        return None
+    return settings.end_command, settings.notify.command, settings.notify.webhook

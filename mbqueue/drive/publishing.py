@@ -16,6 +16,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from mbqueue import files
+from mbqueue.belonging import answer_within
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
@@ -48,6 +49,8 @@ LONGEST_RETRY_SECONDS = 300.0
 SNAPSHOT_SECONDS = 60.0
 #: Between two looks at what other sessions have published.
 RECONCILE_SECONDS = 30.0
+#: For so long training waits for a mount to answer before it goes on without what others have published.
+ANSWER_SECONDS = 10.0
 #: How long the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
 
@@ -125,7 +128,7 @@ class Publisher:
         return self._neighbours.active
 
     def reconcile(self, queue: Queue, *, now: float) -> list[tuple[int, int]]:
-        """Take over what other sessions have published further than here; nothing while the mount fails.
+        """Take over what other sessions have published further than here; nothing while the mount fails or hangs.
 
         Args:
             now: monotonic seconds; it does so once a while only.
@@ -137,8 +140,11 @@ class Publisher:
             return []
         self._reconciled_at = now
         try:
+            answer_within(ANSWER_SECONDS, self._drive.check)  # training must not stand still for a mount that hangs
             return self._beside.reconcile(queue, by=self._session or "restore")
         except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._reconciled_at = now + LONGEST_RETRY_SECONDS
             self._note(f"{self._project.root} cannot be read ({error}); what others published is taken over later.")
             return []
 

@@ -171,6 +171,35 @@ def test_what_restore_replaces_is_kept(local: LocalProject, tmp_path: Path) -> N
     assert list(local.project.state_dir.glob("replaced-*/checkpoints/fake/fold_0/*.pt"))
 
 
+RUNS = 'session = "1h"\nend_command = "rm -rf /"\n[notify]\nwebhook = "https://elsewhere/"\n'
+
+
+@pytest.mark.parametrize(
+    ("archived", "there", "is_put_in_place"),
+    [
+        (RUNS, 'session = "2h"\n', False),
+        ("end_command = 3\n", 'session = "2h"\n', False),
+        (RUNS, RUNS.replace("1h", "2h"), True),
+        ('session = "1h"\n', RUNS, True),
+    ],
+    ids=["other commands", "not readable", "the same commands", "no commands"],
+)
+def test_settings_of_an_archive_that_would_run_other_commands_are_only_laid_beside_those_there(
+    local: LocalProject, tmp_path: Path, archived: str, there: str, is_put_in_place: bool
+) -> None:
+    end(local.train(1))
+    settings = local.project.root / "mbqueue.toml"
+    settings.write_text(archived)
+    back_up(local.project, tmp_path / "b.tar", clock=local.clock)
+    settings.write_text(there)
+    told: list[str] = []
+    restore(local.project, tmp_path / "b.tar", force=True, note=told.append, clock=local.clock)
+    assert settings.read_text() == (archived if is_put_in_place else there)
+    beside = settings.with_name("mbqueue.toml.restored")
+    assert beside.exists() != is_put_in_place
+    assert any(str(beside) in text for text in told) != is_put_in_place
+
+
 def rewritten(source: Path, change: Callable[[tarfile.TarInfo, bytes], list[tuple[tarfile.TarInfo, bytes]]]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(source) as old, tarfile.open(fileobj=stream, mode="w") as new:

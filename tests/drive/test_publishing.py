@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,18 @@ def test_a_mount_point_without_its_mount_is_not_written_to(mount: Mount) -> None
     mount.root.mkdir()
     assert session.publish() is False
     assert not any(mount.root.iterdir())
+
+
+def test_training_does_not_wait_for_a_mount_that_hangs(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive, over = FailingDrive(mount.root), threading.Event()
+    session = mount.session(drive=drive)
+    monkeypatch.setattr("mbqueue.drive.publishing.ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(drive, "check", lambda: over.wait(60.0))
+    try:
+        assert session.publisher.reconcile(session.queue, now=mount.clock.monotonic()) == []
+    finally:
+        over.set()
+    assert any("has not answered" in note for note in session.notes)
 
 
 def test_no_file_is_begun_that_cannot_be_written_before_the_end(mount: Mount) -> None:
