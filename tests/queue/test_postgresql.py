@@ -22,7 +22,7 @@ from mbqueue.queue import leases
 from mbqueue.queue.claiming import _CLAIM
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
-from mbqueue.queue.postgresql import listening, patience, schema
+from mbqueue.queue.postgresql import client, listening, patience, schema
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.dialect import translate
@@ -72,6 +72,42 @@ def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monk
     assert abs(lease.expires_at - (now + 60)) < 30
     assert abs(queue.overview(now=wrong)["now"] - now) < 30
     assert queue.reap_expired(by="test", now=wrong) == 0
+
+
+def test_the_time_is_the_same_before_and_after_the_server_has_told_it(queue):
+    statement = "SELECT CAST(:now AS double precision) AS now"
+    with queue.writing() as db:
+        for _ in range(3):  # as text, planned, planned before
+            (first,) = db.execute(statement, {"now": 1.0}).fetchone()
+            assert first == queue.database.instant(db, 1.0)
+    with queue.reading() as db:
+        (first,) = db.execute(statement, {"now": 1.0}).fetchone()
+        assert first == queue.database.instant(db, 1.0)
+    assert abs(first - time.time()) < 30
+
+
+def test_a_commit_that_claims_the_next_job_takes_three_messages(queue, make_spec, monkeypatch):
+    queue.enqueue(make_spec(folds=(0,), epochs=3), results_dir="r", now=0.0)
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+    lease = queue.claim(session, now=0.0, lease_seconds=60)
+    lease = queue.commit_and_claim(lease, result={"dataset_hash": "d"}, now=0.0, lease_seconds=60)
+    waits, wait = [], client.LimitedConnection.wait
+
+    def counted(connection, generator, *args, **options):
+        waits.append(1)
+        return wait(connection, generator, *args, **options)
+
+    monkeypatch.setattr(client.LimitedConnection, "wait", counted)
+    assert queue.commit_and_claim(lease, result={}, now=0.0, lease_seconds=60).job.epoch == 2
+    assert len(waits) == 3
+
+
+def test_a_transaction_in_which_nothing_is_asked_is_no_transaction(queue, url, postgres_server):
+    with queue.writing():
+        pass
+    assert postgres_server.sql(f"SELECT count(*) FROM {parse_address(url).schema}.receipts") == [(0,)]
+    queue.note("a line", by="test", now=0.0)
+    assert [event.why for event in queue.events()] == ["a line"]
 
 
 def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, make_spec, monkeypatch):

@@ -19,6 +19,7 @@ from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.dialect import translate
 from mbqueue.queue.postgresql.plans import OUTDATED, Plans
 from mbqueue.queue.postgresql.rows import records
+from mbqueue.queue.postgresql.times import NOW, ServerTime, ServerTimeDumper
 
 #: How long an answer is waited for: a server, pooler or disk that hangs keeps its connections, which so do not notice.
 #: Longer than what a message may wait for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
@@ -116,20 +117,36 @@ def _answers(cursor: Cursor[Any]) -> list[Rows]:
 
 
 class Transaction:
-    """An open transaction.
-
-    Attributes:
-        now: the server's time, which ``:now`` in a statement stands for; None leaves it to the caller.
-        up_since: when the server was started.
+    """An open transaction. It begins on the server with the first message, which the first statements share.
 
     Args:
+        opening: the statements that begin it; the last one gives its time, ``now``, and that of the server's start,
+            ``up_since``.
+        server_clock: whether ``:now`` in a statement stands for the server's time; else it is left to the caller.
         plans: the connection's planned statements; without them each statement is planned anew.
     """
 
     def __init__(
-        self, connection: Connection[Any], now: float | None, up_since: float, plans: Plans | None = None
+        self, connection: Connection[Any], opening: str, *, server_clock: bool, plans: Plans | None = None
     ) -> None:
-        self._connection, self.now, self.up_since, self._plans = connection, now, up_since, plans
+        self._connection, self._opening, self._plans = connection, opening, plans
+        self._server_clock = server_clock
+        self._times: Any = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything was asked of it, so that the server knows of it."""
+        return self._times is not None
+
+    @property
+    def now(self) -> float | None:
+        """The server's time at which the transaction began; None when it is left to the caller."""
+        return float(self._begun()["now"]) if self._server_clock else None
+
+    @property
+    def up_since(self) -> float:
+        """When the server was started."""
+        return float(self._begun()["up_since"])
 
     def execute(self, statement: str, parameters: Parameters = (), /) -> Rows:
         """Run one statement."""
@@ -141,29 +158,45 @@ class Transaction:
             return []
         cursor = ClientCursor(self._connection, row_factory=records)
         if self._plans is None:
-            cursor.execute(";".join(self._plain(cursor, *bound) for bound in statements).encode())
-            return _answers(cursor)
+            return self._sent(cursor, [self._plain(cursor, *bound) for bound in statements])
         self._plans.forget()
         texts = [self._plans.text(cursor, statement, self._filled(values)) for statement, values in statements]
-        cursor.execute(";".join(texts).encode())
+        answers = self._sent(cursor, texts)
         self._plans.keep()
-        return _answers(cursor)
-
-    def _plain(self, cursor: ClientCursor[Any], statement: str, parameters: Parameters) -> str:
-        return cursor.mogrify(translate(statement), self._filled(parameters))
+        return answers
 
     def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
         """Run one statement for each of many sets of parameters, all in one message."""
+        self._begun()
         cursor, query = ClientCursor(self._connection), translate(statement)
         if statements := [cursor.mogrify(query, self._filled(one)) for one in parameters]:
             self._connection.execute(";".join(statements).encode())
+
+    def _begun(self) -> Any:
+        """Its times; begins it when that was not done yet."""
+        if self._times is None:
+            self._sent(ClientCursor(self._connection, row_factory=records), [])
+        return self._times
+
+    def _sent(self, cursor: ClientCursor[Any], texts: list[str]) -> list[Rows]:
+        """What each of some statements gave; they are sent in one message."""
+        is_first = self._times is None
+        cursor.execute(";".join([self._opening, *texts] if is_first else texts).encode())
+        answers = _answers(cursor)
+        if is_first:
+            *_, times = answers[: len(answers) - len(texts)]
+            self._times = times.fetchone()
+        return answers[len(answers) - len(texts) :]
+
+    def _plain(self, cursor: ClientCursor[Any], statement: str, parameters: Parameters) -> str:
+        return cursor.mogrify(translate(statement), self._filled(parameters))
 
     def _filled(self, parameters: Parameters) -> Parameters:
         if not isinstance(parameters, Mapping):
             return tuple(map(_storable, parameters))
         filled = {name: _storable(value) for name, value in parameters.items()}
-        if self.now is not None and "now" in filled:
-            filled["now"] = self.now
+        if self._server_clock and "now" in filled:
+            filled["now"] = NOW if self._times is None else self._times["now"]
         return filled
 
 
@@ -196,9 +229,11 @@ class LimitedConnection(Connection[Any]):
 def connect(address: Address) -> Connection[Any]:
     """A new connection, on which each statement is a transaction of its own unless one is begun."""
     # Values are filled in here, not sent apart, so that several statements are one message.
-    return LimitedConnection.connect(
+    connection = LimitedConnection.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=records
     )
+    connection.adapters.register_dumper(ServerTime, ServerTimeDumper)
+    return connection
 
 
 def unreachable(name: str, error: psycopg.Error) -> QueueError:

@@ -16,12 +16,13 @@ from psycopg import ClientCursor, Connection, errors
 
 from mbqueue.queue.database import Parameters
 from mbqueue.queue.postgresql.dialect import translate
+from mbqueue.queue.postgresql.times import ServerTime
 
 #: What says that a planned statement is not there, or no longer fits the tables.
 OUTDATED = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
 # Not of None: the server could not always tell what it stands for.
-_TYPES: dict[type, str] = {int: "bigint", float: "double precision", str: "text"}
+_TYPES: dict[type, str] = {int: "bigint", float: "double precision", ServerTime: "double precision", str: "text"}
 #: What PREPARE takes; LOCK and ALTER, for example, it does not.
 _PLANNABLE = re.compile(rb"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|VALUES)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\)s|s|%)")

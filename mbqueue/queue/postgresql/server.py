@@ -22,6 +22,7 @@ from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, co
 from mbqueue.queue.postgresql.listening import Listener
 from mbqueue.queue.postgresql.patience import Patience, Wait, reached
 from mbqueue.queue.postgresql.plans import Plans, is_direct
+from mbqueue.queue.postgresql.times import SERVER_START_TIME, TRANSACTION_TIME
 from mbqueue.queue.schema import require_known
 
 #: How long a statement waits for another's transaction before its own is begun anew.
@@ -48,10 +49,7 @@ BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SELECT set_config('search_path', {path}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
 """
 
-_TIMES = """
-SELECT CAST(extract(epoch FROM transaction_timestamp()) AS double precision) AS now,
-    CAST(extract(epoch FROM pg_postmaster_start_time()) AS double precision) AS up_since
-"""
+_TIMES = f"SELECT {TRANSACTION_TIME} AS now, {SERVER_START_TIME} AS up_since"
 
 _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days';"
 
@@ -163,14 +161,16 @@ class PostgresServer(Database):
             raise QueueError(f"{self.name} was opened for reading; it cannot be written.")
         client = self._client()
         try:
-            yield self._begin(client, writes=True)
+            transaction = self._begin(client, writes=True)
+            yield transaction
         except psycopg.Error as error:
             self._roll_back(client)
             raise explained(self.name, error, client) from error
         except BaseException:
             self._roll_back(client)
             raise
-        self._commit(client)
+        if transaction.is_begun:
+            self._commit(client)
 
     @contextmanager
     def reading(self) -> Iterator[Statements]:
@@ -184,7 +184,8 @@ class PostgresServer(Database):
 
     def instant(self, db: Statements, now: float) -> float:
         assert isinstance(db, Transaction)
-        return now if db.now is None else db.now
+        began = db.now
+        return now if began is None else began
 
     def together(self, db: Statements, statements: Sequence[Bound]) -> list[Rows]:
         assert isinstance(db, Transaction)
@@ -197,7 +198,8 @@ class PostgresServer(Database):
 
     def leases_run_out(self, db: Statements) -> bool:
         assert isinstance(db, Transaction)
-        return db.now is None or db.now - db.up_since >= GRACE_SECONDS
+        now = db.now
+        return now is None or now - db.up_since >= GRACE_SECONDS
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
         if not self._listener.wait(is_over):
@@ -231,9 +233,8 @@ class PostgresServer(Database):
         if writes:
             client.number += 1
             text = _BEGIN_WRITING + (_FORGET_OLD_RECEIPTS if client.number == 1 else "")
-        (times,) = self._last_rows(connection, text + _TIMES, client)
-        now = times["now"] if self._server_clock else None
-        return Transaction(connection, now, times["up_since"], client.plans if writes else None)
+        opening = self._composed(text + _TIMES, client).as_string(connection)
+        return Transaction(connection, opening, server_clock=self._server_clock, plans=client.plans if writes else None)
 
     def _commit(self, client: Client) -> None:
         assert client.connection is not None
