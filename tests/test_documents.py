@@ -50,6 +50,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 #: Commands that no test runs, as they stand in the documents (indented, not in a console block), and why.
 LEFT_OUT = {
     "pip install .": "installs into the environment of the tests",
+    "!pip install -q /content/drive/MyDrive/mbqueue && pip install -q --no-deps matbench==0.6 && mbqueue doctor": "a "
+    "cell of Colab; the notebook's, which do the same, are run in tests/test_notebook.py",
     "pip install --no-deps matbench==0.6": "the same",
     "pip install 'mbqueue[postgresql]'": "the same",
     "pip install 'mbqueue[objects]'": "the same",

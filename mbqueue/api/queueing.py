@@ -61,7 +61,7 @@ class Queueing(OpenedProject):
         if drop_invalid:
             overrides["data.drop_invalid"] = True
         if name is not None:
-            overrides |= {"name": name, "results_name": name}
+            overrides = {"results_name": name} | overrides | {"name": name}
         spec = load_spec(self.folder.experiment_file(str(experiment)), overrides=overrides)
         check_dataset(spec.data.dataset, project_root=self.folder.root)
         now = self._clock.now()

@@ -21,7 +21,7 @@ def enqueue(
     folds: Annotated[str | None, typer.Option(help="Folds to run, like 0,1 or 0-4.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every fold.", min=0)] = None,
     dataset: Annotated[str | None, typer.Option(help="matbench_mp_e_form, sample, or a path.")] = None,
-    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    priority: Annotated[int | None, typer.Option(help="Higher is worked on first; 0 unless given.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, like train.lr=3e-4.")
     ] = None,
@@ -44,7 +44,7 @@ def enqueue(
         folds=None if folds is None else parse_folds(folds),
         epochs=epochs,
         dataset=dataset,
-        priority=priority,
+        priority=priority or 0,
         settings=parse_overrides(settings or []),
         name=name,
         drop_invalid=drop_invalid,
@@ -58,6 +58,8 @@ def enqueue(
             "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
         }[outcome.outcome]
     )
+    if priority not in (None, outcome.experiment.priority):
+        say(f"Its priority stays {outcome.experiment.priority}. To change it: mbqueue priority {label} {priority}")
     say("Start a session with: mbqueue work")
 
 
@@ -138,7 +140,7 @@ def priority(
 ) -> None:
     """Set how urgent an experiment or fold is, from the next claim on.
 
-    Example: mbqueue priority head_finetune 10
+    Example: mbqueue priority head_finetune 10 (a negative one after two dashes: -- -5)
     """
     changed = open_project(context).set_priority(experiment, value, fold=fold)
     print_line(f"{_place(experiment, fold)}: priority {value} ({changed} jobs changed).")

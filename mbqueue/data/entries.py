@@ -16,8 +16,11 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 
-#: Two atoms nearer than this, Å, are taken for two at one place.
-OVERLAP = 0.01
+#: Two atoms nearer than this, Å, are taken for two at one place: one atom, say, whose copies by symmetry do not meet
+#: because a CIF rounds 1/3 to 0.333. The shortest distance of all is that of H₂, 0.74.
+OVERLAP = 0.3
+#: eV/atom. Whatever is beyond is no formation energy, and float32 could not square it.
+LARGEST_TARGET = 1e6
 #: Cells below this volume per atom, Å³, are taken for flat; diamond has 5.7, metallic hydrogen above 1.
 MIN_VOLUME_PER_ATOM = 0.1
 #: A cell so skewed or so thin that more periodic images than this lie within 6 Å is refused.
@@ -102,11 +105,14 @@ class Gatherer:
                 raise Unusable("the target is missing")
             return math.nan
         try:
-            value = float(target)
-        except (TypeError, ValueError):
-            raise Unusable(f"the target {target!r} is not a number") from None
-        if not math.isfinite(value):
-            raise Unusable(f"the target is {value}")
+            # Python would take True for 1 and "1_0" for 10.
+            value = float(target) if not isinstance(target, bool) and "_" not in str(target) else None
+        except (TypeError, ValueError, OverflowError):
+            value = None
+        if value is None:
+            raise Unusable(f"the target {target!r:.100} is not a number")
+        if not abs(value) <= LARGEST_TARGET:
+            raise Unusable(f"the target is {value} eV/atom")
         return value
 
 

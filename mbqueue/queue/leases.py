@@ -272,7 +272,7 @@ class Leases(Claims):
         if not db.execute(_SET_DATASET_HASH, place).rowcount:
             raise QueueError(
                 f"The crystals of {job.experiment} have changed since it was first prepared (their hash is now "
-                f"{dataset_hash[:16]}). Put the old data back, or enqueue under a new name: mbqueue enqueue --name NAME"
+                f"{dataset_hash[:16]}). Put the old data back, or enqueue it under a new name (--name)."
             )
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:

@@ -88,7 +88,7 @@ def load_data(
             raise DataError(
                 f"{dataset.source} has changed since this experiment was prepared (the hash of its crystals was "
                 f"{dataset_hash[:16]}…, it is now {dataset.crystals.hash[:16]}…). Put the old data back, or enqueue "
-                "under a new name: mbqueue enqueue --name NAME"
+                "it under a new name (--name)."
             )
         meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
         found = dataset.crystals, meta

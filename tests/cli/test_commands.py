@@ -66,6 +66,19 @@ def test_more_folds_are_added_to_what_is_there(mbqueue: Command) -> None:
     assert "folds 1, 2 added" in said.out
 
 
+def test_a_priority_that_does_not_count_any_more_is_told(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--priority", "2")
+    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--priority", "5")
+    assert "stays 2" in said.err
+    assert "mbqueue priority full_finetune 5" in said.err
+    assert "stays" not in mbqueue("enqueue", "full_finetune", "--dataset", "sample").err
+
+
+def test_a_results_name_that_is_given_counts_beside_another_name(mbqueue: Command) -> None:
+    said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--name", "b", "--set", "results_name=mine")
+    assert said.out.rstrip().endswith("/mine")
+
+
 def test_status_json_has_the_documented_keys(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0,1", "--epochs", "3")
     overview = json.loads(mbqueue("status", "--json").out)

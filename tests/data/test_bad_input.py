@@ -59,7 +59,7 @@ BAD = {
         "more than 10,000,000 bonds or angles",
     ),
     "crowd": (
-        Structure(cubic(6), ["Fe"] * 2000, np.random.default_rng(0).uniform(size=(2000, 3))).as_dict(),
+        Structure(cubic(6), ["Fe"] * 12**3, np.indices((12, 12, 12)).reshape(3, -1).T / 12).as_dict(),  # 0.5 Å apart
         "more than 10,000,000 bonds or angles",
     ),
     "own-image": (
@@ -121,6 +121,9 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
         (-math.inf, "the target is -inf"),
         ("low", "'low' is not a number"),
         ([1], "is not a number"),
+        (True, "True is not a number"),
+        ("1_0", "'1_0' is not a number"),
+        (1e300, r"the target is 1e\+300 eV/atom"),
     ],
 )
 def test_a_bad_target_is_refused(tmp_path, target, reason):
