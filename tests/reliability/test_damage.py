@@ -13,7 +13,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import ENQUEUE, EXPERIMENT, LONG, SEED, WORK, Lab, Straight, tell
+from .conftest import ENQUEUE, EXPERIMENT, LONG, ON_A_DRIVE, SEED, SETTINGS, WORK, Lab, Straight, tell
 
 FLIPS, CUTS = (40, 10) if LONG else (2, 1)
 
@@ -57,6 +57,18 @@ RECORDING = [
     Target("results/daily/*/*/history_fold_0.csv", is_checked=True),
 ]
 
+#: What there is on a mount when the machine was lost while it published a fold's results.
+ON_THE_MOUNT = [
+    "state/checkpoints/*/fold_0/*.pt",
+    "state/checkpoints/*/fold_0/*.json",
+    "state/snapshots/*.db",
+    "state/snapshots/*.json",
+    "state/outcomes/*/*.json",
+    "state/sessions/*.json",
+    "state/crystals/*.bin",
+    "state/project-*.json",
+]
+
 
 @pytest.fixture(scope="module")
 def training(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -68,9 +80,14 @@ def recording(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return killed_at("RESULTS.md", warm, tmp_path_factory.mktemp("recording"))
 
 
-def killed_at(word: str, warm: Warm, folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def published(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return killed_at(f"outcomes/{EXPERIMENT}/fold_0", warm, tmp_path_factory.mktemp("published"), ON_A_DRIVE)
+
+
+def killed_at(word: str, warm: Warm, folder: Path, settings: str = SETTINGS) -> Path:
     """A project whose session was killed at the first operation on such a file."""
-    lab = Lab(warm, folder)
+    lab = Lab(warm, folder, settings=settings)
     lab.make()
     assert lab.live(Fault(at=1, about=word)) == -signal.SIGKILL
     return lab.folder
@@ -88,6 +105,24 @@ def test_damage_before_recording_changes_no_result(
     warm: Warm, tmp_path: Path, straight: Straight, recording: Path, target: Target
 ) -> None:
     damage_in_many_places(warm, tmp_path, straight, recording, target)
+
+
+@pytest.mark.parametrize("name", ON_THE_MOUNT)
+def test_damage_on_a_mount_whose_machine_was_lost_changes_no_result(
+    warm: Warm, tmp_path: Path, straight: Straight, published: Path, name: str
+) -> None:
+    original = max((published / "project").glob(name))
+    tried = damages(original.read_bytes(), random.Random(f"{SEED} {name}"))
+    for number, (what, content) in enumerate(tried if LONG else tried[1:]):
+        lab = Lab(warm, tmp_path / str(number), settings=ON_A_DRIVE)
+        shutil.copytree(published, lab.folder)
+        shutil.rmtree(lab.live_folder)
+        (lab.folder / original.relative_to(published)).write_bytes(content)
+        lab.log.unlink()
+        assert lab.work(patience=60) == 0, f"{what} in {original.name}, MBQUEUE_TEST_SEED={SEED}\n{lab.said}"
+        assert lab.results() == straight.results, f"{what} in {original.name}, MBQUEUE_TEST_SEED={SEED}"
+        lab.check_queue(may_rewind=True)
+        shutil.rmtree(lab.folder)
 
 
 def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: Path, target: Target) -> None:
