@@ -113,6 +113,7 @@ def _session(
     stop: StopRequest,
     clock: Clock,
 ) -> SessionOutcome:
+    """All of it but its end command; errors as `work`."""
     settings = project.settings
     # Whoever starts several sessions runs the end command for all of them: each keeps the time for it.
     deadline = Deadline(
