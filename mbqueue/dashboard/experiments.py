@@ -112,25 +112,6 @@ def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) 
     return full * filled + empty * (length - filled)
 
 
-def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
-    """(seconds used, seconds left) by an experiment.
-
-    Left is the number of open epochs times the mean of the finished ones, so predictions and preparation are not
-    in it; None when no epoch is finished yet, 0.0 when none is open.
-    """
-    folds = experiment["folds"]
-    used = float(experiment["seconds"])
-    done = sum(fold["epochs_done"] for fold in folds)
-    left = sum(
-        fold["epochs_total"] - fold["epochs_done"] - fold["epochs_skipped"]
-        for fold in folds
-        if fold["state"] not in ("done", "cancelled")
-    )
-    if left == 0:
-        return used, 0.0
-    return used, sum(fold["seconds"] for fold in folds) / done * left if done else None
-
-
 def _tested(folds: Sequence[Mapping[str, Any]], plain: bool) -> str:
     """The test MAE over the folds that have one; empty for fewer than two."""
     tested = [fold["test_mae"] for fold in folds if fold["test_mae"] is not None]

@@ -66,6 +66,15 @@ def test_the_cache_is_listed_verified_repaired_and_pruned(mbqueue: Command, proj
     assert json.loads(mbqueue("cache", "list", "--json").out) == []
 
 
+def test_a_cache_that_the_queue_needs_is_pruned_only_when_all_are(mbqueue: Command, project: ProjectFolder) -> None:
+    mbqueue("prepare", "sample", "--limit", "30")
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample")
+    mbqueue("cache", "prune")
+    assert len(json.loads(mbqueue("cache", "list", "--json").out)) == 1
+    assert mbqueue("cache", "prune", "--all").out.startswith("removed ")
+    assert json.loads(mbqueue("cache", "list", "--json").out) == []
+
+
 def test_damaged_crystals_are_not_called_repaired(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("prepare", "sample", "--limit", "30")
     file = next(project.cache_dir.glob("*/crystals.bin"))
