@@ -31,6 +31,7 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
+from mbqueue.train import fused
 from mbqueue.train.arithmetic import calculating, device_name, pick_device, usable_precision
 from mbqueue.train.backbone import open_frozen, prepare_frozen
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed
@@ -182,6 +183,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bf16"])
+    parser.add_argument(
+        "--subnormals", action="store_true", help="let mbqueue's kernels compute with them, as stock does"
+    )
     parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0 leaves its choice")
     return parser.parse_args()
 
@@ -191,6 +195,8 @@ def main() -> None:
     options = parse_arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.subnormals:
+        fused._subnormals_as_zero = nullcontext
     device = pick_device(options.device)
     precision = usable_precision(device, options.precision)
     # The first product on a GPU reads this, once for the process. It decides no more than where cuBLAS scribbles.

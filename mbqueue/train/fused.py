@@ -103,10 +103,9 @@ def _threads() -> ThreadPoolExecutor:
 def _subnormals_as_zero() -> Iterator[None]:
     """Let this thread take numbers below 1.2e-38 for zero.
 
-    Gates that are shut and weights near the cut-off give gradients that small. They change no sum, but a processor may
-    take a hundred times as long over each: without this, the backward kernels take eight times as long on an Intel Xeon
-    (`python -m benchmarks.training`). It is set for each piece of work, and not once, so that results do not depend on
-    what else has run in the thread.
+    Gates that are shut and weights near the cut-off give gradients that small. They change no sum, but some processors
+    take a hundred times as long over each (`python -m benchmarks.training --subnormals` shows what that costs). It is
+    set for each piece of work, and not once, so that results do not depend on what else has run in the thread.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)
