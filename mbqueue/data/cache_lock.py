@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from mbqueue.errors import CacheError
 from mbqueue.files import make_folder
 
 
@@ -26,13 +27,22 @@ def building(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def removing(folder: Path) -> Iterator[bool]:
-    """Whether nobody builds in ``folder``; if so, nobody begins to within the block."""
+    """Whether nobody builds in ``folder``; if so, nobody begins to within the block.
+
+    Raises:
+        CacheError: when the file system has no locks, so that nobody can tell.
+    """
     with _lock_file(folder) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            raise CacheError(
+                f"Whether somebody builds in {folder} cannot be told: its file system has no locks ({error}). When no "
+                "session is at work, remove the folder by hand."
+            ) from error
         yield True
 
 

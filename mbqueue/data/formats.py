@@ -17,7 +17,7 @@ from typing import Any
 
 from mbqueue.data.entries import Gatherer
 from mbqueue.data.json_rows import JsonTable, Progress, lines_of, opened, parse_json
-from mbqueue.errors import DataError
+from mbqueue.errors import DataError, SourceAway
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 TARGET_NAMES = ("e_form", "target", "formation_energy_per_atom")
@@ -104,9 +104,11 @@ def read_folder(gatherer: Gatherer, path: Path, progress: Progress | None) -> No
         file = path / name if name.endswith((".cif", ".vasp")) else path / f"{name}.cif"
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
-        except (OSError, ValueError):  # a name with a null byte is none
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # a null byte is in no name
             gatherer.refuse(name, f"there is no file {file.name}")
             continue
+        except OSError as error:  # which says nothing of the crystal
+            raise SourceAway(f"{file} cannot be read just now ({error}).") from error
         _add_parsed(gatherer, name, text, "poscar" if file.suffix == ".vasp" else "cif", target)
         if progress is not None:
             progress(number, len(rows))

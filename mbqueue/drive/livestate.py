@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mbqueue import files
 from mbqueue.belonging import Belonging, id_file, ids_in
@@ -74,13 +74,23 @@ class LiveState:
 
         A session's main thread, the one that publishes and other sessions of this machine all write here, so nobody
         may save what he has read a while ago.
+
+        Raises:
+            OSError: when another process does not let it go.
         """
-        with FileLock(path.with_name(f"{path.name}.lock"), timeout=_LOCK_SECONDS):
+        lock = FileLock(path.with_name(f"{path.name}.lock"))
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout as error:
+            raise OSError(f"{path} is locked by another process, which hangs or is stopped.") from error
+        try:
             state = cls.load(path)
             before = asdict(state)
             yield state
             if asdict(state) != before or not path.exists():
                 state.save(path)
+        finally:
+            lock.release()
 
 
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:

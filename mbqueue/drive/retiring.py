@@ -31,8 +31,10 @@ def places_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady_si
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now
+    # On a mount that fails again and again nothing settles, and they reach back further.
+    apart = max(SETTLED_SECONDS, now - last) / SPACED
     for place in newer:
-        if seen_at[place] - last >= SETTLED_SECONDS / SPACED:
+        if seen_at[place] - last >= apart:
             keep.add(place)
             last = seen_at[place]
     return keep | set(newer[-NEWEST:])

@@ -93,7 +93,11 @@ class Enqueueing(Part):
             experiment = Experiment.from_row(row)
             if experiment.spec_hash != spec.hash:
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
-                raise ExperimentExists(_difference(spec.name, experiment.spec, spec.to_json(), taken))
+                from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
+
+                # As it is understood today: keys that came later have the values that it ran with.
+                there = parse_spec(experiment.spec, source=f"the spec of {spec.name} in the queue")
+                raise ExperimentExists(_difference(spec.name, there.to_json(), spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
             if not missing:
                 return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=experiment, folds=(), n_jobs=0)

@@ -36,6 +36,12 @@ _NUMBERED = ("experiments", "jobs", "events")
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
 _LARGEST_NARROW = 2**31 - 1
 
+# Held until the transaction ends by one transaction of all in a database, for each queue in it.
+_ONE_MOVER = (
+    "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
+    "CAST(CAST(to_regclass('experiments') AS oid) AS integer))"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Migrated:
@@ -70,6 +76,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
         QueueError: when something cannot be kept as it is; nothing was changed then.
     """
     with source.writing() as old, target.writing() as new:  # the target is committed first
+        _require_another(source, old, target, new)
         _leave(source, old, target.database.name, now=now)
         if target.database.dialect == "postgresql":
             _take_back(target, old, new)
@@ -91,6 +98,8 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
     Raises:
         UsageError: when the file exists and was not moved; otherwise as `copy_queue`.
     """
+    if source.database.dialect == "sqlite":
+        raise UsageError(f"There is a queue at {source.database.name}, and it is a file already. Nothing was changed.")
     building = path.with_name(f"{files.TEMP_PREFIX}{path.name}")
     try:
         for left in path.parent.glob(f"{building.name}*"):
@@ -111,6 +120,21 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
         for left in path.parent.glob(f"{building.name}*"):
             left.unlink()
     return Migrated(rows=counts, source=source.database.name, target=str(path))
+
+
+def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
+    """Refuse to move a queue to where it is, by another spelling of its address: it would be marked as moved away.
+
+    Raises:
+        UsageError: when both are one.
+    """
+    if not source.database.dialect == target.database.dialect == "postgresql":
+        return
+    if not (old.execute(_ONE_MOVER).fetchone()[0] and new.execute(_ONE_MOVER).fetchone()[0]):
+        raise UsageError(
+            f"{target.database.name} is the queue that is at {source.database.name} already, or another process is "
+            "just moving one of them. Nothing was changed."
+        )
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
@@ -149,7 +173,7 @@ def _is_copied(path: Path, old: Statements) -> bool:
         return False
     try:
         with Queue(path, read_only=True) as there, there.reading() as db:
-            if _goes_on(db, after=old):
+            if not _is_empty(old) and _goes_on(db, after=old):
                 return True
     except QueueMoved:
         return False

@@ -32,6 +32,14 @@ def test_short_epochs_do_not_fill_the_drive_and_what_is_settled_stays() -> None:
             assert sum(seen <= 15.0 * number - SETTLED_SECONDS for seen in kept) == 2
 
 
+def test_a_mount_that_fails_again_and_again_does_not_fill_the_drive() -> None:
+    kept: list[float] = []
+    for number in range(480):
+        now = 180.0 * number
+        kept = after([*kept, now], now, steady_since=now - now % 1620.0)
+        assert len(kept) <= 2 + NEWEST + SPACED
+
+
 def test_while_the_mount_is_gone_nothing_settles() -> None:
     seen_at = [300.0 * number for number in range(1, 7)]
     now = seen_at[-1] + SETTLED_SECONDS

@@ -19,7 +19,7 @@ from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue import Queue
 from mbqueue.queue.commits_place import CommitsPlace
-from mbqueue.queue.migrating import COLUMNS, copy_queue, rows_of
+from mbqueue.queue.migrating import COLUMNS, copy_queue, copy_to_file, rows_of
 from mbqueue.queue.opening import open_on_server, open_queue
 from mbqueue.queue.postgresql.server import PostgresServer
 from mbqueue.queue.sqlite import SqliteFile
@@ -113,6 +113,30 @@ def test_what_the_other_database_cannot_hold_is_refused_and_nothing_is_written(u
         with pytest.raises(QueueError, match="cannot be kept as it is"):
             copy_queue(source, target, now=15.0)
         assert not any(dump(target).values())
+
+
+def test_a_queue_is_not_moved_to_where_it_is_whatever_its_address(used, url, monkeypatch):
+    with pytest.raises(UsageError, match="in a file already"):
+        Project(used.root).migrate_queue("sqlite")
+    with Queue(used.queue_db) as source, pytest.raises(UsageError, match="a file already"):
+        copy_to_file(source, used.queue_db, now=15.0)
+    assert Project(used.root).status().overview["experiments"]
+    Project(used.root).migrate_queue(url)
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    other = url.replace("127.0.0.1", "localhost") if "127.0.0.1" in url else url.replace("localhost", "127.0.0.1")
+    assert other != url
+    with pytest.raises(UsageError, match="already"):
+        Project(used.root).migrate_queue(other)
+    assert Project(used.root).status().overview["experiments"]
+
+
+def test_an_empty_queue_is_not_taken_for_one_that_was_moved_into_a_file(used, url, monkeypatch):
+    open_on_server(url).close()
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    with pytest.raises(UsageError, match="Move it and the files beside it"):
+        Project(used.root).migrate_queue("sqlite")
+    with open_on_server(url) as queue:
+        assert queue.experiments() == ()
 
 
 def test_a_file_that_is_there_is_not_overwritten(used, url, make_spec, monkeypatch):

@@ -87,6 +87,9 @@ class LyingDrive:
 
     def kill(self, client: Client) -> None:
         """The machine is gone: each of its uploads is lost, cut off or done, and each of its removals lost or done."""
+        if client.is_mounted:
+            self.notice(client)
+            self._upload_overdue(client)
         client.remount()
         self.notice(client)
         for path in client.removals:
@@ -106,14 +109,17 @@ class LyingDrive:
         for client in self.clients:
             if client.is_mounted:
                 self.notice(client)
-                for path in [*client.uploads]:
-                    if self._now() - client.written_at[path] > LONGEST_UPLOAD:
-                        self._upload(client, client.uploads.index(path))
+                self._upload_overdue(client)
                 while client.uploads and self._chance.random() < 0.6:
                     self._upload(client, self._chance.randrange(len(client.uploads)))
                 while client.removals and self._chance.random() < 0.5:
                     self.cloud.pop(client.removals.pop(self._chance.randrange(len(client.removals))), None)
                 self.deliver(client, share=self._chance.random())
+
+    def _upload_overdue(self, client: Client) -> None:
+        for path in [*client.uploads]:
+            if self._now() - client.written_at[path] > LONGEST_UPLOAD:
+                self._upload(client, client.uploads.index(path))
 
     def settle(self) -> None:
         """Everything is uploaded and delivered."""
