@@ -81,7 +81,8 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
         clock: waits between attempts.
 
     Raises:
-        SourceAway: when it cannot be had, is not the file that it should be, or cannot be written.
+        DataError: when the file that is there is another one.
+        SourceAway: when it cannot be had, what comes is another one, or it cannot be written.
     """
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only ask for the path
 

@@ -36,8 +36,10 @@ KEPT = 3
 #: No snapshot is larger: a queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
-#: Checking a snapshot must not take longer than this, whatever is in it.
+#: Checking a snapshot must not take longer than this, whatever is in it; one of more than so many bytes may, in
+#: proportion.
 CHECK_SECONDS = 120.0
+_CHECKED_IN_TIME = 64 << 20
 
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: What PostgreSQL holds.
@@ -124,8 +126,9 @@ def check(path: Path) -> None:
         DamagedSnapshot: when it is not.
         SchemaTooNew: when a newer mbqueue wrote it.
     """
-    deadline = time.monotonic() + CHECK_SECONDS
-    if path.stat().st_size > LARGEST_SNAPSHOT:
+    size = path.stat().st_size
+    deadline = time.monotonic() + CHECK_SECONDS * max(1.0, size / _CHECKED_IN_TIME)
+    if size > LARGEST_SNAPSHOT:
         raise DamagedSnapshot(f"{path} is larger than any queue.")
     try:
         with closing(

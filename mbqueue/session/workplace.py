@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mbqueue.clock import Clock
+from mbqueue.data.cache_lock import building
 from mbqueue.drive.copies import mended_place
 from mbqueue.drive.outcomes import enqueued_facts
 from mbqueue.drive.publishing import Publisher
@@ -271,6 +272,11 @@ class Workplace:
             Stopped: shards that are finished stay.
         """
         frozen = open_frozen(spec, data.crystals, self.project.cache_dir)
+        with building(frozen.folder):
+            self._complete(frozen, job, spec, data)
+        return frozen
+
+    def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
         advanced = self.progress_of(job, "pretrained energies")
         if self.store is not None:  # also what is here already, if it is not what all others use
             fetch_shards(
@@ -294,7 +300,6 @@ class Workplace:
         store = self.store if job.kind is Kind.PREPARE else None
         if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=self.should_stop):
             raise self.stopped()
-        return frozen
 
     def commits_of(self, experiment: str, fold: int) -> Place:
         """Where the commits of a fold are."""
