@@ -155,16 +155,20 @@ class PublishedFold:
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
         """Remove commits of our own line that newer ones replace which have been on the mount for long enough.
 
+        Only a whole one replaces others: what a machine that died was just uploading may stay cut off for ever.
+
         Args:
             now, steady_since: see `mbqueue.drive.retiring`.
         """
         line = [one for one in self.commits(ours.spec_hash) if is_on_line(one.manifest, ours)]
-        self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in line}
+        whole = [one for one in line if one.base in self._seen_at or self.checkpoint(one) is not None]
+        self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in whole}
         places = places_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since)
-        kept = [line[place].manifest for place in sorted(places)]
+        kept = [whole[place].manifest for place in sorted(places)]
         needed = {one.stem for one in kept} | {one.best["commit"] for one in kept if one.best}
         for commit in line:
-            if commit.manifest.stem not in needed:
+            is_replaced = commit.base in self._seen_at or (kept and rank(commit.manifest) < rank(kept[0]))
+            if is_replaced and commit.manifest.stem not in needed:
                 self.remove(commit)
 
     def remove(self, commit: PublishedCommit) -> None:

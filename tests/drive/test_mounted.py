@@ -12,6 +12,7 @@ from fake_training import FakeSession
 from small_project import ManualClock
 
 from mbqueue.drive.mounted import Drive, put_once
+from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.retiring import SETTLED_SECONDS
 from mbqueue.experiment import parse_spec
@@ -177,4 +178,29 @@ def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(
     drive.is_full = False
     assert session.publish()
     assert not [name for name in names(root, "state") if "(" in name]
+    session.queue.close()
+
+
+def test_a_commit_is_not_replaced_by_one_whose_upload_was_cut_off(
+    root: Path, tmp_path: Path, clock: ManualClock
+) -> None:
+    with Queue(tmp_path / "queue.db") as queue:
+        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 4}}
+        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+    (tmp_path / "live").mkdir()
+    (tmp_path / "queue.db").rename(tmp_path / "live" / "queue.db")
+    session = FakeSession(root, tmp_path / "live", clock)
+    for _ in range(9):
+        clock.advance(10.0)
+        session.step()
+        assert session.publish()
+    whole, *cut_off = PublishedFold(Drive(root), "fake", 0).commits()
+    assert len(cut_off) >= 2
+    for commit in cut_off:
+        checkpoint = root / f"{commit.folder}/{commit.base}.pt"
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    fold = PublishedFold(Drive(root), "fake", 0)
+    for now in (0.0, 2 * SETTLED_SECONDS):
+        fold.retire(cut_off[-1].manifest, now=now, steady_since=0.0)
+    assert (root / f"{whole.folder}/{whole.base}.pt").exists()
     session.queue.close()
