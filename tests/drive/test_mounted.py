@@ -83,15 +83,19 @@ def test_a_file_is_published_however_many_damaged_ones_have_its_name(
     assert [path.read_bytes() for path in (root / "state").rglob("*.pt")].count(b"x" * 5000) == 1
 
 
+def enqueue_in(live: Path, clock: ManualClock, *, epochs: int) -> None:
+    """Make a live folder whose queue has one fold to train."""
+    live.mkdir()
+    with Queue(live / "queue.db") as queue:
+        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
+        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+
+
 @pytest.mark.parametrize("name", ["desktop.ini", ".DS_Store", "Icon\r"])
 def test_files_that_a_drives_own_program_leaves_everywhere_are_in_nobodys_way(
     root: Path, tmp_path: Path, clock: ManualClock, name: str
 ) -> None:
-    with Queue(tmp_path / "queue.db") as queue:
-        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 2}}
-        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
-    (tmp_path / "live").mkdir()
-    (tmp_path / "queue.db").rename(tmp_path / "live" / "queue.db")
+    enqueue_in(tmp_path / "live", clock, epochs=2)
     session = FakeSession(root, tmp_path / "live", clock)
     for _ in range(4):
         session.step()
@@ -163,11 +167,7 @@ def test_what_a_dead_session_left_of_a_snapshot_is_removed_with_those_of_its_tim
 def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(
     root: Path, tmp_path: Path, clock: ManualClock
 ) -> None:
-    with Queue(tmp_path / "queue.db") as queue:
-        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 2}}
-        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
-    (tmp_path / "live").mkdir()
-    (tmp_path / "queue.db").rename(tmp_path / "live" / "queue.db")
+    enqueue_in(tmp_path / "live", clock, epochs=2)
     drive = FullDrive(root)
     session = FakeSession(root, tmp_path / "live", clock, drive=drive)
     for _ in range(8):
@@ -184,11 +184,7 @@ def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(
 def test_a_commit_is_not_replaced_by_one_whose_upload_was_cut_off(
     root: Path, tmp_path: Path, clock: ManualClock
 ) -> None:
-    with Queue(tmp_path / "queue.db") as queue:
-        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 4}}
-        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
-    (tmp_path / "live").mkdir()
-    (tmp_path / "queue.db").rename(tmp_path / "live" / "queue.db")
+    enqueue_in(tmp_path / "live", clock, epochs=4)
     session = FakeSession(root, tmp_path / "live", clock)
     for _ in range(9):
         clock.advance(10.0)

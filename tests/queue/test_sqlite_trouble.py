@@ -110,7 +110,7 @@ def test_a_queue_on_a_read_only_mount_is_read_when_its_file_has_everything(tmp_p
         [sys.executable, "-c", _READ_ON_A_MOUNT, str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode == 77:
-        pytest.skip("this process may not mount")
+        pytest.skip("needs the right to mount, which root has: root could write to a folder without write bits")
     if is_settled:
         assert done.stdout.strip() == str([session]), done.stderr
     else:  # what stands only in the write-ahead log must not be passed over in silence
