@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Bound, Part, Rows, Statements
+from mbqueue.queue.database import Bound, Part, Row, Statements
 from mbqueue.queue.jobs import Job, Lease
 
 #: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
@@ -95,7 +95,8 @@ class Claims(Part):
             beat, *_, claimed = self.database.together(db, [self._beat(session, now, lease_seconds), *reap, claim])
             if not beat.rowcount:
                 raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
-            return lease_of(claimed, session)
+            found = claimed.fetchall()
+        return lease_of(found, session)
 
     def reap_expired(self, *, by: str, now: float) -> int:
         """Take back every lease that ran out, as `claim` does; returns how many."""
@@ -120,9 +121,8 @@ class Claims(Part):
         return [(_REAP, {"now": now, "by": by, **limits})]
 
 
-def lease_of(rows: Rows, session: str) -> Lease | None:
-    """The lease that a claim gave, if any."""
-    found = rows.fetchall()  # to the end, or SQLite would take the statement for unfinished
+def lease_of(found: Sequence[Row], session: str) -> Lease | None:
+    """The lease that a claim gave, if any. All its rows are read before its transaction ends, this is done after it."""
     if not found:
         return None
     job = Job.from_row(found[0])

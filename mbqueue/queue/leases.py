@@ -23,6 +23,9 @@ RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
 
+#: Made once: json.dumps makes one for each call that asks for more than its defaults.
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
 _ROW = "SELECT * FROM job_rows WHERE id = ?"
 
 _RENEW = """
@@ -129,7 +132,8 @@ class Leases(Claims):
             loaded = None if job.fold is None else (job.experiment_id, job.fold)
             claim = self._claim(session, now, lease_seconds, loaded)
             *_, claimed = self.database.together(db, [open_next, *self._reap(db, by=session, now=now), claim])
-            return lease_of(claimed, session)
+            found = claimed.fetchall()
+        return lease_of(found, session)
 
     def renew(
         self, lease: Lease, *, now: float, lease_seconds: float, progress: Mapping[str, Any] | None = None
@@ -145,9 +149,10 @@ class Leases(Claims):
         with self.writing() as db:
             values = {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)}
             self._fenced(db, _RENEW, lease, {**values, "progress": None if progress is None else _as_json(progress)})
-            renewed = lease_of(db.execute(_ROW, (lease.job.id,)), lease.session)
-            assert renewed is not None
-            return renewed
+            found = db.execute(_ROW, (lease.job.id,)).fetchall()
+        renewed = lease_of(found, lease.session)
+        assert renewed is not None
+        return renewed
 
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:
         """Record what is saved of an unfinished job, and call `publish` while the lease is known to be held.
@@ -317,6 +322,6 @@ def _as_json(content: Mapping[str, Any]) -> str:
         QueueError: when there is a nan, an inf or something that is not JSON in it.
     """
     try:
-        return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return _ENCODER.encode(content)
     except (TypeError, ValueError) as error:
         raise QueueError(f"What a worker wanted to store is not valid JSON ({error}): {content!r:.500}") from error
