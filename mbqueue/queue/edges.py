@@ -5,6 +5,8 @@ from __future__ import annotations
 from mbqueue.queue.database import Statements
 
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
+# Subqueries, since of joins either database may read a fold's epochs once for each of them. The + in "+later.fold":
+# SQLite has no use for an index on an expression when that is compared with a plain column.
 _LINKS = (
     """
     INSERT INTO needs (job_id, needed_id)
@@ -17,18 +19,18 @@ _LINKS = (
     """,
     """
     INSERT INTO needs (job_id, needed_id)
-    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
-        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
-        AND ifnull(earlier.fold, -1) = later.fold AND ifnull(earlier.epoch, -1) = later.epoch - 1
-    WHERE later.experiment_id = :experiment_id AND later.kind = 'train' AND later.epoch > 1
+    SELECT later.id, (SELECT id FROM jobs AS earlier
+                      WHERE earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
+                        AND ifnull(earlier.fold, -1) = +later.fold AND ifnull(earlier.epoch, -1) = later.epoch - 1)
+    FROM jobs AS later WHERE later.experiment_id = :experiment_id AND later.kind = 'train' AND later.epoch > 1
     ON CONFLICT DO NOTHING
     """,
     """
     INSERT INTO needs (job_id, needed_id)
-    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
-        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
-        AND ifnull(earlier.fold, -1) = later.fold AND ifnull(earlier.epoch, -1) = :epochs
-    WHERE later.experiment_id = :experiment_id AND later.kind = 'predict'
+    SELECT later.id, (SELECT id FROM jobs AS earlier
+                      WHERE earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
+                        AND ifnull(earlier.fold, -1) = +later.fold AND ifnull(earlier.epoch, -1) = :epochs)
+    FROM jobs AS later WHERE later.experiment_id = :experiment_id AND later.kind = 'predict' AND :epochs > 0
     ON CONFLICT DO NOTHING
     """,
     """

@@ -18,7 +18,7 @@ from small_project import make_project
 from mbqueue import Project
 from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.queue import leases
+from mbqueue.queue import edges, leases
 from mbqueue.queue.claiming import _CLAIM
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
@@ -287,6 +287,19 @@ def test_a_claim_takes_the_first_row_of_an_index_and_sorts_nothing(queue, make_s
     assert "jobs_claim" in claim
     assert "Sort" not in claim
     assert "Seq Scan on jobs" not in claim + unlock
+
+
+def test_what_an_epoch_needs_is_looked_up_and_not_searched_for_in_its_whole_fold(queue, make_spec):
+    queue.enqueue(make_spec("x", folds=(0, 1, 2, 3, 4), epochs=200), results_dir="r", now=0.0)
+    with queue.writing() as db:
+        db.execute("SELECT 1")
+        values = {"experiment_id": 1, "epochs": 200}
+        plans = ["\n".join(row[0] for row in db.execute(f"EXPLAIN {link}", values)) for link in edges._LINKS[1:3]]
+    for plan in plans:
+        lookup = plan.partition("SubPlan")[2]
+        assert "Index Cond" in lookup
+        assert "COALESCE(epoch" in lookup
+        assert "Filter" not in lookup
 
 
 SECRET = "s3cr3t%40word"

@@ -74,6 +74,14 @@ def test_no_statement_of_a_worker_reads_the_table_of_jobs_from_end_to_end_or_sor
             assert re.search(r"USING (COVERING )?INDEX jobs_(claim|leased)\b", step), step
 
 
+def test_what_an_epoch_needs_is_looked_up_and_not_searched_for_in_its_whole_fold(large):
+    for link in edges._LINKS[1:3]:
+        steps = [step for step in _plan(large, link) if " earlier " in step]
+        assert steps == [
+            "SEARCH earlier USING INDEX jobs_identity (experiment_id=? AND kind=? AND <expr>=? AND <expr>=?)"
+        ]
+
+
 def test_the_overview_reads_one_index_and_sorts_nothing(large):
     (step,) = _plan(large, overview._BOARD["sqlite"])
     assert "COVERING INDEX jobs_board" in step
