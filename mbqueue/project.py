@@ -44,8 +44,10 @@ what of them is in the folders above are copies. An object is never changed; a n
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -308,10 +310,34 @@ def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_awa
     )
 
 
+def note_live_dir(root: Path, live: Path) -> None:
+    """Note on this machine where the live folder of the project at ``root`` is, for when its drive is away.
+
+    The name of the default one says so itself, unless the way to the project leads over a link.
+    """
+    if live in {_default_live_dir(root, str(root)), _noted_live_dir(root)}:
+        return
+    with suppress(OSError):  # a home that cannot be written: then only status does not find it while the drive is away
+        files.make_folder(_live_note(root).parent)
+        files.write_json(_live_note(root), {"root": str(root), "live": str(live)})
+
+
+def _noted_live_dir(root: Path) -> Path | None:
+    try:
+        return Path(json.loads(_live_note(root).read_bytes())["live"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _live_note(root: Path) -> Path:
+    default = _default_live_dir(root, str(root))
+    return default.with_name(f"{default.name}.json")
+
+
 def _live_dir_of(root: Path) -> Path | None:
     """The live folder on this machine that is known to be of the project at ``root``; asks nothing of the mount."""
     given = Path(os.environ.get(LIVE_VARIABLE, "")).expanduser()
-    for live in (given, _default_live_dir(root, str(root))):
+    for live in (given, _default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
         belonging = Belonging.of(live) if live.is_absolute() else None
         if belonging is not None and belonging.root == str(root):
             return live

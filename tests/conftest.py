@@ -13,6 +13,14 @@ from small_project import ManualClock, RememberedReport
 from mbqueue.project import ProjectFolder, init_project
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a command notes on the machine is not left on this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> ProjectFolder:
     """A fresh project folder."""

@@ -16,7 +16,7 @@ from mbqueue import files
 from mbqueue.belonging import Belonging, id_file, ids_in
 from mbqueue.clock import SystemClock
 from mbqueue.drive.mounted import Drive
-from mbqueue.project import PUBLISHED_ID, ProjectFolder
+from mbqueue.project import PUBLISHED_ID, ProjectFolder, note_live_dir
 from mbqueue.train.manifest import Manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
 
@@ -142,9 +142,10 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
 
 
 def remember_root(project: ProjectFolder) -> None:
-    """Let the live folder say whose it is, where that is to be found while the project's drive is not mounted."""
+    """Let the live folder say whose it is, and be found, while the project's drive is not mounted."""
     before = Belonging.of(project.live_dir)
     Belonging(root=str(project.root), id=before.id if before is not None else None).keep(project.live_dir)
+    note_live_dir(project.root, project.live_dir)
 
 
 def agree_on_project(project: ProjectFolder, drive: Drive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import ProjectNotFound
 from mbqueue.experiment import parse_spec
-from mbqueue.project import LIVE_VARIABLE, ProjectFolder, Settings, init_project
+from mbqueue.project import LIVE_VARIABLE, ProjectFolder, Settings, find_project, init_project
 from mbqueue.queue.store import Queue
 
 RESULTS = "results/daily/2026-01-01/fake"
@@ -28,6 +29,7 @@ RESULTS = "results/daily/2026-01-01/fake"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> ProjectFolder:
     """A project on a drive with something enqueued and published."""
     monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     root = init_project(tmp_path / "mount" / "project")[0].root
     found = ProjectFolder(root, Settings(), tmp_path / "live")
     found.live_dir.mkdir()
@@ -60,6 +62,18 @@ def test_status_answers_from_the_live_folder_degraded(folder: ProjectFolder, los
     assert [one["name"] for one in told["experiments"]] == ["fake"]
     assert told["publishing"]["state"] == "degraded"
     assert str(folder.root) in told["publishing"]["why"]
+
+
+def test_a_live_folder_that_only_the_project_itself_names_is_found_while_that_is_away(
+    folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LIVE_VARIABLE)  # as with live_dir in mbqueue.toml, or below a link to a drive
+    _unmounted(folder.root)
+    assert find_project(folder.root, while_away=True).live == folder.live
+    (note,) = Path(os.environ["XDG_CACHE_HOME"]).glob("mbqueue/live/project-*.json")
+    note.write_text("{")
+    with pytest.raises(ProjectNotFound, match="does not exist"):
+        find_project(folder.root, while_away=True)
 
 
 @LOSSES
@@ -121,7 +135,7 @@ def test_a_folder_in_the_project_is_known_to_be_of_one_that_is_away(
 ) -> None:
     init_project(folder.root.parent.parent)  # one above the mount point is another one
     _unmounted(folder.root)
-    found = project_module.find_project(start=folder.root / "jobs", while_away=True)
+    found = find_project(start=folder.root / "jobs", while_away=True)
     assert (found.root, found.away) == (folder.root, "the project is not there")
 
 
