@@ -1,18 +1,24 @@
-"""To which project on a drive a live folder belongs, so that this is known also while the drive is not mounted.
+"""To which project on a drive a live folder belongs, and where it is, so that both are known while the drive is away.
 
 An empty mount point, another folder in its place, and a project of the same name that somebody has just made there all
 look like a project that has lost everything. So a project on a drive gets an id when a live folder first publishes:
 a file whose name holds it, and that is never changed. Two machines that do so at once leave two of them; each
 looks for its own.
+
+Where a project's live folder is stands in mbqueue.toml, which lies on the drive, or follows from what its path leads
+to, which the drive must be asked for. So that is noted on the machine, beside the default live folders.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import queue
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -77,6 +83,47 @@ class Belonging:
         if not ids_in(state) and mount_of(state).is_remote:
             return None  # a drive that was mounted anew may not have uploaded the id
         return f"what lies at {state.parent} is another folder than the project"
+
+
+def default_live_dir(root: Path, resolved: str) -> Path:
+    """The live folder of the project at ``root``, which links lead to as ``resolved``, unless another is given."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Stable for one project, so that a second session on this machine finds the first one's queue.
+    key = hashlib.sha256(resolved.encode()).hexdigest()[:16]
+    return caches / "mbqueue" / "live" / f"{root.name}-{key}"
+
+
+def note_live_dir(root: Path, live: Path) -> None:
+    """Note on this machine where the live folder of the project at ``root`` is, unless it would be looked for there."""
+    if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
+        return
+    with suppress(OSError):  # a home that cannot be written: then only status does not find it while the drive is away
+        files.make_folder(_note_of(root).parent)
+        files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
+
+
+def live_dir_of(root: Path, given: str | None) -> Path | None:
+    """The live folder that is known to be of the project at ``root``: the one given, the default, or that was noted.
+
+    Asks nothing of the drive.
+    """
+    for live in (Path(given or "").expanduser(), default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
+        belonging = Belonging.of(live) if live.is_absolute() else None
+        if belonging is not None and belonging.root == str(root):
+            return live
+    return None
+
+
+def _noted_live_dir(root: Path) -> Path | None:
+    try:
+        return Path(json.loads(_note_of(root).read_bytes())["live"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _note_of(root: Path) -> Path:
+    default = default_live_dir(root, str(root))
+    return default.with_name(f"{default.name}.json")
 
 
 def answer_within(seconds: float, ask: Callable[[], Answer]) -> Answer:

@@ -43,17 +43,14 @@ what of them is in the folders above are copies. An object is never changed; a n
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
 from mbqueue import files
-from mbqueue.belonging import Belonging, answer_within
+from mbqueue.belonging import Belonging, answer_within, default_live_dir, live_dir_of
 from mbqueue.buckets import STORE_VARIABLE, wrong_address
 from mbqueue.errors import ProjectNotFound, UsageError
 from mbqueue.mounts import mount_of
@@ -279,7 +276,8 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
 
 def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
     """What ``look`` finds, unless one of the places is known to be that of a project which is not there now."""
-    known = next(((place, live) for place in places if (live := _live_dir_of(place)) is not None), None)
+    given = os.environ.get(LIVE_VARIABLE)
+    known = next(((place, live) for place in places if (live := live_dir_of(place, given)) is not None), None)
     if known is None:
         return look()
     root, live = known
@@ -308,40 +306,6 @@ def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_awa
         "drive.mount with force_remount=True). What is not published yet is safe here, and mbqueue status tells of it. "
         f"If this is another project, or one made anew, move its old live folder away: {live}"
     )
-
-
-def note_live_dir(root: Path, live: Path) -> None:
-    """Note on this machine where the live folder of the project at ``root`` is, for when its drive is away.
-
-    The name of the default one says so itself, unless the way to the project leads over a link.
-    """
-    if live in {_default_live_dir(root, str(root)), _noted_live_dir(root)}:
-        return
-    with suppress(OSError):  # a home that cannot be written: then only status does not find it while the drive is away
-        files.make_folder(_live_note(root).parent)
-        files.write_json(_live_note(root), {"root": str(root), "live": str(live)})
-
-
-def _noted_live_dir(root: Path) -> Path | None:
-    try:
-        return Path(json.loads(_live_note(root).read_bytes())["live"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _live_note(root: Path) -> Path:
-    default = _default_live_dir(root, str(root))
-    return default.with_name(f"{default.name}.json")
-
-
-def _live_dir_of(root: Path) -> Path | None:
-    """The live folder on this machine that is known to be of the project at ``root``; asks nothing of the mount."""
-    given = Path(os.environ.get(LIVE_VARIABLE, "")).expanduser()
-    for live in (given, _default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
-        belonging = Belonging.of(live) if live.is_absolute() else None
-        if belonging is not None and belonging.root == str(root):
-            return live
-    return None
 
 
 def _project_at(root: Path, given: Path) -> ProjectFolder:
@@ -390,14 +354,7 @@ def _live_dir(root: Path, settings: Settings, *, on_server: bool) -> Path | None
     mount = mount_of(root)
     if not mount.is_remote or (mount.is_clustered and on_server):
         return None
-    return _default_live_dir(root, str(root.resolve()))
-
-
-def _default_live_dir(root: Path, resolved: str) -> Path:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # Stable for one project, so that a second session on this machine finds the first one's queue.
-    key = hashlib.sha256(resolved.encode()).hexdigest()[:16]
-    return caches / "mbqueue" / "live" / f"{root.name}-{key}"
+    return default_live_dir(root, str(root.resolve()))
 
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:

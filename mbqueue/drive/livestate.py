@@ -13,10 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mbqueue import files
-from mbqueue.belonging import Belonging, id_file, ids_in
+from mbqueue.belonging import Belonging, id_file, ids_in, note_live_dir
 from mbqueue.clock import SystemClock
 from mbqueue.drive.mounted import Drive
-from mbqueue.project import PUBLISHED_ID, ProjectFolder, note_live_dir
+from mbqueue.project import PUBLISHED_ID, ProjectFolder
 from mbqueue.train.manifest import Manifest
 from mbqueue.train.places import LocalPlace, newest_manifest
 
