@@ -217,17 +217,33 @@ def test_a_role_that_may_not_make_the_tables_is_told_who_does(url, postgres_serv
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
     postgres_server.sql(f"UPDATE {parse_address(url).schema}.mbqueue_schema SET version = version + 1")
-    with pytest.raises(SchemaTooNew, match=r"schema version 3.*pip install --upgrade mbqueue"):
+    with pytest.raises(SchemaTooNew, match=r"schema version 4.*pip install --upgrade mbqueue"):
         PostgresQueue(url, read_only=read_only)
 
 
 def test_a_released_schema_is_not_edited():
     # Who changes the statements or the table of transitions must add a version, or servers keep the old ones.
     rows = [f"{row.from_state}{row.to_state}{row.reason}" for row in TRANSITIONS]
-    text = ["".join((*schema._VERSION_1, *rows)), "".join(schema._VERSION_2)]
+    text = ["".join((*schema._VERSION_1, *rows)), "".join(schema._VERSION_2), "".join(schema._VERSION_3)]
     hashes = [hashlib.sha256(one.encode()).hexdigest()[:16] for one in text]
-    assert hashes == ["b62d0c14a0b3ee8e", "6da7a0e96a40b2fb"]
+    assert hashes == ["b62d0c14a0b3ee8e", "6da7a0e96a40b2fb", "8e36cf91e9383640"]
     assert len(hashes) == schema.SCHEMA_VERSION
+
+
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
+def test_a_queue_of_an_older_version_is_upgraded_with_all_that_is_in_it(url, make_spec, monkeypatch, version):
+    with monkeypatch.context() as older:
+        older.setattr(schema, "SCHEMA_VERSION", version)
+        older.setattr(schema, "_VERSIONS", schema._VERSIONS[:version])
+        with PostgresQueue(url) as queue:
+            queue.enqueue(make_spec(), results_dir="r", now=0.0)
+            session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
+            lease = queue.claim(session, now=0.0, lease_seconds=60)
+            before = queue.jobs(), queue.events()
+    with PostgresQueue(url) as queue:
+        queue.verify()
+        assert (queue.jobs(), queue.events()) == before
+        assert queue.commit_and_claim(lease, result={"dataset_hash": "d"}, now=0.0, lease_seconds=60) is not None
 
 
 def test_many_may_create_the_tables_at_once(url):

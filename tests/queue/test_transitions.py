@@ -86,6 +86,56 @@ def test_the_database_refuses_what_no_code_may_do(world, statement, claim):
     assert world.queue.jobs() == before
 
 
+_A_LEASE = "state = 'leased', fence = fence + 1, session_id = (SELECT id FROM sessions), lease_expires_at = 1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "kind = 'dance'",
+        "fold = 0",
+        "epoch = 1",
+        "session_id = (SELECT id FROM sessions)",
+        "lease_expires_at = 1",
+        "result = '{}'",
+        "progress = 'no JSON'",
+        "val_mae = 0.5",
+        _A_LEASE.replace("lease_expires_at", "not_before"),
+        _A_LEASE.replace("(SELECT id FROM sessions)", "NULL"),
+        "session_id = 'nobody', " + _A_LEASE.replace("session_id = (SELECT id FROM sessions), ", ""),
+    ],
+)
+def test_the_database_refuses_a_job_that_cannot_be(world, change):
+    world.enqueue()
+    world.session()
+    before = world.queue.jobs()
+    with pytest.raises(QueueError, match="Nothing was changed"), world.queue.writing() as db:
+        db.execute(f"UPDATE jobs SET {change} WHERE kind = 'prepare'")
+    assert world.queue.jobs() == before
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "state = 'committed'",
+        "state = 'committed', result = 'no JSON'",
+        "state = 'committed', result = '{\"val_mae\": 0.5}'",
+        "state = 'committed', result = '{\"val_mae\": 0.5}', val_mae = 0.25",
+        "state = 'committed', result = '{}', test_mae = 0.5",
+        "state = 'committed', result = '{}', seconds = 0.5",
+        "result = '{}'",
+    ],
+)
+def test_the_database_refuses_a_result_that_cannot_be(world, result):
+    world.enqueue()
+    world.take(world.session())
+    before = world.queue.jobs()
+    given_back = "" if result.startswith("result") else "session_id = NULL, lease_expires_at = NULL, "
+    with pytest.raises(QueueError, match="Nothing was changed"), world.queue.writing() as db:
+        db.execute(f"UPDATE jobs SET {given_back}{result} WHERE kind = 'prepare'")
+    assert world.queue.jobs() == before
+
+
 def test_the_database_refuses_a_second_job_for_the_same_epoch(world):
     world.enqueue()
     with pytest.raises(QueueError, match=r"(?i)unique"), world.queue.writing() as db:

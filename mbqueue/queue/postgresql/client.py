@@ -60,6 +60,7 @@ class Client:
         is_orphaned: whether the server may still hold a transaction open for a connection that is lost.
         plans: the planned statements of the connection, if it may have any.
         may_plan: False once planned statements were found to be missing.
+        openings: how its transactions begin, those that write (True) and those that read.
     """
 
     name: str = field(default_factory=lambda: f"mbqueue {secrets.token_hex(8)}")
@@ -69,6 +70,7 @@ class Client:
     is_orphaned: bool = False
     plans: Plans | None = None
     may_plan: bool = True
+    openings: Mapping[bool, str] | None = None
 
     def lose(self) -> None:
         """Give up a connection in the midst of something."""
@@ -120,16 +122,22 @@ class Transaction:
     """An open transaction. It begins on the server with the first message, which the first statements share.
 
     Args:
-        opening: the statements that begin it; the last one gives its time, ``now``, and that of the server's start,
-            ``up_since``.
+        opening: the statements that begin it, as they are sent.
+        first: those that follow; the last one gives its time, ``now``, and that of the server's start, ``up_since``.
         server_clock: whether ``:now`` in a statement stands for the server's time; else it is left to the caller.
         plans: the connection's planned statements; without them each statement is planned anew.
     """
 
     def __init__(
-        self, connection: Connection[Any], opening: str, *, server_clock: bool, plans: Plans | None = None
+        self,
+        connection: Connection[Any],
+        opening: str,
+        first: Sequence[Bound],
+        *,
+        server_clock: bool,
+        plans: Plans | None = None,
     ) -> None:
-        self._connection, self._opening, self._plans = connection, opening, plans
+        self._connection, self._opening, self._first, self._plans = connection, opening, first, plans
         self._server_clock = server_clock
         self._times: Any = None
 
@@ -154,16 +162,7 @@ class Transaction:
 
     def together(self, statements: Sequence[Bound]) -> list[Rows]:
         """Run several statements, all in one message; what each gave."""
-        if not statements:
-            return []
-        cursor = ClientCursor(self._connection, row_factory=records)
-        if self._plans is None:
-            return self._sent(cursor, [self._plain(cursor, *bound) for bound in statements])
-        self._plans.forget()
-        texts = [self._plans.text(cursor, statement, self._filled(values)) for statement, values in statements]
-        answers = self._sent(cursor, texts)
-        self._plans.keep()
-        return answers
+        return self._sent(statements) if statements else []
 
     def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
         """Run one statement for each of many sets of parameters, all in one message."""
@@ -175,21 +174,30 @@ class Transaction:
     def _begun(self) -> Any:
         """Its times; begins it when that was not done yet."""
         if self._times is None:
-            self._sent(ClientCursor(self._connection, row_factory=records), [])
+            self._sent([])
         return self._times
 
-    def _sent(self, cursor: ClientCursor[Any], texts: list[str]) -> list[Rows]:
+    def _sent(self, statements: Sequence[Bound]) -> list[Rows]:
         """What each of some statements gave; they are sent in one message."""
         is_first = self._times is None
+        cursor = ClientCursor(self._connection, row_factory=records)
+        if self._plans is not None:
+            self._plans.forget()
+        texts = [self._text(cursor, *bound) for bound in ([*self._first, *statements] if is_first else statements)]
         cursor.execute(";".join([self._opening, *texts] if is_first else texts).encode())
         answers = _answers(cursor)
+        if self._plans is not None:
+            self._plans.keep()
+        asked = len(answers) - len(statements)
         if is_first:
-            *_, times = answers[: len(answers) - len(texts)]
-            self._times = times.fetchone()
-        return answers[len(answers) - len(texts) :]
+            self._times = answers[asked - 1].fetchone()
+        return answers[asked:]
 
-    def _plain(self, cursor: ClientCursor[Any], statement: str, parameters: Parameters) -> str:
-        return cursor.mogrify(translate(statement), self._filled(parameters))
+    def _text(self, cursor: ClientCursor[Any], statement: str, parameters: Parameters) -> str:
+        filled = self._filled(parameters)
+        if self._plans is None:
+            return cursor.mogrify(translate(statement), filled)
+        return self._plans.text(cursor, statement, filled)
 
     def _filled(self, parameters: Parameters) -> Parameters:
         if not isinstance(parameters, Mapping):

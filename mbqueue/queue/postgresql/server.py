@@ -39,19 +39,22 @@ _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
     set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
-    set_config('lock_timeout', {lock}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
-INSERT INTO receipts (client, number) VALUES ({client}, {number})
-    ON CONFLICT (client) DO UPDATE SET number = excluded.number, at = now();
+    set_config('lock_timeout', {lock}, true), set_config('idle_in_transaction_session_timeout', {silence}, true)
 """
 
 _BEGIN_READING = """
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-SELECT set_config('search_path', {path}, true), set_config('idle_in_transaction_session_timeout', {silence}, true);
+SELECT set_config('search_path', {path}, true), set_config('idle_in_transaction_session_timeout', {silence}, true)
+"""
+
+_RECEIPT = """
+INSERT INTO receipts (client, number) VALUES (?, ?)
+    ON CONFLICT (client) DO UPDATE SET number = excluded.number, at = now()
 """
 
 _TIMES = f"SELECT {TRANSACTION_TIME} AS now, {SERVER_START_TIME} AS up_since"
 
-_FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days';"
+_FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days'"
 
 # A transaction of ours whose connection we lost: it will never be told to commit. While it is open, its backend bears
 # our name, also behind a pooler.
@@ -229,12 +232,19 @@ class PostgresServer(Database):
 
     def _begin(self, client: Client, *, writes: bool) -> Transaction:
         connection = self._connection(client)
-        text = _BEGIN_READING
+        first: list[Bound] = [(_TIMES, ())]
         if writes:
             client.number += 1
-            text = _BEGIN_WRITING + (_FORGET_OLD_RECEIPTS if client.number == 1 else "")
-        opening = self._composed(text + _TIMES, client).as_string(connection)
-        return Transaction(connection, opening, server_clock=self._server_clock, plans=client.plans if writes else None)
+            first = [(_RECEIPT, (client.name, client.number)), *first]
+            if client.number == 1:
+                first = [(_FORGET_OLD_RECEIPTS, ()), *first]
+        if client.openings is None:
+            client.openings = {
+                wanted: self._composed(text, client).as_string(connection)
+                for wanted, text in ((True, _BEGIN_WRITING), (False, _BEGIN_READING))
+            }
+        plans = client.plans if writes else None
+        return Transaction(connection, client.openings[writes], first, server_clock=self._server_clock, plans=plans)
 
     def _commit(self, client: Client) -> None:
         assert client.connection is not None
@@ -278,7 +288,6 @@ class PostgresServer(Database):
         return sql.SQL(text).format(
             path=sql.Literal(f"{sql.Identifier(self.address.schema).as_string(None)}, pg_temp"),
             client=sql.Literal(client.name),
-            number=sql.Literal(client.number),
             lock=sql.Literal(f"{LOCK_SECONDS}s"),
             silence=sql.Literal(f"{SILENCE_SECONDS}s"),
         )
