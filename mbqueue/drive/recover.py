@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
 from mbqueue.queue.opening import has_lost_content
-from mbqueue.queue.processes import is_known_dead, is_known_living
+from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
@@ -110,7 +109,7 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
     if not path.exists():
         return None
     sessions, is_whole = _looked_at(project, even_moved=force)
-    if at_work := [row for row in sessions if _may_be_at_work(row, now)]:
+    if at_work := [row for row in sessions if may_be_at_work(row, now)]:
         first = at_work[0]
         raise UsageError(
             f"Session {first.id} (process {first.pid} on {first.host}) works with {path}. End it first: mbqueue stop. "
@@ -136,14 +135,6 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
         return (), False
     except QueueDamaged:
         return sessions, False
-
-
-def _may_be_at_work(row: SessionRow, now: float) -> bool:
-    """Whether a session may still write: one that was heard of, or whose process lives, however long it is silent."""
-    if row.ended_at is not None or is_known_dead(row.identity):
-        return False  # whoever was killed a moment ago on this machine still looks alive, but works no more
-    # This process is who asks: a session that it ran, and that could not say its end, is over.
-    return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 
 def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> None:

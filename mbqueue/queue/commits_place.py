@@ -8,6 +8,7 @@ from typing import Literal
 from mbqueue.errors import QueueError
 from mbqueue.queue.database import Part
 from mbqueue.queue.notes import note
+from mbqueue.queue.sessions import at_work
 
 _READ = "SELECT id, kind, address FROM commits_place"
 
@@ -15,8 +16,6 @@ _BIND = """
     INSERT INTO commits_place (number, id, kind, address, since, by) VALUES (1, :id, :kind, :address, :now, :by)
     ON CONFLICT (number) DO UPDATE SET id = :id, kind = :kind, address = :address, since = :now, by = :by
 """
-
-_LIVE = "SELECT id, host FROM sessions WHERE ended_at IS NULL AND alive_until > :now ORDER BY id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +71,10 @@ class CommitsPlaces(Part):
                     f"Another process has just recorded that the commits of {self.database.name} are {where}. Set "
                     "`store` to that and start again, or see mbqueue move-commits --help"
                 )
-            live = db.execute(_LIVE, {"now": now}).fetchone()
+            live = at_work(db, now=now)
             if live is not None:
                 raise QueueError(
-                    f"Session {live['id']} on {live['host']} works with {self.database.name}, and with commits that "
+                    f"Session {live.id} on {live.host} works with {self.database.name}, and with commits that "
                     f"are not in {place.address}. End it first (mbqueue stop), or let both share one store "
                     "(docs/many-machines.md)."
                 )

@@ -14,6 +14,7 @@ from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.queue.database import Statements
 from mbqueue.queue.moved import empty_moved, mark_moved, version_before
 from mbqueue.queue.postgresql.schema import SCHEMA_VERSION
+from mbqueue.queue.sessions import at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
 
@@ -142,10 +143,10 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
     now = source.database.instant(old, now)
     if source.database.dialect == "postgresql":
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
-    live = old.execute("SELECT id, host FROM sessions WHERE ended_at IS NULL AND alive_until > ?", (now,)).fetchone()
+    live = at_work(old, now=now)
     if live is not None:
         raise UsageError(
-            f"Session {live[0]} on {live[1]} works with {source.database.name}. End it first: mbqueue stop"
+            f"Session {live.id} on {live.host} works with {source.database.name}. End it first: mbqueue stop"
         )
     mark_moved(old, source.database.dialect, COLUMNS, target=target, now=now)
 

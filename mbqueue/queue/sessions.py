@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from mbqueue.queue.claiming import LOST_ERROR, MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Statements
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.notes import note
-from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, this_process
+from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, is_known_living, this_process
 
 _START = """
     INSERT INTO sessions (id, host, boot_id, pid, pid_started, device,
@@ -156,6 +157,24 @@ class Sessions(Part):
         """Add a line to the events that is not a change of state (a checkpoint set aside, a mount lost)."""
         with self.writing() as db:
             note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
+
+
+def at_work(db: Statements, *, now: float) -> SessionRow | None:
+    """The first session of a queue that may still write to it, or None, so that it can be taken away.
+
+    Args:
+        now: by the clock of the database.
+    """
+    rows = db.execute("SELECT * FROM sessions WHERE ended_at IS NULL ORDER BY id").fetchall()
+    return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now)), None)
+
+
+def may_be_at_work(row: SessionRow, now: float) -> bool:
+    """Whether a session may still write: one that was heard of, or whose process lives, however long it is silent."""
+    if row.ended_at is not None or is_known_dead(row.identity):
+        return False  # whoever was killed a moment ago on this machine still looks alive, but works no more
+    # This process is who asks: a session that it ran, and that could not say its end, is over.
+    return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 
 def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost: bool) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from mbqueue.errors import QueueError
 from mbqueue.queue.commits_place import CommitsPlace
+from mbqueue.queue.processes import identity_of
 
 STORE = CommitsPlace(id="11", kind="store", address="s3://bucket/one")
 OTHER = CommitsPlace(id="22", kind="store", address="s3://bucket/two")
@@ -40,3 +43,13 @@ def test_the_place_does_not_change_while_a_session_works(world):
     world.queue.bind_commits(STORE, instead_of=FOLDER, by="b", now=world.now)
     assert world.queue.commits_place() == STORE
     assert "no longer in host:/project/state" in world.queue.events()[-1].why
+
+
+def test_the_place_does_not_change_while_a_session_is_silent_but_its_process_lives(world):
+    world.queue.bind_commits(FOLDER, instead_of=None, by="a", now=world.now)
+    session = world.queue.start_session(
+        device="cpu", now=world.now, alive_seconds=0.0, identity=identity_of(os.getppid())
+    )
+    with pytest.raises(QueueError, match=f"Session {session} .*mbqueue stop"):
+        world.queue.bind_commits(STORE, instead_of=FOLDER, by="b", now=world.now)
+    assert world.queue.commits_place() == FOLDER

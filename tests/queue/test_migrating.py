@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.migrating import COLUMNS, copy_queue, copy_to_file, rows_of
 from mbqueue.queue.opening import open_on_server, open_queue
 from mbqueue.queue.postgresql.server import PostgresServer
+from mbqueue.queue.processes import identity_of
 from mbqueue.queue.sqlite import SqliteFile
 
 
@@ -94,6 +96,13 @@ def test_a_copied_queue_goes_on_with_new_ids_and_the_fences_it_had(used, url, ma
 def test_a_queue_that_a_session_works_with_is_not_copied(used, url):
     with Queue(used.queue_db) as queue:
         session = queue.start_session(device="cpu", now=1.0, alive_seconds=1e12)
+    with pytest.raises(UsageError, match=f"Session {session} .* works with .*mbqueue stop"):
+        Project(used.root).migrate_queue(url)
+
+
+def test_a_queue_whose_session_is_silent_but_lives_is_not_copied(used, url):
+    with Queue(used.queue_db) as queue:
+        session = queue.start_session(device="cpu", now=1.0, alive_seconds=0.0, identity=identity_of(os.getppid()))
     with pytest.raises(UsageError, match=f"Session {session} .* works with .*mbqueue stop"):
         Project(used.root).migrate_queue(url)
 
