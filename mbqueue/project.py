@@ -227,6 +227,11 @@ class ProjectFolder:
         return self.live_dir / "publishing.lock"
 
     @property
+    def shelving_lock(self) -> Path:
+        """Held by the session that keeps crystals for other machines."""
+        return self.live_dir / "shelving.lock"
+
+    @property
     def publishing_file(self) -> Path:
         """What is published, and why something is not."""
         return self.live_dir / "publishing.json"

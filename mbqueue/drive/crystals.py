@@ -46,16 +46,30 @@ def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf 
     return Shelf(Drive(project.root, Belonging.of(project.live_dir)), PUBLISHED_CRYSTALS)
 
 
-def publish_crystals(shelf: Shelf | None, file: Path, dataset_hash: str, note: Callable[[str], None]) -> None:
-    """Put a binary file of crystals on the shelf, once; a drive or store that fails is told, no more."""
-    if shelf is None:
-        return
-    content = file.read_bytes()
+def publish_crystals(
+    shelf: Shelf,
+    file: Path,
+    dataset_hash: str,
+    note: Callable[[str], None],
+    *,
+    before_piece: Callable[[int], None] = lambda _left: None,
+) -> None:
+    """Put a binary file of crystals on the shelf, once; a drive or store that fails is told, no more.
+
+    Args:
+        before_piece: told before each piece how many bytes are left. What it raises ends the copy, of which nothing
+            stays then.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return  # pruned meanwhile
     name = f"{dataset_hash[:16]}-{hashlib.sha256(content).hexdigest()}.bin"
     try:
         if isinstance(shelf.place, Drive):
-            put_once(shelf.place, f"{shelf.folder}/{name}", content)
+            put_once(shelf.place, f"{shelf.folder}/{name}", content, before_piece=before_piece)
         elif name not in shelf.place.names(shelf.folder):
+            before_piece(len(content))
             shelf.place.write_new(f"{shelf.folder}/{name}", content)
     except (OSError, StoreError) as error:
         note(f"The crystals could not be kept in {shelf.name} ({error}); other machines read them from their source.")

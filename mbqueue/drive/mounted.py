@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from mbqueue.belonging import Belonging
@@ -20,6 +21,8 @@ from mbqueue.files import fsync_dir
 
 #: Between stem and suffix, what a drive puts there of its own accord: ``name (1)``.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
+#: So much is written between two looks at whether to go on.
+PIECE_BYTES = 4 << 20
 #: So many files of one name are written when those before are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
 
@@ -40,6 +43,10 @@ _ABOUT_ONE_FILE = {
 def is_about_one_file(error: OSError) -> bool:
     """Whether an error says something of a file; else it is the mount that fails."""
     return error.errno in _ABOUT_ONE_FILE
+
+
+def _go_on(_left: int) -> None:
+    """Nothing is in the way of the bytes that are left."""
 
 
 class Drive:
@@ -91,8 +98,11 @@ class Drive:
                 raise OSError(errno.EFBIG, f"it has {size} bytes, and {at_most} at most make sense", path)
             return stream.read(at_most + 1)
 
-    def write_new(self, path: str, content: bytes) -> None:
+    def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file that does not exist yet, and read it back; one that was not written whole is removed again.
+
+        Args:
+            before_piece: told before each piece how many bytes are left; what it raises ends the writing.
 
         Raises:
             FileExistsError: when there is one of that name.
@@ -104,9 +114,11 @@ class Drive:
         new = target.open("xb")
         try:
             with new as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+                for start in range(0, len(content), PIECE_BYTES):
+                    before_piece(len(content) - start)
+                    stream.write(content[start : start + PIECE_BYTES])
+                    stream.flush()
+                    os.fsync(stream.fileno())  # or it would all be waited for at the end
             fsync_dir(target.parent)
             if self.read(path, at_most=len(content)) != content:
                 raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
@@ -131,8 +143,8 @@ class Drive:
         (self.root / path).unlink(missing_ok=True)
 
 
-def put_once(drive: Drive, path: str, content: bytes) -> None:
-    """Write a file whose name follows from its content.
+def put_once(drive: Drive, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
+    """Write a file whose name follows from its content; ``before_piece`` as in `Drive.write_new`.
 
     Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
     itself would do it; readers look at all of them. When too many of them are damaged, none of them is still on its
@@ -142,7 +154,7 @@ def put_once(drive: Drive, path: str, content: bytes) -> None:
     names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
     for name in names:
         try:
-            drive.write_new(name, content)
+            drive.write_new(name, content, before_piece=before_piece)
         except FileExistsError:
             try:
                 if drive.read(name, at_most=len(content)) == content:
@@ -153,4 +165,4 @@ def put_once(drive: Drive, path: str, content: bytes) -> None:
         else:
             return
     drive.remove(names[-1])
-    drive.write_new(names[-1], content)
+    drive.write_new(names[-1], content, before_piece=before_piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mbqueue.data import datasets
@@ -56,6 +57,7 @@ def load_data(
     note: Callable[[str], None],
     targets_required: bool = True,
     store: ObjectStore | None = None,
+    keep: Callable[[Shelf, Path, str], None] | None = None,
 ) -> LoadedData | None:
     """The crystals and graphs that a [data] section asks for; None when asked to stop before they are whole.
 
@@ -65,15 +67,20 @@ def load_data(
             reading the source, when they are there.
         store: the project's object store, where it has one and it is open already.
         targets_required: whether a crystal without a target is an error; else its target is nan.
+        keep: told of a file of crystals that other machines should find on a shelf, and of its dataset's hash; by
+            default it is copied there before this goes on.
 
     Raises:
         DataError: when the source cannot be used, or has changed since the experiment was prepared.
         CacheError: when the cache cannot be written, or somebody removes it meanwhile.
     """
     shelf = shelf_of(project, store)
-    found, is_new = None, False
+    found, is_new, is_kept = None, False, False
     if dataset_hash is not None:
-        found = _from_cache(project, shelf, dataset_hash, note)
+        found = _from_cache(project, dataset_hash, note)
+        if found is None:
+            found = _from_shelf(project, shelf, dataset_hash, note)
+            is_kept = found is not None
     if found is None:
         dataset = datasets.load(
             wanted.dataset,
@@ -99,8 +106,11 @@ def load_data(
     with building(folder):
         if is_new or not file.exists():  # it may have been pruned since it was opened
             crystals.save(file, meta)
-        if is_new:
-            publish_crystals(shelf, file, crystals.hash, note)
+        if shelf is not None and not is_kept:
+            if keep is not None:
+                keep(shelf, file, crystals.hash)
+            else:
+                publish_crystals(shelf, file, crystals.hash, note)
         graphs = GraphCache.build(crystals, folder, progress=progress("converting"), should_stop=should_stop)
         if graphs is None:
             return None
@@ -117,17 +127,28 @@ def load_data(
     )
 
 
+def _cached(project: ProjectFolder, dataset_hash: str) -> Path:
+    return project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
+
+
 def _from_cache(
+    project: ProjectFolder, dataset_hash: str, note: Callable[[str], None]
+) -> tuple[Crystals, dict[str, Any]] | None:
+    path = _cached(project, dataset_hash)
+    if not path.exists():
+        return None
+    try:
+        crystals, meta = Crystals.open(path)
+    except CacheError as error:
+        note(f"{error} The crystals are fetched or read again.")
+        return None
+    return (crystals, meta) if crystals.hash == dataset_hash else None
+
+
+def _from_shelf(
     project: ProjectFolder, shelf: Shelf | None, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
-    path = project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
-    if path.exists():
-        try:
-            crystals, meta = Crystals.open(path)
-            if crystals.hash == dataset_hash:
-                return crystals, meta
-        except CacheError as error:
-            note(f"{error} The crystals are fetched or read again.")
+    path = _cached(project, dataset_hash)
     if not fetch_crystals(shelf, dataset_hash, path, note):
         return None
     try:

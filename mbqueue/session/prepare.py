@@ -19,6 +19,10 @@ def run(place: Workplace, lease: Lease) -> str:
     data = place.data_for(job, experiment, spec)
     check_folds(len(data.crystals), spec.train.validation)
     place.frozen_for(job, spec, data)
+    # Whoever shares the store may have no other way to these crystals, and goes by the commit. On a drive nobody knows
+    # when others will see what is written, so nothing is waited for.
+    if place.store is not None and not place.shelving.settled(place.should_stop):
+        raise place.stopped()
     widened = len(data.graphs.widened())
     result = {
         "dataset_hash": data.crystals.hash,

@@ -137,6 +137,10 @@ class Deadline:
         """Learn from bringing commits to the mount, which took ``seconds``; a slow one is forgotten after a while."""
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 
+    def spare(self) -> float:
+        """Seconds that work may take after which a save and publishing end before the deadline; may be negative."""
+        return self.remaining() - self._save_seconds - self._publish_seconds - self._margin
+
     def allows(self, seconds: float) -> bool:
         """Whether work of ``seconds``, a save after it and publishing that end before the deadline."""
-        return self.remaining() > seconds + self._save_seconds + self._publish_seconds + self._margin
+        return self.spare() > seconds

@@ -38,6 +38,7 @@ from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
+from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.usable import usable_device, why_full, why_lost
@@ -147,12 +148,15 @@ def _session(
             deadline=deadline,
             heartbeat=heartbeat,
             report=report,
+            shelving=Shelving(
+                project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note
+            ),
             publisher=publisher,
             store=store,
             watch=watch,
         )
         lost: DeviceLost | None = None
-        with publisher or nullcontext():  # on leaving, what is left is published
+        with publisher or nullcontext(), place.shelving:  # on leaving, what is left is published
             try:
                 with telling(report.note), heartbeat:
                     ending, cause = _loop(place, options)

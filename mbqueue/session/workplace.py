@@ -25,6 +25,7 @@ from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.outcome import TIME_IS_UP
 from mbqueue.session.report import Report
 from mbqueue.session.shared_commits import fold_place
+from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
@@ -66,6 +67,7 @@ class Workplace:
     deadline: Deadline
     heartbeat: Heartbeat
     report: Report
+    shelving: Shelving
     publisher: Publisher | None = None
     store: ObjectStore | None = None
     watch: StoreWatch | None = None
@@ -259,6 +261,7 @@ class Workplace:
                 should_stop=self.should_stop,
                 note=self.report.note,
                 store=self.store,
+                keep=self.shelving.keep,
             )
             if data is None:
                 raise self.stopped()

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_training import FakeSession
@@ -27,11 +28,11 @@ class FullDrive(Drive):
 
     is_full = True
 
-    def write_new(self, path: str, content: bytes) -> None:
+    def write_new(self, path: str, content: bytes, **options: Any) -> None:
         with pytest.MonkeyPatch.context() as patched:
             if self.is_full and self.is_about(path):
                 patched.setattr(os, "fsync", _no_room)
-            super().write_new(path, content)
+            super().write_new(path, content, **options)
 
     def is_about(self, path: str) -> bool:
         """Whether the file is one of those that find no room."""

@@ -106,8 +106,8 @@ class SlowDrive(Drive):
         super().__init__(root)
         self._clock = clock
 
-    def write_new(self, path: str, content: bytes) -> None:
-        super().write_new(path, content)
+    def write_new(self, path: str, content: bytes, **options: Any) -> None:
+        super().write_new(path, content, **options)
         self._clock.advance(50.0)
 
 

@@ -1,0 +1,124 @@
+"""Keeping an experiment's crystals where other machines find them, beside the training. Without torch.
+
+They may be a hundred megabytes, and a drive may take minutes for them. No session waits for that, at its beginning or
+its end: the copy is given up, and what is there of it removed, when the session is to stop or its time runs out. The
+next one that trains on these crystals makes it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from mbqueue.drive.crystals import Shelf, publish_crystals
+from mbqueue.drive.rounds import NoTime, Pace
+from mbqueue.objects import ObjectStore
+from mbqueue.project import ProjectFolder
+
+#: How long a session that is done waits for copies.
+END_SECONDS = 60.0
+#: How long one that is to stop waits until the piece that is being written is there. A mount that hangs is left behind.
+STOP_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
+
+
+class Shelving:
+    """What one session keeps for others; a context, within which `keep` may be called.
+
+    Args:
+        should_stop: whether the session is to end.
+        spare: seconds that copying may still take.
+        note: told, in a sentence and from a thread, why something is not kept.
+    """
+
+    def __init__(
+        self,
+        project: ProjectFolder,
+        *,
+        should_stop: Callable[[], bool],
+        spare: Callable[[], float],
+        note: Callable[[str], None],
+    ) -> None:
+        self._project, self._should_stop, self._spare, self._note = project, should_stop, spare, note
+        self._threads: dict[str, threading.Thread] = {}
+        self._over = threading.Event()
+        self._gave_up = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._over.set()
+        self._wait(min(END_SECONDS, max(0.0, self._spare())), self._should_end)
+        self._over.set()
+        self._wait(STOP_SECONDS, lambda: False)
+
+    def keep(self, shelf: Shelf, file: Path, dataset_hash: str) -> None:
+        """Copy a binary file of crystals to the shelf, unless it is there; returns at once."""
+        if dataset_hash in self._threads:
+            return
+        if isinstance(shelf.place, ObjectStore):
+            # How long the last put took is asked of the store for the time that a commit takes: not this one's.
+            shelf = replace(shelf, place=replace(shelf.place))
+        thread = threading.Thread(
+            target=self._keep, args=(shelf, file, dataset_hash), name="mbqueue-shelving", daemon=True
+        )
+        self._threads[dataset_hash] = thread
+        thread.start()
+
+    def settled(self, should_stop: Callable[[], bool]) -> bool:
+        """Wait until everything is kept, or could not be; False when the session is to stop before that."""
+        return self._wait(float("inf"), should_stop) and not self._gave_up
+
+    def _should_end(self) -> bool:
+        return self._over.is_set() or self._should_stop()
+
+    def _wait(self, seconds: float, is_enough: Callable[[], bool]) -> bool:
+        end = time.monotonic() + seconds
+        for thread in self._threads.values():
+            while thread.is_alive():
+                if is_enough() or time.monotonic() >= end:
+                    return False
+                thread.join(_LOOK_SECONDS)
+        return True
+
+    def _keep(self, shelf: Shelf, file: Path, dataset_hash: str) -> None:
+        pace, before = Pace(), (0, 0.0)
+
+        def go_on(left: int) -> None:
+            nonlocal before
+            if self._should_end():
+                raise NoTime("the session ends")
+            now = time.monotonic()
+            if before[0]:
+                pace.learn(before[0] - left, now - before[1])
+            pace.require(left, self._spare())
+            before = left, now
+
+        lock = FileLock(self._project.shelving_lock)
+        try:
+            while not lock.is_locked:
+                try:
+                    lock.acquire(timeout=1.0)  # another session of this machine copies, maybe these very crystals
+                except Timeout:
+                    if self._should_end():
+                        raise NoTime("the session ends") from None
+            try:
+                publish_crystals(shelf, file, dataset_hash, self._note, before_piece=go_on)
+            finally:
+                lock.release()
+        except NoTime as error:
+            self._gave_up = True
+            self._note(f"The crystals are not kept in {shelf.name} yet ({error}); the next session does it.")
+        except OSError as error:
+            self._note(f"The crystals are not kept in {shelf.name} yet: {error}")
