@@ -17,6 +17,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ from mbqueue.mounts import mount_of
 
 #: The file of a live folder that says it.
 BELONGING_FILE = "project.json"
+#: How long a wait may take to notice a wish to stop.
+_NOTICE_SECONDS = 0.1
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_FILE = re.compile(r"project-([0-9a-f]{16})\.json")
 
@@ -126,12 +129,16 @@ def _note_of(root: Path) -> Path:
     return default.with_name(f"{default.name}.json")
 
 
-def answer_within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+def answer_within(
+    seconds: float, ask: Callable[[], Answer], *, should_stop: Callable[[], bool] = lambda: False
+) -> Answer:
     """What ``ask`` returns or raises; whoever asks a mount that hangs is left behind in a thread.
 
     Raises:
         TimeoutError: when it takes longer.
+        InterruptedError: when it is not waited for, because somebody wishes to stop.
     """
+    end = time.monotonic() + seconds
     answers: queue.SimpleQueue[tuple[Answer] | BaseException] = queue.SimpleQueue()
 
     def run() -> None:
@@ -141,10 +148,16 @@ def answer_within(seconds: float, ask: Callable[[], Answer]) -> Answer:
             answers.put(error)
 
     threading.Thread(target=run, name="mbqueue-look", daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"it has not answered for {seconds:.0f} s") from None
+    while True:
+        try:
+            answer = answers.get(timeout=max(0.0, min(_NOTICE_SECONDS, end - time.monotonic())))
+        except queue.Empty:
+            if should_stop():
+                raise InterruptedError("it is not waited for: somebody wishes to stop") from None
+            if time.monotonic() >= end:
+                raise TimeoutError(f"it has not answered for {seconds:.0f} s") from None
+        else:
+            break
     if isinstance(answer, BaseException):
         raise answer
     return answer[0]

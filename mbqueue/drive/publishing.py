@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from mbqueue import files
-from mbqueue.belonging import answer_within
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
@@ -30,6 +30,7 @@ from mbqueue.drive.outcomes import (
     histories_of,
     result_files,
 )
+from mbqueue.drive.outlived import OutlivedDrive
 from mbqueue.drive.published import base_name, is_on_line
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.rounds import NoTime, Pace, Rounds
@@ -49,8 +50,10 @@ LONGEST_RETRY_SECONDS = 300.0
 SNAPSHOT_SECONDS = 60.0
 #: Between two looks at what other sessions have published.
 RECONCILE_SECONDS = 30.0
-#: For so long training waits for a mount to answer before it goes on without what others have published.
-ANSWER_SECONDS = 10.0
+#: For so long training waits at most until what others have published is read; it then goes on without that.
+READ_SECONDS = 30.0
+#: For so long a session waits for its first round, so that its first claim knows of other sessions.
+FIRST_ROUND_SECONDS = 60.0
 #: How long the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
 
@@ -63,6 +66,7 @@ class Publisher:
     Args:
         session: who publishes; None for a command, which announces nothing.
         remaining: seconds until the session must be over; nothing is begun that takes longer.
+        should_stop: whether the session is to end: its main thread then waits for the mount no more.
         on_published: told how long each round that wrote something took.
         note: told, in a sentence and from the thread, what a person should know.
     """
@@ -75,16 +79,18 @@ class Publisher:
         clock: Clock,
         note: Callable[[str], None],
         remaining: Callable[[], float] = lambda: float("inf"),
+        should_stop: Callable[[], bool] = lambda: False,
         on_published: Callable[[float], None] = lambda _seconds: None,
         drive: Drive | None = None,
     ) -> None:
         self._project, self._session, self._clock, self._note = project, session, clock, note
-        self._remaining, self._on_published = remaining, on_published
+        self._remaining, self._should_stop, self._on_published = remaining, should_stop, on_published
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread has its own: what a thread has read of the mount is its own.
-        self._beside = Reentry(project, self._drive, note=note, clock=clock)
+        # The main thread has its own: what a thread has read of the mount is its own. And it waits for no mount.
+        self._read = OutlivedDrive(self._drive, should_stop=should_stop)
+        self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
         self._outcomes = PublishedResults(self._drive, self._reentry.damaged)
         self._neighbours = Neighbours(project, self._drive, clock=clock, note=note)
@@ -95,12 +101,14 @@ class Publisher:
         self._wrote = False
         self._pace = Pace()
         self._rounds = Rounds(session)
-        self._wake, self._over = threading.Event(), threading.Event()
+        self._wake, self._over, self._begun = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-publish", daemon=True)
 
     def __enter__(self) -> Self:
-        self.round()  # so that the first claim knows of other sessions
         self._thread.start()
+        end = time.monotonic() + min(FIRST_ROUND_SECONDS, self._remaining())
+        while not self._begun.wait(0.1) and time.monotonic() < end and not self._should_stop():
+            pass
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -127,25 +135,33 @@ class Publisher:
         """Those of them that have announced themselves again since they were first seen, so that they surely live."""
         return self._neighbours.active
 
-    def reconcile(self, queue: Queue, *, now: float) -> list[tuple[int, int]]:
+    def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
         """Take over what other sessions have published further than here; nothing while the mount fails or hangs.
+
+        What is read is read in threads that are left behind when they take too long; what is taken over then is taken
+        over here, in the caller's thread.
 
         Args:
             now: monotonic seconds; it does so once a while only.
+            spare: seconds that it may take at most, if they are fewer than `READ_SECONDS`.
 
         Returns:
             (experiment id, fold) of the folds that were taken over.
         """
-        if self._reconciled_at is not None and now - self._reconciled_at < RECONCILE_SECONDS:
+        is_early = self._reconciled_at is not None and now - self._reconciled_at < RECONCILE_SECONDS
+        if is_early or spare <= 0:
             return []
         self._reconciled_at = now
         try:
-            answer_within(ANSWER_SECONDS, self._drive.check)  # training must not stand still for a mount that hangs
-            return self._beside.reconcile(queue, by=self._session or "restore")
+            with self._read.within(min(READ_SECONDS, spare)):
+                self._read.check()
+                return self._beside.reconcile(queue, by=self._session or "restore")
+        except InterruptedError:
+            return []
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._reconciled_at = now + LONGEST_RETRY_SECONDS
-            self._note(f"{self._project.root} cannot be read ({error}); what others published is taken over later.")
+            self._trouble(f"{self._project.root} cannot be read: {error}; what others published is taken over later")
             return []
 
     def round(self, *, ended: str | None = None) -> bool:
@@ -188,6 +204,7 @@ class Publisher:
             else:
                 self._failures += 1
                 pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** (self._failures - 1))
+            self._begun.set()
             self._wake.wait(pause)
             if self._failures:
                 self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # commits do not hurry a failing mount

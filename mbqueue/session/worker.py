@@ -207,6 +207,7 @@ def _publisher(
         clock=clock,
         note=report.note,
         remaining=remaining,
+        should_stop=lambda: stop.cause is not None,
         on_published=deadline.saw_publish,
     )
 
@@ -216,7 +217,7 @@ def _meet_others(place: Workplace) -> None:
     if place.publisher is None or not place.publisher.others:
         return
     place.give_back_next("what others have published comes first")
-    taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic())
+    taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic(), spare=place.deadline.spare())
     if place.loaded_fold in taken:
         place.forget_fold()
 

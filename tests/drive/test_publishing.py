@@ -215,7 +215,7 @@ def test_a_mount_point_without_its_mount_is_not_written_to(mount: Mount) -> None
 def test_training_does_not_wait_for_a_mount_that_hangs(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     drive, over = FailingDrive(mount.root), threading.Event()
     session = mount.session(drive=drive)
-    monkeypatch.setattr("mbqueue.drive.publishing.ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("mbqueue.drive.publishing.READ_SECONDS", 0.01)
     monkeypatch.setattr(drive, "check", lambda: over.wait(60.0))
     try:
         assert session.publisher.reconcile(session.queue, now=mount.clock.monotonic()) == []

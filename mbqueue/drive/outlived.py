@@ -1,0 +1,61 @@
+"""Reading a mount that may begin to hang at any moment, by threads that are outlived."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from mbqueue.belonging import answer_within
+from mbqueue.drive.mounted import Drive
+
+Answer = TypeVar("Answer")
+
+
+class OutlivedDrive(Drive):
+    """A drive for whose reading one waits only for so long; for writing it is no use.
+
+    What a thread that was left behind reads after all is kept until somebody gets through, so a mount that needs
+    longer than one may wait is read all the same, in a few goes.
+
+    Args:
+        should_stop: ends the waiting, too.
+    """
+
+    def __init__(self, drive: Drive, *, should_stop: Callable[[], bool]) -> None:
+        super().__init__(drive.root)
+        self._drive, self._should_stop = drive, should_stop
+        self._seconds, self._until = 0.0, 0.0
+        self._kept: dict[tuple[str, int], bytes] = {}
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """All that is read in the block takes so long at most; then TimeoutError is raised in it.
+
+        When somebody wishes to stop, it is InterruptedError. Both are OSErrors that tell of the mount, not of a file.
+        """
+        self._seconds, self._until = seconds, time.monotonic() + seconds
+        yield
+        self._kept.clear()
+
+    def check(self) -> None:
+        self._answer(self._drive.check)
+
+    def names(self, folder: str) -> list[str]:
+        return self._answer(lambda: self._drive.names(folder))
+
+    def signature(self, path: str) -> tuple[int, int]:
+        return self._answer(lambda: self._drive.signature(path))
+
+    def read(self, path: str, *, at_most: int) -> bytes:
+        key = path, at_most
+        if key not in self._kept:
+            self._answer(lambda: self._kept.__setitem__(key, self._drive.read(path, at_most=at_most)))
+        return self._kept[key]
+
+    def _answer(self, ask: Callable[[], Answer]) -> Answer:
+        try:
+            return answer_within(self._until - time.monotonic(), ask, should_stop=self._should_stop)
+        except TimeoutError:
+            raise TimeoutError(f"it has not answered within {self._seconds:.0f} s") from None

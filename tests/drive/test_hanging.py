@@ -1,0 +1,188 @@
+"""A mount that begins to hang in the midst of being read keeps nobody from training, and from ending."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_training import FakeSession, is_done
+from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
+
+from mbqueue.drive import publishing
+from mbqueue.drive.livestate import publishing_status
+from mbqueue.drive.mounted import Drive
+from mbqueue.drive.publishing import Publisher
+from mbqueue.experiment import parse_spec
+from mbqueue.project import ProjectFolder, Settings, init_project
+from mbqueue.queue.store import Queue
+from mbqueue.session.outcome import Ending, StopCause, StopKind
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.worker import WorkOptions, work
+
+#: Much longer than any test may take; whoever waits for it fails.
+FOR_EVER = 120.0
+
+
+class HangingDrive(Drive):
+    """A drive that hangs from the read of a certain number on, while `hangs_at` is set, until it is `back`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.hangs_at: int | None = None
+        self.reads, self.hangs, self.back = 0, threading.Event(), threading.Event()
+
+    def read(self, path: str, *, at_most: int) -> bytes:
+        self.reads += 1
+        if self.hangs_at is not None and self.reads >= self.hangs_at and not self.back.is_set():
+            self.hangs.set()
+            self.back.wait(FOR_EVER)
+        return super().read(path, at_most=at_most)
+
+
+class Two:
+    """Two machines at one project of two folds, which know of each other; the first has trained its fold further."""
+
+    def __init__(self, base: Path) -> None:
+        self.clock, self.stop = ManualClock(), StopRequest()
+        root = init_project(base / "drive")[0].root
+        project = ProjectFolder(root, Settings(), base / "made")
+        project.live_dir.mkdir()
+        content = {"name": "fake", "folds": (0, 1), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
+        with Queue(project.queue_db) as queue:
+            results = "results/daily/2026-01-01/fake"
+            queue.enqueue(parse_spec(content, source="test"), results_dir=results, now=self.clock.now())
+        assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
+        self.drive = HangingDrive(root)
+        self.first = FakeSession(root, base / "first", self.clock)
+        self.train(self.first)
+        self.first.publish()
+        self.second = FakeSession(
+            root, base / "second", self.clock, drive=self.drive, should_stop=lambda: self.stop.cause is not None
+        )
+        self.train(self.first)
+        self.first.publish()
+        self.second.publish()
+        assert [other.session.id for other in self.second.publisher.others] == [self.first.id]
+
+    def train(self, session: FakeSession) -> None:
+        """Until one more step is trained and committed."""
+        goal = session.steps_trained + 1
+        while session.steps_trained < goal:
+            self.clock.advance(5.0)
+            assert session.step()
+
+    def look(self) -> list[tuple[int, int]]:
+        """The second looks at what the first has published."""
+        return self.second.publisher.reconcile(self.second.queue, now=self.clock.monotonic())
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Two]:
+    made = Two(tmp_path)
+    yield made
+    made.drive.back.set()
+
+
+def reads_of_a_look(two: Two, base: Path) -> int:
+    """How many files a look reads that nothing keeps from its end; on a copy of the live folder."""
+    shutil.copytree(two.second.project.live_dir, base / "copy")
+    drive = HangingDrive(two.drive.root)
+    project = ProjectFolder(two.drive.root, Settings(), base / "copy")
+    publisher = Publisher(project, two.second.id, note=lambda _text: None, clock=two.clock, drive=drive)
+    with Queue(project.queue_db) as queue:
+        assert publisher.reconcile(queue, now=two.clock.monotonic())
+    return drive.reads
+
+
+def test_wherever_a_look_hangs_training_goes_on_and_all_converges_when_the_mount_is_back(
+    two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_reads = reads_of_a_look(two, tmp_path)
+    assert n_reads >= 4
+    monkeypatch.setattr(publishing, "READ_SECONDS", 0.2)
+    # The clock stands still, or the first one would be taken for dead.
+    monkeypatch.setattr(publishing, "LONGEST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(publishing, "RECONCILE_SECONDS", 0.0)
+    for number in range(1, n_reads + 1):
+        two.drive.back.clear()
+        two.drive.hangs.clear()
+        two.drive.hangs_at = two.drive.reads + 1  # what was read before is kept
+        began = time.monotonic()
+        assert two.look() == []
+        assert time.monotonic() - began < FOR_EVER / 2
+        assert two.drive.hangs.is_set(), "what was read by threads that were left behind is read again"
+        told = publishing_status(two.second.project)
+        assert told is not None
+        assert told["state"] == "degraded", number
+        assert "not answered" in told["why"]
+        two.drive.back.set()  # for what hangs now; the next one hangs again
+    assert any("DEGRADED" in note for note in two.second.notes)
+    steps = two.second.steps_trained
+    two.train(two.second)
+    assert two.second.steps_trained == steps + 1
+    two.drive.hangs_at = None
+    for _ in range(200):
+        if is_done(two.second.queue):
+            break
+        two.clock.advance(20.0)
+        for session in (two.first, two.second):
+            session.step()
+            session.publish()
+    assert is_done(two.second.queue)
+    assert two.first.steps_trained + two.second.steps_trained == 8, "a step was done twice"
+
+
+def test_who_wishes_to_stop_does_not_wait_for_the_mount(two: Two) -> None:
+    two.drive.hangs_at = two.drive.reads + 2
+    threading.Thread(target=lambda: two.drive.hangs.wait(FOR_EVER) and two.stop.request(_terminated())).start()
+    began = time.monotonic()
+    assert two.look() == []
+    assert time.monotonic() - began < publishing.READ_SECONDS / 2
+    told = publishing_status(two.second.project)
+    assert told is not None
+    assert told["state"] != "degraded", "nothing is known to be wrong with the mount"
+
+
+def _terminated() -> StopCause:
+    return StopCause(StopKind.SIGNAL, "SIGTERM", 15)
+
+
+def test_a_real_session_ends_when_told_to_in_the_midst_of_a_look_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    project = ProjectFolder(make_project(tmp_path / "mount").root, live=tmp_path / "live")
+    project.live_dir.mkdir()
+    enqueue(project, small_spec(project, train__epochs=1))
+    hangs, back, stop, names = threading.Event(), threading.Event(), StopRequest(), Drive.names
+
+    def hang(self: Drive, folder: str) -> list[str]:
+        if threading.current_thread().name == "mbqueue-look":
+            hangs.set()
+            back.wait(FOR_EVER)
+        return names(self, folder)
+
+    def terminate() -> None:
+        assert hangs.wait(FOR_EVER)
+        stop.request(_terminated())
+
+    monkeypatch.setattr(Drive, "names", hang)
+    somebody: Any = property(lambda _self: [object()])
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "others", somebody)
+        threading.Thread(target=terminate).start()
+        began = time.monotonic()
+        try:
+            outcome = work(project, WorkOptions(device="cpu"), report=RememberedReport(), stop=stop)
+            assert not back.is_set()
+        finally:
+            back.set()
+    assert outcome.ending is Ending.STOPPED
+    assert time.monotonic() - began < publishing.READ_SECONDS
+    assert work(project, WorkOptions(device="cpu"), report=RememberedReport()).ending is Ending.DONE
