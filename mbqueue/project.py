@@ -96,8 +96,7 @@ class ProjectFolder:
     def queue_url(self) -> str:
         """Where the queue is that several machines share; empty where it is the SQLite file `queue_db`.
 
-        Never to be shown: it may hold a password. ``MBQUEUE_QUEUE=sqlite`` stands for the file, whatever the settings
-        say.
+        Never to be shown: it may hold a password. ``MBQUEUE_QUEUE=sqlite`` is the file, whatever the settings say.
 
         Raises:
             UsageError: when $MBQUEUE_QUEUE is no such URL.

@@ -152,17 +152,18 @@ class Publisher:
         if is_early or spare <= 0:
             return []
         self._reconciled_at = now
+        taken: list[tuple[int, int]] = []
         try:
             with self._read.within(min(READ_SECONDS, spare)):
                 self._read.check()
-                return self._beside.reconcile(queue, by=self._session or "restore")
+                self._beside.reconcile(queue, by=self._session or "restore", on_taken=taken.append)
         except InterruptedError:
-            return []
+            pass  # whoever wishes to stop has nothing to complain of
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._reconciled_at = now + LONGEST_RETRY_SECONDS
             self._trouble(f"{self._project.root} cannot be read: {error}; what others published is taken over later")
-            return []
+        return taken
 
     def round(self, *, ended: str | None = None) -> bool:
         """Publish everything that is committed; whether it is now on the mount.

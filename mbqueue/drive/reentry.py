@@ -148,31 +148,35 @@ class Reentry:
         building.replace(self._project.queue_db)
         files.fsync_dir(self._project.live_dir)
 
-    def reconcile(self, queue: Queue, *, at_start: bool = False, by: str = "restore") -> list[tuple[int, int]]:
+    def reconcile(
+        self,
+        queue: Queue,
+        *,
+        at_start: bool = False,
+        by: str = "restore",
+        on_taken: Callable[[tuple[int, int]], None] = lambda _fold: None,
+    ) -> None:
         """Hold everything published against the live state, and take over what is further.
 
         Args:
             at_start: also put back what the queue says beyond the files that exist.
-
-        Returns:
-            (experiment id, fold) of the folds whose checkpoints were taken over.
+            on_taken: told (experiment id, fold) of each fold whose checkpoints were taken over; the mount may fail
+                after that.
         """
         with self._remembering_at_once():
-            return self._reconcile(queue, at_start, by)
+            self._reconcile(queue, at_start, by, on_taken)
 
-    def _reconcile(self, queue: Queue, at_start: bool, by: str) -> list[tuple[int, int]]:
+    def _reconcile(self, queue: Queue, at_start: bool, by: str, on_taken: Callable[[tuple[int, int]], None]) -> None:
         for facts in self._known_experiments():
             self._enqueue(queue, facts, by)
-        taken = []
         for experiment in queue.experiments():
             for outcome in self._outcomes.listed(experiment.name):
                 if outcome.kind == Kind.PREPARE and outcome.spec_hash == experiment.spec_hash:
                     self._prepared(queue, experiment, outcome.result, by)
             for fold in experiment.spec["folds"]:
                 if self._fold(queue, experiment, fold, at_start, by):
-                    taken.append((experiment.id, fold))  # noqa: PERF401 - what is asked is the work itself
+                    on_taken((experiment.id, fold))
             self._results(queue, experiment, at_start, by)
-        return taken
 
     def _known_experiments(self) -> list[Mapping[str, Any]]:
         """What the mount says of experiments, the oldest first: in snapshots, listings and manifests."""

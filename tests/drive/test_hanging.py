@@ -138,6 +138,18 @@ def test_wherever_a_look_hangs_training_goes_on_and_all_converges_when_the_mount
     assert two.first.steps_trained + two.second.steps_trained == 8, "a step was done twice"
 
 
+def test_a_fold_that_was_taken_over_before_the_mount_hung_is_told(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that is loaded would be one of before."""
+
+    def hang(*_arguments: object) -> None:
+        raise TimeoutError("it has not answered")
+
+    monkeypatch.setattr("mbqueue.drive.reentry.Reentry._results", hang)
+    (experiment,) = two.second.queue.experiments()
+    fold = next(job.fold for job in two.first.queue.jobs() if job.fold is not None and job.started)
+    assert two.look() == [(experiment.id, fold)]
+
+
 def test_who_wishes_to_stop_does_not_wait_for_the_mount(two: Two) -> None:
     two.drive.hangs_at = two.drive.reads + 2
     threading.Thread(target=lambda: two.drive.hangs.wait(FOR_EVER) and two.stop.request(_terminated())).start()
