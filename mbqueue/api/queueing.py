@@ -12,7 +12,7 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import StoreError, UsageError
 from mbqueue.queue.jobs import Event
-from mbqueue.queue.opening import open_queue, require_content
+from mbqueue.queue.opening import open_queue, require_content, require_no_cut_off_restore
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
@@ -45,7 +45,7 @@ class Queueing(OpenedProject):
         Raises:
             SpecError: when the file or a key is wrong.
             ExperimentExists: when the name is taken by another spec; the message lists what differs.
-            UsageError, DataError: when the experiment or its dataset does not exist.
+            UsageError, DataError: when the experiment or its dataset does not exist, or a restore was cut off.
         """
         # pydantic builds the checks when this is imported; reading commands need not wait for that.
         from mbqueue.data.datasets import check_dataset  # noqa: PLC0415
@@ -67,6 +67,7 @@ class Queueing(OpenedProject):
         now = self._clock.now()
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)
+        require_no_cut_off_restore(self.folder)
         with open_queue(self.folder) as queue:
             outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
             self._keep_wanted(queue, spec.name)

@@ -12,9 +12,11 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +31,7 @@ from mbqueue.drive.snapshots import check, take
 from mbqueue.drive.wanted import keep_wanted
 from mbqueue.errors import MbqueueError, QueueError, SpecError, UsageError
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import RESTORING
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.settings import SETTINGS_FILE, load_settings
@@ -118,15 +121,24 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
                         newest = newest_whole(staging / "checkpoints" / experiment.name / f"fold_{fold}", note)
                         queue.adopt(trained_by(experiment, fold, newest), now=now, by="restore")
             settle(staging / "queue.db")
-            move_queue_aside(project, force=force, clock=clock)
-            _put_in_place(project, staging, clock, note)
-            shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the queue that is not there any more
-            with Queue(project.queue_db) as queue:
-                for experiment in queue.experiments():
-                    keep_wanted(project, queue, experiment.name)
+            with _said_to_be_restored(project, source):
+                move_queue_aside(project, force=force, clock=clock)
+                _put_in_place(project, staging, clock, note)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return found
+
+
+@contextmanager
+def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
+    """Within, and when it is cut off, commands that find no queue say that this is to be done again."""
+    said = project.live_dir / RESTORING
+    files.write_text(said, shlex.quote(str(source.absolute())))
+    try:
+        yield
+    finally:
+        if project.queue_db.exists():
+            said.unlink()
 
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
@@ -259,7 +271,15 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
                 f"The archive's settings would run commands or call a web hook that {project.root} does not, or cannot "
                 f"be read, so they are not in force: they lie in {settings}. Read them, and take over what you want."
             )
-        put(staging / SETTINGS_FILE, settings, settings.name)
+        # They may say where the live folder is, so there is no instant without them.
+        if settings.exists():
+            replaced.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(settings, replaced / settings.name)
+        files.write_bytes(settings, (staging / SETTINGS_FILE).read_bytes())
+    shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the queue that is not there any more
+    with Queue(staging / "queue.db", read_only=True) as queue:
+        for experiment in queue.experiments():
+            keep_wanted(project, queue, experiment.name)
     # The queue comes last: while it is missing, whatever was cut off is done again by another restore.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)

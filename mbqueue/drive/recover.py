@@ -22,7 +22,7 @@ from mbqueue.errors import CheckpointError, QueueDamaged, QueueError, QueueMoved
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
-from mbqueue.queue.opening import has_lost_content
+from mbqueue.queue.opening import has_lost_content, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
@@ -56,11 +56,14 @@ def recover(
     the project on a local disk), that is taken over first.
 
     Raises:
-        UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
+        UsageError: when there is a whole queue already, or what a restore left that was cut off, and ``force`` is not
+            given; or when a session works with it.
         QueueError: when there is nothing to make a queue of.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
+        if not force:
+            require_no_cut_off_restore(project)
         replaced = move_queue_aside(project, force=force, clock=clock)
         if project.is_split:
             take_commits(project.unsplit, project, differs=note)

@@ -31,6 +31,7 @@ from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
+from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.train.manifest import Manifest, parse_manifest
@@ -57,7 +58,8 @@ def enter(
     reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
-        if not project.queue_db.exists():
+        # A queue made of what is published would hide that files are an archive's, and files of before.
+        if not project.queue_db.exists() and cut_off_restore(project) is None:
             reentry.restore()
         remember_root(project)
         if not project.queue_db.exists() and (stray := stray_state(project)):

@@ -12,6 +12,9 @@ from mbqueue.queue.store import Queue
 if TYPE_CHECKING:
     from mbqueue.queue.postgresql.store import PostgresQueue
 
+#: In the live folder while `mbqueue restore` puts an archive in the place of what was there; says which.
+RESTORING = "restoring"
+
 
 def open_queue(
     project: ProjectFolder, *, read_only: bool = False, wait: Callable[[float], bool] | None = None
@@ -47,6 +50,51 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
     from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
 
     return exists(project.queue_url, wait=wait)
+
+
+def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
+    """Make sure that there is a queue; ``wait`` as `open_queue` takes it.
+
+    Raises:
+        UsageError: when there is none; it says whether there was one, and what to do.
+        QueueError: when its server cannot be reached.
+    """
+    if queue_exists(project, wait=wait):
+        return
+    require_no_cut_off_restore(project)
+    if not project.queue_url and _has_checkpoints(project):
+        raise UsageError(
+            f"There is no queue at {project.queue_db}, but there are checkpoints, so it was lost. Rebuild it from "
+            "them: mbqueue recover"
+        )
+    raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
+
+
+def require_no_cut_off_restore(project: ProjectFolder) -> None:
+    """Refuse a project that is half an archive's and half what was there before.
+
+    Raises:
+        UsageError: when it is.
+    """
+    archive = cut_off_restore(project)
+    if archive is not None:
+        raise UsageError(
+            f"Restoring {project.root} was cut off before it was done. Do it again: mbqueue restore {archive}"
+        )
+
+
+def cut_off_restore(project: ProjectFolder) -> str | None:
+    """The archive whose restoring was cut off before it was done; None when there is no such thing."""
+    if project.queue_url or project.queue_db.exists():
+        return None  # the queue comes last
+    try:
+        return (project.live_dir / RESTORING).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _has_checkpoints(project: ProjectFolder) -> bool:
+    return any(project.live_dir.glob("checkpoints/*/fold_*/e*.json"))
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:

@@ -24,7 +24,7 @@ from mbqueue.clock import Clock, utc_text
 from mbqueue.errors import SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import SessionRow
-from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.queue.opening import open_queue, queue_exists, require_queue
 from mbqueue.queue.processes import ProcessIdentity, identity_of, is_known_dead, parent_of, this_process
 
 #: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
@@ -86,8 +86,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
         UsageError: when one runs in the background of this project already.
         SessionError: when it ended before it was at work; the message has the end of its log.
     """
-    if not queue_exists(project):
-        raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
+    require_queue(project)
     project.logs_dir.mkdir(parents=True, exist_ok=True)
     with _starting_alone(project):
         running = current(project)

@@ -31,7 +31,7 @@ from mbqueue.errors import (
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
-from mbqueue.queue.opening import open_queue, queue_exists, require_content
+from mbqueue.queue.opening import open_queue, require_content, require_queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
@@ -93,8 +93,7 @@ def work(
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
-    if not queue_exists(project, wait=stop.wait):
-        raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
+    require_queue(project, wait=stop.wait)
     if project.queue_url and project.is_split and not project.store:
         raise UsageError(
             f"Other machines share this queue, but the checkpoints would be in {project.live_dir}, where only this one "

@@ -161,6 +161,21 @@ def test_who_wishes_to_stop_does_not_wait_for_the_mount(two: Two) -> None:
     assert told["state"] != "degraded", "nothing is known to be wrong with the mount"
 
 
+def test_a_session_begins_though_its_first_round_hangs(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "FIRST_ROUND_SECONDS", 0.2)
+    two.drive.hangs_at = two.drive.reads + 1
+    publisher = Publisher(
+        two.second.project, two.second.id, note=two.second.notes.append, clock=two.clock, drive=two.drive
+    )
+    began = time.monotonic()
+    with publisher:
+        assert time.monotonic() - began < FOR_EVER / 2
+        assert two.drive.hangs.wait(FOR_EVER)
+        assert publisher.others == []
+        two.drive.back.set()
+    assert [other.session.id for other in publisher.others] == [two.first.id]
+
+
 def _terminated() -> StopCause:
     return StopCause(StopKind.SIGNAL, "SIGTERM", 15)
 

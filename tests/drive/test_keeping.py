@@ -14,6 +14,7 @@ import pytest
 from fake_training import FakeSession, LocalProject, is_done
 from small_project import ManualClock
 
+from mbqueue import Project
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
 from mbqueue.drive.recover import recover
 from mbqueue.errors import QueueError, UsageError
@@ -21,6 +22,7 @@ from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.opening import require_queue
 from mbqueue.queue.store import Queue
 
 RESULTS = "results/daily/2026-01-01/fake"
@@ -169,6 +171,39 @@ def test_what_restore_replaces_is_kept(local: LocalProject, tmp_path: Path) -> N
     restore(local.project, tmp_path / "b.tar", force=True, note=note, clock=local.clock)
     assert list(local.project.state_dir.glob("queue.db.replaced-*"))
     assert list(local.project.state_dir.glob("replaced-*/checkpoints/fake/fold_0/*.pt"))
+
+
+def test_until_a_restore_that_was_cut_off_is_done_again_nothing_else_makes_a_queue(
+    local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "a backup.tar"
+    end(local.train(3))
+    back_up(local.project, archive, clock=local.clock)
+    rows = epochs_and_rows(local.project)
+    end(local.train(2))
+
+    def cut_off(*_arguments: object) -> None:
+        raise OSError(5, "injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mbqueue.drive.archive._put_in_place", cut_off)
+        with pytest.raises(OSError, match="injected"):
+            restore(local.project, archive, force=True, note=note, clock=local.clock)
+    again = f"mbqueue restore '{archive}'"
+    with pytest.raises(UsageError, match=again):
+        require_queue(local.project)
+    with pytest.raises(UsageError, match=again):
+        Project(local.project.root).enqueue("full_finetune", dataset="sample")
+    with pytest.raises(UsageError, match=again):
+        recover(local.project, force=False, note=note, clock=local.clock)
+    assert not local.project.queue_db.exists()
+    restore(local.project, archive, force=False, note=note, clock=local.clock)
+    assert epochs_and_rows(local.project) == rows
+    require_queue(local.project)
+    for path in local.project.state_dir.glob("queue.db*"):
+        path.unlink()
+    with pytest.raises(UsageError, match="mbqueue recover"):
+        require_queue(local.project)
 
 
 RUNS = 'session = "1h"\nend_command = "rm -rf /"\n[notify]\nwebhook = "https://elsewhere/"\n'
