@@ -143,7 +143,9 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of everything, each file whole."""
-    yield "queue.db", snapshot.read_bytes()
+    content = snapshot.read_bytes()
+    snapshot.unlink()  # before the archive is whole, or nothing would sweep it after a death between the two
+    yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
             yield f"checkpoints/{folder.parent.name}/{folder.name}/{file}", content
