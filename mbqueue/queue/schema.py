@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
 SCHEMA_VERSION = 3
+#: Names of the migrations, by which sqlite-utils records them; the first makes version 1.
+_MIGRATIONS = ("0001_queue", "0002_adopting", "0003_commits_place")
+_MIGRATION_SET = "mbqueue.queue"
 
 _VERSION_1 = (
     """
@@ -200,12 +203,23 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
     Raises:
         SchemaTooNew: when a newer mbqueue wrote it.
         QueueMoved: when it is in another database now.
+        DatabaseError: when it is damaged.
     """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == MOVED_VERSION:
         raise moved_error(path, connection.execute("SELECT target, at FROM moved").fetchone())
+    if version > SCHEMA_VERSION and not _has_a_later_migration(connection):
+        damage = sqlite3.DatabaseError(f"its version, {version}, is none that it was ever given")
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damage
     require_known(version, SCHEMA_VERSION, name=path)
     return bool(version == SCHEMA_VERSION)
+
+
+def _has_a_later_migration(connection: sqlite3.Connection) -> bool:
+    """Whether migrations were recorded that this program does not know, beside the version that they set."""
+    applied = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (_MIGRATION_SET,))
+    return any(name not in _MIGRATIONS for (name, *_) in applied)
 
 
 def require_known(version: int, newest: int, *, name: object) -> None:
@@ -246,15 +260,11 @@ def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
         raise
 
 
-#: Names of the migrations; the first makes version 1.
-_MIGRATIONS = ("0001_queue", "0002_adopting", "0003_commits_place")
-
-
 def migrations() -> Migrations:
     """All migrations, oldest first; each sets `user_version` in its own transaction."""
     from sqlite_utils import Migrations  # noqa: PLC0415  (slow to import, and needed only here)
 
-    steps = Migrations("mbqueue.queue")
+    steps = Migrations(_MIGRATION_SET)
 
     def queue(db: Database) -> None:
         for statement in _VERSION_1:

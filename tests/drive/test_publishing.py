@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fake_training import FakeSession, is_done
-from small_project import ManualClock
+from small_project import ManualClock, make_newer
 
 from mbqueue import files
 from mbqueue.drive.announce import Announcements
@@ -28,7 +28,6 @@ from mbqueue.errors import SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import published_seconds
-from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
 from mbqueue.session.ending import run_end_command
@@ -403,7 +402,7 @@ def test_a_hostile_or_damaged_snapshot_is_passed_over_for_the_one_before(
 def test_a_snapshot_of_a_newer_mbqueue_is_refused_with_the_reason(mount: Mount) -> None:
     newest = max((mount.root / "state/snapshots").glob("*.db"))
     listing = json.loads(newest.with_suffix(".json").read_text())
-    _run_sql(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")(newest)
+    make_newer(newest)
     listing |= {"size": newest.stat().st_size, "sha256": files.sha256_of_file(newest), "number": 99}
     text = json.dumps(listing).encode()
     base = f"00000099-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"

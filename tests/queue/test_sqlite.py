@@ -12,8 +12,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from small_project import make_newer
 
-from mbqueue.errors import QueueError, SchemaTooNew
+from mbqueue.errors import QueueDamaged, QueueError, SchemaTooNew
 from mbqueue.queue import Queue, schema
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.transitions import TRANSITIONS
@@ -115,12 +116,21 @@ def test_the_table_of_transitions_in_the_newest_fixture_is_the_one_in_the_code(t
 def test_a_newer_database_is_refused_and_left_as_it_is(world, read_only):
     path = _path(world)
     world.queue.close()
-    _sql(path, f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
+    make_newer(path)
     before = path.read_bytes()
     newer = schema.SCHEMA_VERSION + 1
     with pytest.raises(SchemaTooNew, match=rf"schema version {newer}.*pip install --upgrade mbqueue"):
         Queue(path, read_only=read_only)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_version_that_a_flipped_bit_made_is_not_taken_for_that_of_a_newer_mbqueue(world, read_only):
+    path = _path(world)
+    world.queue.close()
+    _sql(path, f"PRAGMA user_version = {schema.SCHEMA_VERSION + (1 << 24)}")
+    with pytest.raises(QueueDamaged, match="mbqueue recover"):
+        Queue(path, read_only=read_only)
 
 
 def test_a_creation_that_was_cut_off_is_finished_at_the_next_opening(tmp_path):

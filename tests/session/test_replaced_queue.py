@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from processes import freeze, run, start, until
-from small_project import ManualClock, enqueue, make_project, small_spec
+from small_project import ManualClock, enqueue, make_newer, make_project, small_spec
 
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.queue.store import Queue
 
 
@@ -62,8 +61,7 @@ def _enqueued(tmp_path: Path) -> ProjectFolder:
 @pytest.mark.parametrize("force", [False, True])
 def test_a_queue_that_a_newer_mbqueue_wrote_is_not_replaced(tmp_path: Path, clock: ManualClock, force: bool) -> None:
     project = _enqueued(tmp_path)
-    with closing(sqlite3.connect(project.queue_db)) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    make_newer(project.queue_db)
     with pytest.raises(SchemaTooNew):
         move_queue_aside(project, force=force, clock=clock)
     assert project.queue_db.exists()

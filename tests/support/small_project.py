@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from mbqueue.experiment import Spec, load_spec
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.opening import open_queue
+from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.session.report import Report
 
 
@@ -97,3 +100,13 @@ def make_project(root: Path, *, checkpoint_minutes: float = 1e-6, lease_seconds:
     init_project(root)
     (root / "mbqueue.toml").write_text(f"checkpoint_minutes = {checkpoint_minutes}\nlease_seconds = {lease_seconds}\n")
     return init_project(root)[0]
+
+
+def make_newer(queue_db: Path) -> None:
+    """Let a queue be one that the next mbqueue wrote."""
+    with closing(sqlite3.connect(queue_db)) as connection, connection:
+        connection.execute(
+            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) "
+            "VALUES ('mbqueue.queue', 'of the next', '')"
+        )
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
