@@ -26,7 +26,7 @@ from small_project import enqueue, make_project, small_spec
 
 from mbqueue.mounts import mount_of
 
-EPOCHS = 6
+EPOCHS = 60
 SERVER = Path(__file__).parents[1] / "support" / "faulty_fuse.py"
 
 

@@ -35,7 +35,7 @@ CODES = {
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
 #: Operations of the shortest and the longest session. On a drive a new machine needs a hundred until its first step.
-SHORTEST, LONGEST = 8, 90 if LONG else 45
+SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
 #: Of the sessions that there must be, so that they do not come to the end too early.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
