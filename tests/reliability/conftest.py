@@ -50,6 +50,15 @@ def share_of(points: Sequence[int]) -> list[int]:
     return list(points[SHARE - 1 :: SHARES])
 
 
+def points_of(name: str, n_operations: int, *, sample: int) -> list[int]:
+    """Which operations to try: all of this share, or a sample spread over the whole run."""
+    if LONG:
+        return share_of(range(1, n_operations + 1))
+    chance = random.Random(f"{SEED} {name}")
+    width = n_operations / sample
+    return [1 + int(width * (number + chance.random())) for number in range(sample)]
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
     with Warm() as process:

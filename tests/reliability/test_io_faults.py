@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import EXPERIMENT, LONG, SEED, SHARE, SHARES, WORK, Lab, Straight, share_of, tell
+from .conftest import EXPERIMENT, SEED, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 FAILURE = 1
 #: Everything but the database, which may lie on a disk that is still whole.
@@ -36,15 +35,6 @@ FAULTS = {
 SAMPLE = 2
 
 
-def points_of(name: str, n_operations: int) -> list[int]:
-    """Every operation that the fault counts, or a sample spread over the run."""
-    if LONG:
-        return share_of(range(1, n_operations + 1))
-    chance = random.Random(f"{SEED} {name}")
-    width = n_operations / SAMPLE
-    return [1 + int(width * (number + chance.random())) for number in range(SAMPLE)]
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_same_bytes(
     warm: Warm, tmp_path: Path, straight: Straight, name: str
@@ -53,7 +43,7 @@ def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_s
     counted = Counter(operation.split(" ")[0] for operation in straight.operations)
     n_operations = sum(n for kind, n in counted.items() if not options["only"] or kind in options["only"])
     codes = Counter()
-    for point in points_of(name, n_operations):
+    for point in points_of(name, n_operations, sample=SAMPLE):
         lab = Lab(warm, tmp_path / str(point))
         lab.make()
         where = f"MBQUEUE_TEST_SEED={SEED}, {name} at {point}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import LONG, ON_A_DRIVE, SEED, SETTINGS, SHARE, SHARES, WORK, Lab, Straight, share_of, tell
+from .conftest import ON_A_DRIVE, SEED, SETTINGS, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 ARCHIVE = "kept.tar"
 
@@ -117,14 +116,6 @@ def templates(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Templates
     return Templates(warm, tmp_path_factory.mktemp("templates"))
 
 
-def points_of(keeping: Keeping, n_operations: int) -> list[int]:
-    if LONG:
-        return share_of(range(1, n_operations + 1))
-    chance = random.Random(f"{SEED} {keeping.name}")
-    width = n_operations / keeping.sample
-    return [1 + int(width * (number + chance.random())) for number in range(keeping.sample)]
-
-
 @pytest.mark.parametrize("keeping", KEEPINGS, ids=lambda keeping: keeping.name)
 def test_a_command_that_dies_at_an_operation_is_run_again_and_the_experiment_equals_an_uninterrupted_one(
     tmp_path: Path, straight: Straight, templates: Templates, keeping: Keeping
@@ -134,7 +125,7 @@ def test_a_command_that_dies_at_an_operation_is_run_again_and_the_experiment_equ
     assert lab.work(command=absolute(lab, keeping.command), trace=trace) == 0, lab.said
     operations = [line for line in trace.read_text().splitlines() if not line.startswith("-")]
     wrong, deaths = [], 0
-    points = points_of(keeping, len(operations))
+    points = points_of(keeping.name, len(operations), sample=keeping.sample)
     for point in points:
         lab = templates.copy(keeping, tmp_path / str(point))
         try:

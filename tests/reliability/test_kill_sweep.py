@@ -13,7 +13,7 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import LONG, ON_A_DRIVE, SEED, SETTINGS, SHARE, SHARES, Lab, Straight, go_straight, share_of, tell
+from .conftest import LONG, ON_A_DRIVE, SEED, SETTINGS, SHARE, SHARES, Lab, Straight, go_straight, points_of, tell
 
 #: Operations at the end of a run that another run may not have: heartbeats come by the clock. On a drive a thread
 #: publishes beside the training, and what it finds to publish in one round depends on who is faster.
@@ -55,15 +55,6 @@ def straight_on_a_drive(warm: Warm, tmp_path_factory: pytest.TempPathFactory) ->
     return go_straight(Lab(warm, tmp_path_factory.mktemp("on_a_drive"), settings=ON_A_DRIVE))
 
 
-def points_of(death: Death, n_operations: int) -> list[int]:
-    """All operations, or a sample spread over the whole run."""
-    if LONG:
-        return share_of(range(1, n_operations + 1))
-    chance = random.Random(f"{SEED} {death.name}")
-    width = n_operations / death.sample
-    return [1 + int(width * (number + chance.random())) for number in range(death.sample)]
-
-
 @pytest.mark.parametrize("death", DEATHS, ids=lambda death: death.name)
 def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_uninterrupted_one(
     warm: Warm, tmp_path: Path, straight: Straight, straight_on_a_drive: Straight, death: Death
@@ -71,7 +62,7 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
     operations = (straight_on_a_drive if death.on_a_drive else straight).operations
     assert straight_on_a_drive.results == straight.results
     reached, deaths, wrong = 0, 0, []
-    points = points_of(death, len(operations))
+    points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
         # The second death depends on the point alone, so that shares and repetitions die alike.
         chance = random.Random(f"{SEED} {death.name} {point}")
