@@ -135,25 +135,24 @@ def _from_cache(
     project: ProjectFolder, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = _cached(project, dataset_hash)
-    if not path.exists():
-        return None
-    try:
-        crystals, meta = Crystals.open(path)
-    except CacheError as error:
-        note(f"{error} The crystals are fetched or read again.")
-        return None
-    return (crystals, meta) if crystals.hash == dataset_hash else None
+    return _opened(path, dataset_hash, note, "fetched or read again") if path.exists() else None
 
 
 def _from_shelf(
     project: ProjectFolder, shelf: Shelf | None, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = _cached(project, dataset_hash)
-    if not fetch_crystals(shelf, dataset_hash, path, note):
-        return None
+    is_there = fetch_crystals(shelf, dataset_hash, path, note)
+    return _opened(path, dataset_hash, note, "read from their source again") if is_there else None
+
+
+def _opened(
+    path: Path, dataset_hash: str, note: Callable[[str], None], otherwise: str
+) -> tuple[Crystals, dict[str, Any]] | None:
+    """The crystals in a file, and what is kept with them; None when it is damaged, or has others."""
     try:
         crystals, meta = Crystals.open(path)
     except CacheError as error:
-        note(f"{error} The crystals are read from their source again.")
+        note(f"{error} The crystals are {otherwise}.")
         return None
     return (crystals, meta) if crystals.hash == dataset_hash else None
