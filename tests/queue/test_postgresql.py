@@ -442,7 +442,7 @@ def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_sto
         monkeypatch.setattr(project, "mount_of", lambda _, mount=mount: mount)
         folder = project.find_project(root)
         assert (folder.is_split, folder.publishes) == (is_split, False)
-    monkeypatch.setattr("mbqueue.session.worker.queue_exists", lambda _, **options: True)
+    monkeypatch.setattr("mbqueue.queue.opening.queue_exists", lambda _, **options: True)
     with pytest.raises(UsageError, match=r"where only this one sees them\. Set store"):
         work(ProjectFolder(root, live=tmp_path / "live"), WorkOptions(), report=Report())
 
