@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fake_training import FakeSession, is_done
-from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
+from small_project import ManualClock, RememberedReport, enqueue, make_split_project, small_spec
 
 from mbqueue.drive import publishing
 from mbqueue.drive.livestate import publishing_status
@@ -184,8 +184,7 @@ def test_a_real_session_ends_when_told_to_in_the_midst_of_a_look_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    project = ProjectFolder(make_project(tmp_path / "mount").root, live=tmp_path / "live")
-    project.live_dir.mkdir()
+    project = make_split_project(tmp_path)
     enqueue(project, small_spec(project, train__epochs=1))
     hangs, back, stop, names = threading.Event(), threading.Event(), StopRequest(), Drive.names
 

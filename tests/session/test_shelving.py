@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from s3_server import S3Server
-from small_project import RememberedReport, enqueue, make_project, small_spec
+from small_project import RememberedReport, enqueue, make_split_project, small_spec
 
 from mbqueue.drive import mounted
 from mbqueue.drive.crystals import Shelf, fetch_crystals, shelf_of
@@ -55,8 +55,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def split(tmp_path: Path) -> ProjectFolder:
-    project = ProjectFolder(make_project(tmp_path / "mount").root, live=tmp_path / "live")
-    project.live_dir.mkdir()
+    project = make_split_project(tmp_path)
     (project.live_dir / "crystals.bin").write_bytes(CONTENT)
     return project
 
@@ -189,8 +188,7 @@ def test_training_begins_while_the_drive_hangs_over_the_crystals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    project = ProjectFolder(make_project(tmp_path / "mount").root, live=tmp_path / "live")
-    project.live_dir.mkdir()
+    project = make_split_project(tmp_path)
     enqueue(project, small_spec(project, train__epochs=1))
     hangs, over, write_new = threading.Event(), threading.Event(), Drive.write_new
     waited: list[str] = []

@@ -102,6 +102,13 @@ def make_project(root: Path, *, checkpoint_minutes: float = 1e-6, lease_seconds:
     return init_project(root)[0]
 
 
+def make_split_project(base: Path) -> ProjectFolder:
+    """Such a project in ``base/mount``, with its live folder in ``base/live``."""
+    project = ProjectFolder(make_project(base / "mount").root, live=base / "live")
+    project.live_dir.mkdir()
+    return project
+
+
 def make_newer(queue_db: Path) -> None:
     """Let a queue be one that the next mbqueue wrote."""
     with closing(sqlite3.connect(queue_db)) as connection, connection:
