@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from mbqueue.errors import QueueError
 from mbqueue.queue.database import Bound, Part, Row, Statements
+from mbqueue.queue.edges import HAS_ALL_IT_NEEDS
 from mbqueue.queue.jobs import Job, Lease
 
 #: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
@@ -17,14 +18,19 @@ LONGEST_LEASE_SECONDS: Final = 86_400.0
 #: clock that was wrong, and counts as past.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
+_TAKE = """
+    UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
+        lease_expires_at = :now + :lease_seconds, not_before = 0,
+        changed_at = :now, changed_by = :session, changed_why = 'claimed'
+"""
+
+_TAKEN = "RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment"
+
 # Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
 # A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
 # A time absurdly far ahead was written by a wrong clock, and counts as past. Rows that another transaction is just
 # changing are passed over.
-_CLAIM = """
-    UPDATE jobs SET state = 'leased', fence = fence + 1, session_id = :session, affinity = :session, started = 1,
-        lease_expires_at = :now + :lease_seconds, not_before = 0,
-        changed_at = :now, changed_by = :session, changed_why = 'claimed'
+_CLAIM = f"""{_TAKE}
     WHERE id = coalesce(
         (SELECT id FROM jobs
          WHERE state = 'ready' AND paused = 0 AND experiment_id = :experiment_id AND fold = :fold
@@ -45,8 +51,19 @@ _CLAIM = """
                 OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
          ORDER BY priority DESC, started DESC, id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */))
       AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = :session AND sessions.ended_at IS NULL)
-    RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment
-"""
+    {_TAKEN}
+"""  # noqa: S608 - nothing from outside
+
+# What a claim after an epoch's commit would find: the one job of its fold that needs it. It is taken as it waits, since
+# to make it ready first would change its row, and the indexes that claims search, twice. Not for a session that was not
+# heard of for half a lease: the claim that follows then says that it lives.
+_CLAIM_NEXT = f"""{_TAKE}
+    WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id ORDER BY job_id LIMIT 1)
+      AND state = 'waiting' AND paused = 0 AND fold = :fold AND {HAS_ALL_IT_NEEDS}
+      AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = :session AND sessions.ended_at IS NULL
+                    AND sessions.alive_until > :now + :lease_seconds / 2.0)
+    {_TAKEN}
+"""  # noqa: S608 - nothing from outside
 
 _BEAT = """
     UPDATE sessions SET heartbeat_at = :now, alive_until = max(alive_until, :now + :lease_seconds)
@@ -105,20 +122,28 @@ class Claims(Part):
 
     def _beat(self, session: str, now: float, lease_seconds: float) -> Bound:
         """Lets a session live for so much longer; changes no row when it has ended."""
-        if not 0 < lease_seconds <= LONGEST_LEASE_SECONDS:
-            raise QueueError(f"A lease of {lease_seconds} s is not between 0 and {LONGEST_LEASE_SECONDS:.0f} s.")
-        return _BEAT, {"session": session, "now": now, "lease_seconds": lease_seconds}
+        return _BEAT, _lease_values(session, now, lease_seconds)
 
     def _claim(self, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None) -> Bound:
         experiment_id, fold = loaded or (None, None)
-        values = {"session": session, "now": now, "lease_seconds": lease_seconds, "absurd": ABSURD_SECONDS}
+        values = {**_lease_values(session, now, lease_seconds), "absurd": ABSURD_SECONDS}
         return _CLAIM, {**values, "experiment_id": experiment_id, "fold": fold}
+
+    def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
+        """Takes the job that waits for an epoch once that is committed; none where a claim would find another."""
+        return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id, "fold": epoch.fold}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:
         if not self.database.leases_run_out(db):
             return ()
         limits = {"absurd": ABSURD_SECONDS, "max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
         return [(_REAP, {"now": now, "by": by, **limits})]
+
+
+def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, Any]:
+    if not 0 < lease_seconds <= LONGEST_LEASE_SECONDS:
+        raise QueueError(f"A lease of {lease_seconds} s is not between 0 and {LONGEST_LEASE_SECONDS:.0f} s.")
+    return {"session": session, "now": now, "lease_seconds": lease_seconds}
 
 
 def lease_of(found: Sequence[Row], session: str) -> Lease | None:

@@ -18,9 +18,9 @@ from mbqueue.queue.transitions import TRANSITIONS
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: Names of the migrations, by which sqlite-utils records them; the first makes version 1.
-_MIGRATIONS = ("0001_queue", "0002_adopting", "0003_commits_place")
+_MIGRATIONS = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next")
 _MIGRATION_SET = "mbqueue.queue"
 
 _VERSION_1 = (
@@ -280,7 +280,11 @@ def migrations() -> Migrations:
             db.conn.execute(statement.strip())
         db.conn.execute("PRAGMA user_version = 3")
 
-    for name, step in zip(_MIGRATIONS, (queue, adopting, commits_place), strict=True):
+    def claiming_next(db: Database) -> None:
+        # As `adopting`.
+        db.conn.execute("PRAGMA user_version = 4")
+
+    for name, step in zip(_MIGRATIONS, (queue, adopting, commits_place, claiming_next), strict=True):
         steps(name=name)(step)
     return steps
 

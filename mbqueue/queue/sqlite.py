@@ -20,6 +20,8 @@ from mbqueue.queue.database import Bound, Database, Statements
 BUSY_SECONDS = 30.0
 #: With less room than this on its disk SQLite cannot even make the index of its write-ahead log, and says "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
+#: A commit changes some bytes in each of six pages, and writes all six to the log.
+_PAGE_BYTES = 2048
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -212,6 +214,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=False)
             try:
                 schema.is_current(connection, path=self.path)
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file
                 connection.execute("PRAGMA journal_mode = WAL")
                 schema.upgrade(connection, path=self.path)
             finally:

@@ -26,6 +26,7 @@ INITIAL_STATE = State.WAITING
 TRANSITIONS = (
     Transition(State.WAITING, State.READY, "all that it needs is done"),
     Transition(State.READY, State.LEASED, "claimed"),
+    Transition(State.WAITING, State.LEASED, "claimed by the session that committed the epoch before"),
     Transition(State.LEASED, State.COMMITTED, "committed"),
     Transition(State.LEASED, State.READY, "released, cut off, or failed with attempts left"),
     Transition(State.LEASED, State.FAILED, "attempts exhausted"),

@@ -339,6 +339,52 @@ def test_a_commit_with_a_claim_gives_what_the_two_give_one_after_the_other(world
     assert set(world.states().values()) == {"committed"}
 
 
+def test_the_next_job_of_a_fold_is_taken_as_it_waits_once_its_epoch_is_committed(world) -> None:
+    session = world.session()
+    world.prepared(session, folds=(0,))
+    lease = world.take(session)
+    last = world.queue.events(limit=1)[-1].id
+    while lease is not None and lease.job.kind == "train":
+        lease = both(world, lease)
+    assert lease is not None
+    assert (lease.job.label, lease.job.fence, lease.job.session) == ("full fold 0 predict", 1, session)
+    assert lease.expires_at == pytest.approx(world.now + 60.0)
+    changes = [(event.epoch, event.from_state, event.to_state) for event in world.queue.events(after=last)]
+    assert changes == [
+        (1, "leased", "committed"),
+        (2, "waiting", "leased"),
+        (2, "leased", "committed"),
+        (None, "waiting", "leased"),
+    ]
+
+
+def test_a_commit_with_a_claim_counts_as_a_heartbeat_of_a_session_that_was_not_heard_of_lately(world) -> None:
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=3)
+    lease = world.take(session)
+    heard = world.queue.session(session).heartbeat_at
+    world.now += 25.0
+    lease = both(world, lease)
+    assert world.queue.session(session).heartbeat_at == heard
+    world.now += 10.0
+    lease = both(world, lease)
+    assert lease is not None
+    assert lease.job.epoch == 3
+    assert world.queue.session(session).heartbeat_at == pytest.approx(heard + 35.0)
+    assert world.queue.session(session).alive_until == pytest.approx(world.now + 60.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 86_401.0])
+def test_a_commit_with_a_claim_for_no_time_or_too_long_does_nothing(world, seconds) -> None:
+    session = world.session()
+    world.prepared(session)
+    lease = world.take(session)
+    before = world.queue.jobs()
+    with pytest.raises(QueueError, match="not between 0 and"):
+        world.queue.commit_and_claim(lease, result={}, now=world.now, lease_seconds=seconds)
+    assert world.queue.jobs() == before
+
+
 def test_a_commit_with_a_claim_leaves_a_fold_to_the_session_that_is_on_it(world) -> None:
     first, second = world.session(), world.session()
     world.prepared(first)

@@ -63,7 +63,7 @@ def test_what_was_written_is_there_after_reopening(world, open_queue):
 
 
 def test_migrations_are_recorded(world):
-    names = [("0001_queue",), ("0002_adopting",), ("0003_commits_place",)]
+    names = [("0001_queue",), ("0002_adopting",), ("0003_commits_place",), ("0004_claiming_next",)]
     assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == names
     assert _sql(_path(world), "PRAGMA user_version") == [(schema.SCHEMA_VERSION,)]
 

@@ -301,8 +301,16 @@ class QueueMachine(RuleBasedStateMachine):
         if not job:
             return None
         self.was_committed(job, stops=stops)
-        fold = lease.job.fold
-        return self.was_claimed(claimed[0], lease.session, None if fold is None else (lease.job.experiment, fold))
+        fold, alive_until = lease.job.fold, self.model.alive_until[lease.session]
+        loaded = None if fold is None else (lease.job.experiment, fold)
+        following = self.was_claimed(claimed[0], lease.session, loaded)
+        if (
+            (following and following.job.fold == fold)
+            and (lease.job.kind is Kind.TRAIN and not stops)
+            and alive_until > self.now + LEASE / 2
+        ):
+            self.model.alive_until[lease.session] = alive_until  # no heartbeat: it was heard of lately
+        return following
 
     def was_committed(self, job: Any, *, stops: bool) -> None:
         name, kind, fold, epoch = job.key
