@@ -54,14 +54,15 @@ _CLAIM = f"""{_TAKE}
     {_TAKEN}
 """  # noqa: S608 - nothing from outside
 
-# What a claim after an epoch's commit would find: the one job of its fold that needs it. It is taken as it waits, since
-# to make it ready first would change its row, and the indexes that claims search, twice. Not for a session that was not
-# heard of for half a lease: the claim that follows then says that it lives.
+# What a claim after an epoch's commit would find: the one job that needs that epoch. It is taken as it waits, since to
+# make it ready first would change its row, and the indexes that claims search, twice. Not for a session that was not
+# heard of for half a lease: the claim that follows then says that it lives. Not ORDER BY: without statistics PostgreSQL
+# would walk the primary key of `needs` from its head.
 _CLAIM_NEXT = f"""{_TAKE}
-    WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id ORDER BY job_id LIMIT 1)
-      AND state = 'waiting' AND paused = 0 AND fold = :fold AND {HAS_ALL_IT_NEEDS}
-      AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = :session AND sessions.ended_at IS NULL
-                    AND sessions.alive_until > :now + :lease_seconds / 2.0)
+    WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
+      AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}
+      AND EXISTS (SELECT 1 FROM sessions
+                  WHERE sessions.id = :session AND sessions.alive_until > :now + :lease_seconds / 2.0)
     {_TAKEN}
 """  # noqa: S608 - nothing from outside
 
@@ -131,7 +132,7 @@ class Claims(Part):
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
         """Takes the job that waits for an epoch once that is committed; none where a claim would find another."""
-        return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id, "fold": epoch.fold}
+        return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:
         if not self.database.leases_run_out(db):

@@ -115,6 +115,9 @@ class Leases(Claims):
     ) -> Lease | None:
         """As `commit`, and the `claim` that would follow, in one transaction: one wait for the disk instead of two.
 
+        After an epoch the next job of its fold is claimed without more ado: leases that ran out are not taken back, and
+        it counts as a heartbeat only of a session that was not heard of for half of `lease_seconds`.
+
         Args:
             skip_rest: when given, as `skip_rest` with this reason.
 
@@ -128,16 +131,15 @@ class Leases(Claims):
         with self.writing() as db:
             is_epoch = job.kind is Kind.TRAIN and skip_rest is None
             claim_next = [self._claim_next(job, session, now, lease_seconds)] if is_epoch else []
-            found = [row for rows in self._finish(db, lease, result, now, skip_rest, claim_next) for row in rows]
+            given = self._finish(db, lease, result, now, publish, skip_rest, claim_next)
+            found = [row for rows in given for row in rows]
             if not found:
-                # Only whoever ends this session as dead locks it before its jobs; then one of the two begins anew.
+                # Whoever ends this session as dead takes these locks in another order; one of the two begins anew then.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
                 *_, claimed = self.database.together(db, [beat, open_next, *self._reap(db, by=session, now=now), claim])
                 found = claimed.fetchall()
-            if publish is not None:
-                publish()
         return lease_of(found, session)
 
     def renew(
@@ -175,10 +177,10 @@ class Leases(Claims):
     ) -> tuple[Job, ...]:
         """Finish the job: check the fence, call `publish`, write `result`, make ready what waited for it.
 
-        All in one write transaction, which ends with `publish`, so nobody can take the job over while that runs; it
-        should only rename files. When `publish` raises, nothing is written and the lease is still held. When the
-        process dies between `publish` and the end of the transaction, the files are there and the job is still leased:
-        those files are legitimate (the fence was checked), and the next holder of the job adopts them.
+        All in one write transaction, so nobody can take the job over while `publish` runs; it should only rename
+        files. When `publish` raises, nothing is written and the lease is still held. When the process dies between
+        `publish` and the end of the transaction, the files are there and the job is still leased: those files are
+        legitimate (the fence was checked), and the next holder of the job adopts them.
 
         The result of a `prepare` job must hold `dataset_hash`.
 
@@ -190,11 +192,8 @@ class Leases(Claims):
             QueueError: when `dataset_hash` is missing or is not the one of an earlier `prepare`.
         """
         with self.writing() as db:
-            self._finish(db, lease, result, now, None)
-            opened = self._unlock(db, lease, now, None)
-            if publish is not None:
-                publish()
-        return opened
+            self._finish(db, lease, result, now, publish, None)
+            return self._unlock(db, lease, now, None)
 
     def skip_rest(
         self, lease: Lease, *, result: Mapping[str, Any], why: str, now: float, publish: Publish | None = None
@@ -206,11 +205,8 @@ class Leases(Claims):
             QueueError: when the job is not a `train` job.
         """
         with self.writing() as db:
-            self._finish(db, lease, result, now, why)
-            opened = self._unlock(db, lease, now, why)
-            if publish is not None:
-                publish()
-        return opened
+            self._finish(db, lease, result, now, publish, why)
+            return self._unlock(db, lease, now, why)
 
     def release(self, lease: Lease, *, reason: str, now: float, preempted: bool = False) -> None:
         """Give the job back unfinished; `preempted` counts it as cut off. It is not a failure either way.
@@ -262,10 +258,11 @@ class Leases(Claims):
         lease: Lease,
         result: Mapping[str, Any],
         now: float,
+        publish: Publish | None,
         skip_rest: str | None,
         then: Sequence[Bound] = (),
     ) -> list[Rows]:
-        """Commit the job, and run what comes ``then``, which must change nothing if the job was not held; its rows."""
+        """Commit the job, run what comes ``then`` in the same message, and publish; what that gave."""
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
@@ -276,6 +273,8 @@ class Leases(Claims):
         self._require_held(db, lease, given[0])
         if job.kind is Kind.PREPARE:
             self._keep_dataset_hash(db, job, result.get("dataset_hash"))
+        if publish is not None:
+            publish()
         return given[1:]
 
     def _keep_dataset_hash(self, db: Statements, job: Job, dataset_hash: object) -> None:

@@ -156,7 +156,12 @@ def _take_back(target: Queue, old: Statements, new: Statements) -> None:
     version = version_before(new)
     if version is None:
         return
-    if version != SCHEMA_VERSION or not _goes_on(old, after=new):
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{target.database.name} is what an mbqueue of another version left of a queue that was moved (schema "
+            f"version {version}, this one's is {SCHEMA_VERSION}). Give another, for example another schema=NAME."
+        )
+    if not _goes_on(old, after=new):
         raise UsageError(
             f"{target.database.name} is what is left of a queue that was moved, and it is not the one that this queue "
             "comes from. Give another, for example another schema=NAME."

@@ -29,6 +29,8 @@ _HEARTBEAT = """
 
 _END = "UPDATE sessions SET ended_at = :now, end_reason = :reason WHERE id = :id AND ended_at IS NULL"
 
+_HELD = "SELECT id FROM jobs WHERE state = 'leased' AND session_id = ? /*pg FOR NO KEY UPDATE */"
+
 _GIVE_BACK = """
     UPDATE jobs SET
         state = CASE WHEN lost_in_a_row + :lost < :max_lost THEN 'ready' ELSE 'failed' END,
@@ -181,5 +183,6 @@ def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost
     if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
+        db.execute(_HELD, (session,))  # waits for a commit of it that is under way and may be claiming its next job
         db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
         note(db, why, by=by, now=now)

@@ -78,11 +78,12 @@ class Heartbeat:
         now = self._clock.now()
         try:
             self._queue.heartbeat(self._session, now=now, alive_seconds=self._lease_seconds, structures_per_second=rate)
-            if lease is None:
-                return
-            renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
-            if renewed.job.paused:
-                self._withdraw(lease, "paused")
+            if lease is not None:
+                renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
+                if renewed.job.paused:
+                    self._withdraw(lease, "paused")
+            # A session that goes on from epoch to epoch looks for no other jobs. After its own lease was renewed.
+            self._queue.reap_expired(by=self._session, now=now)
         except LeaseLost as error:
             assert lease is not None
             self._withdraw(lease, str(error))

@@ -374,6 +374,32 @@ def test_a_commit_with_a_claim_counts_as_a_heartbeat_of_a_session_that_was_not_h
     assert world.queue.session(session).alive_until == pytest.approx(world.now + 60.0)
 
 
+def test_what_needs_more_than_the_epoch_is_not_claimed_with_its_commit(world) -> None:
+    session = world.session()
+    world.prepared(session, folds=(0,))
+    world.enqueue("other")
+    needs = world.find("full fold 0 epoch 2").id, world.find("other prepare").id
+    with world.queue.writing() as db:
+        db.execute("INSERT INTO needs (job_id, needed_id) VALUES (?, ?)", needs)
+    following = both(world, world.take(session))
+    assert following is not None
+    assert following.job.label == "other prepare"
+    assert world.find("full fold 0 epoch 2").state == "waiting"
+
+
+def test_a_commit_that_ends_a_fold_takes_leases_back_that_ran_out(world) -> None:
+    session, lost = world.session(), world.session()
+    world.prepared(session, epochs=1)
+    lease, left = world.take(session), world.take(lost)
+    lease = both(world, lease)
+    assert lease is not None
+    assert lease.job.kind == "predict"
+    world.now += 70.0
+    following = both(world, lease)
+    assert following is not None
+    assert (following.job.id, following.fence) == (left.job.id, left.fence + 1)
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 86_401.0])
 def test_a_commit_with_a_claim_for_no_time_or_too_long_does_nothing(world, seconds) -> None:
     session = world.session()

@@ -19,7 +19,7 @@ from mbqueue import Project
 from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue import edges, leases
-from mbqueue.queue.claiming import _CLAIM
+from mbqueue.queue.claiming import _CLAIM, _CLAIM_NEXT
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.queue.postgresql import client, listening, patience, schema
@@ -239,6 +239,7 @@ def test_a_queue_of_an_older_version_is_upgraded_with_all_that_is_in_it(url, mak
     with monkeypatch.context() as older:
         older.setattr(schema, "SCHEMA_VERSION", version)
         older.setattr(schema, "_VERSIONS", schema._VERSIONS[:version])
+        older.setattr(schema, "TRANSITIONS", TRANSITIONS[:2])
         with PostgresQueue(url) as queue:
             queue.enqueue(make_spec(), results_dir="r", now=0.0)
             session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
@@ -247,7 +248,11 @@ def test_a_queue_of_an_older_version_is_upgraded_with_all_that_is_in_it(url, mak
     with PostgresQueue(url) as queue:
         queue.verify()
         assert (queue.jobs(), queue.events()) == before
-        assert queue.commit_and_claim(lease, result={"dataset_hash": "d"}, now=0.0, lease_seconds=60) is not None
+        with queue.reading() as db:
+            rows = [tuple(row) for row in db.execute("SELECT from_state, to_state, reason FROM transitions")]
+        assert sorted(rows) == sorted((row.from_state, row.to_state, row.reason) for row in TRANSITIONS)
+        lease = queue.commit_and_claim(lease, result={"dataset_hash": "d"}, now=0.0, lease_seconds=60)
+        assert queue.commit_and_claim(lease, result={}, now=0.0, lease_seconds=60).job.epoch == 2
 
 
 def test_many_may_create_the_tables_at_once(url):
@@ -302,11 +307,14 @@ def test_a_claim_takes_the_first_row_of_an_index_and_sorts_nothing(queue, make_s
         claim = "\n".join(row[0] for row in db.execute(f"EXPLAIN {_CLAIM}", values))
         values = {"id": 1, "fold": 1, "session": "s", "now": 0, "started": 1}
         unlock = "\n".join(row[0] for row in db.execute(f"EXPLAIN {leases._UNLOCK}", values))
+        values = {"id": 1, "session": "s", "now": 0, "lease_seconds": 1}
+        claim_next = "\n".join(row[0] for row in db.execute(f"EXPLAIN {_CLAIM_NEXT}", values))
         db.execute("ROLLBACK")
         db.execute("BEGIN")
     assert "jobs_claim" in claim
     assert "Sort" not in claim
-    assert "Seq Scan on jobs" not in claim + unlock
+    assert "Seq Scan on jobs" not in claim + claim_next + unlock
+    assert re.search(r"needs_needed on needs\b.*\n *Index Cond: \(needed_id = ", claim_next)
 
 
 def test_what_an_epoch_needs_is_looked_up_and_not_searched_for_in_its_whole_fold(queue, make_spec):

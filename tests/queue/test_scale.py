@@ -56,6 +56,7 @@ def _plan(queue, statement):
     "statement",
     [
         claiming._CLAIM,
+        claiming._CLAIM_NEXT,
         claiming._REAP,
         leases._COMMIT,
         leases._UNLOCK,
@@ -63,7 +64,7 @@ def _plan(queue, statement):
         edges.SKIP_LATER_EPOCHS,
         sessions._GIVE_BACK,
     ],
-    ids=["claim", "reap", "commit", "unlock", "renew", "skip", "give back"],
+    ids=["claim", "claim next", "reap", "commit", "unlock", "renew", "skip", "give back"],
 )
 def test_no_statement_of_a_worker_reads_the_table_of_jobs_from_end_to_end_or_sorts_it(large, statement):
     for step in _plan(large, statement):

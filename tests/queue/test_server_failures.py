@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -177,6 +178,30 @@ def test_a_cut_commit_that_claims_the_next_job_gives_it_once(queue, postgres_ser
         assert (proxy.cuts, published) == (1, [1])
         assert (following.job.label, following.fence) == ("full fold 0 epoch 2", 1)
         assert [job.label for job in far.jobs(state=State.LEASED)] == ["full fold 0 epoch 2"]
+
+
+def test_a_session_that_is_ended_while_it_commits_keeps_nothing(queue, postgres_server, make_spec, url):
+    session, lease = _claimed(queue, make_spec)
+    publishing, go_on = threading.Event(), threading.Event()
+
+    def publish() -> None:
+        publishing.set()
+        assert go_on.wait(30)
+
+    with PostgresQueue(url) as own, ThreadPoolExecutor(2) as threads:
+        commit = partial(own.commit_and_claim, lease, result={}, now=0.0, lease_seconds=60, publish=publish)
+        committing = threads.submit(commit)
+        assert publishing.wait(30)
+        ending = threads.submit(queue.end_session, session, reason="its process is gone", now=0.0, lost=True)
+        locked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while postgres_server.sql(locked) == [(0,)]:
+            assert not ending.done()
+            time.sleep(0.01)
+        go_on.set()
+        assert committing.result(30).job.epoch == 2
+        ending.result(30)
+    assert not queue.jobs(state=State.LEASED)
+    assert [(job.label, job.lost_in_a_row) for job in queue.jobs(state=State.READY)] == [("full fold 0 epoch 2", 1)]
 
 
 METHODS: dict[str, Callable] = {

@@ -68,6 +68,10 @@ def test_migrations_are_recorded(world):
     assert _sql(_path(world), "PRAGMA user_version") == [(schema.SCHEMA_VERSION,)]
 
 
+def test_pages_are_small(world):
+    assert _sql(_path(world), "PRAGMA page_size") == [(2048,)]
+
+
 @pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION + 1))
 def test_a_database_of_every_version_opens_and_works(tmp_path, version):
     path = tmp_path / "queue.db"
@@ -91,6 +95,8 @@ def test_a_database_of_every_version_opens_and_works(tmp_path, version):
         queue.commit(lease, result={"val_mae": 0.1}, now=now)
         fold = queue.overview(now=now)["experiments"][0]["folds"][0]
         assert fold["val_mae"] == [0.05, 0.1]
+        rows = set(_sql(path, "SELECT from_state, to_state, reason FROM transitions"))
+        assert rows == {(row.from_state.value, row.to_state.value, row.reason) for row in TRANSITIONS}
 
 
 @pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION + 1))

@@ -146,8 +146,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.model.reap(self.now)
         chosen = self.model.choose(session, self.now, loaded)
         assert (lease and key_of(lease.job)) == (chosen and chosen.key)
-        if lease is None or chosen is None:
-            return None
+        return None if lease is None or chosen is None else self.was_given(lease, chosen, session)
+
+    def was_given(self, lease: Lease, chosen: Any, session: str) -> Lease:
+        assert key_of(lease.job) == chosen.key
         assert all(job.is_done for job in chosen.needs)
         chosen.state, chosen.session, chosen.expires = State.LEASED, session, self.now + LEASE
         chosen.fence, chosen.affinity, chosen.started, chosen.not_before = chosen.fence + 1, session, True, 0.0
@@ -242,7 +244,7 @@ class QueueMachine(RuleBasedStateMachine):
             return self.sessions[-1]
         return living[0]
 
-    @rule(seconds=st.sampled_from([1.0, 30.0, 60.0, 3600.0]))
+    @rule(seconds=st.sampled_from([1.0, 20.0, 30.0, 60.0, 3600.0]))
     def pass_time(self, seconds):
         self.now += seconds
 
@@ -301,16 +303,14 @@ class QueueMachine(RuleBasedStateMachine):
         if not job:
             return None
         self.was_committed(job, stops=stops)
-        fold, alive_until = lease.job.fold, self.model.alive_until[lease.session]
-        loaded = None if fold is None else (lease.job.experiment, fold)
-        following = self.was_claimed(claimed[0], lease.session, loaded)
-        if (
-            (following and following.job.fold == fold)
-            and (lease.job.kind is Kind.TRAIN and not stops)
-            and alive_until > self.now + LEASE / 2
-        ):
-            self.model.alive_until[lease.session] = alive_until  # no heartbeat: it was heard of lately
-        return following
+        fold = lease.job.fold
+        is_epoch = lease.job.kind is Kind.TRAIN and not stops
+        if is_epoch and self.model.alive_until[lease.session] > self.now + LEASE / 2:
+            following = next((later for later in self.model.jobs.values() if job in later.needs), None)
+            if following is not None and following.state is State.READY and not following.paused:
+                assert claimed[0] is not None
+                return self.was_given(claimed[0], following, lease.session)
+        return self.was_claimed(claimed[0], lease.session, None if fold is None else (lease.job.experiment, fold))
 
     def was_committed(self, job: Any, *, stops: bool) -> None:
         name, kind, fold, epoch = job.key

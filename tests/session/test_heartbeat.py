@@ -48,6 +48,21 @@ def test_a_lease_that_was_taken_back_is_withdrawn(
     assert "no longer holds" in heartbeat.withdrawn
 
 
+def test_a_beat_takes_back_what_others_let_run_out_and_keeps_its_own(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
+) -> None:
+    queue, lease, heartbeat, _ = held
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    silent = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
+    other = queue.claim(silent, now=clock.now(), lease_seconds=LEASE_SECONDS)
+    assert other is not None
+    clock.advance(LEASE_SECONDS * 2)  # this one slept, too, but is the first to wake
+    heartbeat.beat()
+    assert heartbeat.withdrawn is None
+    assert queue.job(lease.job.id).session == lease.session
+    assert queue.job(other.job.id).state == "ready"
+
+
 def test_a_paused_job_is_withdrawn_and_a_new_lease_starts_clean(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
