@@ -92,13 +92,6 @@ _EVENTS = """
     ORDER BY id DESC LIMIT :limit
 """
 
-_EVENTS_OF_ONE = """
-    SELECT * FROM event_rows
-    WHERE experiment_id = (SELECT id FROM experiments WHERE name = :experiment) AND (:fold IS NULL OR fold = :fold)
-      AND (:by IS NULL OR by = :by) AND at >= :since AND id > :after
-    ORDER BY id DESC LIMIT :limit
-"""
-
 _OUTLOOK = """
     SELECT
         (SELECT count(*) FROM jobs WHERE state = 'leased') AS leased,
@@ -189,7 +182,7 @@ class Reports(Part):
         """The newest `limit` events that fit, oldest of them first; `after` is the id of the last one already seen."""
         values = {"experiment": experiment, "fold": fold, "by": by, "since": since, "after": after, "limit": limit}
         with self.reading() as db:
-            rows = db.execute(_EVENTS if experiment is None else _EVENTS_OF_ONE, values).fetchall()
+            rows = db.execute(_EVENTS, values).fetchall()
         return tuple(Event.from_row(row) for row in reversed(rows))
 
     def outlook(self, *, now: float) -> Outlook:

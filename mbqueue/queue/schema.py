@@ -281,7 +281,8 @@ def migrations() -> Migrations:
         db.conn.execute("PRAGMA user_version = 3")
 
     def claiming_next(db: Database) -> None:
-        # As `adopting`.
+        # As `adopting`. Each event was written to an index that hardly anybody reads.
+        db.conn.execute("DROP INDEX events_experiment")
         db.conn.execute("PRAGMA user_version = 4")
 
     for name, step in zip(_MIGRATIONS, (queue, adopting, commits_place, claiming_next), strict=True):

@@ -319,10 +319,11 @@ _VERSION_3 = (
     """,
 )
 
-# The table of transitions has a new row, and `upgrade` writes it anew.
-_VERSION_4 = ()
+# The table of transitions has a new row, and `upgrade` writes it anew. Each event was written to an index that hardly
+# anybody reads.
+_VERSION_4 = ("DROP INDEX events_experiment",)
 
-_VERSIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
+_VERSIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 SCHEMA_VERSION = len(_VERSIONS)
 
 _IS_THERE = """
