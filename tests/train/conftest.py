@@ -24,6 +24,15 @@ from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import EpochOutcome, StepReport
 
 CPU = torch.device("cpu")
+#: Where what a device computes is tested: also on the GPU, where there is one.
+DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES, ids=str)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device of this machine."""
+    found: torch.device = request.param
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +157,14 @@ class Bench:
     folder: Path
 
     def run(
-        self, checkpoints: Path, fold: int = 0, *, memory_file: Path | None = None, on_note: Any = None, **options: Any
+        self,
+        checkpoints: Path,
+        fold: int = 0,
+        *,
+        device: torch.device = CPU,
+        memory_file: Path | None = None,
+        on_note: Any = None,
+        **options: Any,
     ) -> FoldRun:
         """A fold of an experiment; ``options`` are of its [train] section, and ``trainable``, ``seed``."""
         spec = small_spec(**options)
@@ -161,7 +177,7 @@ class Bench:
             cache=self.cache,
             frozen=frozen,
             checkpoints=Checkpoints(checkpoints),
-            device=CPU,
+            device=device,
             memory_file=memory_file,
             on_note=on_note or (lambda _note: None),
         )

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 def gradients(model: CHGNet, energy: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     # Weighted, so that errors of opposite sign in two crystals cannot hide each other.
-    (energy * torch.linspace(0.5, 1.5, len(energy), dtype=energy.dtype)).square().sum().backward()
+    weights = torch.linspace(0.5, 1.5, len(energy), dtype=energy.dtype, device=energy.device)
+    (energy * weights).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -48,23 +49,25 @@ def behind_the_first_layer(gated: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "r2scan"])
-def test_energies_and_gradients_are_stock_chgnets(helpers: Any, version: str) -> None:
+def test_energies_and_gradients_are_stock_chgnets(helpers: Any, version: str, device: torch.device) -> None:
     graphs = helpers.convert(helpers.crystals_of_many_kinds(seed=1, copies=2))
-    batch = helpers.batch_from_chgnet_graphs(graphs)
-    model = load_pretrained(version)
+    batch = helpers.batch_from_chgnet_graphs(graphs).to(device)
+    graphs, model = [graph.to(device) for graph in graphs], load_pretrained(version).to(device)
     ours, stock = formation_energies(model, batch), model(graphs)["e"]
     assert float((ours - stock).abs().max()) < 1e-5
     assert_same_gradients(gradients(model, ours), gradients(model, stock), 1e-4)
 
 
-def test_energies_of_hundreds_of_real_crystals_are_stock_chgnets(helpers: Any, tmp_path: Any) -> None:
+def test_energies_of_hundreds_of_real_crystals_are_stock_chgnets(
+    helpers: Any, tmp_path: Any, device: torch.device
+) -> None:
     crystals = load("sample", limit=256, seed=5).crystals
     cache = GraphCache.build(crystals, tmp_path / "graphs", workers=1)
-    model = load_pretrained("0.3.0")
+    model = load_pretrained("0.3.0").to(device)
     for first in range(0, len(crystals), 64):
         rows = np.arange(first, min(first + 64, len(crystals)))
-        graphs = helpers.convert([crystals.structure(row) for row in rows])
-        ours, stock = formation_energies(model, make_batch(cache, rows)), model(graphs)["e"]
+        graphs = [graph.to(device) for graph in helpers.convert([crystals.structure(row) for row in rows])]
+        ours, stock = formation_energies(model, make_batch(cache, rows).to(device)), model(graphs)["e"]
         assert float((ours - stock).abs().max()) < 1e-5
         if first < 128:
             assert_same_gradients(gradients(model, ours), gradients(model, stock), 1e-4)

@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 
 
 def test_training_the_head_from_stored_features_equals_running_the_backbone_each_time(
-    bench: Any, helpers: Any, tmp_path: Path
+    bench: Any, helpers: Any, tmp_path: Path, device: torch.device
 ) -> None:
-    stored, running = bench.run(tmp_path / "stored", trainable="head"), bench.run(tmp_path / "run", trainable="head")
+    stored, running = (bench.run(tmp_path / name, trainable="head", device=device) for name in ("stored", "run"))
     running._feed = GraphFeed(bench.cache)
     running._feed.costs = np.zeros(len(bench.crystals), np.int64)
     for epoch in (1, 2):

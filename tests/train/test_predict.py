@@ -24,9 +24,9 @@ CPU = torch.device("cpu")
 
 
 def test_a_model_file_loads_with_chgnet_and_predicts_what_the_fold_predicts(
-    bench: Any, helpers: Any, tmp_path: Path
+    bench: Any, helpers: Any, tmp_path: Path, device: torch.device
 ) -> None:
-    run = bench.run(tmp_path / "commits")
+    run = bench.run(tmp_path / "commits", device=device)
     helpers.train_epoch(run, 1)
     model = run.best_model()
     save_chgnet(model, tmp_path / "model_fold_0.pth")

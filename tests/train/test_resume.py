@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mbqueue.errors import CheckpointError
 from mbqueue.results.tables import HISTORY_COLUMNS
@@ -71,9 +72,11 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
     ],
     ids=["full", "head", "all levers"],
 )
-def test_stopping_after_every_step_changes_no_byte(bench: Any, helpers: Any, tmp_path: Path, options: Any) -> None:
-    whole = straight(bench, helpers, tmp_path / "whole", **options)
-    pieces = killed_at_every_step(bench, helpers, tmp_path / "pieces", **options)
+def test_stopping_after_every_step_changes_no_byte(
+    bench: Any, helpers: Any, tmp_path: Path, options: Any, device: torch.device
+) -> None:
+    whole = straight(bench, helpers, tmp_path / "whole", device=device, **options)
+    pieces = killed_at_every_step(bench, helpers, tmp_path / "pieces", device=device, **options)
     assert essence(tmp_path / "pieces") == essence(tmp_path / "whole")
     assert model_bytes(pieces.best_model()) == model_bytes(whole.best_model())
     assert np.array_equal(pieces.predict_test(pieces.best_model()), whole.predict_test(whole.best_model()))
