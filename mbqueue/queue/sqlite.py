@@ -20,7 +20,7 @@ from mbqueue.queue.database import Bound, Database, Statements
 BUSY_SECONDS = 30.0
 #: With less room than this on its disk SQLite cannot even make the index of its write-ahead log, and says "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
-#: A commit changes some bytes in each of six pages, and writes all six to the log.
+#: A commit changes some bytes in each of five pages, and writes all five to the log.
 _PAGE_BYTES = 2048
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -22,6 +22,7 @@ from mbqueue.queue import Queue
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.migrating import COLUMNS, copy_queue, copy_to_file, rows_of
 from mbqueue.queue.opening import open_on_server, open_queue
+from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.server import PostgresServer
 from mbqueue.queue.processes import identity_of
 from mbqueue.queue.sqlite import SqliteFile
@@ -290,6 +291,18 @@ def test_another_queue_does_not_take_the_place_of_one_that_was_moved(used, url, 
         Project(used.root).migrate_queue(url)
     with pytest.raises(QueueMoved):
         open_on_server(url)
+
+
+def test_what_another_version_left_of_a_queue_that_was_moved_is_not_taken_back(used, url, postgres_server, monkeypatch):
+    Project(used.root).migrate_queue(url)
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
+    Project(used.root).migrate_queue("sqlite")
+    monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
+    postgres_server.sql(f"UPDATE {parse_address(url).schema}.moved SET version = 3")
+    with pytest.raises(UsageError, match=r"another version left .* version 3, .*another schema=NAME"):
+        Project(used.root).migrate_queue(url)
+    with Queue(used.queue_db) as queue:
+        assert queue.jobs()
 
 
 def test_a_number_that_the_server_cannot_hold_is_named(used, url):
