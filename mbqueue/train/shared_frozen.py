@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -96,12 +97,23 @@ def fetch_shards(
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
     """Do what there is to do for each shard, and tell after each; after the first error nothing more is begun."""
+    has_failed = threading.Event()
+
+    def unless_failed(kind: str, shard: int) -> None:
+        if has_failed.is_set():
+            return
+        try:
+            work(kind, shard)
+        except BaseException:
+            has_failed.set()
+            raise
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
-            for one in [pool.submit(work, *shard) for shard in shards]:
+            for one in [pool.submit(unless_failed, *shard) for shard in shards]:
                 yield one.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            has_failed.set()  # whoever asked for the shards may have had enough
             raise
 
 
