@@ -48,7 +48,7 @@ Step = Callable[[], bool]  # take one job and finish it; False when there is non
 JOBS_OF_AN_EXPERIMENT = 97
 #: Done before the clock starts, by all processes together: statements are planned then, and the logs have their size.
 WARM_UP_JOBS = 160
-#: A table of so many jobs is empty in less than a second.
+#: Tables of so many jobs or fewer are soon empty, so each round measures little, and there are more of them.
 SMALL_TABLE = 10_000
 
 #: Copies of the first experiment and of its jobs, as many times `enqueue` would have made them.
