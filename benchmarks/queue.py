@@ -7,7 +7,8 @@ FOLDER is on a real disk. Every SQLite queue has the write-ahead log and `synchr
 here, as it comes (`fsync` and `synchronous_commit` on). A table of `--jobs` jobs is drained for some seconds by
 `--processes` processes, each of which takes a job and reports it done, over and over, as that queue's own worker does.
 They have done some jobs before, so that what is measured is workers that have been at it for a while. The systems take
-turns, and the median of the rounds is printed. A package that is not installed is named and left out.
+turns, and the median of the rounds is printed. A package that is not installed is named and left out. `--fsync-ms 4`
+makes the disk slower for all of them alike, which takes a C compiler.
 
 What a job costs differs in what it buys (docs/performance.md has it in a table):
 
@@ -32,6 +33,7 @@ import os
 import shutil
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,6 +52,8 @@ JOBS_OF_AN_EXPERIMENT = 97
 WARM_UP_JOBS = 160
 #: Tables of so many jobs or fewer are soon empty, so each round measures little, and there are more of them.
 SMALL_TABLE = 10_000
+
+_SLOW = "FSYNC_MS"
 
 #: Copies of the first experiment and of its jobs, as many times `enqueue` would have made them.
 _COPY = (
@@ -357,7 +361,10 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=sorted({system.name for system in SYSTEMS}))
     parser.add_argument("--stores", nargs="+", choices=["SQLite", "PostgreSQL"], default=["SQLite", "PostgreSQL"])
     parser.add_argument("--folder", type=Path, help="where the databases go; it should be on a real disk")
+    parser.add_argument("--fsync-ms", type=float, help="let the disk take so many milliseconds longer to write through")
     options = parser.parse_args()
+    if options.fsync_ms and _SLOW not in os.environ:
+        start_again_with_a_slow_disk(options.fsync_ms)
     wanted = [s for s in SYSTEMS if s.store in options.stores and s.name in (options.systems or [s.name])]
     missing = [s.name for s in wanted if importlib.util.find_spec(s.package) is None]
     if "PostgreSQL" in options.stores and not is_installed():
@@ -368,6 +375,8 @@ def main() -> None:
     wanted = [s for s in wanted if s.name not in missing]
     numbers = itertools.count()
     with ExitStack() as stack:
+        if _SLOW in os.environ:
+            stack.callback(shutil.rmtree, Path(os.environ["LD_PRELOAD"]).parent)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
         server = None
         if any(system.store == "PostgreSQL" for system in wanted):
@@ -381,6 +390,15 @@ def main() -> None:
                 tell(jobs, processes, take_turns(tables, processes, options.seconds, rounds))
             for table in tables:
                 table.remove()
+
+
+def start_again_with_a_slow_disk(milliseconds: float) -> None:
+    """This command anew, with `slow_fsync.c` loaded into it and into all that it starts, the server too."""
+    library = Path(tempfile.mkdtemp()) / "slow_fsync.so"
+    source = Path(__file__).with_name("slow_fsync.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    os.environ.update({_SLOW: str(milliseconds), "LD_PRELOAD": str(library)})
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]])
 
 
 def take_turns(tables: list[Table], processes: int, seconds: float, rounds: int) -> dict[System, float]:
