@@ -395,6 +395,7 @@ def main() -> None:
 def start_again_with_a_slow_disk(milliseconds: float) -> None:
     """This command anew, with `slow_fsync.c` loaded into it and into all that it starts, the server too."""
     library = Path(tempfile.mkdtemp()) / "slow_fsync.so"
+    library.parent.chmod(0o755)  # PostgreSQL runs as another user where this one is root
     source = Path(__file__).with_name("slow_fsync.c")
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     os.environ.update({_SLOW: str(milliseconds), "LD_PRELOAD": str(library)})
