@@ -37,6 +37,8 @@ class Heartbeat:
         self._progress: dict[str, Any] | None = None
         self._rate: float | None = None
         self._withdrawn: str | None = None
+        self._beaten_at = clock.now()
+        self._reaps_from = self._beaten_at
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mbqueue-heartbeat", daemon=True)
 
@@ -76,14 +78,19 @@ class Heartbeat:
         with self._lock:
             lease, progress, rate = self._lease, self._progress, self._rate
         now = self._clock.now()
+        if now - self._beaten_at > self._lease_seconds:
+            # A machine that slept or was cut off, others perhaps with it: those are to say first that they live.
+            self._reaps_from = now + self._lease_seconds
         try:
             self._queue.heartbeat(self._session, now=now, alive_seconds=self._lease_seconds, structures_per_second=rate)
             if lease is not None:
                 renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
                 if renewed.job.paused:
                     self._withdraw(lease, "paused")
-            # A session that goes on from epoch to epoch looks for no other jobs. After its own lease was renewed.
-            self._queue.reap_expired(by=self._session, now=now)
+            self._beaten_at = now
+            if now >= self._reaps_from:
+                # A session that goes on from epoch to epoch looks for no other jobs. After its own lease was renewed.
+                self._queue.reap_expired(by=self._session, now=now)
         except LeaseLost as error:
             assert lease is not None
             self._withdraw(lease, str(error))

@@ -56,11 +56,32 @@ def test_a_beat_takes_back_what_others_let_run_out_and_keeps_its_own(
     silent = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
     other = queue.claim(silent, now=clock.now(), lease_seconds=LEASE_SECONDS)
     assert other is not None
-    clock.advance(LEASE_SECONDS * 2)  # this one slept, too, but is the first to wake
+    for state in ("leased", "ready"):
+        clock.advance(LEASE_SECONDS * 0.6)
+        heartbeat.beat()
+        assert heartbeat.withdrawn is None
+        assert queue.job(lease.job.id).session == lease.session
+        assert queue.job(other.job.id).state == state
+
+
+def test_of_two_sessions_on_a_machine_that_slept_the_first_to_wake_takes_nothing_from_the_other(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
+) -> None:
+    queue, _, heartbeat, troubles = held
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
+    lease = queue.claim(session, now=clock.now(), lease_seconds=LEASE_SECONDS)
+    assert lease is not None
+    other = Heartbeat(queue, session, lease_seconds=LEASE_SECONDS, clock=clock, on_trouble=troubles.append)
+    other.hold(lease)
+    clock.advance(LEASE_SECONDS * 5)
     heartbeat.beat()
-    assert heartbeat.withdrawn is None
-    assert queue.job(lease.job.id).session == lease.session
-    assert queue.job(other.job.id).state == "ready"
+    other.beat()
+    assert (other.withdrawn, heartbeat.withdrawn, troubles) == (None, None, [])
+    for state in ("leased", "ready"):  # only now does the other one fall silent
+        clock.advance(LEASE_SECONDS * 0.6)
+        heartbeat.beat()
+        assert queue.job(lease.job.id).state == state
 
 
 def test_a_paused_job_is_withdrawn_and_a_new_lease_starts_clean(
