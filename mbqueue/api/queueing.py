@@ -105,12 +105,9 @@ class Queueing(OpenedProject):
             except StoreError as error:  # what is retried stays so
                 lost_folds = {}
                 tell(f"{error} Whether result files are lost could not be seen; for those, retry again once it can be.")
-            for lost, why in lost_folds.items():
-                if fold in (None, lost):
-                    epochs = queue.experiment(experiment).spec["train"]["epochs"]
-                    now = self._clock.now()
-                    changed += queue.rewind(experiment, lost, to_epoch=epochs, why=why, now=now, by="retry")
-            return changed
+            again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}
+            epochs = queue.experiment(experiment).spec["train"]["epochs"]
+            return changed + queue.rewind(experiment, again, to_epoch=epochs, now=self._clock.now(), by="retry")
 
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
         """Set how urgent it is, from the next claim on. Returns the number of jobs."""

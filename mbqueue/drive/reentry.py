@@ -294,7 +294,7 @@ class Reentry:
             why = f"the files of {job.label} did not reach the mount whole"
             self._note(f"{job.label} is done again: {why}.")
             epochs = experiment.spec["train"]["epochs"]
-            queue.rewind(experiment.name, fold, to_epoch=epochs, why=why, now=now, by=by)
+            queue.rewind(experiment.name, {fold: why}, to_epoch=epochs, now=now, by=by)
 
     def _may_be_adopted(self, queue: Queue, job: Job) -> bool:
         jobs = queue.jobs(experiment=job.experiment)

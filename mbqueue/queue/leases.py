@@ -68,7 +68,7 @@ _LAST_EPOCH = """
 
 _RELEASE = """
     UPDATE jobs SET state = 'ready', preemptions = preemptions + :preempted,
-        session_id = NULL, lease_expires_at = NULL,
+        session_id = NULL, lease_expires_at = NULL, affinity = CASE WHEN :for_others = 0 THEN affinity END,
         changed_at = :now, changed_by = :session, changed_why = :why
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
@@ -208,19 +208,20 @@ class Leases(Claims):
             self._finish(db, lease, result, now, publish, why)
             return self._unlock(db, lease, now, why)
 
-    def release(self, lease: Lease, *, reason: str, now: float, preempted: bool = False) -> None:
+    def release(
+        self, lease: Lease, *, reason: str, now: float, preempted: bool = False, for_others: bool = False
+    ) -> None:
         """Give the job back unfinished; `preempted` counts it as cut off. It is not a failure either way.
+
+        `for_others` is for a session that lives on and cannot do it now: no longer is the fold left to that one.
 
         Raises:
             LeaseLost: when the lease is lost.
         """
         with self.writing() as db:
-            self._fenced(
-                db,
-                _RELEASE,
-                lease,
-                {"now": now, "session": lease.session, "why": f"released: {reason}", "preempted": int(preempted)},
-            )
+            how = {"preempted": int(preempted), "for_others": int(for_others)}
+            values = {"now": now, "session": lease.session, "why": f"released: {reason}", **how}
+            self._fenced(db, _RELEASE, lease, values)
 
     def fail(self, lease: Lease, *, error: str, now: float, final: bool = False) -> Job:
         """The attempt ended with an error: try again after a growing delay, or rest in `failed` after the fifth.

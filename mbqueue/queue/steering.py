@@ -5,6 +5,7 @@ Each takes an experiment, or one fold of it, and says by whom (`by`, for the lis
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 from mbqueue.errors import LeaseLost, UsageError
@@ -123,21 +124,23 @@ class Steering(Part):
     def rewind(
         self,
         experiment: str,
-        fold: int,
+        folds: Mapping[int, str],
         *,
         to_epoch: int,
-        why: str,
         now: float,
         lease: Lease | None = None,
         by: str = "rewind",
     ) -> int:
-        """Put back all work of a fold after `to_epoch` (0 for all of it), because its checkpoints are damaged.
+        """Put back all work of `folds` after `to_epoch` (0 for all of it), because their files are damaged.
 
-        Every later epoch, finished, skipped or running, and the fold's `predict` and the `record` wait again; what
+        Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` wait again; what
         follows `to_epoch` becomes ready. Whoever holds one of these jobs loses its lease. A worker that finds the
-        damage passes its own `lease`, on work after `to_epoch`: it must still hold it, and has given it up when this
+        damage passes its own `lease`, on one of these jobs: it must still hold it, and has given it up when this
         returns; its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay
         as they are.
+
+        Args:
+            folds: fold → why.
 
         Returns:
             How many jobs were put back.
@@ -146,12 +149,16 @@ class Steering(Part):
             LeaseLost: when `lease` is lost; nothing was changed then.
         """
         with self.writing() as db:
-            place = _place(db, experiment, fold)
+            places = [(_place(db, experiment, fold), why) for fold, why in folds.items()]
             if lease is not None:
                 _require(db, lease)
                 by = lease.session
-            changed = db.execute(REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}).rowcount
-            settle(db, place["experiment_id"], by=by, now=now)
+            changed = 0
+            for place, why in places:
+                changed += db.execute(
+                    REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}
+                ).rowcount
+                settle(db, place["experiment_id"], by=by, now=now)
             return changed
 
     def _set_paused(self, experiment: str, fold: int | None, *, paused: bool, by: str, now: float) -> int:

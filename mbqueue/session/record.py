@@ -30,9 +30,7 @@ def run(place: Workplace, lease: Lease) -> str:
             place.report.note(str(error))  # what is missing then is made again
     broken = broken_folds(folder, spec.folds, facts=written_facts(place.queue.jobs(experiment=experiment.name)))
     if broken:
-        now, epochs = place.clock.now(), spec.train.epochs
-        for fold, why in broken.items():
-            place.queue.rewind(experiment.name, fold, to_epoch=epochs, why=why, now=now, by=place.session)
+        place.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=place.clock.now(), lease=lease)
         raise Rewound(f"{' '.join(broken.values())} What is missing is made again from the checkpoints.")
 
     def commit(content: dict[str, Any], publish: Callable[[], None]) -> None:

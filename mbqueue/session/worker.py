@@ -42,7 +42,7 @@ from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.usable import usable_device, why_full, why_lost
-from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, Rewound, Stopped, Workplace
+from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Stopped, Workplace
 from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
@@ -306,7 +306,7 @@ def _do(place: Workplace, lease: Lease) -> int:
     except StoreError as error:
         place.forget_fold()
         place.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
-        _give_back(place, lease, "the object store does not answer")
+        _give_back(place, lease, STORE_AWAY, for_others=True)
         return 0
     except Exception as error:
         place.forget_fold()
@@ -328,9 +328,9 @@ def _do(place: Workplace, lease: Lease) -> int:
     return 1
 
 
-def _give_back(place: Workplace, lease: Lease, reason: str) -> None:
+def _give_back(place: Workplace, lease: Lease, reason: str, *, for_others: bool = False) -> None:
     with suppress(QueueError):  # of a lease that is lost there is nothing to give back; one that is not runs out
-        place.queue.release(lease, reason=reason, now=place.clock.now(), preempted=True)
+        place.queue.release(lease, reason=reason, now=place.clock.now(), preempted=True, for_others=for_others)
 
 
 def _fail(place: Workplace, lease: Lease, error: Exception) -> None:

@@ -37,6 +37,8 @@ from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 #: No job is begun that has less time than this.
 SHORTEST_JOB_SECONDS = 5.0
+#: Why a job is given back that cannot be saved.
+STORE_AWAY = "the object store does not answer"
 
 
 class Stopped(Exception):
@@ -155,12 +157,12 @@ class Workplace:
                 return Lease(job=job, session=self.session, fence=job.fence, expires_at=job.lease_expires_at)
         return None
 
-    def give_back_next(self, reason: str) -> None:
+    def give_back_next(self, reason: str, *, for_others: bool = False) -> None:
         """Give back a job that was claimed with the last commit and not begun."""
         lease, self.next_lease = self.next_lease, None
         if lease is not None:
             with suppress(QueueError):  # it is lost already, or runs out
-                self.queue.release(lease, reason=reason, now=self.clock.now())
+                self.queue.release(lease, reason=reason, now=self.clock.now(), for_others=for_others)
 
     def saved(self, seconds: float) -> None:
         """Something was committed, which took ``seconds`` after it was staged."""
@@ -196,6 +198,7 @@ class Workplace:
         """
         while self.watch is not None and self.watch.why is not None:
             assert self.store is not None
+            self.give_back_next(STORE_AWAY, for_others=True)
             pause = self.watch.pause(StoreAway(self.watch.why))
             if not self.deadline.allows(pause):
                 self.stop.request(TIME_IS_UP)
@@ -379,7 +382,7 @@ class Workplace:
         if reached >= epochs:
             return
         why = f"checkpoints of fold {fold.fold} are damaged or gone; the newest whole one ends with epoch {reached}"
-        self.queue.rewind(experiment.name, fold.fold, to_epoch=reached, why=why, now=self.clock.now(), lease=lease)
+        self.queue.rewind(experiment.name, {fold.fold: why}, to_epoch=reached, now=self.clock.now(), lease=lease)
         raise Rewound(f"{why}. The epochs after it are queued again.")
 
     def damaged(self, lease: Lease, text: str) -> None:

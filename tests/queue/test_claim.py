@@ -39,6 +39,15 @@ def test_a_claim_raises_the_fence_and_names_the_holder(world):
     assert world.take(session).fence == 2
 
 
+def test_a_job_given_back_for_others_is_not_left_to_the_session_that_lives_on(world):
+    one, two = world.session(), world.session()
+    world.prepared(one, folds=(0,), epochs=3)
+    world.queue.release(world.take(one), reason="test", now=world.now)
+    assert world.claim(two) is None
+    world.queue.release(world.take(one), reason="test", now=world.now, for_others=True)
+    assert world.take(two).job.epoch == 1
+
+
 def test_a_leased_job_is_not_given_twice(world):
     world.enqueue()
     assert world.claim(world.session()) is not None

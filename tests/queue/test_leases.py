@@ -24,7 +24,7 @@ WRITES = {
     "release": lambda world, lease, publish: world.queue.release(lease, reason="late", now=world.now),
     "fail": lambda world, lease, publish: world.queue.fail(lease, error="late", now=world.now),
     "rewind": lambda world, lease, publish: world.queue.rewind(
-        "full", 0, to_epoch=0, why="late", now=world.now, lease=lease
+        "full", {0: "late"}, to_epoch=0, now=world.now, lease=lease
     ),
 }
 
@@ -35,7 +35,7 @@ LOSSES = {
     "committed": lambda world, lease: world.commit(lease),
     "failed": lambda world, lease: world.queue.fail(lease, error="boom", now=world.now),
     "cancelled": lambda world, lease: world.queue.cancel("full", now=world.now),
-    "rewound": lambda world, lease: world.queue.rewind("full", 0, to_epoch=0, why="test", now=world.now),
+    "rewound": lambda world, lease: world.queue.rewind("full", {0: "test"}, to_epoch=0, now=world.now),
     "session ended": lambda world, lease: world.queue.end_session(lease.session, reason="test", now=world.now),
 }
 

@@ -265,7 +265,7 @@ def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_j
     def publish() -> None:
         postgres_server.restart()
         with PostgresQueue(url) as other:
-            other.rewind("full", 0, to_epoch=0, why="meanwhile", now=0.0)
+            other.rewind("full", {0: "meanwhile"}, to_epoch=0, now=0.0)
 
     with pytest.raises(LeaseLost):
         queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
@@ -550,7 +550,7 @@ def test_any_mix_of_commands_at_once_ends_no_transaction_in_a_deadlock_and_leave
                 name, fold = draw.choice("ab"), draw.choice([None, 0, 1])
                 command = draw.choice([own.pause, own.resume, own.retry, own.cancel])
                 command(name, fold=fold, now=0.0)
-                own.rewind(name, draw.choice([0, 1]), to_epoch=draw.choice([0, 2]), why="test", now=0.0)
+                own.rewind(name, {draw.choice([0, 1]): "test"}, to_epoch=draw.choice([0, 2]), now=0.0)
                 folds = draw.choice([(0, 1), (1, 2), (3,)])
                 own.enqueue(make_spec(name, folds=folds, epochs=3), results_dir=name, now=0.0)
                 own.reap_expired(by="test", now=0.0)

@@ -203,7 +203,7 @@ class QueueMachine(RuleBasedStateMachine):
             lambda: self.queue.save_progress(old, progress={"step": 1}),
             lambda: self.queue.release(old, reason="machine", now=self.now),
             lambda: self.queue.fail(old, error="boom", now=self.now),
-            lambda: self.queue.rewind(job.key[0], fold, to_epoch=0, why="machine", now=self.now, lease=old),
+            lambda: self.queue.rewind(job.key[0], {fold: "machine"}, to_epoch=0, now=self.now, lease=old),
             lambda: self.queue.commit(old, result=result, now=self.now, publish=lambda: pytest.fail("published")),
         ):
             assert self.attempt(old, write) is None
@@ -339,14 +339,14 @@ class QueueMachine(RuleBasedStateMachine):
             self.queue.commit(lease, result={"dataset_hash": "d"}, now=self.now, publish=publish)
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), preempted=st.booleans())
-    def release(self, data, preempted):
+    @rule(data=st.data(), preempted=st.booleans(), for_others=st.booleans())
+    def release(self, data, preempted, for_others):
         lease = self.some_lease(data)
-        job = self.attempt(
-            lease, lambda: self.queue.release(lease, reason="machine", now=self.now, preempted=preempted)
-        )
+        how = {"preempted": preempted, "for_others": for_others}
+        job = self.attempt(lease, lambda: self.queue.release(lease, reason="machine", now=self.now, **how))
         if job:
             job.preemptions += preempted
+            job.affinity = None if for_others else job.affinity
             job.drop_lease(State.READY)
 
     @precondition(lambda self: self.given)
@@ -415,7 +415,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def rewind(self, name, fold, jobs, *, to_epoch):
         if fold is not None:
-            self.queue.rewind(name, fold, to_epoch=to_epoch, why="machine", now=self.now)
+            self.queue.rewind(name, {fold: "machine"}, to_epoch=to_epoch, now=self.now)
             self.rewound(name, fold, to_epoch)
 
     @precondition(lambda self: self.given)
@@ -424,8 +424,15 @@ class QueueMachine(RuleBasedStateMachine):
         lease = self.some_lease(data)
         name, fold, epoch = lease.job.experiment, lease.job.fold, lease.job.epoch
         if epoch is not None and to_epoch < epoch:
-            why = {"why": "machine", "now": self.now, "lease": lease}
-            if self.attempt(lease, lambda: self.queue.rewind(name, fold, to_epoch=to_epoch, **why)):
+            self.rewind_held(lease, [fold], to_epoch)
+        elif lease.job.kind == "record":
+            self.rewind_held(lease, sorted({key[2] for key in self.model.jobs if key[0] == name} - {None}), EPOCHS)
+
+    def rewind_held(self, lease, folds, to_epoch):
+        name, put_back = lease.job.experiment, dict.fromkeys(folds, "machine")
+        rewind = partial(self.queue.rewind, name, put_back, to_epoch=to_epoch, now=self.now, lease=lease)
+        if self.attempt(lease, rewind):
+            for fold in folds:
                 self.rewound(name, fold, to_epoch)
 
     @rule()

@@ -147,7 +147,7 @@ def test_every_action_leaves_an_event_that_says_by_whom(world):
 
 def test_a_rewound_fold_is_done_again_from_there(world):
     session = _trained(world)
-    assert world.queue.rewind("full", 0, to_epoch=1, why="e0002 is damaged", now=world.now) == 4
+    assert world.queue.rewind("full", {0: "e0002 is damaged"}, to_epoch=1, now=world.now) == 4
     assert world.states() == {
         "prepare": "committed",
         "fold 0 epoch 1": "committed",
@@ -167,7 +167,7 @@ def test_a_rewound_fold_is_done_again_from_there(world):
 
 def test_rewinding_leaves_other_folds_alone(world):
     _trained(world, folds=(0, 1))
-    world.queue.rewind("full", 0, to_epoch=0, why="all damaged", now=world.now)
+    world.queue.rewind("full", {0: "all damaged"}, to_epoch=0, now=world.now)
     states = world.states()
     assert (states["fold 0 epoch 1"], states["fold 1 epoch 1"], states["fold 1 predict"]) == (
         "ready",
@@ -183,7 +183,7 @@ def test_the_worker_that_finds_the_damage_gives_its_own_job_back_and_claims_the_
     world.commit(world.take(session))
     lease = world.take(session)
     assert lease.job.epoch == 3
-    world.queue.rewind("full", 0, to_epoch=0, why="both are damaged", now=world.now, lease=lease)
+    world.queue.rewind("full", {0: "both are damaged"}, to_epoch=0, now=world.now, lease=lease)
     with pytest.raises(LeaseLost):
         world.commit(lease)
     assert world.take(session, loaded=(lease.job.experiment_id, 0)).job.epoch == 1
@@ -194,7 +194,7 @@ def test_rewinding_takes_the_job_from_whoever_works_on_what_is_put_back(world):
     world.prepared(session, folds=(0,), epochs=2)
     world.commit(world.take(session))
     running = world.take(session)
-    world.queue.rewind("full", 0, to_epoch=0, why="damaged", now=world.now)
+    world.queue.rewind("full", {0: "damaged"}, to_epoch=0, now=world.now)
     with pytest.raises(LeaseLost, match="waiting"):
         world.commit(running)
 
@@ -204,6 +204,6 @@ def test_epochs_skipped_by_early_stopping_come_back_when_rewound(world):
     world.prepared(session, folds=(0,), epochs=3)
     world.commit(world.take(session))
     world.queue.skip_rest(world.take(session), result={}, why="no better", now=world.now)
-    world.queue.rewind("full", 0, to_epoch=1, why="damaged", now=world.now)
+    world.queue.rewind("full", {0: "damaged"}, to_epoch=1, now=world.now)
     states = world.states()
     assert [states[f"fold 0 epoch {epoch}"] for epoch in (1, 2, 3)] == ["committed", "ready", "waiting"]

@@ -15,11 +15,12 @@ import torch
 from small_project import ManualClock, RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.data import datasets
-from mbqueue.errors import UsageError
+from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import read_history, read_predictions
+from mbqueue.session import record
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import Ending, SessionOutcome, WorkOptions, work
 
@@ -284,6 +285,31 @@ def test_a_results_folder_that_was_deleted_is_made_again_from_the_checkpoints(
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
     assert (folder / "preds_fold_0.csv").read_bytes() == predictions
     assert (folder / "results.json").exists()
+
+
+def test_one_that_saw_files_missing_and_was_taken_for_dead_since_puts_nothing_back(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, look, calls = make_project(tmp_path), record.broken_folds, iter([True])
+    folder = enqueue(project, small_spec(project, "pretrained_infer"))
+    work(project, WorkOptions(device="cpu", max_jobs=2), report=report)  # all but the record
+    (folder / "preds_fold_0.csv").unlink()
+
+    def slow_look(*arguments: Any, **options: Any) -> dict[int, str]:
+        found = look(*arguments, **options)
+        if next(calls, False):
+            assert 0 in found
+            with Queue(project.queue_db) as queue:
+                (slow,) = (row.id for row in queue.sessions() if row.ended_at is None)
+                queue.end_session(slow, reason="was silent", now=queue.sessions()[-1].heartbeat_at, lost=True)
+            assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE, report.lines
+        return found
+
+    monkeypatch.setattr(record, "broken_folds", slow_look)
+    with pytest.raises(QueueError, match="has ended"):
+        work(project, WorkOptions(device="cpu"), report=report)
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert {job.state for job in queue.jobs()} == {State.COMMITTED}
 
 
 def test_a_damaged_commit_stays_where_it_is_when_results_are_recorded_and_is_told(

@@ -25,6 +25,7 @@ from mbqueue import project as project_module
 from mbqueue.api import Project
 from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
+from mbqueue.clock import SystemClock
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
 from mbqueue.objects import ObjectStore
 from mbqueue.project import (
@@ -219,6 +220,44 @@ def test_a_job_that_finds_the_store_away_is_given_back_and_done_once_it_answers(
     with Queue(shared[0], read_only=True) as queue:
         (job,) = queue.jobs(state=State.COMMITTED)[1:]
         assert (job.kind, job.failures, job.preemptions) == (Kind.TRAIN, 0, 1)
+
+
+def test_a_job_that_was_claimed_before_the_store_went_is_not_held_while_that_is_waited_for(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, backend = faulty(shared[1])
+    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    machine = Machine(tmp_path / "one", shared[0])
+    watches: list[StoreWatch] = []
+    meanwhile: list[tuple[Any, ...]] = []
+
+    class Back(StoreWatch):
+        def pause(self, error: StoreError) -> float:
+            with Queue(shared[0]) as queue:
+                meanwhile.extend((job.state, job.fence, job.preemptions) for job in queue.jobs() if job.epoch == 2)
+                other = queue.start_session(device="cpu", now=clock.now(), alive_seconds=60)
+                lease = queue.claim(other, now=clock.now(), lease_seconds=60)
+                meanwhile.append((lease and lease.job.epoch,))
+                queue.end_session(other, reason="test", now=clock.now())
+            backend.away = False
+            return super().pause(error)
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            watches.append(self)
+
+    def finished(job: Any, _summary: str) -> None:
+        if job.epoch == 1:
+            with Queue(shared[0], read_only=True) as queue:
+                assert [one.epoch for one in queue.jobs(state=State.LEASED)] == [2]
+            backend.away = True
+            watches[0].trouble("what is sent in the background found it away")
+
+    clock = SystemClock()
+    monkeypatch.setattr("mbqueue.session.worker.StoreWatch", Back)
+    machine.report.job_finished = finished  # type: ignore[method-assign]
+    assert machine.work(3).jobs_done == 3, machine.report.lines
+    assert meanwhile == [(State.READY, 1, 0), (2,)]
 
 
 def test_of_two_queues_on_one_store_the_second_takes_what_the_first_has_committed(

@@ -88,7 +88,9 @@ class FakeSession:
             missing = [fold for fold in experiment.spec["folds"] if not predictions_file(folder, fold).exists()]
             if missing:
                 epochs = experiment.spec["train"]["epochs"]
-                self.queue.rewind(experiment.name, missing[0], to_epoch=epochs, why="missing", now=now)
+                self.queue.rewind(
+                    experiment.name, dict.fromkeys(missing, "missing"), to_epoch=epochs, now=now, lease=lease
+                )
                 return True
             files = {
                 fold: hashlib.sha256(predictions_file(folder, fold).read_bytes()).hexdigest()
@@ -112,7 +114,7 @@ class FakeSession:
         newest = newest_whole(commits.folder, self.notes.append)
         reached = 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
         if reached < job.epoch - 1:
-            self.queue.rewind(experiment.name, job.fold, to_epoch=reached, why="damaged", now=now, lease=lease)
+            self.queue.rewind(experiment.name, {job.fold: "damaged"}, to_epoch=reached, now=now, lease=lease)
             return True
         if newest is not None and newest.complete and newest.epoch >= job.epoch:
             self.queue.commit(lease, result={**newest.history[job.epoch - 1], "best_epoch": 1}, now=now)
@@ -184,7 +186,7 @@ class FakeSession:
         if newest is None or not newest.complete or newest.epoch < epochs:
             reached = 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
             self.queue.rewind(
-                experiment.name, job.fold, to_epoch=reached, why="damaged", now=self.clock.now(), lease=lease
+                experiment.name, {job.fold: "damaged"}, to_epoch=reached, now=self.clock.now(), lease=lease
             )
             return
         assert newest.best is not None
