@@ -406,6 +406,15 @@ def test_every_form_of_a_right_url_is_taken(url, shown):
     assert parse_address(url).shown == f"{shown}?schema=mbqueue"
 
 
+def test_options_reach_libpq_as_they_were_written():
+    url = "postgresql://me@host/db?options=-c%20statement_timeout%3D5min&schema=a%20b%2Bc&sslrootcert=/a%20b/c+d"
+    address = parse_address(url)
+    assert address.schema == "a b+c"
+    assert address.options["options"] == "-c statement_timeout=5min"
+    assert address.options["sslrootcert"] == "/a b/c+d"
+    assert "schema" not in address.options
+
+
 def test_a_schema_that_the_server_would_cut_off_is_refused():
     url = "postgresql://me@host/db?schema="
     assert parse_address(url + "a" * 63).schema == "a" * 63

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import unquote
 
 from mbqueue.errors import UsageError
 
 #: Where the tables are when the URL has no ``schema=``.
 DEFAULT_SCHEMA = "mbqueue"
+_SCHEMA = "schema="
 #: PostgreSQL cuts longer names off without a word, so that two of them could be one.
 LONGEST_NAME_BYTES = 63
 
@@ -57,13 +58,15 @@ def parse_address(url: str) -> Address:
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
     base, _, query = url.partition("?")
-    given = dict(parse_qsl(query, keep_blank_values=True))
-    schema = given.pop("schema", DEFAULT_SCHEMA)
+    given = [option for option in query.split("&") if option]
+    ours = [option for option in given if option.startswith(_SCHEMA)]
+    schema = unquote(ours[-1].removeprefix(_SCHEMA)) if ours else DEFAULT_SCHEMA
+    rest = "&".join(option for option in given if option not in ours)  # as it was written: to libpq a + is no blank
     try:
-        options = conninfo_to_dict(f"{base}?{urlencode(given)}" if given else base)
+        options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):
         options = {}
-    if not schema or not _is_plain(base) or not _is_sound(options):
+    if not schema or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
         # Without the cause: libpq repeats the part that it could not read.
         raise UsageError(
             "The URL of the queue cannot be read. It looks like postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full"
