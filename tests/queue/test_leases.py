@@ -479,3 +479,15 @@ def test_the_last_commit_of_a_session_that_was_ended_by_others_claims_nothing(wo
     with pytest.raises(LeaseLost):
         both(world, lease)
     assert not world.queue.jobs(state=State.LEASED)
+
+
+def test_changed_data_are_refused_when_prepared_again(world):
+    session = world.session()
+    world.enqueue(folds=(0,), epochs=0)
+    world.queue.commit(world.take(session), result={"dataset_hash": "old"}, now=world.now)
+    with world.queue.writing() as db:  # nothing in the queue does this; a database put together by hand could
+        db.execute("UPDATE jobs SET state = 'waiting', result = NULL WHERE kind = 'prepare'")
+    world.queue.retry("full", now=world.now)
+    with pytest.raises(QueueError, match="crystals of full have changed"):
+        world.queue.commit(world.take(session), result={"dataset_hash": "new"}, now=world.now)
+    assert world.queue.experiment("full").dataset_hash == "old"

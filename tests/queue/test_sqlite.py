@@ -1,12 +1,10 @@
-"""What only the SQLite file can do: be old, new, damaged, read-only, shared by threads and processes."""
+"""What only the SQLite file can do: be old, new, damaged, read-only."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -52,14 +50,6 @@ def test_opening_creates_the_folder_and_a_durable_database(tmp_path):
         assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
         assert db.execute("PRAGMA foreign_keys").fetchone()[0] == 1
-
-
-def test_what_was_written_is_there_after_reopening(world, open_queue):
-    world.enqueue()
-    jobs = world.queue.jobs()
-    world.queue.close()
-    assert open_queue().jobs() == jobs
-    assert world.queue.jobs() == jobs  # and a closed one opens again
 
 
 def test_migrations_are_recorded(world):
@@ -200,70 +190,11 @@ def test_a_reader_brings_an_old_database_up_to_date_first(tmp_path):
         assert reader.jobs() == ()
 
 
-def test_a_reader_sees_one_instant(world, open_queue):
-    world.enqueue()
-    with world.queue.reading() as db:
-        before = db.execute("SELECT count(*) FROM jobs").fetchone()[0]
-        open_queue().enqueue(world.spec("other"), results_dir="results/other", now=world.now)
-        assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == before
-    assert len(world.queue.jobs()) > before
-
-
 def test_paths_with_odd_characters_work(tmp_path):
     path = tmp_path / "my drive?mode=ro#1 %41 ü" / "queue.db"
     with Queue(path) as queue:
         assert queue.jobs() == ()
     assert path.exists()
-
-
-def test_threads_share_a_queue_with_a_connection_each(world):
-    session = world.session()
-    world.enqueue()
-    lease = world.take(session)
-    failures = []
-
-    def beat():
-        try:
-            for _ in range(20):
-                world.queue.renew(lease, now=world.now, lease_seconds=60)
-        except BaseException as error:
-            failures.append(error)
-            raise
-
-    threads = [threading.Thread(target=beat) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    world.commit(lease)
-
-
-def test_a_forked_process_gets_a_connection_of_its_own(world):
-    world.enqueue()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            world.queue.pause("full", now=world.now, by="child")
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-    assert world.queue.experiment("full").paused
-    world.queue.resume("full", now=world.now)
-
-
-def test_changed_data_are_refused_when_prepared_again(world):
-    session = world.session()
-    world.enqueue(folds=(0,), epochs=0)
-    world.queue.commit(world.take(session), result={"dataset_hash": "old"}, now=world.now)
-    with world.queue.writing() as db:  # nothing in the queue does this; a database put together by hand could
-        db.execute("UPDATE jobs SET state = 'waiting', result = NULL WHERE kind = 'prepare'")
-    world.queue.retry("full", now=world.now)
-    with pytest.raises(QueueError, match="crystals of full have changed"):
-        world.queue.commit(world.take(session), result={"dataset_hash": "new"}, now=world.now)
-    assert world.queue.experiment("full").dataset_hash == "old"
 
 
 def test_a_database_locked_for_too_long_is_an_error_that_says_so(world, monkeypatch):

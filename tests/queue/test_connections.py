@@ -1,0 +1,61 @@
+"""One queue with several connections: opened again, by readers, threads and forked processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+
+def test_what_was_written_is_there_after_reopening(world, open_queue):
+    world.enqueue()
+    jobs = world.queue.jobs()
+    world.queue.close()
+    assert open_queue().jobs() == jobs
+    assert world.queue.jobs() == jobs  # and a closed one opens again
+
+
+def test_a_reader_sees_one_instant(world, open_queue):
+    world.enqueue()
+    with world.queue.reading() as db:
+        before = db.execute("SELECT count(*) FROM jobs").fetchone()[0]
+        open_queue().enqueue(world.spec("other"), results_dir="results/other", now=world.now)
+        assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == before
+    assert len(world.queue.jobs()) > before
+
+
+def test_threads_share_a_queue_with_a_connection_each(world):
+    session = world.session()
+    world.enqueue()
+    lease = world.take(session)
+    failures = []
+
+    def beat():
+        try:
+            for _ in range(20):
+                world.queue.renew(lease, now=world.now, lease_seconds=60)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=beat) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    world.commit(lease)
+
+
+def test_a_forked_process_gets_a_connection_of_its_own(world):
+    world.enqueue()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            world.queue.pause("full", now=world.now, by="child")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert world.queue.experiment("full").paused
+    world.queue.resume("full", now=world.now)
