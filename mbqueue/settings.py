@@ -41,6 +41,15 @@ def wrong_queue_url(text: str) -> str | None:
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 
 
+def _wrong_shared_url(text: str) -> str | None:
+    """As `wrong_queue_url`, of one in a file that people share and backups hold."""
+    user = text.partition("//")[2].partition("/")[0].rpartition("@")[0]
+    names = [option.partition("=")[0] for option in text.partition("?")[2].split("&")]
+    if ":" in user or "password" in names or "sslpassword" in names:
+        return "must not hold a password: put that into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
+    return wrong_queue_url(text)
+
+
 def _setting(
     default: Any,
     description: str,
@@ -86,9 +95,9 @@ class Settings:
     )
     queue: str = _setting(
         "",
-        "The queue that several machines share: postgresql://USER@HOST/DATABASE, better without the password "
-        "(~/.pgpass, PGPASSWORD); by default an SQLite file in state/. MBQUEUE_QUEUE counts first.",
-        check=wrong_queue_url,
+        "The queue that several machines share: postgresql://USER@HOST/DATABASE, without a password (it goes into "
+        "~/.pgpass, PGPASSWORD or MBQUEUE_QUEUE); by default an SQLite file in state/. MBQUEUE_QUEUE counts first.",
+        check=_wrong_shared_url,
         is_secret=True,
     )
     store: str = _setting(

@@ -32,6 +32,9 @@ def test_what_the_file_says_is_taken_and_the_rest_has_its_default(tmp_path: Path
         ("checkpoint_minutes = nan", "checkpoint_minutes = nan: must be a number"),
         ("checkpoint_minutes = 0", "checkpoint_minutes = 0: must be above 0"),
         ("end_command_seconds = 1e6", "must be at most 3600"),
+        ("queue = 'postgresql://me:s3cr3t@host/db'", "queue: must not hold a password: put that into ~/.pgpass"),
+        ("queue = 'postgresql://me:s3?c=r3t@host:5432/db'", "queue: must not hold a password"),
+        ("queue = 'postgresql://me@host/db?sslmode=require&password=s3cr3t'", "queue: must not hold a password"),
         ("notify = 'x'", r"write \[notify\]"),
         ("[notify]\nwebhok = 'x'", "notify.webhok: there is no such key. Known here: command, webhook"),
         ("[notify]\nwebhook = 'ftp://x'", "notify.webhook: must look like"),
@@ -43,6 +46,19 @@ def test_wrong_settings_are_named_with_what_is_allowed(tmp_path: Path, text: str
     (tmp_path / "mbqueue.toml").write_text(text)
     with pytest.raises(SpecError, match=said):
         load_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///db?passfile=/home/me/.pgpass",
+        "postgres://me@one:5432,two:5433/db?application_name=a@b",
+        "postgresql://me@[2001:db8::1]:5432/db?sslmode=verify-full&schema=mine",
+    ],
+)
+def test_the_url_of_a_queue_may_have_all_but_a_password(tmp_path: Path, url: str) -> None:
+    (tmp_path / "mbqueue.toml").write_text(f'queue = "{url}"\n')
+    assert load_settings(tmp_path).queue == url
 
 
 def test_all_wrong_settings_are_told_at_once_and_no_text_is_repeated(tmp_path: Path) -> None:

@@ -42,9 +42,11 @@ def stale(queue: Queue, folder: Path) -> None:
 
 
 def drain(queue: Queue, folder: Path) -> None:
-    """Claim and commit until nothing is left; say which job under which fence."""
+    """When told to, claim and commit until nothing is left; say which job under which fence."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
     loaded = None
+    say("ready")
+    sys.stdin.readline()
     while True:
         lease = queue.claim(session, now=time.time(), lease_seconds=DAY, loaded=loaded)
         if lease is None:

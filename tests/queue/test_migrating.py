@@ -393,3 +393,28 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
         assert commits_and_results(Project(root).folder) == before
     made = Project(root).back_up(tmp_path / "b.tar")
     assert made.commits > 0
+
+
+def test_all_that_a_queue_consists_of_is_copied(world):
+    """A column or a table that a later schema adds must not be forgotten."""
+    of_sqlite = (
+        "SELECT tables.name AS relation, columns.name FROM sqlite_master AS tables "
+        "JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"
+    )
+    of_postgresql = (
+        "SELECT table_name AS relation, column_name AS name FROM information_schema.columns "
+        "JOIN information_schema.tables USING (table_schema, table_name) "
+        "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
+    )
+    with world.queue.reading() as db:
+        rows = db.execute(of_sqlite if world.queue.database.dialect == "sqlite" else of_postgresql).fetchall()
+    found = {}
+    for row in rows:
+        found.setdefault(row["relation"], set()).add(row["name"])
+    copied = {table: set(columns.split(", ")) for table, columns in COLUMNS.items()}
+    assert {table: found.pop(table) for table in copied} == copied
+    rules_and_bookkeeping = {
+        "sqlite": {"transitions", "_sqlite_migrations"},
+        "postgresql": {"transitions", "receipts", "mbqueue_schema"},
+    }
+    assert set(found) == rules_and_bookkeeping[world.queue.database.dialect]

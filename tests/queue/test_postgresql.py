@@ -337,7 +337,7 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
     plain = postgres_server.url(schema="secret")
     url = plain.replace("postgres@", f"postgres:{SECRET}@")
     project = make_project(tmp_path / "project")
-    (project.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
+    monkeypatch.setenv("MBQUEUE_QUEUE", url)
     folder = Project(project.root).folder
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
     said = [repr(folder), repr(folder.settings), repr(parse_address(url))]

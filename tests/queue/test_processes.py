@@ -7,24 +7,16 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from children import start, start_draining
 from processes import until
 
 from mbqueue.queue import State
 
 _TRANSACTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^mbqueue [0-9a-f]+$'"
-
-CHILD = Path(__file__).with_name("child.py")
-
-
-def _start(command: str, world, folder: Path, **options) -> subprocess.Popen[str]:
-    arguments = [sys.executable, str(CHILD), command, world.address, str(folder)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 def _read_line(process: subprocess.Popen[str]) -> str:
@@ -35,7 +27,7 @@ def _read_line(process: subprocess.Popen[str]) -> str:
 
 def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(world, tmp_path):
     world.enqueue()
-    stale = _start("stale", world, tmp_path)
+    stale = start("stale", world.address, tmp_path)
     assert _read_line(stale) == "claimed 1"
     os.kill(stale.pid, signal.SIGSTOP)
     try:
@@ -59,7 +51,7 @@ def test_many_processes_do_500_jobs_each_exactly_once(world, tmp_path):
         world.enqueue(name, folds=(0, 1, 2, 3, 4), epochs=19)
     jobs = world.queue.jobs()
     assert len(jobs) == 510
-    workers = [_start("drain", world, tmp_path) for _ in range(6)]
+    workers = start_draining(world.address, tmp_path, n=6)
     lines = [line for worker in workers for line in worker.communicate(timeout=120)[0].splitlines()]
     assert [worker.returncode for worker in workers] == [0] * 6
     assert Counter(lines) == Counter(f"{job.id} 1" for job in jobs)
@@ -74,7 +66,7 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
     files = tmp_path / "files"
     files.mkdir()
     world.enqueue(folds=(0, 1, 2, 3, 4), epochs=400)
-    worker = _start("publishing", world, files, start_new_session=True)
+    worker = start("publishing", world.address, files, start_new_session=True)
     said = [_read_line(worker)]
     time.sleep(random.Random(seed).uniform(0.0, 0.15))  # when it dies is the thing that varies, not what must be true
     worker.kill()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,9 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
+from children import claimed, drained, start, start_draining
 from cutting_proxy import CuttingProxy
 from postgres_server import PostgresServer as RunningServer
 from transaction_pooler import TransactionPooler
@@ -27,8 +25,6 @@ from mbqueue.queue.postgresql import client, listening, patience
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.server import PostgresServer, exists
 from mbqueue.queue.postgresql.store import PostgresQueue
-
-CHILD = Path(__file__).with_name("child.py")
 
 
 @pytest.fixture(autouse=True)
@@ -55,41 +51,13 @@ def proxy(postgres_server: RunningServer) -> Iterator[CuttingProxy]:
     proxy.close()
 
 
-def _start(command: str, url: str, folder: Path) -> subprocess.Popen[str]:
-    arguments = [sys.executable, str(CHILD), command, url, str(folder)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _claimed(queue: PostgresQueue, make_spec, **options):
-    """A session and its lease on epoch 1 of the only fold."""
-    queue.enqueue(make_spec(folds=(0,), **options), results_dir="r", now=0.0)
-    session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
-    take = lambda: queue.claim(session, now=0.0, lease_seconds=3600)  # noqa: E731
-    queue.commit(take(), result={"dataset_hash": "d"}, now=0.0)
-    return session, take()
-
-
-def _drained(queue: PostgresQueue, workers: list[subprocess.Popen[str]]) -> list[str]:
-    lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
-    assert [worker.returncode for worker in workers] == [0] * len(workers)
-    assert {job.state for job in queue.jobs()} == {State.COMMITTED}
-    events = queue.events(limit=100_000)
-    commits = Counter(event.job_id for event in events if event.to_state == "committed")
-    assert set(commits.values()) == {1}
-    order = [(event.experiment, event.fold, event.epoch) for event in events if event.to_state == "committed"]
-    for place in {place[:2] for place in order}:
-        epochs = [epoch for *where, epoch in order if tuple(where) == place and epoch is not None]
-        assert epochs == sorted(epochs)
-    return lines
-
-
 def test_sixteen_processes_do_2000_jobs_each_exactly_once_and_each_fold_in_order(queue, url, make_spec, tmp_path):
     for number in range(20):
         spec = make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=19)
         queue.enqueue(spec, results_dir=f"r{number}", now=0.0)
     jobs = queue.jobs()
     assert len(jobs) == 2040
-    lines = _drained(queue, [_start("drain", url, tmp_path) for _ in range(16)])
+    lines = drained(queue, start_draining(url, tmp_path, n=16))
     assert Counter(lines) == Counter(f"{job.id} 1" for job in jobs)
 
 
@@ -104,7 +72,7 @@ def test_behind_a_transaction_pooler_all_works_and_a_worker_that_waits_looks_by_
         waited = []
         pooled.wait(2.0, lambda seconds: bool(waited.append(seconds)))
         assert waited == [2.0]
-        _drained(pooled, [_start("drain", through, tmp_path) for _ in range(3)])
+        drained(pooled, start_draining(through, tmp_path, n=3))
     last_client = max(client for client, _ in pooler.used)
     assert len({connection for client, connection in pooler.used if client == last_client}) == 2
     pooler.close()
@@ -113,19 +81,19 @@ def test_behind_a_transaction_pooler_all_works_and_a_worker_that_waits_looks_by_
 def test_a_server_that_crashes_and_comes_back_under_load_loses_no_commit_and_makes_none_twice(
     queue, url, make_spec, tmp_path, postgres_server
 ):
-    for number in range(3):
+    for number in range(12):
         queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=29), results_dir=f"r{number}", now=0.0)
-    workers = [_start("drain", url, tmp_path) for _ in range(4)]
-    assert all(worker.stdout.readline() for worker in workers)  # one that finds no server at its start is told so
+    workers = start_draining(url, tmp_path, n=4)
     for _ in range(3):
-        assert workers[0].stdout.readline(), "the work was over too soon"
+        assert workers[0].stdout.readline()
         postgres_server.restart()
-    _drained(queue, workers)
+        assert not queue.outlook(now=0.0).is_exhausted, "the work was over too soon"
+    drained(queue, workers)
 
 
 def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(queue, url, make_spec, tmp_path):
     queue.enqueue(make_spec(), results_dir="r", now=0.0)
-    stale = _start("stale", url, tmp_path)
+    stale = start("stale", url, tmp_path)
     assert stale.stdout.readline() == "claimed 1\n"
     os.kill(stale.pid, signal.SIGSTOP)
     try:
@@ -148,7 +116,7 @@ def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
     queue, postgres_server, proxy, make_spec, url, cut
 ):
     schema = url.rpartition("=")[2]
-    session, lease = _claimed(queue, make_spec)
+    session, lease = claimed(queue, make_spec)
     with PostgresQueue(postgres_server.url(port=proxy.port, schema=schema)) as far:
         published = []
 
@@ -166,7 +134,7 @@ def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
 
 @pytest.mark.parametrize("cut", ["before", "after"])
 def test_a_cut_commit_that_claims_the_next_job_gives_it_once(queue, postgres_server, proxy, make_spec, url, cut):
-    _, lease = _claimed(queue, make_spec)
+    _, lease = claimed(queue, make_spec)
     with PostgresQueue(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
         published = []
 
@@ -181,7 +149,7 @@ def test_a_cut_commit_that_claims_the_next_job_gives_it_once(queue, postgres_ser
 
 
 def test_a_session_that_is_ended_while_it_commits_keeps_nothing(queue, postgres_server, make_spec, url):
-    session, lease = _claimed(queue, make_spec)
+    session, lease = claimed(queue, make_spec)
     publishing, go_on = threading.Event(), threading.Event()
 
     def publish() -> None:
@@ -221,7 +189,7 @@ METHODS: dict[str, Callable] = {
 @pytest.mark.parametrize("cut", ["before", "after"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cut_changes_nothing_that_a_write_does_or_answers(queue, postgres_server, proxy, make_spec, url, method, cut):
-    _claimed(queue, make_spec)
+    claimed(queue, make_spec)
     lease = queue.claim(queue.start_session(device="b", now=0.0, alive_seconds=60), now=0.0, lease_seconds=60)
     assert lease is None
     (lease,) = (job for job in queue.jobs(state=State.LEASED))
@@ -244,7 +212,7 @@ def _lease_of(queue: PostgresQueue, job):
 
 
 def test_a_publish_cut_off_by_a_crash_counts_when_the_lease_is_still_held(queue, make_spec, postgres_server):
-    _, lease = _claimed(queue, make_spec)
+    _, lease = claimed(queue, make_spec)
     published = []
 
     def publish() -> None:
@@ -260,7 +228,7 @@ def test_a_publish_cut_off_by_a_crash_counts_when_the_lease_is_still_held(queue,
 def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_job(
     queue, url, make_spec, postgres_server
 ):
-    _, lease = _claimed(queue, make_spec)
+    _, lease = claimed(queue, make_spec)
 
     def publish() -> None:
         postgres_server.restart()
@@ -273,7 +241,7 @@ def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_j
 
 
 def test_a_server_that_is_away_for_a_while_costs_a_heartbeat_nothing(queue, make_spec, postgres_server):
-    session, lease = _claimed(queue, make_spec)
+    session, lease = claimed(queue, make_spec)
     postgres_server.stop()
     back = threading.Timer(1.5, postgres_server.start)
     back.start()
@@ -316,7 +284,7 @@ def _backend(queue: PostgresQueue) -> int:
 
 
 def test_a_server_that_hangs_without_dying_is_left_for_another_connection(queue, make_spec, monkeypatch):
-    session, lease = _claimed(queue, make_spec)
+    session, lease = claimed(queue, make_spec)
     monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
     before = _backend(queue)
     with _frozen(before, seconds=60):
@@ -328,7 +296,7 @@ def test_a_server_that_hangs_without_dying_is_left_for_another_connection(queue,
 
 
 def test_a_commit_whose_answer_hangs_is_made_once_and_publishes_once(queue, make_spec, monkeypatch):
-    session, lease = _claimed(queue, make_spec)
+    session, lease = claimed(queue, make_spec)
     monkeypatch.setattr(client, "ANSWER_SECONDS", 0.3)
     published = []
     with ExitStack() as stack:
@@ -431,7 +399,7 @@ def test_who_waits_for_a_server_can_give_up(queue, url, postgres_server):
 
 
 def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, postgres_server, monkeypatch):
-    _, lease = _claimed(queue, make_spec)
+    _, lease = claimed(queue, make_spec)
     queue.renew(lease, now=0.0, lease_seconds=1e-3)
     postgres_server.restart()
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 60.0)
@@ -441,7 +409,7 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
 
 
 def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refused(queue, url, make_spec, monkeypatch):
-    _, lease = _claimed(queue, make_spec)
+    _, lease = claimed(queue, make_spec)
     monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)
 
     def publish() -> None:  # silent for longer, and meanwhile another takes the job away
@@ -453,7 +421,7 @@ def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refu
 
 
 def test_while_a_commit_publishes_nobody_takes_its_job_whatever_the_time(queue, url, make_spec):
-    _, lease = _claimed(queue, make_spec)
+    _, lease = claimed(queue, make_spec)
     queue.renew(lease, now=0.0, lease_seconds=1e-3)
     seen = []
 

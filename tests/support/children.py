@@ -1,0 +1,57 @@
+"""Processes that work with a queue, and what must be so when they have done all of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mbqueue.queue import State
+from mbqueue.queue.postgresql.store import PostgresQueue
+
+CHILD = Path(__file__).parents[1] / "queue" / "child.py"
+
+
+def start(command: str, queue: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    """One that runs a command of child.py on a queue, given by its path or URL."""
+    arguments = [sys.executable, str(CHILD), command, queue, str(folder)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen[str]]:
+    """So many that do all there is; they begin together, or the first would be done before the last was up."""
+    workers = [start("drain", queue, folder) for _ in range(n)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    return workers
+
+
+def claimed(queue: PostgresQueue, make_spec, **options):
+    """A session and its lease on epoch 1 of the only fold."""
+    queue.enqueue(make_spec(folds=(0,), **options), results_dir="r", now=0.0)
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
+    take = lambda: queue.claim(session, now=0.0, lease_seconds=3600)  # noqa: E731
+    queue.commit(take(), result={"dataset_hash": "d"}, now=0.0)
+    return session, take()
+
+
+def drained(queue: PostgresQueue, workers: list[subprocess.Popen[str]]) -> list[str]:
+    """What workers that do all there is wrote; each job must be committed once, and each fold in order."""
+    lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
+    assert [worker.returncode for worker in workers] == [0] * len(workers)
+    assert {job.state for job in queue.jobs()} == {State.COMMITTED}
+    events = queue.events(limit=100_000)
+    commits = Counter(event.job_id for event in events if event.to_state == "committed")
+    assert set(commits.values()) == {1}
+    order = [(event.experiment, event.fold, event.epoch) for event in events if event.to_state == "committed"]
+    for place in {place[:2] for place in order}:
+        epochs = [epoch for *where, epoch in order if tuple(where) == place and epoch is not None]
+        assert epochs == sorted(epochs)
+    return lines
