@@ -153,12 +153,10 @@ class Steering(Part):
             if lease is not None:
                 _require(db, lease)
                 by = lease.session
-            changed = 0
-            for place, why in places:
-                changed += db.execute(
-                    REWIND, {**place, "to_epoch": to_epoch, "why": why, "now": now, "by": by}
-                ).rowcount
-                settle(db, place["experiment_id"], by=by, now=now)
+            how = {"to_epoch": to_epoch, "now": now, "by": by}
+            changed = sum(db.execute(REWIND, {**place, "why": why, **how}).rowcount for place, why in places)
+            if places:
+                settle(db, places[0][0]["experiment_id"], by=by, now=now)
             return changed
 
     def _set_paused(self, experiment: str, fold: int | None, *, paused: bool, by: str, now: float) -> int:
