@@ -94,23 +94,30 @@ class Claims(Part):
     """Claims, and leases that ran out."""
 
     def claim(
-        self, session: str, *, now: float, lease_seconds: float, loaded: tuple[int, int] | None = None
+        self,
+        session: str,
+        *,
+        now: float,
+        lease_seconds: float,
+        loaded: tuple[int, int] | None = None,
+        reap: bool = True,
     ) -> Lease | None:
         """The job that this session should do next, under a new fence, or None when there is none for it now.
 
-        Before that, leases that ran out are taken back. Order: the fold that the session has `loaded`
-        (experiment id, fold); then higher priority; then a fold in progress before a new one; then age. Left out
-        are paused jobs, jobs whose next attempt is due later, and those whose fold another living session worked
-        on last (unless that one is busy with another job), so that two workers take different folds. The time this
-        takes does not grow with the number of jobs. A claim counts as a heartbeat of the session.
+        Before that, leases that ran out are taken back, unless `reap` says otherwise. Order: the fold that the session
+        has `loaded` (experiment id, fold); then higher priority; then a fold in progress before a new one; then age.
+        Left out are paused jobs, jobs whose next attempt is due later, and those whose fold another living session
+        worked on last (unless that one is busy with another job), so that two workers take different folds. The time
+        this takes does not grow with the number of jobs. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: when the session does not exist or has ended.
         """
         with self.writing() as db:
-            reap = self._reap(db, by=session, now=now)
+            taking_back = self._reap(db, by=session, now=now) if reap else ()
             claim = self._claim(session, now, lease_seconds, loaded)
-            beat, *_, claimed = self.database.together(db, [self._beat(session, now, lease_seconds), *reap, claim])
+            steps = [self._beat(session, now, lease_seconds), *taking_back, claim]
+            beat, *_, claimed = self.database.together(db, steps)
             if not beat.rowcount:
                 raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
             found = claimed.fetchall()

@@ -112,6 +112,7 @@ class Leases(Claims):
         lease_seconds: float,
         publish: Publish | None = None,
         skip_rest: str | None = None,
+        reap: bool = True,
     ) -> Lease | None:
         """As `commit`, and the `claim` that would follow, in one transaction: one wait for the disk instead of two.
 
@@ -120,6 +121,7 @@ class Leases(Claims):
 
         Args:
             skip_rest: when given, as `skip_rest` with this reason.
+            reap: as of `claim`.
 
         Returns:
             The next lease, or None when there is no job for this session now, or the session has ended.
@@ -138,17 +140,24 @@ class Leases(Claims):
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
-                *_, claimed = self.database.together(db, [beat, open_next, *self._reap(db, by=session, now=now), claim])
+                taking_back = self._reap(db, by=session, now=now) if reap else ()
+                *_, claimed = self.database.together(db, [beat, open_next, *taking_back, claim])
                 found = claimed.fetchall()
         return lease_of(found, session)
 
     def renew(
-        self, lease: Lease, *, now: float, lease_seconds: float, progress: Mapping[str, Any] | None = None
+        self,
+        lease: Lease,
+        *,
+        now: float,
+        lease_seconds: float,
+        progress: Mapping[str, Any] | None = None,
+        publish: Publish | None = None,
     ) -> Lease:
         """The same lease with a later expiry; `job.paused` in it is current. `progress` is shown on the dashboard.
 
         A lease that has run out, but that nobody has taken back yet, is renewed: the fence shows that no other
-        worker came in between.
+        worker came in between. `publish` is called while the lease is known to be held.
 
         Raises:
             LeaseLost: when the job was taken back, claimed by another, cancelled or rewound.
@@ -156,6 +165,8 @@ class Leases(Claims):
         with self.writing() as db:
             values = {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)}
             self._fenced(db, _RENEW, lease, {**values, "progress": None if progress is None else _as_json(progress)})
+            if publish is not None:
+                publish()
             found = db.execute(_ROW, (lease.job.id,)).fetchall()
         renewed = lease_of(found, lease.session)
         assert renewed is not None

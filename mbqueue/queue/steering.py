@@ -140,7 +140,7 @@ class Steering(Part):
         as they are.
 
         Args:
-            folds: fold → why.
+            folds: fold → why; when there is none, nothing is done.
 
         Returns:
             How many jobs were put back.
@@ -148,6 +148,8 @@ class Steering(Part):
         Raises:
             LeaseLost: when `lease` is lost; nothing was changed then.
         """
+        if not folds:
+            return 0
         with self.writing() as db:
             places = [(_place(db, experiment, fold), why) for fold, why in folds.items()]
             if lease is not None:
@@ -155,8 +157,7 @@ class Steering(Part):
                 by = lease.session
             how = {"to_epoch": to_epoch, "now": now, "by": by}
             changed = sum(db.execute(REWIND, {**place, "why": why, **how}).rowcount for place, why in places)
-            if places:
-                settle(db, places[0][0]["experiment_id"], by=by, now=now)
+            settle(db, places[0][0]["experiment_id"], by=by, now=now)
             return changed
 
     def _set_paused(self, experiment: str, fold: int | None, *, paused: bool, by: str, now: float) -> int:

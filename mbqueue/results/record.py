@@ -135,8 +135,6 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     tables = [path(folder, fold) for fold in folds for path in (history_file, predictions_file)]
     tables += [model_file(folder, fold) for fold in folds]
     prefix = f"{files.TEMP_PREFIX}record-"
-    for left_over in folder.glob(f"{prefix}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as temporary:
         staging, made = Path(temporary), []
         if content["leaderboard"]["comparable"]:
@@ -156,7 +154,8 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
                 (folder / old).unlink(missing_ok=True)
             for path in [*made, staging / RESULTS_FILE]:
                 path.replace(folder / path.name)
-            staging.rmdir()  # here, so that a death right after the commit leaves nothing behind
+            for left_over in folder.glob(f"{prefix}*"):  # this one, too: a death after the commit leaves nothing behind
+                shutil.rmtree(left_over, ignore_errors=True)
             files.fsync_dir(folder)
 
         commit(content, publish)

@@ -57,6 +57,18 @@ class Heartbeat:
         """Why the held job must be given up ("lease lost", "paused"), or None."""
         return self._withdrawn
 
+    def may_reap(self) -> bool:
+        """Whether this session may take back leases that ran out.
+
+        Not for the length of a lease after it was out of touch so long itself, since its machine slept or was cut off,
+        or its clock was set: others may have been so with it, and are to say first that they live.
+        """
+        now = self._clock.now()
+        with self._lock:
+            if not 0 <= now - self._beaten_at <= self._lease_seconds:
+                self._reaps_from = now + self._lease_seconds
+            return now >= self._reaps_from
+
     def hold(self, lease: Lease) -> None:
         """Keep this lease alive from now on."""
         with self._lock:
@@ -78,17 +90,16 @@ class Heartbeat:
         with self._lock:
             lease, progress, rate = self._lease, self._progress, self._rate
         now = self._clock.now()
-        if now - self._beaten_at > self._lease_seconds:
-            # A machine that slept or was cut off, others perhaps with it: those are to say first that they live.
-            self._reaps_from = now + self._lease_seconds
         try:
             self._queue.heartbeat(self._session, now=now, alive_seconds=self._lease_seconds, structures_per_second=rate)
             if lease is not None:
                 renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
                 if renewed.job.paused:
                     self._withdraw(lease, "paused")
-            self._beaten_at = now
-            if now >= self._reaps_from:
+            may_reap = self.may_reap()  # that took long where the server was away, so the time is another
+            with self._lock:
+                self._beaten_at = self._clock.now()
+            if may_reap:
                 # A session that goes on from epoch to epoch looks for no other jobs. After its own lease was renewed.
                 self._queue.reap_expired(by=self._session, now=now)
         except LeaseLost as error:

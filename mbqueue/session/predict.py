@@ -47,9 +47,13 @@ def run(place: Workplace, lease: Lease) -> str:
     table = Predictions(tested.ids, tested.compositions(), tested.n_atoms, tested.targets, predicted)
     folder = place.project.working_results(experiment.results_dir)
     staging = folder / f"{TEMP_PREFIX}fold_{job.fold}-fence_{lease.fence}"
-    for left_over in folder.glob(f"{TEMP_PREFIX}fold_{job.fold}-fence_*"):
-        # Of a session that died, or that lost this job and may publish nothing any more.
-        shutil.rmtree(left_over, ignore_errors=True)
+
+    def sweep() -> None:
+        for left_over in folder.glob(f"{TEMP_PREFIX}fold_{job.fold}-fence_*"):
+            # Of a session that died, or that lost this job and may publish nothing any more.
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    place.while_held(lease, sweep)
     make_folder(staging)
     try:
         save_chgnet(model.cpu(), model_file(staging, job.fold))

@@ -245,6 +245,7 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
             now=clock.now(),
             lease_seconds=place.project.settings.lease_seconds,
             loaded=place.loaded_fold,
+            reap=place.heartbeat.may_reap(),
         )
         if lease is not None:
             place.jobs_done += _do(place, lease)

@@ -81,6 +81,15 @@ class Workplace:
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
     _noted: set[str] = field(default_factory=set, init=False)
 
+    def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
+        """Do what only the holder of the lease may do to files, like removing what those before it left.
+
+        Raises:
+            LeaseLost: when the lease is lost; then nothing was done. What is there may be the next holder's.
+        """
+        seconds = self.project.settings.lease_seconds
+        self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
+
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
@@ -141,6 +150,7 @@ class Workplace:
                 lease_seconds=self.project.settings.lease_seconds,
                 publish=publish,
                 skip_rest=skip_rest,
+                reap=self.heartbeat.may_reap(),
             )
         except LeaseLost:
             raise
@@ -339,7 +349,7 @@ class Workplace:
                 enqueued=enqueued_facts(experiment, self._prepared(experiment)),
                 hold_on=self.hold_on,
             )
-            checkpoints.sweep()
+            self.while_held(lease, checkpoints.sweep)
             frozen = self.frozen_for(job, spec, data)
             self._fold = (
                 key,

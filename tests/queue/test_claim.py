@@ -48,6 +48,15 @@ def test_a_job_given_back_for_others_is_not_left_to_the_session_that_lives_on(wo
     assert world.take(two).job.epoch == 1
 
 
+def test_a_claim_that_is_to_take_back_nothing_leaves_leases_that_ran_out(world):
+    world.enqueue()
+    world.take(world.session())
+    world.now += 1000
+    patient = world.session()
+    assert world.queue.claim(patient, now=world.now, lease_seconds=60, reap=False) is None
+    assert world.queue.claim(patient, now=world.now, lease_seconds=60).fence == 2
+
+
 def test_a_leased_job_is_not_given_twice(world):
     world.enqueue()
     assert world.claim(world.session()) is not None

@@ -10,7 +10,7 @@ from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.leases import LONGEST_RETRY_SECONDS, MAX_FAILURES, retry_delay_seconds
 
 WRITES = {
-    "renew": lambda world, lease, publish: world.queue.renew(lease, now=world.now, lease_seconds=60),
+    "renew": lambda world, lease, publish: world.queue.renew(lease, now=world.now, lease_seconds=60, publish=publish),
     "save_progress": lambda world, lease, publish: world.queue.save_progress(
         lease, progress={"step": 1}, publish=publish
     ),
@@ -168,7 +168,7 @@ def test_publish_runs_while_nobody_else_can_take_the_job(world, open_queue):
     assert world.find("full fold 0 epoch 1").state == "committed"
 
 
-@pytest.mark.parametrize("write", ["commit", "save_progress", "skip_rest"])
+@pytest.mark.parametrize("write", ["commit", "renew", "save_progress", "skip_rest"])
 def test_when_publish_fails_nothing_is_written_and_the_lease_is_kept(world, write):
     lease = _epoch_one(world)
     before, events = world.queue.jobs(), world.queue.events()

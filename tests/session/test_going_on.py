@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -17,6 +18,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.sqlite import SqliteFile
 from mbqueue.queue.store import Queue
+from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.outcome import Ending
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import WorkOptions, work
@@ -62,6 +64,19 @@ def test_a_job_that_was_claimed_and_not_begun_is_given_back_as_it_was(inference:
         (predict,) = (job for job in queue.jobs() if job.kind == "predict")
         assert (predict.state, predict.fence, predict.preemptions, predict.failures) == (State.READY, 1, 0, 0)
         assert predict.changed_why == "released: enough"
+
+
+@pytest.mark.parametrize("may_reap", [False, True])
+def test_a_session_that_slept_claims_nothing_that_another_may_still_hold(
+    inference: ProjectFolder, monkeypatch: pytest.MonkeyPatch, may_reap: bool
+) -> None:
+    with Queue(inference.queue_db) as queue:
+        now = time.time() - 1000
+        other = queue.start_session(device="cpu", now=now, alive_seconds=60)
+        assert queue.claim(other, now=now, lease_seconds=60) is not None
+    monkeypatch.setattr(Heartbeat, "may_reap", lambda _self: may_reap)
+    outcome = work(inference, WorkOptions(device="cpu", idle_seconds=0.1), report=RememberedReport())
+    assert outcome.ending is (Ending.DONE if may_reap else Ending.STOPPED)
 
 
 def test_after_as_many_jobs_as_asked_none_is_claimed(inference: ProjectFolder) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from small_project import ManualClock, enqueue, small_spec
 
@@ -82,6 +84,39 @@ def test_of_two_sessions_on_a_machine_that_slept_the_first_to_wake_takes_nothing
         clock.advance(LEASE_SECONDS * 0.6)
         heartbeat.beat()
         assert queue.job(lease.job.id).state == state
+
+
+def test_a_beat_that_itself_waited_long_for_its_server_takes_nothing_from_others(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
+) -> None:
+    queue, _, heartbeat, _ = held
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    other = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
+    lease = queue.claim(other, now=clock.now(), lease_seconds=LEASE_SECONDS)
+    assert lease is not None
+    renew = queue.renew
+
+    def cut_off(*arguments: Any, **options: Any) -> Lease:
+        clock.advance(LEASE_SECONDS * 2)
+        return renew(*arguments, **{**options, "now": clock.now()})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(queue, "renew", cut_off)
+        heartbeat.beat()
+    assert queue.job(lease.job.id).state == "leased"
+
+
+def test_a_clock_that_was_set_back_stops_nobody_from_taking_back_for_longer_than_a_lease(
+    held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
+) -> None:
+    *_, heartbeat, _ = held
+    assert heartbeat.may_reap()
+    clock.advance(-1e6)
+    assert not heartbeat.may_reap()
+    for allowed in (False, False, False, True):
+        clock.advance(LEASE_SECONDS * 0.4)
+        heartbeat.beat()
+        assert heartbeat.may_reap() is allowed
 
 
 def test_a_paused_job_is_withdrawn_and_a_new_lease_starts_clean(

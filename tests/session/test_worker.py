@@ -23,6 +23,8 @@ from mbqueue.results.tables import read_history, read_predictions
 from mbqueue.session import record
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import Ending, SessionOutcome, WorkOptions, work
+from mbqueue.session.workplace import Workplace
+from mbqueue.train.fold import FoldRun
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -310,6 +312,35 @@ def test_one_that_saw_files_missing_and_was_taken_for_dead_since_puts_nothing_ba
         work(project, WorkOptions(device="cpu"), report=report)
     with Queue(project.queue_db, read_only=True) as queue:
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
+
+
+@pytest.mark.parametrize("slow", [(Workplace, "data_for"), (FoldRun, "predict_test")])
+def test_one_that_was_taken_for_dead_since_removes_no_file_of_its_successor(
+    tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, slow: tuple[type, str]
+) -> None:
+    project, act = make_project(tmp_path, checkpoint_minutes=60.0), getattr(*slow)
+    folder = enqueue(project, small_spec(project, "head_finetune", train__epochs=1))
+    work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
+    if slow[0] is FoldRun:
+        work(project, WorkOptions(device="cpu", max_jobs=1), report=report)  # the epoch: next is the prediction
+        staged = folder / ".tmp-fold_0-fence_2" / "preds_fold_0.csv"
+    else:
+        staged = project.checkpoints_dir("head_finetune", 0) / ".tmp-0-e0001-done-f0002.pt"
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        done = act(*arguments, **options)
+        with Queue(project.queue_db) as queue:
+            for row in queue.sessions():
+                queue.end_session(row.id, reason="was silent", now=row.heartbeat_at, lost=True)
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        staged.touch()
+        return done
+
+    monkeypatch.setattr(*slow, slowly)
+    with pytest.raises(QueueError, match="has ended"):
+        work(project, WorkOptions(device="cpu"), report=report)
+    assert staged.exists()
+    assert any("no longer holds" in line for line in report.lines)
 
 
 def test_a_damaged_commit_stays_where_it_is_when_results_are_recorded_and_is_told(
