@@ -105,7 +105,7 @@ def test_wherever_a_look_hangs_training_goes_on_and_all_converges_when_the_mount
 ) -> None:
     n_reads = reads_of_a_look(two, tmp_path)
     assert n_reads >= 4
-    monkeypatch.setattr(publishing, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)
     # The clock stands still, or the first one would be taken for dead.
     monkeypatch.setattr(publishing, "LONGEST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(publishing, "RECONCILE_SECONDS", 0.0)

@@ -17,6 +17,7 @@ import pytest
 from children import claimed, drained, start, start_draining
 from cutting_proxy import CuttingProxy
 from postgres_server import PostgresServer as RunningServer
+from processes import until
 from transaction_pooler import TransactionPooler
 
 from mbqueue.errors import LeaseLost, QueueError
@@ -83,9 +84,11 @@ def test_a_server_that_crashes_and_comes_back_under_load_loses_no_commit_and_mak
 ):
     for number in range(12):
         queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=29), results_dir=f"r{number}", now=0.0)
+    committed = lambda: queue.overview(now=0.0)["jobs"]["committed"]  # noqa: E731
     workers = start_draining(url, tmp_path, n=4)
     for _ in range(3):
-        assert workers[0].stdout.readline()
+        before = committed()
+        until(lambda before=before: committed() > before)
         postgres_server.restart()
         assert not queue.outlook(now=0.0).is_exhausted, "the work was over too soon"
     drained(queue, workers)
@@ -243,9 +246,9 @@ def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_j
 def test_a_server_that_is_away_for_a_while_costs_a_heartbeat_nothing(queue, make_spec, postgres_server):
     session, lease = claimed(queue, make_spec)
     postgres_server.stop()
+    began = time.monotonic()
     back = threading.Timer(1.5, postgres_server.start)
     back.start()
-    began = time.monotonic()
     queue.heartbeat(session, now=0.0, alive_seconds=60)
     assert time.monotonic() - began > 1.0
     back.join()
@@ -445,7 +448,7 @@ def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, ur
 
     def end_together(self, client) -> None:
         with suppress(threading.BrokenBarrierError):  # each waits for the other, unless that one waits for it
-            both_done.wait(0.5)
+            both_done.wait(2.0)
         end(self, client)
 
     monkeypatch.setattr(PostgresServer, "_commit", end_together)

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import freeze, kill, outcome, run, start, until
+from processes import PATIENCE_SECONDS, freeze, kill, outcome, run, start, until
 from small_project import enqueue, make_project, small_spec
 
 from mbqueue.project import ProjectFolder
@@ -109,7 +109,7 @@ def test_a_signal_ends_a_session_gracefully_with_the_work_saved(tmp_path: Path, 
     process = start(project.root, "work", "--device", "cpu", log=tmp_path / "log")
     until(lambda: commits(project) > 0, process)
     process.send_signal(number)
-    assert process.wait(timeout=30) == WORK_LEFT, (tmp_path / "log").read_text()
+    assert process.wait(timeout=PATIENCE_SECONDS) == WORK_LEFT, (tmp_path / "log").read_text()
     with Queue(project.queue_db, read_only=True) as queue:
         assert not queue.jobs(state=State.LEASED)
         (session,) = queue.sessions()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import outcome, run, until
+from processes import PATIENCE_SECONDS, outcome, run, until
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.api import Project
@@ -201,14 +201,22 @@ def test_a_session_that_cannot_start_is_a_failure_with_what_it_said(
     assert "note: error: no GPU 1" in report.lines
 
 
-def test_the_signal_is_passed_on_and_one_that_dies_of_it_before_it_began_is_no_failure(together: Together) -> None:
-    stop = StopRequest()
-    threading.Timer(0.3, stop.request, [StopCause.by_signal(signal.SIGUSR2)]).start()
+def test_the_signal_is_passed_on_and_one_that_dies_of_it_before_it_began_is_no_failure(
+    together: Together, tmp_path: Path
+) -> None:
+    stop, up = StopRequest(), tmp_path / "up"
+
+    def stop_once_up() -> None:
+        until(lambda: up.exists() and len(up.read_text().split()) == 2)
+        stop.request(StopCause.by_signal(signal.SIGUSR2))
+
+    threading.Thread(target=stop_once_up).start()
     outcome = together(
-        """
-        [ $CUDA_VISIBLE_DEVICES = 0 ] && exec sleep 60
+        f"""
+        [ $CUDA_VISIBLE_DEVICES = 0 ] && echo 0 >> {up} && exec sleep 60
         trap 'echo $STOPPED; exit 75' USR2
         echo $STARTED
+        echo 1 >> {up}
         while true; do sleep 0.05; done
         """,
         stop=stop,
@@ -241,7 +249,7 @@ def test_a_second_ctrl_c_ends_all_at_once(project: ProjectFolder, tmp_path: Path
     ignored = tmp_path / "ignored"
     until(lambda: ignored.exists() and len(ignored.read_text()) == 2, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=PATIENCE_SECONDS) == 130
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()))
 
 
