@@ -364,7 +364,7 @@ def main() -> None:
     parser.add_argument("--fsync-ms", type=float, help="let the disk take so many milliseconds longer to write through")
     options = parser.parse_args()
     if options.fsync_ms and _SLOW not in os.environ:
-        start_again_with_a_slow_disk(options.fsync_ms)
+        sys.exit(run_with_a_slow_disk(options.fsync_ms))
     wanted = [s for s in SYSTEMS if s.store in options.stores and s.name in (options.systems or [s.name])]
     missing = [s.name for s in wanted if importlib.util.find_spec(s.package) is None]
     if "PostgreSQL" in options.stores and not is_installed():
@@ -375,8 +375,6 @@ def main() -> None:
     wanted = [s for s in wanted if s.name not in missing]
     numbers = itertools.count()
     with ExitStack() as stack:
-        if _SLOW in os.environ:
-            stack.callback(shutil.rmtree, Path(os.environ["LD_PRELOAD"]).parent)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
         server = None
         if any(system.store == "PostgreSQL" for system in wanted):
@@ -392,14 +390,16 @@ def main() -> None:
                 table.remove()
 
 
-def start_again_with_a_slow_disk(milliseconds: float) -> None:
-    """This command anew, with `slow_fsync.c` loaded into it and into all that it starts, the server too."""
-    library = Path(tempfile.mkdtemp()) / "slow_fsync.so"
-    library.parent.chmod(0o755)  # PostgreSQL runs as another user where this one is root
+def run_with_a_slow_disk(milliseconds: float) -> int:
+    """This command anew, with `slow_fsync.c` loaded into it and into all that it starts, the server too; its code."""
     source = Path(__file__).with_name("slow_fsync.c")
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    os.environ.update({_SLOW: str(milliseconds), "LD_PRELOAD": str(library)})
-    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]])
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another user where this one is root
+        library = Path(folder) / "slow_fsync.so"
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        again = [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]]
+        environment = {**os.environ, _SLOW: str(milliseconds), "LD_PRELOAD": str(library)}
+        return subprocess.run(again, env=environment, check=False).returncode
 
 
 def take_turns(tables: list[Table], processes: int, seconds: float, rounds: int) -> dict[System, float]:

@@ -3,13 +3,17 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <time.h>
 
 static int slowly(const char *name, int file) {
-    const long microseconds = (long)(1000.0 * atof(getenv("FSYNC_MS")));
-    const struct timespec wait = {microseconds / 1000000, microseconds % 1000000 * 1000};
-    nanosleep(&wait, NULL);
+    const char *given = getenv("FSYNC_MS");
+    const long microseconds = given ? (long)(1000.0 * atof(given)) : 0;
+    struct timespec wait = {microseconds / 1000000, microseconds % 1000000 * 1000};
+    while (nanosleep(&wait, &wait) && errno == EINTR) {
+        /* PostgreSQL's processes send each other signals all the time; the rest of the wait is still to come. */
+    }
     return ((int (*)(int))dlsym(RTLD_NEXT, name))(file);
 }
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 from mbqueue.buckets import wrong_address
 from mbqueue.clock import parse_duration
@@ -41,11 +42,14 @@ def wrong_queue_url(text: str) -> str | None:
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 
 
+#: USER:PASSWORD@ after the slashes; one with a ? in it, too, but not HOST:PORT before an option with an @.
+_PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
+
+
 def _wrong_shared_url(text: str) -> str | None:
     """As `wrong_queue_url`, of one in a file that people share and backups hold."""
-    user = text.partition("//")[2].partition("/")[0].rpartition("@")[0]
-    names = [option.partition("=")[0] for option in text.partition("?")[2].split("&")]
-    if ":" in user or "password" in names or "sslpassword" in names:
+    names = {unquote(option.partition("=")[0]) for option in text.partition("?")[2].split("&")}
+    if _PASSWORD.search(text) or names & {"password", "sslpassword"}:
         return "must not hold a password: put that into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
     return wrong_queue_url(text)
 

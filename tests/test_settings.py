@@ -34,6 +34,9 @@ def test_what_the_file_says_is_taken_and_the_rest_has_its_default(tmp_path: Path
         ("end_command_seconds = 1e6", "must be at most 3600"),
         ("queue = 'postgresql://me:s3cr3t@host/db'", "queue: must not hold a password: put that into ~/.pgpass"),
         ("queue = 'postgresql://me:s3?c=r3t@host:5432/db'", "queue: must not hold a password"),
+        ("queue = 'postgresql://me:s3/cr3t@host/db'", "queue: must not hold a password"),
+        ("queue = 'postgresql://me:s3@cr3t@host/db'", "queue: must not hold a password"),
+        ("queue = 'postgresql://me@host/db?passwor%64=s3cr3t'", "queue: must not hold a password"),
         ("queue = 'postgresql://me@host/db?sslmode=require&password=s3cr3t'", "queue: must not hold a password"),
         ("notify = 'x'", r"write \[notify\]"),
         ("[notify]\nwebhok = 'x'", "notify.webhok: there is no such key. Known here: command, webhook"),
@@ -53,6 +56,8 @@ def test_wrong_settings_are_named_with_what_is_allowed(tmp_path: Path, text: str
     [
         "postgresql:///db?passfile=/home/me/.pgpass",
         "postgres://me@one:5432,two:5433/db?application_name=a@b",
+        "postgresql://host:5432?application_name=a@b",
+        "postgresql://me@host:5432?application_name=a@b",
         "postgresql://me@[2001:db8::1]:5432/db?sslmode=verify-full&schema=mine",
     ],
 )

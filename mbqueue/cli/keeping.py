@@ -68,7 +68,8 @@ def migrate_queue(
         say("Go on with it: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
     else:
         say(
-            'Go on with it: in mbqueue.toml set queue = "postgresql://…", the URL you gave, or set MBQUEUE_QUEUE to it.'
+            'Go on with it: set MBQUEUE_QUEUE to the URL you gave, or queue = "postgresql://…" in mbqueue.toml, without '
+            "a password."
         )
 
 

@@ -375,6 +375,8 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
         ("postgresql://me:1/s3cr3t@host/db", "cannot be read"),
         ("postgresql://me:p/s3cr3t", "cannot be read"),
         ("postgresql://me:p?s3cr3t@host/db", "cannot be read"),
+        ("postgresql://host/db?schema=s3cr3t%00", "cannot be read"),
+        ("postgresql://host/db?schema=s3cr3t%ff", "cannot be read"),
         ("postgresql://me:p#/s3cr3t@host/db", "cannot be read"),
         ("postgresql://me%3As3cr3t@host/db", "cannot be read"),
         ("postgresql://me%3As3cr3t%40host/db", "cannot be read"),

@@ -66,7 +66,8 @@ def parse_address(url: str) -> Address:
         options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):
         options = {}
-    if not schema or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
+    is_name = bool(schema) and schema.isprintable() and "\ufffd" not in schema
+    if not is_name or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
         # Without the cause: libpq repeats the part that it could not read.
         raise UsageError(
             "The URL of the queue cannot be read. It looks like postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full"
