@@ -68,8 +68,8 @@ def migrate_queue(
         say("Go on with it: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
     else:
         say(
-            'Go on with it: set MBQUEUE_QUEUE to the URL you gave, or queue = "postgresql://…" in mbqueue.toml, without '
-            "a password."
+            "Go on with it: set MBQUEUE_QUEUE to the URL you gave, or, without a password in it, "
+            'queue = "postgresql://…" in mbqueue.toml.'
         )
 
 
