@@ -27,6 +27,15 @@ def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Hear
     return queue, lease, heartbeat, troubles
 
 
+def lease_of_another(queue: Queue, project: ProjectFolder, clock: ManualClock) -> Lease:
+    """A second session's, on a job of a second experiment."""
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
+    lease = queue.claim(session, now=clock.now(), lease_seconds=LEASE_SECONDS)
+    assert lease is not None
+    return lease
+
+
 def test_a_lease_that_is_beaten_for_outlives_its_length(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
@@ -54,10 +63,7 @@ def test_a_beat_takes_back_what_others_let_run_out_and_keeps_its_own(
     held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
 ) -> None:
     queue, lease, heartbeat, _ = held
-    enqueue(project, small_spec(project, "pretrained_infer"))
-    silent = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
-    other = queue.claim(silent, now=clock.now(), lease_seconds=LEASE_SECONDS)
-    assert other is not None
+    other = lease_of_another(queue, project, clock)
     for state in ("leased", "ready"):
         clock.advance(LEASE_SECONDS * 0.6)
         heartbeat.beat()
@@ -70,11 +76,8 @@ def test_of_two_sessions_on_a_machine_that_slept_the_first_to_wake_takes_nothing
     held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
 ) -> None:
     queue, _, heartbeat, troubles = held
-    enqueue(project, small_spec(project, "pretrained_infer"))
-    session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
-    lease = queue.claim(session, now=clock.now(), lease_seconds=LEASE_SECONDS)
-    assert lease is not None
-    other = Heartbeat(queue, session, lease_seconds=LEASE_SECONDS, clock=clock, on_trouble=troubles.append)
+    lease = lease_of_another(queue, project, clock)
+    other = Heartbeat(queue, lease.session, lease_seconds=LEASE_SECONDS, clock=clock, on_trouble=troubles.append)
     other.hold(lease)
     clock.advance(LEASE_SECONDS * 5)
     heartbeat.beat()
@@ -90,10 +93,7 @@ def test_a_beat_that_itself_waited_long_for_its_server_takes_nothing_from_others
     held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
 ) -> None:
     queue, _, heartbeat, _ = held
-    enqueue(project, small_spec(project, "pretrained_infer"))
-    other = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
-    lease = queue.claim(other, now=clock.now(), lease_seconds=LEASE_SECONDS)
-    assert lease is not None
+    lease = lease_of_another(queue, project, clock)
     renew = queue.renew
 
     def cut_off(*arguments: Any, **options: Any) -> Lease:
