@@ -37,7 +37,7 @@ def run(place: Workplace, lease: Lease) -> str:
         mae = content["summary"]["mae"]
         result: dict[str, Any] = {"mae": mae["mean"], "mae_std": mae["std"]}
         if place.store is not None:
-            publish()  # this folder is only this machine's; what counts is sent, and then committed
+            place.while_held(lease, publish)  # this folder is only this machine's; what counts is sent, then committed
             result["files"] = recorded_facts(folder, content)
             send_results(place.store, experiment.name, folder, result["files"])
             place.commit(lease, result=result)

@@ -81,15 +81,6 @@ class Workplace:
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
     _noted: set[str] = field(default_factory=set, init=False)
 
-    def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
-        """Do what only the holder of the lease may do to files, like removing what those before it left.
-
-        Raises:
-            LeaseLost: when the lease is lost; then nothing was done. What is there may be the next holder's.
-        """
-        seconds = self.project.settings.lease_seconds
-        self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
-
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
@@ -159,6 +150,15 @@ class Workplace:
             with suppress(QueueError):
                 self.next_lease = self._held_beside(lease)
             raise
+
+    def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
+        """Do what only the holder of the lease may do to files, like removing what those before it left.
+
+        Raises:
+            LeaseLost: when the lease is lost; then nothing was done. What is there may be the next holder's.
+        """
+        seconds = self.project.settings.lease_seconds
+        self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
 
     def _held_beside(self, lease: Lease) -> Lease | None:
         held = (job for job in self.queue.jobs(state=State.LEASED) if job.session == self.session)
