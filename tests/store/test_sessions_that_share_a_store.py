@@ -153,12 +153,19 @@ def test_the_results_of_a_fold_in_training_are_seen_from_another_machine(
     assert [row["epoch"] for row in recorded.histories[0]] == [1]
 
 
+def machine_with_a_faulty_store(
+    shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Machine, ObjectStore, Any]:
+    """A machine, the store that it uses, and what lets that be away."""
+    store, backend = faulty(shared[1])
+    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
+    return Machine(tmp_path / "one", shared[0]), store, backend
+
+
 def test_training_goes_on_while_the_store_is_away_and_commits_once_it_is_back(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, backend = faulty(shared[1])
-    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
-    machine = Machine(tmp_path / "one", shared[0])
+    machine, store, backend = machine_with_a_faulty_store(shared, tmp_path, monkeypatch)
     seen: list[Any] = []
     waits: list[str] = []
 
@@ -199,9 +206,7 @@ def test_training_goes_on_while_the_store_is_away_and_commits_once_it_is_back(
 def test_a_job_that_finds_the_store_away_is_given_back_and_done_once_it_answers(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, backend = faulty(shared[1])
-    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
-    machine = Machine(tmp_path / "one", shared[0])
+    machine, _, backend = machine_with_a_faulty_store(shared, tmp_path, monkeypatch)
     waits: list[str] = []
 
     class Back(StoreWatch):
@@ -225,9 +230,7 @@ def test_a_job_that_finds_the_store_away_is_given_back_and_done_once_it_answers(
 def test_a_job_that_was_claimed_before_the_store_went_is_not_held_while_that_is_waited_for(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, backend = faulty(shared[1])
-    monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
-    machine = Machine(tmp_path / "one", shared[0])
+    machine, _, backend = machine_with_a_faulty_store(shared, tmp_path, monkeypatch)
     watches: list[StoreWatch] = []
     meanwhile: list[tuple[Any, ...]] = []
 
