@@ -33,11 +33,12 @@ from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.train import fused
 from mbqueue.train.arithmetic import calculating, device_name, pick_device, usable_precision
+from mbqueue.train.arrivals import arriving
 from mbqueue.train.backbone import open_frozen, prepare_frozen
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed
 from mbqueue.train.optim import make_optimizer, open_for_training, trained_parameters
 from mbqueue.train.pretrained import load_pretrained
-from mbqueue.train.step import optimizer_step
+from mbqueue.train.step import Guard, begin_step
 
 JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
 
@@ -152,20 +153,21 @@ class Ours:
         self.trained = trained_parameters(self.model, spec.model.trainable)
         open_for_training(self.model, self.trained, head_only=False)
         self.optimizer = make_optimizer(self.model, self.trained, spec.train)
+        self.guard = Guard(self.optimizer, device)
 
     def step(self, rows: np.ndarray) -> None:
         """One optimizer step."""
-        optimizer_step(
+        step = begin_step(
             self.model,
             self.feed,
-            [self.feed.load(rows)],
+            next(arriving([[self.feed.load(rows)]], self.device)),
             spec=self.spec.train,
             optimizer=self.optimizer,
+            guard=self.guard,
             parameters=list(self.trained.values()),
             rate=1e-5,
-            device=self.device,
-            ids=self.ids,
         )
+        step.result(self.ids)
 
     def inference(self, rows: np.ndarray) -> None:
         """Energies."""

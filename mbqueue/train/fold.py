@@ -21,6 +21,7 @@ from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import CheckpointError, NonFiniteLoss
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import calculating
+from mbqueue.train.arrivals import arriving
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.conditions import Conditions
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
@@ -35,7 +36,8 @@ from mbqueue.train.pretrained import copy_of, load_pretrained
 from mbqueue.train.references import compositions, fit_references, set_references
 from mbqueue.train.rows import split_rows
 from mbqueue.train.saver import Save, Saver
-from mbqueue.train.step import StepResult, infer, listed, loss_sum, optimizer_step
+from mbqueue.train.step import infer, listed, loss_sum
+from mbqueue.train.stepper import Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +219,17 @@ class FoldRun:
             sizes=self._feed.costs if train.group_by_size else None,
         )
         open_for_training(learner.model, learner.trained, head_only=learner.epoch <= train.unfreeze_epochs)
-        parameters = [parameter for parameter in learner.trained.values() if parameter.requires_grad]
         learner.model.train()
-        last_commit = before = self._clock.monotonic()
+        stepper = Stepper(
+            learner,
+            self._feed,
+            train,
+            device=self.device,
+            ids=self._crystals.ids,
+            clock=self._clock,
+            on_step=on_step,
+        )
+        last_commit = self._clock.monotonic()
         while learner.step < len(steps):
             limit = min(train.batch_size, self._conditions.training.limit)
             parts = [
@@ -232,32 +242,21 @@ class FoldRun:
             shortage = None
             with contextlib.closing(ahead):
                 try:
-                    for batches in ahead:
+                    for batches in arriving(ahead, self.device):
                         if should_stop():
+                            stepper.settle()
                             return False
-                        rate = learner.rate
-                        result = optimizer_step(
-                            learner.model,
-                            self._feed,
-                            batches,
-                            spec=train,
-                            optimizer=learner.optimizer,
-                            parameters=parameters,
-                            rate=rate,
-                            device=self.device,
-                            ids=self._crystals.ids,
-                        )
-                        now = self._clock.monotonic()
-                        learner.count(result, now - before)
-                        on_step(self._report(learner, result, rate, now - before))
-                        before = now
+                        stepper.step(batches)
                         learner.parent = saver.publish_if_ready() or learner.parent
-                        is_due = now - last_commit >= lease.checkpoint_seconds and learner.step < len(steps)
-                        if is_due and not saver.is_busy:
-                            saver.start(learner.state(), self._facts(learner, lease))
-                            last_commit = now
+                        now = self._clock.monotonic()
+                        if now - last_commit >= lease.checkpoint_seconds and not saver.is_busy:
+                            stepper.settle()
+                            if learner.step < len(steps):
+                                saver.start(learner.state(), self._facts(learner, lease))
+                                last_commit = now
                 except OutOfMemory as full:
                     shortage = full.shortage
+            stepper.settle()
             if shortage is not None:  # and nothing refers to the failed step any more
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
@@ -269,19 +268,6 @@ class FoldRun:
         # One stream per seed, fold and epoch; within it the data room gives each row its own.
         stream = np.random.SeedSequence([self.spec.seed, self.fold, epoch]).generate_state(1, np.uint64)[0]
         return Distortion(strain=train.strain, jitter=train.jitter, seed=int(stream >> np.uint64(1)))
-
-    def _report(self, learner: Learner, result: StepResult, rate: float, seconds: float) -> StepReport:
-        return StepReport(
-            epoch=learner.epoch,
-            step=learner.step,
-            steps_per_epoch=self.steps_per_epoch,
-            loss=result.loss / result.structures,
-            mae=result.abs_error / result.structures,
-            lr=rate,
-            grad_norm=result.grad_norm,
-            structures=result.structures,
-            seconds=seconds,
-        )
 
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
         """Finish the epoch: validate the weights that are kept, and write its row; False when asked to stop."""

@@ -48,6 +48,7 @@ class Learner:
         self.optimizer = make_optimizer(self.model, self.trained, spec.train)
         self.average = WeightAverage(self.trained, spec.train.ema_decay) if spec.train.ema_decay else None
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
+        self._begun = 0  # steps that the device computes, or has computed, and that are not counted yet
         self.sums = _no_sums()
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
@@ -109,7 +110,7 @@ class Learner:
     @property
     def rate(self) -> float:
         """The learning rate of the coming step."""
-        return self._rate_of(self.steps_done)
+        return self._rate_of(self.steps_done + self._begun)
 
     def _rate_of(self, step: int) -> float:
         return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
@@ -122,12 +123,17 @@ class Learner:
         if session not in self.sessions:
             self.sessions.append(session)
 
+    def begin(self) -> None:
+        """Note that the coming optimizer step is begun."""
+        self._begun += 1
+        if self.average is not None:
+            self.average.update(self.steps_done + self._begun)
+
     def count(self, result: StepResult, seconds: float) -> None:
-        """Note a finished optimizer step."""
+        """Note that the oldest step that was begun is finished."""
+        self._begun -= 1
         self.step += 1
         self.steps_done += 1
-        if self.average is not None:
-            self.average.update(self.steps_done)
         self.sums["loss"] += result.loss
         self.sums["abs_error"] += result.abs_error
         self.sums["grad_norm"] += result.grad_norm
@@ -158,7 +164,8 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """A copy of the state in host memory."""
+        """A copy of the state in host memory; all steps that were begun must be counted."""
+        assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         return TrainState(
             spec_hash=self._spec.hash,

@@ -51,15 +51,19 @@ def depth(name: str, n_conv: int) -> int:
 
 
 def make_optimizer(model: CHGNet, trained: dict[str, nn.Parameter], spec: TrainSpec) -> torch.optim.AdamW:
-    """AdamW with one group per (depth, weight decay); each group's ``scale`` multiplies the scheduled rate."""
-    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    """AdamW with one group per (scale, weight decay); each group's ``scale`` multiplies the scheduled rate.
+
+    Groups are few, because a GPU launches several kernels for each.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         decay = 0.0 if name.startswith("composition_model.") else spec.weight_decay
-        groups.setdefault((depth(name, model.n_conv), decay), []).append(parameter)
+        scale = spec.layer_lr_decay ** depth(name, model.n_conv)
+        groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "weight_decay": decay, "scale": spec.layer_lr_decay**blocks}
-            for (blocks, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+            {"params": parameters, "weight_decay": decay, "scale": scale}
+            for (scale, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
         ],
         lr=spec.lr,
         fused=True,

@@ -18,6 +18,7 @@ from torch.nn import functional
 from mbqueue.data.batches import Distortion
 from mbqueue.errors import NonFiniteLoss
 from mbqueue.experiment import TrainSpec
+from mbqueue.train.arrivals import Arrived, Fetch, arriving
 from mbqueue.train.feeds import Feed, Rows, host_batches, pack
 from mbqueue.train.memory import DeviceMemory, OutOfMemory, Shortage, is_out_of_memory
 from mbqueue.train.optim import set_learning_rate
@@ -51,36 +52,88 @@ def loss_sum(spec: TrainSpec, predicted: Tensor, target: Tensor) -> Tensor:
     return functional.huber_loss(predicted, target, reduction="sum", delta=spec.huber_delta)
 
 
-def optimizer_step(
+class Guard:
+    """Keeps a step that is not finite, and all steps after it, from the weights without asking the device.
+
+    The optimizer reads the flag where it lives (``found_inf`` of AdamW) and then leaves weights and moments alone.
+
+    Args:
+        optimizer: a fused one; from now on it follows the flag.
+        device: where the flag lives.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._is_raised = torch.zeros((), dtype=torch.float32, device=device)
+        optimizer.found_inf = self._is_raised  # type: ignore[attr-defined]
+
+    def see(self, figures: Tensor) -> None:
+        """Raise the flag for good if one of ``figures`` is not finite."""
+        torch.maximum(self._is_raised, figures.isfinite().all().logical_not(), out=self._is_raised)
+
+
+class Step:
+    """A step of the optimizer that the device may still be computing.
+
+    Args:
+        figures: sum of the loss, sum of the absolute errors and norm of the gradient, float64 [3], on the device.
+        rows: of the step's crystals.
+        rate: its learning rate.
+    """
+
+    def __init__(self, figures: Tensor, rows: list[int], rate: float) -> None:
+        self.rate = rate
+        self._rows = rows
+        self._figures = Fetch([figures])
+
+    def result(self, ids: Sequence[str]) -> StepResult:
+        """Wait for what the step gave.
+
+        Args:
+            ids: id of every crystal of the dataset, for errors.
+
+        Raises:
+            NonFiniteLoss: with the ids of the crystals; the weights are as before the step.
+        """
+        [figures] = self._figures.wait()
+        loss, error, norm = figures.tolist()
+        if not math.isfinite(loss + norm):
+            raise NonFiniteLoss(
+                f"The loss ({loss}) or the gradient norm ({norm}) is not finite; the weights are as before the step. "
+                f"The batch: {', '.join(ids[row] for row in self._rows)}. Look at these crystals' targets and "
+                "distances, or lower train.lr, then retry."
+            )
+        return StepResult(loss=loss, abs_error=error, grad_norm=norm, structures=len(self._rows))
+
+
+def begin_step(
     model: CHGNet,
     feed: Feed,
-    batches: Sequence[Any],
+    batches: Sequence[Arrived],
     *,
     spec: TrainSpec,
     optimizer: torch.optim.Optimizer,
+    guard: Guard,
     parameters: Sequence[nn.Parameter],
     rate: float,
-    device: torch.device,
-    ids: Sequence[str],
-) -> StepResult:
-    """One step of the optimizer over the crystals of all ``batches`` together.
+) -> Step:
+    """Begin one step of the optimizer over the crystals of all ``batches`` together, without waiting for a GPU.
 
     Args:
-        batches: the micro-batches, in host memory; their gradients add up to that of one batch.
+        batches: the micro-batches; their gradients add up to that of one batch.
+        guard: of the optimizer.
         parameters: what is trained in this step.
-        ids: id of every crystal of the dataset, for errors.
+        rate: the learning rate.
 
     Raises:
-        NonFiniteLoss: before the weights are touched, with the ids of the crystals.
         OutOfMemory: before the weights are touched.
     """
-    structures = sum(len(batch) for batch in batches)
+    rows = [row for arrived in batches for row in arrived.rows]
     optimizer.zero_grad(set_to_none=True)
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
-    batch = batches[0]
+    totals = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
+    arrived = batches[0]
     try:
-        for batch in batches:
-            _add_gradient(model, feed, batch, spec=spec, structures=structures, totals=totals, device=device)
+        for arrived in batches:
+            _add_gradient(model, feed, arrived.batch, spec=spec, structures=len(rows), totals=totals)
         for parameter in parameters:
             # A parameter that this batch does not reach (no angles in it) must still decay and keep its momentum,
             # or the result would depend on how crystals are batched.
@@ -88,39 +141,29 @@ def optimizer_step(
                 parameter.grad = torch.zeros_like(parameter)
         # Clipping by infinity only measures.
         norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm or math.inf)
-        loss_total, error_total, grad_norm = torch.cat([totals, norm[None].double()]).tolist()  # the one device sync
+        figures = torch.cat([totals, norm[None].double()])
+        guard.see(figures)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         optimizer.zero_grad(set_to_none=True)
-        raise OutOfMemory(Shortage(batch.rows.tolist(), str(error))) from error
-    if not math.isfinite(loss_total + grad_norm):
-        optimizer.zero_grad(set_to_none=True)
-        names = [ids[row] for batch in batches for row in batch.rows.tolist()]
-        raise NonFiniteLoss(
-            f"The loss ({loss_total}) or the gradient norm ({grad_norm}) is not finite; the weights are as before the "
-            f"step. The batch: {', '.join(names)}. Look at these crystals' targets and distances, or "
-            "lower train.lr, then retry."
-        )
+        raise OutOfMemory(Shortage(arrived.rows, str(error))) from error
     set_learning_rate(optimizer, rate)
     # Out of memory in here would leave some weights changed and others not. It is not caught, so that the job ends and
     # goes on from its last commit; there is hardly a way to it, since what the gradient took is free again.
     optimizer.step()
-    return StepResult(loss=loss_total, abs_error=error_total, grad_norm=grad_norm, structures=structures)
+    return Step(figures, rows, rate)
 
 
-def _add_gradient(
-    model: CHGNet, feed: Feed, batch: Any, *, spec: TrainSpec, structures: int, totals: Tensor, device: torch.device
-) -> None:
+def _add_gradient(model: CHGNet, feed: Feed, batch: Any, *, spec: TrainSpec, structures: int, totals: Tensor) -> None:
     """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
 
     What it takes on the device is gone when it returns or fails, as its locals are.
     """
-    on_device = batch.to(device, non_blocking=True)
-    predicted = feed.predict(model, on_device)
-    loss = loss_sum(spec, predicted, on_device.targets)
+    predicted = feed.predict(model, batch)
+    loss = loss_sum(spec, predicted, batch.targets)
     (loss / structures).backward()  # type: ignore[no-untyped-call]
-    totals += torch.stack([loss.detach(), (predicted.detach() - on_device.targets).abs().sum()])
+    totals += torch.stack([loss.detach(), (predicted.detach() - batch.targets).abs().sum()])
 
 
 def listed(ids: Sequence[str]) -> str:
@@ -150,26 +193,31 @@ def infer(
     Raises:
         DeviceTooSmall, DeviceBusy: when a single crystal does not fit the device.
     """
-    found: list[list[NDArray[np.float32]]] = []
+    found: list[list[Tensor]] = []
     done = 0
     while done < len(rows):
         limit = min(batch_size, memory.limit)
         parts = pack(rows[done:], feed.costs, largest_count=limit, largest_cost=max_bonds)
         batches = host_batches(feed, [[part] for part in parts], pinned=device.type == "cuda", distortion=distortion)
-        shortage = None
+        shortage, running = None, None
         with contextlib.closing(batches), torch.inference_mode():
-            for [batch] in batches:
+            for [arrived] in arriving(batches, device):
                 if should_stop():
                     return None
                 try:
-                    out = [tensor.float().cpu() for tensor in compute(batch.to(device, non_blocking=True))]
+                    begun = Fetch([tensor.float() for tensor in compute(arrived.batch)])
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
-                    shortage = Shortage(batch.rows.tolist(), str(error))
+                    shortage = Shortage(arrived.rows, str(error))
                     break
-                found.append([tensor.numpy() for tensor in out])
-                done += len(batch)
+                # A GPU computes this batch while the one before is read.
+                if running is not None:
+                    found.append(running.wait())
+                running = begun
+                done += len(arrived.rows)
+            if running is not None:
+                found.append(running.wait())
         if shortage is not None:
             memory.make_room(shortage, device, ids)
-    return [np.concatenate(columns) for columns in zip(*found, strict=True)]
+    return [np.concatenate([tensor.numpy() for tensor in column]) for column in zip(*found, strict=True)]

@@ -173,15 +173,15 @@ def install(wire: Tripwire) -> None:
 
 
 def _install_steps(wire: Tripwire) -> None:
-    from mbqueue.train import fold
+    from mbqueue.train import stepper
 
-    real_step = fold.optimizer_step
+    real_step = stepper.begin_step
 
-    def optimizer_step(*arguments: Any, **named: Any) -> Any:
+    def begin_step(*arguments: Any, **named: Any) -> Any:
         wire.tell("step")
         return real_step(*arguments, **named)
 
-    fold.optimizer_step = optimizer_step
+    stepper.begin_step = begin_step
 
     from mbqueue.drive.publishing import Publisher
 

@@ -12,6 +12,7 @@ import torch
 
 from mbqueue.experiment import TrainSpec
 from mbqueue.history import is_out_of_patience
+from mbqueue.train.arrivals import arriving
 from mbqueue.train.feeds import GraphFeed, pack
 from mbqueue.train.optim import (
     WeightAverage,
@@ -22,7 +23,7 @@ from mbqueue.train.optim import (
     trained_parameters,
 )
 from mbqueue.train.pretrained import load_pretrained
-from mbqueue.train.step import loss_sum, optimizer_step
+from mbqueue.train.step import Guard, begin_step, loss_sum
 
 
 @pytest.mark.parametrize(
@@ -61,17 +62,18 @@ def one_step(bench: Any, rows: np.ndarray, batches: int = 1, **options: Any) -> 
     open_for_training(model, trained, head_only=False)
     optimizer = make_optimizer(model, trained, spec)
     feed = GraphFeed(bench.cache)
-    result = optimizer_step(
+    device = torch.device("cpu")
+    step = begin_step(
         model,
         feed,
-        [feed.load(part) for part in np.array_split(rows, batches)],
+        next(arriving([[feed.load(part) for part in np.array_split(rows, batches)]], device)),
         spec=spec,
         optimizer=optimizer,
+        guard=Guard(optimizer, device),
         parameters=list(trained.values()),
         rate=spec.lr,
-        device=torch.device("cpu"),
-        ids=bench.crystals.ids,
     )
+    result = step.result(bench.crystals.ids)
     return model, result
 
 

@@ -1,0 +1,75 @@
+"""Batches on their way to a device and figures on their way back, beside what the device computes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbqueue.train.memory import OutOfMemory, Shortage, is_out_of_memory
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A batch on its device.
+
+    Attributes:
+        rows: row of each of its crystals in the dataset, in host memory.
+        batch: the batch; what is enqueued on the device's current stream may use it.
+    """
+
+    rows: list[int]
+    batch: Any
+
+
+def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[list[Arrived], None, None]:
+    """The batches of each step on ``device``.
+
+    To a GPU they travel on a stream of their own, from page-locked memory, while it still computes the step before.
+
+    Raises:
+        OutOfMemory: when they do not fit.
+    """
+    if device.type != "cuda":
+        for batches in steps:
+            yield [Arrived(batch.rows.tolist(), batch) for batch in batches]
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for batches in steps:
+        rows = [batch.rows.tolist() for batch in batches]
+        try:
+            with torch.cuda.stream(copying):
+                there = [batch.to(device, non_blocking=True) for batch in batches]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(Shortage(max(rows, key=len), str(error))) from error
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for batch in there:
+            # The memory belongs to the copying stream, which would give it to the next batch too early.
+            for field in fields(batch):
+                getattr(batch, field.name).record_stream(computing)
+        yield [Arrived(*pair) for pair in zip(rows, there, strict=True)]
+
+
+class Fetch:
+    """Tensors on their way to host memory; nothing waits for them before `wait`."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors, self._are_there = list(tensors), None
+        if tensors[0].device.type == "cuda":
+            self._tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+            for here, there in zip(self._tensors, tensors, strict=True):
+                here.copy_(there, non_blocking=True)
+            self._are_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._are_there.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait(self) -> list[Tensor]:
+        """The tensors in host memory."""
+        if self._are_there is not None:
+            self._are_there.synchronize()
+        return self._tensors

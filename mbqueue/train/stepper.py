@@ -1,0 +1,104 @@
+"""An epoch's steps: on a GPU each is begun before what the one before gave is read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mbqueue.clock import Clock
+from mbqueue.experiment import TrainSpec
+from mbqueue.train.arrivals import Arrived
+from mbqueue.train.feeds import Feed
+from mbqueue.train.learner import Learner
+from mbqueue.train.outcome import StepReport
+from mbqueue.train.step import Guard, Step, begin_step
+
+
+def steps_in_flight(device: torch.device) -> int:
+    """How many steps may be begun and not counted: on the CPU none, since nothing would overlap."""
+    return 1 if device.type == "cuda" else 0
+
+
+class Stepper:
+    """Begins a learner's steps and counts them once their results are known.
+
+    A step counts in the learner only then, so `settle` before its state is copied.
+
+    Args:
+        learner: what is trained.
+        feed: where its batches come from.
+        spec: how it is trained.
+        device: where.
+        ids: id of every crystal of the dataset, for errors.
+        clock: measures the steps.
+        on_step: told of every step that is counted.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        feed: Feed,
+        spec: TrainSpec,
+        *,
+        device: torch.device,
+        ids: Sequence[str],
+        clock: Clock,
+        on_step: Callable[[StepReport], None],
+    ) -> None:
+        self._learner, self._feed, self._spec, self._ids = learner, feed, spec, ids
+        self._clock, self._on_step = clock, on_step
+        self._lead = steps_in_flight(device)
+        self._parameters = [parameter for parameter in learner.trained.values() if parameter.requires_grad]
+        self._guard = Guard(learner.optimizer, device)
+        self._begun: deque[Step] = deque()
+        self._counted_at = clock.monotonic()
+
+    def step(self, batches: Sequence[Arrived]) -> None:
+        """Begin a step over all ``batches`` together, and count those that should be finished.
+
+        Raises:
+            NonFiniteLoss: with the ids of the crystals; the weights are as before that step.
+            OutOfMemory: the step was not begun.
+        """
+        learner = self._learner
+        step = begin_step(
+            learner.model,
+            self._feed,
+            batches,
+            spec=self._spec,
+            optimizer=learner.optimizer,
+            guard=self._guard,
+            parameters=self._parameters,
+            rate=learner.rate,
+        )
+        learner.begin()
+        self._begun.append(step)
+        self.settle(leave=self._lead)
+
+    def settle(self, *, leave: int = 0) -> None:
+        """Wait for the steps that were begun, except for the last ``leave``, and count them.
+
+        Raises:
+            NonFiniteLoss: as `step`.
+        """
+        while len(self._begun) > leave:
+            step = self._begun.popleft()
+            result = step.result(self._ids)
+            now = self._clock.monotonic()
+            seconds, self._counted_at = now - self._counted_at, now
+            self._learner.count(result, seconds)
+            self._on_step(
+                StepReport(
+                    epoch=self._learner.epoch,
+                    step=self._learner.step,
+                    steps_per_epoch=self._learner.steps_per_epoch,
+                    loss=result.loss / result.structures,
+                    mae=result.abs_error / result.structures,
+                    lr=step.rate,
+                    grad_norm=result.grad_norm,
+                    structures=result.structures,
+                    seconds=seconds,
+                )
+            )
