@@ -25,8 +25,8 @@ from mbqueue.data.batch import Batch
 from mbqueue.data.batches import make_batch
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.train import forward
+from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.gated import PRODUCTS, PlainMessages
-from mbqueue.train.pretrained import load_pretrained
 
 
 def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

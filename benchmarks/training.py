@@ -31,13 +31,13 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
-from mbqueue.train import fused
+from mbqueue.train import chgnet, fused
 from mbqueue.train.arithmetic import calculating, device_name, pick_device, usable_precision
 from mbqueue.train.arrivals import arriving
 from mbqueue.train.backbone import open_frozen, prepare_frozen
+from mbqueue.train.chgnet import load_pretrained, trained_parameters
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed
-from mbqueue.train.optim import make_optimizer, open_for_training, trained_parameters
-from mbqueue.train.pretrained import load_pretrained
+from mbqueue.train.optim import make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step
 
 JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
@@ -151,8 +151,8 @@ class Ours:
         self.spec, self.feed, self.ids, self.device = spec, feed, ids, device
         self.model = load_pretrained("0.3.0").to(device)
         self.trained = trained_parameters(self.model, spec.model.trainable)
-        open_for_training(self.model, self.trained, head_only=False)
-        self.optimizer = make_optimizer(self.model, self.trained, spec.train)
+        open_for_training(chgnet, self.model, self.trained, head_only=False)
+        self.optimizer = make_optimizer(chgnet, self.model, self.trained, spec.train)
         self.guard = Guard(self.optimizer, device)
 
     def step(self, rows: np.ndarray) -> None:
@@ -224,7 +224,10 @@ def main() -> None:
         cache = GraphCache.build(crystals, Path(folder) / "graphs")
         assert cache is not None
         full = Ours(
-            parse_spec({"name": "full", "train": train}, source=__file__), GraphFeed(cache), crystals.ids, device
+            parse_spec({"name": "full", "train": train}, source=__file__),
+            GraphFeed(chgnet, cache),
+            crystals.ids,
+            device,
         )
         inference = sides(over_batches(stock.inference), over_batches(full.inference), device, "float32")
         compare("inference", inference, device, options.repeats)
@@ -235,7 +238,7 @@ def main() -> None:
         frozen = open_frozen(spec, crystals, Path(folder))
         seconds = seconds_of(lambda: prepare_frozen(spec, cache, frozen, device=device), device)
         print(f"features of the frozen backbone, once for all folds and epochs: {seconds:.2f} s", flush=True)
-        head = Ours(spec, FeatureFeed(frozen, crystals.atomic_numbers, crystals.targets), crystals.ids, device)
+        head = Ours(spec, FeatureFeed(chgnet, frozen, crystals.atomic_numbers, crystals.targets), crystals.ids, device)
         stock.freeze(head.trained)
         compare("head epoch", sides(epoch(stock.step), epoch(head.step), device, precision), device, options.repeats)
 

@@ -16,8 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mbqueue.errors import SpecError
 from mbqueue.files import read_small_text, sha256_of_json
+from mbqueue.task import FORMATION_ENERGY
 
-OFFICIAL_DATASET = "matbench_mp_e_form"
+OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
 N_FOLDS = 5
 

@@ -20,7 +20,7 @@ ROWS = [
     {"drive"},
     {"queue", "train", "results"},
     {"data"},
-    {"experiment", "history", "settings", "project", "belonging", "mounts", "buckets", "objects", "files"}
+    {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "objects", "files"}
     | {"errors", "clock"},
 ]
 #: The ground is one floor: its modules may use each other.

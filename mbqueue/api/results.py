@@ -102,13 +102,13 @@ class Results(OpenedProject):
             CheckpointError: when its file is damaged.
         """
         from mbqueue.results.tables import model_file  # noqa: PLC0415
-        from mbqueue.train.pretrained import load_chgnet  # noqa: PLC0415
+        from mbqueue.train.chgnet import load_model  # noqa: PLC0415
 
         recorded = self.results(experiment)
         if fold not in recorded.folds:
             there = ", ".join(map(str, recorded.folds)) or "none"
             raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds that have one: {there}.")
-        return load_chgnet(model_file(recorded.folder, fold))
+        return load_model(model_file(recorded.folder, fold))
 
     def report(self, experiment: str, *, output: Path | None = None, png: Path | None = None) -> list[Path]:
         """Write the report as one self-contained HTML page, of an experiment that is done or as far as it is.

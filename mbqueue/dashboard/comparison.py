@@ -11,6 +11,7 @@ from rich.text import Text
 from mbqueue.experiment import N_FOLDS
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
+from mbqueue.task import Target
 
 #: Columns that five folds with their mean take beside a name of twelve.
 _NEEDED_FOR_FOLDS = 70
@@ -31,14 +32,17 @@ class _View:
         parts: list[RenderableType] = [_scores(self.comparison, sign, dash, options.max_width)]
         parts += _notes(self.comparison)
         for pair in self.comparison.pairs:
-            parts += [Text(""), *_pair(pair)]
+            parts += [Text(""), *_pair(pair, self.comparison.recorded[0].target)]
         yield Group(*parts)
 
 
 def _scores(comparison: Comparison, sign: str, dash: str, width: int) -> Table:
     """Numbers are always whole: names take the lines that they need, and a narrow terminal gets the means only."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("MAE, eV/atom", overflow="fold")  # the only one that may shrink, since the others do not wrap
+    target = comparison.recorded[0].target
+    table.add_column(
+        ", ".join(filter(None, ["MAE", target.unit])), overflow="fold"
+    )  # the only one that may shrink, since the others do not wrap
     shown = range(N_FOLDS) if width >= _NEEDED_FOR_FOLDS else range(0)
     for fold in shown:
         table.add_column(f"fold {fold}", justify="right", no_wrap=True)
@@ -61,10 +65,10 @@ def _notes(comparison: Comparison) -> Iterable[RenderableType]:
     yield Text("CHGNet's pretraining has seen most of these crystals; the other models have not.", "dim")
 
 
-def _pair(pair: PairedDifference) -> Iterable[RenderableType]:
+def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:
     yield Text.assemble((f"{pair.b} against {pair.a}", "bold"), f" on {pair.n:,} common crystals: {pair.verdict}")
     interval = "" if pair.low is None else f", 95% interval {pair.low:+.5f} to {pair.high:+.5f}"
-    yield Text(f"  mean difference of |error| {pair.mean:+.5f} eV/atom{interval}")
+    yield Text(f"  mean difference of |error| {target.with_unit(f'{pair.mean:+.5f}')}{interval}")
     yield Text(
         f"  smaller error on {pair.share_better:.1%} of the crystals; MAE there {pair.mae_b:.4f} and {pair.mae_a:.4f}"
     )

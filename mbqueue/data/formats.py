@@ -18,6 +18,7 @@ from typing import Any
 from mbqueue.data.entries import Gatherer
 from mbqueue.data.json_rows import JsonTable, Progress, lines_of, opened, parse_json
 from mbqueue.errors import DataError, SourceAway
+from mbqueue.task import FORMATION_ENERGY
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 TARGET_NAMES = ("e_form", "target", "formation_energy_per_atom")
@@ -47,7 +48,7 @@ def read_official(gatherer: Gatherer, path: Path, progress: Progress | None) -> 
     """matminer's file of ``matbench_mp_e_form``, its rows named as matbench names them (index 0: …-000001)."""
     for number, index, entry in _json_entries(gatherer, path, progress):
         place = index if isinstance(index, int) else number
-        gatherer.add(f"mb-mp-e-form-{place + 1:06d}", *_cells(entry))
+        gatherer.add(FORMATION_ENERGY.id_of(place), *_cells(entry))
 
 
 def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:

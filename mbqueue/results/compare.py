@@ -25,7 +25,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """How experiment ``b`` differs from ``a`` on the ``n`` crystals that both predicted; eV/atom.
+    """How experiment ``b`` differs from ``a`` on the ``n`` crystals that both predicted, in the unit of their target.
 
     Attributes:
         mae_a, mae_b: on these crystals alone.

@@ -128,6 +128,6 @@ def _compare_with_matbench(recorded: Recorded) -> None:
     ours = recorded.content["summary"]["mae"]["mean"]
     if abs(theirs - ours) > 1e-9:
         raise ResultsError(
-            f"{path} scores {theirs:.6f} eV/atom by matbench, results.json says {ours:.6f}: the files are of different "
+            f"{path} scores {theirs:.6f} by matbench, results.json says {ours:.6f}: the files are of different "
             "runs. Restore them from a copy, or enqueue the experiment under another name."
         )

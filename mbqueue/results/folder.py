@@ -15,6 +15,7 @@ from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_of, unfinished_content
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
+from mbqueue.task import Target, target_of
 
 #: No results.json is larger: 130,000 dropped entries with their reasons take 20 MB.
 LARGEST_RESULTS = 256 << 20
@@ -41,6 +42,11 @@ class Recorded:
     def name(self) -> str:
         """Name of the experiment."""
         return str(self.content["experiment"])
+
+    @property
+    def target(self) -> Target:
+        """What it predicts."""
+        return target_of(self.content["spec"])
 
     @property
     def folds(self) -> tuple[int, ...]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from mbqueue.experiment import N_FOLDS, OFFICIAL_DATASET
-
-#: Crystals in the official dataset (matbench v0.1).
-OFFICIAL_SIZE = 132_752
+from mbqueue.task import FORMATION_ENERGY
 
 #: Mean MAE over the five folds, eV/atom, best first: https://matbench.materialsproject.org (v0.1, full task page).
 LEADERBOARD: tuple[tuple[str, float], ...] = (
@@ -34,8 +32,8 @@ def reasons_against(*, official: bool, n: int, dropped: int, folds: Collection[i
     reasons = []
     if not official:
         reasons.append(f"the crystals are not those of the official file of {OFFICIAL_DATASET}")
-    elif n != OFFICIAL_SIZE or dropped:
-        reasons.append(f"only {n:,} of the {OFFICIAL_SIZE:,} official crystals were used")
+    elif n != FORMATION_ENERGY.n or dropped:
+        reasons.append(f"only {n:,} of the {FORMATION_ENERGY.n:,} official crystals were used")
     missing = sorted(set(range(N_FOLDS)) - set(folds))
     if missing:
         several = len(missing) > 1

@@ -8,10 +8,11 @@ from typing import Any
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
 from mbqueue.results.tables import Predictions
+from mbqueue.task import Target, target_of
 
 _FILE_NOTES = {
     "history": "one row per epoch: losses, MAEs, learning rate, gradient norm, time, session, device",
-    "preds": "one row per test crystal: target, prediction, error (eV/atom)",
+    "preds": "one row per test crystal: target, prediction, error",
     "model": "weights of the best epoch; `CHGNet.from_file` loads them",
     "matbench": "the submission file of matbench, validated by matbench 0.6",
     "results": "everything on this page and more, for programs",
@@ -25,10 +26,11 @@ def results_markdown(
 ) -> str:
     """The page for the ``content`` of results.json (see mbqueue.results.record)."""
     spec, dataset, run = content["spec"], content["dataset"], content["run"]
+    target = target_of(spec)
     lines = [f"# {content['experiment']}", ""]
     if spec.get("description"):
         lines += [spec["description"] + ".", ""]
-    lines += [_headline(content), "", "## Scores on the test part of each fold", ""]
+    lines += [_headline(content, target), "", "## Scores on the test part of each fold", ""]
     lines += _scores_table(content)
     if stopped := [fold for fold, entry in content["folds"].items() if entry.get("stopped_early")]:
         folds = f"fold {stopped[0]}" if len(stopped) == 1 else f"folds {', '.join(stopped)}"
@@ -39,12 +41,12 @@ def results_markdown(
         ]
     lines += [
         "",
-        "Errors in eV/atom; MAPE as a share, over targets beyond ±1e-5 eV/atom, as matbench defines it.",
+        f"Errors of the {target.axis}; MAPE as a share, over targets beyond ±1e-5, as matbench defines it.",
         "The spread is the population standard deviation over folds.",
         "",
     ]
     lines += ["## Beside the matbench leaderboard", ""]
-    lines += _leaderboard(content)
+    lines += _leaderboard(content, target)
     lines += ["", "## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
     lines += ["## Data", ""]
     official = "the official dataset" if dataset["official"] else "not the official benchmark dataset"
@@ -75,11 +77,12 @@ def results_markdown(
     return "\n".join(lines)
 
 
-def _headline(content: dict[str, Any]) -> str:
+def _headline(content: dict[str, Any], target: Target) -> str:
     mae = content["summary"]["mae"]
     folds = len(content["folds"])
     count = "one fold" if folds == 1 else f"{folds} folds"
-    return f"**Test MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom** over {count}."
+    score = target.with_unit(f"{mae['mean']:.4f} ± {mae['std']:.4f}")
+    return f"**Test MAE {score}** over {count}."
 
 
 def _scores_table(content: dict[str, Any]) -> list[str]:
@@ -98,7 +101,7 @@ def _scores_table(content: dict[str, Any]) -> list[str]:
     return [*lines, f"| **mean ± std** | | {' | '.join(cells)} | | | |"]
 
 
-def _leaderboard(content: dict[str, Any]) -> list[str]:
+def _leaderboard(content: dict[str, Any], target: Target) -> list[str]:
     board, mae = content["leaderboard"], content["summary"]["mae"]["mean"]
     rows = [(row["mae"], row["name"]) for row in board["rows"]]
     lines = []
@@ -108,7 +111,7 @@ def _leaderboard(content: dict[str, Any]) -> list[str]:
     else:
         why = "; ".join(board["reasons_against"])
         lines += [f"**Not comparable with the leaderboard**: {why}. Its rows are only there for orientation.", ""]
-    lines += ["| Model | MAE (eV/atom) |", "|---|---:|"]
+    lines += [f"| Model | MAE{target.in_unit} |", "|---|---:|"]
     return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows)]
 
 

@@ -1,13 +1,13 @@
 """Scores of a fold and of an experiment, as matbench defines them.
 
-    mae        mean |p − t|                                eV/atom
-    rmse       sqrt(mean (p − t)²)                          eV/atom
-    median     median |p − t| (not among matbench's)        eV/atom
-    max_error  max |p − t|                                  eV/atom
+    mae        mean |p − t|
+    rmse       sqrt(mean (p − t)²)
+    median     median |p − t| (not among matbench's)
+    max_error  max |p − t|
     mape       mean |(t − p) / t| over |t| > 1e-5           (a share, not per cent)
 
-with targets t and predictions p; over folds: mean and population standard deviation (``numpy.std``), as in
-``MatbenchTask.scores``.
+with targets t and predictions p, all but mape in their unit; over folds: mean and population standard deviation
+(``numpy.std``), as in ``MatbenchTask.scores``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SCORE_NAMES = tuple(field.name for field in fields(Scores) if field.name != "n")
 
 
 def score(y_true: NDArray[np.float64], y_pred: NDArray[np.float64]) -> Scores:
-    """Scores of predictions against targets, both float64 [N] in eV/atom.
+    """Scores of predictions against targets, both float64 [N] in one unit.
 
     Raises:
         ResultsError: when there is nothing to score.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mbqueue import files
 from mbqueue.errors import ResultsError
 
-#: Columns of history_fold_{i}.csv and their types. Losses and MAEs are in eV/atom (the loss in its own unit),
+#: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target (the loss in its own),
 #: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping; ``session`` names
 #: every session that worked on the epoch, joined by ``+``.
 HISTORY_TYPES: dict[str, type] = {
@@ -67,8 +67,8 @@ class Predictions:
         ids: crystal ids, [N], distinct.
         compositions: reduced formulas, [N].
         n_atoms: atoms in the cell, int64 [N].
-        y_true: targets, float64 [N], eV/atom.
-        y_pred: predictions, float64 [N], eV/atom.
+        y_true: targets, float64 [N], in the unit of the target.
+        y_pred: predictions, float64 [N], likewise.
     """
 
     ids: Sequence[str]
@@ -87,7 +87,7 @@ class Predictions:
 
     @property
     def abs_error(self) -> NDArray[np.float64]:
-        """|prediction − target|, float64 [N], eV/atom."""
+        """|prediction − target|, float64 [N]."""
         return np.abs(np.asarray(self.y_pred, dtype=np.float64) - np.asarray(self.y_true, dtype=np.float64))
 
 

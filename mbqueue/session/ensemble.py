@@ -20,8 +20,8 @@ from mbqueue.queue.opening import open_queue, queue_exists
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.usable import usable_device
+from mbqueue.train import chgnet
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
-from mbqueue.train.pretrained import load_chgnet
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,12 @@ def predict_dataset(
         UsageError: when the device does not exist.
     """
     where = usable_device(device)
-    loaded = [load_chgnet(path) for path in models]
+    loaded = [chgnet.load_model(path) for path in models]
     wanted = DataSpec(dataset=dataset)
     data = load_data(project, wanted, seed=0, dataset_hash=None, progress=progress, note=note, targets_required=False)
     assert data is not None, "nobody asks this to stop"
     found = predict_crystals(
+        chgnet,
         loaded,
         data.graphs,
         device=where,

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 
-from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder
+from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, write_bytes
 from mbqueue.queue.jobs import Kind, Lease, State
 from mbqueue.results.record import fold_facts
 from mbqueue.results.tables import (
@@ -19,7 +19,7 @@ from mbqueue.results.tables import (
 )
 from mbqueue.session.shared_results import send_results
 from mbqueue.session.workplace import Workplace
-from mbqueue.train.pretrained import save_chgnet
+from mbqueue.task import target_of
 
 
 def run(place: Workplace, lease: Lease) -> str:
@@ -56,7 +56,7 @@ def run(place: Workplace, lease: Lease) -> str:
     place.while_held(lease, sweep)
     make_folder(staging)
     try:
-        save_chgnet(model.cpu(), model_file(staging, job.fold))
+        write_bytes(model_file(staging, job.fold), fold.family.model_bytes(model.cpu()))
         write_predictions(predictions_file(staging, job.fold), table)
         write_history(history_file(staging, job.fold), fold.history())
         facts = fold_facts(staging, job.fold)
@@ -79,7 +79,7 @@ def run(place: Workplace, lease: Lease) -> str:
         place.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return f"test MAE {mae:.4f} eV/atom on {len(table)} crystals"
+    return f"test MAE {target_of(experiment.spec).with_unit(f'{mae:.4f}')} on {len(table)} crystals"
 
 
 def _trained_epochs(place: Workplace, experiment: str, fold: int) -> int:

@@ -12,6 +12,7 @@ from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.session.facts import fingerprint_changes, record_inputs, written_facts
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
+from mbqueue.task import target_of
 
 
 def run(place: Workplace, lease: Lease) -> str:
@@ -54,4 +55,5 @@ def run(place: Workplace, lease: Lease) -> str:
     content = record_experiment(folder, inputs, commit=commit)
     mae = content["summary"]["mae"]
     over = f"{len(spec.folds)} folds" if len(spec.folds) > 1 else "1 fold"
-    return f"MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom over {over}; see {experiment.results_dir}"
+    score = target_of(experiment.spec).with_unit(f"{mae['mean']:.4f} ± {mae['std']:.4f}")
+    return f"MAE {score} over {over}; see {experiment.results_dir}"

@@ -15,11 +15,10 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import calculating
+from mbqueue.train.family import family_of
 from mbqueue.train.feeds import GraphFeed
-from mbqueue.train.forward import atom_features, read_out
 from mbqueue.train.frozen import FrozenBackbone, Progress, frozen_folder, prepare
 from mbqueue.train.memory import DeviceMemory
-from mbqueue.train.pretrained import load_pretrained, weights_hash
 from mbqueue.train.step import infer
 
 #: What goes through the backbone at once: a shard's crystals in their order, so many of them and so many directed bonds
@@ -29,7 +28,8 @@ BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
     """The store of the experiment's pretrained backbone on its dataset, complete or not."""
-    weights = weights_hash(load_pretrained(spec.model.pretrained))
+    family = family_of(spec.model.pretrained)
+    weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
     return FrozenBackbone(
         frozen_folder(cache_dir, crystals.hash, weights),
         atom_offsets=crystals.atom_offsets,
@@ -65,8 +65,9 @@ def prepare_frozen(
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.
     """
-    model = load_pretrained(spec.model.pretrained).to(device).eval()
-    feed = GraphFeed(cache)
+    family = family_of(spec.model.pretrained)
+    model = family.load_pretrained(spec.model.pretrained).to(device).eval()
+    feed = GraphFeed(family, cache)
 
     def compute(
         rows: NDArray[np.int64], tell: Callable[[int], None]
@@ -75,8 +76,7 @@ def prepare_frozen(
 
         def run(batch: Batch) -> list[Tensor]:
             nonlocal done
-            features = atom_features(model, batch)
-            energies = read_out(model, features, batch.atom_crystal, batch.n_atoms)
+            features, energies = family.frozen(model, batch)
             done += len(batch)
             tell(done)
             return [features, energies]

@@ -10,14 +10,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from chgnet.model import CHGNet
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mbqueue.data.batch import Batch
-from mbqueue.data.batches import Distortion, make_batch
+from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.train.forward import formation_energies, read_out, reference_energies
+from mbqueue.train.family import ModelFamily
 from mbqueue.train.frozen import FrozenBackbone
 
 Rows = NDArray[np.int64]
@@ -30,7 +29,7 @@ class FeatureBatch:
 
     Attributes:
         rows: row of each crystal in its dataset, int64 [B].
-        targets: formation energy, eV/atom, float32 [B].
+        targets: float32 [B].
         n_atoms: atoms per crystal, int64 [B].
         atomic_numbers: Z of each atom, int64 [A].
         atom_crystal: crystal of each atom, ascending, int64 [A].
@@ -69,31 +68,39 @@ class Feed(Protocol):
         """The batch of ``rows`` in host memory."""
         ...
 
-    def predict(self, model: CHGNet, batch: Any) -> Tensor:
-        """Formation energy of each crystal of the batch, eV/atom, [B]."""
+    def predict(self, model: nn.Module, batch: Any) -> Tensor:
+        """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
         ...
 
 
 class GraphFeed:
     """Batches of crystal graphs, for a model that is run as a whole."""
 
-    def __init__(self, cache: GraphCache) -> None:
+    def __init__(self, family: ModelFamily, cache: GraphCache) -> None:
+        self._family = family
         self._cache = cache
         self.costs = cache.bond_counts()
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Batch:
         """The batch of ``rows`` in host memory."""
-        return make_batch(self._cache, rows, distortion)
+        return self._family.make_batch(self._cache, rows, distortion)
 
-    def predict(self, model: CHGNet, batch: Batch) -> Tensor:
-        """Formation energy of each crystal of the batch, eV/atom, [B]."""
-        return formation_energies(model, batch)
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
+        return self._family.predict(model, batch)
 
 
 class FeatureFeed:
     """Batches of stored features, for a model of which only the head is run."""
 
-    def __init__(self, frozen: FrozenBackbone, atomic_numbers: NDArray[np.uint8], targets: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        family: ModelFamily,
+        frozen: FrozenBackbone,
+        atomic_numbers: NDArray[np.uint8],
+        targets: NDArray[np.float64],
+    ) -> None:
+        self._family = family
         self._frozen = frozen
         self._numbers = atomic_numbers
         self._targets = targets
@@ -115,10 +122,9 @@ class FeatureFeed:
             features=torch.from_numpy(self._frozen.features(rows)),
         )
 
-    def predict(self, model: CHGNet, batch: FeatureBatch) -> Tensor:
-        """Formation energy of each crystal of the batch, eV/atom, [B]."""
-        interaction = read_out(model, batch.features, batch.atom_crystal, batch.n_atoms)
-        return interaction + reference_energies(model, batch.atomic_numbers, batch.atom_crystal, batch.n_atoms)
+    def predict(self, model: nn.Module, batch: FeatureBatch) -> Tensor:
+        """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
+        return self._family.predict_from_features(model, batch.features, batch)
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from chgnet.model import CHGNet
 from numpy.typing import NDArray
+from torch import nn
 
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.data.batches import Distortion
@@ -24,6 +24,7 @@ from mbqueue.train.arithmetic import calculating
 from mbqueue.train.arrivals import arriving
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.conditions import Conditions
+from mbqueue.train.family import family_of
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.learner import Learner
@@ -32,8 +33,7 @@ from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.predict import opposite_strains
-from mbqueue.train.pretrained import copy_of, load_pretrained
-from mbqueue.train.references import compositions, fit_references, set_references
+from mbqueue.train.references import compositions, fit_references
 from mbqueue.train.rows import split_rows
 from mbqueue.train.saver import Save, Saver
 from mbqueue.train.step import infer, listed, loss_sum
@@ -85,16 +85,17 @@ class FoldRun:
         clock: Clock | None = None,
     ) -> None:
         self.spec, self.fold, self.device = spec, fold, device
+        self.family = family_of(spec.model.pretrained)
         self.rows = split_rows(len(crystals), spec, fold)
         self.steps_per_epoch = -(-len(self.rows.train) // spec.train.batch_size)
         self._crystals, self._checkpoints = crystals, checkpoints
         self._note, self._clock = on_note, clock or SystemClock()
         self._feed: Feed
         if spec.model.trainable == "head":
-            self._feed = FeatureFeed(frozen, crystals.atomic_numbers, crystals.targets)
+            self._feed = FeatureFeed(self.family, frozen, crystals.atomic_numbers, crystals.targets)
         else:
             assert cache is not None, "only a head experiment does without graphs"
-            self._feed = GraphFeed(cache)
+            self._feed = GraphFeed(self.family, cache)
         self._conditions = Conditions(
             spec, device, memory_file=memory_file, extra=fingerprint_extra or {}, on_note=on_note
         )
@@ -102,13 +103,13 @@ class FoldRun:
         # The learner of the newest commit; None when that has to be read first.
         self._learner: Learner | None = None
 
-    def _first_model(self, frozen: FrozenBackbone) -> tuple[CHGNet, tuple[int, ...]]:
+    def _first_model(self, frozen: FrozenBackbone) -> tuple[Any, tuple[int, ...]]:
         """The pretrained model with references fitted on the training rows, and the elements that those lack."""
-        model = load_pretrained(self.spec.model.pretrained)
+        model = self.family.load_pretrained(self.spec.model.pretrained)
         shares = compositions(self._crystals.atomic_numbers, self._crystals.atom_offsets)
         train = self.rows.train
         references = fit_references(shares[train], self._crystals.targets[train], frozen.energies()[train])
-        set_references(model, references)
+        self.family.set_references(model, references)
         return model, references.absent
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ class FoldRun:
             learner.epoch,
             sizes=self._feed.costs if train.group_by_size else None,
         )
-        open_for_training(learner.model, learner.trained, head_only=learner.epoch <= train.unfreeze_epochs)
+        open_for_training(self.family, learner.model, learner.trained, head_only=learner.epoch <= train.unfreeze_epochs)
         learner.model.train()
         stepper = Stepper(
             learner,
@@ -312,13 +313,13 @@ class FoldRun:
         newest = self._checkpoints.newest()
         return [] if newest is None else newest.history
 
-    def best_model(self) -> CHGNet:
+    def best_model(self) -> Any:
         """The best epoch's model (averaged weights when averaging is on), on the CPU; with no epochs, the first one.
 
         Raises:
             CheckpointError: when no epoch is finished, or the best one's commit is gone.
         """
-        model = copy_of(self._first)
+        model = self.family.copy_of(self._first)
         if not self.spec.train.epochs:
             return model
         newest = self._checkpoints.newest()
@@ -334,7 +335,7 @@ class FoldRun:
         return model
 
     def predict_test(
-        self, model: CHGNet, *, should_stop: Callable[[], bool] = lambda: False
+        self, model: nn.Module, *, should_stop: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float64] | None:
         """Formation energies of the test rows, eV/atom, in the order of ``rows.test``; None when asked to stop.
 
@@ -360,7 +361,7 @@ class FoldRun:
         return total / len(distortions)
 
     def _infer(
-        self, model: CHGNet, rows: Rows, should_stop: Callable[[], bool], distortion: Distortion | None = None
+        self, model: nn.Module, rows: Rows, should_stop: Callable[[], bool], distortion: Distortion | None = None
     ) -> NDArray[np.float64] | None:
         model.eval()
         found = infer(

@@ -35,7 +35,7 @@ _POLL_SECONDS = 0.5
 
 
 def frozen_folder(cache_dir: Path, dataset_hash: str, weights: str) -> Path:
-    """The folder of one dataset and one set of weights (see `mbqueue.train.pretrained.weights_hash`)."""
+    """The folder of one dataset and one set of weights (see `ModelFamily.weights_hash`)."""
     return cache_dir / f"frozen-{dataset_hash[:16]}-{weights[:16]}"
 
 

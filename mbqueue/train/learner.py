@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from chgnet.model import CHGNet
+from torch import nn
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import device_name, differences
+from mbqueue.train.family import family_of
 from mbqueue.train.manifest import Manifest
 from mbqueue.train.optim import (
     WeightAverage,
@@ -18,9 +19,7 @@ from mbqueue.train.optim import (
     make_optimizer,
     optimizer_tensors,
     restore_optimizer,
-    trained_parameters,
 )
-from mbqueue.train.pretrained import copy_of
 from mbqueue.train.state import TrainState, random_states, restore_random_states, seed_everything, to_host
 from mbqueue.train.step import StepResult
 
@@ -38,14 +37,15 @@ class Learner:
     """
 
     def __init__(
-        self, spec: Spec, fold: int, *, dataset_hash: str, first: CHGNet, device: torch.device, steps_per_epoch: int
+        self, spec: Spec, fold: int, *, dataset_hash: str, first: nn.Module, device: torch.device, steps_per_epoch: int
     ) -> None:
         self._spec, self._fold, self._dataset_hash, self._device = spec, fold, dataset_hash, device
         self.steps_per_epoch = steps_per_epoch
         seed_everything(spec.seed * 8 + fold)
-        self.model = copy_of(first).to(device)
-        self.trained = trained_parameters(self.model, spec.model.trainable)
-        self.optimizer = make_optimizer(self.model, self.trained, spec.train)
+        family = family_of(spec.model.pretrained)
+        self.model = family.copy_of(first).to(device)
+        self.trained = family.trained_parameters(self.model, spec.model.trainable)
+        self.optimizer = make_optimizer(family, self.model, self.trained, spec.train)
         self.average = WeightAverage(self.trained, spec.train.ema_decay) if spec.train.ema_decay else None
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
         self._begun = 0  # steps that the device computes, or has computed, and that are not counted yet

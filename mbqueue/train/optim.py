@@ -3,62 +3,39 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from chgnet.model import CHGNet
 from torch import Tensor, nn
 
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import TrainSpec
-
-_HEAD = ("mlp.", "readout_norm.", "composition_model.")
-_BLOCK = re.compile(r"^(?:atom_conv|bond_conv|angle)_layers\.(\d+)\.")
+from mbqueue.train.family import ModelFamily
 
 
-def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]:
-    """The parameters that an experiment trains, by name, in the model's order.
-
-    Left out of ``all`` is what the energy does not depend on: the magnetic-moment head and the last angle update.
-    """
-    dead = ("site_wise.", f"angle_layers.{model.n_conv - 2}.")
-    if trainable == "none":
-        return {}
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(_HEAD) or (trainable == "all" and not name.startswith(dead))
-    }
-
-
-def open_for_training(model: CHGNet, trained: dict[str, nn.Parameter], *, head_only: bool) -> None:
+def open_for_training(
+    family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], *, head_only: bool
+) -> None:
     """Ask gradients of the trained parameters (of the head's alone with ``head_only``), and of no others."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in trained.items():
-        parameter.requires_grad_(not head_only or name.startswith(_HEAD))
+        parameter.requires_grad_(not head_only or family.is_head(name))
 
 
-def depth(name: str, n_conv: int) -> int:
-    """How many blocks a parameter is away from the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
-    if name.startswith(_HEAD):
-        return 0
-    block = _BLOCK.match(name)
-    return n_conv - int(block.group(1)) if block else n_conv + 1
-
-
-def make_optimizer(model: CHGNet, trained: dict[str, nn.Parameter], spec: TrainSpec) -> torch.optim.AdamW:
+def make_optimizer(
+    family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], spec: TrainSpec
+) -> torch.optim.AdamW:
     """AdamW with one group per (scale, weight decay); each group's ``scale`` multiplies the scheduled rate.
 
     Groups are few, because a GPU launches several kernels for each.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        decay = 0.0 if name.startswith("composition_model.") else spec.weight_decay
-        scale = spec.layer_lr_decay ** depth(name, model.n_conv)
+        decay = spec.weight_decay if family.decays(name) else 0.0
+        scale = spec.layer_lr_decay ** family.depth(model, name)
         groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

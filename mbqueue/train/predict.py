@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chgnet.model import CHGNet
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.train.arithmetic import calculating, device_name
+from mbqueue.train.family import ModelFamily
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
@@ -60,7 +60,8 @@ def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion |
 
 
 def predict_crystals(
-    models: Sequence[CHGNet],
+    family: ModelFamily,
+    models: Sequence[nn.Module],
     cache: GraphCache,
     *,
     device: torch.device,
@@ -72,7 +73,8 @@ def predict_crystals(
     """Formation energies of all crystals of ``cache``, in their order.
 
     Args:
-        models: with their element references, see `mbqueue.train.pretrained.load_chgnet`.
+        family: that the models are of.
+        models: with their element references, see `ModelFamily.load_model`.
         strains: pairs of `opposite_strains` that each crystal is averaged over besides itself.
         strain_size: standard deviation of the strains' components.
         on_progress: told passes over the dataset done and in all.
@@ -84,7 +86,7 @@ def predict_crystals(
     distortions = opposite_strains(strains, strain_size)
     total = len(models) * len(distortions)
     each = np.zeros((len(models), len(rows)))
-    feed = GraphFeed(cache)
+    feed = GraphFeed(family, cache)
     memory = DeviceMemory(memory_file, f"{device_name(device)}|predict|infer")
     with calculating(device, "float32"):
         for number, model in enumerate(models):
@@ -107,5 +109,5 @@ def predict_crystals(
     return EnsemblePredictions(each=each)
 
 
-def _predict(feed: GraphFeed, model: CHGNet, batch: Batch) -> list[Tensor]:
+def _predict(feed: GraphFeed, model: nn.Module, batch: Batch) -> list[Tensor]:
     return [feed.predict(model, batch)]

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from chgnet.model import CHGNet
 from numpy.typing import NDArray
 
 #: Elements that CHGNet knows, H to Pu.
@@ -62,11 +60,3 @@ def fit_references(
         energies[present] = np.linalg.lstsq(shares[:, present], rest, rcond=None)[0]
     absent = np.setdiff1d(np.arange(N_ELEMENTS), present) + 1
     return References(energies=energies, absent=tuple(int(z) for z in absent))
-
-
-def set_references(model: CHGNet, references: References) -> None:
-    """Put the references into the model's AtomRef, in place."""
-    weight = model.composition_model.fc.weight
-    with torch.no_grad():
-        weight.copy_(torch.as_tensor(references.energies, dtype=weight.dtype)[None])
-    model.composition_model.fitted = True

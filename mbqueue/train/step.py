@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from chgnet.model import CHGNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -106,7 +105,7 @@ class Step:
 
 
 def begin_step(
-    model: CHGNet,
+    model: nn.Module,
     feed: Feed,
     batches: Sequence[Arrived],
     *,
@@ -155,7 +154,9 @@ def begin_step(
     return Step(figures, rows, rate)
 
 
-def _add_gradient(model: CHGNet, feed: Feed, batch: Any, *, spec: TrainSpec, structures: int, totals: Tensor) -> None:
+def _add_gradient(
+    model: nn.Module, feed: Feed, batch: Any, *, spec: TrainSpec, structures: int, totals: Tensor
+) -> None:
     """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
 
     What it takes on the device is gone when it returns or fails, as its locals are.

@@ -14,9 +14,10 @@ from small_project import enqueue, small_spec
 
 from mbqueue.cli.datasets import progress_bars
 from mbqueue.data.datasets import SAMPLE_FILE, load
+from mbqueue.files import write_bytes
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
-from mbqueue.train.pretrained import load_pretrained, save_chgnet
+from mbqueue.train.chgnet import load_pretrained, model_bytes
 
 Command = Callable[..., Any]
 FAILURE, USAGE = 1, 2
@@ -117,7 +118,7 @@ def test_predict_gives_the_mean_and_the_spread_of_its_models(
         with torch.no_grad():
             model.composition_model.fc.weight += shift  # moves every prediction by that much
         models.append(tmp_path / f"model_fold_{number}.pth")
-        save_chgnet(model, models[-1])
+        write_bytes(models[-1], model_bytes(model))
     few = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)[:30]
     (tmp_path / "few.jsonl").write_bytes(b"".join(few))
     table = tmp_path / "table.csv"
@@ -148,7 +149,7 @@ def test_predict_says_that_an_error_on_crystals_that_were_trained_on_is_no_score
     else:
         (tmp_path / "results.json").write_text(json.dumps({"dataset": {"hash": dataset_hash}}))
     model = tmp_path / "model_fold_0.pth"
-    save_chgnet(load_pretrained("0.3.0"), model)
+    write_bytes(model, model_bytes(load_pretrained("0.3.0")))
     table = str(tmp_path / "table.csv")
     said = mbqueue("predict", str(project.root / "few.jsonl"), str(model), "--output", table, "--device", "cpu")
     assert said.code == 0

@@ -18,6 +18,7 @@ from mbqueue.results.folder import Recorded
 def recorded(name, maes, reasons=()):
     content = {
         "experiment": name,
+        "spec": {},
         "folds": {str(fold): {"scores": {"mae": mae}} for fold, mae in maes.items()},
         "summary": {"mae": {"mean": float(np.mean(list(maes.values()))), "std": 0.0004}},
         "leaderboard": {"rows": [{"name": "coGN", "mae": 0.017}], "reasons_against": list(reasons)},

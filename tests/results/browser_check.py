@@ -25,13 +25,13 @@ from conftest import made_up_history, made_up_inputs, made_up_predictions
 
 from mbqueue.results.compare import compare
 from mbqueue.results.folder import Recorded, read_recorded
-from mbqueue.results.leaderboard import OFFICIAL_SIZE
 from mbqueue.results.record import record_experiment
 from mbqueue.results.report.comparison import write_comparison
 from mbqueue.results.report.elements import POSITIONS
 from mbqueue.results.report.page import write_report
 from mbqueue.results.report.sessions import PUBLISH, Span
 from mbqueue.results.tables import history_file, model_file, predictions_file, write_history, write_predictions
+from mbqueue.task import FORMATION_ENERGY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 REPORT_PLOTS = (
@@ -77,7 +77,7 @@ def spans() -> list[Span]:
 def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
     """A recorded experiment of the size of the official task; the same crystals for every seed."""
     for fold in FOLDS:
-        n = OFFICIAL_SIZE // 5 + (fold < OFFICIAL_SIZE % 5)
+        n = FORMATION_ENERGY.n // 5 + (fold < FORMATION_ENERGY.n % 5)
         write_history(
             history_file(folder, fold), made_up_history(20, seed=seed + fold, session=f"s{fold}", device="L4")
         )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from mbqueue.experiment import Spec
-from mbqueue.results.leaderboard import OFFICIAL_SIZE
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts, record_experiment
 from mbqueue.results.tables import (
     Predictions,
@@ -22,6 +21,7 @@ from mbqueue.results.tables import (
     write_history,
     write_predictions,
 )
+from mbqueue.task import FORMATION_ENERGY
 
 FORMULAS = ["NaCl", "Fe2O3", "SiC", "LiFePO4", "GaN", "CsCl", "MgO", "TiO2"]
 
@@ -153,5 +153,7 @@ def recorded_official(tmp_path_factory, official_predictions):
 
 @pytest.fixture(scope="session")
 def official_inputs():
-    dataset = DatasetFacts(name="matbench_mp_e_form", source="matminer", hash="cd" * 32, n=OFFICIAL_SIZE, official=True)
+    dataset = DatasetFacts(
+        name="matbench_mp_e_form", source="matminer", hash="cd" * 32, n=FORMATION_ENERGY.n, official=True
+    )
     return dataclasses.replace(made_up_inputs(), dataset=dataset, folds=range(5))

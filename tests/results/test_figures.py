@@ -8,6 +8,7 @@ import pytest
 from mbqueue.results.folder import read_recorded
 from mbqueue.results.report import figures
 from mbqueue.results.report.page import draw
+from mbqueue.task import FORMATION_ENERGY
 
 
 def curves(*maes):
@@ -15,7 +16,7 @@ def curves(*maes):
 
 
 def ticks(*maes):
-    return figures.learning_curves(curves(*maes)).layout.yaxis.tickvals
+    return figures.learning_curves(curves(*maes), FORMATION_ENERGY.target).layout.yaxis.tickvals
 
 
 @pytest.mark.parametrize("maes", [(0.1, 0.03), (0.5, 1e-6), (3e4, 1e-3), (1e-12, 5.0)])
@@ -35,14 +36,14 @@ def test_a_curve_of_which_nothing_can_be_drawn_has_no_labels():
 
 def test_few_crystals_are_points_with_their_ids(predictions):
     few = predictions(200)
-    points = figures.parity(few).data[0]
+    points = figures.parity(few, FORMATION_ENERGY.target).data[0]
     assert points.type == "scatter"
     assert few.ids[7] in points.text[7]
     assert (points.x[7], points.y[7]) == pytest.approx((few.y_true[7], few.y_pred[7]), abs=1e-5)
 
 
 def test_many_crystals_are_a_density(predictions):
-    assert figures.parity(predictions(5000)).data[0].type == "heatmap"
+    assert figures.parity(predictions(5000), FORMATION_ENERGY.target).data[0].type == "heatmap"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mbqueue.errors import ResultsError
-from mbqueue.results.leaderboard import OFFICIAL_SIZE, reasons_against
+from mbqueue.results.leaderboard import reasons_against
 from mbqueue.results.scores import over_folds, score
+from mbqueue.task import FORMATION_ENERGY
 
 
 def test_scores_equal_those_of_matbench():
@@ -50,7 +51,7 @@ def test_a_score_that_one_fold_lacks_has_no_mean():
 
 
 def test_only_all_official_crystals_in_all_five_folds_are_comparable():
-    assert reasons_against(official=True, n=OFFICIAL_SIZE, dropped=0, folds=range(5)) == []
+    assert reasons_against(official=True, n=FORMATION_ENERGY.n, dropped=0, folds=range(5)) == []
 
 
 @pytest.mark.parametrize(
@@ -63,5 +64,5 @@ def test_only_all_official_crystals_in_all_five_folds_are_comparable():
     ],
 )
 def test_anything_less_is_not_comparable_and_says_why(change, reason):
-    whole = {"official": True, "n": OFFICIAL_SIZE, "dropped": 0, "folds": range(5)}
+    whole = {"official": True, "n": FORMATION_ENERGY.n, "dropped": 0, "folds": range(5)}
     assert reason in reasons_against(**{**whole, **change})[0]

@@ -20,10 +20,10 @@ from mbqueue.data.batches import make_batch
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import TrainingError
+from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.forward import atom_features, check_architecture, energies, formation_energies
 from mbqueue.train.fused import FusedMessages
 from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
-from mbqueue.train.pretrained import load_pretrained
 
 # CHGNet turns a tensor of volumes into a list of numbers, which torch ≥ 2.13 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")

@@ -13,15 +13,15 @@ import torch
 
 from mbqueue.data.batch import Batch
 from mbqueue.errors import CacheError
-from mbqueue.train import backbone
+from mbqueue.train import chgnet
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
+from mbqueue.train.chgnet import load_pretrained, set_references, trained_parameters, weights_hash
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.forward import atom_features
 from mbqueue.train.frozen import FrozenBackbone, Progress, prepare
 from mbqueue.train.optim import open_for_training
-from mbqueue.train.pretrained import load_pretrained, weights_hash
-from mbqueue.train.references import compositions, fit_references, set_references
+from mbqueue.train.references import compositions, fit_references
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_training_the_head_from_stored_features_equals_running_the_backbone_each
     bench: Any, helpers: Any, tmp_path: Path, device: torch.device
 ) -> None:
     stored, running = (bench.run(tmp_path / name, trainable="head", device=device) for name in ("stored", "run"))
-    running._feed = GraphFeed(bench.cache)
+    running._feed = GraphFeed(chgnet, bench.cache)
     running._feed.costs = np.zeros(len(bench.crystals), np.int64)
     for epoch in (1, 2):
         a, b = helpers.train_epoch(stored, epoch).history_row, helpers.train_epoch(running, epoch).history_row
@@ -104,7 +104,7 @@ def test_a_device_that_ran_out_of_memory_for_one_shard_computes_the_others_as_ev
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return atom_features(model, batch)
 
-    monkeypatch.setattr(backbone, "atom_features", full_at_first)
+    monkeypatch.setattr(chgnet, "atom_features", full_at_first)
     cut = open_frozen(spec, bench.crystals, tmp_path / "cut")
     assert prepare_frozen(spec, bench.cache, cut, device=CPU)
     assert [len(batch) for batch in batches] == [16, 8, 8, 16]
@@ -230,11 +230,10 @@ def test_references_are_those_that_chgnets_own_atomref_fits_where_the_data_deter
 
 
 def test_a_frozen_head_gets_no_gradient_in_its_backbone(bench: Any) -> None:
-    from mbqueue.train.optim import trained_parameters
 
     model = load_pretrained("0.3.0")
-    open_for_training(model, trained_parameters(model, "head"), head_only=True)
-    feed = GraphFeed(bench.cache)
+    open_for_training(chgnet, model, trained_parameters(model, "head"), head_only=True)
+    feed = GraphFeed(chgnet, bench.cache)
     batch = feed.load(np.arange(4))
     assert isinstance(batch, Batch)
     feed.predict(model, batch).sum().backward()

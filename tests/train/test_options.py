@@ -12,17 +12,11 @@ import torch
 
 from mbqueue.experiment import TrainSpec
 from mbqueue.history import is_out_of_patience
+from mbqueue.train import chgnet
 from mbqueue.train.arrivals import arriving
+from mbqueue.train.chgnet import depth, load_pretrained, trained_parameters
 from mbqueue.train.feeds import GraphFeed, pack
-from mbqueue.train.optim import (
-    WeightAverage,
-    depth,
-    learning_rate,
-    make_optimizer,
-    open_for_training,
-    trained_parameters,
-)
-from mbqueue.train.pretrained import load_pretrained
+from mbqueue.train.optim import WeightAverage, learning_rate, make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step, loss_sum
 
 
@@ -59,9 +53,9 @@ def one_step(bench: Any, rows: np.ndarray, batches: int = 1, **options: Any) -> 
     spec = TrainSpec(**{"lr": 1e-3, "batch_size": 16, **options})
     model = load_pretrained("0.3.0")
     trained = trained_parameters(model, "all")
-    open_for_training(model, trained, head_only=False)
-    optimizer = make_optimizer(model, trained, spec)
-    feed = GraphFeed(bench.cache)
+    open_for_training(chgnet, model, trained, head_only=False)
+    optimizer = make_optimizer(chgnet, model, trained, spec)
+    feed = GraphFeed(chgnet, bench.cache)
     device = torch.device("cpu")
     step = begin_step(
         model,
@@ -124,7 +118,7 @@ def test_what_the_energy_does_not_depend_on_is_not_trained() -> None:
 
 def test_element_references_do_not_decay(bench: Any) -> None:
     groups = make_optimizer(
-        model := load_pretrained("0.3.0"), trained_parameters(model, "all"), TrainSpec(weight_decay=0.1)
+        chgnet, model := load_pretrained("0.3.0"), trained_parameters(model, "all"), TrainSpec(weight_decay=0.1)
     ).param_groups
     reference = model.composition_model.fc.weight
     for group in groups:
@@ -144,7 +138,7 @@ def test_element_references_do_not_decay(bench: Any) -> None:
     ],
 )
 def test_layer_wise_decay_counts_blocks_from_the_read_out(name: str, blocks: int) -> None:
-    assert depth(name, 4) == blocks
+    assert depth(load_pretrained("0.3.0"), name) == blocks
 
 
 def test_layer_wise_decay_scales_the_steps(bench: Any) -> None:

@@ -15,9 +15,12 @@ import torch
 from chgnet.model import CHGNet
 
 from mbqueue.errors import CheckpointError, UsageError
+from mbqueue.files import write_bytes
+from mbqueue.train import chgnet
+from mbqueue.train.chgnet import load_model, load_pretrained, model_bytes
+from mbqueue.train.family import family_of
 from mbqueue.train.forward import formation_energies
 from mbqueue.train.predict import predict_crystals
-from mbqueue.train.pretrained import load_chgnet, load_pretrained, model_bytes, save_chgnet
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 CPU = torch.device("cpu")
@@ -29,7 +32,7 @@ def test_a_model_file_loads_with_chgnet_and_predicts_what_the_fold_predicts(
     run = bench.run(tmp_path / "commits", device=device)
     helpers.train_epoch(run, 1)
     model = run.best_model()
-    save_chgnet(model, tmp_path / "model_fold_0.pth")
+    write_bytes(tmp_path / "model_fold_0.pth", model_bytes(model))
     with redirect_stdout(io.StringIO()):
         stock = CHGNet.from_file(str(tmp_path / "model_fold_0.pth"))
     structures = [bench.crystals.structure(row) for row in run.rows.test]
@@ -50,8 +53,8 @@ def test_predicting_alone_needs_no_epoch(bench: Any, tmp_path: Path) -> None:
 def test_test_predictions_are_averaged_over_strains_when_the_experiment_says_so(bench: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path, trainable="none", epochs=0, test_strains=2)
     model = run.best_model()
-    everything = predict_crystals([model], bench.cache, device=CPU, strains=2)
-    plain = predict_crystals([model], bench.cache, device=CPU)
+    everything = predict_crystals(chgnet, [model], bench.cache, device=CPU, strains=2)
+    plain = predict_crystals(chgnet, [model], bench.cache, device=CPU)
     predicted = run.predict_test(model)
     assert np.abs(predicted - everything.mean[run.rows.test]).max() < 1e-6
     assert np.abs(predicted - plain.mean[run.rows.test]).max() > 1e-6
@@ -83,7 +86,7 @@ def test_pretrained_models_are_chgnets_own() -> None:
         assert ours.model_args == stock.model_args
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), stock.parameters(), strict=True))
     with pytest.raises(UsageError, match=r"no pretrained weights '0\.1'"):
-        load_pretrained("0.1")
+        family_of("0.1")
 
 
 def test_loading_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,22 +103,22 @@ def test_a_model_file_cannot_run_code(tmp_path: Path) -> None:
     for content in (pickle.dumps(Evil()), b"", b"not a model"):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="cannot be read as a model file"):
-            load_chgnet(path)
+            load_model(path)
     torch.save({"weights": 1}, path)
     with pytest.raises(CheckpointError, match="holds no CHGNet model"):
-        load_chgnet(path)
+        load_model(path)
     assert not (tmp_path / "owned").exists()
 
 
 def test_equal_models_have_equal_files(tmp_path: Path) -> None:
-    save_chgnet(load_pretrained("0.3.0"), tmp_path / "a.pth")
-    save_chgnet(load_chgnet(tmp_path / "a.pth"), tmp_path / "b.pth")
+    write_bytes(tmp_path / "a.pth", model_bytes(load_pretrained("0.3.0")))
+    write_bytes(tmp_path / "b.pth", model_bytes(load_model(tmp_path / "a.pth")))
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
 def test_an_ensemble_gives_mean_and_spread_over_its_models(bench: Any) -> None:
     models = [load_pretrained("0.3.0"), load_pretrained("r2scan")]
-    found = predict_crystals(models, bench.cache, device=CPU)
+    found = predict_crystals(chgnet, models, bench.cache, device=CPU)
     graphs = bench.cache
     from mbqueue.data.batches import make_batch
 
@@ -129,11 +132,11 @@ def test_an_ensemble_gives_mean_and_spread_over_its_models(bench: Any) -> None:
 def test_averaging_over_opposite_small_strains_changes_energies_little_and_always_alike(bench: Any) -> None:
     models = [load_pretrained("0.3.0")]
     told: list[tuple[int, int]] = []
-    plain = predict_crystals(models, bench.cache, device=CPU)
+    plain = predict_crystals(chgnet, models, bench.cache, device=CPU)
     first = predict_crystals(
-        models, bench.cache, device=CPU, strains=2, strain_size=1e-3, on_progress=lambda *p: told.append(p)
+        chgnet, models, bench.cache, device=CPU, strains=2, strain_size=1e-3, on_progress=lambda *p: told.append(p)
     )
-    second = predict_crystals(models, bench.cache, device=CPU, strains=2, strain_size=1e-3)
+    second = predict_crystals(chgnet, models, bench.cache, device=CPU, strains=2, strain_size=1e-3)
     assert told == [(n, 5) for n in range(1, 6)]
     assert np.array_equal(first.each, second.each)
     difference = np.abs(first.each - plain.each)

@@ -20,8 +20,8 @@ import torch
 from mbqueue.errors import CheckpointError
 from mbqueue.results.tables import HISTORY_COLUMNS
 from mbqueue.train.checkpoint import Checkpoints, Staged
+from mbqueue.train.chgnet import model_bytes
 from mbqueue.train.manifest import manifest_of
-from mbqueue.train.pretrained import model_bytes
 
 _TIMING = {"seconds", "structures_per_second", "session"}
 

@@ -16,15 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.clock import SystemClock
 from mbqueue.errors import NonFiniteLoss
+from mbqueue.train import chgnet
 from mbqueue.train import stepper as stepper_module
 from mbqueue.train.arrivals import Arrived, arriving
 from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.learner import Learner
 from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import StepReport
-from mbqueue.train.pretrained import load_pretrained
 from mbqueue.train.stepper import Stepper
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -45,7 +46,7 @@ def learner_of(helpers: Any, **options: Any) -> Learner:
         device=CPU,
         steps_per_epoch=4,
     )
-    open_for_training(learner.model, learner.trained, head_only=False)
+    open_for_training(chgnet, learner.model, learner.trained, head_only=False)
     learner.model.train()
     return learner
 
@@ -53,7 +54,7 @@ def learner_of(helpers: Any, **options: Any) -> Learner:
 def stepper_of(bench: Any, helpers: Any, learner: Learner, told: list[StepReport]) -> Stepper:
     return Stepper(
         learner,
-        GraphFeed(bench.cache),
+        GraphFeed(chgnet, bench.cache),
         helpers.small_spec().train,
         device=CPU,
         ids=bench.crystals.ids,
@@ -63,7 +64,7 @@ def stepper_of(bench: Any, helpers: Any, learner: Learner, told: list[StepReport
 
 
 def batch_of(bench: Any, rows: range) -> list[Arrived]:
-    return next(arriving([[GraphFeed(bench.cache).load(np.array(rows))]], CPU))
+    return next(arriving([[GraphFeed(chgnet, bench.cache).load(np.array(rows))]], CPU))
 
 
 def everything(learner: Learner) -> dict[str, Any]:

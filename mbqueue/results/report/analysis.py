@@ -15,7 +15,7 @@ from mbqueue.results.tables import Predictions
 
 #: Shares of the crystals at which the error distribution is told.
 QUANTILES = (0.5, 0.9, 0.99)
-#: Errors below this are drawn at it, eV/atom: float32 predictions carry no more.
+#: Errors below this are drawn at it: float32 predictions carry no more.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 
@@ -65,7 +65,7 @@ def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     gap, last_gap = _ratio(val_mae, at_best["train_mae"]), _ratio(last["val_mae"], last["train_mae"])
     is_long_ago = since >= max(_LONG_AGO_EPOCHS, _LONG_AGO_SHARE * last["epoch"])
 
-    said = [f"best at epoch {epoch} of {last['epoch']} ({val_mae:.4f} eV/atom), {_since(since)}"]
+    said = [f"best at epoch {epoch} of {last['epoch']} (validation MAE {val_mae:.4f}), {_since(since)}"]
     if has_risen:
         training = "kept falling" if training_fell else f"rose {_by(_ratio(last['train_mae'], at_best['train_mae']))}"
         said.append(f"since then validation rose {_by(rise)} while training {training}")
@@ -137,7 +137,7 @@ def parity_density(predictions: Predictions) -> Density:
 
 @dataclass(frozen=True)
 class ErrorDistribution:
-    """Histogram of absolute errors in logarithmic bins (eV/atom), and quantiles (share → error)."""
+    """Histogram of absolute errors in logarithmic bins, and quantiles (share → error)."""
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -189,7 +189,7 @@ def by_atoms(predictions: Predictions) -> Trend:
 
 
 def by_target(predictions: Predictions, bins: int = 30) -> Trend:
-    """Errors against the formation energy, in equal bins over the middle 99.8 % (the rest joins the outer bins)."""
+    """Errors against the target, in equal bins over the middle 99.8 % (the rest joins the outer bins)."""
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
     edges = np.linspace(low, high if high > low else low + 1e-9, bins + 1)
     return trend(predictions.y_true, predictions.abs_error, edges)

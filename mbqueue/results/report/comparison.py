@@ -15,6 +15,7 @@ from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
 from mbqueue.results.report.markup import number, page, plot, spread, table
+from mbqueue.task import Target
 
 #: Columns of a name beside the plot.
 _NAME_COLUMNS = 28
@@ -23,11 +24,11 @@ _NAME_COLUMNS = 28
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the comparison to ``path`` and return it."""
     labelled = list(zip(comparison.labels, comparison.recorded, strict=True))
-    first = comparison.recorded[0].content
+    first, target = comparison.recorded[0].content, comparison.recorded[0].target
     body = [
         "<h1>Comparison</h1>",
         f"<p>{escape(', '.join(comparison.labels))}</p>",
-        "<h2>MAE on the test part of each fold (eV/atom)</h2>",
+        f"<h2>MAE on the test part of each fold{escape(target.in_unit)}</h2>",
         table(
             ["Experiment", *(f"Fold {fold}" for fold in range(N_FOLDS)), "Mean ± std"],
             [
@@ -45,7 +46,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval; "
         "left of 0: better than the reference. “A against B” has B as the reference. The interval covers the choice of "
         "crystals, not what another seed of the same training would change.</p>",
-        plot("paired", paired(comparison.pairs)),
+        plot("paired", paired(comparison.pairs, target)),
         table(
             ["", "Crystals", "MAE", "MAE of the reference", "Difference", "95 % interval", "Better on", ""],
             [_pair(pair) for pair in comparison.pairs],
@@ -54,7 +55,8 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         ),
         "<h2>The matbench leaderboard</h2>",
         table(
-            ["Model", "MAE (eV/atom)"], [[escape(r["name"]), number(r["mae"])] for r in first["leaderboard"]["rows"]]
+            ["Model", f"MAE{escape(target.in_unit)}"],
+            [[escape(r["name"]), number(r["mae"])] for r in first["leaderboard"]["rows"]],
         ),
         f'<div class="note">{escape(first["notes"]["pretraining_overlap"])}</div>',
     ]
@@ -62,27 +64,28 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def paired(pairs: Sequence[PairedDifference]) -> go.Figure:
-    """Mean paired differences with their 95 % intervals, in meV/atom."""
+def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
+    """Mean paired differences with their 95 % intervals, in the target's fine unit."""
+    factor, fine = target.fine
     shown = [(pair, pair.low, pair.high) for pair in pairs if pair.low is not None and pair.high is not None]
     figure = go.Figure(
         go.Scatter(
-            x=[1000 * pair.mean for pair, _, _ in shown],
+            x=[factor * pair.mean for pair, _, _ in shown],
             y=[f"{_wrapped(pair.b)}<br>against {_wrapped(pair.a)}" for pair, _, _ in shown],
             mode="markers",
             marker={"size": 11, "color": FOLD_COLOURS[0]},
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [1000 * (high - pair.mean) for pair, _, high in shown],
-                "arrayminus": [1000 * (pair.mean - low) for pair, low, _ in shown],
+                "array": [factor * (high - pair.mean) for pair, _, high in shown],
+                "arrayminus": [factor * (pair.mean - low) for pair, low, _ in shown],
                 "color": FOLD_COLOURS[0],
             },
-            hovertemplate="%{y}: %{x:+.2f} meV/atom<extra></extra>",
+            hovertemplate=f"%{{y}}: {fine.with_unit('%{x:+.4g}')}<extra></extra>",
         )
     )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
-    figure.update_xaxes(title="difference of the absolute error (meV/atom)")
+    figure.update_xaxes(title=f"difference of the absolute error{fine.in_unit}")
     figure.update_yaxes(automargin=True, autorange="reversed")
     lines = sum(2 + len(pair.a) // _NAME_COLUMNS + len(pair.b) // _NAME_COLUMNS for pair, _, _ in shown)
     return styled(figure, height=130 + 20 * lines, legend=False)

@@ -18,6 +18,7 @@ from mbqueue.history import best_epoch
 from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend, parity_density
 from mbqueue.results.report.elements import N_COLUMNS, N_ROWS, POSITIONS
 from mbqueue.results.tables import Predictions
+from mbqueue.task import Target
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart; one per fold.
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -30,7 +31,9 @@ _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
 _DECADES_OF_ROUND_TICKS = 1.5
 
 
-def leaderboard(name: str, mae: float, rows: Sequence[Mapping[str, Any]], *, comparable: bool) -> go.Figure:
+def leaderboard(
+    name: str, mae: float, rows: Sequence[Mapping[str, Any]], target: Target, *, comparable: bool
+) -> go.Figure:
     """This run among the leaderboard's models, best on top, on a logarithmic axis."""
     entries = sorted([(float(row["mae"]), str(row["name"]), False) for row in rows] + [(mae, name, True)], reverse=True)
     own = FOLD_COLOURS[0] if comparable else "#7fb8d8"
@@ -47,15 +50,15 @@ def leaderboard(name: str, mae: float, rows: Sequence[Mapping[str, Any]], *, com
             text=[f" {entry[0]:.4f}" for entry in entries],
             textposition="middle right",
             cliponaxis=False,
-            hovertemplate="%{y}: %{x:.4f} eV/atom<extra></extra>",
+            hovertemplate=f"%{{y}}: {target.with_unit('%{x:.4f}')}<extra></extra>",
         )
     )
-    figure.update_xaxes(type="log", title="mean MAE over the folds (eV/atom)", dtick="D2", tickformat=".3~g")
+    figure.update_xaxes(type="log", title=f"mean MAE over the folds{target.in_unit}", dtick="D2", tickformat=".3~g")
     figure.update_yaxes(automargin=True)
     return styled(figure, height=120 + 28 * len(entries), legend=False)
 
 
-def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.Figure:
+def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target: Target) -> go.Figure:
     """Training and validation MAE of every fold, the best epoch marked, and the learning rate below."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.78, 0.22], vertical_spacing=0.06)
     for fold, rows in histories.items():
@@ -114,7 +117,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> go.
             col=1,
         )
     maes = [row[key] for rows in histories.values() for row in rows for key in ("val_mae", "train_mae")]
-    figure.update_yaxes(type="log", title="MAE (eV/atom)", **_log_ticks(maes), row=1, col=1)
+    figure.update_yaxes(type="log", title=f"MAE{target.in_unit}", **_log_ticks(maes), row=1, col=1)
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     if max((len(rows) for rows in histories.values()), default=0) <= 10:
@@ -136,7 +139,7 @@ def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
     return {"tickvals": [float(f"{step}e{power}") for power in powers for step in steps], "tickformat": ".2~g"}
 
 
-def parity(predictions: Predictions) -> go.Figure:
+def parity(predictions: Predictions, target: Target) -> go.Figure:
     """Predictions against targets: every crystal as a point with its id, or of many their density."""
     density = parity_density(predictions)
     few = len(predictions) <= _MOST_POINTS
@@ -153,8 +156,8 @@ def parity(predictions: Predictions) -> go.Figure:
             ),
         ]
     )
-    figure.update_xaxes(title="target (eV/atom)", range=[low, high], constrain="domain")
-    figure.update_yaxes(title="prediction (eV/atom)", range=[low, high], scaleanchor="x", constrain="domain")
+    figure.update_xaxes(title=f"target{target.in_unit}", range=[low, high], constrain="domain")
+    figure.update_yaxes(title=f"prediction{target.in_unit}", range=[low, high], scaleanchor="x", constrain="domain")
     return styled(figure, height=560, legend=False)
 
 
@@ -204,9 +207,10 @@ def _round_counts(largest: int) -> list[int]:
     return [count for count in rounds if count <= largest / 1.3] + [largest]
 
 
-def errors(distribution: ErrorDistribution) -> go.Figure:
+def errors(distribution: ErrorDistribution, target: Target) -> go.Figure:
     """Histogram of absolute errors in logarithmic bins, with quantiles."""
     edges = distribution.edges
+    bin_text = target.with_unit("%{customdata[0]:.2g} to %{customdata[1]:.2g}")
     figure = go.Figure(
         go.Bar(
             x=np.sqrt(edges[:-1] * edges[1:]).tolist(),
@@ -214,7 +218,7 @@ def errors(distribution: ErrorDistribution) -> go.Figure:
             width=np.diff(edges).tolist(),
             marker={"color": FOLD_COLOURS[0], "line": {"width": 0}},
             customdata=np.column_stack([edges[:-1], edges[1:]]).tolist(),
-            hovertemplate="%{customdata[0]:.2g} to %{customdata[1]:.2g} eV/atom: %{y:,} crystals<extra></extra>",
+            hovertemplate=f"{bin_text}: %{{y:,}} crystals<extra></extra>",
         )
     )
     # A logarithmic axis counts in decades: positions of lines and labels are given as logarithms.
@@ -234,13 +238,13 @@ def errors(distribution: ErrorDistribution) -> go.Figure:
             font={"color": FOLD_COLOURS[1]},
             bgcolor="rgba(255,255,255,0.8)",
         )
-    figure.update_xaxes(type="log", title="absolute error (eV/atom)", dtick=1, tickformat="~g")
+    figure.update_xaxes(type="log", title=f"absolute error{target.in_unit}", dtick=1, tickformat="~g")
     figure.update_yaxes(title="crystals")
     figure.update_layout(bargap=0)
     return styled(figure, height=560, legend=False)
 
 
-def trend(data: Trend, *, title: str, log_x: bool = False) -> go.Figure:
+def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go.Figure:
     """Mean, median and quartiles of the error along some property."""
     x = data.centres.tolist()
     colour = FOLD_COLOURS[0]
@@ -274,12 +278,13 @@ def trend(data: Trend, *, title: str, log_x: bool = False) -> go.Figure:
         figure.update_xaxes(tickformat="d", dtick=1)
     if log_x:
         figure.update_xaxes(type="log", tickvals=_ROUND_NUMBERS, ticktext=[str(number) for number in _ROUND_NUMBERS])
-    figure.update_yaxes(title="absolute error (eV/atom)", rangemode="tozero")
+    figure.update_yaxes(title=f"absolute error{target.in_unit}", rangemode="tozero")
     return styled(figure, height=340)
 
 
-def periodic_table(by_element: Mapping[str, tuple[float, int]]) -> go.Figure:
-    """MAE over the crystals that contain an element, in meV/atom, and how many crystals that are."""
+def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) -> go.Figure:
+    """MAE over the crystals that contain an element, in the fine unit, and how many crystals that are."""
+    factor, fine = target.fine
     shade = np.full((N_ROWS, N_COLUMNS), np.nan)
     absent = np.full((N_ROWS, N_COLUMNS), np.nan)
     text = np.full((N_ROWS, N_COLUMNS), "", dtype=object)
@@ -287,9 +292,9 @@ def periodic_table(by_element: Mapping[str, tuple[float, int]]) -> go.Figure:
     for symbol, (row, column) in POSITIONS.items():
         if symbol in by_element:
             mae, count = by_element[symbol]
-            shade[row, column] = 1000 * mae
-            text[row, column] = f"<b>{symbol}</b><br>{_short(1000 * mae)}<br><i>{_compact(count)}</i>"
-            hover[row, column] = f"{symbol}: MAE {mae:.4f} eV/atom over {count:,} crystals"
+            shade[row, column] = factor * mae
+            text[row, column] = f"<b>{symbol}</b><br>{_short(factor * mae)}<br><i>{_compact(count)}</i>"
+            hover[row, column] = f"{symbol}: MAE {target.with_unit(f'{mae:.4f}')} over {count:,} crystals"
         else:
             absent[row, column] = 0.0
             text[row, column] = symbol
@@ -319,7 +324,7 @@ def periodic_table(by_element: Mapping[str, tuple[float, int]]) -> go.Figure:
                 colorscale=_SCALE,
                 zmin=low,
                 zmax=high if high > low else low + 1.0,
-                colorbar={"title": {"text": "MAE (meV/atom)", "side": "right"}, "thickness": 14},
+                colorbar={"title": {"text": f"MAE{fine.in_unit}", "side": "right"}, "thickness": 14},
                 **shared,
             ),
         ]
@@ -357,8 +362,8 @@ def _rounded(values: Any) -> list[float]:
     return [round(float(value), 5) for value in values]
 
 
-def _short(mae_mev: float) -> str:
-    return f"{mae_mev:.0f}" if mae_mev >= 10 else f"{mae_mev:.1f}"
+def _short(mae: float) -> str:
+    return f"{mae:.0f}" if mae >= 10 else f"{mae:.1f}"
 
 
 def _compact(count: int) -> str:

@@ -17,6 +17,7 @@ from mbqueue.results.absences import absences
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report import analysis, figures, sessions
 from mbqueue.results.report.markup import number, page, plot, spread, table
+from mbqueue.task import Target
 
 REPORT_FILE = "report.html"
 
@@ -37,7 +38,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         ResultsError: when a table is missing or damaged.
     """
     plots = {name: plot(name, figure) for name, figure in draw(recorded, timeline=timeline).items()}
-    content = recorded.content
+    content, target = recorded.content, recorded.target
     body = [*_head(recorded)]
     if recorded.folds:
         body += [
@@ -71,11 +72,11 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
             "<h2>What it fails on</h2>",
             f'<div class="row three">{plots["by-atoms"]}{plots["by-target"]}{plots["by-elements"]}</div>',
             "<h2>Error by element</h2>",
-            "<p>Mean absolute error in meV/atom over the test crystals that contain the element, and in italics how "
-            "many these are. The colours leave out the outer 5 % of the elements on either side.</p>",
+            f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element, and in "
+            "italics how many these are. The colours leave out the outer 5 % of the elements on either side.</p>",
             plots["periodic-table"],
             "<h2>The 50 worst crystals</h2>",
-            _worst(analysis.worst(recorded.predictions)),
+            _worst(analysis.worst(recorded.predictions), target),
         ]
     body += [
         "<h2>Sessions</h2>",
@@ -89,22 +90,24 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
 
 def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[str, go.Figure]:
     """The report's figures by name, in its order; those that there is no data for are left out."""
-    content, histories = recorded.content, recorded.histories
+    content, histories, target = recorded.content, recorded.histories, recorded.target
     found = {}
     if recorded.folds:
         board, mae = content["leaderboard"], content["summary"]["mae"]["mean"]
-        found["leaderboard"] = figures.leaderboard(recorded.name, mae, board["rows"], comparable=board["comparable"])
+        found["leaderboard"] = figures.leaderboard(
+            recorded.name, mae, board["rows"], target, comparable=board["comparable"]
+        )
     if any(histories.values()):
-        found["learning-curves"] = figures.learning_curves(histories)
+        found["learning-curves"] = figures.learning_curves(histories, target)
     if recorded.folds:
         tested = recorded.all_predictions
         found |= {
-            "parity": figures.parity(tested),
-            "errors": figures.errors(analysis.error_distribution(tested.abs_error)),
-            "by-atoms": figures.trend(analysis.by_atoms(tested), title="atoms in the cell", log_x=True),
-            "by-target": figures.trend(analysis.by_target(tested), title="formation energy (eV/atom)"),
-            "by-elements": figures.trend(analysis.by_element_count(tested), title="elements in the crystal"),
-            "periodic-table": figures.periodic_table(analysis.by_element(tested)),
+            "parity": figures.parity(tested, target),
+            "errors": figures.errors(analysis.error_distribution(tested.abs_error), target),
+            "by-atoms": figures.trend(analysis.by_atoms(tested), target, title="atoms in the cell", log_x=True),
+            "by-target": figures.trend(analysis.by_target(tested), target, title=target.axis),
+            "by-elements": figures.trend(analysis.by_element_count(tested), target, title="elements in the crystal"),
+            "periodic-table": figures.periodic_table(analysis.by_element(tested), target),
         }
     if timeline:
         found["timeline"] = sessions.timeline(timeline)
@@ -140,7 +143,7 @@ def _head(recorded: Recorded) -> list[str]:
             f"{', '.join(str(fold) for fold, rows in recorded.histories.items() if rows) or 'none'}.</div>"
         )
     if recorded.folds:
-        lines.append(f'<p class="score">MAE {spread(content["summary"]["mae"])} eV/atom</p>')
+        lines.append(f'<p class="score">MAE {escape(recorded.target.with_unit(spread(content["summary"]["mae"])))}</p>')
     return [*lines, f'<p class="quiet">{" ".join(facts)}</p>']
 
 
@@ -173,8 +176,8 @@ def _scores(recorded: Recorded) -> str:
         table(head, rows, foot=foot)
         + absent
         + (
-            '<p class="quiet">Errors in eV/atom; MAPE as a share, over targets beyond ±1e-5 eV/atom. Last line: mean '
-            "and population standard deviation over folds.</p>"
+            f'<p class="quiet">Errors of the {escape(recorded.target.axis)}; MAPE as a share, over targets beyond '
+            "±1e-5. Last line: mean and population standard deviation over folds.</p>"
         )
     )
 
@@ -188,7 +191,7 @@ def _verdicts(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
     return table(["", "", ""], rows, left=(0, 1, 2), style="words")
 
 
-def _worst(rows: Sequence[analysis.Worst]) -> str:
+def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
     cells = [
         [
             str(place),
@@ -204,8 +207,8 @@ def _worst(rows: Sequence[analysis.Worst]) -> str:
     ]
     head = ["#", "Crystal", "Composition", "Fold", "Atoms", "Target", "Prediction", "Error"]
     return table(head, cells, left=(1, 2)) + (
-        '<p class="quiet">Energies in eV/atom. The links lead to the Materials Project: to the entry where the id is '
-        "one of its own, else to its entries of the same formula.</p>"
+        f'<p class="quiet">Target and prediction: {escape(target.axis)}. The links lead to the Materials Project: to '
+        "the entry where the id is one of its own, else to its entries of the same formula.</p>"
     )
 
 

@@ -1,10 +1,14 @@
-"""CHGNet models in and out of files: the pretrained ones, and files that `CHGNet.from_file` reads."""
+"""CHGNet, the first `ModelFamily`: in and out of files, what of it is trained, and what it computes.
+
+Files are those that `CHGNet.from_file` reads. The messages are in `mbqueue.train.forward`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from importlib import resources
@@ -13,34 +17,45 @@ from typing import Any
 
 import torch
 from chgnet.model import CHGNet
+from torch import Tensor, nn
 
-from mbqueue.errors import CheckpointError, UsageError
-from mbqueue.files import write_bytes
-from mbqueue.train.forward import check_architecture
+from mbqueue.data import batches
+from mbqueue.data.batch import Batch
+from mbqueue.errors import CheckpointError
+from mbqueue.train.forward import (
+    atom_features,
+    check_architecture,
+    formation_energies,
+    read_out,
+    reference_energies,
+)
+from mbqueue.train.references import References
 
-_FILES = {
+PRETRAINED = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
     "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
 }
+_HEAD = ("mlp.", "readout_norm.", "composition_model.")
+make_batch = batches.make_batch
+predict = formation_energies
+
+_BLOCK = re.compile(r"^(?:atom_conv|bond_conv|angle)_layers\.(\d+)\.")
 
 
 def load_pretrained(version: str) -> CHGNet:
     """CHGNet's own pretrained weights, on the CPU; the same as `CHGNet.load(model_name=version)`, but silent.
 
     Raises:
-        UsageError: for a version other than 0.3.0 and r2scan.
         CheckpointError: when chgnet's file cannot be read.
     """
-    if version not in _FILES:
-        raise UsageError(f"There are no pretrained weights {version!r}. Use one of {', '.join(_FILES)}.")
-    path = Path(str(resources.files("chgnet"))) / "pretrained" / _FILES[version]
+    path = Path(str(resources.files("chgnet"))) / "pretrained" / PRETRAINED[version]
     content = _read(path)
     # What CHGNet.load passes too: the weights were trained without that bias, and are named by their version.
     return _build(content, path, mlp_out_bias=False, version=version)
 
 
-def load_chgnet(path: Path) -> CHGNet:
-    """A model from a file written by `save_chgnet` or by CHGNet's trainer, on the CPU; nothing in it is executed.
+def load_model(path: Path) -> CHGNet:
+    """A model from a file with `model_bytes` or one written by CHGNet's trainer, on the CPU; nothing in it is executed.
 
     Raises:
         CheckpointError: when the file is missing, damaged or no CHGNet.
@@ -59,11 +74,6 @@ def model_bytes(model: CHGNet) -> bytes:
     return buffer.getvalue()
 
 
-def save_chgnet(model: CHGNet, path: Path) -> None:
-    """Durably write ``model`` so that `CHGNet.from_file` loads it, element references included."""
-    write_bytes(path, model_bytes(model))
-
-
 def copy_of(model: CHGNet) -> CHGNet:
     """An independent model of the same architecture and weights, on the CPU."""
     twin = _construct(model.model_args)
@@ -79,6 +89,59 @@ def weights_hash(model: CHGNet) -> str:
             digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]:
+    """The parameters that an experiment trains, by name, in the model's order.
+
+    Left out of ``all`` is what the energy does not depend on: the magnetic-moment head and the last angle update.
+    """
+    dead = ("site_wise.", f"angle_layers.{model.n_conv - 2}.")
+    if trainable == "none":
+        return {}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if is_head(name) or (trainable == "all" and not name.startswith(dead))
+    }
+
+
+def is_head(name: str) -> bool:
+    """Whether a parameter is of the read-out: ``mlp``, ``readout_norm`` and the element references."""
+    return name.startswith(_HEAD)
+
+
+def depth(model: CHGNet, name: str) -> int:
+    """How many blocks a parameter is away from the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
+    if is_head(name):
+        return 0
+    block = _BLOCK.match(name)
+    return int(model.n_conv) - int(block.group(1)) if block else int(model.n_conv) + 1
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay makes sense for a parameter: not for element references, which are no weights of a net."""
+    return not name.startswith("composition_model.")
+
+
+def set_references(model: CHGNet, references: References) -> None:
+    """Put the references into the model's AtomRef, in place."""
+    weight = model.composition_model.fc.weight
+    with torch.no_grad():
+        weight.copy_(torch.as_tensor(references.energies, dtype=weight.dtype)[None])
+    model.composition_model.fitted = True
+
+
+def frozen(model: CHGNet, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Features of each atom after the last convolution, [A, 64], and interaction energies, eV/atom, [B]."""
+    features = atom_features(model, batch)
+    return features, read_out(model, features, batch.atom_crystal, batch.n_atoms)
+
+
+def predict_from_features(model: CHGNet, features: Tensor, atoms: Any) -> Tensor:
+    """Like ``predict``, [B], from the features [A, 64] of the atoms of a batch."""
+    interaction = read_out(model, features, atoms.atom_crystal, atoms.n_atoms)
+    return interaction + reference_energies(model, atoms.atomic_numbers, atoms.atom_crystal, atoms.n_atoms)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,90 @@
+"""What training needs of a kind of model: the seam `ModelFamily`. `mbqueue.train.chgnet` is the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mbqueue.data.batch import Batch
+from mbqueue.data.batches import Distortion
+from mbqueue.data.graph_cache import GraphCache
+from mbqueue.errors import UsageError
+from mbqueue.train import chgnet
+from mbqueue.train.references import References
+
+
+class ModelFamily(Protocol):
+    """The functions of a module that knows one kind of model.
+
+    Models are opaque to all other modules, but for their parameters and ``state_dict``. Values of B crystals are [B],
+    in the unit of the target; features of A atoms are [A, F].
+    """
+
+    #: Names of pretrained weights → where their file is.
+    PRETRAINED: dict[str, str]
+
+    # -- in and out of files -------------------------------------------------------------------------------------
+
+    def load_pretrained(self, version: str, /) -> Any:
+        """One of ``PRETRAINED``, on the CPU."""
+
+    def load_model(self, path: Path, /) -> Any:
+        """A model that was saved, on the CPU."""
+
+    def model_bytes(self, model: Any, /) -> bytes:
+        """The content of a file that ``load_model`` and the family's own library read; equal models, equal bytes."""
+
+    def copy_of(self, model: Any, /) -> Any:
+        """An independent model of the same architecture and weights, on the CPU."""
+
+    def weights_hash(self, model: Any, /) -> str:
+        """Hex SHA-256 of the weights that ``frozen`` depends on."""
+
+    # -- what is trained -----------------------------------------------------------------------------------------
+
+    def trained_parameters(self, model: Any, trainable: str, /) -> dict[str, nn.Parameter]:
+        """The parameters that ``none``, ``head`` or ``all`` trains, by name, in the model's order."""
+
+    def is_head(self, name: str, /) -> bool:
+        """Whether a parameter is of the head, which works on features of the frozen backbone."""
+
+    def depth(self, model: Any, name: str, /) -> int:
+        """How many blocks a parameter is away from the read-out; 0 for the head."""
+
+    def decays(self, name: str, /) -> bool:
+        """Whether weight decay makes sense for a parameter."""
+
+    def set_references(self, model: Any, references: References, /) -> None:
+        """Put the element references into the model, in place."""
+
+    # -- what is computed ----------------------------------------------------------------------------------------
+
+    def make_batch(self, cache: GraphCache, rows: NDArray[np.int64], distortion: Distortion | None, /) -> Batch:
+        """The graphs of some crystals as one batch in host memory."""
+
+    def predict(self, model: Any, batch: Batch, /) -> Tensor:
+        """What the model says of each crystal, element references included, [B]."""
+
+    def frozen(self, model: Any, batch: Batch, /) -> tuple[Tensor, Tensor]:
+        """Features of each atom, [A, F], and the prediction without element references, [B]."""
+
+    def predict_from_features(self, model: Any, features: Tensor, atoms: Any, /) -> Tensor:
+        """The same as ``predict``, [B], from features [A, F] and a batch's atomic_numbers, atom_crystal and n_atoms."""
+
+
+def family_of(pretrained: str) -> ModelFamily:
+    """The family that some pretrained weights belong to.
+
+    Raises:
+        UsageError: for weights that no family has.
+    """
+    families: tuple[ModelFamily, ...] = (chgnet,)
+    for family in families:
+        if pretrained in family.PRETRAINED:
+            return family
+    known = ", ".join(name for family in families for name in family.PRETRAINED)
+    raise UsageError(f"There are no pretrained weights {pretrained!r}. Use one of {known}.")
