@@ -1,9 +1,10 @@
-"""What reduced precision costs in accuracy: energies and gradients in float32 and with bf16 products, against float64.
+"""What reduced precision costs in accuracy: energies and gradients with products of each kind, against float64.
 
     python -m benchmarks.precision --data FOLDER
 
-The arithmetic is that of a GPU (the plain messages), done on the CPU, which rounds to bf16 in the same places. FOLDER
-as for `benchmarks.training`; without it, the shipped sample.
+The arithmetic is that of a GPU (the plain messages), done on the CPU, which rounds in the same places. tf32 is a
+float32 whose last 13 binary digits are rounded away before a product of the messages; a GPU does so in the read-out's
+products, too. FOLDER as for `benchmarks.training`; without it, the shipped sample.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import copy
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -24,23 +27,43 @@ from benchmarks.training import JOINED, crystals_to_measure
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import make_batch
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.train import forward
+from mbqueue.train import forward, gated
 from mbqueue.train.chgnet import load_pretrained
-from mbqueue.train.gated import PRODUCTS, PlainMessages
+from mbqueue.train.gated import PRODUCTS, PlainMessages, gradient_scale
 
 
 def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Interaction energies, eV/atom, and the gradient of their mean square by each weight."""
     model.zero_grad()
     energies = forward.energies(model, batch)
-    energies.square().mean().backward()
-    return energies.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    scale = gradient_scale(len(batch))
+    (energies.square().mean() * scale).backward()
+    return energies.detach(), {name: p.grad / scale for name, p in model.named_parameters() if p.grad is not None}
 
 
 def in_float64(batch: Batch) -> Batch:
     """The same batch, its lengths and angles in float64."""
     given = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(batch, **{name: x.double() for name, x in given.items() if x.is_floating_point()})
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """The nearest number with ten binary digits after the first, as a tensor core reads a float32."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@contextmanager
+def products_in(name: str) -> Iterator[None]:
+    """Within the block, products of the messages have this precision."""
+    round_to_half = gated._rounded
+    if name == "tf32":
+        gated._rounded = to_tf32  # float32 sums of rounded numbers, as with float16
+    token = PRODUCTS.set({"float32": None, "bf16": torch.bfloat16}.get(name, torch.float16))
+    try:
+        yield
+    finally:
+        PRODUCTS.reset(token)
+        gated._rounded = round_to_half
 
 
 def main() -> None:
@@ -61,10 +84,9 @@ def main() -> None:
             model = load_pretrained(version)
             exact, exact_gradients = energies_and_gradients(copy.deepcopy(model).double(), in_float64(batch))
             size = sum(float(gradient.square().sum()) for gradient in exact_gradients.values()) ** 0.5
-            for name, products in (("float32", None), ("bf16", torch.bfloat16)):
-                token = PRODUCTS.set(products)
-                found, gradients = energies_and_gradients(model, batch)
-                PRODUCTS.reset(token)
+            for name in ("float32", "tf32", "fp16", "bf16"):
+                with products_in(name):
+                    found, gradients = energies_and_gradients(model, batch)
                 error = 1e3 * (found.double() - exact).abs()
                 wrong = sum(float((gradients[key] - exact_gradients[key]).square().sum()) for key in exact_gradients)
                 told = f"{float(error.mean()):23.4f} {float(error.max()):8.4f} {wrong**0.5 / size:19.1e}"

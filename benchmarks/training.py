@@ -184,7 +184,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bf16"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bf16", "fp16"])
     parser.add_argument(
         "--subnormals", action="store_true", help="let mbqueue's kernels compute with them, as stock does"
     )

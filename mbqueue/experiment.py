@@ -22,6 +22,10 @@ OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
 N_FOLDS = 5
 
+#: The first compute capability of a GPU with units for each reduced precision. Older ones emulate bf16 and fp16 slowly,
+#: and ignore tf32.
+NEEDED_CAPABILITY = {"tf32": 8, "bf16": 8, "fp16": 7}
+
 #: What an experiment, and so its folders, may be called.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -123,11 +127,13 @@ class TrainSpec(_Section):
         description="Average each test prediction over this many pairs of opposite small strains besides the crystal "
         "itself; 0 is off.",
     )
-    precision: Literal["float32", "tf32", "bf16"] = Field(
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32",
-        description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `bf16` rounds "
+        description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `tf32` and `bf16` "
+        "need an Ampere GPU or newer, `fp16` a Volta, a T4 or newer. `bf16` rounds "
         "what goes into the products of the messages, what comes out, and their gradients, those of the weights "
-        "included; weights, sums of messages, validation and predictions are float32.",
+        "included; `fp16` rounds what goes into them and sums in float32. Weights, sums of messages, validation and "
+        "predictions are float32.",
     )
 
     @model_validator(mode="after")

@@ -75,6 +75,7 @@ def test_a_spec_of_before_a_key_existed_has_the_same_hash_and_means_what_it_mean
     assert parse_spec(content, source="the queue") == spec()
     assert spec(train={"group_by_size": True}).hash != spec().hash
     assert spec(train={"test_strains": 1}).hash != spec().hash
+    assert spec(train={"precision": "fp16"}).hash != spec(train={"precision": "bf16"}).hash
 
 
 def test_a_spec_survives_json() -> None:

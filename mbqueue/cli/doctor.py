@@ -19,7 +19,7 @@ import mbqueue
 from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
 from mbqueue.errors import DataError, MbqueueError, ProjectNotFound, StoreError, UsageError
-from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.experiment import NEEDED_CAPABILITY, OFFICIAL_DATASET
 from mbqueue.mounts import mount_of
 from mbqueue.project import ProjectFolder
 
@@ -128,8 +128,9 @@ def _device() -> Finding:
         return Finding("device", "problem", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        is_older = torch.cuda.get_device_capability(0)[0] < 8  # than Ampere; train/arithmetic.py does as is said here
-        lacks = ", no bf16 or tf32 (float32 is used instead)" if is_older else ""
+        capability = torch.cuda.get_device_capability(0)[0]
+        missing = [name for name, needed in NEEDED_CAPABILITY.items() if capability < needed]
+        lacks = f", no {' or '.join(missing)} (float32 is used instead)" if missing else ""
         return Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB{lacks}")
     return Finding(
         "device",

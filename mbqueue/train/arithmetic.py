@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mbqueue.experiment import NEEDED_CAPABILITY
 from mbqueue.train.gated import PRODUCTS
 
 
@@ -36,16 +37,14 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def has_precisions(device: torch.device) -> bool:
-    """Whether a GPU has bf16 and tf32, as those since Ampere do; older ones emulate the one and ignore the other."""
-    return torch.cuda.get_device_capability(device)[0] >= 8
+_PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def usable_precision(device: torch.device, wanted: str) -> str:
     """What products are computed in when ``wanted`` is asked for: float32 where the device does not have it."""
     if device.type != "cuda" or wanted == "float32":
         return "float32"
-    return wanted if has_precisions(device) else "float32"
+    return wanted if torch.cuda.get_device_capability(device)[0] >= NEEDED_CAPABILITY[wanted] else "float32"
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Everything that is allocated is written before it is read, so filling it first is only a cost.
     deterministic.fill_uninitialized_memory = False
-    products = PRODUCTS.set(torch.bfloat16 if precision == "bf16" else None)
+    products = PRODUCTS.set(_PRODUCTS.get(precision))
     try:
         yield
     finally:

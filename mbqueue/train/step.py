@@ -19,6 +19,7 @@ from mbqueue.errors import NonFiniteLoss
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.arrivals import Arrived, Fetch, arriving
 from mbqueue.train.feeds import Feed, Rows, host_batches, pack
+from mbqueue.train.gated import gradient_scale
 from mbqueue.train.memory import DeviceMemory, OutOfMemory, Shortage, is_out_of_memory
 from mbqueue.train.optim import set_learning_rate
 
@@ -138,6 +139,9 @@ def begin_step(
             # or the result would depend on how crystals are batched.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        scale = gradient_scale(len(rows))
+        if scale != 1:
+            torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)
         # Clipping by infinity only measures.
         norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm or math.inf)
         figures = torch.cat([totals, norm[None].double()])
@@ -163,7 +167,8 @@ def _add_gradient(
     """
     predicted = feed.predict(model, batch)
     loss = loss_sum(spec, predicted, batch.targets)
-    (loss / structures).backward()  # type: ignore[no-untyped-call]
+    scale = gradient_scale(structures)
+    (loss / structures if scale == 1 else loss * (scale / structures)).backward()  # type: ignore[no-untyped-call]
     totals += torch.stack([loss.detach(), (predicted.detach() - batch.targets).abs().sum()])
 
 

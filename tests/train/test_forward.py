@@ -23,7 +23,7 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.forward import atom_features, check_architecture, energies, formation_energies
 from mbqueue.train.fused import FusedMessages
-from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
+from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages, gradient_scale, linear
 
 # CHGNet turns a tensor of volumes into a list of numbers, which torch ≥ 2.13 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
@@ -231,6 +231,32 @@ def test_products_in_bfloat16_stay_close_and_their_gradients_come_from_any_threa
     name = "atom_conv_layers.3.twoBody_atom.mlp_core.layers.3.weight"
     difference = float((found[0][name] - exact_gradients[name]).norm() / exact_gradients[name].norm())
     assert 0.0 < difference < 0.3
+
+
+def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
+    bench: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)
+    batch, model = make_batch(bench.cache, np.arange(16)), load_pretrained("0.3.0")
+    ones = torch.ones(4096, 1)
+    token = PRODUCTS.set(torch.float16)
+    try:
+        assert float(linear(40 * ones.T, 40 * ones.T)) == 40 * 40 * 4096, "65,504 is the largest float16"
+        found = {}
+        for name, products in (("exact", None), ("half", torch.float16)):
+            PRODUCTS.set(products)
+            model.zero_grad()
+            scale = gradient_scale(64)
+            assert scale == (2.0**18 if products else 1.0)
+            # As small as the gradient of a crystal among 64, whose error is 1 meV/atom.
+            (formation_energies(model, batch).sum() * (1e-2 / 64) * scale).backward()
+            found[name] = {n: p.grad.double() / scale for n, p in model.named_parameters() if p.grad is not None}
+    finally:
+        PRODUCTS.reset(token)
+    for name, exact in found["exact"].items():
+        error = float((found["half"][name] - exact).norm() / exact.norm())
+        assert error < 0.1, f"{name}: {error}"  # without the scale, many are off by more than their size
+    assert any(not torch.equal(found["half"][name], exact) for name, exact in found["exact"].items())
 
 
 def test_what_a_gpu_would_compute_is_the_same_on_every_run(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

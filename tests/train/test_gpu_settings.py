@@ -67,7 +67,7 @@ def notebook_that(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -90,19 +90,21 @@ def test_settings_hold_within_the_block_and_are_as_before_after_it(precision: st
         assert not within["bf16_reduction"]
         assert within["deterministic"]
         assert not within["fill"]
-        assert within["products"] == (torch.bfloat16 if precision == "bf16" else None)
+        assert within["products"] == {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     assert settings() == before
     with calculating(CPU, precision):
         assert settings() == before
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_a_gpu_without_an_arithmetic_computes_in_float32(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("precision", "on_7"), [("tf32", "float32"), ("bf16", "float32"), ("fp16", "fp16")])
+def test_a_gpu_without_an_arithmetic_computes_in_float32(
+    precision: str, on_7: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gpu(major: int) -> str:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (major, 5))
         return usable_precision(CUDA, precision)
 
-    assert [gpu(major) for major in (6, 7, 8, 9)] == ["float32", "float32", precision, precision]
+    assert [gpu(major) for major in (6, 7, 8, 9)] == ["float32", on_7, precision, precision]
     assert usable_precision(CPU, precision) == "float32"
 
 
@@ -136,7 +138,8 @@ def test_doctor_says_what_a_gpu_has_no_arithmetic_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: Properties)
-    assert told(7) == "cuda: Tesla T4, 15 GiB, no bf16 or tf32 (float32 is used instead)"
+    assert told(6) == "cuda: Tesla T4, 15 GiB, no tf32 or bf16 or fp16 (float32 is used instead)"
+    assert told(7) == "cuda: Tesla T4, 15 GiB, no tf32 or bf16 (float32 is used instead)"
     assert told(8) == "cuda: Tesla T4, 15 GiB"
 
 

@@ -16,6 +16,7 @@ from mbqueue.train import chgnet
 from mbqueue.train.arrivals import arriving
 from mbqueue.train.chgnet import depth, load_pretrained, trained_parameters
 from mbqueue.train.feeds import GraphFeed, pack
+from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.optim import WeightAverage, learning_rate, make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step, loss_sum
 
@@ -219,3 +220,17 @@ def test_augmentation_changes_training_and_not_validation(
     on, off = (run._infer(runs[0].best_model(), run.rows.validation, lambda: False) for run in runs)
     assert np.array_equal(on, off)
     assert runs[1]._distortion(1) != runs[1]._distortion(2)
+
+
+def test_the_scale_of_float16_gradients_is_gone_before_they_are_measured_and_used(bench: Any) -> None:
+    exact, exact_result = one_step(bench, np.arange(8), clip_norm=0.0)
+    token = PRODUCTS.set(torch.float16)
+    try:
+        half, half_result = one_step(bench, np.arange(8), clip_norm=0.0)
+    finally:
+        PRODUCTS.reset(token)
+    assert half_result.grad_norm != exact_result.grad_norm
+    assert half_result.grad_norm == pytest.approx(exact_result.grad_norm, rel=1e-2)
+    for (name, a), b in zip(exact.named_parameters(), half.parameters(), strict=True):
+        if a.grad is not None:
+            assert float((a.grad - b.grad).norm()) <= 0.1 * float(a.grad.norm()) + 1e-9, name
