@@ -1,0 +1,53 @@
+"""Files of the version at commit 63f7668, packed small: what users of that version have (see tests/earlier/write.py).
+
+A checkpoint of head_finetune holds CHGNet's own weights, which every installation has. So each of these tensors is
+replaced by its SHA-256 when the files are packed, and put back when they are unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+from mbqueue.train.pretrained import load_pretrained
+
+PACKED = Path(__file__).parent.parent / "earlier" / "files.tar.xz"
+#: A tensor must be much longer than its hash.
+_SHORTEST_BYTES = 1024
+
+
+def _tensors() -> dict[bytes, bytes]:
+    """SHA-256 → bytes of CHGNet's tensors."""
+    tensors = [tensor.numpy().tobytes() for tensor in load_pretrained("0.3.0").state_dict().values()]
+    return {hashlib.sha256(one).digest(): one for one in tensors if len(one) >= _SHORTEST_BYTES}
+
+
+def pack(folder: Path, target: Path = PACKED) -> None:
+    """Pack all files below a folder."""
+    tensors = _tensors()
+    with tarfile.open(target, "w:xz", preset=9) as archive:
+        # Files of one name lie together, since they are the most alike.
+        for path in sorted(folder.rglob("*"), key=lambda path: (path.suffix, path.name, path)):
+            if path.is_file():
+                content = path.read_bytes()
+                for digest, tensor in tensors.items():
+                    content = content.replace(tensor, digest)
+                member = tarfile.TarInfo(str(path.relative_to(folder)))
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def unpack(target: Path, packed: Path = PACKED) -> None:
+    """Put the packed files below a folder, as they were."""
+    tensors = _tensors()
+    with tarfile.open(packed, "r:xz") as archive:
+        for member in archive:
+            stream = archive.extractfile(member)
+            assert stream is not None
+            content = stream.read()
+            for digest, tensor in tensors.items():
+                content = content.replace(digest, tensor)
+            (target / member.name).parent.mkdir(parents=True, exist_ok=True)
+            (target / member.name).write_bytes(content)
