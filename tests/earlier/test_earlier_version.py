@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def require_equal(found: dict[str, Any], plain: dict[str, Any]) -> None:
     for name in ("head_finetune", "pretrained_infer"):
         assert found[name] == plain[name]
     assert "head_finetune fold 0 epoch 2: started" in found["started"]
-    again = [line for line in found["started"] if "epoch 1" in line and "fold 0" in line or "pretrained" in line]
+    again = [line for line in found["started"] if ("epoch 1" in line and "fold 0" in line) or "pretrained" in line]
     assert again == [], "what was done is done again"
 
 
