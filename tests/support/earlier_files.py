@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from importlib import resources
 from pathlib import Path
 
-from mbqueue.train.pretrained import load_pretrained
+import torch
 
 PACKED = Path(__file__).parent.parent / "earlier" / "files.tar.xz"
 #: A tensor must be much longer than its hash.
@@ -20,7 +21,9 @@ _SHORTEST_BYTES = 1024
 
 def _tensors() -> dict[bytes, bytes]:
     """SHA-256 → bytes of CHGNet's tensors."""
-    tensors = [tensor.numpy().tobytes() for tensor in load_pretrained("0.3.0").state_dict().values()]
+    (path,) = Path(str(resources.files("chgnet") / "pretrained" / "0.3.0")).glob("*.pth.tar")
+    weights = torch.load(path, map_location="cpu", weights_only=True)["model"]["state_dict"]
+    tensors = [tensor.numpy().tobytes() for tensor in weights.values()]
     return {hashlib.sha256(one).digest(): one for one in tensors if len(one) >= _SHORTEST_BYTES}
 
 
