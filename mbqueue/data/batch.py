@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from mbqueue.data.elements import MAX_ATOMIC_NUMBER
+from mbqueue.data.orders import first_places, offsets_of, sorted_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +66,71 @@ class Batch:
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``; asynchronous only from pinned memory and with ``non_blocking``.
 
-        It travels as it is, and on a GPU its indices become int64: not all of torch's kernels take less.
+        To a GPU it takes its orders along (`OrderedBatch`), so that nothing is sorted there.
         """
-        tensors = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        if device.type != "cpu":
-            tensors = {name: t.long() if t.dtype == torch.int32 else t for name, t in tensors.items()}
-        return Batch(**tensors)
+        batch = self if device.type == "cpu" else self.ordered()
+        return type(batch)(
+            **{f.name: getattr(batch, f.name).to(device, non_blocking=non_blocking) for f in fields(batch)}
+        )
 
     def pin(self) -> Batch:
-        """The same batch in page-locked memory, from which a copy to a GPU need not wait."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        """The same batch, ordered, in page-locked memory, from which a copy to a GPU need not wait."""
+        batch = self.ordered()
+        return type(batch)(**{f.name: getattr(batch, f.name).pin_memory() for f in fields(batch)})
+
+    def ordered(self) -> OrderedBatch:
+        """The same batch, which is on the CPU, with its orders and offsets."""
+        return OrderedBatch(
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            **{name: torch.from_numpy(array) for name, array in _orders(self).items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderedBatch(Batch):
+    """A batch that knows how to sum by each of its indices; all int32.
+
+    An offset says where a row's segment begins in its order; the next one says where it ends. Orders are stable.
+
+    Attributes:
+        bond_offsets: the directed bonds of each centre atom, which are in order, [A + 1].
+        bond_first: the first directed bond of each undirected one, [U]; the second is its reverse.
+        short_offsets: the short bond that each undirected bond is: a segment of one or none, [U + 1].
+        angle_offsets: the angles of each first bond, which are in order, [S + 1].
+        by_j_offsets: the angles of each second bond in ``angle_by_j``, [S + 1].
+        angle_by_center: the order of angles that sorts them by centre atom, [T].
+        by_center_offsets: the angles of each centre atom in that order, [A + 1].
+        atom_by_number: the order of atoms that sorts them by atomic number, [A].
+        by_number_offsets: the atoms of each atomic number from 1 on in that order, [95].
+    """
+
+    bond_offsets: Tensor
+    bond_first: Tensor
+    short_offsets: Tensor
+    angle_offsets: Tensor
+    by_j_offsets: Tensor
+    angle_by_center: Tensor
+    by_center_offsets: Tensor
+    atom_by_number: Tensor
+    by_number_offsets: Tensor
+
+    def ordered(self) -> OrderedBatch:
+        """Itself."""
+        return self
+
+
+def _orders(batch: Batch) -> dict[str, NDArray[np.int32]]:
+    n_atoms, n_shorts, n_bonds = len(batch.atomic_numbers), len(batch.short_bond), len(batch.bond_length)
+    centers, numbers = batch.angle_center.numpy(), batch.atomic_numbers.numpy() - 1
+    by_center_offsets, by_number_offsets = offsets_of(centers, n_atoms), offsets_of(numbers, MAX_ATOMIC_NUMBER)
+    return {
+        "bond_offsets": offsets_of(batch.bond_center.numpy(), n_atoms),
+        "bond_first": first_places(batch.bond_undirected.numpy(), n_bonds),
+        "short_offsets": offsets_of(batch.short_bond.numpy(), n_bonds),
+        "angle_offsets": offsets_of(batch.angle_bond_i.numpy(), n_shorts),
+        "by_j_offsets": offsets_of(batch.angle_bond_j.numpy(), n_shorts),
+        "angle_by_center": sorted_by(centers, by_center_offsets),
+        "by_center_offsets": by_center_offsets,
+        "atom_by_number": sorted_by(numbers, by_number_offsets),
+        "by_number_offsets": by_number_offsets,
+    }

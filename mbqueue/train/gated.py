@@ -120,15 +120,18 @@ class PlainMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch."""
 
     def __init__(self, batch: Batch) -> None:
-        atoms, shorts = len(batch.atomic_numbers), len(batch.short_bond)
-        self._center = Index.of(batch.bond_center, atoms, is_sorted=True)
+        # Made on the host, unless the batch came to a GPU and has them.
+        batch = batch.ordered()
+        by_undirected = torch.stack([batch.bond_first, batch.bond_reverse.index_select(0, batch.bond_first)], dim=1)
+        pairs = torch.arange(0, 2 * len(batch.bond_length) + 1, 2, dtype=torch.int32, device=by_undirected.device)
+        self._center = Index(batch.bond_center, None, batch.bond_offsets)
         # The bonds that end at an atom are the reverses of those that begin there.
-        self._neighbor = Index(batch.bond_neighbor, batch.bond_reverse, self._center.offsets)
-        self._undirected = Index.of(batch.bond_undirected, len(batch.bond_length))
-        self._angle_center = Index.of(batch.angle_center, atoms)
-        self._first = Index.of(batch.angle_bond_i, shorts, is_sorted=True)
-        self._second = Index.of(batch.angle_bond_j, shorts, batch.angle_by_j)
-        self._short = Index.of(batch.short_bond, len(batch.bond_length), is_sorted=True)
+        self._neighbor = Index(batch.bond_neighbor, batch.bond_reverse, batch.bond_offsets)
+        self._undirected = Index(batch.bond_undirected, by_undirected.flatten(), pairs)
+        self._angle_center = Index(batch.angle_center, batch.angle_by_center, batch.by_center_offsets)
+        self._first = Index(batch.angle_bond_i, None, batch.angle_offsets)
+        self._second = Index(batch.angle_bond_j, batch.angle_by_j, batch.by_j_offsets)
+        self._short = Index(batch.short_bond, None, batch.short_offsets)
 
     def shorts_of(self, bonds: Tensor) -> Tensor:
         """The rows of the short bonds, [S, …], from those of all undirected ones, [U, …]."""

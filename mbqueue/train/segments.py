@@ -21,7 +21,7 @@ class Index:
     Attributes:
         rows: which row each gathered one comes from, int32 or int64 [n].
         order: the order of the n that sorts ``rows`` (stable); None where they are sorted.
-        offsets: where the segment of each of the N rows begins in that order, and n, int64 [N + 1].
+        offsets: where the segment of each of the N rows begins in that order, and n, int32 or int64 [N + 1].
     """
 
     rows: Tensor

@@ -12,7 +12,7 @@ from chgnet.model import CHGNet
 from hypothesis import HealthCheck, given, settings
 from pymatgen.core import Lattice, Structure
 
-from mbqueue.data.batch import Batch
+from mbqueue.data.batch import Batch, OrderedBatch
 from mbqueue.data.batches import Distortion, make_batch
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.data.graphs import convert, graph
@@ -224,3 +224,33 @@ def test_indices_of_32_bits_change_no_bit_of_energies_and_gradients(some_graphs)
         outcomes.append([energies.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(outcomes[0]) > 100
     assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
+def test_an_ordered_batch_knows_the_rows_of_each_sum(some_graphs):
+    batch = make_batch(some_graphs, [3, 40, 11, 3]).ordered()
+    assert batch.ordered() is batch
+    for rows, order, offsets in (
+        (batch.bond_center, None, batch.bond_offsets),
+        (batch.short_bond, None, batch.short_offsets),
+        (batch.angle_bond_i, None, batch.angle_offsets),
+        (batch.angle_bond_j, batch.angle_by_j, batch.by_j_offsets),
+        (batch.angle_center, batch.angle_by_center, batch.by_center_offsets),
+        (batch.atomic_numbers - 1, batch.atom_by_number, batch.by_number_offsets),
+    ):
+        expected = torch.argsort(rows, stable=True)
+        assert torch.equal(expected if order is None else order.long(), expected)
+        counts = torch.bincount(rows, minlength=len(offsets) - 1)
+        assert torch.equal(offsets, torch.cat([torch.zeros(1), counts.cumsum(0)]).int())
+        assert offsets.dtype == torch.int32
+        assert order is None or order.dtype == torch.int32
+    first = batch.bond_first.long()
+    assert torch.equal(batch.bond_undirected[first], torch.arange(len(batch.bond_length), dtype=torch.int32))
+    assert (batch.bond_reverse[first] > first).all()
+
+
+def test_a_batch_goes_to_a_gpu_with_its_orders_and_in_int32(some_graphs):
+    there = make_batch(some_graphs, [3, 40]).to(torch.device("meta"))
+    assert isinstance(there, OrderedBatch)
+    for field in fields(there):
+        if field.name.startswith(("bond_", "short_", "angle_", "by_")) and field.name != "bond_length":
+            assert getattr(there, field.name).dtype == torch.int32, field.name

@@ -1,0 +1,40 @@
+"""Counting sorts and the offsets of segments, by which a batch's rows are summed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mbqueue.data.machine_code import compiled
+
+
+@compiled
+def offsets_of(rows: Any, n: int) -> Any:
+    """Where the segment of each of ``n`` rows begins once ``rows`` is sorted, and the end; int32 [n + 1]."""
+    offsets = np.zeros(n + 1, np.int32)
+    for row in rows:
+        offsets[row + 1] += 1
+    for row in range(n):
+        offsets[row + 1] += offsets[row]
+    return offsets
+
+
+@compiled
+def sorted_by(rows: Any, offsets: Any) -> Any:
+    """The stable order that sorts ``rows``, int32 [len(rows)], from what ``offsets_of`` gave for them."""
+    free = offsets.copy()
+    order = np.empty(len(rows), np.int32)
+    for place in range(len(rows)):
+        order[free[rows[place]]] = place
+        free[rows[place]] += 1
+    return order
+
+
+@compiled
+def first_places(rows: Any, n: int) -> Any:
+    """Where each of ``n`` numbers, all of which are there, stands first in ``rows``, int32 [n]."""
+    first = np.empty(n, np.int32)
+    for place in range(len(rows) - 1, -1, -1):
+        first[rows[place]] = place
+    return first
