@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from imported import imported
 
 from mbqueue.queue.transitions import mermaid
 
@@ -28,39 +32,74 @@ GROUND = ROWS[-1]
 ROW_OF = {room: number for number, row in enumerate(ROWS) for room in row}
 
 
-def room_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+def trees(folder: Path = PACKAGE) -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(folder.rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports() -> list[tuple[str, str, str]]:
-    """(file, importing room, imported room) for every import of mbqueue in mbqueue, those in functions included."""
+def imports(folder: Path = PACKAGE) -> list[tuple[str, str, str]]:
+    """(file, importing room, what is imported) for every import below a folder of mbqueue."""
     found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path, tree in trees(folder):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts == ("__init__",):
-            continue  # the package's own face: it hands out the API lazily
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mbqueue":
-                names = [
-                    f"{node.module}.{alias.name}" if node.module == "mbqueue" else node.module for alias in node.names
-                ]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names if alias.name.startswith("mbqueue.")]
-            found += [(str(path.relative_to(ROOT)), parts[0], room_of(name)) for name in set(names)]
+        package = ".".join(("mbqueue", *parts[:-1]))
+        found += [(str(path.relative_to(ROOT)), parts[0], name) for name in set(imported(tree, package))]
     return found
 
 
+def upward(room: str, name: str) -> bool:
+    """Whether a room may not import this."""
+    parts = name.split(".")
+    if parts[0] != "mbqueue" or parts[1:2] == ["__version__"]:
+        return False
+    target = parts[1] if len(parts) > 1 else ""
+    if target == room or {room, target} <= GROUND:
+        return False
+    return target not in ROW_OF or ROW_OF[room] >= ROW_OF[target]
+
+
 def test_imports_go_down_only() -> None:
-    upward = [
-        f"{file} imports mbqueue.{imported}, which is not below {room}"
-        for file, room, imported in imports()
-        if room != imported
-        and not {room, imported} <= GROUND
-        and imported != "__version__"
-        and not ROW_OF[room] < ROW_OF[imported]
+    wrong = [
+        f"{file} imports {name}, which is not below {room}"
+        for file, room, name in imports()
+        # The package itself hands out the API; nothing in it may ask the package for that.
+        if room != "__init__" and upward(room, name)
     ]
-    assert upward == []
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import mbqueue.session.worker",
+        "import os, mbqueue.session.worker as w",
+        "from mbqueue import session",
+        "from mbqueue import errors, session",
+        "from mbqueue.session import worker",
+        "from mbqueue.session.worker import work",
+        "from ..session import worker",
+        "from ..session.worker import work",
+        "from .. import session",
+        "import importlib; importlib.import_module('mbqueue.session.worker')",
+        "from importlib import import_module as load, import_module; import_module(f'mbqueue.session.{name}')",
+        "import importlib; importlib.import_module('..session', __package__)",
+        "__import__('mbqueue.session')",
+        "if TYPE_CHECKING:\n    from mbqueue.session.worker import WorkOptions",
+        "def f():\n    from mbqueue.session import worker",
+        "from mbqueue import Project",
+        "import mbqueue",
+        "from mbqueue import *",
+    ],
+)
+def test_every_way_of_importing_from_above_is_noticed(source: str) -> None:
+    assert any(upward("queue", name) for name in imported(ast.parse(source), "mbqueue.queue"))
+
+
+@pytest.mark.parametrize(
+    "source", ["from mbqueue.errors import QueueError", "from . import jobs", "from .. import files", "import sqlite3"]
+)
+def test_imports_from_below_and_beside_in_one_room_are_allowed(source: str) -> None:
+    assert not any(upward("queue", name) for name in imported(ast.parse(source), "mbqueue.queue"))
 
 
 def test_every_module_has_a_room() -> None:
@@ -85,19 +124,38 @@ def test_the_diagram_of_states_is_that_of_the_table_of_transitions() -> None:
     assert diagram.strip() == mermaid().strip()
 
 
+#: Room → packages that it must not import.
+FORBIDDEN = {
+    "train": {"sqlite3", "sqlite_utils", "psycopg"},
+    "queue": {"torch", "chgnet"},
+    "results": {"torch", "chgnet", "sqlite3", "sqlite_utils", "psycopg"},
+}
+
+
 def test_training_never_sees_the_database_and_the_queue_never_sees_torch() -> None:
-    for path in (PACKAGE / "train").rglob("*.py"):
-        assert "sqlite" not in path.read_text(encoding="utf-8"), path
-    for path in (PACKAGE / "queue").rglob("*.py"):
-        assert "import torch" not in path.read_text(encoding="utf-8"), path
+    seen = [
+        f"{file} imports {name}"
+        for room, packages in FORBIDDEN.items()
+        for file, _, name in imports(PACKAGE / room)
+        if name.split(".")[0] in packages
+    ]
+    assert seen == []
 
 
 def test_nothing_is_pickled_and_torch_loads_weights_only() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"^\s*(import|from) pickle", text, flags=re.MULTILINE), path
-        for call in re.findall(r"torch\.load\([^)]*\)(?:[^)]*\))?", text):
-            assert "weights_only=True" in call, f"{path}: {call}"
+    unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+    assert [f"{file}: {name}" for file, _, name in imports() if name.split(".")[0] in unsafe] == []
+    loads = 0
+    for path, tree in trees():
+        assert not any(name.startswith("torch.load") for name in imported(tree, "")), f"{path}: write torch.load(…)"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+                loads += 1
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                loads -= 1
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("weights_only") == "True", f"{path}: {ast.unparse(node)}"
+    assert loads == 0, "torch.load is used other than by calling it at once"
 
 
 def test_only_the_map_in_project_names_folders_of_the_state() -> None:

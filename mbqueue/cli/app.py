@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import mbqueue
+from mbqueue import __version__
 from mbqueue.cli.console import print_line
 from mbqueue.project import LIVE_VARIABLE
 
@@ -99,7 +99,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print_line(f"mbqueue {mbqueue.__version__}")
+        print_line(f"mbqueue {__version__}")
         raise typer.Exit
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-import mbqueue
+from mbqueue import __version__
 from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, current_project
 from mbqueue.errors import DataError, MbqueueError, ProjectNotFound, StoreError, UsageError
@@ -71,7 +71,7 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
         yield Finding("python", "ok", version)
     else:
         yield Finding("python", "problem", version, "mbqueue needs Python 3.11 or newer.")
-    yield Finding("mbqueue", "ok", mbqueue.__version__)
+    yield Finding("mbqueue", "ok", __version__)
     for package in PACKAGES:
         yield _package(package)
     yield _matbench()

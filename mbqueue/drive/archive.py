@@ -22,8 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-import mbqueue
-from mbqueue import files
+from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
 from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whole
 from mbqueue.drive.reentry import trained_by
@@ -82,7 +81,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
             for name, content in _contents(project, snapshot):
                 checksums[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
                 _add(archive, name, content)
-            listing = {"format": FORMAT, "mbqueue": mbqueue.__version__, "files": checksums}
+            listing = {"format": FORMAT, "mbqueue": __version__, "files": checksums}
             _add(archive, CHECKSUMS, json.dumps({**listing, "made_at": utc_text(clock.now())}, indent=1).encode())
     finally:
         snapshot.unlink(missing_ok=True)

@@ -161,6 +161,7 @@ def test_the_model_of_a_fold_is_a_chgnet_and_a_missing_one_is_told(worked: Worke
 
 
 def test_before_there_are_results_each_reader_says_what_to_do(worked: Worked) -> None:
+    assert len(worked.refused) == 3
     for said in worked.refused.values():
         assert "mbqueue work" in said
 

@@ -176,6 +176,7 @@ def test_a_temp_file_of_a_dead_builder_is_swept_away(crystals, tmp_path):
     (tmp_path / ".tmp-0123456789ab-shard-00003.bin").write_bytes(b"half a shard")
     build(crystals, tmp_path)
     assert not list(tmp_path.glob(".tmp-*"))
+    assert list(tmp_path.glob("shard-*.bin"))
 
 
 CHILD = """

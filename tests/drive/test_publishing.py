@@ -75,7 +75,15 @@ class Mount:
         raise AssertionError("there was nothing to train")
 
     def names(self, folder: str) -> list[str]:
-        return sorted(path.name for path in (self.root / folder).rglob("*") if path.is_file())
+        return self.names_in(self.root / folder)
+
+    @staticmethod
+    def names_in(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+    def manifests(self) -> list[Path]:
+        """Those of the commits on the mount."""
+        return sorted((self.root / "state" / "checkpoints").rglob("*.json"))
 
 
 @pytest.fixture
@@ -139,6 +147,7 @@ def test_only_new_files_with_unique_names_are_ever_written_to_the_state_on_the_m
         for path in (mount.root / "state").rglob("*"):
             if path.is_file():
                 assert seen.setdefault(path, path.read_bytes()) == path.read_bytes(), f"{path} changed"
+    assert {path.parent.name for path in seen} >= {"fold_0", "snapshots", "sessions", "fake", "state"}
     assert not (mount.root / "state" / "queue.db").exists()
     assert not list((mount.root / "state").rglob("*.lock"))
 
@@ -154,10 +163,21 @@ def test_the_mount_keeps_the_newest_commits_the_best_one_and_three_snapshots_onc
         session.publish()
         commits.append(len([name for name in mount.names("state/checkpoints") if name.endswith(".pt")]))
     assert max(commits) == 4, "one was removed before its successor had time to be uploaded"
+    local = mount.names_in(session.project.checkpoints_dir("fake", 0))
     mount.clock.advance(SETTLED_SECONDS)
     session.end()
-    assert len([name for name in mount.names("state/checkpoints") if name.endswith(".pt")]) <= 3
-    assert len([name for name in mount.names("state/snapshots") if name.endswith(".db")]) <= 4  # the last one is new
+    left = {path.stem[:-13]: json.loads(path.read_bytes()) for path in mount.manifests()}
+    assert {f"{stem}.json" for stem in left} | {f"{stem}.pt" for stem in left} == set(local)
+    done = [stem for stem in left if "-done-" in stem]
+    assert [stem[:10] for stem in sorted(done)] == ["e0001-done", "e0002-done"]
+    assert left[max(done)]["best"]["commit"] in left
+    for path in mount.manifests():
+        checkpoint = path.with_suffix(".pt").read_bytes()
+        assert hashlib.sha256(checkpoint).hexdigest() == json.loads(path.read_bytes())["sha256"]
+    snapshots = [name for name in mount.names("state/snapshots") if name.endswith(".db")]
+    assert 3 <= len(snapshots) <= 4, "three that are settled, and the last one"
+    trained = [job.state for job in mount.session().queue.jobs() if job.epoch is not None]
+    assert trained == ["committed", "committed"], "by the newest snapshot"
 
 
 @pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ENOSPC, errno.EROFS])
@@ -293,6 +313,7 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     lost = [PublishedFold(Drive(mount.root), "fake", 0).commits()]
     assert any(commit.manifest.session == first.id for commit in lost[0]), "the other line was thrown away"
     history = json.loads(predictions_file(mount.root / RESULTS, 0).read_text())["history"]
+    assert [row["epoch"] for row in history] == [1, 2]
     assert all(first.id not in row["session"] for row in history)
 
 

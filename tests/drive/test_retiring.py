@@ -38,6 +38,8 @@ def test_a_mount_that_fails_again_and_again_does_not_fill_the_drive() -> None:
         now = 180.0 * number
         kept = after([*kept, now], now, steady_since=now - now % 1620.0)
         assert len(kept) <= 2 + NEWEST + SPACED
+        assert kept[0] == 0.0, "nothing settles, so what was there first stays"
+        assert kept[-1] == now
 
 
 def test_while_the_mount_is_gone_nothing_settles() -> None:

@@ -179,6 +179,8 @@ def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkey
         other.wait(1.0, threading.Event().wait)
         queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={}, now=0.0)
         assert not other.database._listener._heard(parse_address(url).schema, 0.5)
+        queue.enqueue(make_spec("another"), results_dir="s", now=0.0)
+        assert other.database._listener._heard(parse_address(url).schema, 20.0), "it was listening"
 
 
 def documented_rights(place: str) -> str:

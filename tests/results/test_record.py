@@ -218,8 +218,10 @@ def test_the_page_tells_of_a_resume_on_other_ground(tmp_path, fill, inputs):
 
 def test_every_file_on_the_page_is_in_the_folder(recorded_folder):
     page = (recorded_folder / "RESULTS.md").read_text()
-    for path in recorded_folder.iterdir():
-        assert path.name == "RESULTS.md" or f"`{path.name}`" in page
+    others = {path.name for path in recorded_folder.iterdir()} - {"RESULTS.md"}
+    assert "results.json" in others
+    for name in others:
+        assert f"`{name}`" in page
 
 
 def test_elements_that_a_training_part_lacks_are_reported(tmp_path, fill, inputs):

@@ -65,6 +65,7 @@ def test_no_hook_and_no_end_command_is_repeated_in_what_is_said_of_its_failure()
     notes: list[str] = []
     assert not run_end_command("exit 3 # secret-token", timeout_seconds=30, note=notes.append)
     assert not run_end_command("exec sleep 600 # secret-token", timeout_seconds=0.2, note=notes.append)
+    assert len(notes) == 2
     assert all("end_command" in said for said in notes)
     assert "secret-token" not in f"{note} {' '.join(notes)}"
 
@@ -81,6 +82,8 @@ def test_settings_that_may_hold_a_secret_do_not_show_it() -> None:
 def test_only_the_events_that_are_asked_for_are_told(tmp_path: Path) -> None:
     send(NotifySettings(command=f"touch {tmp_path}/told", events=("job failed",)))
     assert not (tmp_path / "told").exists()
+    send(NotifySettings(command=f"touch {tmp_path}/told", events=("job failed", "session ended")))
+    assert (tmp_path / "told").exists()
 
 
 def test_a_hook_that_fails_changes_nothing_of_the_session_and_a_failed_job_is_told(tmp_path: Path) -> None:

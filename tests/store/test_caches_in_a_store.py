@@ -181,6 +181,8 @@ def test_a_session_that_is_to_stop_sends_no_more_shards(store: ObjectStore, tmp_
     one = made(tmp_path / "one", value=1.0)
     assert not send_shards(store, one, KINDS, should_stop=lambda: True)
     assert store.names(f"{STORED_FROZEN}/frozen-d-w") == []
+    assert send_shards(store, one, KINDS, should_stop=lambda: False)
+    assert len(store.names(f"{STORED_FROZEN}/frozen-d-w")) == 12, "three shards of two kinds, two objects each"
 
 
 def test_after_an_error_of_the_store_no_further_shard_is_begun(
