@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.density import density_of
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 
@@ -21,8 +22,13 @@ from mbqueue.data.geometry import count_neighbors, examine
 OVERLAP = 0.3
 #: eV/atom. Whatever is beyond is no formation energy, and float32 could not square it.
 LARGEST_TARGET = 1e6
-#: Cells below this volume per atom, Å³, are taken for flat; diamond has 5.7, metallic hydrogen above 1.
+#: Cells below this volume per atom, Å³, are taken for flat; other checks come before the one of dense cells.
 MIN_VOLUME_PER_ATOM = 0.1
+#: Å³ per atom. Of 37,248 crystals of the Materials Project, C3N4 is the densest by this measure, 5.57, and diamond
+#: next, 5.71; metallic hydrogen would have 3. What is denser has atoms twice, or a wrong cell.
+SMALLEST_VOLUME_PER_ATOM = 2.5
+#: g/cm³. The densest of those crystals is plutonium, 24.6; among stable elements osmium, 22.0.
+LARGEST_DENSITY = 30.0
 #: A cell so skewed or so thin that more periodic images than this lie within 6 Å is refused.
 MAX_IMAGES = 2_000_000
 #: The converter keeps a number for each cube of 6 Å, and coordinates of each copy of an atom; so many cubes fill a box
@@ -140,12 +146,12 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
         raise Unusable("it has no atoms")
     if coords.shape != (len(numbers), 3):
         raise Unusable("its coordinates are not three for each atom")
-    check_geometry(coords, matrix)
+    check_density(numbers, check_geometry(coords, matrix))
     return numbers, coords, matrix
 
 
-def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> None:
-    """Raise ``Unusable`` for a cell that no graph can be made of."""
+def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> float:
+    """Volume in Å³ of a cell; raise ``Unusable`` for one that no graph can be made of."""
     if not np.isfinite(coords).all():
         atom = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
         raise Unusable(f"the coordinates of atom {atom} are not finite")
@@ -170,6 +176,17 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
         if first == second:
             raise Unusable(f"atom {first} and its own periodic image are at one place")
         raise Unusable(f"atoms {first} and {second} are at one place")
+    return float(volume)
+
+
+def check_density(numbers: bytes, volume: float) -> None:
+    """Raise ``Unusable`` for a cell of ``volume`` Å³ that is denser than any crystal."""
+    density = density_of(np.frombuffer(numbers, np.uint8), volume)
+    if volume < SMALLEST_VOLUME_PER_ATOM * len(numbers) or density > LARGEST_DENSITY:
+        raise Unusable(
+            f"it has {volume / len(numbers):.3g} Å³ per atom and {density:.3g} g/cm³, denser than any crystal: are "
+            "atoms listed twice, or is its cell another one?"
+        )
 
 
 def _lattice_matrix(lattice: Any) -> NDArray[np.float64]:

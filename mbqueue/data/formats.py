@@ -6,17 +6,19 @@ A table in JSON (``.json``, ``.json.gz``, ``.json.bz2``), JSON lines (``.jsonl``
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mbqueue.data.entries import Gatherer
+from mbqueue.data.cif import read_cif
+from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.json_rows import JsonTable, Progress, lines_of, opened, parse_json
+from mbqueue.data.poscar import read_poscar
 from mbqueue.errors import DataError, SourceAway
 from mbqueue.task import FORMATION_ENERGY
 
@@ -80,7 +82,7 @@ def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
             for number, row in enumerate(rows, 1):
                 name = _first(row, ID_NAMES)
                 if name is not None:
-                    _add_parsed(gatherer, str(name), row[CIF_NAME] or "", "cif", _first(row, TARGET_NAMES))
+                    _add_parsed(gatherer, str(name), _plain(row[CIF_NAME] or ""), "cif", _first(row, TARGET_NAMES))
                 else:
                     gatherer.refuse(f"row {number}", f"it has nothing in column {' or '.join(ID_NAMES)}")
         except (csv.Error, UnicodeDecodeError) as error:
@@ -104,7 +106,7 @@ def read_folder(gatherer: Gatherer, path: Path, progress: Progress | None) -> No
             continue
         file = path / name if name.endswith((".cif", ".vasp")) else path / f"{name}.cif"
         try:
-            text = file.read_text(encoding="utf-8", errors="replace")
+            text = _decoded(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # a null byte is in no name
             gatherer.refuse(name, f"there is no file {file.name}")
             continue
@@ -166,17 +168,22 @@ def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 def _add_parsed(gatherer: Gatherer, name: str, text: str, form: str, target: Any) -> None:
     """Add an entry whose structure pymatgen has to read."""
-    from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
-
     try:
-        with warnings.catch_warnings():
-            # pymatgen tells of every rounded coordinate; what is wrong enough to matter is found below.
-            warnings.simplefilter("ignore")
-            structure = Structure.from_str(text, fmt=form).as_dict()
-    except Exception as error:  # noqa: BLE001  pymatgen's parsers raise whatever they stumble upon
-        gatherer.refuse(name, f"its {form.upper()} cannot be read ({type(error).__name__}: {error})")
+        structure = read_poscar(text) if form == "poscar" else read_cif(text, name)
+    except Unusable as unusable:
+        gatherer.refuse(name, f"its {form.upper()} cannot be used: {unusable}")
         return
     gatherer.add(name, structure, target)
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a structure file, whatever its byte-order mark and line ends; what is no text becomes ``�``."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return _plain(content.decode("utf-16" if wide else "utf-8", errors="replace"))
+
+
+def _plain(text: str) -> str:
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager

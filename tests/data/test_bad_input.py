@@ -330,7 +330,7 @@ def test_cifs_that_cannot_be_read_and_files_that_are_not_there_are_named(tmp_pat
         load(str(tmp_path))
     reasons = dict(caught.value.offenders)
     assert list(reasons) == ["bad", "gone", "targetless", "row 5", "nu\0ll"]
-    assert "its CIF cannot be read" in reasons["bad"]
+    assert "its CIF cannot be used" in reasons["bad"]
     assert reasons["gone"] == "there is no file gone.cif"
     assert reasons["targetless"] == "the target is missing"
     assert reasons["row 5"] == "it has no id"

@@ -1,0 +1,282 @@
+"""Crystals from CIF files: pymatgen builds them, and what it built is checked against what the file says.
+
+pymatgen mends what it does not understand and goes on: without symmetry the asymmetric unit becomes the cell, a label
+becomes the element that it begins with, an occupancy of ``.`` becomes 0. So its warnings are errors
+(``parser_warnings``), nothing that it would guess is left to it, and the composition is compared with the file's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mbqueue.data.cif_syntax import CifBlock, blocks_of
+from mbqueue.data.density import density_of
+from mbqueue.data.elements import ATOMIC_NUMBERS
+from mbqueue.data.entries import Unusable
+from mbqueue.data.parser_warnings import heard
+from mbqueue.data.symmetry import Symmetry, check_symmetry, check_taken, operations_of, parse_operation
+
+#: Å³ per atom. Of 37,248 crystals of the Materials Project the emptiest is cesium, 123. A CIF beyond this that does not
+#: say how many atoms its cell has is taken for one that lost some: its asymmetric unit stands for the cell.
+LARGEST_VOLUME_PER_ATOM = 250.0
+#: g/cm³, likewise; the lightest of those crystals are two of hydrogen, 0.039 and 0.107, then helium, 0.46.
+SMALLEST_DENSITY = 0.03
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
+#: An element at the begin of a type symbol or label; no letter may follow it (``OH``, ``CA1`` say nothing certain).
+_ELEMENT = re.compile(r"([A-Z][a-z]?)(?![A-Za-z])")
+_AMOUNT = re.compile(r"([A-Z][a-z]?)(\d+\.?\d*|\.\d+|)\Z")
+_GROUP = re.compile(r"\(([A-Za-z\d. ]*)\)(\d*\.?\d*)")
+_BORDER = re.compile(r"(?<=[A-Za-z\d.])(?=[A-Z])")
+_CELL = tuple(
+    f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+)
+_COORDINATES = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
+_OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
+_MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation.xyz", "_space_group_symop_magn_operation_xyz")
+_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+_SYMBOLS = ("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt")
+_FORMULA = "_chemical_formula_sum"
+_UNITS_PER_CELL = "_cell_formula_units_z"
+#: How far amounts may be from the file's formula, by share; formulas are rounded (``Al0.67``).
+_FORMULA_TOLERANCE = 0.01
+#: How far volume and density may be from what the file says, by share: cells are rounded, atomic masses are revised.
+_VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
+#: From here on a file's density proves the number of atoms in its cell.
+_DENSITY_PROOF = 0.03
+
+
+def read_cif(text: str, name: str) -> dict[str, Any]:
+    """A crystal as ``Structure.as_dict()`` gives it.
+
+    Args:
+        text: the CIF.
+        name: the entry's id, which chooses a data block where several list atoms.
+
+    Raises:
+        Unusable: when the file cannot be read, contradicts itself or leaves anything to be guessed.
+    """
+    from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
+    from pymatgen.io.cif import CifParser  # noqa: PLC0415
+
+    block = _chosen(blocks_of(text), name)
+    _check_cell(block)
+    elements = _check_atoms(block)
+    number = _space_group(block)
+    listed = [parse_operation(text) for tag in _OPERATIONS for text in block.listed(tag)]
+    with heard("pymatgen") as kept:
+        parser = CifParser.from_str(block.text, check_cif=False)
+        try:
+            structures = parser.parse_structures(primitive=False, on_error="raise")
+        finally:
+            kept.extend(parser.warnings)
+    if len(structures) != 1:
+        raise Unusable(f"pymatgen found {len(structures)} crystals in data block {block.name!r}")
+    structure = Structure.from_sites(structures[0], properties=structures[0].properties)
+    counts = _counts(structure)
+    if set(counts) != elements:
+        raise Unusable(f"pymatgen read the elements {_listed(counts)}, and the file names {_listed(elements)}")
+    is_confirmed = _check_volume(block, structure, is_confirmed=_check_formula(block, counts))
+    rotations, translations = operations_of(parser.symmetry_operations)
+    is_listed = bool(listed)
+    if parser.feature_flags["magcif"]:
+        is_listed = any(block.listed(tag) for tag in _MAGNETIC_OPERATIONS)
+    elif listed:
+        check_taken(listed, rotations, translations)
+    from_symbol = any("Spacegroup from" in warning for warning in parser.warnings)
+    origin = "listed" if is_listed else "symbol" if from_symbol else "number"
+    symmetry = Symmetry(rotations=rotations, translations=translations, origin=origin, number=number)
+    check_symmetry(symmetry, np.asarray(structure.lattice.matrix), is_confirmed=is_confirmed)
+    return structure.as_dict()  # type: ignore[no-any-return]
+
+
+def _chosen(blocks: list[CifBlock], name: str) -> CifBlock:
+    found = [block for block in blocks if block.has_atoms]
+    if len(found) > 1:
+        named = [block for block in found if block.name == name]
+        if len(named) != 1:
+            raise Unusable(
+                f"it has {len(found)} crystals ({', '.join(block.name for block in found[:8])}), and none of these "
+                "data blocks alone has the entry's id; give each a file or row of its own, or its block's name as id"
+            )
+        found = named
+    if not found:
+        raise Unusable("it lists no atoms with fractional coordinates (_atom_site_fract_x, _y, _z)")
+    return found[0]
+
+
+def _number(value: str, tag: str) -> float:
+    if not _NUMBER.match(value):
+        raise Unusable(f"{tag} is {value[:40]!r}, which is no number")
+    return float(value.partition("(")[0])
+
+
+def _check_cell(block: CifBlock) -> None:
+    for tag in _CELL:
+        if tag not in block.items:
+            raise Unusable(f"it has no {tag}")
+        _number(block.items[tag], tag)
+
+
+def _check_atoms(block: CifBlock) -> set[str]:
+    """Raise unless each atom has an element, three coordinates and an occupancy that need no guess; the elements."""
+    if set(_COORDINATES) - set(block.columns):
+        raise Unusable("its atoms are not in a loop_ with _atom_site_fract_x, _y and _z")
+    labels = block.columns.get("_atom_site_label")
+    if labels is None:
+        raise Unusable("its atoms have no _atom_site_label")
+    kinds = block.columns.get("_atom_site_type_symbol", labels)
+    occupancies = block.columns.get("_atom_site_occupancy", ["1"] * len(labels))
+    groups = block.columns.get("_atom_site_disorder_group", ["."] * len(labels))
+    flags = block.columns.get("_atom_site_calc_flag", ["."] * len(labels))
+    coords = [block.columns[tag] for tag in _COORDINATES]
+    if len({len(column) for column in (labels, kinds, occupancies, groups, flags, *coords)}) != 1:
+        raise Unusable("the columns of its atoms are of different lengths")
+    elements = set()
+    for row, label in enumerate(labels):
+        found = _ELEMENT.match(kinds[row])
+        if found is None or found[1] not in ATOMIC_NUMBERS:
+            which = "type" if kinds is not labels else "label"
+            raise Unusable(
+                f"the {which} {kinds[row][:40]!r} of atom {label[:40]!r} does not begin with an element's symbol "
+                "alone; name elements in _atom_site_type_symbol"
+            )
+        elements.add(_hydrogen(found[1]))
+        for tag, column in zip(_COORDINATES, coords, strict=True):
+            _number(column[row], f"{tag} of atom {label[:40]!r}")
+        if occupancies[row] in (".", "?"):
+            raise Unusable(
+                f"the occupancy of atom {label[:40]!r} is unknown ({occupancies[row]!r}); write 1 if it is full"
+            )
+        if _number(occupancies[row], f"_atom_site_occupancy of atom {label[:40]!r}") <= 0:
+            raise Unusable(f"atom {label[:40]!r} has an occupancy of {occupancies[row]}; is it there?")
+        if groups[row] not in (".", "?", "0"):
+            raise Unusable(f"atom {label[:40]!r} is one of several alternatives (_atom_site_disorder_group)")
+        if flags[row].lower() == "dum":
+            raise Unusable(f"atom {label[:40]!r} is a dummy (_atom_site_calc_flag)")
+    return elements
+
+
+def _hydrogen(symbol: str) -> str:
+    return "H" if symbol in ("D", "T") else symbol
+
+
+def _counts(structure: Any) -> dict[str, float]:
+    counts: dict[str, float] = {}
+    for element, amount in structure.composition.element_composition.items():
+        symbol = _hydrogen(element.symbol)
+        counts[symbol] = counts.get(symbol, 0) + float(amount)
+    return counts
+
+
+def _listed(symbols: set[str] | Mapping[str, float]) -> str:
+    return ", ".join(sorted(symbols)) or "none"
+
+
+def _formula(text: str | None) -> dict[str, float] | None:
+    """Amounts of elements in ``Na1 Cl1`` or ``Mg(OH)2``; None when it is no such formula."""
+    if text is None:
+        return None
+    while (group := _GROUP.search(text)) is not None:
+        inner = _formula(group[1])
+        if inner is None:
+            return None
+        times = float(group[2] or 1)
+        flat = "".join(f" {symbol}{amount * times:.12g}" for symbol, amount in inner.items())
+        text = f"{text[: group.start()]}{flat} {text[group.end() :]}"
+    amounts: dict[str, float] = {}
+    for part in _BORDER.sub(" ", text).split():
+        found = _AMOUNT.match(part)
+        if found is None or found[1] not in ATOMIC_NUMBERS:
+            return None
+        symbol = _hydrogen(found[1])
+        amounts[symbol] = amounts.get(symbol, 0) + float(found[2] or 1)
+    return amounts
+
+
+def _written(amounts: Mapping[str, float]) -> str:
+    return " ".join(f"{symbol}{amount:g}" for symbol, amount in sorted(amounts.items()))
+
+
+def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
+    """Compare the cell's composition with the file's; whether that proves how many atoms there are.
+
+    The formula holds for one of Z units. pymatgen writes that of the whole cell, and the unit beside it as
+    ``_chemical_formula_structural``.
+    """
+    told = block.value(_FORMULA)
+    unit = _formula(block.value("_chemical_formula_structural"))
+    formula = unit if told is None else _formula(told)
+    if formula is None:
+        if told is not None:
+            raise Unusable(f"its {_FORMULA} {told[:60]!r} is no sum of elements")
+        return False
+    found = _written(counts)
+    if set(formula) != set(counts) or min(formula.values()) <= 0:
+        raise Unusable(f"its cell came out as {found}, and its formula is {_written(formula)}")
+    ratios = [counts[symbol] / formula[symbol] for symbol in formula]
+    if max(ratios) > min(ratios) * (1 + _FORMULA_TOLERANCE):
+        raise Unusable(f"its cell came out as {found}, and its formula is {_written(formula)}")
+    units = block.value(_UNITS_PER_CELL)
+    if units is None or told is None:
+        return False
+    z = _number(units, "_cell_formula_units_Z")
+    is_whole_cell = unit is not None and {symbol: z * amount for symbol, amount in unit.items()} == formula
+    expected = 1.0 if is_whole_cell else z
+    if abs(ratios[0] - expected) > _FORMULA_TOLERANCE * expected:
+        raise Unusable(
+            f"its cell came out as {found}, which is {ratios[0]:g} times its {_FORMULA}, {_written(formula)}, and its "
+            f"_cell_formula_units_Z is {z:g}"
+        )
+    return True
+
+
+def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> bool:
+    """Compare volume and density with the file's; whether the number of atoms is proved, by this or before."""
+    volume = float(structure.volume)
+    told = block.value("_cell_volume")
+    if told is not None:
+        stated = _number(told, "_cell_volume")
+        if abs(volume - stated) > _VOLUME_TOLERANCE * stated:
+            raise Unusable(f"its cell has {volume:.5g} Å³, and its _cell_volume is {told}")
+    numbers = np.array([site.specie.Z for site in structure if site.is_ordered], np.int64)
+    if len(numbers) < len(structure):
+        return is_confirmed  # it is disordered, which is told elsewhere
+    density = density_of(numbers, volume)
+    told = block.value("_exptl_crystal_density_diffrn")
+    if told is not None:
+        stated = _number(told, "_exptl_crystal_density_diffrn")
+        if abs(density - stated) > _DENSITY_TOLERANCE * stated:
+            raise Unusable(
+                f"its cell comes out with {density:.4g} g/cm³, and its _exptl_crystal_density_diffrn is {told}: atoms "
+                "are missing or too many"
+            )
+        is_confirmed |= abs(density - stated) <= _DENSITY_PROOF * stated
+    if not is_confirmed and (volume / len(numbers) > LARGEST_VOLUME_PER_ATOM or density < SMALLEST_DENSITY):
+        raise Unusable(
+            f"it has {volume / len(numbers):.4g} Å³ per atom and {density:.2g} g/cm³, like no crystal: are atoms "
+            f"missing? If not, give {_FORMULA} and _cell_formula_units_Z"
+        )
+    return is_confirmed
+
+
+def _space_group(block: CifBlock) -> int | None:
+    """Number of the space group that the file names, by its number or else by its symbol; None when that is unknown."""
+    told = block.value(*_NUMBERS)
+    if told is not None:
+        if not (told.isdecimal() and 1 <= int(told) <= 230):
+            raise Unusable(f"its space group number {told[:40]!r} is none from 1 to 230")
+        return int(told)
+    symbol = block.value(*_SYMBOLS)
+    if symbol is None:
+        return None
+    from pymatgen.symmetry.groups import SpaceGroup  # noqa: PLC0415  as above
+
+    try:
+        return int(SpaceGroup("".join(symbol.split())).int_number)
+    except (ValueError, KeyError):
+        return None

@@ -1,0 +1,158 @@
+"""The data blocks of a CIF, read by the format's own rules and independently of the parser that builds the crystal.
+
+Source of the rules: Hall, Allen & Brown, Acta Cryst. A47, 655 (1991), and the CIF 1.1 syntax of the IUCr.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mbqueue.data.entries import Unusable
+
+_TOKEN = re.compile(
+    r"""^;(?P<text>.*?)\n;(?=\s|\Z)      # a text field, between lines that begin with a semicolon
+      | \#[^\n]*                         # a comment
+      | '(?P<single>[^\n]*?)'(?=\s|\Z)
+      | "(?P<double>[^\n]*?)"(?=\s|\Z)
+      | (?P<word>\S+)""",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
+
+
+@dataclass
+class CifBlock:
+    """One data block.
+
+    Attributes:
+        name: what stands behind ``data_``.
+        text: its source, from ``data_`` to where the next block begins.
+        items: values of tags outside of loops; tags are in lower case.
+        columns: values of tags in loops, one for each row.
+    """
+
+    name: str
+    text: str = ""
+    items: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def has_atoms(self) -> bool:
+        """Whether the block lists atoms."""
+        return any(tag.startswith("_atom_site_fract_") for tag in (*self.columns, *self.items))
+
+    def value(self, *tags: str) -> str | None:
+        """The value of the first of ``tags`` that has one and stands outside of loops; None when none has.
+
+        ``?`` (unknown) and ``.`` (inapplicable) are no values.
+        """
+        for tag in tags:
+            if self.items.get(tag, "?").strip() not in ("", "?", "."):
+                return self.items[tag].strip()
+        return None
+
+    def listed(self, tag: str) -> list[str]:
+        """The values of a tag, in a loop or outside of one; none when it is not there."""
+        return self.columns.get(tag, [self.items[tag]] if tag in self.items else [])
+
+
+def blocks_of(text: str) -> list[CifBlock]:
+    """The data blocks of a CIF, in order.
+
+    Raises:
+        Unusable: when it breaks the rules of the format, so that something of it would be left out.
+    """
+    blocks: list[CifBlock] = []
+    begins: list[int] = []
+    tokens = _Tokens(text)
+    for begin, token, quoted in tokens:
+        word = "" if quoted else token.lower()
+        if word.startswith("data_"):
+            blocks.append(CifBlock(token[5:]))
+            begins.append(begin)
+        elif not blocks:
+            raise Unusable(f"{token[:40]!r} stands before the first data_ line")
+        elif word == "loop_":
+            _read_loop(blocks[-1], tokens)
+        elif word.startswith("_"):
+            _check_new(blocks[-1], word)
+            blocks[-1].items[word] = tokens.value(token)
+        else:
+            raise Unusable(f"the value {token[:40]!r} belongs to no tag")
+    for block, begin, end in zip(blocks, begins, [*begins[1:], len(text)][: len(begins)], strict=True):
+        block.text = text[begin:end]
+    return blocks
+
+
+def _read_loop(block: CifBlock, tokens: _Tokens) -> None:
+    tags = []
+    while (tag := tokens.next_tag()) is not None:
+        _check_new(block, tag.lower())
+        block.columns[tag.lower()] = []
+        tags.append(tag.lower())
+    values = list(tokens.values())
+    if not tags:
+        raise Unusable("a loop_ has no tags")
+    if not values or len(values) % len(tags):
+        raise Unusable(
+            f"the loop of {tags[0]} has {len(tags)} columns and {len(values)} values, which is no whole table"
+        )
+    for place, tag in enumerate(tags):
+        block.columns[tag] = values[place :: len(tags)]
+
+
+def _check_new(block: CifBlock, tag: str) -> None:
+    if tag in block.items or tag in block.columns:
+        raise Unusable(f"{tag} is given twice in data block {block.name!r}")
+
+
+class _Tokens:
+    """Tokens of a CIF as (place, text, whether it was quoted), with one token of look-ahead."""
+
+    def __init__(self, text: str) -> None:
+        self._matches = (match for match in _TOKEN.finditer(text) if not match[0].startswith("#"))
+        self._ahead = next(self._matches, None)
+
+    def __iter__(self) -> Iterator[tuple[int, str, bool]]:
+        while (match := self._ahead) is not None:
+            self._ahead = next(self._matches, None)
+            yield match.start(), *_content(match)
+
+    def _peek(self) -> tuple[str, bool] | None:
+        return None if self._ahead is None else _content(self._ahead)
+
+    def _take(self) -> str:
+        assert self._ahead is not None
+        token = _content(self._ahead)[0]
+        self._ahead = next(self._matches, None)
+        return token
+
+    def next_tag(self) -> str | None:
+        """Take the next token if it is a tag."""
+        ahead = self._peek()
+        return None if ahead is None or ahead[1] or not ahead[0].startswith("_") else self._take()
+
+    def values(self) -> Iterator[str]:
+        """Take the tokens up to the next tag or keyword."""
+        while (ahead := self._peek()) is not None:
+            token, quoted = ahead
+            if not quoted and (token.startswith("_") or token.lower().startswith(("data_", "loop_"))):
+                return
+            yield self._take()
+
+    def value(self, tag: str) -> str:
+        """Take the one value of ``tag``."""
+        found = next(self.values(), None)
+        if found is None:
+            raise Unusable(f"{tag} has no value")
+        return found
+
+
+def _content(match: re.Match[str]) -> tuple[str, bool]:
+    word = match["word"]
+    if word is None:
+        return match["text"] or match["single"] or match["double"] or "", True
+    if word[0] in "'\"":
+        raise Unusable(f"the quotation mark before {word[1:40]!r} is not closed on its line")
+    return word, False

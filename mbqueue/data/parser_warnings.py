@@ -1,0 +1,79 @@
+"""What pymatgen's and ase's parsers warn of: an error for the entry, unless a list says why it is harmless."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from mbqueue.data.entries import Unusable
+
+#: (pattern, reason): the only warnings that a crystal may be read in spite of. ``tests/data/test_parser_warnings.py``
+#: lists every warning that the installed parsers can give, and fails when a new version brings one that is not listed.
+HARMLESS = (
+    (
+        r"\d+ fractional coordinates rounded to ideal values",
+        "0.3333 becomes 1/3; no coordinate moves by more than 7e-5",
+    ),
+    (
+        r"No _symmetry_equiv_pos_as_xyz type key found\. Spacegroup from \S+ used\.",
+        "the symbol is the file's own; whether it has one meaning and fits the cell is checked in data/symmetry.py",
+    ),
+    (
+        r"A 1-line symmetry op P1 CIF is detected!",
+        "the operation is the file's own, and checked in data/symmetry.py",
+    ),
+    (r"Keys changed to match new magCIF specification\.", "only the spelling of tags is changed"),
+    (r"No Pauling electronegativity for ", "noble gases have none; pymatgen sorts atoms by it"),
+    (r"No data available for electronegativity for ", "as above"),
+    (
+        r"Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed\.",
+        "which atoms VASP may move is no part of the crystal",
+    ),
+    (
+        r"Selective dynamics toggled with Fluorine element detected\.",
+        "a fluoride with a flag F; species come from the line of elements, and data/poscar.py checks the columns",
+    ),
+)
+#: Warnings about Python code, not about a file.
+_ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+
+
+def is_harmless(message: str) -> bool:
+    """Whether a warning is on the list."""
+    return any(re.match(pattern, message) for pattern, _ in HARMLESS)
+
+
+def concerns(messages: Iterable[str]) -> list[str]:
+    """Those that are not harmless, each once, on one line."""
+    shown = (" ".join(message.split()) for message in messages if not is_harmless(message))
+    return list(dict.fromkeys(shown))
+
+
+@contextmanager
+def heard(parser: str) -> Iterator[list[str]]:
+    """Read a structure within the block; what the parser warns of becomes ``Unusable``, in the parser's own words.
+
+    The list that is yielded takes warnings that the parser keeps instead of giving them. When the parser raises, its
+    exception and its warnings are told together, since often only the warnings say what is wrong.
+
+    Raises:
+        Unusable: when the parser fails, or warns of anything that is not harmless.
+    """
+    kept: list[str] = []
+    failure: Exception | None = None
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        try:
+            yield kept
+        except Unusable:
+            raise
+        except Exception as error:  # noqa: BLE001  pymatgen's parsers raise whatever they stumble upon
+            failure = error
+    told = [str(one.message) for one in given if not issubclass(one.category, _ABOUT_CODE)]
+    said = concerns([*kept, *told])
+    if failure is not None:
+        said.insert(0, " ".join(f"{type(failure).__name__}: {failure}".split()))
+    if said:
+        raise Unusable(f"{parser} says: {'; '.join(said)}") from failure

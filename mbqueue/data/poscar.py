@@ -1,0 +1,114 @@
+"""Crystals from POSCAR files (VASP 5 and 6): pymatgen builds them, after the lines were found to mean one thing only.
+
+pymatgen names the species of a VASP 4 file H, He, Li, …, passes over what is beyond the counts, and splits numbers that
+run together. All of that is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import zip_longest
+from typing import Any
+
+from mbqueue.data.elements import ATOMIC_NUMBERS
+from mbqueue.data.entries import Unusable
+from mbqueue.data.parser_warnings import heard
+
+#: The first letters by which a line says how coordinates are meant, ``Direct``, ``Fractional`` or ``Cartesian``.
+_MODES = "dDfFcCkK"
+_CARTESIAN = "cCkK"
+#: Whether VASP may move an atom.
+_FLAGS = frozenset(("T", "F", ".TRUE.", ".FALSE."))
+_LATTICE_LINES = slice(2, 5)
+_SPECIES_LINE = 5
+#: An element in a POSCAR of VASP 5 and 6: ``Mg``, ``Mg_pv``, ``Mg_pv/f474ac0d``.
+_SPECIES = re.compile(r"([A-Z][a-z]?)(_[A-Za-z\d.]+)*(/\w*)?\Z")
+_SYMBOL = re.compile(r"([A-Z][a-z]?)(?![A-Za-z])")
+
+
+def read_poscar(text: str) -> dict[str, Any]:
+    """A crystal as ``Structure.as_dict()`` gives it.
+
+    Raises:
+        Unusable: when the file cannot be read, or leaves anything to be guessed.
+    """
+    from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
+
+    _check_lines([line.split("#")[0].split("!")[0].strip() for line in text.split("\n")])
+    with heard("pymatgen"):
+        structure = Structure.from_str(text, fmt="poscar")
+    return structure.as_dict()  # type: ignore[no-any-return]
+
+
+def _check_lines(lines: list[str]) -> None:
+    """Raise unless the lines of a POSCAR are those of the format, and as many atoms are listed as are counted."""
+    if len(lines) < _SPECIES_LINE + 3:
+        raise Unusable("it ends before its coordinates")
+    scale = _numbers(lines[1], 1, "the scale in line 2")[0]
+    for line in lines[_LATTICE_LINES]:
+        _numbers(line, 3, "a lattice vector")
+    symbols, counts, place = _species(lines)
+    if lines[place][:1] in ("s", "S"):
+        flags, place = 3, place + 1
+    else:
+        flags = 0
+    mode = lines[place] if place < len(lines) else ""
+    if mode[:1] not in tuple(_MODES):
+        raise Unusable(f"line {place + 1} is {mode[:40]!r} where Direct or Cartesian has to stand")
+    if mode[0] in _CARTESIAN and scale < 0:
+        raise Unusable("pymatgen misreads Cartesian coordinates under a negative scale; write a positive one")
+    expected = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
+    atoms = lines[place + 1 : place + 1 + len(expected)]
+    for number, (symbol, line) in enumerate(zip_longest(expected, atoms), 1):
+        if line is None:
+            raise Unusable(f"it counts {len(expected)} atoms and lists {len(atoms)}")
+        _check_atom(line.split(), symbol, flags, f"atom {number}")
+    rest = lines[place + 1 + len(expected)] if place + 1 + len(expected) < len(lines) else ""
+    if rest and not rest.lower().startswith("l"):
+        raise Unusable(f"it counts {len(expected)} atoms, and after them stands {rest[:40]!r}")
+
+
+def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
+    """Symbols, counts and the place of the line after them."""
+    place = _SPECIES_LINE
+    symbols: list[str] = []
+    while place < len(lines) and lines[place] and not lines[place][0].isdigit():
+        for word in lines[place].split():
+            found = _SPECIES.match(word)
+            if found is None or found[1] not in ATOMIC_NUMBERS:
+                raise Unusable(f"{word[:40]!r} in line {place + 1} is not an element")
+            symbols.append(found[1])
+        place += 1
+    if not symbols:
+        raise Unusable(
+            "it names no elements, as in VASP 4; put a line with the elements in order before that with their counts"
+        )
+    counts: list[int] = []
+    n_lines = place - _SPECIES_LINE
+    for line in lines[place : place + n_lines]:
+        if not all(word.isdecimal() for word in line.split()):
+            raise Unusable(f"{line[:40]!r} is no line of counts of atoms")
+        counts += [int(word) for word in line.split()]
+    if len(symbols) != len(counts):
+        raise Unusable(f"it names {len(symbols)} elements and has {len(counts)} counts of atoms")
+    return symbols, counts, place + n_lines
+
+
+def _check_atom(words: list[str], symbol: str, flags: int, what: str) -> None:
+    _numbers(" ".join(words[:3]), 3, f"the coordinates of {what}")
+    told = words[3 : 3 + flags]
+    if len(told) != flags or set(told) - _FLAGS:
+        raise Unusable(f"{what} has {' '.join(told)!r} where T or F has to stand three times")
+    named = _SYMBOL.match(words[3 + flags]) if len(words) > 3 + flags else None
+    if named is not None and named[1] in ATOMIC_NUMBERS and named[1] != symbol:
+        raise Unusable(f"{what} is {symbol} by the line of elements and {named[1]} by its own line")
+
+
+def _numbers(line: str, count: int, what: str) -> list[float]:
+    try:
+        values = [float(word) for word in line.split()]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise Unusable(f"{what} is {line[:60]!r}, not {count} number{'s' * (count > 1)}")
+    return values

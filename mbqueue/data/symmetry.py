@@ -1,0 +1,174 @@
+"""Whether the symmetry operations that a parser applied are those that a CIF means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.data.entries import Unusable
+
+#: Translations are counted in this part of a lattice vector: every fraction with a denominator up to 12 is whole.
+_UNITS = 27720
+_LARGEST_DENOMINATOR = 12
+#: How far a translation such as 0.33 may be from the fraction that it stands for.
+_TRANSLATION_TOLERANCE = 0.005
+#: An operation may change lengths and angles of the cell by this share, since cells are rounded and measured.
+_METRIC_TOLERANCE = 0.03
+#: Space groups that International Tables A describe with two choices of origin.
+_TWO_ORIGINS = frozenset(
+    (48, 50, 59, 68, 70, 85, 86, 88, 125, 126, 129, 130, 133, 134, 137, 138, 141, 142, 201, 203, 222, 224, 227, 228)
+)
+#: Monoclinic and orthorhombic groups, whose number does not say how the axes are named.
+_SEVERAL_AXES = range(3, 75)
+#: (last space group number, rotations and reflections up to it from the number before), International Tables A.
+_POINT_GROUP_ORDERS = (
+    *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
+    *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
+)
+#: Weights of the entries of an operation in a number that stands for it.
+_WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symmetry:
+    """Operations that a parser applied, and what the file says of them.
+
+    Attributes:
+        rotations: of fractional coordinates, [n, 3, 3].
+        translations: in lattice vectors, [n, 3].
+        origin: ``listed`` in the file, or made from its space group's ``symbol`` or ``number``.
+        number: of the space group that the file names; None when it names none.
+    """
+
+    rotations: NDArray[np.float64]
+    translations: NDArray[np.float64]
+    origin: str
+    number: int | None
+
+
+def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confirmed: bool) -> None:
+    """Raise unless the operations form a group, fit the cell and can be meant in no other way.
+
+    Args:
+        symmetry: what was applied.
+        lattice: rows are lattice vectors, Å, [3, 3].
+        is_confirmed: whether the number of atoms in the cell was found right by another way.
+
+    Raises:
+        Unusable: with the reason.
+    """
+    rotations = _check_rotations(symmetry.rotations)
+    _check_group(rotations, symmetry.translations)
+    _check_metric(rotations, lattice)
+    if is_confirmed:
+        return
+    number = symmetry.number
+    confirm = (
+        "Give all its symmetry operations, or _chemical_formula_sum and _cell_formula_units_Z, which would settle it"
+    )
+    if symmetry.origin == "number" and number in _SEVERAL_AXES:
+        raise Unusable(
+            f"its symmetry is only given as space group {number}, whose axes have several settings. {confirm}"
+        )
+    if symmetry.origin != "listed" and number in _TWO_ORIGINS:
+        raise Unusable(f"space group {number} has two choices of origin, and the file does not say which. {confirm}")
+    n_point = len(np.unique(rotations.reshape(-1, 9), axis=0))
+    if number is not None and n_point != (expected := point_group_order(number)):
+        raise Unusable(
+            f"space group {number} has {expected} rotations and reflections, and its symmetry operations have "
+            f"{n_point}. {confirm}"
+        )
+
+
+def point_group_order(number: int) -> int:
+    """Number of rotations and reflections of a space group, without its translations."""
+    return next(order for last, order in _POINT_GROUP_ORDERS if number <= last)
+
+
+def operations_of(parsed: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotations [n, 3, 3] and translations [n, 3] of pymatgen's ``SymmOp``."""
+    matrices = np.array([operation.affine_matrix for operation in parsed], np.float64)
+    return matrices[:, :3, :3], matrices[:, :3, 3]
+
+
+def parse_operation(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotation [3, 3] and translation [3] of an operation as CIF writes it, like ``-x, y+1/2, 0.5-z``.
+
+    Raises:
+        Unusable: when it is none.
+    """
+    rotation, translation = np.zeros((3, 3)), np.zeros(3)
+    parts = text.replace(" ", "").lower().split(",")
+    try:
+        for row, part in zip(range(3), parts, strict=True):
+            for term in part.replace("-", "+-").removeprefix("+").split("+"):
+                sign, bare = (-1, term[1:]) if term.startswith("-") else (1, term)
+                if bare in ("x", "y", "z") and not rotation[row]["xyz".index(bare)]:
+                    rotation[row]["xyz".index(bare)] = sign
+                else:
+                    translation[row] += sign * float(Fraction(bare))
+    except (ValueError, ZeroDivisionError):
+        raise Unusable(f"its symmetry operation {text[:60]!r} is not understood") from None
+    return rotation, translation
+
+
+def check_taken(
+    listed: list[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    rotations: NDArray[np.float64],
+    translations: NDArray[np.float64],
+) -> None:
+    """Raise unless the operations that the parser applied are those ``listed`` in the file."""
+    if len(rotations) != len(listed):
+        raise Unusable(f"pymatgen took {len(rotations)} of its {len(listed)} symmetry operations")
+    for number, (rotation, translation) in enumerate(listed):
+        if not (
+            np.array_equal(rotation, rotations[number]) and np.allclose(translation, translations[number], atol=1e-6)
+        ):
+            raise Unusable(f"pymatgen did not take its symmetry operation {number + 1} as it is")
+
+
+def _check_rotations(rotations: NDArray[np.float64]) -> NDArray[np.int64]:
+    whole = np.rint(rotations).astype(np.int64)
+    if not np.allclose(rotations, whole, atol=1e-6) or not (np.abs(np.rint(np.linalg.det(whole))) == 1).all():
+        raise Unusable("one of its symmetry operations is no rotation or reflection of the lattice")
+    return whole
+
+
+def _check_group(rotations: NDArray[np.int64], translations: NDArray[np.float64]) -> None:
+    shifts = np.array([[_units(float(value)) for value in row] for row in translations], np.int64)
+    known = _keys(rotations, shifts)
+    products = np.einsum("aij,bjk->abik", rotations, rotations).reshape(-1, 3, 3)
+    moved = (np.einsum("aij,bj->abi", rotations, shifts) + shifts[:, None]).reshape(-1, 3)
+    missing = int((~np.isin(_keys(products, moved), known)).sum())
+    if missing:
+        raise Unusable(
+            f"its {len(rotations)} symmetry operations are no group ({missing:,} products of two are not among them): "
+            "some are missing or wrong"
+        )
+
+
+def _units(translation: float) -> int:
+    fraction = Fraction(translation).limit_denominator(_LARGEST_DENOMINATOR)
+    near = abs(float(fraction) - translation) <= _TRANSLATION_TOLERANCE
+    return round((fraction if near else translation) * _UNITS)
+
+
+def _keys(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number for each operation [n], equal for those that differ by whole lattice vectors."""
+    keys: NDArray[np.int64] = np.concatenate([rotations.reshape(-1, 9), shifts % _UNITS], axis=1) @ _WEIGHTS
+    return keys
+
+
+def _check_metric(rotations: NDArray[np.int64], lattice: NDArray[np.float64]) -> None:
+    metric = lattice @ lattice.T
+    lengths = np.sqrt(np.diag(metric))
+    changed = np.einsum("aji,jk,akl->ail", rotations, metric, rotations)
+    if (np.abs(changed - metric) > _METRIC_TOLERANCE * np.outer(lengths, lengths)).any():
+        raise Unusable(
+            "its symmetry operations do not fit its cell: they would change the cell's lengths or angles. Are they for "
+            "other axes (hexagonal and rhombohedral ones, say)?"
+        )

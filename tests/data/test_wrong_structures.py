@@ -1,0 +1,213 @@
+"""A file that a parser would read as another crystal than it means is refused, and the reason reaches the user."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from mbqueue.data.datasets import load
+from mbqueue.errors import InvalidCrystals
+from tests.data.crystal_making import entry
+from tests.data.test_structure_files import BY_HAND, read_one
+
+SALT, _ = BY_HAND["halite, symbol only"]
+BISMUTH, _ = BY_HAND["bismuth, hexagonal axes by symbol"]
+BRUCITE, _ = BY_HAND["brucite with deuterium, labels that are no elements beside types that are"]
+SILICON, _ = BY_HAND["silicon, origin choice proved by the density"]
+TUNGSTEN, _ = BY_HAND["tungsten, space group by number"]
+RHOMBOHEDRAL, _ = BY_HAND["bismuth, rhombohedral axes with operations"]
+Z4 = "_cell_formula_units_Z 4\n"
+NO_Z = SALT.replace(Z4, "")
+SYMBOL = "_symmetry_space_group_name_H-M 'F m -3 m'\n"
+LISTED = "loop_\n_symmetry_equiv_pos_as_xyz\n"
+
+
+def without(text: str, *tags: str) -> str:
+    return "".join(line + "\n" for line in text.splitlines() if not line.startswith(tags))
+
+
+def operations(*listed: str) -> str:
+    """Salt with these operations and no symbol."""
+    return NO_Z.replace(SYMBOL, LISTED + "".join(f"'{operation}'\n" for operation in listed))
+
+
+WRONG = {
+    # symmetry
+    "symbol-in-an-old-spelling": (SALT.replace("F m -3 m", "F m 3 m"), "pymatgen says: .*Defaulting to P1"),
+    "old-symbol-and-no-count": (NO_Z.replace("F m -3 m", "F m 3 m"), "pymatgen says: .*Defaulting to P1"),
+    "symbol-misspelt": (SALT.replace("F m -3 m", "F m -3 q"), "pymatgen says: .*Defaulting to P1"),
+    "symmetry-left-out": (SALT.replace(SYMBOL, ""), "pymatgen says: .*Defaulting to P1"),
+    "asymmetric-unit-as-p1": (SALT.replace("F m -3 m", "P 1"), "which is 1 times its _chemical_formula_sum, Cl1 Na1"),
+    "asymmetric-unit-with-one-operation": (
+        NO_Z.replace(SYMBOL, SYMBOL + LISTED + "'x, y, z'\n"),
+        "space group 225 has 48 rotations and reflections, and its symmetry operations have 1",
+    ),
+    "operations-cut-short": (
+        operations("x, y, z", "-x, -y, z", "z, x, y"),
+        r"3 symmetry operations are no group \(\d+ products",
+    ),
+    "operation-misspelt": (operations("x, y, z", "-x, -y, w"), "symmetry operation '-x, -y, w' is not understood"),
+    "operation-in-two-parts": (operations("x, y, z", "-x, -y"), "symmetry operation '-x, -y' is not understood"),
+    "operation-not-a-rotation": (operations("x, y, z", "x, y, x"), "no rotation or reflection"),
+    "operations-without-quotes": (NO_Z.replace(SYMBOL, LISTED + "x, y, z\n"), "is not understood|no whole table"),
+    "rhombohedral-axes": (
+        without(RHOMBOHEDRAL, "loop_\n_sym", "_symmetry_eq", "x,", "y,", "z,", "-").replace("R -3 m :R'\n", "R -3 m'\n")
+        .replace("166\nloop_\nloop_", "166\nloop_"),
+        "do not fit its cell",
+    ),
+    "rhombohedral-axes-by-number": (
+        TUNGSTEN.replace("229", "166"), "do not fit its cell",
+    ),
+    "other-origin": (SILICON.replace("Si 0 0 0", "Si 0.125 0.125 0.125"), "comes out with 4.658 g/cm³"),
+    "origin-not-said": (without(SILICON, "_exptl"), "space group 227 has two choices of origin"),
+    "axes-not-said": (
+        TUNGSTEN.replace("_length_b 3.165", "_length_b 5.1").replace("_length_c 3.165", "_length_c 7.2")
+        .replace("229", "62").replace("W 0 0 0", "W 0.1 0.25 0.2"),
+        "whose axes have several settings",
+    ),
+    "number-that-is-none": (TUNGSTEN.replace("229", "231"), "space group number '231' is none from 1 to 230"),
+    "magnetic-without-operations": (
+        NO_Z + "loop_\n_atom_site_moment_label\n_atom_site_moment_crystalaxis_x\nNa1 1.0\n",
+        "No magnetic symmetry detected, using primitive symmetry",
+    ),
+    # elements
+    "label-of-a-group": (
+        without(BRUCITE, "_atom_site_type").replace("Mg1 Mg2+", "Mg").replace("OH O2-", "OH").replace("HO D1+", "H"),
+        "label 'OH' of atom 'OH' does not begin with an element's symbol alone",
+    ),
+    "label-of-water": (SALT.replace("Na1 Na1+", "Wat Wat"), "type 'Wat' of atom 'Wat'"),
+    "label-in-capitals": (
+        without(SALT, "_atom_site_type").replace("Na1 Na1+", "NA1").replace("Cl1 Cl1-", "CL1"), "label 'NA1'",
+    ),
+    "hydrogen-missing": (SALT.replace("'Na1 Cl1'", "'Na1 Cl1 H2 O1'"), "came out as Cl4 Na4, and its formula is"),
+    "other-ratio": (SALT.replace("'Na1 Cl1'", "'Na2 Cl1'"), "came out as Cl4 Na4, and its formula is Cl1 Na2"),
+    "other-element": (SALT.replace("'Na1 Cl1'", "'K1 Cl1'"), "came out as Cl4 Na4, and its formula is Cl1 K1"),
+    "other-count": (SALT.replace(Z4, "_cell_formula_units_Z 8\n"), "which is 4 times its _chemical_formula_sum"),
+    "implicit-hydrogens": (
+        SALT.replace("_atom_site_occupancy\n", "_atom_site_occupancy\n_atom_site_attached_hydrogens\n")
+        .replace("1.000(1)", "1 0").replace("0.5 1.\n", "0.5 1 2\n"),
+        "pymatgen says: Structure has implicit hydrogens defined",
+    ),
+    # occupancies and places
+    "occupancy-a-dot": (SALT.replace("1.000(1)", "."), r"occupancy of atom 'Na1' is unknown \('.'\)"),
+    "occupancy-a-question": (SALT.replace("1.000(1)", "?"), "occupancy of atom 'Na1' is unknown"),
+    "occupancy-nought": (SALT.replace("1.000(1)", "0"), "has an occupancy of 0"),
+    "occupancy-with-a-comma": (SALT.replace("1.000(1)", "0,5"), "is '0,5', which is no number"),
+    "occupancy-a-half": (NO_Z.replace("1.000(1)", "0.5").replace("'Na1 Cl1'", "'Na0.5 Cl1'"), "disordered"),
+    "occupancy-above-one": (
+        SALT.replace("1.000(1)", "1.00002"), r"ValueError: .*; Some occupancies \(\[1.00002\]\) sum to > 1!",
+    ),
+    "atom-twice": (SALT + "Na2 Na1+ 0 0 0 1\n", r"Some occupancies \(\[2.0\]\) sum to > 1!"),
+    "atoms-of-the-whole-cell-and-symmetry": (SALT + "Na2 Na1+ 0.5 0.5 0 1\n", "sum to > 1!"),
+    "atom-beside-its-image": (BISMUTH.replace("0 0 0.2339", "0.002 0.001 0.2339"), "at one place"),
+    "alternatives": (
+        SALT.replace("_atom_site_occupancy\n", "_atom_site_occupancy\n_atom_site_disorder_group\n")
+        .replace("1.000(1)", "1 A").replace("0.5 1.\n", "0.5 1 .\n"),
+        "one of several alternatives",
+    ),
+    "coordinate-a-dot": (BISMUTH.replace("0 0 0.2339", "0 0 ."), "_atom_site_fract_z of atom 'Bi1' is '.'"),
+    "coordinate-with-a-comma": (BISMUTH.replace("0.2339", "0,2339"), "is '0,2339', which is no number"),
+    "coordinate-with-another-minus": (BISMUTH.replace("0 0 0.2339", "0 0 −0.2339"), "which is no number"),
+    "atoms-outside-of-a-loop": (
+        BISMUTH.split("loop_")[0] + "_atom_site_label Bi1\n_atom_site_fract_x 0.25\n_atom_site_fract_y 0\n"
+        "_atom_site_fract_z 0\n",
+        "not in a loop_",
+    ),
+    "cartesian-atoms": (BISMUTH.replace("_fract_", "_Cartn_"), "lists no atoms with fractional coordinates"),
+    # the cell
+    "cell-with-a-comma": (SALT.replace("a 5.6402(2)", "a 5,6402"), "_cell_length_a is '5,6402', which is no number"),
+    "angle-left-out": (SALT.replace("_cell_angle_gamma 90.", "_symmetry_cell_setting cubic"), "no _cell_angle_gamma"),
+    "angle-a-dot": (SALT.replace("_cell_angle_gamma 90.\n", "_cell_angle_gamma .\n"), "_cell_angle_gamma is '.'"),
+    "other-volume": (SALT + "_cell_volume 358.8\n", "has 179.43 Å³, and its _cell_volume is 358.8"),
+    "other-density": (SALT + "_exptl_crystal_density_diffrn 4.33\n", "comes out with 2.163 g/cm³"),
+    "empty": (
+        BISMUTH.replace("4.546", "14.546").replace("11.862", "61.862"), "Å³ per atom and .* like no crystal",
+    ),
+    # the file
+    "two-crystals": (SALT + BISMUTH, r"it has 2 crystals \(NaCl, Bi\), and none of these data blocks"),
+    "two-of-one-name": (SALT.replace("data_NaCl", "data_crystal") * 2, "it has 2 crystals"),
+    "cell-twice": (SALT + "_cell_length_a 5\n", "_cell_length_a is given twice"),
+    "loop-cut-short": (SALT.removesuffix("1.\n"), "which is no whole table"),
+    "value-without-a-tag": (SALT.replace(Z4, "_cell_formula_units_Z 4 5\n"), "'5' belongs to no tag"),
+    "not-a-cif": ("Na 0 0 0\nCl 0.5 0.5 0.5\n", "'Na' stands before the first data_ line"),
+    "nothing": ("", "lists no atoms"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_cif_that_leaves_a_guess_or_contradicts_itself_is_refused(tmp_path, name):
+    text, reason = WRONG[name]
+    with pytest.raises(InvalidCrystals, match=reason) as caught:
+        read_one(tmp_path, "crystal", text, ".cif")
+    assert [offender for offender, _ in caught.value.offenders] == ["crystal.cif"]
+
+
+POSCAR = """Na Cl
+5.64
+0.0 0.5 0.5
+0.5 0.0 0.5
+0.5 0.5 0.0
+Na Cl
+1 1
+Direct
+0.0 0.0 0.0
+0.5 0.5 0.5
+"""
+WRONG_POSCARS = {
+    "vasp-4": (POSCAR.replace("Na Cl\n1 1", "1 1"), "it names no elements, as in VASP 4"),
+    "vasp-4-with-flags": (
+        POSCAR.replace("Na Cl\n1 1", "1 1").replace("0.0 0.0 0.0\n", "0.0 0.0 0.0 F F F\n"),
+        "it names no elements, as in VASP 4",
+    ),
+    "not-an-element": (POSCAR.replace("Na Cl\n1", "A B\n1"), "'A' in line 6 is not an element"),
+    "element-in-capitals": (POSCAR.replace("Na Cl\n1", "NA CL\n1"), "'NA' in line 6 is not an element"),
+    "element-without-count": (POSCAR.replace("1 1\n", "2\n"), "names 2 elements and has 1 counts"),
+    "count-without-element": (POSCAR.replace("Na Cl\n1", "Na\n1"), "names 1 elements and has 2 counts"),
+    "more-atoms-than-counted": (POSCAR + "0.25 0.25 0.25\n", "counts 2 atoms, and after them stands '0.25"),
+    "fewer-atoms-than-counted": (POSCAR.replace("1 1\n", "1 2\n"), "coordinates of atom 3 is ''"),
+    "no-mode": (POSCAR.replace("Direct\n", ""), "where Direct or Cartesian has to stand"),
+    "numbers-run-together": (POSCAR.replace("0.5 0.5 0.5\n", "0.5-0.5-0.5\n"), "coordinates of atom 2"),
+    "decimal-commas": (POSCAR.replace("0.5 0.5 0.5\n", "0,5 0,5 0,5\n"), "coordinates of atom 2 is '0,5 0,5 0,5'"),
+    "volume-and-cartesian": (
+        POSCAR.replace("5.64\n", "-45\n").replace("Direct", "Cartesian"), "negative scale",
+    ),
+    "other-element-beside-the-atom": (
+        POSCAR.replace("0.5 0.5 0.5\n", "0.5 0.5 0.5 Na\n"), "atom 2 is Cl by the line of elements and Na by its own",
+    ),
+    "flags-that-are-none": (
+        POSCAR.replace("Direct\n", "Selective dynamics\nDirect\n"), "where T or F has to stand three times",
+    ),
+    "cut-short": (POSCAR[:40], "it ends before its coordinates"),
+    "two-numbers-in-a-vector": (POSCAR.replace("0.5 0.5 0.0\n", "0.5 0.5\n"), "a lattice vector is '0.5 0.5'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_POSCARS)
+def test_a_poscar_that_leaves_a_guess_or_contradicts_itself_is_refused(tmp_path, name):
+    text, reason = WRONG_POSCARS[name]
+    with pytest.raises(InvalidCrystals, match=reason):
+        read_one(tmp_path, "POSCAR-1", text, ".vasp")
+
+
+def test_the_poscar_that_the_wrong_ones_are_made_from_is_right(tmp_path):
+    crystals = read_one(tmp_path, "POSCAR-1", POSCAR, ".vasp")
+    assert crystals.structure(0).formula == "Na1 Cl1"
+    assert crystals.structure(0).density == pytest.approx(2.164, abs=0.001)
+
+
+DENSE = {
+    "12.2 Å³ per atom and 26.2 g/cm³": Structure(Lattice.cubic(2.3), ["Ir"], [[0, 0, 0]]),
+    "2.2 Å³ per atom and 0.762 g/cm³": Structure(Lattice.cubic(1.3), ["H"], [[0, 0, 0]]),
+    "9.26 Å³ per atom and 34.5 g/cm³": Structure(Lattice.cubic(2.1), ["Ir"], [[0, 0, 0]]),
+}
+
+
+def test_a_cell_denser_than_any_crystal_is_refused_whatever_it_is_read_from(tmp_path):
+    lines = [json.dumps(entry(crystal, reason)) for reason, crystal in DENSE.items()]
+    (tmp_path / "dense.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "dense.jsonl"))
+    assert [name for name, _ in caught.value.offenders] == list(DENSE)[1:]
+    assert all(f"it has {name}, denser than any crystal" in reason for name, reason in caught.value.offenders)
