@@ -26,7 +26,7 @@ from mbqueue.project import ProjectFolder
 if TYPE_CHECKING:
     from mbqueue.queue.commits_place import CommitsPlace
 
-PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "sqlite-utils", "filelock", "rich", "numba")
+PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "filelock", "rich", "numba")
 MATBENCH = "0.6"
 #: Cache and checkpoints of the full dataset, with room to spare.
 NEEDED_BYTES = 8e9

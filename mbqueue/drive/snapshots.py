@@ -26,8 +26,9 @@ from mbqueue.drive.retiring import places_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import NAME_PATTERN, parse_spec
 from mbqueue.project import PUBLISHED_SNAPSHOTS
-from mbqueue.queue import schema
+from mbqueue.queue import sqlite_schema
 from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
+from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.train.manifest import HIGHEST_FENCE
 
 FORMAT = 1
@@ -138,11 +139,11 @@ def check(path: Path) -> None:
             db.execute("PRAGMA trusted_schema = OFF")
             db.execute("PRAGMA cell_size_check = ON")
             db.execute("PRAGMA query_only = ON")
-            schema.is_current(db, path=path)
+            sqlite_schema.is_current(db, path=path)
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in range(1, schema.SCHEMA_VERSION + 1):
+            if version not in range(1, SCHEMA_VERSION + 1):
                 raise DamagedSnapshot(f"{path} is not a queue of mbqueue.")
-            if schema.definitions(db) != schema.expected_definitions(version):
+            if sqlite_schema.definitions(db) != sqlite_schema.expected_definitions(version):
                 raise DamagedSnapshot(f"{path} has tables, triggers or views that are not those of a queue.")
             found = db.execute("PRAGMA quick_check").fetchone()[0]
             if found != "ok":

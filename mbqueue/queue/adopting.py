@@ -14,25 +14,18 @@ from typing import Any
 from mbqueue.errors import QueueError
 from mbqueue.history import best_epoch
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
-from mbqueue.queue.database import Part, Row
+from mbqueue.queue.database import Part, Row, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS, settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Kind, history_row
-from mbqueue.queue.leases import LEASE_GIVEN_UP
+from mbqueue.queue.leases import LEASE_GIVEN_UP, result_columns
 from mbqueue.queue.notes import note
 from mbqueue.queue.processes import ProcessIdentity
 from mbqueue.queue.steering import REWIND
 
 _JOBS_OF_FOLD = """
     SELECT * FROM jobs WHERE experiment_id = :experiment_id AND kind = 'train' AND fold = :fold ORDER BY epoch
-"""
-
-_ADOPT = """
-    UPDATE jobs SET state = 'committed', result = :result, progress = NULL, started = 1, fence = max(fence, :fence),
-        val_mae = json_extract(:result, '$.val_mae'), test_mae = json_extract(:result, '$.test_mae'),
-        seconds = json_extract(:result, '$.seconds'), error = NULL, lost_in_a_row = 0, not_before = 0,
-        changed_at = :now, changed_by = :by, changed_why = :why
-    WHERE id = :id AND state IN ('waiting', 'ready')
 """
 
 _WAIT = """
@@ -42,7 +35,9 @@ _WAIT = """
 """
 
 # The next claim of the epoch that a commit is in must have a higher fence than the commit.
-_RAISE_FENCE = "UPDATE jobs SET fence = max(fence, :fence), started = 1 WHERE id = :id"
+_RAISE_FENCE = """
+    UPDATE jobs SET fence = CASE WHEN fence < :fence THEN :fence ELSE fence END, started = 1 WHERE id = :id
+"""
 
 _SEE_SESSION = """
     INSERT INTO sessions (id, host, boot_id, pid, pid_started, device,
@@ -56,8 +51,18 @@ _SEE_SESSION = """
 _LEAVE_FOLD = """
     UPDATE jobs SET affinity = :session
     WHERE experiment_id = :experiment_id AND fold = :fold AND state IN ('waiting', 'ready')
-      AND affinity IS NOT :session
+      AND coalesce(affinity, '') <> :session
 """
+
+
+def _adopt(sql: Dialect) -> str:
+    return f"""
+        UPDATE jobs SET state = 'committed', {result_columns(sql)}, progress = NULL, started = 1,
+            fence = CASE WHEN fence < :fence THEN :fence ELSE fence END,
+            error = NULL, lost_in_a_row = 0, not_before = 0,
+            changed_at = :now, changed_by = :by, changed_why = :why
+        WHERE id = :id AND state IN ('waiting', 'ready')
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,7 @@ class SeenSession:
 class Adopting(Part):
     """Commits and sessions of elsewhere."""
 
+    @repeatable
     def adopt(
         self, trained: Trained, *, now: float, by: str = "adopt", publish: Callable[[], None] | None = None
     ) -> bool:
@@ -155,7 +161,7 @@ class Adopting(Part):
                 last = job["epoch"] == len(trained.history) and not trained.is_within
                 result = json.dumps({**row, "best_epoch": best[0]}, allow_nan=False, ensure_ascii=False)
                 values = {"id": job["id"], "result": result, "fence": trained.fence if last else 0, "why": why}
-                changed += db.execute(_ADOPT, {**place, **values}).rowcount
+                changed += db.execute(_adopt, {**place, **values}).rowcount
             if trained.skip_rest:
                 skip = {**place, "epoch": len(trained.history), "why": f"early stopping, as {trained.source} says"}
                 db.execute(_BACK_TO_WAITING, skip)
@@ -166,6 +172,7 @@ class Adopting(Part):
             settle(db, experiment_id, by=by, now=now)
             return True
 
+    @repeatable
     def adopt_result(
         self,
         experiment: str,
@@ -191,13 +198,13 @@ class Adopting(Part):
             found = find_experiment(db, experiment, to_change=True)
             place = {"experiment_id": found.id, "now": now, "by": by, "why": f"adopted from {source}"}
             job = db.execute(
-                "SELECT id, state FROM jobs WHERE experiment_id = :experiment_id AND kind = :kind AND fold IS :fold "
-                "AND epoch IS NULL",
-                {**place, "kind": kind.value, "fold": fold},
+                "SELECT id, state FROM jobs WHERE experiment_id = :experiment_id AND kind = :kind "
+                "AND coalesce(fold, -1) = :fold AND epoch IS NULL",
+                {**place, "kind": kind.value, "fold": -1 if fold is None else fold},
             ).fetchone()
             if job is None or job["state"] not in {"waiting", "ready", "failed"}:
                 return False
-            ready = f"SELECT 1 FROM jobs WHERE id = ? AND {HAS_ALL_IT_NEEDS}"  # noqa: S608 - nothing from outside
+            ready = f"SELECT 1 FROM jobs WHERE id = ? AND {HAS_ALL_IT_NEEDS}"
             if db.execute(ready, (job["id"],)).fetchone() is None:
                 return False
             if kind is Kind.PREPARE:
@@ -207,10 +214,11 @@ class Adopting(Part):
             if job["state"] == "failed":
                 db.execute(_WAIT, {**place, "id": job["id"]})
             text = json.dumps(dict(result), allow_nan=False, ensure_ascii=False)
-            changed = db.execute(_ADOPT, {**place, "id": job["id"], "result": text, "fence": 0}).rowcount
+            changed = db.execute(_adopt, {**place, "id": job["id"], "result": text, "fence": 0}).rowcount
             settle(db, found.id, by=by, now=now)
             return bool(changed)
 
+    @repeatable
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
         """Let a session of another machine count as living here, and leave to it the folds that it works on.
 
@@ -225,6 +233,7 @@ class Adopting(Part):
                 if row is not None:
                     db.execute(_LEAVE_FOLD, {"session": seen.id, "experiment_id": row["id"], "fold": fold})
 
+    @repeatable
     def end_all_sessions(self, *, reason: str, now: float, by: str) -> int:
         """End every session and give back what they hold: this database is a copy, and none of them works with it.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Bound, Part, Row, Statements
+from mbqueue.queue.database import Bound, Part, Row, Statements, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS
 from mbqueue.queue.jobs import Job, Lease
 
@@ -30,29 +31,28 @@ _TAKEN = "RETURNING *, (SELECT name FROM experiments WHERE experiments.id = expe
 # A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
 # A time absurdly far ahead was written by a wrong clock, and counts as past. Rows that another transaction is just
 # changing are passed over.
-_CLAIM = f"""{_TAKE}
-    WHERE id = coalesce(
-        (SELECT id FROM jobs
-         WHERE state = 'ready' AND paused = 0 AND experiment_id = :experiment_id AND fold = :fold
-           AND (not_before <= :now OR not_before > :now + :absurd)
-           AND (affinity IS NULL OR affinity = :session
-                OR NOT EXISTS (SELECT 1 FROM sessions
-                               WHERE sessions.id = affinity AND ended_at IS NULL
-                                 AND alive_until > :now AND alive_until <= :now + :absurd)
-                OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
-         ORDER BY id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */),
-        (SELECT id FROM jobs
-         WHERE state = 'ready' AND paused = 0
-           AND (not_before <= :now OR not_before > :now + :absurd)
-           AND (affinity IS NULL OR affinity = :session
-                OR NOT EXISTS (SELECT 1 FROM sessions
-                               WHERE sessions.id = affinity AND ended_at IS NULL
-                                 AND alive_until > :now AND alive_until <= :now + :absurd)
-                OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
-         ORDER BY priority DESC, started DESC, id LIMIT 1 /*pg FOR NO KEY UPDATE SKIP LOCKED */))
-      AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = :session AND sessions.ended_at IS NULL)
-    {_TAKEN}
-"""  # noqa: S608 - nothing from outside
+_FREE = """
+    state = 'ready' AND paused = 0
+       AND (not_before <= :now OR not_before > :now + :absurd)
+       AND (affinity IS NULL OR affinity = :session
+            OR NOT EXISTS (SELECT 1 FROM sessions
+                           WHERE sessions.id = affinity AND ended_at IS NULL
+                             AND alive_until > :now AND alive_until <= :now + :absurd)
+            OR EXISTS (SELECT 1 FROM jobs AS held WHERE held.state = 'leased' AND held.session_id = jobs.affinity))
+"""
+
+
+def _claim_statement(sql: Dialect) -> str:
+    return f"""{_TAKE}
+        WHERE id = coalesce(
+            (SELECT id FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold AND {_FREE}
+             ORDER BY id LIMIT 1 {sql.skip_locked}),
+            (SELECT id FROM jobs WHERE {_FREE}
+             ORDER BY priority DESC, started DESC, id LIMIT 1 {sql.skip_locked}))
+          AND EXISTS (SELECT 1 FROM sessions WHERE sessions.id = :session AND sessions.ended_at IS NULL)
+        {_TAKEN}
+    """
+
 
 # What a claim after an epoch's commit would find: the one job that needs that epoch. It is taken as it waits, since to
 # make it ready first would change its row, and the indexes that claims search, twice. Not for a session that was not
@@ -64,25 +64,28 @@ _CLAIM_NEXT = f"""{_TAKE}
       AND EXISTS (SELECT 1 FROM sessions
                   WHERE sessions.id = :session AND sessions.alive_until > :now + :lease_seconds / 2.0)
     {_TAKEN}
-"""  # noqa: S608 - nothing from outside
+"""
 
 _BEAT = """
-    UPDATE sessions SET heartbeat_at = :now, alive_until = max(alive_until, :now + :lease_seconds)
+    UPDATE sessions SET heartbeat_at = :now,
+        alive_until = CASE WHEN alive_until > :now + :lease_seconds THEN alive_until ELSE :now + :lease_seconds END
     WHERE id = :session AND ended_at IS NULL
 """
 
-_REAP = """
-    UPDATE jobs SET
-        state = CASE WHEN lost_in_a_row + 1 < :max_lost THEN 'ready' ELSE 'failed' END,
-        error = CASE WHEN lost_in_a_row + 1 < :max_lost THEN error ELSE :lost_error END,
-        preemptions = preemptions + 1, lost_in_a_row = lost_in_a_row + 1,
-        session_id = NULL, lease_expires_at = NULL, affinity = NULL,
-        changed_at = :now, changed_by = :by, changed_why = 'lease of session ' || session_id || ' ran out'
-    WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
-      /*pg AND id IN (SELECT id FROM jobs
-                      WHERE state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)
-                      FOR NO KEY UPDATE SKIP LOCKED) */
-"""
+_RAN_OUT = "state = 'leased' AND (lease_expires_at <= :now OR lease_expires_at > :now + :absurd)"
+
+
+def _reap_statement(sql: Dialect) -> str:
+    return f"""
+        UPDATE jobs SET
+            state = CASE WHEN lost_in_a_row + 1 < :max_lost THEN 'ready' ELSE 'failed' END,
+            error = CASE WHEN lost_in_a_row + 1 < :max_lost THEN error ELSE :lost_error END,
+            preemptions = preemptions + 1, lost_in_a_row = lost_in_a_row + 1,
+            session_id = NULL, lease_expires_at = NULL, affinity = NULL,
+            changed_at = :now, changed_by = :by, changed_why = 'lease of session ' || session_id || ' ran out'
+        WHERE {_RAN_OUT} AND id IN (SELECT id FROM jobs WHERE {_RAN_OUT} {sql.skip_locked})
+    """
+
 
 LOST_ERROR = (
     f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row without any work saved in between, so the job itself may "
@@ -93,6 +96,7 @@ LOST_ERROR = (
 class Claims(Part):
     """Claims, and leases that ran out."""
 
+    @repeatable
     def claim(
         self,
         session: str,
@@ -123,6 +127,7 @@ class Claims(Part):
             found = claimed.fetchall()
         return lease_of(found, session)
 
+    @repeatable
     def reap_expired(self, *, by: str, now: float) -> int:
         """Take back every lease that ran out, as `claim` does; returns how many."""
         with self.writing() as db:
@@ -135,7 +140,7 @@ class Claims(Part):
     def _claim(self, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None) -> Bound:
         experiment_id, fold = loaded or (None, None)
         values = {**_lease_values(session, now, lease_seconds), "absurd": ABSURD_SECONDS}
-        return _CLAIM, {**values, "experiment_id": experiment_id, "fold": fold}
+        return _claim_statement, {**values, "experiment_id": experiment_id, "fold": fold}
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
         """Takes the job that waits for an epoch once that is committed; none where a claim would find another."""
@@ -145,7 +150,7 @@ class Claims(Part):
         if not self.database.leases_run_out(db):
             return ()
         limits = {"absurd": ABSURD_SECONDS, "max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
-        return [(_REAP, {"now": now, "by": by, **limits})]
+        return [(_reap_statement, {"now": now, "by": by, **limits})]
 
 
 def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, Any]:

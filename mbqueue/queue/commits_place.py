@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Part
+from mbqueue.queue.database import Part, repeatable
+from mbqueue.queue.dialect import POSTGRESQL
 from mbqueue.queue.notes import note
 from mbqueue.queue.sessions import at_work
 
@@ -40,12 +41,14 @@ class CommitsPlace:
 class CommitsPlaces(Part):
     """Telling a queue where its commits are."""
 
+    @repeatable
     def commits_place(self) -> CommitsPlace | None:
         """Where the commits are; None while nobody has said, as in a queue that no session has worked with."""
         with self.reading() as db:
             row = db.execute(_READ).fetchone()
         return None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
 
+    @repeatable
     def bind_commits(self, place: CommitsPlace, *, instead_of: CommitsPlace | None, by: str, now: float) -> None:
         """Say where the commits are from now on.
 
@@ -56,7 +59,7 @@ class CommitsPlaces(Part):
             QueueError: when that is so, or a session works with the queue: it would go on with the place before.
         """
         with self.writing() as db:
-            if self.database.dialect == "postgresql":
+            if self.database.dialect is POSTGRESQL:
                 # Whoever begins a session does so before or after; `commits_place` then gives it what is said here.
                 db.execute("LOCK TABLE sessions, commits_place IN EXCLUSIVE MODE")
             now = self.database.instant(db, now)

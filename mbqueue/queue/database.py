@@ -1,8 +1,7 @@
 """What the queue asks of a database, whichever it is: transactions, statements, rows, waiting for news.
 
-Statements are written once, in the SQL that SQLite and PostgreSQL share. Where they differ by a word,
-`mbqueue.queue.postgresql.dialect` translates; what only PostgreSQL needs, such as row locks, stands in the statement
-as ``/*pg … */``, which is a comment to SQLite.
+Statements are written once, in the SQL that SQLite and PostgreSQL share; `mbqueue.queue.dialect` has the words in which
+they differ.
 """
 
 from __future__ import annotations
@@ -10,17 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal, Protocol
+from functools import partial, wraps
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from mbqueue.queue.dialect import Dialect, Sql
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 #: A statement and what is filled in.
-Bound = tuple[str, Parameters]
+Bound = tuple[Sql, Parameters]
+Result = TypeVar("Result")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Row(Protocol):
-    """One row: its values by column name or by position; iterating gives the values."""
+    """One row: its values by column name."""
 
-    def __getitem__(self, key: int | str, /) -> Any: ...
+    def __getitem__(self, key: str, /) -> Any: ...
 
     def keys(self) -> Any:
         """The names of the columns."""
@@ -49,11 +53,11 @@ class Rows(Protocol):
 class Statements(Protocol):
     """An open transaction: what runs statements in it."""
 
-    def execute(self, sql: str, parameters: Parameters = ..., /) -> Rows:
+    def execute(self, statement: Sql, parameters: Parameters = ..., /) -> Rows:
         """Run one statement with named (``:name``) or positional (``?``) parameters."""
         ...
 
-    def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Any:
+    def executemany(self, statement: Sql, parameters: Iterable[Parameters], /) -> Any:
         """Run one statement for each of many sets of parameters."""
         ...
 
@@ -66,7 +70,7 @@ class Database(ABC):
     """
 
     name: str
-    dialect: ClassVar[Literal["sqlite", "postgresql"]]
+    dialect: ClassVar[Dialect]
 
     @abstractmethod
     def writing(self) -> AbstractContextManager[Statements]:
@@ -75,6 +79,10 @@ class Database(ABC):
     @abstractmethod
     def reading(self) -> AbstractContextManager[Statements]:
         """A read transaction: all statements of the block see the same instant."""
+
+    def attempt(self, call: Callable[[], Result]) -> Result:
+        """What a call gives that is one transaction, or some; done again when it was interrupted and did nothing."""
+        return call()
 
     @abstractmethod
     def close(self) -> None:
@@ -114,6 +122,35 @@ class Database(ABC):
 
         ``seconds`` is how long to wait where nobody tells of news.
         """
+
+
+def repeatable(method: Method) -> Method:
+    """Marks a public method of the queue: it is one transaction, and is begun anew when that is interrupted.
+
+    It sees what others did meanwhile then, and a fence that has become old is refused as ever. What it is given as
+    `publish` is called once, however often that happens: it ran while the lease was held and the job's row was locked,
+    so what it published is legitimate, also when another takes the job then.
+    """
+
+    @wraps(method)
+    def call(self: Part, *args: Any, **options: Any) -> Any:
+        if options.get("publish") is not None:
+            options["publish"] = _once(options["publish"])
+        return self.database.attempt(partial(method, self, *args, **options))
+
+    return cast("Method", call)
+
+
+def _once(publish: Callable[[], None]) -> Callable[[], None]:
+    is_done = False
+
+    def call() -> None:
+        nonlocal is_done
+        if not is_done:
+            publish()
+            is_done = True
+
+    return call
 
 
 class Part:

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mbqueue.queue.database import Statements
+from mbqueue.queue.dialect import Dialect
+
 
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
 # Subqueries, since of joins either database may read a fold's epochs once for each of them. The + in "+later.fold":
 # SQLite has no use for an index on an expression when that is compared with a plain column.
-_LINKS = (
+def _links(sql: Dialect) -> Iterator[str]:
+    fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
+    fold_before = f"""
+        INSERT INTO needs (job_id, needed_id)
+        SELECT later.id, (SELECT id FROM jobs AS earlier
+                          WHERE earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
+                            AND {fold} = +later.fold AND {epoch} = {{epoch}})
+        FROM jobs AS later WHERE later.experiment_id = :experiment_id AND {{later}}
+        ON CONFLICT DO NOTHING
     """
-    INSERT INTO needs (job_id, needed_id)
-    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
-        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'prepare'
-        AND ifnull(earlier.fold, -1) = -1 AND ifnull(earlier.epoch, -1) = -1
-    WHERE later.experiment_id = :experiment_id
-      AND ((later.kind = 'train' AND later.epoch = 1) OR (later.kind = 'predict' AND :epochs = 0))
-    ON CONFLICT DO NOTHING
-    """,
+    yield f"""
+        INSERT INTO needs (job_id, needed_id)
+        SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
+            ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'prepare' AND {fold} = -1 AND {epoch} = -1
+        WHERE later.experiment_id = :experiment_id
+          AND ((later.kind = 'train' AND later.epoch = 1) OR (later.kind = 'predict' AND :epochs = 0))
+        ON CONFLICT DO NOTHING
     """
-    INSERT INTO needs (job_id, needed_id)
-    SELECT later.id, (SELECT id FROM jobs AS earlier
-                      WHERE earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
-                        AND ifnull(earlier.fold, -1) = +later.fold AND ifnull(earlier.epoch, -1) = later.epoch - 1)
-    FROM jobs AS later WHERE later.experiment_id = :experiment_id AND later.kind = 'train' AND later.epoch > 1
-    ON CONFLICT DO NOTHING
-    """,
+    yield fold_before.format(epoch="later.epoch - 1", later="later.kind = 'train' AND later.epoch > 1")
+    yield fold_before.format(epoch=":epochs", later="later.kind = 'predict' AND :epochs > 0")
+    yield """
+        INSERT INTO needs (job_id, needed_id)
+        SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
+            ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'predict'
+        WHERE later.experiment_id = :experiment_id AND later.kind = 'record'
+        ON CONFLICT DO NOTHING
     """
-    INSERT INTO needs (job_id, needed_id)
-    SELECT later.id, (SELECT id FROM jobs AS earlier
-                      WHERE earlier.experiment_id = later.experiment_id AND earlier.kind = 'train'
-                        AND ifnull(earlier.fold, -1) = +later.fold AND ifnull(earlier.epoch, -1) = :epochs)
-    FROM jobs AS later WHERE later.experiment_id = :experiment_id AND later.kind = 'predict' AND :epochs > 0
-    ON CONFLICT DO NOTHING
-    """,
-    """
-    INSERT INTO needs (job_id, needed_id)
-    SELECT later.id, earlier.id FROM jobs AS later JOIN jobs AS earlier
-        ON earlier.experiment_id = later.experiment_id AND earlier.kind = 'predict'
-    WHERE later.experiment_id = :experiment_id AND later.kind = 'record'
-    ON CONFLICT DO NOTHING
-    """,
-)
+
 
 #: Of a row of jobs: nothing that it needs is still to be done.
 HAS_ALL_IT_NEEDS = """
@@ -51,7 +49,7 @@ HAS_ALL_IT_NEEDS = """
 _SETTLE = f"""
     UPDATE jobs SET state = 'ready', changed_at = :now, changed_by = :by, changed_why = 'all that it needs is done'
     WHERE experiment_id = :experiment_id AND state = 'waiting' AND {HAS_ALL_IT_NEEDS}
-"""  # noqa: S608 - nothing from outside
+"""
 
 #: Early stopping: the later epochs of a fold will not be trained.
 SKIP_LATER_EPOCHS = """
@@ -60,9 +58,9 @@ SKIP_LATER_EPOCHS = """
 """
 
 
-def link(db: Statements, experiment_id: int, *, epochs: int) -> None:
+def link(db: Statements, sql: Dialect, experiment_id: int, *, epochs: int) -> None:
     """Write the edges of an experiment; those that are there already stay."""
-    for statement in _LINKS:
+    for statement in _links(sql):
         db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
 
 

@@ -10,7 +10,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.errors import ExperimentExists, QueueError, UsageError
-from mbqueue.queue.database import Part, Statements
+from mbqueue.queue.database import Part, Statements, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import link, settle
 from mbqueue.queue.jobs import Experiment, Kind
 
@@ -36,8 +37,7 @@ _REOPEN_RECORD = """
     WHERE experiment_id = :experiment_id AND kind = 'record' AND state <> 'waiting'
 """
 
-# On PostgreSQL, also hold it, as `Database.hold` does.
-_EXPERIMENT_TO_CHANGE = "SELECT * FROM experiments WHERE name = ? /*pg FOR NO KEY UPDATE */"
+_EXPERIMENT = "SELECT * FROM experiments WHERE name = ?"
 
 #: Of a job; what every database can hold.
 MOST_URGENT = 2**31 - 1
@@ -72,6 +72,7 @@ class EnqueueOutcome:
 class Enqueueing(Part):
     """Experiments: adding them and reading them."""
 
+    @repeatable
     def enqueue(
         self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"
     ) -> EnqueueOutcome:
@@ -87,7 +88,7 @@ class Enqueueing(Part):
         require_priority(priority)
         with self.writing() as db:
             self.database.hold(db, None)
-            row = db.execute(_EXPERIMENT_TO_CHANGE, (spec.name,)).fetchone()
+            row = db.execute(_experiment_to_change, (spec.name,)).fetchone()
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
@@ -103,6 +104,7 @@ class Enqueueing(Part):
                 return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=experiment, folds=(), n_jobs=0)
             return self._add_folds(db, experiment, missing, epochs=spec.train.epochs, by=by, now=now)
 
+    @repeatable
     def experiment(self, name: str) -> Experiment:
         """One experiment by its name.
 
@@ -112,6 +114,7 @@ class Enqueueing(Part):
         with self.reading() as db:
             return find_experiment(db, name)
 
+    @repeatable
     def experiment_of(self, experiment_id: int) -> Experiment:
         """One experiment by its id (`job.experiment_id`).
 
@@ -124,6 +127,7 @@ class Enqueueing(Part):
             raise QueueError(f"There is no experiment with id {experiment_id} in {self.database.name}.")
         return Experiment.from_row(row)
 
+    @repeatable
     def experiments(self) -> tuple[Experiment, ...]:
         """All experiments, oldest first."""
         with self.reading() as db:
@@ -144,7 +148,7 @@ class Enqueueing(Part):
         jobs += [job for fold in spec.folds for job in _jobs_of_fold(fold, spec.train.epochs)]
         jobs += [(Kind.RECORD, None, None)]
         _insert_jobs(db, experiment_id, jobs, priority=priority, paused=False, by=by, now=now)
-        link(db, experiment_id, epochs=spec.train.epochs)
+        link(db, self.database.dialect, experiment_id, epochs=spec.train.epochs)
         settle(db, experiment_id, by=by, now=now)
         return EnqueueOutcome(
             outcome=Outcome.CREATED, experiment=_read(db, experiment_id), folds=spec.folds, n_jobs=len(jobs)
@@ -166,7 +170,7 @@ class Enqueueing(Part):
         _insert_jobs(db, experiment.id, jobs, priority=experiment.priority, paused=experiment.paused, by=by, now=now)
         why = f"folds added: {', '.join(str(fold) for fold in folds)}"
         db.execute(_REOPEN_RECORD, {"experiment_id": experiment.id, "by": by, "now": now, "why": why})
-        link(db, experiment.id, epochs=epochs)
+        link(db, self.database.dialect, experiment.id, epochs=epochs)
         settle(db, experiment.id, by=by, now=now)
         return EnqueueOutcome(
             outcome=Outcome.FOLDS_ADDED, experiment=_read(db, experiment.id), folds=folds, n_jobs=len(jobs)
@@ -179,8 +183,7 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
     Raises:
         UsageError: when there is none; the message lists those there are.
     """
-    query = _EXPERIMENT_TO_CHANGE if to_change else "SELECT * FROM experiments WHERE name = ?"
-    row = db.execute(query, (name,)).fetchone()
+    row = db.execute(_experiment_to_change if to_change else _EXPERIMENT, (name,)).fetchone()
     if row is None:
         known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
         raise UsageError(
@@ -188,6 +191,11 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
             + (f"There are: {', '.join(known)}." if known else "It is empty; enqueue one: mbqueue enqueue NAME")
         )
     return Experiment.from_row(row)
+
+
+def _experiment_to_change(sql: Dialect) -> str:
+    """Also holds it, as `Database.hold` does."""
+    return f"{_EXPERIMENT} {sql.lock}"
 
 
 def require_priority(priority: int) -> None:

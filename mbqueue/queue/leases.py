@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims, lease_of
-from mbqueue.queue.database import Bound, Rows, Statements
+from mbqueue.queue.database import Bound, Rows, Statements, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS
 from mbqueue.queue.jobs import Job, Kind, Lease
 
@@ -38,23 +39,14 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-_COMMIT = """
-    UPDATE jobs SET state = 'committed', result = :result, progress = NULL,
-        val_mae = json_extract(:result, '$.val_mae'), test_mae = json_extract(:result, '$.test_mae'),
-        seconds = json_extract(:result, '$.seconds'), error = NULL, lost_in_a_row = 0,
-        session_id = NULL, lease_expires_at = NULL,
-        changed_at = :now, changed_by = :session, changed_why = 'committed'
-    WHERE id = :id AND fence = :fence AND state = 'leased'
-"""
-
 # Which of the jobs that need this one now have all they need; those of its own fold stay with its session.
 _UNLOCK = f"""
-    UPDATE jobs SET state = 'ready', started = max(started, :started),
+    UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,
         changed_at = :now, changed_by = :session, changed_why = 'all that it needs is done'
     WHERE state = 'waiting' AND id IN (SELECT job_id FROM needs WHERE needed_id = :id)
       AND {HAS_ALL_IT_NEEDS}
-"""  # noqa: S608 - nothing from outside
+"""
 
 _OPENED = """
     SELECT job_rows.* FROM needs JOIN job_rows ON job_rows.id = needs.job_id
@@ -95,6 +87,21 @@ _SET_DATASET_HASH = """
 """
 
 
+def _commit_statement(sql: Dialect) -> str:
+    return f"""
+        UPDATE jobs SET state = 'committed', {result_columns(sql)}, progress = NULL, error = NULL, lost_in_a_row = 0,
+            session_id = NULL, lease_expires_at = NULL,
+            changed_at = :now, changed_by = :session, changed_why = 'committed'
+        WHERE id = :id AND fence = :fence AND state = 'leased'
+    """
+
+
+def result_columns(sql: Dialect) -> str:
+    """In an UPDATE of jobs, what a result is written to, and the columns that repeat numbers of it."""
+    numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
+    return ", ".join(("result = :result", *numbers))
+
+
 def retry_delay_seconds(failures: int) -> float:
     """How long a job rests after its `failures`-th failure (1-based): 30 s, 2 min, 8 min, 32 min, then 1 h."""
     return float(min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 4 ** (failures - 1)))
@@ -103,6 +110,7 @@ def retry_delay_seconds(failures: int) -> float:
 class Leases(Claims):
     """Fenced writes."""
 
+    @repeatable
     def commit_and_claim(
         self,
         lease: Lease,
@@ -145,6 +153,7 @@ class Leases(Claims):
                 found = claimed.fetchall()
         return lease_of(found, session)
 
+    @repeatable
     def renew(
         self,
         lease: Lease,
@@ -172,6 +181,7 @@ class Leases(Claims):
         assert renewed is not None
         return renewed
 
+    @repeatable
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:
         """Record what is saved of an unfinished job, and call `publish` while the lease is known to be held.
 
@@ -183,6 +193,7 @@ class Leases(Claims):
             if publish is not None:
                 publish()
 
+    @repeatable
     def commit(
         self, lease: Lease, *, result: Mapping[str, Any], now: float, publish: Publish | None = None
     ) -> tuple[Job, ...]:
@@ -206,6 +217,7 @@ class Leases(Claims):
             self._finish(db, lease, result, now, publish, None)
             return self._unlock(db, lease, now, None)
 
+    @repeatable
     def skip_rest(
         self, lease: Lease, *, result: Mapping[str, Any], why: str, now: float, publish: Publish | None = None
     ) -> tuple[Job, ...]:
@@ -219,6 +231,7 @@ class Leases(Claims):
             self._finish(db, lease, result, now, publish, why)
             return self._unlock(db, lease, now, why)
 
+    @repeatable
     def release(
         self, lease: Lease, *, reason: str, now: float, preempted: bool = False, for_others: bool = False
     ) -> None:
@@ -234,6 +247,7 @@ class Leases(Claims):
             values = {"now": now, "session": lease.session, "why": f"released: {reason}", **how}
             self._fenced(db, _RELEASE, lease, values)
 
+    @repeatable
     def fail(self, lease: Lease, *, error: str, now: float, final: bool = False) -> Job:
         """The attempt ended with an error: try again after a growing delay, or rest in `failed` after the fifth.
 
@@ -281,7 +295,7 @@ class Leases(Claims):
         # Two that commit at once what the same job needs would each find the other's missing.
         hold = self.database.holding(job.experiment_id, shared=job.kind not in {Kind.PREPARE, Kind.PREDICT})
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}
-        given = self.database.together(db, [*hold, (_COMMIT, values), *then])[len(hold) :]
+        given = self.database.together(db, [*hold, (_commit_statement, values), *then])[len(hold) :]
         self._require_held(db, lease, given[0])
         if job.kind is Kind.PREPARE:
             self._keep_dataset_hash(db, job, result.get("dataset_hash"))

@@ -12,8 +12,9 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.queue.database import Statements
+from mbqueue.queue.dialect import POSTGRESQL, SQLITE
 from mbqueue.queue.moved import empty_moved, mark_moved, version_before
-from mbqueue.queue.postgresql.schema import SCHEMA_VERSION
+from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.queue.sessions import at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
@@ -40,7 +41,7 @@ _LARGEST_NARROW = 2**31 - 1
 # Held until the transaction ends by one transaction of all in a database, for each queue in it.
 _ONE_MOVER = (
     "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
-    "CAST(CAST(to_regclass('experiments') AS oid) AS integer))"
+    "CAST(CAST(to_regclass('experiments') AS oid) AS integer)) AS is_ours"
 )
 
 
@@ -61,8 +62,9 @@ class Migrated:
 def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
     """All rows of one table of a queue, in an order that is the same in every database."""
     order = "job_id, needed_id" if table == "needs" else "id"
-    query = f"SELECT {COLUMNS[table]} FROM {table} ORDER BY {order}"  # noqa: S608 - constants of this module
-    return (tuple(row) for row in db.execute(query))
+    query = f"SELECT {COLUMNS[table]} FROM {table} ORDER BY {order}"
+    columns = COLUMNS[table].split(", ")
+    return (tuple(row[column] for column in columns) for row in db.execute(query))
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
@@ -79,7 +81,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     with source.writing() as old, target.writing() as new:  # the target is committed first
         _require_another(source, old, target, new)
         _leave(source, old, target.database.name, now=now)
-        if target.database.dialect == "postgresql":
+        if target.database.dialect is POSTGRESQL:
             _take_back(target, old, new)
         if _is_empty(new):
             _copy(old, target, new)
@@ -99,7 +101,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
     Raises:
         UsageError: when the file exists and was not moved; otherwise as `copy_queue`.
     """
-    if source.database.dialect == "sqlite":
+    if source.database.dialect is SQLITE:
         raise UsageError(f"There is a queue at {source.database.name}, and it is a file already. Nothing was changed.")
     building = path.with_name(f"{files.TEMP_PREFIX}{path.name}")
     try:
@@ -129,9 +131,9 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
     Raises:
         UsageError: when both are one.
     """
-    if not source.database.dialect == target.database.dialect == "postgresql":
+    if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
-    if not (old.execute(_ONE_MOVER).fetchone()[0] and new.execute(_ONE_MOVER).fetchone()[0]):
+    if not (old.execute(_ONE_MOVER).fetchone()["is_ours"] and new.execute(_ONE_MOVER).fetchone()["is_ours"]):
         raise UsageError(
             f"{target.database.name} is the queue that is at {source.database.name} already, or another process is "
             "just moving one of them. Nothing was changed."
@@ -141,7 +143,7 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
     """Mark the source as moved, as soon as the transaction is committed."""
     now = source.database.instant(old, now)
-    if source.database.dialect == "postgresql":
+    if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
     live = at_work(old, now=now)
     if live is not None:
@@ -197,16 +199,16 @@ def _is_empty(db: Statements) -> bool:
 
 
 def _counts(db: Statements) -> dict[str, int]:
-    return {table: int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in COLUMNS}  # noqa: S608
+    return {table: int(db.execute(f"SELECT count(*) AS n FROM {table}").fetchone()["n"]) for table in COLUMNS}
 
 
 def _copy(old: Statements, target: Queue, new: Statements) -> None:
     with _without_triggers(target, new):
         for table in COLUMNS:
             _fill(target, new, table, rows_of(old, table))
-    if target.database.dialect == "postgresql":
+    if target.database.dialect is POSTGRESQL:
         for table in _NUMBERED:
-            new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")  # noqa: S608
+            new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
     for table in COLUMNS:
         for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
             if was != is_now:
@@ -218,8 +220,10 @@ def _copy(old: Statements, target: Queue, new: Statements) -> None:
 
 def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, ...]]) -> None:
     columns = COLUMNS[table].split(", ")
-    statement = f"INSERT INTO {table} ({COLUMNS[table]}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
-    narrow = {row[0] for row in db.execute(_NARROW, (table,))} if target.database.dialect == "postgresql" else set()
+    statement = f"INSERT INTO {table} ({COLUMNS[table]}) VALUES ({', '.join('?' * len(columns))})"
+    narrow = (
+        {row["attname"] for row in db.execute(_NARROW, (table,))} if target.database.dialect is POSTGRESQL else set()
+    )
     places = [place for place, column in enumerate(columns) if column in narrow]
     while chunk := list(islice(rows, _ROWS_AT_ONCE)):
         for row in chunk:
@@ -235,7 +239,7 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, .
 @contextmanager
 def _without_triggers(target: Queue, db: Statements) -> Iterator[None]:
     """Within the transaction, and unseen by others, let jobs be written in any state and without events."""
-    if target.database.dialect == "postgresql":
+    if target.database.dialect is POSTGRESQL:
         db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
         yield
         db.execute("ALTER TABLE jobs ENABLE TRIGGER USER")

@@ -8,11 +8,11 @@ writes of whoever opened it before, such as a session that was frozen meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import QueueMoved
 from mbqueue.queue.database import Statements
+from mbqueue.queue.dialect import SQLITE, Dialect
 
 #: In place of the schema's version.
 MOVED_VERSION = 1_000_000
@@ -32,18 +32,16 @@ _POSTGRESQL = (
     "INSERT INTO moved (version, target, at) SELECT version, :target, :now FROM mbqueue_schema",
     "GRANT SELECT ON moved TO PUBLIC",
     f"CREATE FUNCTION refuse_moved() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{_REFUSAL}'; END $$",
-    f"UPDATE mbqueue_schema SET version = {MOVED_VERSION}",  # noqa: S608 - a constant
+    f"UPDATE mbqueue_schema SET version = {MOVED_VERSION}",
 )
 _POSTGRESQL_TABLE = (
     "CREATE TRIGGER moved BEFORE INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION refuse_moved()",
 )
 
 
-def mark_moved(
-    db: Statements, dialect: Literal["sqlite", "postgresql"], tables: Iterable[str], *, target: str, now: float
-) -> None:
+def mark_moved(db: Statements, dialect: Dialect, tables: Iterable[str], *, target: str, now: float) -> None:
     """Within a transaction, mark a queue as moved to a target, which must show no password."""
-    once, each = (_SQLITE, _SQLITE_TABLE) if dialect == "sqlite" else (_POSTGRESQL, _POSTGRESQL_TABLE)
+    once, each = (_SQLITE, _SQLITE_TABLE) if dialect is SQLITE else (_POSTGRESQL, _POSTGRESQL_TABLE)
     for statement in (*once, *(statement.format(table=table) for table in tables for statement in each)):
         db.execute(statement, {"target": target, "now": now} if ":target" in statement else {})
 
@@ -52,7 +50,7 @@ def version_before(db: Statements) -> int | None:
     """The version of the schema that a queue on a server had when it was moved away; None when it was not."""
     if db.execute("SELECT 1 FROM mbqueue_schema WHERE version = ?", (MOVED_VERSION,)).fetchone() is None:
         return None
-    return int(db.execute("SELECT version FROM moved").fetchone()[0])
+    return int(db.execute("SELECT version FROM moved").fetchone()["version"])
 
 
 def empty_moved(db: Statements, tables: Iterable[str]) -> None:
@@ -65,13 +63,8 @@ def empty_moved(db: Statements, tables: Iterable[str]) -> None:
     db.execute("ALTER TABLE jobs ENABLE TRIGGER USER")
 
 
-def moved_error(name: object, row: Any) -> QueueMoved:
-    """What to tell who opens a moved queue.
-
-    Args:
-        row: target and time, of the table ``moved``.
-    """
-    target, at = row
+def moved_error(name: object, target: str, at: float) -> QueueMoved:
+    """What to tell who opens a queue that was moved to ``target`` at a time."""
     if target.startswith("postgresql://"):
         there = "set `queue` in mbqueue.toml, or MBQUEUE_QUEUE, to that URL"
     else:

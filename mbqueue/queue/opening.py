@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from mbqueue.errors import QueueError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
-
-if TYPE_CHECKING:
-    from mbqueue.queue.postgresql.store import PostgresQueue
 
 #: In the live folder while `mbqueue restore` puts an archive in the place of what was there; says which.
 RESTORING = "restoring"
@@ -121,15 +117,15 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
 
 def open_on_server(
     url: str, *, read_only: bool = False, even_moved: bool = False, wait: Callable[[float], bool] | None = None
-) -> PostgresQueue:
+) -> Queue:
     """The queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as `open_queue`.
 
     With ``even_moved`` also one that was moved away, for moving it back (`mbqueue.queue.migrating`).
     """
     _require_psycopg()
-    from mbqueue.queue.postgresql.store import PostgresQueue  # noqa: PLC0415 - optional package
+    from mbqueue.queue.postgresql.server import PostgresServer  # noqa: PLC0415 - optional package
 
-    return PostgresQueue(url, read_only=read_only, even_moved=even_moved, wait=wait)
+    return Queue(PostgresServer(url, read_only=read_only, even_moved=even_moved, wait=wait))
 
 
 def _require_psycopg() -> None:

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
-from mbqueue.queue.database import Part, Row
+from mbqueue.queue.database import Part, Row, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.jobs import Event, Job, Kind, SessionRow, State
 from mbqueue.queue.processes import is_known_dead
 
@@ -38,52 +39,29 @@ _DAY_SECONDS = 86_400.0
 _ERRORS_SHOWN = 20
 _STATES = tuple(state.value for state in State)
 
-# On SQLite, one walk along the index jobs_board; inside a group the epochs come in order. Seventeen digits give the
-# same float back; json_group_array would round to fifteen.
-_BOARD_SQLITE = """
-    SELECT experiment_id, fold,
-        count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
-        count(*) FILTER (WHERE state = 'leased') AS leased, count(*) FILTER (WHERE state = 'committed') AS committed,
-        count(*) FILTER (WHERE state = 'skipped') AS skipped, count(*) FILTER (WHERE state = 'failed') AS failed,
-        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
-        count(*) FILTER (WHERE paused AND state IN ('waiting', 'ready')) AS held,
-        count(epoch) AS epochs_total,
-        count(epoch) FILTER (WHERE state = 'committed') AS epochs_done,
-        count(epoch) FILTER (WHERE state = 'skipped') AS epochs_skipped,
-        group_concat(CASE WHEN val_mae IS NULL THEN 'null' ELSE printf('%!.17g', val_mae) END)
-            FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
-        max(test_mae) AS test_mae, total(seconds) AS seconds,
-        max(state) FILTER (WHERE kind = 'prepare') AS prepare,
-        max(state) FILTER (WHERE kind = 'record') AS record,
-        count(*) FILTER (WHERE kind = 'predict' AND state = 'committed') AS predicted
-    FROM jobs INDEXED BY jobs_board
-    WHERE experiment_id >= :first AND experiment_id <= :last
-    GROUP BY experiment_id, fold
-"""
 
-_BOARD_POSTGRESQL = """
-    SELECT experiment_id, fold,
-        count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'ready') AS ready,
-        count(*) FILTER (WHERE state = 'leased') AS leased, count(*) FILTER (WHERE state = 'committed') AS committed,
-        count(*) FILTER (WHERE state = 'skipped') AS skipped, count(*) FILTER (WHERE state = 'failed') AS failed,
-        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
-        count(*) FILTER (WHERE paused = 1 AND state IN ('waiting', 'ready')) AS held,
-        count(epoch) AS epochs_total,
-        count(epoch) FILTER (WHERE state = 'committed') AS epochs_done,
-        count(epoch) FILTER (WHERE state = 'skipped') AS epochs_skipped,
-        string_agg(coalesce(CAST(val_mae AS text), 'null'), ',' ORDER BY epoch)
-            FILTER (WHERE kind = 'train' AND state = 'committed') AS val_mae,
-        max(test_mae) AS test_mae, coalesce(sum(seconds), 0) AS seconds,
-        max(CASE WHEN kind = 'prepare' THEN state END) AS prepare,
-        max(CASE WHEN kind = 'record' THEN state END) AS record,
-        count(*) FILTER (WHERE kind = 'predict' AND state = 'committed') AS predicted
-    FROM jobs
-    WHERE experiment_id >= :first AND experiment_id <= :last
-    GROUP BY experiment_id, fold
-    ORDER BY experiment_id, fold NULLS FIRST
-"""
+def _board(sql: Dialect) -> str:
+    """One row for each fold, and one for what belongs to no fold. On SQLite, one walk along an index."""
+    val_mae = sql.list_of("val_mae", order="epoch", where="kind = 'train' AND state = 'committed'")
+    counts = ", ".join(f"count(*) FILTER (WHERE state = '{state}') AS {state}" for state in _STATES)
+    return f"""
+        SELECT experiment_id, fold,
+            {counts},
+            count(*) FILTER (WHERE paused = 1 AND state IN ('waiting', 'ready')) AS held,
+            count(epoch) AS epochs_total,
+            count(epoch) FILTER (WHERE state = 'committed') AS epochs_done,
+            count(epoch) FILTER (WHERE state = 'skipped') AS epochs_skipped,
+            {val_mae} AS val_mae,
+            max(test_mae) AS test_mae, coalesce(sum(seconds), 0.0) AS seconds,
+            max(state) FILTER (WHERE kind = 'prepare') AS prepare,
+            max(state) FILTER (WHERE kind = 'record') AS record,
+            count(*) FILTER (WHERE kind = 'predict' AND state = 'committed') AS predicted
+        FROM jobs{sql.board_index}
+        WHERE experiment_id >= :first AND experiment_id <= :last
+        GROUP BY experiment_id, fold
+        ORDER BY experiment_id, fold NULLS FIRST
+    """
 
-_BOARD = {"sqlite": _BOARD_SQLITE, "postgresql": _BOARD_POSTGRESQL}
 
 _EVENTS = """
     SELECT * FROM event_rows
@@ -151,11 +129,13 @@ class Outlook:
 class Reports(Part):
     """Reading: jobs, events, the overview."""
 
+    @repeatable
     def job(self, job_id: int) -> Job:
         """One job by its id, which must exist."""
         with self.reading() as db:
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
 
+    @repeatable
     def jobs(
         self, *, experiment: str | None = None, fold: int | None = None, state: State | None = None
     ) -> tuple[Job, ...]:
@@ -169,6 +149,7 @@ class Reports(Part):
             rows = db.execute(query, {"experiment": experiment, "fold": fold, "state": state and state.value})
             return tuple(Job.from_row(row) for row in rows)
 
+    @repeatable
     def events(
         self,
         *,
@@ -185,11 +166,13 @@ class Reports(Part):
             rows = db.execute(_EVENTS, values).fetchall()
         return tuple(Event.from_row(row) for row in reversed(rows))
 
+    @repeatable
     def outlook(self, *, now: float) -> Outlook:
         """What is left to do, for a worker that got nothing."""
         with self.reading() as db:
             return Outlook(**dict(db.execute(_OUTLOOK, {"now": now}).fetchone()))
 
+    @repeatable
     def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
         """Everything at one instant, in the format described at the top of this module; JSON as it stands.
 
@@ -200,12 +183,10 @@ class Reports(Part):
             query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
             experiments = db.execute(query, {"name": experiment}).fetchall()
             ids = [row["id"] for row in experiments]  # all of them, or one
-            board = db.execute(
-                _BOARD[self.database.dialect], {"first": min(ids, default=0), "last": max(ids, default=0)}
-            )
+            board = db.execute(_board, {"first": min(ids, default=0), "last": max(ids, default=0)})
             groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
             for row in board:
-                group = _Group._make(row)
+                group = _Group(**dict(row))
                 groups[group.experiment_id].append(group)
             leased = db.execute("SELECT * FROM job_rows WHERE state = 'leased' ORDER BY id").fetchall()
             sessions = db.execute(

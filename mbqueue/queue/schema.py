@@ -1,312 +1,246 @@
-"""The tables of the queue's database, and how an older database becomes a current one.
+"""The tables of the queue and the rules that hold everybody to them, written once for both databases.
 
-`PRAGMA user_version` says which version a database has, so that opening a current one costs one small read and
-imports nothing. sqlite-utils runs the migrations and records them; it is imported only when there is something
-to do. A migration, once released, is never edited: `tests/queue/fixtures` holds a database of every version.
+Each database makes them in its own way, and upgrades older ones: `mbqueue.queue.sqlite_schema` and
+`mbqueue.queue.postgresql.schema`. `tests/queue/fixtures` holds a queue of every version.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from mbqueue.errors import SchemaTooNew
-from mbqueue.queue.moved import MOVED_VERSION, moved_error
-from mbqueue.queue.transitions import TRANSITIONS
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database, Migrations
+from mbqueue.queue.dialect import Dialect
 
 SCHEMA_VERSION = 4
-#: Names of the migrations, by which sqlite-utils records them; the first makes version 1.
-_MIGRATIONS = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next")
-_MIGRATION_SET = "mbqueue.queue"
 
-_VERSION_1 = (
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What no statement may do to a job, whoever sends it.
+
+    Attributes:
+        name: of its trigger.
+        event: the statements that it is about.
+        breaks: the condition under which a row breaks it, given what stands before the name of another table; always
+            when it is None.
+        says: the error, after "forbidden transition: ".
     """
-    CREATE TABLE experiments (
-        id INTEGER PRIMARY KEY,
-        name TEXT NOT NULL UNIQUE,
-        spec TEXT NOT NULL CHECK (json_valid(spec)),
-        spec_hash TEXT NOT NULL,
-        results_dir TEXT NOT NULL UNIQUE,
-        dataset TEXT NOT NULL,
-        dataset_hash TEXT,
-        priority INTEGER NOT NULL,
-        paused INTEGER NOT NULL DEFAULT 0,
-        enqueued_at REAL NOT NULL
-    ) STRICT
-    """,
+
+    name: str
+    event: str
+    breaks: Callable[[str], str] | None
+    says: str
+
+
+STARTS_WAITING = Rule(
+    name="jobs_start_waiting",
+    event="INSERT",
+    breaks=lambda _: "NEW.state <> 'waiting'",
+    says="a new job is waiting",
+)
+FOLLOWS_THE_TABLE = Rule(
+    name="jobs_follow_the_table",
+    event="UPDATE OF state",
+    breaks=lambda place: (
+        f"NOT EXISTS (SELECT 1 FROM {place}transitions WHERE from_state = OLD.state AND to_state = NEW.state)"
+    ),
+    says="not in the table of transitions",
+)
+FENCES_EVERY_CLAIM = Rule(
+    name="jobs_fence_every_claim",
+    event="UPDATE OF state",
+    breaks=lambda _: "NEW.state = 'leased' AND NEW.fence <> OLD.fence + 1",
+    says="a claim raises the fence by one",
+)
+FENCE_NEVER_FALLS = Rule(
+    name="jobs_fence_never_falls",
+    event="UPDATE OF fence",
+    breaks=lambda _: "NEW.fence < OLD.fence",
+    says="a fence never falls",
+)
+NEVER_DELETED = Rule(name="jobs_are_never_deleted", event="DELETE", breaks=None, says="a job is never deleted")
+
+RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALLS, NEVER_DELETED)
+
+
+def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
+    """What holds of single columns of a job; ``row`` stands before each column's name.
+
+    What the dashboard adds up of `result` stands in columns of its own, and cannot disagree with it. (Generated columns
+    would say the same, but SQLite does not read those from an index alone.)
     """
-    CREATE TABLE sessions (
-        id TEXT PRIMARY KEY,
-        host TEXT NOT NULL,
-        boot_id TEXT,
-        pid INTEGER NOT NULL,
-        pid_started INTEGER,
-        device TEXT NOT NULL,
-        started_at REAL NOT NULL,
-        heartbeat_at REAL NOT NULL,
-        alive_until REAL NOT NULL,
-        deadline_at REAL,
-        ended_at REAL,
-        end_reason TEXT,
-        structures_per_second REAL
-    ) STRICT
-    """,
-    # What the dashboard adds up of `result` stands in columns of its own, and cannot disagree with it. (Generated
-    # columns would say the same, but SQLite does not read those from an index alone.)
+    json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
+    numbers = {
+        name: sql.is_same(row + name, sql.json_number(f"{row}result", name))
+        for name in ("val_mae", "test_mae", "seconds")
+    }
+    return {"kind": f"{row}kind IN ('prepare', 'train', 'predict', 'record')", **json, **numbers}
+
+
+def row_checks(row: str = "") -> tuple[str, ...]:
+    """What holds of a job's columns together; ``row`` stands before each column's name."""
+    return (
+        f"({row}fold IS NULL) = ({row}kind IN ('prepare', 'record'))",
+        f"({row}epoch IS NULL) = ({row}kind <> 'train')",
+        f"({row}state = 'leased') = ({row}session_id IS NOT NULL)",
+        f"({row}state = 'leased') = ({row}lease_expires_at IS NOT NULL)",
+        f"({row}state = 'committed') = ({row}result IS NOT NULL)",
+    )
+
+
+def tables(sql: Dialect) -> Iterator[str]:
+    """The tables, indexes and views."""
+    yield f"""
+        CREATE TABLE experiments (
+            id {sql.row_id},
+            name {sql.text} NOT NULL UNIQUE,
+            spec {sql.text} NOT NULL CHECK ({sql.is_json("spec")}),
+            spec_hash {sql.text} NOT NULL,
+            results_dir {sql.text} NOT NULL UNIQUE,
+            dataset {sql.text} NOT NULL,
+            dataset_hash {sql.text},
+            priority {sql.integer} NOT NULL,
+            paused {sql.integer} NOT NULL DEFAULT 0,
+            enqueued_at {sql.real} NOT NULL
+        ){sql.table}
     """
-    CREATE TABLE jobs (
-        id INTEGER PRIMARY KEY,
-        experiment_id INTEGER NOT NULL REFERENCES experiments (id),
-        kind TEXT NOT NULL CHECK (kind IN ('prepare', 'train', 'predict', 'record')),
-        fold INTEGER,
-        epoch INTEGER,
-        state TEXT NOT NULL,
-        priority INTEGER NOT NULL,
-        paused INTEGER NOT NULL DEFAULT 0,
-        started INTEGER NOT NULL DEFAULT 0,
-        fence INTEGER NOT NULL DEFAULT 0,
-        session_id TEXT REFERENCES sessions (id),
-        lease_expires_at REAL,
-        affinity TEXT REFERENCES sessions (id),
-        failures INTEGER NOT NULL DEFAULT 0,
-        preemptions INTEGER NOT NULL DEFAULT 0,
-        lost_in_a_row INTEGER NOT NULL DEFAULT 0,
-        not_before REAL NOT NULL DEFAULT 0,
-        enqueued_at REAL NOT NULL,
-        changed_at REAL NOT NULL,
-        changed_by TEXT NOT NULL,
-        changed_why TEXT NOT NULL,
-        progress TEXT CHECK (progress IS NULL OR json_valid(progress)),
-        result TEXT CHECK (result IS NULL OR json_valid(result)),
-        error TEXT,
-        val_mae REAL CHECK (val_mae IS CAST(json_extract(result, '$.val_mae') AS REAL)),
-        test_mae REAL CHECK (test_mae IS CAST(json_extract(result, '$.test_mae') AS REAL)),
-        seconds REAL CHECK (seconds IS CAST(json_extract(result, '$.seconds') AS REAL)),
-        CHECK ((fold IS NULL) = (kind IN ('prepare', 'record'))),
-        CHECK ((epoch IS NULL) = (kind <> 'train')),
-        CHECK ((state = 'leased') = (session_id IS NOT NULL)),
-        CHECK ((state = 'leased') = (lease_expires_at IS NOT NULL)),
-        CHECK ((state = 'committed') = (result IS NOT NULL))
-    ) STRICT
-    """,
+    yield f"""
+        CREATE TABLE sessions (
+            id {sql.text} PRIMARY KEY,
+            host {sql.text} NOT NULL,
+            boot_id {sql.text},
+            pid {sql.bigint} NOT NULL,
+            pid_started {sql.bigint},
+            device {sql.text} NOT NULL,
+            started_at {sql.real} NOT NULL,
+            heartbeat_at {sql.real} NOT NULL,
+            alive_until {sql.real} NOT NULL,
+            deadline_at {sql.real},
+            ended_at {sql.real},
+            end_reason {sql.text},
+            structures_per_second {sql.real}
+        ){sql.table}
+    """
+    yield _jobs(sql)
     # One job for each piece of work, whatever is enqueued how often.
-    "CREATE UNIQUE INDEX jobs_identity ON jobs (experiment_id, kind, ifnull(fold, -1), ifnull(epoch, -1))",
+    yield (
+        "CREATE UNIQUE INDEX jobs_identity ON jobs "
+        f"(experiment_id, kind, {sql.or_else}(fold, -1), {sql.or_else}(epoch, -1))"
+    )
     # The claim walks this one from its head and stops at the first row that it may take.
+    yield f"""
+        CREATE INDEX jobs_claim ON jobs (priority DESC, started DESC, id{sql.claim_covers})
+        WHERE state = 'ready' AND paused = 0
     """
-    CREATE INDEX jobs_claim ON jobs (priority DESC, started DESC, id, not_before, affinity)
-    WHERE state = 'ready' AND paused = 0
-    """,
-    "CREATE INDEX jobs_loaded ON jobs (experiment_id, fold, id) WHERE state = 'ready' AND paused = 0",
-    "CREATE INDEX jobs_leased ON jobs (session_id, lease_expires_at) WHERE state = 'leased'",
-    "CREATE INDEX jobs_error ON jobs (changed_at) WHERE error IS NOT NULL",
-    # The dashboard reads this index alone, never the rows.
-    "CREATE INDEX jobs_board ON jobs (experiment_id, fold, epoch, state, kind, paused, val_mae, test_mae, seconds)",
+    yield "CREATE INDEX jobs_loaded ON jobs (experiment_id, fold, id) WHERE state = 'ready' AND paused = 0"
+    yield "CREATE INDEX jobs_leased ON jobs (session_id, lease_expires_at) WHERE state = 'leased'"
+    yield "CREATE INDEX jobs_error ON jobs (changed_at) WHERE error IS NOT NULL"
+    if sql.board_index:
+        # The dashboard reads this index alone, never the rows.
+        columns = "experiment_id, fold, epoch, state, kind, paused, val_mae, test_mae, seconds"
+        yield f"CREATE INDEX jobs_board ON jobs ({columns})"
+    yield f"""
+        CREATE TABLE needs (
+            job_id {sql.bigint} NOT NULL REFERENCES jobs (id),
+            needed_id {sql.bigint} NOT NULL REFERENCES jobs (id),
+            PRIMARY KEY (job_id, needed_id)
+        ){sql.keyed_table}
     """
-    CREATE TABLE needs (
-        job_id INTEGER NOT NULL REFERENCES jobs (id),
-        needed_id INTEGER NOT NULL REFERENCES jobs (id),
-        PRIMARY KEY (job_id, needed_id)
-    ) STRICT, WITHOUT ROWID
-    """,
-    "CREATE INDEX needs_needed ON needs (needed_id)",
+    yield "CREATE INDEX needs_needed ON needs (needed_id)"
+    yield f"""
+        CREATE TABLE transitions (
+            from_state {sql.text} NOT NULL,
+            to_state {sql.text} NOT NULL,
+            reason {sql.text} NOT NULL,
+            PRIMARY KEY (from_state, to_state)
+        ){sql.keyed_table}
     """
-    CREATE TABLE transitions (
-        from_state TEXT NOT NULL,
-        to_state TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        PRIMARY KEY (from_state, to_state)
-    ) STRICT, WITHOUT ROWID
-    """,
+    yield f"""
+        CREATE TABLE events (
+            id {sql.row_id},
+            at {sql.real} NOT NULL,
+            job_id {sql.bigint}{sql.event_of("jobs")},
+            experiment_id {sql.bigint}{sql.event_of("experiments")},
+            by {sql.text} NOT NULL,
+            from_state {sql.text},
+            to_state {sql.text},
+            why {sql.text} NOT NULL
+        ){sql.table}
     """
-    CREATE TABLE events (
-        id INTEGER PRIMARY KEY,
-        at REAL NOT NULL,
-        job_id INTEGER REFERENCES jobs (id),
-        experiment_id INTEGER REFERENCES experiments (id),
-        by TEXT NOT NULL,
-        from_state TEXT,
-        to_state TEXT,
-        why TEXT NOT NULL
-    ) STRICT
-    """,
-    "CREATE INDEX events_experiment ON events (experiment_id)",
+    yield """
+        CREATE VIEW job_rows AS
+        SELECT jobs.*, experiments.name AS experiment
+        FROM jobs JOIN experiments ON experiments.id = jobs.experiment_id
     """
-    CREATE VIEW job_rows AS
-    SELECT jobs.*, experiments.name AS experiment
-    FROM jobs JOIN experiments ON experiments.id = jobs.experiment_id
-    """,
+    yield """
+        CREATE VIEW event_rows AS
+        SELECT events.*, experiments.name AS experiment, jobs.kind, jobs.fold, jobs.epoch
+        FROM events
+        LEFT JOIN jobs ON jobs.id = events.job_id
+        LEFT JOIN experiments ON experiments.id = events.experiment_id
     """
-    CREATE VIEW event_rows AS
-    SELECT events.*, experiments.name AS experiment, jobs.kind, jobs.fold, jobs.epoch
-    FROM events
-    LEFT JOIN jobs ON jobs.id = events.job_id
-    LEFT JOIN experiments ON experiments.id = events.experiment_id
-    """,
-    """
-    CREATE TRIGGER jobs_start_waiting BEFORE INSERT ON jobs WHEN NEW.state <> 'waiting'
-    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a new job is waiting'); END
-    """,
-    """
-    CREATE TRIGGER jobs_follow_the_table BEFORE UPDATE OF state ON jobs
-    WHEN NOT EXISTS (SELECT 1 FROM transitions WHERE from_state = OLD.state AND to_state = NEW.state)
-    BEGIN SELECT RAISE(ABORT, 'forbidden transition: not in the table of transitions'); END
-    """,
-    """
-    CREATE TRIGGER jobs_fence_every_claim BEFORE UPDATE OF state ON jobs
-    WHEN NEW.state = 'leased' AND NEW.fence <> OLD.fence + 1
-    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a claim raises the fence by one'); END
-    """,
-    """
-    CREATE TRIGGER jobs_fence_never_falls BEFORE UPDATE OF fence ON jobs WHEN NEW.fence < OLD.fence
-    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a fence never falls'); END
-    """,
-    """
-    CREATE TRIGGER jobs_are_never_deleted BEFORE DELETE ON jobs
-    BEGIN SELECT RAISE(ABORT, 'forbidden transition: a job is never deleted'); END
-    """,
-    """
-    CREATE TRIGGER jobs_enqueued_event AFTER INSERT ON jobs BEGIN
-        INSERT INTO events (at, job_id, experiment_id, by, to_state, why)
-        VALUES (NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by, NEW.state, NEW.changed_why);
-    END
-    """,
-    """
-    CREATE TRIGGER jobs_changed_event AFTER UPDATE OF state ON jobs BEGIN
-        INSERT INTO events (at, job_id, experiment_id, by, from_state, to_state, why)
-        VALUES (NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by, OLD.state, NEW.state, NEW.changed_why);
-    END
-    """,
-)
-
-_VERSION_3 = (
-    # Where the commits are (mbqueue.queue.commits_place): one row, or none while nobody has said.
-    """
-    CREATE TABLE commits_place (
-        number INTEGER PRIMARY KEY CHECK (number = 1),
-        id TEXT NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('store', 'folder')),
-        address TEXT NOT NULL,
-        since REAL NOT NULL,
-        by TEXT NOT NULL
-    ) STRICT
-    """,
-)
+    yield commits_place(sql)
 
 
-def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
-    """Whether the database has the schema that this program writes.
-
-    Raises:
-        SchemaTooNew: when a newer mbqueue wrote it.
-        QueueMoved: when it is in another database now.
-        DatabaseError: when it is damaged.
+def _jobs(sql: Dialect) -> str:
+    checks = {name: sql.job_check(condition) for name, condition in column_checks(sql).items()}
+    together = "".join(f",{check}" for check in map(sql.job_check, row_checks()) if check)
+    return f"""
+        CREATE TABLE jobs (
+            id {sql.row_id},
+            experiment_id {sql.bigint} NOT NULL REFERENCES experiments (id),
+            kind {sql.text} NOT NULL{checks["kind"]},
+            fold {sql.integer},
+            epoch {sql.integer},
+            state {sql.text} NOT NULL,
+            priority {sql.integer} NOT NULL,
+            paused {sql.integer} NOT NULL DEFAULT 0,
+            started {sql.integer} NOT NULL DEFAULT 0,
+            fence {sql.bigint} NOT NULL DEFAULT 0,
+            session_id {sql.text} REFERENCES sessions (id),
+            lease_expires_at {sql.real},
+            affinity {sql.text} REFERENCES sessions (id),
+            failures {sql.integer} NOT NULL DEFAULT 0,
+            preemptions {sql.integer} NOT NULL DEFAULT 0,
+            lost_in_a_row {sql.integer} NOT NULL DEFAULT 0,
+            not_before {sql.real} NOT NULL DEFAULT 0,
+            enqueued_at {sql.real} NOT NULL,
+            changed_at {sql.real} NOT NULL,
+            changed_by {sql.text} NOT NULL,
+            changed_why {sql.text} NOT NULL,
+            progress {sql.text}{checks["progress"]},
+            result {sql.text}{checks["result"]},
+            error {sql.text},
+            val_mae {sql.real}{checks["val_mae"]},
+            test_mae {sql.real}{checks["test_mae"]},
+            seconds {sql.real}{checks["seconds"]}{together}
+        ){sql.often_changed}
     """
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == MOVED_VERSION:
-        raise moved_error(path, connection.execute("SELECT target, at FROM moved").fetchone())
-    if version > SCHEMA_VERSION and not _has_a_later_migration(connection):
-        damage = sqlite3.DatabaseError(f"its version, {version}, is none that it was ever given")
-        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise damage
-    require_known(version, SCHEMA_VERSION, name=path)
-    return bool(version == SCHEMA_VERSION)
 
 
-def _has_a_later_migration(connection: sqlite3.Connection) -> bool:
-    """Whether migrations were recorded that this program does not know, beside the version that they set."""
-    applied = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (_MIGRATION_SET,))
-    return any(name not in _MIGRATIONS for (name, *_) in applied)
+def commits_place(sql: Dialect) -> str:
+    """The table of `mbqueue.queue.commits_place`: one row, or none while nobody has said."""
+    return f"""
+        CREATE TABLE commits_place (
+            number {sql.integer} PRIMARY KEY CHECK (number = 1),
+            id {sql.text} NOT NULL,
+            kind {sql.text} NOT NULL CHECK (kind IN ('store', 'folder')),
+            address {sql.text} NOT NULL,
+            since {sql.real} NOT NULL,
+            by {sql.text} NOT NULL
+        ){sql.table}
+    """
 
 
-def require_known(version: int, newest: int, *, name: object) -> None:
-    """Refuse a database of a later version than this program's newest.
+def require_known(version: int, *, name: object) -> None:
+    """Refuse a database of a later version than this program's.
 
     Raises:
         SchemaTooNew: when it is.
     """
-    if version > newest:
+    if version > SCHEMA_VERSION:
         raise SchemaTooNew(
-            f"{name} has schema version {version}, and this mbqueue knows versions up to {newest}: a newer mbqueue "
-            "wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
+            f"{name} has schema version {version}, and this mbqueue knows versions up to {SCHEMA_VERSION}: a newer "
+            "mbqueue wrote it. Nothing was changed. Upgrade with: pip install --upgrade mbqueue"
         )
-
-
-def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
-    """Create or upgrade the schema: all of it or nothing, also when several processes try at once.
-
-    The connection must be in autocommit mode (``isolation_level=None``).
-
-    Raises:
-        SchemaTooNew: when a newer mbqueue wrote the database.
-    """
-    from sqlite_utils import Database  # noqa: PLC0415  (slow to import, and needed only here)
-
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if not is_current(connection, path=path):
-            migrations().apply(Database(connection, recursive_triggers=False, execute_plugins=False))
-            connection.execute("DELETE FROM transitions")
-            connection.executemany(
-                "INSERT INTO transitions (from_state, to_state, reason) VALUES (?, ?, ?)",
-                [(row.from_state.value, row.to_state.value, row.reason) for row in TRANSITIONS],
-            )
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.rollback()
-        raise
-
-
-def migrations() -> Migrations:
-    """All migrations, oldest first; each sets `user_version` in its own transaction."""
-    from sqlite_utils import Migrations  # noqa: PLC0415  (slow to import, and needed only here)
-
-    steps = Migrations(_MIGRATION_SET)
-
-    def queue(db: Database) -> None:
-        for statement in _VERSION_1:
-            db.conn.execute(statement.strip())
-        db.conn.execute("PRAGMA user_version = 1")
-
-    def adopting(db: Database) -> None:
-        # The table of transitions has new rows, and `upgrade` writes it anew.
-        db.conn.execute("PRAGMA user_version = 2")
-
-    def commits_place(db: Database) -> None:
-        for statement in _VERSION_3:
-            db.conn.execute(statement.strip())
-        db.conn.execute("PRAGMA user_version = 3")
-
-    def claiming_next(db: Database) -> None:
-        # As `adopting`. Each event was written to an index that hardly anybody reads.
-        db.conn.execute("DROP INDEX events_experiment")
-        db.conn.execute("PRAGMA user_version = 4")
-
-    for name, step in zip(_MIGRATIONS, (queue, adopting, commits_place, claiming_next), strict=True):
-        steps(name=name)(step)
-    return steps
-
-
-#: Type, name and SQL of everything that a database defines.
-Definitions = set[tuple[str, str, str | None]]
-_EXPECTED: dict[int, Definitions] = {}
-
-
-def definitions(db: sqlite3.Connection) -> Definitions:
-    """The tables, triggers, views and indexes of a database, word for word."""
-    return set(db.execute("SELECT type, name, sql FROM sqlite_master").fetchall())
-
-
-def expected_definitions(version: int) -> Definitions:
-    """Those that a queue of this version has."""
-    if version not in _EXPECTED:
-        from sqlite_utils import Database  # noqa: PLC0415  (slow to import, and needed only here)
-
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-            later = _MIGRATIONS[version:]
-            migrations().apply(Database(db, recursive_triggers=False, execute_plugins=False), stop_before=later)
-            _EXPECTED[version] = definitions(db)
-    return _EXPECTED[version]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from mbqueue.clock import utc_text
 from mbqueue.errors import QueueError
 from mbqueue.queue.claiming import LOST_ERROR, MAX_LOST_IN_A_ROW
-from mbqueue.queue.database import Part, Statements
+from mbqueue.queue.database import Part, Statements, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.notes import note
 from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, is_known_living, this_process
@@ -29,8 +30,6 @@ _HEARTBEAT = """
 
 _END = "UPDATE sessions SET ended_at = :now, end_reason = :reason WHERE id = :id AND ended_at IS NULL"
 
-_HELD = "SELECT id FROM jobs WHERE state = 'leased' AND session_id = ? /*pg FOR NO KEY UPDATE */"
-
 _GIVE_BACK = """
     UPDATE jobs SET
         state = CASE WHEN lost_in_a_row + :lost < :max_lost THEN 'ready' ELSE 'failed' END,
@@ -42,9 +41,14 @@ _GIVE_BACK = """
 """
 
 
+def _held(sql: Dialect) -> str:
+    return f"SELECT id FROM jobs WHERE state = 'leased' AND session_id = ? {sql.lock}"
+
+
 class Sessions(Part):
     """Session rows, heartbeats, and notes in the list of events."""
 
+    @repeatable
     def start_session(
         self,
         *,
@@ -79,6 +83,7 @@ class Sessions(Part):
             note(db, f"session started on {identity.host}, {device}", by=session, now=now)
         return session
 
+    @repeatable
     def heartbeat(
         self,
         session: str,
@@ -100,6 +105,7 @@ class Sessions(Part):
             if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
                 raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
 
+    @repeatable
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
         """End the session and give back what it still holds, as cut off; does nothing when it has ended.
 
@@ -108,6 +114,7 @@ class Sessions(Part):
         with self.writing() as db:
             _end(db, session, reason=reason, by=session, now=now, lost=lost)
 
+    @repeatable
     def reap_dead(
         self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] = is_known_dead
     ) -> tuple[SessionRow, ...]:
@@ -130,6 +137,7 @@ class Sessions(Part):
                     _end(db, row.id, reason=f"process {row.pid} is gone", by=by, now=now, lost=True)
         return tuple(dead)
 
+    @repeatable
     def session(self, session: str) -> SessionRow:
         """One session.
 
@@ -142,6 +150,7 @@ class Sessions(Part):
             raise QueueError(f"There is no session {session}.")
         return SessionRow.from_row(row)
 
+    @repeatable
     def sessions(self, *, experiment: str | None = None) -> tuple[SessionRow, ...]:
         """All sessions, or those that worked on one experiment, oldest first."""
         with self.reading() as db:
@@ -153,6 +162,7 @@ class Sessions(Part):
             ).fetchall()
         return tuple(SessionRow.from_row(row) for row in rows)
 
+    @repeatable
     def note(
         self, why: str, *, by: str, now: float, experiment_id: int | None = None, job_id: int | None = None
     ) -> None:
@@ -183,6 +193,6 @@ def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost
     if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
-        db.execute(_HELD, (session,))  # waits for a commit of it that is under way and may be claiming its next job
+        db.execute(_held, (session,))  # waits for a commit of it that is under way and may be claiming its next job
         db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
         note(db, why, by=by, now=now)

@@ -6,15 +6,17 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueReplaced
 from mbqueue.files import fsync_dir, make_folder
-from mbqueue.queue import schema
-from mbqueue.queue.database import Bound, Database, Statements
+from mbqueue.queue import sqlite_schema
+from mbqueue.queue.database import Bound, Database, Parameters, Statements
+from mbqueue.queue.dialect import SQLITE, Sql, text_of
+from mbqueue.queue.schema import SCHEMA_VERSION
 
 #: How long a statement waits for another process's transaction.
 BUSY_SECONDS = 30.0
@@ -58,6 +60,21 @@ def set_aside(path: Path, why: str, *, now: float) -> Path:
     return aside
 
 
+class Transaction:
+    """An open transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def execute(self, statement: Sql, parameters: Parameters = (), /) -> sqlite3.Cursor:
+        """Run one statement."""
+        return self.connection.execute(text_of(statement, SQLITE), parameters)
+
+    def executemany(self, statement: Sql, parameters: Iterable[Parameters], /) -> None:
+        """Run one statement for each of many sets of parameters."""
+        self.connection.executemany(text_of(statement, SQLITE), parameters)
+
+
 class SqliteFile(Database):
     """One database file; every thread, and every process after a fork, gets a connection of its own.
 
@@ -76,7 +93,7 @@ class SqliteFile(Database):
         QueueMoved: when it is in another database now.
     """
 
-    dialect = "sqlite"
+    dialect = SQLITE
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = Path(path)
@@ -113,34 +130,34 @@ class SqliteFile(Database):
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             # SQLite takes any definition that it can read: a flipped bit there is another name of a column.
-            there = {tuple(row) for row in schema.definitions(db)}
-            if found == "ok" and there != schema.expected_definitions(schema.SCHEMA_VERSION):
+            there = sqlite_schema.definitions(db.connection)
+            if found == "ok" and there != sqlite_schema.expected_definitions(SCHEMA_VERSION):
                 found = "its tables are not those of a queue"
         if found != "ok":
             raise self._damaged(found)
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[Transaction]:
         """A write transaction: begun at once, committed when the block ends, undone when it raises."""
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN IMMEDIATE")
             try:
                 self._require_same_file()
-                yield connection
+                yield Transaction(connection)
                 connection.execute("COMMIT")
             except BaseException:
                 connection.rollback()
                 raise
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[Transaction]:
         """A read transaction: all statements of the block see the same instant."""
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN")
             try:
-                yield connection
+                yield Transaction(connection)
             finally:
                 connection.rollback()
 
@@ -204,7 +221,7 @@ class SqliteFile(Database):
         if self.path.exists():
             connection = self._connection()
             has_log = connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal" or self._is_immutable()
-            if has_log and schema.is_current(connection, path=self.path):
+            if has_log and sqlite_schema.is_current(connection, path=self.path):
                 return
         from filelock import FileLock  # noqa: PLC0415  (needed only when there is something to create)
 
@@ -213,10 +230,10 @@ class SqliteFile(Database):
         with FileLock(self.path.with_name(self.path.name + ".lock"), timeout=BUSY_SECONDS):
             connection = self._connect(read_only=False)
             try:
-                schema.is_current(connection, path=self.path)
+                sqlite_schema.is_current(connection, path=self.path)
                 connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file
                 connection.execute("PRAGMA journal_mode = WAL")
-                schema.upgrade(connection, path=self.path)
+                sqlite_schema.upgrade(connection, path=self.path)
             finally:
                 connection.close()
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from mbqueue.errors import LeaseLost, UsageError
-from mbqueue.queue.database import Part, Statements
+from mbqueue.queue.database import Part, Statements, repeatable
+from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
@@ -55,7 +56,9 @@ REWIND = """
       AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
 """
 
-_HELD = "SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased' /*pg FOR NO KEY UPDATE */"
+
+def _held(sql: Dialect) -> str:
+    return f"SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased' {sql.lock}"
 
 
 class _Place(TypedDict):
@@ -66,6 +69,7 @@ class _Place(TypedDict):
 class Steering(Part):
     """Pause, resume, cancel, retry, priority; rewind."""
 
+    @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
         """Hand out no more jobs of it; one that is running goes on, and its holder learns of it when it renews.
 
@@ -77,10 +81,12 @@ class Steering(Part):
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 
+    @repeatable
     def resume(self, experiment: str, *, now: float, fold: int | None = None, by: str = "resume") -> int:
         """Undo `pause`; returns how many jobs this changed."""
         return self._set_paused(experiment, fold, paused=False, by=by, now=now)
 
+    @repeatable
     def set_priority(
         self, experiment: str, priority: int, *, now: float, fold: int | None = None, by: str = "priority"
     ) -> int:
@@ -99,6 +105,7 @@ class Steering(Part):
                 _note(db, place, f"priority set to {priority}", by=by, now=now)
             return changed
 
+    @repeatable
     def cancel(self, experiment: str, *, now: float, fold: int | None = None, by: str = "cancel") -> int:
         """Do none of what is left of it. Whoever works on it loses the lease; what is committed stays.
 
@@ -108,6 +115,7 @@ class Steering(Part):
         with self.writing() as db:
             return db.execute(_CANCEL, {**_place(db, experiment, fold), "now": now, "by": by}).rowcount
 
+    @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
         """Give failed and cancelled jobs all their attempts again, and let those that rest after a failure go at once.
 
@@ -121,6 +129,7 @@ class Steering(Part):
             settle(db, place["experiment_id"], by=by, now=now)
             return changed
 
+    @repeatable
     def rewind(
         self,
         experiment: str,
@@ -186,7 +195,7 @@ def _note(db: Statements, place: _Place, why: str, *, by: str, now: float) -> No
 
 
 def _require(db: Statements, lease: Lease) -> None:
-    held = db.execute(_HELD, (lease.job.id, lease.fence)).fetchone()
+    held = db.execute(_held, (lease.job.id, lease.fence)).fetchone()
     if held is None:
         raise LeaseLost(
             f"Session {lease.session} no longer holds {lease.job.label} (its fence was {lease.fence}). "

@@ -8,9 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from mbqueue.queue.adopting import Adopting
-from mbqueue.queue.claiming import Claims
 from mbqueue.queue.commits_place import CommitsPlaces
-from mbqueue.queue.database import Database
+from mbqueue.queue.database import Database, repeatable
 from mbqueue.queue.enqueue import Enqueueing
 from mbqueue.queue.leases import Leases
 from mbqueue.queue.overview import Reports
@@ -19,7 +18,7 @@ from mbqueue.queue.sqlite import SqliteFile
 from mbqueue.queue.steering import Steering
 
 
-class Queue(Enqueueing, Leases, Claims, Sessions, Steering, Reports, Adopting, CommitsPlaces):
+class Queue(Enqueueing, Leases, Sessions, Steering, Reports, Adopting, CommitsPlaces):
     """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
 
     Any number of processes and threads may use it at once. Every method is one transaction: when it returns, its
@@ -45,6 +44,7 @@ class Queue(Enqueueing, Leases, Claims, Sessions, Steering, Reports, Adopting, C
         """Close what is open; the next use opens it again."""
         self.database.close()
 
+    @repeatable
     def verify(self) -> None:
         """Look whether the database is whole.
 

@@ -75,9 +75,9 @@ def publishing(queue: Queue, folder: Path) -> None:
 if __name__ == "__main__":
     command, address, folder = sys.argv[1:]
     if address.startswith("postgresql:"):
-        from mbqueue.queue.postgresql.store import PostgresQueue
+        from mbqueue.queue.postgresql.server import PostgresServer
 
-        queue: Queue = PostgresQueue(address, server_clock="conformance" not in address)
+        queue = Queue(PostgresServer(address, server_clock="conformance" not in address))
     else:
         queue = Queue(Path(address))
     with queue as opened:

@@ -16,8 +16,10 @@ import pytest
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue import EnqueueOutcome, Job, Kind, Lease, Queue, State
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
+from mbqueue.queue.dialect import SQLITE
 from mbqueue.queue.migrating import COLUMNS
-from mbqueue.queue.postgresql.store import PostgresQueue
+from mbqueue.queue.opening import open_on_server
+from mbqueue.queue.postgresql.server import PostgresServer
 
 
 def _on_sqlite(folder: Path, request: pytest.FixtureRequest) -> Queue:
@@ -25,7 +27,7 @@ def _on_sqlite(folder: Path, request: pytest.FixtureRequest) -> Queue:
 
 
 def _on_postgresql(folder: Path, request: pytest.FixtureRequest) -> Queue:
-    return PostgresQueue(postgres_url(folder, request), server_clock=False)
+    return Queue(PostgresServer(postgres_url(folder, request), server_clock=False))
 
 
 def postgres_url(folder: Path, request: pytest.FixtureRequest) -> str:
@@ -33,7 +35,7 @@ def postgres_url(folder: Path, request: pytest.FixtureRequest) -> str:
     server = request.getfixturevalue("postgres_server")
     url = server.url(schema="conformance")
     if server.holds != folder:
-        PostgresQueue(url).close()
+        open_on_server(url).close()
         server.empty("conformance", COLUMNS)
         server.holds = folder
     return url
@@ -130,7 +132,7 @@ def open_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 @pytest.fixture
 def world(open_queue: Callable[[], Queue], tmp_path: Path, request: pytest.FixtureRequest) -> World:
     queue = open_queue()
-    is_sqlite = queue.database.dialect == "sqlite"
+    is_sqlite = queue.database.dialect is SQLITE
     return World(queue, queue.database.name if is_sqlite else postgres_url(tmp_path, request))
 
 

@@ -20,9 +20,9 @@ from postgres_server import PostgresServer, free_port
 from processes import until
 
 from mbqueue.queue import State
+from mbqueue.queue.opening import open_on_server
 from mbqueue.queue.postgresql import listening
 from mbqueue.queue.postgresql import server as server_module
-from mbqueue.queue.postgresql.store import PostgresQueue
 
 _SETTINGS = """
 [databases]
@@ -70,7 +70,7 @@ def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_three_processes_do_all_jobs_and_a_worker_that_waits_looks_by_itself(through, make_spec, tmp_path, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.3)
-    with PostgresQueue(through) as queue:
+    with open_on_server(through) as queue:
         queue.enqueue(make_spec(folds=(0, 1, 2, 3, 4), epochs=9), results_dir="r", now=0.0)
         waited: list[float] = []
         queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
@@ -81,7 +81,7 @@ def test_three_processes_do_all_jobs_and_a_worker_that_waits_looks_by_itself(thr
 
 
 def test_a_server_that_restarts_in_the_midst_of_a_commit_costs_nothing(through, make_spec, postgres_server):
-    with PostgresQueue(through) as queue:
+    with open_on_server(through) as queue:
         _, lease = claimed(queue, make_spec)
         published = []
 

@@ -17,9 +17,9 @@ def test_what_was_written_is_there_after_reopening(world, open_queue):
 def test_a_reader_sees_one_instant(world, open_queue):
     world.enqueue()
     with world.queue.reading() as db:
-        before = db.execute("SELECT count(*) FROM jobs").fetchone()[0]
+        before = db.execute("SELECT count(*) AS n FROM jobs").fetchone()["n"]
         open_queue().enqueue(world.spec("other"), results_dir="results/other", now=world.now)
-        assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == before
+        assert db.execute("SELECT count(*) AS n FROM jobs").fetchone()["n"] == before
     assert len(world.queue.jobs()) > before
 
 

@@ -20,6 +20,7 @@ from mbqueue.errors import QueueError, QueueMoved, UsageError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue import Queue
 from mbqueue.queue.commits_place import CommitsPlace
+from mbqueue.queue.dialect import POSTGRESQL, SQLITE
 from mbqueue.queue.migrating import COLUMNS, copy_queue, copy_to_file, rows_of
 from mbqueue.queue.opening import open_on_server, open_queue
 from mbqueue.queue.postgresql.address import parse_address
@@ -407,14 +408,14 @@ def test_all_that_a_queue_consists_of_is_copied(world):
         "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
     )
     with world.queue.reading() as db:
-        rows = db.execute(of_sqlite if world.queue.database.dialect == "sqlite" else of_postgresql).fetchall()
+        rows = db.execute(of_sqlite if world.queue.database.dialect is SQLITE else of_postgresql).fetchall()
     found = {}
     for row in rows:
         found.setdefault(row["relation"], set()).add(row["name"])
     copied = {table: set(columns.split(", ")) for table, columns in COLUMNS.items()}
     assert {table: found.pop(table) for table in copied} == copied
     rules_and_bookkeeping = {
-        "sqlite": {"transitions", "_sqlite_migrations"},
-        "postgresql": {"transitions", "receipts", "mbqueue_schema"},
+        SQLITE: {"transitions", "_sqlite_migrations"},
+        POSTGRESQL: {"transitions", "receipts", "mbqueue_schema"},
     }
     assert set(found) == rules_and_bookkeeping[world.queue.database.dialect]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 from postgres_server import PostgresServer
 from small_project import make_project
@@ -18,15 +19,15 @@ from small_project import make_project
 from mbqueue import Project
 from mbqueue.errors import QueueError, SchemaTooNew, UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.queue import edges, leases
-from mbqueue.queue.claiming import _CLAIM, _CLAIM_NEXT
+from mbqueue.queue import Queue, claiming, edges, leases, schema
 from mbqueue.queue.commits_place import CommitsPlace
+from mbqueue.queue.dialect import POSTGRESQL
+from mbqueue.queue.migrating import COLUMNS, rows_of
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
-from mbqueue.queue.postgresql import client, listening, patience, schema
+from mbqueue.queue.postgresql import client, listening, patience
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.address import parse_address
-from mbqueue.queue.postgresql.dialect import translate
-from mbqueue.queue.postgresql.store import PostgresQueue
+from mbqueue.queue.postgresql.parameters import SERVER_NOW, for_psycopg
 from mbqueue.queue.transitions import TRANSITIONS
 
 
@@ -36,8 +37,8 @@ def url(postgres_server: PostgresServer) -> str:
 
 
 @pytest.fixture
-def queue(url: str) -> Iterator[PostgresQueue]:
-    with PostgresQueue(url) as queue:
+def queue(url: str) -> Iterator[Queue]:
+    with open_on_server(url) as queue:
         yield queue
 
 
@@ -45,19 +46,18 @@ def queue(url: str) -> Iterator[PostgresQueue]:
     ("written", "read"),
     [
         ("a = :a AND b = ? AND c LIKE 'x%:a?'", "a = %(a)s AND b = %s AND c LIKE 'x%%:a?'"),
-        ("fold IS :fold", "fold IS NOT DISTINCT FROM %(fold)s"),
-        ("affinity IS NOT :session", "affinity IS DISTINCT FROM %(session)s"),
-        ("fold IS NULL OR fold IS NOT NULL", "fold IS NULL OR fold IS NOT NULL"),
-        ("max(fence, :fence), max(val_mae)", "greatest(fence, %(fence)s), max(val_mae)"),
-        ("ifnull(fold, -1)", "coalesce(fold, -1)"),
-        ("json_extract(:result, '$.val_mae')", "CAST(CAST(%(result)s AS json) ->> 'val_mae' AS double precision)"),
-        ("LIMIT 1 /*pg FOR UPDATE */ /* why */", "LIMIT 1  FOR UPDATE  /* why */"),
-        ("'it''s ?' || :now", "'it''s ?' || %(now)s"),
+        ("'it''s ?' || :now_ and :nowhere", "'it''s ?' || %(now_)s and %(nowhere)s"),
         ("CAST(x AS text)::json", "CAST(x AS text)::json"),
+        (lambda sql: f"SELECT :a {sql.lock}", "SELECT %(a)s FOR NO KEY UPDATE"),
     ],
 )
-def test_statements_are_translated(written, read):
-    assert translate(written).decode() == read
+def test_values_are_filled_in_where_they_are_named_and_not_in_text(written, read):
+    assert for_psycopg(written, server_clock=True).decode() == read
+
+
+@pytest.mark.parametrize(("server_clock", "read"), [(True, SERVER_NOW), (False, "%(now)s")])
+def test_now_is_the_servers_or_the_callers(server_clock, read):
+    assert for_psycopg("at <= :now", server_clock=server_clock).decode() == f"at <= {read}"
 
 
 def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monkeypatch):
@@ -74,16 +74,14 @@ def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monk
     assert queue.reap_expired(by="test", now=wrong) == 0
 
 
-def test_the_time_is_the_same_before_and_after_the_server_has_told_it(queue):
+def test_a_transaction_has_one_time(queue):
     statement = "SELECT CAST(:now AS double precision) AS now"
-    with queue.writing() as db:
-        for _ in range(3):  # as text, planned, planned before
-            (first,) = db.execute(statement, {"now": 1.0}).fetchone()
-            assert first == queue.database.instant(db, 1.0)
-    with queue.reading() as db:
-        (first,) = db.execute(statement, {"now": 1.0}).fetchone()
-        assert first == queue.database.instant(db, 1.0)
-    assert abs(first - time.time()) < 30
+    for begin in (queue.writing, queue.reading):
+        with begin() as db:
+            for _ in range(2):
+                now = db.execute(statement, {"now": 1.0}).fetchone()["now"]
+                assert now == queue.database.instant(db, 1.0)
+    assert abs(now - time.time()) < 30
 
 
 def test_a_commit_that_claims_the_next_epoch_takes_two_messages_between_which_is_published(
@@ -127,7 +125,7 @@ def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, 
         lambda other: other.end_session(session, reason="test", now=0.0),
     ]
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
-    with PostgresQueue(url) as other:
+    with open_on_server(url) as other:
         for change in (changes[0], changes[2], changes[3]):
             if change is changes[2]:
                 changes[1](other)
@@ -175,7 +173,7 @@ def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkey
     queue.enqueue(make_spec(folds=(0,), epochs=3), results_dir="r", now=0.0)
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
     queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
-    with PostgresQueue(url) as other:
+    with open_on_server(url) as other:
         other.wait(1.0, threading.Event().wait)
         queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={}, now=0.0)
         assert not other.database._listener._heard(parse_address(url).schema, 0.5)
@@ -195,7 +193,7 @@ def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgr
     queue.enqueue(make_spec(epochs=1), results_dir="r", now=0.0)
     place = parse_address(url).schema
     postgres_server.sql(f"DROP ROLE IF EXISTS worker; CREATE ROLE worker LOGIN; {documented_rights(place)}")
-    with PostgresQueue(url.replace("postgres@", "worker@")) as worker:
+    with open_on_server(url.replace("postgres@", "worker@")) as worker:
         worker.verify()
         store = CommitsPlace(id="1", kind="store", address="s3://bucket/prefix")
         worker.bind_commits(store, instead_of=None, by="test", now=0.0)
@@ -217,7 +215,7 @@ def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgr
 def test_a_role_that_may_not_make_the_tables_is_told_who_does(url, postgres_server):
     postgres_server.sql("DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN")
     with pytest.raises(QueueError, match=r"permission denied.*the role that owns them.*mbqueue enqueue") as caught:
-        PostgresQueue(url.replace("postgres@", "visitor@"))
+        open_on_server(url.replace("postgres@", "visitor@"))
     assert "Check that the server runs" not in str(caught.value)
     postgres_server.sql("DROP ROLE visitor")
 
@@ -226,36 +224,76 @@ def test_a_role_that_may_not_make_the_tables_is_told_who_does(url, postgres_serv
 def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
     postgres_server.sql(f"UPDATE {parse_address(url).schema}.mbqueue_schema SET version = version + 1")
     with pytest.raises(SchemaTooNew, match=r"schema version 5.*pip install --upgrade mbqueue"):
-        PostgresQueue(url, read_only=read_only)
+        open_on_server(url, read_only=read_only)
 
 
-def test_a_released_schema_is_not_edited():
-    # Who changes the statements or the table of transitions must add a version, or servers keep the old ones.
-    rows = [f"{row.from_state}{row.to_state}{row.reason}" for row in TRANSITIONS]
-    *versions, table = (hashlib.sha256("".join(parts).encode()).hexdigest()[:16] for parts in (*schema._VERSIONS, rows))
-    assert versions == ["c42c42ff89c6e6ed", "6da7a0e96a40b2fb", "8e36cf91e9383640", "0676a94b45d974b7"]
-    assert table == "a037473ef194556b"
+FIXTURES = Path(__file__).parent / "fixtures"
+
+#: What a schema consists of, but for what each transaction writes into it.
+DEFINITIONS = """
+    SELECT 'column', table_name || '.' || column_name, data_type || is_nullable || coalesce(column_default, '')
+    FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name <> 'receipts'
+    UNION ALL SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = '{schema}'
+    UNION ALL SELECT 'view', viewname, definition FROM pg_views WHERE schemaname = '{schema}'
+    UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(pg_trigger.oid) FROM pg_trigger
+        JOIN pg_class ON pg_class.oid = tgrelid WHERE relnamespace = '{schema}'::regnamespace AND NOT tgisinternal
+    UNION ALL SELECT 'function', proname, prosrc FROM pg_proc WHERE pronamespace = '{schema}'::regnamespace
+    UNION ALL SELECT 'constraint', conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = '{schema}'::regnamespace
+"""
 
 
-@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
-def test_a_queue_of_an_older_version_is_upgraded_with_all_that_is_in_it(url, make_spec, monkeypatch, version):
-    with monkeypatch.context() as older:
-        older.setattr(schema, "SCHEMA_VERSION", version)
-        older.setattr(schema, "_VERSIONS", schema._VERSIONS[:version])
-        older.setattr(schema, "TRANSITIONS", TRANSITIONS[:2])
-        with PostgresQueue(url) as queue:
-            queue.enqueue(make_spec(), results_dir="r", now=0.0)
-            session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
-            lease = queue.claim(session, now=0.0, lease_seconds=60)
-            before = queue.jobs(), queue.events()
-    with PostgresQueue(url) as queue:
+def definitions(postgres_server, url):
+    place = parse_address(url).schema
+    rows = postgres_server.sql(DEFINITIONS.format(schema=place))
+    return {tuple(text.replace(place, "QUEUE") for text in row) for row in rows}
+
+
+def make_old(postgres_server, url, version, source):
+    """A queue as a version of mbqueue made it, with the rows of another."""
+    place = parse_address(url).schema
+    made = [(FIXTURES / f"postgresql_{number}.sql").read_text(encoding="utf-8") for number in range(1, version + 1)]
+    script = "\n".join(made).replace("{schema}", place).replace("{channel}", "mbqueue")
+    postgres_server.sql(f"CREATE SCHEMA {place}; SET search_path TO {place}; {script}")
+    postgres_server.sql(f"CREATE TABLE {place}.mbqueue_schema (version integer NOT NULL)")
+    postgres_server.sql(f"INSERT INTO {place}.mbqueue_schema VALUES ({version})")
+    with psycopg.connect(url.partition("?")[0], autocommit=True) as connection, source.reading() as db:
+        connection.execute(f"SET search_path TO {place}; ALTER TABLE jobs DISABLE TRIGGER USER")
+        for table in ("experiments", "sessions", "jobs", "needs", "events"):
+            for row in rows_of(db, table):
+                names, marks = COLUMNS[table], ", ".join(["%s"] * len(row))
+                connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", row)
+        for table in ("experiments", "jobs", "events"):
+            connection.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
+        for row in TRANSITIONS:
+            connection.execute("INSERT INTO transitions VALUES (%s, %s, 'as it was')", (row.from_state, row.to_state))
+        connection.execute("ALTER TABLE jobs ENABLE TRIGGER USER")
+
+
+@pytest.mark.parametrize("version", range(1, 5))
+def test_a_queue_of_every_version_is_upgraded_with_all_that_is_in_it(
+    url, postgres_server, make_spec, tmp_path, version
+):
+    with Queue(tmp_path / "queue.db") as source:
+        source.enqueue(make_spec(), results_dir="r", now=0.0)
+        session = source.start_session(device="cpu", now=0.0, alive_seconds=60)
+        lease = source.claim(session, now=0.0, lease_seconds=60)
+        before = source.jobs(), source.events()
+        make_old(postgres_server, url, version, source)
+    with open_on_server(url) as queue:
         queue.verify()
         assert (queue.jobs(), queue.events()) == before
         with queue.reading() as db:
-            rows = [tuple(row) for row in db.execute("SELECT from_state, to_state, reason FROM transitions")]
-        assert sorted(rows) == sorted((row.from_state, row.to_state, row.reason) for row in TRANSITIONS)
+            rows = db.execute("SELECT from_state, to_state, reason FROM transitions").fetchall()
+        assert version == schema.SCHEMA_VERSION or sorted(tuple(row.values()) for row in rows) == sorted(
+            (row.from_state, row.to_state, row.reason) for row in TRANSITIONS
+        )
         lease = queue.commit_and_claim(lease, result={"dataset_hash": "d"}, now=0.0, lease_seconds=60)
         assert queue.commit_and_claim(lease, result={}, now=0.0, lease_seconds=60).job.epoch == 2
+    new = postgres_server.url()
+    open_on_server(new).close()
+    if version < schema.SCHEMA_VERSION:
+        assert definitions(postgres_server, url) == definitions(postgres_server, new)
 
 
 def test_many_may_create_the_tables_at_once(url):
@@ -263,7 +301,7 @@ def test_many_may_create_the_tables_at_once(url):
 
     def create() -> None:
         try:
-            PostgresQueue(url).close()
+            open_on_server(url).close()
         except Exception as error:
             failures.append(error)
             raise
@@ -278,10 +316,10 @@ def test_many_may_create_the_tables_at_once(url):
 
 def test_reading_needs_a_queue_that_exists_and_writes_nothing(url, make_spec):
     with pytest.raises(QueueError, match=r"no queue at postgresql://.*mbqueue enqueue"):
-        PostgresQueue(url, read_only=True)
-    with PostgresQueue(url) as queue:
+        open_on_server(url, read_only=True)
+    with open_on_server(url) as queue:
         queue.enqueue(make_spec(), results_dir="r", now=0.0)
-        with PostgresQueue(url, read_only=True) as reader:
+        with open_on_server(url, read_only=True) as reader:
             assert reader.jobs() == queue.jobs()
             with pytest.raises(QueueError, match="opened for reading"):
                 reader.pause("full", now=0.0)
@@ -302,35 +340,60 @@ def test_text_that_postgresql_cannot_hold_is_kept_as_far_as_it_can_be(queue, mak
     assert job.error == "Traceback Å\nValueError: a\ufffdb?"
 
 
-def test_a_claim_takes_the_first_row_of_an_index_and_sorts_nothing(queue, make_spec):
-    for number in range(30):
-        queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=19), results_dir=f"r{number}", now=0.0)
-    with queue.writing() as db:
-        values = {"session": "s", "now": 0, "lease_seconds": 1, "absurd": 1, "experiment_id": 1, "fold": 1}
-        claim = "\n".join(row[0] for row in db.execute(f"EXPLAIN {_CLAIM}", values))
-        values = {"id": 1, "fold": 1, "session": "s", "now": 0, "started": 1}
-        unlock = "\n".join(row[0] for row in db.execute(f"EXPLAIN {leases._UNLOCK}", values))
-        values = {"id": 1, "session": "s", "now": 0, "lease_seconds": 1}
-        claim_next = "\n".join(row[0] for row in db.execute(f"EXPLAIN {_CLAIM_NEXT}", values))
-        db.execute("ROLLBACK")
-        db.execute("BEGIN")
-    assert "jobs_claim" in claim
-    assert "Sort" not in claim
-    assert "Seq Scan on jobs" not in claim + claim_next + unlock
-    assert re.search(r"needs_needed on needs\b.*\n *Index Cond: \(needed_id = ", claim_next)
+class _UndoneError(Exception):
+    pass
 
 
-def test_what_an_epoch_needs_is_looked_up_and_not_searched_for_in_its_whole_fold(queue, make_spec):
-    queue.enqueue(make_spec("x", folds=(0, 1, 2, 3, 4), epochs=200), results_dir="r", now=0.0)
-    with queue.writing() as db:
+def rows_read(queue, act):
+    """How many rows the server reads for what is done in one transaction, which is undone."""
+    statement = "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS n FROM pg_stat_xact_user_tables"
+    read = 0
+    with suppress(_UndoneError), queue.writing() as db:
         db.execute("SELECT 1")
-        values = {"experiment_id": 1, "epochs": 200}
-        plans = ["\n".join(row[0] for row in db.execute(f"EXPLAIN {link}", values)) for link in edges._LINKS[1:3]]
-    for plan in plans:
-        lookup = plan.partition("SubPlan")[2]
-        assert "Index Cond" in lookup
-        assert "COALESCE(epoch" in lookup
-        assert "Filter" not in lookup
+        before = db.execute(statement).fetchone()["n"]
+        act(db)
+        read = int(db.execute(statement).fetchone()["n"] - before)
+        raise _UndoneError
+    return read
+
+
+def test_a_worker_makes_the_server_read_a_few_rows_of_3000_jobs(queue, make_spec):
+    session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
+
+    def add(number):
+        queue.enqueue(make_spec(f"x{number}", folds=(0, 1, 2, 3, 4), epochs=19), results_dir=f"r{number}", now=0.0)
+        lease = queue.claim(session, now=0.0, lease_seconds=60)
+        queue.commit(lease, result={"dataset_hash": "d"}, now=0.0)
+
+    def read():
+        values = {"session": session, "now": 0, "lease_seconds": 1, "absurd": 1, "experiment_id": 1, "fold": 1}
+        job = queue.jobs(experiment="x0", fold=0)[0]
+        done = {"id": job.id, "fold": 0, "session": session, "now": 0, "started": 1, "lease_seconds": 1}
+        return {
+            "claim": rows_read(queue, lambda db: db.execute(claiming._claim_statement, values)),
+            "claim next": rows_read(queue, lambda db: db.execute(claiming._CLAIM_NEXT, done)),
+            "unlock": rows_read(queue, lambda db: db.execute(leases._UNLOCK, done)),
+        }
+
+    for number in range(30):
+        add(number)
+    assert max(read().values()) < 20
+
+
+def test_an_epoch_is_enqueued_with_as_many_rows_read_in_a_fold_of_200_as_in_one_of_50(queue, make_spec):
+    def read(name, epochs):
+        queue.enqueue(make_spec(name, folds=(0, 1), epochs=epochs), results_dir=name, now=0.0)
+        experiment_id = queue.experiment(name).id
+
+        of_it = "DELETE FROM needs WHERE job_id IN (SELECT id FROM jobs WHERE experiment_id = ?)"
+
+        def again(db):
+            db.execute(of_it, (experiment_id,))
+            edges.link(db, POSTGRESQL, experiment_id, epochs=epochs)
+
+        return rows_read(queue, again) / epochs
+
+    assert read("long", 200) < 1.3 * read("short", 50)
 
 
 SECRET = "s3cr3t%40word"
@@ -348,10 +411,10 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
         said += [repr(vars(queue.database)), queue.database.name]
         for wrong in (
             lambda: queue.session("nobody"),
-            lambda: PostgresQueue(url.replace("postgres:", "nobody:")),
-            lambda: PostgresQueue(url.replace("/postgres?", "/nowhere?")),
-            lambda: PostgresQueue(url.replace("postgres:", "postgres:50%zz")),
-            lambda: PostgresQueue(url.replace("?", "?nonsense=1&")),
+            lambda: open_on_server(url.replace("postgres:", "nobody:")),
+            lambda: open_on_server(url.replace("/postgres?", "/nowhere?")),
+            lambda: open_on_server(url.replace("postgres:", "postgres:50%zz")),
+            lambda: open_on_server(url.replace("?", "?nonsense=1&")),
         ):
             with pytest.raises((QueueError, UsageError)) as caught:
                 wrong()

@@ -15,6 +15,7 @@ from children import start, start_draining
 from processes import until
 
 from mbqueue.queue import State
+from mbqueue.queue.dialect import SQLITE
 
 _TRANSACTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^mbqueue [0-9a-f]+$'"
 
@@ -73,7 +74,7 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
     said += worker.stdout.read().splitlines()  # not communicate(), which passes over what was read ahead with the first
     worker.communicate()
 
-    if world.queue.database.dialect == "sqlite":
+    if world.queue.database.dialect is SQLITE:
         connection = sqlite3.connect(world.address)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
+from functools import partial
 
 import pytest
 
-from mbqueue.queue import Queue, claiming, edges, leases, overview, sessions
+from mbqueue.queue import Queue
 
 N_LARGE, N_SMALL = 1000, 2
 EPOCHS = 19  # 5 × (19 + 1) + 2 = 102 jobs for each experiment
@@ -59,53 +59,11 @@ def small(tmp_path, spec) -> Queue:
     return _filled(tmp_path / "queue.db", spec, N_SMALL)
 
 
-def _plan(queue, statement):
-    names = dict.fromkeys(re.findall(r":(\w+)", statement))
-    with queue.reading() as db:
-        return [row["detail"] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", names)]
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        claiming._CLAIM,
-        claiming._CLAIM_NEXT,
-        claiming._REAP,
-        leases._COMMIT,
-        leases._UNLOCK,
-        leases._RENEW,
-        edges.SKIP_LATER_EPOCHS,
-        sessions._GIVE_BACK,
-    ],
-    ids=["claim", "claim next", "reap", "commit", "unlock", "renew", "skip", "give back"],
-)
-def test_no_statement_of_a_worker_reads_the_table_of_jobs_from_end_to_end_or_sorts_it(large, statement):
-    for step in _plan(large, statement):
-        assert "TEMP B-TREE" not in step
-        # Walking these two indexes from the head is the point: the first holds only what can be claimed and ends at
-        # the first hit, the second holds only what is leased.
-        if step.startswith("SCAN"):
-            assert re.search(r"USING (COVERING )?INDEX jobs_(claim|leased)\b", step), step
-
-
-def test_what_an_epoch_needs_is_looked_up_and_not_searched_for_in_its_whole_fold(large):
-    for link in edges._LINKS[1:3]:
-        steps = [step for step in _plan(large, link) if " earlier " in step]
-        assert steps == [
-            "SEARCH earlier USING INDEX jobs_identity (experiment_id=? AND kind=? AND <expr>=? AND <expr>=?)"
-        ]
-
-
-def test_the_overview_reads_one_index_and_sorts_nothing(large):
-    (step,) = _plan(large, overview._BOARD["sqlite"])
-    assert "COVERING INDEX jobs_board" in step
-
-
 def _steps(queue, action):
     """How many instructions SQLite's virtual machine takes for `action`: its work, whatever the machine's speed."""
     every, taken = 10, itertools.count()
     with queue.reading() as db:
-        connection = db  # this thread's, which `action` uses too
+        connection = db.connection  # this thread's, which `action` uses too
     connection.set_progress_handler(lambda: next(taken) < 0, every)
     try:
         action()
@@ -123,13 +81,47 @@ def test_the_overview_of_102_000_jobs_takes_as_many_steps_a_job_as_that_of_204(s
     assert many < 1.1 * few
 
 
-def test_a_claim_among_102_000_jobs_takes_no_more_steps_than_among_204(small, large):
-    def steps(queue):
-        session = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
+def _worker(queue):
+    """A session, and all that it does for a job, each of which leaves the queue as it was before."""
+    session = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
+    claim = partial(queue.claim, session, now=2.0, lease_seconds=60)
+    loaded = (2, 0)  # five of its epochs are committed
 
-        def claim_and_release():
-            queue.release(queue.claim(session, now=2.0, lease_seconds=60), reason="test", now=2.0)
+    def released(lease):
+        queue.release(lease, reason="test", now=2.0)
 
-        return _steps(queue, claim_and_release)
+    def committed():
+        lease = claim(loaded=loaded)
+        following = queue.commit_and_claim(lease, result={}, now=2.0, lease_seconds=60)
+        queue.rewind(lease.job.experiment, {0: "test"}, to_epoch=5, now=2.0)
+        return following
 
-    assert steps(large) < 1.1 * steps(small)
+    def ended():
+        other = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
+        queue.claim(other, now=2.0, lease_seconds=60)
+        queue.end_session(other, reason="test", now=2.0)
+
+    return {
+        "claim": lambda: released(claim()),
+        "claim of the fold that is loaded": lambda: released(claim(loaded=loaded)),
+        "commit and claim": committed,
+        "end of a session": ended,
+        "taking back": lambda: queue.reap_expired(by="test", now=2.0),
+    }
+
+
+@pytest.mark.parametrize(
+    "action", ["claim", "claim of the fold that is loaded", "commit and claim", "end of a session", "taking back"]
+)
+def test_a_worker_takes_no_more_steps_among_102_000_jobs_than_among_204(small, large, action):
+    assert _steps(large, _worker(large)[action]) < 1.2 * _steps(small, _worker(small)[action])
+
+
+def test_an_epoch_is_enqueued_in_as_many_steps_in_a_fold_of_400_as_in_one_of_50(tmp_path, make_spec):
+    queue = Queue(tmp_path / "queue.db")
+
+    def steps(name, epochs):
+        spec = make_spec(name, folds=(0, 1), epochs=epochs)
+        return _steps(queue, lambda: queue.enqueue(spec, results_dir=name, now=1.0)) / epochs
+
+    assert steps("long", 400) < 1.2 * steps("short", 50)

@@ -21,11 +21,11 @@ from processes import until
 from transaction_pooler import TransactionPooler
 
 from mbqueue.errors import LeaseLost, QueueError
-from mbqueue.queue import State
+from mbqueue.queue import Queue, State
+from mbqueue.queue.opening import open_on_server
 from mbqueue.queue.postgresql import client, listening, patience
 from mbqueue.queue.postgresql import server as server_module
 from mbqueue.queue.postgresql.server import PostgresServer, exists
-from mbqueue.queue.postgresql.store import PostgresQueue
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def url(postgres_server: RunningServer) -> str:
 
 
 @pytest.fixture
-def queue(url: str) -> Iterator[PostgresQueue]:
-    with PostgresQueue(url) as queue:
+def queue(url: str) -> Iterator[Queue]:
+    with open_on_server(url) as queue:
         yield queue
 
 
@@ -69,7 +69,7 @@ def test_behind_a_transaction_pooler_all_works_and_a_worker_that_waits_looks_by_
     queue.enqueue(make_spec(folds=(0, 1, 2, 3, 4), epochs=9), results_dir="r", now=0.0)
     pooler = TransactionPooler(postgres_server.port, connections=2)
     through = postgres_server.url(port=pooler.port, schema=url.rpartition("=")[2])
-    with PostgresQueue(through) as pooled:
+    with open_on_server(through) as pooled:
         waited = []
         pooled.wait(2.0, lambda seconds: bool(waited.append(seconds)))
         assert waited == [2.0]
@@ -120,7 +120,7 @@ def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
 ):
     schema = url.rpartition("=")[2]
     session, lease = claimed(queue, make_spec)
-    with PostgresQueue(postgres_server.url(port=proxy.port, schema=schema)) as far:
+    with open_on_server(postgres_server.url(port=proxy.port, schema=schema)) as far:
         published = []
 
         def publish() -> None:
@@ -138,7 +138,7 @@ def test_a_commit_whose_connection_is_cut_is_made_once_and_publishes_once(
 @pytest.mark.parametrize("cut", ["before", "after"])
 def test_a_cut_commit_that_claims_the_next_job_gives_it_once(queue, postgres_server, proxy, make_spec, url, cut):
     _, lease = claimed(queue, make_spec)
-    with PostgresQueue(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
+    with open_on_server(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
         published = []
 
         def publish() -> None:
@@ -159,7 +159,7 @@ def test_a_session_that_is_ended_while_it_commits_keeps_nothing(queue, postgres_
         publishing.set()
         assert go_on.wait(30)
 
-    with PostgresQueue(url) as own, ThreadPoolExecutor(2) as threads:
+    with open_on_server(url) as own, ThreadPoolExecutor(2) as threads:
         commit = partial(own.commit_and_claim, lease, result={}, now=0.0, lease_seconds=60, publish=publish)
         committing = threads.submit(commit)
         assert publishing.wait(30)
@@ -197,7 +197,7 @@ def test_a_cut_changes_nothing_that_a_write_does_or_answers(queue, postgres_serv
     assert lease is None
     (lease,) = (job for job in queue.jobs(state=State.LEASED))
     held = queue.session(lease.session)
-    with PostgresQueue(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
+    with open_on_server(postgres_server.url(port=proxy.port, schema=url.rpartition("=")[2])) as far:
         held_lease = _lease_of(far, lease)
         before = len(queue.events())
         proxy.armed = cut
@@ -208,7 +208,7 @@ def test_a_cut_changes_nothing_that_a_write_does_or_answers(queue, postgres_serv
         assert len(told) == {"claim": 0, "renew": 0, "save_progress": 0, "heartbeat": 0, "cancel": 4}.get(method, 1)
 
 
-def _lease_of(queue: PostgresQueue, job):
+def _lease_of(queue: Queue, job):
     from mbqueue.queue import Lease
 
     return Lease(job=job, session=job.session, fence=job.fence, expires_at=job.lease_expires_at)
@@ -235,7 +235,7 @@ def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_j
 
     def publish() -> None:
         postgres_server.restart()
-        with PostgresQueue(url) as other:
+        with open_on_server(url) as other:
             other.rewind("full", {0: "meanwhile"}, to_epoch=0, now=0.0)
 
     with pytest.raises(LeaseLost):
@@ -262,7 +262,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_serve
         with pytest.raises(QueueError, match=r"connection to postgresql://.* was lost .*go on with: mbqueue work"):
             queue.jobs()
         with pytest.raises(QueueError, match="cannot be reached or used"):
-            PostgresQueue(postgres_server.url())
+            open_on_server(postgres_server.url())
     finally:
         postgres_server.start()
 
@@ -282,7 +282,7 @@ def _frozen(pid: int, *, seconds: float) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _backend(queue: PostgresQueue) -> int:
+def _backend(queue: Queue) -> int:
     return int(queue.database._local.client.connection.info.backend_pid)
 
 
@@ -351,7 +351,7 @@ def test_who_may_wait_finds_opens_and_verifies_a_queue_whose_server_is_away(queu
 
     postgres_server.stop()
     starts = _Starts(postgres_server)
-    with PostgresQueue(url, wait=starts) as opened:
+    with open_on_server(url, wait=starts) as opened:
         assert starts.waited
         postgres_server.restart()
         opened.verify()
@@ -374,7 +374,7 @@ def test_who_does_not_wait_is_told_at_once_that_the_server_is_away(queue, url, p
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waited"))
     postgres_server.stop()
     try:
-        for call in (partial(exists, url), partial(PostgresQueue, url, read_only=True)):
+        for call in (partial(exists, url), partial(open_on_server, url, read_only=True)):
             with pytest.raises(QueueError, match=r"cannot be reached.*Check that the server runs"):
                 call()
     finally:
@@ -387,7 +387,7 @@ def test_what_waiting_would_not_mend_is_told_at_once(url):
         pytest.fail("it waited")
 
     elsewhere = url.replace("/postgres?", "/nowhere?")
-    for call in (partial(exists, elsewhere, wait=wait), partial(PostgresQueue, elsewhere, wait=wait)):
+    for call in (partial(exists, elsewhere, wait=wait), partial(open_on_server, elsewhere, wait=wait)):
         with pytest.raises(QueueError, match="nowhere"):
             call()
 
@@ -396,7 +396,7 @@ def test_who_waits_for_a_server_can_give_up(queue, url, postgres_server):
     postgres_server.stop()
     try:
         with pytest.raises(QueueError, match="cannot be reached"):
-            PostgresQueue(url, wait=lambda _seconds: True)
+            open_on_server(url, wait=lambda _seconds: True)
     finally:
         postgres_server.start()
 
@@ -416,7 +416,7 @@ def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refu
     monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)
 
     def publish() -> None:  # silent for longer, and meanwhile another takes the job away
-        with PostgresQueue(url) as other:
+        with open_on_server(url) as other:
             other.cancel("full", now=0.0)
 
     with pytest.raises(LeaseLost, match="cancelled"):
@@ -429,7 +429,7 @@ def test_while_a_commit_publishes_nobody_takes_its_job_whatever_the_time(queue, 
     seen = []
 
     def publish() -> None:
-        with PostgresQueue(url) as other:
+        with open_on_server(url) as other:
             session = other.start_session(device="cpu", now=0.0, alive_seconds=60)
             seen.append((other.reap_expired(by="test", now=0.0), other.claim(session, now=0.0, lease_seconds=60)))
 
@@ -454,7 +454,7 @@ def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, ur
     monkeypatch.setattr(PostgresServer, "_commit", end_together)
 
     def commit(lease) -> None:
-        with PostgresQueue(url) as own:
+        with open_on_server(url) as own:
             own.commit(lease, result={}, now=0.0)
 
     threads = [threading.Thread(target=commit, args=(lease,)) for lease in leases]
@@ -470,7 +470,7 @@ def test_one_experiment_enqueued_by_eight_at_once_is_there_once(queue, url, make
     outcomes = []
 
     def enqueue(fold: int) -> None:
-        with PostgresQueue(url) as own:
+        with open_on_server(url) as own:
             outcome = own.enqueue(make_spec(folds=(fold % 5,), epochs=1), results_dir="r", now=0.0)
             outcomes.append(outcome.outcome)
 

@@ -13,7 +13,7 @@ import pytest
 from small_project import make_newer
 
 from mbqueue.errors import QueueDamaged, QueueError, SchemaTooNew
-from mbqueue.queue import Queue, schema
+from mbqueue.queue import Queue, schema, sqlite_schema
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.transitions import TRANSITIONS
 
@@ -42,7 +42,8 @@ def _sql(path, statement):
 
 
 def _schema_of(path):
-    return _sql(path, "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE '%sqlite%' ORDER BY type, name")
+    with closing(sqlite3.connect(path)) as connection:
+        return sqlite_schema.definitions(connection)
 
 
 def test_opening_creates_the_folder_and_a_durable_database(tmp_path):
@@ -94,7 +95,7 @@ def test_the_definitions_of_every_version_are_known(tmp_path, version):
     """A snapshot on a drive may be of an older mbqueue, and has these and no others."""
     with closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
         connection.executescript((FIXTURES / f"schema_{version}.sql").read_text(encoding="utf-8"))
-        assert schema.definitions(connection) == schema.expected_definitions(version)
+        assert sqlite_schema.definitions(connection) == sqlite_schema.expected_definitions(version)
 
 
 def test_the_table_of_transitions_in_the_newest_fixture_is_the_one_in_the_code(tmp_path):
@@ -211,7 +212,7 @@ def test_importing_and_reading_the_queue_is_light(world):
     script = (
         "import sys; from pathlib import Path; from mbqueue.queue import Queue; "
         f"Queue(Path({str(_path(world))!r}), read_only=True).overview(now=1.0); "
-        "heavy = {'torch', 'numpy', 'pandas', 'pydantic', 'sqlite_utils', 'filelock', 'pymatgen'} & set(sys.modules); "
+        "heavy = {'torch', 'numpy', 'pandas', 'pydantic', 'filelock', 'pymatgen'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

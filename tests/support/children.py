@@ -8,8 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mbqueue.queue import State
-from mbqueue.queue.postgresql.store import PostgresQueue
+from mbqueue.queue import Queue, State
 
 CHILD = Path(__file__).parents[1] / "queue" / "child.py"
 
@@ -33,7 +32,7 @@ def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen
     return workers
 
 
-def claimed(queue: PostgresQueue, make_spec, **options):
+def claimed(queue: Queue, make_spec, **options):
     """A session and its lease on epoch 1 of the only fold."""
     queue.enqueue(make_spec(folds=(0,), **options), results_dir="r", now=0.0)
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
@@ -42,7 +41,7 @@ def claimed(queue: PostgresQueue, make_spec, **options):
     return session, take()
 
 
-def drained(queue: PostgresQueue, workers: list[subprocess.Popen[str]]) -> list[str]:
+def drained(queue: Queue, workers: list[subprocess.Popen[str]]) -> list[str]:
     """What workers that do all there is wrote; each job must be committed once, and each fold in order."""
     lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
     assert [worker.returncode for worker in workers] == [0] * len(workers)

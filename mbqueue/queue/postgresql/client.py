@@ -12,14 +12,13 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import ClientCursor, Connection, Cursor, errors
+from psycopg.rows import dict_row
 
 from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.queue.database import Bound, Parameters, Rows
+from mbqueue.queue.dialect import Sql
 from mbqueue.queue.postgresql.address import Address
-from mbqueue.queue.postgresql.dialect import translate
-from mbqueue.queue.postgresql.plans import OUTDATED, Plans
-from mbqueue.queue.postgresql.rows import records
-from mbqueue.queue.postgresql.times import NOW, ServerTime, ServerTimeDumper
+from mbqueue.queue.postgresql.parameters import for_psycopg
 
 #: How long an answer is waited for: a server, pooler or disk that hangs keeps its connections, which so do not notice.
 #: Longer than what a message may wait for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
@@ -58,8 +57,6 @@ class Client:
         pid: the process that it belongs to.
         number: of its newest transaction that writes.
         is_orphaned: whether the server may still hold a transaction open for a connection that is lost.
-        plans: the planned statements of the connection, if it may have any.
-        may_plan: False once planned statements were found to be missing.
         openings: how its transactions begin, those that write (True) and those that read.
     """
 
@@ -68,8 +65,6 @@ class Client:
     number: int = 0
     connection: Connection[Any] | None = None
     is_orphaned: bool = False
-    plans: Plans | None = None
-    may_plan: bool = True
     openings: Mapping[bool, str] | None = None
 
     def lose(self) -> None:
@@ -82,7 +77,7 @@ class Client:
         if self.connection is not None:
             with suppress(psycopg.Error):
                 self.connection.close()
-        self.connection = self.plans = None
+        self.connection = None
 
     def has_lost(self, error: psycopg.Error) -> bool:
         """Whether an error means that the connection is of no more use."""
@@ -94,9 +89,7 @@ class Given:
 
     def __init__(self, cursor: Cursor[Any]) -> None:
         self.rowcount = cursor.rowcount
-        # Not cursor.description, which takes longer than all else here.
-        has_rows = cursor.pgresult is not None and cursor.pgresult.nfields > 0
-        self._rows = iter(cursor.fetchall() if has_rows else [])
+        self._rows = iter(cursor.fetchall() if cursor.description else [])
 
     def fetchone(self) -> Any:
         return next(self._rows, None)
@@ -112,8 +105,7 @@ def _answers(cursor: Cursor[Any]) -> list[Rows]:
     """What each statement of a message gave."""
     given: list[Rows] = []
     while True:
-        if cursor.statusmessage != "PREPARE":
-            given.append(Given(cursor))
+        given.append(Given(cursor))
         if not cursor.nextset():
             return given
 
@@ -125,7 +117,6 @@ class Transaction:
         opening: the statements that begin it, as they are sent.
         first: those that follow; the last one gives its time, ``now``, and that of the server's start, ``up_since``.
         server_clock: whether ``:now`` in a statement stands for the server's time; else it is left to the caller.
-        plans: the connection's planned statements; without them each statement is planned anew.
     """
 
     def __init__(
@@ -135,9 +126,8 @@ class Transaction:
         first: Sequence[Bound],
         *,
         server_clock: bool,
-        plans: Plans | None = None,
     ) -> None:
-        self._connection, self._opening, self._first, self._plans = connection, opening, first, plans
+        self._connection, self._opening, self._first = connection, opening, first
         self._server_clock = server_clock
         self._times: Any = None
 
@@ -156,7 +146,7 @@ class Transaction:
         """When the server was started."""
         return float(self._begun()["up_since"])
 
-    def execute(self, statement: str, parameters: Parameters = (), /) -> Rows:
+    def execute(self, statement: Sql, parameters: Parameters = (), /) -> Rows:
         """Run one statement."""
         return self.together([(statement, parameters)])[0]
 
@@ -164,11 +154,11 @@ class Transaction:
         """Run several statements, all in one message; what each gave."""
         return self._sent(statements) if statements else []
 
-    def executemany(self, statement: str, parameters: Iterable[Parameters], /) -> None:
+    def executemany(self, statement: Sql, parameters: Iterable[Parameters], /) -> None:
         """Run one statement for each of many sets of parameters, all in one message."""
         self._begun()
-        cursor, query = ClientCursor(self._connection), translate(statement)
-        if statements := [cursor.mogrify(query, self._filled(one)) for one in parameters]:
+        cursor = ClientCursor(self._connection)
+        if statements := [self._text(cursor, statement, one) for one in parameters]:
             self._connection.execute(";".join(statements).encode())
 
     def _begun(self) -> Any:
@@ -180,32 +170,22 @@ class Transaction:
     def _sent(self, statements: Sequence[Bound]) -> list[Rows]:
         """What each of some statements gave; they are sent in one message."""
         is_first = self._times is None
-        cursor = ClientCursor(self._connection, row_factory=records)
-        if self._plans is not None:
-            self._plans.forget()
+        cursor = ClientCursor(self._connection, row_factory=dict_row)
         texts = [self._text(cursor, *bound) for bound in ([*self._first, *statements] if is_first else statements)]
         cursor.execute(";".join([self._opening, *texts] if is_first else texts).encode())
         answers = _answers(cursor)
-        if self._plans is not None:
-            self._plans.keep()
         asked = len(answers) - len(statements)
         if is_first:
             self._times = answers[asked - 1].fetchone()
         return answers[asked:]
 
-    def _text(self, cursor: ClientCursor[Any], statement: str, parameters: Parameters) -> str:
-        filled = self._filled(parameters)
-        if self._plans is None:
-            return cursor.mogrify(translate(statement), filled)
-        return self._plans.text(cursor, statement, filled)
-
-    def _filled(self, parameters: Parameters) -> Parameters:
-        if not isinstance(parameters, Mapping):
-            return tuple(map(_storable, parameters))
-        filled = {name: _storable(value) for name, value in parameters.items()}
-        if self._server_clock and "now" in filled:
-            filled["now"] = NOW if self._times is None else self._times["now"]
-        return filled
+    def _text(self, cursor: ClientCursor[Any], statement: Sql, parameters: Parameters) -> str:
+        values = (
+            {name: _storable(value) for name, value in parameters.items()}
+            if isinstance(parameters, Mapping)
+            else [_storable(value) for value in parameters]
+        )
+        return cursor.mogrify(for_psycopg(statement, server_clock=self._server_clock), values)
 
 
 class LimitedConnection(Connection[Any]):
@@ -237,11 +217,9 @@ class LimitedConnection(Connection[Any]):
 def connect(address: Address) -> Connection[Any]:
     """A new connection, on which each statement is a transaction of its own unless one is begun."""
     # Values are filled in here, not sent apart, so that several statements are one message.
-    connection = LimitedConnection.connect(
-        **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=records
+    return LimitedConnection.connect(
+        **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=dict_row
     )
-    connection.adapters.register_dumper(ServerTime, ServerTimeDumper)
-    return connection
 
 
 def unreachable(name: str, error: psycopg.Error) -> QueueError:
@@ -261,9 +239,6 @@ def unreachable(name: str, error: psycopg.Error) -> QueueError:
 def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
     """What an error in a transaction means; a lost connection is given up."""
     said = _said(error)
-    if client.plans is not None and isinstance(error, OUTDATED):
-        client.plans, client.may_plan = None, False
-        return Interrupted(f"{name}: a planned statement is missing or outdated ({said}). Nothing was changed.")
     if client.has_lost(error):
         client.lose()
         return Interrupted(f"The connection to {name} was lost ({said}).")

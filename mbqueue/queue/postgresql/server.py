@@ -14,16 +14,16 @@ from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 
 from mbqueue.errors import QueueError
-from mbqueue.queue.database import Bound, Database, Rows, Statements
+from mbqueue.queue.database import Bound, Database, Result, Rows, Statements
+from mbqueue.queue.dialect import POSTGRESQL
 from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.postgresql import schema
 from mbqueue.queue.postgresql.address import parse_address
 from mbqueue.queue.postgresql.client import Client, Interrupted, Transaction, connect, explained
 from mbqueue.queue.postgresql.listening import Listener
+from mbqueue.queue.postgresql.parameters import SERVER_NOW
 from mbqueue.queue.postgresql.patience import Patience, Wait, reached
-from mbqueue.queue.postgresql.plans import Plans, is_direct
-from mbqueue.queue.postgresql.times import SERVER_START_TIME, TRANSACTION_TIME
-from mbqueue.queue.schema import require_known
+from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 
 #: How long a statement waits for another's transaction before its own is begun anew.
 LOCK_SECONDS = 30
@@ -38,8 +38,8 @@ GRACE_SECONDS = 60.0
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
-    set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
-    set_config('lock_timeout', {lock}, true), set_config('idle_in_transaction_session_timeout', {silence}, true)
+    set_config('enable_seqscan', 'off', true), set_config('lock_timeout', {lock}, true),
+    set_config('idle_in_transaction_session_timeout', {silence}, true)
 """
 
 _BEGIN_READING = """
@@ -52,7 +52,9 @@ INSERT INTO receipts (client, number) VALUES (?, ?)
     ON CONFLICT (client) DO UPDATE SET number = excluded.number, at = now()
 """
 
-_TIMES = f"SELECT {TRANSACTION_TIME} AS now, {SERVER_START_TIME} AS up_since"
+_TIMES = f"""
+SELECT {SERVER_NOW} AS now, CAST(extract(epoch FROM pg_postmaster_start_time()) AS double precision) AS up_since
+"""
 
 _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days'"
 
@@ -72,7 +74,7 @@ SELECT number FROM receipts WHERE client = {client} FOR UPDATE
 """
 
 _COUNT_TRIGGERS = """
-SELECT count(*) FROM pg_trigger
+SELECT count(*) AS n FROM pg_trigger
 WHERE tgrelid IN (to_regclass('jobs'), to_regclass('sessions')) AND tgenabled = 'O' AND NOT tgisinternal
 """
 
@@ -92,9 +94,8 @@ class PostgresServer(Database):
 
     A connection that is lost is made again. A transaction that was cut off before its COMMIT was sent did nothing;
     whether a COMMIT that was sent took effect is read from the connection's row in ``receipts``, which each
-    transaction writes. Nothing that a transaction needs outlives the one before it (no settings, no locks; planned
-    statements only where the server itself is at the other end, and it does without them), so that a pooler may hand
-    each transaction to another connection.
+    transaction writes. Nothing that a transaction needs outlives the one before it (no settings, no locks, no planned
+    statements), so that a pooler may hand each transaction to another connection.
 
     Args:
         even_moved: open it also when it was moved to another database; then it only takes another queue's content.
@@ -108,7 +109,7 @@ class PostgresServer(Database):
         QueueMoved: when it is in another database now.
     """
 
-    dialect = "postgresql"
+    dialect = POSTGRESQL
 
     def __init__(
         self,
@@ -135,6 +136,9 @@ class PostgresServer(Database):
             self.close()
             raise
 
+    def attempt(self, call: Callable[[], Result]) -> Result:
+        return self.patience.attempt(call)
+
     def close(self) -> None:
         with self._lock:
             for client in self._open:
@@ -147,11 +151,8 @@ class PostgresServer(Database):
     def verify(self) -> None:
         """Look whether the triggers that hold everybody to the rules are all there."""
 
-        def count() -> int:
-            with self.reading() as db:
-                return int(db.execute(_COUNT_TRIGGERS).fetchone()[0])
-
-        found = self.patience.attempt(count)
+        with self.reading() as db:
+            found = int(db.execute(_COUNT_TRIGGERS).fetchone()["n"])
         if found != schema.TRIGGERS:
             raise QueueError(
                 f"{self.name}: {schema.TRIGGERS - found} of the triggers that guard the queue are missing or disabled. "
@@ -221,8 +222,6 @@ class PostgresServer(Database):
     def _connection(self, client: Client) -> Connection[Any]:
         if client.connection is None or client.connection.closed:
             client.connection = connect(self.address)
-            if client.may_plan and is_direct(client.connection):
-                client.plans = Plans(client.name)
             if client.is_orphaned:
                 client.connection.execute(self._composed(_END_ORPHAN, client))
                 client.is_orphaned = False
@@ -243,8 +242,7 @@ class PostgresServer(Database):
                 wanted: self._composed(text, client).as_string(connection)
                 for wanted, text in ((True, _BEGIN_WRITING), (False, _BEGIN_READING))
             }
-        plans = client.plans if writes else None
-        return Transaction(connection, client.openings[writes], first, server_clock=self._server_clock, plans=plans)
+        return Transaction(connection, client.openings[writes], first, server_clock=self._server_clock)
 
     def _commit(self, client: Client) -> None:
         assert client.connection is not None
@@ -262,12 +260,12 @@ class PostgresServer(Database):
         """Whether the client's last transaction took effect; on return it is certainly over."""
         try:
             connection = self._connection(client)
-            ((number,),) = self._last_rows(connection, _LAST_COMMITTED, client)
+            (last,) = self._last_rows(connection, _LAST_COMMITTED, client)
             connection.execute("COMMIT")
         except psycopg.Error as error:
             self._roll_back(client)
             raise explained(self.name, error, client) from error
-        return bool(number == client.number)
+        return bool(last["number"] == client.number)
 
     def _roll_back(self, client: Client) -> None:
         connection = client.connection
@@ -298,9 +296,9 @@ class PostgresServer(Database):
         if version == MOVED_VERSION:
             if self.even_moved:
                 return
-            raise moved_error(self.name, schema.where_moved(connection, self.address.schema))
-        require_known(version, schema.SCHEMA_VERSION, name=self.name)
-        if version == schema.SCHEMA_VERSION:
+            raise moved_error(self.name, **schema.where_moved(connection, self.address.schema))
+        require_known(version, name=self.name)
+        if version == SCHEMA_VERSION:
             return
         if self.read_only and version == 0:
             raise QueueError(f"There is no queue at {self.name}. Enqueue an experiment first: mbqueue enqueue NAME")

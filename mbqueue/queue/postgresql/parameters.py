@@ -1,0 +1,29 @@
+"""Statements as psycopg takes them: the places where values are filled in."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from mbqueue.queue.dialect import POSTGRESQL, Sql, text_of
+
+#: When the transaction began, in seconds since the epoch: the same for all its statements.
+SERVER_NOW = "CAST(extract(epoch FROM transaction_timestamp()) AS double precision)"
+
+_QUOTED = re.compile(r"('(?:[^']|'')*')")
+_NOW = re.compile(r"(?<![:\w]):now\b")
+_NAME = re.compile(r"(?<![:\w]):([a-z_]+)")
+
+
+@cache
+def for_psycopg(statement: Sql, *, server_clock: bool) -> bytes:
+    """The statement with ``%(name)s`` for ``:name`` and ``%s`` for ``?``; what is in quotes stays as it is.
+
+    Args:
+        server_clock: ``:now`` is the time at which the transaction began on the server, whatever is filled in.
+    """
+    parts = _QUOTED.split(text_of(statement, POSTGRESQL).replace("%", "%%"))
+    for number in range(0, len(parts), 2):
+        part = _NOW.sub(SERVER_NOW, parts[number]) if server_clock else parts[number]
+        parts[number] = _NAME.sub(r"%(\1)s", part).replace("?", "%s")
+    return "".join(parts).encode()

@@ -1,0 +1,165 @@
+"""Making and upgrading the tables of a queue in a SQLite file.
+
+`PRAGMA user_version` says which version a database has, so that opening a current one costs one small read. A version,
+once released, is never edited: the next one is a further entry of `_STEPS`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+
+from mbqueue.queue.dialect import SQLITE
+from mbqueue.queue.moved import MOVED_VERSION, moved_error
+from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
+from mbqueue.queue.transitions import TRANSITIONS
+
+#: What each version is recorded by in the database, oldest first. By a name that it does not know, an older mbqueue
+#: tells a newer version from a damaged number.
+_NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next")
+_SET = "mbqueue.queue"
+
+_EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
+
+#: Version → what makes it of the one before. Versions that are missing here have only other rows of transitions.
+_STEPS: dict[int, tuple[str, ...]] = {
+    3: (commits_place(SQLITE).strip(),),
+    4: ("DROP INDEX events_experiment",),  # each event was written to it, and hardly anybody reads it
+}
+
+#: The table of names, as sqlite-utils makes it, which recorded them in databases that exist.
+_RECORD = (
+    """
+    CREATE TABLE "_sqlite_migrations" (
+       "id" INTEGER PRIMARY KEY,
+       "migration_set" TEXT,
+       "name" TEXT,
+       "applied_at" TEXT
+    )
+    """,
+    """
+    CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name"
+        ON "_sqlite_migrations" ("migration_set", "name")
+    """,
+)
+
+
+def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
+    """Whether the database has the schema that this program writes.
+
+    Raises:
+        SchemaTooNew: when a newer mbqueue wrote it.
+        QueueMoved: when it is in another database now.
+        DatabaseError: when it is damaged.
+    """
+    version = _version_of(connection)
+    if version == MOVED_VERSION:
+        target, at = connection.execute("SELECT target, at FROM moved").fetchone()
+        raise moved_error(path, target, at)
+    if version > SCHEMA_VERSION and not _has_a_later_name(connection):
+        damage = sqlite3.DatabaseError(f"its version, {version}, is none that it was ever given")
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damage
+    require_known(version, name=path)
+    return version == SCHEMA_VERSION
+
+
+def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
+    """Create or upgrade the schema: all of it or nothing, also when several processes try at once.
+
+    The connection must be in autocommit mode (``isolation_level=None``).
+
+    Raises:
+        SchemaTooNew: when a newer mbqueue wrote the database.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not is_current(connection, path=path):
+            version = _version_of(connection)
+            if version == 0:
+                _make(connection, SCHEMA_VERSION)
+            else:
+                _step(connection, version, SCHEMA_VERSION)
+            at = datetime.now(UTC).isoformat(sep=" ")
+            connection.executemany(
+                "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES (?, ?, ?)",
+                [(_SET, name, at) for name in _NAMES[version:]],
+            )
+            connection.execute("DELETE FROM transitions")
+            connection.executemany(
+                "INSERT INTO transitions (from_state, to_state, reason) VALUES (?, ?, ?)",
+                [(row.from_state.value, row.to_state.value, row.reason) for row in TRANSITIONS],
+            )
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _make(connection: sqlite3.Connection, version: int) -> None:
+    """Define what a queue of some version has, in an empty database."""
+    for statement in (*_RECORD, *tables(SQLITE), *_triggers()):
+        connection.execute(statement.strip())
+    if version < 4:
+        connection.execute(_EVENTS_INDEX)
+    if version < 3:
+        connection.execute("DROP TABLE commits_place")
+    _step(connection, 4, version)
+
+
+def _step(connection: sqlite3.Connection, version: int, wanted: int) -> None:
+    for step in range(version + 1, wanted + 1):
+        for statement in _STEPS.get(step, ()):
+            connection.execute(statement)
+
+
+def _triggers() -> Iterator[str]:
+    for rule in RULES:
+        when = "" if rule.breaks is None else f" WHEN {rule.breaks('')}"
+        refusal = f"SELECT RAISE(ABORT, 'forbidden transition: {rule.says}');"
+        yield f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON jobs{when} BEGIN {refusal} END"
+    row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
+    columns = "at, job_id, experiment_id, by"
+    yield f"""
+        CREATE TRIGGER jobs_enqueued_event AFTER INSERT ON jobs BEGIN
+            INSERT INTO events ({columns}, to_state, why) VALUES ({row}, NEW.state, NEW.changed_why);
+        END
+    """
+    yield f"""
+        CREATE TRIGGER jobs_changed_event AFTER UPDATE OF state ON jobs BEGIN
+            INSERT INTO events ({columns}, from_state, to_state, why)
+            VALUES ({row}, OLD.state, NEW.state, NEW.changed_why);
+        END
+    """
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _has_a_later_name(connection: sqlite3.Connection) -> bool:
+    applied = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (_SET,))
+    return any(name not in _NAMES for (name, *_) in applied)
+
+
+#: Type, name and SQL of everything that a database defines.
+Definitions = set[tuple[str, str, str]]
+_EXPECTED: dict[int, Definitions] = {}
+
+
+def definitions(db: sqlite3.Connection) -> Definitions:
+    """The tables, triggers, views and indexes of a database, word for word."""
+    rows = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    return {(kind, name, " ".join((text or "").split())) for kind, name, text in rows}
+
+
+def expected_definitions(version: int) -> Definitions:
+    """Those that a queue of this version has."""
+    if version not in _EXPECTED:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+            _make(db, version)
+            _EXPECTED[version] = definitions(db)
+    return _EXPECTED[version]
