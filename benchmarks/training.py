@@ -37,6 +37,7 @@ from mbqueue.train.arrivals import arriving
 from mbqueue.train.backbone import open_frozen, prepare_frozen
 from mbqueue.train.chgnet import load_pretrained, trained_parameters
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed
+from mbqueue.train.objective import Objective
 from mbqueue.train.optim import make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step
 
@@ -161,7 +162,7 @@ class Ours:
             self.model,
             self.feed,
             next(arriving([[self.feed.load(rows)]], self.device)),
-            spec=self.spec.train,
+            objective=Objective(self.spec.train, "energy"),
             optimizer=self.optimizer,
             guard=self.guard,
             parameters=list(self.trained.values()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mbqueue.errors import SpecError
 from mbqueue.files import read_small_text, sha256_of_json
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, TASKS, Kind, Target
 
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
@@ -52,10 +53,28 @@ class DataSpec(_Section):
     dataset: str = Field(
         OFFICIAL_DATASET,
         min_length=1,
-        description=f"`{OFFICIAL_DATASET}`, `{SAMPLE_DATASET}` (shipped), or the path of a file or folder of your own.",
+        description="A task of matbench (`mbqueue tasks` lists them), `sample` (shipped), or the path of a file or a "
+        "folder of your own.",
     )
     limit: int = Field(0, ge=0, description="Use at most this many crystals, drawn with `seed`; 0 uses all.")
     drop_invalid: bool = Field(False, description="Leave out entries that cannot be used, and list them in the report.")
+
+
+class TargetSpec(_Section):
+    """[target]: what is predicted."""
+
+    name: str = Field(min_length=1, max_length=80, description="In words, for reports: `band gap`.")
+    unit: str = Field("", max_length=40, description="Of targets, predictions and errors; empty for none.")
+    kind: Kind = Field(description="; ".join(f"`{kind}`: {text}" for kind, text in KINDS.items()) + ".")
+    column: str = Field(
+        "", description=f"Of your own table that holds it; empty takes one of {', '.join(ENERGY_COLUMNS)}."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TargetSpec:
+        if self.kind == "class" and self.unit:
+            raise ValueError(f'a target of kind "class" is a probability and has no unit, but unit = "{self.unit}"')
+        return self
 
 
 class ModelSpec(_Section):
@@ -78,8 +97,15 @@ class TrainSpec(_Section):
     weight_decay: float = Field(
         1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none."
     )
-    loss: Literal["huber", "l1", "l2"] = Field("huber", description="Loss of the formation energy per atom.")
-    huber_delta: float = Field(0.1, gt=0, description="Where the Huber loss turns from square to linear, eV/atom.")
+    loss: Literal["huber", "l1", "l2"] = Field(
+        "huber", description="Loss of the target; a `class` always takes binary cross-entropy."
+    )
+    huber_delta: float = Field(
+        0.1,
+        gt=0,
+        description="Where the Huber loss turns from square to linear: in eV/atom for an energy; for a scalar, as a "
+        "share of the spread that the composition model leaves.",
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
     final_lr: float = Field(0.01, ge=0, le=1, description="Where the cosine ends, as a share of `lr`.")
@@ -148,6 +174,8 @@ _NOT_HASHED = {"name", "results_name", "description", "folds"}
 #: Keys of [train] that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
 #: that value it is not hashed, so that an experiment of then goes on.
 _YOUNGER_IN_TRAIN = {"group_by_size": False, "test_strains": 0}
+#: The target of specs that say nothing of one. It is not hashed either.
+_FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
 class Spec(_Section):
@@ -165,11 +193,31 @@ class Spec(_Section):
         0, ge=0, lt=2**31, description="Seeds the validation split, the order of samples and augmentation."
     )
     data: DataSpec = DataSpec()
+    target: TargetSpec = TargetSpec.model_validate(_FIRST_TARGET)
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_target(cls, content: Any) -> Any:
+        """Fill in the target of a task, and of a column that is known to hold formation energies."""
+        if not isinstance(content, Mapping):
+            return content
+        said, data = content.get("target", {}), content.get("data", {})
+        task = TASKS.get(data.get("dataset", OFFICIAL_DATASET)) if isinstance(data, Mapping) else None
+        if said == {} and task is not None:
+            return {**content, "target": asdict(task.target)}
+        if isinstance(said, Mapping) and said.keys() <= {"column"} and said.get("column", "e_form") in ENERGY_COLUMNS:
+            return {**content, "target": {**_FIRST_TARGET, **said}}
+        return content
+
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
+        task = TASKS.get(self.data.dataset)
+        if task is not None and task.target != self.predicts:
+            raise ValueError(
+                f"[target] does not go with {task.dataset}, which predicts the {task.target.axis}: leave [target] out"
+            )
         trains = self.model.trainable != "none"
         if trains != (self.train.epochs > 0):
             raise ValueError(
@@ -183,6 +231,11 @@ class Spec(_Section):
         if 0 < self.data.limit < N_FOLDS:
             raise ValueError(f"data.limit = {self.data.limit} crystals cannot be split into {N_FOLDS} folds")
         return self
+
+    @property
+    def predicts(self) -> Target:
+        """The target, as all other modules know it."""
+        return Target(**self.target.model_dump())
 
     @property
     def folder_name(self) -> str:
@@ -202,6 +255,8 @@ class Spec(_Section):
 def hash_of_spec(content: Mapping[str, Any]) -> str:
     """`Spec.hash` of a spec that is plain JSON values, as `Spec.to_json` gives it."""
     told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
+    if told_apart_by.get("target") == _FIRST_TARGET:
+        del told_apart_by["target"]
     train = told_apart_by.get("train")
     if isinstance(train, Mapping):
         young = _YOUNGER_IN_TRAIN.items()
@@ -276,7 +331,7 @@ def _explain(error: ValidationError, source: str) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: there is no such key. {_meant(problem['loc'])}{_allowed_keys(problem['loc'][:-1])}")
         elif problem["type"] == "missing":
-            lines.append(f"  {key}: is missing")
+            lines.append(f"  {key}: is missing. {_description(problem['loc'])}".rstrip())
         else:
             said = _NAME_RULE if _is_name(problem) else problem["msg"].removeprefix("Value error, ")
             given = f" = {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
@@ -296,10 +351,23 @@ def _meant(key: tuple[int | str, ...]) -> str:
     return f"Did you mean {' or '.join(found)}? " if found else ""
 
 
+def _description(key: tuple[int | str, ...]) -> str:
+    """What a key holds; empty for one that there is not."""
+    section = dict(_sections()).get(key[:-1])
+    field = section.model_fields.get(str(key[-1])) if section is not None else None
+    return (field.description or "") if field is not None else ""
+
+
 def _allowed_keys(name: tuple[int | str, ...]) -> str:
     section = dict(_sections()).get(name)
     return "" if section is None else f"Known here: {', '.join(section.model_fields)}."
 
 
 def _sections() -> list[tuple[tuple[int | str, ...], type[_Section]]]:
-    return [((), Spec), (("data",), DataSpec), (("model",), ModelSpec), (("train",), TrainSpec)]
+    return [
+        ((), Spec),
+        (("data",), DataSpec),
+        (("target",), TargetSpec),
+        (("model",), ModelSpec),
+        (("train",), TrainSpec),
+    ]

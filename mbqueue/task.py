@@ -1,7 +1,7 @@
 """What is predicted, and of which crystals: the seam `Task`. Everything else asks it for names, units and kinds.
 
-Formation energy on ``matbench_mp_e_form`` is the first task. Training, scores and reports know of a target only what
-`Target` says.
+The tasks are the nine of matbench v0.1 that are given crystal structures; formation energy is the first. Training,
+scores and reports know of a target only what `Target` says.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: ``energy`` is a total energy per atom up to references of the elements.
-Kind = Literal["energy"]
+Kind = Literal["energy", "scalar", "class"]
+#: What each kind is, in words.
+KINDS: dict[Kind, str] = {
+    "energy": "a total energy per atom, up to a reference of each element",
+    "scalar": "any other number that does not grow with the cell",
+    "class": "0 or 1, predicted as a probability",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +27,18 @@ class Target:
         name: in words, like ``formation energy``.
         unit: of targets, predictions and errors, like ``eV/atom``; empty where it has none.
         kind: how a model starts, is trained and scored.
+        column: of the table that it is read from; empty where the reader finds it.
     """
 
     name: str
     unit: str
     kind: Kind
+    column: str = ""
+
+    @property
+    def is_class(self) -> bool:
+        """Whether targets are 0 or 1, and predictions probabilities."""
+        return self.kind == "class"
 
     @property
     def axis(self) -> str:
@@ -70,18 +82,34 @@ class Task:
         return f"{prefix}-{index + 1:0{len(str(self.n))}d}"
 
 
-FORMATION_ENERGY = Task(
-    dataset="matbench_mp_e_form",
-    n=132_752,
-    target=Target(name="formation energy", unit="eV/atom", kind="energy"),
-)
+def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = "") -> Task:
+    return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
-TASKS = {task.dataset: task for task in (FORMATION_ENERGY,)}
+
+#: Its target names no column: specs of earlier versions, which said nothing of targets, are the same as this.
+FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
+#: Columns that hold formation energies where no column is named.
+ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom")
+
+#: Sizes, columns and units as in matminer's and matbench's metadata.
+TASKS: dict[str, Task] = {
+    task.dataset: task
+    for task in (
+        FORMATION_ENERGY,
+        _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
+        _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
+        # Of the whole cell, which has five atoms in each of them: a number for each crystal like any other.
+        _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
+        _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
+        _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),
+        _task("matbench_dielectric", 4_764, "n", "scalar", "refractive index"),
+        _task("matbench_phonons", 1_265, "last phdos peak", "scalar", "highest phonon frequency", "1/cm"),
+        _task("matbench_jdft2d", 636, "exfoliation_en", "scalar", "exfoliation energy", "meV/atom"),
+    )
+}
 
 
 def target_of(spec: Mapping[str, Any]) -> Target:
     """The target of a spec in plain JSON values. Specs without one, of earlier versions, predict formation energies."""
     section = spec.get("target")
-    if section is None:
-        return FORMATION_ENERGY.target
-    return Target(name=section["name"], unit=section["unit"], kind=section["kind"])
+    return FORMATION_ENERGY.target if section is None else Target(**section)

@@ -8,6 +8,7 @@ import pytest
 from mbqueue.errors import SpecError
 from mbqueue.experiment import Spec, hash_of_spec, load_spec, parse_overrides, parse_spec
 from mbqueue.files import sha256_of_json
+from mbqueue.task import FORMATION_ENERGY, TASKS, Task, target_of
 
 
 def spec(**content: Any) -> Spec:
@@ -113,3 +114,49 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | No
         path.write_bytes(content)
     with pytest.raises(SpecError, match=said):
         load_spec(path)
+
+
+def test_a_spec_that_says_nothing_of_a_target_keeps_the_hash_that_it_had_before_there_were_targets() -> None:
+    assert Spec(name="a").hash == "6309a31d30c12957559bfcd5469adec31d40405cdcf450c3ce7e7c5d16b3a40b"
+    before = {key: value for key, value in Spec(name="a").to_json().items() if key != "target"}
+    assert hash_of_spec(before) == Spec(name="a").hash
+    assert parse_spec(before, source="a queue of then").predicts == FORMATION_ENERGY.target
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.dataset)
+def test_a_task_brings_its_target(task: Task) -> None:
+    spec = parse_spec({"name": "a", "data": {"dataset": task.dataset}}, source="a")
+    assert spec.predicts == task.target
+    assert target_of(spec.to_json()) == task.target
+    assert parse_spec(spec.to_json(), source="the queue") == spec
+
+
+def test_a_task_takes_no_other_target() -> None:
+    content = {"name": "a", "data": {"dataset": "matbench_mp_gap"}, "target": {"name": "gap", "kind": "energy"}}
+    with pytest.raises(SpecError, match=r"\[target\] does not go with matbench_mp_gap, .* leave \[target\] out"):
+        parse_spec(content, source="a")
+
+
+def test_another_target_is_another_spec() -> None:
+    data = {"dataset": "mine.jsonl"}
+    targets = [
+        {"name": "gap", "unit": "eV", "kind": "scalar", "column": "gap"},
+        {"name": "gap", "unit": "meV", "kind": "scalar", "column": "gap"},
+        {"name": "gap", "unit": "eV", "kind": "energy", "column": "gap"},
+        {"name": "gap", "unit": "eV", "kind": "scalar", "column": "other"},
+    ]
+    specs = [parse_spec({"name": "a", "data": data, "target": target}, source="a") for target in targets]
+    assert len({spec.hash for spec in [*specs, Spec(name="a")]}) == 5
+
+
+def test_a_column_that_is_not_known_to_hold_formation_energies_has_to_be_named() -> None:
+    with pytest.raises(SpecError, match=r"target\.name: is missing\. In words"):
+        parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "gap"}}, source="a")
+    known = {"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "formation_energy_per_atom"}}
+    assert parse_spec(known, source="a").predicts.kind == "energy"
+
+
+def test_a_class_has_no_unit() -> None:
+    content = {"name": "a", "data": {"dataset": "b.csv"}, "target": {"name": "x", "kind": "class", "unit": "eV"}}
+    with pytest.raises(SpecError, match="has no unit"):
+        parse_spec(content, source="a")

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mbqueue.experiment import DataSpec, ModelSpec, Spec, TrainSpec
+from mbqueue.experiment import DataSpec, ModelSpec, Spec, TargetSpec, TrainSpec
 from mbqueue.settings import NotifySettings, Settings, fields_of, is_section
 
 PAGE = Path(__file__).parent.parent / "docs" / "experiment-file.md"
@@ -54,7 +54,7 @@ Settings of the project and its sessions. Nothing here changes a result, and eac
 def page() -> str:
     """The whole page."""
     parts = [_HEAD, "## Top of the file\n", _table(Spec)]
-    for name, section in (("data", DataSpec), ("model", ModelSpec), ("train", TrainSpec)):
+    for name, section in (("data", DataSpec), ("target", TargetSpec), ("model", ModelSpec), ("train", TrainSpec)):
         parts += [f"## [{name}]\n", _table(section)]
     settings = _SETTINGS_HEAD.replace("# ", "## ", 1)
     return "\n".join([*parts, settings, _settings(Settings), "### [notify]\n", _settings(NotifySettings)])
@@ -63,7 +63,7 @@ def page() -> str:
 def _table(model: type[BaseModel]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     rows += [
-        f"| `{name}` | {_type(field)} | {_default(field)} | {_escaped(field.description or '')} |"
+        f"| `{name}` | {_type(field)} | {_default(model, field)} | {_escaped(field.description or '')} |"
         for name, field in model.model_fields.items()
         if not _is_section(field)
     ]
@@ -110,9 +110,11 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
                 yield f"{sign} {_number(getattr(entry, attribute))}"
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(model: type[BaseModel], field: FieldInfo) -> str:
+    if model is Spec and field.is_required():
         return "the file's name"
+    if field.is_required():
+        return "needed"
     return _value(field.default)
 
 

@@ -144,7 +144,7 @@ def _dataset() -> Finding:
     from mbqueue.data.official import is_whole, official_file
 
     try:
-        file = official_file()
+        file = official_file(OFFICIAL_DATASET)
     except DataError as error:
         return Finding("dataset", "problem", "cannot be looked for", str(error))
     if file.path.exists():

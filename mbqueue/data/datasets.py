@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.errors import DataError, InvalidCrystals, UsageError
-from mbqueue.experiment import OFFICIAL_DATASET, SAMPLE_DATASET
+from mbqueue.experiment import SAMPLE_DATASET
+from mbqueue.task import FORMATION_ENERGY, TASKS, Target
 
 if TYPE_CHECKING:
     from mbqueue.data.crystals import Crystals
@@ -31,7 +32,7 @@ class Dataset:
         crystals: what can be used, in the order of the source.
         dropped: (id, reason) of what was left out, in order; empty unless that was asked for.
         source: name or path, for people.
-        official: whether this is matbench's own ``matbench_mp_e_form``, whole and in its order.
+        official: whether this is the dataset of a task of matbench, whole and in its order.
     """
 
     crystals: Crystals
@@ -43,19 +44,19 @@ class Dataset:
 def check_dataset(name_or_path: str, *, project_root: Path | None = None) -> None:
     """Raise what ``load`` would raise at once, as far as that can be told without reading the data.
 
-    Imports nothing that takes time. The official data set passes whether it is on this machine or not.
+    Imports nothing that takes time. Those of matbench's tasks pass whether they are on this machine or not.
 
     Raises:
         UsageError: when there is no such name or path, or its form is not known.
         DataError: when a file is empty or a folder has no ``id_prop.csv``.
     """
-    if name_or_path in (OFFICIAL_DATASET, SAMPLE_DATASET):
+    if name_or_path in TASKS or name_or_path == SAMPLE_DATASET:
         return
     path = _path_of(name_or_path, project_root)
     if not path.exists():
         raise UsageError(
-            f"There is no data set {name_or_path!r}: it is neither {OFFICIAL_DATASET!r} nor {SAMPLE_DATASET!r}, and "
-            f"there is no file or folder {path}."
+            f"There is no data set {name_or_path!r}: it is neither a task of matbench (mbqueue tasks lists them) nor "
+            f"{SAMPLE_DATASET!r}, and there is no file or folder {path}."
         )
     if path.is_dir():
         if not (path / "id_prop.csv").is_file():
@@ -70,11 +71,11 @@ def is_at_hand(name_or_path: str, *, project_root: Path | None = None) -> bool:
     """Whether a data set is on this machine, so that ``load`` needs no download."""
     if name_or_path == SAMPLE_DATASET:
         return True
-    if name_or_path == OFFICIAL_DATASET:
+    if name_or_path in TASKS:
         from mbqueue.data.official import official_file  # noqa: PLC0415  a check of the sample needs none of it
 
         try:
-            return official_file().path.exists()
+            return official_file(name_or_path).path.exists()
         except DataError:
             return False
     return _path_of(name_or_path, project_root).exists()
@@ -88,17 +89,19 @@ def load(
     seed: int = 0,
     drop_invalid: bool = False,
     targets_required: bool = True,
+    target: Target = FORMATION_ENERGY.target,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set; the official one is downloaded first if it is not on this machine.
+    """Read a data set; one of matbench's is downloaded first if it is not on this machine.
 
     Args:
-        name_or_path: ``matbench_mp_e_form``, ``sample``, or a file or folder (see ``formats``).
+        name_or_path: a task of matbench, ``sample``, or a file or folder (see ``formats``).
         project_root: what a relative path is relative to; by default the working folder.
         limit: keep only so many crystals, drawn with ``seed``, in their order; 0 keeps all.
         seed: seeds that draw.
         drop_invalid: leave out what cannot be used, instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; else its target is nan (for prediction).
+        target: what is to be predicted: its kind and its column.
         progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
 
     Raises:
@@ -112,12 +115,12 @@ def load(
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
 
     check_dataset(name_or_path, project_root=project_root)
-    gatherer = Gatherer(targets_required=targets_required)
-    is_official = name_or_path == OFFICIAL_DATASET
-    if is_official:
-        file = official.official_file()
+    task = TASKS.get(name_or_path)
+    gatherer = Gatherer(targets_required=targets_required, target=target if task is None else task.target)
+    if task is not None:
+        file = official.official_file(task.dataset)
         path = official.fetch(file, progress=progress)
-        formats.read_official(gatherer, path, progress)
+        formats.read_official(gatherer, path, progress, task)
         count = len(gatherer) + len(gatherer.offenders)
         if count != file.n:
             raise DataError(f"{path} has {count} entries and should have {file.n}. Remove it; it is then downloaded.")
@@ -135,7 +138,9 @@ def load(
     if 0 < limit < len(crystals):
         whole = False
         crystals = crystals.select(drawn_rows(len(crystals), limit, seed))
-    return Dataset(crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=is_official and whole)
+    return Dataset(
+        crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=task is not None and whole
+    )
 
 
 def _path_of(name_or_path: str, project_root: Path | None) -> Path:

@@ -16,12 +16,16 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.density import density_of
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
+from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, Target
 
 #: Two atoms nearer than this, Å, are taken for two at one place: one atom, say, whose copies by symmetry do not meet
 #: because a CIF rounds 1/3 to 0.333. The shortest distance of all is that of H₂, 0.74.
 OVERLAP = 0.3
-#: eV/atom. Whatever is beyond is no formation energy, and float32 could not square it.
+#: Whatever is beyond is no formation energy in eV/atom, nor any property in a sensible unit, and float32 could not
+#: square it.
 LARGEST_TARGET = 1e6
+#: What a class may be given as, besides numbers.
+_CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
 #: Cells below this volume per atom, Å³, are taken for flat; other checks come before the one of dense cells.
 MIN_VOLUME_PER_ATOM = 0.1
 #: Å³ per atom. Of 37,248 crystals of the Materials Project, C3N4 is the densest by this measure, 5.57, and diamond
@@ -50,10 +54,13 @@ class Gatherer:
     Attributes:
         offenders: (id, reason) of every entry that cannot be used, in order.
         targets_required: whether an entry without a target is an offender; if not, its target is nan.
+        target_names: columns that may hold the target.
     """
 
-    def __init__(self, *, targets_required: bool = True) -> None:
+    def __init__(self, *, targets_required: bool = True, target: Target = FORMATION_ENERGY.target) -> None:
         """Start empty."""
+        self._kind = target.kind
+        self.target_names = (target.column,) if target.column else ENERGY_COLUMNS
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
         self._rows_of: dict[str, int] = {}
@@ -110,6 +117,8 @@ class Gatherer:
             if self.targets_required:
                 raise Unusable("the target is missing")
             return math.nan
+        if self._kind == "class":
+            return _class_of(target)
         try:
             # Python would take True for 1 and "1_0" for 10.
             value = float(target) if not isinstance(target, bool) and "_" not in str(target) else None
@@ -118,8 +127,20 @@ class Gatherer:
         if value is None:
             raise Unusable(f"the target {target!r:.100} is not a number")
         if not abs(value) <= LARGEST_TARGET:
-            raise Unusable(f"the target is {value} eV/atom")
+            beyond = f", beyond ±{LARGEST_TARGET:g}: give it in a larger unit" if math.isfinite(value) else ""
+            raise Unusable(f"the target is {value:g}{beyond}")
         return value
+
+
+def _class_of(target: Any) -> float:
+    """1 or 0, for a number or a word that says so."""
+    try:
+        value = _CLASSES[target] if isinstance(target, bool) or target in _CLASSES else float(target)
+    except (TypeError, ValueError):
+        value = math.nan
+    if value not in (0.0, 1.0):
+        raise Unusable(f"the target {target!r:.100} is no class: give 0 or 1, or true or false")
+    return value
 
 
 def _writable(text: str) -> str:

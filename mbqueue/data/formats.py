@@ -20,10 +20,9 @@ from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.json_rows import JsonTable, Progress, lines_of, opened, parse_json
 from mbqueue.data.poscar import read_poscar
 from mbqueue.errors import DataError, SourceAway
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import Task
 
 ID_NAMES = ("id", "material_id", "mbid", "jid")
-TARGET_NAMES = ("e_form", "target", "formation_energy_per_atom")
 STRUCTURE_NAME = "structure"
 CIF_NAME = "cif"
 
@@ -43,14 +42,14 @@ def read_json(gatherer: Gatherer, path: Path, progress: Progress | None) -> None
     """A table in JSON; rows without an id of their own are named by the table's index."""
     for number, index, entry in _json_entries(gatherer, path, progress):
         name = _first(entry, ID_NAMES)
-        gatherer.add(str(number if index is None else index) if name is None else str(name), *_cells(entry))
+        gatherer.add(str(number if index is None else index) if name is None else str(name), *_cells(gatherer, entry))
 
 
-def read_official(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
-    """matminer's file of ``matbench_mp_e_form``, its rows named as matbench names them (index 0: …-000001)."""
+def read_official(gatherer: Gatherer, path: Path, progress: Progress | None, task: Task) -> None:
+    """matminer's file of a task, its rows named as matbench names them (index 0: …-000001)."""
     for number, index, entry in _json_entries(gatherer, path, progress):
         place = index if isinstance(index, int) else number
-        gatherer.add(FORMATION_ENERGY.id_of(place), *_cells(entry))
+        gatherer.add(task.id_of(place), *_cells(gatherer, entry))
 
 
 def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
@@ -68,7 +67,7 @@ def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -
             if name is None:
                 gatherer.refuse(f"line {number}", f"it is not an object with one of {', '.join(ID_NAMES)}")
             else:
-                gatherer.add(str(name), *_cells(entry))
+                gatherer.add(str(name), *_cells(gatherer, entry))
 
 
 def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
@@ -82,7 +81,9 @@ def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
             for number, row in enumerate(rows, 1):
                 name = _first(row, ID_NAMES)
                 if name is not None:
-                    _add_parsed(gatherer, str(name), _plain(row[CIF_NAME] or ""), "cif", _first(row, TARGET_NAMES))
+                    _add_parsed(
+                        gatherer, str(name), _plain(row[CIF_NAME] or ""), "cif", _first(row, gatherer.target_names)
+                    )
                 else:
                     gatherer.refuse(f"row {number}", f"it has nothing in column {' or '.join(ID_NAMES)}")
         except (csv.Error, UnicodeDecodeError) as error:
@@ -140,7 +141,7 @@ def _json_entries(
 
 def _check_columns(gatherer: Gatherer, path: Path, found: Sequence[Any], *needed: tuple[str, ...]) -> None:
     """Raise unless a table has a column of each kind; one of targets too, where they are required."""
-    for wanted in (*needed, TARGET_NAMES)[: None if gatherer.targets_required else len(needed)]:
+    for wanted in (*needed, gatherer.target_names)[: None if gatherer.targets_required else len(needed)]:
         if not set(wanted) & set(map(str, found)):
             raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(map(str, found))}.")
 
@@ -155,8 +156,8 @@ def _named(path: Path, table: JsonTable, number: int, row: Any) -> tuple[Any, Ma
     return table.index[number] if table.index is not None else None, dict(zip(table.columns, row, strict=True))
 
 
-def _cells(entry: Mapping[str, Any]) -> tuple[Any, Any]:
-    return entry.get(STRUCTURE_NAME), _first(entry, TARGET_NAMES)
+def _cells(gatherer: Gatherer, entry: Mapping[str, Any]) -> tuple[Any, Any]:
+    return entry.get(STRUCTURE_NAME), _first(entry, gatherer.target_names)
 
 
 def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> Any:

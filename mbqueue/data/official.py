@@ -1,4 +1,4 @@
-"""The file of ``matbench_mp_e_form``: where matminer keeps it, and getting it over a connection that breaks."""
+"""The files of matbench's tasks: where matminer keeps them, and getting one over a connection that breaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.errors import DataError, SourceAway
-from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.files import fsync_dir, sha256_of_file
 
 Progress = Callable[[int, int], None]
@@ -43,8 +42,8 @@ class OfficialFile:
     n: int
 
 
-def official_file(name: str = OFFICIAL_DATASET) -> OfficialFile:
-    """Where the official file is or will be; imports nothing of matminer.
+def official_file(name: str) -> OfficialFile:
+    """Where the file of a task is or will be; imports nothing of matminer.
 
     Raises:
         DataError: when matminer is not installed.

@@ -17,6 +17,7 @@ from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
+from mbqueue.task import FORMATION_ENERGY, Target
 
 Progress = Callable[[str], Callable[[int, int], None]]
 
@@ -55,6 +56,7 @@ def load_data(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None],
+    target: Target = FORMATION_ENERGY.target,
     targets_required: bool = True,
     store: ObjectStore | None = None,
     keep: Callable[[Shelf, Path, str], None] | None = None,
@@ -66,6 +68,7 @@ def load_data(
         dataset_hash: of the crystals, once the experiment was prepared; they are then taken from the cache without
             reading the source, when they are there.
         store: the project's object store, where it has one and it is open already.
+        target: what is to be predicted: its kind and its column.
         targets_required: whether a crystal without a target is an error; else its target is nan.
         keep: told of a file of crystals that other machines should find on a shelf, and of its dataset's hash; by
             default it is copied there before this goes on.
@@ -88,6 +91,7 @@ def load_data(
             limit=wanted.limit,
             seed=seed,
             drop_invalid=wanted.drop_invalid,
+            target=target,
             targets_required=targets_required,
             progress=progress("reading"),
         )

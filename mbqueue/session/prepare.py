@@ -17,7 +17,7 @@ def run(place: Workplace, lease: Lease) -> str:
     job = lease.job
     experiment, spec = place.experiment_of(job)
     data = place.data_for(job, experiment, spec)
-    check_folds(len(data.crystals), spec.train.validation)
+    check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     place.frozen_for(job, spec, data)
     # Whoever shares the store may have no other way to these crystals, and goes by the commit. On a drive nobody knows
     # when others will see what is written, so nothing is waited for.

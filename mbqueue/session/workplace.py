@@ -269,6 +269,7 @@ class Workplace:
                 self.project,
                 spec.data,
                 seed=spec.seed,
+                target=spec.predicts,
                 dataset_hash=experiment.dataset_hash,
                 progress=lambda what: self._stoppable_progress_of(job, what),
                 should_stop=self.should_stop,

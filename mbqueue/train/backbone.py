@@ -45,7 +45,9 @@ def is_prepared(spec: Spec, frozen: FrozenBackbone) -> bool:
 
 def kinds_needed(spec: Spec) -> tuple[str, ...]:
     """What of the frozen backbone an experiment uses."""
-    return ("energies", "features") if spec.model.trainable == "head" else ("energies",)
+    if spec.model.trainable == "head":
+        return ("energies", "features")
+    return ("energies",) if spec.target.kind == "energy" else ()
 
 
 def prepare_frozen(
@@ -65,6 +67,8 @@ def prepare_frozen(
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.
     """
+    if not kinds_needed(spec):
+        return True
     family = family_of(spec.model.pretrained)
     model = family.load_pretrained(spec.model.pretrained).to(device).eval()
     feed = GraphFeed(family, cache)

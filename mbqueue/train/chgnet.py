@@ -128,8 +128,26 @@ def set_references(model: CHGNet, references: References) -> None:
     """Put the references into the model's AtomRef, in place."""
     weight = model.composition_model.fc.weight
     with torch.no_grad():
-        weight.copy_(torch.as_tensor(references.energies, dtype=weight.dtype)[None])
+        weight.copy_(torch.as_tensor(references.values, dtype=weight.dtype)[None])
     model.composition_model.fitted = True
+
+
+def reset_read_out(model: CHGNet) -> None:
+    """Zero the read-out's last layer, in place: the model predicts by its references alone, and learns from there."""
+    with torch.no_grad():
+        for parameter in _last_layer(model).parameters():
+            parameter.zero_()
+
+
+def scale_output(model: CHGNet, factor: float) -> None:
+    """Multiply what the model predicts, in place: in the read-out's last layer, and in the references."""
+    with torch.no_grad():
+        for parameter in [*_last_layer(model).parameters(), model.composition_model.fc.weight]:
+            parameter.mul_(factor)
+
+
+def _last_layer(model: CHGNet) -> nn.Linear:
+    return [layer for layer in model.mlp.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def frozen(model: CHGNet, batch: Batch) -> tuple[Tensor, Tensor]:

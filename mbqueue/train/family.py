@@ -61,6 +61,12 @@ class ModelFamily(Protocol):
     def set_references(self, model: Any, references: References, /) -> None:
         """Put the element references into the model, in place."""
 
+    def reset_read_out(self, model: Any, /) -> None:
+        """Let the model predict by its references alone, in place, in such a way that training starts from there."""
+
+    def scale_output(self, model: Any, factor: float, /) -> None:
+        """Multiply what the model predicts, in place."""
+
     # -- what is computed ----------------------------------------------------------------------------------------
 
     def make_batch(self, cache: GraphCache, rows: NDArray[np.int64], distortion: Distortion | None, /) -> Batch:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.data.batches import Distortion
@@ -33,10 +33,10 @@ from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.predict import opposite_strains
-from mbqueue.train.references import compositions, fit_references
 from mbqueue.train.rows import split_rows
 from mbqueue.train.saver import Save, Saver
-from mbqueue.train.step import infer, listed, loss_sum
+from mbqueue.train.start import start_of
+from mbqueue.train.step import infer, listed
 from mbqueue.train.stepper import Stepper
 
 
@@ -86,7 +86,7 @@ class FoldRun:
     ) -> None:
         self.spec, self.fold, self.device = spec, fold, device
         self.family = family_of(spec.model.pretrained)
-        self.rows = split_rows(len(crystals), spec, fold)
+        self.rows = split_rows(crystals.targets, spec, fold)
         self.steps_per_epoch = -(-len(self.rows.train) // spec.train.batch_size)
         self._crystals, self._checkpoints = crystals, checkpoints
         self._note, self._clock = on_note, clock or SystemClock()
@@ -99,18 +99,10 @@ class FoldRun:
         self._conditions = Conditions(
             spec, device, memory_file=memory_file, extra=fingerprint_extra or {}, on_note=on_note
         )
-        self._first, self.absent_elements = self._first_model(frozen)
+        self._start = start_of(spec, self.family, crystals, frozen, self.rows.train)
+        self.absent_elements = self._start.absent
         # The learner of the newest commit; None when that has to be read first.
         self._learner: Learner | None = None
-
-    def _first_model(self, frozen: FrozenBackbone) -> tuple[Any, tuple[int, ...]]:
-        """The pretrained model with references fitted on the training rows, and the elements that those lack."""
-        model = self.family.load_pretrained(self.spec.model.pretrained)
-        shares = compositions(self._crystals.atomic_numbers, self._crystals.atom_offsets)
-        train = self.rows.train
-        references = fit_references(shares[train], self._crystals.targets[train], frozen.energies()[train])
-        self.family.set_references(model, references)
-        return model, references.absent
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -168,7 +160,7 @@ class FoldRun:
                 self.spec,
                 self.fold,
                 dataset_hash=self._crystals.hash,
-                first=self._first,
+                first=self._start.model,
                 device=self.device,
                 steps_per_epoch=self.steps_per_epoch,
             )
@@ -224,7 +216,7 @@ class FoldRun:
         stepper = Stepper(
             learner,
             self._feed,
-            train,
+            self._start.objective,
             device=self.device,
             ids=self._crystals.ids,
             clock=self._clock,
@@ -275,14 +267,14 @@ class FoldRun:
         began = self._clock.monotonic()
         averaged = learner.average.applied() if learner.average else contextlib.nullcontext()
         with averaged, calculating(self.device, "float32"):
-            predicted = self._infer(learner.model, self.rows.validation, should_stop)
-        if predicted is None:
+            found = self._infer(learner.model, self.rows.validation, should_stop)
+        if found is None:
             return False
-        target = self._crystals.targets[self.rows.validation]
-        val_loss = float(loss_sum(self.spec.train, torch.from_numpy(predicted), torch.from_numpy(target)))
+        target, objective = self._crystals.targets[self.rows.validation], self._start.objective
+        output = torch.from_numpy(found)
         learner.close_epoch(
-            val_loss=val_loss / len(target),
-            val_mae=float(np.abs(predicted - target).mean()),
+            val_loss=float(objective.loss_sum(output, torch.from_numpy(target))) / len(target),
+            val_mae=float(np.abs(objective.prediction(output).numpy() - target).mean()),
             seconds=self._clock.monotonic() - began,
         )
         return True
@@ -316,12 +308,19 @@ class FoldRun:
     def best_model(self) -> Any:
         """The best epoch's model (averaged weights when averaging is on), on the CPU; with no epochs, the first one.
 
+        Its output is in the unit of the target; of a class, logits.
+
         Raises:
             CheckpointError: when no epoch is finished, or the best one's commit is gone.
         """
-        model = self.family.copy_of(self._first)
-        if not self.spec.train.epochs:
-            return model
+        model = self.family.copy_of(self._start.model)
+        if self.spec.train.epochs:
+            model.load_state_dict(self._best_weights())
+        if self._start.objective.scale != 1.0:
+            self.family.scale_output(model, self._start.objective.scale)
+        return model
+
+    def _best_weights(self) -> dict[str, Tensor]:
         newest = self._checkpoints.newest()
         if newest is None or newest.best is None:
             raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self._checkpoints.where}.")
@@ -331,18 +330,17 @@ class FoldRun:
                 f"The best epoch's commit {newest.best['commit']} is not in {self._checkpoints.where}."
             )
         state = self._checkpoints.load(best)
-        model.load_state_dict({**state.model, **state.average})
-        return model
+        return {**state.model, **state.average}
 
     def predict_test(
         self, model: nn.Module, *, should_stop: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float64] | None:
-        """Formation energies of the test rows, eV/atom, in the order of ``rows.test``; None when asked to stop.
+        """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
 
         With ``train.test_strains`` they are means over the crystals as they are and under small strains.
 
         Args:
-            model: usually `best_model`; it is moved to the device.
+            model: usually `best_model`, in the unit of the target; it is moved to the device.
             should_stop: asked before every batch.
 
         Raises:
@@ -350,6 +348,7 @@ class FoldRun:
             NonFiniteLoss: naming the crystals whose prediction is not finite.
         """
         self._conditions.begin()
+        in_unit = replace(self._start.objective, scale=1.0)
         distortions = opposite_strains(self.spec.train.test_strains)
         total = np.zeros(len(self.rows.test))
         with calculating(self.device, "float32"):
@@ -357,7 +356,7 @@ class FoldRun:
                 found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion)
                 if found is None:
                     return None
-                total += found
+                total += in_unit.prediction(torch.from_numpy(found)).numpy()
         return total / len(distortions)
 
     def _infer(
@@ -378,13 +377,13 @@ class FoldRun:
         )
         if found is None:
             return None
-        [energies] = found
-        bad = rows[~np.isfinite(energies)]
+        [output] = found
+        bad = rows[~np.isfinite(output)]
         if len(bad):
             raise NonFiniteLoss(
-                f"Fold {self.fold}: the energies of {len(bad)} of {len(rows)} crystals are not finite, so they are "
+                f"Fold {self.fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite, so they are "
                 f"not kept: {listed([self._crystals.ids[row] for row in bad])}. When these are nearly all, training "
                 "diverged: enqueue the experiment under another name with a lower train.lr. Else look at their "
                 "distances."
             )
-        return energies.astype(np.float64)
+        return output.astype(np.float64)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mbqueue.data.folds import test_rows, train_rows, validation_split
 from mbqueue.experiment import Spec
 from mbqueue.train.feeds import Rows
@@ -18,10 +21,11 @@ class FoldRows:
     test: Rows
 
 
-def split_rows(n: int, spec: Spec, fold: int) -> FoldRows:
-    """The fold's rows; nothing is held out for validation when there is no epoch to choose."""
-    outer = train_rows(n, fold)
+def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
+    """The fold's rows of a dataset with these targets, [N]; without epochs nothing is held out for validation."""
+    n, classes = len(targets), targets if spec.predicts.is_class else None
+    outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]
     if spec.train.epochs:
-        train, validation = validation_split(outer, spec.train.validation, spec.seed, fold)
-    return FoldRows(train=train, validation=validation, test=test_rows(n, fold))
+        train, validation = validation_split(outer, spec.train.validation, spec.seed, fold, classes=classes)
+    return FoldRows(train=train, validation=validation, test=test_rows(n, fold, classes=classes))

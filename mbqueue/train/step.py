@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mbqueue.data.batches import Distortion
 from mbqueue.errors import NonFiniteLoss
-from mbqueue.experiment import TrainSpec
 from mbqueue.train.arrivals import Arrived, Fetch, arriving
 from mbqueue.train.feeds import Feed, Rows, host_batches, pack
 from mbqueue.train.gated import gradient_scale
 from mbqueue.train.memory import DeviceMemory, OutOfMemory, Shortage, is_out_of_memory
+from mbqueue.train.objective import Objective
 from mbqueue.train.optim import set_learning_rate
 
 _LISTED = 70
@@ -32,7 +31,7 @@ class StepResult:
 
     Attributes:
         loss: sum of the loss over the step's structures.
-        abs_error: sum of the absolute errors, eV/atom.
+        abs_error: sum of the absolute errors, in the unit of the target.
         grad_norm: norm of the gradient before clipping.
         structures: how many.
     """
@@ -41,15 +40,6 @@ class StepResult:
     abs_error: float
     grad_norm: float
     structures: int
-
-
-def loss_sum(spec: TrainSpec, predicted: Tensor, target: Tensor) -> Tensor:
-    """Sum of the loss over a batch, eV/atom (or its square)."""
-    if spec.loss == "l1":
-        return functional.l1_loss(predicted, target, reduction="sum")
-    if spec.loss == "l2":
-        return functional.mse_loss(predicted, target, reduction="sum")
-    return functional.huber_loss(predicted, target, reduction="sum", delta=spec.huber_delta)
 
 
 class Guard:
@@ -110,7 +100,7 @@ def begin_step(
     feed: Feed,
     batches: Sequence[Arrived],
     *,
-    spec: TrainSpec,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     guard: Guard,
     parameters: Sequence[nn.Parameter],
@@ -120,6 +110,7 @@ def begin_step(
 
     Args:
         batches: the micro-batches; their gradients add up to that of one batch.
+        objective: what is made small.
         guard: of the optimizer.
         parameters: what is trained in this step.
         rate: the learning rate.
@@ -133,7 +124,7 @@ def begin_step(
     arrived = batches[0]
     try:
         for arrived in batches:
-            _add_gradient(model, feed, arrived.batch, spec=spec, structures=len(rows), totals=totals)
+            _add_gradient(model, feed, arrived.batch, objective=objective, structures=len(rows), totals=totals)
         for parameter in parameters:
             # A parameter that this batch does not reach (no angles in it) must still decay and keep its momentum,
             # or the result would depend on how crystals are batched.
@@ -143,7 +134,7 @@ def begin_step(
         if scale != 1:
             torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)
         # Clipping by infinity only measures.
-        norm = nn.utils.clip_grad_norm_(parameters, spec.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(parameters, objective.spec.clip_norm or math.inf)
         figures = torch.cat([totals, norm[None].double()])
         guard.see(figures)
     except RuntimeError as error:
@@ -159,17 +150,17 @@ def begin_step(
 
 
 def _add_gradient(
-    model: nn.Module, feed: Feed, batch: Any, *, spec: TrainSpec, structures: int, totals: Tensor
+    model: nn.Module, feed: Feed, batch: Any, *, objective: Objective, structures: int, totals: Tensor
 ) -> None:
     """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
 
     What it takes on the device is gone when it returns or fails, as its locals are.
     """
-    predicted = feed.predict(model, batch)
-    loss = loss_sum(spec, predicted, batch.targets)
+    output = feed.predict(model, batch)
+    loss = objective.loss_sum(output, batch.targets)
     scale = gradient_scale(structures)
     (loss / structures if scale == 1 else loss * (scale / structures)).backward()  # type: ignore[no-untyped-call]
-    totals += torch.stack([loss.detach(), (predicted.detach() - batch.targets).abs().sum()])
+    totals += torch.stack([loss.detach(), objective.abs_error_sum(output.detach(), batch.targets)])
 
 
 def listed(ids: Sequence[str]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mbqueue.clock import Clock
-from mbqueue.experiment import TrainSpec
 from mbqueue.train.arrivals import Arrived
 from mbqueue.train.feeds import Feed
 from mbqueue.train.learner import Learner
+from mbqueue.train.objective import Objective
 from mbqueue.train.outcome import StepReport
 from mbqueue.train.step import Guard, Step, begin_step
 
@@ -29,7 +29,7 @@ class Stepper:
     Args:
         learner: what is trained.
         feed: where its batches come from.
-        spec: how it is trained.
+        objective: what is made small.
         device: where.
         ids: id of every crystal of the dataset, for errors.
         clock: measures the steps.
@@ -40,14 +40,14 @@ class Stepper:
         self,
         learner: Learner,
         feed: Feed,
-        spec: TrainSpec,
+        objective: Objective,
         *,
         device: torch.device,
         ids: Sequence[str],
         clock: Clock,
         on_step: Callable[[StepReport], None],
     ) -> None:
-        self._learner, self._feed, self._spec, self._ids = learner, feed, spec, ids
+        self._learner, self._feed, self._objective, self._ids = learner, feed, objective, ids
         self._clock, self._on_step = clock, on_step
         self._lead = steps_in_flight(device)
         self._parameters = [parameter for parameter in learner.trained.values() if parameter.requires_grad]
@@ -67,7 +67,7 @@ class Stepper:
             learner.model,
             self._feed,
             batches,
-            spec=self._spec,
+            objective=self._objective,
             optimizer=learner.optimizer,
             guard=self._guard,
             parameters=self._parameters,

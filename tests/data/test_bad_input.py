@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mbqueue.data.datasets import load
 from mbqueue.data.geometry import count_neighbors, examine
 from mbqueue.data.graphs import convert
 from mbqueue.errors import DataError, InvalidCrystals
+from mbqueue.task import Target
 from tests.data.crystal_making import SALT, cubic, entry
 
 
@@ -123,12 +125,37 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
         ([1], "is not a number"),
         (True, "True is not a number"),
         ("1_0", "'1_0' is not a number"),
-        (1e300, r"the target is 1e\+300 eV/atom"),
+        (1e300, r"the target is 1e\+300, beyond ±1e\+06"),
     ],
 )
 def test_a_bad_target_is_refused(tmp_path, target, reason):
     with pytest.raises(InvalidCrystals, match=reason):
         load(write(tmp_path / "bad.jsonl", [entry(), entry(name="bad", target=target)]))
+
+
+IS_METAL = Target(name="metallicity", unit="", kind="class", column="is_metal")
+
+
+@pytest.mark.parametrize("value", [2, 0.5, "maybe", [1], math.nan, "1_0"])
+def test_a_class_that_is_neither_0_nor_1_is_refused(tmp_path, value):
+    rows = [{**entry(name="good"), "is_metal": True}, {**entry(name="bad"), "is_metal": value}]
+    with pytest.raises(InvalidCrystals, match=r"bad: the target .* is no class: give 0 or 1, or true or false"):
+        load(write(tmp_path / "bad.jsonl", rows), target=IS_METAL)
+
+
+def test_a_class_may_be_given_as_a_number_or_a_word(tmp_path):
+    values = [1, 0, 1.0, 0.0, True, False, "true", "False", "1", "0"]
+    rows = [{**entry(name=str(number)), "is_metal": value} for number, value in enumerate(values)]
+    crystals = load(write(tmp_path / "good.jsonl", rows), target=IS_METAL).crystals
+    assert crystals.targets.tolist() == [1, 0] * 5
+
+
+def test_a_column_that_is_named_is_the_only_one_that_counts(tmp_path):
+    rows = [{**entry(name=str(number)), "gap": number / 2} for number in range(3)]
+    gap = Target(name="band gap", unit="eV", kind="scalar", column="gap")
+    assert load(write(tmp_path / "two.jsonl", rows), target=gap).crystals.targets.tolist() == [0, 0.5, 1]
+    with pytest.raises(DataError, match=r"bandgap|the target is missing"):
+        load(str(tmp_path / "two.jsonl"), target=replace(gap, column="bandgap"))
 
 
 def test_all_offenders_are_named_at_once_and_the_rest_can_be_had_without_them(tmp_path):

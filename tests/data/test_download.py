@@ -13,6 +13,7 @@ import pytest
 from mbqueue.data.official import OfficialFile, fetch, official_file
 from mbqueue.errors import DataError
 from mbqueue.files import sha256_of_file
+from mbqueue.task import FORMATION_ENERGY
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
@@ -191,10 +192,10 @@ def test_place_address_and_digest_are_those_of_matminer(monkeypatch, tmp_path):
     from matminer.datasets.dataset_retrieval import get_dataset_attribute
     from matminer.datasets.utils import _get_data_home
 
-    file = official_file()
+    file = official_file(FORMATION_ENERGY.dataset)
     assert str(file.path) == _get_data_home() + "/matbench_mp_e_form.json.gz"
     assert file.url == get_dataset_attribute("matbench_mp_e_form", "url")
     assert file.sha256 == get_dataset_attribute("matbench_mp_e_form", "hash")
     assert file.n == 132_752
     monkeypatch.setenv("MATMINER_DATA", str(tmp_path))
-    assert official_file().path.parent == tmp_path == Path(_get_data_home())
+    assert official_file(FORMATION_ENERGY.dataset).path.parent == tmp_path == Path(_get_data_home())

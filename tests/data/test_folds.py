@@ -12,26 +12,90 @@ import pytest
 from mbqueue.data import folds
 from mbqueue.errors import DataError
 from mbqueue.experiment import DataSpec, Spec
+from mbqueue.task import TASKS
 
 
 @pytest.fixture(scope="module")
-def matbench_folds() -> dict[str, dict[str, list[str]]]:
+def matbench_splits() -> dict[str, dict[str, dict[str, list[str]]]]:
     spec = importlib.util.find_spec("matbench")
     assert spec is not None, "matbench has to be installed: pip install --no-deps matbench"
     assert spec.submodule_search_locations
     file = Path(spec.submodule_search_locations[0]) / "matbench_v0.1_validation.json"
-    return json.loads(file.read_text())["splits"]["matbench_mp_e_form"]
+    return json.loads(file.read_text())["splits"]
 
 
-@pytest.mark.parametrize("fold", range(5))
-def test_folds_of_132752_crystals_are_the_official_ones(matbench_folds, fold):
-    official = matbench_folds[f"fold_{fold}"]
+REGRESSIONS = [task for task in TASKS.values() if not task.target.is_class]
 
-    def rows(part):
-        return sorted(int(name.rsplit("-", 1)[1]) - 1 for name in official[part])
 
-    assert folds.test_rows(132_752, fold).tolist() == rows("test")
-    assert folds.train_rows(132_752, fold).tolist() == rows("train")
+@pytest.mark.parametrize("task", REGRESSIONS, ids=lambda task: task.dataset)
+def test_folds_of_a_regression_task_are_those_that_matbench_ships(matbench_splits, task):
+    for fold in range(5):
+        official = matbench_splits[task.dataset][f"fold_{fold}"]
+        test, train = (set(map(task.id_of, rows(task.n, fold))) for rows in (folds.test_rows, folds.train_rows))
+        assert test == set(official["test"])
+        assert train == set(official["train"])
+
+
+def test_folds_of_the_class_task_are_dealt_out_class_by_class_as_matbench_ships_them(matbench_splits):
+    """The crystals' classes are in the file of structures alone. But of the folds that the rule gives to the crystals
+    of either class, in their order, matbench's must be a mixture; by chance it never is.
+    """
+    [task] = [task for task in TASKS.values() if task.target.is_class]
+    official = np.empty(task.n, np.int64)
+    for fold in range(5):
+        for name in matbench_splits[task.dataset][f"fold_{fold}"]["test"]:
+            official[int(name.rsplit("-", 1)[1]) - 1] = fold
+    assert task.id_of(task.n - 1) in set(matbench_splits[task.dataset][f"fold_{official[-1]}"]["test"])
+    ones = round(0.43492314796490533 * task.n)  # frac_true of matbench's metadata
+    found = [
+        is_mixture(official.tolist(), dealt(first, task.n), dealt(task.n - first, task.n, after=first))
+        for first in (ones, task.n - ones)
+    ]
+    assert found.count(True) == 1
+    assert not is_mixture(official[::-1].tolist(), dealt(ones, task.n), dealt(task.n - ones, task.n, after=ones))
+
+
+def dealt(count: int, n: int, after: int = 0) -> list[int]:
+    """The folds of ``count`` crystals of one class, in their order; ``after`` so many of the class that came first."""
+    first = after or count
+    classes = np.concatenate([np.zeros(first), np.ones(n - first)])
+    fold_of = np.empty(n, np.int64)
+    for fold in range(5):
+        fold_of[folds.test_rows(n, fold, classes=classes)] = fold
+    return fold_of[after : after + count].tolist()
+
+
+def is_mixture(whole: list[int], a: list[int], b: list[int]) -> bool:
+    """Whether ``whole`` is ``a`` and ``b``, each in its order, laid into one another."""
+    taken = {0}  # how many of a; any number that what came so far leaves open
+    for place, fold in enumerate(whole):
+        following = {i + 1 for i in taken if i < len(a) and a[i] == fold}
+        following |= {i for i in taken if 0 <= place - i < len(b) and b[place - i] == fold}
+        if not following:
+            return False
+        taken = following
+    return len(a) in taken
+
+
+@pytest.mark.parametrize("n", [11, 700, 10_001])
+@pytest.mark.parametrize("share", [0.5, 0.07])
+def test_stratified_folds_of_any_size_are_those_of_scikit_learn(n, share):
+    from sklearn.model_selection import StratifiedKFold
+
+    classes = (np.random.default_rng(n).random(n) < share).astype(float)
+    classes[:5], classes[5:10] = 1.0, 0.0
+    split = StratifiedKFold(5, shuffle=True, random_state=18012019).split(np.zeros(n), classes)
+    for fold, (train, test) in enumerate(split):
+        np.testing.assert_array_equal(folds.test_rows(n, fold, classes=classes), test)
+        np.testing.assert_array_equal(folds.train_rows(n, fold, classes=classes), train)
+
+
+def test_a_validation_part_has_its_share_of_each_class():
+    classes = (np.arange(1000) % 10 == 0).astype(float)
+    rows = folds.train_rows(1000, 2, classes=classes)
+    train, validation = folds.validation_split(rows, 0.1, seed=3, fold=2, classes=classes)
+    assert sorted([*train, *validation]) == rows.tolist()
+    assert (len(validation), classes[validation].sum()) == (80, 8)
 
 
 @pytest.mark.parametrize("n", [5, 7, 699, 10_001])
@@ -131,13 +195,24 @@ DRAWN = [5, 9, 15, 18]
 @pytest.mark.parametrize("n", [1, 4])
 def test_too_few_crystals_for_the_folds_are_refused(n):
     with pytest.raises(DataError, match=f"{n} crystals cannot be split into 5 folds"):
-        folds.check_folds(n, 0.05)
+        folds.check_folds(np.arange(float(n)), 0.05)
 
 
 def test_five_crystals_are_enough_for_all_folds():
-    folds.check_folds(5, 0.05)
+    folds.check_folds(np.arange(5.0), 0.05)
 
 
 def test_a_limit_below_the_number_of_folds_is_no_experiment():
     with pytest.raises(ValueError, match="3 crystals cannot be split into 5 folds"):
         Spec(name="few", data=DataSpec(limit=3))
+
+
+def test_a_constant_target_is_refused():
+    with pytest.raises(DataError, match=r"The target is 1\.5 for all 10 crystals"):
+        folds.check_folds(np.full(10, 1.5), 0.05)
+
+
+@pytest.mark.parametrize("ones", [0, 4, 20])
+def test_too_few_crystals_of_a_class_are_refused(ones):
+    with pytest.raises(DataError, match=f"{ones} of the 20 crystals are of class 1"):
+        folds.check_folds((np.arange(20) < ones).astype(float), 0.05, is_class=True)

@@ -22,6 +22,7 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import check_dataset, load
 from mbqueue.errors import DataError, UsageError
 from mbqueue.files import sha256_of_file
+from mbqueue.task import TASKS
 from tests.data.crystal_making import SALT, entry
 
 
@@ -161,27 +162,31 @@ def test_a_folder_of_cifs_is_read_by_the_conventions_of_cgcnn_and_alignn(tmp_pat
     assert told == [(1, 2), (2, 2)]
 
 
-def test_the_official_file_gets_the_ids_of_matbench(frame, tmp_path, monkeypatch):
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.dataset)
+def test_the_file_of_a_task_gets_the_ids_of_matbench_and_its_own_target(frame, tmp_path, monkeypatch, task):
     from matminer.utils.io import store_dataframe_as_json
 
     from mbqueue.data import official
 
+    values = frame["e_form"] > frame["e_form"].median() if task.target.is_class else frame["e_form"]
+    table = frame[["structure"]].assign(decoy=1.0, **{task.target.column or "e_form": values})
     monkeypatch.setenv("MATMINER_DATA", str(tmp_path))
-    file = official.official_file()
-    assert file.path == tmp_path / "matbench_mp_e_form.json.gz"
-    store_dataframe_as_json(frame, str(file.path), compression="gz", pbar=False)
+    file = official.official_file(task.dataset)
+    assert file.path == tmp_path / f"{task.dataset}.json.gz"
+    assert file.n == task.n
+    store_dataframe_as_json(table, str(file.path), compression="gz", pbar=False)
     with pytest.raises(DataError, match="its SHA-256 is another"):
-        load("matbench_mp_e_form")
+        load(task.dataset)
     file = replace(file, sha256=sha256_of_file(file.path))
-    monkeypatch.setattr(official, "official_file", lambda: file)
-    with pytest.raises(DataError, match="has 25 entries and should have 132752"):
-        load("matbench_mp_e_form")
+    monkeypatch.setattr(official, "official_file", lambda _name: file)
+    with pytest.raises(DataError, match=f"has 25 entries and should have {task.n}"):
+        load(task.dataset)
     file = replace(file, n=len(frame))
-    ours = load("matbench_mp_e_form")
+    ours = load(task.dataset)
     assert ours.official
-    assert ours.crystals.ids[0] == "mb-mp-e-form-000001"
-    assert ours.crystals.ids[-1] == "mb-mp-e-form-000025"
-    assert not load("matbench_mp_e_form", limit=9).official
+    assert [ours.crystals.ids[0], ours.crystals.ids[-1]] == [task.id_of(0), task.id_of(24)]
+    np.testing.assert_array_equal(ours.crystals.targets, values.to_numpy().astype(float))
+    assert not load(task.dataset, limit=9).official
 
 
 def test_a_limit_draws_crystals_with_the_seed_and_keeps_their_order(sample):

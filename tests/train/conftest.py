@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache as cache_results
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mbqueue.train.backbone import open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints, Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import EpochOutcome, StepReport
+from mbqueue.train.references import compositions
 
 CPU = torch.device("cpu")
 #: Where what a device computes is tested: also on the GPU, where there is one.
@@ -155,6 +157,7 @@ class Bench:
     crystals: Crystals
     cache: GraphCache
     folder: Path
+    kind: str = "energy"
 
     def run(
         self,
@@ -167,7 +170,7 @@ class Bench:
         **options: Any,
     ) -> FoldRun:
         """A fold of an experiment; ``options`` are of its [train] section, and ``trainable``, ``seed``."""
-        spec = small_spec(**options)
+        spec = small_spec(**{"kind": self.kind, **options})
         frozen = open_frozen(spec, self.crystals, self.folder)
         assert prepare_frozen(spec, self.cache, frozen, device=CPU)
         return FoldRun(
@@ -183,8 +186,12 @@ class Bench:
         )
 
 
-def small_spec(*, trainable: str = "all", seed: int = 0, pretrained: str = "0.3.0", **train: Any) -> Spec:
+def small_spec(
+    *, kind: str = "energy", trainable: str = "all", seed: int = 0, pretrained: str = "0.3.0", **train: Any
+) -> Spec:
     """A spec of two short epochs."""
+    unit = {"energy": "eV/atom", "scalar": "GPa", "class": ""}[kind]
+    target = {"target": {"name": "made up", "unit": unit, "kind": kind}} if kind != "energy" else {}
     settings = {"epochs": 2, "batch_size": 8, "lr": 1e-3, "validation": 0.2, **train}
     return parse_spec(
         {
@@ -193,6 +200,7 @@ def small_spec(*, trainable: str = "all", seed: int = 0, pretrained: str = "0.3.
             "data": {"dataset": "sample"},
             "model": {"trainable": trainable, "pretrained": pretrained},
             "train": settings,
+            **target,
         },
         source="test",
     )
@@ -245,6 +253,28 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     spec = small_spec(trainable="head")
     assert prepare_frozen(spec, cache, open_frozen(spec, crystals, folder), device=CPU)
     return Bench(crystals, cache, folder)
+
+
+@pytest.fixture(scope="session")
+def bench_of(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
+    """The same crystals with targets of a kind."""
+
+    @cache_results
+    def make(kind: str) -> Bench:
+        if kind == "energy":
+            return bench
+        folder = tmp_path_factory.mktemp(kind)
+        shares = compositions(bench.crystals.atomic_numbers, bench.crystals.atom_offsets)
+        density = bench.crystals.n_atoms / np.abs(np.linalg.det(bench.crystals.lattices))
+        targets = 300.0 + shares @ np.arange(94.0) + 4000.0 * density
+        if kind == "class":
+            targets = (targets > np.median(targets)).astype(float)
+        crystals = replace(bench.crystals, targets=targets)
+        cache = GraphCache.build(crystals, folder / "graphs", workers=1)
+        assert cache is not None
+        return Bench(crystals, cache, folder, kind)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -207,9 +207,9 @@ def test_references_are_the_least_squares_fit_and_absent_elements_are_reported(b
     present = np.unique(crystals.atomic_numbers).astype(int) - 1
     truth[present] = np.linspace(-1.0, 2.0, len(present))
     fitted = fit_references(shares, interaction + shares @ truth, interaction)
-    assert np.abs(shares @ fitted.energies - shares @ truth).max() < 1e-10
+    assert np.abs(shares @ fitted.values - shares @ truth).max() < 1e-10
     assert set(fitted.absent) == set(range(1, 95)) - set((present + 1).tolist())
-    assert all(fitted.energies[z - 1] == 0.0 for z in fitted.absent)
+    assert all(fitted.values[z - 1] == 0.0 for z in fitted.absent)
 
 
 def test_references_are_those_that_chgnets_own_atomref_fits_where_the_data_determine_them(bench: Any) -> None:
@@ -220,13 +220,13 @@ def test_references_are_those_that_chgnets_own_atomref_fits_where_the_data_deter
         model.composition_model.fit([crystals.structure(row) for row in range(len(crystals))], crystals.targets)
         stock = shares @ model.composition_model.fc.weight.detach().numpy()[0]
         ours = fit_references(shares, crystals.targets, np.zeros(len(crystals)))
-        mine = shares @ ours.energies
+        mine = shares @ ours.values
         if tolerance is not None:
             assert np.abs(mine - stock).max() < tolerance
         # Elsewhere CHGNet inverts a singular matrix in float32; a fit cannot be worse than that.
         assert ((mine - crystals.targets) ** 2).sum() <= ((stock - crystals.targets) ** 2).sum() + 1e-6
         set_references(model, ours)
-        assert np.allclose(model.composition_model.fc.weight.detach().numpy()[0], ours.energies, atol=1e-6)
+        assert np.allclose(model.composition_model.fc.weight.detach().numpy()[0], ours.values, atol=1e-6)
 
 
 def test_a_frozen_head_gets_no_gradient_in_its_backbone(bench: Any) -> None:

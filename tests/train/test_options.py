@@ -17,8 +17,9 @@ from mbqueue.train.arrivals import arriving
 from mbqueue.train.chgnet import depth, load_pretrained, trained_parameters
 from mbqueue.train.feeds import GraphFeed, pack
 from mbqueue.train.gated import PRODUCTS
+from mbqueue.train.objective import Objective
 from mbqueue.train.optim import WeightAverage, learning_rate, make_optimizer, open_for_training
-from mbqueue.train.step import Guard, begin_step, loss_sum
+from mbqueue.train.step import Guard, begin_step
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,9 @@ from mbqueue.train.step import Guard, begin_step, loss_sum
 )
 def test_losses_are_the_textbooks(kind: str, expected: float) -> None:
     predicted, target = torch.tensor([1.05, 1.0]), torch.tensor([1.0, 1.3])
-    assert float(loss_sum(TrainSpec(loss=kind, huber_delta=0.1), predicted, target)) == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert float(
+        Objective(TrainSpec(loss=kind, huber_delta=0.1), "energy").loss_sum(predicted, target)
+    ) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
@@ -62,7 +63,7 @@ def one_step(bench: Any, rows: np.ndarray, batches: int = 1, **options: Any) -> 
         model,
         feed,
         next(arriving([[feed.load(part) for part in np.array_split(rows, batches)]], device)),
-        spec=spec,
+        objective=Objective(spec, "energy"),
         optimizer=optimizer,
         guard=Guard(optimizer, device),
         parameters=list(trained.values()),

@@ -61,6 +61,10 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
     [
         {},
         {"trainable": "head"},
+        {"kind": "scalar"},
+        {"kind": "scalar", "trainable": "head"},
+        {"kind": "class"},
+        {"kind": "class", "trainable": "head"},
         {
             "ema_decay": 0.9,
             "layer_lr_decay": 0.8,
@@ -70,11 +74,12 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
             "group_by_size": True,
         },
     ],
-    ids=["full", "head", "all levers"],
+    ids=["full", "head", "scalar", "scalar head", "class", "class head", "all levers"],
 )
 def test_stopping_after_every_step_changes_no_byte(
-    bench: Any, helpers: Any, tmp_path: Path, options: Any, device: torch.device
+    bench_of: Any, helpers: Any, tmp_path: Path, options: Any, device: torch.device
 ) -> None:
+    bench = bench_of(options.get("kind", "energy"))
     whole = straight(bench, helpers, tmp_path / "whole", device=device, **options)
     pieces = killed_at_every_step(bench, helpers, tmp_path / "pieces", device=device, **options)
     assert essence(tmp_path / "pieces") == essence(tmp_path / "whole")

@@ -24,6 +24,7 @@ from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.learner import Learner
 from mbqueue.train.memory import OutOfMemory
+from mbqueue.train.objective import Objective
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import StepReport
 from mbqueue.train.stepper import Stepper
@@ -55,7 +56,7 @@ def stepper_of(bench: Any, helpers: Any, learner: Learner, told: list[StepReport
     return Stepper(
         learner,
         GraphFeed(chgnet, bench.cache),
-        helpers.small_spec().train,
+        Objective(helpers.small_spec().train, "energy"),
         device=CPU,
         ids=bench.crystals.ids,
         clock=SystemClock(),
