@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Job, Kind, Lease, Queue, State
+from mbqueue.queue.adopting import SeenSession, Trained
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.leases import MAX_FAILURES, retry_delay_seconds
 
@@ -36,6 +37,11 @@ FOLDS = st.sampled_from([0, 1])
 NAMES = st.sampled_from(["a", "b"])
 
 Key = tuple[str, Kind, int | None, int | None]
+
+
+def result_of(epoch: int | None) -> dict[str, Any]:
+    """What a job commits, so that two who train an epoch find the same."""
+    return {"dataset_hash": "d"} if epoch is None else {"dataset_hash": "d", "epoch": epoch, "val_mae": 1 / epoch}
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -51,6 +57,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = type(self).make_model()
         self.now = 1_000_000.0
         self.committed: dict[Key, int] = {}
+        self.rows: dict[Key, dict[str, Any]] = {}
         self.given: list[Lease] = []
         self.sessions: list[str] = []
 
@@ -275,7 +282,7 @@ class QueueMachine(RuleBasedStateMachine):
         write = partial(self.queue.skip_rest, why="machine") if stops else self.queue.commit
         job = self.attempt(
             lease,
-            lambda: write(lease, result={"dataset_hash": "d"}, now=self.now, publish=lambda: published.append(1)),
+            lambda: write(lease, result=result_of(lease.job.epoch), now=self.now, publish=lambda: published.append(1)),
         )
         assert bool(published) == bool(job)
         if job:
@@ -290,7 +297,7 @@ class QueueMachine(RuleBasedStateMachine):
         published, claimed = [], []
         stops = stops and lease.job.kind is Kind.TRAIN
         options = {"lease_seconds": LEASE, "skip_rest": "machine" if stops else None}
-        result = {"dataset_hash": "d"}
+        result = result_of(lease.job.epoch)
         job = self.attempt(
             lease,
             lambda: claimed.append(
@@ -315,7 +322,7 @@ class QueueMachine(RuleBasedStateMachine):
     def was_committed(self, job: Any, *, stops: bool) -> None:
         name, kind, fold, epoch = job.key
         assert job.key not in self.committed
-        self.committed[job.key] = job.fence
+        self.committed[job.key], self.rows[job.key] = job.fence, result_of(epoch)
         session, job.lost = job.session, 0
         job.drop_lease(State.COMMITTED)
         for later in self.model.of(name):
@@ -434,6 +441,91 @@ class QueueMachine(RuleBasedStateMachine):
         if self.attempt(lease, rewind):
             for fold in folds:
                 self.rewound(name, fold, to_epoch)
+
+    # -- what other databases of the project say --
+
+    @rule(
+        data=st.data(),
+        fold=FOLDS,
+        epochs=st.integers(0, EPOCHS),
+        differs_from=st.integers(1, EPOCHS + 1),
+        fence=st.integers(1, 5),
+        is_within=st.booleans(),
+        skip_rest=st.booleans(),
+    )
+    def adopt(self, data, fold, epochs, differs_from, fence, is_within, skip_rest):
+        """A chain of commits of elsewhere; from some epoch on it is of another training."""
+        name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
+        jobs = [job for job in self.model.of(name, fold) if job.key[1] is Kind.TRAIN]
+        prepare = self.model.jobs[(name, Kind.PREPARE, None, None)]
+        if not jobs or prepare.state is not State.COMMITTED:
+            return
+        history = [
+            {**result_of(epoch), **({"other": self.now} if epoch >= differs_from else {})}
+            for epoch in range(1, epochs + 1)
+        ]
+        facts = {"is_within": is_within, "skip_rest": skip_rest, "source": "machine"}
+        chain = Trained(experiment=name, fold=fold, history=history, fence=fence, **facts)
+        published = []
+        is_free = not any(job.state is State.LEASED for job in jobs)
+        assert self.queue.adopt(chain, now=self.now, publish=lambda: published.append(1)) == is_free
+        assert bool(published) == is_free
+        if is_free:
+            self.was_adopted(name, fold, jobs, chain)
+
+    def was_adopted(self, name, fold, jobs, chain):
+        rows = {job.key: self.rows.get(job.key) for job in jobs}
+        agreed = 0
+        for job, row in zip(jobs, chain.history, strict=False):
+            if job.state is not State.COMMITTED or rows[job.key] != row:
+                break
+            agreed += 1
+        if any(job.state is State.COMMITTED and job.key[3] > agreed for job in jobs):
+            self.rewound(name, fold, agreed)
+        for job in jobs[agreed:]:
+            epoch = job.key[3]
+            if epoch > len(chain.history):
+                if chain.is_within and epoch == len(chain.history) + 1:
+                    job.fence, job.started = max(job.fence, chain.fence), True
+                break
+            if job.state is State.CANCELLED:
+                break
+            if job.state is State.FAILED:
+                job.failures = 0
+            if job.state is not State.SKIPPED:
+                is_last = epoch == len(chain.history) and not chain.is_within
+                job.state, job.started, job.lost, job.not_before = State.COMMITTED, True, 0, 0.0
+                job.fence = max(job.fence, chain.fence if is_last else 0)
+                self.committed[job.key], self.rows[job.key] = job.fence, chain.history[epoch - 1]
+        if chain.skip_rest:
+            for job in jobs[len(chain.history) :]:
+                if job.state in {State.READY, State.WAITING}:
+                    job.state = State.SKIPPED
+        self.model.settle(name)
+
+    @rule(data=st.data(), session=st.sampled_from(["there", "elsewhere"]), seconds=st.sampled_from([LEASE, 600.0]))
+    def see_session(self, data, session, seconds):
+        name, fold = data.draw(st.sampled_from(sorted({key[0::2][:2] for key in self.model.jobs}, key=str)))
+        times = {"started_at": 1.0, "heartbeat_at": self.now, "alive_until": self.now + seconds, "deadline_at": None}
+        process = {"host": "elsewhere", "boot_id": "boot", "pid": 1, "pid_started": 1, "device": "L4"}
+        folds = [] if fold is None else [(name, fold)]
+        self.queue.see_session(SeenSession(id=session, **process, **times), folds=folds, now=self.now)
+        self.model.alive_until[session] = self.now + seconds
+        if session not in self.sessions:
+            self.sessions.append(session)
+        for job in self.model.of(name, fold) if folds else ():
+            if job.state in {State.WAITING, State.READY}:
+                job.affinity = session
+
+    @rule()
+    def end_all_sessions(self):
+        living = len(self.model.alive_until)
+        assert self.queue.end_all_sessions(reason="a copy", now=self.now, by="machine") == living
+        self.model.alive_until.clear()
+        for job in self.model.jobs.values():
+            if job.state is State.LEASED:
+                job.drop_lease(State.READY)
+                job.affinity = None
 
     @rule()
     def reopen(self):
