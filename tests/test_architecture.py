@@ -23,7 +23,7 @@ ROWS = [
     {"dashboard", "session"},
     {"drive"},
     {"queue", "train", "results"},
-    {"data"},
+    {"data", "storage"},
     {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "objects", "files"}
     | {"errors", "clock"},
 ]

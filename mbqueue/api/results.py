@@ -30,7 +30,8 @@ class Results(OpenedProject):
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
         from mbqueue.session.facts import fingerprint_changes, record_inputs  # noqa: PLC0415
-        from mbqueue.train.places import LocalPlace  # noqa: PLC0415
+        from mbqueue.storage.commits import Commits  # noqa: PLC0415
+        from mbqueue.storage.places import LocalPlace  # noqa: PLC0415
 
         folder = self._folder_in_queue(experiment)
         if folder is None or (folder / RESULTS_FILE).exists():
@@ -48,8 +49,11 @@ class Results(OpenedProject):
                     f"again from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
                 )
             entry = queue.experiment(experiment)
-            places = {fold: LocalPlace(self.folder.checkpoints_dir(entry.name, fold)) for fold in entry.spec["folds"]}
-            changes = fingerprint_changes(places)
+            commits = {
+                fold: Commits(LocalPlace(self.folder.checkpoints_dir(entry.name, fold), entry.identity(fold)))
+                for fold in entry.spec["folds"]
+            }
+            changes = fingerprint_changes(commits)
             inputs = record_inputs(queue, entry, now=self._clock.now(), fingerprint_changes=changes)
         unfinished = read_unfinished(folder, inputs)
         if not unfinished.histories:

@@ -15,8 +15,8 @@ import re
 import shlex
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
-from mbqueue.drive.recover import is_whole_commit, move_queue_aside, newest_whole
+from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.reentry import trained_by
 from mbqueue.drive.snapshots import check, take
 from mbqueue.drive.wanted import keep_wanted
@@ -34,8 +34,10 @@ from mbqueue.queue.opening import RESTORING
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.settings import SETTINGS_FILE, load_settings
-from mbqueue.train.manifest import manifest_named, parse_manifest
-from mbqueue.train.places import LocalPlace, newest_manifest
+from mbqueue.storage.commits import Commits, passed_over
+from mbqueue.storage.manifest import Damaged
+from mbqueue.storage.names import order_of
+from mbqueue.storage.places import LocalPlace
 
 FORMAT = 1
 CHECKSUMS = "checksums.json"
@@ -109,16 +111,16 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
         try:
             found = _unpack(source, staging)
             check(staging / "queue.db")
-            for path in (staging / "checkpoints").glob("*/*/e*.json"):
-                if not is_whole_commit(path.parent, parse_manifest(path)):
-                    raise DamagedArchive(f"{source}: the checkpoint of {path.name} is not whole.")
+            for folder in (staging / "checkpoints").glob("*/fold_[0-4]"):
+                _require_whole(folder, source)
             now = clock.now()
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
                     for fold in experiment.spec["folds"]:
-                        newest = newest_whole(staging / "checkpoints" / experiment.name / f"fold_{fold}", note)
-                        queue.adopt(trained_by(experiment, fold, newest), now=now, by="restore")
+                        folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
+                        commits = Commits(LocalPlace(folder, experiment.identity(fold)), passed_over(str(folder), note))
+                        queue.adopt(trained_by(experiment, fold, commits.newest()), now=now, by="restore")
             settle(staging / "queue.db")
             with _said_to_be_restored(project, source):
                 move_queue_aside(project, force=force, clock=clock)
@@ -126,6 +128,24 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return found
+
+
+def _require_whole(folder: Path, source: Path) -> None:
+    """Make sure that every commit in a folder is whole, and of the fold that the folder is named after.
+
+    Raises:
+        DamagedArchive: when one is not.
+    """
+
+    def refuse(stem: str, why: str) -> None:
+        raise DamagedArchive(f"{source}: the commit {stem} is not whole: {why} Nothing was changed.")
+
+    commits = Commits(LocalPlace.found(folder), refuse)
+    for manifest in commits.manifests():
+        try:
+            commits.checkpoint(manifest)
+        except Damaged as error:
+            refuse(manifest.stem, str(error))
 
 
 @contextmanager
@@ -171,29 +191,26 @@ def _commits(folder: Path) -> dict[str, bytes]:
     Raises:
         QueueError: when the folder changes too fast to be read.
     """
+    place = LocalPlace.found(folder)
+    wrong: dict[str, str] = {}
+    commits = Commits(place, wrong.__setitem__)
     for _ in range(_TRIES):
-        newest = newest_manifest(LocalPlace(folder))
-        if newest is None:
-            return {}
-        stems = dict.fromkeys([newest.best["commit"] if newest.best else newest.stem, newest.stem])
-        try:
-            found = {
-                f"{stem}{suffix}": (folder / f"{stem}{suffix}").read_bytes()
-                for stem in stems
-                for suffix in (".pt", ".json")
+        newest, chain = max(place.stems(), key=order_of, default=None), commits.chain()
+        if newest != (chain[-1].stem if chain else None):
+            continue  # perhaps a newer commit took its place while it was read
+        with suppress(FileNotFoundError, Damaged):  # the same
+            return {
+                name: content
+                for manifest in chain
+                for name, content in (
+                    (f"{manifest.stem}.pt", commits.checkpoint(manifest)),
+                    (f"{manifest.stem}.json", place.manifest(manifest.stem)),
+                )
             }
-        except FileNotFoundError:
-            continue  # a newer commit took its place while it was read
-        if all(_is_whole(found, stem) for stem in stems):
-            return found
-    raise QueueError(f"The newest commit in {folder} is damaged. A session that works on the fold sets it aside.")
-
-
-def _is_whole(found: Mapping[str, bytes], stem: str) -> bool:
-    """Whether what was read of a commit is what its manifest says."""
-    manifest = manifest_named(stem, found[f"{stem}.json"], source=f"{stem}.json")
-    checkpoint = found[f"{stem}.pt"]
-    return (len(checkpoint), hashlib.sha256(checkpoint).hexdigest()) == (manifest.size, manifest.sha256)
+    raise QueueError(
+        f"The newest commit in {folder} cannot be kept: {' '.join(wrong.values())} A session that works on the fold "
+        "sets it aside."
+    )
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

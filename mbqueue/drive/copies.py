@@ -12,8 +12,8 @@ from mbqueue import files
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.published import PublishedCommit, PublishedFold
 from mbqueue.errors import CheckpointError
-from mbqueue.train.manifest import Damaged, Manifest, manifest_named
-from mbqueue.train.places import LocalPlace
+from mbqueue.storage.manifest import Damaged, Identity, Manifest, manifest_named
+from mbqueue.storage.places import LocalPlace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MendedPlace(LocalPlace):
     def manifest(self, stem: str) -> bytes:
         content = super().manifest(stem)
         try:
-            manifest_named(stem, content, source=stem)
+            manifest_named(stem, content, source=stem, identity=self.identity)
         except Damaged:
             copy = self._copy_of(stem)
             if copy is not None:
@@ -76,6 +76,6 @@ class MendedPlace(LocalPlace):
         self.note(f"{self.folder / name} was damaged; its published copy was fetched.")
 
 
-def mended_place(root: Path, folder: Path, experiment: str, fold: int, note: Callable[[str], None]) -> MendedPlace:
+def mended_place(root: Path, folder: Path, identity: Identity, note: Callable[[str], None]) -> MendedPlace:
     """The commits of a fold in a live folder, and on the mount where the project at ``root`` lies."""
-    return MendedPlace(folder, PublishedFold(Drive(root), experiment, fold), note)
+    return MendedPlace(folder, identity, PublishedFold(Drive(root), identity), note)

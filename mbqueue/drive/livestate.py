@@ -17,8 +17,9 @@ from mbqueue.belonging import Belonging, id_file, ids_in, note_live_dir
 from mbqueue.clock import SystemClock
 from mbqueue.drive.mounted import Drive
 from mbqueue.project import PUBLISHED_ID, ProjectFolder
-from mbqueue.train.manifest import Manifest
-from mbqueue.train.places import LocalPlace, newest_manifest
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Manifest
+from mbqueue.storage.places import LocalPlace
 
 FORMAT = 1
 #: Longer than any write to a local disk takes.
@@ -114,9 +115,10 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         state.trouble = {"why": f"{project.root}: {project.away}", "since": SystemClock().now()}
     folds = []
     for folder in project.fold_dirs():
-        newest = newest_manifest(LocalPlace(folder))
-        if newest is None:
+        manifests = Commits(LocalPlace.found(folder)).manifests()
+        if not manifests:
             continue
+        newest = manifests[-1]
         there = state.commits.get(f"{folder.parent.name}/{folder.name}", {"stem": None, "seconds": 0.0})
         folds.append(
             {

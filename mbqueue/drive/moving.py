@@ -14,7 +14,7 @@ from mbqueue.drive.livestate import LiveState
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.snapshots import Snapshots
 from mbqueue.project import ProjectFolder
-from mbqueue.train.places import LocalPlace
+from mbqueue.storage.places import LocalPlace
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
@@ -25,7 +25,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
     """
     for folder in source.fold_dirs():
         there = target.checkpoints_dir(folder.parent.name, int(folder.name[-1]))
-        for stem in LocalPlace(folder).stems():
+        for stem in LocalPlace.found(folder).stems():
             listing, checkpoint = folder / f"{stem}.json", folder / f"{stem}.pt"
             taken = there / listing.name
             if taken.exists() and taken.read_bytes() != listing.read_bytes():
@@ -63,4 +63,4 @@ def stray_state(project: ProjectFolder) -> Path | None:
     unsplit = project.unsplit
     if unsplit.queue_db.exists():
         return unsplit.queue_db
-    return next((folder for folder in unsplit.fold_dirs() if LocalPlace(folder).stems()), None)
+    return next((folder for folder in unsplit.fold_dirs() if LocalPlace.found(folder).stems()), None)

@@ -5,9 +5,8 @@ commits share a name, and a manifest that was cut off is known by its name. A mo
 file is read all the same.
 
 Sessions that knew nothing of each other may have trained one fold from one commit on. Merging looks at the commits
-alone, so all sessions that see the same files choose the same: **further work first (epoch, finished, step), then the
-higher fence, then the smaller SHA-256 of the checkpoint**. The accepted chain is that commit with the history in its
-manifest and the commit of its best epoch, which must be one of its own line: its history is the beginning of the
+alone, by their one order (`mbqueue.storage.manifest`). The accepted chain is the greatest commit with the history in
+its manifest and the commit of its best epoch, which must be one of its own line: its history is the beginning of the
 other's, row for row with sessions and times. Commits of another line stay where they are and are reported.
 """
 
@@ -23,35 +22,11 @@ from mbqueue.drive.reading import Reader
 from mbqueue.drive.retiring import places_to_keep
 from mbqueue.experiment import NAME_PATTERN
 from mbqueue.project import PUBLISHED_CHECKPOINTS
-from mbqueue.train.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Manifest, manifest_of
+from mbqueue.storage.manifest import LARGEST_MANIFEST, Identity, Manifest, Rank, manifest_named
+from mbqueue.storage.names import HASH_DIGITS, CommitFile, commit_file
 
-HASH_DIGITS = 12
 #: Commits of a line that are kept on the mount, besides that of its best epoch and those that are not settled yet.
 KEPT = 2
-
-_MANIFEST_NAME = re.compile(rf"(e\d{{4,9}}-(?:done|s\d{{6,12}})-f\d{{4,9}})-([0-9a-f]{{12}}){DUPLICATE}\.json")
-
-#: Orders the commits of a fold; the greatest is accepted.
-Rank = tuple[int, bool, int, int, int]
-
-
-def rank(manifest: Manifest) -> Rank:
-    """Further work first, then the higher fence, then the smaller hash."""
-    return (*manifest.order, -int(manifest.sha256, 16))
-
-
-def is_on_line(earlier: Manifest, later: Manifest) -> bool:
-    """Whether the work of one commit is in another one: same rows of history, and the same sessions in its epoch."""
-    rows = len(earlier.history)
-    if earlier.spec_hash != later.spec_hash or rank(earlier) > rank(later):
-        return False
-    if earlier.history != later.history[:rows]:
-        return False
-    if earlier.complete or earlier.sha256 == later.sha256:
-        return True
-    ahead = len(later.history) > rows
-    worked = str(later.history[rows].get("session")).split("+") if ahead else later.epoch_sessions
-    return later.epoch >= earlier.epoch and earlier.epoch_sessions == worked[: len(earlier.epoch_sessions)]
 
 
 @dataclass(frozen=True)
@@ -108,34 +83,32 @@ class PublishedFold:
     def __init__(
         self,
         drive: Drive,
-        experiment: str,
-        fold: int,
+        identity: Identity,
         on_damaged: Callable[[str, str], None] = lambda _path, _why: None,
     ) -> None:
-        self.drive, self.experiment, self.fold = drive, experiment, fold
-        self.folder = f"{PUBLISHED_CHECKPOINTS}/{experiment}/fold_{fold}"
+        self.drive, self.identity = drive, identity
+        self.folder = f"{PUBLISHED_CHECKPOINTS}/{identity.experiment}/fold_{identity.fold}"
         self._reader = Reader(drive, on_damaged)
         self._known: dict[str, PublishedCommit] = {}
         self._seen_at: dict[str, float] = {}
 
-    def commits(self, spec_hash: str | None = None) -> list[PublishedCommit]:
-        """Every commit with a whole manifest, of one spec when that is given; in the order of `rank`."""
-        found = {}
+    def commits(self) -> list[PublishedCommit]:
+        """Every commit with a whole manifest, in the order of `Manifest.rank`."""
+        found: dict[str, PublishedCommit] = {}
         for name in self.drive.names(self.folder):
-            match = _MANIFEST_NAME.fullmatch(name)
-            base = f"{match[1]}-{match[2]}" if match else ""
-            if not match or base in found:
+            file = commit_file(name)
+            if file is None or file.suffix != "json" or not file.digits or file.base in found:
                 continue
-            commit = self._known.get(base) or self._read(name, base, match[2])
-            if commit is not None and spec_hash in (None, commit.manifest.spec_hash):
-                found[base] = commit
-        return sorted(found.values(), key=lambda commit: rank(commit.manifest))
+            commit = self._known.get(file.base) or self._read(name, file)
+            if commit is not None:
+                found[file.base] = commit
+        return sorted(found.values(), key=lambda commit: commit.manifest.rank)
 
-    def chain(self, spec_hash: str | None = None, *, above: Rank | None = None) -> Chain | None:
+    def chain(self, *, above: Rank | None = None) -> Chain | None:
         """The accepted chain, every file of it verified; None when there is none (or none that is above a rank)."""
-        commits = self.commits(spec_hash)
+        commits = self.commits()
         for commit in reversed(commits):
-            if above is not None and rank(commit.manifest) <= above:
+            if above is not None and commit.manifest.rank <= above:
                 return None
             best = self._best_of(commit, commits)
             if self.checkpoint(commit) is None:
@@ -160,14 +133,14 @@ class PublishedFold:
         Args:
             now, steady_since: see `mbqueue.drive.retiring`.
         """
-        line = [one for one in self.commits(ours.spec_hash) if is_on_line(one.manifest, ours)]
+        line = [one for one in self.commits() if ours.continues(one.manifest)]
         whole = [one for one in line if one.base in self._seen_at or self.checkpoint(one) is not None]
         self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in whole}
         places = places_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since)
         kept = [whole[place].manifest for place in sorted(places)]
         needed = {one.stem for one in kept} | {one.best["commit"] for one in kept if one.best}
         for commit in line:
-            is_replaced = commit.base in self._seen_at or (kept and rank(commit.manifest) < rank(kept[0]))
+            is_replaced = commit.base in self._seen_at or (kept and commit.manifest.rank < kept[0].rank)
             if is_replaced and commit.manifest.stem not in needed:
                 self.remove(commit)
 
@@ -185,25 +158,21 @@ class PublishedFold:
         if best is None:
             return None
         for candidate in commits:
-            named = candidate.manifest.stem == best["commit"] and is_on_line(candidate.manifest, commit.manifest)
+            named = candidate.manifest.stem == best["commit"] and commit.manifest.continues(candidate.manifest)
             if named and (candidate is commit or self.checkpoint(candidate) is not None):
                 return candidate
         return None
 
-    def _read(self, name: str, base: str, digits: str) -> PublishedCommit | None:
+    def _read(self, name: str, file: CommitFile) -> PublishedCommit | None:
         path = f"{self.folder}/{name}"
 
         def parse(content: bytes) -> PublishedCommit:
-            manifest = manifest_of(content, source=path)
-            if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
-                raise Damaged(f"it is of {manifest.experiment} fold {manifest.fold}")
-            if not base.startswith(f"{manifest.stem}-") or manifest.size > LARGEST_CHECKPOINT:
-                raise Damaged(f"it is of another commit, {manifest.stem}")
-            return PublishedCommit(self.folder, base, manifest, content)
+            manifest = manifest_named(file.stem, content, source=path, identity=self.identity)
+            return PublishedCommit(self.folder, file.base, manifest, content)
 
-        commit = self._reader.parsed(path, digits, parse, at_most=LARGEST_MANIFEST)
+        commit = self._reader.parsed(path, file.digits, parse, at_most=LARGEST_MANIFEST)
         if commit is not None:
-            self._known[base] = commit
+            self._known[file.base] = commit
         return commit
 
 

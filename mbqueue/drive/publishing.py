@@ -31,15 +31,17 @@ from mbqueue.drive.outcomes import (
     result_files,
 )
 from mbqueue.drive.outlived import OutlivedDrive
-from mbqueue.drive.published import base_name, is_on_line
+from mbqueue.drive.published import base_name
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.rounds import NoTime, Pace, Rounds
 from mbqueue.drive.snapshots import Snapshots, take
-from mbqueue.errors import CheckpointError, QueueError
+from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.train.manifest import Manifest, parse_manifest
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Manifest
+from mbqueue.storage.places import LocalPlace
 
 #: Between two rounds, when nothing is in the way.
 ROUND_SECONDS = 15.0
@@ -285,7 +287,7 @@ class Publisher:
 
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
         """Publish a fold's commits: the newest that is on the mount now, and what lies there of other lines."""
-        published = self._reentry.published_fold(experiment.name, fold)
+        published = self._reentry.published_fold(experiment.identity(fold))
         newest = None
         for manifest, content in self._local_commits(experiment, fold):
             base = base_name(manifest, content)
@@ -304,24 +306,22 @@ class Publisher:
             newest = manifest
         if newest is None:
             return None, []
-        commits = published.commits(experiment.spec_hash)
+        commits = published.commits()
         if self._session is not None:  # a command does not know for how long they have been there
             published.retire(newest, now=self._clock.monotonic(), steady_since=self._steady_since)
-        return newest, [commit.path for commit in commits if not is_on_line(commit.manifest, commits[-1].manifest)]
+        return newest, [commit.path for commit in commits if not commits[-1].manifest.continues(commit.manifest)]
 
     def _local_commits(self, experiment: Experiment, fold: int) -> list[tuple[Manifest, bytes]]:
         """Commits of the live folder that are worth publishing, the best before the newest, oldest first."""
+        place = LocalPlace(self._project.checkpoints_dir(experiment.name, fold), experiment.identity(fold))
+        manifests = Commits(place).manifests()
+        best = manifests[-1].best if manifests else None
         found = []
-        for path in self._project.checkpoints_dir(experiment.name, fold).glob("e*.json"):
-            with contextlib.suppress(FileNotFoundError, CheckpointError):  # pruned just now, or not whole
-                found.append((parse_manifest(path), path.read_bytes()))
-        found = [(manifest, content) for manifest, content in found if manifest.spec_hash == experiment.spec_hash]
-        found.sort(key=lambda one: one[0].order)
-        if not found:
-            return []
-        newest = found[-1][0]
-        best = newest.best["commit"] if newest.best else None
-        return [one for one in found if one[0] is newest or one[0].stem == best]
+        for manifest in manifests:
+            if manifest is manifests[-1] or (best and manifest.stem == best["commit"]):
+                with contextlib.suppress(FileNotFoundError):  # pruned just now
+                    found.append((manifest, place.manifest(manifest.stem)))
+        return found
 
     def _publish_outcomes(self, experiment: Experiment, jobs: Sequence[Job], enqueued: dict[str, Any]) -> None:
         histories = histories_of(jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import take_commits
-from mbqueue.drive.published import is_on_line, rank
 from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.drive.wanted import steer_as_wanted, wanted
-from mbqueue.errors import CheckpointError, QueueDamaged, QueueError, QueueMoved, UsageError
+from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
@@ -26,8 +24,9 @@ from mbqueue.queue.opening import has_lost_content, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
-from mbqueue.train.manifest import Manifest, parse_manifest
-from mbqueue.train.places import LocalPlace
+from mbqueue.storage.commits import Commits, passed_over
+from mbqueue.storage.manifest import Manifest
+from mbqueue.storage.places import LocalPlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +155,8 @@ def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> Non
 
 
 def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Callable[[str], None], now: float) -> None:
-    newest = newest_whole(folder, note)
+    commits = _commits_of(queue, folder, note)
+    newest = commits.newest()
     if newest is None:
         return
     if is_sound(newest, str(folder)):
@@ -169,13 +169,22 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
         )
         return
     experiment = queue.experiment(newest.experiment)
-    if experiment.spec_hash != newest.spec_hash or newest.fold not in experiment.spec["folds"]:
-        note(f"{folder} is left out: it is of another spec than the other folds of {newest.experiment}.")
+    if newest.fold not in experiment.spec["folds"]:
+        note(f"{folder} is left out: {experiment.name} was enqueued without fold {newest.fold}.")
         return
     if newest.enqueued and newest.enqueued["prepare"]:
         prepare = newest.enqueued["prepare"]
         queue.adopt_result(experiment.name, Kind.PREPARE, result=prepare, source="a manifest", now=now, by="recover")
     queue.adopt(trained_by(experiment, newest.fold, newest), now=now, by="recover")
+
+
+def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
+    """The commits in a folder that are of the fold it is named after, and of what the queue knows of that."""
+    place = LocalPlace.found(folder)
+    known = next((one for one in queue.experiments() if one.name == place.identity.experiment), None)
+    if known is not None:
+        place = LocalPlace(folder, known.identity(place.identity.fold))
+    return Commits(place, passed_over(place.name, note))
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
@@ -189,35 +198,3 @@ def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest,
     day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
     queue.enqueue(spec, results_dir=project.results_folder(day, spec.folder_name), now=now, by="recover")
     return True
-
-
-def newest_whole(folder: Path, note: Callable[[str], None]) -> Manifest | None:
-    """The commit of a local folder with the most work whose bytes, and its best epoch's, are what was written."""
-    found = []
-    for stem in LocalPlace(folder).stems():
-        path = folder / f"{stem}.json"
-        try:
-            found.append(parse_manifest(path))
-        except (CheckpointError, OSError) as error:
-            note(f"{path} is passed over: {error}")
-    found.sort(key=rank)
-    for manifest in reversed(found):
-        needed: list[Manifest | None] = [manifest]
-        if manifest.best is not None and manifest.best["commit"] != manifest.stem:
-            best = [one for one in found if one.stem == manifest.best["commit"] and is_on_line(one, manifest)]
-            needed += best[:1] or [None]
-        if all(one is not None and is_whole_commit(folder, one) for one in needed):
-            return manifest
-        note(f"{folder / manifest.stem} is passed over: its checkpoint, or that of its best epoch, is not whole.")
-    return None
-
-
-def is_whole_commit(folder: Path, manifest: Manifest) -> bool:
-    """Whether a commit's checkpoint has the size and hash of its manifest."""
-    path = folder / f"{manifest.stem}.pt"
-    try:
-        if path.stat().st_size != manifest.size:
-            return False
-        return hashlib.sha256(path.read_bytes()).hexdigest() == manifest.sha256
-    except OSError:
-        return False

@@ -23,9 +23,9 @@ from mbqueue.drive.livestate import LiveState, as_published, remember_root
 from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
-from mbqueue.drive.published import Chain, PublishedFold, is_on_line, published_folds, rank
+from mbqueue.drive.published import Chain, PublishedFold, published_folds
 from mbqueue.drive.snapshots import Snapshots, check_enqueued
-from mbqueue.errors import CheckpointError, QueueError
+from mbqueue.errors import QueueError
 from mbqueue.experiment import parse_spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
@@ -34,8 +34,9 @@ from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
-from mbqueue.train.manifest import Manifest, parse_manifest
-from mbqueue.train.places import LocalPlace, newest_manifest
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Identity, Manifest
+from mbqueue.storage.places import LocalPlace
 
 ASIDE = "aside"
 
@@ -79,7 +80,7 @@ class Reentry:
 
     def __init__(self, project: ProjectFolder, drive: Drive, *, note: Callable[[str], None], clock: Clock) -> None:
         self._project, self._drive, self._note, self._clock = project, drive, note, clock
-        self._folds: dict[tuple[str, int], PublishedFold] = {}
+        self._folds: dict[Identity, PublishedFold] = {}
         self._found: dict[str, str] | None = None
         self._outcomes = PublishedResults(drive, self.damaged)
         self._snapshots = Snapshots(drive, self.damaged)
@@ -111,12 +112,11 @@ class Reentry:
         for path, why in new.items():
             self._note(f"{path} is passed over: {why}")
 
-    def published_fold(self, experiment: str, fold: int) -> PublishedFold:
+    def published_fold(self, identity: Identity) -> PublishedFold:
         """The commits of a fold on the mount."""
-        key = (experiment, fold)
-        if key not in self._folds:
-            self._folds[key] = PublishedFold(self._drive, experiment, fold, self.damaged)
-        return self._folds[key]
+        if identity not in self._folds:
+            self._folds[identity] = PublishedFold(self._drive, identity, self.damaged)
+        return self._folds[identity]
 
     def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
         """Make the live queue: from the newest whole snapshot, or empty, and then from everything newer.
@@ -191,7 +191,7 @@ class Reentry:
                 found.setdefault(name, outcome.enqueued)
         for name, fold in published_folds(self._drive):
             if name not in found:
-                for commit in self.published_fold(name, fold).commits():
+                for commit in self.published_fold(Identity(experiment=name, fold=fold)).commits():
                     if is_sound(commit.manifest, commit.path):
                         assert commit.manifest.enqueued is not None
                         found[name] = commit.manifest.enqueued
@@ -208,11 +208,11 @@ class Reentry:
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         folder = self._project.checkpoints_dir(experiment.name, fold)
-        local = newest_manifest(LocalPlace(folder))
-        if local is not None and local.spec_hash != experiment.spec_hash:
-            local = None
-        above = None if local is None else rank(local)
-        chain = self.published_fold(experiment.name, fold).chain(experiment.spec_hash, above=above)
+        identity = experiment.identity(fold)
+        here = Commits(LocalPlace(folder, identity)).manifests()
+        local = here[-1] if here else None
+        published = self.published_fold(identity)
+        chain = published.chain(above=None if local is None else local.rank)
         if chain is None:
             if at_start:
                 queue.adopt(trained_by(experiment, fold, local), now=self._clock.now(), by=by)
@@ -222,7 +222,7 @@ class Reentry:
             self._prepared(queue, experiment, manifest.enqueued["prepare"], by)
         contents = {}
         for commit in chain.commits:
-            content = self.published_fold(experiment.name, fold).checkpoint(commit)
+            content = published.checkpoint(commit)
             if content is None:
                 return False  # it was whole a moment ago; the next time decides
             contents[commit.manifest.stem] = (content, commit.content)
@@ -230,23 +230,21 @@ class Reentry:
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),
             by=by,
-            publish=lambda: self._take_over(folder, chain, contents),
+            publish=lambda: self._take_over(LocalPlace(folder, identity), chain, contents),
         )
         if taken:
             with LiveState.changing(self._project.publishing_file) as state:
                 state.commits[f"{experiment.name}/fold_{fold}"] = as_published(manifest)
         return taken
 
-    def _take_over(self, folder: Path, chain: Chain, contents: Mapping[str, tuple[bytes, bytes]]) -> None:
+    def _take_over(self, place: LocalPlace, chain: Chain, contents: Mapping[str, tuple[bytes, bytes]]) -> None:
         """Put a chain's commits into the live folder; what is there of another line is kept aside."""
+        folder = place.folder
         folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("e*.json")):
-            try:
-                on_line = is_on_line(parse_manifest(path), chain.newest.manifest)
-            except CheckpointError:
-                on_line = False
-            if not on_line:
-                self._set_aside(folder, path.stem)
+        on_line = {one.stem for one in Commits(place).manifests() if chain.newest.manifest.continues(one)}
+        for stem in place.stems():
+            if stem not in on_line:
+                self._set_aside(folder, stem)
         for stem, (checkpoint, manifest) in contents.items():
             files.write_bytes(folder / f"{stem}.pt", checkpoint)
             files.write_bytes(folder / f"{stem}.json", manifest)

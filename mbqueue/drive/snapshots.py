@@ -29,7 +29,7 @@ from mbqueue.project import PUBLISHED_SNAPSHOTS
 from mbqueue.queue import sqlite_schema
 from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
 from mbqueue.queue.schema import SCHEMA_VERSION
-from mbqueue.train.manifest import HIGHEST_FENCE
+from mbqueue.storage.names import HIGHEST_FENCE
 
 FORMAT = 1
 #: So many snapshots of one line of databases are kept, besides those that are not settled yet.

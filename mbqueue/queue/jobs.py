@@ -11,6 +11,7 @@ from typing import Any
 
 from mbqueue.queue.database import Row
 from mbqueue.queue.processes import ProcessIdentity
+from mbqueue.storage.manifest import Identity
 
 #: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
 LOADED_NOTE = "data and model are loaded"
@@ -179,6 +180,10 @@ class Experiment:
     priority: int
     paused: bool
     enqueued_at: float
+
+    def identity(self, fold: int) -> Identity:
+        """What the commits of one of its folds must be."""
+        return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)
 
     @classmethod
     def from_row(cls, row: Row) -> Experiment:

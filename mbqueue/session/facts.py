@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,7 @@ from mbqueue.errors import ResultsError
 from mbqueue.queue.jobs import Experiment, Job, Kind, SessionRow
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import DatasetFacts, RecordInputs, SessionFacts
-from mbqueue.train.places import Place, newest_manifest
+from mbqueue.storage.commits import Commits
 
 LIBRARIES = ("mbqueue", "chgnet", "torch", "numpy", "pymatgen", "numba")
 
@@ -61,20 +61,17 @@ def record_inputs(
     )
 
 
-def fingerprint_changes(
-    places: Mapping[int, Place], on_damaged: Callable[[str, str], None] = lambda _stem, _why: None
-) -> list[dict[str, Any]]:
+def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
     """Where training went on with another device, library or micro-batch so far: fold, epoch, step and changes.
 
     Args:
-        places: fold → where its commits are; nothing is changed there.
-        on_damaged: told the name and the reason of each commit that is passed over.
+        commits: those of each fold; nothing is changed there.
     """
-    newest = {fold: newest_manifest(place, on_damaged) for fold, place in places.items()}
+    newest = {fold: of_fold.manifests()[-1:] for fold, of_fold in commits.items()}
     return [
         {"fold": fold, **change}
-        for fold, manifest in newest.items()
-        if manifest is not None
+        for fold, manifests in newest.items()
+        for manifest in manifests
         for change in manifest.fingerprint_changes
     ]
 

@@ -12,6 +12,7 @@ from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.session.facts import fingerprint_changes, record_inputs, written_facts
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
+from mbqueue.storage.commits import Commits
 from mbqueue.task import target_of
 
 
@@ -49,8 +50,8 @@ def run(place: Workplace, lease: Lease) -> str:
         lost = "If only it says that training was carried on with another device or library, that is not recorded."
         place.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
 
-    places = {fold: place.commits_of(experiment.name, fold) for fold in spec.folds}
-    changes = fingerprint_changes(places, passed_over)
+    commits = {fold: Commits(place.commits_of(experiment, fold), passed_over) for fold in spec.folds}
+    changes = fingerprint_changes(commits)
     inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)
     mae = content["summary"]["mae"]

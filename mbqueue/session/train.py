@@ -10,7 +10,7 @@ from mbqueue.history import is_out_of_patience
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.workplace import Workplace
-from mbqueue.train.checkpoint import Staged
+from mbqueue.storage.commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
 

@@ -28,11 +28,11 @@ from mbqueue.session.shared_commits import fold_place
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
+from mbqueue.storage.places import LocalPlace, Place
 from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.frozen import FrozenBackbone
-from mbqueue.train.places import LocalPlace, Place
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 #: No job is begun that has less time than this.
@@ -318,14 +318,15 @@ class Workplace:
         if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=self.should_stop):
             raise self.stopped()
 
-    def commits_of(self, experiment: str, fold: int) -> Place:
+    def commits_of(self, experiment: Experiment, fold: int) -> Place:
         """Where the commits of a fold are."""
+        identity = experiment.identity(fold)
         if self.store is not None:
-            return fold_place(self.project, self.store, experiment, fold)
-        folder = self.project.checkpoints_dir(experiment, fold)
+            return fold_place(self.project, self.store, identity)
+        folder = self.project.checkpoints_dir(experiment.name, fold)
         if self.publisher is None:
-            return LocalPlace(folder)
-        return mended_place(self.project.root, folder, experiment, fold, self.report.note)
+            return LocalPlace(folder, identity)
+        return mended_place(self.project.root, folder, identity, self.report.note)
 
     @property
     def loaded_fold(self) -> tuple[int, int] | None:
@@ -345,8 +346,8 @@ class Workplace:
             self._fold = None
             data = self.data_for(job, experiment, spec)
             checkpoints = Checkpoints(
-                self.commits_of(experiment.name, job.fold),
-                on_damaged=lambda path, why: self.damaged(lease, f"{path.name} was set aside: {why}"),
+                self.commits_of(experiment, job.fold),
+                lambda stem, why: self.damaged(lease, f"{stem} was set aside: {why}"),
                 enqueued=enqueued_facts(experiment, self._prepared(experiment)),
                 hold_on=self.hold_on,
             )

@@ -20,6 +20,7 @@ from mbqueue.data.folds import epoch_batches
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import CheckpointError, NonFiniteLoss
 from mbqueue.experiment import Spec
+from mbqueue.storage.manifest import Manifest
 from mbqueue.train.arithmetic import calculating
 from mbqueue.train.arrivals import arriving
 from mbqueue.train.checkpoint import Checkpoints
@@ -28,7 +29,6 @@ from mbqueue.train.family import family_of
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.learner import Learner
-from mbqueue.train.manifest import Manifest
 from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport
@@ -298,7 +298,7 @@ class FoldRun:
     def finished_epochs(self) -> int:
         """How many epochs the newest whole commit has finished."""
         newest = self._checkpoints.newest()
-        return 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
+        return 0 if newest is None else newest.finished_epochs
 
     def history(self) -> list[dict[str, Any]]:
         """One row per finished epoch, as the newest whole commit has it."""

@@ -10,9 +10,10 @@ from torch import nn
 from mbqueue.clock import utc_text
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
+from mbqueue.storage.manifest import Manifest
+from mbqueue.storage.names import stem_of
 from mbqueue.train.arithmetic import device_name, differences
 from mbqueue.train.family import family_of
-from mbqueue.train.manifest import Manifest
 from mbqueue.train.optim import (
     WeightAverage,
     learning_rate,
@@ -62,13 +63,8 @@ class Learner:
         """Take the place of a commit's state.
 
         Raises:
-            CheckpointError: when it is of another spec, dataset or fold, or does not fit the model.
+            CheckpointError: when it does not fit the model.
         """
-        if (state.spec_hash, state.dataset_hash, state.fold) != (self._spec.hash, self._dataset_hash, self._fold):
-            raise CheckpointError(
-                f"The commit {manifest.stem} of {manifest.experiment}, fold {manifest.fold}, belongs to another spec, "
-                "dataset or fold. Give the changed experiment a new name."
-            )
         try:
             self.model.load_state_dict(state.model)
         except RuntimeError as error:
@@ -105,7 +101,7 @@ class Learner:
         """Whether there are steps that the newest commit does not have."""
         if self.parent is None:
             return self.step > 0
-        return self.step > 0 and self.parent.order[:3] != (self.epoch, self.complete, self.step)
+        return self.step > 0 and self.parent.work != (self.epoch, self.complete, self.step)
 
     @property
     def rate(self) -> float:
@@ -187,7 +183,7 @@ class Learner:
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
         """The fields of the current state's manifest that do not come from elsewhere; names the best commit."""
         if self.best is not None and "commit" not in self.best:
-            self.best["commit"] = f"e{self.epoch:04d}-done-f{fence:04d}"
+            self.best["commit"] = stem_of(epoch=self.epoch, step=None, fence=fence)
         return {
             "experiment": self._spec.name,
             "spec_hash": self._spec.hash,

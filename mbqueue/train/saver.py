@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from mbqueue.errors import CheckpointError, StoreError
-from mbqueue.train.checkpoint import Checkpoints, Staged
-from mbqueue.train.manifest import Manifest
+from mbqueue.storage.commits import Staged
+from mbqueue.storage.manifest import Manifest
+from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.state import TrainState, serialise
 
 #: Publishes a staged commit inside the queue's fence, or raises LeaseLost.

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_training import FakeSession
+from fake_training import FAKE, FakeSession
 from small_project import ManualClock
 
 from mbqueue.drive.copies import mended_place
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.store import Queue
-from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.storage.commits import OwnCommits
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def session(tmp_path: Path, clock: ManualClock) -> FakeSession:
     return made
 
 
-def checkpoints_of(session: FakeSession, notes: list[str], damaged: list[str]) -> Checkpoints:
+def checkpoints_of(session: FakeSession, notes: list[str], damaged: list[str]) -> OwnCommits:
     folder = session.project.checkpoints_dir("fake", 0)
-    place = mended_place(session.project.root, folder, "fake", 0, notes.append)
-    return Checkpoints(place, on_damaged=lambda path, _why: damaged.append(path.name))
+    place = mended_place(session.project.root, folder, FAKE, notes.append)
+    return OwnCommits(place, lambda stem, _why: damaged.append(stem))
 
 
 def flip(path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_published_copy_of_that_very_commit_takes_the_place_of_the_damaged_o
     checkpoints = checkpoints_of(session, notes, damaged)
     newest = checkpoints.manifests()[-1]
     assert newest.stem == path.stem
-    assert hashlib.sha256(checkpoints.place.checkpoint(newest)).hexdigest() == newest.sha256
+    assert hashlib.sha256(checkpoints.checkpoint(newest)).hexdigest() == newest.sha256
     assert path.read_bytes() == whole
     assert damaged == []
     assert any("published copy was fetched" in note for note in notes)
@@ -75,8 +75,8 @@ def test_a_missing_checkpoint_is_fetched(session: FakeSession) -> None:
     path = max(folder.glob("e*.pt"))
     whole = path.read_bytes()
     path.unlink()
-    place = mended_place(session.project.root, folder, "fake", 0, lambda _text: None)
-    (manifest,) = Checkpoints(place).manifests()
+    place = mended_place(session.project.root, folder, FAKE, lambda _text: None)
+    (manifest,) = OwnCommits(place).manifests()
     assert place.checkpoint(manifest) == whole == path.read_bytes()
 
 

@@ -25,7 +25,8 @@ from mbqueue.errors import CheckpointError
 from mbqueue.project import init_project
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.train.manifest import HIGHEST_FENCE, Damaged, manifest_of
+from mbqueue.storage.manifest import Damaged, manifest_of
+from mbqueue.storage.names import HIGHEST_FENCE
 from mbqueue.train.state import deserialise
 
 

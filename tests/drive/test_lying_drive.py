@@ -16,22 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_training import STEPS, FakeSession, is_done, lineage_of
+from fake_training import STEPS, FakeSession, is_done, lineage_of, newest_whole
 from lying_drive import LONGEST_UPLOAD, Client, LyingDrive
 from small_project import ManualClock
 
 from mbqueue.drive import published, retiring
 from mbqueue.drive.mounted import Drive
-from mbqueue.drive.published import PublishedFold, is_on_line
+from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
-from mbqueue.drive.recover import newest_whole
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
-from mbqueue.train.manifest import Manifest, manifest_of
+from mbqueue.storage.manifest import Identity, Manifest, manifest_of
 
 SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "120"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
@@ -127,7 +126,7 @@ class Schedule:
         self.held |= whole
         for path, manifest in self.held.items():
             survives = any(
-                is_on_line(one, manifest) or is_on_line(manifest, one) or progress(one) >= progress(manifest)
+                one.continues(manifest) or manifest.continues(one) or progress(one) >= progress(manifest)
                 for one in whole.values()
             )
             assert survives, f"{path} was uploaded, and nothing is left of its line, nor anything as far"
@@ -164,7 +163,7 @@ def whole_commits(cloud: dict[str, bytes]) -> dict[str, Manifest]:
     return {
         path: one
         for path, one in found.items()
-        if one.best is None or any(one.best["commit"] == best.stem and is_on_line(best, one) for best in found.values())
+        if one.best is None or any(one.best["commit"] == best.stem and one.continues(best) for best in found.values())
     }
 
 
@@ -244,7 +243,7 @@ def check_that_a_fresh_machine_agrees(schedule: Schedule, last: FakeSession) -> 
     with Queue(project.queue_db) as queue:
         assert is_done(queue), notes
         for fold in (0, 1):
-            chain = PublishedFold(drive, "fake", fold).chain()
+            chain = PublishedFold(drive, Identity(experiment="fake", fold=fold)).chain()
             ours = newest_whole(last.project.checkpoints_dir("fake", fold), pytest.fail)
             theirs = newest_whole(project.checkpoints_dir("fake", fold), pytest.fail)
             assert chain is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_training import FakeSession
+from fake_training import FAKE, FakeSession
 from small_project import ManualClock
 
 from mbqueue.drive.mounted import Drive, put_once
@@ -191,12 +191,12 @@ def test_a_commit_is_not_replaced_by_one_whose_upload_was_cut_off(
         clock.advance(10.0)
         session.step()
         assert session.publish()
-    whole, *cut_off = PublishedFold(Drive(root), "fake", 0).commits()
+    whole, *cut_off = PublishedFold(Drive(root), FAKE).commits()
     assert len(cut_off) >= 2
     for commit in cut_off:
         checkpoint = root / f"{commit.folder}/{commit.base}.pt"
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
-    fold = PublishedFold(Drive(root), "fake", 0)
+    fold = PublishedFold(Drive(root), FAKE)
     for now in (0.0, 2 * SETTLED_SECONDS):
         fold.retire(cut_off[-1].manifest, now=now, steady_since=0.0)
     assert (root / f"{whole.folder}/{whole.base}.pt").exists()

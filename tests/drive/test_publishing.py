@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_training import FakeSession, is_done
+from fake_training import FAKE, FakeSession, is_done
 from small_project import ManualClock, make_newer
 
 from mbqueue import files
@@ -301,7 +301,7 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     first.publish()
     second.publish()
     third = mount.session()
-    chain = PublishedFold(Drive(mount.root), "fake", 0).chain()
+    chain = PublishedFold(Drive(mount.root), FAKE).chain()
     assert chain is not None
     assert chain.newest.manifest.session == second.id
     mount.work(third, 20)
@@ -310,7 +310,7 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     told = publishing_status(third.project)
     assert told is not None
     assert told["aside"]
-    lost = [PublishedFold(Drive(mount.root), "fake", 0).commits()]
+    lost = [PublishedFold(Drive(mount.root), FAKE).commits()]
     assert any(commit.manifest.session == first.id for commit in lost[0]), "the other line was thrown away"
     history = json.loads(predictions_file(mount.root / RESULTS, 0).read_text())["history"]
     assert [row["epoch"] for row in history] == [1, 2]
@@ -322,10 +322,10 @@ def test_equally_far_lines_are_decided_by_the_smaller_hash_wherever_one_looks_fr
     for session in (first, second):
         mount.train(session, 1)
         session.publish()
-    commits = PublishedFold(Drive(mount.root), "fake", 0).commits()
+    commits = PublishedFold(Drive(mount.root), FAKE).commits()
     assert len({commit.manifest.stem for commit in commits}) == 1
     smallest = min(commits, key=lambda commit: commit.manifest.sha256)
-    chain = PublishedFold(Drive(mount.root), "fake", 0).chain()
+    chain = PublishedFold(Drive(mount.root), FAKE).chain()
     assert chain is not None
     assert chain.newest.manifest == smallest.manifest
 
@@ -337,7 +337,7 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     session.publish()
     mount.train(session, 1)
     session.publish()
-    newest = mount.root / f"{PublishedFold(Drive(mount.root), 'fake', 0).commits()[-1].path}.pt"
+    newest = mount.root / f"{PublishedFold(Drive(mount.root), FAKE).commits()[-1].path}.pt"
     content = newest.read_bytes()
     if damage == "truncated":
         newest.write_bytes(content[:-1])

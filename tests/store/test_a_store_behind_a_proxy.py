@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kept_commits import SMALL
 from s3_server import ENVIRONMENT, S3Server, faulty
 from small_project import ManualClock, make_project
 
@@ -21,7 +22,7 @@ from mbqueue.errors import StoreAway
 from mbqueue.objects import ObjectStore
 from mbqueue.queue.sqlite import BUSY_SECONDS
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.train.store_place import StorePlace
+from mbqueue.storage.store_place import StorePlace
 
 
 class _Proxied(BaseHTTPRequestHandler):
@@ -81,7 +82,7 @@ def commit() -> Any:
 def test_a_proxy_that_says_404_gets_no_manifest_published_without_its_checkpoint(
     proxied: ObjectStore, tmp_path: Path
 ) -> None:
-    place, manifest = StorePlace(proxied, "small", 0, tmp_path), commit()
+    place, manifest = StorePlace(proxied, SMALL, tmp_path), commit()
     _Proxied.away = True
     with pytest.raises(StoreAway, match="404"):
         place.stage(manifest, b"state", b"{}")
@@ -168,7 +169,7 @@ def test_a_second_try_finds_out_before_it_holds_the_queue_that_the_store_is_stil
 ) -> None:
     store, backend = faulty(s3.new_store())
     store.check()
-    place, manifest = StorePlace(store, "small", 0, tmp_path), commit()
+    place, manifest = StorePlace(store, SMALL, tmp_path), commit()
     staged = place.stage(manifest, b"state", b"{}")
     backend.away = True
     with pytest.raises(StoreAway):

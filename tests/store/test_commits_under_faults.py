@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept_commits import SMALL
 from s3_server import FaultyBackend, S3Server, faulty, new_store
 
 from mbqueue import objects
 from mbqueue.errors import CommitTaken, StoreAway
 from mbqueue.objects import Listed, ObjectStore
-from mbqueue.train.checkpoint import Checkpoints
-from mbqueue.train.manifest import Damaged, manifest_named
-from mbqueue.train.store_place import GARBAGE_SECONDS, StorePlace, fold_prefix
+from mbqueue.storage.commits import OwnCommits
+from mbqueue.storage.manifest import Damaged, manifest_of
+from mbqueue.storage.store_place import GARBAGE_SECONDS, StorePlace, fold_prefix
 
 HISTORY = [{"epoch": 1, "val_mae": 0.5, "seconds": 1.0}]
 
@@ -59,9 +60,9 @@ def facts(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -
     }
 
 
-def machine(store: ObjectStore, folder: Path) -> Checkpoints:
+def machine(store: ObjectStore, folder: Path) -> OwnCommits:
     """The fold as one machine sees it."""
-    return Checkpoints(StorePlace(store, "small", 0, folder))
+    return OwnCommits(StorePlace(store, SMALL, folder))
 
 
 def whole(store: ObjectStore, folder: Path) -> list[str]:
@@ -69,7 +70,7 @@ def whole(store: ObjectStore, folder: Path) -> list[str]:
     seen = machine(store, folder)
     found = []
     for manifest in seen.manifests():
-        content = seen.place.checkpoint(manifest)
+        content = seen.checkpoint(manifest)
         assert hashlib.sha256(content).hexdigest() == manifest.sha256
         found.append(f"{manifest.stem} by {manifest.session}")
     return found
@@ -110,7 +111,7 @@ def test_a_writer_with_the_same_bytes_is_the_same_writer(store: ObjectStore, tmp
     assert whole(store, tmp_path / "fresh") == ["e0001-done-f0001 by a"]
 
 
-def commit_of(commits: Checkpoints, content: bytes, said: dict[str, Any]) -> None:
+def commit_of(commits: OwnCommits, content: bytes, said: dict[str, Any]) -> None:
     """What a worker does with a commit that it must not lose: again, with the same bytes."""
 
     def once() -> None:
@@ -200,7 +201,7 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
         after_death = machine(store, tmp_path / f"fresh-{at}")
         newest = after_death.manifests()[-1]
         assert newest.epoch in (1, 2)
-        assert after_death.place.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.epoch]
+        assert after_death.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.epoch]
         # Whoever goes on has a later lease, and is in nobody's way.
         after_death.stage(b"three", facts(epoch=2, fence=2)).publish()
         assert whole(store, tmp_path / f"later-{at}")[-1] == "e0002-done-f0002 by a"
@@ -214,10 +215,10 @@ def test_a_local_copy_spares_the_download_and_is_not_believed_when_it_is_damaged
     commits.stage(b"state", facts()).publish()
     (manifest,) = commits.manifests()
     gets = store.requests.get("get", 0)
-    assert commits.place.checkpoint(manifest) == b"state"
+    assert commits.checkpoint(manifest) == b"state"
     assert store.requests["get"] == gets
     (tmp_path / "e0001-done-f0001.pt").write_bytes(b"STATE")
-    assert commits.place.checkpoint(manifest) == b"state"
+    assert commits.checkpoint(manifest) == b"state"
     assert (tmp_path / "e0001-done-f0001.pt").read_bytes() == b"state", "the copy is mended"
     (tmp_path / "e0001-done-f0001.json").write_text("{}")
     assert machine(store, tmp_path).manifests() == [manifest]
@@ -225,14 +226,14 @@ def test_a_local_copy_spares_the_download_and_is_not_believed_when_it_is_damaged
 
 def test_a_commit_that_its_holder_has_just_replaced_is_not_called_damaged(store: ObjectStore, tmp_path: Path) -> None:
     told: list[str] = []
-    reader = Checkpoints(StorePlace(store, "small", 0, tmp_path / "reader"), lambda _path, why: told.append(why))
+    reader = OwnCommits(StorePlace(store, SMALL, tmp_path / "reader"), lambda _path, why: told.append(why))
     holder = machine(store, tmp_path / "holder")
     holder.stage(b"one", facts()).publish()
     (manifest,) = reader.manifests()
     holder.place.remove(manifest)
     with pytest.raises(Damaged, match="missing"):
-        reader.load(manifest)
-    reader._set_aside(manifest.stem, "missing")
+        reader.checkpoint(manifest)
+    reader._wrong(manifest.stem, Damaged("missing"))
     assert told == []
 
 
@@ -258,13 +259,13 @@ def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectSto
     machine(store, tmp_path / "a").stage(b"one", facts()).publish()
     prefix = fold_prefix("small", 0)
     listing = store.read(f"{prefix}/e0001-done-f0001.json", at_most=1 << 20)
-    assert manifest_named("e0001-done-f0001", listing, source="").epoch == 1
+    assert manifest_of(listing, source="").epoch == 1
     store.put(f"{prefix}/e0009-done-f0009.json", listing)
     store.put(f"{prefix}/e0008-done-f0008.json", json.dumps({"format": 1}).encode())
     told: list[str] = []
-    seen = Checkpoints(StorePlace(store, "small", 0, tmp_path / "b"), lambda path, _why: told.append(path.name))
+    seen = OwnCommits(StorePlace(store, SMALL, tmp_path / "b"), lambda stem, _why: told.append(stem))
     assert [manifest.stem for manifest in seen.manifests()] == ["e0001-done-f0001"]
-    assert sorted(told) == ["e0008-done-f0008.pt", "e0009-done-f0009.pt"]
+    assert sorted(told) == ["e0008-done-f0008", "e0009-done-f0009"]
     assert f"{prefix}/e0009-done-f0009.json.damaged".removeprefix(f"{prefix}/") in store.names(prefix)
 
 

@@ -44,7 +44,7 @@ from mbqueue.session import storewatch
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs
 from mbqueue.session.storewatch import StoreWatch, store_status
 from mbqueue.session.worker import Ending, WorkOptions, work
-from mbqueue.train.manifest import parse_manifest
+from mbqueue.storage.manifest import manifest_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -361,7 +361,7 @@ def test_checkpoints_of_before_the_store_was_set_are_sent_to_it(
     elsewhere = ProjectFolder(tmp_path / "elsewhere")
     fetch_commits(elsewhere, ObjectStore.open(url), note=report.note)
     there, here = elsewhere.checkpoints_dir("full_finetune", 0), project.checkpoints_dir("full_finetune", 0)
-    newest = parse_manifest(here / "e0002-done-f0001.json")
+    newest = manifest_of((here / "e0002-done-f0001.json").read_bytes(), source="here")
     assert newest.best is not None
     kept = {newest.stem, newest.best["commit"]}  # which epoch is the best one depends on the processor
     assert {path.name for path in there.iterdir()} == {

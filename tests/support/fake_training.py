@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from small_project import ManualClock
 
 from mbqueue.drive.outcomes import enqueued_facts
 from mbqueue.drive.publishing import Publisher
-from mbqueue.drive.recover import newest_whole
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import LeaseLost
 from mbqueue.experiment import parse_spec
@@ -23,8 +23,12 @@ from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import history_file, model_file, predictions_file
-from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.storage.commits import Commits, OwnCommits
+from mbqueue.storage.manifest import Identity, Manifest
+from mbqueue.storage.places import LocalPlace
 
+#: What the commits of its first fold are.
+FAKE = Identity(experiment="fake", fold=0)
 STEPS = 2
 LEASE_SECONDS = 100.0
 DATASET_HASH = "d" * 64
@@ -100,18 +104,18 @@ class FakeSession:
             self.queue.commit(lease, result={"mae": 0.1, "mae_std": 0.0}, now=now)
         return True
 
-    def checkpoints(self, experiment: Experiment, fold: int) -> Checkpoints:
+    def checkpoints(self, experiment: Experiment, fold: int) -> OwnCommits:
         jobs = self.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
         prepare = next((job.result for job in jobs if job.kind is Kind.PREPARE), None)
         folder = self.project.checkpoints_dir(experiment.name, fold)
-        return Checkpoints(folder, enqueued=enqueued_facts(experiment, prepare))
+        return OwnCommits(LocalPlace(folder, experiment.identity(fold)), enqueued=enqueued_facts(experiment, prepare))
 
     def _train(self, lease: Lease, experiment: Experiment) -> bool:
         job, now = lease.job, self.clock.now()
         assert job.fold is not None
         assert job.epoch is not None
         commits = self.checkpoints(experiment, job.fold)
-        newest = newest_whole(commits.folder, self.notes.append)
+        newest = newest_whole(commits.place.folder, self.notes.append)
         reached = 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
         if reached < job.epoch - 1:
             self.queue.rewind(experiment.name, {job.fold: "damaged"}, to_epoch=reached, now=now, lease=lease)
@@ -120,7 +124,7 @@ class FakeSession:
             self.queue.commit(lease, result={**newest.history[job.epoch - 1], "best_epoch": 1}, now=now)
             return True
         within = newest is not None and not newest.complete
-        lineage = [] if newest is None else lineage_of(commits.folder, newest.stem)
+        lineage = [] if newest is None else lineage_of(commits.place.folder, newest.stem)
         step = (newest.step if newest is not None and within else 0) + 1
         sessions = list(newest.epoch_sessions) if newest is not None and within else []
         if self.id not in sessions:
@@ -181,7 +185,7 @@ class FakeSession:
         job = lease.job
         assert job.fold is not None
         commits = self.checkpoints(experiment, job.fold)
-        newest = newest_whole(commits.folder, self.notes.append)
+        newest = newest_whole(commits.place.folder, self.notes.append)
         epochs = experiment.spec["train"]["epochs"]
         if newest is None or not newest.complete or newest.epoch < epochs:
             reached = 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
@@ -192,7 +196,7 @@ class FakeSession:
         assert newest.best is not None
         folder = self.project.working_results(experiment.results_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        lineage = lineage_of(commits.folder, newest.best["commit"])
+        lineage = lineage_of(commits.place.folder, newest.best["commit"])
         for name in (model_file, history_file, predictions_file):
             text = json.dumps({"lineage": lineage, "history": newest.history})
             name(folder, job.fold).write_text(text)
@@ -203,6 +207,11 @@ def lineage_of(folder: Path, stem: str) -> list[list[Any]]:
     """The steps that a checkpoint went through: [epoch, step, session]."""
     lineage: list[list[Any]] = json.loads((folder / f"{stem}.pt").read_bytes())["lineage"]
     return lineage
+
+
+def newest_whole(folder: Path, on_wrong: Callable[[str], object]) -> Manifest | None:
+    """The newest whole commit in a local folder; nothing is changed there."""
+    return Commits(LocalPlace.found(folder), lambda stem, why: on_wrong(f"{folder / stem}: {why}") and None).newest()
 
 
 def is_done(queue: Queue) -> bool:

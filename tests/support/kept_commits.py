@@ -9,12 +9,19 @@ from itertools import count
 from pathlib import Path
 
 from mbqueue.objects import ObjectStore
+from mbqueue.storage.manifest import Identity, manifest_of
+from mbqueue.storage.places import LocalPlace, Place
+from mbqueue.storage.store_place import StorePlace, fold_prefix
 from mbqueue.train.checkpoint import Checkpoints
-from mbqueue.train.manifest import manifest_named
-from mbqueue.train.places import LocalPlace, Place
-from mbqueue.train.store_place import StorePlace, fold_prefix
 
+#: What the commits of most tests are.
+SMALL = Identity(experiment="small", fold=0)
 _HASH = re.compile(r"-[0-9a-f]{12}\.pt")
+
+
+def small_commits(folder: Path, fold: int = 0, **hashes: str) -> Checkpoints:
+    """The commits of a fold of `small` in a local folder; those of one spec or dataset, where its hash is given."""
+    return Checkpoints(LocalPlace(folder, Identity(experiment="small", fold=fold, **hashes)))
 
 
 @dataclass
@@ -37,11 +44,11 @@ class Kept:
     def place(self) -> Place:
         """The place as a machine sees it that has never seen it before."""
         if self.store is None:
-            return LocalPlace(self.folder)
-        return StorePlace(self.store, "small", 0, self.folder / f"machine-{next(self._machines)}")
+            return LocalPlace(self.folder, SMALL)
+        return StorePlace(self.store, SMALL, self.folder / f"machine-{next(self._machines)}")
 
-    def checkpoints(self, on_damaged: Callable[[Path, str], None] = lambda _path, _why: None) -> Checkpoints:
-        return Checkpoints(self.place(), on_damaged)
+    def checkpoints(self, on_wrong: Callable[[str, str], None] = lambda _stem, _why: None) -> Checkpoints:
+        return Checkpoints(self.place(), on_wrong)
 
     def names(self) -> list[str]:
         return sorted(self._real())
@@ -67,7 +74,7 @@ class Kept:
         """Put the commits of a local folder here."""
         for path in sorted(other.glob("e*.json")):
             content, listing = path.with_suffix(".pt").read_bytes(), path.read_bytes()
-            self.place().stage(manifest_named(path.stem, listing, source=str(path)), content, listing).publish()
+            self.place().stage(manifest_of(listing, source=str(path)), content, listing).publish()
 
     def _real(self) -> dict[str, str]:
         if self.store is None:

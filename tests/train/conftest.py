@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from chgnet.graph import CrystalGraph, CrystalGraphConverter
+from kept_commits import small_commits
 from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
@@ -19,8 +20,8 @@ from mbqueue.data.batch import Batch
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
+from mbqueue.storage.commits import Staged
 from mbqueue.train.backbone import open_frozen, prepare_frozen
-from mbqueue.train.checkpoint import Checkpoints, Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.references import compositions
@@ -179,7 +180,7 @@ class Bench:
             crystals=self.crystals,
             cache=self.cache,
             frozen=frozen,
-            checkpoints=Checkpoints(checkpoints),
+            checkpoints=small_commits(checkpoints, fold, spec_hash=spec.hash, dataset_hash=self.crystals.hash),
             device=device,
             memory_file=memory_file,
             on_note=on_note or (lambda _note: None),

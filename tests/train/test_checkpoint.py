@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept_commits import Kept
+from kept_commits import Kept, small_commits
 from s3_server import new_store
 
 from mbqueue.errors import CheckpointError, LeaseLost
 from mbqueue.files import sha256_of_json
-from mbqueue.train.checkpoint import Checkpoints, Manifest, Staged
-from mbqueue.train.manifest import Damaged, parse_manifest
+from mbqueue.storage.commits import Staged
+from mbqueue.storage.manifest import Damaged, Manifest, Rank, manifest_of
 from mbqueue.train.state import serialise
 
 
@@ -90,10 +90,10 @@ def test_a_damaged_commit_is_set_aside_and_the_one_before_is_taken(commits: Kept
     else:
         commits.write(name, commits.read("e0001-done-f0001.pt"))
     told = []
-    newest = commits.checkpoints(lambda damaged, why: told.append((damaged.name, why))).newest()
+    newest = commits.checkpoints(lambda stem, why: told.append((stem, why))).newest()
     assert newest is not None
     assert newest.stem == "e0001-done-f0001"
-    assert [name for name, _ in told] == ["e0002-s000001-f0002.pt"]
+    assert [stem for stem, _ in told] == ["e0002-s000001-f0002"]
     assert "e0002-s000001-f0002.json.damaged" in commits.names()
     assert "e0002-s000001-f0002.json" not in commits.names()
 
@@ -101,8 +101,8 @@ def test_a_damaged_commit_is_set_aside_and_the_one_before_is_taken(commits: Kept
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[1]", '{"format": 1, "epoch": 2'])
 def test_a_manifest_that_is_none_is_set_aside(commits: Kept, text: str) -> None:
     commits.write("e0002-s000001-f0002.json", text.encode())
-    told: list[Path] = []
-    newest = commits.checkpoints(lambda path, _why: told.append(path)).newest()
+    told: list[str] = []
+    newest = commits.checkpoints(lambda stem, _why: told.append(stem)).newest()
     assert newest is not None
     assert newest.stem == "e0001-done-f0001"
     assert len(told) == 1
@@ -124,7 +124,7 @@ def test_a_file_system_that_fails_does_not_condemn_a_commit(local: Path, monkeyp
 
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match="Transport endpoint"):
-        Checkpoints(local).newest()
+        small_commits(local).newest()
     monkeypatch.undo()
     assert len(names(local)) == 4
 
@@ -185,10 +185,10 @@ def test_pruning_keeps_the_newest_two_and_their_best(commits: Kept) -> None:
 
 
 def test_of_two_commits_of_the_same_step_the_later_lease_counts(local: Path) -> None:
-    def order(**facts: Any) -> tuple[int, bool, int, int]:
-        return Manifest(**{**base, **facts}).order
+    def order(**facts: Any) -> Rank:
+        return Manifest(**{**base, **facts}).rank
 
-    base = vars(Checkpoints(local).manifests()[0])
+    base = vars(small_commits(local).manifests()[0])
     assert order(fence=2) > order(fence=1)
     assert order(complete=True, step=3) > order(complete=False, step=3, fence=9)
     assert order(epoch=2, complete=False, step=1) > order(epoch=1)
@@ -206,7 +206,7 @@ def test_a_manifest_with_one_changed_digit_is_damaged(local: Path) -> None:
     content["history"][0]["val_mae"] += 1e-9
     path.write_text(json.dumps(content))
     with pytest.raises(Damaged, match="checksum"):
-        parse_manifest(path)
+        manifest_of(path.read_bytes(), source=str(path))
 
 
 def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_away(
@@ -221,8 +221,8 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
         return replace(path, target)
 
     replace, before = Path.replace, names(local)
-    commits = Checkpoints(local)
-    manifest = parse_manifest(trained / "e0002-s000001-f0002.json")
+    commits = small_commits(local)
+    manifest = manifest_of((trained / "e0002-s000001-f0002.json").read_bytes(), source="trained")
     facts = {key: value for key, value in vars(manifest).items() if key not in {"size", "sha256"}}
     staged = commits.stage((trained / "e0002-s000001-f0002.pt").read_bytes(), {**facts, "fence": 7})
     with monkeypatch.context() as patched:
@@ -231,7 +231,7 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
             staged.publish()
     assert "e0002-s000001-f0007.pt" in names(local)
     (local / "e0001-done-f0001.pt.damaged").write_bytes(b"evidence")
-    Checkpoints(local).sweep()
+    small_commits(local).sweep()
     assert names(local) == sorted([*before, "e0001-done-f0001.pt.damaged"])
 
 
@@ -242,7 +242,7 @@ def test_what_a_queue_in_a_file_has_published_beside_them_is_neither_a_commit_no
         (local / f"e0001-done-f0001-0123456789ab{suffix}").write_bytes(content)
     (local / "e0002-done-f0002-0123456789ab.pt").write_bytes(b"its manifest is on its way")
     before = names(local)
-    commits = Checkpoints(local)
+    commits = small_commits(local)
     commits.sweep()
     newest = commits.newest()
     assert newest is not None

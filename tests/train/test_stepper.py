@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_commits import small_commits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.clock import SystemClock
@@ -19,7 +20,6 @@ from mbqueue.errors import NonFiniteLoss
 from mbqueue.train import chgnet
 from mbqueue.train import stepper as stepper_module
 from mbqueue.train.arrivals import Arrived, arriving
-from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.learner import Learner
@@ -77,7 +77,7 @@ def everything(learner: Learner) -> dict[str, Any]:
 
 
 def newest_bytes(folder: Path) -> tuple[str, int, bytes]:
-    newest = Checkpoints(folder).newest()
+    newest = small_commits(folder).newest()
     assert newest is not None
     return newest.stem, newest.step, (folder / f"{newest.stem}.pt").read_bytes()
 

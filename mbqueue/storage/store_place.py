@@ -21,10 +21,10 @@ from mbqueue import files
 from mbqueue.errors import CommitTaken
 from mbqueue.objects import Listed, ObjectStore
 from mbqueue.project import STORED_CHECKPOINTS
-from mbqueue.train.manifest import LARGEST_MANIFEST, Damaged, Manifest
-from mbqueue.train.places import LocalPlace, Staging
+from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manifest
+from mbqueue.storage.names import HASH_DIGITS, commit_file
+from mbqueue.storage.places import LocalPlace, Staging
 
-_HASH_DIGITS = 12
 #: A checkpoint without a manifest that is so much older than the newest object of its fold is of a writer that died
 #: or lost; no upload takes so long.
 GARBAGE_SECONDS = 3600.0
@@ -71,8 +71,7 @@ class StorePlace:
     """
 
     store: ObjectStore
-    experiment: str
-    fold: int
+    identity: Identity
     folder: Path
     _seen: dict[str, tuple[str, bytes]] = field(default_factory=dict, init=False, repr=False)
     _listed: dict[str, Listed] = field(default_factory=dict, init=False, repr=False)
@@ -84,20 +83,19 @@ class StorePlace:
 
     @property
     def _prefix(self) -> str:
-        return fold_prefix(self.experiment, self.fold)
+        return fold_prefix(self.identity.experiment, self.identity.fold)
 
     @property
     def _copies(self) -> LocalPlace:
-        return LocalPlace(self.folder)
+        return LocalPlace(self.folder, self.identity)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
     def stems(self) -> list[str]:
         self._listed = self.store.listed(self._prefix)
-        return [
-            name[:-5] for name in self._listed if name.startswith("e") and name.endswith(".json") and "/" not in name
-        ]
+        found = map(commit_file, self._listed)
+        return [one.stem for one in found if one is not None and one.suffix == "json" and one.base == one.stem]
 
     def manifest(self, stem: str) -> bytes:
         e_tag = self._listed[f"{stem}.json"].e_tag if f"{stem}.json" in self._listed else ""
@@ -125,17 +123,10 @@ class StorePlace:
                 files.write_bytes(self.folder / f"{manifest.stem}.json", self.manifest(manifest.stem))
         return content
 
-    def fetch(self, manifest: Manifest) -> bool:
-        """Make sure that a commit is in the local folder; False when it is not whole."""
-        try:
-            content = self.checkpoint(manifest)
-        except Damaged:
-            return False
-        if hashlib.sha256(content).hexdigest() != manifest.sha256:
-            return False
-        files.write_bytes(self.folder / f"{manifest.stem}.pt", content)
+    def fetch(self, manifest: Manifest) -> None:
+        """Make sure that a commit is in the local folder."""
+        files.write_bytes(self.folder / f"{manifest.stem}.pt", self.checkpoint(manifest))
         files.write_bytes(self.folder / f"{manifest.stem}.json", self.manifest(manifest.stem))
-        return True
 
     def send(self, manifest: Manifest, checkpoint: bytes, listing: bytes) -> None:
         """Put a commit into the store that so far is in the local folder only."""
@@ -184,4 +175,4 @@ class StorePlace:
 
 
 def _checkpoint_name(manifest: Manifest) -> str:
-    return f"{manifest.stem}-{manifest.sha256[:_HASH_DIGITS]}.pt"
+    return f"{manifest.stem}-{manifest.sha256[:HASH_DIGITS]}.pt"

@@ -1,4 +1,9 @@
-"""The manifest of a commit: what it holds, and reading it as the untrusted file that it is. Without torch."""
+"""The manifest of a commit: what it holds, whose it is, and reading it as the untrusted file that it is. Without torch.
+
+Commits of a fold have one order, `Manifest.rank`: **further work first (epoch, finished, step), then the higher fence,
+then the smaller SHA-256 of the checkpoint**. Sessions that knew nothing of each other may have trained one fold from
+one commit on; all that see the same commits choose the same.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +12,22 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import CheckpointError
 from mbqueue.experiment import N_FOLDS, NAME_PATTERN
 from mbqueue.files import sha256_of_json
+from mbqueue.storage.names import HIGHEST_FENCE, is_stem, stem_of
 
 FORMAT = 1
 #: No manifest is larger: 10,000 epochs of history take 4 MB.
 LARGEST_MANIFEST = 16 << 20
 #: No checkpoint is larger. CHGNet's take 5 MB.
 LARGEST_CHECKPOINT = 1 << 30
-#: No fence is higher: it counts the claims of one job. Names of commits have room for those that come after it.
-HIGHEST_FENCE = 10**6
 
-_STEM = re.compile(r"e\d{4,9}-(done|s\d{6,12})-f\d{4,9}")
+#: Orders the commits of a fold; the greatest is accepted.
+Rank = tuple[int, bool, int, int, int]
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,13 +76,35 @@ class Manifest:
     @property
     def stem(self) -> str:
         """Name of the commit's files without the suffix."""
-        where = "done" if self.complete else f"s{self.step:06d}"
-        return f"e{self.epoch:04d}-{where}-f{self.fence:04d}"
+        return stem_of(epoch=self.epoch, step=None if self.complete else self.step, fence=self.fence)
 
     @property
-    def order(self) -> tuple[int, bool, int, int]:
-        """Commits of a fold compare by this: further work first, then the later lease."""
-        return self.epoch, self.complete, self.step, self.fence
+    def finished_epochs(self) -> int:
+        """How many epochs the commit has finished."""
+        return self.epoch if self.complete else self.epoch - 1
+
+    @property
+    def work(self) -> tuple[int, bool, int]:
+        """How far the commit has trained: epoch, whether that is finished, step."""
+        return self.epoch, self.complete, self.step
+
+    @property
+    def rank(self) -> Rank:
+        """The place in the order of a fold's commits."""
+        return (*self.work, self.fence, -int(self.sha256, 16))
+
+    def continues(self, earlier: Manifest) -> bool:
+        """Whether the work of an earlier commit is in this one: its rows of history, and the sessions in its epoch."""
+        rows = len(earlier.history)
+        if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
+            return False
+        if earlier.history != self.history[:rows]:
+            return False
+        if earlier.complete or earlier.sha256 == self.sha256:
+            return True
+        ahead = len(self.history) > rows
+        worked = str(self.history[rows].get("session")).split("+") if ahead else self.epoch_sessions
+        return self.epoch >= earlier.epoch and earlier.epoch_sessions == worked[: len(earlier.epoch_sessions)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ``file`` names the checkpoint, ``checksum`` is that of all the rest."""
@@ -89,29 +116,53 @@ class Damaged(CheckpointError):
     """A commit's files are not what was written; they are set aside, and the commit before is taken."""
 
 
-def parse_manifest(path: Path) -> Manifest:
-    """The manifest in a file that is named after its commit.
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Whose commits are looked for. A hash that is None is not known yet, and not compared."""
 
-    Raises:
-        Damaged: when it is not a manifest, or that of another commit.
-        CheckpointError: when it is of a newer format.
-        OSError: when the file system fails, which says nothing about the file.
-    """
-    with path.open("rb") as stream:
-        content = stream.read(LARGEST_MANIFEST + 1)
-    return manifest_named(path.stem, content, source=str(path))
+    experiment: str
+    fold: int
+    spec_hash: str | None = None
+    dataset_hash: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.experiment} fold {self.fold}"
+
+    def require(self, manifest: Manifest, *, source: str) -> None:
+        """Make sure that a commit is one of these.
+
+        Raises:
+            ForeignCommit: when it is another's.
+        """
+        why = None
+        if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
+            why = f"belongs to {manifest.experiment} fold {manifest.fold}, not to {self.label}"
+        elif self.spec_hash not in (None, manifest.spec_hash):
+            why = f"was trained with another spec of {self.experiment} than the one that is enqueued"
+        elif self.dataset_hash not in (None, manifest.dataset_hash):
+            why = f"was trained on other crystals than those of {self.experiment}"
+        if why is not None:
+            raise ForeignCommit(f"{source} {why}.")
 
 
-def manifest_named(stem: str, content: bytes, *, source: str) -> Manifest:
+class ForeignCommit(Damaged):
+    """A commit lies where another experiment's or fold's commits are; it is set aside like a damaged one."""
+
+
+def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity) -> Manifest:
     """The manifest in some bytes, which must be that of the commit named ``stem``.
 
     Raises:
         Damaged: when it is not a manifest, or that of another commit.
+        ForeignCommit: when it is of another experiment, spec, dataset or fold.
         CheckpointError: when it is of a newer format.
     """
     manifest = manifest_of(content, source=source)
     if manifest.stem != stem:
         raise Damaged(f"The manifest {source} describes another commit, {manifest.stem}.")
+    identity.require(manifest, source=source)
     return manifest
 
 
@@ -152,10 +203,6 @@ def _is_count(value: Any, largest: int = 10**9) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
 
 
-def _is_stem(value: Any) -> bool:
-    return isinstance(value, str) and _STEM.fullmatch(value) is not None
-
-
 def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
@@ -165,7 +212,7 @@ def _is_best(value: Any) -> bool:
         isinstance(value, dict)
         and _is_count(value.get("epoch"))
         and _is_number(value.get("val_mae"))
-        and _is_stem(value.get("commit"))
+        and is_stem(value.get("commit"))
     )
 
 
@@ -207,7 +254,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "steps_per_epoch": _is_count,
     "complete": lambda value: isinstance(value, bool),
     "fence": lambda value: _is_count(value, HIGHEST_FENCE),
-    "parent": lambda value: value is None or _is_stem(value),
+    "parent": lambda value: value is None or is_stem(value),
     "parent_sha256": lambda value: value is None or _is_sha256(value),
     "session": lambda value: isinstance(value, str),
     "written_at": lambda value: isinstance(value, str),

@@ -1,4 +1,4 @@
-"""Where the commits of a fold are kept: what `mbqueue.train.checkpoint.Checkpoints` asks of such a place, and a folder.
+"""Where the commits of a fold are kept: what `mbqueue.storage.commits.Commits` asks of such a place, and a folder.
 
 A place keeps a manifest under its commit's name, and the checkpoint that belongs to it. It makes both durable without
 letting the commit exist (`stage`), and lets it exist by one step that is quick (`publish`).
@@ -7,19 +7,14 @@ letting the commit exist (`stage`), and lets it exist by one step that is quick 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mbqueue.errors import CheckpointError
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, temp_beside
-from mbqueue.train.manifest import LARGEST_MANIFEST, Damaged, Manifest, manifest_named
-
-#: Names of commits. Beside them, where a cluster's machines have theirs, may be those published of a queue in a file
-#: (STEM-HASH), which are none of theirs.
-_STEM = re.compile(r"e\d{4,9}-(?:done|s\d{6,12})-f\d{4,9}")
+from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manifest
+from mbqueue.storage.names import is_stem
 
 
 class Staging(Protocol):
@@ -42,6 +37,10 @@ class Staging(Protocol):
 
 class Place(Protocol):
     """Where the commits of one fold are."""
+
+    @property
+    def identity(self) -> Identity:
+        """Whose commits they must be."""
 
     @property
     def folder(self) -> Path:
@@ -108,16 +107,26 @@ class _StagedFiles:
 
 @dataclass(frozen=True)
 class LocalPlace:
-    """A folder on a local disk; made when the first commit is written."""
+    """A folder on a local disk; made when the first commit is written.
+
+    Beside the commits, where a cluster's machines have theirs, may be those published of a queue in a file (their names
+    have a hash), which are none of theirs.
+    """
 
     folder: Path
+    identity: Identity
+
+    @classmethod
+    def found(cls, folder: Path) -> LocalPlace:
+        """The folder EXPERIMENT/fold_i as what it is named after; their hashes are not known."""
+        return cls(folder, Identity(experiment=folder.parent.name, fold=int(folder.name.removeprefix("fold_"))))
 
     @property
     def name(self) -> str:
         return str(self.folder)
 
     def stems(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob("e*.json") if _STEM.fullmatch(path.stem))
+        return sorted(path.stem for path in self.folder.glob("e*.json") if is_stem(path.stem))
 
     def manifest(self, stem: str) -> bytes:
         with (self.folder / f"{stem}.json").open("rb") as stream:
@@ -169,25 +178,8 @@ class LocalPlace:
         # Of a death between the two steps of publishing, of removing, or of setting aside. The name holds that
         # writer's fence, so nobody else writes to it.
         for path in self.folder.glob("e*.pt"):
-            if _STEM.fullmatch(path.stem) and not path.with_suffix(".json").exists():
+            if is_stem(path.stem) and not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
-
-
-def newest_manifest(place: Place, on_damaged: Callable[[str, str], None] = lambda _stem, _why: None) -> Manifest | None:
-    """The commit with the most work, by the manifests alone; None when there is none. Changes nothing.
-
-    Args:
-        on_damaged: told the name and the reason of each commit that is passed over, because its manifest is not whole.
-    """
-    found = []
-    for stem in place.stems():
-        try:
-            found.append(manifest_named(stem, place.manifest(stem), source=f"{place.name}/{stem}.json"))
-        except FileNotFoundError:
-            continue  # superseded and removed since it was listed
-        except CheckpointError as error:
-            on_damaged(stem, str(error))
-    return max(found, key=lambda manifest: manifest.order, default=None)
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -1,0 +1,90 @@
+"""Names of commits' files: the one place where they are made and read.
+
+e0012-done-f0003.json                 the end of epoch 12, written under fence 3
+e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13
+e0012-done-f0003-9f86d081884c.pt      the same, with the beginning of a hash: of its own SHA-256 in an object
+                                      store, of its manifest's on a mount
+e0012-done-f0003-9f86d081884c (1).pt  what a drive makes of a second file of one name
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Between stem and suffix, what a drive puts there of its own accord: ``name (1)``.
+DUPLICATE = r"(?: \(\d{1,4}\))?"
+#: How much of a hash is in a name.
+HASH_DIGITS = 12
+#: No fence is higher: it counts the claims of one job. Names have room for those that come after it.
+HIGHEST_FENCE = 10**6
+
+_STEM = re.compile(r"e(\d{4,9})-(?:done|s(\d{6,12}))-f(\d{4,9})")
+_FILE = re.compile(rf"({_STEM.pattern})(?:-([0-9a-f]{{{HASH_DIGITS}}}))?({DUPLICATE})\.(json|pt)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitFile:
+    """What the name of a commit's file says.
+
+    Attributes:
+        stem: what all files of the commit share.
+        step: of the epoch, or None at its end.
+        digits: beginning of a hash, or "" where names have none.
+        is_duplicate: whether a drive has renamed it.
+        suffix: "json" for the manifest, "pt" for the checkpoint.
+    """
+
+    stem: str
+    epoch: int
+    step: int | None
+    fence: int
+    digits: str
+    is_duplicate: bool
+    suffix: str
+
+    @property
+    def finished_epochs(self) -> int:
+        """How many epochs the commit has finished."""
+        return self.epoch if self.step is None else self.epoch - 1
+
+    @property
+    def base(self) -> str:
+        """The name without the suffix and without what a drive added to it."""
+        return f"{self.stem}-{self.digits}" if self.digits else self.stem
+
+
+def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
+    """The name of the commit after ``step`` steps of an epoch, or at its end when that is None."""
+    where = "done" if step is None else f"s{step:06d}"
+    return f"e{epoch:04d}-{where}-f{fence:04d}"
+
+
+def order_of(stem: str) -> tuple[int, bool, int, int]:
+    """How commits compare as far as their names say it; see `mbqueue.storage.manifest.Manifest.rank`."""
+    match = _STEM.fullmatch(stem)
+    assert match is not None
+    epoch, step, fence = match.groups()
+    return int(epoch), step is None, int(step or 0), int(fence)
+
+
+def is_stem(text: object) -> bool:
+    """Whether this is the name of a commit."""
+    return isinstance(text, str) and _STEM.fullmatch(text) is not None
+
+
+def commit_file(name: str) -> CommitFile | None:
+    """What a file's name says, or None when it is not the name of a commit's file."""
+    match = _FILE.fullmatch(name)
+    if match is None:
+        return None
+    stem, epoch, step, fence, digits, duplicate, suffix = match.groups()
+    return CommitFile(
+        stem=stem,
+        epoch=int(epoch),
+        step=None if step is None else int(step),
+        fence=int(fence),
+        digits=digits or "",
+        is_duplicate=bool(duplicate),
+        suffix=suffix,
+    )
