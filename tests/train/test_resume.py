@@ -272,12 +272,13 @@ def test_sigkill_in_mid_epoch_and_in_mid_commit_changes_no_byte(bench: Any, help
     straight(bench, helpers, tmp_path / "whole")
     bench.crystals.save(bench.folder / "crystals.bin")
     conftest = Path(__file__).with_name("conftest.py")
+    support = str(conftest.parents[1] / "support")
     deaths = ["step 2", "before publishing", "between the renames", "after publishing", "step 3", "never"]
     for fence, kill_at in enumerate(deaths, start=1):
         arguments = [str(conftest), str(bench.folder), str(tmp_path / "killed"), kill_at, str(fence)]
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(_WORKER), *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": support},
             capture_output=True,
             text=True,
             check=False,
