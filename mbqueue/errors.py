@@ -12,6 +12,7 @@
     ├── QueueError               the queue cannot do what was asked
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
+    │   ├── RewoundBefore        the same damage is found again in what was made again because of it
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
     │   ├── SchemaTooNew         the database was written by a newer mbqueue
     │   ├── QueueDamaged         its file is not a whole queue
@@ -37,7 +38,7 @@ crystal, and ends with what to do.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 #: What to do about an error of the file system.
 _REMEDIES = {
@@ -55,6 +56,20 @@ _REMEDIES = {
 def remedy(error: BaseException) -> str:
     """What to do about an error that the system raised; empty where nothing more is known than it says itself."""
     return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+
+
+def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
+    """What caused an error, and what caused that; each once, though an error may be among its own causes.
+
+    Args:
+        hidden: also errors during whose handling another came up.
+    """
+    seen = {id(error)}
+    cause = error.__cause__ or (error.__context__ if hidden else None)
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or (cause.__context__ if hidden else None)
 
 
 class MbqueueError(Exception):
@@ -121,6 +136,10 @@ class LeaseLost(QueueError):
 
 class CommitTaken(LeaseLost):
     """Another writer made this commit first; nothing was written, and training goes on from what is there."""
+
+
+class RewoundBefore(QueueError):
+    """What was made again because of some damage has the same damage; nothing was written."""
 
 
 class ForbiddenTransition(QueueError):

@@ -12,7 +12,7 @@ import traceback
 
 from mbqueue.cli.app import app
 from mbqueue.cli.console import say
-from mbqueue.errors import MbqueueError, UsageError, remedy
+from mbqueue.errors import MbqueueError, UsageError, causes, remedy
 
 FAILURE, USAGE = 1, 2
 
@@ -33,11 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _tell(error: BaseException, *, hint: bool) -> None:
     """The chain of causes, one a line."""
     say(f"error: {error or type(error).__name__}", style="bold red")
-    cause = error.__cause__
-    while cause is not None:
+    for cause in causes(error):
         text = str(cause).splitlines()
         say(f"  because: {type(cause).__name__}: {text[0] if text else ''}")
-        cause = cause.__cause__
     if what_to_do := remedy(error):
         say(f"  {what_to_do}")
     if hint and not isinstance(error, UsageError):

@@ -65,11 +65,12 @@ class Backup:
 
 
 def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
-    """Write the archive; ``target`` appears only once it is whole.
+    """Write the archive; ``target`` appears only once it is whole, read back and found to be what `restore` takes.
 
     Raises:
         UsageError: when there is no queue, or ``target`` exists.
-        QueueError: when the database is damaged.
+        QueueError, DamagedSnapshot, DamagedArchive: when the database is damaged, or the archive is not what was
+            written; there is no archive then.
     """
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so nothing to back up.")
@@ -79,12 +80,16 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
     checksums: dict[str, dict[str, object]] = {}
     try:
         take(project.queue_db, snapshot)
-        with files.replacing(target) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
-            for name, content in _contents(project, snapshot):
-                checksums[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                _add(archive, name, content)
-            listing = {"format": FORMAT, "mbqueue": __version__, "files": checksums}
-            _add(archive, CHECKSUMS, json.dumps({**listing, "made_at": utc_text(clock.now())}, indent=1).encode())
+        check(snapshot)  # as it will be checked when it is restored
+        with files.replacing(target) as stream:
+            with tarfile.open(fileobj=stream, mode="w") as archive:
+                for name, content in _contents(project, snapshot):
+                    checksums[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                    _add(archive, name, content)
+                listing = {"format": FORMAT, "mbqueue": __version__, "files": checksums}
+                _add(archive, CHECKSUMS, json.dumps({**listing, "made_at": utc_text(clock.now())}, indent=1).encode())
+            stream.flush()
+            _unpack(Path(stream.name), lambda _name, _content: None)
     finally:
         snapshot.unlink(missing_ok=True)
     commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in checksums)
@@ -109,7 +114,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     shutil.rmtree(staging, ignore_errors=True)
     with FileLock(project.entering_lock, timeout=600):
         try:
-            found = _unpack(source, staging)
+            found = _unpack(source, lambda name, content: files.write_bytes(staging / name, content))
             check(staging / "queue.db")
             for folder in (staging / "checkpoints").glob("*/fold_[0-4]"):
                 _require_whole(folder, source)
@@ -219,16 +224,16 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def _unpack(source: Path, staging: Path) -> Backup:
-    """Check an archive and lay its files below ``staging``."""
+def _unpack(source: Path, lay: Callable[[str, bytes], None]) -> Backup:
+    """Check an archive; ``lay`` is given the name and content of each of its files."""
     try:
         with tarfile.open(source, mode="r:") as archive:
-            return _lay_out(archive, source, staging)
+            return _lay_out(archive, source, lay)
     except (tarfile.TarError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError) as error:
         raise DamagedArchive(f"{source} is not a whole backup: {error}. Nothing was changed.") from error
 
 
-def _lay_out(archive: tarfile.TarFile, source: Path, staging: Path) -> Backup:
+def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes], None]) -> Backup:
     laid: dict[str, tuple[int, str]] = {}
     listing = None
     for count, member in enumerate(archive):
@@ -250,7 +255,7 @@ def _lay_out(archive: tarfile.TarFile, source: Path, staging: Path) -> Backup:
             listing = json.loads(content)
             continue
         laid[member.name] = (len(content), hashlib.sha256(content).hexdigest())
-        files.write_bytes(staging / member.name, content)
+        lay(member.name, content)
     if listing is None or "queue.db" not in laid:
         raise DamagedArchive(f"{source} is not a whole backup: it was cut off. Nothing was changed.")
     if listing["format"] > FORMAT:

@@ -140,24 +140,29 @@ def check(path: Path) -> None:
             db.execute("PRAGMA cell_size_check = ON")
             db.execute("PRAGMA query_only = ON")
             sqlite_schema.is_current(db, path=path)
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in range(1, SCHEMA_VERSION + 1):
-                raise DamagedSnapshot(f"{path} is not a queue of mbqueue.")
-            if sqlite_schema.definitions(db) != sqlite_schema.expected_definitions(version):
-                raise DamagedSnapshot(f"{path} has tables, triggers or views that are not those of a queue.")
-            found = db.execute("PRAGMA quick_check").fetchone()[0]
-            if found != "ok":
-                raise DamagedSnapshot(f"{path} is damaged: {found}.")
-            for name, results_dir, spec in db.execute("SELECT name, results_dir, spec FROM experiments"):
-                check_experiment(name, results_dir, source=str(path))
-                parse_spec(json.loads(spec), source=f"the spec of {name} in {path}")
-            _check_rows(db)
+            wrong = _wrong_structure(db)
+            if wrong is None:
+                for name, results_dir, spec in db.execute("SELECT name, results_dir, spec FROM experiments"):
+                    check_experiment(name, results_dir, source=str(path))
+                    parse_spec(json.loads(spec), source=f"the spec of {name} in {path}")
+                _check_rows(db)
     except SchemaTooNew:
         raise
     except (sqlite3.Error, *NOT_OURS) as error:
-        raise (
-            error if isinstance(error, DamagedSnapshot) else DamagedSnapshot(f"{path} is not a whole queue: {error}.")
-        ) from error
+        raise DamagedSnapshot(f"{path} is not a whole queue: {error}.") from error
+    if wrong is not None:
+        raise DamagedSnapshot(f"{path} {wrong}.")
+
+
+def _wrong_structure(db: sqlite3.Connection) -> str | None:
+    """What is wrong with a database before its rows are looked at, or None."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version not in range(1, SCHEMA_VERSION + 1):
+        return "is not a queue of mbqueue"
+    if sqlite_schema.definitions(db) != sqlite_schema.expected_definitions(version):
+        return "has tables, triggers or views that are not those of a queue"
+    found = db.execute("PRAGMA quick_check").fetchone()[0]
+    return None if found == "ok" else f"is damaged: {found}"
 
 
 def _job(row: sqlite3.Row) -> None:

@@ -151,8 +151,11 @@ _EXPECTED: dict[int, Definitions] = {}
 
 
 def definitions(db: sqlite3.Connection) -> Definitions:
-    """The tables, triggers, views and indexes of a database, word for word."""
-    rows = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    """The tables, triggers, views and indexes of a database, word for word.
+
+    Statistics are left out: SQLite makes their tables (sqlite_stat1 …) for any program that says ANALYZE.
+    """
+    rows = db.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_stat_' ESCAPE '^'")
     return {(kind, name, " ".join((text or "").split())) for kind, name, text in rows}
 
 

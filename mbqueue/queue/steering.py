@@ -6,15 +6,18 @@ Each takes an experiment, or one fold of it, and says by whom (`by`, for the lis
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Final, TypedDict
 
-from mbqueue.errors import LeaseLost, UsageError
+from mbqueue.errors import LeaseLost, RewoundBefore, UsageError
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import settle
 from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
+
+#: A job may be put back so often by those who hold it, before it is committed or a person retries it.
+MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """
     UPDATE jobs SET paused = :paused
@@ -54,6 +57,21 @@ REWIND = """
         changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND state IN ('ready', 'leased', 'committed', 'skipped')
       AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
+"""
+
+# How often the holders of a job have put it back since it was last committed, or retried, and how often this session
+# has done so for this reason.
+_REWOUND = """
+    SELECT count(*) AS times, coalesce(sum(CASE WHEN by = :session AND why = :why THEN 1 ELSE 0 END), 0) AS same
+    FROM events
+    WHERE experiment_id = :experiment_id AND job_id = :id AND from_state = 'leased' AND to_state = 'waiting'
+      AND by = (SELECT claim.by FROM events AS claim
+                WHERE claim.experiment_id = :experiment_id AND claim.job_id = :id AND claim.to_state = 'leased'
+                  AND claim.id < events.id
+                ORDER BY claim.id DESC LIMIT 1)
+      AND id > coalesce((SELECT max(id) FROM events AS earlier
+                         WHERE earlier.experiment_id = :experiment_id AND earlier.job_id = :id
+                           AND (earlier.to_state = 'committed' OR earlier.from_state IN ('failed', 'cancelled'))), 0)
 """
 
 
@@ -146,7 +164,8 @@ class Steering(Part):
         follows `to_epoch` becomes ready. Whoever holds one of these jobs loses its lease. A worker that finds the
         damage passes its own `lease`, on one of these jobs: it must still hold it, and has given it up when this
         returns; its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay
-        as they are.
+        as they are. What its session finds damaged for the same reason again is damaged by being made, so it is not
+        put back again; nor is a job that its holders have put back `MAX_REWINDS` times without committing it.
 
         Args:
             folds: fold → why; when there is none, nothing is done.
@@ -156,6 +175,7 @@ class Steering(Part):
 
         Raises:
             LeaseLost: when `lease` is lost; nothing was changed then.
+            RewoundBefore: when it would go round in circles; nothing was changed then, and the lease is still held.
         """
         if not folds:
             return 0
@@ -163,6 +183,7 @@ class Steering(Part):
             places = [(_place(db, experiment, fold), why) for fold, why in folds.items()]
             if lease is not None:
                 _require(db, lease)
+                _require_progress(db, lease, next(iter(folds.values())))
                 by = lease.session
             how = {"to_epoch": to_epoch, "now": now, "by": by}
             changed = sum(db.execute(REWIND, {**place, "why": why, **how}).rowcount for place, why in places)
@@ -192,6 +213,22 @@ def _place(db: Statements, experiment: str, fold: int | None) -> _Place:
 def _note(db: Statements, place: _Place, why: str, *, by: str, now: float) -> None:
     where = "" if place["fold"] is None else f"fold {place['fold']} "
     note(db, where + why, by=by, now=now, experiment_id=place["experiment_id"])
+
+
+def _require_progress(db: Statements, lease: Lease, why: str) -> None:
+    job = lease.job
+    place = {"experiment_id": job.experiment_id, "id": job.id}
+    rewound = db.execute(_REWOUND, {**place, "session": lease.session, "why": why}).fetchone()
+    if rewound["same"]:
+        raise RewoundBefore(
+            f"{job.label}: {why} That was found before, and what was made again is the same, so it is not made a third "
+            f"time. Mend the cause, then: mbqueue retry {job.experiment}"
+        )
+    if rewound["times"] >= MAX_REWINDS:
+        raise RewoundBefore(
+            f"{job.label}: {why} What it needs was damaged {rewound['times']} times in a row and made again. Is the "
+            f"disk sound? Then: mbqueue retry {job.experiment}"
+        )
 
 
 def _require(db: Statements, lease: Lease) -> None:

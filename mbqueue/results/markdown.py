@@ -7,6 +7,7 @@ from typing import Any
 
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
+from mbqueue.results.cells import markdown, markdown_code
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target, target_of
 
@@ -29,7 +30,7 @@ def results_markdown(
     target = target_of(spec)
     lines = [f"# {content['experiment']}", ""]
     if spec.get("description"):
-        lines += [spec["description"] + ".", ""]
+        lines += [markdown(spec["description"]) + ".", ""]
     lines += [_headline(content, target), "", "## Scores on the test part of each fold", ""]
     lines += _scores_table(content)
     if stopped := [fold for fold, entry in content["folds"].items() if entry.get("stopped_early")]:
@@ -50,7 +51,8 @@ def results_markdown(
     lines += ["", "## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
     lines += ["## Data", ""]
     official = "the official dataset" if dataset["official"] else "not the official benchmark dataset"
-    lines += [f"`{dataset['name']}` ({official}): {dataset['n']:,} crystals. Source: {dataset['source']}.", ""]
+    name, source = markdown_code(dataset["name"]), markdown(dataset["source"])
+    lines += [f"{name} ({official}): {dataset['n']:,} crystals. Source: {source}.", ""]
     if dataset["widened_cutoffs"]:
         lines += [
             f"In {dataset['widened_cutoffs']:,} crystals the neighbour cut-off was widened, because an atom had "
@@ -61,7 +63,10 @@ def results_markdown(
         lines += [said, ""]
     if dataset["dropped"]:
         lines += [f"{len(dataset['dropped']):,} entries could not be used and were left out:", ""]
-        lines += [f"- `{entry['id']}`: {entry['reason']}" for entry in dataset["dropped"][:_DROPPED_LISTED]]
+        lines += [
+            f"- {markdown_code(entry['id'])}: {markdown(entry['reason'])}"
+            for entry in dataset["dropped"][:_DROPPED_LISTED]
+        ]
         if (rest := len(dataset["dropped"]) - _DROPPED_LISTED) > 0:
             lines.append(f"- … and {rest:,} more in results.json")
         lines.append("")
@@ -136,7 +141,8 @@ def _how(spec: dict[str, Any], run: dict[str, Any]) -> list[str]:
     )
     lines.append(f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}")
     for change in run["fingerprint_changes"]:
-        what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
+        changes = change["changes"].items()
+        what = ", ".join(f"{key}: {markdown(str(old))} → {markdown(str(new))}" for key, (old, new) in changes)
         lines.append(
             f"- went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
             f"step {change['step']} ({what}): the last digits may differ from those of a run without that"

@@ -6,8 +6,6 @@ same float64, so equal runs give equal bytes and a file can stand in for the arr
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from mbqueue import files
 from mbqueue.errors import ResultsError
+from mbqueue.results.cells import csv_rows, csv_text
 
 #: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target (the loss in its own),
 #: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping; ``session`` names
@@ -110,8 +109,8 @@ def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 f"Row {number} for {path.name} is of epoch {row['epoch']}; epochs must run 1, 2, 3, … without gap or "
                 f"repeat. {path} was left as it was."
             )
-        lines.append([_text(kind(row[column])) for column, kind in HISTORY_TYPES.items()])
-    files.write_text(path, _csv(HISTORY_COLUMNS, lines))
+        lines.append([kind(row[column]) for column, kind in HISTORY_TYPES.items()])
+    files.write_text(path, csv_text(HISTORY_COLUMNS, lines))
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -159,8 +158,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         y_pred.tolist(),
         predictions.abs_error.tolist(),
     )
-    lines = [[_text(cell) for cell in row] for row in zip(*columns, strict=True)]
-    files.write_text(path, _csv(PREDICTION_COLUMNS, lines))
+    files.write_text(path, csv_text(PREDICTION_COLUMNS, list(zip(*columns, strict=True))))
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -186,32 +184,23 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(ids, compositions, np.array(n_atoms, np.int64), np.array(y_true), np.array(y_pred))
 
 
-def _text(value: object) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def _csv(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
-    return stream.getvalue()
-
-
 def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
     """Pairs (line number, cells) below the header line; every line is as long as the header."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it was written: read as text, a carriage return would be another end
     except FileNotFoundError as error:
         raise ResultsError(f"There is no file {path}. `mbqueue status` tells how far its fold is.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read: {error}.") from error
-    lines = csv.reader(io.StringIO(text))
-    if next(lines, None) != list(columns):
-        raise ResultsError(f"{path} does not begin with the columns {', '.join(columns)}; it is not mbqueue's.")
     if not text.endswith("\n"):
         raise ResultsError(f"{path} ends in the middle of a line. {RESTORE}")
-    for number, cells in enumerate(lines, start=2):
+    try:
+        lines = list(csv_rows(text))
+    except ValueError as error:
+        raise ResultsError(f"{path} is not a table: {error}. {RESTORE}") from error
+    if not lines or lines[0] != list(columns):
+        raise ResultsError(f"{path} does not begin with the columns {', '.join(columns)}; it is not mbqueue's.")
+    for number, cells in enumerate(lines[1:], start=2):
         if len(cells) != len(columns):
             raise _damaged(path, number, f"{len(cells)} cells instead of {len(columns)}")
         yield number, cells

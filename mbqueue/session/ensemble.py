@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from mbqueue.errors import MbqueueError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.usable import usable_device
@@ -47,12 +46,8 @@ class EnsembleTable:
 
     def write(self, path: Path) -> None:
         """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
         each = self.predictions.each
-        writer.writerow(
-            ["id", "composition", "n_atoms", "y_pred", "spread", *(f"y_pred_{number}" for number in range(len(each)))]
-        )
+        names = ["id", "composition", "n_atoms", "y_pred", "spread", *(f"y_pred_{i}" for i in range(len(each)))]
         columns = (
             self.crystals.ids,
             self.crystals.compositions(),
@@ -61,8 +56,7 @@ class EnsembleTable:
             self.predictions.spread.tolist(),
             *each.tolist(),
         )
-        writer.writerows(zip(*columns, strict=True))
-        files.write_text(path, stream.getvalue())
+        files.write_text(path, csv_text(names, list(zip(*columns, strict=True))))
 
 
 def predict_dataset(

@@ -22,11 +22,13 @@ from mbqueue.errors import (
     QueueDiskFull,
     QueueError,
     ResultsError,
+    RewoundBefore,
     SourceAway,
     SpecError,
     StoreError,
     TrainingError,
     UsageError,
+    causes,
 )
 from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
@@ -350,19 +352,16 @@ def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
 
 def _would_come_out_the_same(error: Exception) -> bool:
     """Whether an error is of the data, the spec or the arithmetic, not of a network or of a cache that is made anew."""
-    is_lasting = isinstance(error, DataError | SpecError | TrainingError | ResultsError)
+    is_lasting = isinstance(error, DataError | SpecError | TrainingError | ResultsError | RewoundBefore)
     return is_lasting and not isinstance(error, SourceAway | CacheError)
 
 
-def is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error comes of a full disk or a used-up quota."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return True
-        if isinstance(error, QueueDiskFull):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, QueueDiskFull) or (isinstance(one, OSError) and one.errno in {errno.ENOSPC, errno.EDQUOT})
+        for one in (error, *causes(error, hidden=True))
+    )
 
 
 def _what_to_free(project: ProjectFolder) -> str:

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from fake_training import FakeSession, LocalProject, is_done
 from small_project import ManualClock
 
 from mbqueue import Project
+from mbqueue.drive import archive as archive_module
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
 from mbqueue.drive.recover import recover
-from mbqueue.errors import QueueError, UsageError
+from mbqueue.drive.snapshots import DamagedSnapshot
+from mbqueue.errors import QueueError, UsageError, causes
 from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings, init_project
@@ -145,6 +148,45 @@ def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(
     connection.close()
     with pytest.raises(QueueError, match="mbqueue recover"), Queue(local.project.queue_db) as queue:
         queue.verify()
+
+
+def test_statistics_that_a_database_browser_made_are_no_damage(local: LocalProject, tmp_path: Path) -> None:
+    end(local.train(1))
+    with closing(sqlite3.connect(local.project.queue_db)) as browser:
+        browser.execute("ANALYZE")
+        assert browser.execute("SELECT count(*) FROM sqlite_stat1").fetchone()[0]
+    with Queue(local.project.queue_db, read_only=True) as queue:
+        queue.verify()
+    back_up(local.project, tmp_path / "backup.tar", clock=local.clock)
+    elsewhere = init_project(tmp_path / "elsewhere")[0]
+    restore(elsewhere, tmp_path / "backup.tar", force=False, note=note, clock=local.clock)
+    with Queue(elsewhere.queue_db, read_only=True) as queue:
+        queue.verify()
+
+
+def test_a_queue_that_restore_would_refuse_is_not_backed_up(local: LocalProject, tmp_path: Path) -> None:
+    end(local.train(1))
+    with closing(sqlite3.connect(local.project.queue_db)) as other, other:
+        other.execute("CREATE TABLE of_another_program (x)")
+    with pytest.raises(DamagedSnapshot, match="not those of a queue") as raised:
+        back_up(local.project, tmp_path / "backup.tar", clock=local.clock)
+    assert list(tmp_path.glob("*backup*")) == []
+    assert list(causes(raised.value)) == []
+
+
+def test_an_archive_that_is_not_read_back_as_it_was_written_is_none(
+    local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end(local.train(1))
+
+    def flipped(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+        add(archive, name, content if name != "queue.db" else bytes([content[0] ^ 1]) + content[1:])
+
+    add = archive_module._add
+    monkeypatch.setattr(archive_module, "_add", flipped)
+    with pytest.raises(DamagedArchive, match="checksums"):
+        back_up(local.project, tmp_path / "backup.tar", clock=local.clock)
+    assert list(tmp_path.glob("*backup*")) == []
 
 
 def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_on(

@@ -167,6 +167,7 @@ class ModelJob:
     preemptions: int = 0
     lost: int = 0
     not_before: float = 0.0
+    rewound: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:

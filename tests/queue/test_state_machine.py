@@ -1,12 +1,14 @@
 """Any order of commands, on the queue and on a plain model of it: both always agree, and the invariants hold.
 
 The invariants: one accepted commit per (experiment, fold, epoch), unless it was rewound; epoch n never before
-epoch n − 1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded.
+epoch n − 1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded; no job goes round in
+circles, put back by its holders again and again without ever being committed.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,12 +26,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mbqueue.errors import LeaseLost, QueueError
+from mbqueue.errors import LeaseLost, QueueError, RewoundBefore
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Job, Kind, Lease, Queue, State
 from mbqueue.queue.adopting import SeenSession, Trained
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.leases import MAX_FAILURES, retry_delay_seconds
+from mbqueue.queue.steering import MAX_REWINDS
 
 LEASE = 60.0
 EPOCHS = 3
@@ -205,7 +208,7 @@ class QueueMachine(RuleBasedStateMachine):
         result = {"dataset_hash": "d"}
         folds = [key[2] for key in self.model.jobs if key[0] == job.key[0] and key[2] is not None]
         fold = folds[0] if job.key[2] is None else job.key[2]
-        for write in (
+        for write in (  # none may write, and none is told of anything but the lost lease
             lambda: self.queue.renew(old, now=self.now, lease_seconds=2 * LEASE),
             lambda: self.queue.save_progress(old, progress={"step": 1}),
             lambda: self.queue.release(old, reason="machine", now=self.now),
@@ -324,6 +327,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert job.key not in self.committed
         self.committed[job.key], self.rows[job.key] = job.fence, result_of(epoch)
         session, job.lost = job.session, 0
+        job.rewound.clear()
         job.drop_lease(State.COMMITTED)
         for later in self.model.of(name):
             if stops and later.key[1:3] == (kind, fold) and later.key[3] > epoch and later.state is State.WAITING:
@@ -415,6 +419,7 @@ class QueueMachine(RuleBasedStateMachine):
             retried = job in jobs or job.key[1] is Kind.RECORD
             if retried and job.state in {State.FAILED, State.CANCELLED}:
                 job.state, job.failures, job.lost, job.not_before = State.WAITING, 0, 0, 0.0
+                job.rewound.clear()
         for job in jobs:
             if job.state is State.READY:
                 job.not_before = 0.0
@@ -435,12 +440,35 @@ class QueueMachine(RuleBasedStateMachine):
         elif lease.job.kind == "record":
             self.rewind_held(lease, sorted({key[2] for key in self.model.jobs if key[0] == name} - {None}), EPOCHS)
 
-    def rewind_held(self, lease, folds, to_epoch):
-        name, put_back = lease.job.experiment, dict.fromkeys(folds, "machine")
+    def rewind_held(self, lease, folds, to_epoch, why="machine"):
+        name, put_back = lease.job.experiment, dict.fromkeys(folds, why)
         rewind = partial(self.queue.rewind, name, put_back, to_epoch=to_epoch, now=self.now, lease=lease)
+        job = self.held(lease)
+        if job and ((lease.session, why) in job.rewound or len(job.rewound) >= MAX_REWINDS):
+            with pytest.raises(RewoundBefore, match=why):
+                rewind()
+            return
         if self.attempt(lease, rewind):
+            job.rewound.append((lease.session, why))
             for fold in folds:
                 self.rewound(name, fold, to_epoch)
+
+    @rule(data=st.data(), fold=FOLDS, whys=st.sampled_from(["same", "another"]), commits=st.booleans())
+    def find_damage_again_and_again(self, data, fold, whys, commits):
+        """The last job of a fold never gets what it needs, whoever makes it again."""
+        name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
+        for time in range(MAX_REWINDS + 2):
+            session = self.living_session()
+            lease = self.claim(session, (name, fold))
+            while lease is not None and lease.job.kind is not Kind.PREDICT:
+                self.commit(lease, stops=False)
+                lease = self.claim(session, (name, fold))
+            if lease is None:
+                return
+            if commits and time == MAX_REWINDS:
+                self.commit(lease, stops=False)
+                return
+            self.rewind_held(lease, [lease.job.fold], EPOCHS - 1, f"{whys} {time if whys == 'another' else ''}")
 
     # -- what other databases of the project say --
 
@@ -495,6 +523,7 @@ class QueueMachine(RuleBasedStateMachine):
             if job.state is not State.SKIPPED:
                 is_last = epoch == len(chain.history) and not chain.is_within
                 job.state, job.started, job.lost, job.not_before = State.COMMITTED, True, 0, 0.0
+                job.rewound.clear()
                 job.fence = max(job.fence, chain.fence if is_last else 0)
                 self.committed[job.key], self.rows[job.key] = job.fence, chain.history[epoch - 1]
         if chain.skip_rest:
@@ -560,6 +589,22 @@ class QueueMachine(RuleBasedStateMachine):
         for job in self.model.jobs.values():
             if job.state in {State.COMMITTED, State.LEASED, State.READY}:
                 assert all(needed.is_done for needed in job.needs), job.key
+
+    @invariant()
+    def no_job_goes_round_in_circles(self):
+        """By the events alone: between two commits a job is put back a few times, and never twice for one reason."""
+        put_back, holder = defaultdict(list), {}
+        for event in sorted(self.queue.events(limit=100_000), key=lambda event: event.id):
+            key = (event.experiment, event.kind, event.fold, event.epoch)
+            if event.to_state == "leased":
+                holder[key] = event.by
+            if event.to_state == "committed" or event.from_state in {"failed", "cancelled"}:
+                put_back.pop(key, None)
+            elif (event.from_state, event.to_state, event.by) == ("leased", "waiting", holder.get(key)):
+                put_back[key].append((event.by, event.why))
+        for key, times in put_back.items():
+            assert len(times) <= MAX_REWINDS, key
+            assert len(set(times)) == len(times), key
 
     @invariant()
     def attempts_are_bounded(self):

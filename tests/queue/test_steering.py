@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mbqueue.errors import LeaseLost, UsageError
+from mbqueue.errors import LeaseLost, RewoundBefore, UsageError
+from mbqueue.queue.steering import MAX_REWINDS
 
 
 def _trained(world, *, epochs=3, folds=(0,)):
@@ -207,3 +208,51 @@ def test_epochs_skipped_by_early_stopping_come_back_when_rewound(world):
     world.queue.rewind("full", {0: "damaged"}, to_epoch=1, now=world.now)
     states = world.states()
     assert [states[f"fold 0 epoch {epoch}"] for epoch in (1, 2, 3)] == ["committed", "ready", "waiting"]
+
+
+def find_damage(world, session, why):
+    """The fold's predict finds its last epoch damaged, which is then made again."""
+    lease = world.take(session)
+    while lease.job.kind != "predict":
+        world.commit(lease)
+        lease = world.take(session)
+    world.queue.rewind("full", {0: why}, to_epoch=1, now=world.now, lease=lease)
+    return lease
+
+
+def test_what_is_found_damaged_again_after_it_was_made_again_is_not_made_a_third_time(world):
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=2)
+    find_damage(world, session, "no good")
+    with pytest.raises(RewoundBefore, match=r"fold 0 predict: no good .*mbqueue retry full"):
+        find_damage(world, session, "no good")
+    assert world.states()["fold 0 predict"] == "leased", "its holder says what becomes of it"
+
+
+def test_the_same_damage_may_be_found_again_after_a_commit_or_a_retry(world):
+    session = world.session()
+    world.prepared(session, folds=(0,), epochs=2)
+    for _ in range(2):
+        find_damage(world, session, "no good")
+        world.finish(session)
+        world.queue.rewind("full", {0: "a person"}, to_epoch=1, now=world.now)
+    find_damage(world, session, "no good")
+    with pytest.raises(RewoundBefore):
+        find_damage(world, session, "no good")
+    lease = next(job for job in world.queue.jobs() if job.kind == "predict")
+    assert lease.state == "leased"
+    world.queue.cancel("full", now=world.now)
+    world.queue.retry("full", now=world.now)
+    find_damage(world, session, "no good")
+
+
+def test_a_job_is_put_back_a_few_times_only_whatever_the_reasons_and_sessions(world):
+    first = world.session()
+    world.prepared(first, folds=(0,), epochs=2)
+    world.queue.end_session(first, reason="it is over", now=world.now)
+    for time in range(MAX_REWINDS):
+        session = world.session()
+        find_damage(world, session, f"reason {time % 2}")
+        world.queue.end_session(session, reason="it is over", now=world.now)
+    with pytest.raises(RewoundBefore, match=rf"damaged {MAX_REWINDS} times in a row"):
+        find_damage(world, world.session(), "one more")

@@ -1,0 +1,39 @@
+"""The chain of an error's causes, which may be closed."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from mbqueue.cli import _tell
+from mbqueue.errors import MbqueueError, causes
+from mbqueue.session.worker import is_disk_full
+
+
+def its_own_cause() -> MbqueueError:
+    error = MbqueueError("first")
+    error.__cause__ = error
+    return error
+
+
+def circle() -> MbqueueError:
+    first, second, third = MbqueueError("first"), MbqueueError("second"), MbqueueError("third")
+    first.__cause__, second.__cause__, third.__cause__ = second, third, second
+    return first
+
+
+def test_causes_are_told_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(causes(its_own_cause())) == []
+    assert [str(cause) for cause in causes(circle())] == ["second", "third"]
+    _tell(its_own_cause(), hint=False)
+    _tell(circle(), hint=False)
+    assert capsys.readouterr().err.count("because") == 2
+
+
+def test_a_full_disk_is_found_behind_any_cause() -> None:
+    error = circle()
+    assert not is_disk_full(error)
+    error.__cause__.__cause__.__context__ = OSError(errno.ENOSPC, "full")  # type: ignore[union-attr]
+    error.__cause__.__cause__.__cause__ = None  # type: ignore[union-attr]
+    assert is_disk_full(error)
