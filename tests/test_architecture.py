@@ -19,6 +19,7 @@ PACKAGE = ROOT / "mbqueue"
 ROWS = [
     {"__main__"},
     {"cli"},
+    {"web"},
     {"api"},
     {"dashboard", "session"},
     {"drive"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import ResultsError, UsageError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from mbqueue.results.compare import Comparison
     from mbqueue.results.folder import Recorded
+    from mbqueue.results.report.sessions import Span
+    from mbqueue.task import Target
 
 
 class Results(OpenedProject):
@@ -128,20 +130,11 @@ class Results(OpenedProject):
             ResultsError: when there are no results yet, or a file is damaged.
             UsageError: when the folder of `output` does not exist.
         """
-        from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
         from mbqueue.results.report.page import REPORT_FILE, write_report  # noqa: PLC0415
 
         output = output and _page(output, REPORT_FILE)
         recorded = self.results(experiment)
-        spans = []
-        if queue_exists(self.folder):
-            with open_queue(self.folder, read_only=True) as queue:
-                sessions = queue.sessions(experiment=recorded.name)
-                events = [*queue.events(experiment=recorded.name, limit=10**6)]
-                if self.folder.is_split:  # what is published is of no experiment
-                    events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
-                results = {job.id: job.result or {} for job in queue.jobs(experiment=recorded.name)}
-            spans = timeline(sessions, events, now=self._clock.now(), results=results)
+        spans = self.timeline(recorded.name)
         if output is None:
             # Of a project on a drive, people look for it there, not where sessions make the results.
             folder, live = recorded.folder, self.folder.live_dir
@@ -153,6 +146,48 @@ class Results(OpenedProject):
 
             written += write_pictures(recorded, png, timeline=spans)
         return written
+
+    def timeline(self, experiment: str) -> list[Span]:
+        """What each session that worked on an experiment did when; empty when the queue is gone."""
+        from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
+
+        if not queue_exists(self.folder):
+            return []
+        with open_queue(self.folder, read_only=True) as queue:
+            sessions = queue.sessions(experiment=experiment)
+            events = [*queue.events(experiment=experiment, limit=10**6)]
+            if self.folder.is_split:  # what is published is of no experiment
+                events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
+            results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
+        return timeline(sessions, events, now=self._clock.now(), results=results)
+
+    def target(self, experiment: str) -> Target:
+        """What an enqueued experiment predicts, and in which unit.
+
+        Raises:
+            UsageError: when there is no such experiment; lists those there are.
+        """
+        from mbqueue.task import target_of  # noqa: PLC0415
+
+        return target_of(self.spec(experiment))
+
+    def spec(self, experiment: str) -> dict[str, Any]:
+        """The spec of an enqueued experiment, as it was frozen, in plain JSON values.
+
+        Raises:
+            UsageError: when there is no such experiment; lists those there are.
+        """
+        with self._reading_queue(experiment) as queue:
+            return dict(queue.experiment(experiment).spec)
+
+    def results_folder(self, experiment: str) -> Path:
+        """Where the newest files of an enqueued experiment are; the folder need not exist yet.
+
+        Raises:
+            UsageError: when there is no such experiment; lists those there are.
+        """
+        with self._reading_queue(experiment) as queue:
+            return self._newest_results(queue.experiment(experiment).results_dir)
 
     def compare(self, experiments: Sequence[str], *, html: Path | None = None) -> Comparison:
         """Recorded experiments side by side, with the differences on the crystals that they share.

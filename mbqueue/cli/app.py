@@ -32,6 +32,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "To see": {
         "status": ("status", "Show experiments, folds, sessions, time left and errors."),
+        "board": ("board", "Serve a live page of all this, with buttons."),
         "events": ("queueing", "List every change of a job's state, who made it and why."),
         "report": ("reading", "Write one HTML page: scores, curves, errors, sessions."),
         "compare": ("reading", "Put experiments side by side, crystal by crystal."),

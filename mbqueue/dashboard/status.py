@@ -79,6 +79,34 @@ def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     return used, sum(fold["seconds"] for fold in folds) / done * left if done else None
 
 
+class TimeLeft(NamedTuple):
+    """Device time of several experiments, in seconds.
+
+    Attributes:
+        used: of finished work.
+        left: of the work that is left, where an epoch tells how long one takes.
+        unknown: experiments of which no epoch is finished, so that nobody knows.
+        sessions: how many of the usual length `left` takes.
+    """
+
+    used: float
+    left: float
+    unknown: int
+    sessions: int
+
+
+def time_left(experiments: Sequence[Mapping[str, Any]], session_seconds: float) -> TimeLeft:
+    """The time that experiments have used and still need."""
+    used_left = [gpu_seconds(entry) for entry in experiments]
+    known = [left for _, left in used_left if left is not None]
+    return TimeLeft(
+        used=sum(used for used, _ in used_left),
+        left=sum(known),
+        unknown=len(used_left) - len(known),
+        sessions=math.ceil(sum(known) / session_seconds),
+    )
+
+
 class _Dashboard:
     def __init__(
         self, overview: Mapping[str, Any], now: float, session_seconds: float, width: int | None, fits_height: bool
@@ -242,19 +270,15 @@ def _totals(
     yield counts if told else Text("jobs: none")
     if not experiments:
         return
-    used_left = [gpu_seconds(entry) for entry in experiments]
-    used = sum(seconds for seconds, _ in used_left)
-    known = [seconds for _, seconds in used_left if seconds is not None]
-    unknown = len(used_left) - len(known)
-    line = Text(f"time: {_hours(used)} used")
-    left = sum(known)
+    outlook = time_left(experiments, session_seconds)
+    left, unknown = outlook.left, outlook.unknown
+    line = Text(f"time: {_hours(outlook.used)} used")
     if left:
-        sessions = math.ceil(left / session_seconds)
-        plural = "session" if sessions == 1 else "sessions"
-        line.append(f", about {_hours(left)} left: {sessions} {plural} of {format_duration(session_seconds)}")
+        plural = "session" if outlook.sessions == 1 else "sessions"
+        line.append(f", about {_hours(left)} left: {outlook.sessions} {plural} of {format_duration(session_seconds)}")
     if unknown:
         those = "an experiment" if unknown == 1 else f"{unknown} experiments"
         line.append(f"; {'more' if left else 'what is left'} is known after the first epoch of {those}")
-    elif not left and used:
+    elif not left and outlook.used:
         line.append(", none left")
     yield line

@@ -23,10 +23,25 @@ _NAME_COLUMNS = 28
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the comparison to ``path`` and return it."""
+    body = ["<h1>Comparison</h1>", *sections(comparison, plot("paired", paired_differences(comparison)))]
+    files.write_text(path, page("Comparison", body))
+    return path
+
+
+def paired_differences(comparison: Comparison) -> go.Figure:
+    """The comparison's one figure."""
+    return paired(comparison.pairs, comparison.recorded[0].target)
+
+
+def sections(comparison: Comparison, paired_plot: str) -> list[str]:
+    """What is said of the compared experiments, as HTML.
+
+    Args:
+        paired_plot: the HTML that shows `paired_differences`.
+    """
     labelled = list(zip(comparison.labels, comparison.recorded, strict=True))
     first, target = comparison.recorded[0].content, comparison.recorded[0].target
-    body = [
-        "<h1>Comparison</h1>",
+    return [
         f"<p>{escape(', '.join(comparison.labels))}</p>",
         f"<h2>MAE on the test part of each fold{escape(target.in_unit)}</h2>",
         table(
@@ -46,7 +61,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval; "
         "left of 0: better than the reference. “A against B” has B as the reference. The interval covers the choice of "
         "crystals, not what another seed of the same training would change.</p>",
-        plot("paired", paired(comparison.pairs, target)),
+        paired_plot,
         table(
             ["", "Crystals", "MAE", "MAE of the reference", "Difference", "95 % interval", "Better on", ""],
             [_pair(pair) for pair in comparison.pairs],
@@ -60,8 +75,6 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         ),
         f'<div class="note">{escape(first["notes"]["pretraining_overlap"])}</div>',
     ]
-    files.write_text(path, page("Comparison", body))
-    return path
 
 
 def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:

@@ -1,0 +1,37 @@
+"""``board``: the live page."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from mbqueue.cli.console import print_line, say
+from mbqueue.cli.options import open_project
+
+
+def board(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8321,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. On any but the loopback interface, the page needs a token.")
+    ] = "127.0.0.1",
+    read_only: Annotated[bool, typer.Option("--read-only", help="Show the page without any buttons.")] = False,
+) -> None:
+    """Serve one live page: experiments, sessions, errors, curves and files, with buttons to steer them.
+
+    Prints the address and runs until Ctrl-C. Needs: pip install 'mbqueue[board]'
+
+    Example: mbqueue board --port 8321
+    """
+    from mbqueue.web.serving import serve
+
+    project = open_project(context, while_away=True)
+
+    def on_address(url: str) -> None:
+        print_line(url)
+        say("Open this address in a browser. Ctrl-C ends the board; sessions keep running.")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(project, host=host, port=port, read_only=read_only, on_address=on_address)

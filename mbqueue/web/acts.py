@@ -1,0 +1,127 @@
+"""What the buttons do: the same calls of `mbqueue.Project` as the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mbqueue.api import Project
+from mbqueue.errors import UsageError
+
+#: How long stopping waits before it reports; sessions go on saving after that.
+_STOP_WAIT_SECONDS = 5.0
+
+
+def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
+    """Carry out an act and say what came of it.
+
+    Args:
+        name: pause, resume, cancel, retry, priority, enqueue or stop.
+        given: what the page sent with it: `experiment`, `fold` (a number or null), `priority`; for enqueue the fields
+            of its form as text; for stop nothing.
+
+    Raises:
+        UsageError: when the act is unknown, or something that it needs is missing or of the wrong kind.
+        MbqueueError: as the method of `Project` that it calls.
+    """
+    chosen = _ACTS.get(name)
+    if chosen is None:
+        raise UsageError(f"There is no act {name!r}. There are: {', '.join(_ACTS)}.")
+    return chosen(project, given)
+
+
+def _pause(project: Project, given: Mapping[str, Any]) -> str:
+    experiment, fold = _which(given)
+    return f"Paused {_jobs(project.pause(experiment, fold=fold))} of {_label(experiment, fold)}."
+
+
+def _resume(project: Project, given: Mapping[str, Any]) -> str:
+    experiment, fold = _which(given)
+    return f"Resumed {_jobs(project.resume(experiment, fold=fold))} of {_label(experiment, fold)}."
+
+
+def _cancel(project: Project, given: Mapping[str, Any]) -> str:
+    experiment, fold = _which(given)
+    return f"Cancelled {_jobs(project.cancel(experiment, fold=fold))} of {_label(experiment, fold)}."
+
+
+def _retry(project: Project, given: Mapping[str, Any]) -> str:
+    experiment, fold = _which(given)
+    changed = project.retry(experiment, fold=fold)
+    return (
+        f"{_jobs(changed)} of {_label(experiment, fold)} will run again." if changed else "There is nothing to retry."
+    )
+
+
+def _priority(project: Project, given: Mapping[str, Any]) -> str:
+    experiment, fold = _which(given)
+    priority = _whole(given, "priority")
+    project.set_priority(experiment, priority, fold=fold)
+    return f"{_label(experiment, fold)} now has priority {priority}."
+
+
+def _stop(project: Project, _given: Mapping[str, Any]) -> str:
+    stopped = project.stop(wait_seconds=_STOP_WAIT_SECONDS)
+    if not stopped:
+        return "No session of this project runs on this machine."
+    ended = sum(one.reason is not None for one in stopped)
+    refused = sum(one.is_refused for one in stopped)
+    saving = len(stopped) - ended - refused
+    parts = [(ended, "ended"), (saving, "still saving"), (refused, "belong to another user")]
+    return f"Sessions on this machine: {', '.join(f'{count} {what}' for count, what in parts if count)}."
+
+
+def _enqueue(project: Project, given: Mapping[str, Any]) -> str:
+    from mbqueue.experiment import parse_overrides  # noqa: PLC0415 - pydantic is slow to import
+
+    experiment = _text(given, "experiment")
+    if experiment not in [path.stem for path in project.folder.jobs_dir.glob("*.toml")]:
+        raise UsageError(f"There is no experiment {experiment!r} in jobs/.")
+    lines = [line.strip() for line in str(given.get("settings") or "").splitlines() if line.strip()]
+    outcome = project.enqueue(
+        experiment,
+        name=_text(given, "name", required=False) or None,
+        dataset=_text(given, "dataset", required=False) or None,
+        priority=_whole(given, "priority") if given.get("priority") else 0,
+        settings=parse_overrides(lines),
+    )
+    return f"{outcome.experiment.name}: {outcome.outcome}."
+
+
+_ACTS: dict[str, Callable[[Project, Mapping[str, Any]], str]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "cancel": _cancel,
+    "retry": _retry,
+    "priority": _priority,
+    "enqueue": _enqueue,
+    "stop": _stop,
+}
+
+
+def _which(given: Mapping[str, Any]) -> tuple[str, int | None]:
+    return _text(given, "experiment"), None if given.get("fold") is None else _whole(given, "fold")
+
+
+def _text(given: Mapping[str, Any], key: str, *, required: bool = True) -> str:
+    value = given.get(key)
+    if not isinstance(value, str) or (required and not value.strip()):
+        if not required and value is None:
+            return ""
+        raise UsageError(f"Fill in the field {key}.")
+    return value.strip()
+
+
+def _whole(given: Mapping[str, Any], key: str) -> int:
+    try:
+        return int(str(given.get(key)))
+    except ValueError:
+        raise UsageError(f"{key} is {given.get(key)!r}. Give a whole number.") from None
+
+
+def _jobs(count: int) -> str:
+    return f"{count:,} job{'' if count == 1 else 's'}"
+
+
+def _label(experiment: str, fold: int | None) -> str:
+    return experiment if fold is None else f"{experiment} fold {fold}"

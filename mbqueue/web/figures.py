@@ -1,0 +1,99 @@
+"""The report's figures of an experiment, as JSON for the browser, drawn again only when something new is in them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import orjson
+
+from mbqueue.api import Project
+from mbqueue.errors import MbqueueError
+
+#: Experiments whose figures are kept; those of the official task take a few megabytes each.
+_KEPT = 8
+_CURVES = "learning-curves"
+
+
+class Figures:
+    """Figures by experiment, for any number of threads; each is drawn once for all pages."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._drawing = threading.Lock()
+        self._drawn: OrderedDict[tuple[str, str], tuple[Hashable, dict[str, bytes]]] = OrderedDict()
+
+    def of(self, entry: Mapping[str, Any]) -> bytes:
+        """All figures of an experiment, as one JSON object: name → plotly's figure; empty while there is none.
+
+        Args:
+            entry: the experiment as in the overview.
+        """
+        name = entry["name"]
+        epochs = tuple((fold["fold"], fold["epochs_done"]) for fold in entry["folds"])
+        predicted = (*(fold["fold"] for fold in entry["folds"] if fold["state"] == "done"), entry["record"])
+        found = self._newest(name, "curves", epochs, lambda: self._curves(entry))
+        found = found | self._newest(name, "finished", predicted, lambda: self._finished(entry))
+        # The sessions' time goes on as long as one of them works on it.
+        running = entry["state"] == "running"
+        found |= self._newest(name, "sessions", (epochs, running), lambda: self._sessions(name))
+        return b"{" + b",".join(orjson.dumps(key) + b":" + content for key, content in found.items()) + b"}"
+
+    def _newest(
+        self, name: str, part: str, of_what: Hashable, draw: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, bytes]:
+        with self._drawing:
+            drawn = self._drawn.get((name, part))
+            if drawn is None or drawn[0] != of_what:
+                try:
+                    content = {key: figure.to_json().encode() for key, figure in draw().items()}
+                except (MbqueueError, OSError):
+                    # A file that a session is just replacing, or a damaged one, of which the page tells in its own way.
+                    return {} if drawn is None else drawn[1]
+                self._drawn[name, part] = drawn = (of_what, content)
+            self._drawn.move_to_end((name, part))
+            while len(self._drawn) > 3 * _KEPT:
+                self._drawn.popitem(last=False)
+            return drawn[1]
+
+    def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The learning curves, from the histories alone: cheap, since they grow with every epoch."""
+        from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
+        from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
+
+        folder = self._project.results_folder(entry["name"])
+        places = {fold["fold"]: history_file(folder, fold["fold"]) for fold in entry["folds"]}
+        histories = {fold: read_history(path) for fold, path in places.items() if path.is_file()}
+        if not any(histories.values()):
+            return {}
+        return {_CURVES: figures.learning_curves(histories, self._project.target(entry["name"]))}
+
+    def _finished(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the report draws of finished folds."""
+        if not any(fold["state"] == "done" for fold in entry["folds"]):
+            return {}
+        from mbqueue.results.report.page import draw  # noqa: PLC0415
+
+        drawn = draw(self._project.results(entry["name"]))
+        return {key: figure for key, figure in drawn.items() if key not in (_CURVES, "sessions")}
+
+    def _sessions(self, name: str) -> Mapping[str, Any]:
+        from mbqueue.results.report.sessions import timeline  # noqa: PLC0415
+
+        spans = self._project.timeline(name)
+        return {"timeline": timeline(spans)} if spans else {}
+
+    def paired(self, names: list[str]) -> tuple[str, bytes]:
+        """The comparison of recorded experiments: its HTML, and its figure as JSON.
+
+        Raises:
+            UsageError, ResultsError: as `Project.compare`.
+        """
+        from mbqueue.results.report.comparison import paired_differences, sections  # noqa: PLC0415
+
+        comparison = self._project.compare(names)
+        place = '<div class="figure" id="figure-paired" data-figure="paired"></div>'
+        figure = b'{"paired":' + paired_differences(comparison).to_json().encode() + b"}"
+        return "\n".join(sections(comparison, place)), figure

@@ -1,0 +1,342 @@
+"""The board as a Starlette application: pages, their parts, figures, files and acts.
+
+A page asks for its changing part every two seconds while it is visible, and gets "not modified" while nothing
+changed. Polling needs no open connections (a browser allows six for one address), so any number of tabs works, and so
+does any proxy in between. All links are relative and one level deep: a notebook's proxy may put any path before them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+from jinja2 import Environment, PackageLoader
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import mbqueue
+from mbqueue.api import Project
+from mbqueue.clock import SystemClock, format_duration, utc_text
+from mbqueue.dashboard.experiments import by_interest
+from mbqueue.dashboard.failures import job_label
+from mbqueue.dashboard.status import time_left
+from mbqueue.errors import MbqueueError, UsageError, remedy
+from mbqueue.web.access import TOKEN, Access, Refused
+from mbqueue.web.acts import act
+from mbqueue.web.figures import Figures
+from mbqueue.web.reading import Reader
+
+#: Scripts and styles come from the board alone; plotly sets styles of elements, which 'unsafe-inline' allows.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors "
+)
+_COLAB = "https://colab.research.google.com https://*.googleusercontent.com"
+#: With more experiments than this, those on which something happens come first and the others are left out.
+_SHOWN = 40
+_EVENTS_SHOWN = 60
+_LARGEST_ACT = 64 << 10
+
+_TITLES = {
+    "learning-curves": "Learning curves",
+    "parity": "Predictions against targets",
+    "errors": "How large the errors are",
+    "periodic-table": "Error by element",
+    "timeline": "Sessions",
+}
+
+
+def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp:
+    """The board of a project.
+
+    Args:
+        access: who may ask.
+        read_only: leave out all acts.
+    """
+    board = _Board(project, access, read_only=read_only)
+    routes = [
+        Route("/", board.overview),
+        Route("/experiment", board.experiment),
+        Route("/compare", board.compare),
+        Route("/part", board.part),
+        Route("/figures", board.figures),
+        Route("/file", board.file),
+        Route("/plotly.js", _plotly),
+        Mount("/static", StaticFiles(packages=[("mbqueue.web", "static")])),
+    ]
+    if not read_only:
+        routes.append(Route("/act", board.act, methods=["POST"]))
+    app = Starlette(routes=routes, exception_handlers={MbqueueError: _told, Refused: _refused})
+    return _Guarded(app, access)
+
+
+class _Guarded:
+    """Checks every request before the application sees it, and sets the headers of every answer."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+        self._ancestors = f"'self' {_COLAB}" if access.is_embedded else "'none'"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        # Cookies know no ports: two boards on one machine must not overwrite each other's.
+        cookie_name = f"mbqueue_board_{(scope.get('server') or ('', 0))[1]}"
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY + self._ancestors
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"  # the address may hold the token
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            self._access.check(request, cookie=request.cookies.get(cookie_name, ""))
+        except Refused as error:
+            await PlainTextResponse(str(error), status_code=403)(scope, receive, send_with_headers)
+            return
+        given = request.query_params.get(TOKEN)
+        if given is not None and not self._access.is_embedded and request.method == "GET":
+            # Out of the address bar, and so out of screenshots, bookmarks and the history.
+            rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
+            answer = RedirectResponse("?" + urlencode(rest) if rest else request.url.path, status_code=303)
+            answer.set_cookie(cookie_name, given, httponly=True, samesite="strict")
+            await answer(scope, receive, send_with_headers)
+            return
+        await self._app(scope, receive, send_with_headers)
+
+
+class _Board:
+    def __init__(self, project: Project, access: Access, *, read_only: bool) -> None:
+        self._project, self._access, self._read_only = project, access, read_only
+        self._reader = Reader(project, SystemClock())
+        self._figures = Figures(project)
+        self._templates = Environment(loader=PackageLoader("mbqueue.web"), autoescape=True, trim_blocks=True)
+        self._templates.filters |= {
+            "duration": format_duration,
+            "hours": _hours,
+            "number": _number,
+            "utc": utc_text,
+            "label": job_label,
+            "spark": _spark,
+            "part_done": _part_done,
+        }
+
+    # -- pages: the frame, which each page fills by asking for its part ----------------------------------------------
+
+    def overview(self, _request: Request) -> Response:
+        return self._page(title="Overview", part="overview")
+
+    def experiment(self, request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        return self._page(title=name, part="experiment", name=[name])
+
+    def compare(self, request: Request) -> Response:
+        return self._page(title="Compare", part="compare", name=request.query_params.getlist("name"))
+
+    def _page(self, *, title: str, **query: Any) -> Response:
+        html = self._templates.get_template("page.html").render(
+            title=title,
+            project=str(self._project.folder.root),
+            version=mbqueue.__version__,
+            part="part?" + urlencode({**query, **self._token()}, doseq=True),
+            link=self._link,
+            read_only=self._read_only,
+            token=self._token().get(TOKEN, ""),
+        )
+        return Response(html, media_type="text/html")
+
+    # -- what changes ------------------------------------------------------------------------------------------------
+
+    def part(self, request: Request) -> Response:
+        """The changing part of a page as JSON: html, whether the queue answers, and the secret that acts need."""
+        reading = self._reader.read()
+        facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
+        if reading.status is not None:
+            facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
+        # Ages move on with the reader's clock, so an answer that differs in nothing else is not sent again.
+        tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"ETag": tag})
+        return Response(orjson.dumps(facts), media_type="application/json", headers={"ETag": tag})
+
+    def _filled(self, request: Request, overview: Mapping[str, Any], session_seconds: float) -> dict[str, Any]:
+        which = request.query_params.get("part")
+        names = request.query_params.getlist("name")
+        shared = {
+            "overview": overview,
+            "link": self._link,
+            "read_only": self._read_only,
+            "titles": _TITLES,
+            "session_seconds": session_seconds,
+        }
+        if which == "overview":
+            experiments = overview["experiments"]
+            shown = sorted(by_interest(experiments)[:_SHOWN])
+            jobs_dir = self._project.folder.jobs_dir
+            html = self._templates.get_template("overview.html").render(
+                **shared,
+                shown=[experiments[place] for place in shown],
+                time=time_left(experiments, session_seconds),
+                files=sorted(path.stem for path in jobs_dir.glob("*.toml")),
+            )
+            return {"html": html}
+        if which == "compare":
+            return {"html": self._compared(shared, names), "figures": self._link("figures", name=names, paired="1")}
+        entry = next((one for one in overview["experiments"] if one["name"] in names), None)
+        if entry is None:
+            return {"html": self._templates.get_template("unknown.html").render(**shared, names=names)}
+        name = entry["name"]
+        with contextlib.suppress(OSError):
+            shared["result_files"] = self._files(name)
+        html = self._templates.get_template("experiment.html").render(
+            **shared,
+            entry=entry,
+            time=time_left([entry], session_seconds),
+            errors=[error for error in overview["errors"] if error["experiment"] == name],
+            events=reversed(self._project.events(name, limit=_EVENTS_SHOWN)),
+            target=self._project.target(name),
+            spec=_flat(self._project.spec(name)),
+        )
+        done = [[fold["epochs_done"], fold["state"]] for fold in entry["folds"]]
+        version = hashlib.sha256(orjson.dumps([done, entry["record"], entry["state"]])).hexdigest()[:16]
+        return {"html": html, "figures": self._link("figures", name=name, version=version)}
+
+    def _compared(self, shared: Mapping[str, Any], names: list[str]) -> str:
+        body, trouble = "", None
+        if len(names) > 1:
+            try:
+                body = self._figures.paired(names)[0]
+            except MbqueueError as error:
+                trouble = str(error)
+        return self._templates.get_template("compare.html").render(**shared, names=names, body=body, trouble=trouble)
+
+    def figures(self, request: Request) -> Response:
+        """The figures of a page as JSON."""
+        names = request.query_params.getlist("name")
+        reading = self._reader.read()
+        if request.query_params.get("paired"):
+            content = self._figures.paired(names)[1] if len(names) > 1 else b"{}"
+        else:
+            entries = reading.status.overview["experiments"] if reading.status else []
+            entry = next((one for one in entries if one["name"] in names), None)
+            content = b"{}" if entry is None else self._figures.of(entry)
+        return Response(content, media_type="application/json")
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def file(self, request: Request) -> Response:
+        """A result file, to be saved. The request chooses one of those that are there; it never is a path itself."""
+        wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
+        for path in self._files(name):
+            if path.name == wanted:
+                return FileResponse(path, filename=path.name, media_type="application/octet-stream")
+        return PlainTextResponse("There is no such file.", status_code=404)
+
+    def _files(self, name: str) -> list[Path]:
+        folder = self._project.results_folder(name)
+        if not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+
+    # -- acts --------------------------------------------------------------------------------------------------------
+
+    async def act(self, request: Request) -> Response:
+        """Do what a button says."""
+        from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
+
+        self._access.check_act(request)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LARGEST_ACT:
+                raise Refused("The act is too long.")
+        try:
+            given = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise UsageError("The act is not JSON.") from error
+        if not isinstance(given, dict) or not isinstance(given.get("act"), str):
+            raise UsageError("The act has no name.")
+        said = await run_in_threadpool(act, self._project, given["act"], given)
+        self._reader.expire()
+        return Response(orjson.dumps({"said": said}), media_type="application/json")
+
+    # -- links -------------------------------------------------------------------------------------------------------
+
+    def _link(self, page: str, **query: Any) -> str:
+        everything = {**query, **self._token()}
+        return page + ("?" + urlencode(everything, doseq=True, quote_via=quote) if everything else "")
+
+    def _token(self) -> dict[str, str]:
+        """What each link carries inside a notebook, where cookies may be blocked."""
+        return {TOKEN: self._access.token} if self._access.is_embedded and self._access.token else {}
+
+
+def _plotly(_request: Request) -> Response:
+    return Response(_plotly_source(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
+
+
+@cache
+def _plotly_source() -> str:
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
+
+    return str(get_plotlyjs())
+
+
+async def _told(_request: Request, error: Exception) -> Response:
+    text = str(error) or type(error).__name__
+    what_to_do = remedy(error)
+    content = {"error": f"{text} {what_to_do}" if what_to_do else text}
+    return Response(orjson.dumps(content), status_code=400, media_type="application/json")
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    return Response(orjson.dumps({"error": str(error)}), status_code=403, media_type="application/json")
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _part_done(job: Mapping[str, Any] | None) -> float:
+    """The share of a job that is done, 0 to 1."""
+    progress = job and job["progress"]
+    return min(1.0, progress["done"] / progress["total"]) if progress and progress.get("total") else 0.0
+
+
+def _spark(values: list[float | None]) -> str:
+    """Points of an SVG polyline, 100 wide and 24 high, for a curve on a logarithmic scale; empty for fewer than two."""
+    known = [(place, math.log(value)) for place, value in enumerate(values) if value is not None and value > 0]
+    if len(known) < 2:
+        return ""
+    low, high = min(y for _, y in known), max(y for _, y in known)
+    span, last = (high - low) or 1.0, known[-1][0]
+    return " ".join(f"{100 * place / last:.1f},{22 - 20 * (y - low) / span:.1f}" for place, y in known)
+
+
+def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in spec.items() if not isinstance(value, Mapping)}
+    for section, values in spec.items():
+        if isinstance(values, Mapping):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+    return {key: value for key, value in flat.items() if value not in ("", None)}

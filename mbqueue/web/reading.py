@@ -1,0 +1,67 @@
+"""The state of the queue, read once for all open pages, and only while a page is open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mbqueue.api import Project, Status
+from mbqueue.clock import Clock
+from mbqueue.errors import MbqueueError
+
+#: Pages see a state that is at most this old, in seconds.
+FRESH_SECONDS = 1.5
+#: The board spends at most one part in this many of its time reading, however large the queue is.
+_REST = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the last look at the queue gave.
+
+    Attributes:
+        status: the newest state that could be read; None when there was none yet.
+        trouble: why the last look failed, or None.
+    """
+
+    status: Status | None
+    trouble: str | None
+
+
+class Reader:
+    """Reads a project's status for any number of threads: one look at a time, none more often than needed."""
+
+    def __init__(self, project: Project, clock: Clock) -> None:
+        self._look: Callable[[], Status] = project.status
+        self._clock = clock
+        self._busy = threading.Lock()
+        self._reading = Reading(status=None, trouble=None)
+        self._next_look = float("-inf")
+
+    def read(self) -> Reading:
+        """The state now, or at most a moment ago.
+
+        While another thread looks, and that look hangs (a server that is away), this returns what is known.
+        """
+        is_first = self._reading.status is None and self._reading.trouble is None
+        if self._busy.acquire(blocking=is_first):
+            try:
+                if self._clock.monotonic() >= self._next_look:
+                    self._renew()
+            finally:
+                self._busy.release()
+        return self._reading
+
+    def expire(self) -> None:
+        """Look again at the next call: something was changed from here."""
+        self._next_look = float("-inf")
+
+    def _renew(self) -> None:
+        began = self._clock.monotonic()
+        try:
+            self._reading = Reading(status=self._look(), trouble=None)
+        except (MbqueueError, OSError) as error:
+            self._reading = Reading(status=self._reading.status, trouble=str(error) or type(error).__name__)
+        ended = self._clock.monotonic()
+        self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))

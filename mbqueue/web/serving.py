@@ -1,0 +1,132 @@
+"""Running the board: in a terminal until Ctrl-C, or in a thread beside a notebook."""
+
+from __future__ import annotations
+
+import html
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbqueue.api import Project
+from mbqueue.errors import UsageError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
+#: A board in a notebook takes the first free port from the default one on.
+_PORTS_TRIED = 20
+_START_SECONDS = 10.0
+_NO_NOTEBOOK = "mbqueue.board() is for notebooks. In a terminal use: mbqueue board"
+
+
+def serve(
+    project: Project,
+    *,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    read_only: bool = False,
+    on_address: Callable[[str], None] = lambda _url: None,
+) -> None:
+    """Serve the board until SIGINT or SIGTERM.
+
+    Args:
+        host: the address of an interface; on any but the loopback one, a token is made and is part of the address.
+        port: 0 for a free one.
+        on_address: told the URL to open, once the port is taken.
+
+    Raises:
+        UsageError: when the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
+    """
+    server, listener, token = _made(project, host, port, read_only=read_only, is_embedded=False)
+    on_address(_url(host, listener.getsockname()[1], token))
+    server.run(sockets=[listener])
+
+
+def board(path: str | Path | None = None, *, height: int = 720, read_only: bool = False) -> None:
+    """Show the live page of a project in the output of a notebook's cell (Colab and Jupyter).
+
+    The server runs in a thread of the notebook's kernel, and ends with it.
+
+    Args:
+        path: the project's folder; by default the one above the working folder.
+        height: of the frame, in pixels.
+        read_only: without buttons.
+
+    Raises:
+        UsageError: outside of a notebook; there, `mbqueue board` serves the page. Without `mbqueue[board]`, too.
+    """
+    try:
+        from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+        from IPython.display import HTML, IFrame, display  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(_NO_NOTEBOOK) from error
+    if get_ipython() is None:  # type: ignore[no-untyped-call, unused-ignore]
+        raise UsageError(_NO_NOTEBOOK)
+    server, listener, token = _made(Project(path), DEFAULT_HOST, None, read_only=read_only, is_embedded=True)
+    port = listener.getsockname()[1]
+    threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="mbqueue-board", daemon=True).start()
+    deadline = time.monotonic() + _START_SECONDS
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        from google.colab import output  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
+    except ImportError:
+        # jupyter-server-proxy forwards this path of the notebook's own server.
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
+        url = html.escape(_url(DEFAULT_HOST, port, token))
+        hint = (
+            "If the frame stays empty, install jupyter-server-proxy and restart the notebook's server, or, where your "
+            f'browser runs on this machine, open <a href="{url}" target="_blank">{url}</a>.'
+        )
+        display(IFrame(f"{prefix}proxy/{port}/?token={token}", width="100%", height=height), HTML(hint))  # type: ignore[no-untyped-call, unused-ignore]
+    else:
+        output.serve_kernel_port_as_iframe(port, path=f"/?token={token}", height=str(height))
+
+
+def _made(
+    project: Project, host: str, port: int | None, *, read_only: bool, is_embedded: bool
+) -> tuple[uvicorn.Server, socket.socket, str | None]:
+    try:
+        import uvicorn  # noqa: PLC0415 - an extra
+
+        from mbqueue.web.access import LOOPBACK_NAMES, Access  # noqa: PLC0415
+        from mbqueue.web.pages import application  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"The board needs {error.name}. Install it with: pip install 'mbqueue[board]'") from error
+    needs_token = is_embedded or host not in LOOPBACK_NAMES
+    access = Access(token=secrets.token_urlsafe(24) if needs_token else None, is_embedded=is_embedded)
+    app = application(project, access, read_only=read_only)
+    # Lines of a log for each request would bury the address; errors of the program are logged.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
+    return uvicorn.Server(config), _listener(host, port), access.token
+
+
+def _listener(host: str, port: int | None) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    tried = range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED) if port is None else [port]
+    error: OSError | None = None
+    for number in tried:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, number))
+        except OSError as failed:
+            listener.close()
+            error = failed
+        else:
+            return listener
+    raise UsageError(
+        f"The board cannot listen on {host}, port {tried[-1]}: {error}. Choose another with --port, or --port 0 for "
+        "any free one."
+    ) from error
+
+
+def _url(host: str, port: int, token: str | None) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
