@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import mbqueue
+from mbqueue import __version__
 from mbqueue.api import Project
 from mbqueue.clock import SystemClock, format_duration, utc_text
 from mbqueue.dashboard.experiments import by_interest
@@ -154,7 +154,7 @@ class _Board:
         html = self._templates.get_template("page.html").render(
             title=title,
             project=str(self._project.folder.root),
-            version=mbqueue.__version__,
+            version=__version__,
             part="part?" + urlencode({**query, **self._token()}, doseq=True),
             link=self._link,
             read_only=self._read_only,

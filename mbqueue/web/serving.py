@@ -43,7 +43,7 @@ def serve(
     Raises:
         UsageError: when the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
     """
-    server, listener, token = _made(project, host, port, read_only=read_only, is_embedded=False)
+    server, listener, token = listening_server(project, host, port, read_only=read_only, is_embedded=False)
     on_address(_url(host, listener.getsockname()[1], token))
     server.run(sockets=[listener])
 
@@ -68,7 +68,7 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
         raise UsageError(_NO_NOTEBOOK) from error
     if get_ipython() is None:  # type: ignore[no-untyped-call, unused-ignore]
         raise UsageError(_NO_NOTEBOOK)
-    server, listener, token = _made(Project(path), DEFAULT_HOST, None, read_only=read_only, is_embedded=True)
+    server, listener, token = listening_server(Project(path), DEFAULT_HOST, None, read_only=read_only, is_embedded=True)
     port = listener.getsockname()[1]
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="mbqueue-board", daemon=True).start()
     deadline = time.monotonic() + _START_SECONDS
@@ -89,9 +89,18 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
         output.serve_kernel_port_as_iframe(port, path=f"/?token={token}", height=str(height))
 
 
-def _made(
+def listening_server(
     project: Project, host: str, port: int | None, *, read_only: bool, is_embedded: bool
 ) -> tuple[uvicorn.Server, socket.socket, str | None]:
+    """A server that is ready to run, the socket that it listens on, and the token that it asks for.
+
+    Args:
+        port: 0 for a free one, None for the first free one from the default port on.
+        is_embedded: for a notebook's frame, which always has a token.
+
+    Raises:
+        UsageError: when the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
+    """
     try:
         import uvicorn  # noqa: PLC0415 - an extra
 
@@ -116,6 +125,7 @@ def _listener(host: str, port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))
+            listener.listen()  # from here on a browser may connect, and waits until the server answers
         except OSError as failed:
             listener.close()
             error = failed

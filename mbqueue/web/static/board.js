@@ -136,10 +136,11 @@ function themed(layout) {
   return themed;
 }
 
-// Black ink of traces (reference lines, labels) is unreadable on a dark page.
+// The report's ink and its palest grey change places on a dark page.
 function inked(trace) {
   if (!dark.matches) return trace;
-  return JSON.parse(JSON.stringify(trace).replaceAll(/"(#222|#222222|black|#000000|#333)"/g, '"#d8dde3"'));
+  const text = JSON.stringify(trace).replaceAll(/"(#222222|black)"/gi, '"#d8dde3"').replaceAll('"#f4f4f4"', '"#1c2026"');
+  return JSON.parse(text);
 }
 
 let loading = null;

@@ -1,0 +1,171 @@
+"""What the board's pages say, and what they cost."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from small_project import ManualClock
+from web_board import Board, MakeBoard
+
+from mbqueue.api import Project
+from mbqueue.dashboard.snapshot import Status
+from mbqueue.errors import QueueError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import open_queue
+from mbqueue.web.reading import FRESH_SECONDS, Reader
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'</script>"
+
+
+def part(board: Board, which: str = "overview", **headers: str) -> Any:
+    return board.get(f"/part?part={which}", **headers).json
+
+
+def test_the_overview_has_each_experiment_with_its_folds(board: Board) -> None:
+    html = part(board)["html"]
+    assert 'href="experiment?name=first"' in html
+    assert html.count('<tr id="fold-first-') == 2
+    assert "0/2" in html
+    assert "<b>7</b> waiting" in html
+
+
+def test_text_from_outside_is_shown_as_text(board: Board) -> None:
+    with open_queue(board.project.folder) as queue, queue.database.writing() as db:
+        db.execute("UPDATE jobs SET error = ?, failures = 1 WHERE id = 1", (f"Traceback\nValueError: {HOSTILE}",))
+    for which in ("overview", "experiment&name=first"):
+        html = part(board, which)["html"]
+        assert "onerror=alert(1)&gt;" in html
+        assert "<img" not in html
+    assert "<img" not in part(board, "experiment&name=%3Cimg%20src%3Dx%3E")["html"]
+    assert "<img" not in board.get("/experiment?name=%3Cimg%20src%3Dx%3E").text
+    assert "<img" not in part(board, "compare&name=%3Cimg%3E&name=b")["html"]
+
+
+def test_an_experiment_that_is_not_there_is_said_to_be_not_there(board: Board) -> None:
+    assert "no experiment other here" in part(board, "experiment&name=other")["html"]
+
+
+def test_what_did_not_change_is_not_sent_again(board: Board) -> None:
+    first = board.get("/part?part=overview")
+    assert board.get("/part?part=overview", If_None_Match=first.headers["etag"]).status == 304
+    assert board.act({"act": "pause", "experiment": "first"}).status == 200
+    assert board.get("/part?part=overview", If_None_Match=first.headers["etag"]).status == 200
+
+
+def test_the_board_lives_on_while_the_queue_is_away_and_says_so(board: Board) -> None:
+    assert part(board)["trouble"] is None
+    queue_db = board.project.folder.queue_db
+    away = queue_db.with_suffix(".away")
+    queue_db.rename(away)
+    board.act({"act": "pause", "experiment": "first"})  # whatever comes of it, the next look is a new one
+    seen = _until(board, lambda facts: facts["trouble"] is not None)
+    assert "first" in seen["html"], "the last known state stays on the page"
+    away.rename(queue_db)
+    assert _until(board, lambda facts: facts["trouble"] is None)["html"]
+
+
+def _until(board: Board, holds: Any) -> Any:
+    for _ in range(100):
+        facts = part(board)
+        if holds(facts):
+            return facts
+        threading.Event().wait(0.1)
+    raise AssertionError("the page never said so")
+
+
+def test_a_project_without_a_queue_has_a_page_that_says_what_to_do(make_board: MakeBoard) -> None:
+    board = make_board()
+    assert board.get("/").status == 200
+    assert "mbqueue enqueue" in part(board)["trouble"]
+
+
+def test_the_queue_is_read_once_for_all_pages(project: ProjectFolder, clock: ManualClock) -> None:
+    looks: list[float] = []
+    reader = Reader(_Looking(lambda: looks.append(clock.monotonic())), clock)  # type: ignore[arg-type]
+    for _ in range(10):
+        assert reader.read().status is not None
+    assert len(looks) == 1
+    clock.advance(FRESH_SECONDS)
+    reader.read()
+    assert len(looks) == 2
+    reader.expire()
+    reader.read()
+    assert len(looks) == 3
+
+
+def test_a_slow_queue_is_read_less_often(clock: ManualClock) -> None:
+    looks: list[float] = []
+
+    def slow() -> None:
+        looks.append(clock.monotonic())
+        clock.advance(3.0)
+
+    reader = Reader(_Looking(slow), clock)  # type: ignore[arg-type]
+    for _ in range(29):
+        reader.read()
+        clock.advance(1.0)
+    assert len(looks) == 1
+    clock.advance(2.0)
+    reader.read()
+    assert len(looks) == 2
+
+
+def test_while_one_look_hangs_other_pages_get_what_is_known(clock: ManualClock) -> None:
+    hanging, entered = threading.Event(), threading.Event()
+    looking = _Looking(lambda: None)
+    reader = Reader(looking, clock)  # type: ignore[arg-type]
+    known = reader.read()
+
+    def hang() -> None:
+        entered.set()
+        hanging.wait()
+        raise QueueError("The server is away.")
+
+    looking.first = hang
+    reader.expire()
+    thread = threading.Thread(target=reader.read)
+    thread.start()
+    entered.wait()
+    assert reader.read() is known
+    hanging.set()
+    thread.join()
+    after = reader.read()
+    assert after.trouble == "The server is away."
+    assert after.status is known.status
+
+
+class _Looking:
+    """A project whose status can do anything first."""
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+    def status(self) -> Status:
+        self.first()
+        return Status(overview={}, session_seconds=60.0)
+
+
+def test_the_figures_of_a_page_are_those_of_the_report(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mbqueue.results.report.page import draw
+
+    project: Project = board.project
+    project.enqueue(
+        "head_finetune", dataset="sample", folds=[0], name="small", settings={"train.epochs": 3, "data.limit": 40}
+    )
+    project.pause("first")
+    assert board.get("/figures?name=small").json == {}
+    assert project.work(session="none", device="cpu").jobs_done
+    drawn = draw(project.results("small"), timeline=project.timeline("small"))
+    html = _until(board, lambda facts: "no epoch" not in facts["html"] and facts["html"])["html"]
+    assert html
+    board.act({"act": "priority", "experiment": "small", "priority": 1})  # the next look is a new one
+    shown = board.get("/figures?name=small").json
+    for name in ("learning-curves", "parity", "errors", "periodic-table", "timeline"):
+        assert shown[name] == json.loads(drawn[name].to_json()), name
+    page = part(board, "experiment&name=small")
+    assert "preds_fold_0.csv" in page["html"]
+    assert "3/3" in page["html"]
+    assert "<polyline" in page["html"]
