@@ -17,18 +17,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mbqueue.errors import SpecError
 from mbqueue.files import read_small_text, sha256_of_json
-from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, TASKS, Kind, Target
+from mbqueue.project import NAME_PATTERN
+from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS, Kind, Target
 
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
-N_FOLDS = 5
 
 #: The first compute capability of a GPU with units for each reduced precision. Older ones emulate bf16 and fp16 slowly,
 #: and ignore tf32.
 NEEDED_CAPABILITY = {"tf32": 8, "bf16": 8, "fp16": 7}
 
-#: What an experiment, and so its folders, may be called.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 _NAME_RULE = (
     "a name has letters, digits, dots, dashes and underscores, begins with a letter or digit, and ends within 64"

@@ -57,6 +57,8 @@ from mbqueue.mounts import mount_of
 from mbqueue.settings import SETTINGS_FILE, Settings, load_settings, wrong_queue_url
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
+#: What an experiment, and so its folders, may be called.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
 QUEUE_VARIABLE = "MBQUEUE_QUEUE"
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+#: Folds of every task of matbench.
+N_FOLDS = 5
+
 Kind = Literal["energy", "scalar", "class"]
 #: What each kind is, in words.
 KINDS: dict[Kind, str] = {

@@ -8,10 +8,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from mbqueue.experiment import N_FOLDS
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
-from mbqueue.task import Target
+from mbqueue.task import N_FOLDS, Target
 
 #: Columns that five folds with their mean take beside a name of twelve.
 _NEEDED_FOR_FOLDS = 70

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbqueue.errors import DataError
-from mbqueue.experiment import N_FOLDS
+from mbqueue.task import N_FOLDS
 
 #: How many batches' crystals are sorted by size together: few enough that each batch stays a random draw of its size.
 _WINDOW = 16

@@ -20,11 +20,11 @@ from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file, put_once
 from mbqueue.drive.published import experiment_folders
 from mbqueue.drive.reading import Reader
 from mbqueue.drive.snapshots import check_enqueued
-from mbqueue.experiment import N_FOLDS
 from mbqueue.project import PUBLISHED_OUTCOMES
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, model_file, predictions_file
+from mbqueue.task import N_FOLDS
 
 FORMAT = 1
 LARGEST_LISTING = 16 << 20

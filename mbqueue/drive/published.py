@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import Reader
 from mbqueue.drive.retiring import places_to_keep
-from mbqueue.experiment import NAME_PATTERN
-from mbqueue.project import PUBLISHED_CHECKPOINTS
+from mbqueue.project import NAME_PATTERN, PUBLISHED_CHECKPOINTS
 from mbqueue.storage.manifest import LARGEST_MANIFEST, Identity, Manifest, Rank, manifest_named
 from mbqueue.storage.names import HASH_DIGITS, CommitFile, commit_file
 

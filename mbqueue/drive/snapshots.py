@@ -24,8 +24,8 @@ from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
 from mbqueue.drive.retiring import places_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
-from mbqueue.experiment import NAME_PATTERN, parse_spec
-from mbqueue.project import PUBLISHED_SNAPSHOTS
+from mbqueue.experiment import parse_spec
+from mbqueue.project import NAME_PATTERN, PUBLISHED_SNAPSHOTS
 from mbqueue.queue import sqlite_schema
 from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
 from mbqueue.queue.schema import SCHEMA_VERSION

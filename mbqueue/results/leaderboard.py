@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mbqueue.experiment import N_FOLDS, OFFICIAL_DATASET
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.task import FORMATION_ENERGY, N_FOLDS
 
 #: Mean MAE over the five folds, eV/atom, best first: https://matbench.materialsproject.org (v0.1, full task page).
 LEADERBOARD: tuple[tuple[str, float], ...] = (

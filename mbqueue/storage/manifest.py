@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mbqueue.errors import CheckpointError
-from mbqueue.experiment import N_FOLDS, NAME_PATTERN
 from mbqueue.files import sha256_of_json
+from mbqueue.project import NAME_PATTERN
 from mbqueue.storage.names import HIGHEST_FENCE, is_stem, stem_of
+from mbqueue.task import N_FOLDS
 
 FORMAT = 1
 #: No manifest is larger: 10,000 epochs of history take 4 MB.

@@ -10,12 +10,11 @@ from pathlib import Path
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
-from mbqueue.experiment import N_FOLDS
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
 from mbqueue.results.report.markup import number, page, plot, spread, table
-from mbqueue.task import Target
+from mbqueue.task import N_FOLDS, Target
 
 #: Columns of a name beside the plot.
 _NAME_COLUMNS = 28
