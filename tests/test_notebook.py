@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,27 +43,29 @@ class Colab:
         self.names: dict[str, Any] = {}
         self.not_run: list[str] = []
         self.said: list[str] = []
-        self.shown: list[Any] = []
+        self.framed: list[str] = []
         program = root / "bin" / "mbqueue"
         program.parent.mkdir()
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mbqueue "$@"\n')
         program.chmod(0o755)
         self.environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        handle = SimpleNamespace(update=self.shown.append)
-
-        def display(what: Any, *, display_id: bool) -> Any:
-            assert display_id
-            self.shown.append(what)
-            return handle
 
         def mount(point: str) -> None:
             (Path(point) / "MyDrive").mkdir(parents=True)
 
-        ipython = SimpleNamespace(display=display, HTML=lambda text: text)
-        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=ipython))
+        def serve_kernel_port_as_iframe(port: int, *, path: str, height: str) -> None:
+            assert int(height) > 0
+            self.framed.append(f"http://127.0.0.1:{port}{path}")
+
+        ipython = SimpleNamespace(display=None, IFrame=None, HTML=lambda text: text)
+        colab = SimpleNamespace(
+            drive=SimpleNamespace(mount=mount),
+            output=SimpleNamespace(serve_kernel_port_as_iframe=serve_kernel_port_as_iframe),
+        )
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=ipython, get_ipython=object))
         monkeypatch.setitem(sys.modules, "IPython.display", ipython)
         monkeypatch.setitem(sys.modules, "google", SimpleNamespace())
-        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=SimpleNamespace(mount=mount)))
+        monkeypatch.setitem(sys.modules, "google.colab", colab)
 
     def run(self, cell: str) -> Any:
         """Run a cell; returns the value of its last line when that is an expression."""
@@ -123,9 +126,9 @@ def test_the_install_cell_takes_a_wheel_then_a_checkout_then_github(
     colab.run(install)
     sources = [re.search(r'install -q "(.*?)"', line) for line in colab.not_run]
     assert [match and match[1] for match in sources] == [
-        "git+https://github.com/someone/theirs",
-        str(copied),
-        str(wheel),
+        "mbqueue[board] @ git+https://github.com/someone/theirs",
+        f"{copied}[board]",
+        f"{wheel}[board]",
     ]
 
 
@@ -152,7 +155,7 @@ def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch:
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.1)))
     colab = Colab(tmp_path, monkeypatch)
-    mount, install, init, enqueue, work, watch, report, stop = cells("code")
+    mount, install, init, enqueue, work, board, report, stop = cells("code")
     colab.run(mount)
     put_checkout(tmp_path)
     colab.run(install)
@@ -162,10 +165,12 @@ def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch:
     make_small(project)
     assert colab.run(enqueue) == "created"
     colab.run(work)
-    colab.run(watch)
-    assert len(colab.shown) >= 2
-    assert not colab.shown[-1].is_active
-    assert colab.shown[-1].experiments.loc["full_finetune", "state"] == "done"
+    colab.run(board)
+    with urllib.request.urlopen(colab.framed[0]) as page:
+        assert b"mbqueue" in page.read()
+    while (seen := colab.names["project"].status()).is_active:
+        sleep(0.1)
+    assert seen.experiments.loc["full_finetune", "state"] == "done"
     assert "Plotly" in colab.run(report)
     colab.run(stop)
     # It may still be leaving, or be gone.
