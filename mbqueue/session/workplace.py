@@ -311,6 +311,7 @@ class Workplace:
                 device=self.device,
                 should_stop=self.should_stop,
                 on_progress=lambda progress: advanced(progress.done, progress.total),
+                on_note=self.note_once,
             )
             if not finished:
                 raise self.stopped()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,16 +15,20 @@ from mbqueue.data.batch import Batch
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec
+from mbqueue.files import make_folder
 from mbqueue.train.arithmetic import calculating
+from mbqueue.train.elsewhere import Elsewhere
 from mbqueue.train.family import family_of
 from mbqueue.train.feeds import GraphFeed
-from mbqueue.train.frozen import FrozenBackbone, Progress, frozen_folder, prepare
+from mbqueue.train.frozen import FrozenBackbone, Preparing, Progress, frozen_folder
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
 #: What goes through the backbone at once: a shard's crystals in their order, so many of them and so many directed bonds
 #: at most. The last digits depend on it, so neither the experiment nor the device has a say: it fits 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
+#: Of the free disk, how much features may take that no experiment has asked for.
+_SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
@@ -58,11 +63,16 @@ def prepare_frozen(
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_note: Callable[[str], None] = lambda _note: None,
 ) -> bool:
     """Compute and store what is missing, always in float32; False when asked to stop before the end.
 
-    On a device of one kind the bytes are a function of crystals and weights alone. Only where memory runs out are
-    batches cut further, for the rest of that shard; the digest of what is stored (`FrozenBackbone.digest`) tells.
+    Crystals that this machine's cache has for another dataset are copied from there. Where the disk has room, features
+    are stored with energies, since one pass gives both.
+
+    On a device of one kind the bytes computed are a function of the crystals of a batch and the weights alone. Batches
+    are cut further where memory runs out, for the rest of that shard, and have no crystals that were copied; the digest
+    of what is stored (`FrozenBackbone.digest`) tells.
 
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.
@@ -98,11 +108,34 @@ def prepare_frozen(
         )
         return None if found is None else (found[0], found[1])
 
+    keeps_features, why = _room_for_features(frozen)
+    preparing = Preparing(
+        frozen=frozen,
+        compute=compute,
+        kinds=kinds_needed(spec),
+        keeps_features=keeps_features,
+        find=Elsewhere(frozen, cache.crystals).find,
+        should_stop=should_stop,
+        on_progress=on_progress,
+    )
     with calculating(device, "float32"):
-        return prepare(
-            frozen,
-            compute,
-            with_features="features" in kinds_needed(spec),
-            should_stop=should_stop,
-            on_progress=on_progress,
+        is_whole = preparing.run()
+    if preparing.n_found:
+        on_note(
+            f"Of {preparing.n_found:,} crystals what the backbone gives was in the cache already; it ran on "
+            f"{preparing.n_computed:,}."
         )
+    if preparing.n_computed and "features" not in preparing.kinds:
+        on_note(why)
+    return is_whole
+
+
+def _room_for_features(frozen: FrozenBackbone) -> tuple[bool, str]:
+    """Whether the features of all crystals are stored although none needs them yet, and a sentence about it."""
+    make_folder(frozen.folder)
+    size = frozen.features_size
+    free = shutil.disk_usage(frozen.folder.parent).free
+    told = f"{size / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free"
+    if size <= free * _SHARE_OF_DISK:
+        return True, f"Atom features are stored with the energies ({told}): to train the head needs no second pass."
+    return False, f"Atom features are not stored, for lack of room ({told}): to train the head needs a second pass."

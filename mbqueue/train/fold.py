@@ -337,7 +337,8 @@ class FoldRun:
     ) -> NDArray[np.float64] | None:
         """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
 
-        With ``train.test_strains`` they are means over the crystals as they are and under small strains.
+        With ``train.test_strains`` they are means over the crystals as they are and under small strains. Without epochs
+        the model is the pretrained one, and what it says of the crystals as they are comes from what is stored.
 
         Args:
             model: usually `best_model`, in the unit of the target; it is moved to the device.
@@ -353,7 +354,13 @@ class FoldRun:
         total = np.zeros(len(self.rows.test))
         with calculating(self.device, "float32"):
             for distortion in distortions:
-                found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion)
+                if should_stop():
+                    return None
+                if distortion is None and not self.spec.train.epochs:
+                    outputs = self._start.outputs[self.rows.test] * self._start.objective.scale
+                    found: NDArray[np.float64] | None = self._finite(outputs, self.rows.test)
+                else:
+                    found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion)
                 if found is None:
                     return None
                 total += in_unit.prediction(torch.from_numpy(found)).numpy()
@@ -377,7 +384,10 @@ class FoldRun:
         )
         if found is None:
             return None
-        [output] = found
+        return self._finite(found[0].astype(np.float64), rows)
+
+    def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
+        """The output for ``rows``, if it is finite."""
         bad = rows[~np.isfinite(output)]
         if len(bad):
             raise NonFiniteLoss(
@@ -386,4 +396,4 @@ class FoldRun:
                 "diverged: enqueue the experiment under another name with a lower train.lr. Else look at their "
                 "distances."
             )
-        return output.astype(np.float64)
+        return output

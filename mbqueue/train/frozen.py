@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,17 @@ from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, w
 FORMAT = 1
 #: Crystals in a shard: about 15 MB of features.
 SHARD_SIZE = 2048
-_KINDS = ("energies", "features")
+#: Numbers that the backbone gives for each atom.
+FEATURES = 64
+FROZEN_PREFIX = "frozen-"
 #: How often who waits for another process's shard looks whether it is to stop.
 _POLL_SECONDS = 0.5
+_KINDS = ("energies", "features")
 
 
 def frozen_folder(cache_dir: Path, dataset_hash: str, weights: str) -> Path:
     """The folder of one dataset and one set of weights (see `ModelFamily.weights_hash`)."""
-    return cache_dir / f"frozen-{dataset_hash[:16]}-{weights[:16]}"
+    return cache_dir / f"{FROZEN_PREFIX}{dataset_hash[:16]}-{weights[:16]}"
 
 
 class FrozenBackbone:
@@ -52,6 +55,7 @@ class FrozenBackbone:
     def __init__(self, folder: Path, *, atom_offsets: NDArray[np.int64], dataset_hash: str, weights: str) -> None:
         self.folder = folder
         self.atom_offsets = atom_offsets
+        self.weights = weights
         self._identity = {"format": FORMAT, "dataset_hash": dataset_hash, "weights": weights, "shard_size": SHARD_SIZE}
         self._maps: dict[int, NDArray[np.float32]] = {}
 
@@ -63,6 +67,15 @@ class FrozenBackbone:
     def rows_of(self, shard: int) -> NDArray[np.int64]:
         """Rows of the crystals of a shard, ascending."""
         return np.arange(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, len(self.atom_offsets) - 1))
+
+    def shard_of(self, row: int) -> int:
+        """The shard of a crystal."""
+        return row // SHARD_SIZE
+
+    @property
+    def features_size(self) -> int:
+        """How many bytes the features of all crystals take."""
+        return int(self.atom_offsets[-1]) * FEATURES * 4
 
     def missing(self, kind: str, *, verify: bool = False) -> list[int]:
         """Shards of ``energies`` or ``features`` that are not there; with ``verify`` also those with other bytes."""
@@ -166,6 +179,14 @@ class FrozenBackbone:
             parts.append(self._maps[shard][self.atom_offsets[row] - base : self.atom_offsets[row + 1] - base])
         return np.concatenate(parts)
 
+    def values(self, kind: str, row: int) -> NDArray[np.float32]:
+        """The energy [1] or the features [A, 64] of one crystal, whose shard is there."""
+        if kind == "features":
+            return self.features(np.array([row]))
+        shard = self.shard_of(row)
+        place = row - shard * SHARD_SIZE
+        return np.array(self._open(kind, shard)[place : place + 1])
+
     def _path(self, kind: str, shard: int) -> Path:
         assert kind in _KINDS
         return self.folder / f"{kind}-{shard:05d}.npy"
@@ -193,75 +214,112 @@ class Progress:
 #: For rows, and what is told how many of them are done: their atom features [A, 64] and interaction energies [B];
 #: None to stop.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
+#: For a row and some kinds: where all of them are stored for the same crystal, and its row there; None when nowhere.
+Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
-def prepare(
-    frozen: FrozenBackbone,
-    compute: Compute,
-    *,
-    with_features: bool,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
-) -> bool:
-    """Compute and store the shards that are missing or damaged; False when it was stopped before the end.
+@dataclass(kw_only=True)
+class Preparing:
+    """Computes and stores what is missing of some kinds, shard by shard.
 
-    Only those are written. What is there may be another machine's, which all machines use, and this one's would differ
-    in the last digits. Those that another process makes meanwhile are waited for, and made if it dies.
-
-    Args:
-        compute: gives both for a shard's rows.
-        with_features: store features too, not energies alone.
+    Attributes:
+        frozen: where it is stored.
+        compute: gives both kinds for rows of a shard.
+        kinds: what is needed.
+        keeps_features: store features too wherever the backbone runs, although only energies are needed.
+        find: where else a crystal may be stored; those that it finds are copied.
         should_stop: asked while another process is waited for.
+        on_progress: told how far this is.
+        n_found, n_computed: crystals so far, by where what was missing of them came from.
     """
-    kinds = _KINDS if with_features else _KINDS[:1]
-    missing = sorted({shard for kind in kinds for shard in frozen.missing(kind, verify=True)})
-    total = len(frozen.atom_offsets) - 1
-    done = total - sum(len(frozen.rows_of(shard)) for shard in missing)
 
-    def tell(more: int) -> None:
-        on_progress(Progress(done=done + more, total=total))
+    frozen: FrozenBackbone
+    compute: Compute
+    kinds: Sequence[str]
+    keeps_features: bool = False
+    find: Find = lambda _row, _kinds: None
+    should_stop: Callable[[], bool] = lambda: False
+    on_progress: Callable[[Progress], None] = lambda _progress: None
+    n_found: int = 0
+    n_computed: int = 0
 
-    tell(0)
-    others: list[int] = []
-    for shard in missing:
-        try:
-            with frozen.making(shard, wait_seconds=0):
-                if not _make(frozen, shard, kinds, compute, tell):
-                    return False
-        except Timeout:
-            others.append(shard)
-            continue
-        done += len(frozen.rows_of(shard))
+    def run(self) -> bool:
+        """Do it; False when it was stopped before the end.
+
+        Only shards that are missing or damaged are written. What is there may be another machine's, which all machines
+        use, and this one's would differ in the last digits. Those that another process makes meanwhile are waited for,
+        and made if it dies.
+        """
+        frozen = self.frozen
+        missing = sorted({shard for kind in self.kinds for shard in frozen.missing(kind, verify=True)})
+        total = len(frozen.atom_offsets) - 1
+        done = total - sum(len(frozen.rows_of(shard)) for shard in missing)
+
+        def tell(more: int) -> None:
+            self.on_progress(Progress(done=done + more, total=total))
+
         tell(0)
-    while others:
-        if should_stop():
-            return False
-        try:
-            with frozen.making(others[0], wait_seconds=_POLL_SECONDS):
-                if not _make(frozen, others[0], kinds, compute, tell):
+        waiting, may_wait = missing, False
+        while waiting:
+            others: list[int] = []
+            for shard in waiting:
+                if may_wait and self.should_stop():
                     return False
-        except Timeout:
-            continue
-        done += len(frozen.rows_of(others.pop(0)))
-        tell(0)
-    return True
+                try:
+                    with frozen.making(shard, wait_seconds=_POLL_SECONDS if may_wait else 0):
+                        if not self._make(shard, tell):
+                            return False
+                except Timeout:
+                    others.append(shard)
+                    continue
+                done += len(frozen.rows_of(shard))
+                tell(0)
+            waiting, may_wait = others, True
+        return True
+
+    def _make(self, shard: int, tell: Callable[[int], None]) -> bool:
+        """Make what is missing of a shard whose lock is held, if anything still is; False to stop."""
+        frozen = self.frozen
+        missing = [kind for kind in self.kinds if not frozen.is_whole(kind, shard, verify=True)]
+        if not missing:
+            return True
+        rows = frozen.rows_of(shard)
+        found = {row: place for row in rows.tolist() if (place := self.find(row, missing)) is not None}
+        left = np.array([row for row in rows.tolist() if row not in found], np.int64)
+        computed = None
+        if len(left):
+            computed = self.compute(left, lambda more: tell(len(found) + more))
+            if computed is None:
+                return False
+            if self.keeps_features and "features" not in self.kinds:
+                # Those of crystals whose energies alone were found are nowhere, unless they are found with them.
+                features = {row: self.find(row, _KINDS) for row in found}
+                if all(features.values()) and not frozen.is_whole("features", shard, verify=True):
+                    missing.append("features")
+                    found = {row: place for row, place in features.items() if place is not None}
+        for kind in sorted(missing, reverse=True):  # features first: whoever sees the energies finds them
+            frozen.write(kind, shard, _joined(frozen, rows, found, computed, kind))
+        self.n_found += len(found)
+        self.n_computed += len(left)
+        return True
 
 
-def _make(
+def _joined(
     frozen: FrozenBackbone,
-    shard: int,
-    kinds: Sequence[str],
-    compute: Compute,
-    tell: Callable[[int], None],
-) -> bool:
-    """Make what is missing of a shard whose lock is held, if anything still is; False to stop."""
-    missing = [kind for kind in kinds if not frozen.is_whole(kind, shard, verify=True)]
-    if missing:
-        computed = compute(frozen.rows_of(shard), tell)
-        if computed is None:
-            return False
-        features, energies = computed
-        for kind, values in (("features", features), ("energies", energies)):
-            if kind in missing:
-                frozen.write(kind, shard, values)
-    return True
+    rows: NDArray[np.int64],
+    found: Mapping[int, tuple[FrozenBackbone, int]],
+    computed: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    kind: str,
+) -> NDArray[np.float32]:
+    """Energies or features of ``rows``, in their order: of those found elsewhere, and of the others as computed."""
+    parts, taken = [], 0
+    for row in rows.tolist():
+        if row in found:
+            source, there = found[row]
+            parts.append(source.values(kind, there))
+            continue
+        assert computed is not None
+        size = 1 if kind == "energies" else int(frozen.atom_offsets[row + 1] - frozen.atom_offsets[row])
+        parts.append(computed[kind == "energies"][taken : taken + size])
+        taken += size
+    return np.concatenate(parts)

@@ -24,11 +24,13 @@ class Start:
         model: on the CPU; its output is that of the objective.
         objective: what is trained from here.
         absent: atomic numbers of the elements that the training part lacks, ascending.
+        outputs: what the model gives for every crystal of the dataset, from what is stored, float64 [N].
     """
 
     model: Any
     objective: Objective
     absent: tuple[int, ...]
+    outputs: NDArray[np.float64]
 
 
 def start_of(
@@ -40,11 +42,13 @@ def start_of(
     alone: the read-out's last layer is reset to zero, so that training begins at that fit.
     """
     model = family.load_pretrained(spec.model.pretrained)
-    shares = compositions(crystals.atomic_numbers, crystals.atom_offsets)[rows]
-    targets, kind = crystals.targets[rows], spec.target.kind
+    all_shares = compositions(crystals.atomic_numbers, crystals.atom_offsets)
+    shares, targets, kind = all_shares[rows], crystals.targets[rows], spec.target.kind
     scale = 1.0
+    interaction = np.zeros(len(crystals), np.float32)
     if kind == "energy":
-        references = fit_references(shares, targets, frozen.energies()[rows])
+        interaction = frozen.energies()
+        references = fit_references(shares, targets, interaction[rows])
     else:
         family.reset_read_out(model)
         references = fit_classes(shares, targets) if kind == "class" else fit_composition(shares, targets)
@@ -52,4 +56,6 @@ def start_of(
         scale = spread_of(targets - references.predict(shares))
         references = References(values=references.values / scale, absent=references.absent)
     family.set_references(model, references)
-    return Start(model, Objective(spec.train, kind, scale), references.absent)
+    # The model's references are float32, and what it predicts is to be what is said of it.
+    outputs = interaction + all_shares @ references.values.astype(np.float32).astype(np.float64)
+    return Start(model, Objective(spec.train, kind, scale), references.absent, outputs)

@@ -20,7 +20,7 @@ from mbqueue.project import STORED_FROZEN, ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train import shared_frozen
-from mbqueue.train.frozen import FrozenBackbone, prepare
+from mbqueue.train.frozen import FrozenBackbone, Preparing
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 KINDS = ("energies", "features")
@@ -130,7 +130,7 @@ def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
         atoms = int(frozen.atom_offsets[rows[-1] + 1] - frozen.atom_offsets[rows[0]])
         return np.full((atoms, 64), 2.0, np.float32), np.full(len(rows), 2.0, np.float32)
 
-    assert prepare(frozen, compute, with_features=True)
+    assert Preparing(frozen=frozen, compute=compute, kinds=KINDS).run()
     assert np.array_equal(frozen.energies(), energies)
     assert (frozen.features(np.arange(5)) == 2.0).all()
 

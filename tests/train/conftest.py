@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.crystals import Crystals
+from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.storage.commits import Staged
@@ -253,6 +254,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     assert cache is not None
     spec = small_spec(trainable="head")
     assert prepare_frozen(spec, cache, open_frozen(spec, crystals, folder), device=CPU)
+    return Bench(crystals, cache, folder)
+
+
+@pytest.fixture(scope="session")
+def sample_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """60 real crystals of the sample."""
+    folder = tmp_path_factory.mktemp("sample")
+    crystals = load("sample", limit=60).crystals
+    cache = GraphCache.build(crystals, folder / "graphs", workers=1)
+    assert cache is not None
     return Bench(crystals, cache, folder)
 
 

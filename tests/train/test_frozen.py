@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from mbqueue.data.batch import Batch
+from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, folder_name
 from mbqueue.errors import CacheError
 from mbqueue.train import chgnet
 from mbqueue.train import frozen as frozen_module
@@ -19,7 +22,7 @@ from mbqueue.train.backbone import is_prepared, open_frozen, prepare_frozen
 from mbqueue.train.chgnet import load_pretrained, set_references, trained_parameters, weights_hash
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.forward import atom_features
-from mbqueue.train.frozen import FrozenBackbone, Progress, prepare
+from mbqueue.train.frozen import FrozenBackbone, Preparing, Progress
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.references import compositions, fit_references
 
@@ -143,7 +146,7 @@ def compute(rows, tell):
     while not (folder / f"{other}.log").exists() and time.monotonic() < deadline:
         time.sleep(0.01)  # none goes on before both are at work
     return np.full((len(rows), 64), len(name), np.float32), np.full(len(rows), len(name), np.float32)
-assert module.prepare(frozen, compute, with_features=True)
+assert module.Preparing(frozen=frozen, compute=compute, kinds=("energies", "features")).run()
 print(frozen.digest(["energies", "features"]))
 """
 
@@ -165,7 +168,13 @@ def test_one_that_waits_for_another_process_can_be_stopped(tmp_path: Path) -> No
         return FrozenBackbone(tmp_path, atom_offsets=np.arange(9), dataset_hash="d", weights="w")
 
     with opened().making(0):
-        assert not prepare(opened(), lambda *_: pytest.fail("computed"), with_features=True, should_stop=lambda: True)
+        preparing = Preparing(
+            frozen=opened(),
+            compute=lambda *_: pytest.fail("computed"),
+            kinds=("energies", "features"),
+            should_stop=lambda: True,
+        )
+        assert not preparing.run()
 
 
 def test_a_damaged_shard_is_noticed_and_made_again(bench: Any, helpers: Any, tmp_path: Path) -> None:
@@ -182,6 +191,93 @@ def test_a_damaged_shard_is_noticed_and_made_again(bench: Any, helpers: Any, tmp
     assert frozen.missing("features", verify=True) == [0]
     prepare_frozen(spec, bench.cache, frozen, device=CPU)
     assert path.read_bytes() == good
+
+
+def test_the_same_crystals_in_a_subset_another_order_or_with_other_targets_are_not_computed_again(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crystals = bench.crystals
+    shutil.copytree(bench.folder / "graphs", tmp_path / folder_name(crystals))
+    crystals.save(tmp_path / folder_name(crystals) / CRYSTALS_FILE)
+    spec = helpers.small_spec(trainable="head")
+    first = open_frozen(spec, crystals, tmp_path)
+    assert prepare_frozen(spec, bench.cache, first, device=CPU)
+    monkeypatch.setattr(chgnet, "atom_features", lambda *_: pytest.fail("the backbone ran"))
+    order = np.random.default_rng(0).permutation(32)
+    others = {
+        "subset": (crystals.select(np.arange(3, 32, 3)), np.arange(3, 32, 3)),
+        "order": (crystals.select(order), order),
+        "target": (replace(crystals, targets=crystals.targets + 1.0), np.arange(32)),
+        "ids": (replace(crystals, ids=[f"other-{row}" for row in range(32)]), np.arange(32)),
+    }
+    for name, (some, rows) in others.items():
+        frozen = open_frozen(spec, some, tmp_path)
+        notes: list[str] = []
+        cache = GraphCache.build(some, tmp_path / "graphs" / name, workers=1)
+        assert prepare_frozen(spec, cache, frozen, device=CPU, on_note=notes.append)
+        assert notes == [f"Of {len(rows)} crystals what the backbone gives was in the cache already; it ran on 0."]
+        assert np.array_equal(frozen.energies(), first.energies()[rows])
+        assert np.array_equal(frozen.features(np.arange(len(rows))), first.features(rows))
+
+
+def test_only_crystals_that_are_nowhere_or_damaged_are_computed(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_module, "SHARD_SIZE", 10)
+    crystals, spec = bench.crystals, helpers.small_spec(trainable="head")
+    part = crystals.select(np.arange(20))
+    part.save(tmp_path / folder_name(part) / CRYSTALS_FILE)
+    first = open_frozen(spec, part, tmp_path)
+    cache = GraphCache.build(part, tmp_path / folder_name(part), workers=1)
+    assert prepare_frozen(spec, cache, first, device=CPU)
+    path = first.folder / "features-00001.npy"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    moved = replace(
+        crystals, frac_coords=crystals.frac_coords + (np.arange(len(crystals.frac_coords)) == 0)[:, None] * 1e-9
+    )
+    computed: list[int] = []
+
+    def counted(model: Any, batch: Batch) -> torch.Tensor:
+        computed.extend(batch.rows.tolist())
+        return atom_features(model, batch)
+
+    monkeypatch.setattr(chgnet, "atom_features", counted)
+    whole = open_frozen(spec, moved, tmp_path)
+    graphs = GraphCache.build(moved, tmp_path / "whole", workers=1)
+    assert prepare_frozen(spec, graphs, whole, device=CPU)
+    assert sorted(computed) == [0, *range(10, 32)], "the moved one, those of the damaged shard, those that are new"
+    plain = open_frozen(spec, moved, tmp_path / "alone")
+    assert prepare_frozen(spec, graphs, plain, device=CPU)
+    assert np.allclose(whole.features(np.arange(32)), plain.features(np.arange(32)), atol=1e-5)
+    assert np.allclose(whole.energies(), plain.energies(), atol=1e-5)
+
+
+def test_one_pass_gives_energies_and_features_where_the_disk_has_room(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained, head = helpers.small_spec(trainable="none", epochs=0), helpers.small_spec(trainable="head")
+    size = int(bench.crystals.atom_offsets[-1]) * 64 * 4
+    for name, free in (("room", 4 * size), ("none", 4 * size - 1)):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)
+        frozen = open_frozen(pretrained, bench.crystals, tmp_path / name)
+        notes: list[str] = []
+        assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU, on_note=notes.append)
+        assert is_prepared(head, frozen) == (name == "room")
+        assert ("needs no second pass" in notes[0]) == (name == "room")
+
+
+def test_features_are_not_computed_for_their_own_sake(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Energies that came from another machine are enough for an experiment that needs no more."""
+    pretrained = helpers.small_spec(trainable="none", epochs=0)
+    frozen = open_frozen(pretrained, bench.crystals, tmp_path)
+    assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU)
+    for path in frozen.folder.glob("features-*"):
+        path.unlink()
+    monkeypatch.setattr(chgnet, "atom_features", lambda *_: pytest.fail("the backbone ran"))
+    assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU)
 
 
 def test_other_weights_and_other_crystals_have_another_folder(bench: Any, helpers: Any, tmp_path: Path) -> None:

@@ -50,6 +50,41 @@ def test_predicting_alone_needs_no_epoch(bench: Any, tmp_path: Path) -> None:
     assert run.predict_test(run.best_model(), should_stop=lambda: True) is None
 
 
+def test_the_pretrained_model_predicts_from_stored_energies_what_chgnet_predicts(
+    sample_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sample_bench.run(tmp_path / "commits", trainable="none", epochs=0)
+    model = run.best_model()
+    whole = run._infer(model, run.rows.test, lambda: False)
+    with monkeypatch.context() as patch:
+        for name in ("atom_features", "formation_energies", "predict"):
+            patch.setattr(chgnet, name, lambda *_: pytest.fail("the model ran"))
+        predicted = run.predict_test(model)
+    write_bytes(tmp_path / "model.pth", model_bytes(model))
+    with redirect_stdout(io.StringIO()):
+        stock = CHGNet.from_file(str(tmp_path / "model.pth"), use_device="cpu")
+    stock.graph_converter.set_isolated_atom_response("ignore")
+    structures = [sample_bench.crystals.structure(row) for row in run.rows.test]
+    theirs = np.array([float(each["e"]) for each in stock.predict_structure(structures, task="e")])
+    assert np.abs(predicted - whole).max() < 1e-6
+    # CHGNet in float32 is itself up to 5e-6 away from CHGNet in float64 on these crystals.
+    assert np.abs(predicted - theirs).max() < 5e-6
+    assert np.abs(predicted - theirs).mean() < 1e-6
+
+
+def test_a_property_is_predicted_from_the_composition_alone_without_running_the_model(
+    bench_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("scalar", "class"):
+        run = bench_of(kind).run(tmp_path / kind, trainable="none", epochs=0)
+        model = run.best_model()
+        with torch.no_grad():
+            output = formation_energies(model, chgnet.make_batch(bench_of(kind).cache, run.rows.test, None))
+        monkeypatch.setattr(chgnet, "predict", lambda *_: pytest.fail("the model ran"))
+        theirs = (torch.sigmoid(output) if kind == "class" else output).numpy()
+        np.testing.assert_allclose(run.predict_test(model), theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_test_predictions_are_averaged_over_strains_when_the_experiment_says_so(bench: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path, trainable="none", epochs=0, test_strains=2)
     model = run.best_model()
