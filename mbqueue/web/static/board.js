@@ -267,7 +267,8 @@ part.addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target;
   const fields = new FormData(form);
-  if (form.dataset.form === "enqueue") {
+  // Not form.dataset: a field of that name hides it.
+  if (form.getAttribute("data-form") === "enqueue") {
     if (await act({ act: "enqueue", ...Object.fromEntries(fields) })) form.reset();
   } else {
     const query = new URLSearchParams(fields.getAll("name").map((name) => ["name", name]));
