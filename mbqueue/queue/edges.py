@@ -57,6 +57,15 @@ SKIP_LATER_EPOCHS = """
     WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
+#: A pruned trial: nothing of the experiment that is not being worked on will be done.
+SKIP_ALL = """
+    UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')
+"""
+
+#: What the reason begins with that the jobs of a pruned trial are skipped for; `retry` takes those up again.
+PRUNED = "pruned: "
+
 
 def link(db: Statements, sql: Dialect, experiment_id: int, *, epochs: int) -> None:
     """Write the edges of an experiment; those that are there already stay."""

@@ -133,6 +133,13 @@ class Enqueueing(Part):
         with self.reading() as db:
             return tuple(Experiment.from_row(row) for row in db.execute("SELECT * FROM experiments ORDER BY id"))
 
+    @repeatable
+    def trials(self) -> tuple[Experiment, ...]:
+        """The experiments that are trials of a search, oldest first."""
+        query = """SELECT * FROM experiments WHERE spec LIKE '%"trial": {%' ORDER BY id"""
+        with self.reading() as db:
+            return tuple(Experiment.from_row(row) for row in db.execute(query))
+
     def _create(
         self, db: Statements, spec: Spec, *, results_dir: str, priority: int, by: str, now: float
     ) -> EnqueueOutcome:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mbqueue.queue.database import Row
 from mbqueue.queue.processes import ProcessIdentity
-from mbqueue.storage.manifest import Identity
+
+if TYPE_CHECKING:
+    from mbqueue.storage.manifest import Identity
 
 #: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
 LOADED_NOTE = "data and model are loaded"
@@ -183,6 +185,8 @@ class Experiment:
 
     def identity(self, fold: int) -> Identity:
         """What the commits of one of its folds must be."""
+        from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic
+
         return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)
 
     @classmethod

@@ -14,7 +14,7 @@ from mbqueue.errors import LeaseLost, QueueError
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims, lease_of
 from mbqueue.queue.database import Bound, Rows, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
-from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS
+from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_ALL, SKIP_LATER_EPOCHS
 from mbqueue.queue.jobs import Job, Kind, Lease
 
 #: Attempts that may end with an error before a job rests in `failed`.
@@ -120,6 +120,7 @@ class Leases(Claims):
         lease_seconds: float,
         publish: Publish | None = None,
         skip_rest: str | None = None,
+        prunes: bool = False,
         reap: bool = True,
     ) -> Lease | None:
         """As `commit`, and the `claim` that would follow, in one transaction: one wait for the disk instead of two.
@@ -128,7 +129,7 @@ class Leases(Claims):
         it counts as a heartbeat only of a session that was not heard of for half of `lease_seconds`.
 
         Args:
-            skip_rest: when given, as `skip_rest` with this reason.
+            skip_rest, prunes: when given, as `skip_rest` with this reason.
             reap: as of `claim`.
 
         Returns:
@@ -142,6 +143,8 @@ class Leases(Claims):
             is_epoch = job.kind is Kind.TRAIN and skip_rest is None
             claim_next = [self._claim_next(job, session, now, lease_seconds)] if is_epoch else []
             given = self._finish(db, lease, result, now, publish, skip_rest, claim_next)
+            if prunes and skip_rest is not None:
+                self._prune(db, lease, now, skip_rest)
             found = [row for rows in given for row in rows]
             if not found:
                 # Whoever ends this session as dead takes these locks in another order; one of the two begins anew then.
@@ -219,9 +222,19 @@ class Leases(Claims):
 
     @repeatable
     def skip_rest(
-        self, lease: Lease, *, result: Mapping[str, Any], why: str, now: float, publish: Publish | None = None
+        self,
+        lease: Lease,
+        *,
+        result: Mapping[str, Any],
+        why: str,
+        now: float,
+        publish: Publish | None = None,
+        prunes: bool = False,
     ) -> tuple[Job, ...]:
         """As `commit` for an epoch, and skip all later epochs of its fold (early stopping) in the same transaction.
+
+        With ``prunes``, all of the experiment is skipped that nobody is working on, predictions and record too: it is a
+        trial of a search that is not worth more. ``why`` then begins with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: as `commit`.
@@ -229,6 +242,8 @@ class Leases(Claims):
         """
         with self.writing() as db:
             self._finish(db, lease, result, now, publish, why)
+            if prunes:
+                self._prune(db, lease, now, why)
             return self._unlock(db, lease, now, why)
 
     @repeatable
@@ -293,7 +308,8 @@ class Leases(Claims):
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
         # Two that commit at once what the same job needs would each find the other's missing.
-        hold = self.database.holding(job.experiment_id, shared=job.kind not in {Kind.PREPARE, Kind.PREDICT})
+        is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
+        hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}
         given = self.database.together(db, [*hold, (_commit_statement, values), *then])[len(hold) :]
         self._require_held(db, lease, given[0])
@@ -312,6 +328,10 @@ class Leases(Claims):
                 f"The crystals of {job.experiment} have changed since it was first prepared (their hash is now "
                 f"{dataset_hash[:16]}). Put the old data back, or enqueue it under a new name (--name)."
             )
+
+    def _prune(self, db: Statements, lease: Lease, now: float, why: str) -> None:
+        values = {"experiment_id": lease.job.experiment_id, "now": now, "by": lease.session, "why": why}
+        db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
         """What makes ready whatever waited for the job; with ``skip_rest`` the later epochs are skipped first."""

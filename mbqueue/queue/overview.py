@@ -6,6 +6,7 @@ The format is stable: within format 1, keys are only added. Times are seconds si
     project, now
     experiments[]   name, state, paused, priority, dataset, dataset_hash, spec_hash, enqueued_at, results_dir,
                     jobs {state: count}, prepare, record (states), seconds,
+                    trial {search, number, of (0: unknown), settings {key: value}} or null
                     folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
                              last_val_mae, val_mae[], test_mae, seconds, jobs {state: count},
                              running {job, kind, epoch, session, progress, lease_expires_at} or null
@@ -14,8 +15,8 @@ The format is stable: within format 1, keys are only added. Times are seconds si
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (last line)
 
-State of a fold: running, done (predictions committed), failed, cancelled, paused, ready, waiting; the first that
-applies. State of an experiment: done (recorded), running, paused, ready, failed, cancelled, waiting.
+State of a fold: running, done (predictions committed), failed, cancelled, pruned, paused, ready, waiting; the first
+that applies. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled, waiting.
 `seconds` adds up the `seconds` of committed results. Sessions that ended, or were not heard of for a day, are left
 out of `sessions`. One is lost that was not heard of in time, and has died when its process, on this machine, is gone.
 What that held is told with it; experiments, folds and counts show it as the next session will find it: ready.
@@ -224,6 +225,8 @@ def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int]
     whole = next(group for group in groups if group.fold is None)
     if whole.record == State.COMMITTED:
         state = "done"
+    elif whole.record == State.SKIPPED and not counts["leased"]:
+        state = "pruned"
     elif counts["leased"]:
         state = "running"
     elif row["paused"]:
@@ -243,8 +246,21 @@ def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int]
         "jobs": counts,
         "prepare": whole.prepare,
         "record": whole.record,
+        "trial": _trial(json.loads(row["spec"]).get("trial")),
         "seconds": sum(group.seconds for group in groups),
         "folds": [_fold(group, running.get((row["id"], group.fold))) for group in groups if group.fold is not None],
+    }
+
+
+def _trial(trial: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if trial is None:
+        return None
+    search = trial["search"]
+    return {
+        "search": search["name"],
+        "number": trial["number"],
+        "of": search["trials"],
+        "settings": trial["settings"],
     }
 
 
@@ -284,6 +300,8 @@ def _fold_state(group: _Group) -> str:
         return "done"
     if group.failed or group.cancelled:
         return "failed" if group.failed else "cancelled"
+    if group.skipped > group.epochs_skipped:
+        return "pruned"
     if group.held:
         return "paused"
     return "ready" if group.ready else "waiting"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mbqueue.errors import SchemaTooNew
 from mbqueue.queue.dialect import Dialect
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True)

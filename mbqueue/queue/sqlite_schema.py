@@ -18,7 +18,7 @@ from mbqueue.queue.transitions import TRANSITIONS
 
 #: What each version is recorded by in the database, oldest first. By a name that it does not know, an older mbqueue
 #: tells a newer version from a damaged number.
-_NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next")
+_NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next", "0005_pruning")
 _SET = "mbqueue.queue"
 
 _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"

@@ -5,13 +5,14 @@ Each takes an experiment, or one fold of it, and says by whom (`by`, for the lis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final, TypedDict
 
 from mbqueue.errors import LeaseLost, RewoundBefore, UsageError
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
-from mbqueue.queue.edges import settle
+from mbqueue.queue.edges import PRUNED, settle
 from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
@@ -72,6 +73,13 @@ _REWOUND = """
       AND id > coalesce((SELECT max(id) FROM events AS earlier
                          WHERE earlier.experiment_id = :experiment_id AND earlier.job_id = :id
                            AND (earlier.to_state = 'committed' OR earlier.from_state IN ('failed', 'cancelled'))), 0)
+"""
+
+
+# Of a pruned trial; what was skipped by early stopping stays so.
+_TAKE_UP = """
+    UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = 'retried'
+    WHERE experiment_id = :experiment_id AND state = 'skipped' AND substr(changed_why, 1, :length) = :pruned
 """
 
 
@@ -137,6 +145,8 @@ class Steering(Part):
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
         """Give failed and cancelled jobs all their attempts again, and let those that rest after a failure go at once.
 
+        A trial that was pruned is taken up again, all of it, and is not pruned any more.
+
         Returns:
             How many jobs this changed.
         """
@@ -144,6 +154,7 @@ class Steering(Part):
             place = _place(db, experiment, fold)
             changed = db.execute(_RETRY, {**place, "now": now, "by": by}).rowcount
             changed += db.execute(_HURRY, place).rowcount
+            changed += _take_up(db, place["experiment_id"], by=by, now=now)
             settle(db, place["experiment_id"], by=by, now=now)
             return changed
 
@@ -199,6 +210,18 @@ class Steering(Part):
             if changed:
                 _note(db, place, "paused" if paused else "resumed", by=by, now=now)
             return changed
+
+
+def _take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
+    """Let a pruned trial go on to its end; how many jobs that changed."""
+    values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
+    changed = db.execute(_TAKE_UP, values).rowcount
+    if changed:
+        spec = json.loads(db.execute("SELECT spec FROM experiments WHERE id = ?", (experiment_id,)).fetchone()["spec"])
+        if "trial" in spec:
+            spec["trial"]["kept"] = True
+            db.execute("UPDATE experiments SET spec = ? WHERE id = ?", (json.dumps(spec), experiment_id))
+    return changed
 
 
 def _place(db: Statements, experiment: str, fold: int | None) -> _Place:

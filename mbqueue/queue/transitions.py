@@ -30,7 +30,8 @@ TRANSITIONS = (
     Transition(State.LEASED, State.COMMITTED, "committed"),
     Transition(State.LEASED, State.READY, "released, cut off, or failed with attempts left"),
     Transition(State.LEASED, State.FAILED, "attempts exhausted"),
-    Transition(State.WAITING, State.SKIPPED, "early stopping"),
+    Transition(State.WAITING, State.SKIPPED, "early stopping, or pruned"),
+    Transition(State.READY, State.SKIPPED, "pruned"),
     Transition(State.WAITING, State.CANCELLED, "cancelled"),
     Transition(State.READY, State.CANCELLED, "cancelled"),
     Transition(State.LEASED, State.CANCELLED, "cancelled, the holder loses its lease"),
@@ -40,7 +41,7 @@ TRANSITIONS = (
     Transition(State.READY, State.WAITING, "rewound, or folds were added"),
     Transition(State.LEASED, State.WAITING, "rewound, the holder loses its lease"),
     Transition(State.COMMITTED, State.WAITING, "rewound, or folds were added"),
-    Transition(State.SKIPPED, State.WAITING, "rewound"),
+    Transition(State.SKIPPED, State.WAITING, "rewound, or retried after it was pruned"),
     Transition(State.WAITING, State.COMMITTED, "adopted from a published commit"),
     Transition(State.READY, State.COMMITTED, "adopted from a published commit"),
 )

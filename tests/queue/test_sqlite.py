@@ -54,8 +54,9 @@ def test_opening_creates_the_folder_and_a_durable_database(tmp_path):
 
 
 def test_migrations_are_recorded(world):
-    names = [("0001_queue",), ("0002_adopting",), ("0003_commits_place",), ("0004_claiming_next",)]
-    assert _sql(_path(world), "SELECT name FROM _sqlite_migrations") == names
+    names = [name for (name,) in _sql(_path(world), "SELECT name FROM _sqlite_migrations")]
+    assert names[:4] == ["0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next"]
+    assert len(names) == schema.SCHEMA_VERSION
     assert _sql(_path(world), "PRAGMA user_version") == [(schema.SCHEMA_VERSION,)]
 
 

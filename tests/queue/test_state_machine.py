@@ -31,6 +31,7 @@ from mbqueue.experiment import parse_spec
 from mbqueue.queue import Job, Kind, Lease, Queue, State
 from mbqueue.queue.adopting import SeenSession, Trained
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
+from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.leases import MAX_FAILURES, retry_delay_seconds
 from mbqueue.queue.steering import MAX_REWINDS
 
@@ -275,31 +276,33 @@ class QueueMachine(RuleBasedStateMachine):
             job.lost = 0
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), stops=st.booleans())
-    def commit_some(self, data, stops):
-        self.commit(self.some_lease(data), stops=stops)
+    @rule(data=st.data(), stops=st.booleans(), prunes=st.booleans())
+    def commit_some(self, data, stops, prunes):
+        self.commit(self.some_lease(data), stops=stops, prunes=prunes)
 
-    def commit(self, lease: Lease, *, stops: bool) -> None:
+    def commit(self, lease: Lease, *, stops: bool, prunes: bool = False) -> None:
         published = []
         stops = stops and lease.job.kind is Kind.TRAIN
-        write = partial(self.queue.skip_rest, why="machine") if stops else self.queue.commit
+        how = {"why": f"{PRUNED}machine" if prunes else "machine", "prunes": prunes}
+        write = partial(self.queue.skip_rest, **how) if stops else self.queue.commit
         job = self.attempt(
             lease,
             lambda: write(lease, result=result_of(lease.job.epoch), now=self.now, publish=lambda: published.append(1)),
         )
         assert bool(published) == bool(job)
         if job:
-            self.was_committed(job, stops=stops)
+            self.was_committed(job, stops=stops, prunes=prunes)
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), stops=st.booleans())
-    def commit_and_claim_some(self, data, stops):
-        self.commit_and_claim(self.some_lease(data), stops=stops)
+    @rule(data=st.data(), stops=st.booleans(), prunes=st.booleans())
+    def commit_and_claim_some(self, data, stops, prunes):
+        self.commit_and_claim(self.some_lease(data), stops=stops, prunes=prunes)
 
-    def commit_and_claim(self, lease: Lease, *, stops: bool) -> Lease | None:
+    def commit_and_claim(self, lease: Lease, *, stops: bool, prunes: bool = False) -> Lease | None:
         published, claimed = [], []
         stops = stops and lease.job.kind is Kind.TRAIN
-        options = {"lease_seconds": LEASE, "skip_rest": "machine" if stops else None}
+        why = f"{PRUNED}machine" if prunes else "machine"
+        options = {"lease_seconds": LEASE, "skip_rest": why if stops else None, "prunes": prunes}
         result = result_of(lease.job.epoch)
         job = self.attempt(
             lease,
@@ -312,7 +315,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert bool(published) == bool(job)
         if not job:
             return None
-        self.was_committed(job, stops=stops)
+        self.was_committed(job, stops=stops, prunes=prunes)
         fold = lease.job.fold
         is_epoch = lease.job.kind is Kind.TRAIN and not stops
         if is_epoch and self.model.alive_until[lease.session] > self.now + LEASE / 2:
@@ -322,16 +325,19 @@ class QueueMachine(RuleBasedStateMachine):
                 return self.was_given(claimed[0], following, lease.session)
         return self.was_claimed(claimed[0], lease.session, None if fold is None else (lease.job.experiment, fold))
 
-    def was_committed(self, job: Any, *, stops: bool) -> None:
+    def was_committed(self, job: Any, *, stops: bool, prunes: bool) -> None:
         name, kind, fold, epoch = job.key
         assert job.key not in self.committed
         self.committed[job.key], self.rows[job.key] = job.fence, result_of(epoch)
         session, job.lost = job.session, 0
         job.rewound.clear()
         job.drop_lease(State.COMMITTED)
+        for left in self.model.of(name):
+            if stops and prunes and left.state in {State.WAITING, State.READY}:
+                left.state, left.is_pruned = State.SKIPPED, True
         for later in self.model.of(name):
             if stops and later.key[1:3] == (kind, fold) and later.key[3] > epoch and later.state is State.WAITING:
-                later.state = State.SKIPPED
+                later.state, later.is_pruned = State.SKIPPED, False
         for later in self.model.of(name):
             if later.is_free:
                 later.state = State.READY
@@ -423,6 +429,9 @@ class QueueMachine(RuleBasedStateMachine):
         for job in jobs:
             if job.state is State.READY:
                 job.not_before = 0.0
+        for job in self.model.of(name):
+            if job.state is State.SKIPPED and job.is_pruned:
+                job.state = State.WAITING
         self.model.settle(name)
 
     def rewind(self, name, fold, jobs, *, to_epoch):
@@ -529,7 +538,7 @@ class QueueMachine(RuleBasedStateMachine):
         if chain.skip_rest:
             for job in jobs[len(chain.history) :]:
                 if job.state in {State.READY, State.WAITING}:
-                    job.state = State.SKIPPED
+                    job.state, job.is_pruned = State.SKIPPED, False
         self.model.settle(name)
 
     @rule(data=st.data(), session=st.sampled_from(["there", "elsewhere"]), seconds=st.sampled_from([LEASE, 600.0]))
