@@ -4,7 +4,8 @@
     ├── UsageError               the command or its arguments cannot be carried out (exit code 2)
     │   ├── ProjectNotFound      no project folder here
     │   ├── SpecError            an experiment file or an override is wrong
-    │   └── ExperimentExists     same name, other spec
+    │   ├── ExperimentExists     same name, other spec
+    │   └── SearchUnavailable    Optuna, which searches need, is not installed
     ├── DataError                a dataset cannot be read as it is
     │   ├── InvalidCrystals      some entries are bad; carries their ids and reasons
     │   ├── SourceAway           it cannot be had just now; a later attempt may succeed
@@ -90,6 +91,10 @@ class SpecError(UsageError):
 
 class ExperimentExists(UsageError):
     """An experiment of this name is enqueued with another spec."""
+
+
+class SearchUnavailable(UsageError):
+    """Searches need Optuna, and it is not installed."""
 
 
 class DataError(MbqueueError):

@@ -41,11 +41,13 @@ def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(folds))
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of a file that people write: no unknown keys, and no value that is not of its type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DataSpec(_Section):
+class DataSpec(Section):
     """[data]: which crystals."""
 
     dataset: str = Field(
@@ -58,7 +60,7 @@ class DataSpec(_Section):
     drop_invalid: bool = Field(False, description="Leave out entries that cannot be used, and list them in the report.")
 
 
-class TargetSpec(_Section):
+class TargetSpec(Section):
     """[target]: what is predicted."""
 
     name: str = Field(min_length=1, max_length=80, description="In words, for reports: `band gap`.")
@@ -75,7 +77,7 @@ class TargetSpec(_Section):
         return self
 
 
-class ModelSpec(_Section):
+class ModelSpec(Section):
     """[model]: where training starts, and what it may change."""
 
     pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Which of CHGNet's pretrained weights.")
@@ -86,7 +88,7 @@ class ModelSpec(_Section):
     )
 
 
-class TrainSpec(_Section):
+class TrainSpec(Section):
     """[train]: how."""
 
     epochs: int = Field(20, ge=0, le=10_000, description="Epochs of every fold; 0 predicts only.")
@@ -168,7 +170,7 @@ class TrainSpec(_Section):
 
 
 #: What changes no fold's result.
-_NOT_HASHED = {"name", "results_name", "description", "folds"}
+_NOT_HASHED = {"name", "results_name", "description", "folds", "trial"}
 #: Keys of [train] that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
 #: that value it is not hashed, so that an experiment of then goes on.
 _YOUNGER_IN_TRAIN = {"group_by_size": False, "test_strains": 0}
@@ -176,7 +178,23 @@ _YOUNGER_IN_TRAIN = {"group_by_size": False, "test_strains": 0}
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
-class Spec(_Section):
+class TrialOf(Section):
+    """What a search keeps in the spec of each of its trials (`mbqueue.search`); no file in jobs/ has it.
+
+    Attributes:
+        search: the whole search, as plain JSON values.
+        number: of the trial, from 0.
+        settings: dotted key → value, of the keys that the search varies.
+        kept: a person has taken it up again after it was pruned, so it is not pruned any more.
+    """
+
+    search: dict[str, Any]
+    number: int = Field(ge=0)
+    settings: dict[str, Any]
+    kept: bool = False
+
+
+class Spec(Section):
     """One experiment, complete."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default that of the file.")
@@ -194,6 +212,7 @@ class Spec(_Section):
     target: TargetSpec = TargetSpec.model_validate(_FIRST_TARGET)
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
+    trial: TrialOf | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -247,7 +266,10 @@ class Spec(_Section):
 
     def to_json(self) -> dict[str, Any]:
         """The whole spec as plain JSON values."""
-        return self.model_dump(mode="json")
+        content = self.model_dump(mode="json")
+        if self.trial is None:
+            del content["trial"]
+        return content
 
 
 def hash_of_spec(content: Mapping[str, Any]) -> str:
@@ -280,18 +302,39 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
     Raises:
         SpecError: when the file cannot be read, is not TOML, or says something that is not allowed.
     """
+    content = read_toml(path)
+    if "trial" in content:
+        raise SpecError(f"{path} has a key trial, which only searches write. Take it out of the file.")
+    content.setdefault("name", path.stem)
+    return parse_spec(laid_over(content, overrides or {}), source=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What is in a file of jobs/.
+
+    Raises:
+        SpecError: when the file cannot be read, or is not TOML.
+    """
     try:
-        content = tomllib.loads(read_small_text(path))
+        return tomllib.loads(read_small_text(path))
     except FileNotFoundError as error:
         raise SpecError(f"There is no experiment file {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}.") from error
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}.") from error
-    content.setdefault("name", path.stem)
-    for key, value in (overrides or {}).items():
-        _lay_over(content, key, value)
-    return parse_spec(content, source=str(path))
+
+
+def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested values, with dotted ``overrides`` in their places.
+
+    Raises:
+        SpecError: when a key goes through a value that is no section.
+    """
+    copied = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    for key, value in overrides.items():
+        _lay_over(copied, key, value)
+    return copied
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -358,10 +401,10 @@ def _description(key: tuple[int | str, ...]) -> str:
 
 def _allowed_keys(name: tuple[int | str, ...]) -> str:
     section = dict(_sections()).get(name)
-    return "" if section is None else f"Known here: {', '.join(section.model_fields)}."
+    return "" if section is None else f"Known here: {', '.join(key for key in section.model_fields if key != 'trial')}."
 
 
-def _sections() -> list[tuple[tuple[int | str, ...], type[_Section]]]:
+def _sections() -> list[tuple[tuple[int | str, ...], type[Section]]]:
     return [
         ((), Spec),
         (("data",), DataSpec),

@@ -22,7 +22,7 @@ ROWS = [
     {"web"},
     {"api"},
     {"dashboard", "session"},
-    {"drive"},
+    {"drive", "search"},
     {"queue", "train", "results"},
     {"data", "storage"},
     {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "objects", "files"}

@@ -65,7 +65,7 @@ def _table(model: type[BaseModel]) -> str:
     rows += [
         f"| `{name}` | {_type(field)} | {_default(model, field)} | {_escaped(field.description or '')} |"
         for name, field in model.model_fields.items()
-        if not _is_section(field)
+        if not _is_section(field) and name != "trial"  # which only searches write
     ]
     return "\n".join(rows) + "\n"
 

@@ -14,6 +14,7 @@ from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
+from mbqueue.search.trials import experiments_of
 
 #: What takes a few seconds before anything else can be told; on a new machine, from a cold disk, up to a minute.
 LOADING = "loading PyTorch and CHGNet"
@@ -53,7 +54,8 @@ class OpenedProject:
     def _reading_queue(self, experiment: str | None) -> Iterator[Queue]:
         with open_queue(self.folder, read_only=True) as queue:
             if experiment is not None:
-                queue.experiment(experiment)  # an unknown name is an error that lists the known ones
+                for name in experiments_of(queue, experiment):
+                    queue.experiment(name)  # an unknown name is an error that lists the known ones
             yield queue
 
     @contextmanager
@@ -62,7 +64,8 @@ class OpenedProject:
         open_queue(self.folder, read_only=True).close()
         with open_queue(self.folder) as queue:
             yield queue
-            self._keep_wanted(queue, experiment)
+            for name in experiments_of(queue, experiment):
+                self._keep_wanted(queue, name)
         self._publish()
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:

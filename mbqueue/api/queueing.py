@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.errors import StoreError, UsageError
-from mbqueue.queue.jobs import Event
+from mbqueue.errors import ExperimentExists, StoreError, UsageError
+from mbqueue.queue.jobs import Event, State
 from mbqueue.queue.opening import open_queue, require_content, require_no_cut_off_restore
+from mbqueue.search.summary import summaries
+from mbqueue.search.trials import experiments_of
 
 if TYPE_CHECKING:
+    from mbqueue.experiment import Spec
     from mbqueue.queue.enqueue import EnqueueOutcome
+    from mbqueue.queue.store import Queue
 
 
 class Queueing(OpenedProject):
@@ -35,6 +39,8 @@ class Queueing(OpenedProject):
     ) -> EnqueueOutcome:
         """Put an experiment into the queue; the same again changes nothing, more folds are added to what is there.
 
+        Of a search (a file with [search]), its first trial is enqueued; sessions begin the others.
+
         Args:
             experiment: its name in jobs/, or a TOML file.
             folds, epochs, dataset, drop_invalid: in place of what the file says.
@@ -48,9 +54,17 @@ class Queueing(OpenedProject):
             UsageError, DataError: when the experiment or its dataset does not exist, or a restore was cut off.
         """
         # pydantic builds the checks when this is imported; reading commands need not wait for that.
-        from mbqueue.data.datasets import check_dataset  # noqa: PLC0415
         from mbqueue.experiment import load_spec  # noqa: PLC0415
+        from mbqueue.search.file import is_search  # noqa: PLC0415
 
+        path = self.folder.experiment_file(str(experiment))
+        if is_search(path):
+            if folds is not None or epochs is not None or dataset is not None or settings or drop_invalid:
+                raise UsageError(
+                    f"{path} describes a search: what it varies, and its folds, are in that file, all else in the file "
+                    "of its base. Only --name and --priority can be given beside it."
+                )
+            return self._enqueue_search(path, name=name, priority=priority)
         overrides = dict(settings or {})
         if folds is not None:
             overrides["folds"] = list(folds)
@@ -62,13 +76,61 @@ class Queueing(OpenedProject):
             overrides["data.drop_invalid"] = True
         if name is not None:
             overrides = {"results_name": name} | overrides | {"name": name}
-        spec = load_spec(self.folder.experiment_file(str(experiment)), overrides=overrides)
+        return self._put(load_spec(path, overrides=overrides), priority=priority)
+
+    def promote(self, search: str, *, name: str | None = None, priority: int = 0) -> EnqueueOutcome:
+        """Enqueue the best settings of a search as an experiment on all folds.
+
+        Its description says by which trial, and on which folds, it was chosen.
+
+        Args:
+            name: of the experiment; by default the search's with ``-best``.
+
+        Raises:
+            UsageError: when there is no such search, or none of its trials was trained to its end.
+        """
+        from mbqueue.search.promotion import promoted  # noqa: PLC0415
+
+        with self._reading_queue(search) as queue:
+            spec = promoted(queue, search, name=name or f"{search}-best", now=self._clock.now())
+        return self._put(spec, priority=priority)
+
+    def _enqueue_search(self, path: Path, *, name: str | None, priority: int) -> EnqueueOutcome:
+        from mbqueue.experiment import load_spec  # noqa: PLC0415
+        from mbqueue.queue.enqueue import EnqueueOutcome, Outcome  # noqa: PLC0415
+        from mbqueue.search.file import load_search  # noqa: PLC0415
+        from mbqueue.search.steps import trial_spec  # noqa: PLC0415
+
+        search = load_search(path, name=name, base=lambda base: load_spec(self.folder.experiment_file(base)))
+        require_no_cut_off_restore(self.folder)
+        with open_queue(self.folder) as queue:
+            there = [trial for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == search.name]
+            if there and there[0].spec["trial"]["search"] == search.to_json():
+                return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=there[0], folds=(), n_jobs=0)
+            if there or any(one.name == search.name for one in queue.experiments()):
+                what = "a search with another file or base" if there else "an experiment"
+                raise ExperimentExists(
+                    f"{search.name} is the name of {what} in the queue. Nothing was changed. Enqueue it with another: "
+                    f"--name {search.name}-2"
+                )
+        spec = trial_spec(search, ())
+        assert spec is not None
+        return self._put(spec, priority=priority)
+
+    def _put(self, spec: Spec, *, priority: int) -> EnqueueOutcome:
+        from mbqueue.data.datasets import check_dataset  # noqa: PLC0415
+
         check_dataset(spec.data.dataset, project_root=self.folder.root)
         now = self._clock.now()
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)
         require_no_cut_off_restore(self.folder)
         with open_queue(self.folder) as queue:
+            if spec.trial is None and experiments_of(queue, spec.name) != [spec.name]:
+                raise ExperimentExists(
+                    f"{spec.name} is the name of a search in the queue. Nothing was changed. Enqueue it with another: "
+                    f"--name {spec.name}-2"
+                )
             outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
             self._keep_wanted(queue, spec.name)
         self._publish()
@@ -77,17 +139,26 @@ class Queueing(OpenedProject):
     def pause(self, experiment: str, *, fold: int | None = None) -> int:
         """Hand out no more of it; a running epoch is checkpointed and given back. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
-            return queue.pause(experiment, fold=fold, now=self._clock.now())
+            now = self._clock.now()
+            return sum(queue.pause(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def resume(self, experiment: str, *, fold: int | None = None) -> int:
         """Undo `pause`. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
-            return queue.resume(experiment, fold=fold, now=self._clock.now())
+            now = self._clock.now()
+            return sum(queue.resume(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
-        """Do none of what is left of it; what is committed stays. Returns the number of jobs."""
+        """Do none of what is left of it; what is committed stays. Returns the number of jobs.
+
+        A search begins no further trials then, until `resume`.
+        """
         with self._writing_queue(experiment) as queue:
-            return queue.cancel(experiment, fold=fold, now=self._clock.now())
+            now = self._clock.now()
+            newest = experiments_of(queue, experiment)[-1]
+            if newest != experiment:
+                queue.pause(newest, now=now, by="cancel")
+            return sum(queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
         """Give failed and cancelled jobs all their attempts again, and make lost result files again.
@@ -95,10 +166,16 @@ class Queueing(OpenedProject):
         A fold whose recorded files are gone or damaged is predicted again from its checkpoints. Where these are in an
         object store that does not answer, that is left out, and told.
 
+        A pruned trial of a search is taken up again, and trained to its end. Of a whole search, those trials are tried
+        again that failed or were cancelled.
+
         Returns:
             The number of jobs that will be done again.
         """
         with self._writing_queue(experiment) as queue:
+            trials = experiments_of(queue, experiment)
+            if trials != [experiment]:
+                return sum(self._retry_failed(queue, trial) for trial in trials)
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
@@ -109,10 +186,16 @@ class Queueing(OpenedProject):
             epochs = queue.experiment(experiment).spec["train"]["epochs"]
             return changed + queue.rewind(experiment, again, to_epoch=epochs, now=self._clock.now(), by="retry")
 
+    def _retry_failed(self, queue: Queue, trial: str) -> int:
+        states = {job.state for job in queue.jobs(experiment=trial)}
+        return queue.retry(trial, now=self._clock.now()) if states & {State.FAILED, State.CANCELLED} else 0
+
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
         """Set how urgent it is, from the next claim on. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
-            return queue.set_priority(experiment, priority, fold=fold, now=self._clock.now())
+            now = self._clock.now()
+            names = experiments_of(queue, experiment)
+            return sum(queue.set_priority(name, priority, fold=fold, now=now) for name in names)
 
     def status(self, experiment: str | None = None) -> Status:
         """Where everything stands, or one experiment.
@@ -123,7 +206,14 @@ class Queueing(OpenedProject):
         """
         with self._reading_queue(experiment) as queue:
             require_content(self.folder, queue)
-            overview = queue.overview(now=self._clock.now(), project=str(self.folder.root), experiment=experiment)
+            trials = [] if experiment is None else experiments_of(queue, experiment)
+            opened = experiment if trials != [experiment] else None
+            overview = queue.overview(
+                now=self._clock.now(), project=str(self.folder.root), experiment=None if opened else experiment
+            )
+        if opened is not None:
+            overview["experiments"] = [entry for entry in overview["experiments"] if entry["name"] in trials]
+        overview["searches"] = summaries(overview)
         if self.folder.store:
             from mbqueue.session.storewatch import store_status  # noqa: PLC0415 - only for projects with a store
 
@@ -132,7 +222,7 @@ class Queueing(OpenedProject):
             from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - only for projects on a drive
 
             overview["publishing"] = publishing_status(self.folder)
-        return Status(overview=overview, session_seconds=self.folder.settings.session_seconds)
+        return Status(overview=overview, session_seconds=self.folder.settings.session_seconds, search=opened)
 
     def events(
         self, experiment: str | None = None, *, since: float = 0.0, after: int = 0, limit: int = 50

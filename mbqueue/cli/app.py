@@ -23,7 +23,8 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("doctor", "Say what this machine has, what is missing, and what to do."),
     },
     "To work": {
-        "enqueue": ("queueing", "Put an experiment into the queue."),
+        "enqueue": ("queueing", "Put an experiment or a search into the queue."),
+        "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
         "work": ("work", "Run one session: train until nothing is left or time is up."),
         "logs": ("work", "Show what the session in the background says."),
         "stop": ("work", "Let the sessions on this machine save their work and end."),

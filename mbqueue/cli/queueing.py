@@ -51,6 +51,13 @@ def enqueue(
     )
     label = outcome.experiment.name
     results = outcome.experiment.results_dir
+    trial = outcome.experiment.spec.get("trial")
+    if trial is not None:
+        search = trial["search"]["name"]
+        is_new = outcome.outcome == "created"
+        what = f"its first trial is {label}; sessions begin the others" if is_new else "already in the queue"
+        print_line(f"{search}: {what}. See: mbqueue status {search}")
+        return
     print_line(
         {
             "created": f"{label}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
@@ -60,6 +67,27 @@ def enqueue(
     )
     if priority not in (None, outcome.experiment.priority):
         say(f"Its priority stays {outcome.experiment.priority}. To change it: mbqueue priority {label} {priority}")
+    say("Start a session with: mbqueue work")
+
+
+def promote(
+    context: typer.Context,
+    search: Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")],
+    name: Annotated[str | None, typer.Option(help="Name of the experiment; SEARCH-best unless given.")] = None,
+    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+) -> None:
+    """Enqueue the best settings of a search as an experiment on all five folds.
+
+    Its description says by which trial, and on which folds, it was chosen: its scores there took part in the choice.
+
+    Example: mbqueue promote lr_search --name tuned
+    """
+    outcome = open_project(context).promote(search, name=name, priority=priority)
+    label = outcome.experiment.name
+    if outcome.outcome == "unchanged":
+        print_line(f"{label}: already in the queue with this spec; nothing was changed.")
+        return
+    print_line(f"{label}: enqueued, {outcome.n_jobs} jobs. {outcome.experiment.spec['description']}.")
     say("Start a session with: mbqueue work")
 
 

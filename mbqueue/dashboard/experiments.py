@@ -26,9 +26,10 @@ STYLES = {
     "failed": "bold red",
     "paused": "yellow",
     "cancelled": "dim",
+    "pruned": "dim",
     "waiting": "dim",
 }
-_BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "cancelled", "done")
+_BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "pruned", "cancelled", "done")
 
 
 def by_interest(experiments: Sequence[Mapping[str, Any]]) -> list[int]:

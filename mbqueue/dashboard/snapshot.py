@@ -52,10 +52,12 @@ class Status:
     Attributes:
         overview: all of it as one dictionary (see `mbqueue.queue.overview`).
         session_seconds: the usual length of a session, in which the remaining work is told.
+        search: the one whose trials are shown.
     """
 
     overview: Mapping[str, Any]
     session_seconds: float
+    search: str | None = None
 
     @property
     def is_active(self) -> bool:
@@ -66,7 +68,7 @@ class Status:
     def experiments(self) -> pd.DataFrame:
         """One row per experiment: name, state, dataset, results_dir, seconds, and the number of jobs by state."""
         rows = [
-            {**{key: value for key, value in entry.items() if key not in ("folds", "jobs")}, **entry["jobs"]}
+            {**{key: value for key, value in entry.items() if key not in ("folds", "jobs", "trial")}, **entry["jobs"]}
             for entry in self.overview["experiments"]
         ]
         return _frame(rows, _EXPERIMENT_COLUMNS, index="name")
@@ -95,7 +97,13 @@ class Status:
     def view(self, *, fits_height: bool = False) -> RenderableType:
         """What `mbqueue status` prints, for a console of rich; `fits_height` shortens it to the console's lines."""
         now = self.overview["now"]
-        return render(self.overview, now=now, session_seconds=self.session_seconds, fits_height=fits_height)
+        return render(
+            self.overview,
+            now=now,
+            session_seconds=self.session_seconds,
+            fits_height=fits_height,
+            opened=self.search is not None,
+        )
 
     def says_more_than(self, earlier: Status) -> bool:
         """Whether a state, an epoch, a session or an error is new; ages, rates and progress change all the time."""

@@ -16,6 +16,7 @@ from rich.text import Text
 from mbqueue.clock import format_duration
 from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, left_out, one_line
 from mbqueue.dashboard.failures import job_label, last_errors
+from mbqueue.dashboard.searches import search_lines, trial_lines
 
 #: The order in which counts of jobs are told: what is open first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
@@ -46,6 +47,7 @@ def render(
     session_seconds: float,
     width: int | None = None,
     fits_height: bool = False,
+    opened: bool = False,
 ) -> RenderableType:
     """The dashboard.
 
@@ -56,8 +58,9 @@ def render(
         width: columns to fill; by default those of the console.
         fits_height: draw no more lines than the console has: experiments become one line each, done and cancelled
             ones first, before anything of sessions, totals and errors is left out.
+        opened: show each trial of searches.
     """
-    return _Dashboard(overview, now, session_seconds, width, fits_height)
+    return _Dashboard(overview, now, session_seconds, width, fits_height, opened)
 
 
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
@@ -109,9 +112,17 @@ def time_left(experiments: Sequence[Mapping[str, Any]], session_seconds: float) 
 
 class _Dashboard:
     def __init__(
-        self, overview: Mapping[str, Any], now: float, session_seconds: float, width: int | None, fits_height: bool
+        self,
+        overview: Mapping[str, Any],
+        now: float,
+        session_seconds: float,
+        width: int | None,
+        fits_height: bool,
+        opened: bool,
     ) -> None:
         self.overview = overview
+        self.shown = [entry for entry in overview["experiments"] if not entry.get("trial")]
+        self.opened = opened
         self.now = now
         self.session_seconds = session_seconds
         self.width = width
@@ -139,7 +150,7 @@ class _Dashboard:
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
         """The experiments on at most ``room`` lines, if possible: as few as need be of them on one line each."""
-        shown = self.overview["experiments"]
+        shown = self.shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
@@ -152,8 +163,10 @@ class _Dashboard:
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
         """The ``n_drawn`` most interesting ones in the order of the queue, ``n_whole`` of them with their folds."""
-        shown = self.overview["experiments"]
+        shown = self.shown
         if not shown:
+            if self.overview["experiments"]:
+                return []
             return [Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."), Text("")]
         places = by_interest(shown)
         whole, drawn = set(places[:n_whole]), sorted(places[:n_drawn])
@@ -171,6 +184,13 @@ class _Dashboard:
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
         """What is below the experiments."""
+        for search in self.overview.get("searches", ()):
+            yield from search_lines(search, width, plain)
+            if self.opened:
+                yield from trial_lines(
+                    [entry for entry in self.overview["experiments"] if entry["trial"]], width, plain
+                )
+            yield Text("")
         yield from _sessions(self.overview["sessions"], self.now, width, plain, at_most=limits.sessions)
         yield Text("")
         yield from _totals(self.overview["experiments"], self.overview["jobs"], self.session_seconds)

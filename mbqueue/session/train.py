@@ -9,6 +9,7 @@ from mbqueue.experiment import Spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
+from mbqueue.session.searching import verdict
 from mbqueue.session.workplace import Workplace
 from mbqueue.storage.commits import Staged
 from mbqueue.train.fold import FoldRun
@@ -95,8 +96,12 @@ class _Epoch:
         patience = self._spec.train.patience
         if is_out_of_patience(patience, epoch=history[-1]["epoch"], best=best_epoch):
             self._skips = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
+        pruned = verdict(self._place, self._spec, self._fold.fold, history)
+        self._skips = pruned or self._skips
         result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}
-        self._place.commit(self._lease, result=result, publish=publish, skip_rest=self._skips)
+        self._place.commit(
+            self._lease, result=result, publish=publish, skip_rest=self._skips, prunes=pruned is not None
+        )
         self._is_committed = True
 
     def _tell(self, step: StepReport) -> None:

@@ -40,6 +40,7 @@ from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
+from mbqueue.session.searching import begin_trials
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
@@ -241,14 +242,7 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
         queue.reap_dead(by=place.session, now=clock.now())
         _meet_others(place)
         place.jobs_left = None if options.max_jobs is None else options.max_jobs - place.jobs_done
-        lease, place.next_lease = place.next_lease, None
-        lease = lease or queue.claim(
-            place.session,
-            now=clock.now(),
-            lease_seconds=place.project.settings.lease_seconds,
-            loaded=place.loaded_fold,
-            reap=place.heartbeat.may_reap(),
-        )
+        lease = _claim(place)
         if lease is not None:
             place.jobs_done += _do(place, lease)
             idle_since = None
@@ -275,6 +269,21 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
         else:
             place.report.waiting(f"other sessions hold {outlook.leased} jobs; what is left needs theirs")
         queue.wait(POLL_SECONDS, stop.wait)
+
+
+def _claim(place: Workplace) -> Lease | None:
+    """The next job: the one that was claimed with the last commit, or what the queue has, of searches too."""
+    lease, place.next_lease = place.next_lease, None
+    if lease is not None:
+        return lease
+    begin_trials(place)
+    return place.queue.claim(
+        place.session,
+        now=place.clock.now(),
+        lease_seconds=place.project.settings.lease_seconds,
+        loaded=place.loaded_fold,
+        reap=place.heartbeat.may_reap(),
+    )
 
 
 def _idle_ending(place: Workplace) -> Ending:

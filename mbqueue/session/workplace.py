@@ -120,6 +120,7 @@ class Workplace:
         result: Mapping[str, Any],
         publish: Callable[[], None] | None = None,
         skip_rest: str | None = None,
+        prunes: bool = False,
     ) -> None:
         """Commit the job (as `Leases.skip_rest` where a reason for that is given), and claim the next with it.
 
@@ -129,7 +130,7 @@ class Workplace:
         now = self.clock.now()
         if not self.may_go_on():
             if skip_rest is not None:
-                self.queue.skip_rest(lease, result=result, why=skip_rest, now=now, publish=publish)
+                self.queue.skip_rest(lease, result=result, why=skip_rest, now=now, publish=publish, prunes=prunes)
             else:
                 self.queue.commit(lease, result=result, now=now, publish=publish)
             return
@@ -141,6 +142,7 @@ class Workplace:
                 lease_seconds=self.project.settings.lease_seconds,
                 publish=publish,
                 skip_rest=skip_rest,
+                prunes=prunes,
                 reap=self.heartbeat.may_reap(),
             )
         except LeaseLost:

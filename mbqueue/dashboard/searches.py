@@ -1,0 +1,62 @@
+"""How a search is drawn by `mbqueue status`: two lines, and with `mbqueue status NAME` a table of its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from mbqueue.clock import format_duration
+from mbqueue.dashboard.experiments import STYLES, cut
+
+
+def search_lines(search: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
+    """What is tried, how much of it, and the best so far."""
+    trials = search["trials"]
+    counts = ", ".join(f"{count} {state}" for state, count in trials.items() if count)
+    total = f" of {search['trials_wanted']}" if search["trials_wanted"] else ""
+    title = Text.assemble((search["name"], "bold"), "  ", (search["state"], STYLES.get(search["state"], "")))
+    title.append(f"  search: {sum(trials.values())}{total} trials ({counts})", "dim")
+    yield cut(title, width, plain)
+    best = search["best"]
+    if best is not None:
+        told = f"  best validation MAE {best['val_mae']:.4f}, trial {best['trial']}: {_settings(best['settings'])}"
+        yield cut(Text(told, "bold"), width, plain)
+    spent = [f"{format_duration(search['seconds'])} used"]
+    if search["epochs_saved"]:
+        spent.append(
+            f"{search['epochs_saved']} epochs saved by pruning, about {format_duration(search['seconds_saved'])}"
+        )
+    if search["seconds_left"]:
+        spent.append(f"about {format_duration(search['seconds_left'])} left")
+    yield cut(Text(f"  {'; '.join(spent)}", "dim"), width, plain)
+
+
+def trial_lines(entries: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Iterable[Text]:
+    """One line for each trial, in their order: state, epochs, best validation MAE, settings."""
+    rows = [_cells(entry) for entry in entries]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for entry, row in zip(entries, rows, strict=True):
+        number, state, epochs, best, settings = (
+            cell.rjust(size) if place in {0, 2} else cell.ljust(size)
+            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
+        )
+        line = Text.assemble(f"  {number}  ", (state, STYLES.get(entry["state"], "")), f"  {epochs}  ", (best, "bold"))
+        line.append(f"  {settings.rstrip()}", "dim")
+        yield cut(line, width, plain)
+
+
+def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    folds = entry["folds"]
+    done, total = sum(fold["epochs_done"] for fold in folds), sum(fold["epochs_total"] for fold in folds)
+    best = [fold["best_val_mae"] for fold in folds if fold["best_val_mae"] is not None]
+    mean = f"{sum(best) / len(best):.4f}" if best else "-"
+    trial = entry["trial"]
+    return str(trial["number"]), entry["state"], f"{done}/{total}", mean, _settings(trial["settings"])
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in settings.items()
+    )

@@ -1,0 +1,244 @@
+"""Search files: what [search] in a file of jobs/ may say, checked against the experiment that it varies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from mbqueue.errors import SpecError
+from mbqueue.experiment import Section, Spec, laid_over, parse_spec, read_toml
+from mbqueue.task import N_FOLDS
+
+#: What a search may be called: its trials add ``.000`` to it.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
+MOST_TRIALS = 1000
+
+Value = bool | int | float | str
+#: Keys of a spec that are no settings.
+_FIXED = {"name", "results_name", "description", "folds", "trial"}
+
+
+class Setting(Section):
+    """One key of [search.space]: a range, or choices.
+
+    Attributes:
+        low, high: both are tried. Where the experiment has an integer, so do they.
+        log: whether the range is searched on a logarithmic scale.
+        step: between values; without it every value between is tried.
+        choices: the values, in place of a range.
+        when: other key → its values with which this key is varied; with others it has the value of the base.
+    """
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    step: int | float | None = Field(None, gt=0)
+    choices: list[Value] | None = None
+    when: dict[str, list[Value]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Setting:
+        if self.choices is not None:
+            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
+                raise ValueError("give either choices, or low and high")
+            if not self.choices:
+                raise ValueError("choices is empty")
+            if any(self.choices.count(value) > 1 for value in self.choices):
+                raise ValueError("choices must differ")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        if self.low >= self.high:
+            raise ValueError(f"the range from {self.low} to {self.high} is empty: low must be below high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a logarithmic range begins above 0 and has no step")
+        return self
+
+    @property
+    def corners(self) -> list[Value]:
+        """The values that the spec must take for all others to be taken."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        return [self.low, self.high]
+
+
+def _folds(folds: list[int]) -> list[int]:
+    if not folds or sorted(set(folds)) != sorted(folds) or min(folds) < 0 or max(folds) >= N_FOLDS:
+        raise ValueError(f"distinct numbers from 0 to {N_FOLDS - 1}, at least one")
+    return sorted(folds)
+
+
+class Search(Section):
+    """[search], complete.
+
+    Attributes:
+        base_spec: the spec of the base as it was when the search was enqueued.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default that of the file.")
+    description: str = Field("", description="One line for reports.")
+    base: str = Field(min_length=1, description="The experiment that is varied: its name in jobs/, or a TOML file.")
+    base_spec: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Setting] = Field(min_length=1, description="Key of the experiment → the values to try.")
+    trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Settings to try; 0 for as many as `gpu_hours` allows.")
+    gpu_hours: float = Field(
+        0.0, ge=0, strict=False, description="Begin no trial once so many hours were spent; 0 is no limit."
+    )
+    folds: Annotated[list[int], AfterValidator(_folds)] = Field([0], description="The folds that each trial runs on.")
+    sampler: Literal["tpe", "qmc", "grid", "random", "cmaes"] = Field(
+        "tpe", description="How Optuna chooses the next settings."
+    )
+    pruner: Literal["none", "halving", "hyperband", "wilcoxon"] = Field(
+        "halving",
+        description="How Optuna chooses the trials to end early: successive halving or Hyperband over epochs, "
+        "the Wilcoxon test over folds.",
+    )
+    min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` end no trial before this epoch.")
+    reduction: int = Field(
+        3, ge=2, description="`halving` and `hyperband` keep one in so many trials for so many times the epochs."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seeds what the sampler draws.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Search:
+        if not self.trials and not self.gpu_hours:
+            raise ValueError("give trials, gpu_hours or both, or the search never ends")
+        if self.pruner == "wilcoxon" and len(self.folds) < 3:
+            raise ValueError('pruner = "wilcoxon" compares folds: give at least three')
+        for key, setting in self.space.items():
+            for other, values in setting.when.items():
+                before = list(self.space)[: list(self.space).index(key)]
+                choices = self.space[other].choices if other in before else None
+                if choices is None or any(value not in choices for value in values):
+                    raise ValueError(
+                        f"space.{key}.when: {other} must be a key above it in the space, with all of {values} in its "
+                        "choices"
+                    )
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole search as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
+        """The base with settings laid over it, and other keys like ``name`` and ``folds``.
+
+        Raises:
+            SpecError: when they do not go together.
+        """
+        shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        content = laid_over(self.base_spec, settings) | others
+        return parse_spec(content, source=f"{self.base} with {shown or 'its own settings'}")
+
+    def is_integer(self, key: str) -> bool:
+        """Whether the base has an integer there, so that its range has only integers."""
+        value = _at(self.base_spec, key)
+        return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_search(path: Path) -> bool:
+    """Whether a file of jobs/ describes a search.
+
+    Raises:
+        SpecError: when it cannot be read, or is not TOML.
+    """
+    return "search" in read_toml(path)
+
+
+def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
+    """The search in a TOML file, checked.
+
+    Args:
+        base: gives the spec of an experiment by its name or file.
+        name: in place of what the file says.
+
+    Raises:
+        SpecError: naming every wrong key, its value and what is allowed.
+    """
+    content = read_toml(path)
+    search = content.pop("search")
+    top = {key: content.pop(key) for key in ("name", "description") if key in content}
+    if content or not isinstance(search, Mapping):
+        wrong = ", ".join(content) or "search"
+        raise _wrong(path, [f"{wrong}: beside the table [search] a search file has only name and description"])
+    try:
+        found = Search.model_validate({"name": path.stem, **top, **search} | ({"name": name} if name else {}))
+    except ValidationError as error:
+        raise _wrong(path, list(_lines(error))) from None
+    search_of_base = found.model_copy(update={"base_spec": base(found.base).to_json()})
+    problems = list(_problems(search_of_base))
+    if problems:
+        raise _wrong(path, problems)
+    return search_of_base
+
+
+def _problems(search: Search) -> Iterator[str]:
+    """What of a search does not go with its base."""
+    if not search.base_spec["train"]["epochs"] and search.pruner != "none":
+        yield f"pruner = {search.pruner!r}: {search.base} trains no epochs that could be pruned"
+    for key, setting in search.space.items():
+        if key.split(".")[0] in _FIXED or _at(search.base_spec, key) is None:
+            known = [name for name in _keys(search.base_spec) if name.rpartition(".")[2] == key.rpartition(".")[2]]
+            meant = f" Did you mean {' or '.join(known)}?" if known and known != [key] else ""
+            yield f"space.{key}: an experiment has no such setting.{meant} Its keys are in docs/experiments.md."
+            continue
+        whole = [value for value in (*setting.corners, setting.step) if value is not None]
+        if setting.choices is None and search.is_integer(key) and not all(isinstance(value, int) for value in whole):
+            yield f"space.{key}: {key} is an integer, so low, high and step are, too"
+            continue
+        if search.sampler == "grid" and setting.choices is None and setting.step is None:
+            yield f'space.{key}: sampler = "grid" needs choices, or a step'
+        with_it = {other: values[0] for other, values in setting.when.items()}
+        for value in setting.corners:
+            try:
+                search.spec_with({**with_it, key: _as_in(search, key, value)}, name="trial")
+            except SpecError as error:
+                reason = [line.strip() for line in str(error).splitlines()[1:-1]]
+                yield f"space.{key}: the experiment cannot have {value!r} there: {'; '.join(reason)}"
+
+
+def _as_in(search: Search, key: str, value: Value) -> Value:
+    """A value as a trial has it: a range of numbers may be written with integers."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_number and isinstance(_at(search.base_spec, key), float) else value
+
+
+def _at(content: Mapping[str, Any], key: str) -> Any:
+    """What is under a dotted key; None where there is no value."""
+    found: Any = content
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return None if isinstance(found, Mapping) else found
+
+
+def _keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = Setting if problem["loc"][0] == "space" else Search
+            keys = [name for name in known.model_fields if name != "base_spec"]
+            yield f"{key}: there is no such key. Known here: {', '.join(keys)}."
+        elif problem["type"] == "missing":
+            yield f"{key}: is missing"
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], Mapping) else f" = {problem['input']!r}"
+            yield f"{key}{given}: {said[:1].lower()}{said[1:]}" if key else said
+
+
+def _wrong(path: Path, problems: list[str]) -> SpecError:
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

@@ -1,0 +1,36 @@
+"""Making an experiment of the best settings that a search has found."""
+
+from __future__ import annotations
+
+from mbqueue.errors import UsageError
+from mbqueue.experiment import Spec
+from mbqueue.queue.store import Queue
+from mbqueue.search.file import Search
+from mbqueue.search.trials import best_of, trials_of
+from mbqueue.task import N_FOLDS
+
+
+def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
+    """The base of a search with its best settings, on all folds.
+
+    Raises:
+        UsageError: when there is no such search, or none of its trials was trained to its end.
+    """
+    trials = trials_of(queue.overview(now=now), search)
+    if not trials:
+        raise UsageError(f"{search} is no search. Enqueue one first: a file in jobs/ with [search].")
+    best = best_of(trials)
+    if best is None:
+        raise UsageError(f"No trial of {search} was trained to its end yet. See mbqueue status {search}.")
+    found = Search.model_validate(queue.experiment(best.experiment).spec["trial"]["search"])
+    folds = ", ".join(map(str, found.folds))
+    return found.spec_with(
+        best.settings,
+        name=name,
+        results_name="",
+        description=(
+            f"Best of {len(trials)} trials of {search} (trial {best.number}), chosen by validation on fold {folds}: "
+            "its scores there took part in the choice"
+        ),
+        folds=list(range(N_FOLDS)),
+    )

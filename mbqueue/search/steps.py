@@ -1,0 +1,125 @@
+"""What sessions do for searches between their jobs: begin the next trial, and judge an epoch as it is committed.
+
+Both happen exactly once, whoever tries. A trial begins by being enqueued under the name that its number gives, which
+the queue lets exist once. It is judged in the transaction that commits its epoch, under the fence of that job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mbqueue.errors import ExperimentExists
+from mbqueue.experiment import Spec
+from mbqueue.queue.edges import PRUNED
+from mbqueue.queue.enqueue import Outcome
+from mbqueue.queue.store import Queue
+from mbqueue.search.file import Search
+from mbqueue.search.study import is_unpromising, next_settings
+from mbqueue.search.trials import Trial, TrialState, best_of, trial_name, trials_of
+
+#: After so many failed trials in a row a person has to look.
+MOST_FAILED_IN_A_ROW = 3
+
+
+def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
+    """Enqueue the next trial of every search that wants one; the names of those that this session began.
+
+    A search has as many open trials as there are living sessions, so that each has one to work on, and each suggestion
+    knows as many results as can be.
+
+    Raises:
+        SearchUnavailable: when a search wants one, and Optuna is not installed.
+        SpecError: when the spec refuses whatever a sampler draws.
+    """
+    newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for experiment in queue.trials():
+        trial = experiment.spec["trial"]
+        newest[trial["search"]["name"]] = (trial["number"], trial["search"])
+    wanting = {
+        name: search
+        for name, (number, search) in newest.items()
+        if not search["trials"] or number + 1 < search["trials"]
+    }
+    if not wanting:
+        return []
+    overview = queue.overview(now=now)
+    sessions = max(1, sum(session["state"] == "live" for session in overview["sessions"]))
+    begun = []
+    for name, content in wanting.items():
+        search, trials = Search.model_validate(content), trials_of(overview, name)
+        if not _wants_another(search, trials, sessions):
+            continue
+        spec = trial_spec(search, trials)
+        if spec is None:
+            continue
+        try:
+            outcome = queue.enqueue(
+                spec, results_dir=results_dir(spec.name), priority=trials[-1].priority, now=now, by=by
+            )
+        except ExperimentExists:
+            continue  # another session began it, and knew another result
+        if outcome.outcome is Outcome.CREATED:
+            begun.append(spec.name)
+    return begun
+
+
+def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
+    """The spec of the trial that follows; None when there are no other settings to try."""
+    settings = next_settings(search, trials)
+    if settings is None:
+        return None
+    trial = {"search": search.to_json(), "number": len(trials), "settings": settings}
+    shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
+    return search.spec_with(
+        settings,
+        name=trial_name(search.name, len(trials)),
+        results_name="",
+        description=f"Trial {len(trials)} of {search.name}: {shown}",
+        folds=search.folds,
+        trial=trial,
+    )
+
+
+def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
+    """Why a trial is to be pruned after the last epoch of a history that is about to be committed; None to go on.
+
+    Raises:
+        SearchUnavailable: when Optuna is not installed.
+    """
+    if spec.trial is None:
+        return None
+    search = Search.model_validate(spec.trial.search)
+    epoch = len(history)
+    if search.pruner == "none":
+        return None
+    trials = trials_of(queue.overview(now=now), search.name)
+    number = spec.trial.number
+    own = next(trial for trial in trials if trial.number == number)
+    if own.state is TrialState.PRUNED:
+        return f"{PRUNED}another fold of the trial was"
+    curves = {**own.curves, fold: [row["val_mae"] for row in history]}
+    is_trained = all(len(curve) == spec.train.epochs for curve in curves.values())
+    judged = [replace(trial, curves=curves) if trial.number == number else trial for trial in trials]
+    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # maybe since this session has read the spec
+    if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
+        return None
+    best = best_of(trials)
+    beside = (
+        "" if best is None else f"; the best of {len(trials)} trials, {best.experiment}, ended with {best.value:.4f}"
+    )
+    return f"{PRUNED}{search.pruner} ends it after epoch {epoch} of fold {fold} with {min(curves[fold]):.4f}{beside}"
+
+
+def _wants_another(search: Search, trials: Sequence[Trial], sessions: int) -> bool:
+    if trials[-1].is_paused or trials[-1].state is TrialState.CANCELLED:
+        return False
+    if search.trials and len(trials) >= search.trials:
+        return False
+    if search.gpu_hours and sum(trial.seconds for trial in trials) >= search.gpu_hours * 3600:
+        return False
+    last = trials[-MOST_FAILED_IN_A_ROW:]
+    if len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last):
+        return False
+    return sum(trial.state is TrialState.OPEN for trial in trials) < sessions

@@ -1,0 +1,116 @@
+"""The trials of a search, as the queue's overview has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from mbqueue.queue.store import Queue
+
+#: After the name of the search, in that of a trial.
+_NUMBER = ".{:03d}"
+
+
+class TrialState(StrEnum):
+    """How far a trial is."""
+
+    OPEN = "open"
+    DONE = "done"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting that is tried.
+
+    Attributes:
+        experiment: its name in the queue.
+        settings: dotted key → value, of the keys that the search varies.
+        curves: fold → validation MAE of each committed epoch.
+        epochs: of one fold, as enqueued.
+        is_trained: whether every fold has trained all that it will.
+        seconds: spent on it.
+    """
+
+    number: int
+    experiment: str
+    settings: Mapping[str, Any]
+    state: TrialState
+    curves: Mapping[int, Sequence[float]]
+    epochs: int
+    is_trained: bool
+    is_paused: bool
+    priority: int
+    seconds: float
+
+    @property
+    def value(self) -> float | None:
+        """What is compared: the mean over folds of each one's best validation MAE so far; None before the first."""
+        best = [min(curve) for curve in self.curves.values() if curve]
+        return sum(best) / len(best) if best else None
+
+    @property
+    def epochs_done(self) -> int:
+        """Over all folds."""
+        return sum(len(curve) for curve in self.curves.values())
+
+
+def trial_name(search: str, number: int) -> str:
+    """The experiment that is a trial of a search."""
+    return search + _NUMBER.format(number)
+
+
+def trials_of(overview: Mapping[str, Any], search: str) -> list[Trial]:
+    """The trials of a search, by number, from what `Queue.overview` gives."""
+    found = [
+        _trial(entry) for entry in overview["experiments"] if entry["trial"] and entry["trial"]["search"] == search
+    ]
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def experiments_of(queue: Queue, name: str) -> list[str]:
+    """The trials of a search by the name of that, oldest first; of an experiment, itself."""
+    found = [trial.name for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == name]
+    return found or [name]
+
+
+def search_names(overview: Mapping[str, Any]) -> list[str]:
+    """The searches of a queue, oldest first."""
+    return list(dict.fromkeys(entry["trial"]["search"] for entry in overview["experiments"] if entry["trial"]))
+
+
+def best_of(trials: Iterable[Trial]) -> Trial | None:
+    """The trial with the lowest value among those that were trained to their end; None while there is none."""
+    ended = [trial for trial in trials if trial.is_trained and trial.value is not None]
+    return min(ended, key=lambda trial: (trial.value, trial.number), default=None)
+
+
+def _trial(entry: Mapping[str, Any]) -> Trial:
+    folds, counts = entry["folds"], entry["jobs"]
+    if entry["record"] == "committed":
+        state = TrialState.DONE
+    elif entry["record"] == "skipped":
+        state = TrialState.PRUNED
+    elif counts["leased"] or counts["ready"]:
+        state = TrialState.OPEN
+    elif counts["failed"]:
+        state = TrialState.FAILED
+    else:
+        state = TrialState.CANCELLED if counts["cancelled"] else TrialState.OPEN
+    trained = all(fold["epochs_done"] + fold["epochs_skipped"] == fold["epochs_total"] for fold in folds)
+    return Trial(
+        number=entry["trial"]["number"],
+        experiment=entry["name"],
+        settings=entry["trial"]["settings"],
+        state=state,
+        curves={fold["fold"]: fold["val_mae"] for fold in folds},
+        epochs=max((fold["epochs_total"] for fold in folds), default=0),
+        is_trained=trained and state is not TrialState.PRUNED,
+        is_paused=entry["paused"],
+        priority=entry["priority"],
+        seconds=entry["seconds"],
+    )

@@ -1,0 +1,40 @@
+"""What a session does for the searches of its queue, between its jobs (`mbqueue.search.steps`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from mbqueue.drive.wanted import keep_wanted
+from mbqueue.errors import SearchUnavailable, SpecError
+from mbqueue.experiment import Spec
+from mbqueue.search import steps
+from mbqueue.session.workplace import Workplace
+
+
+def begin_trials(place: Workplace) -> None:
+    """Enqueue the next trial of each search that wants one. A search that cannot is told of, and other jobs go on."""
+    now = place.clock.now()
+    day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
+    try:
+        begun = steps.begin_trials(
+            place.queue, results_dir=lambda name: place.project.results_folder(day, name), now=now, by=place.session
+        )
+    except (SearchUnavailable, SpecError) as error:
+        place.note_once(str(error))
+        return
+    for name in begun:
+        try:
+            keep_wanted(place.project, place.queue, name)
+        except OSError as error:
+            place.report.note(f"{place.project.wanted_dir} cannot be written ({error}); recover would not know {name}.")
+
+
+def verdict(place: Workplace, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a trial of a search is to be pruned after the last epoch of a history; None to go on, or for no trial."""
+    try:
+        return steps.verdict(place.queue, spec, fold=fold, history=history, now=place.clock.now())
+    except SearchUnavailable as error:
+        place.note_once(f"{error} Until then this session prunes no trial.")
+        return None

@@ -1,0 +1,129 @@
+"""Search files: what they may say, and one clear error for each thing that they may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mbqueue import Project
+from mbqueue.errors import ExperimentExists, SpecError, UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import open_queue
+from mbqueue.search.file import Search
+
+BASE = '[data]\ndataset = "sample"\n[train]\nepochs = 4\n'
+SEARCH = """
+description = "which rate"
+[search]
+base = "small"
+trials = 3
+[search.space]
+"train.lr" = { low = 1e-4, high = 1e-2, log = true }
+"train.batch_size" = { choices = [8, 16] }
+"""
+
+
+@pytest.fixture
+def write(project: ProjectFolder):
+    (project.jobs_dir / "small.toml").write_text(BASE, encoding="utf-8")
+
+    def write(text: str = SEARCH, name: str = "hunt") -> Path:
+        path = project.jobs_dir / f"{name}.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_enqueueing_a_search_begins_its_first_trial_with_all_of_the_search_in_its_spec(project, write):
+    write()
+    outcome = Project(project.root).enqueue("hunt", priority=3)
+    with open_queue(project) as queue:
+        (experiment,) = queue.experiments()
+    assert (experiment.name, experiment.priority) == ("hunt.000", 3)
+    assert outcome.experiment == experiment
+    spec = experiment.spec
+    assert (spec["folds"], spec["train"]["epochs"]) == ([0], 4)
+    assert 1e-4 <= spec["train"]["lr"] <= 1e-2
+    trial = spec["trial"]
+    assert trial["settings"] == {"train.lr": spec["train"]["lr"], "train.batch_size": spec["train"]["batch_size"]}
+    assert Search.model_validate(trial["search"]).description == "which rate"
+
+
+def test_the_hash_of_a_trial_is_that_of_the_experiment_by_itself(project, write):
+    write()
+    found = Project(project.root)
+    trial = found.enqueue("hunt").experiment
+    alone = found.enqueue("small", folds=[0], settings=trial.spec["trial"]["settings"], name="alone").experiment
+    assert alone.spec_hash == trial.spec_hash
+    assert "trial" not in alone.spec
+
+
+def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_refused(project, write):
+    write()
+    found = Project(project.root)
+    found.enqueue("hunt")
+    assert found.enqueue("hunt").outcome == "unchanged"
+    write(SEARCH.replace("trials = 3", "trials = 4"))
+    with pytest.raises(ExperimentExists, match=r"hunt is the name of a search .*--name hunt-2"):
+        found.enqueue("hunt")
+    assert found.enqueue("hunt", name="hunt-2").experiment.name == "hunt-2.000"
+    with pytest.raises(ExperimentExists, match="hunt is the name of a search"):
+        found.enqueue("small", name="hunt")
+    found.enqueue("small", name="taken")
+    with pytest.raises(ExperimentExists, match="taken is the name of an experiment"):
+        found.enqueue("hunt", name="taken")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"train.lr"', '"train.rate"', r"space\.train\.rate: an experiment has no such setting"),
+        ('"train.lr"', '"lr"', r"space\.lr: .* Did you mean train\.lr\?"),
+        ('"train.lr"', '"folds"', r"space\.folds: an experiment has no such setting"),
+        ("high = 1e-2", "high = 1e-4", r"space\.train\.lr: the range from 0\.0001 to 0\.0001 is empty"),
+        ("low = 1e-4", "low = 0.0", "a logarithmic range begins above 0"),
+        ("high = 1e-2, log = true", "high = 2.0", r"cannot have 2\.0 there: train\.lr = 2\.0: .*or equal to 1"),
+        ("choices = [8, 16]", "choices = []", r"space\.train\.batch_size: choices is empty"),
+        ("choices = [8, 16]", "choices = [8, 8]", "choices must differ"),
+        ("choices = [8, 16]", "choices = [0, 8]", r"space\.train\.batch_size: the experiment cannot have 0 there"),
+        ("choices = [8, 16]", "low = 1.5, high = 3.0", r"train\.batch_size is an integer"),
+        ("choices = [8, 16]", "low = 8", "give low and high, or choices"),
+        ("choices = [8, 16]", 'choices = [8, 16], when = { "train.ema_decay" = [0.5] }', r"must be a key above it"),
+        ("trials = 3", "", "give trials, gpu_hours or both"),
+        ("trials = 3", "trials = -1", r"trials = -1: .*greater than or equal to 0"),
+        ("trials = 3", "trials = 3\nfolds = [7]", r"folds = \[7\]: distinct numbers from 0 to 4"),
+        ("trials = 3", 'trials = 3\npruner = "wilcoxon"', "give at least three"),
+        ("trials = 3", 'trials = 3\nsampler = "grid"', r'space\.train\.lr: sampler = "grid" needs choices, or a step'),
+        ("trials = 3", 'trials = 3\nsampler = "magic"', r"sampler = 'magic': .*'tpe'"),
+        ("trials = 3", "trial = 3", "trial: there is no such key. Known here: .*trials"),
+        ("log = true", "logarithmic = true", r"space\.train\.lr\.logarithmic: there is no such key. Known here: low"),
+        ("[search.space]", "[train]\nlr = 1.0\n[search.space]", "beside the table .search. .* name and description"),
+        ('base = "small"', "", "base: is missing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_error_that_says_what_and_where_and_nothing_is_enqueued(project, write, old, new, says):
+    write(SEARCH.replace(old, new))
+    with pytest.raises(SpecError, match=rf"(?s)hunt\.toml is not a valid search:.*{says}") as caught:
+        Project(project.root).enqueue("hunt")
+    assert len(str(caught.value).splitlines()) == 3
+    assert not project.queue_db.exists()
+
+
+def test_a_base_that_is_not_there_is_an_error_that_lists_those_that_are(project, write):
+    write(SEARCH.replace('base = "small"', 'base = "smal"'))
+    with pytest.raises(UsageError, match=r"no experiment 'smal'.*small"):
+        Project(project.root).enqueue("hunt")
+
+
+def test_options_that_a_search_does_not_take_are_refused(project, write):
+    write()
+    with pytest.raises(UsageError, match=r"describes a search.*Only --name and --priority"):
+        Project(project.root).enqueue("hunt", epochs=3)
+
+
+def test_an_experiment_file_cannot_say_that_it_is_a_trial(project, write):
+    write('[trial]\nnumber = 3\n[data]\ndataset = "sample"\n', name="fake")
+    with pytest.raises(SpecError, match="which only searches write"):
+        Project(project.root).enqueue("fake")

@@ -1,0 +1,284 @@
+"""Searches in the queue, on both databases: begun and judged exactly once, whoever works, dies or steers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recorded_search
+from recorded_search import do_jobs, enqueue, make_search
+
+from mbqueue.experiment import parse_spec
+from mbqueue.queue import Queue, State
+from mbqueue.queue.opening import open_on_server
+from mbqueue.search import steps
+from mbqueue.search.file import Search
+from mbqueue.search.promotion import promoted
+from mbqueue.search.summary import summaries
+from mbqueue.search.trials import Trial, TrialState, trials_of
+
+NOW = 1_800_000_000.0
+
+
+def now() -> float:
+    return NOW
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a queue of this test is."""
+    if request.param == "sqlite":
+        return str(tmp_path / "queue.db")
+    return str(request.getfixturevalue("postgres_server").url())
+
+
+@pytest.fixture
+def open_at() -> Iterator[Callable[[str], Queue]]:
+    with ExitStack() as stack:
+        yield lambda address: stack.enter_context(
+            open_on_server(address) if address.startswith("postgresql:") else Queue(Path(address))
+        )
+
+
+@pytest.fixture
+def queue(address: str, open_at: Callable[[str], Queue]) -> Queue:
+    return open_at(address)
+
+
+def start_session(queue: Queue) -> str:
+    return queue.start_session(device="recorded", now=NOW, alive_seconds=3600)
+
+
+def trials(queue: Queue, search: str = "hunt") -> list[Trial]:
+    return trials_of(queue.overview(now=NOW), search)
+
+
+def searched(queue: Queue, search: Search) -> list[Trial]:
+    """Its trials, once a session has done all of it."""
+    enqueue(queue, search)
+    session = start_session(queue)
+    do_jobs(queue, session, now=now)
+    queue.end_session(session, reason="done", now=NOW)
+    return trials(queue)
+
+
+def shown(found: list[Trial]) -> list[Any]:
+    return [(trial.number, dict(trial.settings), trial.state, trial.epochs_done) for trial in found]
+
+
+def test_one_session_does_a_search_to_its_end_and_ends_most_trials_early(queue):
+    found = searched(queue, make_search())
+    assert [trial.number for trial in found] == list(range(12))
+    states = {trial.state for trial in found}
+    assert states == {TrialState.DONE, TrialState.PRUNED}
+    assert sum(trial.epochs_done for trial in found) < 12 * 8 / 2
+    best = min(found, key=lambda trial: recorded_search.val_mae(trial.settings, 0, 8))
+    assert best.state is TrialState.DONE
+
+
+def test_of_a_pruned_trial_all_that_is_left_is_skipped_with_the_reason(queue):
+    pruned = next(trial for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED)
+    jobs = queue.jobs(experiment=pruned.experiment)
+    assert {job.state for job in jobs} == {State.COMMITTED, State.SKIPPED}
+    skipped = [job for job in jobs if job.state is State.SKIPPED]
+    assert {job.kind.value for job in skipped} == {"train", "predict", "record"}
+    for job in skipped:
+        assert job.changed_why.startswith(f"pruned: halving ends it after epoch {pruned.epochs_done} of fold 0 with")
+    (entry,) = (entry for entry in queue.overview(now=NOW)["experiments"] if entry["name"] == pruned.experiment)
+    assert (entry["state"], entry["folds"][0]["state"]) == ("pruned", "pruned")
+
+
+def test_a_pruned_trial_that_is_retried_goes_on_from_where_it_was_and_is_not_pruned_again(queue):
+    found = searched(queue, make_search())
+    pruned = next(trial for trial in found if trial.state is TrialState.PRUNED)
+    committed = queue.jobs(experiment=pruned.experiment, state=State.COMMITTED)
+    assert queue.retry(pruned.experiment, now=NOW)
+    do_jobs(queue, start_session(queue), now=now)
+    again = trials(queue)[pruned.number]
+    assert (again.state, again.epochs_done) == (TrialState.DONE, 8)
+    now_committed = queue.jobs(experiment=pruned.experiment, state=State.COMMITTED)
+    assert all(job in now_committed for job in committed)
+
+
+def test_a_trial_runs_as_the_experiment_with_its_settings_would(queue):
+    (trial, *_) = searched(queue, make_search())
+    spec = parse_spec(queue.experiment(trial.experiment).spec, source="test")
+    alone = parse_spec({**make_search().spec_with(trial.settings, name="alone").to_json(), "folds": [0]}, source="test")
+    assert spec.hash == alone.hash
+
+
+def test_two_sessions_have_two_trials_open_and_one_that_is_alone_has_one(queue):
+    enqueue(queue, make_search())
+    one, two = start_session(queue), start_session(queue)
+    begun = [steps.begin_trials(queue, results_dir=str, now=NOW, by=by) for by in (one, two, one)]
+    assert begun == [["hunt.001"], [], []]
+    queue.end_session(two, reason="test", now=NOW)
+    assert do_jobs(queue, one, now=now, jobs=1) == 1
+    assert len(trials(queue)) == 2
+
+
+def test_of_two_sessions_that_draw_the_next_trial_at_once_one_begins_it(queue, address, open_at, monkeypatch):
+    enqueue(queue, make_search())
+    one, two = start_session(queue), start_session(queue)
+    drawn = steps.next_settings
+
+    def meanwhile(search, known):
+        """The other session draws and enqueues between this one's reading and its writing."""
+        monkeypatch.setattr(steps, "next_settings", lambda search, known: {"train.lr": 1e-3})
+        assert steps.begin_trials(open_at(address), results_dir=str, now=NOW, by=two) == ["hunt.001"]
+        return drawn(search, known)
+
+    monkeypatch.setattr(steps, "next_settings", meanwhile)
+    assert steps.begin_trials(queue, results_dir=str, now=NOW, by=one) == []
+    assert [trial.settings for trial in trials(queue)][1] == {"train.lr": 1e-3}
+
+
+def test_a_worker_that_lost_its_lease_prunes_nothing(queue):
+    from mbqueue.errors import LeaseLost
+
+    enqueue(queue, make_search())
+    session = start_session(queue)
+    do_jobs(queue, session, now=now, jobs=1)
+    lease = queue.claim(session, now=NOW, lease_seconds=60)
+    queue.end_session(session, reason="silent", now=NOW)
+    before = queue.jobs()
+    with pytest.raises(LeaseLost):
+        queue.skip_rest(lease, result={"val_mae": 0.1}, why="pruned: test", now=NOW, prunes=True)
+    assert queue.jobs() == before
+
+
+def test_a_trial_of_several_folds_is_pruned_as_a_whole(queue):
+    found = searched(queue, make_search(folds=[0, 1], trials=6))
+    pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert {job.state for job in queue.jobs(experiment=trial.experiment)} == {State.COMMITTED, State.SKIPPED}
+
+
+def test_the_wilcoxon_pruner_saves_folds(queue):
+    found = searched(queue, make_search(folds=[0, 1, 2, 3, 4], epochs=1, trials=8, pruner="wilcoxon", space={
+        "train.lr": {"low": 1e-4, "high": 1e-2, "log": True}
+    }))  # fmt: skip
+    pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
+    assert pruned
+    assert all(2 <= trial.epochs_done < 5 for trial in pruned)
+
+
+def test_paused_and_cancelled_searches_begin_no_trial(queue):
+    enqueue(queue, make_search())
+    session = start_session(queue)
+    do_jobs(queue, session, now=now, jobs=20)
+    newest = trials(queue)[-1].experiment
+    for stop, start in ((queue.pause, queue.resume), (queue.cancel, queue.retry)):
+        stop(newest, now=NOW)
+        n_trials = len(trials(queue))
+        do_jobs(queue, session, now=now)
+        assert len(trials(queue)) == n_trials
+        start(newest, now=NOW)
+    do_jobs(queue, session, now=now)
+    assert len(trials(queue)) == 12
+
+
+def test_a_search_whose_last_three_trials_failed_waits_for_a_person(queue):
+    enqueue(queue, make_search())
+    session = start_session(queue)
+    for number in range(3):
+        steps.begin_trials(queue, results_dir=str, now=NOW, by=session)
+        lease = queue.claim(session, now=NOW, lease_seconds=60)
+        assert lease.job.label == f"hunt.{number:03d} prepare"
+        queue.fail(lease, error="boom", now=NOW, final=True)
+    assert steps.begin_trials(queue, results_dir=str, now=NOW, by=session) == []
+    queue.retry("hunt.002", now=NOW)
+    do_jobs(queue, session, now=now)
+    assert len(trials(queue)) == 12
+
+
+def test_a_budget_of_gpu_hours_begins_no_trial_once_it_is_spent(queue):
+    found = searched(queue, make_search(trials=0, gpu_hours=20 / 3600, pruner="none"))
+    assert [trial.epochs_done for trial in found] == [8, 8, 8]  # a second each
+
+
+def test_trials_are_as_urgent_as_the_newest_of_them(queue):
+    enqueue(queue, make_search(trials=2))
+    queue.set_priority("hunt.000", 7, now=NOW)
+    do_jobs(queue, start_session(queue), now=now)
+    assert [trial.priority for trial in trials(queue)] == [7, 7]
+
+
+def test_a_summary_adds_up_what_was_used_and_saved(queue):
+    found = searched(queue, make_search())
+    (summary,) = summaries(queue.overview(now=NOW))
+    done = sum(trial.epochs_done for trial in found)
+    best = min((trial for trial in found if trial.state is TrialState.DONE), key=lambda trial: trial.value)
+    assert (summary["name"], summary["state"], summary["trials_wanted"]) == ("hunt", "done", 12)
+    assert summary["trials"] == {"open": 0, "done": 12 - summary["trials"]["pruned"], **{"pruned": sum(
+        trial.state is TrialState.PRUNED for trial in found)}, "failed": 0, "cancelled": 0}  # fmt: skip
+    assert summary["best"] == {
+        "trial": best.number, "experiment": best.experiment, "val_mae": best.value, "settings": best.settings,
+    }  # fmt: skip
+    assert (summary["epochs_done"], summary["epochs_saved"]) == (done, 12 * 8 - done)
+    assert (summary["seconds"], summary["seconds_saved"], summary["seconds_left"]) == (done, 96 - done, 0)
+
+
+def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_was_chosen(queue):
+    found = searched(queue, make_search())
+    best = min((trial for trial in found if trial.state is TrialState.DONE), key=lambda trial: trial.value)
+    spec = promoted(queue, "hunt", name="tuned", now=NOW)
+    assert (spec.name, spec.folds, spec.trial) == ("tuned", (0, 1, 2, 3, 4), None)
+    assert spec.train.lr == best.settings["train.lr"]
+    assert f"(trial {best.number}), chosen by validation on fold 0" in spec.description
+
+
+# -- deaths --
+
+
+def start(address: str) -> Any:
+    """A worker in a process of its own, which has all imports from here."""
+    worker = multiprocessing.get_context("fork").Process(target=recorded_search.main, args=(address,))
+    worker.start()
+    return worker
+
+
+def committed_once(queue: Queue) -> None:
+    """Every epoch was committed once, and never before the one before it."""
+    events = [event for event in queue.events(limit=100_000) if event.to_state == "committed" and event.epoch]
+    seen = [(event.experiment, event.epoch) for event in events]
+    assert len(seen) == len(set(seen))
+    for experiment, epoch in seen:
+        assert epoch == 1 or seen.index((experiment, epoch - 1)) < seen.index((experiment, epoch))
+
+
+def test_a_search_killed_at_20_random_moments_ends_as_one_that_nobody_killed(queue, address, open_at, tmp_path):
+    undisturbed = searched(open_at(str(tmp_path / "undisturbed.db")), make_search())
+    enqueue(queue, make_search())
+    chance = random.Random(5)
+    deaths = 0
+    while not queue.outlook(now=NOW).is_exhausted or deaths == 0:
+        worker = start(address)
+        if deaths < 20:
+            worker.join(chance.uniform(0.02, 0.25))
+            worker.kill()
+        worker.join(120)
+        deaths += worker.exitcode == -signal.SIGKILL
+    assert deaths == 20, "it was over too soon"
+    assert shown(trials(queue)) == shown(undisturbed)
+    committed_once(queue)
+
+
+def test_two_workers_at_once_lose_no_trial_and_begin_none_twice(queue, address):
+    enqueue(queue, make_search(sampler="qmc", pruner="none"))
+    workers = [start(address) for _ in range(2)]
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    found = trials(queue)
+    assert [trial.number for trial in found] == list(range(12))
+    assert {trial.state for trial in found} == {TrialState.DONE}
+    assert len({str(sorted(trial.settings.items())) for trial in found}) == 12
+    committed_once(queue)

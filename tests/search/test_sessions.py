@@ -1,0 +1,138 @@
+"""A search by real sessions: the real model on a few crystals of the sample, from the commands to the promoted best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run
+from small_project import RememberedReport, make_project
+
+from mbqueue import Project
+from mbqueue.project import ProjectFolder
+from mbqueue.queue import Queue
+from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
+from mbqueue.session.worker import Ending, WorkOptions, work
+
+BASE = """
+[data]
+dataset = "sample"
+limit = 40
+[model]
+trainable = "head"
+[train]
+epochs = 3
+batch_size = 8
+"""
+SEARCH = """
+[search]
+base = "small"
+trials = 4
+sampler = "grid"
+reduction = 2
+[search.space]
+"train.lr" = { choices = [1e-2, 1e-3, 1e-7, 1e-8] }
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectFolder]:
+    """A project whose search was done in two sessions, and the same experiment as its best trial by itself."""
+    project = make_project(tmp_path_factory.mktemp("searched"))
+    (project.jobs_dir / "small.toml").write_text(BASE, encoding="utf-8")
+    (project.jobs_dir / "rates.toml").write_text(SEARCH, encoding="utf-8")
+    told = run(project.root, "enqueue", "rates")
+    assert told.stdout == "rates: its first trial is rates.000; sessions begin the others. See: mbqueue status rates\n"
+    for options in (WorkOptions(device="cpu", max_jobs=4), WorkOptions(device="cpu")):
+        report = RememberedReport()
+        outcome = work(project, options, report=report)
+    assert outcome.ending is Ending.DONE, report.lines
+    return project
+
+
+def trials(project: ProjectFolder) -> list[dict[str, Any]]:
+    return [entry for entry in Project(project.root).status("rates").overview["experiments"] if entry["trial"]]
+
+
+def test_all_trials_are_done_or_pruned_and_none_is_twice(searched):
+    found = trials(searched)
+    assert sorted(entry["trial"]["settings"]["train.lr"] for entry in found) == [1e-8, 1e-7, 1e-3, 1e-2]
+    assert {entry["state"] for entry in found} == {"done", "pruned"}
+    (summary,) = Project(searched.root).status().overview["searches"]
+    assert summary["state"] == "done"
+    assert summary["best"]["settings"]["train.lr"] in {1e-3, 1e-2}
+    assert summary["epochs_saved"] == 12 - summary["epochs_done"] > 0
+
+
+def test_a_pruned_trial_has_no_predictions_and_its_events_say_why(searched):
+    pruned = next(entry for entry in trials(searched) if entry["state"] == "pruned")
+    assert not predictions_file(searched.root / pruned["results_dir"], 0).exists()
+    assert "pruned: halving ends it after epoch" in run(searched.root, "events", pruned["name"]).stdout
+
+
+def test_a_kept_trial_is_byte_for_byte_the_experiment_by_itself(searched):
+    done = next(entry for entry in trials(searched) if entry["state"] == "done")
+    found = Project(searched.root)
+    alone = found.enqueue("small", folds=[0], settings=done["trial"]["settings"], name="alone").experiment
+    work(searched, WorkOptions(device="cpu"), report=RememberedReport())
+    ours, theirs = searched.root / done["results_dir"], searched.root / alone.results_dir
+    for file in (model_file, predictions_file):
+        assert file(ours, 0).read_bytes() == file(theirs, 0).read_bytes()
+    rows = [[{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in read_history(history_file(one, 0))]
+            for one in (ours, theirs)]  # fmt: skip
+    assert rows[0] == rows[1]
+
+
+def test_status_shows_a_search_as_one_row_that_opens(searched):
+    closed, opened = run(searched.root, "status").stdout, run(searched.root, "status", "rates").stdout
+    assert "rates  done  search: 4 of 4 trials" in closed
+    assert "best validation MAE 0." in closed
+    assert "train.lr = 1e-08" not in closed
+    for line in ("train.lr = 1e-08", "train.lr = 1e-07", "train.lr = 0.01"):
+        assert line in opened
+
+
+def test_the_best_is_promoted_and_says_so(searched):
+    told = run(searched.root, "promote", "rates", "--name", "tuned")
+    assert told.stdout.startswith("tuned: enqueued, 22 jobs. Best of 4 trials of rates (trial ")
+    assert "chosen by validation on fold 0" in told.stdout
+    assert run(searched.root, "cancel", "tuned", "--yes").returncode == 0
+    wrong = run(searched.root, "promote", "tuned")
+    assert wrong.returncode == 2
+    assert "tuned is no search" in wrong.stderr
+
+
+def test_commands_that_steer_take_the_name_of_a_search(searched):
+    with Queue(searched.queue_db, read_only=True) as queue:
+        of_search = [one.name for one in queue.trials()]
+        assert run(searched.root, "pause", "rates").returncode == 0
+        assert all(queue.experiment(name).paused for name in of_search)
+        assert run(searched.root, "priority", "rates", "5").returncode == 0
+        assert {queue.experiment(name).priority for name in of_search} == {5}
+        assert run(searched.root, "resume", "rates").returncode == 0
+        assert not any(queue.experiment(name).paused for name in of_search)
+    assert run(searched.root, "retry", "rates").stdout.startswith("rates: 0 jobs")
+
+
+def test_a_lost_queue_comes_back_with_the_search(searched, tmp_path):
+    before = {entry["name"]: entry["trial"] for entry in trials(searched)}
+    aside = Path(tmp_path / "queue.db")
+    searched.queue_db.replace(aside)
+    try:
+        assert run(searched.root, "recover").returncode == 0
+        assert {entry["name"]: entry["trial"] for entry in trials(searched)} == before
+    finally:
+        for left in searched.queue_db.parent.glob("queue.db*"):
+            left.unlink()
+        aside.replace(searched.queue_db)
