@@ -25,12 +25,12 @@ from typing import Any
 
 from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.experiment import load_spec
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.store import Queue
 from mbqueue.session.report import Report
 from mbqueue.session.worker import WorkOptions, work
+from mbqueue.storage.objects import ObjectStore
 
 #: What S3 bills as a write: PUT, COPY, POST and LIST; a DELETE costs nothing.
 WRITES = {"put", "create", "copy", "list"}

@@ -21,7 +21,7 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 MARKER = "mbqueue-store.json"
 
 #: For requests while a lease is being checked: others wait for the queue meanwhile. A commit makes one or two of them
-#: (`mbqueue.objects.ObjectStore.create_at_once`), in less than half of SQLite's patience with a locked database
+#: (`mbqueue.storage.objects.ObjectStore.create`), in less than half of SQLite's patience with a locked database
 #: (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: For checkpoints: 5 MB in so long is 80 kB/s.

@@ -83,6 +83,29 @@ def write_bytes(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def create_bytes(path: Path, content: bytes) -> bool:
+    """Durably write ``path``, whole, unless there is such a file; False when there is."""
+    make_folder(path.parent)
+    temp = temp_beside(path)
+    try:
+        with temp.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temp, path)  # of two writers, the first is heard
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+    return True
+
+
 def write_text(path: Path, content: str) -> None:
     """Durably replace ``path`` by ``content`` in UTF-8."""
     write_bytes(path, content.encode())

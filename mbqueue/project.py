@@ -65,7 +65,7 @@ QUEUE_VARIABLE = "MBQUEUE_QUEUE"
 #: For so long a drive may take to say whether a project is there, before what is known of it here must do.
 LOOK_SECONDS = 20.0
 
-#: What is published, relative to the project's folder on the drive, as `mbqueue.drive.mounted.Drive` takes it.
+#: What is published, relative to the project's folder on the drive, as `mbqueue.storage.mounted.Drive` takes it.
 PUBLISHED_ID = "state"
 PUBLISHED_CHECKPOINTS = "state/checkpoints"
 PUBLISHED_SNAPSHOTS = "state/snapshots"
@@ -73,7 +73,7 @@ PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
 
-#: What an object store holds, relative to its prefix, as `mbqueue.objects.ObjectStore` takes it.
+#: What an object store holds, relative to its prefix, as `mbqueue.storage.objects.ObjectStore` takes it.
 STORED_CHECKPOINTS = "checkpoints"
 STORED_RESULTS = "results"
 STORED_CRYSTALS = "crystals"

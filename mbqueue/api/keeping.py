@@ -146,7 +146,7 @@ class Keeping(OpenedProject):
         except QueueError:  # it is lost or damaged, and with it what it knew
             if not self.folder.store:
                 return
-            from mbqueue.objects import ObjectStore  # noqa: PLC0415 - only projects with a store need it
+            from mbqueue.storage.objects import ObjectStore  # noqa: PLC0415 - only projects with a store need it
 
             store = ObjectStore.open(self.folder.store)
         if store is not None:

@@ -33,7 +33,7 @@ class Results(OpenedProject):
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
         from mbqueue.session.facts import fingerprint_changes, record_inputs  # noqa: PLC0415
         from mbqueue.storage.commits import Commits  # noqa: PLC0415
-        from mbqueue.storage.places import LocalPlace  # noqa: PLC0415
+        from mbqueue.storage.places import in_folder  # noqa: PLC0415
 
         folder = self._folder_in_queue(experiment)
         if folder is None or (folder / RESULTS_FILE).exists():
@@ -52,7 +52,7 @@ class Results(OpenedProject):
                 )
             entry = queue.experiment(experiment)
             commits = {
-                fold: Commits(LocalPlace(self.folder.checkpoints_dir(entry.name, fold), entry.identity(fold)))
+                fold: Commits(in_folder(self.folder.checkpoints_dir(entry.name, fold)), entry.identity(fold))
                 for fold in entry.spec["folds"]
             }
             changes = fingerprint_changes(commits)

@@ -176,7 +176,7 @@ def _file_system(project: ProjectFolder) -> Finding:
 
 
 def _store(url: str, place: CommitsPlace | None) -> Finding:
-    from mbqueue.objects import ObjectStore
+    from mbqueue.storage.objects import ObjectStore
 
     try:
         store = ObjectStore.open(url)

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mbqueue.clock import Clock
-from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file
 from mbqueue.drive.reading import NOT_OURS
 from mbqueue.project import PUBLISHED_SESSIONS
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.processes import is_known_dead
+from mbqueue.storage.mounted import Drive, is_about_one_file
+from mbqueue.storage.names import DUPLICATE
 
 FORMAT = 1
 LARGEST = 1 << 20

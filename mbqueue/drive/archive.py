@@ -37,7 +37,7 @@ from mbqueue.settings import SETTINGS_FILE, load_settings
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Damaged
 from mbqueue.storage.names import order_of
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
 CHECKSUMS = "checksums.json"
@@ -124,8 +124,10 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
                 for experiment in queue.experiments():
                     for fold in experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
-                        commits = Commits(LocalPlace(folder, experiment.identity(fold)), passed_over(str(folder), note))
-                        queue.adopt(trained_by(experiment, fold, commits.newest()), now=now, by="restore")
+                        commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
+                        newest = commits.newest()
+                        trained = trained_by(experiment, fold, None if newest is None else newest.manifest)
+                        queue.adopt(trained, now=now, by="restore")
             settle(staging / "queue.db")
             with _said_to_be_restored(project, source):
                 move_queue_aside(project, force=force, clock=clock)
@@ -145,12 +147,12 @@ def _require_whole(folder: Path, source: Path) -> None:
     def refuse(stem: str, why: str) -> None:
         raise DamagedArchive(f"{source}: the commit {stem} is not whole: {why} Nothing was changed.")
 
-    commits = Commits(LocalPlace.found(folder), refuse)
-    for manifest in commits.manifests():
+    commits = Commits(in_folder(folder), named_after(folder), refuse)
+    for commit in commits.commits():
         try:
-            commits.checkpoint(manifest)
+            commits.checkpoint(commit)
         except Damaged as error:
-            refuse(manifest.stem, str(error))
+            refuse(commit.base, str(error))
 
 
 @contextmanager
@@ -196,20 +198,19 @@ def _commits(folder: Path) -> dict[str, bytes]:
     Raises:
         QueueError: when the folder changes too fast to be read.
     """
-    place = LocalPlace.found(folder)
     wrong: dict[str, str] = {}
-    commits = Commits(place, wrong.__setitem__)
+    commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):
-        newest, chain = max(place.stems(), key=order_of, default=None), commits.chain()
-        if newest != (chain[-1].stem if chain else None):
+        newest, chain = max(commits.bases(), key=order_of, default=None), commits.chain()
+        if newest != (chain[-1].base if chain else None):
             continue  # perhaps a newer commit took its place while it was read
-        with suppress(FileNotFoundError, Damaged):  # the same
+        with suppress(Damaged):  # the same
             return {
                 name: content
-                for manifest in chain
+                for commit in chain
                 for name, content in (
-                    (f"{manifest.stem}.pt", commits.checkpoint(manifest)),
-                    (f"{manifest.stem}.json", place.manifest(manifest.stem)),
+                    (f"{commit.base}.pt", commits.checkpoint(commit)),
+                    (f"{commit.base}.json", commit.content),
                 )
             }
     raise QueueError(

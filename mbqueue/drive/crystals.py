@@ -14,10 +14,11 @@ from pathlib import Path
 
 from mbqueue import files
 from mbqueue.belonging import Belonging
-from mbqueue.drive.mounted import DUPLICATE, Drive, put_once
 from mbqueue.errors import StoreError
-from mbqueue.objects import ObjectStore
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.names import DUPLICATE
+from mbqueue.storage.objects import ObjectStore
 
 #: Far more than any dataset takes; a larger file is none of ours.
 LARGEST_BYTES = 1 << 32
@@ -67,10 +68,10 @@ def publish_crystals(
     name = f"{dataset_hash[:16]}-{hashlib.sha256(content).hexdigest()}.bin"
     try:
         if isinstance(shelf.place, Drive):
-            put_once(shelf.place, f"{shelf.folder}/{name}", content, before_piece=before_piece)
+            shelf.place.put(f"{shelf.folder}/{name}", content, before_piece=before_piece)
         elif name not in shelf.place.names(shelf.folder):
             before_piece(len(content))
-            shelf.place.write_new(f"{shelf.folder}/{name}", content)
+            shelf.place.put(f"{shelf.folder}/{name}", content)
     except (OSError, StoreError) as error:
         note(f"The crystals could not be kept in {shelf.name} ({error}); other machines read them from their source.")
 

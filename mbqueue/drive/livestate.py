@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from mbqueue import files
 from mbqueue.belonging import Belonging, id_file, ids_in, note_live_dir
 from mbqueue.clock import SystemClock
-from mbqueue.drive.mounted import Drive
 from mbqueue.project import PUBLISHED_ID, ProjectFolder
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Manifest
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
 #: Longer than any write to a local disk takes.
@@ -115,7 +115,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         state.trouble = {"why": f"{project.root}: {project.away}", "since": SystemClock().now()}
     folds = []
     for folder in project.fold_dirs():
-        manifests = Commits(LocalPlace.found(folder)).manifests()
+        manifests = Commits(in_folder(folder), named_after(folder)).manifests()
         if not manifests:
             continue
         newest = manifests[-1]

@@ -7,14 +7,17 @@ the queue in a file they are in a live folder on a local disk. Nothing is remove
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mbqueue import files
 from mbqueue.drive.livestate import LiveState
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.snapshots import Snapshots
 from mbqueue.project import ProjectFolder
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Damaged
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.places import in_folder, named_after
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
@@ -24,15 +27,20 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
         differs: told of each commit that is another one in the target.
     """
     for folder in source.fold_dirs():
-        there = target.checkpoints_dir(folder.parent.name, int(folder.name[-1]))
-        for stem in LocalPlace.found(folder).stems():
-            listing, checkpoint = folder / f"{stem}.json", folder / f"{stem}.pt"
-            taken = there / listing.name
-            if taken.exists() and taken.read_bytes() != listing.read_bytes():
-                differs(f"{taken} stays as it is, and is another commit than {listing}.")
-            elif not taken.exists() and checkpoint.exists():
-                files.write_bytes(there / checkpoint.name, checkpoint.read_bytes())
-                files.write_bytes(taken, listing.read_bytes())
+        identity = named_after(folder)
+        here = Commits(in_folder(folder), identity)
+        there = Commits(in_folder(target.checkpoints_dir(identity.experiment, identity.fold)), identity)
+        taken = {commit.base: commit for commit in there.commits()}
+        for commit in here.commits():
+            with suppress(Damaged):
+                checkpoint = here.checkpoint(commit)
+                if commit.base not in taken:
+                    there.put(commit, checkpoint)
+                elif taken[commit.base] != commit:
+                    differs(
+                        f"{there.place.name}/{commit.base}.json stays as it is, and is another commit than that in "
+                        f"{folder}."
+                    )
     for path in source.wanted_dir.glob("*.json"):
         if not (target.wanted_dir / path.name).exists():
             files.write_bytes(target.wanted_dir / path.name, path.read_bytes())
@@ -63,4 +71,6 @@ def stray_state(project: ProjectFolder) -> Path | None:
     unsplit = project.unsplit
     if unsplit.queue_db.exists():
         return unsplit.queue_db
-    return next((folder for folder in unsplit.fold_dirs() if LocalPlace.found(folder).stems()), None)
+    return next(
+        (folder for folder in unsplit.fold_dirs() if Commits(in_folder(folder), named_after(folder)).bases()), None
+    )

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement, Announcements
 from mbqueue.drive.livestate import LiveState
-from mbqueue.drive.mounted import Drive
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.store import Queue
+from mbqueue.storage.mounted import Drive
 
 #: Between two announcements of a session.
 ANNOUNCE_SECONDS = 120.0

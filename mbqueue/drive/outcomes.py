@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file, put_once
 from mbqueue.drive.published import experiment_folders
 from mbqueue.drive.reading import Reader
 from mbqueue.drive.snapshots import check_enqueued
@@ -24,6 +23,8 @@ from mbqueue.project import PUBLISHED_OUTCOMES
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, model_file, predictions_file
+from mbqueue.storage.mounted import Drive, is_about_one_file
+from mbqueue.storage.names import DUPLICATE
 from mbqueue.task import N_FOLDS
 
 FORMAT = 1
@@ -125,7 +126,7 @@ class PublishedResults:
         content = (json.dumps(asdict(outcome), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
         digits = hashlib.sha256(content).hexdigest()[:12]
         path = f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
-        put_once(self._drive, path, content)
+        self._drive.put(path, content)
 
     def are_whole(self, results_dir: str, listed: Sequence[tuple[str, int, str]]) -> bool:
         """Whether the result files on the mount are those listed; another session may have put its own there.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from mbqueue.belonging import answer_within
-from mbqueue.drive.mounted import Drive
+from mbqueue.storage.mounted import Drive
 
 Answer = TypeVar("Answer")
 

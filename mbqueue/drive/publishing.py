@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -20,7 +21,6 @@ from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
-from mbqueue.drive.mounted import Drive, put_once
 from mbqueue.drive.neighbours import Neighbours
 from mbqueue.drive.outcomes import (
     PublishedResults,
@@ -31,7 +31,6 @@ from mbqueue.drive.outcomes import (
     result_files,
 )
 from mbqueue.drive.outlived import OutlivedDrive
-from mbqueue.drive.published import base_name
 from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.rounds import NoTime, Pace, Rounds
 from mbqueue.drive.snapshots import Snapshots, take
@@ -39,9 +38,10 @@ from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.storage.commits import Commits
-from mbqueue.storage.manifest import Manifest
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.commits import Commit, Commits
+from mbqueue.storage.manifest import Damaged, Manifest
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.places import in_folder
 
 #: Between two rounds, when nothing is in the way.
 ROUND_SECONDS = 15.0
@@ -289,19 +289,19 @@ class Publisher:
         """Publish a fold's commits: the newest that is on the mount now, and what lies there of other lines."""
         published = self._reentry.published_fold(experiment.identity(fold))
         newest = None
-        for manifest, content in self._local_commits(experiment, fold):
-            base = base_name(manifest, content)
-            names = self._drive.names(published.folder)
-            if f"{base}.json" not in names or f"{base}.pt" not in names:
-                folder = self._project.checkpoints_dir(experiment.name, fold)
+        identity = experiment.identity(fold)
+        here = Commits(in_folder(self._project.checkpoints_dir(experiment.name, fold)), identity)
+        for commit in self._worth_publishing(here):
+            manifest = commit.manifest
+            there = replace(commit, base=published.place.base(manifest, commit.content))
+            if not published.has(there):
                 try:
-                    checkpoint = (folder / f"{manifest.stem}.pt").read_bytes()
-                except FileNotFoundError:
-                    continue  # superseded and removed since it was listed
+                    checkpoint = here.checkpoint(commit)
+                except Damaged:
+                    continue  # superseded and removed since it was listed, or set aside by the next session
                 self._pace.require(manifest.size, self._remaining())
                 began = self._clock.monotonic()
-                put_once(self._drive, f"{published.folder}/{base}.pt", checkpoint)
-                put_once(self._drive, f"{published.folder}/{base}.json", content)
+                published.put(there, checkpoint)
                 self._written(manifest.size, began)
             newest = manifest
         if newest is None:
@@ -309,19 +309,17 @@ class Publisher:
         commits = published.commits()
         if self._session is not None:  # a command does not know for how long they have been there
             published.retire(newest, now=self._clock.monotonic(), steady_since=self._steady_since)
-        return newest, [commit.path for commit in commits if not commits[-1].manifest.continues(commit.manifest)]
+        return newest, [
+            published.place.path(commit.base)
+            for commit in commits
+            if not commits[-1].manifest.continues(commit.manifest)
+        ]
 
-    def _local_commits(self, experiment: Experiment, fold: int) -> list[tuple[Manifest, bytes]]:
-        """Commits of the live folder that are worth publishing, the best before the newest, oldest first."""
-        place = LocalPlace(self._project.checkpoints_dir(experiment.name, fold), experiment.identity(fold))
-        manifests = Commits(place).manifests()
-        best = manifests[-1].best if manifests else None
-        found = []
-        for manifest in manifests:
-            if manifest is manifests[-1] or (best and manifest.stem == best["commit"]):
-                with contextlib.suppress(FileNotFoundError):  # pruned just now
-                    found.append((manifest, place.manifest(manifest.stem)))
-        return found
+    def _worth_publishing(self, here: Commits) -> list[Commit]:
+        """Commits of the live folder that are worth publishing: the newest, and its best before it."""
+        found = here.commits()
+        best = found[-1].manifest.best if found else None
+        return [one for one in found if one is found[-1] or (best and one.manifest.stem == best["commit"])]
 
     def _publish_outcomes(self, experiment: Experiment, jobs: Sequence[Job], enqueued: dict[str, Any]) -> None:
         histories = histories_of(jobs)

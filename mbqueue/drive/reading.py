@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from mbqueue.drive.mounted import DUPLICATE, Drive, is_about_one_file
 from mbqueue.errors import MbqueueError
+from mbqueue.storage.mounted import Drive, is_about_one_file
+from mbqueue.storage.names import DUPLICATE
 
 #: What taking apart something that mbqueue did not write, or not this one, may raise.
 NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MbqueueError)

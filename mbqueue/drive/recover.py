@@ -12,7 +12,6 @@ from filelock import FileLock
 
 from mbqueue import files
 from mbqueue.clock import Clock
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
 from mbqueue.drive.wanted import steer_as_wanted, wanted
@@ -26,7 +25,8 @@ from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Manifest
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.places import in_folder, named_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +155,10 @@ def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> Non
 
 
 def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Callable[[str], None], now: float) -> None:
-    commits = _commits_of(queue, folder, note)
-    newest = commits.newest()
-    if newest is None:
+    found = _commits_of(queue, folder, note).newest()
+    if found is None:
         return
+    newest = found.manifest
     if is_sound(newest, str(folder)):
         assert newest.enqueued is not None
         enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)
@@ -180,11 +180,11 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
 
 def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
     """The commits in a folder that are of the fold it is named after, and of what the queue knows of that."""
-    place = LocalPlace.found(folder)
-    known = next((one for one in queue.experiments() if one.name == place.identity.experiment), None)
+    identity = named_after(folder)
+    known = next((one for one in queue.experiments() if one.name == identity.experiment), None)
     if known is not None:
-        place = LocalPlace(folder, known.identity(place.identity.fold))
-    return Commits(place, passed_over(place.name, note))
+        identity = known.identity(identity.fold)
+    return Commits(in_folder(folder), identity, passed_over(str(folder), note))
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:

@@ -20,10 +20,9 @@ from mbqueue import files
 from mbqueue.belonging import Belonging
 from mbqueue.clock import Clock, SystemClock
 from mbqueue.drive.livestate import LiveState, as_published, remember_root
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
-from mbqueue.drive.published import Chain, PublishedFold, published_folds
+from mbqueue.drive.published import PublishedFold, published_folds
 from mbqueue.drive.snapshots import Snapshots, check_enqueued
 from mbqueue.errors import QueueError
 from mbqueue.experiment import parse_spec
@@ -34,9 +33,10 @@ from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
-from mbqueue.storage.commits import Commits
-from mbqueue.storage.manifest import Identity, Manifest
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.commits import Commit, Commits
+from mbqueue.storage.manifest import Damaged, Identity, Manifest
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.places import in_folder
 
 ASIDE = "aside"
 
@@ -191,8 +191,9 @@ class Reentry:
                 found.setdefault(name, outcome.enqueued)
         for name, fold in published_folds(self._drive):
             if name not in found:
-                for commit in self.published_fold(Identity(experiment=name, fold=fold)).commits():
-                    if is_sound(commit.manifest, commit.path):
+                published = self.published_fold(Identity(experiment=name, fold=fold))
+                for commit in published.commits():
+                    if is_sound(commit.manifest, published.place.path(commit.base)):
                         assert commit.manifest.enqueued is not None
                         found[name] = commit.manifest.enqueued
         return sorted(found.values(), key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
@@ -209,45 +210,41 @@ class Reentry:
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
-        here = Commits(LocalPlace(folder, identity)).manifests()
-        local = here[-1] if here else None
+        here = Commits(in_folder(folder), identity)
+        local = next(reversed(here.manifests()), None)
         published = self.published_fold(identity)
-        chain = published.chain(above=None if local is None else local.rank)
-        if chain is None:
+        chain = published.chain(above=local)
+        if not chain:
             if at_start:
                 queue.adopt(trained_by(experiment, fold, local), now=self._clock.now(), by=by)
             return False
-        manifest = chain.newest.manifest
+        manifest = chain[-1].manifest
         if manifest.enqueued and manifest.enqueued["prepare"]:
             self._prepared(queue, experiment, manifest.enqueued["prepare"], by)
-        contents = {}
-        for commit in chain.commits:
-            content = published.checkpoint(commit)
-            if content is None:
-                return False  # it was whole a moment ago; the next time decides
-            contents[commit.manifest.stem] = (content, commit.content)
+        try:
+            contents = [(commit, published.checkpoint(commit)) for commit in chain]
+        except Damaged:
+            return False  # it was whole a moment ago; the next time decides
         taken = queue.adopt(
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),
             by=by,
-            publish=lambda: self._take_over(LocalPlace(folder, identity), chain, contents),
+            publish=lambda: self._take_over(here, folder, contents),
         )
         if taken:
             with LiveState.changing(self._project.publishing_file) as state:
                 state.commits[f"{experiment.name}/fold_{fold}"] = as_published(manifest)
         return taken
 
-    def _take_over(self, place: LocalPlace, chain: Chain, contents: Mapping[str, tuple[bytes, bytes]]) -> None:
+    def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
         """Put a chain's commits into the live folder; what is there of another line is kept aside."""
-        folder = place.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        on_line = {one.stem for one in Commits(place).manifests() if chain.newest.manifest.continues(one)}
-        for stem in place.stems():
+        newest = chain[-1][0].manifest
+        on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
+        for stem in here.bases():
             if stem not in on_line:
                 self._set_aside(folder, stem)
-        for stem, (checkpoint, manifest) in contents.items():
-            files.write_bytes(folder / f"{stem}.pt", checkpoint)
-            files.write_bytes(folder / f"{stem}.json", manifest)
+        for commit, checkpoint in chain:
+            here.put(commit, checkpoint)
 
     def _set_aside(self, folder: Path, stem: str) -> None:
         aside = folder / ASIDE

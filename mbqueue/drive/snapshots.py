@@ -20,7 +20,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mbqueue import files
-from mbqueue.drive.mounted import DUPLICATE, Drive
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
 from mbqueue.drive.retiring import places_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
@@ -29,7 +28,8 @@ from mbqueue.project import NAME_PATTERN, PUBLISHED_SNAPSHOTS
 from mbqueue.queue import sqlite_schema
 from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
 from mbqueue.queue.schema import SCHEMA_VERSION
-from mbqueue.storage.names import HIGHEST_FENCE
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 
 FORMAT = 1
 #: So many snapshots of one line of databases are kept, besides those that are not settled yet.

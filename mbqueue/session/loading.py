@@ -15,8 +15,8 @@ from mbqueue.data.graphs import CONVERTER_VERSION
 from mbqueue.drive.crystals import Shelf, fetch_crystals, publish_crystals, shelf_of
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
+from mbqueue.storage.objects import ObjectStore
 from mbqueue.task import FORMATION_ENERGY, Target
 
 Progress = Callable[[str], Callable[[int, int], None]]

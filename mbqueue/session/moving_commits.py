@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from mbqueue.buckets import MARKER
 from mbqueue.clock import Clock
 from mbqueue.errors import ResultsError, StoreError, UsageError
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.store import Queue
 from mbqueue.session.same_place import folder_place, known_epochs, lacking, local_epochs, require_store, store_place
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs, send_fold
 from mbqueue.session.shared_results import fetch_results, send_local_results
+from mbqueue.storage.objects import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
             continue
         content = source.read(name, at_most=names[name])
         if not is_named_by_hash:
-            if not target.create(name, content):
+            if not target.create_patiently(name, content):
                 raise StoreError(
                     f"{target.url}/{name} is there already, and not what {source.url} has. Give a prefix that is empty."
                 )

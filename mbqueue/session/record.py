@@ -50,7 +50,8 @@ def run(place: Workplace, lease: Lease) -> str:
         lost = "If only it says that training was carried on with another device or library, that is not recorded."
         place.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
 
-    commits = {fold: Commits(place.commits_of(experiment, fold), passed_over) for fold in spec.folds}
+    folds = [experiment.identity(fold) for fold in spec.folds]
+    commits = {one.fold: Commits(place.place_of(one), one, passed_over) for one in folds}
     changes = fingerprint_changes(commits)
     inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)

@@ -21,13 +21,13 @@ from collections.abc import Callable, Mapping
 from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.errors import QueueError, StoreError
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.shared_commits import epochs_named, finished_epochs, send_fold
 from mbqueue.session.shared_results import send_local_results
+from mbqueue.storage.objects import ObjectStore
 
 FORMAT = 1
 #: (experiment, fold) → finished epochs.

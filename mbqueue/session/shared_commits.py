@@ -5,19 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from mbqueue.objects import ObjectStore
 from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Identity
 from mbqueue.storage.names import commit_file
-from mbqueue.storage.places import LocalPlace
-from mbqueue.storage.store_place import StorePlace
-
-
-def fold_place(project: ProjectFolder, store: ObjectStore, identity: Identity) -> StorePlace:
-    """The commits of a fold in the store, with copies where a project without a store has its commits."""
-    return StorePlace(store, identity, project.checkpoints_dir(identity.experiment, identity.fold))
+from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.places import in_folder, in_store
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
@@ -43,10 +37,12 @@ def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
 def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[[str], None]) -> None:
     """Copy the newest whole commit of every fold, and that of its best epoch, to where local commits are."""
     for experiment, fold in sorted(finished_epochs(store)):
-        place = fold_place(project, store, Identity(experiment=experiment, fold=fold))
-        commits = Commits(place, passed_over(place.name, note))
-        for manifest in commits.chain():
-            place.fetch(manifest)
+        identity = Identity(experiment=experiment, fold=fold)
+        place = in_store(store, identity)
+        there = Commits(place, identity, passed_over(place.name, note))
+        here = Commits(in_folder(project.checkpoints_dir(experiment, fold)), identity)
+        for commit in there.chain():
+            here.put(commit, there.checkpoint(commit))
 
 
 def send_fold(
@@ -58,15 +54,13 @@ def send_fold(
     note: Callable[[str], None],
 ) -> bool:
     """Put a fold's newest commit and that of its best epoch into the store, if this machine has them."""
-    folder = project.checkpoints_dir(experiment.name, fold)
-    identity = experiment.identity(fold)
-    local = LocalPlace(folder, identity)
-    commits = Commits(local, passed_over(local.name, note))
-    chain = commits.chain()
-    if not chain or chain[-1].finished_epochs < epochs:
+    folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
+    here = Commits(in_folder(folder), identity, passed_over(str(folder), note))
+    chain = here.chain()
+    if not chain or chain[-1].manifest.finished_epochs < epochs:
         return False
-    place = fold_place(project, store, identity)
-    for manifest in chain:
-        place.send(manifest, commits.checkpoint(manifest), local.manifest(manifest.stem))
+    there = Commits(in_store(store, identity), identity)
+    for commit in chain:
+        there.put(commit, here.checkpoint(commit))
     note(f"The checkpoints of {experiment.name}, fold {fold}, were sent to {store.url}.")
     return True

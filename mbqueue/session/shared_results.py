@@ -15,13 +15,13 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.errors import ResultsError
-from mbqueue.objects import ObjectStore
 from mbqueue.project import STORED_RESULTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.facts import written_facts
+from mbqueue.storage.objects import ObjectStore
 
 _HASH_DIGITS = 16
 

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from mbqueue.drive.crystals import Shelf, publish_crystals
 from mbqueue.drive.rounds import NoTime, Pace
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
+from mbqueue.storage.objects import ObjectStore
 
 #: How long a session that is done waits for copies.
 END_SECONDS = 60.0

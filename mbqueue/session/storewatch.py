@@ -22,7 +22,7 @@ HEARSAY_SECONDS = 60.0
 
 
 class StoreWatch:
-    """What one session knows of the store; told by the store itself (`mbqueue.objects.ObjectStore`), from any thread.
+    """What one session knows of the store; told by the store itself (`mbqueue.storage.objects`), from any thread.
 
     Args:
         note: told, in a sentence, when the store goes and when it comes back.

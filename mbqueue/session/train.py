@@ -11,7 +11,7 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.searching import verdict
 from mbqueue.session.workplace import Workplace
-from mbqueue.storage.commits import Staged
+from mbqueue.storage.own_commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
 

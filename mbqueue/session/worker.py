@@ -30,7 +30,6 @@ from mbqueue.errors import (
     UsageError,
     causes,
 )
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, require_content, require_queue
@@ -46,6 +45,7 @@ from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.usable import usable_device, why_full, why_lost
 from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Stopped, Workplace
+from mbqueue.storage.objects import ObjectStore
 from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}

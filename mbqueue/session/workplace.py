@@ -11,12 +11,11 @@ import torch
 
 from mbqueue.clock import Clock
 from mbqueue.data.cache_lock import building
-from mbqueue.drive.copies import mended_place
 from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import LeaseLost, QueueError, SpecError, StoreAway, StoreError
 from mbqueue.experiment import Spec, hash_of_spec, parse_spec
-from mbqueue.objects import ObjectStore
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
@@ -24,11 +23,13 @@ from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.outcome import TIME_IS_UP
 from mbqueue.session.report import Report
-from mbqueue.session.shared_commits import fold_place
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.storage.places import LocalPlace, Place
+from mbqueue.storage.manifest import Identity
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.places import Place, in_folder, in_store
 from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
@@ -321,15 +322,25 @@ class Workplace:
         if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=self.should_stop):
             raise self.stopped()
 
-    def commits_of(self, experiment: Experiment, fold: int) -> Place:
+    def place_of(self, identity: Identity) -> Place:
         """Where the commits of a fold are."""
-        identity = experiment.identity(fold)
         if self.store is not None:
-            return fold_place(self.project, self.store, identity)
+            return in_store(self.store, identity)
+        return in_folder(self.project.checkpoints_dir(identity.experiment, identity.fold))
+
+    def _checkpoints(self, lease: Lease, experiment: Experiment, fold: int) -> Checkpoints:
+        identity = experiment.identity(fold)
         folder = self.project.checkpoints_dir(experiment.name, fold)
-        if self.publisher is None:
-            return LocalPlace(folder, identity)
-        return mended_place(self.project.root, folder, identity, self.report.note)
+        return Checkpoints(
+            self.place_of(identity),
+            identity,
+            lambda stem, why: self.damaged(lease, f"{stem} was set aside: {why}"),
+            near=None if self.store is None else folder,
+            mirror=None if self.publisher is None else PublishedFold(Drive(self.project.root), identity),
+            note=self.report.note,
+            enqueued=enqueued_facts(experiment, self._prepared(experiment)),
+            hold_on=self.hold_on,
+        )
 
     @property
     def loaded_fold(self) -> tuple[int, int] | None:
@@ -348,12 +359,7 @@ class Workplace:
         if self._fold is None or self._fold[0] != key:
             self._fold = None
             data = self.data_for(job, experiment, spec)
-            checkpoints = Checkpoints(
-                self.commits_of(experiment, job.fold),
-                lambda stem, why: self.damaged(lease, f"{stem} was set aside: {why}"),
-                enqueued=enqueued_facts(experiment, self._prepared(experiment)),
-                hold_on=self.hold_on,
-            )
+            checkpoints = self._checkpoints(lease, experiment, job.fold)
             self.while_held(lease, checkpoints.sweep)
             frozen = self.frozen_for(job, spec, data)
             self._fold = (

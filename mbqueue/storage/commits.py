@@ -1,27 +1,24 @@
-"""The commits of one fold: a checkpoint and its manifest each, in one place (`mbqueue.storage.places`).
+"""The commits of one fold in one place: a checkpoint and its manifest each.
 
 A commit exists when its manifest does. It is written in two parts: staging makes the checkpoint durable, which is slow
-and may run in a background thread; publishing lets the manifest exist, which is fast (two renames, or one put) and
-belongs inside the queue's fence, so that a worker that lost its lease publishes nothing. What is published never
-changes.
+and may run in a background thread; publishing lets the manifest exist, which is fast and belongs inside the queue's
+fence, so that a worker that lost its lease publishes nothing. What is published never changes.
 
-A place is opened for one identity (`mbqueue.storage.manifest.Identity`). A commit of another fold, experiment, spec or
+Commits are opened for one identity (`mbqueue.storage.manifest.Identity`). One of another fold, experiment, spec or
 dataset counts as damaged, wherever it comes from: files that were moved by hand, a restore that was mixed up.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from mbqueue.errors import CheckpointError
-from mbqueue.storage.manifest import Damaged, Manifest, manifest_named
-from mbqueue.storage.places import Place, Staging
-
-_KEPT = 2
+from mbqueue.storage.blobs import Listed, Unreadable
+from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manifest, manifest_named
+from mbqueue.storage.names import CommitFile, commit_file
+from mbqueue.storage.places import Place
 
 #: Told the name and the reason of a commit that is not taken.
 OnWrong = Callable[[str, str], None]
@@ -29,182 +26,186 @@ OnWrong = Callable[[str, str], None]
 
 def passed_over(where: str, note: Callable[[str], None]) -> OnWrong:
     """Tells in a sentence of each commit that is passed over."""
-    return lambda stem, why: note(f"{where}/{stem} is passed over: {why}")
+    return lambda base, why: note(f"{where}/{base} is passed over: {why}")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit that exists.
+
+    Attributes:
+        base: name of its manifest without the suffix.
+        content: bytes of the manifest.
+    """
+
+    base: str
+    manifest: Manifest
+    content: bytes = field(repr=False)
 
 
 class Commits:
-    """The commits of one fold, to be read; nothing is changed in their place.
+    """The commits of one fold, read as the untrusted files that they are.
 
     Args:
         place: where they are.
-        on_wrong: told of each commit that is passed over, because it is damaged or another's.
+        identity: whose they must be.
+        on_wrong: told, once each, of commits that are passed over, because they are damaged or another's.
     """
 
-    def __init__(self, place: Place, on_wrong: OnWrong = lambda _stem, _why: None) -> None:
-        self.place = place
+    def __init__(self, place: Place, identity: Identity, on_wrong: OnWrong = lambda _base, _why: None) -> None:
+        self.place, self.identity = place, identity
         self._on_wrong = on_wrong
+        self._told: set[tuple[str, str]] = set()
+        self._known: dict[str, tuple[str, Commit]] = {}
 
-    @property
-    def where(self) -> str:
-        """Where they are, for people."""
-        return self.place.name
+    # -- reading -------------------------------------------------------------------------------------------------
 
-    def manifests(self) -> list[Manifest]:
+    def commits(self) -> list[Commit]:
         """Every commit whose manifest is whole and of this identity, in the order of `Manifest.rank`."""
-        found = []
-        for stem in self.place.stems():
+        found: dict[str, Commit] = {}
+        wrong: dict[str, CheckpointError] = {}
+        for name, listed, file in self._files():
+            if not self.place.is_manifest(file) or file.base in found:
+                continue
             try:
-                found.append(self._manifest(stem))
+                found[file.base] = self._commit(name, file, listed)
+            except Unreadable as error:
+                wrong[file.base] = Damaged(str(error))
             except FileNotFoundError:
                 continue  # superseded and removed since it was listed
             except CheckpointError as error:
-                self._wrong(stem, error)
-        return sorted(found, key=lambda manifest: manifest.rank)
+                wrong[file.base] = error
+        for base, why in wrong.items():
+            if base not in found:  # a mount may have two files of one name
+                self._wrong(base, why)
+        return sorted(found.values(), key=lambda commit: commit.manifest.rank)
 
-    def newest(self, *, at_most_epoch: int | None = None) -> Manifest | None:
+    def manifests(self) -> list[Manifest]:
+        """The manifests of `commits`."""
+        return [commit.manifest for commit in self.commits()]
+
+    def newest(self, *, at_most_epoch: int | None = None) -> Commit | None:
         """The commit with the most work that is whole, as `chain` finds it; None when there is none."""
         chain = self.chain(at_most_epoch=at_most_epoch)
         return chain[-1] if chain else None
 
-    def chain(self, *, at_most_epoch: int | None = None) -> list[Manifest]:
+    def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
         """What is needed to go on: the commit with the most work that is whole, in every byte, and that of its best
         epoch, if it is another one, before it. Nothing when there is none.
 
         It is only whole together with the commit of the best epoch that it points to: without that, what the fold
         was trained for is lost, and it must be trained again from a commit that has all it needs. Those that are not
         are passed over and told.
+
+        Args:
+            above: only one that comes after this in the order of commits.
         """
-        found = self.manifests()
-        for manifest in reversed(found):
-            if at_most_epoch is not None and manifest.epoch > at_most_epoch:
+        found = self.commits()
+        for commit in reversed(found):
+            if above is not None and commit.manifest.rank <= above.rank:
+                break
+            if at_most_epoch is not None and commit.manifest.epoch > at_most_epoch:
                 continue
             try:
-                chain = self._chain_to(manifest, found)
+                chain = self._chain_to(commit, found)
                 for needed in chain:
                     self.checkpoint(needed)
             except Damaged as error:
-                self._wrong(manifest.stem, error)
+                self._wrong(commit.base, error)
                 continue
             return chain
         return []
 
-    def _chain_to(self, manifest: Manifest, among: list[Manifest]) -> list[Manifest]:
-        if manifest.best is None or manifest.best["commit"] == manifest.stem:
-            return [manifest]
-        for best in among:
-            if best.stem == manifest.best["commit"] and manifest.continues(best):
-                return [best, manifest]
-        raise Damaged(f"{manifest.stem} lacks its best epoch: {manifest.best['commit']} is not in {self.where}.")
+    def _chain_to(self, commit: Commit, among: list[Commit]) -> list[Commit]:
+        best = commit.manifest.best
+        if best is None or best["commit"] == commit.manifest.stem:
+            return [commit]
+        for candidate in among:
+            if candidate.manifest.stem == best["commit"] and commit.manifest.continues(candidate.manifest):
+                return [candidate, commit]
+        raise Damaged(f"{commit.base} lacks its best epoch: {best['commit']} is not in {self.place.name}.")
 
-    def find(self, stem: str) -> Manifest | None:
-        """The commit of that name, or None.
+    def find(self, stem: str) -> Commit | None:
+        """The commit of that name, or None."""
+        return next((commit for commit in self.commits() if commit.manifest.stem == stem), None)
 
-        Raises:
-            Damaged: when its manifest is not whole, or it is another's.
-        """
-        try:
-            return self._manifest(stem)
-        except FileNotFoundError:
-            return None
+    def bases(self) -> list[str]:
+        """Names of all manifests without the suffix, be they whole or not."""
+        return list(dict.fromkeys(file.base for _, _, file in self._files() if self.place.is_manifest(file)))
 
-    def checkpoint(self, manifest: Manifest) -> bytes:
+    def checkpoint(self, commit: Commit) -> bytes:
         """The bytes of a commit's checkpoint.
 
         Raises:
             Damaged: when they are missing, or not what the manifest says.
-            OSError: when the file system fails, which says nothing about the file.
+            OSError, StoreError: when the place fails, which says nothing about the checkpoint.
         """
-        content = self.place.checkpoint(manifest)
-        if hashlib.sha256(content).hexdigest() != manifest.sha256:
-            raise Damaged(f"{self.where}/{manifest.stem}.pt does not have the SHA-256 that its manifest says.")
-        return content
+        manifest = commit.manifest
+        base = self.place.checkpoint_base(manifest, commit.content)
+        why = f"its checkpoint {self.place.name}/{base}.pt is missing."
+        for name in self._names(base, "pt"):
+            try:
+                content = self.place.blobs.read(self.place.path(name), at_most=manifest.size)
+            except Unreadable as error:
+                why = str(error)
+                continue
+            except FileNotFoundError:
+                continue
+            if len(content) != manifest.size:
+                size = len(content) if len(content) < manifest.size else f"over {manifest.size}"
+                why = f"{self.place.name}/{name} has {size} bytes, its manifest says {manifest.size}."
+            elif hashlib.sha256(content).hexdigest() != manifest.sha256:
+                why = f"{self.place.name}/{name} does not have the SHA-256 that its manifest says."
+            else:
+                return content
+        raise Damaged(why)
 
-    def _manifest(self, stem: str) -> Manifest:
-        return manifest_named(
-            stem, self.place.manifest(stem), source=f"{self.where}/{stem}.json", identity=self.place.identity
-        )
+    def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
+        tag, known = self._known.get(name, ("", None))
+        # What has a hash in its name was compared with it. Under another name a person may have put something.
+        if known is not None and (file.digits or (tag and tag == listed.tag)):
+            return known
+        source = f"{self.place.name}/{name}"
+        content = self.place.blobs.read(self.place.path(name), at_most=LARGEST_MANIFEST)
+        if not hashlib.sha256(content).hexdigest().startswith(file.digits):
+            raise Damaged(f"{source} is cut off or damaged: its content does not fit its name.")
+        commit = Commit(file.base, manifest_named(file.stem, content, source=source, identity=self.identity), content)
+        self._known[name] = (listed.tag, commit)
+        return commit
 
-    def _wrong(self, stem: str, error: CheckpointError) -> None:
-        self._on_wrong(stem, str(error))
+    def _files(self) -> list[tuple[str, Listed, CommitFile]]:
+        """(name, listing, what the name says) of every file of a commit."""
+        listed = self.place.blobs.listed(self.place.folder)
+        return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 
+    def _names(self, base: str, suffix: str) -> list[str]:
+        """Under which names a file may be: a mount makes ``name (1)`` of a second one."""
+        if not self.place.has_hashed_manifests:
+            return [f"{base}.{suffix}"]
+        return [name for name, _, file in self._files() if (file.base, file.suffix) == (base, suffix)]
 
-@dataclass(frozen=True)
-class Staged:
-    """A commit that is durable, but does not exist yet."""
+    def _wrong(self, base: str, error: CheckpointError) -> None:
+        if (base, str(error)) not in self._told:
+            self._told.add((base, str(error)))
+            self._on_wrong(base, str(error))
 
-    manifest: Manifest
-    staging: Staging
+    # -- copies --------------------------------------------------------------------------------------------------
 
-    @property
-    def is_published(self) -> bool:
-        """Whether the commit exists."""
-        return self.staging.is_published
+    def put(self, commit: Commit, checkpoint: bytes) -> None:
+        """Copy a commit of another place here, its manifest last. What has its names gives way."""
+        base = self.place.base(commit.manifest, commit.content)
+        self._put_checkpoint(commit, checkpoint)
+        self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)
 
-    def publish(self) -> Manifest:
-        """Make the commit exist, durably. Call it while the lease is held.
+    def remove(self, commit: Commit) -> None:
+        """Remove a commit, its manifest first: one whose checkpoint is gone must not seem to exist."""
+        manifest, content = commit.manifest, commit.content
+        files = [(self.place.base(manifest, content), "json"), (self.place.checkpoint_base(manifest, content), "pt")]
+        for base, suffix in files:
+            for name in self._names(base, suffix):
+                self.place.blobs.remove(self.place.path(name))
+                self._known.pop(name, None)
 
-        Raises:
-            CommitTaken: when another writer made it first.
-            StoreError: when an object store does not answer: whether the commit exists is then not known, and
-                publishing the same again tells.
-        """
-        self.staging.publish()
-        return self.manifest
-
-    def discard(self) -> None:
-        """Remove what is left of it on this machine; nothing after `publish`."""
-        self.staging.discard()
-
-
-class OwnCommits(Commits):
-    """The commits of one fold, for the one process that works on it: also written, pruned and set aside.
-
-    Args:
-        place, on_wrong: as of `Commits`; what is damaged or another's is set aside (renamed to .damaged) first.
-        enqueued: what the queue knows of the experiment; written into every manifest.
-    """
-
-    def __init__(
-        self,
-        place: Place,
-        on_wrong: OnWrong = lambda _stem, _why: None,
-        *,
-        enqueued: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(place, on_wrong)
-        self._enqueued = None if enqueued is None else dict(enqueued)
-
-    def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
-        """Write a checkpoint and its manifest durably, without letting the commit exist.
-
-        Args:
-            content: bytes of the checkpoint file.
-            facts: fields of `Manifest` other than size and sha256.
-        """
-        given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
-        manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        self.place.identity.require(manifest, source=f"{self.where}/{manifest.stem}")
-        text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        return Staged(manifest, self.place.stage(manifest, content, text.encode()))
-
-    def prune(self) -> list[str]:
-        """Remove all but the newest two commits and the best epochs that they point to; the stems removed."""
-        manifests = self.manifests()
-        newest = manifests[-_KEPT:]
-        kept = {manifest.stem for manifest in newest}
-        kept |= {manifest.best["commit"] for manifest in newest if manifest.best}
-        removed = [manifest for manifest in manifests if manifest.stem not in kept]
-        for manifest in removed:
-            self.place.remove(manifest)
-        self.place.tidy(manifests)
-        return [manifest.stem for manifest in removed]
-
-    def sweep(self) -> None:
-        """Remove temporary files that a dead process left."""
-        self.place.sweep()
-
-    def _wrong(self, stem: str, error: CheckpointError) -> None:
-        if not isinstance(error, Damaged):
-            raise error  # of a newer format: whole, and not to be touched
-        if self.place.set_aside(stem):
-            super()._wrong(stem, error)
+    def _put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
+        base = self.place.checkpoint_base(commit.manifest, commit.content)
+        self.place.blobs.put(self.place.path(f"{base}.pt"), checkpoint)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from mbqueue.errors import CheckpointError, StoreError
-from mbqueue.storage.commits import OnWrong, OwnCommits
-from mbqueue.storage.manifest import Damaged, Manifest
+from mbqueue.storage.commits import Commit, OnWrong
+from mbqueue.storage.manifest import Damaged, Identity, Manifest
+from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.storage.places import Place
 from mbqueue.train.state import TrainState, deserialise
 
@@ -16,7 +17,7 @@ class Checkpoints(OwnCommits):
     """The commits of one fold that is trained.
 
     Args:
-        place, on_wrong, enqueued: as of `OwnCommits`.
+        place, identity, on_wrong, own: as of `OwnCommits`.
         hold_on: called when the place, an object store, does not take a commit: waits, or raises the error it is
             given when there is no time to.
     """
@@ -24,28 +25,34 @@ class Checkpoints(OwnCommits):
     def __init__(
         self,
         place: Place,
-        on_wrong: OnWrong = lambda _stem, _why: None,
+        identity: Identity,
+        on_wrong: OnWrong = lambda _base, _why: None,
         *,
-        enqueued: Mapping[str, Any] | None = None,
         hold_on: Callable[[StoreError], None] | None = None,
+        **own: Any,
     ) -> None:
-        super().__init__(place, on_wrong, enqueued=enqueued)
+        super().__init__(place, identity, on_wrong, **own)
         self.hold_on = hold_on or _raise
 
-    def checkpoint(self, manifest: Manifest) -> bytes:
+    @property
+    def where(self) -> str:
+        """Where they are, for people."""
+        return self.place.name
+
+    def checkpoint(self, commit: Commit) -> bytes:
         """As `Commits.checkpoint`; they are also those of the training state that the manifest describes."""
-        content = super().checkpoint(manifest)
-        self._state(manifest, content)
+        content = super().checkpoint(commit)
+        self._state(commit.manifest, content)
         return content
 
-    def load(self, manifest: Manifest) -> TrainState:
+    def load(self, commit: Commit) -> TrainState:
         """The state of a commit.
 
         Raises:
             Damaged: when the file is missing, or its size, hash or content is not as the manifest says.
             OSError: when the file system fails, which says nothing about the file.
         """
-        return self._state(manifest, super().checkpoint(manifest))
+        return self._state(commit.manifest, super().checkpoint(commit))
 
     def _state(self, manifest: Manifest, content: bytes) -> TrainState:
         path = f"{self.where}/{manifest.stem}.pt"

@@ -153,7 +153,8 @@ class FoldRun:
 
     def _enter(self, epoch: int, session: str) -> Learner:
         """The learner at the newest commit of at most this epoch."""
-        newest = self._checkpoints.newest(at_most_epoch=epoch)
+        commit = self._checkpoints.newest(at_most_epoch=epoch)
+        newest = None if commit is None else commit.manifest
         learner = self._learner
         if learner is None or (learner.parent and learner.parent.sha256) != (newest and newest.sha256):
             learner = Learner(
@@ -164,8 +165,8 @@ class FoldRun:
                 device=self.device,
                 steps_per_epoch=self.steps_per_epoch,
             )
-            if newest is not None:
-                learner.restore(self._checkpoints.load(newest), newest)
+            if commit is not None:
+                learner.restore(self._checkpoints.load(commit), commit.manifest)
             changes = learner.compute_under(self._conditions.fingerprint(), session)
             if newest is not None and changes:
                 self._tell_changes(changes, newest)
@@ -298,12 +299,12 @@ class FoldRun:
     def finished_epochs(self) -> int:
         """How many epochs the newest whole commit has finished."""
         newest = self._checkpoints.newest()
-        return 0 if newest is None else newest.finished_epochs
+        return 0 if newest is None else newest.manifest.finished_epochs
 
     def history(self) -> list[dict[str, Any]]:
         """One row per finished epoch, as the newest whole commit has it."""
         newest = self._checkpoints.newest()
-        return [] if newest is None else newest.history
+        return [] if newest is None else newest.manifest.history
 
     def best_model(self) -> Any:
         """The best epoch's model (averaged weights when averaging is on), on the CPU; with no epochs, the first one.
@@ -311,7 +312,7 @@ class FoldRun:
         Its output is in the unit of the target; of a class, logits.
 
         Raises:
-            CheckpointError: when no epoch is finished, or the best one's commit is gone.
+            CheckpointError: when no epoch is finished.
         """
         model = self.family.copy_of(self._start.model)
         if self.spec.train.epochs:
@@ -321,15 +322,10 @@ class FoldRun:
         return model
 
     def _best_weights(self) -> dict[str, Tensor]:
-        newest = self._checkpoints.newest()
-        if newest is None or newest.best is None:
+        chain = self._checkpoints.chain()
+        if not chain or chain[-1].manifest.best is None:
             raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self._checkpoints.where}.")
-        best = self._checkpoints.find(newest.best["commit"])
-        if best is None:
-            raise CheckpointError(
-                f"The best epoch's commit {newest.best['commit']} is not in {self._checkpoints.where}."
-            )
-        state = self._checkpoints.load(best)
+        state = self._checkpoints.load(chain[0])
         return {**state.model, **state.average}
 
     def predict_test(

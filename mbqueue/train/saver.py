@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from mbqueue.errors import CheckpointError, StoreError
-from mbqueue.storage.commits import Staged
 from mbqueue.storage.manifest import Manifest
+from mbqueue.storage.own_commits import Staged
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.state import TrainState, serialise
 

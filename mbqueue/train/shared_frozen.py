@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mbqueue.objects import ObjectStore
 from mbqueue.project import STORED_FROZEN
+from mbqueue.storage.objects import ObjectStore
 from mbqueue.train.frozen import FrozenBackbone, Progress
 
 LARGEST_LISTING = 1 << 16
@@ -45,7 +45,7 @@ def send_shards(
         if _listing(kind, shard) not in there:
             content, listing = frozen.exported(kind, shard)
             store.put(f"{prefix}/{_file(kind, shard, listing['sha256'])}", content)
-            if store.create(f"{prefix}/{_listing(kind, shard)}", json.dumps(listing).encode()):
+            if store.create_patiently(f"{prefix}/{_listing(kind, shard)}", json.dumps(listing).encode()):
                 return
         elif _only_ours(frozen, kind, shard, there):
             return

@@ -8,9 +8,9 @@ import pytest
 from small_project import ManualClock
 
 from mbqueue.drive.announce import ALIVE_SECONDS, Announcement, Announcements
-from mbqueue.drive.mounted import Drive
 from mbqueue.project import init_project
 from mbqueue.queue.jobs import SessionRow
+from mbqueue.storage.mounted import Drive
 
 THEIRS, OURS = "20260101T000000Z-aaaaaa", "20260101T000000Z-bbbbbb"
 

@@ -10,11 +10,13 @@ import pytest
 from fake_training import FAKE, FakeSession
 from small_project import ManualClock
 
-from mbqueue.drive.copies import mended_place
+from mbqueue.drive.published import PublishedFold
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.store import Queue
-from mbqueue.storage.commits import OwnCommits
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.own_commits import OwnCommits
+from mbqueue.storage.places import in_folder
 
 
 @pytest.fixture
@@ -36,8 +38,10 @@ def session(tmp_path: Path, clock: ManualClock) -> FakeSession:
 
 def checkpoints_of(session: FakeSession, notes: list[str], damaged: list[str]) -> OwnCommits:
     folder = session.project.checkpoints_dir("fake", 0)
-    place = mended_place(session.project.root, folder, FAKE, notes.append)
-    return OwnCommits(place, lambda stem, _why: damaged.append(stem))
+    mirror = PublishedFold(Drive(session.project.root), FAKE)
+    return OwnCommits(
+        in_folder(folder), FAKE, lambda stem, _why: damaged.append(stem), mirror=mirror, note=notes.append
+    )
 
 
 def flip(path: Path) -> None:
@@ -62,9 +66,9 @@ def test_the_published_copy_of_that_very_commit_takes_the_place_of_the_damaged_o
     notes: list[str] = []
     damaged: list[str] = []
     checkpoints = checkpoints_of(session, notes, damaged)
-    newest = checkpoints.manifests()[-1]
-    assert newest.stem == path.stem
-    assert hashlib.sha256(checkpoints.checkpoint(newest)).hexdigest() == newest.sha256
+    newest = checkpoints.commits()[-1]
+    assert newest.base == path.stem
+    assert hashlib.sha256(checkpoints.checkpoint(newest)).hexdigest() == newest.manifest.sha256
     assert path.read_bytes() == whole
     assert damaged == []
     assert any("published copy was fetched" in note for note in notes)
@@ -75,9 +79,9 @@ def test_a_missing_checkpoint_is_fetched(session: FakeSession) -> None:
     path = max(folder.glob("e*.pt"))
     whole = path.read_bytes()
     path.unlink()
-    place = mended_place(session.project.root, folder, FAKE, lambda _text: None)
-    (manifest,) = OwnCommits(place).manifests()
-    assert place.checkpoint(manifest) == whole == path.read_bytes()
+    commits = checkpoints_of(session, [], [])
+    (commit,) = commits.commits()
+    assert commits.checkpoint(commit) == whole == path.read_bytes()
 
 
 def test_without_a_mount_the_damaged_commit_is_set_aside_as_elsewhere(session: FakeSession) -> None:

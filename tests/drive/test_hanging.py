@@ -16,7 +16,6 @@ from small_project import ManualClock, RememberedReport, enqueue, make_split_pro
 
 from mbqueue.drive import publishing
 from mbqueue.drive.livestate import publishing_status
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.publishing import Publisher
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
@@ -24,6 +23,7 @@ from mbqueue.queue.store import Queue
 from mbqueue.session.outcome import Ending, StopCause, StopKind
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import WorkOptions, work
+from mbqueue.storage.mounted import Drive
 
 #: Much longer than any test may take; whoever waits for it fails.
 FOR_EVER = 120.0

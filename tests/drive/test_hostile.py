@@ -18,7 +18,6 @@ from small_project import ManualClock
 
 from mbqueue import files
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.recover import recover
 from mbqueue.drive.snapshots import DamagedSnapshot, Snapshots, check, take
 from mbqueue.errors import CheckpointError
@@ -26,6 +25,7 @@ from mbqueue.project import init_project
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.storage.manifest import Damaged, manifest_of
+from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import HIGHEST_FENCE
 from mbqueue.train.state import deserialise
 

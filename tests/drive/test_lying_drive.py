@@ -21,7 +21,6 @@ from lying_drive import LONGEST_UPLOAD, Client, LyingDrive
 from small_project import ManualClock
 
 from mbqueue.drive import published, retiring
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
@@ -31,6 +30,7 @@ from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
 from mbqueue.storage.manifest import Identity, Manifest, manifest_of
+from mbqueue.storage.mounted import Drive
 
 SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "120"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
@@ -246,7 +246,7 @@ def check_that_a_fresh_machine_agrees(schedule: Schedule, last: FakeSession) -> 
             chain = PublishedFold(drive, Identity(experiment="fake", fold=fold)).chain()
             ours = newest_whole(last.project.checkpoints_dir("fake", fold), pytest.fail)
             theirs = newest_whole(project.checkpoints_dir("fake", fold), pytest.fail)
-            assert chain is not None
-            assert chain.newest.manifest == ours == theirs
+            assert chain
+            assert chain[-1].manifest == ours == theirs
             told = json.loads(predictions_file(client.folder / RESULTS, fold).read_text())
-            assert told["history"] == chain.newest.manifest.history, "the predictions are of another line"
+            assert told["history"] == chain[-1].manifest.history, "the predictions are of another line"

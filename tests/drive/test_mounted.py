@@ -12,13 +12,13 @@ import pytest
 from fake_training import FAKE, FakeSession
 from small_project import ManualClock
 
-from mbqueue.drive.mounted import Drive, put_once
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.retiring import SETTLED_SECONDS
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.store import Queue
+from mbqueue.storage.mounted import Drive
 
 PATH = "state/checkpoints/fake/fold_0/e0001-done-f0001-0123456789ab.pt"
 
@@ -62,10 +62,10 @@ def test_a_file_that_could_not_be_written_leaves_nothing_behind_and_is_written_l
     drive = FullDrive(root)
     for _ in range(3):
         with pytest.raises(OSError, match="injected"):
-            put_once(drive, PATH, b"x" * 5000)
+            drive.put(PATH, b"x" * 5000)
     assert names(root, "state") == []
     drive.is_full = False
-    put_once(drive, PATH, b"x" * 5000)
+    drive.put(PATH, b"x" * 5000)
     assert names(root, "state") == [Path(PATH).name]
 
 
@@ -77,10 +77,10 @@ def test_a_file_is_published_however_many_damaged_ones_have_its_name(
         patched.setattr(Path, "unlink", _no_removing)
         for _ in range(150):
             with pytest.raises(OSError, match=r"injected|not this one"):
-                put_once(drive, PATH, b"x" * 5000)
+                drive.put(PATH, b"x" * 5000)
     assert len(names(root, "state")) <= 10
     drive.is_full = False
-    put_once(drive, PATH, b"x" * 5000)
+    drive.put(PATH, b"x" * 5000)
     assert [path.read_bytes() for path in (root / "state").rglob("*.pt")].count(b"x" * 5000) == 1
 
 
@@ -194,10 +194,10 @@ def test_a_commit_is_not_replaced_by_one_whose_upload_was_cut_off(
     whole, *cut_off = PublishedFold(Drive(root), FAKE).commits()
     assert len(cut_off) >= 2
     for commit in cut_off:
-        checkpoint = root / f"{commit.folder}/{commit.base}.pt"
+        checkpoint = root / PublishedFold(Drive(root), FAKE).place.path(f"{commit.base}.pt")
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     fold = PublishedFold(Drive(root), FAKE)
     for now in (0.0, 2 * SETTLED_SECONDS):
         fold.retire(cut_off[-1].manifest, now=now, steady_since=0.0)
-    assert (root / f"{whole.folder}/{whole.base}.pt").exists()
+    assert (root / fold.place.path(f"{whole.base}.pt")).exists()
     session.queue.close()

@@ -19,7 +19,6 @@ from small_project import ManualClock, make_newer
 from mbqueue import files
 from mbqueue.drive.announce import Announcements
 from mbqueue.drive.livestate import publishing_status
-from mbqueue.drive.mounted import Drive
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
@@ -31,6 +30,7 @@ from mbqueue.queue.jobs import published_seconds
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
 from mbqueue.session.ending import run_end_command
+from mbqueue.storage.mounted import Drive
 
 RESULTS = "results/daily/2026-01-01/fake"
 
@@ -302,8 +302,8 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     second.publish()
     third = mount.session()
     chain = PublishedFold(Drive(mount.root), FAKE).chain()
-    assert chain is not None
-    assert chain.newest.manifest.session == second.id
+    assert chain
+    assert chain[-1].manifest.session == second.id
     mount.work(third, 20)
     assert is_done(third.queue)
     third.end()
@@ -326,8 +326,8 @@ def test_equally_far_lines_are_decided_by_the_smaller_hash_wherever_one_looks_fr
     assert len({commit.manifest.stem for commit in commits}) == 1
     smallest = min(commits, key=lambda commit: commit.manifest.sha256)
     chain = PublishedFold(Drive(mount.root), FAKE).chain()
-    assert chain is not None
-    assert chain.newest.manifest == smallest.manifest
+    assert chain
+    assert chain[-1].manifest == smallest.manifest
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest truncated"])
@@ -337,7 +337,8 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     session.publish()
     mount.train(session, 1)
     session.publish()
-    newest = mount.root / f"{PublishedFold(Drive(mount.root), FAKE).commits()[-1].path}.pt"
+    fold = PublishedFold(Drive(mount.root), FAKE)
+    newest = mount.root / fold.place.path(f"{fold.commits()[-1].base}.pt")
     content = newest.read_bytes()
     if damage == "truncated":
         newest.write_bytes(content[:-1])

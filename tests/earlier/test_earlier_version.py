@@ -22,8 +22,8 @@ from small_project import RememberedReport
 
 from mbqueue.api import Project
 from mbqueue.buckets import STORE_VARIABLE
-from mbqueue.objects import ObjectStore
 from mbqueue.project import LIVE_VARIABLE, QUEUE_VARIABLE, init_project
+from mbqueue.storage.objects import ObjectStore
 
 STORE = "s3://earlier/mbqueue/project"
 SCHEMA = "earlier"

@@ -33,10 +33,10 @@ from postgres_server import PostgresServer, binaries
 from s3_server import ENVIRONMENT
 
 from mbqueue.api import Project
-from mbqueue.objects import ObjectStore
 from mbqueue.project import init_project
 from mbqueue.session.report import Report
 from mbqueue.session.stop import StopRequest
+from mbqueue.storage.objects import ObjectStore
 
 SETTINGS = "checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n"
 SCHEMA = "earlier"

@@ -16,15 +16,15 @@ from small_project import RememberedReport, enqueue, make_split_project, small_s
 
 from mbqueue.drive import mounted
 from mbqueue.drive.crystals import Shelf, fetch_crystals, shelf_of
-from mbqueue.drive.mounted import Drive
 from mbqueue.errors import StoreAway
-from mbqueue.objects import ObjectStore
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
 from mbqueue.session import shelving as module
 from mbqueue.session.outcome import Ending, StopCause, StopKind
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import WorkOptions, work
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.objects import ObjectStore
 
 PIECE = 2_000_000
 CONTENT = b"crystals" * (5 * PIECE // 8)
@@ -171,7 +171,7 @@ def test_who_shares_a_store_waits_until_it_has_the_crystals_or_is_known_not_to(
             raise StoreAway("it does not answer")
         put(self, path, content)
 
-    monkeypatch.setattr(ObjectStore, "write_new", slow)
+    monkeypatch.setattr(ObjectStore, "put", slow)
     shelving = Shelving(split, should_stop=lambda: False, spare=lambda: float("inf"), note=notes.append)
     with shelving:
         shelving.keep(Shelf(store, STORED_CRYSTALS), split.live_dir / "crystals.bin", HASH)

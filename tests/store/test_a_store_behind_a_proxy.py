@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +14,14 @@ from kept_commits import SMALL
 from s3_server import ENVIRONMENT, S3Server, faulty
 from small_project import ManualClock, make_project
 
-from mbqueue import objects
 from mbqueue.buckets import BRISK, MARKER
 from mbqueue.errors import StoreAway
-from mbqueue.objects import ObjectStore
 from mbqueue.queue.sqlite import BUSY_SECONDS
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.storage.store_place import StorePlace
+from mbqueue.storage import objects
+from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.own_commits import OwnCommits
+from mbqueue.storage.places import in_store
 
 
 class _Proxied(BaseHTTPRequestHandler):
@@ -73,21 +72,35 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         server.shutdown()
 
 
-def commit() -> Any:
-    """What of a manifest a place of commits reads."""
-    sha256 = hashlib.sha256(b"state").hexdigest()
-    return SimpleNamespace(stem="e0001-done-f0001", sha256=sha256, size=5, experiment="small", fold=0)
+#: What a manifest says besides size and hash.
+FACTS: dict[str, Any] = {
+    "experiment": "small",
+    "spec_hash": "s",
+    "dataset_hash": "d",
+    "fold": 0,
+    "epoch": 1,
+    "step": 3,
+    "steps_per_epoch": 3,
+    "complete": True,
+    "fence": 1,
+    "parent": None,
+    "session": "a",
+    "written_at": "2026-01-01T00:00:00Z",
+    "best": {"epoch": 1, "val_mae": 0.5, "commit": "e0001-done-f0001"},
+    "history": [{"epoch": 1, "val_mae": 0.5, "seconds": 1.0}],
+    "fingerprint": {},
+}
 
 
 def test_a_proxy_that_says_404_gets_no_manifest_published_without_its_checkpoint(
     proxied: ObjectStore, tmp_path: Path
 ) -> None:
-    place, manifest = StorePlace(proxied, SMALL, tmp_path), commit()
+    commits = OwnCommits(in_store(proxied, SMALL), SMALL, near=tmp_path)
     _Proxied.away = True
     with pytest.raises(StoreAway, match="404"):
-        place.stage(manifest, b"state", b"{}")
+        commits.stage(b"state", FACTS)
     _Proxied.away = False
-    place.stage(manifest, b"state", b"{}").publish()
+    commits.stage(b"state", FACTS).publish()
     assert sorted(name.rpartition(".")[2] for name in _Proxied.objects) == ["json", "pt"]
 
 
@@ -123,14 +136,14 @@ def test_a_commit_holds_the_queue_for_two_requests_at_most(s3: S3Server) -> None
     backend.calls.clear()
     backend.away = True
     with pytest.raises(StoreAway):
-        store.create_at_once("a", b"1")
+        store.create("a", b"1")
     assert len(backend.calls) == 1, "it is not tried again while others wait for the queue"
     backend.away = False
-    assert store.create_at_once("a", b"1")
-    assert store.create_at_once("a", b"1"), "the same writer again, whose answer was lost"
-    assert not store.create_at_once("a", b"2")
+    assert store.create("a", b"1")
+    assert store.create("a", b"1"), "the same writer again, whose answer was lost"
+    assert not store.create("a", b"2")
     backend.calls.clear()
-    store.create_at_once("a", b"2")
+    store.create("a", b"2")
     assert len(backend.calls) == 2
     assert 2 * float(BRISK["timeout"].removesuffix("s")) < BUSY_SECONDS / 2
 
@@ -154,13 +167,13 @@ def test_of_sessions_that_wait_for_the_queue_only_the_first_finds_the_store_away
     clock.advance(1.0)
     for store, _backend in sessions:
         with pytest.raises(StoreAway, match="connection refused"):
-            store.create_at_once("a", b"1")
+            store.create("a", b"1")
     assert [len(backend.calls) for _store, backend in sessions] == [1, 0, 0]
     store, backend = sessions[2]
     backend.away = False
     clock.advance(1.0)
     store.ping()  # as a further try does, before it asks for the queue
-    assert store.create_at_once("a", b"1"), "one's word counts until the store answers oneself"
+    assert store.create("a", b"1"), "one's word counts until the store answers oneself"
     assert len(notes) == 1, "who only heard of it does not say so"
 
 
@@ -169,14 +182,14 @@ def test_a_second_try_finds_out_before_it_holds_the_queue_that_the_store_is_stil
 ) -> None:
     store, backend = faulty(s3.new_store())
     store.check()
-    place, manifest = StorePlace(store, SMALL, tmp_path), commit()
-    staged = place.stage(manifest, b"state", b"{}")
+    commits = OwnCommits(in_store(store, SMALL), SMALL, near=tmp_path)
+    staged = commits.stage(b"state", FACTS)
     backend.away = True
     with pytest.raises(StoreAway):
         staged.publish()
     with pytest.raises(StoreAway):
-        place.stage(manifest, b"state", b"{}")
+        commits.stage(b"state", FACTS)
     backend.away = False
     backend.calls.clear()
-    place.stage(manifest, b"state", b"{}").publish()
+    commits.stage(b"state", FACTS).publish()
     assert [call.partition(" ")[0] for call in backend.calls] == ["get", "put"], "the checkpoint is not sent again"

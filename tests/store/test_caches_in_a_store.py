@@ -15,9 +15,9 @@ from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.data.datasets import SAMPLE_FILE
 from mbqueue.errors import StoreAway
 from mbqueue.experiment import DataSpec
-from mbqueue.objects import ObjectStore
 from mbqueue.project import STORED_FROZEN, ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.storage.objects import ObjectStore
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train import shared_frozen
 from mbqueue.train.frozen import FrozenBackbone, Preparing

@@ -9,19 +9,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kept_commits import SMALL
+from kept_commits import SMALL, SMALL_FOLDER
 from s3_server import FaultyBackend, S3Server, faulty, new_store
 
-from mbqueue import objects
 from mbqueue.errors import CommitTaken, StoreAway
-from mbqueue.objects import Listed, ObjectStore
-from mbqueue.storage.commits import OwnCommits
+from mbqueue.storage import objects
 from mbqueue.storage.manifest import Damaged, manifest_of
-from mbqueue.storage.store_place import GARBAGE_SECONDS, StorePlace, fold_prefix
+from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.own_commits import GARBAGE_SECONDS, OwnCommits
+from mbqueue.storage.places import in_store
 
 HISTORY = [{"epoch": 1, "val_mae": 0.5, "seconds": 1.0}]
 
@@ -62,17 +63,17 @@ def facts(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -
 
 def machine(store: ObjectStore, folder: Path) -> OwnCommits:
     """The fold as one machine sees it."""
-    return OwnCommits(StorePlace(store, SMALL, folder))
+    return OwnCommits(in_store(store, SMALL), SMALL, near=folder)
 
 
 def whole(store: ObjectStore, folder: Path) -> list[str]:
     """Commits whose checkpoint is what their manifest says, as a machine sees them that was never here."""
     seen = machine(store, folder)
     found = []
-    for manifest in seen.manifests():
-        content = seen.checkpoint(manifest)
-        assert hashlib.sha256(content).hexdigest() == manifest.sha256
-        found.append(f"{manifest.stem} by {manifest.session}")
+    for commit in seen.commits():
+        content = seen.checkpoint(commit)
+        assert hashlib.sha256(content).hexdigest() == commit.manifest.sha256
+        found.append(f"{commit.base} by {commit.manifest.session}")
     return found
 
 
@@ -199,9 +200,9 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
         except Death:
             pass
         after_death = machine(store, tmp_path / f"fresh-{at}")
-        newest = after_death.manifests()[-1]
-        assert newest.epoch in (1, 2)
-        assert after_death.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.epoch]
+        newest = after_death.commits()[-1]
+        assert newest.manifest.epoch in (1, 2)
+        assert after_death.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.manifest.epoch]
         # Whoever goes on has a later lease, and is in nobody's way.
         after_death.stage(b"three", facts(epoch=2, fence=2)).publish()
         assert whole(store, tmp_path / f"later-{at}")[-1] == "e0002-done-f0002 by a"
@@ -213,57 +214,59 @@ def test_a_local_copy_spares_the_download_and_is_not_believed_when_it_is_damaged
 ) -> None:
     commits = machine(store, tmp_path)
     commits.stage(b"state", facts()).publish()
-    (manifest,) = commits.manifests()
+    (commit,) = commits.commits()
     gets = store.requests.get("get", 0)
-    assert commits.checkpoint(manifest) == b"state"
+    assert commits.checkpoint(commit) == b"state"
     assert store.requests["get"] == gets
     (tmp_path / "e0001-done-f0001.pt").write_bytes(b"STATE")
-    assert commits.checkpoint(manifest) == b"state"
+    assert commits.checkpoint(commit) == b"state"
     assert (tmp_path / "e0001-done-f0001.pt").read_bytes() == b"state", "the copy is mended"
     (tmp_path / "e0001-done-f0001.json").write_text("{}")
-    assert machine(store, tmp_path).manifests() == [manifest]
+    assert machine(store, tmp_path).commits() == [commit]
 
 
 def test_a_commit_that_its_holder_has_just_replaced_is_not_called_damaged(store: ObjectStore, tmp_path: Path) -> None:
     told: list[str] = []
-    reader = OwnCommits(StorePlace(store, SMALL, tmp_path / "reader"), lambda _path, why: told.append(why))
+    reader = OwnCommits(in_store(store, SMALL), SMALL, lambda _stem, why: told.append(why), near=tmp_path / "reader")
     holder = machine(store, tmp_path / "holder")
     holder.stage(b"one", facts()).publish()
-    (manifest,) = reader.manifests()
-    holder.place.remove(manifest)
+    (commit,) = reader.commits()
+    holder.remove(commit)
     with pytest.raises(Damaged, match="missing"):
-        reader.checkpoint(manifest)
-    reader._wrong(manifest.stem, Damaged("missing"))
+        reader.checkpoint(commit)
+    reader._wrong(commit.base, Damaged("missing"))
     assert told == []
 
 
-def test_a_checkpoint_that_no_manifest_names_is_removed_once_it_is_old(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_checkpoint_that_no_manifest_names_is_removed_once_it_is_old(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commits = machine(store, tmp_path)
     commits.stage(b"lost the race", facts(session="b"))
     commits.stage(b"state", facts()).publish()
     commits.prune()
-    prefix = fold_prefix("small", 0)
+    prefix = SMALL_FOLDER
     assert sum(name.endswith(".pt") for name in store.names(prefix)) == 2, "its writer may be about to publish it"
-    place, manifests = commits.place, commits.manifests()
-    assert isinstance(place, StorePlace)
-    place._listed = {
-        name: Listed(one.size, one.e_tag, one.modified - (2 * GARBAGE_SECONDS if name.endswith(".pt") else 0))
+    listed = {
+        name: replace(one, modified=one.modified - (2 * GARBAGE_SECONDS if name.endswith(".pt") else 0))
         for name, one in store.listed(prefix).items()
     }
-    place.tidy(manifests)
+    monkeypatch.setattr(store, "listed", lambda _folder: listed)
+    commits.prune()
+    monkeypatch.undo()
     assert sum(name.endswith(".pt") for name in store.names(prefix)) == 1
     assert whole(store, tmp_path / "fresh") == ["e0001-done-f0001 by a"]
 
 
 def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectStore, tmp_path: Path) -> None:
     machine(store, tmp_path / "a").stage(b"one", facts()).publish()
-    prefix = fold_prefix("small", 0)
+    prefix = SMALL_FOLDER
     listing = store.read(f"{prefix}/e0001-done-f0001.json", at_most=1 << 20)
     assert manifest_of(listing, source="").epoch == 1
     store.put(f"{prefix}/e0009-done-f0009.json", listing)
     store.put(f"{prefix}/e0008-done-f0008.json", json.dumps({"format": 1}).encode())
     told: list[str] = []
-    seen = OwnCommits(StorePlace(store, SMALL, tmp_path / "b"), lambda stem, _why: told.append(stem))
+    seen = OwnCommits(in_store(store, SMALL), SMALL, lambda stem, _why: told.append(stem), near=tmp_path / "b")
     assert [manifest.stem for manifest in seen.manifests()] == ["e0001-done-f0001"]
     assert sorted(told) == ["e0008-done-f0008", "e0009-done-f0009"]
     assert f"{prefix}/e0009-done-f0009.json.damaged".removeprefix(f"{prefix}/") in store.names(prefix)
@@ -287,7 +290,7 @@ def test_a_shared_folder_that_is_not_mounted_any_more_lacks_nothing_and_takes_no
 
 _UPLOAD = """
 import sys
-from mbqueue.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore
 store = ObjectStore.open(sys.argv[1])
 content = b"x" * 40_000_000
 print("now", flush=True)
@@ -305,5 +308,5 @@ def test_a_process_killed_in_mid_upload_leaves_a_whole_object_or_none(store: Obj
     child.kill()
     child.wait()
     child.stdout.close()
-    prefix = fold_prefix("small", 0)
+    prefix = SMALL_FOLDER
     assert {name: listed.size for name, listed in store.listed(prefix).items()} in ({}, {"large.pt": 40_000_000})

@@ -12,7 +12,7 @@ import pytest
 
 from mbqueue.buckets import PATIENT, backend_of, wrong_address
 from mbqueue.errors import StoreError, UsageError
-from mbqueue.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore
 
 
 class _Blobs(BaseHTTPRequestHandler):

@@ -20,14 +20,12 @@ from s3_server import S3Server, faulty
 from small_project import RememberedReport, enqueue, make_project, small_spec
 from typer.testing import CliRunner
 
-from mbqueue import objects
 from mbqueue import project as project_module
 from mbqueue.api import Project
 from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
 from mbqueue.clock import SystemClock
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
-from mbqueue.objects import ObjectStore
 from mbqueue.project import (
     LIVE_VARIABLE,
     QUEUE_VARIABLE,
@@ -44,7 +42,9 @@ from mbqueue.session import storewatch
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs
 from mbqueue.session.storewatch import StoreWatch, store_status
 from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.storage import objects
 from mbqueue.storage.manifest import manifest_of
+from mbqueue.storage.objects import ObjectStore
 
 
 @pytest.fixture(scope="module", autouse=True)

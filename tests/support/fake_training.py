@@ -23,9 +23,10 @@ from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import history_file, model_file, predictions_file
-from mbqueue.storage.commits import Commits, OwnCommits
+from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Identity, Manifest
-from mbqueue.storage.places import LocalPlace
+from mbqueue.storage.own_commits import OwnCommits
+from mbqueue.storage.places import in_folder, named_after
 
 #: What the commits of its first fold are.
 FAKE = Identity(experiment="fake", fold=0)
@@ -108,14 +109,16 @@ class FakeSession:
         jobs = self.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
         prepare = next((job.result for job in jobs if job.kind is Kind.PREPARE), None)
         folder = self.project.checkpoints_dir(experiment.name, fold)
-        return OwnCommits(LocalPlace(folder, experiment.identity(fold)), enqueued=enqueued_facts(experiment, prepare))
+        identity, enqueued = experiment.identity(fold), enqueued_facts(experiment, prepare)
+        return OwnCommits(in_folder(folder), identity, enqueued=enqueued)
 
     def _train(self, lease: Lease, experiment: Experiment) -> bool:
         job, now = lease.job, self.clock.now()
         assert job.fold is not None
         assert job.epoch is not None
         commits = self.checkpoints(experiment, job.fold)
-        newest = newest_whole(commits.place.folder, self.notes.append)
+        folder = self.project.checkpoints_dir(experiment.name, job.fold)
+        newest = newest_whole(folder, self.notes.append)
         reached = 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
         if reached < job.epoch - 1:
             self.queue.rewind(experiment.name, {job.fold: "damaged"}, to_epoch=reached, now=now, lease=lease)
@@ -124,7 +127,7 @@ class FakeSession:
             self.queue.commit(lease, result={**newest.history[job.epoch - 1], "best_epoch": 1}, now=now)
             return True
         within = newest is not None and not newest.complete
-        lineage = [] if newest is None else lineage_of(commits.place.folder, newest.stem)
+        lineage = [] if newest is None else lineage_of(folder, newest.stem)
         step = (newest.step if newest is not None and within else 0) + 1
         sessions = list(newest.epoch_sessions) if newest is not None and within else []
         if self.id not in sessions:
@@ -184,8 +187,8 @@ class FakeSession:
     def _predict(self, lease: Lease, experiment: Experiment) -> None:
         job = lease.job
         assert job.fold is not None
-        commits = self.checkpoints(experiment, job.fold)
-        newest = newest_whole(commits.place.folder, self.notes.append)
+        folder = self.project.checkpoints_dir(experiment.name, job.fold)
+        newest = newest_whole(folder, self.notes.append)
         epochs = experiment.spec["train"]["epochs"]
         if newest is None or not newest.complete or newest.epoch < epochs:
             reached = 0 if newest is None else newest.epoch if newest.complete else newest.epoch - 1
@@ -194,9 +197,9 @@ class FakeSession:
             )
             return
         assert newest.best is not None
+        lineage = lineage_of(folder, newest.best["commit"])
         folder = self.project.working_results(experiment.results_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        lineage = lineage_of(commits.place.folder, newest.best["commit"])
         for name in (model_file, history_file, predictions_file):
             text = json.dumps({"lineage": lineage, "history": newest.history})
             name(folder, job.fold).write_text(text)
@@ -211,7 +214,9 @@ def lineage_of(folder: Path, stem: str) -> list[list[Any]]:
 
 def newest_whole(folder: Path, on_wrong: Callable[[str], object]) -> Manifest | None:
     """The newest whole commit in a local folder; nothing is changed there."""
-    return Commits(LocalPlace.found(folder), lambda stem, why: on_wrong(f"{folder / stem}: {why}") and None).newest()
+    commits = Commits(in_folder(folder), named_after(folder), lambda base, why: on_wrong(f"{base}: {why}") and None)
+    newest = commits.newest()
+    return None if newest is None else newest.manifest
 
 
 def is_done(queue: Queue) -> bool:

@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mbqueue.objects import ObjectStore
+from mbqueue.project import STORED_CHECKPOINTS
+from mbqueue.storage.commits import Commit
 from mbqueue.storage.manifest import Identity, manifest_of
-from mbqueue.storage.places import LocalPlace, Place
-from mbqueue.storage.store_place import StorePlace, fold_prefix
+from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.places import fold_folder, in_folder, in_store
 from mbqueue.train.checkpoint import Checkpoints
 
 #: What the commits of most tests are.
 SMALL = Identity(experiment="small", fold=0)
+#: Where a store has them.
+SMALL_FOLDER = fold_folder(STORED_CHECKPOINTS, SMALL)
 _HASH = re.compile(r"-[0-9a-f]{12}\.pt")
 
 
 def small_commits(folder: Path, fold: int = 0, **hashes: str) -> Checkpoints:
     """The commits of a fold of `small` in a local folder; those of one spec or dataset, where its hash is given."""
-    return Checkpoints(LocalPlace(folder, Identity(experiment="small", fold=fold, **hashes)))
+    return Checkpoints(in_folder(folder), Identity(experiment="small", fold=fold, **hashes))
 
 
 @dataclass
@@ -41,14 +44,12 @@ class Kept:
     def at(cls, folder: Path, store: ObjectStore | None) -> Kept:
         return cls(folder, store, count(1))
 
-    def place(self) -> Place:
-        """The place as a machine sees it that has never seen it before."""
-        if self.store is None:
-            return LocalPlace(self.folder, SMALL)
-        return StorePlace(self.store, SMALL, self.folder / f"machine-{next(self._machines)}")
-
     def checkpoints(self, on_wrong: Callable[[str, str], None] = lambda _stem, _why: None) -> Checkpoints:
-        return Checkpoints(self.place(), on_wrong)
+        """The commits as a machine sees them that has never seen them before."""
+        if self.store is None:
+            return Checkpoints(in_folder(self.folder), SMALL, on_wrong)
+        near = self.folder / f"machine-{next(self._machines)}"
+        return Checkpoints(in_store(self.store, SMALL), SMALL, on_wrong, near=near)
 
     def names(self) -> list[str]:
         return sorted(self._real())
@@ -74,10 +75,10 @@ class Kept:
         """Put the commits of a local folder here."""
         for path in sorted(other.glob("e*.json")):
             content, listing = path.with_suffix(".pt").read_bytes(), path.read_bytes()
-            self.place().stage(manifest_of(listing, source=str(path)), content, listing).publish()
+            self.checkpoints().put(Commit(path.stem, manifest_of(listing, source=str(path)), listing), content)
 
     def _real(self) -> dict[str, str]:
         if self.store is None:
             return {path.name: path.name for path in self.folder.iterdir()}
-        prefix = fold_prefix("small", 0)
+        prefix = SMALL_FOLDER
         return {_HASH.sub(".pt", name): f"{prefix}/{name}" for name in self.store.names(prefix)}

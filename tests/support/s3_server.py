@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mbqueue.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test-key",

@@ -21,7 +21,7 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
-from mbqueue.storage.commits import Staged
+from mbqueue.storage.own_commits import Staged
 from mbqueue.train.backbone import open_frozen, prepare_frozen
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import EpochOutcome, StepReport

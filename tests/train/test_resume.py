@@ -20,8 +20,8 @@ from kept_commits import small_commits
 
 from mbqueue.errors import CheckpointError
 from mbqueue.results.tables import HISTORY_COLUMNS
-from mbqueue.storage.commits import Staged
 from mbqueue.storage.manifest import manifest_of
+from mbqueue.storage.own_commits import Staged
 from mbqueue.train.chgnet import model_bytes
 
 _TIMING = {"seconds", "structures_per_second", "session"}
@@ -29,9 +29,7 @@ _TIMING = {"seconds", "structures_per_second", "session"}
 
 def essence(folder: Path) -> dict[str, Any]:
     """What two runs of the same work must have in common, bit by bit."""
-    checkpoints = small_commits(folder)
-    newest = checkpoints.newest()
-    assert newest is not None
+    newest = small_commits(folder).manifests()[-1]
     rows = [{key: value for key, value in row.items() if key not in _TIMING} for row in newest.history]
     weights = hashlib.sha256((folder / f"{newest.stem}.pt").read_bytes()).hexdigest()
     return {"epoch": newest.epoch, "complete": newest.complete, "weights": weights, "history": rows}
@@ -221,8 +219,7 @@ def test_a_commit_of_an_earlier_version_is_gone_on_from_without_a_word(
     for epoch in (1, 2):
         assert helpers.train_epoch(run, epoch, fence=2).finished
     assert told == []
-    newest = small_commits(tmp_path / "older").newest()
-    assert newest is not None
+    newest = small_commits(tmp_path / "older").manifests()[-1]
     assert newest.fingerprint_changes == []
     assert essence(tmp_path / "older") == essence(tmp_path / "whole")
 
@@ -256,10 +253,8 @@ _WORKER = """
     def save(staged):
         if kill_at == "before publishing":
             os.kill(os.getpid(), signal.SIGKILL)
-        if kill_at == "between the renames":
-            file = staged.staging.checkpoint
-            file.replace(file.parent / f"{staged.manifest.stem}.pt")
-            os.kill(os.getpid(), signal.SIGKILL)
+        if kill_at == "before its manifest has a name":
+            os.link = lambda *_names: os.kill(os.getpid(), signal.SIGKILL)
         staged.publish()
         if kill_at == "after publishing":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -273,7 +268,7 @@ def test_sigkill_in_mid_epoch_and_in_mid_commit_changes_no_byte(bench: Any, help
     bench.crystals.save(bench.folder / "crystals.bin")
     conftest = Path(__file__).with_name("conftest.py")
     support = str(conftest.parents[1] / "support")
-    deaths = ["step 2", "before publishing", "between the renames", "after publishing", "step 3", "never"]
+    deaths = ["step 2", "before publishing", "before its manifest has a name", "after publishing", "step 3", "never"]
     for fence, kill_at in enumerate(deaths, start=1):
         arguments = [str(conftest), str(bench.folder), str(tmp_path / "killed"), kill_at, str(fence)]
         done = subprocess.run(

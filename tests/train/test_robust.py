@@ -42,8 +42,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(bench: Any, he
     finally:
         run._feed._cache.crystals.targets[:] = targets
     assert "weights are as before" in str(caught.value)
-    newest = small_commits(tmp_path).newest()
-    assert newest is not None
+    newest = small_commits(tmp_path).manifests()[-1]
     assert newest.stem == "e0001-done-f0001"
     assert helpers.train_epoch(run, 2, fence=3).finished, "the last good commit is where it goes on"
 
@@ -75,8 +74,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_on
         "train": {"limit": 2},
         "infer": {"limit": 2},
     }
-    newest = small_commits(tmp_path / "small").newest()
-    assert newest is not None
+    newest = small_commits(tmp_path / "small").manifests()[-1]
     assert (newest.fingerprint["micro_batch"], newest.fingerprint["infer_batch"]) == (2, 2)
     [change] = newest.fingerprint_changes
     assert change["changes"] == {"micro_batch": [8, 2], "infer_batch": [8, 2]}
@@ -107,8 +105,7 @@ def test_what_is_learned_while_others_hold_memory_is_for_that_job_alone(
     assert not memory.exists()
     told.clear()
     assert helpers.train_epoch(run, 2).finished
-    newest = small_commits(tmp_path / "c").newest()
-    assert newest is not None
+    newest = small_commits(tmp_path / "c").manifests()[-1]
     assert (newest.fingerprint["micro_batch"], newest.fingerprint["infer_batch"]) == (8, 8)
     assert [change["changes"]["micro_batch"] for change in newest.fingerprint_changes] == [[8, 2], [2, 8]]
     assert told == []
@@ -203,8 +200,7 @@ def test_weights_that_diverge_in_the_last_step_are_told_by_the_validation(
         NonFiniteLoss, match=r"energies of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr"
     ):
         helpers.train_epoch(run, 2, fence=2, on_step=diverge)
-    newest = small_commits(tmp_path).newest()
-    assert newest is not None
+    newest = small_commits(tmp_path).manifests()[-1]
     assert newest.stem == "e0001-done-f0001"
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from mbqueue.buckets import BRISK, LASTING, MARKER, PATIENT, backend_of, said
 from mbqueue.errors import StoreAway, StoreError
+from mbqueue.storage.blobs import Listed
 
 FORMAT = 1
 LARGEST_MARKER = 1 << 16
@@ -40,15 +41,6 @@ _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|b
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An object as a listing shows it; ``modified`` is in seconds since the epoch by the store's clock."""
-
-    size: int
-    e_tag: str
-    modified: float
 
 
 @dataclass
@@ -106,7 +98,7 @@ class ObjectStore:
             StoreError: saying which of these is not so.
         """
         mine = json.dumps({"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}).encode()
-        is_new = self.create(MARKER, mine)
+        is_new = self.create_patiently(MARKER, mine)
         if is_new and self._put_new(MARKER, mine):
             # A store that ignores the condition would let two machines overwrite each other's commits.
             raise StoreError(
@@ -208,31 +200,28 @@ class ObjectStore:
         self._ask("put", lambda: self._for(len(content)).put(path, content, use_multipart=False) or True)
         self.put_seconds = time.monotonic() - began
 
-    #: For those who keep things on a drive or in a store alike (`mbqueue.drive.crystals`).
-    write_new = put
-
     def create(self, path: str, content: bytes) -> bool:
-        """Write an object that does not exist yet; False when there is one with another content.
+        """Write an object that does not exist yet, by one try; False when there is one with another content.
 
         An object with the same content is taken for that of an earlier try whose answer was lost, so the content of
         two writers must differ.
+
+        For use while a lease is checked, when others wait for the queue: it takes no longer than the two requests of
+        `BRISK`, and no time where another process of this machine has found the store away since it last answered this
+        one: sessions that wait for the queue behind one another do not all find that out by waiting. The caller tries
+        again, with the same bytes, when nobody waits for it.
         """
+        if why := self.known_away():
+            raise StoreAway(why)
+        return self._created(path, content)
+
+    def create_patiently(self, path: str, content: bytes) -> bool:
+        """`create` by a few tries, for use when nobody waits for it."""
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)
             except StoreAway:
                 time.sleep(_PAUSE_SECONDS * number)
-        return self._created(path, content)
-
-    def create_at_once(self, path: str, content: bytes) -> bool:
-        """`create` by one try, for use while a lease is checked, when others wait for the queue.
-
-        It takes no longer than the two requests of `BRISK`, and no time where another process of this machine has found
-        the store away since it last answered this one: sessions that wait for the queue behind one another do not all
-        find that out by waiting. The caller tries again, with the same bytes, when nobody waits for it.
-        """
-        if why := self.known_away():
-            raise StoreAway(why)
         return self._created(path, content)
 
     def _created(self, path: str, content: bytes) -> bool:

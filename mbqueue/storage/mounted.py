@@ -18,13 +18,13 @@ from pathlib import Path
 
 from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
+from mbqueue.storage.blobs import Listed, Unreadable
 
-#: Between stem and suffix, what a drive puts there of its own accord: ``name (1)``.
-DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: So much is written between two looks at whether to go on.
 PIECE_BYTES = 4 << 20
 #: So many files of one name are written when those before are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
+_LARGEST_MOVED = 1 << 30
 
 _ABOUT_ONE_FILE = {
     errno.ENOENT,
@@ -62,6 +62,11 @@ class Drive:
     def __init__(self, root: Path, belonging: Belonging | None = None) -> None:
         self.root, self.belonging = root, belonging
 
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        return str(self.root)
+
     def check(self) -> None:
         """Raise when the project is not there."""
         why = None
@@ -80,23 +85,30 @@ class Drive:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def listed(self, folder: str) -> dict[str, Listed]:
+        """As `names`: neither size nor time is asked for, which would take long for each file."""
+        return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
+
     def signature(self, path: str) -> tuple[int, int]:
         """Size and time of a file: one that looks the same twice is taken for unchanged."""
         found = (self.root / path).stat()
         return found.st_size, found.st_mtime_ns
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of a plain file.
+        """The bytes of a plain file; of one with more than ``at_most``, one more than that.
 
         Raises:
-            OSError: also when there are more than ``at_most``, or it is a link or no plain file.
+            Unreadable: when it is a link or no plain file, or may not be read.
+            FileNotFoundError: when there is none.
         """
-        fd = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as stream:
-            size = os.fstat(fd).st_size
-            if size > at_most:
-                raise OSError(errno.EFBIG, f"it has {size} bytes, and {at_most} at most make sense", path)
-            return stream.read(at_most + 1)
+        try:
+            fd = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as stream:
+                return stream.read(at_most + 1)
+        except OSError as error:
+            if error.errno == errno.ENOENT or not is_about_one_file(error):
+                raise
+            raise Unreadable(error.errno, error.strerror, path) from error
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file that does not exist yet, and read it back; one that was not written whole is removed again.
@@ -138,31 +150,42 @@ class Drive:
             self._make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
 
+    def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
+        """Write a file whose name follows from its content; ``before_piece`` as in `write_new`.
+
+        Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
+        itself would do it; readers look at all of them. When too many of them are damaged, none of them is still on its
+        way, and the last one makes room.
+        """
+        stem, dot, suffix = path.rpartition(".")
+        names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
+        for name in names:
+            if self.create(name, content, before_piece=before_piece):
+                return
+        self.remove(names[-1])
+        self.write_new(names[-1], content, before_piece=before_piece)
+
+    def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
+        """Write a file unless this machine sees one of that name; False when that has another content."""
+        try:
+            self.write_new(path, content, before_piece=before_piece)
+        except FileExistsError:
+            try:
+                return self.read(path, at_most=len(content)) == content
+            except FileNotFoundError:
+                return False
+        return True
+
+    def move(self, path: str, target: str) -> bool:
+        """Give a file another name, by writing it anew, since a rename may be undone; False when it is gone."""
+        try:
+            content = self.read(path, at_most=_LARGEST_MOVED)
+        except FileNotFoundError:
+            return False
+        self.put(target, content)
+        self.remove(path)
+        return True
+
     def remove(self, path: str) -> None:
         """Remove a file; one that is gone already is no error."""
         (self.root / path).unlink(missing_ok=True)
-
-
-def put_once(drive: Drive, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-    """Write a file whose name follows from its content; ``before_piece`` as in `Drive.write_new`.
-
-    Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
-    itself would do it; readers look at all of them. When too many of them are damaged, none of them is still on its
-    way, and the last one makes room.
-    """
-    stem, dot, suffix = path.rpartition(".")
-    names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
-    for name in names:
-        try:
-            drive.write_new(name, content, before_piece=before_piece)
-        except FileExistsError:
-            try:
-                if drive.read(name, at_most=len(content)) == content:
-                    return
-            except OSError as error:
-                if not is_about_one_file(error):
-                    raise
-        else:
-            return
-    drive.remove(names[-1])
-    drive.write_new(names[-1], content, before_piece=before_piece)

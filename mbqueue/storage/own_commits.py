@@ -1,0 +1,258 @@
+"""The commits of one fold as the one process sees them that works on it: written, mended, pruned, set aside."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbqueue.errors import CheckpointError, CommitTaken
+from mbqueue.storage.blobs import Folder, Listed
+from mbqueue.storage.commits import Commit, Commits, OnWrong
+from mbqueue.storage.manifest import LARGEST_CHECKPOINT, LARGEST_MANIFEST, Damaged, Identity, Manifest
+from mbqueue.storage.names import CommitFile
+from mbqueue.storage.places import Place, in_folder
+
+_KEPT = 2
+#: A checkpoint without a manifest that is so much older than the newest file of its fold is of a writer that died or
+#: lost; no upload takes so long.
+GARBAGE_SECONDS = 3600.0
+
+
+@dataclass
+class Staged:
+    """A commit that is durable, but does not exist yet."""
+
+    commits: OwnCommits
+    commit: Commit
+    is_published: bool = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it says."""
+        return self.commit.manifest
+
+    def publish(self) -> Manifest:
+        """Make the commit exist, durably. Call it while the lease is held; once more, it changes nothing.
+
+        Raises:
+            CommitTaken: when another writer made it first.
+            StoreError: when an object store does not answer: whether the commit exists is then not known, and
+                publishing the same again tells.
+        """
+        self.commits.publish(self.commit)
+        self.is_published = True
+        return self.manifest
+
+    def discard(self) -> None:
+        """Remove what is left of it on this machine; nothing after `publish`."""
+        if not self.is_published:
+            self.commits.discard(self.commit)
+
+
+class OwnCommits(Commits):
+    """The commits of one fold, for the one process that works on it.
+
+    Args:
+        place, identity, on_wrong: as of `Commits`; what is damaged or another's is set aside (renamed to .damaged)
+            before it is told.
+        near: a folder on this machine for copies, where the place is elsewhere. They spare a download, and are believed
+            only as far as the manifest in the place says.
+        mirror: copies elsewhere, which mend what is damaged here.
+        note: told, in a sentence, what was mended.
+        enqueued: what the queue knows of the experiment; written into every manifest.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        identity: Identity,
+        on_wrong: OnWrong = lambda _base, _why: None,
+        *,
+        near: Path | None = None,
+        mirror: Commits | None = None,
+        note: Callable[[str], None] = lambda _text: None,
+        enqueued: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(place, identity, on_wrong)
+        self.near = None if near is None else OwnCommits(in_folder(near), identity)
+        self._mirror, self._note = mirror, note
+        self._enqueued = None if enqueued is None else dict(enqueued)
+        self._sent: tuple[str, str] | None = None
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, commit: Commit) -> bytes:
+        if self.near is not None:
+            with contextlib.suppress(Damaged, OSError):
+                return self.near.checkpoint(commit)
+        try:
+            content = super().checkpoint(commit)
+        except Damaged:
+            copy = self._copy(lambda other: other.manifest == commit.manifest)
+            if copy is None:
+                raise
+            content = self._checkpoint_of(copy)
+        if self.near is not None:
+            with contextlib.suppress(OSError):
+                self.near.put(commit, content)
+        return content
+
+    def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
+        try:
+            return super()._commit(name, file, listed)
+        except Damaged:
+            copy = self._copy_of_what_is_beside(file) if self._mirror is not None else None
+            if copy is None:
+                raise
+        self._mend(f"{file.base}.json", copy.content)
+        return Commit(file.base, copy.manifest, copy.content)
+
+    def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
+        """The copy of the commit whose checkpoint is here: two lines may have given one name to two commits."""
+        path = self.place.path(f"{file.stem}.pt")
+        try:
+            sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
+        except FileNotFoundError:
+            return None
+        return self._copy(lambda other: (other.manifest.stem, other.manifest.sha256) == (file.stem, sha256))
+
+    def _copy(self, is_it: Callable[[Commit], bool]) -> Commit | None:
+        if self._mirror is not None:
+            with contextlib.suppress(OSError):  # a mount that fails cannot help
+                return next(filter(is_it, self._mirror.commits()), None)
+        return None
+
+    def _checkpoint_of(self, copy: Commit) -> bytes:
+        assert self._mirror is not None
+        try:
+            content = self._mirror.checkpoint(copy)
+        except OSError as error:
+            raise Damaged(f"{copy.manifest.stem}.pt is damaged, and its copy out of reach: {error}.") from error
+        self._mend(f"{copy.manifest.stem}.pt", content)
+        return content
+
+    def _mend(self, name: str, content: bytes) -> None:
+        self.place.blobs.put(self.place.path(name), content)
+        self._note(f"{self.place.name}/{name} was damaged; its published copy was fetched.")
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
+        """Write a checkpoint durably, without letting the commit exist.
+
+        Args:
+            content: bytes of the checkpoint file.
+            facts: fields of `Manifest` other than size and sha256.
+
+        Raises:
+            CommitTaken: when another writer made it before.
+        """
+        given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
+        manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        self.identity.require(manifest, source=f"{self.place.name}/{manifest.stem}")
+        text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        commit = Commit(manifest.stem, manifest, text.encode())
+        # Without a hash in its name, this checkpoint would take the place of that commit's. And a second try need not
+        # send it again, but must not find out inside the queue's fence that the store is still away.
+        is_sent = self._sent == (manifest.stem, manifest.sha256)
+        is_to_be_asked = is_sent or not self.place.has_hashed_checkpoints
+        if is_to_be_asked and self._manifest_there(commit) not in (None, commit.content):
+            raise self._taken(commit)
+        if not (is_sent and self.place.has_hashed_checkpoints):
+            self._put_checkpoint(commit, content)
+            self._sent = (manifest.stem, manifest.sha256)
+        if self.near is not None:
+            with contextlib.suppress(OSError):
+                self.near._put_checkpoint(commit, content)
+        return Staged(self, commit)
+
+    def publish(self, commit: Commit) -> None:
+        """Let a commit exist whose checkpoint is here. See `Staged.publish`."""
+        if not self.place.blobs.create(self.place.path(f"{commit.base}.json"), commit.content):
+            raise self._taken(commit)
+        if self.near is not None:
+            with contextlib.suppress(OSError):  # the commit exists; the copy only spares a download
+                self.near.place.blobs.put(f"{commit.base}.json", commit.content)
+
+    def discard(self, commit: Commit) -> None:
+        """Remove the checkpoint of a commit that was not published, where that is certain."""
+        if self.near is not None:
+            self.near.discard(commit)
+        # In a store it stays: when an answer was lost, its manifest may be there. `prune` removes it.
+        elif not self.place.has_hashed_checkpoints and self._manifest_there(commit) is None:
+            self.place.blobs.remove(self.place.path(f"{commit.base}.pt"))
+
+    def _manifest_there(self, commit: Commit) -> bytes | None:
+        try:
+            return self.place.blobs.read(self.place.path(f"{commit.base}.json"), at_most=LARGEST_MANIFEST)
+        except FileNotFoundError:
+            return None
+
+    def _taken(self, commit: Commit) -> CommitTaken:
+        return CommitTaken(
+            f"The commit {commit.base} of {self.identity.label} is in {self.place.blobs.url} already, written by "
+            "another worker. This one's is dropped; training goes on from that."
+        )
+
+    # -- removing ------------------------------------------------------------------------------------------------
+
+    def prune(self) -> list[str]:
+        """Remove all but the newest two commits and the best epochs that they point to; the stems removed.
+
+        Checkpoints that no manifest names and that nobody is about to name go, too.
+        """
+        found = self.commits()
+        newest = [commit.manifest for commit in found[-_KEPT:]]
+        kept = {manifest.stem for manifest in newest} | {one.best["commit"] for one in newest if one.best}
+        removed = [commit for commit in found if commit.manifest.stem not in kept]
+        for commit in removed:
+            self.remove(commit)
+        named = {self.place.checkpoint_base(one.manifest, one.content) for one in found}
+        self._remove_unnamed(named, older_by=GARBAGE_SECONDS)
+        return [commit.manifest.stem for commit in removed]
+
+    def remove(self, commit: Commit) -> None:
+        super().remove(commit)
+        if self.near is not None:
+            self.near.remove(commit)
+
+    def sweep(self) -> None:
+        """Remove what a process that died left on this machine."""
+        if self.near is not None:
+            self.near.sweep()
+        elif isinstance(self.place.blobs, Folder):
+            self.place.blobs.sweep(self.place.folder)
+            # Of a death while a commit was published, removed or set aside. The name holds that writer's fence, so
+            # nobody else writes to it.
+            self._remove_unnamed(set(self.bases()), older_by=None)
+
+    def _remove_unnamed(self, named: set[str], *, older_by: float | None) -> None:
+        files = self._files()
+        newest = max((listed.modified for _, listed, _ in files), default=0.0)
+        for name, listed, file in files:
+            is_old = older_by is None or listed.modified < newest - older_by
+            if is_old and self.place.is_checkpoint(file) and file.base not in named:
+                self.place.blobs.remove(self.place.path(name))
+
+    def _wrong(self, base: str, error: CheckpointError) -> None:
+        if not isinstance(error, Damaged):
+            raise error  # of a newer format: whole, and not to be touched
+        if self._set_aside(base):
+            self._on_wrong(base, str(error))
+
+    def _set_aside(self, stem: str) -> bool:
+        """Keep a damaged commit under names that nobody reads; False when it was gone already."""
+        if self.near is not None:
+            self.near._set_aside(stem)
+        blobs, path = self.place.blobs, self.place.path
+        if not blobs.move(path(f"{stem}.json"), path(f"{stem}.json.damaged")):
+            return False  # whoever holds the fold has just replaced it by a newer one
+        for name, _, file in self._files():
+            if file.stem == stem and self.place.is_checkpoint(file):
+                blobs.move(path(name), path(f"{name}.damaged"))
+        return True
