@@ -14,7 +14,6 @@ import torch
 from s3_server import S3Server
 from small_project import RememberedReport, enqueue, make_split_project, small_spec
 
-from mbqueue.drive import mounted
 from mbqueue.drive.crystals import Shelf, fetch_crystals, shelf_of
 from mbqueue.errors import StoreAway
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
@@ -23,6 +22,7 @@ from mbqueue.session.outcome import Ending, StopCause, StopKind
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import WorkOptions, work
+from mbqueue.storage import mounted
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.objects import ObjectStore
 
