@@ -1,0 +1,78 @@
+"""How the GPU kernels cut their work, by chip. There is no auto-tuning: the same chip gives the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+#: Goes up whenever the kernels give other bytes.
+VERSION = 1
+
+#: A weight gradient is the sum of so many partial sums at most: programs own fixed ranges of rows, whatever the number
+#: of multiprocessors.
+PARTIALS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Rows that a program holds at once, warps that share them, and output rows that a program owns.
+
+    Attributes:
+        bond_rows: bonds in a tile of the forward kernel.
+        bond_atoms: atoms whose bonds a program sums, at most 16.
+        bond_warps: its warps.
+        bond_back_rows: directed bonds in a tile of the kernel of the inputs' gradients, even.
+        bond_back_warps: its warps.
+        bond_sum_rows: directed bonds in a tile of the kernel of the parameters' gradients, even.
+        bond_sum_warps: its warps.
+        angle_rows: angles in a tile of the forward kernels.
+        angle_shorts: short bonds whose angles a program sums, at most 16.
+        angle_warps: their warps.
+        angle_back_rows: angles in a tile of the kernels of the inputs' gradients.
+        angle_back_warps: their warps.
+        angle_sum_rows: angles in a tile of the kernels of the parameters' gradients; divides ``angle_back_rows``.
+        angle_sum_warps: their warps.
+        resident: whether shared memory may hold the matrices of the angles' backward kernels between tiles.
+    """
+
+    bond_rows: int
+    bond_atoms: int
+    bond_warps: int
+    bond_back_rows: int
+    bond_back_warps: int
+    bond_sum_rows: int
+    bond_sum_warps: int
+    angle_rows: int
+    angle_shorts: int
+    angle_warps: int
+    angle_back_rows: int
+    angle_back_warps: int
+    angle_sum_rows: int
+    angle_sum_warps: int
+    resident: bool
+
+    def described(self) -> dict[str, int]:
+        """All of them by name, for the fingerprint."""
+        return asdict(self)
+
+
+#: By compute capability: T4 (75), A100 (80), A10 and RTX 30 (86), L4 (89), H100 (90).
+TILES = {
+    capability: Tiles(
+        bond_rows=32, bond_atoms=4, bond_warps=8, bond_back_rows=16, bond_back_warps=8, bond_sum_rows=16,
+        bond_sum_warps=8, angle_rows=16, angle_shorts=16, angle_warps=8, angle_back_rows=16, angle_back_warps=8,
+        angle_sum_rows=16, angle_sum_warps=8, resident=capability > 75,
+    )
+    for capability in (75, 80, 86, 89, 90)
+}  # fmt: skip
+
+
+def tiles_of(capability: int) -> Tiles:
+    """Those of the newest chip in the table that is not newer than ``capability``, 10 · major + minor.
+
+    Raises:
+        KeyError: when the chip is older than all of them.
+    """
+    known = [each for each in TILES if each <= capability]
+    if not known:
+        raise KeyError(f"compute capability {capability / 10} is below {min(TILES) / 10}")
+    return TILES[max(known)]

@@ -1,0 +1,187 @@
+"""What the Triton kernels do with a tile of rows: products with matrices, layer norms, gates, and their gradients.
+
+A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums are in the dtype of the tensors: float32 on a
+GPU; the interpreter also takes float64. Each function is the counterpart of one in `blocks`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Layer norm's epsilon, as in torch and CHGNet.
+EPSILON = tl.constexpr(1e-5)
+WIDTH = tl.constexpr(64)
+
+
+#: The interpreter multiplies in the dtype of the sum, so numbers are rounded as tensor cores take them, and back.
+_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def _rounded(x, PRECISION: tl.constexpr):  # noqa: N803
+    """``x`` with the digits that ``PRECISION`` keeps; tensor cores cut tf32 off."""
+    if PRECISION == "bf16":
+        return x.to(tl.bfloat16).to(x.dtype)
+    if PRECISION == "fp16":
+        return x.to(tl.float16).to(x.dtype)
+    if PRECISION == "tf32":
+        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
+def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
+    """x @ y in ``PRECISION``, summed in the dtype of ``x``."""
+    if _INTERPRETED:
+        return tl.dot(_rounded(x, PRECISION), _rounded(y, PRECISION), input_precision="ieee", out_dtype=x.dtype)
+    if PRECISION == "bf16":
+        return tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16), out_dtype=x.dtype)
+    if PRECISION == "fp16":
+        return tl.dot(x.to(tl.float16), y.to(tl.float16), out_dtype=x.dtype)
+    if PRECISION == "tf32":
+        return tl.dot(x, y, input_precision="tf32", out_dtype=x.dtype)
+    return tl.dot(x, y, input_precision="ieee", out_dtype=x.dtype)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(−x)), without an exponential that overflows."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, small, 1.0) / (1.0 + small)
+
+
+@triton.jit
+def silu_slope(x, s):
+    """Derivative of x · sigmoid(x), from ``s`` = sigmoid(x)."""
+    return s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def _halves(x, WIDE: tl.constexpr):  # noqa: N803
+    """Left and right half of [rows, WIDE]."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, WIDE // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def _part_of(matrix, first, down, right, LONG: tl.constexpr):  # noqa: N803
+    """``LONG`` rows, from ``first`` on, of a matrix [64, 64] that steps by ``down`` and ``right``."""
+    row, column = first + tl.arange(0, LONG), tl.arange(0, WIDTH)
+    return tl.load(matrix + row[:, None] * down + column[None, :] * right)
+
+
+@triton.jit
+def times(x, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
+    """x @ a matrix [64, 64] in memory that steps by ``down`` and ``right``."""
+    if PRECISION != "float32":
+        return product(x, _part_of(matrix, 0, down, right, WIDTH), PRECISION)
+    # Without tensor cores a thread holds its part of the whole sum's length in registers: keep that short.
+    left, right_half = _halves(x, 64)
+    x0, x1 = _halves(left, 32)
+    x2, x3 = _halves(right_half, 32)
+    out = product(x0, _part_of(matrix, 0, down, right, 16), PRECISION)
+    out += product(x1, _part_of(matrix, 16, down, right, 16), PRECISION)
+    out += product(x2, _part_of(matrix, 32, down, right, 16), PRECISION)
+    out += product(x3, _part_of(matrix, 48, down, right, 16), PRECISION)
+    return out
+
+
+@triton.jit
+def half_of(vector, half):
+    """Half of a vector of 128, as a row."""
+    return tl.load(vector + tl.arange(0, WIDTH) + half * WIDTH)[None, :]
+
+
+@triton.jit
+def second_layer(pre, second, bias, half, PRECISION: tl.constexpr):  # noqa: N803
+    """Second linear layer of one half after SiLU."""
+    hidden = pre * sigmoid(pre)
+    return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
+
+
+@triton.jit
+def normalised(z):
+    """Layer norm without its scale and shift, and 1/σ [rows, 1]."""
+    z = z - tl.sum(z, axis=1)[:, None] / WIDTH
+    inverse = tl.rsqrt(tl.sum(z * z, axis=1)[:, None] / WIDTH + EPSILON)
+    return z * inverse, inverse
+
+
+@triton.jit
+def gated(core, gate, scale, shift):
+    """Output of a gated MLP from its last linear layers."""
+    x, _ = normalised(core)
+    y, _ = normalised(gate)
+    x = x * half_of(scale, 0) + half_of(shift, 0)
+    y = y * half_of(scale, 1) + half_of(shift, 1)
+    return x * sigmoid(x) * sigmoid(y)
+
+
+@triton.jit
+def gated_back(core, gate, scale, shift):
+    """Output as of ``gated``, and what its gradient needs.
+
+    Returns:
+        the output; its derivatives by the scaled and shifted core and gate; the normalised core and gate; their 1/σ.
+    """
+    core, core_inverse = normalised(core)
+    gate, gate_inverse = normalised(gate)
+    x = core * half_of(scale, 0) + half_of(shift, 0)
+    y = sigmoid(gate * half_of(scale, 1) + half_of(shift, 1))
+    s = sigmoid(x)
+    return x * s * y, y * silu_slope(x, s), x * s * y * (1.0 - y), core, gate, core_inverse, gate_inverse
+
+
+@triton.jit
+def through_norm(d, z, inverse, scale, half):
+    """The gradient before a norm from that after its scale and shift; ``z`` is its normalised input."""
+    d = d * half_of(scale, half)
+    return inverse * (d - tl.sum(d, axis=1)[:, None] / WIDTH - z * (tl.sum(d * z, axis=1)[:, None] / WIDTH))
+
+
+@triton.jit
+def power_below(x):
+    """The power of two at or below each positive float32; 1 where it is zero or no longer normal."""
+    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.where(power > 0, power, 1.0)
+
+
+@triton.jit
+def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
+    """As ``times``, where the rows of ``d`` are gradients: they may be too small for float16, so each is scaled."""
+    if PRECISION == "fp16":
+        size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
+        return times(d / size, matrix, down, right, PRECISION) * size
+    return times(d, matrix, down, right, PRECISION)
+
+
+@triton.jit
+def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
+    """Σ over rows of d ⊗ x, [64, 64], where ``d`` is a gradient: in float16 scaled by its largest entry."""
+    if PRECISION == "fp16":
+        size = power_below(tl.max(tl.max(tl.abs(d), axis=1), axis=0))
+        return product(tl.trans(d / size), x, PRECISION) * size
+    return product(tl.trans(d), x, PRECISION)
+
+
+@triton.jit
+def by_segment(segment, x, SEGMENTS: tl.constexpr):  # noqa: N803
+    """Sum of the rows of ``x`` by ``segment``, [SEGMENTS, 64]: a product with zeros and ones, never rounded."""
+    member = tl.arange(0, SEGMENTS)[:, None] == segment[None, :]
+    return tl.dot(member.to(x.dtype), x, input_precision="ieee", out_dtype=x.dtype)
+
+
+@triton.jit
+def store_matrices(at, core, gate):
+    """Store the gradients of two matrices [64, 64], one below the other."""
+    row, column = tl.arange(0, WIDTH)[:, None], tl.arange(0, WIDTH)[None, :]
+    tl.store(at + row * WIDTH + column, core)
+    tl.store(at + WIDTH * WIDTH + row * WIDTH + column, gate)
+
+
+@triton.jit
+def store_vectors(at, core, gate):
+    """Store the gradients of two vectors of 64, one after the other."""
+    column = tl.arange(0, WIDTH)
+    tl.store(at + column, core)
+    tl.store(at + WIDTH + column, gate)

@@ -1,0 +1,112 @@
+"""Sums of rows that other kernels wrote, on a GPU: one program owns each row of the result, and adds in one order."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mbqueue.train.kernels.launching import launch, room
+from mbqueue.train.kernels.triton_gate import WIDTH
+
+
+@triton.jit
+def bonds_to_atoms_kernel(d_pre, reverse, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
+    """Sum of each atom's rows as a centre, and as a neighbour: those of the reverse bonds."""
+    atom = tl.program_id(0)
+    begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
+    column = tl.arange(0, 2 * WIDTH)[None, :]
+    as_center = tl.zeros([ROWS, 2 * WIDTH], d_pre.dtype.element_ty)
+    as_neighbor = tl.zeros([ROWS, 2 * WIDTH], d_pre.dtype.element_ty)
+    for start in range(begin, end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row < end)[:, None]
+        back = tl.load(reverse + row, mask=row < end, other=0)
+        as_center += tl.load(d_pre + row[:, None] * (2 * WIDTH) + column, mask=mask, other=0.0)
+        as_neighbor += tl.load(d_pre + back[:, None] * (2 * WIDTH) + column, mask=mask, other=0.0)
+    at = d_atoms + atom * (4 * WIDTH) + tl.arange(0, 2 * WIDTH)
+    tl.store(at, tl.sum(as_center, axis=0))
+    tl.store(at + 2 * WIDTH, tl.sum(as_neighbor, axis=0))
+
+
+@triton.jit
+def angles_to_shorts_kernel(
+    d_pre, products, bond_i, bond_j, offsets, by_j, by_j_offsets, weights,
+    d_shorts, d_weights, weights_stride, d_weights_stride,
+    HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Sum of each short bond's rows as the first and as the second bond of angles, and the gradient by its weight.
+
+    ``products`` [T, 64] is message times the gradient by the first bond's sum.
+    """
+    short = tl.program_id(0)
+    column, wide = tl.arange(0, WIDTH)[None, :], tl.arange(0, 2 * WIDTH)[None, :]
+    total = tl.zeros([ROWS, 2 * WIDTH], d_pre.dtype.element_ty)
+    by_weight = tl.zeros([ROWS, WIDTH], d_pre.dtype.element_ty)
+    begin, end = tl.load(offsets + short), tl.load(offsets + short + 1)
+    for start in range(begin, end, ROWS):
+        angle = start + tl.arange(0, ROWS)
+        mask = angle < end
+        total += tl.load(d_pre + angle[:, None] * (2 * WIDTH) + wide, mask=mask[:, None], other=0.0)
+        if HAS_WEIGHTS:
+            other = tl.load(bond_j + angle, mask=mask, other=0)
+            share = tl.load(products + angle[:, None] * WIDTH + column, mask=mask[:, None], other=0.0)
+            by_weight += share * tl.load(
+                weights + other[:, None] * weights_stride + column, mask=mask[:, None], other=0.0
+            )
+    at = d_shorts + short * (4 * WIDTH) + tl.arange(0, 2 * WIDTH)
+    tl.store(at, tl.sum(total, axis=0))
+
+    total = tl.zeros([ROWS, 2 * WIDTH], d_pre.dtype.element_ty)
+    begin, end = tl.load(by_j_offsets + short), tl.load(by_j_offsets + short + 1)
+    for start in range(begin, end, ROWS):
+        mask = start + tl.arange(0, ROWS) < end
+        angle = tl.load(by_j + start + tl.arange(0, ROWS), mask=mask, other=0)
+        total += tl.load(d_pre + angle[:, None] * (2 * WIDTH) + wide, mask=mask[:, None], other=0.0)
+        if HAS_WEIGHTS:
+            other = tl.load(bond_i + angle, mask=mask, other=0)
+            share = tl.load(products + angle[:, None] * WIDTH + column, mask=mask[:, None], other=0.0)
+            by_weight += share * tl.load(
+                weights + other[:, None] * weights_stride + column, mask=mask[:, None], other=0.0
+            )
+    tl.store(at + 2 * WIDTH, tl.sum(total, axis=0))
+    if HAS_WEIGHTS:
+        at = d_weights + short * d_weights_stride + tl.arange(0, WIDTH)
+        found = tl.sum(by_weight, axis=0)
+        if ADDS:
+            found += tl.load(at)
+        tl.store(at, found)
+
+
+@triton.jit
+def angles_to_atoms_kernel(d_pre, order, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
+    """Sum of the rows of each atom's angles."""
+    atom = tl.program_id(0)
+    begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
+    column = tl.arange(0, 2 * WIDTH)
+    total = tl.zeros([ROWS, 2 * WIDTH], d_pre.dtype.element_ty)
+    for start in range(begin, end, ROWS):
+        mask = start + tl.arange(0, ROWS) < end
+        angle = tl.load(order + start + tl.arange(0, ROWS), mask=mask, other=0)
+        total += tl.load(d_pre + angle[:, None] * (2 * WIDTH) + column[None, :], mask=mask[:, None], other=0.0)
+    tl.store(d_atoms + atom * (2 * WIDTH) + column, tl.sum(total, axis=0))
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def add_partials_kernel(partials, out, n_rows, n_columns, ROWS: tl.constexpr):  # noqa: N803
+    """Sum of 64 columns."""
+    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    total = tl.zeros([ROWS, WIDTH], out.dtype.element_ty)
+    for start in range(0, n_rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        at = partials + row[:, None] * n_columns + column[None, :]
+        total += tl.load(at, mask=(row < n_rows)[:, None], other=0.0)
+    tl.store(out + column, tl.sum(total, axis=0))
+
+
+def add_partials(partials: Tensor) -> Tensor:
+    """Sum over the rows of [P, n], where n is a multiple of 64: [n]."""
+    n_rows, n_columns = partials.shape
+    out = room(partials, n_columns)
+    launch(add_partials_kernel, n_columns // 64, partials, out, n_rows, n_columns, warps=4, ROWS=16)
+    return out

@@ -1,0 +1,157 @@
+"""CHGNet's gated messages on a GPU through Triton kernels, with their gradients: only the inputs are kept for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbqueue.data.batch import Batch, OrderedBatch
+from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
+from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the kernels need to know of a batch.
+
+    Attributes:
+        batch: with its orders, on the device.
+        tiles: how the work is cut.
+        precision: of matrix products: float32, tf32, bf16 or fp16; their sums are float32.
+    """
+
+    batch: OrderedBatch
+    tiles: Tiles
+    precision: str
+
+    @classmethod
+    def of(cls, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> Plan:
+        """For ``batch``; unless given, the tiles are the device's own and the precision is `products_in_use`."""
+        device = batch.bond_center.device
+        if tiles is None and device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            tiles = tiles_of(10 * major + minor)
+        # In the interpreter, on the CPU, all tiles work.
+        return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
+
+    def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
+        """Programs, and tiles of ``rows`` for each of them, for all of ``n_rows``: by their number alone."""
+        tiles = -(-n_rows // rows)
+        per_program = max(1, -(-tiles // PARTIALS))
+        return -(-tiles // per_program), per_program
+
+
+def products_in_use() -> str:
+    """What `PRODUCTS` and torch's own setting say that matrix products on a GPU are computed in."""
+    named = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    dtype = PRODUCTS.get()
+    if dtype is not None:
+        return named[dtype]
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+
+
+class TritonMessages(PlainMessages):
+    """The three gathers-and-sums of CHGNet's blocks, on one batch; the same functions as `PlainMessages`."""
+
+    def __init__(self, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> None:
+        super().__init__(batch)
+        self.plan = Plan.of(batch, tiles, precision)
+
+    def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
+        """See `PlainMessages.of_bonds`."""
+        out: Tensor = _Bonds.apply(  # type: ignore[no-untyped-call]
+            self.plan, atoms, bonds, weights, gate.second, gate.bias, gate.scale, gate.shift
+        )
+        return out
+
+    def of_angles(
+        self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
+    ) -> Tensor:
+        """See `PlainMessages.of_angles`."""
+        parts = (atoms, shorts, angles, first, weights, gate.second, gate.bias, gate.scale, gate.shift)
+        out: Tensor = _Angles.apply(self.plan, *parts)  # type: ignore[no-untyped-call]
+        return out
+
+    def updated_angles(self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, gate: Gate) -> Tensor:
+        """See `PlainMessages.updated_angles`."""
+        out: Tensor = _Update.apply(self.plan, atoms, shorts, angles, first, gate.scale, gate.shift)  # type: ignore[no-untyped-call]
+        return out
+
+
+def _parameters(partials: Tensor, matrices: int) -> list[Tensor]:
+    """Gradients of so many matrices [128, 64], and of vectors [128] after them, from their partial sums."""
+    from mbqueue.train.kernels.triton_sums import add_partials  # noqa: PLC0415  only where triton is
+
+    sums = add_partials(partials)
+    border = matrices * 128 * 64
+    return [*sums[:border].view(-1, 128, 64), *sums[border:].view(-1, 128)]
+
+
+class _Bonds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *inputs: Tensor) -> Tensor:
+        from mbqueue.train.kernels import triton_bonds as kernels  # noqa: PLC0415
+
+        ctx.plan = plan
+        ctx.save_for_backward(*inputs)
+        atoms, bonds, weights, *gate = inputs
+        return kernels.bonds_forward(plan, atoms, bonds, weights, _gate(gate))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from mbqueue.train.kernels import triton_bonds as kernels  # noqa: PLC0415
+
+        atoms, bonds, weights, *gate = ctx.saved_tensors
+        found = kernels.bonds_backward(ctx.plan, atoms, bonds, weights, _gate(gate), gradients[0].contiguous())
+        return None, found.atoms, found.bonds, found.weights, *_parameters(found.partials, 1)
+
+
+class _Angles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *inputs: Tensor) -> Tensor:
+        from mbqueue.train.kernels import triton_angles as kernels  # noqa: PLC0415
+
+        atoms, shorts, angles, first, weights, *gate = inputs
+        angles, first, ctx.plan = angles.contiguous(), first.contiguous(), plan
+        ctx.save_for_backward(atoms, shorts, angles, first, weights, *gate)
+        return kernels.angles_forward(plan, atoms, shorts, angles, first, weights, _gate(gate))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from mbqueue.train.kernels import triton_angles as kernels  # noqa: PLC0415
+
+        atoms, shorts, angles, first, weights, *gate = ctx.saved_tensors
+        found = kernels.angles_backward(
+            ctx.plan, atoms, shorts, angles, first, weights, _gate(gate), gradients[0].contiguous()
+        )
+        d_first, *others = _parameters(found.partials, 2)
+        return None, found.atoms, found.shorts, found.angles, d_first, found.weights, *others
+
+
+class _Update(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *inputs: Tensor) -> Tensor:
+        from mbqueue.train.kernels import triton_angles as kernels  # noqa: PLC0415
+
+        atoms, shorts, angles, first, *norms = inputs
+        angles, first, ctx.plan = angles.contiguous(), first.contiguous(), plan
+        ctx.save_for_backward(atoms, shorts, angles, first, *norms)
+        return kernels.update_forward(plan, atoms, shorts, angles, first, _gate([None, None, *norms]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from mbqueue.train.kernels import triton_angles as kernels  # noqa: PLC0415
+
+        atoms, shorts, angles, first, *norms = ctx.saved_tensors
+        gate = _gate([None, None, *norms])
+        found = kernels.update_backward(ctx.plan, atoms, shorts, angles, first, gate, gradients[0].contiguous())
+        return None, found.atoms, found.shorts, found.angles, *_parameters(found.partials, 1)
+
+
+def _gate(parts: Any) -> Gate:
+    """Second layers, their bias, scale and shift, as the kernels take them; the plan has the precision."""
+    second, bias, scale, shift = parts
+    return Gate(second, bias, scale, shift, products=None)
