@@ -28,6 +28,9 @@ SAMPLE_DATASET = "sample"
 NEEDED_CAPABILITY = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
+#: What a target and its unit are called: they stand in tables and pages.
+_PLAIN = r"^[^<>|`&\\\x00-\x1f\x7f]*$"
+
 _NAME_RULE = (
     "a name has letters, digits, dots, dashes and underscores, begins with a letter or digit, and ends within 64"
 )
@@ -63,8 +66,10 @@ class DataSpec(Section):
 class TargetSpec(Section):
     """[target]: what is predicted."""
 
-    name: str = Field(min_length=1, max_length=80, description="In words, for reports: `band gap`.")
-    unit: str = Field("", max_length=40, description="Of targets, predictions and errors; empty for none.")
+    name: str = Field(min_length=1, max_length=80, pattern=_PLAIN, description="In words, for reports: `band gap`.")
+    unit: str = Field(
+        "", max_length=40, pattern=_PLAIN, description="Of targets, predictions and errors; empty for none."
+    )
     kind: Kind = Field(description="; ".join(f"`{kind}`: {text}" for kind, text in KINDS.items()) + ".")
     column: str = Field(
         "", description=f"Of your own table that holds it; empty takes one of {', '.join(ENERGY_COLUMNS)}."

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """(epoch, MAE in eV/atom) of the earliest epoch with the lowest validation MAE, or None without epochs."""
+    """(epoch, MAE) of the earliest epoch with the lowest validation MAE, or None without epochs."""
     if not history:
         return None
     best = min(history, key=lambda row: (row["val_mae"], row["epoch"]))

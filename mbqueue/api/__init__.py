@@ -11,7 +11,7 @@
     project.model("full_finetune", fold=0)    # a CHGNet
 
 Importing this module imports nothing heavy; torch, pandas and plotly come with the first method that needs them.
-Times are seconds since the epoch (UTC), errors eV/atom.
+Times are seconds since the epoch (UTC), errors in the unit of the target.
 """
 
 from __future__ import annotations

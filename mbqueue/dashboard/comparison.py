@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
+from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
 #: Columns that five folds with their mean take beside a name of twelve.
@@ -38,21 +39,26 @@ class _View:
 def _scores(comparison: Comparison, sign: str, dash: str, width: int) -> Table:
     """Numbers are always whole: names take the lines that they need, and a narrow terminal gets the means only."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    target = comparison.recorded[0].target
-    table.add_column(
-        ", ".join(filter(None, ["MAE", target.unit])), overflow="fold"
-    )  # the only one that may shrink, since the others do not wrap
+    first = comparison.recorded[0]
+    measure, unit = first.board_measure, first.target.unit
+    # The only column that may shrink, since the others do not wrap.
+    table.add_column(", ".join(filter(None, [measure.label, unit])), overflow="fold")
     shown = range(N_FOLDS) if width >= _NEEDED_FOR_FOLDS else range(0)
     for fold in shown:
         table.add_column(f"fold {fold}", justify="right", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
     rows = [
-        (_mean(one), Text(label, "bold"), [_fold(one, fold, dash) for fold in shown], _spread(one, sign))
+        (
+            (one.spread(measure) or {"mean": 0.0})["mean"],
+            Text(label, "bold"),
+            [_fold(one, fold, measure, dash) for fold in shown],
+            _spread(one.spread(measure), sign, dash),
+        )
         for label, one in zip(comparison.labels, comparison.recorded, strict=True)
     ]
-    board = comparison.recorded[0].content["leaderboard"]["rows"]
-    rows += [(row["mae"], Text(row["name"], "dim"), [""] * len(shown), f"{row['mae']:.4f}") for row in board]
-    for _, label, folds, mean in sorted(rows, key=lambda row: row[0]):
+    board = [(row[measure.key], row["name"]) for row in first.content["leaderboard"]["rows"]]
+    rows += [(score, Text(name, "dim"), [""] * len(shown), f"{score:.4f}") for score, name in board]
+    for _, label, folds, mean in sorted(rows, key=lambda row: row[0], reverse=not measure.is_error):
         table.add_row(label, *folds, mean)
     return table
 
@@ -61,7 +67,8 @@ def _notes(comparison: Comparison) -> Iterable[RenderableType]:
     for label, one in zip(comparison.labels, comparison.recorded, strict=True):
         if reasons := one.content["leaderboard"]["reasons_against"]:
             yield Text(f"{label} does not compare with the leaderboard: {'; '.join(reasons)}.", "yellow")
-    yield Text("CHGNet's pretraining has seen most of these crystals; the other models have not.", "dim")
+    if comparison.recorded[0].content["leaderboard"]["rows"]:
+        yield Text("CHGNet's pretraining has seen most of these crystals; the other models have not.", "dim")
 
 
 def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:
@@ -76,15 +83,11 @@ def _pair(pair: PairedDifference, target: Target) -> Iterable[RenderableType]:
         yield Text(f"  by fold: {folds}")
 
 
-def _mean(one: Recorded) -> float:
-    return float(one.content["summary"]["mae"]["mean"])
+def _spread(score: dict[str, float] | None, sign: str, dash: str) -> str:
+    return dash if score is None else f"{score['mean']:.4f} {sign} {score['std']:.4f}"
 
 
-def _spread(one: Recorded, sign: str) -> str:
-    mae = one.content["summary"]["mae"]
-    return f"{mae['mean']:.4f} {sign} {mae['std']:.4f}"
-
-
-def _fold(one: Recorded, fold: int, dash: str) -> str:
+def _fold(one: Recorded, fold: int, measure: Measure, dash: str) -> str:
     entry = one.content["folds"].get(str(fold))
-    return dash if entry is None else f"{entry['scores']['mae']:.4f}"
+    value = None if entry is None else entry["scores"][measure.key]
+    return dash if value is None else f"{value:.4f}"

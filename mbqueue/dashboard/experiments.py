@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.text import Text
 
+from mbqueue.task import FORMATION_ENERGY
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = "_.-~=+*#"
 _BAR = 10
@@ -51,13 +53,15 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
     if entry["paused"] and entry["state"] != "paused":
         title.append(" (paused)", STYLES["paused"])
     title.append(f"  {entry['dataset']}", "dim")
+    if entry["target"]["name"] != FORMATION_ENERGY.target.name:
+        title.append(f"  {entry['target']['name']}", "dim")
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
     if entry["prepare"] != "committed":
         yield Text(f"  preparing the data comes first: {entry['prepare']}", STYLES.get(entry["prepare"], ""))
     yield from _folds(entry["folds"], width, plain)
-    if tested := _tested(entry["folds"], plain):
+    if tested := _tested(entry, plain):
         yield Text(f"  {tested}", "bold")
     if entry["record"] == "committed":
         yield Text(f"  results: {entry['results_dir']}", "dim")
@@ -68,7 +72,7 @@ def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
     folds = entry["folds"]
     epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
     at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
-    told = [epochs, at_work or _tested(folds, plain)]
+    told = [epochs, at_work or _tested(entry, plain)]
     rest = Text.assemble("  ", (entry["state"], STYLES.get(entry["state"], "")), f"  {', '.join(filter(None, told))}")
     name = cut(Text(entry["name"], "bold"), max(16, width - len(rest)), plain)
     return cut(Text.assemble(name, rest), width, plain)
@@ -113,14 +117,15 @@ def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) 
     return full * filled + empty * (length - filled)
 
 
-def _tested(folds: Sequence[Mapping[str, Any]], plain: bool) -> str:
+def _tested(entry: Mapping[str, Any], plain: bool) -> str:
     """The test MAE over the folds that have one; empty for fewer than two."""
-    tested = [fold["test_mae"] for fold in folds if fold["test_mae"] is not None]
+    tested = [fold["test_mae"] for fold in entry["folds"] if fold["test_mae"] is not None]
     if len(tested) < 2:
         return ""
     mean = sum(tested) / len(tested)
     spread = math.sqrt(sum((value - mean) ** 2 for value in tested) / len(tested))
-    return f"test MAE {mean:.4f} {'+-' if plain else '±'} {spread:.4f} eV/atom over {len(tested)} folds"
+    score = f"{mean:.4f} {'+-' if plain else '±'} {spread:.4f} {entry['target']['unit']}".rstrip()
+    return f"test MAE {score} over {len(tested)} folds"
 
 
 #: Columns of the table of folds, and whether they are flush right. Written line by line, because rich's own table

@@ -24,8 +24,8 @@ _TONES = [
     (74, 125, 220), (160, 95, 205), (20, 145, 165), (140, 140, 140),
 ]  # fmt: skip
 _EXPERIMENT_COLUMNS = (
-    "name", "state", "paused", "priority", "dataset", "dataset_hash", "spec_hash", "enqueued_at", "results_dir",
-    "prepare", "record", "seconds", *(state.value for state in State),
+    "name", "state", "paused", "priority", "dataset", "target", "dataset_hash", "spec_hash", "enqueued_at",
+    "results_dir", "prepare", "record", "seconds", "unit", *(state.value for state in State),
 )  # fmt: skip
 _FOLD_COLUMNS = (
     "experiment", "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch",
@@ -47,7 +47,7 @@ class Status:
     """What `Project.status` returns. In a notebook it shows itself, as a string it is what `mbqueue status` prints.
 
     The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas frames; pandas is imported when the first one
-    is asked for. Errors are in eV/atom, times in seconds since the epoch (UTC).
+    is asked for. Errors are in the unit of the target, times in seconds since the epoch (UTC).
 
     Attributes:
         overview: all of it as one dictionary (see `mbqueue.queue.overview`).
@@ -66,9 +66,14 @@ class Status:
 
     @property
     def experiments(self) -> pd.DataFrame:
-        """One row per experiment: name, state, dataset, results_dir, seconds, and the number of jobs by state."""
+        """One row per experiment: name, state, dataset, target, results_dir, seconds, unit, number of jobs by state."""
         rows = [
-            {**{key: value for key, value in entry.items() if key not in ("folds", "jobs", "trial")}, **entry["jobs"]}
+            {
+                **{key: value for key, value in entry.items() if key not in ("folds", "jobs", "trial")},
+                "target": entry["target"]["name"],
+                "unit": entry["target"]["unit"],
+                **entry["jobs"],
+            }
             for entry in self.overview["experiments"]
         ]
         return _frame(rows, _EXPERIMENT_COLUMNS, index="name")

@@ -24,7 +24,7 @@ class Batch:
 
     Attributes:
         rows: row of each crystal in its dataset, int64 [B].
-        targets: formation energy, eV/atom, float32 [B].
+        targets: in their unit, float32 [B].
         n_atoms: atoms per crystal, int64 [B].
         atomic_numbers: Z of each atom, 1–94, int64 [A].
         atom_crystal: crystal of each atom, ascending, int64 [A].

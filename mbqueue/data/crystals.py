@@ -30,7 +30,7 @@ class Crystals:
 
     Attributes:
         ids: name of each crystal, all different.
-        targets: formation energy, eV/atom, float64 [N]; nan only where crystals are given without (for prediction).
+        targets: in their unit, float64 [N]; nan only where crystals are given without (for prediction).
         atom_offsets: atoms of crystal i are ``atom_offsets[i]`` to ``atom_offsets[i + 1]``, int64 [N + 1].
         atomic_numbers: Z of each atom, 1–94, uint8 [A].
         frac_coords: fractional coordinates as they were given (not wrapped into the cell), float64 [A, 3].

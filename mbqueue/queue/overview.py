@@ -1,10 +1,12 @@
 """The state of everything as one plain dictionary: what `mbqueue status --json` prints and the dashboard draws.
 
-The format is stable: within format 1, keys are only added. Times are seconds since the epoch (UTC), errors eV/atom.
+The format is stable: within format 1, keys are only added. Times are seconds since the epoch (UTC), errors in
+the unit of the target.
 
     format          1
     project, now
-    experiments[]   name, state, paused, priority, dataset, dataset_hash, spec_hash, enqueued_at, results_dir,
+    experiments[]   name, state, paused, priority, dataset, target {name, unit, kind}, dataset_hash,
+                    spec_hash, enqueued_at, results_dir,
                     jobs {state: count}, prepare, record (states), seconds,
                     trial {search, number, of (0: unknown), settings {key: value}} or null
                     folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
@@ -34,6 +36,7 @@ from mbqueue.queue.database import Part, Row, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.jobs import Event, Job, Kind, SessionRow, State
 from mbqueue.queue.processes import is_known_dead
+from mbqueue.task import target_of
 
 FORMAT = 1
 _DAY_SECONDS = 86_400.0
@@ -239,6 +242,7 @@ def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int]
         "paused": bool(row["paused"]),
         "priority": row["priority"],
         "dataset": row["dataset"],
+        "target": _target(row["spec"]),
         "dataset_hash": row["dataset_hash"],
         "spec_hash": row["spec_hash"],
         "enqueued_at": row["enqueued_at"],
@@ -262,6 +266,11 @@ def _trial(trial: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "of": search["trials"],
         "settings": trial["settings"],
     }
+
+
+def _target(spec: str) -> dict[str, str]:
+    target = target_of(json.loads(spec))
+    return {"name": target.name, "unit": target.unit, "kind": target.kind}
 
 
 def _fold(group: _Group, running: Row | None) -> dict[str, Any]:

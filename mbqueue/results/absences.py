@@ -7,9 +7,12 @@ from typing import Any
 
 from mbqueue.results.report.elements import elements_of
 from mbqueue.results.tables import Predictions
+from mbqueue.task import Target
 
 
-def absences(folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions]) -> list[str]:
+def absences(
+    folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
+) -> list[str]:
     """One sentence for each set of folds that miss the same elements; none for elements that no test crystal has.
 
     Args:
@@ -21,12 +24,13 @@ def absences(folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, P
         tested = frozenset[str]().union(*map(elements_of, set(predictions[int(fold)].compositions)))
         if elements := tuple(element for element in entry["absent_elements"] if element in tested):
             missing.setdefault(elements, []).append(fold)
-    return [_sentence(numbers, elements) for elements, numbers in missing.items()]
+    return [_sentence(numbers, elements, target) for elements, numbers in missing.items()]
 
 
-def _sentence(folds: list[str], elements: tuple[str, ...]) -> str:
+def _sentence(folds: list[str], elements: tuple[str, ...], target: Target) -> str:
     which, theirs = ("Fold", "its") if len(folds) == 1 else ("Folds", "their")
+    so = "the reference energy is 0" if target.kind == "energy" else "it counts as an average element"
     return (
-        f"{which} {', '.join(folds)}: {', '.join(elements)} not in {theirs} training part, so the reference energy is "
-        "0 and test crystals with it are predicted badly."
+        f"{which} {', '.join(folds)}: {', '.join(elements)} not in {theirs} training part, so {so} and test crystals "
+        "with it are predicted badly."
     )

@@ -73,11 +73,19 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
 
     Raises:
         UsageError: for fewer than two.
-        ResultsError: when two share no crystal, or disagree on a target (they are then of different data).
+        ResultsError: when two predict other kinds of things or in other units, share no crystal, or disagree on a
+            target (they are then of different data).
     """
     if len(recorded) < 2:
         raise UsageError("A comparison takes two experiments or more.")
     labels = _labels(recorded)
+    first = recorded[0].target
+    for label, one in zip(labels, recorded, strict=True):
+        if (one.target.kind, one.target.unit) != (first.kind, first.unit):
+            raise ResultsError(
+                f"{labels[0]} predicts the {first.axis}, kind {first.kind}, and {label} the {one.target.axis}, kind "
+                f"{one.target.kind}: their errors cannot be compared. Compare experiments with one target and unit."
+            )
     pairs = [_pair(recorded[i], recorded[j], labels[i], labels[j]) for i, j in combinations(range(len(recorded)), 2)]
     return Comparison(recorded=tuple(recorded), labels=labels, pairs=tuple(pairs))
 

@@ -14,6 +14,7 @@ import numpy as np
 from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_of, unfinished_content
+from mbqueue.results.scores import Measure, leaderboard_measure, measures_of
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
 from mbqueue.task import Target, target_of
 
@@ -47,6 +48,21 @@ class Recorded:
     def target(self) -> Target:
         """What it predicts."""
         return target_of(self.content["spec"])
+
+    @property
+    def measure(self) -> Measure:
+        """The score that says most of it."""
+        return measures_of(self.target)[0]
+
+    @property
+    def board_measure(self) -> Measure:
+        """The score to put beside a leaderboard's; where there is none, the one that says most."""
+        return leaderboard_measure(self.target) if self.content["leaderboard"]["rows"] else self.measure
+
+    def spread(self, measure: Measure) -> dict[str, float] | None:
+        """Mean and standard deviation of a score over the folds; None where a fold has no such score."""
+        found: dict[str, float] | None = self.content["summary"][measure.key]
+        return found
 
     @property
     def folds(self) -> tuple[int, ...]:

@@ -1,39 +1,71 @@
-"""The matbench leaderboard of ``matbench_mp_e_form``, and when a score may be set beside it."""
+"""matbench's leaderboards, and when a score may be set beside one."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from mbqueue.experiment import OFFICIAL_DATASET
-from mbqueue.task import FORMATION_ENERGY, N_FOLDS
+from mbqueue.task import N_FOLDS, TASKS, Target
 
-#: Mean MAE over the five folds, eV/atom, best first: https://matbench.materialsproject.org (v0.1, full task page).
-LEADERBOARD: tuple[tuple[str, float], ...] = (
-    ("coGN", 0.0170),
-    ("coNGN", 0.0178),
-    ("ALIGNN", 0.0215),
-    ("SchNet (kgcnn)", 0.0218),
-    ("DimeNet++ (kgcnn)", 0.0235),
-    ("CGCNN", 0.0337),
-    ("RF-SCM/Magpie", 0.1165),
-    ("Dummy", 1.0059),
-)
+#: The published scores, with their source: data that a person can renew.
+FILE = Path(__file__).with_name("leaderboards.toml")
 
-OVERLAP_NOTE = (
+_ENERGY_NOTE = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project, and so has seen most of the "
     "crystals of this benchmark, test parts included, with DFT energies closely related to the target. "
     "The other models on the leaderboard were trained on the fold's training part alone. A score from pretrained "
     "weights is therefore not evidence of better generalisation than theirs; say so wherever it is shown."
 )
+_OTHER_NOTE = (
+    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. It may have seen many of "
+    "these crystals, test parts included, with their energies, forces, stresses and magnetic moments, though never "
+    "with this target. Models that were trained on the fold's training part alone had no such help; say so "
+    "wherever a score is shown."
+)
 
 
-def reasons_against(*, official: bool, n: int, dropped: int, folds: Collection[int]) -> list[str]:
+def overlap_note(target: Target) -> str:
+    """What the pretraining has seen of the crystals and of what is predicted."""
+    return _ENERGY_NOTE if target.kind == "energy" else _OTHER_NOTE
+
+
+@dataclass(frozen=True)
+class Published:
+    """An algorithm on a leaderboard, with its mean score over the five folds."""
+
+    name: str
+    score: float
+
+
+def leaderboard(dataset: str) -> tuple[Published, ...]:
+    """The published scores of a task, best first; none for any other dataset."""
+    return _boards().get(dataset, ())
+
+
+def source() -> str:
+    """Where the published scores are from."""
+    return str(tomllib.loads(FILE.read_text(encoding="utf-8"))["source"])
+
+
+@cache
+def _boards() -> dict[str, tuple[Published, ...]]:
+    content = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    return {name: tuple(Published(**row) for row in content[name]["rows"]) for name in TASKS if name in content}
+
+
+def reasons_against(*, dataset: str, official: bool, n: int, dropped: int, folds: Collection[int]) -> list[str]:
     """Why an experiment's mean score is no leaderboard score; empty when it is one."""
     reasons = []
-    if not official:
-        reasons.append(f"the crystals are not those of the official file of {OFFICIAL_DATASET}")
-    elif n != FORMATION_ENERGY.n or dropped:
-        reasons.append(f"only {n:,} of the {FORMATION_ENERGY.n:,} official crystals were used")
+    task = TASKS.get(dataset)
+    if task is None:
+        reasons.append("the crystals are not those of a task of matbench")
+    elif not official:
+        reasons.append(f"the crystals are not those of the official file of {task.dataset}")
+    elif n != task.n or dropped:
+        reasons.append(f"only {n:,} of the {task.n:,} official crystals were used")
     missing = sorted(set(range(N_FOLDS)) - set(folds))
     if missing:
         several = len(missing) > 1

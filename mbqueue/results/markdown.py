@@ -8,6 +8,7 @@ from typing import Any
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
 from mbqueue.results.cells import markdown, markdown_code
+from mbqueue.results.scores import leaderboard_measure, measures_of
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target, target_of
 
@@ -18,6 +19,11 @@ _FILE_NOTES = {
     "matbench": "the submission file of matbench, validated by matbench 0.6",
     "results": "everything on this page and more, for programs",
 }
+_CLASS_SCORES = (
+    "Targets are 0 or 1, predictions probabilities of 1; above 0.5 a crystal counts as of class 1. MAE is of the "
+    "probability. What matbench 0.6 calls rocauc is the balanced accuracy here, since it turns probabilities into "
+    "classes first."
+)
 #: At most so many dropped entries are listed; results.json has them all.
 _DROPPED_LISTED = 20
 
@@ -32,7 +38,7 @@ def results_markdown(
     if spec.get("description"):
         lines += [markdown(spec["description"]) + ".", ""]
     lines += [_headline(content, target), "", "## Scores on the test part of each fold", ""]
-    lines += _scores_table(content)
+    lines += _scores_table(content, target)
     if stopped := [fold for fold, entry in content["folds"].items() if entry.get("stopped_early")]:
         folds = f"fold {stopped[0]}" if len(stopped) == 1 else f"folds {', '.join(stopped)}"
         lines += [
@@ -42,13 +48,15 @@ def results_markdown(
         ]
     lines += [
         "",
-        f"Errors of the {target.axis}; MAPE as a share, over targets beyond ±1e-5, as matbench defines it.",
+        _CLASS_SCORES
+        if target.is_class
+        else f"Errors of the {target.axis}; MAPE as a share, over targets beyond ±1e-5, as matbench defines it.",
         "The spread is the population standard deviation over folds.",
         "",
     ]
-    lines += ["## Beside the matbench leaderboard", ""]
-    lines += _leaderboard(content, target)
-    lines += ["", "## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
+    if content["leaderboard"]["rows"]:
+        lines += ["## Beside the matbench leaderboard", "", *_leaderboard(content, target), ""]
+    lines += ["## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
     lines += ["## Data", ""]
     official = "the official dataset" if dataset["official"] else "not the official benchmark dataset"
     name, source = markdown_code(dataset["name"]), markdown(dataset["source"])
@@ -59,7 +67,7 @@ def results_markdown(
             "no neighbour within CHGNet's own; none was left out for that.",
             "",
         ]
-    for said in absences(content["folds"], predictions):
+    for said in absences(content["folds"], predictions, target):
         lines += [said, ""]
     if dataset["dropped"]:
         lines += [f"{len(dataset['dropped']):,} entries could not be used and were left out:", ""]
@@ -71,7 +79,7 @@ def results_markdown(
             lines.append(f"- … and {rest:,} more in results.json")
         lines.append("")
     lines += ["## How it was made", ""]
-    lines += _how(spec, run)
+    lines += _how(spec, run, target)
     lines += ["", "## Files", ""]
     lines += _files(file_names)
     lines += [
@@ -83,54 +91,57 @@ def results_markdown(
 
 
 def _headline(content: dict[str, Any], target: Target) -> str:
-    mae = content["summary"]["mae"]
+    measure = measures_of(target)[0]
     folds = len(content["folds"])
     count = "one fold" if folds == 1 else f"{folds} folds"
-    score = target.with_unit(f"{mae['mean']:.4f} ± {mae['std']:.4f}")
-    return f"**Test MAE {score}** over {count}."
+    score = target.with_unit(_spread(content["summary"][measure.key]))
+    return f"**Test {measure.label} {score}** over {count}, of the {target.name}."
 
 
-def _scores_table(content: dict[str, Any]) -> list[str]:
-    lines = [
-        "| Fold | Crystals | MAE | RMSE | Median | Largest | MAPE | Epochs | Best epoch | Validation MAE |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+def _scores_table(content: dict[str, Any], target: Target) -> list[str]:
+    measures = measures_of(target)
+    labels = [measure.label for measure in measures]
+    head = ["Fold", "Crystals", *labels, "Epochs", "Best epoch", "Validation MAE"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for fold, entry in content["folds"].items():
         s = entry["scores"]
         lines.append(
-            f"| {fold} | {entry['n_test']:,} | {_number(s['mae'])} | {_number(s['rmse'])} | {_number(s['median'])} | "
-            f"{_number(s['max_error'])} | {_number(s['mape'])} | {entry['epochs']} | {entry['best_epoch'] or '–'} | "
-            f"{_number(entry['best_val_mae'])} |"
+            f"| {fold} | {entry['n_test']:,} | {' | '.join(_number(s[measure.key]) for measure in measures)} | "
+            f"{entry['epochs']} | {entry['best_epoch'] or '–'} | {_number(entry['best_val_mae'])} |"
         )
-    cells = [_spread(content["summary"][name]) for name in ("mae", "rmse", "median", "max_error", "mape")]
+    cells = [_spread(content["summary"][measure.key]) for measure in measures]
     return [*lines, f"| **mean ± std** | | {' | '.join(cells)} | | | |"]
 
 
 def _leaderboard(content: dict[str, Any], target: Target) -> list[str]:
-    board, mae = content["leaderboard"], content["summary"]["mae"]["mean"]
-    rows = [(row["mae"], row["name"]) for row in board["rows"]]
+    board, measure = content["leaderboard"], leaderboard_measure(target)
+    rows = [(row[measure.key], row["name"]) for row in board["rows"]]
     lines = []
     if board["comparable"]:
-        rows.append((mae, f"**{content['experiment']}** (this run; see the overlap below)"))
+        mean = content["summary"][measure.key]["mean"]
+        rows.append((mean, f"**{content['experiment']}** (this run; see the overlap below)"))
         lines += ["All five official folds, scored by matbench: the number below is a leaderboard score.", ""]
     else:
         why = "; ".join(board["reasons_against"])
         lines += [f"**Not comparable with the leaderboard**: {why}. Its rows are only there for orientation.", ""]
-    lines += [f"| Model | MAE{target.in_unit} |", "|---|---:|"]
-    return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows)]
+    lines += [f"| Model | {measure.label}{target.in_unit} |", "|---|---:|"]
+    return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows, reverse=not measure.is_error)]
 
 
-def _how(spec: dict[str, Any], run: dict[str, Any]) -> list[str]:
+def _how(spec: dict[str, Any], run: dict[str, Any], target: Target) -> list[str]:
     model, train = spec.get("model", {}), spec.get("train", {})
     trained = {
-        "none": "nothing but the element references",
+        "none": "nothing but the element references"
+        if target.kind == "energy"
+        else "the model of the composition alone",
         "head": "the read-out on frozen atom features",
         "all": "all weights",
     }.get(model.get("trainable"), "")
     lines = [f"- CHGNet {model.get('pretrained')}, trained: {trained}; seed {spec.get('seed')}"]
+    loss = "binary cross-entropy" if target.is_class else f"{train.get('loss')} loss"
     if train.get("epochs"):
         lines.append(
-            f"- {train['epochs']} epochs of AdamW, {train['loss']} loss, batches of {train['batch_size']}, "
+            f"- {train['epochs']} epochs of AdamW, {loss}, batches of {train['batch_size']}, "
             f"peak learning rate {train['lr']:g}, {train['schedule']} schedule, {train['validation']:.0%} of the "
             "training part held out to choose the best epoch"
         )

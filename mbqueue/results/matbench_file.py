@@ -1,4 +1,4 @@
-"""matbench_results.json.gz: the official task as matbench's own classes record, score and validate it.
+"""matbench_results.json.gz: a task as matbench's own classes record, score and validate it.
 
 ``MatbenchTask`` wants the dataset's frame with Structure objects, but ``record`` and ``scores`` touch ids and
 targets only. So the task gets a frame of those, made from the predictions themselves, and nothing is downloaded
@@ -19,15 +19,16 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.errors import ResultsError
-from mbqueue.experiment import OFFICIAL_DATASET
+from mbqueue.results.scores import CLASS_THRESHOLD
 from mbqueue.results.tables import RESTORE, Predictions
+from mbqueue.task import Task
 
 #: Where matbench's own talk goes that is not for the user: above every level it uses.
 _SILENT = logging.CRITICAL + 1
 
 
 def write_matbench_file(
-    path: Path, predictions: Mapping[int, Predictions], *, parameters: Mapping[str, Any]
+    path: Path, predictions: Mapping[int, Predictions], task: Task, *, parameters: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
     """Write all five official folds as ``MatbenchBenchmark.to_file`` does, gzipped, after its own validation.
 
@@ -36,10 +37,11 @@ def write_matbench_file(
     Args:
         path: the .json.gz file.
         predictions: fold → its test part, in any order of rows.
+        task: whose folds they are.
         parameters: plain values that matbench keeps beside each fold.
 
     Returns:
-        matbench's scores: {mae: {mean, max, min, std}, rmse: …, mape: …, max_error: …}.
+        matbench's scores: {mae: {mean, max, min, std}, rmse: …, …}.
 
     Raises:
         ResultsError: when matbench is missing, the ids are not those of the official folds, or matbench's
@@ -48,18 +50,20 @@ def write_matbench_file(
     with _quiet_matbench() as benchmark_class:
         import pandas as pd  # noqa: PLC0415 - only this file needs it, and recording is rare
 
-        benchmark = benchmark_class(autoload=False, subset=[OFFICIAL_DATASET])
-        task = next(iter(benchmark.tasks))
+        benchmark = benchmark_class(autoload=False, subset=[task.dataset])
+        theirs = next(iter(benchmark.tasks))
         index = [crystal_id for table in predictions.values() for crystal_id in table.ids]
         targets = [value for table in predictions.values() for value in table.y_true.tolist()]
-        task.df = pd.DataFrame({task.metadata.input_type: None, task.metadata.target: targets}, index=index)
-        for fold, key in task.folds_map.items():
-            official_ids = task.validation[key].test
-            task.record(fold, _in_order(predictions, fold, official_ids), params=dict(parameters))
+        if task.target.is_class:
+            targets = [value > CLASS_THRESHOLD for value in targets]  # matbench knows classes as true and false
+        theirs.df = pd.DataFrame({theirs.metadata.input_type: None, theirs.metadata.target: targets}, index=index)
+        for fold, key in theirs.folds_map.items():
+            official_ids = theirs.validation[key].test
+            theirs.record(fold, _in_order(predictions, fold, official_ids, task), params=dict(parameters))
         benchmark.add_metadata({"algorithm": "CHGNet through mbqueue"})
         if errors := benchmark.validate():
-            raise ResultsError(f"matbench refuses the results for {path}:\n{errors[OFFICIAL_DATASET]}")
-        scores = _plain_scores(task)
+            raise ResultsError(f"matbench refuses the results for {path}:\n{errors[task.dataset]}")
+        scores = _plain_scores(theirs)
         plain = files.temp_beside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,7 @@ def _quiet_matbench() -> Iterator[Any]:
             logger.setLevel(level)
 
 
-def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: list[str]) -> list[float]:
+def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: list[str], task: Task) -> list[float]:
     if fold not in predictions:
         raise ResultsError(f"Fold {fold} is missing: matbench takes all five folds or none.")
     table = predictions[fold]
@@ -127,7 +131,7 @@ def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: l
         odd = sorted(by_id.keys() ^ set(official_ids))
         raise ResultsError(
             f"The test part of fold {fold} is not the official one: {len(odd)} ids differ, first {odd[0]}. "
-            f"Only the whole official file of {OFFICIAL_DATASET} makes a matbench file."
+            f"Only the whole official file of {task.dataset} makes a matbench file."
         )
     return [by_id[crystal_id] for crystal_id in official_ids]
 

@@ -8,11 +8,12 @@ carries size and SHA-256 of every other file and a checksum of itself. Its forma
     spec, spec_hash  the whole spec (see mbqueue.experiment) and the hash of what changes a fold's result
     dataset          name, source, hash, n (crystals used), official, dropped ([{id, reason}]),
                      widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
-    folds            {"0": {n_test, scores {n, mae, rmse, median, max_error, mape},
+    folds            {"0": {n_test, scores (see mbqueue.results.scores),
                      epochs, best_epoch, best_val_mae (both null where nothing was trained),
-                     absent_elements (not in its training part: their reference energy is 0)}, …}
-    summary          {mae: {mean, std}, rmse: …, …} over the recorded folds; null where a fold has no such score
-    leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}])
+                     absent_elements (not in its training part)}, …}
+    summary          {score: {mean, std}, …} over the recorded folds; null where a fold has no such score
+    leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}];
+                     of a class balanced_accuracy instead)
     notes            pretraining_overlap
     run              what may differ between equal runs, and nothing outside it may: recorded_at, enqueued_on,
                      versions, devices, sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes
@@ -33,12 +34,11 @@ from typing import Any
 from mbqueue import files
 from mbqueue.clock import utc_text
 from mbqueue.errors import ResultsError
-from mbqueue.experiment import OFFICIAL_DATASET
 from mbqueue.history import best_epoch
-from mbqueue.results.leaderboard import LEADERBOARD, OVERLAP_NOTE, reasons_against
+from mbqueue.results.leaderboard import Published, leaderboard, overlap_note, reasons_against
 from mbqueue.results.markdown import results_markdown
 from mbqueue.results.matbench_file import write_matbench_file
-from mbqueue.results.scores import over_folds, score
+from mbqueue.results.scores import leaderboard_measure, over_folds, score
 from mbqueue.results.tables import (
     RESTORE,
     Predictions,
@@ -48,6 +48,7 @@ from mbqueue.results.tables import (
     read_history,
     read_predictions,
 )
+from mbqueue.task import FORMATION_ENERGY, TASKS, Target, target_of
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
@@ -138,7 +139,8 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as temporary:
         staging, made = Path(temporary), []
         if content["leaderboard"]["comparable"]:
-            write_matbench_file(staging / MATBENCH_FILE, predictions, parameters=_parameters(inputs))
+            task = TASKS[inputs.dataset.name]
+            write_matbench_file(staging / MATBENCH_FILE, predictions, task, parameters=_parameters(inputs))
             made.append(staging / MATBENCH_FILE)
         names = [path.name for path in [*tables, *made]]
         files.write_text(
@@ -228,12 +230,13 @@ def _content(
     inputs: RecordInputs, predictions: Mapping[int, Predictions], histories: Mapping[int, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     fold_entries: dict[str, dict[str, Any]] = {}
+    target = target_of(inputs.spec)
     train = inputs.spec["train"]
     for fold, table in predictions.items():
         best = best_epoch(histories[fold])
         fold_entries[str(fold)] = {
             "n_test": len(table),
-            "scores": score(table.y_true, table.y_pred).to_json(),
+            "scores": score(table.y_true, table.y_pred, target),
             "epochs": len(histories[fold]),
             "stopped_early": bool(train["patience"]) and len(histories[fold]) < train["epochs"],
             "best_epoch": best[0] if best else None,
@@ -241,8 +244,10 @@ def _content(
             "absent_elements": sorted(inputs.absent_elements.get(fold, ())),
         }
     dataset = inputs.dataset
+    board_measure = leaderboard_measure(target)
     against = reasons_against(
-        official=dataset.official and dataset.name == OFFICIAL_DATASET,
+        dataset=dataset.name,
+        official=dataset.official,
         n=dataset.n,
         dropped=len(dataset.dropped),
         folds=predictions.keys(),
@@ -257,13 +262,13 @@ def _content(
             "dropped": [{"id": crystal_id, "reason": reason} for crystal_id, reason in dataset.dropped],
         },
         "folds": fold_entries,
-        "summary": over_folds(entry["scores"] for entry in fold_entries.values()),
+        "summary": over_folds((entry["scores"] for entry in fold_entries.values()), target),
         "leaderboard": {
             "comparable": not against,
             "reasons_against": against,
-            "rows": [{"name": name, "mae": mae} for name, mae in LEADERBOARD],
+            "rows": [{"name": row.name, board_measure.key: row.score} for row in _published(dataset.name, target)],
         },
-        "notes": {"pretraining_overlap": OVERLAP_NOTE},
+        "notes": {"pretraining_overlap": overlap_note(target)},
         "run": {
             "recorded_at": utc_text(inputs.recorded_at),
             "enqueued_on": inputs.enqueued_on,
@@ -278,6 +283,12 @@ def _content(
             "fingerprint_changes": [dict(change) for change in inputs.fingerprint_changes],
         },
     }
+
+
+def _published(dataset: str, target: Target) -> Sequence[Published]:
+    """The leaderboard of the dataset; for formation energies of other crystals matbench's, to have an idea."""
+    is_like_the_first = target == FORMATION_ENERGY.target
+    return leaderboard(FORMATION_ENERGY.dataset if dataset not in TASKS and is_like_the_first else dataset)
 
 
 def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> None:

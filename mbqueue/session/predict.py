@@ -9,6 +9,7 @@ import numpy as np
 from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, write_bytes
 from mbqueue.queue.jobs import Kind, Lease, State
 from mbqueue.results.record import fold_facts
+from mbqueue.results.scores import measures_of, score
 from mbqueue.results.tables import (
     Predictions,
     history_file,
@@ -79,7 +80,10 @@ def run(place: Workplace, lease: Lease) -> str:
         place.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return f"test MAE {target_of(experiment.spec).with_unit(f'{mae:.4f}')} on {len(table)} crystals"
+    target = target_of(experiment.spec)
+    scores = score(table.y_true, table.y_pred, target)
+    measure = next(one for one in measures_of(target) if scores[one.key] is not None)
+    return f"test {measure.label} {target.with_unit(f'{scores[measure.key]:.4f}')} on {len(table)} crystals"
 
 
 def _trained_epochs(place: Workplace, experiment: str, fold: int) -> int:

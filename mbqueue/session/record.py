@@ -9,6 +9,7 @@ from mbqueue.errors import ResultsError
 from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
+from mbqueue.results.scores import measures_of
 from mbqueue.session.facts import fingerprint_changes, record_inputs, written_facts
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
@@ -36,8 +37,10 @@ def run(place: Workplace, lease: Lease) -> str:
         raise Rewound(f"{' '.join(broken.values())} What is missing is made again from the checkpoints.")
 
     def commit(content: dict[str, Any], publish: Callable[[], None]) -> None:
-        mae = content["summary"]["mae"]
-        result: dict[str, Any] = {"mae": mae["mean"], "mae_std": mae["std"]}
+        result: dict[str, Any] = {}
+        for name, score in content["summary"].items():
+            if score is not None:
+                result |= {name: score["mean"], f"{name}_std": score["std"]}
         if place.store is not None:
             place.while_held(lease, publish)  # this folder is only this machine's; what counts is sent, then committed
             result["files"] = recorded_facts(folder, content)
@@ -55,7 +58,9 @@ def run(place: Workplace, lease: Lease) -> str:
     changes = fingerprint_changes(commits)
     inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)
-    mae = content["summary"]["mae"]
+    target = target_of(experiment.spec)
+    measure = next(one for one in measures_of(target) if content["summary"][one.key] is not None)
+    score = content["summary"][measure.key]
     over = f"{len(spec.folds)} folds" if len(spec.folds) > 1 else "1 fold"
-    score = target_of(experiment.spec).with_unit(f"{mae['mean']:.4f} ± {mae['std']:.4f}")
-    return f"MAE {score} over {over}; see {experiment.results_dir}"
+    told = target.with_unit(f"{score['mean']:.4f} ± {score['std']:.4f}")
+    return f"{measure.label} {told} over {over}; see {experiment.results_dir}"

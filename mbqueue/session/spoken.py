@@ -61,7 +61,7 @@ class SpokenReport(Report):
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         best = ", best so far" if is_best else ""
         self._say(
-            f"{job.label}: train MAE {row['train_mae']:.4f}, validation MAE {row['val_mae']:.4f} eV/atom{best}; "
+            f"{job.label}: train MAE {row['train_mae']:.4f}, validation MAE {row['val_mae']:.4f}{best}; "
             f"{format_duration(row['seconds'])}, {row['structures_per_second']:.1f} structures/s",
             None,
         )

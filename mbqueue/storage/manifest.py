@@ -37,7 +37,7 @@ class Manifest:
     """All that is needed to re-enter a commit, and to rebuild the queue from manifests alone.
 
     Attributes:
-        best: epoch, val_mae (eV/atom) and commit (stem) of the best finished epoch, or None.
+        best: epoch, val_mae and commit (stem) of the best finished epoch, or None.
         history: one row per finished epoch, with all columns of the history file.
         fingerprint: what byte-equality depends on, as it was when this commit was written.
         fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.

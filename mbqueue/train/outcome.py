@@ -15,7 +15,7 @@ class StepReport:
         step: steps done in the epoch, from 1.
         steps_per_epoch: steps in all.
         loss: mean over the step's structures.
-        mae: mean absolute error of the step's structures, eV/atom.
+        mae: mean absolute error of the step's structures, in the unit of the target.
         lr: learning rate.
         grad_norm: norm of the gradient before clipping.
         structures: in this step.
@@ -44,7 +44,7 @@ class EpochOutcome:
         steps_per_epoch: steps in all.
         commit: stem of the newest commit; None when there is none yet.
         history_row: the epoch's row, when finished.
-        best: epoch, val_mae (eV/atom) and commit of the best finished epoch, if any.
+        best: epoch, val_mae and commit of the best finished epoch, if any.
         improved: whether this epoch is that one.
     """
 

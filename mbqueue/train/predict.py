@@ -27,19 +27,19 @@ class EnsemblePredictions:
     """What M models say about N crystals.
 
     Attributes:
-        each: formation energy by each model, eV/atom, float64 [M, N].
+        each: prediction of each model, in its unit, float64 [M, N].
     """
 
     each: NDArray[np.float64]
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The ensemble's prediction, eV/atom, [N]."""
+        """The ensemble's prediction, [N]."""
         return np.asarray(self.each.mean(axis=0))
 
     @property
     def spread(self) -> NDArray[np.float64]:
-        """Standard deviation over the models, eV/atom, [N]; 0 for a single model."""
+        """Standard deviation over the models, [N]; 0 for a single model."""
         return np.asarray(self.each.std(axis=0))
 
 

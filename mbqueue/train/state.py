@@ -35,7 +35,7 @@ class TrainState:
         step: optimizer steps done in it.
         complete: whether the epoch is trained and validated.
         steps_done: optimizer steps done in all epochs.
-        sums: running sums of the epoch: loss, abs_error (eV/atom, over structures), grad_norm (over steps), structures.
+        sums: running sums of the epoch: loss, abs_error (over structures), grad_norm (over steps), structures.
         best: epoch and val_mae of the best finished epoch, or None.
         model: the model's state dict.
         optimizer: AdamW's tensors by parameter name.

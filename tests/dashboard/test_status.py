@@ -56,6 +56,7 @@ def overview_of(folds, **more):
         "paused": False,
         "priority": 0,
         "dataset": "matbench_mp_e_form",
+        "target": {"name": "formation energy", "unit": "eV/atom", "kind": "energy"},
         "results_dir": "results/daily/2026-11-20/chgnet_full_finetune",
         "prepare": "committed",
         "record": "waiting",

@@ -14,8 +14,8 @@ from mbqueue.queue.processes import ProcessIdentity, boot_id, this_process
 KEYS = {
     "": {"format", "project", "now", "experiments", "jobs", "sessions", "errors"},
     "experiments": {
-        "name", "state", "paused", "priority", "dataset", "dataset_hash", "spec_hash", "enqueued_at", "results_dir",
-        "jobs", "prepare", "record", "seconds", "folds", "trial",
+        "name", "state", "paused", "priority", "dataset", "target", "dataset_hash", "spec_hash", "enqueued_at",
+        "results_dir", "jobs", "prepare", "record", "seconds", "folds", "trial",
     },
     "folds": {
         "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch", "last_val_mae",

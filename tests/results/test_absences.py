@@ -12,6 +12,7 @@ from mbqueue.results.folder import read_recorded
 from mbqueue.results.record import record_experiment
 from mbqueue.results.report.page import write_report
 from mbqueue.results.tables import Predictions
+from mbqueue.task import FORMATION_ENERGY
 
 
 def crystals(*compositions):
@@ -20,18 +21,18 @@ def crystals(*compositions):
 
 
 def test_elements_of_no_test_crystal_are_not_named():
-    assert absences({"0": {"absent_elements": ["Ac", "Xe"]}}, {0: crystals("NaCl")}) == []
+    assert absences({"0": {"absent_elements": ["Ac", "Xe"]}}, {0: crystals("NaCl")}, FORMATION_ENERGY.target) == []
 
 
 def test_folds_that_miss_the_same_elements_are_told_once():
     folds = {str(fold): {"absent_elements": ["Ac", "Xe"]} for fold in range(3)}
-    (said,) = absences(folds, {fold: crystals("NaCl", "XeF2") for fold in range(3)})
+    (said,) = absences(folds, {fold: crystals("NaCl", "XeF2") for fold in range(3)}, FORMATION_ENERGY.target)
     assert said.startswith("Folds 0, 1, 2: Xe not in their training part")
 
 
 def test_folds_that_miss_others_are_told_by_themselves():
     folds = {str(fold): {"absent_elements": ["Xe", "Ac"]} for fold in range(2)}
-    found = absences(folds, {0: crystals("XeF2"), 1: crystals("Ac2O3")})
+    found = absences(folds, {0: crystals("XeF2"), 1: crystals("Ac2O3")}, FORMATION_ENERGY.target)
     assert [said.split(" not")[0] for said in found] == ["Fold 0: Xe", "Fold 1: Ac"]
 
 

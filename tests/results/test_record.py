@@ -15,13 +15,14 @@ from mbqueue.results.folder import newest_folder, read_recorded
 from mbqueue.results.record import SessionFacts, broken_folds, checksum_of, record_experiment
 from mbqueue.results.scores import score
 from mbqueue.results.tables import predictions_file, read_predictions
+from mbqueue.task import FORMATION_ENERGY
 
 
 def test_scores_are_those_of_the_tables_in_the_folder(recorded_folder):
     content = json.loads((recorded_folder / "results.json").read_text())
     for fold in (0, 1):
         table = read_predictions(predictions_file(recorded_folder, fold))
-        assert content["folds"][str(fold)]["scores"] == score(table.y_true, table.y_pred).to_json()
+        assert content["folds"][str(fold)]["scores"] == score(table.y_true, table.y_pred, FORMATION_ENERGY.target)
     maes = [content["folds"][fold]["scores"]["mae"] for fold in ("0", "1")]
     assert content["summary"]["mae"] == {"mean": float(np.mean(maes)), "std": float(np.std(maes))}
 
@@ -202,7 +203,7 @@ def test_of_the_same_results_in_two_places_the_later_recording_is_taken(tmp_path
 
 def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded_folder):
     page = (recorded_folder / "RESULTS.md").read_text()
-    assert "**Not comparable with the leaderboard**: the crystals are not those of the official file" in page
+    assert "**Not comparable with the leaderboard**: the crystals are not those of a task of matbench" in page
     assert "| coGN | 0.0170 |" in page
     assert "MPtrj" in page
     assert "two atoms on one place" in page

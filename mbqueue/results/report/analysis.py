@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mbqueue.history import best_epoch
 from mbqueue.results.report.elements import POSITIONS, elements_of
+from mbqueue.results.scores import CLASS_THRESHOLD, roc_auc
 from mbqueue.results.tables import Predictions
 
 #: Shares of the crystals at which the error distribution is told.
@@ -18,6 +19,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 #: Errors below this are drawn at it: float32 predictions carry no more.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
+_ROC_POINTS = 400
 
 # A rise of the validation MAE since the best epoch counts from here on; from the second one on however late it came.
 _RISE, _DOUBLED = 1.05, 2.0
@@ -133,6 +135,52 @@ def parity_density(predictions: Predictions) -> Density:
     edges = np.linspace(low - pad, high + pad, _PARITY_BINS + 1)
     counts, _, _ = np.histogram2d(predictions.y_pred, predictions.y_true, bins=(edges, edges))
     return Density(edges, counts.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Roc:
+    """A ROC curve: false and true positive rates, from (0, 0) to (1, 1), and the area under it."""
+
+    false_positive: NDArray[np.float64]
+    true_positive: NDArray[np.float64]
+    area: float
+
+
+def roc(predictions: Predictions) -> Roc | None:
+    """The curve of a class; None where the test part has only one class. At most some hundred points of it."""
+    is_one = predictions.y_true > CLASS_THRESHOLD
+    if is_one.all() or not is_one.any():
+        return None
+    order = np.argsort(-predictions.y_pred, kind="stable")
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # of crystals with equal probabilities
+    true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
+    kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
+    rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
+    return Roc(rates[0], rates[1], roc_auc(is_one, predictions.y_pred))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Crystals in ten bins of their predicted probability: its mean, the share of class 1, and how many they are."""
+
+    predicted: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+def reliability(predictions: Predictions) -> Reliability:
+    """How far predicted probabilities are those that come true; empty bins are left out."""
+    which = np.clip((predictions.y_pred * 10).astype(int), 0, 9)
+    counts = np.bincount(which, minlength=10)
+    there = counts > 0
+    means = [np.bincount(which, values, minlength=10)[there] for values in (predictions.y_pred, predictions.y_true)]
+    return Reliability(means[0] / counts[there], means[1] / counts[there], counts[there])
+
+
+def confusion(predictions: Predictions) -> NDArray[np.int64]:
+    """Crystals by true class (row) and by predicted class (column), int64 [2, 2]."""
+    true, said = (values > CLASS_THRESHOLD for values in (predictions.y_true, predictions.y_pred))
+    return np.bincount(2 * true + said, minlength=4).reshape(2, 2)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
@@ -14,6 +15,7 @@ from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
 from mbqueue.results.report.markup import number, page, plot, spread, table
+from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
 #: Columns of a name beside the plot.
@@ -39,14 +41,15 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
         paired_plot: the HTML that shows `paired_differences`.
     """
     labelled = list(zip(comparison.labels, comparison.recorded, strict=True))
-    first, target = comparison.recorded[0].content, comparison.recorded[0].target
+    reference = comparison.recorded[0]
+    first, target, measure = reference.content, reference.target, reference.board_measure
     return [
         f"<p>{escape(', '.join(comparison.labels))}</p>",
-        f"<h2>MAE on the test part of each fold{escape(target.in_unit)}</h2>",
+        f"<h2>{measure.label} on the test part of each fold{escape(target.in_unit)}</h2>",
         table(
             ["Experiment", *(f"Fold {fold}" for fold in range(N_FOLDS)), "Mean ± std"],
             [
-                [escape(label), *_folds(one), f"<b>{spread(one.content['summary']['mae'])}</b>"]
+                [escape(label), *_folds(one, measure), f"<b>{spread(one.spread(measure))}</b>"]
                 for label, one in labelled
             ],
             style="names",
@@ -67,11 +70,7 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
             left=(0, 7),
             style="names words",
         ),
-        "<h2>The matbench leaderboard</h2>",
-        table(
-            ["Model", f"MAE{escape(target.in_unit)}"],
-            [[escape(r["name"]), number(r["mae"])] for r in first["leaderboard"]["rows"]],
-        ),
+        *_board(first["leaderboard"]["rows"], measure, target),
         f'<div class="note">{escape(first["notes"]["pretraining_overlap"])}</div>',
     ]
 
@@ -108,9 +107,18 @@ def _wrapped(name: str) -> str:
     return "<br>".join(escape(part) for part in textwrap.wrap(name, _NAME_COLUMNS))
 
 
-def _folds(one: Recorded) -> list[str]:
+def _board(rows: Sequence[Mapping[str, Any]], measure: Measure, target: Target) -> list[str]:
+    if not rows:
+        return []
+    cells = [[escape(row["name"]), number(row[measure.key])] for row in rows]
+    return ["<h2>The matbench leaderboard</h2>", table(["Model", escape(measure.label + target.in_unit)], cells)]
+
+
+def _folds(one: Recorded, measure: Measure) -> list[str]:
     entries = one.content["folds"]
-    return [number(entries[str(fold)]["scores"]["mae"] if str(fold) in entries else None) for fold in range(N_FOLDS)]
+    return [
+        number(entries[str(fold)]["scores"][measure.key] if str(fold) in entries else None) for fold in range(N_FOLDS)
+    ]
 
 
 def _pair(pair: PairedDifference) -> list[str]:

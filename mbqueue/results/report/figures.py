@@ -17,6 +17,7 @@ from plotly.subplots import make_subplots  # type: ignore[import-untyped, unused
 from mbqueue.history import best_epoch
 from mbqueue.results.report.analysis import Density, ErrorDistribution, Trend, parity_density
 from mbqueue.results.report.elements import N_COLUMNS, N_ROWS, POSITIONS
+from mbqueue.results.scores import Measure
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target
 
@@ -31,12 +32,11 @@ _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
 _DECADES_OF_ROUND_TICKS = 1.5
 
 
-def leaderboard(
-    name: str, mae: float, rows: Sequence[Mapping[str, Any]], target: Target, *, comparable: bool
-) -> go.Figure:
-    """This run among the leaderboard's models, best on top, on a logarithmic axis."""
-    entries = sorted([(float(row["mae"]), str(row["name"]), False) for row in rows] + [(mae, name, True)], reverse=True)
-    own = FOLD_COLOURS[0] if comparable else "#7fb8d8"
+def leaderboard(name: str, mean: float, board: Mapping[str, Any], measure: Measure, target: Target) -> go.Figure:
+    """This run among the leaderboard's models, best on top; errors on a logarithmic axis."""
+    entries = [(float(row[measure.key]), str(row["name"]), False) for row in board["rows"]] + [(mean, name, True)]
+    entries.sort(reverse=measure.is_error)
+    own = FOLD_COLOURS[0] if board["comparable"] else "#7fb8d8"
     figure = go.Figure(
         go.Scatter(
             x=[entry[0] for entry in entries],
@@ -53,7 +53,9 @@ def leaderboard(
             hovertemplate=f"%{{y}}: {target.with_unit('%{x:.4f}')}<extra></extra>",
         )
     )
-    figure.update_xaxes(type="log", title=f"mean MAE over the folds{target.in_unit}", dtick="D2", tickformat=".3~g")
+    scale = {"type": "log", "dtick": "D2"} if measure.is_error else {}
+    title = f"mean {measure.label} over the folds{target.in_unit}"
+    figure.update_xaxes(title=title, tickformat=".3~g", **scale)
     figure.update_yaxes(automargin=True)
     return styled(figure, height=120 + 28 * len(entries), legend=False)
 

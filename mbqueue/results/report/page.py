@@ -15,13 +15,15 @@ from mbqueue import files
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
 from mbqueue.results.folder import Recorded
-from mbqueue.results.report import analysis, figures, sessions
+from mbqueue.results.report import analysis, class_figures, figures, sessions
 from mbqueue.results.report.markup import number, page, plot, spread, table
+from mbqueue.results.scores import measures_of
 from mbqueue.task import Target
 
 REPORT_FILE = "report.html"
 
-_SCORES = ("mae", "rmse", "median", "max_error", "mape")
+#: Figures that stand side by side.
+_FAILS_ON = ("by-atoms", "by-target", "by-elements")
 _MP_ID = re.compile(r"(mp|mvc)-\d+")
 _MP_URL = "https://next-gen.materialsproject.org/materials"
 
@@ -44,6 +46,9 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         body += [
             "<h2>Scores per fold</h2>",
             _scores(recorded),
+        ]
+    if "leaderboard" in plots:
+        body += [
             "<h2>Beside the matbench leaderboard</h2>",
             _comparability(content["leaderboard"]),
             plots["leaderboard"],
@@ -62,15 +67,9 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         ]
     if recorded.folds:
         body += [
-            '<div class="row two"><section>',
-            "<h2>Predictions against targets</h2>",
-            plots["parity"],
-            "</section><section>",
-            "<h2>How large the errors are</h2>",
-            plots["errors"],
-            "</section></div>",
+            *(_classes(plots) if target.is_class else _numbers(plots)),
             "<h2>What it fails on</h2>",
-            f'<div class="row three">{plots["by-atoms"]}{plots["by-target"]}{plots["by-elements"]}</div>',
+            f'<div class="row three">{"".join(plots[name] for name in _FAILS_ON if name in plots)}</div>',
             "<h2>Error by element</h2>",
             f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element, and in "
             "italics how many these are. The colours leave out the outer 5 % of the elements on either side.</p>",
@@ -88,24 +87,61 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     return path
 
 
+def _numbers(plots: Mapping[str, str]) -> list[str]:
+    return [
+        '<div class="row two"><section>',
+        "<h2>Predictions against targets</h2>",
+        plots["parity"],
+        "</section><section>",
+        "<h2>How large the errors are</h2>",
+        plots["errors"],
+        "</section></div>",
+    ]
+
+
+def _classes(plots: Mapping[str, str]) -> list[str]:
+    return [
+        '<div class="row three"><section>',
+        "<h2>ROC curve</h2>",
+        plots["roc"],
+        "</section><section>",
+        "<h2>Reliability of the probabilities</h2>",
+        plots["reliability"],
+        "</section><section>",
+        "<h2>Confusion matrix</h2>",
+        plots["confusion"],
+        "</section></div>",
+        "<p>The reliability diagram shows which share of the crystals with some predicted probability is of class 1; "
+        "on the diagonal the probabilities are right. The confusion matrix takes 0.5 as the threshold.</p>",
+    ]
+
+
 def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[str, go.Figure]:
     """The report's figures by name, in its order; those that there is no data for are left out."""
     content, histories, target = recorded.content, recorded.histories, recorded.target
     found = {}
     if recorded.folds:
-        board, mae = content["leaderboard"], content["summary"]["mae"]["mean"]
-        found["leaderboard"] = figures.leaderboard(
-            recorded.name, mae, board["rows"], target, comparable=board["comparable"]
-        )
+        board, measure = content["leaderboard"], recorded.board_measure
+        if board["rows"] and (mean := recorded.spread(measure)) is not None:
+            found["leaderboard"] = figures.leaderboard(recorded.name, mean["mean"], board, measure, target)
     if any(histories.values()):
         found["learning-curves"] = figures.learning_curves(histories, target)
     if recorded.folds:
         tested = recorded.all_predictions
+        if target.is_class:
+            found |= {
+                "roc": class_figures.roc_curve({fold: analysis.roc(t) for fold, t in recorded.predictions.items()}),
+                "reliability": class_figures.reliability(analysis.reliability(tested)),
+                "confusion": class_figures.confusion(analysis.confusion(tested)),
+            }
+        else:
+            found |= {
+                "parity": figures.parity(tested, target),
+                "errors": figures.errors(analysis.error_distribution(tested.abs_error), target),
+                "by-target": figures.trend(analysis.by_target(tested), target, title=target.axis),
+            }
         found |= {
-            "parity": figures.parity(tested, target),
-            "errors": figures.errors(analysis.error_distribution(tested.abs_error), target),
             "by-atoms": figures.trend(analysis.by_atoms(tested), target, title="atoms in the cell", log_x=True),
-            "by-target": figures.trend(analysis.by_target(tested), target, title=target.axis),
             "by-elements": figures.trend(analysis.by_element_count(tested), target, title="elements in the crystal"),
             "periodic-table": figures.periodic_table(analysis.by_element(tested), target),
         }
@@ -143,7 +179,8 @@ def _head(recorded: Recorded) -> list[str]:
             f"{', '.join(str(fold) for fold, rows in recorded.histories.items() if rows) or 'none'}.</div>"
         )
     if recorded.folds:
-        lines.append(f'<p class="score">MAE {escape(recorded.target.with_unit(spread(content["summary"]["mae"])))}</p>')
+        score = recorded.target.with_unit(spread(recorded.spread(recorded.measure)))
+        lines.append(f'<p class="score">{recorded.measure.label} {escape(score)}</p>')
     return [*lines, f'<p class="quiet">{" ".join(facts)}</p>']
 
 
@@ -155,30 +192,36 @@ def _comparability(board: Mapping[str, Any]) -> str:
 
 
 def _scores(recorded: Recorded) -> str:
-    content = recorded.content
+    content, measures = recorded.content, measures_of(recorded.target)
     rows = [
         [
             fold,
             f"{entry['n_test']:,}",
-            *(number(entry["scores"][name]) for name in _SCORES),
+            *(number(entry["scores"][measure.key]) for measure in measures),
             str(entry["epochs"]),
             str(entry["best_epoch"] or "–"),
             number(entry["best_val_mae"]),
         ]
         for fold, entry in content["folds"].items()
     ]
-    head = ["Fold", "Crystals", "MAE", "RMSE", "Median", "Largest", "MAPE", "Epochs", "Best epoch", "Validation MAE"]
+    labels = [measure.label for measure in measures]
+    head = ["Fold", "Crystals", *labels, "Epochs", "Best epoch", "Validation MAE"]
     # On two lines, so that the table fits a page of 1250 pixels.
-    over_folds = (spread(content["summary"][name]).replace(" ± ", "<br>± ") for name in _SCORES)
+    over_folds = (spread(recorded.spread(measure)).replace(" ± ", "<br>± ") for measure in measures)
     foot = ["all", "", *over_folds, "", "", ""]
-    absent = "".join(f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions))
+    target = recorded.target
+    told = (
+        "Predictions are probabilities of class 1; above 0.5 a crystal counts as of it."
+        if target.is_class
+        else f"Errors of the {escape(target.axis)}; MAPE as a share, over targets beyond ±1e-5."
+    )
+    absent = "".join(
+        f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions, recorded.target)
+    )
     return (
         table(head, rows, foot=foot)
         + absent
-        + (
-            f'<p class="quiet">Errors of the {escape(recorded.target.axis)}; MAPE as a share, over targets beyond '
-            "±1e-5. Last line: mean and population standard deviation over folds.</p>"
-        )
+        + f'<p class="quiet">{told} Last line: mean and population standard deviation over folds.</p>'
     )
 
 

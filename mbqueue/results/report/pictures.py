@@ -16,7 +16,9 @@ from mbqueue.results.report.sessions import Span
 
 WIDTH_PIXELS = 1100
 #: Figures that stand two or three in a row on the page keep about that shape.
-_NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480}
+_NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
+    ("roc", "reliability", "confusion"), 480
+)
 _SCALE = 2
 
 
