@@ -218,9 +218,15 @@ class Results(OpenedProject):
         return comparison
 
     def export(
-        self, experiment: str, output: Path = Path(), *, authors: str, algorithm: str = "", notes: str = ""
+        self,
+        experiments: str | Sequence[str],
+        output: Path = Path(),
+        *,
+        authors: str,
+        algorithm: str = "",
+        notes: str = "",
     ) -> Path:
-        """Make the folder that matbench's leaderboard takes, below ``output``; returns it.
+        """Make the folder that matbench's leaderboard takes, below ``output``, of one task or several; returns it.
 
         Raises:
             ResultsError: with every reason, unless all five official folds are recorded; or when matbench is missing.
@@ -228,7 +234,9 @@ class Results(OpenedProject):
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
-        return export_submission(self.results(experiment), output, authors=authors, algorithm=algorithm, notes=notes)
+        names = [experiments] if isinstance(experiments, str) else experiments
+        recorded = [self.results(name) for name in names]
+        return export_submission(recorded, output, authors=authors, algorithm=algorithm, notes=notes)
 
     @property
     def _results_dirs(self) -> list[Path]:

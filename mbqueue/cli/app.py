@@ -25,6 +25,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "To work": {
         "enqueue": ("queueing", "Put an experiment or a search into the queue."),
         "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
+        "tasks": ("datasets", "List matbench's tasks that can be datasets."),
         "work": ("work", "Run one session: train until nothing is left or time is up."),
         "logs": ("work", "Show what the session in the background says."),
         "stop": ("work", "Let the sessions on this machine save their work and end."),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from mbqueue.cli.options import JsonOption, current_project, open_project
 from mbqueue.clock import format_duration, utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
+
+if TYPE_CHECKING:
+    from mbqueue.api.tasks import TaskEntry
 
 #: In a log, what goes on is told this often.
 _LINE_SECONDS = 15.0
@@ -53,6 +56,39 @@ def prepare(
     widened = data.graphs.widened()
     print_line(f"{len(data.crystals)} crystals in {data.graphs.folder}")
     print_line(f"{len(data.dropped)} dropped, {len(widened)} with a widened cut-off so that no atom is isolated")
+
+
+def tasks(as_json: JsonOption = False) -> None:
+    """List matbench's tasks: size, target and unit, whether the file is here, and the best published score.
+
+    Any of them is a dataset. Its file is downloaded when it is first needed.
+
+    Example: mbqueue enqueue head_finetune --dataset matbench_log_kvrh
+    """
+    from mbqueue.api.tasks import list_tasks
+
+    found = list_tasks()
+    if as_json:
+        print_json([_task_row(entry) for entry in found])
+        return
+    for entry in found:
+        task, best = entry.task, entry.best
+        score = "" if best is None else f"{entry.measure} {task.target.with_unit(f'{best.score:g}')} by {best.name}"
+        where = "here" if entry.is_here else "downloaded when needed"
+        print_line(f"{task.dataset:<22} {task.n:>7,} crystals  {task.target.axis}, {task.target.kind}")
+        print_line(f"{'':<22} {where}; best published: {score or 'unknown'}")
+
+
+def _task_row(entry: TaskEntry) -> dict[str, Any]:
+    task, best = entry.task, entry.best
+    return {
+        "dataset": task.dataset,
+        "crystals": task.n,
+        "target": {"name": task.target.name, "unit": task.target.unit, "kind": task.target.kind},
+        "is_here": entry.is_here,
+        "measure": entry.measure,
+        "best": None if best is None else {"name": best.name, "score": best.score},
+    }
 
 
 @cache.command("list")

@@ -11,6 +11,9 @@ from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import ExperimentArgument, JsonOption, open_project, parse_folds
 from mbqueue.clock import SystemClock, parse_duration, utc_text
 from mbqueue.queue.jobs import Event
+from mbqueue.task import Kind, target_of
+
+_AS: dict[Kind, str] = {"energy": "an energy", "scalar": "a number", "class": "a class"}
 
 FoldOption = Annotated[int | None, typer.Option(help="Only this fold.", min=0, max=4)]
 
@@ -65,6 +68,9 @@ def enqueue(
             "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
         }[outcome.outcome]
     )
+    target = target_of(outcome.experiment.spec)
+    column = f", column {target.column}" if target.column else ""
+    say(f"It predicts the {target.axis} as {_AS[target.kind]}: {outcome.experiment.dataset}{column}.")
     if priority not in (None, outcome.experiment.priority):
         say(f"Its priority stays {outcome.experiment.priority}. To change it: mbqueue priority {label} {priority}")
     say("Start a session with: mbqueue work")

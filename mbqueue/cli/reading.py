@@ -59,7 +59,7 @@ def compare(
 
 def export(
     context: typer.Context,
-    experiment: ExperimentArgument,
+    experiments: Annotated[list[str], typer.Argument(help="Recorded experiments, one for each task.")],
     output: Annotated[Path, typer.Option(help="Folder in which the submission's folder is made.")] = Path(),
     authors: Annotated[str, typer.Option(help="Names for info.json.")] = "",
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm on the leaderboard.")] = "",
@@ -68,9 +68,11 @@ def export(
 ) -> None:
     """Make the folder that matbench's leaderboard takes; refused with reasons unless all five official folds are there.
 
+    Several experiments, each on another task, make one folder: what a general-purpose algorithm submits.
+
     Example: mbqueue export full_finetune --authors "A. Researcher"
     """
-    folder = open_project(context).export(experiment, output, authors=authors, algorithm=algorithm, notes=notes)
+    folder = open_project(context).export(experiments, output, authors=authors, algorithm=algorithm, notes=notes)
     files = sorted(str(path) for path in folder.iterdir())
     if as_json:
         print_json(files)

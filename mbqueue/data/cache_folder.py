@@ -26,7 +26,8 @@ class StoredCache:
     Attributes:
         folder: where it is.
         kind: "graphs" (crystals and their graphs) or "frozen" (what a frozen backbone gives for them).
-        dataset: first 16 characters of the hash of the crystals.
+        dataset: first 16 characters of the hash of the crystals; of a frozen backbone, perhaps of their structures'.
+        structures: of graphs, first 16 characters of the hash of the crystals' structures; else empty.
         current: False for graphs that another version of the converter made, which nothing will ever use.
         source: name or path of the data set; empty where that is not known.
         n_crystals: 0 where that is not known.
@@ -39,6 +40,7 @@ class StoredCache:
     folder: Path
     kind: str
     dataset: str
+    structures: str
     current: bool
     source: str
     n_crystals: int
@@ -79,11 +81,12 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
         if name is None or not folder.is_dir():
             continue
         stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
-        source, n_crystals, n_shards, n_shards_needed = "", 0, 0, 0
+        source, structures, n_crystals, n_shards, n_shards_needed = "", "", 0, 0, 0
         if not name["frozen"]:
             try:
                 crystals, meta = Crystals.open(folder / CRYSTALS_FILE)
                 source, n_crystals = str(meta.get("source", "")), len(crystals)
+                structures = crystals.structures_hash[:16]
                 if name["version"] == str(CONVERTER_VERSION):
                     n_shards, n_shards_needed = count_shards(crystals, folder)
             except CacheError:
@@ -93,6 +96,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
                 folder=folder,
                 kind="frozen" if name["frozen"] else "graphs",
                 dataset=name["dataset"],
+                structures=structures,
                 current=bool(name["frozen"]) or name["version"] == str(CONVERTER_VERSION),
                 source=source,
                 n_crystals=n_crystals,
@@ -151,9 +155,13 @@ def prune_caches(
     """
     stored = stored_caches(cache_dir)
     kept = {dataset[:16] for dataset in keep} | {cache.dataset for cache in stored if cache.source in keep_sources}
+    kept |= {cache.structures for cache in stored if cache.structures and cache.dataset in kept}
+    # Of a dataset whose crystals are not here it is not known which backbone's features are theirs.
+    is_known = {dataset[:16] for dataset in keep} <= {cache.dataset for cache in stored if cache.structures}
     removed = []
     for cache in stored:
-        if cache.current and cache.dataset in kept:
+        is_needed = cache.dataset in kept or (cache.kind == "frozen" and not is_known)
+        if cache.current and is_needed:
             continue
         with removing(cache.folder) as is_alone:
             if is_alone:

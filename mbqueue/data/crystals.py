@@ -62,6 +62,14 @@ class Crystals:
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
+    @cached_property
+    def structures_hash(self) -> str:
+        """Hex SHA-256 over cells and atoms alone: what does not change when another column is the target."""
+        digest = hashlib.sha256(f"{FORMAT} structures\n{len(self)}\n".encode())
+        for array in (self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
+            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
     def select(self, rows: NDArray[np.int64] | Sequence[int]) -> Crystals:
         """The crystals of ``rows``, in that order."""
         chosen = np.asarray(rows, np.int64)

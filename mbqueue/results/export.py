@@ -1,22 +1,22 @@
 """The submission folder for the matbench leaderboard.
 
 matbench's own form (https://matbench.materialsproject.org/How%20To%20Use/3submit/): a folder
-``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code; here the code is the experiment's spec
-and a script that runs it through mbqueue.
+``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code; here the code is the spec of each
+experiment and a script that runs them through mbqueue. Of a general-purpose algorithm one folder has all its tasks.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.results.folder import Recorded
-from mbqueue.results.matbench_file import read_matbench_scores
+from mbqueue.results.matbench_file import merge_matbench_files, read_matbench_scores
 from mbqueue.results.record import MATBENCH_FILE
 
 _BIBTEX = (
@@ -27,7 +27,7 @@ _BIBTEX = (
 )
 
 _SCRIPT = '''\
-"""Runs this submission's experiment again, in as many sessions as it takes: start it until it says it is done.
+"""Runs this submission's experiments again, in as many sessions as it takes: start it until it says it is done.
 
 Needs mbqueue{version} (and, for matbench's file, `pip install --no-deps matbench==0.6`).
 """
@@ -38,26 +38,58 @@ from pathlib import Path
 
 here = Path(__file__).resolve().parent
 project = here / "project"
-for command in (["init", str(project)], ["--project", str(project), "enqueue", str(here / "experiment.toml")]):
+subprocess.run([sys.executable, "-m", "mbqueue", "init", str(project)], check=True)
+for experiment in sorted(here.glob("experiment*.toml")):
+    command = ["--project", str(project), "enqueue", str(experiment)]
     subprocess.run([sys.executable, "-m", "mbqueue", *command], check=True)
 sys.exit(subprocess.run([sys.executable, "-m", "mbqueue", "--project", str(project), "work"], check=False).returncode)
 '''
 
 
-def export_submission(recorded: Recorded, parent: Path, *, authors: str, algorithm: str = "", notes: str = "") -> Path:
+def export_submission(
+    recorded: Sequence[Recorded], parent: Path, *, authors: str, algorithm: str = "", notes: str = ""
+) -> Path:
     """Write the submission folder below ``parent`` and return it.
 
     Args:
-        recorded: a verified results folder.
+        recorded: verified results folders, one for each task.
         parent: where the folder ``matbench_v0.1_ALGORITHM`` is made.
         authors: as they shall stand on the leaderboard.
-        algorithm: short name on the leaderboard; by default that of the experiment.
+        algorithm: short name on the leaderboard; by default that of the experiment; of several tasks it is needed.
         notes: said before the note on the overlap with the pretraining data, which is always there.
 
     Raises:
         ResultsError: with every reason, when the results are not all five official folds, or matbench refuses them.
         UsageError: when the authors are empty, or the folder is there and is not an earlier export.
     """
+    for one in recorded:
+        _require_comparable(one)
+    if not authors.strip():
+        raise UsageError("The leaderboard names authors. Give them with --authors.")
+    if len(recorded) > 1 and not algorithm:
+        raise UsageError("Several tasks are of one algorithm. Name it with --algorithm.")
+    for one in recorded:
+        _compare_with_matbench(one)
+    algorithm = algorithm or recorded[0].name
+    target = parent / f"matbench_v0.1_{re.sub(r'[^A-Za-z0-9._-]+', '_', algorithm)}"
+    if target.exists() and not (target / "info.json").is_file():
+        raise UsageError(f"{target} is there already and is not an export. Give another folder.")
+    versions = recorded[0].content["run"]["versions"]
+    if len(recorded) == 1:
+        files.write_bytes(target / "results.json.gz", (recorded[0].folder / MATBENCH_FILE).read_bytes())
+        files.write_text(target / "experiment.toml", spec_as_toml(recorded[0].content["spec"]))
+    else:
+        merge_matbench_files(target / "results.json.gz", [one.folder / MATBENCH_FILE for one in recorded])
+        for one in recorded:
+            path = target / f"experiment_{one.content['dataset']['name']}.toml"
+            files.write_text(path, spec_as_toml(one.content["spec"]))
+    version = f" {versions['mbqueue']}" if "mbqueue" in versions else ""
+    files.write_text(target / "run_experiment.py", _SCRIPT.format(version=version))
+    files.write_json(target / "info.json", _info(recorded, authors=authors, algorithm=algorithm, notes=notes))
+    return target
+
+
+def _require_comparable(recorded: Recorded) -> None:
     reasons = list(recorded.content["leaderboard"]["reasons_against"])
     if not recorded.is_complete:
         reasons.append("the experiment is not recorded yet")
@@ -65,23 +97,9 @@ def export_submission(recorded: Recorded, parent: Path, *, authors: str, algorit
         why = "\n".join(f"  - {reason}" for reason in reasons)
         raise ResultsError(
             f"The results of {recorded.name} cannot go to the leaderboard:\n{why}\n"
-            "It takes all five folds of the whole official file: dataset matbench_mp_e_form, limit 0, and "
+            "It takes all five folds of the whole official file of a task (mbqueue tasks lists them): limit 0, and "
             "drop_invalid false."
         )
-    if not authors.strip():
-        raise UsageError("The leaderboard names authors. Give them with --authors.")
-    _compare_with_matbench(recorded)
-    algorithm = algorithm or recorded.name
-    target = parent / f"matbench_v0.1_{re.sub(r'[^A-Za-z0-9._-]+', '_', algorithm)}"
-    if target.exists() and not (target / "info.json").is_file():
-        raise UsageError(f"{target} is there already and is not an export. Give another folder.")
-    versions = recorded.content["run"]["versions"]
-    files.write_bytes(target / "results.json.gz", (recorded.folder / MATBENCH_FILE).read_bytes())
-    files.write_text(target / "experiment.toml", spec_as_toml(recorded.content["spec"]))
-    version = f" {versions['mbqueue']}" if "mbqueue" in versions else ""
-    files.write_text(target / "run_experiment.py", _SCRIPT.format(version=version))
-    files.write_json(target / "info.json", _info(recorded, authors=authors, algorithm=algorithm, notes=notes))
-    return target
 
 
 def spec_as_toml(spec: Mapping[str, Any]) -> str:
@@ -100,11 +118,13 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _info(recorded: Recorded, *, authors: str, algorithm: str, notes: str) -> dict[str, Any]:
+def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, notes: str) -> dict[str, Any]:
+    recorded = experiments[0]
     spec, run = recorded.content["spec"], recorded.content["run"]
+    overlaps = dict.fromkeys(one.content["notes"]["pretraining_overlap"] for one in experiments)
     what = {
-        "none": "The pretrained weights are used as they are; only the element reference energies are fitted, in "
-        "closed form, on each fold's training part.",
+        "none": "Nothing but a linear model of the composition is fitted, in closed form, on each fold's training part"
+        " (of energies: element references around those of the pretrained weights).",
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",
     }[spec["model"]["trainable"]]
@@ -115,7 +135,7 @@ def _info(recorded: Recorded, *, authors: str, algorithm: str, notes: str) -> di
         "algorithm_long": f"{description}CHGNet {spec['model']['pretrained']}, a graph neural network potential "
         f"pretrained on MPtrj. {what} The best epoch of each fold is chosen on a part of its training data.",
         "bibtex_refs": _BIBTEX,
-        "notes": " ".join(filter(None, [notes.strip(), recorded.content["notes"]["pretraining_overlap"]])),
+        "notes": " ".join(filter(None, [notes.strip(), *overlaps])),
         "requirements": {
             "python": [f"{name}=={version}" for name, version in run["versions"].items() if name != "python"]
         },
@@ -124,8 +144,10 @@ def _info(recorded: Recorded, *, authors: str, algorithm: str, notes: str) -> di
 
 def _compare_with_matbench(recorded: Recorded) -> None:
     path = recorded.folder / MATBENCH_FILE
-    theirs = read_matbench_scores(path)["mae"]["mean"]
-    ours = recorded.content["summary"]["mae"]["mean"]
+    scores = read_matbench_scores(path)[recorded.content["dataset"]["name"]]
+    # Of a class, what matbench calls rocauc is computed from labels.
+    theirs = scores["rocauc" if recorded.target.is_class else "mae"]["mean"]
+    ours = recorded.content["summary"][recorded.board_measure.key]["mean"]
     if abs(theirs - ours) > 1e-9:
         raise ResultsError(
             f"{path} scores {theirs:.6f} by matbench, results.json says {ours:.6f}: the files are of different "

@@ -61,7 +61,7 @@ def reasons_against(*, dataset: str, official: bool, n: int, dropped: int, folds
     reasons = []
     task = TASKS.get(dataset)
     if task is None:
-        reasons.append("the crystals are not those of a task of matbench")
+        reasons.append("the crystals are not those of the official file of any task of matbench")
     elif not official:
         reasons.append(f"the crystals are not those of the official file of {task.dataset}")
     elif n != task.n or dropped:

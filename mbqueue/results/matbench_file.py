@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,37 +64,68 @@ def write_matbench_file(
         if errors := benchmark.validate():
             raise ResultsError(f"matbench refuses the results for {path}:\n{errors[task.dataset]}")
         scores = _plain_scores(theirs)
-        plain = files.temp_beside(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            benchmark.to_file(plain)
-            text = plain.read_bytes()
-        finally:
-            plain.unlink(missing_ok=True)
-    files.write_bytes(path, gzip.compress(text, compresslevel=6, mtime=0))
+        _write(path, benchmark)
     return scores
 
 
-def read_matbench_scores(path: Path) -> dict[str, dict[str, float]]:
-    """The scores in a file of ``write_matbench_file``, after matbench's own ``from_file`` checks (hash, ids, types).
+def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
+    """Write the tasks of several files of ``write_matbench_file`` as one, after matbench's own validation.
+
+    Raises:
+        ResultsError: when a file is missing or damaged, two are of one task, or matbench refuses one.
+    """
+    with _quiet_matbench() as benchmark_class:
+        tasks: dict[str, Any] = {}
+        for part in parts:
+            for task in benchmark_class.from_dict(_content(part)).tasks:
+                if task.dataset_name in tasks:
+                    raise ResultsError(f"{task.dataset_name} is there twice, in {part} too. Export one of them.")
+                tasks[task.dataset_name] = task
+        merged = benchmark_class(autoload=False, subset=list(tasks))
+        merged.tasks_map.update(tasks)
+        merged.add_metadata({"algorithm": "CHGNet through mbqueue"})
+        if errors := merged.validate():
+            raise ResultsError(f"matbench refuses the results for {path}:\n" + "\n".join(errors.values()))
+        _write(path, merged)
+
+
+def read_matbench_scores(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Task → its scores, after matbench's own ``from_file`` checks (hash, ids, types).
 
     Raises:
         ResultsError: when the file is missing or damaged, matbench is missing, or matbench refuses the content.
     """
+    content = _content(path)
+    with _quiet_matbench() as benchmark_class:
+        try:
+            benchmark = benchmark_class.from_dict(content)
+        except Exception as error:
+            raise ResultsError(f"matbench refuses {path}: {error}") from error
+        return {task.dataset_name: _plain_scores(task) for task in benchmark.tasks}
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
+        content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError as error:
         raise ResultsError(
             f"There is no file {path}. It is written when all five official folds are recorded."
         ) from error
     except (OSError, EOFError, ValueError) as error:
         raise ResultsError(f"{path} is damaged: {error}. {RESTORE}") from error
-    with _quiet_matbench() as benchmark_class:
-        try:
-            benchmark = benchmark_class.from_dict(content)
-        except Exception as error:
-            raise ResultsError(f"matbench refuses {path}: {error}") from error
-        return _plain_scores(next(iter(benchmark.tasks)))
+    return content
+
+
+def _write(path: Path, benchmark: Any) -> None:
+    """As ``MatbenchBenchmark.to_file`` does, gzipped."""
+    plain = files.temp_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        benchmark.to_file(plain)
+        text = plain.read_bytes()
+    finally:
+        plain.unlink(missing_ok=True)
+    files.write_bytes(path, gzip.compress(text, compresslevel=6, mtime=0))
 
 
 @contextlib.contextmanager

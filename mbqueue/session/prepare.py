@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mbqueue.data.folds import check_folds
 from mbqueue.queue.jobs import Lease
 from mbqueue.session.workplace import Workplace
+from mbqueue.task import Target
 
 
 def run(place: Workplace, lease: Lease) -> str:
@@ -33,9 +37,17 @@ def run(place: Workplace, lease: Lease) -> str:
         "dropped": [list(entry) for entry in data.dropped],
     }
     place.commit(lease, result=result)
-    text = f"{len(data.crystals)} crystals ready"
+    text = f"{len(data.crystals)} crystals ready, {_told(data.crystals.targets, spec.predicts)}"
     if widened:
         text += f", {widened} with a widened cut-off so that no atom is isolated"
     if data.dropped:
         text += f", {len(data.dropped)} dropped as asked"
     return text
+
+
+def _told(targets: NDArray[np.float64], target: Target) -> str:
+    """What is about to be learnt, so that a wrong column or unit is seen before anything is trained."""
+    if target.is_class:
+        return f"{np.mean(targets):.1%} of them of class 1 ({target.name})"
+    low, mean, high = (f"{value:.4g}" for value in (targets.min(), targets.mean(), targets.max()))
+    return f"{target.name} {low} to {target.with_unit(high)}, mean {mean}"

@@ -32,13 +32,19 @@ _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
-    """The store of the experiment's pretrained backbone on its dataset, complete or not."""
+    """The store of the experiment's pretrained backbone on its crystals, complete or not.
+
+    All scalars and classes of the same crystals share one.
+    """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
+    # A backbone knows nothing of targets. Energies keep the name that they have always had, since machines share what
+    # is stored under it.
+    key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
-        frozen_folder(cache_dir, crystals.hash, weights),
+        frozen_folder(cache_dir, key, weights),
         atom_offsets=crystals.atom_offsets,
-        dataset_hash=crystals.hash,
+        dataset_hash=key,
         weights=weights,
     )
 

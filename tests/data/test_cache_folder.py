@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -145,3 +146,20 @@ def test_pruning_keeps_what_is_in_use_and_what_is_not_its_own(some_crystals, cac
     assert [cache.folder.name for cache in removed] == ["0123456789abcdef-0"]
     assert len(prune_caches(cache_dir)) == 2
     assert sorted(path.name for path in cache_dir.iterdir()) == ["locks", "notes", "notes.txt"]
+
+
+def test_features_of_the_same_structures_stay_with_their_crystals_and_go_with_them(some_crystals, cache_dir):
+    frozen = cache_dir / f"frozen-{some_crystals.structures_hash[:16]}-fedcba9876543210"
+    frozen.mkdir()
+    prune_caches(cache_dir, keep={some_crystals.hash})
+    assert frozen.is_dir()
+    prune_caches(cache_dir)
+    assert not frozen.exists()
+
+
+def test_features_stay_while_the_crystals_that_need_them_are_not_here(some_crystals, cache_dir):
+    shutil.rmtree(cache_dir / folder_name(some_crystals))
+    frozen = cache_dir / f"frozen-{some_crystals.structures_hash[:16]}-fedcba9876543210"
+    frozen.mkdir()
+    prune_caches(cache_dir, keep={some_crystals.hash})
+    assert frozen.is_dir()

@@ -85,6 +85,12 @@ def made_up_inputs() -> RecordInputs:
     )
 
 
+@pytest.fixture(scope="session")
+def make_inputs() -> Callable[[], RecordInputs]:
+    """``made_up_inputs``, for fixtures of a module."""
+    return made_up_inputs
+
+
 @pytest.fixture
 def inputs() -> RecordInputs:
     """``made_up_inputs``."""

@@ -22,7 +22,7 @@ def official(recorded_official, official_inputs):
 
 
 def test_five_official_folds_become_a_folder_in_matbench_form(official, tmp_path):
-    folder = export_submission(official, tmp_path, authors="Ada Lovelace", algorithm="CHGNet finetuned")
+    folder = export_submission([official], tmp_path, authors="Ada Lovelace", algorithm="CHGNet finetuned")
     assert folder == tmp_path / "matbench_v0.1_CHGNet_finetuned"
     info = json.loads((folder / "info.json").read_text())
     assert list(info) == ["authors", "algorithm", "algorithm_long", "bibtex_refs", "notes", "requirements"]
@@ -30,46 +30,46 @@ def test_five_official_folds_become_a_folder_in_matbench_form(official, tmp_path
     assert "torch==2.13.0" in info["requirements"]["python"]
     assert "MPtrj" in info["notes"]
     scores = read_matbench_scores(folder / "results.json.gz")
-    assert scores["mae"]["mean"] == pytest.approx(official.content["summary"]["mae"]["mean"])
+    assert scores["matbench_mp_e_form"]["mae"]["mean"] == pytest.approx(official.content["summary"]["mae"]["mean"])
 
 
 def test_the_exported_experiment_file_is_the_same_experiment(official, tmp_path):
-    folder = export_submission(official, tmp_path, authors="A")
+    folder = export_submission([official], tmp_path, authors="A")
     assert load_spec(folder / "experiment.toml").hash == official.content["spec_hash"]
     compile((folder / "run_experiment.py").read_text(), "run_experiment.py", "exec")
 
 
 def test_exporting_again_replaces_the_export_but_no_other_folder(official, tmp_path):
-    folder = export_submission(official, tmp_path, authors="A")
-    assert export_submission(official, tmp_path, authors="B") == folder
+    folder = export_submission([official], tmp_path, authors="A")
+    assert export_submission([official], tmp_path, authors="B") == folder
     assert json.loads((folder / "info.json").read_text())["authors"] == "B"
     (folder / "info.json").unlink()
     with pytest.raises(UsageError, match="is not an export"):
-        export_submission(official, tmp_path, authors="B")
+        export_submission([official], tmp_path, authors="B")
 
 
 def test_own_data_and_missing_folds_are_refused_with_every_reason(recorded_folder, tmp_path):
     with pytest.raises(ResultsError) as caught:
-        export_submission(read_recorded(recorded_folder), tmp_path / "out", authors="A")
-    assert "not those of the official file" in str(caught.value)
+        export_submission([read_recorded(recorded_folder)], tmp_path / "out", authors="A")
+    assert "not those of the official file of any task" in str(caught.value)
     assert "folds 2, 3, 4 of the five are missing" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_experiment_is_refused(official, tmp_path):
     with pytest.raises(ResultsError, match="not recorded yet"):
-        export_submission(dataclasses.replace(official, is_complete=False), tmp_path, authors="A")
+        export_submission([dataclasses.replace(official, is_complete=False)], tmp_path, authors="A")
 
 
 def test_an_export_without_authors_is_refused(official, tmp_path):
     with pytest.raises(UsageError, match="--authors"):
-        export_submission(official, tmp_path, authors=" ")
+        export_submission([official], tmp_path, authors=" ")
 
 
 def test_a_matbench_file_of_another_run_is_refused(official, tmp_path):
     other = {**official.content, "summary": {**official.content["summary"], "mae": {"mean": 0.5, "std": 0.0}}}
     with pytest.raises(ResultsError, match="different runs"):
-        export_submission(type(official)(official.folder, other), tmp_path, authors="A")
+        export_submission([type(official)(official.folder, other)], tmp_path, authors="A")
 
 
 @pytest.mark.parametrize("description", ["", 'with "quotes" and \\', "line\nbreak", "ünïcode 🧪", "\x7f"])

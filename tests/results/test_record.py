@@ -203,7 +203,9 @@ def test_of_the_same_results_in_two_places_the_later_recording_is_taken(tmp_path
 
 def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded_folder):
     page = (recorded_folder / "RESULTS.md").read_text()
-    assert "**Not comparable with the leaderboard**: the crystals are not those of a task of matbench" in page
+    assert (
+        "**Not comparable with the leaderboard**: the crystals are not those of the official file of any task" in page
+    )
     assert "| coGN | 0.0170 |" in page
     assert "MPtrj" in page
     assert "two atoms on one place" in page

@@ -15,6 +15,7 @@ from chgnet.model import CHGNet
 
 from mbqueue.experiment import TrainSpec
 from mbqueue.files import write_bytes
+from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
 from mbqueue.train.chgnet import model_bytes
 from mbqueue.train.objective import Objective
 from mbqueue.train.references import compositions, fit_classes, fit_composition, spread_of
@@ -148,3 +149,24 @@ def test_a_scalars_loss_is_that_of_targets_in_units_of_the_scale() -> None:
     assert float(objective.loss_sum(output, target)) == pytest.approx((1.5 - 400 / 256) ** 2 + 1.0)
     assert objective.prediction(output).tolist() == [384.0, -512.0]
     assert float(objective.abs_error_sum(output, target)) == 16.0 + 256.0
+
+
+def test_scalars_and_classes_of_the_same_crystals_share_what_the_frozen_backbone_gives(
+    bench_of: Any, helpers: Any, tmp_path: Path
+) -> None:
+    scalar, one_class = (bench_of(kind) for kind in ("scalar", "class"))
+    spec = helpers.small_spec(kind="scalar", trainable="head")
+    first = open_frozen(spec, scalar.crystals, tmp_path)
+    assert prepare_frozen(spec, scalar.cache, first, device=torch.device("cpu"))
+    second = helpers.small_spec(kind="class", trainable="head")
+    assert scalar.crystals.hash != one_class.crystals.hash
+    assert is_prepared(second, open_frozen(second, one_class.crystals, tmp_path))
+
+
+@pytest.mark.parametrize("trainable", ["all", "none"])
+def test_a_scalar_that_is_not_trained_on_features_needs_nothing_of_the_frozen_backbone(
+    helpers: Any, trainable: str
+) -> None:
+    options = {"epochs": 0} if trainable == "none" else {}
+    assert kinds_needed(helpers.small_spec(kind="scalar", trainable=trainable, **options)) == ()
+    assert kinds_needed(helpers.small_spec(kind="energy", trainable=trainable, **options)) == ("energies",)

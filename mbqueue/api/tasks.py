@@ -1,0 +1,39 @@
+"""The tasks of matbench that experiments can name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbqueue.data.datasets import is_at_hand
+from mbqueue.results.leaderboard import Published, leaderboard
+from mbqueue.results.scores import leaderboard_measure
+from mbqueue.task import TASKS, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """A task, as `mbqueue tasks` lists it.
+
+    Attributes:
+        measure: what the leaderboard is ordered by, for people.
+        best: the best published score; None where none is known.
+        is_here: whether its file is on this machine.
+    """
+
+    task: Task
+    measure: str
+    best: Published | None
+    is_here: bool
+
+
+def list_tasks() -> list[TaskEntry]:
+    """All tasks, the largest first."""
+    return [
+        TaskEntry(
+            task=task,
+            measure=leaderboard_measure(task.target).label,
+            best=next(iter(leaderboard(task.dataset)), None),
+            is_here=is_at_hand(task.dataset),
+        )
+        for task in TASKS.values()
+    ]
