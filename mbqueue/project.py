@@ -140,6 +140,16 @@ class ProjectFolder:
         return self.is_split and not self.store and not self.queue_url
 
     @property
+    def cannot_share(self) -> str | None:
+        """Why machines that share the queue would not see each other's commits, and what to do; None when they do."""
+        if not (self.queue_url and self.is_split) or self.store:
+            return None
+        return (
+            f"Other machines share this queue, but the checkpoints would be in {self.live_dir}, where only this one "
+            'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
+        )
+
+    @property
     def store_file(self) -> Path:
         """Why commits do not reach the store, while they do not."""
         return self.live_dir / "store.json"

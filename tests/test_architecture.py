@@ -25,7 +25,7 @@ ROWS = [
     {"drive", "search"},
     {"queue", "train", "results"},
     {"data", "storage"},
-    {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "objects", "files"}
+    {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "files"}
     | {"errors", "clock"},
 ]
 #: The ground is one floor: its modules may use each other.
@@ -170,3 +170,12 @@ def test_only_the_map_in_project_names_folders_of_the_state() -> None:
         and re.fullmatch(r"state/[\w/.-]*", node.value)
     ]
     assert named == []
+
+
+def test_every_file_that_the_table_of_changes_names_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text[text.index("## Where a change goes") :]
+    named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", table))
+    assert len(named) > 15
+    missing = {name for name in named if not ((PACKAGE / name).exists() or (ROOT / name).exists())}
+    assert missing == set()

@@ -168,11 +168,8 @@ class Launching(OpenedProject):
                 f"The live folder {folder.live_dir} lies on a network mount too ({live.fstype}), where an SQLite file "
                 'is not safe. Set live_dir = "/tmp/mbqueue" (a disk that each machine has of its own) in mbqueue.toml.'
             )
-        if folder.queue_url and folder.is_split and not folder.store:
-            raise UsageError(
-                f"The machines share the queue, but {folder.root} lies on a mount on which they cannot share commits. "
-                'Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
-            )
+        if folder.cannot_share is not None:
+            raise UsageError(folder.cannot_share)
         if not mount_of(folder.root).is_remote:
             tell(
                 f"{folder.root} is on this machine's own disk: the jobs can only run here (--set nodelist=NAME chooses "

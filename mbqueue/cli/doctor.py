@@ -218,9 +218,8 @@ def _queue(project: ProjectFolder) -> Finding:
             found = queue.database.name
     except MbqueueError as error:
         return Finding("queue", "problem", "cannot be used", str(error))
-    if project.queue_url and project.is_split and not project.store:
-        remedy = 'Set store = "s3://…" in mbqueue.toml, so that all machines that share the queue see the checkpoints.'
-        return Finding("queue", "problem", f"{found}, but checkpoints are in {project.live_dir} alone", remedy)
+    if project.cannot_share is not None:
+        return Finding("queue", "problem", found, project.cannot_share)
     return Finding("queue", "ok", found)
 
 

@@ -97,11 +97,8 @@ def work(
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
     require_queue(project, wait=stop.wait)
-    if project.queue_url and project.is_split and not project.store:
-        raise UsageError(
-            f"Other machines share this queue, but the checkpoints would be in {project.live_dir}, where only this one "
-            'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
-        )
+    if project.cannot_share is not None:
+        raise UsageError(project.cannot_share)
     device = usable_device(options.device)
     with end_command_after(project.settings, note=report.note) if options.end_command else nullcontext():
         return _session(project, options, device, report=report, stop=stop, clock=clock)

@@ -57,6 +57,8 @@ class Commits:
         self._on_wrong = on_wrong
         self._told: set[tuple[str, str]] = set()
         self._known: dict[str, tuple[str, Commit]] = {}
+        #: What `commits` has listed last.
+        self._listed: list[tuple[str, Listed, CommitFile]] = []
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -64,7 +66,8 @@ class Commits:
         """Every commit whose manifest is whole and of this identity, in the order of `Manifest.rank`."""
         found: dict[str, Commit] = {}
         wrong: dict[str, CheckpointError] = {}
-        for name, listed, file in self._files():
+        self._listed = self._files()
+        for name, listed, file in self._listed:
             if not self.place.is_manifest(file) or file.base in found:
                 continue
             try:

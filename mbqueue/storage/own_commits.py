@@ -213,7 +213,7 @@ class OwnCommits(Commits):
         for commit in removed:
             self.remove(commit)
         named = {self.place.checkpoint_base(one.manifest, one.content) for one in found}
-        self._remove_unnamed(named, older_by=GARBAGE_SECONDS)
+        self._remove_unnamed(self._listed, named, older_by=GARBAGE_SECONDS)
         return [commit.manifest.stem for commit in removed]
 
     def remove(self, commit: Commit) -> None:
@@ -229,10 +229,13 @@ class OwnCommits(Commits):
             self.place.blobs.sweep(self.place.folder)
             # Of a death while a commit was published, removed or set aside. The name holds that writer's fence, so
             # nobody else writes to it.
-            self._remove_unnamed(set(self.bases()), older_by=None)
+            files = self._files()
+            named = {file.base for _, _, file in files if self.place.is_manifest(file)}
+            self._remove_unnamed(files, named, older_by=None)
 
-    def _remove_unnamed(self, named: set[str], *, older_by: float | None) -> None:
-        files = self._files()
+    def _remove_unnamed(
+        self, files: list[tuple[str, Listed, CommitFile]], named: set[str], *, older_by: float | None
+    ) -> None:
         newest = max((listed.modified for _, listed, _ in files), default=0.0)
         for name, listed, file in files:
             is_old = older_by is None or listed.modified < newest - older_by
@@ -252,7 +255,7 @@ class OwnCommits(Commits):
         blobs, path = self.place.blobs, self.place.path
         if not blobs.move(path(f"{stem}.json"), path(f"{stem}.json.damaged")):
             return False  # whoever holds the fold has just replaced it by a newer one
-        for name, _, file in self._files():
+        for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):
                 blobs.move(path(name), path(f"{name}.damaged"))
         return True

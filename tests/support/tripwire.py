@@ -1,7 +1,7 @@
 """Numbered file and database operations of a process, any of which can be made its last, or made to fail.
 
-Counted are, below one folder: opening a file to write it, each write(2), fsync, rename, unlink, rmdir and mkdir; and of
-SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
+Counted are, below one folder: opening a file to write it, each write(2), fsync, rename, link, unlink, rmdir and mkdir;
+and of SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
 """
 
 # What pathlib calls is replaced here, so it must not be called here.
@@ -256,7 +256,11 @@ def _install_names(wire: Tripwire) -> None:
 
         return call
 
-    for kind, names in {"rename": ("replace", "rename"), "unlink": ("unlink", "remove"), "rmdir": ("rmdir",)}.items():
+    for kind, names in {
+        "rename": ("replace", "rename", "link"),
+        "unlink": ("unlink", "remove"),
+        "rmdir": ("rmdir",),
+    }.items():
         for name in names:
             setattr(os, name, counted(kind, getattr(os, name)))
     os.mkdir = counted("mkdir", os.mkdir)

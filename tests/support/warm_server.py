@@ -25,10 +25,10 @@ def _warm_up() -> None:
 
     torch.set_num_threads(1)
     from mbqueue.cli import main
-    from mbqueue.train import pretrained
+    from mbqueue.train import chgnet
 
     # The weights that chgnet ships are read from its package once, not by every child.
-    pretrained._read = cache(pretrained._read)
+    chgnet._read = cache(chgnet._read)
 
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:  # noqa: PTH123
         sys.stdout, sys.stderr = nowhere, nowhere
