@@ -1,0 +1,56 @@
+"""Whether the fused GPU kernels give what plain torch gives, on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbqueue.data.batch import Batch
+
+Predict = Callable[[Any, Batch], Tensor]
+
+
+def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance: float = 1e-4) -> str | None:
+    """Why ``fused`` cannot take the place of ``plain``; None when values and gradients agree.
+
+    Values may differ by ``tolerance`` relative to the largest, and the gradient of each parameter relative to its own
+    size; one that is below a hundredth of the whole gradient is measured by that, for it is made of rounding.
+
+    Args:
+        model: its gradients are lost.
+        batch: on the device.
+        plain: what the model says of a batch, [B]; it is believed.
+        fused: the same in another way; any exception that it raises is a reason.
+    """
+    expected = _results(model, batch, plain)
+    try:
+        found = _results(model, batch, fused)
+    except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    values = expected.pop("")
+    distance = float((found.pop("") - values).abs().max() / values.abs().max().clamp_min(1e-30))
+    if not distance <= tolerance:
+        return f"values differ by {distance:.1e} of their size"
+    size = float(torch.stack([gradient.norm() for gradient in expected.values()]).norm())
+    for name, exact in expected.items():
+        ours = found.get(name)
+        apart = exact if ours is None else ours - exact
+        distance = float(apart.norm()) / max(float(exact.norm()), 1e-2 * size, 1e-30)
+        if not distance <= tolerance:
+            return f"the gradient of {name} differs by {distance:.1e} of its size"
+    return None
+
+
+def _results(model: Any, batch: Batch, predict: Predict) -> dict[str, Tensor]:
+    """Gradients by the parameters' names, and the values under an empty one."""
+    model.zero_grad(set_to_none=True)
+    values = predict(model, batch)
+    # Weighted, so that errors of opposite sign cannot hide each other.
+    weights = torch.linspace(0.5, 1.5, len(values), device=values.device)
+    torch.autograd.backward((values * weights).square().mean())
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return {"": values.detach(), **found}
