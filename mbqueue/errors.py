@@ -119,7 +119,8 @@ class InvalidCrystals(DataError):
         more = f"\n  … and {rest} more" if rest > 0 else ""
         super().__init__(
             f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n"
-            "Fix them, or leave them out with --drop-invalid (they are then listed in the report)."
+            "Fix them, or leave them out and have them listed: drop_invalid = true in [data] of an experiment "
+            "(--drop-invalid of enqueue), or --drop-invalid of prepare and predict."
         )
 
 

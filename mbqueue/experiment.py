@@ -61,6 +61,10 @@ class DataSpec(Section):
     )
     limit: int = Field(0, ge=0, description="Use at most this many crystals, drawn with `seed`; 0 uses all.")
     drop_invalid: bool = Field(False, description="Leave out entries that cannot be used, and list them in the report.")
+    id_column: str = Field(
+        "",
+        description="The column of ids in your own table; by default one of `id`, `material_id`, `mbid`, `jid`.",
+    )
 
 
 class TargetSpec(Section):
@@ -176,9 +180,12 @@ class TrainSpec(Section):
 
 #: What changes no fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial"}
-#: Keys of [train] that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
+#: Keys of sections that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
 #: that value it is not hashed, so that an experiment of then goes on.
-_YOUNGER_IN_TRAIN = {"group_by_size": False, "test_strains": 0}
+_YOUNGER: dict[str, dict[str, Any]] = {
+    "data": {"id_column": ""},
+    "train": {"group_by_size": False, "test_strains": 0},
+}
 #: The target of specs that say nothing of one. It is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
@@ -282,10 +289,10 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
     told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
     if told_apart_by.get("target") == _FIRST_TARGET:
         del told_apart_by["target"]
-    train = told_apart_by.get("train")
-    if isinstance(train, Mapping):
-        young = _YOUNGER_IN_TRAIN.items()
-        told_apart_by["train"] = {key: value for key, value in train.items() if (key, value) not in young}
+    for name, young in _YOUNGER.items():
+        section = told_apart_by.get(name)
+        if isinstance(section, Mapping):
+            told_apart_by[name] = {key: value for key, value in section.items() if (key, value) not in young.items()}
     return sha256_of_json(told_apart_by)
 
 

@@ -91,8 +91,8 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
 
 #: Its target names no column: specs of earlier versions, which said nothing of targets, are the same as this.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
-#: Columns that hold formation energies where no column is named.
-ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom")
+#: Columns that hold formation energies, or total ones, per atom where no column is named; the first that is there.
+ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")
 
 #: Sizes, columns and units as in matminer's and matbench's metadata.
 TASKS: dict[str, Task] = {

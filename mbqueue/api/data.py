@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import MbqueueError
 from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.task import FORMATION_ENERGY
 
 if TYPE_CHECKING:
     from mbqueue.data.cache_folder import StoredCache
@@ -23,7 +25,9 @@ Progress = Callable[[str], Callable[[int, int], None]]
 class Data(OpenedProject):
     """prepare, predict, prune_cache."""
 
-    def prepare(self, data: DataSpec, *, seed: int = 0, progress: Progress | None = None) -> LoadedData:
+    def prepare(
+        self, data: DataSpec, *, target_column: str = "", seed: int = 0, progress: Progress | None = None
+    ) -> LoadedData:
         """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
 
         May be killed at any time; the next call carries on. Where the dataset is not on this machine, but an experiment
@@ -31,6 +35,7 @@ class Data(OpenedProject):
 
         Args:
             data: which crystals, like ``DataSpec(dataset="sample", limit=40)``.
+            target_column: of a table of your own; by default one that is known.
             seed: draws the crystals when there is a limit.
 
         Raises:
@@ -47,6 +52,7 @@ class Data(OpenedProject):
                 seed=seed,
                 dataset_hash=self._prepared_hash(data, seed),
                 progress=progress or _silent,
+                target=replace(FORMATION_ENERGY.target, column=target_column),
                 note=tell,
             )
         assert loaded is not None, "nobody asked to stop"
@@ -54,9 +60,10 @@ class Data(OpenedProject):
 
     def predict(
         self,
-        dataset: str | Path,
+        dataset: DataSpec | str | Path,
         models: Sequence[Path],
         *,
+        target_column: str = "",
         strains: int = 0,
         device: str | None = None,
         progress: Progress | None = None,
@@ -64,8 +71,9 @@ class Data(OpenedProject):
         """Formation energies of any crystals, without targets too, by the models in some files.
 
         Args:
-            dataset: name or path.
+            dataset: name or path, or a ``DataSpec`` that also names the column of ids or drops what cannot be used.
             models: model_fold_*.pth files; several make an ensemble.
+            target_column: of the dataset's table, to compare with; by default one that is known.
             strains: pairs of opposite small strains that each prediction is averaged over.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
 
@@ -75,13 +83,15 @@ class Data(OpenedProject):
             UsageError: when the device does not exist.
         """
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
+        from mbqueue.experiment import DataSpec  # noqa: PLC0415
         from mbqueue.session.ensemble import predict_dataset  # noqa: PLC0415
 
         with telling(tell):
             return predict_dataset(
                 self.folder,
-                str(dataset),
+                dataset if isinstance(dataset, DataSpec) else DataSpec(dataset=str(dataset)),
                 models,
+                target_column=target_column,
                 strains=strains,
                 device=device,
                 progress=progress or _silent,

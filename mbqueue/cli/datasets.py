@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import JsonOption, current_project, open_project
+from mbqueue.cli.options import IdColumnOption, JsonOption, TargetColumnOption, current_project, open_project
 from mbqueue.clock import format_duration, utc_text
 from mbqueue.errors import CacheError
 from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
@@ -39,6 +39,8 @@ def prepare(
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
     ] = False,
+    id_column: IdColumnOption = "",
+    target_column: TargetColumnOption = "",
 ) -> None:
     """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
 
@@ -47,10 +49,10 @@ def prepare(
     Example: mbqueue prepare sample
     """
     project = open_project(context)
-    wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid)
+    wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid, id_column=id_column)
     say(f"preparing {dataset} …")  # before the imports, which on a new machine take a while
     with progress_bars() as progress:
-        data = project.prepare(wanted, seed=seed, progress=progress)
+        data = project.prepare(wanted, target_column=target_column, seed=seed, progress=progress)
     for crystal_id, reason in data.dropped:
         say(f"dropped {crystal_id}: {reason}")
     widened = data.graphs.widened()

@@ -13,6 +13,10 @@ from mbqueue.errors import UsageError
 from mbqueue.project import ProjectFolder, find_project
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+IdColumnOption = Annotated[str, typer.Option("--id-column", metavar="NAME", help="The column of ids, in a table.")]
+TargetColumnOption = Annotated[
+    str, typer.Option("--target-column", metavar="NAME", help="The column of targets, in a table.")
+]
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mbqueue.api.opened import LOADING
 from mbqueue.cli.console import print_line, say
-from mbqueue.cli.options import open_project
+from mbqueue.cli.options import IdColumnOption, TargetColumnOption, open_project
 
 
 def predict(
@@ -22,6 +22,11 @@ def predict(
     strains: Annotated[
         int, typer.Option(help="Average over this many pairs of opposite small strains (test-time averaging).", min=0)
     ] = 0,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
+    ] = False,
+    id_column: IdColumnOption = "",
+    target_column: TargetColumnOption = "",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
     ] = None,
@@ -34,9 +39,19 @@ def predict(
     say(f"{LOADING} …")
 
     from mbqueue.cli.datasets import progress_bars
+    from mbqueue.experiment import DataSpec
 
     with progress_bars() as progress:
-        table = project.predict(dataset, models, strains=strains, device=device, progress=progress)
+        table = project.predict(
+            DataSpec(dataset=dataset, drop_invalid=drop_invalid, id_column=id_column),
+            models,
+            target_column=target_column,
+            strains=strains,
+            device=device,
+            progress=progress,
+        )
+    for crystal_id, reason in table.dropped:
+        say(f"dropped {crystal_id}: {reason}")
     table.write(output)
     print_line(f"{len(table.crystals)} crystals by {len(models)} models: {output}")
     if table.mae is not None:

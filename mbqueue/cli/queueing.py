@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import ExperimentArgument, JsonOption, open_project, parse_folds
+from mbqueue.cli.options import (
+    ExperimentArgument,
+    IdColumnOption,
+    JsonOption,
+    TargetColumnOption,
+    open_project,
+    parse_folds,
+)
 from mbqueue.clock import SystemClock, parse_duration, utc_text
 from mbqueue.queue.jobs import Event
 from mbqueue.task import Kind, target_of
@@ -32,6 +39,8 @@ def enqueue(
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
     ] = False,
+    id_column: IdColumnOption = "",
+    target_column: TargetColumnOption = "",
 ) -> None:
     """Put an experiment into the queue.
 
@@ -42,13 +51,15 @@ def enqueue(
     """
     from mbqueue.experiment import parse_overrides
 
+    chosen = {"data.id_column": id_column, "target.column": target_column}
+    columns = {key: column for key, column in chosen.items() if column}
     outcome = open_project(context).enqueue(
         experiment,
         folds=None if folds is None else parse_folds(folds),
         epochs=epochs,
         dataset=dataset,
         priority=priority or 0,
-        settings=parse_overrides(settings or []),
+        settings=parse_overrides(settings or []) | columns,
         name=name,
         drop_invalid=drop_invalid,
     )

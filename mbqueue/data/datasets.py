@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 SAMPLE_FILE = Path(__file__).parent / "sample" / "flla_sample.jsonl.gz"
 
+_SUFFIXES = (".json", ".json.gz", ".json.bz2", ".jsonl", ".jsonl.gz", ".jsonl.bz2", ".csv", ".extxyz", ".xyz", ".db")
 _FORMS = (
-    ".json, .json.gz or .json.bz2 (a table as matminer writes it), .jsonl or .jsonl.gz (id, structure, e_form), .csv "
-    "with a column cif, or a folder with id_prop.csv and CIF files"
+    ".json, .json.gz or .json.bz2 (a table as matminer, pandas or monty write it), .jsonl or .jsonl.gz (id, structure, "
+    "target), .csv with a column of structures, .extxyz or .db of ase, or a folder with id_prop.csv and CIFs or POSCARs"
 )
 
 Progress = Callable[[int, int], None]
@@ -30,25 +31,27 @@ class Dataset:
 
     Attributes:
         crystals: what can be used, in the order of the source.
+        columns: which columns were taken, and what the targets are like; a sentence for people.
         dropped: (id, reason) of what was left out, in order; empty unless that was asked for.
         source: name or path, for people.
         official: whether this is the dataset of a task of matbench, whole and in its order.
     """
 
     crystals: Crystals
+    columns: str
     dropped: list[tuple[str, str]]
     source: str
     official: bool
 
 
-def check_dataset(name_or_path: str, *, project_root: Path | None = None) -> None:
+def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
     """Raise what ``load`` would raise at once, as far as that can be told without reading the data.
 
     Imports nothing that takes time. Those of matbench's tasks pass whether they are on this machine or not.
 
     Raises:
         UsageError: when there is no such name or path, or its form is not known.
-        DataError: when a file is empty or a folder has no ``id_prop.csv``.
+        DataError: when a file is empty, or a folder has no ``id_prop.csv`` and targets are required.
     """
     if name_or_path in TASKS or name_or_path == SAMPLE_DATASET:
         return
@@ -59,9 +62,9 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None) -> Non
             f"{SAMPLE_DATASET!r}, and there is no file or folder {path}."
         )
     if path.is_dir():
-        if not (path / "id_prop.csv").is_file():
+        if targets_required and not (path / "id_prop.csv").is_file():
             raise DataError(f"The folder {path} has no id_prop.csv. Give {_FORMS}.")
-    elif not path.name.endswith((".json", ".json.gz", ".json.bz2", ".jsonl", ".jsonl.gz", ".jsonl.bz2", ".csv")):
+    elif not path.name.endswith(_SUFFIXES):
         raise UsageError(f"{path} is of no known form. Give {_FORMS}.")
     elif path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
@@ -90,6 +93,7 @@ def load(
     drop_invalid: bool = False,
     targets_required: bool = True,
     target: Target = FORMATION_ENERGY.target,
+    id_column: str = "",
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set; one of matbench's is downloaded first if it is not on this machine.
@@ -102,6 +106,7 @@ def load(
         drop_invalid: leave out what cannot be used, instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; else its target is nan (for prediction).
         target: what is to be predicted: its kind and its column.
+        id_column: name of the column of ids; empty for one that is known (``columns``).
         progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
 
     Raises:
@@ -110,36 +115,45 @@ def load(
         DataError: when it cannot be had or read, is of the wrong shape, or holds nothing that can be used.
     """
     # Imported here, because `mbqueue enqueue` only checks, and must answer at once.
-    from mbqueue.data import formats, official  # noqa: PLC0415
+    from mbqueue.data import folders, formats, official  # noqa: PLC0415
+    from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415
     from mbqueue.data.entries import Gatherer  # noqa: PLC0415
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
 
-    check_dataset(name_or_path, project_root=project_root)
+    check_dataset(name_or_path, project_root=project_root, targets_required=targets_required)
     task = TASKS.get(name_or_path)
-    gatherer = Gatherer(targets_required=targets_required, target=target if task is None else task.target)
+    wanted = target if task is None else task.target
+    columns = Columns(ColumnNames(id=id_column, target=wanted.column), targets_required=targets_required)
+    gatherer = Gatherer(targets_required=targets_required, target=wanted)
     if task is not None:
         file = official.official_file(task.dataset)
         path = official.fetch(file, progress=progress)
-        formats.read_official(gatherer, path, progress, task)
+        formats.read_official(gatherer, columns, path, progress, task)
         count = len(gatherer) + len(gatherer.offenders)
         if count != file.n:
             raise DataError(f"{path} has {count} entries and should have {file.n}. Remove it; it is then downloaded.")
     else:
         path = SAMPLE_FILE if name_or_path == SAMPLE_DATASET else _path_of(name_or_path, project_root)
-        reader = formats.reader_of(path)
+        reader = folders.read_folder if path.is_dir() else formats.reader_of(path)
         assert reader is not None, "check_dataset knows the forms"
-        reader(gatherer, path, progress)
+        reader(gatherer, columns, path, progress)
+        columns.close(str(path))
     if gatherer.offenders and not drop_invalid:
         raise InvalidCrystals(name_or_path, gatherer.offenders)
     if not len(gatherer):
         raise DataError(f"{path} holds no crystal that can be used.")
     crystals = gatherer.crystals()
+    told = columns.described(crystals.targets)
     whole = not gatherer.offenders
     if 0 < limit < len(crystals):
         whole = False
         crystals = crystals.select(drawn_rows(len(crystals), limit, seed))
     return Dataset(
-        crystals=crystals, dropped=gatherer.offenders, source=name_or_path, official=task is not None and whole
+        crystals=crystals,
+        columns=told,
+        dropped=gatherer.offenders,
+        source=name_or_path,
+        official=task is not None and whole,
     )
 
 

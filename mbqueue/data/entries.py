@@ -6,17 +6,19 @@ An entry that cannot be used leaves nothing in the arrays, only its id and the r
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mbqueue.data.columns import is_missing
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.density import density_of
 from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
-from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, Target
+from mbqueue.task import FORMATION_ENERGY, Target
 
 #: Two atoms nearer than this, Å, are taken for two at one place: one atom, say, whose copies by symmetry do not meet
 #: because a CIF rounds 1/3 to 0.333. The shortest distance of all is that of H₂, 0.74.
@@ -44,6 +46,10 @@ MAX_BONDS = 10_000_000
 _OCCUPANCY_TOLERANCE = 1e-8
 
 
+#: What does not come back from a CSV, or goes into no UTF-8: control characters, line separators, halves of surrogates.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 class Unusable(Exception):
     """Why an entry cannot be used."""
 
@@ -54,16 +60,14 @@ class Gatherer:
     Attributes:
         offenders: (id, reason) of every entry that cannot be used, in order.
         targets_required: whether an entry without a target is an offender; if not, its target is nan.
-        target_names: columns that may hold the target.
     """
 
     def __init__(self, *, targets_required: bool = True, target: Target = FORMATION_ENERGY.target) -> None:
         """Start empty."""
         self._kind = target.kind
-        self.target_names = (target.column,) if target.column else ENERGY_COLUMNS
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
-        self._rows_of: dict[str, int] = {}
+        self._names: dict[str, str] = {}  # by what is left of them without blanks
         self._ids: list[str] = []
         self._targets = array("d")
         self._counts = array("q")
@@ -77,15 +81,19 @@ class Gatherer:
 
     def refuse(self, name: str, reason: str) -> None:
         """Note an entry that cannot be used, or not even be read."""
-        self.offenders.append((_writable(name), _writable(reason)))
+        self.offenders.append((_shown(name), _writable(reason)))
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Take one entry, or note why not."""
-        if name in self._rows_of:
-            self.refuse(name, "the id is given twice")
+        bare = name.strip()
+        if bare in self._names:
+            other = self._names[bare]
+            self.refuse(
+                name, "the id is given twice" if other == name else f"its id is that of {other!r} but for blanks"
+            )
             return
-        if name != _writable(name):
-            self.refuse(name, "its id has characters that no file can hold")
+        if _UNFIT.search(name):
+            self.refuse(name, "its id has control characters, or ones that no file can hold")
             return
         try:
             value = self._target(target)
@@ -93,7 +101,7 @@ class Gatherer:
         except Unusable as unusable:
             self.refuse(name, str(unusable))
             return
-        self._rows_of[name] = len(self._ids)
+        self._names[bare] = name
         self._ids.append(name)
         self._targets.append(value)
         self._counts.append(len(numbers))
@@ -113,7 +121,7 @@ class Gatherer:
         )
 
     def _target(self, target: Any) -> float:
-        if target is None or target == "":
+        if is_missing(target):
             if self.targets_required:
                 raise Unusable("the target is missing")
             return math.nan
@@ -141,6 +149,11 @@ def _class_of(target: Any) -> float:
     if value not in (0.0, 1.0):
         raise Unusable(f"the target {target!r:.100} is no class: give 0 or 1, or true or false")
     return value
+
+
+def _shown(name: str) -> str:
+    """An id with what cannot be printed spelled out."""
+    return _UNFIT.sub(lambda found: repr(found[0])[1:-1], name)
 
 
 def _writable(text: str) -> str:

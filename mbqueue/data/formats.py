@@ -1,190 +1,195 @@
-"""Readers of the forms in which data sets come; each feeds a ``Gatherer``.
+"""Readers of the forms in which data sets come; each feeds a ``Gatherer`` and chooses ``Columns``.
 
-A table in JSON (``.json``, ``.json.gz``, ``.json.bz2``), JSON lines (``.jsonl``, ``.jsonl.gz``), a table with CIF texts
-(``.csv``) and a folder of CIF files with ``id_prop.csv``.
+``docs/data.md`` lists the forms.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from mbqueue.data.ase_files import read_database, read_extxyz
 from mbqueue.data.cif import read_cif
+from mbqueue.data.columns import ID_NAMES, Columns, is_missing, is_no_id
 from mbqueue.data.entries import Gatherer, Unusable
-from mbqueue.data.json_rows import JsonTable, Progress, lines_of, opened, parse_json
+from mbqueue.data.json_tables import JsonTable
 from mbqueue.data.poscar import read_poscar
-from mbqueue.errors import DataError, SourceAway
+from mbqueue.data.source import Progress, lines_of, opened, parse_json
+from mbqueue.errors import DataError
 from mbqueue.task import Task
 
-ID_NAMES = ("id", "material_id", "mbid", "jid")
-STRUCTURE_NAME = "structure"
-CIF_NAME = "cif"
-
-Reader = Callable[[Gatherer, Path, Progress | None], None]
+Reader = Callable[[Gatherer, Columns, Path, Progress | None], None]
 
 
 def reader_of(path: Path) -> Reader | None:
-    """The reader for a file or folder, by its name; None for a form that is not known."""
-    if path.is_dir():
-        return read_folder
+    """The reader for a file, by its name; None for a form that is not known."""
     name = path.name.removesuffix(".gz").removesuffix(".bz2")
-    readers: dict[str, Reader] = {".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv}
+    tables: dict[str, Reader] = {".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv}
+    of_ase: dict[str, Reader] = {".extxyz": read_extxyz, ".xyz": read_extxyz, ".db": read_database}
+    readers = tables | of_ase
     return readers.get(Path(name).suffix)
 
 
-def read_json(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
-    """A table in JSON; rows without an id of their own are named by the table's index."""
-    for number, index, entry in _json_entries(gatherer, path, progress):
-        name = _first(entry, ID_NAMES)
-        gatherer.add(str(number if index is None else index) if name is None else str(name), *_cells(gatherer, entry))
+def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
+    """A table in JSON; rows without a column of ids are named by the table's index or, without one, their position."""
+    for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
+        columns.fix_id()
+        if columns.id is None:
+            add(gatherer, str(number if entry.key is None else entry.key), entry.structure, entry.target)
+        elif is_no_id(entry.id):
+            gatherer.refuse(f"row {number}", f"it has no id in column {columns.id}")
+        else:
+            add(gatherer, str(entry.id), entry.structure, entry.target)
 
 
-def read_official(gatherer: Gatherer, path: Path, progress: Progress | None, task: Task) -> None:
+def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
     """matminer's file of a task, its rows named as matbench names them (index 0: …-000001)."""
-    for number, index, entry in _json_entries(gatherer, path, progress):
-        place = index if isinstance(index, int) else number
-        gatherer.add(task.id_of(place), *_cells(gatherer, entry))
+    for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
+        place = entry.key if isinstance(entry.key, int) else number
+        gatherer.add(task.id_of(place), entry.structure, entry.target)
 
 
-def read_json_lines(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
+def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
     """One JSON object a line: an id, a structure, a target."""
     with opened(path, progress) as stream:
         for number, line in enumerate(lines_of(stream, path), 1):
-            if not line.strip():
+            text = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not text:
                 continue
             try:
-                entry = parse_json(line)
+                row = parse_json(text)
             except ValueError as error:
                 gatherer.refuse(f"line {number}", f"it is not JSON ({error})")
                 continue
-            name = _first(entry, ID_NAMES) if isinstance(entry, dict) else None
-            if name is None:
-                gatherer.refuse(f"line {number}", f"it is not an object with one of {', '.join(ID_NAMES)}")
+            name, structure, target = columns.cells(row) if isinstance(row, dict) else (None, None, None)
+            if is_no_id(name):
+                wanted = columns.id or ", ".join(ID_NAMES)
+                gatherer.refuse(f"line {number}", f"it is not an object with {'' if columns.id else 'one of '}{wanted}")
             else:
-                gatherer.add(str(name), *_cells(gatherer, entry))
+                add(gatherer, str(name), structure, target)
 
 
-def read_csv(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
-    """A table with a heading, of which one column holds CIF texts."""
-    with opened(path, progress) as stream, _long_fields():
-        numbered = enumerate(lines_of(stream, path))
-        lines = (line.decode("utf-8-sig" if not number else "utf-8") for number, line in numbered)
-        try:
-            rows = csv.DictReader(lines)
-            _check_columns(gatherer, path, rows.fieldnames or [], (CIF_NAME,), ID_NAMES)
-            for number, row in enumerate(rows, 1):
-                name = _first(row, ID_NAMES)
-                if name is not None:
-                    _add_parsed(
-                        gatherer, str(name), _plain(row[CIF_NAME] or ""), "cif", _first(row, gatherer.target_names)
-                    )
-                else:
-                    gatherer.refuse(f"row {number}", f"it has nothing in column {' or '.join(ID_NAMES)}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not a table in CSV and UTF-8 ({error}).") from error
+def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
+    """A table with a heading, of which one column holds structures as text: CIF, POSCAR or JSON."""
+    with opened(path, progress) as stream:
+        decoded = (
+            line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
+        )
+        rows = _csv_rows(decoded, path)
+        heading = [name.strip() for name in next(rows, [])]
+        columns.choose(heading, str(path), structures=("cif", "structure"))
+        if columns.id is None:
+            raise DataError(f"{path} has no column {' or '.join(ID_NAMES)}. It has: {', '.join(heading)}.")
+        for number, row in enumerate(rows, 1):
+            if len(row) != len(heading):
+                gatherer.refuse(f"row {number}", uneven(len(row), len(heading)))
+                continue
+            name, structure, target = columns.cells(dict(zip(heading, row, strict=True)))
+            if is_no_id(name):
+                gatherer.refuse(f"row {number}", f"it has nothing in column {columns.id}")
+            else:
+                add(gatherer, name, structure, target)
 
 
-def read_folder(gatherer: Gatherer, path: Path, progress: Progress | None) -> None:
-    """``id_prop.csv`` (id, target; no heading) and a file ``id.cif`` for each, as for CGCNN; ALIGNN's ids are names of
-    files, ``.cif`` or ``.vasp`` (POSCAR).
+def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
+    """Id, target and why not, empty where nothing is wrong, of each row of an ``id_prop.csv``.
+
+    It has two columns without a heading, or any columns with one.
     """
-    listing = path / "id_prop.csv"
-    with opened(listing) as stream:
-        try:
-            rows = [row for row in csv.reader(io.StringIO(stream.read().decode("utf-8-sig"))) if any(row)]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{listing} is not a table in CSV and UTF-8 ({error}).") from error
+    with opened(path) as stream:
+        lines = decoded_text(b"".join(lines_of(stream, path))).splitlines(keepends=True)
+        rows = [row for row in _csv_rows(iter(lines), path) if any(row)]
+    heading = [name.strip() for name in rows[0]] if rows else []
+    if columns.names_id(heading):
+        columns.choose(heading, str(path), structures=())
+        names = heading
+        rows = rows[1:]
+    else:
+        names = ["column 1", "column 2"]
+        columns.take(names, str(path), chosen=("column 1", None, "column 2"))
+    found: list[tuple[str, Any, str]] = []
     for number, row in enumerate(rows, 1):
-        name, target = row[0].strip(), row[1].strip() if len(row) > 1 else None
-        if not name:
-            gatherer.refuse(f"row {number}", "it has no id")
+        cells = row + [""] * (len(row) == 1 and len(names) == 2)
+        if len(cells) != len(names):
+            found.append((f"row {number}", None, uneven(len(row), len(names), headless=names is not heading)))
             continue
-        file = path / name if name.endswith((".cif", ".vasp")) else path / f"{name}.cif"
+        name, _, target = columns.cells(dict(zip(names, (cell.strip() for cell in cells), strict=True)))
+        found.append((f"row {number}", None, "it has no id") if is_no_id(name) else (name, target, ""))
+    return found
+
+
+def uneven(found: int, expected: int, *, headless: bool = False) -> str:
+    """Why a row is refused whose cells are not those of the heading."""
+    against = f"and there is no heading that names more than {expected}" if headless else f"and the heading {expected}"
+    return (
+        f"it has {found} cells, {against}; write numbers with a decimal point, and texts with commas in quotation marks"
+    )
+
+
+def add(gatherer: Gatherer, name: str, structure: Any, target: Any) -> None:
+    """Add an entry whose structure may be text."""
+    if isinstance(structure, str):
         try:
-            text = _decoded(file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # a null byte is in no name
-            gatherer.refuse(name, f"there is no file {file.name}")
-            continue
-        except OSError as error:  # which says nothing of the crystal
-            raise SourceAway(f"{file} cannot be read just now ({error}).") from error
-        _add_parsed(gatherer, name, text, "poscar" if file.suffix == ".vasp" else "cif", target)
-        if progress is not None:
-            progress(number, len(rows))
-
-
-def _json_entries(
-    gatherer: Gatherer, path: Path, progress: Progress | None
-) -> Iterator[tuple[int, Any, Mapping[str, Any]]]:
-    """Number, index value (None for a plain list) and named cells of each row."""
-    table = JsonTable(path, progress)
-    rows = table.rows()
-    begun = list(islice(rows, 1))
-    if begun and not table.names_known:
-        for _ in table.rows(names_only=True):
-            pass
-        begun, rows = [], table.rows()
-    if table.columns is not None:
-        _check_columns(gatherer, path, table.columns, (STRUCTURE_NAME,))
-    count = 0
-    for number, row in enumerate(chain(begun, rows)):
-        yield number, *_named(path, table, number, row)
-        count += 1
-    if table.index is not None and count < len(table.index):
-        raise DataError(f"{path} has {count} rows and its index names {len(table.index)}. Which rows are missing?")
-
-
-def _check_columns(gatherer: Gatherer, path: Path, found: Sequence[Any], *needed: tuple[str, ...]) -> None:
-    """Raise unless a table has a column of each kind; one of targets too, where they are required."""
-    for wanted in (*needed, gatherer.target_names)[: None if gatherer.targets_required else len(needed)]:
-        if not set(wanted) & set(map(str, found)):
-            raise DataError(f"{path} has no column {' or '.join(wanted)}. It has: {', '.join(map(str, found))}.")
-
-
-def _named(path: Path, table: JsonTable, number: int, row: Any) -> tuple[Any, Mapping[str, Any]]:
-    if isinstance(row, dict):
-        return None, row
-    if not isinstance(row, list) or table.columns is None or len(row) != len(table.columns):
-        raise DataError(f"Row {number} of {path} has not the cells that its columns {table.columns} say.")
-    if table.index is not None and number >= len(table.index):
-        raise DataError(f"{path} has more rows than its index names ({len(table.index)}).")
-    return table.index[number] if table.index is not None else None, dict(zip(table.columns, row, strict=True))
-
-
-def _cells(gatherer: Gatherer, entry: Mapping[str, Any]) -> tuple[Any, Any]:
-    return entry.get(STRUCTURE_NAME), _first(entry, gatherer.target_names)
-
-
-def _first(entry: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if entry.get(name) not in (None, ""):
-            return entry[name]
-    return None
-
-
-def _add_parsed(gatherer: Gatherer, name: str, text: str, form: str, target: Any) -> None:
-    """Add an entry whose structure pymatgen has to read."""
-    try:
-        structure = read_poscar(text) if form == "poscar" else read_cif(text, name)
-    except Unusable as unusable:
-        gatherer.refuse(name, f"its {form.upper()} cannot be used: {unusable}")
-        return
+            structure = structure_in(structure, name)
+        except Unusable as unusable:
+            gatherer.refuse(name, str(unusable))
+            return
     gatherer.add(name, structure, target)
 
 
-def _decoded(content: bytes) -> str:
-    """The text of a structure file, whatever its byte-order mark and line ends; what is no text becomes ``�``."""
+def structure_in(text: str, name: str) -> Any:
+    """``Structure.as_dict()`` of a structure in JSON, CIF or POSCAR; None when there is no text.
+
+    Raises:
+        Unusable: when the text is none of these, or leaves anything to be guessed.
+    """
+    plain = _plain(text)
+    if is_missing(plain):
+        return None
+    if plain.lstrip().startswith(("{", '"{')):
+        try:
+            content = parse_json(plain.encode(errors="surrogatepass"))
+        except ValueError as error:
+            raise Unusable(f"its structure is not JSON ({error})") from None
+        return structure_in(content, name) if isinstance(content, str) else content
+    form, read = ("POSCAR", read_poscar) if _looks_like_poscar(plain) else ("CIF", lambda cif: read_cif(cif, name))
+    try:
+        return read(plain)
+    except Unusable as unusable:
+        raise Unusable(f"its {form} cannot be used: {unusable}") from None
+
+
+def decoded_text(content: bytes) -> str:
+    """The text of a file, whatever its byte-order mark and line ends; what is no text becomes ``�``."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return _plain(content.decode("utf-16" if wide else "utf-8", errors="replace"))
 
 
 def _plain(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _looks_like_poscar(text: str) -> bool:
+    """Whether the second line is a number, as the scale of a POSCAR is, and no line begins a data block."""
+    lines = text.split("\n", 2)
+    return len(lines) > 2 and "data_" not in text.lower() and lines[1].strip()[:1] in tuple("+-.0123456789")
+
+
+def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
+    """Rows that are not empty.
+
+    Raises:
+        DataError: when it is no CSV in UTF-8.
+    """
+    with _long_fields():
+        try:
+            yield from (row for row in csv.reader(lines) if row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is not a table in CSV and UTF-8 ({error}).") from error
 
 
 @contextmanager

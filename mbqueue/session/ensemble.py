@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.usable import usable_device
+from mbqueue.task import FORMATION_ENERGY
 from mbqueue.train import chgnet
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 
@@ -28,11 +29,13 @@ class EnsembleTable:
     """What some models say of some crystals, in the order of the dataset.
 
     Attributes:
+        dropped: (id, reason) of what was left out.
         is_known_data: whether it is the dataset of an experiment, in whose folds each model was trained on most of it.
     """
 
     crystals: Crystals
     predictions: EnsemblePredictions
+    dropped: tuple[tuple[str, str], ...]
     is_known_data: bool
 
     @property
@@ -61,9 +64,10 @@ class EnsembleTable:
 
 def predict_dataset(
     project: ProjectFolder,
-    dataset: str,
+    wanted: DataSpec,
     models: Sequence[Path],
     *,
+    target_column: str = "",
     strains: int = 0,
     device: str | None = None,
     progress: Progress,
@@ -72,8 +76,9 @@ def predict_dataset(
     """Formation energies of a dataset by the models in some files, converted by way of the project's cache.
 
     Args:
-        dataset: name or path; entries need no target.
+        wanted: which crystals; they need no target.
         models: model_fold_*.pth files.
+        target_column: of the dataset's table, to compare with; by default one that is known.
         strains: pairs of opposite small strains that each prediction is averaged over.
 
     Raises:
@@ -83,8 +88,16 @@ def predict_dataset(
     """
     where = usable_device(device)
     loaded = [chgnet.load_model(path) for path in models]
-    wanted = DataSpec(dataset=dataset)
-    data = load_data(project, wanted, seed=0, dataset_hash=None, progress=progress, note=note, targets_required=False)
+    data = load_data(
+        project,
+        wanted,
+        seed=0,
+        dataset_hash=None,
+        progress=progress,
+        note=note,
+        target=replace(FORMATION_ENERGY.target, column=target_column),
+        targets_required=False,
+    )
     assert data is not None, "nobody asks this to stop"
     found = predict_crystals(
         chgnet,
@@ -95,7 +108,7 @@ def predict_dataset(
         memory_file=project.device_limits,
         on_progress=progress("predicting"),
     )
-    return EnsembleTable(data.crystals, found, _is_known_data(project, data.crystals.hash, models))
+    return EnsembleTable(data.crystals, found, data.dropped, _is_known_data(project, data.crystals.hash, models))
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:

@@ -93,8 +93,10 @@ def load_data(
             drop_invalid=wanted.drop_invalid,
             target=target,
             targets_required=targets_required,
+            id_column=wanted.id_column,
             progress=progress("reading"),
         )
+        note(dataset.columns)
         if dataset_hash is not None and dataset.crystals.hash != dataset_hash:
             raise DataError(
                 f"{dataset.source} has changed since this experiment was prepared (the hash of its crystals was "

@@ -87,13 +87,13 @@ def test_a_plain_list_of_entries_is_read(frame, tmp_path):
 
 
 def test_rows_longer_than_the_pieces_that_a_file_is_read_in_are_whole(frame, tmp_path, monkeypatch):
-    from mbqueue.data import json_rows
+    from mbqueue.data import json_stream
 
     path = tmp_path / "list.json"
     path.write_text(
         json.dumps([entry(s, f"m{number}", t) for number, (s, t) in enumerate(frame.itertuples(index=False))])
     )
-    monkeypatch.setattr(json_rows, "_CHUNK", 77)
+    monkeypatch.setattr(json_stream, "_CHUNK", 77)
     assert_same(load(str(path)).crystals, list(frame["structure"]))
 
 

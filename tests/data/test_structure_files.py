@@ -198,6 +198,13 @@ def test_a_cif_written_by_hand_is_read(tmp_path, name):
     assert_is(read_one(tmp_path, "crystal", text, ".cif"), expected)
 
 
+@pytest.mark.parametrize("n_cells", [1, 2, 3, 5])
+def test_pymatgens_count_of_half_peroxides_is_understood(tmp_path, n_cells):
+    cell = Structure(Lattice.cubic(3.0), ["Li", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    crystal = cell.make_supercell([1, 1, n_cells], in_place=False)
+    assert_is(read_one(tmp_path, "crystal", crystal.to(fmt="cif"), ".cif"), crystal)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 def test_byte_order_marks_and_line_ends_of_any_system_are_no_error(tmp_path, encoding, ends):

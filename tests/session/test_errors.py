@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
-from mbqueue.data import datasets, json_rows
+from mbqueue.data import datasets, source
 from mbqueue.errors import CacheError, DataError, DiskFull, MbqueueError, QueueDiskFull, SourceAway, StoreError
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job, Kind, State
@@ -106,7 +106,7 @@ def test_a_file_that_the_system_cannot_read_is_away_and_one_that_is_damaged_is_n
 ) -> None:
     damaged = tmp_path / "damaged.json.bz2"
     damaged.write_bytes(b"no archive at all")
-    with pytest.raises(DataError, match="damaged") as told, json_rows.opened(damaged) as stream:
+    with pytest.raises(DataError, match="damaged") as told, source.opened(damaged) as stream:
         stream.read()
     assert not isinstance(told.value, SourceAway)
 
@@ -114,7 +114,7 @@ def test_a_file_that_the_system_cannot_read_is_away_and_one_that_is_damaged_is_n
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(SourceAway, match="cannot be read"), json_rows.opened(damaged):
+    with pytest.raises(SourceAway, match="cannot be read"), source.opened(damaged):
         pass
 
 

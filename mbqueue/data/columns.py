@@ -1,0 +1,161 @@
+"""Which columns of a table are id, structure and target: chosen once for the whole table, and said."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.errors import DataError
+from mbqueue.task import ENERGY_COLUMNS
+
+ID_NAMES = ("id", "material_id", "mbid", "jid")
+STRUCTURE_NAMES = ("structure", "cif")
+
+#: How a value that is missing is written: the words of pandas, in any case.
+_MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null", "none")) | frozenset(
+    ("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
+)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell says that there is no value: null, NaN, an empty cell, ``N/A`` and the like."""
+    if isinstance(value, str):
+        return value.strip().casefold() in _MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_no_id(value: Any) -> bool:
+    """Whether a cell cannot be an id: null, NaN or blank. ``NA`` can."""
+    return not value.strip() if isinstance(value, str) else is_missing(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Names of columns that the user has chosen; empty where mbqueue shall choose."""
+
+    id: str = ""
+    target: str = ""
+
+
+class Columns:
+    """The columns of one table.
+
+    Attributes:
+        id, structure, target: names of the columns; None where there is none, or none was seen yet.
+        targets_required: whether a table without a column of targets is refused.
+        passed_over: further columns that could be the target.
+    """
+
+    def __init__(self, wanted: ColumnNames, *, targets_required: bool) -> None:
+        """Nothing is chosen yet."""
+        self.id: str | None = None
+        self.structure: str | None = None
+        self.target: str | None = None
+        self.passed_over: tuple[str, ...] = ()
+        self._wanted = wanted
+        self.targets_required = targets_required
+        self._is_open = self._may_have_id = True
+
+    def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
+        """Choose from the heading of a table.
+
+        Args:
+            names: the heading.
+            source: of the table, for messages.
+            structures: names of the column of structures, in order of preference; none when it needs no such column.
+
+        Raises:
+            DataError: when a name stands twice, or no column can be what is needed.
+        """
+        told = [str(name) for name in names]
+        twice = sorted({name for name in told if told.count(name) > 1})
+        if twice:
+            raise DataError(f"{source} has more than one column {', '.join(twice)}. Rename or remove one of them.")
+        self._see(told, structures)
+        self._is_open = False
+        there = f"It has: {', '.join(told)}."
+        for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
+            if wanted and chosen is None:
+                raise DataError(f"{source} has no column {wanted}, which was named as the {what} column. {there}")
+        if structures and self.structure is None:
+            raise DataError(f"{source} has no column {' or '.join(structures)}. {there}")
+        if self.target is None and self.targets_required:
+            raise DataError(
+                f"{source} has no column {' or '.join(ENERGY_COLUMNS)}. {there} Name the column of targets with "
+                "--target-column, or column in [target] of the experiment."
+            )
+
+    def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
+        """Id, structure and target of a row of a table without a heading; a column is chosen once it is seen."""
+        if self._is_open:
+            self._see(row.keys(), STRUCTURE_NAMES)
+        return row.get(self.id), row.get(self.structure), row.get(self.target)
+
+    def fix_id(self) -> None:
+        """Have no column of ids unless one was seen by now."""
+        self._may_have_id = False
+
+    def close(self, source: str) -> None:
+        """Raise unless what the user has named was seen.
+
+        Raises:
+            DataError: when it was not.
+        """
+        for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
+            if wanted and chosen is None:
+                raise DataError(f"No row of {source} has {wanted}, which was named as the {what} column.")
+
+    def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:
+        """Choose id, structure and target among columns without a heading; what the user has named comes first.
+
+        Raises:
+            DataError: when the user has named what is none of ``names``.
+        """
+        self.id, self.structure, self.target = self._wanted.id or chosen[0], chosen[1], self._wanted.target or chosen[2]
+        self._is_open = False
+        for name in (self._wanted.id, self._wanted.target):
+            if name and name not in names:
+                raise DataError(f"{source} has no heading, so no column {name}. Its columns are {', '.join(names)}.")
+
+    def names_id(self, heading: Iterable[str]) -> bool:
+        """Whether a row may be a heading: it names a column of ids."""
+        return _chosen(self._wanted.id, ID_NAMES, set(heading)) is not None
+
+    def described(self, targets: NDArray[np.float64]) -> str:
+        """The columns that were taken, and what the targets [N], nan where missing, are like."""
+        known = targets[np.isfinite(targets)]
+        if self.target is None or not len(known):
+            text = f"target: {self.target or 'none'}, no values"
+        else:
+            span = f"from {_signed(known.min())} to {_signed(known.max())}"
+            text = f"target: {self.target}, {len(known):,} values {span}"
+            if len(known) < len(targets):
+                text += f", {len(targets) - len(known):,} missing"
+        if self.passed_over:
+            text += f" (not {', '.join(self.passed_over)}; --target-column chooses)"
+        return f"{text}; id: {self.id or 'the position'}; structure: {self.structure}"
+
+    def _see(self, names: Iterable[Any], structures: Sequence[str]) -> None:
+        there = set(names)
+        first_target = self.target is None
+        if self._may_have_id:
+            self.id = self.id or _chosen(self._wanted.id, ID_NAMES, there)
+        self.structure = self.structure or _chosen("", structures, there)
+        self.target = self.target or _chosen(self._wanted.target, ENERGY_COLUMNS, there)
+        if first_target and self.target is not None:
+            self.passed_over = tuple(name for name in ENERGY_COLUMNS if name in there and name != self.target)
+        self._is_open = None in (self.structure, self.target) or (self._may_have_id and self.id is None)
+
+
+def _chosen(wanted: str, known: Sequence[str], there: set[Any]) -> str | None:
+    return next((name for name in ([wanted] if wanted else known) if name in there), None)
+
+
+def _signed(value: float) -> str:
+    return re.sub(r"^-", "−", f"{value:.4g}")

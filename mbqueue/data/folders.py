@@ -1,0 +1,97 @@
+"""Folders of structure files, as CGCNN and ALIGNN have them, and folders of POSCARs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mbqueue.data.cif import read_cif
+from mbqueue.data.columns import Columns
+from mbqueue.data.entries import Gatherer, Unusable
+from mbqueue.data.formats import decoded_text, read_listing
+from mbqueue.data.poscar import read_poscar
+from mbqueue.data.source import Progress
+from mbqueue.errors import DataError, SourceAway
+
+LISTING = "id_prop.csv"
+_SUFFIXES = (".cif", ".vasp", ".poscar")
+#: What VASP calls its files, in a folder for each crystal.
+_VASP_NAMES = ("POSCAR", "CONTCAR")
+
+
+def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
+    """A file for each id of ``id_prop.csv``; without that list, and where targets are not needed, every file there is.
+
+    The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR`` or ``id/CONTCAR``, or the id itself.
+    """
+    listed = (path / LISTING).is_file()
+    if not listed and gatherer.targets_required:
+        raise DataError(f"The folder {path} has no {LISTING} with ids and targets.")
+    rows = read_listing(columns, path / LISTING) if listed else _every_file(path)
+    columns.structure = "a file each"
+    names_of: dict[str, str] = {}
+    for number, (name, target, why) in enumerate(rows, 1):
+        try:
+            structure = _structure_of(path, name, why, names_of)
+        except Unusable as unusable:
+            gatherer.refuse(name, str(unusable))
+        else:
+            gatherer.add(name, structure, target)
+        if progress is not None:
+            progress(number, len(rows))
+
+
+def _structure_of(folder: Path, name: str, why: str, names_of: dict[str, str]) -> Any:
+    """The structure of a row that nothing speaks against; ``names_of`` is told whose file it is."""
+    if why:
+        raise Unusable(why)
+    file = _file_of(folder, name)
+    owner = names_of.setdefault(os.path.realpath(file), name)
+    if owner != name:
+        raise Unusable(f"its file {file.name} is that of {owner}, too")
+    return _read(file, name)
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    names = [f"{name}{suffix}" for suffix in _SUFFIXES] + [f"{name}/{file}" for file in _VASP_NAMES]
+    if name.endswith(_SUFFIXES) or Path(name).name.startswith(_VASP_NAMES):
+        names.insert(0, name)
+    try:
+        found = [folder / file for file in names if (folder / file).is_file()]
+    except ValueError:  # a null byte is in no name
+        found = []
+    if not found:
+        raise Unusable(f"there is no file {names[0]}" + (f" (or {', '.join(names[1:])})" if names[0] != name else ""))
+    if len(found) > 1:
+        raise Unusable(f"there are several files of that name: {', '.join(str(f.relative_to(folder)) for f in found)}")
+    return found[0]
+
+
+def _read(file: Path, name: str) -> Any:
+    try:
+        text = decoded_text(file.read_bytes())
+    except OSError as error:  # which says nothing of the crystal
+        raise SourceAway(f"{file} cannot be read just now ({error}).") from error
+    try:
+        return read_cif(text, name.removesuffix(".cif")) if file.suffix == ".cif" else read_poscar(text)
+    except Unusable as unusable:
+        raise Unusable(f"its {'CIF' if file.suffix == '.cif' else 'POSCAR'} cannot be used: {unusable}") from None
+
+
+def _every_file(folder: Path) -> list[tuple[str, Any, str]]:
+    return [(name, None, "") for name in dict.fromkeys(_names_in(folder))]
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file():
+            continue
+        place = file.relative_to(folder)
+        if file.suffix in _SUFFIXES:
+            yield str(place.with_suffix(""))
+        elif file.name in _VASP_NAMES and place.parent != Path():
+            yield str(place.parent)
+        elif file.name.startswith(_VASP_NAMES):
+            yield str(place)

@@ -1,0 +1,259 @@
+"""Tables in JSON, of the shapes in which matminer, pandas, monty and CHGNet write them, entry by entry."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mbqueue.data.columns import STRUCTURE_NAMES, Columns, is_missing
+from mbqueue.data.json_stream import CutShort, JsonStream, NotJson
+from mbqueue.data.source import Progress, opened
+from mbqueue.errors import DataError
+
+SHAPES = (
+    "a list of objects or of structures; an object of structures, or of rows, by id; an object of columns, as CHGNet's "
+    "datasets are; what DataFrame.to_json() of pandas writes in any orient; or a DataFrame that monty wrote"
+)
+
+
+class Entry(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+        key: what the table calls the row, by its index or as a key; None when it does not.
+        id, structure, target: its cells in the columns that were chosen.
+    """
+
+    key: Any
+    id: Any
+    structure: Any
+    target: Any
+
+
+class JsonTable:
+    """A table in a JSON file."""
+
+    def __init__(self, path: Path, columns: Columns, progress: Progress | None = None) -> None:
+        """Opens nothing yet."""
+        self._path = path
+        self._columns = columns
+        self._open: Callable[[], AbstractContextManager[JsonStream]] = lambda: _opened(path, progress)
+
+    def entries(self) -> Iterator[Entry]:
+        """Each row, in order.
+
+        Raises:
+            DataError: when the file is damaged, is no table, or is one of another shape.
+            SourceAway: when the system cannot read it.
+        """
+        try:
+            yield from self._entries()
+        except CutShort as error:
+            raise DataError(f"{self._path} is cut short: its JSON ends in the middle. Get it again.") from error
+        except NotJson as error:
+            raise DataError(f"{self._path} is not a table in JSON ({error}). It has to be {SHAPES}.") from error
+
+    def _entries(self) -> Iterator[Entry]:
+        with self._open() as stream:
+            if stream.peek() == "[":
+                yield from self._rows(stream)
+                stream.end()
+                return
+            outline = yield from self._first_pass(stream)
+        if outline is not None:
+            yield from self._by(outline)
+
+    def _first_pass(self, stream: JsonStream) -> Generator[Entry, None, dict[str, Any] | None]:
+        """Yield the rows of the split form when its names come before them, as matminer writes it.
+
+        Returns:
+            Otherwise each key with the first character of its value, ``index`` and ``columns`` with their lists.
+        """
+        outline: dict[str, Any] = {}
+        is_read = False
+        for key in stream.members():
+            outline[key] = stream.peek()
+            if key in ("index", "columns") and outline[key] == "[":
+                outline[key] = stream.value()
+            elif key == "data" and outline[key] == "[" and {"index", "columns"} <= set(outline):
+                yield from self._split(stream, outline)
+                is_read = True
+            else:
+                stream.skip()
+        stream.end()
+        return None if is_read else outline
+
+    def _by(self, outline: Mapping[str, Any]) -> Iterator[Entry]:
+        """Read again what was not in the usual order, now that all keys are known."""
+        names = [key for key in outline if not key.startswith("@")]
+        if outline.get("data") == '"':
+            self._open = _text_of(self._values("data"))
+            yield from self._entries()
+        elif outline.get("data") == "[" or "columns" in outline:
+            for stream in self._at("data"):
+                if "columns" in outline:
+                    if stream.peek() != "[":
+                        raise NotJson("'data' is not a list")
+                    yield from self._split(stream, outline)
+                else:
+                    yield from self._rows(stream)
+        elif {"lattice", "sites"} <= set(outline):
+            with self._open() as stream:
+                yield Entry(None, *self._columns.cells({STRUCTURE_NAMES[0]: stream.value()}))
+        elif all(outline[name] == "[" for name in names) or set(names) & set(STRUCTURE_NAMES):
+            yield from self._column_wise(names)
+        else:
+            yield from self._by_key(names)
+
+    def _rows(self, stream: JsonStream) -> Iterator[Entry]:
+        """A list of objects, structures (as objects or as text) or, from ``orient="values"``, cells."""
+        for number in stream.items():
+            opening = stream.peek()
+            row = stream.value()
+            if opening == "[":
+                named = {str(place): cell for place, cell in enumerate(row)}
+                if number == 0:
+                    self._choose_by_content(named)
+                yield Entry(None, *self._columns.cells(named))
+            elif opening in '{"':
+                yield Entry(None, *self._columns.cells(_as_row(row)))
+            else:
+                raise NotJson(f"row {number} is {row!r:.40}, neither an object nor a list")
+
+    def _split(self, stream: JsonStream, outline: Mapping[str, Any]) -> Iterator[Entry]:
+        """Rows of the split form: lists of cells, named by ``columns`` and ``index``."""
+        columns, index = outline["columns"], outline.get("index")
+        for key, names in (("columns", columns), ("index", index)):
+            if not isinstance(names, list | None):
+                raise NotJson(f"{key!r} is not a list")
+        self._columns.choose(columns, str(self._path))
+        names = [str(name) for name in columns]
+        chosen = [self._columns.id, self._columns.structure, self._columns.target]
+        places = [len(names) if name is None else names.index(name) for name in chosen]
+        count = 0
+        for number in stream.items():
+            row = stream.value()
+            if not isinstance(row, list) or len(row) != len(names):
+                raise DataError(f"Row {number} of {self._path} has not the cells that its columns {names} say.")
+            if index is not None and number >= len(index):
+                raise DataError(f"{self._path} has more rows than its index names ({len(index)}).")
+            row.append(None)
+            yield Entry(None if index is None else index[number], *(row[place] for place in places))
+            count += 1
+        if index is not None and count < len(index):
+            raise DataError(f"{self._path} has {count} rows and its index names {len(index)}. Which rows are missing?")
+
+    def _column_wise(self, names: list[str]) -> Iterator[Entry]:
+        """An object of columns; each is a list, or an object of cells by index."""
+        self._columns.choose(names, str(self._path))
+        ids, targets = (self._column(name) for name in (self._columns.id, self._columns.target))
+        assert self._columns.structure is not None, "choose saw to it"
+        count = 0
+        for stream in self._at(self._columns.structure):
+            by_key = stream.peek() == "{"
+            for key in stream.members() if by_key else stream.items():
+                cells = [None if column is None else column.get(key) for column in (ids, targets)]
+                yield Entry(key if by_key else None, cells[0], stream.value(), cells[1])
+                count += 1
+        for name, column in ((self._columns.id, ids), (self._columns.target, targets)):
+            if column is not None and len(column) != count:
+                raise DataError(
+                    f"{self._path} has {count} cells in column {self._columns.structure} and {len(column)} in {name}. "
+                    "Which are missing?"
+                )
+
+    def _column(self, name: str | None) -> Mapping[Any, Any] | None:
+        if name is None:
+            return None
+        content = self._values(name)
+        if isinstance(content, list):
+            return dict(enumerate(content))
+        if not isinstance(content, dict):
+            raise NotJson(f"{name!r} is neither a list nor an object")
+        return content
+
+    def _by_key(self, names: list[str]) -> Iterator[Entry]:
+        """An object of rows or structures by id; or, as in the MPtrj dataset of CHGNet, of such objects."""
+        with self._open() as stream:
+            for key in stream.members():
+                if key not in names:
+                    stream.skip()
+                    continue
+                row = stream.value()
+                if not isinstance(row, dict | str):
+                    raise NotJson(f"{key!r} is {row!r:.40}, neither a structure nor an object")
+                if isinstance(row, dict) and not _is_row(row) and row and all(map(_is_row, row.values())):
+                    for inner, content in row.items():
+                        yield Entry(inner, *self._columns.cells(_as_row(content)))
+                else:
+                    yield Entry(key, *self._columns.cells(_as_row(row)))
+
+    def _choose_by_content(self, named: Mapping[str, Any]) -> None:
+        """Choose the columns of rows that have no names by what the first one holds."""
+
+        def only(fits: Callable[[Any], bool]) -> str | None:
+            found = [name for name, cell in named.items() if fits(cell)]
+            return found[0] if len(found) == 1 else None
+
+        structure = only(lambda cell: isinstance(cell, dict) or _is_structure_text(cell))
+        number = only(lambda cell: type(cell) in (int, float) and not is_missing(cell))
+        text = only(lambda cell: isinstance(cell, str) and not is_missing(cell) and not _is_structure_text(cell))
+        self._columns.take(named, str(self._path), chosen=(text, structure, number))
+        if self._columns.structure is None:
+            raise NotJson("its rows are lists without names, and no one of their cells is a structure")
+        if self._columns.target is None and self._columns.targets_required:
+            raise NotJson(
+                "its rows are lists without names, and not exactly one of their cells is a number; name the column of "
+                "targets by its position from 0, with --target-column or as column in [target] of the experiment"
+            )
+
+    def _at(self, wanted: str) -> Iterator[JsonStream]:
+        """The stream where the value of a key of the outermost object begins."""
+        with self._open() as stream:
+            for key in stream.members():
+                if key == wanted:
+                    yield stream
+                else:
+                    stream.skip()
+
+    def _values(self, wanted: str) -> Any:
+        return next(stream.value() for stream in self._at(wanted))
+
+
+@contextmanager
+def _opened(path: Path, progress: Progress | None) -> Iterator[JsonStream]:
+    with opened(path, progress) as source:
+        yield JsonStream(source)
+
+
+def _text_of(text: str) -> Callable[[], AbstractContextManager[JsonStream]]:
+    content = text.encode(errors="surrogatepass")
+
+    @contextmanager
+    def open_text() -> Iterator[JsonStream]:
+        yield JsonStream(io.BytesIO(content))
+
+    return open_text
+
+
+def _is_row(value: Any) -> bool:
+    """Whether an object is a structure, or has one in a column."""
+    return isinstance(value, dict) and (_is_structure(value) or not set(STRUCTURE_NAMES).isdisjoint(value))
+
+
+def _is_structure(value: Mapping[str, Any]) -> bool:
+    return "lattice" in value and "sites" in value
+
+
+def _is_structure_text(value: Any) -> bool:
+    return isinstance(value, str) and (value.lstrip().startswith("{") or "_cell_length_a" in value)
+
+
+def _as_row(value: Any) -> Mapping[str, Any]:
+    """A row; a structure that stands for itself, as an object or as text, is its only cell."""
+    if isinstance(value, str) or _is_structure(value):
+        return {STRUCTURE_NAMES[0]: value}
+    return value  # type: ignore[no-any-return]

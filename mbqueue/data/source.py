@@ -1,0 +1,113 @@
+"""Files of datasets: opened, unpacked and read in bounded memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import orjson
+
+from mbqueue.errors import DataError, SourceAway
+
+Progress = Callable[[int, int], None]
+
+#: No row or line of a data set is longer than this, bytes; a 2,000-atom cell takes 0.5 MB.
+LONGEST_ROW = 1 << 28
+
+
+def parse_json(text: bytes | bytearray | memoryview) -> Any:
+    """A JSON value; NaN and Infinity, which JSON has not but Python writes, are read as such.
+
+    Raises:
+        ValueError: when it is not JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(bytes(text))
+        except RecursionError:
+            raise ValueError("its brackets are nested too deeply") from None
+
+
+class Source(Protocol):
+    """What is asked of an open file."""
+
+    def read(self, length: int = -1, /) -> bytes:
+        """Up to ``length`` bytes; none at the end."""
+        ...
+
+    def readline(self, length: int = -1, /) -> bytes:
+        """The next line, of which no more than ``length`` bytes; nothing at the end."""
+        ...
+
+
+@contextmanager
+def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
+    """The decompressed content of a plain, .gz or .bz2 file; ``progress`` is told bytes of the file, read and all.
+
+    Raises:
+        DataError: when the file is empty, is no such archive or ends too early.
+        SourceAway: when the system cannot read it.
+    """
+    try:
+        with path.open("rb") as raw:
+            size = path.stat().st_size
+            if not size:
+                raise DataError(f"{path} is empty.")
+            stream: Source = raw
+            if path.suffix == ".gz":
+                stream = gzip.GzipFile(fileobj=raw)
+            elif path.suffix == ".bz2":
+                stream = bz2.BZ2File(raw)
+            yield _Watched(stream, raw, size, progress) if progress else stream
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
+    except OSError as error:
+        if error.errno is None:  # so bz2 says that it is damaged
+            raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
+        raise SourceAway(f"{path} cannot be read: {error}.") from error
+
+
+def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
+    """The lines of an open file, in bounded memory.
+
+    Raises:
+        DataError: when a line is longer than any entry could be.
+    """
+    number = 0
+    while line := stream.readline(LONGEST_ROW + 1):
+        number += 1
+        if len(line) > LONGEST_ROW:
+            raise DataError(f"Line {number} of {path} is longer than {LONGEST_ROW >> 20} MiB. Is it another file?")
+        yield line
+
+
+class _Watched:
+    """A stream that tells how far the file beneath it has been read."""
+
+    def __init__(self, stream: Source, raw: IO[bytes], size: int, progress: Progress) -> None:
+        self._stream, self._raw, self._size, self._progress = stream, raw, size, progress
+        self._told = -1
+
+    def read(self, length: int = -1, /) -> bytes:
+        part = self._stream.read(length)
+        self._tell()
+        return part
+
+    def readline(self, length: int = -1, /) -> bytes:
+        line = self._stream.readline(length)
+        self._tell()
+        return line
+
+    def _tell(self) -> None:
+        place = self._raw.tell()
+        if place != self._told:
+            self._told = place
+            self._progress(place, self._size)

@@ -1,0 +1,439 @@
+"""Tables: which columns are taken, what does not fit its heading, and the shapes in which programs write them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import ase.db
+import ase.io
+import monty.serialization
+import numpy as np
+import pandas as pd
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from mbqueue.data import json_stream
+from mbqueue.data.datasets import check_dataset, load
+from mbqueue.errors import DataError, InvalidCrystals, UsageError
+from mbqueue.experiment import DataSpec, Spec
+from mbqueue.task import FORMATION_ENERGY
+from tests.data.crystal_making import SALT, entry
+
+MAGNESIA = Structure(Lattice.cubic(2.7), ["Mg", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+IRON = Structure(Lattice.cubic(2.8), ["Fe"], [[0, 0, 0]])
+CRYSTALS = {"mp-1": SALT, "mp-2": MAGNESIA, "mp-3": IRON}
+TARGETS = [-2.125, -1.5, 0.25]
+
+
+def reasons(caught: pytest.ExceptionInfo[InvalidCrystals]) -> dict[str, str]:
+    return dict(caught.value.offenders)
+
+
+def in_column(name: str):
+    return replace(FORMATION_ENERGY.target, column=name)
+
+
+def write_csv(path, heading: str, *rows: list[str]) -> str:
+    with path.open("w", newline="") as stream:
+        stream.write(heading + "\n")
+        csv.writer(stream).writerows(rows)
+    return str(path)
+
+
+def assert_all_three(data, *, ids: list[str], targets: list[float] = TARGETS) -> None:
+    assert data.crystals.ids == ids
+    np.testing.assert_array_equal(data.crystals.targets, targets)
+    assert data.crystals.compositions() == ["NaCl", "MgO", "Fe"]
+
+
+# ---- cells that do not fit their heading
+
+
+CIF = SALT.to(fmt="cif")
+
+
+def test_a_row_with_more_or_fewer_cells_than_the_heading_is_refused_by_its_number(tmp_path):
+    quoted = '"' + CIF.replace('"', '""') + '"'
+    lines = ["id,cif,e_form", f"a,{quoted},-2,1", f"b,{quoted}", f"c,{quoted},-1.9", f"d,{quoted},1,2,3"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.csv"))
+    found = reasons(caught)
+    assert list(found) == ["row 1", "row 2", "row 4"]
+    assert found["row 1"].startswith("it has 4 cells, and the heading 3; write numbers with a decimal point")
+    kept = load(str(tmp_path / "t.csv"), drop_invalid=True).crystals
+    assert (kept.ids, kept.targets.tolist()) == (["c"], [-1.9])
+
+
+def test_a_decimal_comma_in_id_prop_is_refused_and_is_no_other_number(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.cif").write_text(CIF)
+    (tmp_path / "id_prop.csv").write_text('a,-2,1\nb,-1.5\nc,"-1,5"\n')
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path))
+    found = reasons(caught)
+    assert found["row 1"].startswith("it has 3 cells, and there is no heading that names more than 2")
+    assert found["c"] == "the target '-1,5' is not a number"
+    assert list(found) == ["row 1", "c"]
+
+
+def test_id_prop_may_have_further_columns_when_a_heading_names_them(tmp_path):
+    for name, crystal in CRYSTALS.items():
+        crystal.to(filename=str(tmp_path / f"{name}.cif"))
+    rows = "\n".join(f"{target},{name},x" for name, target in zip(CRYSTALS, TARGETS, strict=True))
+    (tmp_path / "id_prop.csv").write_text("e_form,id,note\n" + rows)
+    assert_all_three(load(str(tmp_path)), ids=list(CRYSTALS))
+    (tmp_path / "id_prop.csv").write_text(rows)
+    with pytest.raises(InvalidCrystals, match="no heading that names more than 2"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("heading", ["id,cif,e_form,e_form", "id, id,cif,e_form"])
+def test_a_repeated_heading_is_refused(tmp_path, heading):
+    path = write_csv(tmp_path / "t.csv", heading, ["a", CIF, "-1", "-2"])
+    with pytest.raises(DataError, match=r"has more than one column (e_form|id)\. Rename or remove one"):
+        load(path)
+
+
+def test_a_repeated_column_in_a_json_table_is_refused(tmp_path):
+    content = {"index": [0], "columns": ["structure", "e_form", "e_form"], "data": [[SALT.as_dict(), 1, 2]]}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="has more than one column e_form"):
+        load(str(tmp_path / "t.json"))
+
+
+# ---- one column for the whole table
+
+
+def test_a_missing_target_is_not_filled_from_another_column(tmp_path):
+    path = write_csv(tmp_path / "t.csv", "id,cif,e_form,target", ["a", CIF, "-2.1", "5.1"], ["b", CIF, "", "5.2"])
+    with pytest.raises(InvalidCrystals) as caught:
+        load(path)
+    assert reasons(caught) == {"b": "the target is missing"}
+    kept = load(path, drop_invalid=True)
+    assert kept.crystals.targets.tolist() == [-2.1]
+    assert kept.columns.startswith("target: e_form, 1 values from −2.1 to −2.1 (not target; --target-column chooses)")
+
+
+@pytest.mark.parametrize("form", ["t.jsonl", "t.json"])
+def test_rows_without_a_heading_have_one_column_for_all_too(tmp_path, form):
+    rows = [entry(name="a", target=-2.1) | {"target": 5.1}, entry(name="b", target=None) | {"target": 5.2}]
+    (tmp_path / form).write_text("\n".join(map(json.dumps, rows)) if form == "t.jsonl" else json.dumps(rows))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / form))
+    assert reasons(caught) == {"b": "the target is missing"}
+
+
+def test_ids_are_of_one_column_too(tmp_path):
+    rows = [entry(name="a") | {"material_id": "mp-1"}, {**entry(), "id": None, "material_id": "mp-2"}]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.json"))
+    assert reasons(caught) == {"row 1": "it has no id in column id"}
+
+
+@pytest.mark.parametrize("form", ["t.csv", "t.jsonl", "t.json"])
+def test_columns_can_be_named(tmp_path, form):
+    rows = [
+        {
+            "id": 0,
+            "name": name,
+            "cif": crystal.to(fmt="cif"),
+            "structure": crystal.as_dict(),
+            "e_form": 9,
+            "E f": target,
+        }
+        for (name, crystal), target in zip(CRYSTALS.items(), TARGETS, strict=True)
+    ]
+    path = tmp_path / form
+    if form == "t.csv":
+        write_csv(path, "id,name,cif,e_form,E f", *([r["id"], r["name"], r["cif"], 9, r["E f"]] for r in rows))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if form == "t.jsonl" else json.dumps(rows))
+    data = load(str(path), id_column="name", target=in_column("E f"))
+    assert_all_three(data, ids=list(CRYSTALS))
+    assert data.columns.startswith("target: E f, 3 values from −2.125 to 0.25 (not e_form; --target-column chooses)")
+    assert "id: name" in data.columns
+    for wrong in ({"id_column": "nom"}, {"target": in_column("nom")}):
+        with pytest.raises(DataError, match=r"nom, which was named as the (id|target) column"):
+            load(str(path), targets_required=False, **wrong)
+
+
+def test_a_spec_without_a_column_of_ids_has_the_hash_of_before_there_was_one():
+    content = Spec(name="a", data=DataSpec(dataset="x.csv")).to_json()
+    from mbqueue.experiment import hash_of_spec
+
+    older = {**content, "data": {key: value for key, value in content["data"].items() if key != "id_column"}}
+    assert hash_of_spec(content) == hash_of_spec(older)
+    assert Spec(name="a", data=DataSpec(dataset="x.csv", id_column="name")).hash != hash_of_spec(older)
+
+
+# ---- missing targets and ids
+
+
+MISSING = [None, math.nan, "", " ", "nan", "NaN", "N/A", "n/a", "NA", "null", "NULL", "None", "<NA>"]
+
+
+@pytest.mark.parametrize("value", MISSING, ids=repr)
+@pytest.mark.parametrize("form", ["t.jsonl", "t.json", "t.csv"])
+def test_a_missing_target_is_the_same_however_it_is_written(tmp_path, form, value):
+    rows = [entry(name="a", target=-1.5), entry(name="b", target=value)]
+    path = tmp_path / form
+    if form == "t.csv":
+        write_csv(path, "id,cif,e_form", ["a", CIF, "-1.5"], ["b", CIF, "" if value is None else str(value)])
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if form == "t.jsonl" else json.dumps(rows))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(path))
+    assert reasons(caught) == {"b": "the target is missing"}
+    crystals = load(str(path), targets_required=False).crystals
+    assert crystals.ids == ["a", "b"]
+    assert crystals.targets[0] == -1.5
+    assert np.isnan(crystals.targets[1])
+
+
+def test_ids_that_differ_only_in_blanks_are_refused(tmp_path):
+    rows = [entry(name="mp-1"), entry(name="mp-1 "), entry(name="\u00a0mp-1"), entry(name="mp-2")]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.jsonl"))
+    assert reasons(caught) == dict.fromkeys(["mp-1 ", "\u00a0mp-1"], "its id is that of 'mp-1' but for blanks")
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\tb", "a\x00b", "a\x1bb", "a\x85b", "a\u2028b"])
+def test_an_id_with_a_control_character_is_refused_and_shown(tmp_path, name):
+    (tmp_path / "t.jsonl").write_text(json.dumps(entry(name=name)))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.jsonl"))
+    ((shown, reason),) = caught.value.offenders
+    assert shown == repr(name)[1:-1]
+    assert reason == "its id has control characters, or ones that no file can hold"
+
+
+@pytest.mark.parametrize("second", ["salt.cif", "./salt", "link"])
+def test_one_file_under_two_ids_is_refused(tmp_path, second):
+    (tmp_path / "salt.cif").write_text(CIF)
+    (tmp_path / "link.cif").symlink_to("salt.cif")
+    (tmp_path / "id_prop.csv").write_text(f"salt,-1\n{second},-2\n")
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path))
+    assert list(reasons(caught)) == [second]
+    assert reasons(caught)[second].endswith("is that of salt, too")
+
+
+def test_two_files_for_one_id_are_refused(tmp_path):
+    (tmp_path / "salt.cif").write_text(CIF)
+    (tmp_path / "salt.vasp").write_text(SALT.to(fmt="poscar"))
+    (tmp_path / "id_prop.csv").write_text("salt,-1\n")
+    with pytest.raises(InvalidCrystals, match=r"several files of that name: salt\.cif, salt\.vasp"):
+        load(str(tmp_path))
+
+
+# ---- shapes
+
+
+def frame(structures) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"material_id": list(CRYSTALS), "structure": structures, "note": ["a", "b", "c"], "e_form": TARGETS},
+        index=[10, 20, 30],
+    )
+
+
+@pytest.mark.parametrize("orient", ["split", "records", "index", "columns", "table"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_what_pandas_writes_is_read_in_every_orient(tmp_path, orient, as_text):
+    table = frame([crystal.to_json() if as_text else crystal.as_dict() for crystal in CRYSTALS.values()])
+    table.to_json(tmp_path / "t.json", orient=orient)
+    assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
+
+
+@pytest.mark.parametrize(("orient", "ids"), [("split", "10"), ("index", "10"), ("columns", "10"), ("records", "0")])
+def test_without_a_column_of_ids_the_index_names_the_rows(tmp_path, orient, ids):
+    table = frame([crystal.as_dict() for crystal in CRYSTALS.values()]).drop(columns="material_id")
+    table.to_json(tmp_path / "t.json", orient=orient)
+    step = 10 if ids == "10" else 1
+    assert_all_three(load(str(tmp_path / "t.json")), ids=[str(int(ids) + step * row) for row in range(3)])
+
+
+def test_rows_without_any_names_are_read_by_what_they_hold(tmp_path):
+    table = frame([crystal.as_dict() for crystal in CRYSTALS.values()])
+    table.drop(columns="note").to_json(tmp_path / "t.json", orient="values")
+    data = load(str(tmp_path / "t.json"))
+    assert_all_three(data, ids=list(CRYSTALS))
+    assert "target: 2," in data.columns
+    table["gap"] = 0.0
+    table.to_json(tmp_path / "two.json", orient="values")
+    with pytest.raises(DataError, match="not exactly one of their cells is a number"):
+        load(str(tmp_path / "two.json"))
+    named = load(str(tmp_path / "two.json"), id_column="0", target=in_column("3"))
+    assert_all_three(named, ids=list(CRYSTALS))
+
+
+def test_a_frame_that_monty_wrote_is_read(tmp_path):
+    monty.serialization.dumpfn(frame(list(CRYSTALS.values())), tmp_path / "t.json")
+    assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
+
+
+def test_structures_by_id_or_in_a_list_as_monty_writes_them_are_read(tmp_path):
+    monty.serialization.dumpfn(CRYSTALS, tmp_path / "dict.json")
+    monty.serialization.dumpfn(list(CRYSTALS.values()), tmp_path / "list.json.gz")
+    monty.serialization.dumpfn(SALT, tmp_path / "one.json")
+    missing = [math.nan] * 3
+    by_id = load(str(tmp_path / "dict.json"), targets_required=False)
+    assert_all_three(by_id, ids=list(CRYSTALS), targets=missing)
+    in_list = load(str(tmp_path / "list.json.gz"), targets_required=False)
+    assert_all_three(in_list, ids=["0", "1", "2"], targets=missing)
+    assert load(str(tmp_path / "one.json"), targets_required=False).crystals.compositions() == ["NaCl"]
+    with pytest.raises(InvalidCrystals, match="mp-1: the target is missing"):
+        load(str(tmp_path / "dict.json"))
+
+
+def chgnet_rows() -> dict:
+    return {
+        "structure": [crystal.as_dict() for crystal in CRYSTALS.values()],
+        "uncorrected_total_energy": [-1.0, -2.0, -3.0],
+        "energy_per_atom": TARGETS,
+        "force": [[[0, 0, 0]] * len(crystal) for crystal in CRYSTALS.values()],
+        "magmom": [None] * 3,
+        "stress": [None] * 3,
+    }
+
+
+@pytest.mark.parametrize("structure_last", [False, True])
+def test_chgnets_own_datasets_are_read(tmp_path, structure_last):
+    content = chgnet_rows()
+    if structure_last:
+        content["structure"] = content.pop("structure")
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    data = load(str(tmp_path / "t.json"))
+    assert_all_three(data, ids=["0", "1", "2"])
+    assert data.columns.startswith("target: energy_per_atom, 3 values")
+    content["mp_id"] = list(CRYSTALS)
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert_all_three(load(str(tmp_path / "t.json"), id_column="mp_id"), ids=list(CRYSTALS))
+
+
+def test_frames_by_material_as_in_mptrj_are_read_with_the_ids_of_the_frames(tmp_path):
+    rows = [
+        {"structure": crystal.as_dict(), "energy_per_atom": 7.0, "ef_per_atom": target, "force": []}
+        for crystal, target in zip(CRYSTALS.values(), TARGETS, strict=True)
+    ]
+    content = {"mp-9": {"mp-9-0-0": rows[0], "mp-9-0-1": rows[1]}, "mp-8": {"mp-8-0-0": rows[2]}}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert_all_three(load(str(tmp_path / "t.json")), ids=["mp-9-0-0", "mp-9-0-1", "mp-8-0-0"])
+
+
+@pytest.mark.parametrize("form", ["t.jsonl", "t.json", "t.csv"])
+@pytest.mark.parametrize("text", ["json", "cif", "poscar"])
+def test_a_structure_may_be_text_in_a_column(tmp_path, form, text):
+    texts = [crystal.to(fmt=text) for crystal in CRYSTALS.values()]
+    rows = [
+        {"id": name, "structure": content, "e_form": target}
+        for name, content, target in zip(CRYSTALS, texts, TARGETS, strict=True)
+    ]
+    path = tmp_path / form
+    if form == "t.csv":
+        write_csv(path, "id,structure,e_form", *(list(row.values()) for row in rows))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if form == "t.jsonl" else json.dumps(rows))
+    assert_all_three(load(str(path)), ids=list(CRYSTALS))
+
+
+@pytest.mark.parametrize("piece", [7, 61, 1 << 22])
+@pytest.mark.parametrize("orient", ["split", "index", "columns", "table"])
+def test_a_table_is_the_same_in_whatever_pieces_it_is_read(tmp_path, monkeypatch, orient, piece):
+    frame([crystal.as_dict() for crystal in CRYSTALS.values()]).to_json(tmp_path / "t.json", orient=orient)
+    monkeypatch.setattr(json_stream, "_CHUNK", piece)
+    assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
+
+
+def test_columns_of_different_lengths_are_refused(tmp_path):
+    content = chgnet_rows()
+    content["energy_per_atom"] = TARGETS[:2]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="has 3 cells in column structure and 2 in energy_per_atom"):
+        load(str(tmp_path / "t.json"))
+
+
+@pytest.mark.parametrize("content", ['{"a": 1, "b": 2}', '{"a": [1], "b": 2}', '"text"', "3", "[1]"])
+def test_json_that_is_no_table_is_told_which_shapes_are_read(tmp_path, content):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(DataError, match=r"It has to be a list of objects or of structures; an object of structures"):
+        load(str(tmp_path / "t.json"))
+
+
+def test_a_folder_of_poscars_is_read(tmp_path):
+    for name, crystal in CRYSTALS.items():
+        folder = tmp_path / "each" / name
+        folder.mkdir(parents=True)
+        (folder / "POSCAR").write_text(crystal.to(fmt="poscar"))
+    (tmp_path / "each" / "id_prop.csv").write_text(
+        "\n".join(f"{name},{target}" for name, target in zip(CRYSTALS, TARGETS, strict=True))
+    )
+    assert_all_three(load(str(tmp_path / "each")), ids=list(CRYSTALS))
+    (tmp_path / "each" / "id_prop.csv").unlink()
+    bare = load(str(tmp_path / "each"), targets_required=False)
+    assert_all_three(bare, ids=list(CRYSTALS), targets=[math.nan] * 3)
+    with pytest.raises(DataError, match=r"has no id_prop\.csv"):
+        check_dataset(str(tmp_path / "each"))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name, crystal in CRYSTALS.items():
+        (flat / f"{name}.vasp").write_text(crystal.to(fmt="poscar"))
+    assert load(str(flat), targets_required=False).crystals.ids == list(CRYSTALS)
+
+
+def atoms_of(name: str, target: float):
+    atoms = AseAtomsAdaptor.get_atoms(CRYSTALS[name], msonable=False)
+    atoms.info = {"material_id": name, "e_form": target}
+    return atoms
+
+
+@pytest.mark.parametrize("form", ["t.extxyz", "t.xyz"])
+def test_extended_xyz_is_read(tmp_path, form):
+    frames = [atoms_of(name, target) for name, target in zip(CRYSTALS, TARGETS, strict=True)]
+    frames[0].calc = SinglePointCalculator(frames[0], energy=-7.0)
+    ase.io.write(tmp_path / form, frames, format="extxyz")
+    data = load(str(tmp_path / form))
+    assert_all_three(data, ids=list(CRYSTALS))
+    assert "id: material_id" in data.columns
+    np.testing.assert_allclose(data.crystals.lattices[1], MAGNESIA.lattice.matrix, atol=1e-8)
+    np.testing.assert_allclose(data.crystals.frac_coords[2:4], MAGNESIA.frac_coords, atol=1e-8)
+
+
+def test_a_database_of_ase_is_read(tmp_path):
+    with ase.db.connect(tmp_path / "t.db") as database:
+        for name, target in zip(CRYSTALS, TARGETS, strict=True):
+            atoms = atoms_of(name, target)
+            database.write(atoms, key_value_pairs=atoms.info)
+            atoms.info = {}
+    told = []
+    data = load(str(tmp_path / "t.db"), progress=lambda done, total: told.append((done, total)))
+    assert_all_three(data, ids=list(CRYSTALS))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    with ase.db.connect(tmp_path / "bare.db") as database:
+        database.write(atoms_of("mp-1", 0), e_form=-1.0)
+    assert load(str(tmp_path / "bare.db")).crystals.ids == ["1"]
+
+
+def test_a_molecule_in_xyz_and_what_ase_cannot_read_are_refused(tmp_path):
+    (tmp_path / "m.xyz").write_text("2\nid=water e_form=1.0\nO 0 0 0\nH 0 0 1\n")
+    with pytest.raises(InvalidCrystals, match="water: it is not periodic in all three directions"):
+        load(str(tmp_path / "m.xyz"))
+    (tmp_path / "bad.extxyz").write_text("2\nno frame\nO 0 0\n")
+    with pytest.raises(DataError, match=r"bad\.extxyz cannot be read beyond row 0: ase says"):
+        load(str(tmp_path / "bad.extxyz"))
+    (tmp_path / "bad.db").write_text("this is no database of ase")
+    with pytest.raises(DataError, match=r"bad\.db cannot be read beyond row 0: ase says"):
+        load(str(tmp_path / "bad.db"))
+
+
+def test_what_is_of_no_known_form_is_told_which_are(tmp_path):
+    (tmp_path / "t.xlsx").write_text("x")
+    with pytest.raises(UsageError, match=r"of no known form\. Give \.json.*\.jsonl.*\.csv.*\.extxyz or \.db of ase"):
+        load(str(tmp_path / "t.xlsx"))
