@@ -48,7 +48,7 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]  # take one job and finish it; False when there is none
 #: prepare, 18 epochs and a prediction for each of five folds, record.
 JOBS_OF_AN_EXPERIMENT = 97
-#: Done before the clock starts, by all processes together: statements are planned then, and the logs have their size.
+#: Done before the clock starts, by all processes together: the logs have their size then.
 WARM_UP_JOBS = 160
 #: Tables of so many jobs or fewer are soon empty, so each round measures little, and there are more of them.
 SMALL_TABLE = 10_000

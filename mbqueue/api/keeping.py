@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
-from mbqueue.errors import QueueError, UsageError
+from mbqueue.errors import QueueError, SearchUnavailable, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.settings import wrong_queue_url
@@ -33,7 +33,19 @@ class Keeping(OpenedProject):
 
         self._require_file("Recovering", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
         self._fetch_commits()
-        return recover(self.folder, force=force, note=tell, clock=self._clock)
+        recovered = recover(self.folder, force=force, note=tell, clock=self._clock)
+        self._judge_again()
+        return recovered
+
+    def _judge_again(self) -> None:
+        """Prune the trials again that were pruned before: manifests do not tell of that."""
+        from mbqueue.search.steps import judge_again  # noqa: PLC0415
+
+        with open_queue(self.folder) as queue:
+            try:
+                judge_again(queue, now=self._clock.now(), by="recover")
+            except SearchUnavailable as error:
+                tell(f"{error} Until then trials that were pruned before would go on.")
 
     def back_up(self, file: str | Path) -> Backup:
         """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive, while sessions may work.

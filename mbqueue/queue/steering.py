@@ -12,7 +12,7 @@ from typing import Final, TypedDict
 from mbqueue.errors import LeaseLost, RewoundBefore, UsageError
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
-from mbqueue.queue.edges import PRUNED, settle
+from mbqueue.queue.edges import PRUNED, SKIP_ALL, settle
 from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
@@ -157,6 +157,21 @@ class Steering(Part):
             changed += _take_up(db, place["experiment_id"], by=by, now=now)
             settle(db, place["experiment_id"], by=by, now=now)
             return changed
+
+    @repeatable
+    def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
+        """Skip all that is left of a trial of a search, unless somebody works on it.
+
+        Args:
+            why: begins with `mbqueue.queue.edges.PRUNED`.
+
+        Returns:
+            How many jobs were skipped.
+        """
+        with self.writing() as db:
+            values = {"experiment_id": _place(db, experiment, None)["experiment_id"], "why": why, "now": now, "by": by}
+            held = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND state = 'leased' LIMIT 1"
+            return 0 if db.execute(held, values).fetchone() else db.execute(SKIP_ALL, values).rowcount
 
     @repeatable
     def rewind(

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from mbqueue.errors import ExperimentExists
-from mbqueue.experiment import Spec
+from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.enqueue import Outcome
 from mbqueue.queue.store import Queue
 from mbqueue.search.file import Search
 from mbqueue.search.study import is_unpromising, next_settings
-from mbqueue.search.trials import Trial, TrialState, best_of, trial_name, trials_of
+from mbqueue.search.trials import Trial, TrialState, best_of, search_names, trial_name, trials_of
 
 #: After so many failed trials in a row a person has to look.
 MOST_FAILED_IN_A_ROW = 3
@@ -110,6 +110,29 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
         "" if best is None else f"; the best of {len(trials)} trials, {best.experiment}, ended with {best.value:.4f}"
     )
     return f"{PRUNED}{search.pruner} ends it after epoch {epoch} of fold {fold} with {min(curves[fold]):.4f}{beside}"
+
+
+def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
+    """Prune the open trials that nobody works on and that a pruner would end where they are; their names.
+
+    For a queue that was made anew from commits, which do not tell what was pruned.
+
+    Raises:
+        SearchUnavailable: when there are such trials, and Optuna is not installed.
+    """
+    overview, pruned = queue.overview(now=now), []
+    for search in search_names(overview):
+        for trial in trials_of(overview, search):
+            if trial.state is not TrialState.OPEN:
+                continue
+            spec = parse_spec(queue.experiment(trial.experiment).spec, source=trial.experiment)
+            for fold, curve in trial.curves.items():
+                history = [{"val_mae": value} for value in curve]
+                why = verdict(queue, spec, fold=fold, history=history, now=now) if history else None
+                if why is not None and queue.prune(trial.experiment, why=why, now=now, by=by):
+                    pruned.append(trial.experiment)
+                    break
+    return pruned
 
 
 def _wants_another(search: Search, trials: Sequence[Trial], sessions: int) -> bool:

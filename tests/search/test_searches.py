@@ -235,6 +235,27 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
     assert f"(trial {best.number}), chosen by validation on fold 0" in spec.description
 
 
+def test_trials_of_a_queue_made_anew_are_pruned_again_where_they_are(queue):
+    found = searched(queue, make_search())
+    pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
+    for trial in pruned:  # as it comes from manifests: committed epochs, and nothing skipped
+        queue.rewind(trial.experiment, {0: "test"}, to_epoch=trial.epochs_done, now=NOW)
+    kept = pruned[0].experiment
+    session = start_session(queue)
+    lease = next(lease for lease in iter(lambda: queue.claim(session, now=NOW, lease_seconds=60), None)
+                 if lease.job.experiment == kept)  # fmt: skip
+    again = steps.judge_again(queue, now=NOW, by="recover")
+    assert kept not in again, "a trial is pruned under the hands of who works on it"
+    queue.end_session(session, reason="test", now=NOW)
+    again += steps.judge_again(queue, now=NOW, by="recover")
+    # By what the others have reached since, a few of them would go on today.
+    assert set(again) <= {trial.experiment for trial in pruned}
+    assert len(again) > len(pruned) / 2
+    assert lease.job.epoch == pruned[0].epochs_done + 1
+    for before, after in zip(found, trials(queue), strict=True):
+        assert before.experiment not in again or (before.state, before.curves) == (after.state, after.curves)
+
+
 # -- deaths --
 
 
