@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +33,27 @@ def compiled(function: Function, **options: Any) -> Function:
     except RuntimeError:
         _tell_that_nothing_is_kept()
         return make()(function)  # type: ignore[no-any-return]
+
+
+def keep_gpu_code() -> Path | None:
+    """Let Triton keep its compiled kernels where Numba keeps its own, unless TRITON_CACHE_DIR names another folder.
+
+    Returns that folder; None where nothing can be kept. Call it before Triton is imported.
+    """
+    named = os.environ.get("TRITON_CACHE_DIR")
+    if named:
+        return Path(named)
+    beside = os.environ.get("NUMBA_CACHE_DIR")
+    own = [Path(__file__).parent / "__pycache__", Path.home() / ".cache" / "mbqueue"]
+    for folder in [Path(beside)] if beside else own:
+        try:
+            (folder / "triton").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder / "triton"):
+                os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+                return folder / "triton"
+        except OSError:
+            continue
+    return None
 
 
 @cache

@@ -34,6 +34,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, require_content, require_queue
 from mbqueue.session import predict, prepare, record, train
+from mbqueue.session.compiling import Compiling
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
@@ -147,6 +148,7 @@ def _session(
             deadline=deadline,
             heartbeat=heartbeat,
             report=report,
+            compiling=Compiling(device, report.note),
             shelving=Shelving(
                 project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note
             ),

@@ -19,6 +19,7 @@ from mbqueue.experiment import Spec, hash_of_spec, parse_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.queue.store import Queue
+from mbqueue.session.compiling import Compiling
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.outcome import TIME_IS_UP
@@ -71,6 +72,7 @@ class Workplace:
     heartbeat: Heartbeat
     report: Report
     shelving: Shelving
+    compiling: Compiling
     publisher: Publisher | None = None
     store: ObjectStore | None = None
     watch: StoreWatch | None = None
@@ -362,6 +364,7 @@ class Workplace:
             checkpoints = self._checkpoints(lease, experiment, job.fold)
             self.while_held(lease, checkpoints.sweep)
             frozen = self.frozen_for(job, spec, data)
+            self.compiling.wait()
             self._fold = (
                 key,
                 FoldRun(

@@ -21,6 +21,7 @@ from mbqueue.train.elsewhere import Elsewhere
 from mbqueue.train.family import family_of
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.frozen import FrozenBackbone, Preparing, Progress, frozen_folder
+from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
@@ -124,7 +125,8 @@ def prepare_frozen(
         should_stop=should_stop,
         on_progress=on_progress,
     )
-    with calculating(device, "float32"):
+    # Plain torch: what is stored must not depend on whether the GPU's kernels were checked before.
+    with calculating(device, "float32"), using(kernels=False):
         is_whole = preparing.run()
     if preparing.n_found:
         on_note(

@@ -10,6 +10,7 @@ import torch
 
 from mbqueue.experiment import Spec
 from mbqueue.train.arithmetic import device_name, fingerprint, usable_precision
+from mbqueue.train.gpu_path import described
 from mbqueue.train.memory import DeviceMemory
 
 
@@ -66,6 +67,7 @@ class Conditions:
         """What byte-equality with another run of the same work depends on."""
         return {
             **fingerprint(self._device, self.precision),
+            **described(self._device),
             "micro_batch": min(self.training.limit, self._batch_size),
             "infer_batch": min(self.inference.limit, self._batch_size),
             **self._extra,

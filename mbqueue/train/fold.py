@@ -28,6 +28,7 @@ from mbqueue.train.conditions import Conditions
 from mbqueue.train.family import family_of
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
+from mbqueue.train.gpu_path import CHECKED_CRYSTALS, check_once
 from mbqueue.train.learner import Learner
 from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
@@ -138,6 +139,7 @@ class FoldRun:
         """
         lease = _Lease(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
         self._conditions.begin()
+        self._check_kernels()
         with calculating(self.device, self._conditions.precision), Saver(self._checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
@@ -150,6 +152,19 @@ class FoldRun:
                     learner.parent = saver.save_now(learner.state(), self._facts(learner, lease))
                 self._learner = learner
             return self._outcome(learner)
+
+    def _check_kernels(self) -> None:
+        """Let a GPU use its kernels if they give what plain torch gives for the first crystals of the fold."""
+        if self.device.type != "cuda" or self.spec.model.trainable == "head":
+            return
+        check_once(
+            self.device,
+            self._conditions.precision,
+            self.family.load_pretrained(self.spec.model.pretrained).to(self.device),
+            self.family.predict,
+            self._feed.load(self.rows.train[:CHECKED_CRYSTALS]).to(self.device),
+            self._note,
+        )
 
     def _enter(self, epoch: int, session: str) -> Learner:
         """The learner at the newest commit of at most this epoch."""
@@ -345,6 +360,7 @@ class FoldRun:
             NonFiniteLoss: naming the crystals whose prediction is not finite.
         """
         self._conditions.begin()
+        self._check_kernels()
         in_unit = replace(self._start.objective, scale=1.0)
         distortions = opposite_strains(self.spec.train.test_strains)
         total = np.zeros(len(self.rows.test))

@@ -12,6 +12,7 @@ What is computed is `chgnet.model.CHGNet._compute` for the energy, rearranged wi
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ from mbqueue.data.batch import Batch
 from mbqueue.errors import TrainingError
 from mbqueue.train.fused import FusedMessages
 from mbqueue.train.gated import Gate, PlainMessages, linear
+from mbqueue.train.gpu_path import uses_kernels
 from mbqueue.train.segments import Index
 
 #: CHGNet computes this constant of its Fourier basis in float32 whatever the dtype of the model.
@@ -32,6 +34,9 @@ _HALF_ROOT = float(1 / torch.sqrt(torch.tensor([2.0])))
 
 def formation_energies(model: CHGNet, batch: Batch) -> Tensor:
     """Formation energy of each crystal, eV/atom, [B]: interaction energy plus element references."""
+    fused = _gpu_forward(model, batch)
+    if fused is not None:
+        return cast(Tensor, fused.formation_energies(model, batch.ordered()))
     return energies(model, batch) + reference_energies(model, batch.atomic_numbers, batch.atom_crystal, batch.n_atoms)
 
 
@@ -110,6 +115,9 @@ def fourier_basis(frequencies: Tensor, angle: Tensor) -> Tensor:
 
 def atom_features(model: CHGNet, batch: Batch) -> Tensor:
     """Features of each atom after the last convolution and before the read-out's norm, [A, 64]."""
+    fused = _gpu_forward(model, batch)
+    if fused is not None:
+        return cast(Tensor, fused.atom_features(model, batch.ordered()))
     atoms = Index.of(batch.atomic_numbers - 1, model.atom_embedding.embedding.num_embeddings).gather(
         model.atom_embedding.embedding.weight
     )
@@ -143,6 +151,17 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
             shares = _first_of_angles(gated, 1, atoms, messages.shorts_of(bonds))
             angles = messages.updated_angles(*shares[:2], angles, shares[2], Gate.of(gated))
     return _convolve_atoms(model.atom_conv_layers[-1], messages, atoms, bonds, weights)
+
+
+def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
+    """`mbqueue.train.triton_forward`, where the device uses its kernels and the model is built as they need it."""
+    args = model.model_args
+    has_kernels = args["n_conv"] == 4 and not args.get("mlp_out_bias") and batch.bond_length.dtype == torch.float32
+    if not (has_kernels and uses_kernels(batch.bond_length.device)):
+        return None
+    from mbqueue.train import triton_forward  # noqa: PLC0415  only where triton is
+
+    return triton_forward
 
 
 def _convolve_atoms(

@@ -1,0 +1,445 @@
+"""All that a GPU has to show, in one command of at most nine minutes.
+
+    python -m benchmarks.gpu --out FILE.json
+
+Crystals are the shipped sample's real ones. FILE.json has, in this order, and is written after each part:
+
+machine      GPU, versions, which way it computes messages, and why if that is the plain one.
+equality     energies and gradients of plain and fused mbqueue against stock CHGNet on all crystals.
+determinism  the same step twice: whether the weights have the same bytes.
+resume       a small training that is stopped after every step: whether it ends in the bytes of a straight one.
+speed        medians of a training step and of inference at each batch size, stock, plain and fused in turn in one run;
+             peak memory of each.
+precision    error of energies and gradient against float64 and time of a step, in each precision that the GPU has.
+epoch        an epoch end to end, with loading and validation.
+kernels      where the time of a fused step goes.
+prediction   what `benchmarks.gpu_model` predicts for this GPU and these batches, beside what was measured.
+
+``--device cpu`` runs all of it in Triton's interpreter on the smallest crystals: that shows that it runs, not how fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_model import GPUS, Gpu, Sizes, fused, step_seconds
+from benchmarks.precision import in_float64
+from benchmarks.training import Ours, Stock, peak_bytes, seconds_of
+from mbqueue.data.batches import make_batch
+from mbqueue.data.crystals import Crystals
+from mbqueue.data.datasets import load
+from mbqueue.data.graph_cache import GraphCache
+from mbqueue.experiment import Spec, parse_spec
+from mbqueue.train import chgnet, gpu_path
+from mbqueue.train.arithmetic import calculating, device_name, pick_device, usable_precision
+from mbqueue.train.backbone import open_frozen, prepare_frozen
+from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.train.feeds import GraphFeed
+from mbqueue.train.fold import FoldRun
+from mbqueue.train.forward import energies, formation_energies
+from mbqueue.train.outcome import EpochOutcome
+
+WAYS = ("plain", "fused")
+SHARE = 0.5  # of bandwidth and peak, as benchmarks.gpu_model takes by default
+
+
+class Bench:
+    """Crystals with their graphs, on one device.
+
+    Args:
+        device: where to measure.
+        folder: for graphs and checkpoints.
+        n: how many crystals; on the CPU the smallest of the sample.
+    """
+
+    def __init__(self, device: torch.device, folder: Path, n: int) -> None:
+        self.device, self.folder = device, folder
+        self.crystals = (
+            _smallest(load("sample").crystals, n) if device.type == "cpu" else load("sample", limit=n).crystals
+        )
+        cache = GraphCache.build(self.crystals, folder / "graphs")
+        assert cache is not None
+        self.cache = cache
+        self.feed = GraphFeed(chgnet, cache)
+        self.stock = Stock(self.crystals, device)
+
+    def __len__(self) -> int:
+        """How many crystals."""
+        return len(self.crystals)
+
+    def way(self, name: str, precision: str = "float32") -> AbstractContextManager[None]:
+        """Within the block, mbqueue computes as a fold does: in a precision, plainly or with the kernels."""
+        return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
+
+    def batches(self, size: int) -> list[np.ndarray]:
+        """Rows of whole batches of so many crystals; one of all crystals where there are not so many."""
+        whole = len(self) // size
+        return list(np.arange(whole * size).reshape(whole, size)) or [np.arange(len(self))]
+
+    def ours(self, size: int, precision: str = "float32") -> Ours:
+        """mbqueue's step and inference."""
+        return Ours(self.spec(size, precision=precision), self.feed, self.crystals.ids, self.device)
+
+    def spec(self, size: int, **train: Any) -> Spec:
+        """An experiment on the sample."""
+        settings = {"batch_size": size, "epochs": 1, "validation": 0.1, **train}
+        return parse_spec({"name": "gpu", "data": {"dataset": "sample"}, "train": settings}, source=__file__)
+
+    def fold(self, name: str, size: int, **train: Any) -> FoldRun:
+        """A fold of that experiment, with commits in a folder of its own."""
+        spec = self.spec(size, **train)
+        frozen = open_frozen(spec, self.crystals, self.folder)
+        assert prepare_frozen(spec, self.cache, frozen, device=self.device)
+        return FoldRun(
+            spec=spec,
+            fold=0,
+            crystals=self.crystals,
+            cache=self.cache,
+            frozen=frozen,
+            checkpoints=Checkpoints(self.folder / name),
+            device=self.device,
+        )
+
+
+def _smallest(crystals: Crystals, n: int) -> Crystals:
+    sizes = np.diff(crystals.atom_offsets)
+    return crystals.select(np.sort(np.argsort(sizes, kind="stable")[:n]))
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
+    """GPU, versions and way."""
+    told: list[str] = []
+    device = bench.device
+    model = chgnet.load_pretrained("0.3.0").to(device)
+    batch = bench.feed.load(np.arange(min(len(bench), gpu_path.CHECKED_CRYSTALS))).to(device)
+    seconds = seconds_of(
+        lambda: gpu_path.check_once(device, "float32", model, chgnet.predict, batch, told.append), device
+    )
+    facts: dict[str, Any] = {
+        "device": device_name(device),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "crystals": len(bench),
+        "atoms_per_crystal": float(np.diff(bench.crystals.atom_offsets).mean()),
+        "check_seconds": seconds,
+        **gpu_path.described(device),
+    }
+    if told:
+        facts["why_plain"] = told[0]
+    if device.type == "cuda":
+        facts["capability"] = list(torch.cuda.get_device_capability(device))
+        facts["memory_gib"] = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return facts
+
+
+def equality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Largest difference of energies, eV/atom, and of the gradient of their mean square, against stock."""
+    stock, model = bench.stock.model, chgnet.load_pretrained("0.3.0").to(bench.device)
+    for parameter in stock.parameters():
+        parameter.requires_grad_(True)
+    worst = {way: {"energy_ev_per_atom": 0.0, "gradient_relative": 0.0} for way in WAYS}
+    for rows in bench.batches(options.batch_sizes[0]):
+        graphs = [bench.stock.graphs[row].to(bench.device) for row in rows]
+        expected = stock(graphs, task="e")["e"]
+        exact = _gradient(stock, expected)
+        batch = bench.feed.load(rows).to(bench.device)
+        for way in WAYS:
+            with bench.way(way):
+                found = formation_energies(model, batch)
+                gradient = _gradient(model, found)
+            worst[way]["energy_ev_per_atom"] = max(
+                worst[way]["energy_ev_per_atom"], float((found - expected).abs().max())
+            )
+            worst[way]["gradient_relative"] = max(worst[way]["gradient_relative"], _distance(gradient, exact))
+    return worst
+
+
+def _gradient(model: torch.nn.Module, predicted: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    predicted.square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _distance(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    wrong = sum(float((found[name] - exact[name]).double().square().sum()) for name in exact if name in found)
+    return float((wrong / sum(float(value.double().square().sum()) for value in exact.values())) ** 0.5)
+
+
+def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Whether a step done twice from the same weights gives the same bytes."""
+    rows = bench.batches(options.batch_sizes[0])[0]
+    found = {}
+    for way in WAYS:
+        results = []
+        for _ in range(2):
+            ours = bench.ours(len(rows))
+            with bench.way(way):
+                ours.step(rows)
+            results.append([p.detach().cpu().clone() for p in ours.model.parameters()])
+        found[way] = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    return found
+
+
+def resume(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Whether a training that is stopped after every step ends in the bytes of a straight one."""
+    size = max(2, options.resume_crystals // 4)
+    ways = {}
+    for way in WAYS:
+        with bench.way(way):
+            straight = bench.fold(f"{way}-straight", size)
+            assert _epoch(straight, fence=1).finished
+            fence, finished = 0, False
+            while not finished:
+                fence += 1
+                finished = _epoch(bench.fold(f"{way}-stopped", size), fence=fence, steps=1).finished
+        ways[way] = {
+            "same_bytes": _newest(bench, f"{way}-straight") == _newest(bench, f"{way}-stopped"),
+            "stops": fence - 1,
+        }
+    return ways
+
+
+def _epoch(run: FoldRun, *, fence: int, steps: int | None = None) -> EpochOutcome:
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return steps is not None and asked > steps
+
+    return run.run_epoch(
+        1,
+        fence=fence,
+        session="gpu",
+        should_stop=should_stop,
+        on_step=lambda _report: None,
+        save=lambda staged: staged.publish(),
+        checkpoint_seconds=1e9,
+    )
+
+
+def _newest(bench: Bench, name: str) -> bytes:
+    newest = Checkpoints(bench.folder / name).newest()
+    assert newest is not None
+    return (bench.folder / name / f"{newest.stem}.pt").read_bytes()
+
+
+def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Median ms of a training step and of inference by batch size and way, and peak memory of each, MiB."""
+    found: dict[str, Any] = {}
+    for size in options.batch_sizes:
+        batches = bench.batches(size)[: options.batches]
+        ours = bench.ours(size)
+        works: dict[str, dict[str, Callable[[np.ndarray], object]]] = {
+            "training": {"stock": bench.stock.step, "plain": ours.step, "fused": ours.step},
+            "inference": {"stock": bench.stock.inference, "plain": ours.inference, "fused": ours.inference},
+        }
+        found[str(size)] = {kind: _in_turn(bench, ways, batches, options.repeats) for kind, ways in works.items()}
+    return found
+
+
+def _in_turn(
+    bench: Bench, ways: dict[str, Callable[[np.ndarray], object]], batches: list[np.ndarray], repeats: int
+) -> dict[str, dict[str, float]]:
+    def within(way: str) -> AbstractContextManager[None]:
+        return _torchs_own() if way == "stock" else bench.way(way)
+
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(repeats + 1):
+        for rows in batches:
+            for way, work in ways.items():
+                with within(way):
+                    seconds = seconds_of(partial(work, rows), bench.device)
+                if turn:  # the first round warms up
+                    times[way].append(seconds)
+    found = {way: {"ms": 1e3 * statistics.median(times[way])} for way in ways}
+    for way, work in ways.items():
+        found[way]["crystals_per_second"] = 1e3 * len(batches[0]) / found[way]["ms"]
+        if bench.device.type == "cuda":
+            with within(way):
+                found[way]["peak_mib"] = peak_bytes(partial(work, batches[0]), bench.device) / 2**20
+    return found
+
+
+@contextmanager
+def _torchs_own() -> Iterator[None]:
+    yield
+
+
+def precision(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Errors against float64 and time of a step, in each precision that the device has."""
+    rows = bench.batches(options.batch_sizes[0])[0]
+    host = make_batch(bench.cache, rows)
+    model = chgnet.load_pretrained("0.3.0").to(bench.device)
+    with bench.way("plain"):
+        double = copy.deepcopy(model).double()
+        exact = energies(double, in_float64(host).to(bench.device))
+        exact_gradient = _gradient(double, exact)
+    found = {}
+    for name in ("float32", "tf32", "bf16", "fp16"):
+        if usable_precision(bench.device, name) != name:
+            continue
+        with bench.way("fused", name):
+            ours = energies(model, host.to(bench.device))
+            gradient = _gradient(model, ours)
+            stepping = bench.ours(len(rows), name)
+            stepping.step(rows)
+            times = [seconds_of(partial(stepping.step, rows), bench.device) for _ in range(options.repeats)]
+        error = 1e3 * (ours.double() - exact).abs()
+        found[name] = {
+            "energy_mev_per_atom_mean": float(error.mean()),
+            "energy_mev_per_atom_largest": float(error.max()),
+            "gradient_relative": _distance(gradient, exact_gradient),
+            "step_ms": 1e3 * statistics.median(times),
+        }
+    return found
+
+
+def epoch(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """Crystals a second of an epoch with loading, validation and its commit."""
+    found = {}
+    for way in WAYS:
+        with bench.way(way):
+            run = bench.fold(f"{way}-epoch", options.batch_sizes[0])
+            began = time.perf_counter()
+            outcome = _epoch(run, fence=1)
+            seconds = time.perf_counter() - began
+        assert outcome.finished
+        found[way] = {"seconds": seconds, "crystals_per_second": len(run.rows.train) / seconds}
+    return found
+
+
+def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The kernels of a fused step that take longest: ms and calls a step."""
+    rows = bench.batches(options.batch_sizes[0])[0]
+    ours, on_gpu = bench.ours(len(rows)), bench.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    with bench.way("fused"):
+        ours.step(rows)
+        with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
+            for _ in range(options.repeats):
+                ours.step(rows)
+    rows_of = [
+        {
+            "kernel": event.key,
+            "ms": (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3 / options.repeats,
+            "calls": event.count / options.repeats,
+        }
+        for event in profile.key_averages()
+    ]
+    return sorted(rows_of, key=lambda row: -row["ms"])[:30]
+
+
+def prediction(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """A step's ms at each batch size as predicted for this GPU; empty when its figures are not known."""
+    gpu = _known_gpu(device_name(bench.device))
+    if gpu is None:
+        return {}
+    found = {}
+    for size in options.batch_sizes:
+        sizes = Sizes.of(make_batch(bench.cache, bench.batches(size)[0]))
+        found[str(size)] = {"ms": 1e3 * step_seconds(fused(sizes, gpu), gpu, SHARE)}
+    return found
+
+
+def _known_gpu(name: str) -> Gpu | None:
+    return next((gpu for gpu in GPUS if gpu.name in name.split() or f"{gpu.name}-" in name), None)
+
+
+PARTS: dict[str, Callable[[Bench, argparse.Namespace], Any]] = {
+    part.__name__: part
+    for part in (machine, equality, determinism, resume, speed, precision, epoch, kernels, prediction)
+}
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """The rows for docs/performance.md: measured beside predicted."""
+    lines = [
+        f"{found['machine']['device']}, torch {found['machine']['torch']}, measured:",
+        "",
+        "| batch | | stock | plain | fused | fused, predicted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, kinds in found["speed"].items():
+        for kind, ways in kinds.items():
+            predicted = found["prediction"].get(size) if kind == "training" else None
+            cells = [f"{ways[way]['ms']:.1f} ms" for way in ("stock", "plain", "fused")]
+            lines.append(f"| {size} | {kind} | {' | '.join(cells)} | {_ms(predicted)} |")
+    return lines
+
+
+def _ms(row: dict[str, float] | None) -> str:
+    return f"{row['ms']:.1f} ms" if row else "–"
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; on the CPU everything is tiny."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, default=9.0, help="parts that would begin later are left out")
+    parser.add_argument("--crystals", type=int, default=None, help="by default 1000; on the CPU 10")
+    options = parser.parse_args(arguments)
+    is_tiny = pick_device(options.device).type == "cpu"
+    options.crystals = options.crystals or (10 if is_tiny else 1000)
+    options.batch_sizes = [2] if is_tiny else [64, 128, 256]
+    options.batches, options.repeats = (1, 1) if is_tiny else (3, 3)
+    options.resume_crystals = options.crystals
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, part by part, and print the table."""
+    options = parse_arguments(arguments)
+    device = pick_device(options.device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device.type == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    began = time.monotonic()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(device, Path(folder), options.crystals)
+        for name, part in PARTS.items():
+            seconds = time.monotonic() - began
+            if seconds > 60 * options.minutes:
+                found.setdefault("left_out", []).append(name)
+                continue
+            found[name] = part(bench, options)
+            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            print(f"{name}: {time.monotonic() - began - seconds:.1f} s", flush=True)
+    found["seconds"] = time.monotonic() - began
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if {"speed", "prediction"} <= found.keys():
+        print("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Which way a device computes messages: by the fused GPU kernels once they have agreed with plain torch, or plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbqueue.data.batch import Batch
+from mbqueue.data.machine_code import keep_gpu_code
+from mbqueue.train.arithmetic import calculating, device_name
+
+#: How far energies and gradients of the two ways may be apart, relative to their size. In reduced precision both ways
+#: round, in different places.
+TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 5e-2}
+
+#: So many crystals fit any GPU, and have bonds and angles of all kinds.
+CHECKED_CRYSTALS = 16
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Precisions in which the kernels agreed, and why they are not used (empty: they are)."""
+
+    precisions: frozenset[str]
+    reason: str
+
+
+_verdicts: dict[str, _Verdict] = {}
+#: What `using` says, in the thread that it says it in.
+_chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
+
+
+def uses_kernels(device: torch.device) -> bool:
+    """Whether the device computes with the fused kernels: if they agreed with plain torch, or if `using` says so."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    found = _verdicts.get(str(device))
+    return found is not None and not found.reason
+
+
+@contextmanager
+def using(*, kernels: bool) -> Iterator[None]:
+    """Within the block, this thread computes with the kernels, unchecked, or without them."""
+    token = _chosen.set(kernels)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def check_once(
+    device: torch.device,
+    precision: str,
+    model: Any,
+    predict: Callable[[Any, Batch], Tensor],
+    batch: Batch,
+    note: Callable[[str], None],
+) -> None:
+    """Let a GPU use the kernels if they give what plain torch gives, in float32 and in ``precision``.
+
+    Each precision is checked once in a process. If one fails, the device computes plainly from then on.
+
+    Args:
+        model: pretrained, on the device; its gradients are lost.
+        predict: what ``model`` says of a batch, [B].
+        batch: on the device, a few crystals.
+        note: told, in a sentence, when the kernels are not used.
+    """
+    before = _verdicts.get(str(device), _Verdict(frozenset(), ""))
+    missing = [each for each in dict.fromkeys(("float32", precision)) if each not in before.precisions]
+    if device.type != "cuda" or before.reason or not missing:
+        return
+    reason = next(
+        (why for each in missing if (why := _difference(device, each, model, predict, batch)) is not None), ""
+    )
+    _verdicts[str(device)] = _Verdict(before.precisions | set(missing), reason)
+    if reason:
+        note(
+            f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
+            "operations instead, which is slower and just as exact. `mbqueue doctor` and docs/performance.md say which "
+            "versions of Triton work."
+        )
+
+
+def _difference(
+    device: torch.device, precision: str, model: Any, predict: Callable[[Any, Batch], Tensor], batch: Batch
+) -> str | None:
+    """Why the kernels cannot be used in this precision; None if they can."""
+    keep_gpu_code()
+    try:
+        from mbqueue.train.kernel_check import check  # noqa: PLC0415  only where triton is
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+
+    def plain(model: Any, batch: Batch) -> Tensor:
+        with using(kernels=False):
+            return predict(model, batch)
+
+    def fused(model: Any, batch: Batch) -> Tensor:
+        with using(kernels=True):
+            return predict(model, batch)
+
+    with calculating(device, precision):
+        return check(model, batch, plain, fused, tolerance=TOLERANCES[precision])
+
+
+def described(device: torch.device) -> dict[str, str]:
+    """What byte-equality depends on, for a GPU's fingerprint: the way, its version and how its work is cut."""
+    if device.type != "cuda":
+        return {}
+    if not uses_kernels(device):
+        return {"messages": "plain"}
+    from mbqueue.train.kernels.tiles import VERSION, tiles_of  # noqa: PLC0415  with it come the CPU's kernels
+
+    major, minor = torch.cuda.get_device_capability(device)
+    tiles = " ".join(f"{name}={value}" for name, value in tiles_of(10 * major + minor).described().items())
+    return {"messages": f"fused {VERSION}, triton {_triton_version()}, {tiles}"}
+
+
+def _triton_version() -> str:
+    for name in ("triton", "pytorch-triton"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
