@@ -1,0 +1,119 @@
+"""A GPU uses its kernels only once they have given what plain torch gives, and says so when they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mbqueue.data.machine_code import keep_gpu_code
+from mbqueue.train import arithmetic, gpu_path
+from mbqueue.train.gpu_path import check_once, described, uses_kernels, using
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has checked nothing, with a GPU that has a name."""
+    monkeypatch.setattr(gpu_path, "_verdicts", {})
+    monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
+    monkeypatch.setattr(arithmetic, "device_name", lambda _device: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (8, 9))
+
+
+class Model(torch.nn.Module):
+    """Predicts by one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0]))
+
+
+def predict(wrong: float = 0.0) -> Any:
+    """What the model predicts, and what it does by kernels that are wrong so much."""
+
+    def values(model: Model, batch: Any) -> torch.Tensor:
+        assert isinstance(batch, torch.Tensor)
+        return batch * model.weight * (1 + wrong * uses_kernels(CUDA))
+
+    return values
+
+
+def checked(precision: str, wrong: float, told: list[str]) -> None:
+    check_once(CUDA, precision, Model(), predict(wrong), torch.tensor([1.0, 3.0]), told.append)
+
+
+def test_kernels_are_used_once_they_agree_and_the_fingerprint_tells_their_version_and_tiles() -> None:
+    told: list[str] = []
+    assert not uses_kernels(CUDA)
+    assert described(CUDA) == {"messages": "plain"}
+    checked("float32", 1e-6, told)
+    assert uses_kernels(CUDA)
+    assert not uses_kernels(CPU)
+    assert told == []
+    assert described(CUDA)["messages"].startswith("fused ")
+    assert "triton" in described(CUDA)["messages"]
+    assert "bond_rows=" in described(CUDA)["messages"]
+    assert described(CPU) == {}
+
+
+def test_kernels_that_are_wrong_are_left_out_which_is_said_once() -> None:
+    told: list[str] = []
+    checked("float32", 1e-3, told)
+    checked("float32", 0.0, told)
+    assert not uses_kernels(CUDA)
+    assert len(told) == 1
+    assert "not used on NVIDIA L4: values differ by 1.0e-03 of their size" in told[0]
+    assert described(CUDA) == {"messages": "plain"}
+
+
+def test_a_reduced_precision_is_checked_besides_float32_with_room_for_its_rounding() -> None:
+    told: list[str] = []
+    checked("bf16", 5e-5, told)
+    assert uses_kernels(CUDA)
+    found: list[str] = []
+    check_once(CUDA, "tf32", Model(), predict(1e-2), torch.tensor([1.0]), found.append)
+    assert not uses_kernels(CUDA), "the session falls back when one precision fails"
+    assert "differ by 1.0e-02" in found[0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ptxas failed\nwith details"), MemoryError()])
+def test_kernels_that_do_not_run_are_left_out(error: Exception) -> None:
+    told: list[str] = []
+
+    def broken(model: Model, batch: torch.Tensor) -> torch.Tensor:
+        if uses_kernels(CUDA):
+            raise error
+        return batch * model.weight
+
+    check_once(CUDA, "float32", Model(), broken, torch.tensor([1.0]), told.append)
+    assert not uses_kernels(CUDA)
+    assert type(error).__name__ in told[0]
+
+
+def test_the_cpu_is_never_checked() -> None:
+    check_once(CPU, "float32", Model(), None, torch.tensor([1.0]), pytest.fail)  # type: ignore[arg-type]
+    assert not uses_kernels(CPU)
+
+
+def test_using_counts_within_its_block_only() -> None:
+    with using(kernels=True):
+        assert uses_kernels(CPU)
+        with using(kernels=False):
+            assert not uses_kernels(CPU)
+    assert not uses_kernels(CPU)
+
+
+def test_compiled_kernels_are_kept_beside_numbas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert keep_gpu_code() == tmp_path / "triton"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "mine"))
+    assert keep_gpu_code() == tmp_path / "mine"
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert keep_gpu_code() is None
