@@ -36,6 +36,7 @@ RUN_IN_ORDER = (
     "docs/experiment-file.md",
     "docs/sessions.md",
     "docs/data.md",
+    "docs/targets.md",
     "docs/results.md",
     "docs/drives.md",
     "docs/status-json.md",
@@ -74,6 +75,10 @@ LEFT_OUT = {
     "%tensorboard --logdir PROJECT/state/logs/tensorboard": "the same",
     "mbqueue enqueue full_finetune --dataset data/mine.jsonl --name mine": "needs a file of the reader's own; "
     "the forms are tested in tests/data",
+    "mbqueue enqueue scalar_head --dataset matbench_log_kvrh": "would download the file in the next session; run "
+    "with a made one in tests/session/test_official_task.py",
+    "mbqueue predict data/new.jsonl results/daily/*/mine*/model_fold_*.pth": "needs files of the reader's own; "
+    "tests/cli/test_data_commands.py",
     "mbqueue report full_finetune --png pictures": "needs a browser; tests/results/test_pictures.py",
     "make demo": "run in CI by itself",
     "make test": "runs this test",

@@ -13,12 +13,14 @@ from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder, find_project, i
 ROOT = Path(__file__).parent.parent
 
 
-def test_init_makes_a_project_with_the_three_experiments(tmp_path: Path) -> None:
+def test_init_makes_a_project_with_the_five_experiments(tmp_path: Path) -> None:
     project, written = init_project(tmp_path / "new")
     assert {p.name for p in written} == {
+        "class_head.toml",
         "full_finetune.toml",
         "head_finetune.toml",
         "pretrained_infer.toml",
+        "scalar_head.toml",
         "mbqueue.toml",
     }
     names = {p.stem: load_spec(p).folder_name for p in project.jobs_dir.iterdir()}
@@ -26,6 +28,8 @@ def test_init_makes_a_project_with_the_three_experiments(tmp_path: Path) -> None
         "pretrained_infer": "chgnet_pretrained_infer",
         "head_finetune": "chgnet_head_finetune_freeze",
         "full_finetune": "chgnet_full_finetune",
+        "scalar_head": "chgnet_scalar_head",
+        "class_head": "chgnet_class_head",
     }
 
 

@@ -47,7 +47,7 @@ class Project(Queueing, Working, Launching, Results, Data, Keeping):
 
     @classmethod
     def create(cls, path: str | Path = ".") -> Project:
-        """Make a folder a project, with the three experiments in jobs/; what is there already stays as it is."""
+        """Make a folder a project, with five experiments in jobs/; what is there already stays as it is."""
         return cls(init_project(Path(path))[0].root)
 
 

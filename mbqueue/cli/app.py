@@ -19,7 +19,7 @@ from mbqueue.project import LIVE_VARIABLE
 _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "To begin": {
         "demo": ("demo", "Train on the shipped sample, kill the session, see it carry on."),
-        "init": ("setup", "Make a folder a project, with three experiments in jobs/."),
+        "init": ("setup", "Make a folder a project, with five experiments in jobs/."),
         "doctor": ("doctor", "Say what this machine has, what is missing, and what to do."),
     },
     "To work": {
@@ -39,7 +39,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("reading", "Write one HTML page: scores, curves, errors, sessions."),
         "compare": ("reading", "Put experiments side by side, crystal by crystal."),
         "export": ("reading", "Make the folder that matbench's leaderboard takes."),
-        "predict": ("predicting", "Predict formation energies of any crystals."),
+        "predict": ("predicting", "Predict any crystals by trained models."),
     },
     "To steer": {
         "pause": ("queueing", "Hand out no more jobs of an experiment or fold."),

@@ -14,7 +14,7 @@ from mbqueue.cli.options import IdColumnOption, TargetColumnOption, open_project
 
 def predict(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="sample, matbench_mp_e_form, or a path; targets are not needed.")],
+    dataset: Annotated[str, typer.Argument(help="A task, sample, or a path; targets are not needed.")],
     models: Annotated[
         list[Path], typer.Argument(metavar="MODEL...", help="model_fold_*.pth files; several make an ensemble.")
     ],
@@ -31,7 +31,7 @@ def predict(
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
     ] = None,
 ) -> None:
-    """Predict formation energies (eV/atom): the mean of all models, their spread, and each model's own.
+    """Predict what the models were trained on: the mean of all models, their spread, and each model's own.
 
     Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
     """
@@ -53,9 +53,9 @@ def predict(
     for crystal_id, reason in table.dropped:
         say(f"dropped {crystal_id}: {reason}")
     table.write(output)
-    print_line(f"{len(table.crystals)} crystals by {len(models)} models: {output}")
+    print_line(f"{table.target.axis} of {len(table.crystals)} crystals by {len(models)} models: {output}")
     if table.mae is not None:
-        print_line(f"MAE against the dataset's own targets: {table.mae:.4f} eV/atom")
+        print_line(f"MAE against the dataset's own targets: {table.target.with_unit(f'{table.mae:.4f}')}")
         print_line(
             "This is no test score: the models were trained on most of these crystals. The test scores of their "
             "experiment are in its results.json."

@@ -14,7 +14,7 @@ from mbqueue.project import init_project
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to make a project of.")] = Path(),
 ) -> None:
-    """Make a project: jobs/ with the three experiments, state/, results/ and mbqueue.toml.
+    """Make a project: jobs/ with five experiments, state/, results/ and mbqueue.toml.
 
     What is there already stays as it is.
 

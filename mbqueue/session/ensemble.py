@@ -11,7 +11,7 @@ import numpy as np
 
 from mbqueue import files
 from mbqueue.data.crystals import Crystals
-from mbqueue.errors import MbqueueError
+from mbqueue.errors import MbqueueError, UsageError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue, queue_exists
@@ -19,7 +19,7 @@ from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.session.usable import usable_device
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train import chgnet
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 
@@ -29,22 +29,28 @@ class EnsembleTable:
     """What some models say of some crystals, in the order of the dataset.
 
     Attributes:
+        target: what the models predict.
         dropped: (id, reason) of what was left out.
+        is_compared: whether the targets of the crystals are of what the models predict.
         is_known_data: whether it is the dataset of an experiment, in whose folds each model was trained on most of it.
     """
 
     crystals: Crystals
+    target: Target
     predictions: EnsemblePredictions
     dropped: tuple[tuple[str, str], ...]
     is_known_data: bool
+    is_compared: bool = True
 
     @property
     def mae(self) -> float | None:
-        """Mean absolute error of the ensemble against the targets, eV/atom; None when a crystal has none.
+        """Mean absolute error of the ensemble against the targets, in their unit; None when a crystal has none.
 
         It is no test score where a model was trained on the crystals.
         """
         targets = self.crystals.targets
+        if not self.is_compared:
+            return None
         return float(np.abs(self.predictions.mean - targets).mean()) if np.isfinite(targets).all() else None
 
     def write(self, path: Path) -> None:
@@ -73,7 +79,7 @@ def predict_dataset(
     progress: Progress,
     note: Callable[[str], None],
 ) -> EnsembleTable:
-    """Formation energies of a dataset by the models in some files, converted by way of the project's cache.
+    """What the models in some files say of a dataset, converted by way of the project's cache.
 
     Args:
         wanted: which crystals; they need no target.
@@ -84,10 +90,11 @@ def predict_dataset(
     Raises:
         DataError: when the dataset cannot be used.
         CheckpointError: when a file is no CHGNet model.
-        UsageError: when the device does not exist.
+        UsageError: when the device does not exist, or the models predict different things.
     """
     where = usable_device(device)
     loaded = [chgnet.load_model(path) for path in models]
+    target = _one_target(models)
     data = load_data(
         project,
         wanted,
@@ -95,7 +102,8 @@ def predict_dataset(
         dataset_hash=None,
         progress=progress,
         note=note,
-        target=replace(FORMATION_ENERGY.target, column=target_column),
+        # Without a column that is named, a table can only have formation energies to compare with.
+        target=replace(target if target_column else FORMATION_ENERGY.target, column=target_column),
         targets_required=False,
     )
     assert data is not None, "nobody asks this to stop"
@@ -108,7 +116,33 @@ def predict_dataset(
         memory_file=project.device_limits,
         on_progress=progress("predicting"),
     )
-    return EnsembleTable(data.crystals, found, data.dropped, _is_known_data(project, data.crystals.hash, models))
+    if target.is_class:
+        found = EnsemblePredictions(each=1 / (1 + np.exp(-found.each)))
+    return EnsembleTable(
+        data.crystals,
+        target,
+        found,
+        data.dropped,
+        is_known_data=_is_known_data(project, data.crystals.hash, models),
+        is_compared=bool(target_column) or target.kind == "energy",
+    )
+
+
+def _one_target(models: Sequence[Path]) -> Target:
+    """What all models predict.
+
+    Raises:
+        UsageError: when that is not one thing.
+    """
+    first = chgnet.target_of_model(models[0])
+    for path in models[1:]:
+        other = chgnet.target_of_model(path)
+        if (other.name, other.unit, other.kind) != (first.name, first.unit, first.kind):
+            raise UsageError(
+                f"{models[0]} predicts the {first.axis}, and {path} the {other.axis}: they make no ensemble. Give "
+                "models of one target."
+            )
+    return first
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:

@@ -57,7 +57,7 @@ def run(place: Workplace, lease: Lease) -> str:
     place.while_held(lease, sweep)
     make_folder(staging)
     try:
-        write_bytes(model_file(staging, job.fold), fold.family.model_bytes(model.cpu()))
+        write_bytes(model_file(staging, job.fold), fold.family.model_bytes(model.cpu(), spec.predicts))
         write_predictions(predictions_file(staging, job.fold), table)
         write_history(history_file(staging, job.fold), fold.history())
         facts = fold_facts(staging, job.fold)

@@ -11,6 +11,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from mbqueue.data import batches
 from mbqueue.data.batch import Batch
 from mbqueue.errors import CheckpointError
+from mbqueue.task import FORMATION_ENERGY, Target, target_of
 from mbqueue.train.forward import (
     atom_features,
     check_architecture,
@@ -66,12 +68,31 @@ def load_model(path: Path) -> CHGNet:
     return model
 
 
-def model_bytes(model: CHGNet) -> bytes:
-    """The content of a file that `CHGNet.from_file` reads; equal models give equal bytes."""
+def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> bytes:
+    """The content of a file that `CHGNet.from_file` reads; equal models of equal targets give equal bytes.
+
+    A target other than formation energy is kept beside the model, where CHGNet does not look.
+    """
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     buffer = io.BytesIO()
-    torch.save({"model": {"model_args": dict(model.model_args), "state_dict": state}}, buffer)
+    content: dict[str, Any] = {"model": {"model_args": dict(model.model_args), "state_dict": state}}
+    if target != FORMATION_ENERGY.target:
+        content["target"] = asdict(target)
+    torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def target_of_model(path: Path) -> Target:
+    """What a model file predicts: what it says of it, else formation energy.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged or no CHGNet.
+    """
+    content = _read(path)
+    try:
+        return target_of(content)
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not say what it predicts: {error}. Copy it again or retrain.") from error
 
 
 def copy_of(model: CHGNet) -> CHGNet:

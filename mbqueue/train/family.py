@@ -13,6 +13,7 @@ from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import UsageError
+from mbqueue.task import Target
 from mbqueue.train import chgnet
 from mbqueue.train.references import References
 
@@ -35,8 +36,11 @@ class ModelFamily(Protocol):
     def load_model(self, path: Path, /) -> Any:
         """A model that was saved, on the CPU."""
 
-    def model_bytes(self, model: Any, /) -> bytes:
+    def model_bytes(self, model: Any, target: Target, /) -> bytes:
         """The content of a file that ``load_model`` and the family's own library read; equal models, equal bytes."""
+
+    def target_of_model(self, path: Path, /) -> Target:
+        """What a model that was saved predicts."""
 
     def copy_of(self, model: Any, /) -> Any:
         """An independent model of the same architecture and weights, on the CPU."""

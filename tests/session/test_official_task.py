@@ -43,9 +43,9 @@ def test_a_task_goes_from_enqueue_to_a_file_that_matbench_accepts(
     made_file(task, file.path)
     monkeypatch.setattr(official, "official_file", lambda _name: replace(file, sha256=sha256_of_file(file.path)))
     project = Project.create(tmp_path / "project")
-    project.enqueue("head_finetune", dataset=dataset, epochs=1)
+    project.enqueue("scalar_head", dataset=dataset, epochs=1)
     project.work(device="cpu")
-    recorded = project.results("head_finetune")
+    recorded = project.results("scalar_head")
     assert recorded.content["leaderboard"]["comparable"]
     assert recorded.target == task.target
     plain = tmp_path / "results.json"

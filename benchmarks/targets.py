@@ -1,0 +1,99 @@
+"""Scalars and a class on real crystals: does finetuning beat the composition, and that a dummy?
+
+    python -m benchmarks.targets --data FOLDER
+
+FOLDER holds matminer_elastic.jsonl.gz (log10_K_VRH, log10_G_VRH) and matminer_dielectric.jsonl.gz (refractive_index,
+band_gap_eV). Runs five folds of `pretrained_infer` (the model of the composition alone), `scalar_head` as it is
+shipped, and `full_finetune` with few epochs, in a throw-away project; the class is whether the band gap is above 1.5 eV
+(all of these crystals have one above 0). Prints each experiment's mean and standard deviation over the folds, and the
+score of a dummy, the mean of each training part. None of it is a leaderboard score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbqueue.data.folds import test_rows, train_rows
+from mbqueue.results.folder import read_recorded
+
+TARGETS = {
+    "K": ("elastic", {"name": "log K_VRH", "unit": "log10(GPa)", "kind": "scalar", "column": "log10_K_VRH"}),
+    "G": ("elastic", {"name": "log G_VRH", "unit": "log10(GPa)", "kind": "scalar", "column": "log10_G_VRH"}),
+    "n": ("dielectric", {"name": "refractive index", "kind": "scalar", "column": "refractive_index"}),
+    "gap": ("dielectric", {"name": "band gap", "unit": "eV", "kind": "scalar", "column": "band_gap_eV"}),
+    "wide": ("wide", {"name": "band gap above 1.5 eV", "kind": "class", "column": "is_wide"}),
+}
+FULL = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "validation": 0.1}
+
+
+def mbqueue(root: Path, *arguments: str) -> str:
+    """Run a command of mbqueue in the project; its talk passes through, its data is returned."""
+    command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def wide_gaps(source: Path, path: Path) -> None:
+    """The crystals with a class in place of a number."""
+    with gzip.open(source, "rt") as rows, gzip.open(path, "wt") as out:
+        for line in rows:
+            row = json.loads(line)
+            out.write(json.dumps({**row, "is_wide": row["band_gap_eV"] > 1.5}) + "\n")
+
+
+def dummy(path: Path, column: str) -> float:
+    """Mean over the folds of the MAE of predicting the mean of the training part."""
+    with gzip.open(path, "rt") as rows:
+        targets = np.array([json.loads(line)[column] for line in rows], np.float64)
+    n = len(targets)
+    errors = [np.abs(targets[test_rows(n, f)] - targets[train_rows(n, f)].mean()).mean() for f in range(5)]
+    return float(np.mean(errors))
+
+
+def settings(target: dict[str, str], dataset: Path, train: dict[str, Any]) -> list[str]:
+    """Options of `enqueue`."""
+    keys = {"data.dataset": str(dataset), **{f"target.{key}": value for key, value in target.items()}}
+    given = {**{key: json.dumps(value) for key, value in keys.items()}, **{f"train.{k}": v for k, v in train.items()}}
+    return [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+
+
+def main() -> None:
+    """Run them all and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the two files")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory(prefix="mbqueue-targets-") as folder:
+        root = Path(folder)
+        subprocess.run([sys.executable, "-m", "mbqueue", "init", str(root)], check=True, stdout=subprocess.DEVNULL)
+        files = {name: arguments.data.absolute() / f"matminer_{name}.jsonl.gz" for name in ("elastic", "dielectric")}
+        files["wide"] = root / "wide.jsonl.gz"
+        wide_gaps(files["dielectric"], files["wide"])
+        for key in arguments.targets:
+            source, target = TARGETS[key]
+            head = "class_head" if target["kind"] == "class" else "scalar_head"
+            for experiment, train in (("pretrained_infer", {}), (head, {}), ("full_finetune", FULL)):
+                name = f"{key}-{experiment}"
+                mbqueue(root, "enqueue", experiment, "--name", name, *settings(target, files[source], train))
+                mbqueue(root, "work", "--session", "none")
+                [done] = root.glob(f"results/daily/*/{name}")
+                recorded = read_recorded(done)
+                found = recorded.spread(recorded.measure)
+                assert found is not None, "every fold has both classes"
+                print(f"{name:<24} {recorded.measure.label} {found['mean']:.4f} ± {found['std']:.4f}", flush=True)
+            if target["kind"] != "class":
+                print(f"{key}-dummy MAE {dummy(files[source], target['column']):.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`predict` by models of scalars and classes: in their unit, as probabilities, and never of two things at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+from mbqueue.api import Project
+from mbqueue.errors import UsageError
+from mbqueue.files import write_bytes
+from mbqueue.task import FORMATION_ENERGY, Target
+from mbqueue.train.chgnet import load_pretrained, model_bytes, target_of_model
+
+CLASS = Target(name="metallicity", unit="", kind="class", column="is_metal")
+MODULUS = Target(name="bulk modulus", unit="GPa", kind="scalar", column="K")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project beside a table of two crystals without targets."""
+    crystals = [Structure(Lattice.cubic(side), ["Fe"], [[0, 0, 0]]).as_dict() for side in (2.8, 3.1)]
+    rows = [json.dumps({"id": str(number), "structure": crystal}) for number, crystal in enumerate(crystals)]
+    (tmp_path / "new.jsonl").write_text("\n".join(rows))
+    return Project.create(tmp_path / "project")
+
+
+def saved(path: Path, target: Target) -> Path:
+    write_bytes(path, model_bytes(load_pretrained("0.3.0"), target))
+    return path
+
+
+def test_a_model_file_says_what_it_predicts_unless_that_is_the_formation_energy(tmp_path: Path) -> None:
+    assert target_of_model(saved(tmp_path / "a.pth", MODULUS)) == MODULUS
+    assert target_of_model(saved(tmp_path / "b.pth", FORMATION_ENERGY.target)) == FORMATION_ENERGY.target
+    assert set(torch.load(tmp_path / "b.pth", weights_only=True)) == {"model"}
+
+
+def test_a_class_is_predicted_as_probabilities_of_which_the_mean_is_taken(project: Project, tmp_path: Path) -> None:
+    data = tmp_path / "new.jsonl"
+    [logits] = project.predict(data, [saved(tmp_path / "a.pth", MODULUS)], device="cpu").predictions.each
+    table = project.predict(data, [saved(tmp_path / f"{name}.pth", CLASS) for name in "bc"], device="cpu")
+    assert table.target == CLASS
+    assert table.predictions.mean == pytest.approx(1 / (1 + np.exp(-logits)))
+    assert table.mae is None
+
+
+def test_models_of_different_targets_make_no_ensemble(project: Project, tmp_path: Path) -> None:
+    models = [saved(tmp_path / "a.pth", MODULUS), saved(tmp_path / "b.pth", CLASS)]
+    with pytest.raises(UsageError, match=r"predicts the bulk modulus \(GPa\), and .* the metallicity"):
+        project.predict(tmp_path / "new.jsonl", models, device="cpu")
