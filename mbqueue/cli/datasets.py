@@ -65,7 +65,7 @@ def tasks(as_json: JsonOption = False) -> None:
 
     Any of them is a dataset. Its file is downloaded when it is first needed.
 
-    Example: mbqueue enqueue head_finetune --dataset matbench_log_kvrh
+    Example: mbqueue tasks --json
     """
     from mbqueue.api.tasks import list_tasks
 
