@@ -128,10 +128,6 @@ class Commits:
                 return [candidate, commit]
         raise Damaged(f"{commit.base} lacks its best epoch: {best['commit']} is not in {self.place.name}.")
 
-    def find(self, stem: str) -> Commit | None:
-        """The commit of that name, or None."""
-        return next((commit for commit in self.commits() if commit.manifest.stem == stem), None)
-
     def bases(self) -> list[str]:
         """Names of all manifests without the suffix, be they whole or not."""
         return list(dict.fromkeys(file.base for _, _, file in self._files() if self.place.is_manifest(file)))

@@ -19,8 +19,10 @@ HASH_DIGITS = 12
 #: No fence is higher: it counts the claims of one job. Names have room for those that come after it.
 HIGHEST_FENCE = 10**6
 
-_STEM = re.compile(r"e(\d{4,9})-(?:done|s(\d{6,12}))-f(\d{4,9})")
-_FILE = re.compile(rf"({_STEM.pattern})(?:-([0-9a-f]{{{HASH_DIGITS}}}))?({DUPLICATE})\.(json|pt)")
+_STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")
+_FILE = re.compile(
+    rf"(?P<stem>{_STEM.pattern})(?:-(?P<digits>[0-9a-f]{{{HASH_DIGITS}}}){DUPLICATE})?\.(?P<suffix>json|pt)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +31,19 @@ class CommitFile:
 
     Attributes:
         stem: what all files of the commit share.
-        step: of the epoch, or None at its end.
         digits: beginning of a hash, or "" where names have none.
-        is_duplicate: whether a drive has renamed it.
         suffix: "json" for the manifest, "pt" for the checkpoint.
     """
 
     stem: str
-    epoch: int
-    step: int | None
-    fence: int
     digits: str
-    is_duplicate: bool
     suffix: str
 
     @property
     def finished_epochs(self) -> int:
         """How many epochs the commit has finished."""
-        return self.epoch if self.step is None else self.epoch - 1
+        epoch, is_finished, *_ = order_of(self.stem)
+        return epoch if is_finished else epoch - 1
 
     @property
     def base(self) -> str:
@@ -78,13 +75,4 @@ def commit_file(name: str) -> CommitFile | None:
     match = _FILE.fullmatch(name)
     if match is None:
         return None
-    stem, epoch, step, fence, digits, duplicate, suffix = match.groups()
-    return CommitFile(
-        stem=stem,
-        epoch=int(epoch),
-        step=None if step is None else int(step),
-        fence=int(fence),
-        digits=digits or "",
-        is_duplicate=bool(duplicate),
-        suffix=suffix,
-    )
+    return CommitFile(stem=match["stem"], digits=match["digits"] or "", suffix=match["suffix"])

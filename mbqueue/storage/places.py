@@ -31,15 +31,11 @@ class Place:
     @property
     def name(self) -> str:
         """Where it is, for people."""
-        return self.path_in(self.blobs.url)
+        return f"{self.blobs.url}/{self.folder}" if self.folder else self.blobs.url
 
     def path(self, name: str) -> str:
         """The path of a file among the blobs."""
         return f"{self.folder}/{name}" if self.folder else name
-
-    def path_in(self, root: str) -> str:
-        """The path of the folder below that of the blobs."""
-        return f"{root}/{self.folder}" if self.folder else root
 
     def is_manifest(self, file: CommitFile) -> bool:
         """Whether a file is the manifest of a commit here."""

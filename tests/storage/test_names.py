@@ -1,0 +1,52 @@
+"""Names of commits' files are made and read in one place, and say the same in both directions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbqueue.storage.names import commit_file, is_stem, order_of, stem_of
+
+
+@given(
+    epoch=st.integers(1, 10**9 - 1),
+    step=st.none() | st.integers(0, 10**9),
+    fence=st.integers(0, 10**6),
+    digits=st.sampled_from(["", "9f86d081884c"]),
+    suffix=st.sampled_from(["json", "pt"]),
+)
+def test_what_a_name_is_made_of_is_read_from_it(
+    epoch: int, step: int | None, fence: int, digits: str, suffix: str
+) -> None:
+    stem = stem_of(epoch=epoch, step=step, fence=fence)
+    assert is_stem(stem)
+    assert order_of(stem) == (epoch, step is None, step or 0, fence)
+    base = f"{stem}-{digits}" if digits else stem
+    file = commit_file(f"{base}.{suffix}")
+    assert file is not None
+    assert (file.stem, file.base, file.digits, file.suffix) == (stem, base, digits, suffix)
+    assert file.finished_epochs == (epoch if step is None else epoch - 1)
+
+
+def test_what_a_drive_made_of_a_second_file_of_one_name_is_read_as_that_name() -> None:
+    file = commit_file("e0012-done-f0003-9f86d081884c (1).pt")
+    assert file is not None
+    assert file.base == "e0012-done-f0003-9f86d081884c"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "e0012-done-f0003",
+        "e0012-done-f0003.json.damaged",
+        "e0012-done-f0003 (1).json",
+        "e0012-done-f0003-9f86.pt",
+        "e12-done-f3.json",
+        "aside/e0012-done-f0003.json",
+        ".tmp-123-e0012-done-f0003.json",
+        "e0012-done-f0003.json\n",
+    ],
+)
+def test_other_names_are_of_no_commit(name: str) -> None:
+    assert commit_file(name) is None
