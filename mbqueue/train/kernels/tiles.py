@@ -31,7 +31,7 @@ class Tiles:
         angle_back_warps: their warps.
         angle_sum_rows: angles in a tile of the kernels of the parameters' gradients; divides ``angle_back_rows``.
         angle_sum_warps: their warps.
-        resident: whether shared memory may hold the matrices of the angles' backward kernels between tiles.
+        resident: whether shared memory holds all matrices of the angles' kernels from tile to tile, or half of them.
     """
 
     bond_rows: int

@@ -94,9 +94,9 @@ def angles_forward_kernel(
         core = _first_layer(
             features, here, one, other, valid, atoms, shorts, first + away, atoms_stride, shorts_stride, 0, PRECISION
         )
-        core = second_layer(core, second + away, bias, 0, PRECISION)
+        core = second_layer(core, second, bias, 0, PRECISION)
         gate = _first_layer(
-            features, here, one, other, valid, atoms, shorts, first + away, atoms_stride, shorts_stride, 1, PRECISION
+            features, here, one, other, valid, atoms, shorts, first, atoms_stride, shorts_stride, 1, PRECISION
         )
         gate = second_layer(gate, second + away, bias, 1, PRECISION)
         weight = tl.load(weights + one[:, None] * weights_stride + column, mask=mask, other=0.0)
@@ -160,10 +160,10 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
         other = tl.load(bond_j + row, mask=valid, other=0)
         features = tl.load(angles + row[:, None] * WIDTH + column, mask=mask, other=0.0)
         core_pre = _first_layer(
-            features, here, one, other, valid, atoms, shorts, first + away, atoms_stride, shorts_stride, 0, PRECISION
+            features, here, one, other, valid, atoms, shorts, first, atoms_stride, shorts_stride, 0, PRECISION
         )
         gate_pre = _first_layer(
-            features, here, one, other, valid, atoms, shorts, first + away, atoms_stride, shorts_stride, 1, PRECISION
+            features, here, one, other, valid, atoms, shorts, first, atoms_stride, shorts_stride, 1, PRECISION
         )
         if IS_UPDATE:
             d = tl.load(d_out + row[:, None] * WIDTH + column, mask=mask, other=0.0)
