@@ -175,12 +175,19 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     if not console.is_terminal:
         yield _progress_line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
 
         def start(what: str) -> Callable[[int, int], None]:
-            task = bars.add_task(what)
-            return lambda done, total: bars.update(task, completed=done, total=total)
+            task = bars.add_task(what, rate="")
+
+            def advanced(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+                speed = bars.tasks[task].speed
+                bars.update(task, rate=f"{speed:,.3g}/s" if speed else "")
+
+            return advanced
 
         yield start
 
@@ -199,7 +206,8 @@ def _progress_line(what: str) -> Callable[[int, int], None]:
             left = ""
             if begin is not None and begin[1] < done < total:
                 seconds = (now - begin[0]) / (done - begin[1]) * (total - done)
-                left = f", {format_duration(seconds)} left"
+                rate = (done - begin[1]) / (now - begin[0])
+                left = f", {rate:,.3g}/s, {format_duration(seconds)} left"
             say(f"{what} {done}/{total}{left}")
 
     return advanced

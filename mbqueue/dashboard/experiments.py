@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from mbqueue.clock import format_duration
 from mbqueue.task import FORMATION_ENERGY
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -59,12 +60,22 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
     if entry["prepare"] != "committed":
-        yield Text(f"  preparing the data comes first: {entry['prepare']}", STYLES.get(entry["prepare"], ""))
+        told = f"  preparing the data comes first: {entry['prepare']}{_how_far(entry.get('preparing'))}"
+        yield cut(Text(told, STYLES.get(entry["prepare"], "")), width, plain)
     yield from _folds(entry["folds"], width, plain)
     if tested := _tested(entry, plain):
         yield Text(f"  {tested}", "bold")
     if entry["record"] == "committed":
         yield Text(f"  results: {entry['results_dir']}", "dim")
+
+
+def _how_far(progress: Mapping[str, Any] | None) -> str:
+    """What a part of a job is at, and how long it still takes."""
+    if not progress or not progress.get("total"):
+        return ""
+    left = progress.get("seconds_left")
+    about = "" if left is None else f", about {format_duration(left)} left"
+    return f", {progress['what']} {progress['done']:,}/{progress['total']:,}{about}"
 
 
 def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:

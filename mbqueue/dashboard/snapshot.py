@@ -29,7 +29,7 @@ _EXPERIMENT_COLUMNS = (
 )  # fmt: skip
 _FOLD_COLUMNS = (
     "experiment", "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch",
-    "last_val_mae", "test_mae", "seconds",
+    "last_val_mae", "test_mae", "seconds", "epoch_seconds",
 )  # fmt: skip
 _SESSION_COLUMNS = (
     "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second", "job",
@@ -37,7 +37,17 @@ _SESSION_COLUMNS = (
 _ERROR_COLUMNS = ("job", "experiment", "kind", "fold", "epoch", "state", "failures", "at", "retry_at", "error")
 #: Keys of an overview that change from one look to the next.
 _FLEETING = frozenset(
-    {"now", "heartbeat_at", "structures_per_second", "progress", "lease_expires_at", "seconds_at_risk", "retry_at"}
+    {
+        "now",
+        "heartbeat_at",
+        "structures_per_second",
+        "progress",
+        "lease_expires_at",
+        "seconds_at_risk",
+        "retry_at",
+        "preparing",
+        "seconds",
+    }
 )
 _THEME = TerminalTheme((255, 255, 255), (0, 0, 0), _TONES)
 
@@ -69,7 +79,7 @@ class Status:
         """One row per experiment: name, state, dataset, target, results_dir, seconds, unit, number of jobs by state."""
         rows = [
             {
-                **{key: value for key, value in entry.items() if key not in ("folds", "jobs", "trial")},
+                **{key: value for key, value in entry.items() if key not in ("folds", "jobs", "preparing", "trial")},
                 "target": entry["target"]["name"],
                 "unit": entry["target"]["unit"],
                 **entry["jobs"],

@@ -66,27 +66,37 @@ def render(
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     """(seconds used, seconds left) by an experiment.
 
-    Left is the number of open epochs times the mean of the finished ones, so predictions and preparation are not
-    in it; None when no epoch is finished yet, 0.0 when none is open.
+    Left is what preparing still takes by its rate, the number of open epochs times the mean of the finished ones, and
+    the same of predictions, where one is finished. None while nothing tells how long an open part takes.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
-    done = sum(fold["epochs_done"] for fold in folds)
-    left = sum(
-        fold["epochs_total"] - fold["epochs_done"] - fold["epochs_skipped"]
-        for fold in folds
-        if fold["state"] not in ("done", "cancelled")
-    )
-    if left == 0:
-        return used, 0.0
-    return used, sum(fold["seconds"] for fold in folds) / done * left if done else None
+    left = 0.0
+    if experiment["prepare"] not in ("committed", "cancelled"):
+        preparing = (experiment.get("preparing") or {}).get("seconds_left")
+        if preparing is None and experiment.get("preparing"):
+            return used, None
+        left += preparing or 0.0
+    going_on = [fold for fold in folds if fold["state"] not in ("done", "cancelled")]
+    epochs = sum(fold["epochs_total"] - fold["epochs_done"] - fold["epochs_skipped"] for fold in going_on)
+    if epochs:
+        done = sum(fold["epochs_done"] for fold in folds)
+        if not done:
+            return used, None
+        left += sum(fold.get("epoch_seconds", fold["seconds"]) for fold in folds) / done * epochs
+    predicted = [
+        fold["seconds"] - fold.get("epoch_seconds", fold["seconds"]) for fold in folds if fold["state"] == "done"
+    ]
+    if predicted:
+        left += sum(predicted) / len(predicted) * len(going_on)
+    return used, left
 
 
 class TimeLeft(NamedTuple):
     """Device time of several experiments, in seconds.
 
     Attributes:
-        used: of finished work.
+        used: of all work: preparing, epochs, predictions, scores, also of jobs that are not finished.
         left: of the work that is left, where an epoch tells how long one takes.
         unknown: experiments of which no epoch is finished, so that nobody knows.
         sessions: how many of the usual length `left` takes.

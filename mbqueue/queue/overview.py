@@ -9,8 +9,9 @@ the unit of the target.
                     spec_hash, enqueued_at, results_dir,
                     jobs {state: count}, prepare, record (states), seconds,
                     trial {search, number, of (0: unknown), settings {key: value}} or null
+                    preparing (progress of a prepare job that was begun) or null,
                     folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
-                             last_val_mae, val_mae[], test_mae, seconds, jobs {state: count},
+                             last_val_mae, val_mae[], test_mae, seconds, epoch_seconds, jobs {state: count},
                              running {job, kind, epoch, session, progress, lease_expires_at} or null
     jobs            {state: count}, over all experiments
     sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
@@ -19,9 +20,11 @@ the unit of the target.
 
 State of a fold: running, done (predictions committed), failed, cancelled, pruned, paused, ready, waiting; the first
 that applies. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled, waiting.
-`seconds` adds up the `seconds` of committed results. Sessions that ended, or were not heard of for a day, are left
-out of `sessions`. One is lost that was not heard of in time, and has died when its process, on this machine, is gone.
-What that held is told with it; experiments, folds and counts show it as the next session will find it: ready.
+`seconds` adds up the `seconds` of committed results and of work that is under way or was given back, `epoch_seconds`
+those of committed epochs. A progress has `what`, `done`, `total`, and `seconds`, `seconds_left` where they are known.
+Sessions that ended, or were not heard of for a day, are left out of `sessions`. One is lost that was not heard of in
+time, and has died when its process, on this machine, is gone. What that held is told with it; experiments, folds and
+counts show it as the next session will find it: ready.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ def _board(sql: Dialect) -> str:
             count(epoch) FILTER (WHERE state = 'skipped') AS epochs_skipped,
             {val_mae} AS val_mae,
             max(test_mae) AS test_mae, coalesce(sum(seconds), 0.0) AS seconds,
+            coalesce(sum(seconds) FILTER (WHERE kind = 'train'), 0.0) AS epoch_seconds,
             max(state) FILTER (WHERE kind = 'prepare') AS prepare,
             max(state) FILTER (WHERE kind = 'record') AS record,
             count(*) FILTER (WHERE kind = 'predict' AND state = 'committed') AS predicted
@@ -66,6 +70,10 @@ def _board(sql: Dialect) -> str:
         ORDER BY experiment_id, fold NULLS FIRST
     """
 
+
+#: Jobs that were begun and given back: a few, found by an index that knows no paused ones.
+_BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
+_BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
 _EVENTS = """
     SELECT * FROM event_rows
@@ -103,6 +111,7 @@ class _Group(NamedTuple):
     val_mae: str | None
     test_mae: float | None
     seconds: float
+    epoch_seconds: float
     prepare: str | None
     record: str | None
     predicted: int
@@ -193,6 +202,9 @@ class Reports(Part):
                 group = _Group(**dict(row))
                 groups[group.experiment_id].append(group)
             leased = db.execute("SELECT * FROM job_rows WHERE state = 'leased' ORDER BY id").fetchall()
+            begun = [*leased, *db.execute(_BEGUN).fetchall()]
+            if any(group.held for of_experiment in groups.values() for group in of_experiment):
+                begun += db.execute(_BEGUN_AND_PAUSED).fetchall()
             sessions = db.execute(
                 "SELECT * FROM sessions WHERE ended_at IS NULL AND heartbeat_at > ? ORDER BY started_at",
                 (now - _DAY_SECONDS,),
@@ -202,6 +214,13 @@ class Reports(Part):
                 "ORDER BY changed_at DESC LIMIT :limit",
                 {"name": experiment, "limit": _ERRORS_SHOWN},
             ).fetchall()
+        preparing: dict[int, Any] = {}
+        for row in begun:
+            progress = _parsed(row["progress"]) or {}
+            of_experiment = groups.get(row["experiment_id"], [])
+            groups[row["experiment_id"]] = [_with_work(group, row["fold"], progress) for group in of_experiment]
+            if row["kind"] == Kind.PREPARE:
+                preparing[row["experiment_id"]] = progress or None
         dead = {row["id"] for row in sessions if is_known_dead(SessionRow.from_row(row).identity)}
         for row in leased:
             if row["session_id"] in dead and row["experiment_id"] in groups:
@@ -211,7 +230,7 @@ class Reports(Part):
             for row in leased
             if row["fold"] is not None and row["session_id"] not in dead
         }
-        shown = [_experiment(row, groups[row["id"]], running) for row in experiments]
+        shown = [_experiment(row, groups[row["id"]], running, preparing.get(row["id"])) for row in experiments]
         return {
             "format": FORMAT,
             "project": project,
@@ -223,7 +242,9 @@ class Reports(Part):
         }
 
 
-def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int], Row]) -> dict[str, Any]:
+def _experiment(
+    row: Row, groups: list[_Group], running: Mapping[tuple[int, int], Row], preparing: Any
+) -> dict[str, Any]:
     counts = _added([_counts(group) for group in groups])
     whole = next(group for group in groups if group.fold is None)
     if whole.record == State.COMMITTED:
@@ -252,6 +273,7 @@ def _experiment(row: Row, groups: list[_Group], running: Mapping[tuple[int, int]
         "record": whole.record,
         "trial": _trial(json.loads(row["spec"]).get("trial")),
         "seconds": sum(group.seconds for group in groups),
+        "preparing": preparing,
         "folds": [_fold(group, running.get((row["id"], group.fold))) for group in groups if group.fold is not None],
     }
 
@@ -289,6 +311,7 @@ def _fold(group: _Group, running: Row | None) -> dict[str, Any]:
         "val_mae": val_mae,
         "test_mae": group.test_mae,
         "seconds": group.seconds,
+        "epoch_seconds": group.epoch_seconds,
         "jobs": _counts(group),
         "running": running
         and {
@@ -314,6 +337,11 @@ def _fold_state(group: _Group) -> str:
     if group.held:
         return "paused"
     return "ready" if group.ready else "waiting"
+
+
+def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> _Group:
+    """A group of jobs with the time that went into one of them which is not committed."""
+    return group._replace(seconds=group.seconds + progress.get("seconds", 0.0)) if group.fold == fold else group
 
 
 def _given_back(group: _Group, job: Row) -> _Group:

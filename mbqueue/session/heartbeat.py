@@ -36,6 +36,8 @@ class Heartbeat:
         self._lease: Lease | None = None
         self._progress: dict[str, Any] | None = None
         self._rate: float | None = None
+        self._held_since = 0.0
+        self._seconds_before = 0.0
         self._withdrawn: str | None = None
         self._beaten_at = clock.now()
         self._reaps_from = self._beaten_at
@@ -73,6 +75,13 @@ class Heartbeat:
         """Keep this lease alive from now on."""
         with self._lock:
             self._lease, self._progress, self._withdrawn = lease, None, None
+            self._held_since = self._clock.monotonic()
+            self._seconds_before = float((lease.job.progress or {}).get("seconds", 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work on the held job, those of earlier sessions included as far as they were told."""
+        return self._seconds_before + self._clock.monotonic() - self._held_since
 
     def let_go(self) -> None:
         """Keep no lease alive."""
@@ -82,7 +91,7 @@ class Heartbeat:
     def show(self, progress: dict[str, Any], structures_per_second: float | None = None) -> None:
         """What the next beat tells the queue about the held job."""
         with self._lock:
-            self._progress = progress
+            self._progress = {**progress, "seconds": self.seconds}
             self._rate = structures_per_second or self._rate
 
     def beat(self) -> None:

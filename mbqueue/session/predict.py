@@ -38,8 +38,7 @@ def run(place: Workplace, lease: Lease) -> str:
     fold = place.fold_run(lease, experiment, spec)
     place.require_epochs(lease, experiment, fold, _trained_epochs(place, experiment.name, job.fold))
     model = fold.best_model()
-    place.report.advanced(job, "crystals", 0, len(fold.rows.test), {})
-    predicted = fold.predict_test(model, should_stop=place.should_stop)
+    predicted = fold.predict_test(model, should_stop=place.should_stop, on_progress=place.progress_of(job, "crystals"))
     if predicted is None:
         raise place.stopped()
 

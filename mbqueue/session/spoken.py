@@ -53,10 +53,14 @@ class SpokenReport(Report):
             self._say(f"{job.label}: started", None)
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
-        figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in facts.items())
+        pace = facts.get("per second")
+        rate = f", {_counted(pace)}/s, {format_duration((total - done) / pace)} left" if pace and done < total else ""
+        figures = ", ".join(
+            f"{key.replace('_', ' ')} {value:.4g}" for key, value in facts.items() if key != "per second"
+        )
         deadline = "" if self._end is None else f", {format_duration(self._end - time.monotonic())} to the deadline"
         is_new, self._last_what = what != self._last_what, what
-        self._go_on(f"{job.label}: {what} {done}/{total}{deadline}", figures, at_once=is_new)
+        self._go_on(f"{job.label}: {what} {done}/{total}{rate}{deadline}", figures, at_once=is_new)
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         best = ", best so far" if is_best else ""
@@ -92,3 +96,8 @@ class SpokenReport(Report):
         elif at_once or time.monotonic() - self._last_said >= LOG_SECONDS:
             self._last_said = time.monotonic()
             self._say(f"{text}, {figures}" if figures else text, None)
+
+
+def _counted(rate: float) -> str:
+    """A rate with three digits; of bytes in millions."""
+    return f"{rate / 1e6:.3g} M" if rate >= 1e6 else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

@@ -86,7 +86,8 @@ class _Epoch:
             assert manifest.best is not None
             self._commit(manifest.history, manifest.best["epoch"], publish)
         else:
-            progress = {"what": "step", "done": manifest.step, "total": manifest.steps_per_epoch}
+            progress: dict[str, Any] = {"what": "step", "done": manifest.step, "total": manifest.steps_per_epoch}
+            progress["seconds"] = self._place.heartbeat.seconds
             self._place.queue.save_progress(self._lease, progress=progress, publish=publish)
         seconds = clock.monotonic() - began
         self._checkpoint_seconds += seconds

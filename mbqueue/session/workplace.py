@@ -23,6 +23,7 @@ from mbqueue.session.compiling import Compiling
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.outcome import TIME_IS_UP
+from mbqueue.session.pace import Pace
 from mbqueue.session.report import Report
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
@@ -131,6 +132,7 @@ class Workplace:
             LeaseLost, QueueError: as `Leases.commit`.
         """
         now = self.clock.now()
+        result = {"seconds": self.heartbeat.seconds, **result}
         if not self.may_go_on():
             if skip_rest is not None:
                 self.queue.skip_rest(lease, result=result, why=skip_rest, now=now, publish=publish, prunes=prunes)
@@ -242,10 +244,15 @@ class Workplace:
 
     def progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
         """A callback (done, total) that shows ``what`` to the watcher and, by the heartbeat, to the queue."""
+        pace = Pace(self.clock)
 
-        def advanced(done: int, total: int, **facts: float) -> None:
-            self.heartbeat.show({"what": what, "done": done, "total": total})
-            self.report.advanced(job, what, done, total, facts)
+        def advanced(done: int, total: int) -> None:
+            pace.reached(done)
+            progress: dict[str, Any] = {"what": what, "done": done, "total": total}
+            if pace.per_second:
+                progress["seconds_left"] = (total - done) / pace.per_second
+            self.heartbeat.show(progress)
+            self.report.advanced(job, what, done, total, {"per second": pace.per_second} if pace.per_second else {})
 
         return advanced
 

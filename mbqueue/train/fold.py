@@ -344,7 +344,11 @@ class FoldRun:
         return {**state.model, **state.average}
 
     def predict_test(
-        self, model: nn.Module, *, should_stop: Callable[[], bool] = lambda: False
+        self,
+        model: nn.Module,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> NDArray[np.float64] | None:
         """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
 
@@ -354,6 +358,7 @@ class FoldRun:
         Args:
             model: usually `best_model`, in the unit of the target; it is moved to the device.
             should_stop: asked before every batch.
+            on_progress: told crystals done and in all, each as often as there are strains.
 
         Raises:
             DeviceTooSmall, DeviceBusy: naming the crystal.
@@ -364,6 +369,14 @@ class FoldRun:
         in_unit = replace(self._start.objective, scale=1.0)
         distortions = opposite_strains(self.spec.train.test_strains)
         total = np.zeros(len(self.rows.test))
+        done, whole = 0, len(self.rows.test) * len(distortions)
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            on_progress(done, whole)
+
+        count(0)
         with calculating(self.device, "float32"):
             for distortion in distortions:
                 if should_stop():
@@ -372,14 +385,19 @@ class FoldRun:
                     outputs = self._start.outputs[self.rows.test] * self._start.objective.scale
                     found: NDArray[np.float64] | None = self._finite(outputs, self.rows.test)
                 else:
-                    found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion)
+                    found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion, count)
                 if found is None:
                     return None
                 total += in_unit.prediction(torch.from_numpy(found)).numpy()
         return total / len(distortions)
 
     def _infer(
-        self, model: nn.Module, rows: Rows, should_stop: Callable[[], bool], distortion: Distortion | None = None
+        self,
+        model: nn.Module,
+        rows: Rows,
+        should_stop: Callable[[], bool],
+        distortion: Distortion | None = None,
+        on_done: Callable[[int], None] = lambda _more: None,
     ) -> NDArray[np.float64] | None:
         model.eval()
         found = infer(
@@ -393,6 +411,7 @@ class FoldRun:
             ids=self._crystals.ids,
             distortion=distortion,
             should_stop=should_stop,
+            on_part=lambda part: on_done(len(part[0])),
         )
         if found is None:
             return None

@@ -77,21 +77,27 @@ def predict_crystals(
         models: with their element references, see `ModelFamily.load_model`.
         strains: pairs of `opposite_strains` that each crystal is averaged over besides itself.
         strain_size: standard deviation of the strains' components.
-        on_progress: told passes over the dataset done and in all.
+        on_progress: told crystals done and in all, each as often as there are models and strains.
 
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.
     """
     rows = np.arange(len(cache))
     distortions = opposite_strains(strains, strain_size)
-    total = len(models) * len(distortions)
+    done, total = 0, len(models) * len(distortions) * len(rows)
+
+    def count(part: list[Tensor]) -> None:
+        nonlocal done
+        done += len(part[0])
+        on_progress(done, total)
+
     each = np.zeros((len(models), len(rows)))
     feed = GraphFeed(family, cache)
     memory = DeviceMemory(memory_file, f"{device_name(device)}|predict|infer")
     with calculating(device, "float32"):
         for number, model in enumerate(models):
             on_device = model.to(device).eval()
-            for step, distortion in enumerate(distortions):
+            for distortion in distortions:
                 found = infer(
                     feed,
                     rows,
@@ -102,10 +108,10 @@ def predict_crystals(
                     memory=memory,
                     ids=cache.crystals.ids,
                     distortion=distortion,
+                    on_part=count,
                 )
                 assert found is not None, "nobody asks this to stop"
                 each[number] += found[0].astype(np.float64) / len(distortions)
-                on_progress(number * len(distortions) + step + 1, total)
     return EnsemblePredictions(each=each)
 
 

@@ -182,17 +182,24 @@ def infer(
     ids: Sequence[str],
     distortion: Distortion | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_part: Callable[[list[Tensor]], None] = lambda _part: None,
 ) -> list[NDArray[np.float32]] | None:
     """What ``compute`` gives for all ``rows``, in their order, without autograd; None when stopped.
 
     Args:
         compute: for a batch on the device, tensors whose first dimension is crystals or atoms; they are concatenated.
+        on_part: told, batch by batch in their order, what was computed.
 
     Raises:
         DeviceTooSmall, DeviceBusy: when a single crystal does not fit the device.
     """
     found: list[list[Tensor]] = []
     done = 0
+
+    def keep(part: list[Tensor]) -> None:
+        found.append(part)
+        on_part(part)
+
     while done < len(rows):
         limit = min(batch_size, memory.limit)
         parts = pack(rows[done:], feed.costs, largest_count=limit, largest_cost=max_bonds)
@@ -211,11 +218,11 @@ def infer(
                     break
                 # A GPU computes this batch while the one before is read.
                 if running is not None:
-                    found.append(running.wait())
+                    keep(running.wait())
                 running = begun
                 done += len(arrived.rows)
             if running is not None:
-                found.append(running.wait())
+                keep(running.wait())
         if shortage is not None:
             memory.make_room(shortage, device, ids)
     return [np.concatenate([tensor.numpy() for tensor in column]) for column in zip(*found, strict=True)]

@@ -12,7 +12,7 @@ from rich.console import Console
 from mbqueue.dashboard import render
 from mbqueue.dashboard.experiments import bar, sparkline
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.dashboard.status import gpu_seconds
+from mbqueue.dashboard.status import gpu_seconds, time_left
 from mbqueue.experiment import Spec
 from mbqueue.queue.processes import identity_of
 from mbqueue.queue.store import Queue
@@ -121,6 +121,33 @@ def test_time_left_is_told_in_hours_and_in_sessions(queue):
     used, left = gpu_seconds(overview["experiments"][0])
     assert (used, left) == (2 * HOUR + 10.0, 4 * HOUR)
     assert "time: 2.0 h used, about 4.0 h left: 3 sessions of 1h30m" in draw(overview)
+
+
+def test_preparing_counts_as_used_and_has_an_eta_of_its_own(queue):
+    spec = Spec(name="pretrained", folds=(0, 1), model={"trainable": "none"}, train={"epochs": 0})
+    queue.enqueue(spec, results_dir="results/pretrained", now=NOW - 3600)
+    session = queue.start_session(device="cpu", now=NOW - 3600, alive_seconds=7200)
+    lease = queue.claim(session, now=NOW - 50 * 60, lease_seconds=60)
+    assert lease.job.kind == "prepare"
+    progress = {
+        "what": "pretrained energies",
+        "done": 20_000,
+        "total": 31_073,
+        "seconds": 3000.0,
+        "seconds_left": 1680.0,
+    }
+    queue.renew(lease, now=NOW, lease_seconds=60, progress=progress)
+    overview = queue.overview(now=NOW)
+    [experiment] = overview["experiments"]
+    assert (experiment["seconds"], experiment["preparing"]) == (3000.0, progress)
+    assert time_left(overview["experiments"], HOUR) == (3000.0, 1680.0, 0, 1)
+    drawn = " ".join(draw(overview, width=120).split())
+    assert "preparing the data comes first: leased, pretrained energies 20,000/31,073, about 28m00s left" in drawn
+    assert "time: 50m00s used, about 28m00s left: 1 session" in drawn
+    queue.release(lease, reason="stopped", now=NOW, preempted=True)
+    assert queue.overview(now=NOW)["experiments"][0]["seconds"] == 3000.0, "what was given back stays used"
+    queue.pause("pretrained", now=NOW)
+    assert queue.overview(now=NOW)["experiments"][0]["seconds"] == 3000.0, "also while it is paused"
 
 
 def test_a_failed_job_is_shown_with_the_command_that_tries_it_again(queue):

@@ -15,11 +15,11 @@ KEYS = {
     "": {"format", "project", "now", "experiments", "jobs", "sessions", "errors"},
     "experiments": {
         "name", "state", "paused", "priority", "dataset", "target", "dataset_hash", "spec_hash", "enqueued_at",
-        "results_dir", "jobs", "prepare", "record", "seconds", "folds", "trial",
+        "results_dir", "jobs", "prepare", "preparing", "record", "seconds", "folds", "trial",
     },
     "folds": {
         "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch", "last_val_mae",
-        "val_mae", "test_mae", "seconds", "jobs", "running",
+        "val_mae", "test_mae", "seconds", "epoch_seconds", "jobs", "running",
     },
     "sessions": {
         "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second",

@@ -134,9 +134,10 @@ def test_what_is_shown_reaches_the_queue_with_the_next_beat(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     queue, lease, heartbeat, _ = held
+    clock.advance(40.0)
     heartbeat.show({"what": "step", "done": 3, "total": 9}, 12.5)
     heartbeat.beat()
-    assert queue.job(lease.job.id).progress == {"what": "step", "done": 3, "total": 9}
+    assert queue.job(lease.job.id).progress == {"what": "step", "done": 3, "total": 9, "seconds": 40.0}
     assert queue.session(lease.session).structures_per_second == 12.5
 
 

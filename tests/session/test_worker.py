@@ -158,7 +158,9 @@ def test_a_session_that_is_asked_to_stop_saves_the_step_and_the_next_carries_on(
     assert (outcome.ending, outcome.reason) == (Ending.STOPPED, "SIGTERM")
     with Queue(project.queue_db, read_only=True) as queue:
         (job,) = [job for job in queue.jobs(state=State.READY) if job.epoch == 1]
-        assert job.progress == {"what": "step", "done": 2, "total": 4}
+        assert job.progress is not None
+        assert {**job.progress, "seconds": 0} == {"what": "step", "done": 2, "total": 4, "seconds": 0}
+        assert job.progress["seconds"] > 0
         assert (job.preemptions, job.failures) == (1, 0)
 
     steps: list[int] = []

@@ -95,6 +95,14 @@ def test_test_predictions_are_averaged_over_strains_when_the_experiment_says_so(
     assert np.abs(predicted - plain.mean[run.rows.test]).max() > 1e-6
 
 
+def test_a_prediction_tells_batch_by_batch_how_far_it_is(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, batch_size=4)
+    helpers.train_epoch(run, 1)
+    told: list[tuple[int, int]] = []
+    run.predict_test(run.best_model(), on_progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 7), (4, 7), (7, 7)]
+
+
 def test_the_best_model_needs_a_finished_epoch(bench: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No epoch of fold 0 is finished"):
         bench.run(tmp_path).best_model()
@@ -172,7 +180,7 @@ def test_averaging_over_opposite_small_strains_changes_energies_little_and_alway
         chgnet, models, bench.cache, device=CPU, strains=2, strain_size=1e-3, on_progress=lambda *p: told.append(p)
     )
     second = predict_crystals(chgnet, models, bench.cache, device=CPU, strains=2, strain_size=1e-3)
-    assert told == [(n, 5) for n in range(1, 6)]
+    assert told == [(32 * n, 160) for n in range(1, 6)]
     assert np.array_equal(first.each, second.each)
     difference = np.abs(first.each - plain.each)
     assert 0.0 < difference.max() < 1e-2

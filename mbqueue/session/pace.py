@@ -1,0 +1,27 @@
+"""How fast a part of a job is done, from the moments at which it told how far it is."""
+
+from __future__ import annotations
+
+from mbqueue.clock import Clock
+
+
+class Pace:
+    """Mean rate since the first part was done, which may have been there from an earlier session.
+
+    Args:
+        clock: times the calls of `reached`.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+        #: Parts per second; None until two moments are known.
+        self.per_second: float | None = None
+
+    def reached(self, done: int) -> None:
+        """So many parts are done now."""
+        now = self._clock.monotonic()
+        if self._first is None or done < self._first[1]:
+            self._first = now, done
+        elif done > self._first[1] and now > self._first[0]:
+            self.per_second = (done - self._first[1]) / (now - self._first[0])
