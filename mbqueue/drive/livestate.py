@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from mbqueue import files
 from mbqueue.belonging import Belonging, id_file, ids_in, note_live_dir
 from mbqueue.clock import SystemClock
+from mbqueue.errors import UsageError
 from mbqueue.project import PUBLISHED_ID, ProjectFolder
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Manifest
@@ -144,10 +145,30 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
 
 
 def remember_root(project: ProjectFolder) -> None:
-    """Let the live folder say whose it is, and be found, while the project's drive is not mounted."""
+    """Let the live folder say whose it is, and be found, while the project's drive is not mounted.
+
+    Raises:
+        UsageError: when it is that of another project, of which this one is a copy.
+    """
     before = Belonging.of(project.live_dir)
+    if before is not None and before.root != str(project.root) and _is_elsewhere(before, project):
+        raise UsageError(
+            f"The live folder {project.live_dir} is that of {before.root}, of which {project.root} is a copy. Give the "
+            "copy one of its own: live_dir in its mbqueue.toml, or --live-dir"
+        )
     Belonging(root=str(project.root), id=before.id if before is not None else None).keep(project.live_dir)
     note_live_dir(project.root, project.live_dir)
+
+
+def _is_elsewhere(belonging: Belonging, project: ProjectFolder) -> bool:
+    """Whether the project of a live folder is still there, and another folder than this one."""
+    root = Path(belonging.root)
+    try:
+        if belonging.id is None or not (root / PUBLISHED_ID / id_file(belonging.id)).exists():
+            return False
+        return not root.samefile(project.root)
+    except OSError:
+        return False
 
 
 def agree_on_project(project: ProjectFolder, drive: Drive) -> None:

@@ -111,7 +111,7 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
     if not path.exists():
         return None
     sessions, is_whole = _looked_at(project, even_moved=force)
-    if at_work := [row for row in sessions if may_be_at_work(row, now)]:
+    if at_work := [row for row in sessions if may_be_at_work(row, now, path)]:
         first = at_work[0]
         raise UsageError(
             f"Session {first.id} (process {first.pid} on {first.host}) works with {path}. End it first: mbqueue stop. "

@@ -74,7 +74,7 @@ class CommitsPlaces(Part):
                     f"Another process has just recorded that the commits of {self.database.name} are {where}. Set "
                     "`store` to that and start again, or see mbqueue move-commits --help"
                 )
-            live = at_work(db, now=now)
+            live = at_work(self.database, db, now=now)
             if live is not None:
                 raise QueueError(
                     f"Session {live.id} on {live.host} works with {self.database.name}, and with commits that "

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from mbqueue.queue.dialect import Dialect, Sql
@@ -67,9 +68,11 @@ class Database(ABC):
 
     Attributes:
         name: where it is, for messages; never with a password.
+        file: the SQLite file; None on a server.
     """
 
     name: str
+    file: Path | None = None
     dialect: ClassVar[Dialect]
 
     @abstractmethod

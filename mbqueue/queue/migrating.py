@@ -145,7 +145,7 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
-    live = at_work(old, now=now)
+    live = at_work(source.database, old, now=now)
     if live is not None:
         raise UsageError(
             f"Session {live.id} on {live.host} works with {source.database.name}. End it first: mbqueue stop"

@@ -38,7 +38,7 @@ from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Row, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.jobs import Event, Job, Kind, SessionRow, State
-from mbqueue.queue.processes import is_known_dead
+from mbqueue.queue.processes import is_gone
 from mbqueue.task import target_of
 
 FORMAT = 1
@@ -221,7 +221,7 @@ class Reports(Part):
             groups[row["experiment_id"]] = [_with_work(group, row["fold"], progress) for group in of_experiment]
             if row["kind"] == Kind.PREPARE:
                 preparing[row["experiment_id"]] = progress or None
-        dead = {row["id"] for row in sessions if is_known_dead(SessionRow.from_row(row).identity)}
+        dead = {row["id"] for row in sessions if is_gone(SessionRow.from_row(row).identity, self.database.file)}
         for row in leased:
             if row["session_id"] in dead and row["experiment_id"] in groups:
                 groups[row["experiment_id"]] = [_given_back(group, row) for group in groups[row["experiment_id"]]]

@@ -70,6 +70,45 @@ def is_known_living(identity: ProcessIdentity) -> bool:
     return _started(identity.pid) == identity.pid_started
 
 
+def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
+    """Whether a living process of this machine has a file open; None without proof: it is another user's, or elsewhere.
+
+    A copy of the file is another file, and one that was renamed is the same.
+    """
+    if not is_known_living(identity):
+        return None
+    try:
+        wanted = file.stat()
+        descriptors = list(Path(f"/proc/{identity.pid}/fd").iterdir())
+    except OSError:
+        return None
+    for descriptor in descriptors:
+        try:
+            found = descriptor.stat()
+        except FileNotFoundError:
+            continue  # closed just now
+        except OSError:
+            return None
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return True
+    return False
+
+
+def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
+    """Whether a session's process certainly does not work with this queue: it is dead, or works with another file.
+
+    The rows of a copied queue name the sessions of the original, whose processes live.
+
+    Args:
+        queue_file: the SQLite file; None for a queue on a server, which has no copies.
+    """
+    if is_known_dead(identity):
+        return True
+    if queue_file is None or identity.pid == os.getpid():
+        return False
+    return has_open(identity, queue_file) is False
+
+
 def parent_of(pid: int) -> int | None:
     """The process that started this one, or took it over; None when it is gone, or hidden."""
     stat = _stat(pid)

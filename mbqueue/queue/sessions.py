@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 from mbqueue.clock import utc_text
 from mbqueue.errors import QueueError
 from mbqueue.queue.claiming import LOST_ERROR, MAX_LOST_IN_A_ROW
-from mbqueue.queue.database import Part, Statements, repeatable
+from mbqueue.queue.database import Database, Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.notes import note
-from mbqueue.queue.processes import ProcessIdentity, boot_id, is_known_dead, is_known_living, this_process
+from mbqueue.queue.processes import ProcessIdentity, boot_id, is_gone, is_known_living, this_process
 
 _START = """
     INSERT INTO sessions (id, host, boot_id, pid, pid_started, device,
@@ -116,9 +117,11 @@ class Sessions(Part):
 
     @repeatable
     def reap_dead(
-        self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] = is_known_dead
+        self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] | None = None
     ) -> tuple[SessionRow, ...]:
         """End at once the sessions of this machine whose process is proved dead, and give back what they held.
+
+        So too those whose process works with another file: this queue is a copy then.
 
         Sessions of other machines, boots and containers are left alone: their leases run out.
 
@@ -130,12 +133,18 @@ class Sessions(Part):
                 "SELECT * FROM sessions WHERE ended_at IS NULL AND boot_id = ? AND id <> ? ORDER BY id", (boot_id(), by)
             )
             live = [SessionRow.from_row(row) for row in rows]
-        dead = [row for row in live if is_dead(row.identity)]
+        dead = [row for row in live if (is_dead or self.is_gone)(row.identity)]
         if dead:
             with self.writing() as db:
                 for row in dead:
-                    _end(db, row.id, reason=f"process {row.pid} is gone", by=by, now=now, lost=True)
+                    is_elsewhere = is_dead is None and is_known_living(row.identity)
+                    why = "works with another queue, of which this one is a copy" if is_elsewhere else "is gone"
+                    _end(db, row.id, reason=f"process {row.pid} {why}", by=by, now=now, lost=not is_elsewhere)
         return tuple(dead)
+
+    def is_gone(self, identity: ProcessIdentity) -> bool:
+        """Whether a process certainly works with this queue no more, or never did (`mbqueue.queue.processes`)."""
+        return is_gone(identity, self.database.file)
 
     @repeatable
     def session(self, session: str) -> SessionRow:
@@ -171,19 +180,23 @@ class Sessions(Part):
             note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
 
 
-def at_work(db: Statements, *, now: float) -> SessionRow | None:
+def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | None:
     """The first session of a queue that may still write to it, or None, so that it can be taken away.
 
     Args:
         now: by the clock of the database.
     """
     rows = db.execute("SELECT * FROM sessions WHERE ended_at IS NULL ORDER BY id").fetchall()
-    return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now)), None)
+    return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now, database.file)), None)
 
 
-def may_be_at_work(row: SessionRow, now: float) -> bool:
-    """Whether a session may still write: one that was heard of, or whose process lives, however long it is silent."""
-    if row.ended_at is not None or is_known_dead(row.identity):
+def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool:
+    """Whether a session may still write: one that was heard of, or whose process lives, however long it is silent.
+
+    Args:
+        queue_file: as `mbqueue.queue.processes.is_gone` takes it.
+    """
+    if row.ended_at is not None or is_gone(row.identity, queue_file):
         return False  # whoever was killed a moment ago on this machine still looks alive, but works no more
     # This process is who asks: a session that it ran, and that could not say its end, is over.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())

@@ -96,7 +96,7 @@ class SqliteFile(Database):
     dialect = SQLITE
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = Path(path)
+        self.path = self.file = Path(path)
         self.name = str(path)
         self.read_only = read_only
         self._local = threading.local()

@@ -1,7 +1,9 @@
 """A session in the background: started detached, found again, told to stop. Without torch.
 
 What runs where is kept in ``state/background.json``; a process is trusted to be that session only while pid, start
-time and boot are the recorded ones, so a later process with the same pid is never signalled.
+time and boot are the recorded ones, so a later process with the same pid is never signalled. A copied project has the
+note and the rows of the original: the note says of which folder it is, and a session counts here only while its
+process has this project's queue open.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from mbqueue.errors import SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.opening import open_queue, queue_exists, require_queue
-from mbqueue.queue.processes import ProcessIdentity, identity_of, is_known_dead, parent_of, this_process
+from mbqueue.queue.processes import ProcessIdentity, identity_of, is_gone, is_known_dead, parent_of, this_process
 
 #: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
 START_SECONDS = 90.0
@@ -117,9 +119,14 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
 
 
 def current(project: ProjectFolder) -> BackgroundSession | None:
-    """The session that was last started in the background, running or not; None when there was none."""
+    """The session that was last started in the background, running or not; None when there was none.
+
+    What was noted in the folder that this one is a copy of is none of this project's.
+    """
     try:
         content = json.loads(project.background_file.read_text(encoding="utf-8"))
+        if content.get("folder", _folder_id(project)) != _folder_id(project):
+            return None
         return BackgroundSession(
             process=ProcessIdentity(**content["process"]),
             log=project.logs_dir / content["log"],
@@ -269,7 +276,8 @@ def _children(pid: int) -> list[str]:
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
     """(process, session id) of every session of this project that lives on this machine, this process left out."""
     here = this_process()
-    found = {row.identity: row.id for row in _unended(project)}
+    queue_file = None if project.queue_url else project.queue_db
+    found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
     background = current(project)
     sessions: dict[ProcessIdentity, str | None] = {**found}
     if background is not None:
@@ -278,6 +286,12 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
     for identity, session in sessions.items():
         if identity.boot_id == here.boot_id and identity.pid != here.pid and not is_known_dead(identity):
             yield identity, session
+
+
+def _folder_id(project: ProjectFolder) -> list[int]:
+    """What tells the live folder from a copy of it, and not from itself under another name."""
+    there = project.live_dir.stat()
+    return [there.st_dev, there.st_ino]
 
 
 def _unended(project: ProjectFolder) -> list[SessionRow]:
@@ -299,5 +313,5 @@ def _reason(project: ProjectFolder, session: str | None) -> str:
 
 
 def _write(project: ProjectFolder, session: BackgroundSession) -> None:
-    content = {**asdict(session), "log": session.log.name}
+    content = {**asdict(session), "log": session.log.name, "folder": _folder_id(project)}
     files.write_json(project.background_file, content)

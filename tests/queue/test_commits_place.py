@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
+from processes import holding_open
 
 from mbqueue.errors import QueueError
 from mbqueue.queue.commits_place import CommitsPlace
@@ -47,9 +48,8 @@ def test_the_place_does_not_change_while_a_session_works(world):
 
 def test_the_place_does_not_change_while_a_session_is_silent_but_its_process_lives(world):
     world.queue.bind_commits(FOLDER, instead_of=None, by="a", now=world.now)
-    session = world.queue.start_session(
-        device="cpu", now=world.now, alive_seconds=0.0, identity=identity_of(os.getppid())
-    )
-    with pytest.raises(QueueError, match=f"Session {session} .*mbqueue stop"):
-        world.queue.bind_commits(STORE, instead_of=FOLDER, by="b", now=world.now)
+    with holding_open(world.queue.database.file or Path(__file__)) as pid:
+        session = world.queue.start_session(device="cpu", now=world.now, alive_seconds=0.0, identity=identity_of(pid))
+        with pytest.raises(QueueError, match=f"Session {session} .*mbqueue stop"):
+            world.queue.bind_commits(STORE, instead_of=FOLDER, by="b", now=world.now)
     assert world.queue.commits_place() == FOLDER

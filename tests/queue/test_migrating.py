@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from shutil import rmtree
 import pytest
 from fake_training import LocalProject
 from postgres_server import PostgresServer as RunningServer
-from processes import run
+from processes import holding_open, run
 from small_project import ManualClock, make_project
 
 from mbqueue import Project, mounts
@@ -103,10 +102,10 @@ def test_a_queue_that_a_session_works_with_is_not_copied(used, url):
 
 
 def test_a_queue_whose_session_is_silent_but_lives_is_not_copied(used, url):
-    with Queue(used.queue_db) as queue:
-        session = queue.start_session(device="cpu", now=1.0, alive_seconds=0.0, identity=identity_of(os.getppid()))
-    with pytest.raises(UsageError, match=f"Session {session} .* works with .*mbqueue stop"):
-        Project(used.root).migrate_queue(url)
+    with holding_open(used.queue_db) as pid, Queue(used.queue_db) as queue:
+        session = queue.start_session(device="cpu", now=1.0, alive_seconds=0.0, identity=identity_of(pid))
+        with pytest.raises(UsageError, match=f"Session {session} .* works with .*mbqueue stop"):
+            Project(used.root).migrate_queue(url)
 
 
 def test_nothing_is_copied_into_a_queue_that_is_in_use(used, url, make_spec):

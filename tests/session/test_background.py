@@ -17,6 +17,7 @@ from mbqueue.api import Project
 from mbqueue.cli import main
 from mbqueue.errors import SessionError, UsageError
 from mbqueue.queue.jobs import State
+from mbqueue.queue.processes import has_open
 from mbqueue.queue.store import Queue
 from mbqueue.session import background
 
@@ -90,8 +91,10 @@ def test_a_session_that_is_over_at_once_was_at_work_whatever_the_clocks_say(
 def test_stopping_goes_on_past_sessions_that_just_died_or_are_another_users(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, "-c", "input()"]
+    command = [sys.executable, "-c", "import sys; queue = open(sys.argv[1]); input()", str(project.folder.queue_db)]
     died, anothers, ours = (subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(3))
+    identities = [background.identity_of(process.pid) for process in (died, anothers, ours)]
+    until(lambda: all(has_open(identity, project.folder.queue_db) for identity in identities))
     with Queue(project.folder.queue_db) as queue:
         for process in (died, anothers, ours):
             identity = background.identity_of(process.pid)

@@ -8,8 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
@@ -89,3 +89,16 @@ def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, objec
         for row in read_history(history_file(folder, fold))
     ]
     return model_file(folder, fold).read_bytes(), predictions_file(folder, fold).read_bytes(), rows
+
+
+@contextmanager
+def holding_open(file: Path) -> Iterator[int]:
+    """A process that has a file open, as a session has its queue; gives its pid."""
+    holder = [sys.executable, "-c", "import sys; file = open(sys.argv[1]); print(flush=True); input()", str(file)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()

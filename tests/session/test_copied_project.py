@@ -1,0 +1,91 @@
+"""A project that was copied with `cp -r` while a session works in the original: nothing of the copy touches that."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import until
+from small_project import RememberedReport, make_project
+
+from mbqueue.api import Project
+from mbqueue.belonging import Belonging
+from mbqueue.errors import UsageError
+from mbqueue.project import LIVE_VARIABLE, init_project
+from mbqueue.queue.store import Queue
+from mbqueue.session import background
+from mbqueue.session.background import BackgroundSession
+from mbqueue.session.worker import WorkOptions, work
+
+
+class Pair:
+    """The original, where a session works in the background, and a copy that was made meanwhile."""
+
+    def __init__(self, base: Path) -> None:
+        folder = make_project(base / "original", checkpoint_minutes=60.0, lease_seconds=3600.0)
+        self.original = Project(folder.root)
+        small = {"data.limit": 40, "train.batch_size": 8}
+        self.original.enqueue("full_finetune", folds=[0], epochs=1000, dataset="sample", settings=small)
+        self.session: BackgroundSession = self.original.work_in_background(device="cpu", session="none")
+        until(lambda: any(job.state == "leased" for job in self.jobs(self.original)))
+        shutil.copytree(folder.root, base / "copy")
+        self.copy = Project(base / "copy")
+
+    @staticmethod
+    def jobs(project: Project) -> tuple[object, ...]:
+        with Queue(project.folder.queue_db, read_only=True) as queue:
+            return queue.jobs()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pair = Pair(tmp_path)
+    yield pair
+    pair.original.stop()
+
+
+def test_the_copy_neither_stops_nor_waits_for_nor_believes_the_session_of_the_original(pair: Pair) -> None:
+    assert pair.copy.stop() == []
+    assert pair.session.is_running
+    assert background.current(pair.copy.folder) is None
+    assert not pair.copy.status().is_active
+    assert pair.original.status().is_active
+
+    report = RememberedReport()
+    assert work(pair.copy.folder, WorkOptions(device="cpu", max_jobs=1), report=report).jobs_done == 1, report.lines
+    with Queue(pair.copy.folder.queue_db, read_only=True) as queue:
+        reasons = [row.end_reason or "" for row in queue.sessions()]
+        assert any("works with another queue, of which this one is a copy" in reason for reason in reasons)
+    assert pair.session.is_running
+
+    pair.copy.recover(force=True)  # refused while a session works with that very queue
+    with pytest.raises(UsageError, match="works with"):
+        pair.original.recover(force=True)
+    (stopped,) = pair.original.stop()
+    assert stopped.session == pair.session.session
+
+
+def test_a_project_that_was_moved_while_its_session_works_still_stops_it(pair: Pair, tmp_path: Path) -> None:
+    pair.original.folder.root.rename(tmp_path / "moved")
+    pair.original = Project(tmp_path / "moved")
+    (stopped,) = pair.original.stop()
+    assert stopped.session == pair.session.session
+
+
+def test_a_copy_on_a_drive_does_not_take_the_live_folder_of_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
+    root = init_project(tmp_path / "drive")[0].root
+    Project(root).enqueue("head_finetune", dataset="sample")
+    shutil.copytree(root, tmp_path / "copy")
+    with pytest.raises(UsageError, match=r"is that of .*drive, of which .*copy is a copy.*--live-dir"):
+        Project(tmp_path / "copy").status()
+    belonging = Belonging.of(tmp_path / "live")
+    assert belonging is not None
+    assert belonging.root == str(root)
+    root.rename(tmp_path / "moved")  # a drive that is mounted elsewhere keeps its live folder
+    assert Project(tmp_path / "moved").status()
