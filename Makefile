@@ -1,5 +1,6 @@
 # make demo   a real five-fold finetune, killed and carried on, in a throw-away project
 # make test   the whole test suite
+# make test-oldest  the tests that meet other packages, with the oldest versions that pyproject.toml admits
 # make check  style, types and tests, as CI does
 # make site   the documents as a site, in site/
 #
@@ -10,13 +11,26 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check lint site clean
+OLDEST := .venv-oldest
+
+.PHONY: demo test test-oldest check lint site clean
 
 demo: $(READY)
 	$(BIN)/mbqueue demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# Warnings of old packages are theirs.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -o filterwarnings=default \
+	  tests/data tests/train tests/results tests/cli tests/web
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt --no-deps matbench
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -39,4 +53,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)

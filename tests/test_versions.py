@@ -1,0 +1,41 @@
+"""The oldest versions that the package admits are the ones that are tried."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import zip_longest
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+#: Extras that users install; the others are for work on mbqueue itself, or (gpu) come with torch.
+EXTRAS = ("postgresql", "objects", "slurm", "search", "board")
+
+
+def lower_bounds() -> dict[str, str]:
+    """Package → the oldest version that pyproject.toml admits."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(one for extra in EXTRAS for one in project["optional-dependencies"][extra])]
+    found = [re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement) for requirement in named]
+    assert all(found), named
+    return {match[1]: match[2] for match in found if match}
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Package → version of a constraints file."""
+    lines = (ROOT / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def is_same(one: str, other: str) -> bool:
+    return all(int(a) == int(b) for a, b in zip_longest(one.split("."), other.split("."), fillvalue="0"))
+
+
+def test_each_lower_bound_is_the_version_that_the_oldest_environment_has() -> None:
+    oldest = pinned("constraints-oldest.txt")
+    bounds = lower_bounds()
+    del bounds["torch"]  # as installed: the machines of the tests have one build of it
+    wrong = {
+        name: (bound, oldest.get(name)) for name, bound in bounds.items() if not is_same(bound, oldest.get(name, "0"))
+    }
+    assert wrong == {}
