@@ -50,7 +50,7 @@ class Data(OpenedProject):
                 self.folder,
                 data,
                 seed=seed,
-                dataset_hash=self._prepared_hash(data, seed),
+                dataset_hash=self._prepared_hash(data, target_column, seed),
                 progress=progress or _silent,
                 target=replace(FORMATION_ENERGY.target, column=target_column),
                 note=tell,
@@ -115,7 +115,7 @@ class Data(OpenedProject):
             unprepared = {experiment.dataset for experiment in unfinished if experiment.dataset_hash is None}
         return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared, note=tell))
 
-    def _prepared_hash(self, data: DataSpec, seed: int) -> str | None:
+    def _prepared_hash(self, data: DataSpec, target_column: str, seed: int) -> str | None:
         """Hash of the crystals that an experiment in the queue was prepared with, where their source is not at hand.
 
         A file that is there is read: it may have changed, for another experiment.
@@ -131,7 +131,8 @@ class Data(OpenedProject):
             with open_queue(self.folder, read_only=True) as queue:
                 for experiment in reversed(queue.experiments()):
                     spec = parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
-                    if experiment.dataset_hash and spec.data == data and (not data.limit or spec.seed == seed):
+                    is_same = spec.data == data and target_column in ("", spec.target.column)
+                    if experiment.dataset_hash and is_same and (not data.limit or spec.seed == seed):
                         tell(f"{data.dataset} is not on this machine; its crystals are those of {experiment.name}.")
                         return experiment.dataset_hash
         except MbqueueError as error:

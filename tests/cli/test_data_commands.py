@@ -157,6 +157,35 @@ def test_predict_says_that_an_error_on_crystals_that_were_trained_on_is_no_score
     assert "results.json" in said.out
 
 
+def test_columns_can_be_named_and_are_said(mbqueue: Command, project: ProjectFolder) -> None:
+    rows = [json.loads(line) for line in gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines()[:6]]
+    named = [{"id": 0, "name": row["id"], "structure": row["structure"], "e_form": 9, "E f": -1.5} for row in rows]
+    (project.root / "mine.json").write_text(json.dumps(named))
+    said = mbqueue("prepare", "mine.json", "--id-column", "name", "--target-column", "E f")
+    assert (said.code, said.out.startswith("6 crystals")) == (0, True)
+    assert "target: E f, 6 values from −1.5 to −1.5 (not e_form; --target-column chooses); id: name" in said.err
+    wrong = mbqueue("prepare", "mine.json", "--id-column", "name", "--target-column", "E_f")
+    assert (wrong.code, "No row of" in wrong.err, "has E_f" in wrong.err) == (FAILURE, True, True)
+
+
+def test_predict_takes_missing_targets_and_drops_what_cannot_be_used(
+    mbqueue: Command, project: ProjectFolder, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines()[:3]]
+    for row, missing in zip(rows, (None, "N/A", float("nan")), strict=True):
+        row["e_form"] = missing
+    path = tmp_path / "new.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, {"id": "empty", "structure": {}}])))
+    model = tmp_path / "model_fold_0.pth"
+    write_bytes(model, model_bytes(load_pretrained("0.3.0")))
+    call = ("predict", str(path), str(model), "--output", str(tmp_path / "table.csv"), "--device", "cpu")
+    refused = mbqueue(*call)
+    assert (refused.code, "--drop-invalid of prepare and predict" in refused.err) == (FAILURE, True)
+    said = mbqueue(*call, "--drop-invalid")
+    assert (said.code, said.out.startswith("3 crystals by 1 models")) == (0, True)
+    assert "dropped empty: it is not a pymatgen structure" in said.err
+
+
 def test_predict_refuses_a_file_that_is_no_model(mbqueue: Command, tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"not a model")
     said = mbqueue("predict", "sample", str(tmp_path / "model.pth"))
