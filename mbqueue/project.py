@@ -204,6 +204,10 @@ class ProjectFolder:
         """Which process is the session in the background."""
         return self.live_dir / "background.json"
 
+    def predictions_dir(self, *names: str) -> Path:
+        """Parts of a prediction that was cut off; gone once it is done."""
+        return self.live_dir.joinpath("predictions", *names)
+
     @property
     def device_limits(self) -> Path:
         """How many crystals at once each device was found to bear, when nothing else was on it."""

@@ -16,6 +16,7 @@ from mbqueue.drive.crystals import Shelf, fetch_crystals, publish_crystals, shel
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
+from mbqueue.session.sources import remember, remembered, source_key
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.task import FORMATION_ENERGY, Target
 
@@ -84,6 +85,10 @@ def load_data(
         if found is None:
             found = _from_shelf(project, shelf, dataset_hash, note)
             is_kept = found is not None
+    key = None
+    if found is None:
+        key = source_key(wanted, project_root=project.root, seed=seed, target=target, targets_required=targets_required)
+        found = _read_before(project, key, dataset_hash, note)
     if found is None:
         dataset = datasets.load(
             wanted.dataset,
@@ -112,6 +117,8 @@ def load_data(
     with building(folder):
         if is_new or not file.exists():  # it may have been pruned since it was opened
             crystals.save(file, meta)
+        if is_new and key is not None:
+            remember(project.cache_dir, key, crystals.hash, meta)
         if shelf is not None and not is_kept:
             if keep is not None:
                 keep(shelf, file, crystals.hash)
@@ -135,6 +142,17 @@ def load_data(
 
 def _cached(project: ProjectFolder, dataset_hash: str) -> Path:
     return project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
+
+
+def _read_before(
+    project: ProjectFolder, key: str | None, dataset_hash: str | None, note: Callable[[str], None]
+) -> tuple[Crystals, dict[str, Any]] | None:
+    """What reading the source would give, by what it gave before; None when it has to be read."""
+    known = None if key is None or dataset_hash is not None else remembered(project.cache_dir, key)
+    if known is None:
+        return None
+    kept = _from_cache(project, known[0], note)
+    return None if kept is None else (kept[0], known[1])
 
 
 def _from_cache(

@@ -38,7 +38,10 @@ def run(place: Workplace, lease: Lease) -> str:
     fold = place.fold_run(lease, experiment, spec)
     place.require_epochs(lease, experiment, fold, _trained_epochs(place, experiment.name, job.fold))
     model = fold.best_model()
-    predicted = fold.predict_test(model, should_stop=place.should_stop, on_progress=place.progress_of(job, "crystals"))
+    keep_in = place.project.predictions_dir(experiment.name, f"fold_{job.fold}")
+    predicted = fold.predict_test(
+        model, should_stop=place.should_stop, on_progress=place.progress_of(job, "crystals"), keep_in=keep_in
+    )
     if predicted is None:
         raise place.stopped()
 
@@ -79,6 +82,7 @@ def run(place: Workplace, lease: Lease) -> str:
         place.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(keep_in, ignore_errors=True)
     target = target_of(experiment.spec)
     scores = score(table.y_true, table.y_pred, target)
     measure = next(one for one in measures_of(target) if scores[one.key] is not None)

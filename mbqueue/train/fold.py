@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mbqueue.data.folds import epoch_batches
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.errors import CheckpointError, NonFiniteLoss
 from mbqueue.experiment import Spec
+from mbqueue.files import sha256_of_json
 from mbqueue.storage.manifest import Manifest
 from mbqueue.train.arithmetic import calculating
 from mbqueue.train.arrivals import arriving
@@ -29,6 +31,7 @@ from mbqueue.train.family import family_of
 from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.gpu_path import CHECKED_CRYSTALS, check_once
+from mbqueue.train.kept import Kept
 from mbqueue.train.learner import Learner
 from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
@@ -349,6 +352,7 @@ class FoldRun:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+        keep_in: Path | None = None,
     ) -> NDArray[np.float64] | None:
         """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
 
@@ -359,6 +363,7 @@ class FoldRun:
             model: usually `best_model`, in the unit of the target; it is moved to the device.
             should_stop: asked before every batch.
             on_progress: told crystals done and in all, each as often as there are strains.
+            keep_in: folder that keeps what is computed, so that a prediction which is cut off goes on where it was.
 
         Raises:
             DeviceTooSmall, DeviceBusy: naming the crystal.
@@ -370,6 +375,7 @@ class FoldRun:
         distortions = opposite_strains(self.spec.train.test_strains)
         total = np.zeros(len(self.rows.test))
         done, whole = 0, len(self.rows.test) * len(distortions)
+        key = self._key_of(model) if keep_in is not None else ""
 
         def count(n: int) -> None:
             nonlocal done
@@ -378,14 +384,17 @@ class FoldRun:
 
         count(0)
         with calculating(self.device, "float32"):
-            for distortion in distortions:
+            for number, distortion in enumerate(distortions):
                 if should_stop():
                     return None
                 if distortion is None and not self.spec.train.epochs:
                     outputs = self._start.outputs[self.rows.test] * self._start.objective.scale
                     found: NDArray[np.float64] | None = self._finite(outputs, self.rows.test)
                 else:
-                    found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion, count)
+                    kept = None
+                    if keep_in is not None:
+                        kept = Kept(keep_in / f"{number}.bin", f"{key} {distortion}", clock=self._clock)
+                    found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion, count, kept)
                 if found is None:
                     return None
                 total += in_unit.prediction(torch.from_numpy(found)).numpy()
@@ -398,11 +407,23 @@ class FoldRun:
         should_stop: Callable[[], bool],
         distortion: Distortion | None = None,
         on_done: Callable[[int], None] = lambda _more: None,
+        kept: Kept | None = None,
     ) -> NDArray[np.float64] | None:
         model.eval()
+        there = kept.outputs if kept is not None else np.empty(0, np.float32)
+
+        def done(part: list[Tensor]) -> None:
+            if kept is not None:
+                kept.add(part[0].numpy())
+            on_done(len(part[0]))
+
+        if len(there):
+            on_done(len(there))
+        if len(there) == len(rows):
+            return self._finite(there.astype(np.float64), rows)
         found = infer(
             self._feed,
-            rows,
+            rows[len(there) :],
             lambda batch: [self._feed.predict(model, batch)],
             batch_size=self.spec.train.batch_size,
             max_bonds=self.spec.train.max_bonds,
@@ -411,11 +432,25 @@ class FoldRun:
             ids=self._crystals.ids,
             distortion=distortion,
             should_stop=should_stop,
-            on_part=lambda part: on_done(len(part[0])),
+            on_part=done,
         )
+        if kept is not None:
+            kept.write()
         if found is None:
             return None
-        return self._finite(found[0].astype(np.float64), rows)
+        return self._finite(np.concatenate([there, found[0]]).astype(np.float64), rows)
+
+    def _key_of(self, model: nn.Module) -> str:
+        """Of what the model's outputs for the test rows depend on, but for the strains."""
+        return sha256_of_json(
+            {
+                "model": hashlib.sha256(self.family.model_bytes(model, self.spec.predicts)).hexdigest(),
+                "dataset": self._crystals.hash,
+                "fold": self.fold,
+                "batches": [self.spec.train.batch_size, self.spec.train.max_bonds],
+                "conditions": self._conditions.fingerprint(),
+            }
+        )
 
     def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
         """The output for ``rows``, if it is finite."""

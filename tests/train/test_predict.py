@@ -103,6 +103,44 @@ def test_a_prediction_tells_batch_by_batch_how_far_it_is(bench: Any, helpers: An
     assert told == [(0, 7), (4, 7), (7, 7)]
 
 
+def test_a_prediction_that_is_cut_off_goes_on_where_it_was_and_ends_with_the_same_bytes(
+    bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bench.run(tmp_path / "commits", batch_size=2, test_strains=1)
+    helpers.train_epoch(run, 1)
+    model, kept = run.best_model(), tmp_path / "kept"
+    whole = run.predict_test(model)
+    told: list[tuple[int, int]] = []
+    for asked in (5, 4, 1000):
+        left = iter(range(1000))
+        told.clear()
+        found = run.predict_test(
+            model,
+            should_stop=lambda left=left, asked=asked: next(left) >= asked,
+            on_progress=lambda done, total: told.append((done, total)),
+            keep_in=kept,
+        )
+    assert found is not None
+    assert np.array_equal(found, whole)
+    assert told[1][0] > 0, "it began with what was there"
+    monkeypatch.setattr(chgnet, "predict", lambda *_: pytest.fail("computed again"))
+    assert np.array_equal(run.predict_test(model, keep_in=kept), whole)
+
+
+def test_what_is_kept_of_a_prediction_is_of_one_model_and_undamaged(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "commits", batch_size=4)
+    helpers.train_epoch(run, 1)
+    model, kept = run.best_model(), tmp_path / "kept"
+    first = run.predict_test(model, keep_in=kept)
+    [file] = kept.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-64] + bytes(64))
+    assert np.array_equal(run.predict_test(model, keep_in=kept), first), "damaged: computed again"
+    with torch.no_grad():
+        model.composition_model.fc.weight.add_(1.0)
+    assert np.abs(run.predict_test(model, keep_in=kept) - first).min() > 0.9, "another model's: computed again"
+
+
 def test_the_best_model_needs_a_finished_epoch(bench: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No epoch of fold 0 is finished"):
         bench.run(tmp_path).best_model()

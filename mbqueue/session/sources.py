@@ -1,0 +1,87 @@
+"""What a source gave when this machine read it last, so that it is read again only when something about it is new.
+
+A file is known by its size and digest, a folder by those of all its files: neither a copy's new time nor an old time on
+new content misleads. The code that reads counts too, so another version of mbqueue or pymatgen reads again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mbqueue.data import datasets
+from mbqueue.errors import DataError
+from mbqueue.experiment import SAMPLE_DATASET, DataSpec
+from mbqueue.files import sha256_of_file, sha256_of_json, write_json
+from mbqueue.task import TASKS, Target
+
+_FOLDER = "sources"
+
+
+def source_key(
+    wanted: DataSpec, *, project_root: Path, seed: int, target: Target, targets_required: bool
+) -> str | None:
+    """Of everything that decides which crystals reading gives; None when the source is not on this machine."""
+    try:
+        content = _content(wanted.dataset, project_root)
+    except (OSError, DataError):
+        return None  # reading tells what is wrong with it
+    if content is None:
+        return None
+    return sha256_of_json(
+        {
+            "content": content,
+            "wanted": wanted.model_dump(mode="json"),
+            "seed": seed if wanted.limit else None,
+            "target": repr(target),
+            "targets_required": targets_required,
+            "reader": reader_version(),
+        }
+    )
+
+
+def remember(cache_dir: Path, key: str, dataset_hash: str, meta: dict[str, Any]) -> None:
+    """Keep which crystals a source gave, and what is told of them."""
+    folder = cache_dir / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{key}.json", {"dataset_hash": dataset_hash, "meta": meta})
+
+
+def remembered(cache_dir: Path, key: str) -> tuple[str, dict[str, Any]] | None:
+    """The hash of the crystals that a source gave, and what is told of them; None when it was not read here."""
+    try:
+        kept = json.loads((cache_dir / _FOLDER / f"{key}.json").read_bytes())
+        return str(kept["dataset_hash"]), dict(kept["meta"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@cache
+def reader_version() -> str:
+    """Digest of the code that reads sources."""
+    digest = hashlib.sha256(version("pymatgen").encode())
+    for path in sorted(Path(datasets.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _content(dataset: str, project_root: Path) -> Any:
+    """Size and digest of a file, or those of each file of a folder by its name; None when there is none."""
+    if dataset in TASKS:
+        from mbqueue.data.official import official_file  # noqa: PLC0415  only for a dataset of matbench
+
+        path = official_file(TASKS[dataset].dataset).path
+    else:
+        path = datasets.SAMPLE_FILE if dataset == SAMPLE_DATASET else project_root / Path(dataset).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return [[str(file.relative_to(path)), *_of_file(file)] for file in files]
+    return _of_file(path) if path.is_file() else None
+
+
+def _of_file(path: Path) -> list[Any]:
+    return [path.stat().st_size, sha256_of_file(path)]
