@@ -242,7 +242,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
 
     bonds, angles, update = of_bonds(), of_angles(True), of_angles(False)
     rows = [
-        Work("bases", 3, 4 * (s.undirected * (64 + 4 * 128) + s.short * 128 + s.angles * 64), 0.0),
+        Work("bases", 4, 4 * (s.undirected * (64 + 4 * 128) + s.short * 128 + s.angles * 64), 0.0),
         Work("bond messages", 4, 4 * (bonds[0] + 4 * 64 * s.atoms), 4 * bonds[1]),
         Work("angle messages", 3, 3 * (angles[0] + 4 * 64 * s.short), 3 * angles[1]),
         Work("angle updates", 2, 2 * (update[0] + 4 * 64 * s.angles), 2 * update[1]),
@@ -253,38 +253,39 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     rows[0] = replace(rows[0], flops=basis_flops + 31 * 20.0 * (s.undirected + s.short + s.angles))
     if not training:
         return rows
-    # Backward: the inputs again, the gradient of the sum, and one gradient per bond or angle, written once and summed
-    # by neighbour and by undirected bond (or by second bond and by centre) from there.
-    per_bond = 4.0 * (128 + 64) * s.directed
+    # Backward: the inputs twice, for the gradients of inputs and of weights, and one gradient per bond or angle, which
+    # is written once and read again for each sum: by centre and neighbour; or by both bonds, by centre, and for the
+    # gradient of the first layer.
+    per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (2 * 64 * s.atoms + 256 * s.atoms + (128 + 64) * s.undirected)
     per_angle, own_angles = 4.0 * 128 * s.angles, 4.0 * (128 * s.atoms + 256 * s.short + 2 * 64 * s.angles)
     weights = 4.0 * 64 * s.angles
     more = 128 * ELEMENTWISE_BACKWARD
     products = product(1, 64, 64)
     rows += [
-        Work("bases, backward", 8, rows[0].bytes, 2 * rows[0].flops),
+        Work("bases, backward", 4, rows[0].bytes, 2 * rows[0].flops),
         Work(
             "bond messages, backward",
             4 * 3,
-            4 * (bonds[0] + 3 * per_bond + own_bonds),
-            4 * s.directed * (6 * products + more),
+            4 * (2 * bonds[0] + 3 * per_bond + own_bonds),
+            4 * s.directed * (8 * products + 2 * more),
         ),
         Work(
             "angle messages, backward",
-            3 * 4,
-            3 * (angles[0] + 3 * per_angle + 2 * weights + own_angles),
-            3 * s.angles * (3 * product(1, 64, 128) + 6 * products + more),
+            3 * 5,
+            3 * (2 * angles[0] + 5 * per_angle + 3 * weights + own_angles),
+            3 * s.angles * (4 * product(1, 64, 128) + 10 * products + 2 * more),
         ),
         Work(
             "angle updates, backward",
             2 * 4,
-            2 * (update[0] + 3 * per_angle + own_angles),
+            2 * (2 * update[0] + 5 * per_angle + own_angles),
             2 * s.angles * (3 * product(1, 64, 128) + more),
         ),
         _products(s, backward=True),
         Work("read-out, backward", 6, 4.0 * s.atoms * 64 * 8, s.atoms * 9 * product(1, 64, 64)),
         # AdamW reads four numbers of each weight and writes three; clipping reads one and writes one.
-        Work("loss, clipping, optimizer", 40, 4.0 * 9 * WEIGHTS, 20.0 * WEIGHTS),
+        Work("loss, clipping, optimizer", 43, 4.0 * 9 * WEIGHTS, 20.0 * WEIGHTS),
     ]
     return rows
 
@@ -301,7 +302,7 @@ def _products(s: Sizes, *, backward: bool) -> Work:
     flops = sum(product(rows, 64, outer) for rows, outer in widths)
     if not backward:
         return Work("products of atoms and short bonds", len(widths), moved, flops)
-    return Work("products of atoms and short bonds, backward", 3 * len(widths), 2 * moved, 2 * flops)
+    return Work("products of atoms and short bonds, backward", 2 * len(widths), 2 * moved, 2 * flops)
 
 
 # -- predicted -------------------------------------------------------------------------------------------------------
