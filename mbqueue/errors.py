@@ -16,6 +16,7 @@
     │   ├── RewoundBefore        the same damage is found again in what was made again because of it
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
     │   ├── SchemaTooNew         the database was written by a newer mbqueue
+    │   ├── QueueLost            its file, or what was in it, is gone; there is work of it to rebuild it from
     │   ├── QueueDamaged         its file is not a whole queue
     │   ├── QueueDiskFull        the disk that its file is on is full; nothing was changed
     │   ├── QueueReplaced        another file took the place of the one that is open; nothing was written
@@ -27,6 +28,7 @@
     ├── DeviceBusy               one crystal alone does not fit what others leave of the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
     ├── DeviceLost               the GPU stopped working; what is committed is safe
+    ├── LimitReached             a limit of the surroundings (memory, size of a file); what is committed is safe
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
     ├── StoreError               the object store is not there, refuses, or cannot do what commits need
     │   └── StoreAway            it does not answer just now; what is committed is safe
@@ -156,6 +158,10 @@ class SchemaTooNew(QueueError):
     """The database was written by a newer mbqueue than this one."""
 
 
+class QueueLost(QueueError):
+    """The queue, or what was in it, is gone, though work of it is there."""
+
+
 class QueueDamaged(QueueError):
     """The queue's file is not a whole queue: what is in it is not what was written."""
 
@@ -210,6 +216,10 @@ class DeviceLost(MbqueueError):
             "Start a new session: mbqueue work (in a notebook, restart its kernel first). If that ends the same way, "
             "take another GPU, or --device cpu."
         )
+
+
+class LimitReached(MbqueueError):
+    """A limit of the surroundings, not of the work, was reached: memory, or the size of a file."""
 
 
 class DiskFull(MbqueueError):

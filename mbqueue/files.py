@@ -131,7 +131,7 @@ def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
         content = stream.read(at_most + 1)
     if len(content) > at_most:
         raise ValueError(f"it has more than {at_most} bytes")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")  # Windows' editors begin a file with a byte-order mark
 
 
 def sha256_of_file(path: Path) -> str:

@@ -288,10 +288,26 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
         given = Path(from_environment)
     if given is not None:
-        root = given.expanduser().absolute()
+        root = given.expanduser()
+        root = root if root.is_absolute() else _working_folder() / root
         return _looked_for([root], lambda: _project_at(root, given), while_away)
-    start = (start or Path.cwd()).absolute()
+    start = (start or _working_folder()).absolute()
     return _looked_for([start, *start.parents], lambda: _project_above(start), while_away)
+
+
+def _working_folder() -> Path:
+    """The working folder.
+
+    Raises:
+        ProjectNotFound: when it is gone, as after a drive was mounted anew.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise ProjectNotFound(
+            "The folder that this shell works in is gone: it was removed, or its drive was mounted anew. Go to one "
+            f"that is there, for example with: cd {os.environ.get('PWD') or '~'}"
+        ) from None
 
 
 def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:

@@ -61,7 +61,7 @@ class Data(OpenedProject):
     def predict(
         self,
         dataset: DataSpec | str | Path,
-        models: Sequence[Path],
+        models: Sequence[str | Path],
         *,
         target_column: str = "",
         strains: int = 0,

@@ -60,7 +60,7 @@ class OpenedProject:
 
     @contextmanager
     def _writing_queue(self, experiment: str) -> Iterator[Queue]:
-        # A queue that does not exist is not made by a command that only steers it.
+        # A queue that was never begun is not made by a command that only steers it.
         open_queue(self.folder, read_only=True).close()
         with open_queue(self.folder) as queue:
             yield queue

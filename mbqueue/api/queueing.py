@@ -12,7 +12,7 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import ExperimentExists, StoreError, UsageError
 from mbqueue.queue.jobs import Event, State
-from mbqueue.queue.opening import open_queue, require_content, require_no_cut_off_restore
+from mbqueue.queue.opening import open_queue
 from mbqueue.search.summary import summaries
 from mbqueue.search.trials import experiments_of
 
@@ -102,7 +102,6 @@ class Queueing(OpenedProject):
         from mbqueue.search.steps import trial_spec  # noqa: PLC0415
 
         search = load_search(path, name=name, base=lambda base: load_spec(self.folder.experiment_file(base)))
-        require_no_cut_off_restore(self.folder)
         with open_queue(self.folder) as queue:
             there = [trial for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == search.name]
             if there and there[0].spec["trial"]["search"] == search.to_json():
@@ -124,7 +123,6 @@ class Queueing(OpenedProject):
         now = self._clock.now()
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)
-        require_no_cut_off_restore(self.folder)
         with open_queue(self.folder) as queue:
             if spec.trial is None and experiments_of(queue, spec.name) != [spec.name]:
                 raise ExperimentExists(
@@ -205,7 +203,6 @@ class Queueing(OpenedProject):
             UsageError: when there is no such experiment; lists those there are.
         """
         with self._reading_queue(experiment) as queue:
-            require_content(self.folder, queue)
             trials = [] if experiment is None else experiments_of(queue, experiment)
             opened = experiment if trials != [experiment] else None
             overview = queue.overview(

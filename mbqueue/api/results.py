@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import ResultsError, UsageError
-from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.outputs import require_writable
+from mbqueue.queue.opening import is_queue_there, open_queue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,42 +117,55 @@ class Results(OpenedProject):
             raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds that have one: {there}.")
         return load_model(model_file(recorded.folder, fold))
 
-    def report(self, experiment: str, *, output: Path | None = None, png: Path | None = None) -> list[Path]:
+    def report(
+        self,
+        experiment: str,
+        *,
+        output: str | Path | None = None,
+        png: str | Path | None = None,
+        force: bool = False,
+    ) -> list[Path]:
         """Write the report as one self-contained HTML page, of an experiment that is done or as far as it is.
 
         Args:
             output: the page, or a folder for report.html; by default the results folder.
             png: a folder; each figure is then also drawn into it as a picture.
+            force: also over files that are there and that are no reports.
 
         Returns:
             The files written, the page first.
 
         Raises:
             ResultsError: when there are no results yet, or a file is damaged.
-            UsageError: when the folder of `output` does not exist.
+            UsageError: when the folder of `output` does not exist, or a file is there that may not be written over.
         """
+        from mbqueue.results.report.markup import MARK  # noqa: PLC0415
         from mbqueue.results.report.page import REPORT_FILE, write_report  # noqa: PLC0415
 
-        output = output and _page(output, REPORT_FILE)
+        page = None if output is None else _page(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
+        if page is not None:
+            require_writable(page, force=force, reads=_files_of(recorded), ours=MARK)
+        if png is not None:
+            from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
+
+            require_pictures(recorded, Path(png), force=force)
         spans = self.timeline(recorded.name)
-        if output is None:
+        if page is None:
             # Of a project on a drive, people look for it there, not where sessions make the results.
             folder, live = recorded.folder, self.folder.live_dir
             is_live = self.folder.is_split and folder.is_relative_to(live)
-            output = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
-        written = [write_report(recorded, output, timeline=spans)]
+            page = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
+        written = [write_report(recorded, page, timeline=spans)]
         if png is not None:
-            from mbqueue.results.report.pictures import write_pictures  # noqa: PLC0415
-
-            written += write_pictures(recorded, png, timeline=spans)
+            written += write_pictures(recorded, Path(png), timeline=spans)
         return written
 
     def timeline(self, experiment: str) -> list[Span]:
         """What each session that worked on an experiment did when; empty when the queue is gone."""
         from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
 
-        if not queue_exists(self.folder):
+        if not is_queue_there(self.folder):
             return []
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
@@ -189,38 +203,45 @@ class Results(OpenedProject):
         with self._reading_queue(experiment) as queue:
             return self._newest_results(queue.experiment(experiment).results_dir)
 
-    def compare(self, experiments: Sequence[str], *, html: Path | None = None) -> Comparison:
+    def compare(self, experiments: Sequence[str], *, html: str | Path | None = None, force: bool = False) -> Comparison:
         """Recorded experiments side by side, with the differences on the crystals that they share.
 
         Args:
             experiments: two or more; the first is the reference.
             html: a page to write.
+            force: also over a file that is there and is no such page.
 
         Raises:
-            UsageError: for fewer than two, for the same one twice, or when `html` is a folder or is in none.
+            UsageError: for fewer than two, for the same one twice, or when `html` is a folder, is in none, or is a
+                file that may not be written over.
             ResultsError: when one is not recorded, or they share no crystals.
         """
         from mbqueue.results.compare import compare  # noqa: PLC0415
         from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
+        from mbqueue.results.report.markup import MARK  # noqa: PLC0415
 
-        if html is not None and _page(html, "comparison.html") != html:
-            raise UsageError(f"{html} is a folder. Name the page to write, like {html / 'comparison.html'}.")
+        if html is not None:
+            require_writable(Path(html), force=force, ours=MARK)
         for name in experiments:
             self._folder_in_queue(name)  # fetches what other machines recorded
         folders = [newest_folder(self._results_dirs, name) for name in experiments]
         if twice := [name for i, name in enumerate(experiments) if folders[i] in folders[:i]]:
             raise UsageError(f"{twice[0]} is there twice, and does not differ from itself. Give different experiments.")
-        comparison = compare([self._told(read_recorded(folder)) for folder in folders])
+        found = [self._told(read_recorded(folder)) for folder in folders]
+        if html is not None:
+            reads = [path for recorded in found for path in _files_of(recorded)]
+            require_writable(Path(html), force=force, reads=reads, ours=MARK)
+        comparison = compare(found)
         if html is not None:
             from mbqueue.results.report.comparison import write_comparison  # noqa: PLC0415
 
-            write_comparison(comparison, html)
+            write_comparison(comparison, Path(html))
         return comparison
 
     def export(
         self,
         experiments: str | Sequence[str],
-        output: Path = Path(),
+        output: str | Path = ".",
         *,
         authors: str,
         algorithm: str = "",
@@ -236,7 +257,7 @@ class Results(OpenedProject):
 
         names = [experiments] if isinstance(experiments, str) else experiments
         recorded = [self.results(name) for name in names]
-        return export_submission(recorded, output, authors=authors, algorithm=algorithm, notes=notes)
+        return export_submission(recorded, Path(output), authors=authors, algorithm=algorithm, notes=notes)
 
     @property
     def _results_dirs(self) -> list[Path]:
@@ -255,13 +276,20 @@ class Results(OpenedProject):
 
     def _folder_in_queue(self, experiment: str) -> Path | None:
         """The results folder of an experiment of the queue; None when the queue does not know it."""
-        if not queue_exists(self.folder):
+        if not is_queue_there(self.folder):
             return None
         with open_queue(self.folder, read_only=True) as queue:
             found = {entry.name: entry.results_dir for entry in queue.experiments()}
             if experiment in found:
                 self._bring_results(queue, experiment)
         return self._newest_results(found[experiment]) if experiment in found else None
+
+
+def _files_of(recorded: Recorded) -> list[Path]:
+    """What a report of it reads."""
+    from mbqueue.results.report.page import REPORT_FILE  # noqa: PLC0415
+
+    return [path for path in recorded.folder.iterdir() if path.name != REPORT_FILE]
 
 
 def _page(given: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 from mbqueue.cli.app import app
-from mbqueue.cli.console import say
+from mbqueue.cli.console import say, tolerate_narrow_streams
 from mbqueue.errors import MbqueueError, UsageError, causes, remedy
 
 FAILURE, USAGE = 1, 2
@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code (always by SystemExit)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    tolerate_narrow_streams()
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="mbqueue")
     except (MbqueueError, OSError) as error:

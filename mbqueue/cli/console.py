@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -29,6 +30,13 @@ def print_json(content: Any) -> None:
 def say(text: str, *, style: str | None = None) -> None:
     """One line of talk, exactly as it is given."""
     Console(stderr=True, soft_wrap=True).print(text, style=style, markup=False, highlight=False)
+
+
+def tolerate_narrow_streams() -> None:
+    """Let a terminal or a pipe that cannot show a character (→ in an ASCII locale) get a ? instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def predict(
     ] = False,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
     ] = None,
@@ -40,7 +41,9 @@ def predict(
 
     from mbqueue.cli.datasets import progress_bars
     from mbqueue.experiment import DataSpec
+    from mbqueue.session.ensemble import read_files, require_table
 
+    require_table(output, read_files(project.folder, dataset, models), force=force)
     with progress_bars() as progress:
         table = project.predict(
             DataSpec(dataset=dataset, drop_invalid=drop_invalid, id_column=id_column),
@@ -52,7 +55,7 @@ def predict(
         )
     for crystal_id, reason in table.dropped:
         say(f"dropped {crystal_id}: {reason}")
-    table.write(output)
+    table.write(output, force=force)
     print_line(f"{table.target.axis} of {len(table.crystals)} crystals by {len(models)} models: {output}")
     if table.mae is not None:
         print_line(f"MAE against the dataset's own targets: {table.target.with_unit(f'{table.mae:.4f}')}")

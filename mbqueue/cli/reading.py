@@ -12,6 +12,8 @@ from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import ExperimentArgument, JsonOption, open_project
 from mbqueue.errors import UsageError
 
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over files that are there.")]
+
 
 def report(
     context: typer.Context,
@@ -22,6 +24,7 @@ def report(
     png: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw each figure as PNG in this folder.")
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Write one self-contained HTML page: scores, curves, errors by element and size, worst crystals, sessions.
 
@@ -32,7 +35,7 @@ def report(
     project = open_project(context)
     if not project.results(experiment).is_complete:
         say(f"{experiment} is not recorded yet: this is how far it is.", style="yellow")
-    for path in project.report(experiment, output=output, png=png):
+    for path in project.report(experiment, output=output, png=png, force=force):
         print_line(str(path))
 
 
@@ -42,6 +45,7 @@ def compare(
         list[str], typer.Argument(help="Two or more recorded experiments, each once; the first is the reference.")
     ],
     html: Annotated[Path | None, typer.Option(help="Also write this HTML page.")] = None,
+    force: ForceOption = False,
 ) -> None:
     """Put experiments side by side, with paired differences per crystal and matbench's leaderboard.
 
@@ -51,7 +55,7 @@ def compare(
 
     if len(experiments) < 2:
         raise UsageError("Give two experiments or more, like: mbqueue compare full_finetune pretrained_infer")
-    comparison = open_project(context).compare(experiments, html=html)
+    comparison = open_project(context).compare(experiments, html=html, force=force)
     Console().print(render_comparison(comparison))
     if html is not None:
         say(f"written: {html}")

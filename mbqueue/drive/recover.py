@@ -19,7 +19,7 @@ from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
-from mbqueue.queue.opening import has_lost_content, require_no_cut_off_restore
+from mbqueue.queue.opening import has_lost_content, lacks_experiments, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside, settle
 from mbqueue.queue.store import Queue
@@ -130,7 +130,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
             with suppress(QueueError):  # what cannot be read is found damaged below, or not there either
                 sessions = queue.sessions()
             queue.verify()
-            return sessions, not has_lost_content(project, queue)
+            return sessions, not (has_lost_content(project, queue) or lacks_experiments(project, queue))
     except QueueMoved:
         if not even_moved:
             raise

@@ -1,10 +1,13 @@
-"""Where a project's queue is, and opening it: the one place that chooses between SQLite and PostgreSQL."""
+"""Where a project's queue is, and opening it: the one place that chooses between SQLite and PostgreSQL.
+
+Every command comes through here, so that all say the same of a queue that is lost, and none begins a second one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from mbqueue.errors import QueueError, UsageError
+from mbqueue.errors import QueueLost, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
 
@@ -25,13 +28,21 @@ def open_queue(
 
     Raises:
         QueueError: when it cannot be opened, or does not exist (reading only).
+        QueueLost: when its file, or what was in it, is gone, and what it knew is still there to rebuild it from.
         SchemaTooNew: when a newer mbqueue wrote it.
         QueueMoved: when it is in another database now.
         UsageError: when psycopg is not installed, or the URL cannot be read.
     """
     if project.queue_url:
         return open_on_server(project.queue_url, read_only=read_only, wait=wait)
-    return Queue(project.queue_db, read_only=read_only)
+    _require_not_lost(project)
+    queue = Queue(project.queue_db, read_only=read_only)
+    try:
+        require_content(project, queue)
+    except BaseException:
+        queue.close()
+        raise
+    return queue
 
 
 def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
@@ -39,8 +50,10 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
     Raises:
         QueueError: when its server cannot be reached.
+        QueueLost, UsageError: when there was one; as `open_queue`.
     """
     if not project.queue_url:
+        _require_not_lost(project)
         return project.queue_db.exists()
     _require_psycopg()
     from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
@@ -48,21 +61,21 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
     return exists(project.queue_url, wait=wait)
 
 
+def is_queue_there(project: ProjectFolder) -> bool:
+    """Whether there is a queue now; one that was lost is not. For what needs none: results are files."""
+    return queue_exists(project) if project.queue_url else project.queue_db.exists()
+
+
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
     """Make sure that there is a queue; ``wait`` as `open_queue` takes it.
 
     Raises:
-        UsageError: when there is none; it says whether there was one, and what to do.
+        UsageError: when nothing was ever enqueued.
         QueueError: when its server cannot be reached.
+        QueueLost: when there was one.
     """
     if queue_exists(project, wait=wait):
         return
-    require_no_cut_off_restore(project)
-    if not project.queue_url and _has_checkpoints(project):
-        raise UsageError(
-            f"There is no queue at {project.queue_db}, but there are checkpoints, so it was lost. Rebuild it from "
-            "them: mbqueue recover"
-        )
     raise UsageError(f"Nothing is enqueued in {project.root}. Start with: mbqueue enqueue full_finetune")
 
 
@@ -89,8 +102,32 @@ def cut_off_restore(project: ProjectFolder) -> str | None:
         return None
 
 
-def _has_checkpoints(project: ProjectFolder) -> bool:
-    return any(project.live_dir.glob("checkpoints/*/fold_*/e*.json"))
+def _require_not_lost(project: ProjectFolder) -> None:
+    """Refuse a project whose queue, in a file, is gone.
+
+    Raises:
+        QueueLost: when experiments are there that it held.
+        UsageError: when it is gone because a restore was cut off.
+    """
+    if project.queue_db.exists():
+        return
+    require_no_cut_off_restore(project)
+    if _experiments_beside(project):
+        raise QueueLost(
+            f"There is no queue at {project.queue_db}, but there are checkpoints or notes of experiments, so it was "
+            "lost. Rebuild it from them: mbqueue recover"
+        )
+
+
+def _experiments_beside(project: ProjectFolder) -> set[str]:
+    """Names of the experiments of which the live folder has commits, or notes of what was asked for."""
+    trained = {path.parent.parent.name for path in project.live_dir.glob("checkpoints/*/fold_*/e*.json")}
+    return trained | {path.stem for path in project.wanted_dir.glob("*.json")}
+
+
+def lacks_experiments(project: ProjectFolder, queue: Queue) -> bool:
+    """Whether a queue lacks experiments that were worked on here: the one that knew them was lost before it began."""
+    return bool(_experiments_beside(project) - {experiment.name for experiment in queue.experiments()})
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
@@ -102,10 +139,10 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
     """Refuse a queue that has lost its content.
 
     Raises:
-        QueueError: when it has.
+        QueueLost: when it has.
     """
     if has_lost_content(project, queue):
-        raise QueueError(
+        raise QueueLost(
             f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
             + (
                 " or is still in the queue from before: mbqueue migrate-queue --help"

@@ -26,7 +26,7 @@ from mbqueue.clock import Clock, utc_text
 from mbqueue.errors import SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import SessionRow
-from mbqueue.queue.opening import open_queue, queue_exists, require_queue
+from mbqueue.queue.opening import is_queue_there, open_queue, require_queue
 from mbqueue.queue.processes import ProcessIdentity, identity_of, is_gone, is_known_dead, parent_of, this_process
 
 #: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
@@ -299,7 +299,7 @@ def _unended(project: ProjectFolder) -> list[SessionRow]:
 
 
 def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:
-    if not queue_exists(project):
+    if not is_queue_there(project):
         return ()
     with open_queue(project, read_only=True) as queue:
         return queue.sessions()

@@ -13,8 +13,9 @@ from mbqueue import files
 from mbqueue.data.crystals import Crystals
 from mbqueue.errors import MbqueueError, UsageError
 from mbqueue.experiment import DataSpec
+from mbqueue.outputs import require_writable
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.queue.opening import is_queue_there, open_queue
 from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.loading import Progress, load_data
@@ -22,6 +23,8 @@ from mbqueue.session.usable import usable_device
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train import chgnet
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
+
+_COLUMNS = ("id", "composition", "n_atoms", "y_pred", "spread")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class EnsembleTable:
         dropped: (id, reason) of what was left out.
         is_compared: whether the targets of the crystals are of what the models predict.
         is_known_data: whether it is the dataset of an experiment, in whose folds each model was trained on most of it.
+        made_from: the files of the dataset and of the models.
     """
 
     crystals: Crystals
@@ -41,6 +45,7 @@ class EnsembleTable:
     dropped: tuple[tuple[str, str], ...]
     is_known_data: bool
     is_compared: bool = True
+    made_from: tuple[Path, ...] = ()
 
     @property
     def mae(self) -> float | None:
@@ -53,10 +58,17 @@ class EnsembleTable:
             return None
         return float(np.abs(self.predictions.mean - targets).mean()) if np.isfinite(targets).all() else None
 
-    def write(self, path: Path) -> None:
-        """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model."""
+    def write(self, path: str | Path, *, force: bool = False) -> None:
+        """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model.
+
+        Raises:
+            UsageError: when the file is one of `made_from`; without ``force``, when there is one that `write` did not
+                make.
+        """
+        path = Path(path)
+        require_table(path, self.made_from, force=force)
         each = self.predictions.each
-        names = ["id", "composition", "n_atoms", "y_pred", "spread", *(f"y_pred_{i}" for i in range(len(each)))]
+        names = [*_COLUMNS, *(f"y_pred_{i}" for i in range(len(each)))]
         columns = (
             self.crystals.ids,
             self.crystals.compositions(),
@@ -71,7 +83,7 @@ class EnsembleTable:
 def predict_dataset(
     project: ProjectFolder,
     wanted: DataSpec,
-    models: Sequence[Path],
+    models: Sequence[str | Path],
     *,
     target_column: str = "",
     strains: int = 0,
@@ -92,9 +104,9 @@ def predict_dataset(
         CheckpointError: when a file is no CHGNet model.
         UsageError: when the device does not exist, or the models predict different things.
     """
-    where = usable_device(device)
-    loaded = [chgnet.load_model(path) for path in models]
-    target = _one_target(models)
+    where, paths = usable_device(device), [Path(model) for model in models]
+    loaded = [chgnet.load_model(path) for path in paths]
+    target = _one_target(paths)
     data = load_data(
         project,
         wanted,
@@ -123,8 +135,9 @@ def predict_dataset(
         target,
         found,
         data.dropped,
-        is_known_data=_is_known_data(project, data.crystals.hash, models),
+        is_known_data=_is_known_data(project, data.crystals.hash, paths),
         is_compared=bool(target_column) or target.kind == "energy",
+        made_from=read_files(project, wanted.dataset, paths),
     )
 
 
@@ -145,6 +158,21 @@ def _one_target(models: Sequence[Path]) -> Target:
     return first
 
 
+def read_files(project: ProjectFolder, dataset: str, models: Sequence[str | Path]) -> tuple[Path, ...]:
+    """The files, and the folder, that a prediction reads."""
+    given = project.root / Path(dataset).expanduser()
+    return (*([given] if given.exists() else []), *map(Path, models))
+
+
+def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None:
+    """Refuse a file that predictions may not be written to.
+
+    Raises:
+        UsageError: as `EnsembleTable.write`.
+    """
+    require_writable(path, force=force, reads=made_from, ours=",".join(_COLUMNS).encode())
+
+
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
     """Whether an experiment in the queue, or one whose results lie beside a model, has this dataset."""
     for folder in {path.parent for path in models}:
@@ -155,7 +183,7 @@ def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[P
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a model may lie anywhere, beside anything
     try:
-        if not queue_exists(project):
+        if not is_queue_there(project):
             return False
         with open_queue(project, read_only=True) as queue:
             return any(experiment.dataset_hash == dataset_hash for experiment in queue.experiments())

@@ -18,7 +18,7 @@ class TensorBoardReport(Report):
     """Writes event files below ``folder``, one folder per fold: EXPERIMENT/fold_i.
 
     Scalars ``step/…`` are over the steps of all epochs, ``epoch/…`` over epochs. A step that is done again after a
-    session was killed is written again, with the same value; TensorBoard shows one of them.
+    session was killed is written again; what the killed one wrote from there on is purged (``purge_step``).
 
     Raises:
         UsageError: when the package tensorboard is not installed.
@@ -42,23 +42,25 @@ class TensorBoardReport(Report):
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         if job.kind is Kind.TRAIN and what == "step" and job.epoch is not None:
-            writer = self._writer_of(job)
+            step = (job.epoch - 1) * total + done
+            writer = self._writer_of(job, purge_step=step)
             for name, value in facts.items():
-                writer.add_scalar(f"step/{name.replace('/', ' per ')}", value, (job.epoch - 1) * total + done)
+                writer.add_scalar(f"step/{name.replace('/', ' per ')}", value, step)
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:  # noqa: ARG002
-        writer = self._writer_of(job)
+        writer = self._writer_of(job, purge_step=None)
         for name in _BY_EPOCH:
             writer.add_scalar(f"epoch/{name}", row[name], row["epoch"])
         writer.flush()
 
-    def _writer_of(self, job: Job) -> Any:
+    def _writer_of(self, job: Job, *, purge_step: int | None) -> Any:
+        """The writer of a job's fold; a new one hides what was written from ``purge_step`` on before."""
         if self._writes != (job.experiment, job.fold):
             # Imported only when asked for: it takes a second.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             self._close()
-            self._writer = SummaryWriter(str(self._folder / job.experiment / f"fold_{job.fold}"))
+            self._writer = SummaryWriter(str(self._folder / job.experiment / f"fold_{job.fold}"), purge_step=purge_step)
             self._writes = (job.experiment, job.fold)
         return self._writer
 

@@ -19,12 +19,14 @@ from mbqueue.errors import (
     DeviceLost,
     DiskFull,
     LeaseLost,
+    MbqueueError,
     QueueDiskFull,
     QueueError,
     ResultsError,
     RewoundBefore,
     SourceAway,
     SpecError,
+    StoreAway,
     StoreError,
     TrainingError,
     UsageError,
@@ -44,7 +46,7 @@ from mbqueue.session.searching import begin_trials
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.session.usable import usable_device, why_full, why_lost
+from mbqueue.session.usable import usable_device, why_full, why_limited, why_lost
 from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Stopped, Workplace
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.train.arithmetic import device_name
@@ -312,22 +314,23 @@ def _do(place: Workplace, lease: Lease) -> int:
         place.forget_fold()
         place.report.note(str(error))
         if isinstance(error, CommitTaken):
-            _give_back(place, lease, "the commit was there already")
+            _give_back_once(place, lease, error, "the commit was there already")
         return 0
     except StoreError as error:
         place.forget_fold()
         place.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
-        _give_back(place, lease, STORE_AWAY, for_others=True)
+        if isinstance(error, StoreAway):
+            _give_back(place, lease, STORE_AWAY, for_others=True)
+        else:
+            _give_back_once(place, lease, error, STORE_AWAY)
         return 0
     except Exception as error:
         place.forget_fold()
-        if is_disk_full(error):
-            _give_back(place, lease, "the disk is full")
-            raise DiskFull(_what_to_free(place.project)) from error
-        full = why_full(error, place.device)
-        if full is not None:
-            _give_back(place, lease, "the GPU's memory is full")
-            raise full from (None if full is error else error)
+        ends = _ends_session(place, error)
+        if ends is not None:
+            found, reason = ends
+            _give_back(place, lease, reason)
+            raise found from (None if found is error else error)
         why = why_lost(place.device)
         if why is not None:
             raise DeviceLost(why) from error
@@ -337,6 +340,26 @@ def _do(place: Workplace, lease: Lease) -> int:
         place.heartbeat.let_go()
     place.report.job_finished(lease.job, summary)
     return 1
+
+
+def _ends_session(place: Workplace, error: Exception) -> tuple[MbqueueError, str] | None:
+    """What to end the session with, and why the job is given back, when its surroundings failed and not the job."""
+    if is_disk_full(error):
+        return DiskFull(_what_to_free(place.project)), "the disk is full"
+    if (limited := why_limited(error)) is not None:
+        return limited, "a limit of the surroundings was reached"
+    if (full := why_full(error, place.device)) is not None:
+        return full, "the GPU's memory is full"
+    return None
+
+
+def _give_back_once(place: Workplace, lease: Lease, error: Exception, reason: str) -> None:
+    """Give a job back; a second time in this session it is a failure, or it would go round in circles."""
+    if (lease.job.id, reason) in place.given_back:
+        _fail(place, lease, error)
+    else:
+        place.given_back.add((lease.job.id, reason))
+        _give_back(place, lease, reason)
 
 
 def _give_back(place: Workplace, lease: Lease, reason: str, *, for_others: bool = False) -> None:

@@ -81,6 +81,7 @@ class Workplace:
     next_lease: Lease | None = field(default=None, init=False)
     jobs_done: int = field(default=0, init=False)
     has_saved: bool = field(default=False, init=False)
+    given_back: set[tuple[int, str]] = field(default_factory=set, init=False)
     _data: LoadedData | None = field(default=None, init=False)
     _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
     _noted: set[str] = field(default_factory=set, init=False)

@@ -11,6 +11,8 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
 
+#: Stands near the beginning of every page that mbqueue writes.
+MARK = b'http-equiv="Content-Security-Policy" content="default-src'
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _STYLE = """
 :root { color-scheme: light }

@@ -9,7 +9,7 @@ from pathlib import Path
 import plotly.io  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
-from mbqueue.errors import ResultsError
+from mbqueue.errors import ResultsError, UsageError
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.page import draw
 from mbqueue.results.report.sessions import Span
@@ -20,6 +20,19 @@ _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 48
     ("roc", "reliability", "confusion"), 480
 )
 _SCALE = 2
+
+
+def require_pictures(recorded: Recorded, folder: Path, *, force: bool) -> None:
+    """Refuse a folder that has other pictures of these names.
+
+    Raises:
+        UsageError: when one is there, unless ``force``; or when the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
+    there = [folder / f"{name}.png" for name in draw(recorded) if (folder / f"{name}.png").exists()]
+    if there and not force:
+        raise UsageError(f"{there[0]} is there already. Name another folder, or replace its pictures with --force.")
 
 
 def write_pictures(recorded: Recorded, folder: Path, *, timeline: Sequence[Span] = ()) -> list[Path]:

@@ -1,0 +1,43 @@
+"""Files that a person names to be written: never over one that is read, or that mbqueue did not make, unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mbqueue.errors import UsageError
+
+
+def require_writable(target: Path, *, force: bool, reads: Iterable[Path] = (), ours: bytes | None = None) -> None:
+    """Refuse an output before anything is computed for it.
+
+    Args:
+        target: the file to write.
+        force: also over a file that is there, but never over one that is read.
+        reads: what the command reads; a folder stands for all that is in it.
+        ours: what a file of mbqueue's own of this kind contains near its beginning; such a file may be replaced.
+
+    Raises:
+        UsageError: when the file is read, is there, is a folder, or lies in no folder.
+    """
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder. Name the file to write, like {target / 'output'}.")
+    if not target.parent.is_dir():
+        raise UsageError(f"There is no folder {target.parent} to write {target.name} into. Make it, or name another.")
+    there = target.resolve()
+    for read in reads:
+        source = read.resolve()
+        if there == source or (source.is_dir() and there.is_relative_to(source)) or _is_same(target, read):
+            raise UsageError(f"{target} is not written over: this command reads it ({read}). Name another file.")
+    if target.exists() and not force and not (ours is not None and _begins_with(target, ours)):
+        raise UsageError(f"{target} is there already. Name another file, or replace it with --force.")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two names, hard links too, are of one file."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as stream:
+        return mark in stream.read(4096)

@@ -1,0 +1,75 @@
+"""No command writes over what it reads, or over what it did not make, and none computes first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from small_project import RememberedReport, enqueue, make_project, small_spec
+from typer.testing import CliRunner
+
+from mbqueue.api import Project
+from mbqueue.api.data import Data
+from mbqueue.cli.app import app
+from mbqueue.errors import UsageError
+from mbqueue.results.tables import model_file
+from mbqueue.session.worker import WorkOptions, work
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = make_project(tmp_path_factory.mktemp("recorded") / "project", checkpoint_minutes=60.0)
+    enqueue(project, small_spec(project, "pretrained_infer"))
+    work(project, WorkOptions(device="cpu"), report=RememberedReport())
+    return Project(project.root)
+
+
+def test_predict_refuses_its_dataset_its_models_and_files_of_others_before_it_computes(
+    recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, notes = tmp_path / "model.pth", tmp_path / "data.csv", tmp_path / "notes.txt"
+    shutil.copy(model_file(recorded.results("pretrained_infer").folder, 0), model)
+    data.write_text("id,cif,e_form\n")
+    notes.write_text("mine")
+    before = {path: path.read_bytes() for path in (model, data, notes)}
+    monkeypatch.setattr(Data, "predict", lambda *_, **__: pytest.fail("it computed"))
+    for output, force in ((model, True), (data, True), (notes, False)):
+        said = CliRunner().invoke(
+            app,
+            ["--project", str(recorded.folder.root), "predict", str(data), str(model), "--output", str(output)]
+            + ["--force"] * force,
+        )
+        assert isinstance(said.exception, UsageError), said.output
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_table_of_predictions_replaces_only_tables_of_predictions(recorded: Project, tmp_path: Path) -> None:
+    model = model_file(recorded.results("pretrained_infer").folder, 0)
+    table = recorded.predict("sample", [str(model)], device="cpu")
+    table.write(str(tmp_path / "out.csv"))
+    table.write(tmp_path / "out.csv")
+    (tmp_path / "notes.csv").write_text("mine")
+    with pytest.raises(UsageError, match="--force"):
+        table.write(tmp_path / "notes.csv")
+    with pytest.raises(UsageError, match="reads it"):
+        table.write(model, force=True)
+    table.write(tmp_path / "notes.csv", force=True)
+    assert (tmp_path / "notes.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_reports_take_a_text_as_well_as_a_path_and_replace_only_reports(recorded: Project, tmp_path: Path) -> None:
+    (page,) = recorded.report("pretrained_infer", output=str(tmp_path / "x.html"))
+    assert page == tmp_path / "x.html"
+    recorded.report("pretrained_infer", output=page)
+    page.write_text("<html>mine</html>")
+    with pytest.raises(UsageError, match="--force"):
+        recorded.report("pretrained_infer", output=page)
+    with pytest.raises(UsageError, match="--force"):
+        recorded.compare(["pretrained_infer", "pretrained_infer"], html=str(page))
+    assert page.read_text() == "<html>mine</html>"
+    results = recorded.results("pretrained_infer").folder / "results.json"
+    with pytest.raises(UsageError, match="reads it"):
+        recorded.report("pretrained_infer", output=results, force=True)
+    recorded.report("pretrained_infer", output=page, force=True)
+    assert b"mbqueue" in page.read_bytes()
