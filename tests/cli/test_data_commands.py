@@ -106,7 +106,12 @@ def test_a_log_tells_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, caps
         for done in done_at.values():
             advanced(done, 600)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["converting 0/600", "converting 100/600", "converting 300/600, 30s left", "converting 600/600"]
+    assert lines == [
+        "converting 0/600",
+        "converting 100/600",
+        "converting 300/600, 10/s, 30s left",
+        "converting 600/600",
+    ]
 
 
 def test_predict_gives_the_mean_and_the_spread_of_its_models(
