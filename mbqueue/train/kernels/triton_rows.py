@@ -507,7 +507,7 @@ def energies_backward(
     d_features, inputs, gradients = room(features, n, 64), room(features, 3, n, 64), room(features, 7, n, 64)
     launch(
         read_out_backward, len(n_atoms), features, weights, n_atoms, d_energies, d_features, inputs, gradients, n,
-        warps=4, tile=ATOMS, block=128, precision=precision,
+        warps=8, tile=ATOMS, block=128, precision=precision,
     )  # fmt: skip
     matrices = torch.bmm(gradients[:3].transpose(1, 2), inputs)
     vectors = gradients.sum(dim=1)
