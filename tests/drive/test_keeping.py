@@ -20,7 +20,7 @@ from mbqueue.drive import archive as archive_module
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
 from mbqueue.drive.recover import recover
 from mbqueue.drive.snapshots import DamagedSnapshot
-from mbqueue.errors import QueueError, UsageError, causes
+from mbqueue.errors import QueueError, QueueLost, UsageError, causes
 from mbqueue.experiment import parse_spec
 from mbqueue.files import sha256_of_json
 from mbqueue.project import ProjectFolder, Settings, init_project
@@ -244,7 +244,7 @@ def test_until_a_restore_that_was_cut_off_is_done_again_nothing_else_makes_a_que
     require_queue(local.project)
     for path in local.project.state_dir.glob("queue.db*"):
         path.unlink()
-    with pytest.raises(UsageError, match="mbqueue recover"):
+    with pytest.raises(QueueLost, match="mbqueue recover"):
         require_queue(local.project)
 
 
