@@ -173,7 +173,7 @@ def test_a_new_machine_takes_the_crystals_from_the_store_and_needs_no_source(
     again = load(make_project(tmp_path / "two"), first.crystals.hash, notes)
     assert again.crystals.hash == first.crystals.hash
     assert (again.source, again.dropped) == (first.source, first.dropped)
-    assert notes == []
+    assert [note for note in notes if not note.startswith("target: ")] == []
     assert len(store.names("crystals")) == 1
 
 
