@@ -74,12 +74,11 @@ def prepare_frozen(
 ) -> bool:
     """Compute and store what is missing, always in float32; False when asked to stop before the end.
 
-    Crystals that this machine's cache has for another dataset are copied from there. Where the disk has room, features
+    Shards that this machine's cache has for another dataset are copied from there. Where the disk has room, features
     are stored with energies, since one pass gives both.
 
-    On a device of one kind the bytes computed are a function of the crystals of a batch and the weights alone. Batches
-    are cut further where memory runs out, for the rest of that shard, and have no crystals that were copied; the digest
-    of what is stored (`FrozenBackbone.digest`) tells.
+    On a device of one kind the bytes follow from a shard's crystals and the weights alone. Batches are cut further
+    where memory runs out, for the rest of that shard; the digest of what is stored (`FrozenBackbone.digest`) tells.
 
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.

@@ -1,7 +1,9 @@
-"""What the cache holds of the same crystals for other datasets: a subset, another order, another target.
+"""What the cache holds of the same crystals for other datasets: more of them, or with other ids or targets.
 
-A crystal is known by its content: elements, coordinates and cell, bit for bit and in their order. What is stored for it
-under the same weights is as good as computing it again, so it is copied. Only this machine's cache is searched.
+The last digits of what the backbone gives depend on what goes through it together, so a shard is taken from another
+dataset only where that has a shard of the same crystals in the same order. Its bytes are those that computing would
+give. Crystals are known by their content: elements, coordinates and cell, bit for bit. Only this machine's cache is
+searched.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +21,23 @@ from mbqueue.errors import CacheError
 from mbqueue.train.frozen import FROZEN_PREFIX, FrozenBackbone, frozen_folder
 
 
-def contents(crystals: Crystals) -> list[bytes]:
-    """A digest of each crystal without its id and target, 16 bytes each, [N]."""
-    offsets = crystals.atom_offsets.tolist()
-    numbers, coordinates = np.ascontiguousarray(crystals.atomic_numbers), np.ascontiguousarray(crystals.frac_coords)
-    lattices = np.ascontiguousarray(crystals.lattices)
+def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
+    """A digest of the crystals of each shard, without ids and targets."""
+    offsets = crystals.atom_offsets
     digests = []
-    for row, (begin, end) in enumerate(pairwise(offsets)):
-        # The number of atoms follows from the length of the whole: 1 + 24 bytes for each, and 72 for the cell.
-        digest = hashlib.blake2b(lattices[row].data, digest_size=16)
-        digest.update(numbers[begin:end].data)
-        digest.update(coordinates[begin:end].data)
+    for shard in range(frozen.n_shards):
+        rows = frozen.rows_of(shard)
+        first, end = int(rows[0]), int(rows[-1]) + 1
+        atoms = slice(int(offsets[first]), int(offsets[end]))
+        digest = hashlib.sha256(np.diff(offsets[first : end + 1]).tobytes())
+        for part in (crystals.lattices[first:end], crystals.atomic_numbers[atoms], crystals.frac_coords[atoms]):
+            digest.update(np.ascontiguousarray(part).data)
         digests.append(digest.digest())
     return digests
 
 
 class Elsewhere:
-    """Finds rows of one dataset in what is stored for others.
+    """Finds shards of one dataset in what is stored for others.
 
     Args:
         frozen: of the dataset, complete or not.
@@ -46,41 +47,28 @@ class Elsewhere:
     def __init__(self, frozen: FrozenBackbone, crystals: Crystals) -> None:
         self._frozen = frozen
         self._crystals = crystals
-        self._whole: dict[tuple[int, str, int], bool] = {}
 
-    def find(self, row: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Where all ``kinds`` of a row are stored, byte for byte, and its row there; None when they are not."""
-        for number, there in self._places.get(row, ()):
-            source = self._sources[number]
-            if all(self._is_whole(number, kind, source.shard_of(there)) for kind in kinds):
+    def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
+        """Where all ``kinds`` of a shard are stored, byte for byte, and the shard there; None when they are not."""
+        for source, there in self._places.get(shard, ()):
+            if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there
         return None
 
-    def _is_whole(self, number: int, kind: str, shard: int) -> bool:
-        key = number, kind, shard
-        if key not in self._whole:
-            self._whole[key] = self._sources[number].is_whole(kind, shard, verify=True)
-        return self._whole[key]
-
     @cached_property
-    def _sources(self) -> list[FrozenBackbone]:
-        return [source for source, _ in self._others]
-
-    @cached_property
-    def _places(self) -> dict[int, list[tuple[int, int]]]:
-        """For each row that another dataset has, (number of the source, row there)."""
-        wanted: dict[bytes, list[int]] = {}
-        if self._others:
-            for row, content in enumerate(contents(self._crystals)):
-                wanted.setdefault(content, []).append(row)
-        places: dict[int, list[tuple[int, int]]] = {}
-        for number, (_, crystals) in enumerate(self._others):
-            for there, content in enumerate(contents(crystals)):
-                for row in wanted.get(content, ()):
-                    places.setdefault(row, []).append((number, there))
+    def _places(self) -> dict[int, list[tuple[FrozenBackbone, int]]]:
+        """For each shard that another dataset has, where."""
+        others = self._others()
+        if not others:
+            return {}
+        wanted = {content: shard for shard, content in enumerate(contents(self._crystals, self._frozen))}
+        places: dict[int, list[tuple[FrozenBackbone, int]]] = {}
+        for source, crystals in others:
+            for there, content in enumerate(contents(crystals, source)):
+                if content in wanted:
+                    places.setdefault(wanted[content], []).append((source, there))
         return places
 
-    @cached_property
     def _others(self) -> list[tuple[FrozenBackbone, Crystals]]:
         found = []
         own, cache_dir = self._frozen.folder, self._frozen.folder.parent

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,6 @@ class FrozenBackbone:
     def rows_of(self, shard: int) -> NDArray[np.int64]:
         """Rows of the crystals of a shard, ascending."""
         return np.arange(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, len(self.atom_offsets) - 1))
-
-    def shard_of(self, row: int) -> int:
-        """The shard of a crystal."""
-        return row // SHARD_SIZE
 
     @property
     def features_size(self) -> int:
@@ -179,13 +175,9 @@ class FrozenBackbone:
             parts.append(self._maps[shard][self.atom_offsets[row] - base : self.atom_offsets[row + 1] - base])
         return np.concatenate(parts)
 
-    def values(self, kind: str, row: int) -> NDArray[np.float32]:
-        """The energy [1] or the features [A, 64] of one crystal, whose shard is there."""
-        if kind == "features":
-            return self.features(np.array([row]))
-        shard = self.shard_of(row)
-        place = row - shard * SHARD_SIZE
-        return np.array(self._open(kind, shard)[place : place + 1])
+    def shard(self, kind: str, shard: int) -> NDArray[np.float32]:
+        """The energies [B] or the features [A, 64] of a shard that is there."""
+        return np.array(self._open(kind, shard))
 
     def _path(self, kind: str, shard: int) -> Path:
         assert kind in _KINDS
@@ -214,7 +206,7 @@ class Progress:
 #: For rows, and what is told how many of them are done: their atom features [A, 64] and interaction energies [B];
 #: None to stop.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: For a row and some kinds: where all of them are stored for the same crystal, and its row there; None when nowhere.
+#: For a shard and some kinds: where all of them are stored for the same crystals, and the shard there; else None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
@@ -227,7 +219,7 @@ class Preparing:
         compute: gives both kinds for rows of a shard.
         kinds: what is needed.
         keeps_features: store features too wherever the backbone runs, although only energies are needed.
-        find: where else a crystal may be stored; those that it finds are copied.
+        find: where else a shard's crystals may be stored; what it finds is copied.
         should_stop: asked while another process is waited for.
         on_progress: told how far this is.
         n_found, n_computed: crystals so far, by where what was missing of them came from.
@@ -237,7 +229,7 @@ class Preparing:
     compute: Compute
     kinds: Sequence[str]
     keeps_features: bool = False
-    find: Find = lambda _row, _kinds: None
+    find: Find = lambda _shard, _kinds: None
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[Progress], None] = lambda _progress: None
     n_found: int = 0
@@ -284,42 +276,18 @@ class Preparing:
         if not missing:
             return True
         rows = frozen.rows_of(shard)
-        found = {row: place for row in rows.tolist() if (place := self.find(row, missing)) is not None}
-        left = np.array([row for row in rows.tolist() if row not in found], np.int64)
-        computed = None
-        if len(left):
-            computed = self.compute(left, lambda more: tell(len(found) + more))
-            if computed is None:
-                return False
-            if self.keeps_features and "features" not in self.kinds:
-                # Those of crystals whose energies alone were found are nowhere, unless they are found with them.
-                features = {row: self.find(row, _KINDS) for row in found}
-                if all(features.values()) and not frozen.is_whole("features", shard, verify=True):
-                    missing.append("features")
-                    found = {row: place for row, place in features.items() if place is not None}
+        if (found := self.find(shard, missing)) is not None:
+            source, there = found
+            for kind in missing:
+                frozen.write(kind, shard, source.shard(kind, there))
+            self.n_found += len(rows)
+            return True
+        computed = self.compute(rows, tell)
+        if computed is None:
+            return False
+        if self.keeps_features and "features" not in self.kinds and not frozen.is_whole("features", shard, verify=True):
+            missing.append("features")
         for kind in sorted(missing, reverse=True):  # features first: whoever sees the energies finds them
-            frozen.write(kind, shard, _joined(frozen, rows, found, computed, kind))
-        self.n_found += len(found)
-        self.n_computed += len(left)
+            frozen.write(kind, shard, computed[kind == "energies"])
+        self.n_computed += len(rows)
         return True
-
-
-def _joined(
-    frozen: FrozenBackbone,
-    rows: NDArray[np.int64],
-    found: Mapping[int, tuple[FrozenBackbone, int]],
-    computed: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    kind: str,
-) -> NDArray[np.float32]:
-    """Energies or features of ``rows``, in their order: of those found elsewhere, and of the others as computed."""
-    parts, taken = [], 0
-    for row in rows.tolist():
-        if row in found:
-            source, there = found[row]
-            parts.append(source.values(kind, there))
-            continue
-        assert computed is not None
-        size = 1 if kind == "energies" else int(frozen.atom_offsets[row + 1] - frozen.atom_offsets[row])
-        parts.append(computed[kind == "energies"][taken : taken + size])
-        taken += size
-    return np.concatenate(parts)
