@@ -89,7 +89,6 @@ NAMED_IN_TEXT = {
     "mbqueue init project": "tests/test_project.py",
     "mbqueue launch local --workers 2 --time 2h": "tests/api/test_launching.py",
     "mbqueue board --read-only": "tests/web/test_access.py",
-    "python -m benchmarks.board": "benchmarks/board.py",
     "mbqueue migrate-queue sqlite": "tests/queue/test_migrating.py",
     "MBQUEUE_QUEUE=sqlite mbqueue recover --force": "tests/drive/test_clusters.py",
     "mbqueue cache prune --all": "tests/cli/test_data_commands.py",
