@@ -21,7 +21,7 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool) -> Iterable
     yield cut(title, width, plain)
     best = search["best"]
     if best is not None:
-        told = f"  best validation MAE {best['val_mae']:.4f}, trial {best['trial']}: {_settings(best['settings'])}"
+        told = f"  best validation MAE {best['val_mae']:.4f}, trial {best['trial']}: {settings_text(best['settings'])}"
         yield cut(Text(told, "bold"), width, plain)
     spent = [f"{format_duration(search['seconds'])} used"]
     if search["epochs_saved"]:
@@ -53,10 +53,11 @@ def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     best = [fold["best_val_mae"] for fold in folds if fold["best_val_mae"] is not None]
     mean = f"{sum(best) / len(best):.4f}" if best else "-"
     trial = entry["trial"]
-    return str(trial["number"]), entry["state"], f"{done}/{total}", mean, _settings(trial["settings"])
+    return str(trial["number"]), entry["state"], f"{done}/{total}", mean, settings_text(trial["settings"])
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings of a trial in one line: ``train.lr = 0.0003, train.batch_size = 32``."""
     return ", ".join(
         f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in settings.items()
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mbqueue.api import Project
 from mbqueue.clock import SystemClock, format_duration, utc_text
 from mbqueue.dashboard.experiments import by_interest
 from mbqueue.dashboard.failures import job_label
+from mbqueue.dashboard.searches import settings_text
 from mbqueue.dashboard.status import time_left
 from mbqueue.errors import MbqueueError, UsageError, remedy
 from mbqueue.web.access import TOKEN, Access, Refused
@@ -136,6 +137,9 @@ class _Board:
             "label": job_label,
             "spark": _spark,
             "part_done": _part_done,
+            "preparing_done": lambda entry: _part_done({"progress": entry["preparing"]}),
+            "settings": settings_text,
+            "mean": _mean,
         }
 
     # -- pages: the frame, which each page fills by asking for its part ----------------------------------------------
@@ -187,13 +191,23 @@ class _Board:
             "session_seconds": session_seconds,
         }
         if which == "overview":
-            experiments = overview["experiments"]
+            experiments = [entry for entry in overview["experiments"] if not entry["trial"]]
+            trials = {
+                search["name"]: [
+                    entry
+                    for entry in overview["experiments"]
+                    if entry["trial"] and entry["trial"]["search"] == search["name"]
+                ]
+                for search in overview["searches"]
+            }
             shown = sorted(by_interest(experiments)[:_SHOWN])
             jobs_dir = self._project.folder.jobs_dir
             html = self._templates.get_template("overview.html").render(
                 **shared,
                 shown=[experiments[place] for place in shown],
-                time=time_left(experiments, session_seconds),
+                not_shown=len(experiments) - len(shown),
+                trials=trials,
+                time=time_left(overview["experiments"], session_seconds),
                 files=sorted(path.stem for path in jobs_dir.glob("*.toml")),
             )
             return {"html": html}
@@ -312,6 +326,11 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+import recorded_search
 from small_project import ManualClock
 from web_board import Board, MakeBoard
 
@@ -169,3 +170,27 @@ def test_the_figures_of_a_page_are_those_of_the_report(board: Board, monkeypatch
     assert "preds_fold_0.csv" in page["html"]
     assert "3/3" in page["html"]
     assert "<polyline" in page["html"]
+
+
+def test_a_search_is_one_row_that_opens_and_its_trials_are_pages(board: Board) -> None:
+    with open_queue(board.project.folder) as queue:
+        session = queue.start_session(device="recorded", now=1.0, alive_seconds=60)
+        recorded_search.enqueue(queue, recorded_search.make_search())
+        queue.pause("first", now=1.0)
+        recorded_search.do_jobs(queue, session, now=lambda: 2.0, jobs=40)
+        queue.end_session(session, reason="test", now=3.0)
+    overview = board.project.status().overview
+    (search,) = overview["searches"]
+    html = _until(board, lambda facts: 'id="search-hunt"' in facts["html"])["html"]
+    assert html.count('id="search-hunt"') == 1
+    assert f"{search['best']['val_mae']:.4f}" in html
+    trials = [entry for entry in overview["experiments"] if entry["trial"]]
+    assert len(trials) > 2
+    for entry in trials:
+        assert f'id="trial-{entry["name"]}"' in html
+        assert f'id="experiment-{entry["name"]}"' not in html
+    assert 'id="experiment-first"' in html
+    page = part(board, f"experiment&name={trials[0]['name']}")["html"]
+    assert "of the search hunt: train.lr =" in page
+    assert board.act({"act": "pause", "experiment": "hunt"}).status == 200
+    assert board.project.status().overview["searches"][0]["state"] == "paused"
