@@ -65,14 +65,24 @@ class Access:
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise Refused("The act came from another site.")
         origin = request.headers.get("origin")
-        if origin is not None and not self.is_embedded and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and not self.is_embedded and _netloc(origin) != request.headers.get("host"):
             raise Refused("The act came from another site.")
         if not _equal(request.headers.get(CSRF_HEADER, ""), self.csrf):
             raise Refused("The page is of an earlier start of the board. Reload it.")
 
 
 def _host(request: Request) -> str:
-    return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:  # brackets that are not an IPv6 address
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _equal(given: str, secret: str) -> bool:

@@ -116,7 +116,8 @@ class _Guarded:
         if given is not None and not self._access.is_embedded and request.method == "GET":
             # Out of the address bar, and so out of screenshots, bookmarks and the history.
             rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
-            answer = RedirectResponse("?" + urlencode(rest) if rest else request.url.path, status_code=303)
+            # Only a query: a path such as //other.example/ would lead away from the board.
+            answer = RedirectResponse("?" + urlencode(rest), status_code=303)
             answer.set_cookie(cookie_name, given, httponly=True, samesite="strict")
             await answer(scope, receive, send_with_headers)
             return
@@ -173,7 +174,10 @@ class _Board:
         reading = self._reader.read()
         facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
         if reading.status is not None:
-            facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
+            try:
+                facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
+            except (MbqueueError, OSError) as error:  # the page keeps what it shows
+                facts["trouble"] = reading.trouble or str(error) or type(error).__name__
         # Ages move on with the reader's clock, so an answer that differs in nothing else is not sent again.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
@@ -267,7 +271,9 @@ class _Board:
         folder = self._project.results_folder(name)
         if not folder.is_dir():
             return []
-        return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+        return sorted(
+            path for path in folder.iterdir() if path.is_file() and not path.is_symlink() and _is_utf8(path.name)
+        )
 
     # -- acts --------------------------------------------------------------------------------------------------------
 
@@ -300,6 +306,11 @@ class _Board:
     def _token(self) -> dict[str, str]:
         """What each link carries inside a notebook, where cookies may be blocked."""
         return {TOKEN: self._access.token} if self._access.is_embedded and self._access.token else {}
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name can be part of a page and of an address."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _plotly(_request: Request) -> Response:

@@ -11,7 +11,7 @@ OVERVIEW = "/part?part=overview"
 def test_without_a_token_the_board_answers_to_names_of_the_loopback_interface_only(board: Board) -> None:
     for name in ("localhost", "127.0.0.1", "[::1]", f"localhost:{board.port}"):
         assert board.get("/", Host=name).status == 200, name
-    for name in ("evil.example", "localhost.evil.example", "10.0.0.5", ""):
+    for name in ("evil.example", "localhost.evil.example", "10.0.0.5", "", "[", "[localhost"):
         refused = board.get("/", Host=name)
         assert refused.status == 403, name
         assert "localhost only" in refused.text
@@ -41,6 +41,15 @@ def test_the_token_moves_from_the_address_into_a_cookie_of_this_port(make_board:
     assert board.get("/", Cookie=cookie.split(";")[0] + "x").status == 403
 
 
+def test_a_token_in_the_address_never_leads_away_from_the_board(board: Board, make_board: MakeBoard) -> None:
+    guarded = make_board(host="0.0.0.0")
+    for asked, token in ((board, "x"), (guarded, guarded.token)):
+        for path in ("//evil.example/", "///evil.example", "/\\evil.example/", "/"):
+            answer = asked.get(f"{path}?token={token}")
+            assert answer.status == 303, path
+            assert answer.headers["location"] == "?", path
+
+
 def test_inside_a_notebook_each_link_carries_the_token(make_board: MakeBoard) -> None:
     board = make_board(is_embedded=True)
     assert board.get("/").status == 403
@@ -57,6 +66,7 @@ def test_inside_a_notebook_each_link_carries_the_token(make_board: MakeBoard) ->
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"x-mbqueue-csrf": ""},
         {"x-mbqueue-csrf": "guessed"},
     ],

@@ -68,6 +68,25 @@ def test_the_board_lives_on_while_the_queue_is_away_and_says_so(board: Board) ->
     assert _until(board, lambda facts: facts["trouble"] is None)["html"]
 
 
+def test_the_page_of_an_experiment_says_that_the_queue_is_away(board: Board) -> None:
+    assert part(board, "experiment&name=first")["html"]
+    board.project.folder.queue_db.rename(board.project.folder.queue_db.with_suffix(".away"))
+    answer = board.get("/part?part=experiment&name=first")
+    assert answer.status == 200
+    assert "queue" in answer.json["trouble"]
+
+
+def test_a_file_whose_name_is_not_utf8_does_not_break_the_page(board: Board) -> None:
+    folder = board.project.results_folder("first")
+    folder.mkdir(parents=True)
+    (folder / "predictions.csv").write_text("id\n")
+    (folder / "odd\udcff.csv").write_text("id\n")
+    answer = board.get("/part?part=experiment&name=first")
+    assert answer.status == 200
+    assert "predictions.csv" in answer.json["html"]
+    assert "odd" not in answer.json["html"]
+
+
 def _until(board: Board, holds: Any) -> Any:
     for _ in range(100):
         facts = part(board)
