@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import threading
 from collections.abc import Callable
@@ -10,30 +9,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from chgnet.model import CHGNet
 
+from mbqueue.data.batch import Batch
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.experiment import SAMPLE_DATASET
 from mbqueue.train import chgnet, gpu_path
 from mbqueue.train.feeds import GraphFeed
+from mbqueue.train.kernel_check import told
 
 
 class Compiling:
     """Compiles the kernels of a GPU in a thread of its own; nothing to do on the CPU.
 
-    What goes wrong here goes wrong again, and is told, when the kernels are checked on the first batch.
+    A kernel that does not compile leaves the device to plain torch, which is told once. Where there is nothing to try
+    the kernels on, they are compiled when they are checked on the first batch, which is told, too.
 
     Args:
         device: the session's.
-        note: told that kernels are compiled, when none were kept before.
+        note: told, in a sentence, that kernels are compiled, when none were kept before; and what went wrong.
     """
 
     def __init__(self, device: torch.device, note: Callable[[str], None]) -> None:
         self._device, self._note = device, note
         self._thread: threading.Thread | None = None
         if device.type == "cuda":
-            self._thread = threading.Thread(target=self._compile, name="mbqueue-gpu-kernels", daemon=True)
+            # A process that ends waits for it: one that ends inside a compiler or a driver crashes.
+            self._thread = threading.Thread(target=self._compile, name="mbqueue-gpu-kernels", daemon=False)
             self._thread.start()
 
     def wait(self) -> None:
@@ -42,16 +46,30 @@ class Compiling:
             self._thread.join()
 
     def _compile(self) -> None:
-        kept = keep_gpu_code()
-        if kept is None or not any(kept.iterdir()):
+        try:
+            kept = keep_gpu_code()
+            if kept is None or not (kept.is_dir() and any(kept.iterdir())):
+                self._note(
+                    "Compiling the GPU kernels for this machine beside the loading of data, which takes up to a minute"
+                    + ("." if kept is None else ", once per machine.")
+                )
+            model, batch = self._tried_on()
+        except Exception as error:  # noqa: BLE001  of files, memory or the driver: the session goes on without
             self._note(
-                "Compiling the GPU kernels for this machine beside the loading of data, which takes up to a minute"
-                + ("." if kept is None else ", once per machine.")
+                f"The GPU kernels could not be compiled beside the loading of data ({told(error)}), so they are "
+                "compiled at the first batch, which takes up to a minute."
             )
-        with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder:
-            cache = GraphCache.build(load(SAMPLE_DATASET, limit=2).crystals, Path(folder), workers=1)
-            assert cache is not None
-            model = chgnet.load_pretrained("0.3.0").to(self._device)
-            batch = GraphFeed(chgnet, cache).load(np.arange(2)).to(self._device)
+            return
+        try:
             with gpu_path.using(kernels=True):
                 chgnet.predict(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
+            gpu_path.leave_out(self._device, told(error), self._note)
+
+    def _tried_on(self) -> tuple[CHGNet, Batch]:
+        """A model and a batch of two crystals, on the device."""
+        with tempfile.TemporaryDirectory() as folder:
+            cache = GraphCache.build(load(SAMPLE_DATASET, limit=2).crystals, Path(folder), workers=1)
+            assert cache is not None
+            batch = GraphFeed(chgnet, cache).load(np.arange(2))
+        return chgnet.load_pretrained("0.3.0").to(self._device), batch.to(self._device)

@@ -81,13 +81,22 @@ def check_once(
     reason = next(
         (why for each in missing if (why := _difference(device, each, model, predict, batch)) is not None), ""
     )
-    _verdicts[str(device)] = _Verdict(before.precisions | set(missing), reason)
     if reason:
-        note(
-            f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
-            "operations instead, which is slower and just as exact. `mbqueue doctor` and docs/performance.md say which "
-            "versions of Triton work."
-        )
+        leave_out(device, reason, note)
+    else:
+        _verdicts[str(device)] = _Verdict(before.precisions | set(missing), "")
+
+
+def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) -> None:
+    """Let the device compute plainly from now on, whatever it is checked for, and tell why, once."""
+    if _verdicts.get(str(device), _Verdict(frozenset(), "")).reason:
+        return
+    _verdicts[str(device)] = _Verdict(frozenset(), reason)
+    note(
+        f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
+        "operations instead, which is slower and just as exact. `mbqueue doctor` and docs/performance.md say which "
+        "versions of Triton work."
+    )
 
 
 def _difference(

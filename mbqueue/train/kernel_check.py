@@ -29,7 +29,7 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
     try:
         found = _results(model, batch, fused)
     except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        return told(error)
     values = expected.pop("")
     distance = float((found.pop("") - values).abs().max() / values.abs().max().clamp_min(1e-30))
     if not distance <= tolerance:
@@ -42,6 +42,11 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
         if not distance <= tolerance:
             return f"the gradient of {name} differs by {distance:.1e} of its size"
     return None
+
+
+def told(error: BaseException) -> str:
+    """What an exception of Triton, its compiler or the driver says first; they go on for pages."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _results(model: Any, batch: Batch, predict: Predict) -> dict[str, Tensor]:

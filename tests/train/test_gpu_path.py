@@ -56,7 +56,10 @@ def test_kernels_are_used_once_they_agree_and_the_fingerprint_tells_their_versio
     assert told == []
     assert described(CUDA)["messages"].startswith("fused ")
     assert "triton" in described(CUDA)["messages"]
-    assert "bond_rows=" in described(CUDA)["messages"]
+    cut = described(CUDA)["messages"]
+    assert "bond_rows=32" in cut
+    assert "partials=512 basis_rows=64 basis_partials=256 read_out_atoms=16 sum_rows=16" in cut
+    assert "product_rows=32 element_rows=32" in cut
     assert described(CPU) == {}
 
 

@@ -11,6 +11,11 @@ VERSION = 1
 #: of multiprocessors.
 PARTIALS = 512
 
+#: The same on every chip: rows that a program holds of a basis, how many partial sums its gradient has at most, atoms
+#: in a tile of the read-out, rows of partial sums and of gathered gradients, rows of a product that gives a weight's
+#: gradient, atoms of an element.
+BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 64, 256, 16, 16, 32, 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
@@ -51,8 +56,17 @@ class Tiles:
     resident: bool
 
     def described(self) -> dict[str, int]:
-        """All of them by name, for the fingerprint."""
-        return asdict(self)
+        """How all kernels cut their work, by name, for the fingerprint."""
+        return {
+            **asdict(self),
+            "partials": PARTIALS,
+            "basis_rows": BASIS_ROWS,
+            "basis_partials": BASIS_PARTIALS,
+            "read_out_atoms": READ_OUT_ATOMS,
+            "sum_rows": SUM_ROWS,
+            "product_rows": PRODUCT_ROWS,
+            "element_rows": ELEMENT_ROWS,
+        }
 
 
 #: By compute capability: T4 (75), A100 (80), A10 and RTX 30 (86), L4 (89), H100 (90).

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbqueue.train.kernels.launching import launch, room
+from mbqueue.train.kernels.tiles import SUM_ROWS
 from mbqueue.train.kernels.triton_gate import (
     WIDTH,
     by_segment,
@@ -331,7 +332,7 @@ def angles_backward(
         angles_to_shorts_kernel, n_shorts,
         d_pre, products, batch.angle_bond_i, batch.angle_bond_j, batch.angle_offsets, batch.angle_by_j,
         batch.by_j_offsets, weights, d_shorts, by_weights, weights.stride(0), by_weights.stride(0),
-        warps=4, HAS_WEIGHTS=True, ADDS=d_weights is not None, ROWS=16,
+        warps=4, HAS_WEIGHTS=True, ADDS=d_weights is not None, ROWS=SUM_ROWS,
     )  # fmt: skip
     return AngleGradients(_by_atoms(plan, d_pre), d_shorts, by_angles, by_weights, partials)
 
@@ -373,7 +374,7 @@ def update_backward(
     launch(
         angles_to_shorts_kernel, n_shorts,
         d_pre, unused, batch.angle_bond_i, batch.angle_bond_j, batch.angle_offsets, batch.angle_by_j,
-        batch.by_j_offsets, unused, d_shorts, unused, 0, 0, warps=4, HAS_WEIGHTS=False, ADDS=False, ROWS=16,
+        batch.by_j_offsets, unused, d_shorts, unused, 0, 0, warps=4, HAS_WEIGHTS=False, ADDS=False, ROWS=SUM_ROWS,
     )  # fmt: skip
     return AngleGradients(_by_atoms(plan, d_pre), d_shorts, d_angles, None, partials)
 
@@ -383,6 +384,6 @@ def _by_atoms(plan: Plan, d_pre: Tensor) -> Tensor:
     d_atoms = room(d_pre, len(batch.atomic_numbers), 128)
     launch(
         angles_to_atoms_kernel, len(d_atoms), d_pre, batch.angle_by_center, batch.by_center_offsets, d_atoms,
-        warps=4, ROWS=16,
+        warps=4, ROWS=SUM_ROWS,
     )  # fmt: skip
     return d_atoms

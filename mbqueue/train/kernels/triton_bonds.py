@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbqueue.train.kernels.launching import launch, room
+from mbqueue.train.kernels.tiles import SUM_ROWS
 from mbqueue.train.kernels.triton_gate import (
     WIDTH,
     by_segment,
@@ -271,5 +272,7 @@ def bonds_backward(
             PRECISION=plan.precision, ROWS=rows,
         )  # fmt: skip
     d_atoms = room(atoms, n_atoms, 256)
-    launch(bonds_to_atoms_kernel, n_atoms, d_pre, batch.bond_reverse, batch.bond_offsets, d_atoms, warps=4, ROWS=16)
+    launch(
+        bonds_to_atoms_kernel, n_atoms, d_pre, batch.bond_reverse, batch.bond_offsets, d_atoms, warps=4, ROWS=SUM_ROWS
+    )
     return BondGradients(d_atoms, d_bonds, by_weights, d_shorts, partials)

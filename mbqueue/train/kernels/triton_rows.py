@@ -19,10 +19,16 @@ from chgnet.model.basis import RadialBessel
 from torch import Tensor
 
 from mbqueue.train.kernels.launching import launch, room
+from mbqueue.train.kernels.tiles import (
+    BASIS_PARTIALS,
+    BASIS_ROWS,
+    ELEMENT_ROWS,
+    PRODUCT_ROWS,
+    READ_OUT_ATOMS,
+    SUM_ROWS,
+)
 from mbqueue.train.kernels.triton_gate import sigmoid, silu_slope
 
-#: Rows that a program holds at once; partial sums of a gradient; atoms in a tile of the read-out.
-ROWS, PARTIALS, ATOMS = 64, 256, 16
 #: A basis has 31 functions; they are padded with one that is zero.
 WIDTH = 32
 
@@ -395,10 +401,10 @@ class Later:
         table = torch.tensor(numbers, dtype=torch.int64)
         if like.device.type == "cuda":
             table = table.pin_memory().to(like.device, non_blocking=True)
-        launch(add_partials_kernel, len(self._sums), table, warps=4, dtype=dtype, rows=16)
+        launch(add_partials_kernel, len(self._sums), table, warps=4, dtype=dtype, rows=SUM_ROWS)
         launch(
-            weight_gradients_kernel, len(self._products), table[4 * len(self._sums) :], warps=8, dtype=dtype, rows=32,
-            precision=precision,
+            weight_gradients_kernel, len(self._products), table[4 * len(self._sums) :], warps=8, dtype=dtype,
+            rows=PRODUCT_ROWS, precision=precision,
         )  # fmt: skip
 
 
@@ -419,7 +425,7 @@ class Basis:
         self._constants: dict[str, Any] = {
             "kind": _RADIAL if radial else _FOURIER,
             "is_chosen": chosen is not None,
-            "rows": ROWS,
+            "rows": BASIS_ROWS,
             "precision": precision,
         }
 
@@ -431,7 +437,7 @@ class Basis:
         more = 0 if rest is None else len(rest) // 128
         out = room(first, self._n * (64 + 128 * more))
         launch(
-            basis_forward, triton.cdiv(self._n, ROWS), self._values, self._chosen, frequencies, first,
+            basis_forward, triton.cdiv(self._n, BASIS_ROWS), self._values, self._chosen, frequencies, first,
             first if rest is None else rest, out, self._n, *self._numbers, warps=8, pieces=1 + 2 * more,
             **self._constants,
         )  # fmt: skip
@@ -445,13 +451,13 @@ class Basis:
         m parts of the frequencies' gradient is followed by 32 zeros.
         """
         pieces = 2 * len(gradients) - 1
-        rows_each = ROWS * triton.cdiv(self._n, ROWS * PARTIALS)
+        rows_each = BASIS_ROWS * triton.cdiv(self._n, BASIS_ROWS * BASIS_PARTIALS)
         parts = triton.cdiv(self._n, rows_each) if self._n else 0
         partials = room(first, parts, pieces * 66 * WIDTH)
         launch(
             basis_backward, parts * pieces, self._values, self._chosen, frequencies, first,
             first if rest is None else rest, *gradients, *[first] * (5 - len(gradients)), partials, self._n,
-            rows_each, *self._numbers, warps=8, pieces=pieces, **{**self._constants, "rows": ROWS // 2},
+            rows_each, *self._numbers, warps=8, pieces=pieces, **{**self._constants, "rows": BASIS_ROWS // 2},
         )  # fmt: skip
         return partials
 
@@ -466,7 +472,7 @@ def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = No
         out: where to write them; None makes room.
     """
     out = room(x, len(offsets) - 1, 64) if out is None else out
-    launch(sum_by_number, len(out), x, order, offsets, out, warps=1, rows=32)
+    launch(sum_by_number, len(out), x, order, offsets, out, warps=1, rows=ELEMENT_ROWS)
     return out
 
 
@@ -487,8 +493,8 @@ def energies_forward(features: Tensor, weights: Tensor, n_atoms: Tensor, numbers
     """
     out = room(features, len(n_atoms))
     launch(
-        read_out_forward, len(n_atoms), features, weights, n_atoms, numbers, out, warps=4, tile=ATOMS, block=128,
-        precision=precision,
+        read_out_forward, len(n_atoms), features, weights, n_atoms, numbers, out, warps=4, tile=READ_OUT_ATOMS,
+        block=128, precision=precision,
     )  # fmt: skip
     return out
 
@@ -507,7 +513,7 @@ def energies_backward(
     d_features, inputs, gradients = room(features, n, 64), room(features, 3, n, 64), room(features, 7, n, 64)
     launch(
         read_out_backward, len(n_atoms), features, weights, n_atoms, d_energies, d_features, inputs, gradients, n,
-        warps=8, tile=ATOMS, block=128, precision=precision,
+        warps=8, tile=READ_OUT_ATOMS, block=128, precision=precision,
     )  # fmt: skip
     matrices = torch.bmm(gradients[:3].transpose(1, 2), inputs)
     vectors = gradients.sum(dim=1)

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbqueue.train.kernels.launching import launch, room
+from mbqueue.train.kernels.tiles import SUM_ROWS
 from mbqueue.train.kernels.triton_gate import WIDTH
 
 
@@ -108,5 +109,5 @@ def add_partials(partials: Tensor) -> Tensor:
     """Sum over the rows of [P, n], where n is a multiple of 64: [n]."""
     n_rows, n_columns = partials.shape
     out = room(partials, n_columns)
-    launch(add_partials_kernel, n_columns // 64, partials, out, n_rows, n_columns, warps=4, ROWS=16)
+    launch(add_partials_kernel, n_columns // 64, partials, out, n_rows, n_columns, warps=4, ROWS=SUM_ROWS)
     return out

@@ -1,0 +1,172 @@
+"""The GPU kernels are compiled beside loading. What goes wrong is told once, and the session goes on without them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mbqueue.session import compiling, workplace
+from mbqueue.session.compiling import Compiling
+from mbqueue.train import gpu_path
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+class Model(torch.nn.Module):
+    """Predicts by one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0]))
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A process with a GPU that has checked nothing, and the folder of its kernels, which is not there yet."""
+    monkeypatch.setattr(gpu_path, "_verdicts", {})
+    monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
+    monkeypatch.setattr(Compiling, "_tried_on", lambda _self: (Model(), torch.tensor([1.0, 3.0])))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+@pytest.fixture
+def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Let the model do something before it predicts."""
+
+    def put(before: Callable[[], None]) -> None:
+        def predict(model: Model, batch: torch.Tensor) -> torch.Tensor:
+            before()
+            return batch * model.weight
+
+        monkeypatch.setattr(compiling.chgnet, "predict", predict)
+
+    return put
+
+
+Predicts = Callable[[Callable[[], None]], None]
+
+
+def test_it_compiles_the_kernels_beside_what_the_session_does(predicts: Predicts) -> None:
+    session_went_on, used = threading.Event(), []
+
+    def compile_slowly() -> None:
+        assert session_went_on.wait(30)
+        used.append(gpu_path.uses_kernels(CUDA))
+
+    predicts(compile_slowly)
+    begun = Compiling(CUDA, lambda _text: None)
+    assert used == []
+    assert not gpu_path.uses_kernels(CUDA), "only the thread that compiles uses kernels that are not checked yet"
+    session_went_on.set()
+    begun.wait()
+    assert used == [True]
+
+
+def test_the_cpu_has_nothing_to_compile(predicts: Predicts) -> None:
+    predicts(lambda: pytest.fail("it predicted"))
+    Compiling(CPU, pytest.fail).wait()
+
+
+def test_a_machine_is_told_of_compiling_until_kernels_are_kept(predicts: Predicts, kept: Path) -> None:
+    told: list[str] = []
+    predicts(lambda: None)
+    Compiling(CUDA, told.append).wait()
+    assert ["Compiling the GPU kernels" in text for text in told] == [True]
+    (kept / "kernel").mkdir(parents=True)
+    Compiling(CUDA, told.append).wait()
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ptxas failed\nwith details"), ModuleNotFoundError("no triton")])
+def test_kernels_that_do_not_compile_leave_the_device_to_plain_torch_which_is_told_once(
+    predicts: Predicts, kept: Path, error: Exception
+) -> None:
+    (kept / "kernel").mkdir(parents=True)
+    told: list[str] = []
+
+    def fail() -> None:
+        raise error
+
+    predicts(fail)
+    Compiling(CUDA, told.append).wait()
+    checked = (CUDA, "float32", Model(), lambda *_: pytest.fail("it was checked"), torch.tensor([1.0]))
+    gpu_path.check_once(*checked, told.append)  # type: ignore[arg-type]
+    Compiling(CUDA, told.append).wait()
+    assert not gpu_path.uses_kernels(CUDA)
+    assert gpu_path.described(CUDA) == {"messages": "plain"}
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    assert len(told) == 1
+    assert told[0].startswith(f"The fused GPU kernels are not used on NVIDIA L4: {reason}. Training runs on plain")
+
+
+def test_without_anything_to_try_them_on_the_kernels_are_left_to_the_check_of_the_first_batch(
+    monkeypatch: pytest.MonkeyPatch, kept: Path
+) -> None:
+    (kept / "kernel").mkdir(parents=True)
+    told: list[str] = []
+
+    def fail(_self: Compiling) -> Any:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Compiling, "_tried_on", fail)
+    Compiling(CUDA, told.append).wait()
+    assert ["(OSError: no space left), so they are compiled at the first batch" in text for text in told] == [True]
+    model, batch = Model(), torch.tensor([1.0, 3.0])
+    gpu_path.check_once(CUDA, "float32", model, lambda m, b: b * m.weight, batch, told.append)  # type: ignore[operator]
+    assert gpu_path.uses_kernels(CUDA)
+    assert len(told) == 1
+
+
+def test_what_the_kernels_are_tried_on_are_two_real_crystals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model, batch = Compiling(CPU, pytest.fail)._tried_on()
+    energies = compiling.chgnet.predict(model, batch)
+    assert energies.shape == (2,)
+    assert bool(torch.isfinite(energies).all())
+
+
+def test_a_fold_is_put_on_the_device_only_after_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Place(workplace.Workplace):
+        """Nothing of it but what makes a fold."""
+
+        def __init__(self) -> None:
+            self._fold = None
+
+        def __getattr__(self, name: str) -> Any:
+            return Anything()
+
+    class Anything:
+        """Has everything."""
+
+        def __getattr__(self, _name: str) -> Any:
+            return Anything()
+
+        def __call__(self, *_args: Any, **_named: Any) -> Any:
+            return Anything()
+
+    class Waited:
+        """Says when it is waited for."""
+
+        def wait(self) -> None:
+            happened.append("waited")
+
+    place: Any = Place()
+    place.compiling = Waited()
+    for name in ("data_for", "_checkpoints", "while_held", "frozen_for"):
+        setattr(place, name, lambda *_args: Anything())
+    monkeypatch.setattr(workplace, "kinds_needed", lambda _spec: ())
+    monkeypatch.setattr(workplace, "FoldRun", lambda **_named: happened.append("fold"))
+    lease: Any = Anything()
+    lease.job = Anything()
+    lease.job.fold = 0
+    Anything.fingerprint = {}  # type: ignore[attr-defined]
+    place.fold_run(lease, Anything(), Anything())
+    assert happened == ["waited", "fold"]
