@@ -13,7 +13,8 @@ speed        medians of a training step and of inference at each batch size, sto
 precision    error of energies and gradient against float64 and time of a step, in each precision that the GPU has.
 epoch        an epoch end to end, with loading and validation.
 kernels      where the time of a fused step goes.
-prediction   what `benchmarks.gpu_model` predicts for this GPU and these batches, beside what was measured.
+prediction   a fused step on these batches as `benchmarks.gpu_model` predicts it for this GPU, or for the one named
+             there, beside what was measured.
 
 ``--device cpu`` runs all of it in Triton's interpreter on the smallest crystals: that shows that it runs, not how fast.
 """
@@ -26,6 +27,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +48,8 @@ from mbqueue.data.crystals import Crystals
 from mbqueue.data.datasets import load
 from mbqueue.data.graph_cache import GraphCache
 from mbqueue.experiment import Spec, parse_spec
+from mbqueue.storage.manifest import Identity
+from mbqueue.storage.places import in_folder
 from mbqueue.train import chgnet, gpu_path
 from mbqueue.train.arithmetic import calculating, device_name, pick_device, usable_precision
 from mbqueue.train.backbone import open_frozen, prepare_frozen
@@ -65,13 +69,13 @@ class Bench:
     Args:
         device: where to measure.
         folder: for graphs and checkpoints.
-        n: how many crystals; on the CPU the smallest of the sample.
+        n: how many crystals; on the CPU some of the smallest of the sample.
     """
 
     def __init__(self, device: torch.device, folder: Path, n: int) -> None:
         self.device, self.folder = device, folder
         self.crystals = (
-            _smallest(load("sample").crystals, n) if device.type == "cpu" else load("sample", limit=n).crystals
+            _smallest(load("sample").crystals, n, folder) if device.type == "cpu" else load("sample", limit=n).crystals
         )
         cache = GraphCache.build(self.crystals, folder / "graphs")
         assert cache is not None
@@ -112,14 +116,25 @@ class Bench:
             crystals=self.crystals,
             cache=self.cache,
             frozen=frozen,
-            checkpoints=Checkpoints(self.folder / name),
+            checkpoints=self.commits(name),
             device=self.device,
         )
 
+    def commits(self, name: str) -> Checkpoints:
+        """Those of `fold`."""
+        return Checkpoints(in_folder(self.folder / name), Identity(experiment="gpu", fold=0))
 
-def _smallest(crystals: Crystals, n: int) -> Crystals:
-    sizes = np.diff(crystals.atom_offsets)
-    return crystals.select(np.sort(np.argsort(sizes, kind="stable")[:n]))
+
+def _smallest(crystals: Crystals, n: int, folder: Path) -> Crystals:
+    """Those with the fewest bonds and angles of the sample's smallest cells, among them some with angles."""
+    atoms = np.diff(crystals.atom_offsets)
+    few = crystals.select(np.sort(np.argsort(atoms, kind="stable")[:40]))
+    cache = GraphCache.build(few, folder / "few", workers=1)
+    assert cache is not None
+    size = cache.bond_counts() + cache.angle_counts()
+    has_angles = cache.angle_counts() > 0
+    order = np.argsort(np.where(has_angles, size, size.max() + size), kind="stable")
+    return few.select(np.sort(order[:n]))
 
 
 @contextmanager
@@ -244,9 +259,10 @@ def _epoch(run: FoldRun, *, fence: int, steps: int | None = None) -> EpochOutcom
 
 
 def _newest(bench: Bench, name: str) -> bytes:
-    newest = Checkpoints(bench.folder / name).newest()
+    commits = bench.commits(name)
+    newest = commits.newest()
     assert newest is not None
-    return (bench.folder / name / f"{newest.stem}.pt").read_bytes()
+    return commits.checkpoint(newest)
 
 
 def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
@@ -280,9 +296,8 @@ def _in_turn(
     found = {way: {"ms": 1e3 * statistics.median(times[way])} for way in ways}
     for way, work in ways.items():
         found[way]["crystals_per_second"] = 1e3 * len(batches[0]) / found[way]["ms"]
-        if bench.device.type == "cuda":
-            with within(way):
-                found[way]["peak_mib"] = peak_bytes(partial(work, batches[0]), bench.device) / 2**20
+        with within(way):
+            found[way]["peak_mib"] = peak_bytes(partial(work, batches[0]), bench.device) / 2**20
     return found
 
 
@@ -356,15 +371,15 @@ def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def prediction(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """A step's ms at each batch size as predicted for this GPU; empty when its figures are not known."""
-    gpu = _known_gpu(device_name(bench.device))
-    if gpu is None:
-        return {}
-    found = {}
-    for size in options.batch_sizes:
-        sizes = Sizes.of(make_batch(bench.cache, bench.batches(size)[0]))
-        found[str(size)] = {"ms": 1e3 * step_seconds(fused(sizes, gpu), gpu, SHARE)}
-    return found
+    """A fused step's ms at each batch size: predicted for this GPU, or for an L4 where its figures are not known."""
+    name = device_name(bench.device)
+    gpu = _known_gpu(name)
+    is_known = gpu is not None
+    gpu = gpu or _known_gpu("L4")
+    assert gpu is not None
+    sizes = {size: Sizes.of(make_batch(bench.cache, bench.batches(size)[0])) for size in options.batch_sizes}
+    ms = {str(size): 1e3 * step_seconds(fused(of, gpu), gpu, SHARE) for size, of in sizes.items()}
+    return {"gpu": gpu.name, "is_measured_gpu": is_known, "share": SHARE, "step_ms": ms}
 
 
 def _known_gpu(name: str) -> Gpu | None:
@@ -385,19 +400,15 @@ def table(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['machine']['device']}, torch {found['machine']['torch']}, measured:",
         "",
-        "| batch | | stock | plain | fused | fused, predicted |",
+        f"| batch | | stock | plain | fused | fused, predicted for {found['prediction']['gpu']} |",
         "|---|---|---|---|---|---|",
     ]
     for size, kinds in found["speed"].items():
         for kind, ways in kinds.items():
-            predicted = found["prediction"].get(size) if kind == "training" else None
             cells = [f"{ways[way]['ms']:.1f} ms" for way in ("stock", "plain", "fused")]
-            lines.append(f"| {size} | {kind} | {' | '.join(cells)} | {_ms(predicted)} |")
+            predicted = f"{found['prediction']['step_ms'][size]:.2g} ms" if kind == "training" else "–"
+            lines.append(f"| {size} | {kind} | {' | '.join(cells)} | {predicted} |")
     return lines
-
-
-def _ms(row: dict[str, float] | None) -> str:
-    return f"{row['ms']:.1f} ms" if row else "–"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -406,14 +417,24 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=9.0, help="parts that would begin later are left out")
-    parser.add_argument("--crystals", type=int, default=None, help="by default 1000; on the CPU 10")
+    parser.add_argument("--crystals", type=int, default=None, help="by default all 700 of the sample; on the CPU 5")
     options = parser.parse_args(arguments)
     is_tiny = pick_device(options.device).type == "cpu"
-    options.crystals = options.crystals or (10 if is_tiny else 1000)
-    options.batch_sizes = [2] if is_tiny else [64, 128, 256]
+    options.crystals = options.crystals or (5 if is_tiny else 700)
+    options.batch_sizes = [1, 2] if is_tiny else [64, 128, 256]
     options.batches, options.repeats = (1, 1) if is_tiny else (3, 3)
     options.resume_crystals = options.crystals
     return options
+
+
+def _interpret() -> None:
+    """Let Triton interpret its kernels in this process, as the tests do."""
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+    import pytest
+    from interpreted import quicken
+
+    quicken(pytest.MonkeyPatch())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -422,7 +443,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = pick_device(options.device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+        _interpret()
     began = time.monotonic()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,21 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most memory that ``work`` holds on a GPU."""
+    """Most memory of tensors that ``work`` holds: on a GPU with what was held before, on the CPU beside it."""
+    if device.type == "cpu":
+        return _peak_on_cpu(work)
     torch.cuda.reset_peak_memory_stats(device)
     work()
     return torch.cuda.max_memory_allocated(device)
+
+
+def _peak_on_cpu(work: Callable[[], object]) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    results = profile.profiler.kineto_results if profile.profiler else None  # only there each change has its time
+    changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
 
 
 @dataclass(frozen=True)
