@@ -24,6 +24,7 @@ class Figures:
         self._project = project
         self._drawing = threading.Lock()
         self._drawn: OrderedDict[tuple[str, str], tuple[Hashable, dict[str, bytes]]] = OrderedDict()
+        self._compared: tuple[Hashable, tuple[str, bytes]] | None = None
 
     def of(self, entry: Mapping[str, Any]) -> bytes:
         """All figures of an experiment, as one JSON object: name → plotly's figure; empty while there is none.
@@ -86,14 +87,31 @@ class Figures:
         return {"timeline": timeline(spans)} if spans else {}
 
     def paired(self, names: list[str]) -> tuple[str, bytes]:
-        """The comparison of recorded experiments: its HTML, and its figure as JSON.
+        """The comparison of recorded experiments, made again only when one of their files is another one.
+
+        Returns:
+            Its HTML, and its figure as JSON.
 
         Raises:
             UsageError, ResultsError: as `Project.compare`.
         """
+        asked = (tuple(names), tuple(self._state_of_files(name) for name in names))
+        with self._drawing:
+            if self._compared is None or self._compared[0] != asked:
+                self._compared = (asked, self._compare(names))
+            return self._compared[1]
+
+    def _compare(self, names: list[str]) -> tuple[str, bytes]:
         from mbqueue.results.report.comparison import paired_differences, sections  # noqa: PLC0415
 
         comparison = self._project.compare(names)
         place = '<div class="figure" id="figure-paired" data-figure="paired"></div>'
         figure = b'{"paired":' + paired_differences(comparison).to_json().encode() + b"}"
         return "\n".join(sections(comparison, place)), figure
+
+    def _state_of_files(self, name: str) -> tuple[tuple[str, int, int], ...]:
+        folder = self._project.results_folder(name)
+        if not folder.is_dir():
+            return ()
+        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+        return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats)

@@ -6,6 +6,7 @@ import json
 import threading
 from typing import Any
 
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 import pytest
 import recorded_search
 from small_project import ManualClock
@@ -16,6 +17,7 @@ from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue
+from mbqueue.results.report import comparison
 from mbqueue.web.reading import FRESH_SECONDS, Reader
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script>"
@@ -74,6 +76,26 @@ def test_the_page_of_an_experiment_says_that_the_queue_is_away(board: Board) -> 
     answer = board.get("/part?part=experiment&name=first")
     assert answer.status == 200
     assert "queue" in answer.json["trouble"]
+
+
+def test_a_comparison_is_made_again_only_when_a_file_of_it_changed(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.project.enqueue("full_finetune", dataset="sample", folds=[0], epochs=1, name="second")
+    folder = board.project.results_folder("first")
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("{}")
+    made: list[list[str]] = []
+    monkeypatch.setattr(Project, "compare", lambda _self, names: made.append(list(names)))
+    monkeypatch.setattr(comparison, "sections", lambda _comparison, _place: ["<p>compared</p>"])
+    monkeypatch.setattr(comparison, "paired_differences", lambda _comparison: go.Figure())
+    for _ in range(3):
+        assert "compared" in part(board, "compare&name=first&name=second")["html"]
+    assert made == [["first", "second"]]
+    (folder / "results.json").write_text("{} ")
+    assert "compared" in part(board, "compare&name=first&name=second")["html"]
+    part(board, "compare&name=second&name=first")
+    assert made == [["first", "second"], ["first", "second"], ["second", "first"]]
 
 
 def test_a_file_whose_name_is_not_utf8_does_not_break_the_page(board: Board) -> None:
