@@ -126,15 +126,16 @@ class Bench:
 
 
 def _smallest(crystals: Crystals, n: int, folder: Path) -> Crystals:
-    """Those with the fewest bonds and angles of the sample's smallest cells, among them some with angles."""
+    """Those with the fewest bonds and angles of the sample's smallest cells, one of them with angles."""
     atoms = np.diff(crystals.atom_offsets)
     few = crystals.select(np.sort(np.argsort(atoms, kind="stable")[:40]))
     cache = GraphCache.build(few, folder / "few", workers=1)
     assert cache is not None
-    size = cache.bond_counts() + cache.angle_counts()
-    has_angles = cache.angle_counts() > 0
-    order = np.argsort(np.where(has_angles, size, size.max() + size), kind="stable")
-    return few.select(np.sort(order[:n]))
+    angles = cache.angle_counts()
+    order = np.argsort(cache.bond_counts() + angles, kind="stable")
+    with_angles = next(row for row in order if angles[row])
+    order = np.unique([with_angles, *order[: n - 1]])
+    return few.select(order)
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def equality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     for parameter in stock.parameters():
         parameter.requires_grad_(True)
     worst = {way: {"energy_ev_per_atom": 0.0, "gradient_relative": 0.0} for way in WAYS}
-    for rows in bench.batches(options.batch_sizes[0]):
+    for rows in bench.batches(options.batch_sizes[-1]):
         graphs = [bench.stock.graphs[row].to(bench.device) for row in rows]
         expected = stock(graphs, task="e")["e"]
         exact = _gradient(stock, expected)
@@ -286,12 +287,13 @@ def _in_turn(
         return _torchs_own() if way == "stock" else bench.way(way)
 
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(repeats + 1):
+    warming = bench.device.type != "cpu"  # nothing is compiled there by the first round
+    for turn in range(repeats + warming):
         for rows in batches:
             for way, work in ways.items():
                 with within(way):
                     seconds = seconds_of(partial(work, rows), bench.device)
-                if turn:  # the first round warms up
+                if turn >= warming:
                     times[way].append(seconds)
     found = {way: {"ms": 1e3 * statistics.median(times[way])} for way in ways}
     for way, work in ways.items():

@@ -1,0 +1,88 @@
+"""The benchmark for GPUs runs to its end, on the CPU in Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+WAYS = ("stock", "plain", "fused")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Any]:
+    """What it writes."""
+    file = tmp_path_factory.mktemp("benchmark") / "gpu.json"
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(file)],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "| batch | | stock | plain | fused | fused, predicted for L4 |" in ran.stdout
+    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return read
+
+
+def test_every_part_ran_and_no_figure_is_missing_or_not_a_number(found: dict[str, Any]) -> None:
+    parts = "machine equality determinism resume speed precision epoch kernels prediction seconds"
+    assert list(found) == parts.split()
+
+    def require(value: Any, where: str) -> None:
+        if isinstance(value, dict | list):
+            assert value, where
+            for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+                require(each, f"{where}/{key}")
+        elif isinstance(value, float):
+            assert math.isfinite(value), where
+
+    require(found, "")
+
+
+def test_both_ways_give_stocks_values_and_gradients(found: dict[str, Any]) -> None:
+    for way in ("plain", "fused"):
+        assert 0 < found["equality"][way]["energy_ev_per_atom"] < 1e-5
+        assert 0 < found["equality"][way]["gradient_relative"] < 1e-4
+    assert found["equality"]["plain"] != found["equality"]["fused"], "the kernels were not used"
+
+
+def test_both_ways_give_the_same_bytes_twice_and_after_a_stop_at_every_step(found: dict[str, Any]) -> None:
+    assert found["determinism"] == {"plain": True, "fused": True}
+    for way in ("plain", "fused"):
+        assert found["resume"][way]["same_bytes"]
+        assert found["resume"][way]["stops"] >= 2
+
+
+def test_time_and_peak_memory_are_told_by_batch_size_and_way(found: dict[str, Any]) -> None:
+    assert list(found["speed"]) == ["1", "2"]
+    for kinds in found["speed"].values():
+        assert list(kinds) == ["training", "inference"]
+        for ways in kinds.values():
+            assert tuple(ways) == WAYS
+            for figures in ways.values():
+                assert min(figures[name] for name in ("ms", "crystals_per_second", "peak_mib")) > 0
+
+
+def test_each_precision_has_an_error_and_a_time(found: dict[str, Any]) -> None:
+    assert list(found["precision"]) == ["float32"], "the CPU has no other"
+    figures = found["precision"]["float32"]
+    assert 0 < figures["energy_mev_per_atom_mean"] <= figures["energy_mev_per_atom_largest"] < 0.1
+    assert 0 < figures["gradient_relative"] < 1e-3
+    assert figures["step_ms"] > 0
+
+
+def test_an_epoch_the_kernels_and_the_prediction_have_figures(found: dict[str, Any]) -> None:
+    for way in ("plain", "fused"):
+        assert found["epoch"][way]["crystals_per_second"] > 0
+    assert found["kernels"][0]["ms"] > 0
+    assert all(row["calls"] > 0 for row in found["kernels"])
+    assert found["prediction"]["gpu"] == "L4"
+    assert not found["prediction"]["is_measured_gpu"]
+    assert min(found["prediction"]["step_ms"].values()) > 0
+    assert list(found["prediction"]["step_ms"]) == list(found["speed"])
