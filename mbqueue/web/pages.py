@@ -145,8 +145,9 @@ class _Board:
 
     # -- pages: the frame, which each page fills by asking for its part ----------------------------------------------
 
-    def overview(self, _request: Request) -> Response:
-        return self._page(title="Overview", part="overview")
+    def overview(self, request: Request) -> Response:
+        every = {"all": "1"} if request.query_params.get("all") else {}
+        return self._page(title="Overview", part="overview", **every)
 
     def experiment(self, request: Request) -> Response:
         name = request.query_params.get("name", "")
@@ -204,13 +205,15 @@ class _Board:
                 ]
                 for search in overview["searches"]
             }
-            shown = sorted(by_interest(experiments)[:_SHOWN])
+            at_most = len(experiments) if request.query_params.get("all") else _SHOWN
+            shown = sorted(by_interest(experiments)[:at_most])
             jobs_dir = self._project.folder.jobs_dir
             html = self._templates.get_template("overview.html").render(
                 **shared,
                 shown=[experiments[place] for place in shown],
                 not_shown=len(experiments) - len(shown),
                 trials=trials,
+                times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
                 time=time_left(overview["experiments"], session_seconds),
                 files=sorted(path.stem for path in jobs_dir.glob("*.toml")),
             )

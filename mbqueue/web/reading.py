@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mbqueue.api import Project, Status
-from mbqueue.clock import Clock
+from mbqueue.clock import Clock, format_duration
 from mbqueue.errors import MbqueueError
 
 #: Pages see a state that is at most this old, in seconds.
 FRESH_SECONDS = 1.5
+#: A look that takes longer than this is told of, in seconds.
+PATIENCE_SECONDS = 5.0
 #: The board spends at most one part in this many of its time reading, however large the queue is.
 _REST = 10
 
@@ -38,11 +40,14 @@ class Reader:
         self._busy = threading.Lock()
         self._reading = Reading(status=None, trouble=None)
         self._next_look = float("-inf")
+        self._look_began = float("-inf")
+        self._has_expired = False
 
     def read(self) -> Reading:
         """The state now, or at most a moment ago.
 
-        While another thread looks, and that look hangs (a server that is away), this returns what is known.
+        While another thread looks, and that look hangs (a server that is away), this returns what is known, and says
+        so once the look has lasted a while.
         """
         is_first = self._reading.status is None and self._reading.trouble is None
         if self._busy.acquire(blocking=is_first):
@@ -51,17 +56,22 @@ class Reader:
                     self._renew()
             finally:
                 self._busy.release()
+        elif (waited := self._clock.monotonic() - self._look_began) > PATIENCE_SECONDS:
+            return replace(self._reading, trouble=f"The queue has not answered for {format_duration(waited)}.")
         return self._reading
 
     def expire(self) -> None:
         """Look again at the next call: something was changed from here."""
+        self._has_expired = True
         self._next_look = float("-inf")
 
     def _renew(self) -> None:
-        began = self._clock.monotonic()
+        began = self._look_began = self._clock.monotonic()
+        self._has_expired = False
         try:
             self._reading = Reading(status=self._look(), trouble=None)
         except (MbqueueError, OSError) as error:
             self._reading = Reading(status=self._reading.status, trouble=str(error) or type(error).__name__)
         ended = self._clock.monotonic()
-        self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))
+        if not self._has_expired:  # else something was changed after this look began
+            self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))

@@ -22,6 +22,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
 #: A board in a notebook takes the first free port from the default one on.
 _PORTS_TRIED = 20
 _START_SECONDS = 10.0
+_ALL_INTERFACES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
 _NO_NOTEBOOK = "mbqueue.board() is for notebooks. In a terminal use: mbqueue board"
 
 
@@ -138,5 +139,7 @@ def _listener(host: str, port: int | None) -> socket.socket:
 
 
 def _url(host: str, port: int, token: str | None) -> str:
-    shown = f"[{host}]" if ":" in host else host
+    # An address that stands for all interfaces is none that a browser elsewhere could open.
+    name = socket.gethostname() if host in _ALL_INTERFACES else host
+    shown = f"[{name}]" if ":" in name else name
     return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")

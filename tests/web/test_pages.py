@@ -18,7 +18,8 @@ from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue
 from mbqueue.results.report import comparison
-from mbqueue.web.reading import FRESH_SECONDS, Reader
+from mbqueue.web import pages
+from mbqueue.web.reading import FRESH_SECONDS, PATIENCE_SECONDS, Reader
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script>"
 
@@ -138,6 +139,36 @@ def test_the_queue_is_read_once_for_all_pages(project: ProjectFolder, clock: Man
     assert len(looks) == 3
 
 
+def test_what_changes_during_a_look_is_looked_for_again(clock: ManualClock) -> None:
+    looks: list[float] = []
+
+    def look() -> None:
+        looks.append(clock.monotonic())
+        if len(looks) == 1:
+            reader.expire()
+
+    reader = Reader(_Looking(look), clock)  # type: ignore[arg-type]
+    reader.read()
+    reader.read()
+    reader.read()
+    assert len(looks) == 2
+
+
+def test_each_experiment_says_what_time_it_used_and_needs(board: Board) -> None:
+    assert "0s used; what is left is known after the first epoch</span>" in part(board)["html"]
+
+
+def test_the_page_of_all_experiments_leaves_none_out(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_SHOWN", 1)
+    board.project.enqueue("pretrained_infer", dataset="sample", name="second")
+    board.act({"act": "priority", "experiment": "first", "priority": 1})  # the next look is a new one
+    few, every = part(board)["html"], part(board, "overview&all=1")["html"]
+    assert few.count('<section class="experiment"') == 1
+    assert 'href="./?all=1"' in few
+    assert every.count('<section class="experiment"') == 2
+    assert "all=1" in board.get("/?all=1").text
+
+
 def test_a_slow_queue_is_read_less_often(clock: ManualClock) -> None:
     looks: list[float] = []
 
@@ -172,6 +203,10 @@ def test_while_one_look_hangs_other_pages_get_what_is_known(clock: ManualClock) 
     thread.start()
     entered.wait()
     assert reader.read() is known
+    clock.advance(PATIENCE_SECONDS + 1)
+    told = reader.read()
+    assert told.status is known.status
+    assert told.trouble == "The queue has not answered for 6s."
     hanging.set()
     thread.join()
     after = reader.read()

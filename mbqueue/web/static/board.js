@@ -41,7 +41,10 @@ async function ask() {
 
 function show(facts) {
   trouble.hidden = !facts.trouble;
-  trouble.textContent = facts.trouble ? `The queue cannot be read; below is its last known state. ${facts.trouble}` : "";
+  const isKnown = facts.html || !part.hasAttribute("aria-busy");
+  const below = isKnown ? "; below is its last known state" : "";
+  trouble.textContent = facts.trouble ? `The queue cannot be read${below}. ${facts.trouble}` : "";
+  if (!isKnown) part.textContent = "";
   if (facts.html) {
     const fresh = document.createElement("main");
     fresh.innerHTML = facts.html;
