@@ -154,14 +154,14 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
 
 
 def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
-    """`mbqueue.train.triton_forward`, where the device uses its kernels and the model is built as they need it."""
+    """`mbqueue.train.triton_forward`, where the device uses its kernels, and model and batch suit them."""
     args = model.model_args
     has_kernels = args["n_conv"] == 4 and not args.get("mlp_out_bias") and batch.bond_length.dtype == torch.float32
     if not (has_kernels and uses_kernels(batch.bond_length.device)):
         return None
-    from mbqueue.train import triton_forward  # noqa: PLC0415  only where triton is
+    from mbqueue.train import triton_forward, triton_messages  # noqa: PLC0415  only where triton is
 
-    return triton_forward
+    return triton_forward if triton_messages.fits(batch) else None
 
 
 def _convolve_atoms(

@@ -103,6 +103,11 @@ def _difference(
     device: torch.device, precision: str, model: Any, predict: Callable[[Any, Batch], Tensor], batch: Batch
 ) -> str | None:
     """Why the kernels cannot be used in this precision; None if they can."""
+    from mbqueue.train.kernels.tiles import TILES  # noqa: PLC0415  with it come the CPU's kernels
+
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < min(TILES):
+        return f"its compute capability is {major}.{minor}, and they need {min(TILES) / 10} or newer"
     keep_gpu_code()
     try:
         from mbqueue.train.kernel_check import check  # noqa: PLC0415  only where triton is

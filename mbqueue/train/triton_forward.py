@@ -160,7 +160,6 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         "bg": wide(p[f"{bases}_bg.frequencies"]),
         "angles": padded(p["angle_embedding.weight"]),
         "waves": wide(torch.cat([zero, waves, waves])),  # of constant, sines, cosines
-        "frequencies": waves,
     }
     of_bonds, shares = [], {}
     for block in range(n_conv):
@@ -196,6 +195,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         pieces[f"shorts {block}"] = torch.cat(together)  # [256 ‖ 256 ‖ 128, 64]
     # After the copies above: gradients of the shares come here.
     pieces["bond shares"] = torch.cat(of_bonds)  # [4 · 128, 64]
+    pieces["frequencies"] = waves  # last: 15 numbers, and what follows would not be aligned to 16 bytes
     return pieces
 
 

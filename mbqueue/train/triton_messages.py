@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from mbqueue.data.batch import Batch, OrderedBatch
+from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
+
+#: Columns of the widest arrays that have a row for each atom or short bond, and for each directed bond or angle.
+_WIDEST, _WIDE = 640, 128
+
+
+def fits(batch: Batch) -> bool:
+    """Whether the kernels can address all of the batch: they compute places in arrays in int32."""
+    many = max(len(batch.bond_center), len(batch.angle))
+    few = max(len(batch.atomic_numbers), len(batch.short_bond))
+    return max(many * _WIDE, few * _WIDEST) < 2**31
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,16 @@ class Plan:
 
     @classmethod
     def of(cls, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> Plan:
-        """For ``batch``; unless given, the tiles are the device's own and the precision is `products_in_use`."""
+        """For ``batch``; unless given, the tiles are the device's own and the precision is `products_in_use`.
+
+        Raises:
+            TrainingError: when the batch is larger than the kernels can address; see `fits`.
+        """
+        if not fits(batch):
+            raise TrainingError(
+                f"A batch with {len(batch.bond_center):,} bonds and {len(batch.angle):,} angles is larger than the "
+                "GPU kernels can address. Use smaller batches (train.batch_size)."
+            )
         device = batch.bond_center.device
         if tiles is None and device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)

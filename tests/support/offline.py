@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mbqueue.train.kernels import tiles, triton_rows, triton_sums
 from mbqueue.train.kernels.launching import OPTIONS
 from mbqueue.train.kernels.tiles import TILES
 from mbqueue.train.kernels.triton_angles import (
@@ -23,23 +26,35 @@ from mbqueue.train.kernels.triton_angles import (
     update_forward_kernel,
 )
 from mbqueue.train.kernels.triton_bonds import bonds_backward_kernel, bonds_forward_kernel
-from mbqueue.train.kernels.triton_sums import (
-    add_partials_kernel,
-    angles_to_atoms_kernel,
-    angles_to_shorts_kernel,
-    bonds_to_atoms_kernel,
-)
+from mbqueue.train.kernels.triton_sums import angles_to_atoms_kernel, angles_to_shorts_kernel, bonds_to_atoms_kernel
 
-INDICES = {
-    "center", "neighbor", "undirected", "reverse", "bond_first", "bond_i", "bond_j", "by_j", "order", "offsets",
-    "short_offsets", "by_j_offsets",
-}  # fmt: skip
+#: Types of arguments by name, where they are not pointers to float32.
+TYPES = dict.fromkeys(
+    ["center", "neighbor", "undirected", "reverse", "bond_first", "bond_i", "bond_j", "by_j", "order", "offsets",
+     "short_offsets", "by_j_offsets", "chosen"], "*i32"
+) | dict.fromkeys(
+    ["n", "n_atoms", "n_bonds", "n_shorts", "n_angles", "n_rows", "n_columns", "tiles", "rows_each", "atoms_stride",
+     "bonds_stride", "shorts_stride", "weights_stride", "d_weights_stride"], "i32"
+) | dict.fromkeys(["inv_cutoff", "norm", "half_root"], "fp32") | {"table": "*i64", "numbers": "*i64"}  # fmt: skip
 #: Shared memory that a block may have at most, bytes (CUDA programming guide, technical specifications).
 SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 
 
-def kernels_of(capability: int, precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
-    """Name, kernel, warps and constants of each launch of a training step on one chip."""
+class Launch(NamedTuple):
+    """A kernel as a training step launches it."""
+
+    name: str
+    kernel: Any
+    warps: int
+    constants: dict[str, Any]
+
+
+def kernels_of(capability: int, precision: str) -> list[Launch]:
+    """All that a step on one chip launches, and what messages by themselves do."""
+    return [Launch(*each) for each in (*_of_messages(capability, precision), *_of_rows(precision))]
+
+
+def _of_messages(capability: int, precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
     t = TILES[capability]
     common = {"PRECISION": precision}
     bonds = common | {"HAS_SHORTS": True}
@@ -72,25 +87,53 @@ def kernels_of(capability: int, precision: str) -> Iterator[tuple[str, Any, int,
     yield "bonds to atoms", bonds_to_atoms_kernel, 4, {"ROWS": 16}
     yield "angles to atoms", angles_to_atoms_kernel, 4, {"ROWS": 16}
     yield "angles to shorts", angles_to_shorts_kernel, 4, {"HAS_WEIGHTS": True, "ADDS": True, "ROWS": 16}
-    yield "partial sums", add_partials_kernel, 4, {"ROWS": 16}
+    yield "partial sums", triton_sums.add_partials_kernel, 4, {"ROWS": 16}
 
 
-def compiled(kernel: Any, capability: int, warps: int, constants: dict[str, Any]) -> dict[str, int]:
+def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
+    """Those of `triton_rows`; they multiply in float32 or tf32."""
+    r, common = triton_rows, {"precision": "tf32" if precision == "tf32" else "ieee"}
+    for name, kind, is_chosen, pieces in (("bonds", 0, False, 9), ("shorts", 0, True, 1), ("angles", 1, False, 1)):
+        basis = common | {"kind": kind, "is_chosen": is_chosen, "pieces": pieces, "rows": tiles.BASIS_ROWS}
+        yield f"basis of {name}", r.basis_forward, 8, basis
+        yield f"basis of {name}, backward", r.basis_backward, 8, basis
+    yield "sum by element", r.sum_by_number, 1, {"rows": tiles.ELEMENT_ROWS}
+    crystals = common | {"tile": tiles.READ_OUT_ATOMS, "block": 128}
+    yield "read-out", r.read_out_forward, 4, crystals
+    yield "read-out, backward", r.read_out_backward, 8, crystals
+    yield "all partial sums", r.add_partials_kernel, 4, {"dtype": tl.float32, "rows": tiles.SUM_ROWS}
+    yield (
+        "all weight gradients",
+        r.weight_gradients_kernel,
+        8,
+        common | {"dtype": tl.float32, "rows": tiles.PRODUCT_ROWS},
+    )
+
+
+def table(pool: Executor, capability: int, precision: str) -> dict[str, dict[str, int]]:
+    """What `compiled` says of each launch, by its name."""
+    launches = kernels_of(capability, precision)
+    found = pool.map(_numbered, *zip(*((capability, precision, n) for n in range(len(launches))), strict=True))
+    return {launch.name: figures for launch, figures in zip(launches, found, strict=True)}
+
+
+def _numbered(capability: int, precision: str, number: int) -> dict[str, int]:
+    return compiled(kernels_of(capability, precision)[number], capability)
+
+
+def compiled(launch: Launch, capability: int) -> dict[str, int]:
     """Registers, bytes spilled to a thread's stack, and bytes of shared memory of one kernel on one chip."""
-    signature, attributes = {}, {}
+    kernel, constants, signature, attributes = launch.kernel, launch.constants, {}, {}
+    # The read-out has the number of atoms of each crystal, other kernels that of them all.
+    types = TYPES | ({"n_atoms": "*i64"} if "n_atoms" not in kernel.do_not_specialize else {})
     for place, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.startswith("n_") or name == "tiles":
-            signature[name] = "i32"
-        elif name in INDICES:
-            signature[name] = "*i32"
-        else:
-            # Rows are multiples of 64 numbers, and torch's memory begins at multiples of 512 bytes.
-            signature[name] = "i32" if name.endswith("_stride") else "*fp32"
+        signature[name] = "constexpr" if name in constants else types.get(name, "*fp32")
+        if signature[name].startswith("*") or name.endswith("_stride"):
+            # Rows are multiples of 64 numbers, and memory begins at multiples of 16 bytes.
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS | {"num_warps": warps})
+    options = OPTIONS | {"num_warps": launch.warps}
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage = _resource_usage(made.asm["cubin"])
     return {"registers": usage["REG"], "spilled": usage["STACK"] + usage["LOCAL"], "shared": made.metadata.shared}
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from mbqueue.data.machine_code import keep_gpu_code
+from mbqueue.errors import TrainingError
 from mbqueue.train import arithmetic, gpu_path
 from mbqueue.train.gpu_path import check_once, described, uses_kernels, using
+from mbqueue.train.kernels.tiles import TILES, tiles_of
+from mbqueue.train.triton_messages import Plan, fits
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -58,7 +62,7 @@ def test_kernels_are_used_once_they_agree_and_the_fingerprint_tells_their_versio
     assert "triton" in described(CUDA)["messages"]
     cut = described(CUDA)["messages"]
     assert "bond_rows=32" in cut
-    assert "partials=512 basis_rows=64 basis_partials=256 read_out_atoms=16 sum_rows=16" in cut
+    assert "partials=512 basis_rows=32 basis_partials=256 read_out_atoms=16 sum_rows=16" in cut
     assert "product_rows=32 element_rows=32" in cut
     assert described(CPU) == {}
 
@@ -95,6 +99,30 @@ def test_kernels_that_do_not_run_are_left_out(error: Exception) -> None:
     check_once(CUDA, "float32", Model(), broken, torch.tensor([1.0]), told.append)
     assert not uses_kernels(CUDA)
     assert type(error).__name__ in told[0]
+
+
+def test_a_gpu_older_than_the_table_of_tiles_computes_plainly_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (7, 0))
+    told: list[str] = []
+    checked("float32", 0.0, told)
+    assert described(CUDA) == {"messages": "plain"}
+    assert "its compute capability is 7.0, and they need 7.5 or newer" in told[0]
+
+
+def test_a_gpu_newer_than_the_table_takes_the_newest_entry() -> None:
+    assert tiles_of(120) is TILES[max(TILES)]
+    assert tiles_of(87) is TILES[86]
+
+
+@pytest.mark.parametrize(("of", "most"), [("bond_center", 2**24), ("angle", 2**24), ("short_bond", 2**31 // 640 + 1)])
+def test_a_batch_whose_places_pass_int32_is_refused_by_the_kernels(of: str, most: int) -> None:
+    def batch(rows: int) -> Any:
+        names = ("bond_center", "angle", "atomic_numbers", "short_bond")
+        return SimpleNamespace(**{name: torch.empty(rows if name == of else 1, device="meta") for name in names})
+
+    assert fits(batch(most - 1))
+    with pytest.raises(TrainingError, match=r"larger than the GPU kernels can address.*train\.batch_size"):
+        Plan.of(batch(most))
 
 
 def test_the_cpu_is_never_checked() -> None:

@@ -14,7 +14,7 @@ PARTIALS = 512
 #: The same on every chip: rows that a program holds of a basis, how many partial sums its gradient has at most, atoms
 #: in a tile of the read-out, rows of partial sums and of gathered gradients, rows of a product that gives a weight's
 #: gradient, atoms of an element.
-BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 64, 256, 16, 16, 32, 32
+BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -457,7 +457,7 @@ class Basis:
         launch(
             basis_backward, parts * pieces, self._values, self._chosen, frequencies, first,
             first if rest is None else rest, *gradients, *[first] * (5 - len(gradients)), partials, self._n,
-            rows_each, *self._numbers, warps=8, pieces=pieces, **{**self._constants, "rows": BASIS_ROWS // 2},
+            rows_each, *self._numbers, warps=8, pieces=pieces, **self._constants,
         )  # fmt: skip
         return partials
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import offline
 import pytest
 import torch
 from interpreted import quicken
@@ -91,6 +92,12 @@ def test_energies_and_gradients_are_those_of_plain_torch(
     assert all(not gradients[name].any() for name in gradients.keys() - exact_gradients.keys())
 
 
+def test_every_piece_of_the_weights_begins_at_a_multiple_of_16_bytes() -> None:
+    shapes = triton_forward._Layout(chgnet.load_pretrained("0.3.0"), CPU).shapes.values()
+    starts = np.cumsum([0, *(shape.numel() for shape in shapes)])[:-1]
+    assert not (4 * starts % 16).any()
+
+
 def test_forward_takes_the_kernels_where_the_device_uses_them(cache: GraphCache) -> None:
     model, batch = chgnet.load_pretrained("0.3.0"), make_batch(cache, np.array([6]))
     launching.launches.clear()
@@ -128,7 +135,9 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_training_step_takes_few_launches(cache: GraphCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
+    cache: GraphCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, spec = chgnet.load_pretrained("0.3.0"), TrainSpec()
     trained = chgnet.trained_parameters(model, "all")
     open_for_training(chgnet, model, trained, head_only=False)
@@ -155,6 +164,8 @@ def test_a_training_step_takes_few_launches(cache: GraphCache, monkeypatch: pyte
         launching.launches.clear()
         with Launches() as launches:
             step()
+    compiled_offline = {launch.kernel.__name__ for launch in offline.kernels_of(80, "float32")}
+    assert launching.launches.keys() <= compiled_offline
     kernels, operations = sum(launching.launches.values()), sum(launches.counted.values())
     assert kernels > 50
     assert kernels + operations < MOST_LAUNCHES, f"{launching.launches}, {launches.counted}"
