@@ -8,7 +8,9 @@ from pathlib import Path
 from mbqueue.errors import UsageError
 
 
-def require_writable(target: Path, *, force: bool, reads: Iterable[Path] = (), ours: bytes | None = None) -> None:
+def require_writable(
+    target: Path, *, force: bool, reads: Iterable[Path] = (), ours: bytes | None = None, example: str = "output"
+) -> None:
     """Refuse an output before anything is computed for it.
 
     Args:
@@ -16,12 +18,13 @@ def require_writable(target: Path, *, force: bool, reads: Iterable[Path] = (), o
         force: also over a file that is there, but never over one that is read.
         reads: what the command reads; a folder stands for all that is in it.
         ours: what a file of mbqueue's own of this kind contains near its beginning; such a file may be replaced.
+        example: a name to propose where the target is a folder.
 
     Raises:
         UsageError: when the file is read, is there, is a folder, or lies in no folder.
     """
     if target.is_dir():
-        raise UsageError(f"{target} is a folder. Name the file to write, like {target / 'output'}.")
+        raise UsageError(f"{target} is a folder. Name the file to write, like {target / example}.")
     if not target.parent.is_dir():
         raise UsageError(f"There is no folder {target.parent} to write {target.name} into. Make it, or name another.")
     there = target.resolve()

@@ -221,7 +221,7 @@ class Results(OpenedProject):
         from mbqueue.results.report.markup import MARK  # noqa: PLC0415
 
         if html is not None:
-            require_writable(Path(html), force=force, ours=MARK)
+            require_writable(Path(html), force=force, ours=MARK, example="comparison.html")
         for name in experiments:
             self._folder_in_queue(name)  # fetches what other machines recorded
         folders = [newest_folder(self._results_dirs, name) for name in experiments]

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from mbqueue import files
 from mbqueue.belonging import Belonging, id_file, ids_in, note_live_dir
 from mbqueue.clock import SystemClock
-from mbqueue.errors import UsageError
-from mbqueue.project import PUBLISHED_ID, ProjectFolder
+from mbqueue.errors import MbqueueError, UsageError
+from mbqueue.project import PUBLISHED_ID, ProjectFolder, find_project
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Manifest
 from mbqueue.storage.mounted import Drive
@@ -161,13 +161,14 @@ def remember_root(project: ProjectFolder) -> None:
 
 
 def _is_elsewhere(belonging: Belonging, project: ProjectFolder) -> bool:
-    """Whether the project of a live folder is still there, and another folder than this one."""
+    """Whether the project of a live folder is still there, another folder than this one, and works with it."""
     root = Path(belonging.root)
     try:
         if belonging.id is None or not (root / PUBLISHED_ID / id_file(belonging.id)).exists():
             return False
-        return not root.samefile(project.root)
-    except OSError:
+        # A live folder that was copied along with its project is the copy's own.
+        return not root.samefile(project.root) and find_project(root).live_dir.samefile(project.live_dir)
+    except (OSError, MbqueueError):
         return False
 
 

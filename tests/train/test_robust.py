@@ -197,7 +197,7 @@ def test_weights_that_diverge_in_the_last_step_are_told_by_the_validation(
 
     learner = run._learner
     with pytest.raises(
-        NonFiniteLoss, match=r"energies of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr"
+        NonFiniteLoss, match=r"predictions of 5 of 5 crystals are not finite.*crystal-\d+, .*lower train.lr"
     ):
         helpers.train_epoch(run, 2, fence=2, on_step=diverge)
     newest = small_commits(tmp_path).manifests()[-1]
@@ -212,7 +212,7 @@ def test_a_prediction_that_is_no_number_names_its_crystals(bench: Any, helpers: 
         model.atom_embedding.embedding.weight[10] = float("nan")  # Na
     with_sodium = [row for row in run.rows.test if 11 in bench.crystals.structure(row).atomic_numbers]
     assert 0 < len(with_sodium) < len(run.rows.test)
-    with pytest.raises(NonFiniteLoss, match=f"energies of {len(with_sodium)} of .*crystal-{with_sodium[0]}"):
+    with pytest.raises(NonFiniteLoss, match=f"predictions of {len(with_sodium)} of .*crystal-{with_sodium[0]}"):
         run.predict_test(model)
 
 
