@@ -411,16 +411,19 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
     assert queue.reap_expired(by="test", now=0.0) == 1
 
 
-def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refused(queue, url, make_spec, monkeypatch):
-    _, lease = claimed(queue, make_spec)
-    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)
+def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refused(url, make_spec, monkeypatch):
+    monkeypatch.setattr(
+        server_module, "SILENCE_SECONDS", 1
+    )  # before the connection is made, which says it to the server
 
     def publish() -> None:  # silent for longer, and meanwhile another takes the job away
         with open_on_server(url) as other:
             other.cancel("full", now=0.0)
 
-    with pytest.raises(LeaseLost, match="cancelled"):
-        queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
+    with open_on_server(url) as queue:
+        _, lease = claimed(queue, make_spec)
+        with pytest.raises(LeaseLost, match="cancelled"):
+            queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
 
 
 def test_while_a_commit_publishes_nobody_takes_its_job_whatever_the_time(queue, url, make_spec):
