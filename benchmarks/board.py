@@ -47,7 +47,7 @@ def committed(queue: Queue, session: str, seconds: float) -> float:
         done += 1
     rate = done / (time.perf_counter() - began)
     if lease is not None:
-        queue.release(lease, why="the benchmark's round is over", now=time.time())
+        queue.release(lease, reason="the benchmark's round is over", now=time.time())
     return rate
 
 
