@@ -185,15 +185,18 @@ class Working(OpenedProject):
             raise UsageError("--forever has no deadline; leave --session out.")
         return None if forever else self.session_seconds(session)
 
-    def stop(self, *, wait_seconds: float = 60.0) -> list[StoppedSession]:
-        """Ask every session of this project on this machine to save its work and end, and wait for that.
+    def stop(self, *, session: str | None = None, wait_seconds: float = 60.0) -> list[StoppedSession]:
+        """Ask every session of this project on this machine, or one, to save its work and end, and wait for that.
+
+        Args:
+            session: the id of the one, as in `status`; by default all.
 
         Returns:
-            What became of each; empty when none runs here.
+            What became of each; empty when no such session runs here.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
-        return background.stop(self.folder, wait_seconds=wait_seconds, clock=self._clock)
+        return background.stop(self.folder, wait_seconds=wait_seconds, clock=self._clock, session=session)
 
     def log(self, *, lines: int = 50, follow: bool = False) -> Iterator[str]:
         """The last lines of the newest background session's log; with ``follow``, also what it adds until it ends.

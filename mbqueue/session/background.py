@@ -139,13 +139,18 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
         return None  # an unreadable note on a process is as good as none: sessions are also found by the queue
 
 
-def stop(project: ProjectFolder, *, wait_seconds: float, clock: Clock) -> list[StoppedSession]:
-    """Ask every session of this project on this machine to stop, and wait for it to save its work.
+def stop(
+    project: ProjectFolder, *, wait_seconds: float, clock: Clock, session: str | None = None
+) -> list[StoppedSession]:
+    """Ask every session of this project on this machine to stop, or one, and wait for it to save its work.
+
+    Args:
+        session: the id of the one; None for all.
 
     Returns:
-        One entry for each; none when no session runs here.
+        One entry for each; none when no such session runs here.
     """
-    found = list(_running_here(project))
+    found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
     # The one that started others is asked too, passes it on, and has nothing to say of its own.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}

@@ -18,7 +18,7 @@ def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
     Args:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
         given: what the page sent with it: `experiment`, `fold` (a number or null), `priority`; for enqueue the fields
-            of its form as text; for stop nothing.
+            of its form as text; for stop the id of a `session`, without which all on this machine are meant.
 
     Raises:
         UsageError: when the act is unknown, or something that it needs is missing or of the wrong kind.
@@ -60,10 +60,13 @@ def _priority(project: Project, given: Mapping[str, Any]) -> str:
     return f"{_label(experiment, fold)} now has priority {priority}."
 
 
-def _stop(project: Project, _given: Mapping[str, Any]) -> str:
-    stopped = project.stop(wait_seconds=_STOP_WAIT_SECONDS)
+def _stop(project: Project, given: Mapping[str, Any]) -> str:
+    session = _text(given, "session", required=False) or None
+    stopped = project.stop(session=session, wait_seconds=_STOP_WAIT_SECONDS)
     if not stopped:
-        return "No session of this project runs on this machine."
+        return (
+            "No such session runs on this machine." if session else "No session of this project runs on this machine."
+        )
     ended = sum(one.reason is not None for one in stopped)
     refused = sum(one.is_refused for one in stopped)
     saving = len(stopped) - ended - refused

@@ -34,6 +34,7 @@ from mbqueue.dashboard.failures import job_label
 from mbqueue.dashboard.searches import settings_text
 from mbqueue.dashboard.status import time_left
 from mbqueue.errors import MbqueueError, UsageError, remedy
+from mbqueue.queue.processes import this_process
 from mbqueue.web.access import TOKEN, Access, Refused
 from mbqueue.web.acts import act
 from mbqueue.web.figures import Figures
@@ -213,6 +214,7 @@ class _Board:
                 shown=[experiments[place] for place in shown],
                 not_shown=len(experiments) - len(shown),
                 trials=trials,
+                here=this_process().host,
                 times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
                 time=time_left(overview["experiments"], session_seconds),
                 files=sorted(path.stem for path in jobs_dir.glob("*.toml")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -45,6 +46,27 @@ def test_an_experiment_of_jobs_is_enqueued_with_changed_settings(board: Board) -
 
 def test_stop_says_that_no_session_runs_here(board: Board) -> None:
     assert board.act({"act": "stop"}).json == {"said": "No session of this project runs on this machine."}
+
+
+def test_one_session_of_this_machine_is_stopped_and_no_other(board: Board) -> None:
+    board.project.enqueue("pretrained_infer", dataset="sample", name="p")
+    started = [board.project.work_in_background(forever=True, device="cpu")]
+    (session,) = started[0].sessions
+    html = board.get("/part?part=overview").json["html"]
+    try:
+        assert board.act({"act": "stop", "session": "another"}).json == {
+            "said": "No such session runs on this machine."
+        }
+        assert started[0].is_running
+        assert f'data-session="{session}"' in html
+    finally:
+        said = board.act({"act": "stop", "session": session}).json["said"]
+    assert said.startswith("Sessions on this machine: 1 ")
+    for _ in range(300):
+        if not started[0].is_running:
+            break
+        time.sleep(0.1)
+    assert not started[0].is_running
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,8 @@ document.getElementById("ask").addEventListener("click", (event) => {
 
 function givenBy(element) {
   const fold = element.dataset.fold;
-  return { act: element.dataset.act, experiment: element.dataset.experiment, fold: fold === undefined ? null : Number(fold) };
+  const { act, experiment, session } = element.dataset;
+  return { act, experiment, session, fold: fold === undefined ? null : Number(fold) };
 }
 
 part.addEventListener("click", async (event) => {
