@@ -98,6 +98,7 @@ NAMED_IN_TEXT = {
     "mbqueue resume rates": "tests/search/test_sessions.py",
     "mbqueue needs Python 3.11 or newer": "Makefile",  # what it says
     "make PYTHON=python3.12 demo": "Makefile",
+    "make test-oldest": "Makefile",
     "pip install mfusepy": "tests/drive/fuse_check.py",
     "pip install 'mbqueue[png]'": "pyproject.toml",
     "pip install tensorboard": "pyproject.toml",
