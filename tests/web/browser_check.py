@@ -84,8 +84,9 @@ def serving(project: Project, port: int = 0) -> Iterator[int]:
 def made_project(root: Path) -> Project:
     """Two experiments on the sample, and one whose job failed with markup in its error."""
     project = Project.create(root)
-    small = {"data.limit": 60, "train.batch_size": 16}
-    project.enqueue("head_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
+    small = {"data.limit": 100, "train.batch_size": 16}
+    # The whole model, so that an epoch takes longer than a page needs to ask again.
+    project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
     project.enqueue("full_finetune", dataset="sample", folds=[1], name="failing", settings=small | {"train.epochs": 2})
     with open_queue(project.folder) as queue, queue.database.writing() as db:
