@@ -106,6 +106,6 @@ def test_an_address_of_all_interfaces_is_told_by_the_machines_name(project: Proj
     with subprocess.Popen([*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.kill()
     assert url.startswith(f"http://{socket.gethostname()}:")
     assert "?token=" in url
