@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import holding_open
 from rich.console import Console
 
 from mbqueue.dashboard import render
@@ -102,11 +103,10 @@ def test_a_real_queue_is_told_fold_by_fold(queue):
 
 
 def test_a_session_that_was_just_killed_is_shown_as_dead_with_what_it_left(queue):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        session = work_through(queue, epochs=2, identity=identity_of(process.pid))
+    with holding_open(queue.database.file) as pid:
+        session = work_through(queue, epochs=2, identity=identity_of(pid))
         living = queue.overview(now=NOW)
         assert Status(overview=living, session_seconds=HOUR).is_active
-        process.kill()
     overview = queue.overview(now=NOW)
     assert not Status(overview=overview, session_seconds=HOUR).is_active
     lines = draw(overview).splitlines()
