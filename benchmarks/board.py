@@ -33,7 +33,7 @@ _SERVE = "import sys; from mbqueue.cli import main; main(['--project', sys.argv[
 
 
 def fill(project: Project, jobs: int) -> None:
-    """Enqueue experiments until there are about so many jobs."""
+    """Enqueue experiments until there are about this many jobs."""
     for number in range(max(1, round(jobs / 997))):
         project.enqueue("full_finetune", dataset="sample", epochs=_EPOCHS, name=f"x{number}")
 

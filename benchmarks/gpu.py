@@ -92,7 +92,7 @@ class Bench:
         return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
 
     def batches(self, size: int) -> list[np.ndarray]:
-        """Rows of whole batches of so many crystals; one of all crystals where there are not so many."""
+        """Rows of whole batches of this size; one batch of all crystals where there are fewer."""
         whole = len(self) // size
         return list(np.arange(whole * size).reshape(whole, size)) or [np.arange(len(self))]
 

@@ -98,7 +98,7 @@ class TimeLeft(NamedTuple):
     Attributes:
         used: of all work: preparing, epochs, predictions, scores, also of jobs that are not finished.
         left: of the work that is left, where an epoch tells how long one takes.
-        unknown: experiments of which no epoch is finished, so that nobody knows.
+        unknown: experiments without a finished epoch, whose time left is unknown.
         sessions: how many of the usual length `left` takes.
     """
 

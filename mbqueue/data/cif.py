@@ -1,6 +1,6 @@
 """Crystals from CIF files: pymatgen builds them, and what it built is checked against what the file says.
 
-pymatgen mends what it does not understand and goes on: without symmetry the asymmetric unit becomes the cell, a label
+pymatgen repairs what it does not understand: without symmetry the asymmetric unit becomes the cell, a label
 becomes the element that it begins with, an occupancy of ``.`` becomes 0. So its warnings are errors
 (``parser_warnings``), nothing that it would guess is left to it, and the composition is compared with the file's own.
 """
@@ -254,7 +254,7 @@ def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> boo
             raise Unusable(f"its cell has {volume:.5g} Å³, and its _cell_volume is {told}")
     numbers = np.array([site.specie.Z for site in structure if site.is_ordered], np.int64)
     if len(numbers) < len(structure):
-        return is_confirmed  # it is disordered, which is told elsewhere
+        return is_confirmed  # another check refuses disorder, with its reason
     density = density_of(numbers, volume)
     told = block.value("_exptl_crystal_density_diffrn")
     if told is not None:

@@ -87,7 +87,7 @@ class Search(Section):
     space: dict[str, Setting] = Field(min_length=1, description="Key of the experiment → the values to try.")
     trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Settings to try; 0 for as many as `gpu_hours` allows.")
     gpu_hours: float = Field(
-        0.0, ge=0, strict=False, description="Begin no trial once so many hours were spent; 0 is no limit."
+        0.0, ge=0, strict=False, description="Begin no trial after this many GPU-hours; 0 is no limit."
     )
     folds: Annotated[list[int], AfterValidator(_folds)] = Field([0], description="The folds that each trial runs on.")
     sampler: Literal["tpe", "qmc", "grid", "random", "cmaes"] = Field(
@@ -100,7 +100,9 @@ class Search(Section):
     )
     min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` end no trial before this epoch.")
     reduction: int = Field(
-        3, ge=2, description="`halving` and `hyperband` keep one in so many trials for so many times the epochs."
+        3,
+        ge=2,
+        description="`halving` and `hyperband` keep one trial in this many, and give it this many times the epochs.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seeds what the sampler draws.")
 
