@@ -36,6 +36,19 @@ def require_writable(
         raise UsageError(f"{target} is there already. Name another file, or replace it with --force.")
 
 
+def page_for(given: Path, name: str) -> Path:
+    """The file to write for ``given``, which may be a folder that there is: then the file of that name in it.
+
+    Raises:
+        UsageError: when its folder does not exist: one that is mistyped is not made.
+    """
+    if given.is_dir():
+        return given / name
+    if not given.parent.is_dir():
+        raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Make it, or name another.")
+    return given
+
+
 def _is_same(one: Path, other: Path) -> bool:
     """Whether two names, hard links too, are of one file."""
     return one.exists() and other.exists() and one.samefile(other)

@@ -68,6 +68,8 @@ LEFT_OUT = {
     "mbqueue enqueue rates": "needs the search file above it; tests/search/test_sessions.py",
     "mbqueue work": "run from README.md",
     "mbqueue status rates": "tests/search/test_sessions.py",
+    "mbqueue report rates": "tests/search/test_sessions.py",
+    "mbqueue export-study rates --output study.db": "tests/search/test_sessions.py",
     "mbqueue promote rates --name tuned": "tests/search/test_sessions.py",
     "mbqueue logs -f": "run from docs/first-session.md",
     "mbqueue stop": "the same",

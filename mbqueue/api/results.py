@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.api.opened import tell
+from mbqueue.api.searches import Searches
 from mbqueue.errors import ResultsError, UsageError
-from mbqueue.outputs import require_writable
+from mbqueue.outputs import page_for, require_writable
 from mbqueue.queue.opening import is_queue_there, open_queue
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mbqueue.task import Target
 
 
-class Results(OpenedProject):
+class Results(Searches):
     """results, history, predictions, model; report, compare, export."""
 
     def results(self, experiment: str) -> Recorded:
@@ -125,10 +126,11 @@ class Results(OpenedProject):
         png: str | Path | None = None,
         force: bool = False,
     ) -> list[Path]:
-        """Write the report as one self-contained HTML page, of an experiment that is done or as far as it is.
+        """Write the report as one self-contained HTML page, of an experiment or a search, done or as far as it is.
 
         Args:
-            output: the page, or a folder for report.html; by default the results folder.
+            output: the page, or a folder for report.html; by default the results folder, or that of a search
+                beside those of its trials.
             png: a folder; each figure is then also drawn into it as a picture.
             force: also over files that are there and that are no reports.
 
@@ -140,16 +142,18 @@ class Results(OpenedProject):
             UsageError: when the folder of `output` does not exist, or a file is there that may not be written over.
         """
         from mbqueue.results.report.markup import MARK  # noqa: PLC0415
-        from mbqueue.results.report.page import REPORT_FILE, write_report  # noqa: PLC0415
+        from mbqueue.results.report.page import REPORT_FILE, draw, write_report  # noqa: PLC0415
 
-        page = None if output is None else _page(Path(output), REPORT_FILE)
+        if self.is_search(experiment):
+            return self._report_search(experiment, output=output, png=png, force=force)
+        page = None if output is None else page_for(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
         if page is not None:
             require_writable(page, force=force, reads=_files_of(recorded), ours=MARK)
         if png is not None:
             from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
 
-            require_pictures(recorded, Path(png), force=force)
+            require_pictures(draw(recorded), Path(png), force=force)
         spans = self.timeline(recorded.name)
         if page is None:
             # Of a project on a drive, people look for it there, not where sessions make the results.
@@ -158,7 +162,7 @@ class Results(OpenedProject):
             page = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
         written = [write_report(recorded, page, timeline=spans)]
         if png is not None:
-            written += write_pictures(recorded, Path(png), timeline=spans)
+            written += write_pictures(draw(recorded, timeline=spans), Path(png))
         return written
 
     def timeline(self, experiment: str) -> list[Span]:
@@ -290,16 +294,3 @@ def _files_of(recorded: Recorded) -> list[Path]:
     from mbqueue.results.report.page import REPORT_FILE  # noqa: PLC0415
 
     return [path for path in recorded.folder.iterdir() if path.name != REPORT_FILE]
-
-
-def _page(given: Path, name: str) -> Path:
-    """The file to write for ``given``, which may be a folder that there is.
-
-    Raises:
-        UsageError: when its folder does not exist: one that is mistyped is not made.
-    """
-    if given.is_dir():
-        return given / name
-    if not given.parent.is_dir():
-        raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Make it, or name another.")
-    return given

@@ -39,6 +39,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("reading", "Write one HTML page: scores, curves, errors, sessions."),
         "compare": ("reading", "Put experiments side by side, crystal by crystal."),
         "export": ("reading", "Make the folder that matbench's leaderboard takes."),
+        "export-study": ("reading", "Write a search as a study for optuna-dashboard."),
         "predict": ("predicting", "Predict any crystals by trained models."),
     },
     "To steer": {

@@ -18,6 +18,7 @@ TargetColumnOption = Annotated[
     str, typer.Option("--target-column", metavar="NAME", help="The column of targets, in a table.")
 ]
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
+SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")]
 
 
 def current_project(context: typer.Context) -> ProjectFolder:

@@ -12,6 +12,7 @@ from mbqueue.cli.options import (
     ExperimentArgument,
     IdColumnOption,
     JsonOption,
+    SearchArgument,
     TargetColumnOption,
     open_project,
     parse_folds,
@@ -89,7 +90,7 @@ def enqueue(
 
 def promote(
     context: typer.Context,
-    search: Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")],
+    search: SearchArgument,
     name: Annotated[str | None, typer.Option(help="Name of the experiment; SEARCH-best unless given.")] = None,
     priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Commands that read results: report, compare, export."""
+"""Commands that read results: report, compare, export, export-study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mbqueue.cli.console import print_json, print_line, say
-from mbqueue.cli.options import ExperimentArgument, JsonOption, open_project
+from mbqueue.cli.options import ExperimentArgument, JsonOption, SearchArgument, open_project
 from mbqueue.errors import UsageError
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Write over files that are there.")]
@@ -28,12 +28,17 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: scores, curves, errors by element and size, worst crystals, sessions.
 
-    Of an experiment that is done, or as far as it is. Opens in any browser without a network.
+    Of an experiment that is done, or as far as it is. Opens in any browser without a network. The page of a search has
+    the history of the best, parallel coordinates, the importance of settings and all learning curves.
 
     Example: mbqueue report full_finetune --output report.html
     """
     project = open_project(context)
-    if not project.results(experiment).is_complete:
+    if project.is_search(experiment):
+        (summary,) = project.status(experiment).overview["searches"]
+        if summary["state"] != "done":
+            say(f"{experiment} is not done yet: this is how far it is.", style="yellow")
+    elif not project.results(experiment).is_complete:
         say(f"{experiment} is not recorded yet: this is how far it is.", style="yellow")
     for path in project.report(experiment, output=output, png=png, force=force):
         print_line(str(path))
@@ -83,3 +88,16 @@ def export(
     else:
         for path in files:
             print_line(path)
+
+
+def export_study(
+    context: typer.Context,
+    search: SearchArgument,
+    output: Annotated[Path, typer.Option(help="The SQLite file, or a folder for it.")] = Path("study.db"),
+    force: ForceOption = False,
+) -> None:
+    """Write a search as an Optuna study, which optuna-dashboard and optuna.load_study open. Works while it runs.
+
+    Example: mbqueue export-study rates --output study.db
+    """
+    print_line(str(open_project(context).export_study(search, output, force=force)))

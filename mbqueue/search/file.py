@@ -137,9 +137,13 @@ class Search(Section):
         content = laid_over(self.base_spec, settings) | others
         return parse_spec(content, source=f"{self.base} with {shown or 'its own settings'}")
 
+    def base_value(self, key: str) -> Any:
+        """What the base has under a dotted key."""
+        return _at(self.base_spec, key)
+
     def is_integer(self, key: str) -> bool:
         """Whether the base has an integer there, so that its range has only integers."""
-        value = _at(self.base_spec, key)
+        value = self.base_value(key)
         return isinstance(value, int) and not isinstance(value, bool)
 
 

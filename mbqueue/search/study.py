@@ -36,7 +36,7 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
         SpecError: when the spec refuses whatever is drawn.
     """
     refused: SpecError | None = None
-    with _optuna() as optuna:
+    with imported_optuna() as optuna:
         for draw in range(_MOST_DRAWS):
             settings = _drawn(optuna, search, trials, draw)
             if search.sampler == "grid" and any(trial.settings == settings for trial in trials):
@@ -60,7 +60,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
     Raises:
         SearchUnavailable: when Optuna is not installed.
     """
-    with _optuna() as optuna:
+    with imported_optuna() as optuna:
         study = optuna.create_study(
             study_name=search.name,
             sampler=optuna.samplers.RandomSampler(seed=0),
@@ -96,7 +96,7 @@ def _drawn(optuna: Any, search: Search, trials: Sequence[Trial], draw: int) -> d
     settings: dict[str, Value] = {}
     for key, setting in search.space.items():
         if all(settings.get(other) in values for other, values in setting.when.items()):
-            settings[key] = _suggested(asked, key, _distribution(optuna, search, key, setting))
+            settings[key] = _suggested(asked, key, distribution(optuna, search, key, setting))
     return settings
 
 
@@ -113,7 +113,7 @@ def _suggested(asked: Any, key: str, values: Any) -> Value:
 def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None:
     """Let a study know of a trial that is in the queue."""
     states = optuna.trial.TrialState
-    distributions = {key: _distribution(optuna, search, key, search.space[key]) for key in trial.settings}
+    distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     values = dict(enumerate(trial.curves[min(trial.curves)], start=1)) if trial.curves else {}
     state = states.RUNNING if trial.state is TrialState.OPEN else states.FAIL
     if trial.state is TrialState.PRUNED:
@@ -135,8 +135,8 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
     study.enqueue_trial(dict(trial.settings))
     asked = study.ask()
     asked.relative_params  # noqa: B018 - has the sampler draw, and count, what it drew for this trial
-    for key, distribution in distributions.items():
-        _suggested(asked, key, distribution)
+    for key, values_of_key in distributions.items():
+        _suggested(asked, key, values_of_key)
     for step, reported in values.items():
         asked.report(reported, step)
     if state is states.COMPLETE:
@@ -145,7 +145,8 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
         study.tell(asked, state=state)
 
 
-def _distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any:
+def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any:
+    """What Optuna calls the values of a setting."""
     if setting.choices is not None:
         return optuna.distributions.CategoricalDistribution(tuple(setting.choices))
     assert setting.low is not None
@@ -195,7 +196,12 @@ def _seed(search: Search, number: int, draw: int) -> int:
 
 
 @contextmanager
-def _optuna() -> Iterator[Any]:
+def imported_optuna() -> Iterator[Any]:
+    """Optuna, silent while it is used.
+
+    Raises:
+        SearchUnavailable: when it is not installed.
+    """
     try:
         import optuna  # noqa: PLC0415 - optional package, and slow to import
     except ImportError as error:

@@ -54,6 +54,13 @@ class Trial:
         return sum(best) / len(best) if best else None
 
     @property
+    def mean_curve(self) -> list[float]:
+        """Epoch by epoch, the mean validation MAE over the folds that have reached it."""
+        longest = max((len(curve) for curve in self.curves.values()), default=0)
+        reached = [[curve[epoch] for curve in self.curves.values() if epoch < len(curve)] for epoch in range(longest)]
+        return [sum(values) / len(values) for values in reached]
+
+    @property
     def epochs_done(self) -> int:
         """Over all folds."""
         return sum(len(curve) for curve in self.curves.values())

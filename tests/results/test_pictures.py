@@ -17,9 +17,9 @@ def test_every_figure_becomes_a_picture_of_its_name(recorded_folder, tmp_path, m
             path.write_text(f"{pixels} x{scale}")
 
     monkeypatch.setattr(plotly.io, "write_images", write)
-    recorded = read_recorded(recorded_folder)
-    written = write_pictures(recorded, tmp_path / "pictures")
-    assert [path.name for path in written] == [f"{name}.png" for name in draw(recorded)]
+    figures = draw(read_recorded(recorded_folder))
+    written = write_pictures(figures, tmp_path / "pictures")
+    assert [path.name for path in written] == [f"{name}.png" for name in figures]
     assert (tmp_path / "pictures" / "parity.png").read_bytes() == b"680 x2"
 
 
@@ -29,4 +29,4 @@ def test_without_a_drawing_engine_the_error_says_what_to_install(recorded_folder
 
     monkeypatch.setattr(plotly.io, "write_images", fail)
     with pytest.raises(ResultsError, match="pip install kaleido"):
-        write_pictures(read_recorded(recorded_folder), tmp_path)
+        write_pictures(draw(read_recorded(recorded_folder)), tmp_path)

@@ -103,6 +103,17 @@ def test_status_shows_a_search_as_one_row_that_opens(searched):
         assert line in opened
 
 
+def test_a_search_has_a_report_and_an_export(searched, tmp_path):
+    told = run(searched.root, "report", "rates").stdout
+    page = Path(told.strip())
+    assert (page.name, page.parent.name, page.parent.parent.parent.name) == ("report.html", "rates", "daily")
+    assert "plot-parallel-coordinates" in page.read_text(encoding="utf-8")
+    told = run(searched.root, "export-study", "rates", "--output", str(tmp_path / "study.db")).stdout
+    assert told == f"{tmp_path / 'study.db'}\n"
+    again = run(searched.root, "export-study", "rates", "--output", str(tmp_path / "study.db"))
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+
+
 def test_the_best_is_promoted_and_says_so(searched):
     told = run(searched.root, "promote", "rates", "--name", "tuned")
     assert told.stdout.startswith("tuned: enqueued, 22 jobs. Best of 4 trials of rates (trial ")

@@ -119,7 +119,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
             col=1,
         )
     maes = [row[key] for rows in histories.values() for row in rows for key in ("val_mae", "train_mae")]
-    figure.update_yaxes(type="log", title=f"MAE{target.in_unit}", **_log_ticks(maes), row=1, col=1)
+    figure.update_yaxes(type="log", title=f"MAE{target.in_unit}", **log_ticks(maes), row=1, col=1)
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     if max((len(rows) for rows in histories.values()), default=0) <= 10:
@@ -127,7 +127,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
     return styled(figure, height=520)
 
 
-def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
+def log_ticks(values: Sequence[float]) -> dict[str, Any]:
     """Labels of a logarithmic axis on which ``values`` lie."""
     drawn = [value for value in values if np.isfinite(value) and value > 0]
     if not drawn:

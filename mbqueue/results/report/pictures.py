@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 import plotly.io  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
-from mbqueue.results.folder import Recorded
-from mbqueue.results.report.page import draw
-from mbqueue.results.report.sessions import Span
 
 WIDTH_PIXELS = 1100
 #: Figures that stand two or three in a row on the page keep about that shape.
@@ -22,26 +20,25 @@ _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 48
 _SCALE = 2
 
 
-def require_pictures(recorded: Recorded, folder: Path, *, force: bool) -> None:
-    """Refuse a folder that has other pictures of these names.
+def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None:
+    """Refuse a folder that has other pictures of these figures.
 
     Raises:
         UsageError: when one is there, unless ``force``; or when the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
-    there = [folder / f"{name}.png" for name in draw(recorded) if (folder / f"{name}.png").exists()]
+    there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").exists()]
     if there and not force:
         raise UsageError(f"{there[0]} is there already. Name another folder, or replace its pictures with --force.")
 
 
-def write_pictures(recorded: Recorded, folder: Path, *, timeline: Sequence[Span] = ()) -> list[Path]:
-    """Write every figure of the report to ``folder``/NAME.png, at twice the resolution of a screen.
+def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]:
+    """Write every figure of a report to ``folder``/NAME.png, at twice the resolution of a screen.
 
     Raises:
         ResultsError: when kaleido (which plotly draws pictures with) or the browser that it needs is missing.
     """
-    figures = draw(recorded, timeline=timeline)
     with tempfile.TemporaryDirectory() as scratch:
         drawn = [Path(scratch, f"{name}.png") for name in figures]
         widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]

@@ -1,0 +1,96 @@
+"""What is made of a whole search: its report, and Optuna's study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbqueue.api.opened import OpenedProject, tell
+from mbqueue.errors import SearchUnavailable, UsageError
+from mbqueue.outputs import page_for, require_writable
+from mbqueue.queue.opening import is_queue_there
+from mbqueue.search.trials import experiments_of, trials_of
+
+if TYPE_CHECKING:
+    from mbqueue.search.file import Search
+    from mbqueue.search.trials import Trial
+
+#: How an SQLite file begins.
+_SQLITE = b"SQLite format 3\x00"
+
+
+class Searches(OpenedProject):
+    """export_study; and the report of a search."""
+
+    def is_search(self, name: str) -> bool:
+        """Whether a search of this name is in the queue."""
+        if not is_queue_there(self.folder):
+            return False
+        with self._reading_queue(None) as queue:
+            return experiments_of(queue, name) != [name]
+
+    def export_study(self, search: str, output: str | Path = "study.db", *, force: bool = False) -> Path:
+        """Write a search as a study of Optuna's into an SQLite file, which optuna-dashboard opens.
+
+        Args:
+            output: the file, or a folder for study.db.
+            force: also over a file that is there.
+
+        Raises:
+            UsageError: when there is no such search, or the file may not be written.
+            SearchUnavailable: when Optuna is not installed.
+        """
+        from mbqueue.search.export import write_study  # noqa: PLC0415
+
+        path = page_for(Path(output), "study.db")
+        require_writable(path, force=force, reads=[self.folder.queue_db])
+        found, _ = self._searched(search)
+        return write_study(*found, path)
+
+    def _report_search(
+        self, name: str, *, output: str | Path | None, png: str | Path | None, force: bool
+    ) -> list[Path]:
+        from mbqueue.results.report.markup import MARK  # noqa: PLC0415
+        from mbqueue.results.report.page import REPORT_FILE  # noqa: PLC0415
+        from mbqueue.search.export import importances  # noqa: PLC0415
+        from mbqueue.search.figures import draw  # noqa: PLC0415
+        from mbqueue.search.report import write_report  # noqa: PLC0415
+        from mbqueue.search.summary import summaries  # noqa: PLC0415
+        from mbqueue.task import target_of  # noqa: PLC0415
+
+        (search, trials), overview = self._searched(name)
+        # Beside the results of its first trial, of a project on a drive there too.
+        first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
+        folder = (self.folder.root / first["results_dir"]).parent / name
+        page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
+        if output is not None:
+            require_writable(page, force=force, ours=MARK)
+        try:
+            shares = importances(search, trials)
+        except SearchUnavailable as error:
+            shares = {}
+            tell(f"{error} Until then the report does not say which settings matter.")
+        target = target_of(search.base_spec)
+        figures = draw(search, trials, shares, target)
+        (summary,) = (summary for summary in summaries(overview) if summary["name"] == name)
+        if png is None:
+            return [write_report(search, trials, summary, figures, page, target=target)]
+        from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
+
+        require_pictures(figures, Path(png), force=force)
+        return [
+            write_report(search, trials, summary, figures, page, target=target),
+            *write_pictures(figures, Path(png)),
+        ]
+
+    def _searched(self, name: str) -> tuple[tuple[Search, list[Trial]], dict[str, Any]]:
+        """A search with its trials, and the overview that they are from."""
+        from mbqueue.search.file import Search  # noqa: PLC0415
+
+        with self._reading_queue(name) as queue:
+            overview = queue.overview(now=self._clock.now())
+            trials = trials_of(overview, name)
+            if not trials:
+                raise UsageError(f"{name} is no search. See mbqueue status for the searches in the queue.")
+            spec = queue.experiment(trials[0].experiment).spec
+        return (Search.model_validate(spec["trial"]["search"]), trials), overview

@@ -1,0 +1,101 @@
+"""A search as a study of Optuna's: in a file for optuna-dashboard, and for its evaluator of importance.
+
+Unlike the studies of `mbqueue.search.study`, which ask what comes next, these only show what is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.search.file import Search
+from mbqueue.search.study import distribution, imported_optuna
+from mbqueue.search.trials import Trial, TrialState
+
+#: Fewer trials say nothing of what matters.
+_FEWEST_TRIALS = 4
+#: Optuna's names of states.
+_STATES = {
+    TrialState.OPEN: "RUNNING",
+    TrialState.DONE: "COMPLETE",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAILED: "FAIL",
+    TrialState.CANCELLED: "FAIL",
+}
+
+
+def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
+    """Write the trials of a search into an SQLite file of Optuna's, under the search's name, and return its path.
+
+    Trial n is Optuna's trial n. Its value is the validation MAE that trials are compared by, of pruned trials too; its
+    intermediate values are the means of the validation MAE over the folds that have reached that epoch. What else is
+    known stands in its user attributes.
+
+    Raises:
+        SearchUnavailable: when Optuna is not installed.
+    """
+    with imported_optuna() as optuna, tempfile.TemporaryDirectory() as scratch:
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        file = Path(scratch, "study.db")
+        storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+        try:
+            study = optuna.create_study(study_name=search.name, storage=storage)
+            study.set_user_attr("search", search.to_json())
+            study.add_trials([_frozen(optuna, search, trial) for trial in trials])
+        finally:
+            storage.engine.dispose()
+        files.write_bytes(path, file.read_bytes())
+    return path
+
+
+def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
+    """Key → its share in how good the best trials are, by Optuna's PED-ANOVA; the shares add up to 1.
+
+    Each trial counts with the value it has, however many epochs it was given. Empty with fewer than four trials, or
+    when all are equally good. Keys that only some trials vary are left out.
+
+    Raises:
+        SearchUnavailable: when Optuna is not installed.
+    """
+    rated = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    keys = [key for key, setting in search.space.items() if not setting.when]
+    if len(rated) < _FEWEST_TRIALS or len({trial.value for trial in rated}) == 1 or not keys:
+        return {}
+    with imported_optuna() as optuna:
+        study = optuna.create_study()
+        for trial in rated:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    value=trial.value,
+                    params={key: trial.settings[key] for key in keys},
+                    distributions={key: distribution(optuna, search, key, search.space[key]) for key in keys},
+                )
+            )
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=keys
+        )
+    return {key: float(share) for key, share in found.items()}
+
+
+def _frozen(optuna: Any, search: Search, trial: Trial) -> Any:
+    """A trial as Optuna keeps it."""
+    distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
+    curves = {f"val_mae_fold_{fold}": list(curve) for fold, curve in trial.curves.items() if curve}
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState[_STATES[trial.state]],
+        value=trial.value if trial.state in {TrialState.DONE, TrialState.PRUNED} else None,
+        params=dict(trial.settings),
+        distributions=distributions,
+        intermediate_values=dict(enumerate(trial.mean_curve, start=1)),
+        user_attrs={
+            "experiment": trial.experiment,
+            "state": trial.state.value,
+            "gpu_hours": trial.seconds / 3600,
+            **curves,
+        },
+    )

@@ -1,0 +1,142 @@
+"""The report of a search as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
+
+from mbqueue import files
+from mbqueue.clock import format_duration
+from mbqueue.results.report.markup import number, page, plot, table
+from mbqueue.search.figures import shown
+from mbqueue.search.file import Search, Setting
+from mbqueue.search.trials import Trial, best_of
+from mbqueue.task import Target
+
+_HEADINGS = {
+    "history": "What each trial reached",
+    "parallel-coordinates": "Settings and what they reached",
+    "importance": "Which settings matter",
+    "learning-curves": "Learning curves",
+}
+
+
+def write_report(
+    search: Search,
+    trials: Sequence[Trial],
+    summary: Mapping[str, Any],
+    figures: Mapping[str, go.Figure],
+    path: Path,
+    *,
+    target: Target,
+) -> Path:
+    """Write the report of a search, finished or not, to ``path`` and return it.
+
+    Args:
+        summary: as of `mbqueue.search.summary.summaries`.
+        figures: as of `mbqueue.search.figures.draw`.
+    """
+    body = [*_head(search, trials, summary, target)]
+    for name, figure in figures.items():
+        body += [f"<h2>{_HEADINGS[name]}</h2>", f"<p>{_said(name, search)}</p>", plot(name, figure)]
+    body += [
+        f"<h2>Trials, the best first{escape(target.in_unit)}</h2>",
+        _trials(trials),
+        "<h2>What was searched</h2>",
+        _space(search),
+    ]
+    files.write_text(path, page(search.name, body))
+    return path
+
+
+def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], target: Target) -> list[str]:
+    counts = ", ".join(f"{count} {state}" for state, count in summary["trials"].items() if count)
+    wanted = f" of {search.trials}" if search.trials else ""
+    spent = f"{summary['seconds'] / 3600:.2f} GPU-hours used in {summary['epochs_done']:,} epochs"
+    if summary["epochs_saved"]:
+        spent += (
+            f"; pruning saved {summary['epochs_saved']:,} epochs, about {summary['seconds_saved'] / 3600:.2f} GPU-hours"
+        )
+    if summary["seconds_left"]:
+        spent += f"; about {format_duration(summary['seconds_left'])} of work is left"
+    lines = [f"<h1>{escape(search.name)}</h1>"]
+    if search.description:
+        lines.append(f'<p class="quiet">{escape(search.description)}</p>')
+    lines.append(f"<p>Search, {summary['state']}: {len(trials)}{wanted} trials ({counts}). {spent}.</p>")
+    best = best_of(trials)
+    if best is None:
+        return [*lines, "<p>No trial was trained to its end yet.</p>"]
+    folds = ", ".join(map(str, search.folds))
+    unit = f" {escape(target.unit)}" if target.unit else ""
+    return [
+        *lines,
+        f'<p class="score">{number(best.value)}{unit}</p>',
+        f"<p>Best validation MAE, of trial {best.number} (<code>{escape(best.experiment)}</code>).</p>",
+        table(["Key", "Best value"], [[escape(k), escape(shown(v))] for k, v in best.settings.items()], left=(0, 1)),
+        f'<div class="note">Trials are compared by validation MAE on fold{"s" * (len(search.folds) > 1)} {folds}, so '
+        "the scores of the best settings there are too good: they took part in the choice. "
+        f"<code>mbqueue promote {escape(search.name)}</code> trains these settings on all folds, and marks those "
+        "scores.</div>",
+    ]
+
+
+def _said(name: str, search: Search) -> str:
+    """What stands above a figure."""
+    mean = ", the mean over folds" if len(search.folds) > 1 else ""
+    conditional = [key for key, setting in search.space.items() if setting.when]
+    return {
+        "history": f"The best validation MAE of each trial{mean}. Faint: pruned before its last epoch. The line is the "
+        "best of the trials that were trained to their end.",
+        "parallel-coordinates": "Each line is a trial. Where a trial does not vary a setting, it has the value of "
+        f"{escape(search.base)}. Drag along an axis to select trials.",
+        "importance": "Optuna's PED-ANOVA: how differently the best tenth of the trials is spread over a setting's "
+        "values than all trials. Pruned trials count with the validation MAE that they reached. A few trials can only "
+        "hint at it."
+        + (f" Left out, as only some trials vary them: {escape(', '.join(conditional))}." if conditional else ""),
+        "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
+    }[name]
+
+
+def _trials(trials: Sequence[Trial]) -> str:
+    ranked = sorted(trials, key=lambda trial: (trial.value is None, not trial.is_trained, trial.value, trial.number))
+    rows = [
+        [
+            str(trial.number),
+            escape(trial.state.value),
+            f"{trial.epochs_done}/{trial.epochs * len(trial.curves)}",
+            number(trial.value),
+            escape(format_duration(trial.seconds)),
+            escape(", ".join(f"{key} = {shown(value)}" for key, value in trial.settings.items())),
+        ]
+        for trial in ranked
+    ]
+    return table(["Trial", "State", "Epochs", "Validation MAE", "Time", "Settings"], rows, left=(1, 5), style="words")
+
+
+def _space(search: Search) -> str:
+    rows = [[escape(key), escape(_values(setting))] for key, setting in search.space.items()]
+    folds = ", ".join(map(str, search.folds))
+    bounds = [
+        f"{search.trials} trials" * bool(search.trials),
+        f"{search.gpu_hours:g} GPU-hours" * bool(search.gpu_hours),
+    ]
+    return (
+        f"<p>Base <code>{escape(search.base)}</code>, fold{'s' * (len(search.folds) > 1)} {folds}, "
+        f"{' or '.join(filter(None, bounds))}, sampler {search.sampler}, pruner {search.pruner}, "
+        f"seed {search.seed}.</p>" + table(["Key", "Values"], rows, left=(0, 1), style="words")
+    )
+
+
+def _values(setting: Setting) -> str:
+    if setting.choices is not None:
+        said = " or ".join(map(str, setting.choices))
+    else:
+        scale = ", logarithmic" if setting.log else ""
+        step = "" if setting.step is None else f" in steps of {setting.step:g}"
+        said = f"{setting.low:g} to {setting.high:g}{step}{scale}"
+    when = "; ".join(f"{key} is {' or '.join(map(str, values))}" for key, values in setting.when.items())
+    return f"{said}, when {when}" if when else said
