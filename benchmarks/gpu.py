@@ -398,7 +398,7 @@ PARTS: dict[str, Callable[[Bench, argparse.Namespace], Any]] = {
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """The rows for docs/performance.md: measured beside predicted."""
+    """The rows for docs/explanation/performance.md: measured beside predicted."""
     lines = [
         f"{found['machine']['device']}, torch {found['machine']['torch']}, measured:",
         "",

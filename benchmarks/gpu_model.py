@@ -11,7 +11,7 @@ fused    mbqueue's step with its GPU kernels, from formulas of what each kernel 
 
 A kernel takes the longer of two times: its bytes at a share of the bandwidth, or its operations at a share of the
 float32 peak. A step takes the sum over its kernels, or the time of its launches if that is longer. Loading is left out:
-the cache delivers 17,000 crystals/s on two cores (docs/performance.md).
+the cache delivers 17,000 crystals/s on two cores (docs/explanation/performance.md).
 
 The counts of a small batch are scaled to a batch of 64 crystals of matbench_mp_e_form: an operation grows with the
 tensors it works on. ``--gpu NAME,GB/S,TFLOP/S,US,MB`` gives a GPU of your own: bandwidth, float32 peak, time of a

@@ -1,6 +1,7 @@
 """obstore's stores for the addresses that `store` in mbqueue.toml may have: S3, GCS, Azure, or a shared folder.
 
-Credentials come from the environment or the machine's own chain, never from the address: see docs/many-machines.md.
+Credentials come from the environment or the machine's own chain, never from the address
+(docs/how-to/many-machines.md).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def wrong_address(text: str) -> str | None:
     wrong = {
         "must begin with s3://, gs://, az:// or file:///": parts.scheme not in _SCHEMES,
         "must not hold credentials or parameters (@, ?, #): keys are read from the environment (AWS_ACCESS_KEY_ID …), "
-        "see docs/many-machines.md": "@" in parts.netloc or bool(parts.query or parts.fragment),
+        "see docs/how-to/many-machines.md": "@" in parts.netloc or bool(parts.query or parts.fragment),
         "must name a folder by its full path, file:///…": is_folder and (bool(parts.netloc) or not folders),
         "must name a bucket, like s3://bucket/prefix": not is_folder and not _NAME.fullmatch(parts.netloc),
         "must have a prefix of letters, digits, and . _ - between slashes": not is_folder
@@ -88,7 +89,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
     except BaseError as error:
         raise StoreError(
             f"The object store {url} cannot be used: {said(error)}. Set its credentials in the environment, see "
-            "docs/many-machines.md."
+            "docs/how-to/many-machines.md."
         ) from None  # the cause's text may hold what was configured
 
 

@@ -146,7 +146,7 @@ class ProjectFolder:
             return None
         return (
             f"Other machines share this queue, but the checkpoints would be in {self.live_dir}, where only this one "
-            'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
+            'sees them. Set store = "s3://…" in mbqueue.toml (docs/how-to/many-machines.md).'
         )
 
     @property

@@ -1,6 +1,7 @@
 """mbqueue.toml: how sessions behave. Nothing in it changes a result.
 
-A setting is one field: its name, type, default, bounds and description; docs/experiment-file.md is made from them.
+A setting is one field: its name, type, default, bounds and description. docs/reference/experiment-file.md is made from
+them.
 They are plain dataclasses, checked here, because every command reads them and importing pydantic alone takes longer
 than all else that `mbqueue status` does. Experiments (mbqueue.experiment) are read by few commands and use it.
 """

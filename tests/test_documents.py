@@ -32,21 +32,21 @@ ROOT = Path(__file__).parent.parent
 #: In the order in which a reader goes through them; each goes on in the project that the ones before have left.
 RUN_IN_ORDER = (
     "README.md",
-    "docs/first-session.md",
-    "docs/experiment-file.md",
-    "docs/sessions.md",
-    "docs/data.md",
-    "docs/targets.md",
-    "docs/results.md",
-    "docs/drives.md",
-    "docs/status-json.md",
-    "docs/python.md",
-    "docs/states.md",
-    "docs/many-machines.md",
+    "docs/tutorials/first-session.md",
+    "docs/reference/experiment-file.md",
+    "docs/how-to/sessions.md",
+    "docs/how-to/data.md",
+    "docs/how-to/targets.md",
+    "docs/reference/results.md",
+    "docs/how-to/drives.md",
+    "docs/reference/status-json.md",
+    "docs/reference/python.md",
+    "docs/reference/states.md",
+    "docs/how-to/many-machines.md",
 )
 #: What stands in the documents for a server and a bucket of the reader's own.
 SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 #: Commands that no test runs, as they stand in the documents (indented, not in a console block), and why.
 LEFT_OUT = {
@@ -56,8 +56,8 @@ LEFT_OUT = {
     "pip install --no-deps matbench==0.6": "the same",
     "pip install 'mbqueue[postgresql]'": "the same",
     "pip install 'mbqueue[objects]'": "the same",
-    "mbqueue doctor": "run from docs/first-session.md",
-    "mbqueue work --background": "run from docs/first-session.md",
+    "mbqueue doctor": "run from docs/tutorials/first-session.md",
+    "mbqueue work --background": "run from docs/tutorials/first-session.md",
     "mbqueue work --devices 0,1,2": "needs three GPUs; run with cpu,cpu in tests/session/test_devices.py",
     "pip install 'mbqueue[slurm]'": "installs into the environment of the tests",
     "mbqueue launch slurm --gpus 5 --time 2h --partition gpu": "needs Slurm; tests/api/test_launching.py",
@@ -71,7 +71,7 @@ LEFT_OUT = {
     "mbqueue report rates": "tests/search/test_sessions.py",
     "mbqueue export-study rates --output study.db": "tests/search/test_sessions.py",
     "mbqueue promote rates --name tuned": "tests/search/test_sessions.py",
-    "mbqueue logs -f": "run from docs/first-session.md",
+    "mbqueue logs -f": "run from docs/tutorials/first-session.md",
     "mbqueue stop": "the same",
     "%load_ext tensorboard": "a magic of Colab",
     "%tensorboard --logdir PROJECT/state/logs/tensorboard": "the same",
@@ -329,8 +329,9 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:
-    pages = re.findall(r"^  - (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(pages) == sorted(path.name for path in ROOT.glob("docs/*.md"))
+    pages = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(pages) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
 
 
 def headings(path: Path) -> set[str]:
@@ -340,8 +341,8 @@ def headings(path: Path) -> set[str]:
 
 
 def test_the_page_of_the_experiment_file_is_what_the_definitions_say() -> None:
-    page = tool("experiment_page").page()
-    assert page == (ROOT / "docs" / "experiment-file.md").read_text(), "Run: python tools/experiment_page.py"
+    tool_of_page = tool("experiment_page")
+    assert tool_of_page.page() == tool_of_page.PAGE.read_text(), "Run: python tools/experiment_page.py"
 
 
 def test_every_place_says_the_same_public_address() -> None:
@@ -363,7 +364,7 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "reference" / "errors.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("quoted", QUOTED)

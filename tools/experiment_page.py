@@ -1,4 +1,4 @@
-"""Writes docs/experiment-file.md from the definitions of experiments and settings.
+"""Writes docs/reference/experiment-file.md from the definitions of experiments and settings.
 
 Run it after changing a field: python tools/experiment_page.py. A test holds the page against the definitions.
 """
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from mbqueue.experiment import DataSpec, ModelSpec, Spec, TargetSpec, TrainSpec
 from mbqueue.settings import NotifySettings, Settings, fields_of, is_section
 
-PAGE = Path(__file__).parent.parent / "docs" / "experiment-file.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "experiment-file.md"
 
 _HEAD = """\
 # The experiment file

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = "notebooks/mbqueue_colab.ipynb"
-BADGE_PLACES = ("README.md", "docs/first-session.md", NOTEBOOK)
+BADGE_PLACES = ("README.md", "docs/tutorials/first-session.md", NOTEBOOK)
 
 _IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _BADGE = re.compile(rf"\[!\[Open in Colab\]\({re.escape(_IMAGE)}\)\]\([^)]*\)")

@@ -134,7 +134,8 @@ class Keeping(OpenedProject):
         if self.folder.queue_url:
             raise UsageError(
                 f"{what} is for queues in a file, and this project's is on a PostgreSQL server. There, use the "
-                f"server's own backups (pg_dump, docs/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, {further}"
+                "server's own backups (pg_dump, docs/how-to/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, "
+                f"{further}"
             )
 
     def _take_along(self, to: str) -> ProjectFolder:

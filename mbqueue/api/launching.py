@@ -161,7 +161,8 @@ class Launching(OpenedProject):
         if not folder.queue_url and folder.is_split and count > 1:
             raise UsageError(
                 f"{folder.root} lies on a network mount, and its queue is an SQLite file, which several machines "
-                'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/many-machines.md), or launch one job.'
+                'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/how-to/many-machines.md), or launch '
+                "one job."
             )
         if folder.is_split and (live := mount_of(folder.live_dir)).is_remote:
             raise UsageError(

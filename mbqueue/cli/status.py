@@ -26,7 +26,7 @@ def status(
     as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
 ) -> None:
-    """Show experiments, folds, sessions and errors. The format of --json is stable (docs/status-json.md).
+    """Show experiments, folds, sessions and errors. The format of --json is stable (docs/reference/status-json.md).
 
     Example: mbqueue status full_finetune --watch
     """

@@ -46,9 +46,7 @@ def work(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's event files to state/logs/tensorboard.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Tell what happens as lines of JSON on standard output (docs/sessions.md).")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     end_command: Annotated[
         bool, typer.Option("--end-command/--no-end-command", help="Whether to run the end command of mbqueue.toml.")
     ] = True,

@@ -1,6 +1,6 @@
 """Readers of the forms in which data sets come; each feeds a ``Gatherer`` and chooses ``Columns``.
 
-``docs/data.md`` lists the forms.
+``docs/how-to/data.md`` lists the forms.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class CommitsPlaces(Part):
                 raise QueueError(
                     f"Session {live.id} on {live.host} works with {self.database.name}, and with commits that "
                     f"are not in {place.address}. End it first (mbqueue stop), or let both share one store "
-                    "(docs/many-machines.md)."
+                    "(docs/how-to/many-machines.md)."
                 )
             values = {"id": place.id, "kind": place.kind, "address": place.address, "now": now, "by": by}
             db.execute(_BIND, values)

@@ -191,7 +191,8 @@ def _problems(search: Search) -> Iterator[str]:
         if key.split(".")[0] in _FIXED or _at(search.base_spec, key) is None:
             known = [name for name in _keys(search.base_spec) if name.rpartition(".")[2] == key.rpartition(".")[2]]
             meant = f" Did you mean {' or '.join(known)}?" if known and known != [key] else ""
-            yield f"space.{key}: an experiment has no such setting.{meant} Its keys are in docs/experiments.md."
+            keys = "All keys are in docs/reference/experiment-file.md."
+            yield f"space.{key}: an experiment has no such setting.{meant} {keys}"
             continue
         whole = [value for value in (*setting.corners, setting.step) if value is not None]
         if setting.choices is None and search.is_integer(key) and not all(isinstance(value, int) for value in whole):

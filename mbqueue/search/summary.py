@@ -10,7 +10,7 @@ from mbqueue.search.trials import Trial, TrialState, best_of, search_names, tria
 
 
 def summaries(overview: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each search of an overview as a plain dictionary, in the format of ``searches[]`` (docs/status-json.md)."""
+    """Each search of an overview as a plain dictionary: ``searches[]`` of docs/reference/status-json.md."""
     wanted = {entry["trial"]["search"]: entry["trial"]["of"] for entry in overview["experiments"] if entry["trial"]}
     return [_summary(name, trials_of(overview, name), wanted[name]) for name in search_names(overview)]
 

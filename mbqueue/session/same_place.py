@@ -132,7 +132,7 @@ def elsewhere(place: CommitsPlace, why: str) -> StoreError:
     if place.kind == "store":
         what = f'Set store = "{place.address}" in mbqueue.toml, or MBQUEUE_STORE to it.'
     else:
-        what = "Work there, or share a store (docs/many-machines.md) and start its first session there."
+        what = "Work there, or share a store (docs/how-to/many-machines.md) and start its first session there."
     return StoreError(f"The commits of this queue are in {place.shown}, and {why}. {what} {_HOW}")
 
 
@@ -220,7 +220,7 @@ def _enter_folder(
             raise elsewhere(before, f"this project's folder, {project.live_dir}, lacks {missing}")
         raise QueueError(
             f"Nobody has said where the commits of this queue are, and {project.live_dir} lacks {missing}. Start the "
-            f"first session where they are, or set `store` (docs/many-machines.md). {_HOW}"
+            f"first session where they are, or set `store` (docs/how-to/many-machines.md). {_HOW}"
         )
     place = folder_place(project, make=True)
     assert place is not None

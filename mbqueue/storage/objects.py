@@ -281,7 +281,7 @@ class ObjectStore:
                 raise self._trouble(
                     StoreError(
                         f"There are no credentials for {self.url} in the environment, and this machine gives none. "
-                        "Which ones are read is in docs/many-machines.md."
+                        "Which ones are read is in docs/how-to/many-machines.md."
                     )
                 ) from None
             if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):

@@ -94,8 +94,8 @@ def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) ->
     _verdicts[str(device)] = _Verdict(frozenset(), reason)
     note(
         f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
-        "operations instead, which is slower and just as exact. `mbqueue doctor` and docs/performance.md say which "
-        "versions of Triton work."
+        "operations instead, which is slower and just as exact. `mbqueue doctor` and docs/explanation/performance.md "
+        "say which versions of Triton work."
     )
 
 

@@ -182,8 +182,8 @@ def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkey
 
 
 def documented_rights(place: str) -> str:
-    """The GRANTs of docs/many-machines.md, for the queue in one schema."""
-    text = (Path(__file__).parents[2] / "docs" / "many-machines.md").read_text(encoding="utf-8")
+    """The GRANTs of docs/how-to/many-machines.md, for the queue in one schema."""
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "many-machines.md").read_text(encoding="utf-8")
     grants = re.findall(r"GRANT [^;]* TO worker;", text)
     assert len(grants) >= 5
     return " ".join(re.sub(r"\bmbqueue\b", place, grant) for grant in grants)

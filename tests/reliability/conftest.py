@@ -40,7 +40,7 @@ ON_A_DRIVE = SETTINGS + 'live_dir = "../live"\n'
 
 
 def tell(text: str) -> None:
-    """Counts, for docs/reliability.md; pytest shows them with -s."""
+    """Counts, for docs/explanation/reliability.md; pytest shows them with -s."""
     sys.stdout.write(f"\n{text}\n")
     sys.stdout.flush()
 

@@ -37,8 +37,8 @@ _LOST = (
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: " This role lacks a right; docs/many-machines.md says which ones sessions need. "
-    "Moving a queue (migrate-queue) is for the owner of its tables.",
+    errors.InsufficientPrivilege: " This role lacks a right; docs/how-to/many-machines.md lists those that sessions "
+    "need. Moving a queue (migrate-queue) is for the owner of its tables.",
     errors.UndefinedTable: " There is no queue there any more. Look at schema= in the URL, or restore the database.",
     errors.DiskFull: " The server's disk is full; free some space there.",
 }
@@ -228,7 +228,7 @@ def unreachable(name: str, error: psycopg.Error) -> QueueError:
         return QueueError(
             f"{name} cannot be used by this role ({_said(error)}). Its tables are made, and upgraded, by the role that "
             "owns them: let that run the first mbqueue enqueue, and one after each upgrade of mbqueue. It needs CREATE "
-            "on the database; docs/many-machines.md says what the others need."
+            "on the database; docs/how-to/many-machines.md says what the others need."
         )
     return QueueError(
         f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and takes connections from "
