@@ -172,6 +172,50 @@ def test_only_the_map_in_project_names_folders_of_the_state() -> None:
     assert named == []
 
 
+QUESTIONS = (
+    "commit's name",
+    "order do commits have",
+    "SIGTERM",
+    '"split"',
+    "lost heartbeat",
+    "a target",
+    "a model",
+    "a store",
+    "a result file",
+)
+
+
+def where_to_find_it() -> str:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    return text[text.index("## Where to find it") : text.index("## Where a change goes")]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_of_a_newcomer_is_answered_in_two_files_at_most(question: str) -> None:
+    (row,) = [line for line in where_to_find_it().splitlines() if line.startswith("| ") and question in line]
+    named = set(re.findall(r"`([\w/]+\.py)`", row))
+    assert 1 <= len(named) <= 2, row
+    assert {name for name in named if not (PACKAGE / name).is_file()} == set()
+
+
+def defined(path: Path) -> set[str]:
+    """Functions of a module, and methods as Class.method."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+    return found
+
+
+def test_the_way_from_enqueue_to_a_model_takes_at_most_20_hops_that_all_exist() -> None:
+    hops = re.findall(r"^(\d+)\. `([\w/]+\.py):([\w.]+)`", where_to_find_it(), flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in hops] == list(range(1, len(hops) + 1))
+    assert 10 < len(hops) <= 20
+    assert [f"{file}:{name}" for _, file, name in hops if name not in defined(PACKAGE / file)] == []
+
+
 def test_every_file_that_the_table_of_changes_names_exists() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text[text.index("## Where a change goes") :]

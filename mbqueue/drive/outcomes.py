@@ -17,11 +17,11 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.drive.published import experiment_folders
-from mbqueue.drive.reading import Reader
+from mbqueue.drive.reading import NOT_OURS, Reader
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.project import PUBLISHED_OUTCOMES
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
-from mbqueue.results.record import RESULTS_FILE
+from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import history_file, model_file, predictions_file
 from mbqueue.storage.mounted import Drive, is_about_one_file
 from mbqueue.storage.names import DUPLICATE
@@ -203,15 +203,13 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
 
 
 def result_files(folder: Path, job: Job) -> list[tuple[str, int, str]] | None:
-    """Name, size and hash of a job's result files; None when one of them is missing."""
-    if job.fold is not None:
-        paths = [name(folder, job.fold) for name in (model_file, history_file, predictions_file)]
-    else:
-        made = [path for path in sorted(folder.glob("*")) if path.is_file() and "_fold_" not in path.name]
-        paths = [path for path in made if not path.name.startswith(".") and path.suffix in {".json", ".md", ".gz"}]
-        if RESULTS_FILE not in {path.name for path in paths}:
-            return None
+    """Name, size and hash of a job's result files; None when one of them is missing or not what it should be."""
     try:
+        if job.fold is not None:
+            paths = [name(folder, job.fold) for name in (model_file, history_file, predictions_file)]
+        else:
+            content = json.loads((folder / RESULTS_FILE).read_bytes())
+            paths = [folder / name for name in recorded_names(content)]
         return [(path.name, path.stat().st_size, files.sha256_of_file(path)) for path in paths]
-    except FileNotFoundError:
+    except (FileNotFoundError, *NOT_OURS):
         return None

@@ -200,6 +200,11 @@ def fold_facts(folder: Path, fold: int) -> dict[str, dict[str, int | str]]:
     return {path.name: _facts(path) for path in paths}
 
 
+def recorded_names(content: Mapping[str, Any]) -> list[str]:
+    """The files that `record_experiment` itself wrote, results.json last: it says that all others are there."""
+    return [*(name for name in content["run"]["files"] if "_fold_" not in name), RESULTS_FILE]
+
+
 def broken_folds(
     folder: Path, folds: Sequence[int], *, facts: Mapping[int, Mapping[str, Any]] | None = None
 ) -> dict[int, str]:

@@ -18,7 +18,7 @@ from mbqueue.errors import ResultsError
 from mbqueue.project import STORED_RESULTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.queue.store import Queue
-from mbqueue.results.record import RESULTS_FILE
+from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.facts import written_facts
 from mbqueue.storage.objects import ObjectStore
@@ -52,10 +52,10 @@ def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore)
 
 
 def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `record` wrote itself, results.json last: it says that all others are there."""
-    listed = {name: fact for name, fact in content["run"]["files"].items() if "_fold_" not in name}
+    """Size and SHA-256 of what `record` wrote itself."""
     path = folder / RESULTS_FILE
-    return {**listed, RESULTS_FILE: {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}}
+    of_results = {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}
+    return {name: content["run"]["files"].get(name, of_results) for name in recorded_names(content)}
 
 
 def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job], folder: Path) -> None:

@@ -101,7 +101,7 @@ class FakeSession:
                 fold: hashlib.sha256(predictions_file(folder, fold).read_bytes()).hexdigest()
                 for fold in experiment.spec["folds"]
             }
-            (folder / "results.json").write_text(json.dumps(files))
+            (folder / "results.json").write_text(json.dumps({"run": {"files": {}}, "folds": files}))
             self.queue.commit(lease, result={"mae": 0.1, "mae_std": 0.0}, now=now)
         return True
 
