@@ -1,7 +1,7 @@
 # make demo   a real five-fold finetune, killed and carried on, in a throw-away project
 # make test   the whole test suite
 # make test-oldest  the tests that meet other packages, with the oldest versions that pyproject.toml admits
-# make check  style, types and tests, as CI does
+# make check  style, types, spelling and tests, as CI does
 # make site   the documents as a site, in site/
 #
 # All of them make the environment in .venv first, and make it again only when its inputs change.
@@ -36,6 +36,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 check: lint test
 

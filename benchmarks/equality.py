@@ -10,7 +10,7 @@ graphs   ``graphs.convert`` and ``CrystalGraphConverter(algorithm="fast")``. Equ
          atom would have been isolated, CHGNet is given the widened cut-off; those crystals are counted.
 
 The crystals are taken in parts by several processes. With ``--state FILE`` each part that is done is written down
-there, and a later call goes on with the rest.
+there, and a later call compares the rest.
 """
 
 from __future__ import annotations

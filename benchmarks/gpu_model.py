@@ -324,7 +324,7 @@ class Prediction:
 def predicted(step: float, forward: float, sizes: Sizes) -> Prediction:
     """The full finetune, from the seconds of a training step and of a forward pass over a batch.
 
-    Each epoch trains on the training part but for what is held out, and runs forward over that; each fold ends with a
+    Each epoch trains on the training part without what is held out, and runs forward over that; each fold ends with a
     forward pass over its test part.
     """
     train = CRYSTALS * (1 - 1 / FOLDS)

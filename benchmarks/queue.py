@@ -13,7 +13,7 @@ makes the disk slower for all of them alike, which takes a C compiler.
 What a job costs differs in what it buys (docs/explanation/performance.md has it in a table):
 
 - huey deletes the job when it takes it, so a crash loses it, and then stores a result;
-- litequeue marks the job as taken, and then as done, by its id alone, whoever asks;
+- litequeue marks the job as taken, and then as done, by its id alone, for any caller;
 - persist-queue does the same, within one process;
 - procrastinate takes and finishes jobs by functions in the database and writes events, finishing by id alone;
 - mbqueue checks the fence, keeps the result, claims the next epoch and writes an event of each, all in one transaction;

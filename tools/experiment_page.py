@@ -40,8 +40,8 @@ $ mbqueue enqueue full_finetune --set train.lr=1e-4 --name slower
 `--set KEY=VALUE` lays any key of these tables over the file for one experiment; a key of a section is written
 `section.key`. `--folds`, `--epochs`, `--dataset` and `--drop-invalid` are short for the keys they name.
 
-The *spec hash* covers everything but `name`, `results_name`, `description` and `folds`: work under one hash never goes
-on under another, and an experiment may gain folds.
+The *spec hash* covers everything but `name`, `results_name`, `description` and `folds`: work under one hash never
+continues under another, and an experiment may gain folds.
 """
 
 _SETTINGS_HEAD = """\
