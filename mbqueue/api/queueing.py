@@ -58,25 +58,65 @@ class Queueing(OpenedProject):
         from mbqueue.search.file import is_search  # noqa: PLC0415
 
         path = self.folder.experiment_file(str(experiment))
+        overrides = _overrides(folds, epochs, dataset, settings, drop_invalid=drop_invalid)
         if is_search(path):
-            if folds is not None or epochs is not None or dataset is not None or settings or drop_invalid:
+            if overrides:
                 raise UsageError(
                     f"{path} describes a search: what it varies, and its folds, are in that file, all else in the file "
                     "of its base. Only --name and --priority can be given beside it."
                 )
             return self._enqueue_search(path, name=name, priority=priority)
-        overrides = dict(settings or {})
-        if folds is not None:
-            overrides["folds"] = list(folds)
-        if epochs is not None:
-            overrides["train.epochs"] = epochs
-        if dataset is not None:
-            overrides["data.dataset"] = str(dataset)
-        if drop_invalid:
-            overrides["data.drop_invalid"] = True
-        if name is not None:
-            overrides = {"results_name": name} | overrides | {"name": name}
-        return self._put(load_spec(path, overrides=overrides), priority=priority)
+        return self._put(load_spec(path, overrides=_named(overrides, name)), priority=priority)
+
+    def enqueue_seeds(
+        self,
+        experiment: str | Path,
+        seeds: Iterable[int],
+        *,
+        folds: Iterable[int] | None = None,
+        epochs: int | None = None,
+        dataset: str | Path | None = None,
+        priority: int = 0,
+        settings: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        drop_invalid: bool = False,
+    ) -> tuple[EnqueueOutcome, ...]:
+        """Enqueue an experiment once for each seed, as NAME.seed0, NAME.seed1 and so on.
+
+        Args:
+            experiment, folds, epochs, dataset, priority, settings, name, drop_invalid: as for `enqueue`.
+            seeds: distinct numbers from 0.
+
+        Returns:
+            One outcome for each seed, in their order.
+
+        Raises:
+            SpecError, UsageError, DataError: as `enqueue`, and for the file of a search.
+            ExperimentExists: when one of the names is taken by another spec; nothing was enqueued then.
+        """
+        from mbqueue.experiment import load_spec  # noqa: PLC0415
+        from mbqueue.search.file import is_search  # noqa: PLC0415
+
+        path, numbers = self.folder.experiment_file(str(experiment)), list(seeds)
+        if is_search(path):
+            raise UsageError(f"{path} describes a search, whose file has its seed. Leave out the seeds.")
+        overrides = _overrides(folds, epochs, dataset, settings, drop_invalid=drop_invalid)
+        if "seed" in overrides:
+            raise UsageError("The seed is given twice, among the settings and as seeds. Leave out one of them.")
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise UsageError(f"{numbers} are not distinct seeds. Give each once, like 0-4 or 0,2,5.")
+        base = load_spec(path, overrides=_named(overrides, name))
+        specs = []
+        for seed in numbers:
+            suffix = f".seed{seed}"
+            own = {"seed": seed, "name": base.name + suffix, "results_name": base.folder_name + suffix}
+            specs.append(load_spec(path, overrides=overrides | own))
+        with open_queue(self.folder) as queue:
+            there = {one.name: one.spec_hash for one in queue.experiments()}
+        # A name that is taken by another spec is refused first, before any of the others is enqueued.
+        taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
+        done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
+        return tuple(done[spec.name] for spec in specs)
 
     def promote(self, search: str, *, name: str | None = None, priority: int = 0) -> EnqueueOutcome:
         """Enqueue the best settings of a search as an experiment on all folds.
@@ -254,3 +294,29 @@ class Queueing(OpenedProject):
                 handle.update(status)
         except KeyboardInterrupt:
             return
+
+
+def _overrides(
+    folds: Iterable[int] | None,
+    epochs: int | None,
+    dataset: str | Path | None,
+    settings: Mapping[str, Any] | None,
+    *,
+    drop_invalid: bool,
+) -> dict[str, Any]:
+    """Dotted key → value, of all that is given in place of what an experiment's file says."""
+    overrides = dict(settings or {})
+    if folds is not None:
+        overrides["folds"] = list(folds)
+    if epochs is not None:
+        overrides["train.epochs"] = epochs
+    if dataset is not None:
+        overrides["data.dataset"] = str(dataset)
+    if drop_invalid:
+        overrides["data.drop_invalid"] = True
+    return overrides
+
+
+def _named(overrides: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """The same with another name, for the queue and the results folder, where one is given."""
+    return overrides if name is None else {"results_name": name} | overrides | {"name": name}

@@ -20,6 +20,9 @@ TargetColumnOption = Annotated[
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")]
 
+#: Of folds or seeds in one command: more are a typing error.
+_MOST_NUMBERS = 100
+
 
 def current_project(context: typer.Context) -> ProjectFolder:
     """The project that the command was given or stands in."""
@@ -38,11 +41,26 @@ def parse_folds(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: for anything else. Whether the numbers are folds is for the spec to say.
     """
-    folds: list[int] = []
+    return _numbers(text, "folds", digits=2)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from ``0,2,5`` or ``0-4``.
+
+    Raises:
+        UsageError: for anything else, and for more than 100.
+    """
+    return _numbers(text, "seeds", digits=10)
+
+
+def _numbers(text: str, what: str, *, digits: int) -> tuple[int, ...]:
+    found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"([0-9]{1,2})(?:\s*-\s*([0-9]{1,2}))?", part.strip())
-        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
-        if not found:
-            raise UsageError(f"{text!r} does not name folds. Write them like 0,1,2 or 0-2.")
-        folds.extend(found)
-    return tuple(folds)
+        match = re.fullmatch(rf"([0-9]{{1,{digits}}})(?:\s*-\s*([0-9]{{1,{digits}}}))?", part.strip())
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not numbers:
+            raise UsageError(f"{text!r} does not name {what}. Write them like 0,1,2 or 0-2.")
+        if len(found) + len(numbers) > _MOST_NUMBERS:
+            raise UsageError(f"{text!r} names more than {_MOST_NUMBERS} {what}. Give fewer.")
+        found.extend(numbers)
+    return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,10 +16,14 @@ from mbqueue.cli.options import (
     TargetColumnOption,
     open_project,
     parse_folds,
+    parse_seeds,
 )
 from mbqueue.clock import SystemClock, parse_duration, utc_text
 from mbqueue.queue.jobs import Event
 from mbqueue.task import Kind, target_of
+
+if TYPE_CHECKING:
+    from mbqueue.queue.enqueue import EnqueueOutcome
 
 _AS: dict[Kind, str] = {"energy": "an energy", "scalar": "a number", "class": "a class"}
 
@@ -40,6 +44,9 @@ def enqueue(
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
     ] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Enqueue it once for each of these seeds, like 0-4, as NAME.seed0 and so on.")
+    ] = None,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
 ) -> None:
@@ -49,43 +56,55 @@ def enqueue(
     under the same name is an error; give it a new one with --name.
 
     Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
+
+    Example: mbqueue enqueue head_finetune --seeds 0-4
     """
     from mbqueue.experiment import parse_overrides
 
     chosen = {"data.id_column": id_column, "target.column": target_column}
     columns = {key: column for key, column in chosen.items() if column}
-    outcome = open_project(context).enqueue(
-        experiment,
-        folds=None if folds is None else parse_folds(folds),
-        epochs=epochs,
-        dataset=dataset,
-        priority=priority or 0,
-        settings=parse_overrides(settings or []) | columns,
-        name=name,
-        drop_invalid=drop_invalid,
-    )
-    label = outcome.experiment.name
-    results = outcome.experiment.results_dir
-    trial = outcome.experiment.spec.get("trial")
+    given: dict[str, Any] = {
+        "folds": None if folds is None else parse_folds(folds),
+        "epochs": epochs,
+        "dataset": dataset,
+        "priority": priority or 0,
+        "settings": parse_overrides(settings or []) | columns,
+        "name": name,
+        "drop_invalid": drop_invalid,
+    }
+    project = open_project(context)
+    if seeds is None:
+        outcomes: tuple[EnqueueOutcome, ...] = (project.enqueue(experiment, **given),)
+    else:
+        outcomes = project.enqueue_seeds(experiment, parse_seeds(seeds), **given)
+    first = outcomes[0].experiment
+    trial = first.spec.get("trial")
     if trial is not None:
         search = trial["search"]["name"]
-        is_new = outcome.outcome == "created"
-        what = f"its first trial is {label}; sessions begin the others" if is_new else "already in the queue"
+        is_new = outcomes[0].outcome == "created"
+        what = f"its first trial is {first.name}; sessions begin the others" if is_new else "already in the queue"
         print_line(f"{search}: {what}. See: mbqueue status {search}")
         return
-    print_line(
-        {
-            "created": f"{label}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
-            "unchanged": f"{label}: already in the queue with this spec; nothing was changed.",
-            "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
-        }[outcome.outcome]
-    )
-    target = target_of(outcome.experiment.spec)
+    for outcome in outcomes:
+        print_line(_enqueued(outcome))
+    target = target_of(first.spec)
     column = f", column {target.column}" if target.column else ""
-    say(f"It predicts the {target.axis} as {_AS[target.kind]}: {outcome.experiment.dataset}{column}.")
-    if priority not in (None, outcome.experiment.priority):
-        say(f"Its priority stays {outcome.experiment.priority}. To change it: mbqueue priority {label} {priority}")
+    say(f"It predicts the {target.axis} as {_AS[target.kind]}: {first.dataset}{column}.")
+    for experiment_now in (outcome.experiment for outcome in outcomes):
+        if priority not in (None, experiment_now.priority):
+            label = experiment_now.name
+            say(f"Its priority stays {experiment_now.priority}. To change it: mbqueue priority {label} {priority}")
     say("Start a session with: mbqueue work")
+
+
+def _enqueued(outcome: EnqueueOutcome) -> str:
+    """What was done, in a line."""
+    label, results = outcome.experiment.name, outcome.experiment.results_dir
+    return {
+        "created": f"{label}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
+        "unchanged": f"{label}: already in the queue with this spec; nothing was changed.",
+        "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
+    }[outcome.outcome]
 
 
 def promote(

@@ -14,6 +14,7 @@ import typer
 
 from mbqueue.cli.app import app
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import open_queue
 
 Command = Callable[..., Any]
 USAGE = 2
@@ -188,6 +189,51 @@ def test_what_names_no_folds_is_refused(mbqueue: Command, folds: str) -> None:
     said = mbqueue("enqueue", "full_finetune", "--folds", folds)
     assert said.code == 2
     assert "Write them like 0,1,2 or 0-2" in said.err
+
+
+def test_an_experiment_is_enqueued_once_for_each_seed(mbqueue: Command, project: ProjectFolder) -> None:
+    said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0-2,7", "--name", "head")
+    assert said.code == 0
+    with open_queue(project, read_only=True) as queue:
+        found = [(one.name, one.spec["seed"], Path(one.results_dir).name) for one in queue.experiments()]
+    assert found == [(f"head.seed{seed}", seed, f"head.seed{seed}") for seed in (0, 1, 2, 7)]
+    again = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0,1", "--name", "head")
+    assert again.out.count("nothing was changed") == 2
+
+
+def test_one_seed_is_the_experiment_with_that_seed(mbqueue: Command, project: ProjectFolder) -> None:
+    assert mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "3").code == 0
+    assert mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--set", "seed=3").code == 0
+    with open_queue(project, read_only=True) as queue:
+        assert queue.experiment("head_finetune.seed3").spec_hash == queue.experiment("head_finetune").spec_hash
+
+
+def test_of_several_seeds_none_is_enqueued_when_the_name_of_one_is_taken(
+    mbqueue: Command, project: ProjectFolder
+) -> None:
+    taken = ("--name", "head_finetune.seed2", "--set", "train.lr=1e-4")
+    assert mbqueue("enqueue", "head_finetune", "--dataset", "sample", *taken).code == 0
+    said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0-2")
+    assert said.code != 0
+    assert "head_finetune.seed2 is already in the queue with another spec" in said.err
+    with open_queue(project, read_only=True) as queue:
+        assert [one.name for one in queue.experiments()] == ["head_finetune.seed2"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "why"),
+    [("3-1", "Write them like 0,1,2"), ("0,0", "not distinct"), ("0-5000000000", "more than 100"), ("²", "name seeds")],
+)
+def test_what_names_no_seeds_is_refused(mbqueue: Command, seeds: str, why: str) -> None:
+    said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", seeds)
+    assert said.code == 2
+    assert why in said.err
+
+
+def test_seeds_and_a_seed_do_not_go_together(mbqueue: Command) -> None:
+    said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0-2", "--set", "seed=1")
+    assert said.code == 2
+    assert "The seed is given twice" in said.err
 
 
 def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: Path) -> None:
