@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from mbqueue.clock import format_duration
 from mbqueue.dashboard.experiments import STYLES, cut
 
 
-def search_lines(search: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """What is tried, how much of it, and the best so far."""
+def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: bool) -> Iterable[RenderableType]:
+    """What is tried, how much of it, and the best so far, with all of its settings where the search is opened."""
     trials = search["trials"]
     counts = ", ".join(f"{count} {state}" for state, count in trials.items() if count)
     total = f" of {search['trials_wanted']}" if search["trials_wanted"] else ""
@@ -21,8 +24,11 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool) -> Iterable
     yield cut(title, width, plain)
     best = search["best"]
     if best is not None:
-        told = f"  best validation MAE {best['val_mae']:.4f}, trial {best['trial']}: {settings_text(best['settings'])}"
-        yield cut(Text(told, "bold"), width, plain)
+        told = f"best validation MAE {best['val_mae']:.4f}, trial {best['trial']}: {settings_text(best['settings'])}"
+        if opened:
+            yield Padding(Text(told, "bold"), (0, 0, 0, 2))
+        else:
+            yield cut(Text(f"  {told}", "bold"), width, plain)
     spent = [f"{format_duration(search['seconds'])} used"]
     if search["epochs_saved"]:
         spent.append(
@@ -33,18 +39,16 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool) -> Iterable
     yield cut(Text(f"  {'; '.join(spent)}", "dim"), width, plain)
 
 
-def trial_lines(entries: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Iterable[Text]:
-    """One line for each trial, in their order: state, epochs, best validation MAE, settings."""
-    rows = [_cells(entry) for entry in entries]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for entry, row in zip(entries, rows, strict=True):
-        number, state, epochs, best, settings = (
-            cell.rjust(size) if place in {0, 2} else cell.ljust(size)
-            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
-        )
-        line = Text.assemble(f"  {number}  ", (state, STYLES.get(entry["state"], "")), f"  {epochs}  ", (best, "bold"))
-        line.append(f"  {settings.rstrip()}", "dim")
-        yield cut(line, width, plain)
+def trial_table(entries: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """One row for each trial, in their order: state, epochs, best validation MAE, settings."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for justify in ("right", "left", "right", "left", "left"):
+        table.add_column(justify=justify)
+    for entry in entries:
+        number, state, epochs, best, settings = _cells(entry)
+        shown = Text(state, STYLES.get(state, ""))
+        table.add_row(number, shown, epochs, Text(best, "bold"), Text(settings, "dim"))
+    return Padding(table, (0, 0, 0, 2))
 
 
 def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -57,7 +61,7 @@ def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings of a trial in one line: ``train.lr = 0.0003, train.batch_size = 32``."""
+    """Settings of a trial in one line: ``train.lr=0.0003, train.batch_size=32``."""
     return ", ".join(
-        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in settings.items()
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
     )

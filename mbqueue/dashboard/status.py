@@ -16,7 +16,7 @@ from rich.text import Text
 from mbqueue.clock import format_duration
 from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, left_out, one_line
 from mbqueue.dashboard.failures import job_label, last_errors
-from mbqueue.dashboard.searches import search_lines, trial_lines
+from mbqueue.dashboard.searches import search_lines, trial_table
 
 #: The order in which counts of jobs are told: what is open first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
@@ -195,11 +195,9 @@ class _Dashboard:
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
         """What is below the experiments."""
         for search in self.overview.get("searches", ()):
-            yield from search_lines(search, width, plain)
+            yield from search_lines(search, width, plain, opened=self.opened)
             if self.opened:
-                yield from trial_lines(
-                    [entry for entry in self.overview["experiments"] if entry["trial"]], width, plain
-                )
+                yield trial_table([entry for entry in self.overview["experiments"] if entry["trial"]])
             yield Text("")
         yield from _sessions(self.overview["sessions"], self.now, width, plain, at_most=limits.sessions)
         yield Text("")

@@ -430,3 +430,19 @@ def test_what_is_all_published_is_shown_so():
     drawn = draw({**overview_of([fold_entry()]), "publishing": told})
     assert "everything committed is published to /mnt/drive/project" in drawn
     assert "DEGRADED" not in drawn
+
+
+def test_an_opened_search_shows_its_settings_whole_and_a_closed_one_is_three_lines():
+    settings = {"train.lr": 0.00042914, "train.batch_size": 32, "train.huber_delta": 0.06, "train.warmup": 0.1}
+    trial = {"search": "hunt", "number": 0, "of": 40, "settings": settings}
+    overview = overview_of([fold_entry(done=20, val_mae=[0.03])], trial=trial, state="done")
+    best = {"trial": 0, "experiment": "hunt.000", "val_mae": 0.03, "settings": settings}
+    spent = {"epochs_done": 20, "epochs_saved": 0, "seconds": 60.0, "seconds_saved": 0.0, "seconds_left": 2340.0}
+    overview["searches"] = [
+        {"name": "hunt", "state": "running", "trials": {"done": 1}, "trials_wanted": 40, "best": best, **spent}
+    ]
+    opened, closed = (draw(overview, width=60, opened=opened) for opened in (True, False))
+    shown = ("train.lr=0.0004291", "train.batch_size=32", "train.huber_delta=0.06", "train.warmup=0.1")
+    assert all(opened.count(setting) == 2 for setting in shown)
+    assert shown[-1] not in closed
+    assert closed.count("  best validation MAE") == closed.count("about 39m00s left") == 1

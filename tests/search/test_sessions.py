@@ -98,8 +98,8 @@ def test_status_shows_a_search_as_one_row_that_opens(searched):
     closed, opened = run(searched.root, "status").stdout, run(searched.root, "status", "rates").stdout
     assert "rates  done  search: 4 of 4 trials" in closed
     assert "best validation MAE 0." in closed
-    assert "train.lr = 1e-08" not in closed
-    for line in ("train.lr = 1e-08", "train.lr = 1e-07", "train.lr = 0.01"):
+    assert "train.lr=1e-08" not in closed
+    for line in ("train.lr=1e-08", "train.lr=1e-07", "train.lr=0.01"):
         assert line in opened
 
 

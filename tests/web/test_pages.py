@@ -267,6 +267,6 @@ def test_a_search_is_one_row_that_opens_and_its_trials_are_pages(board: Board) -
         assert f'id="experiment-{entry["name"]}"' not in html
     assert 'id="experiment-first"' in html
     page = part(board, f"experiment&name={trials[0]['name']}")["html"]
-    assert "of the search hunt: train.lr =" in page
+    assert "of the search hunt: train.lr=" in page
     assert board.act({"act": "pause", "experiment": "hunt"}).status == 200
     assert board.project.status().overview["searches"][0]["state"] == "paused"
