@@ -15,50 +15,50 @@ from mbqueue import __version__
 from mbqueue.cli.console import print_line
 from mbqueue.project import LIVE_VARIABLE
 
-#: Sections of `mbqueue --help`: command → its module in this package, and what the list says of it.
-_SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
-    "To begin": {
-        "demo": ("demo", "Train on the shipped sample, kill the session, see it carry on."),
-        "init": ("setup", "Make a folder a project, with five experiments in jobs/."),
-        "doctor": ("doctor", "Say what this machine has, what is missing, and what to do."),
+#: Sections of `mbqueue --help`: command → its module in this package, and its line in the list.
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Get started": {
+        "demo": ("demo", "Train on the shipped sample, kill the session, and resume."),
+        "init": ("setup", "Create a project with five experiments in jobs/."),
+        "doctor": ("doctor", "Check this machine: what is missing, and how to fix it."),
     },
-    "To work": {
+    "Queue and train": {
         "enqueue": ("queueing", "Put an experiment or a search into the queue."),
         "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
-        "tasks": ("datasets", "List matbench's tasks that can be datasets."),
+        "tasks": ("datasets", "List matbench's tasks, each of which is a dataset."),
         "work": ("work", "Run one session: train until nothing is left or time is up."),
-        "logs": ("work", "Show what the session in the background says."),
-        "stop": ("work", "Let the sessions on this machine save their work and end."),
-        "prepare": ("datasets", "Convert a dataset ahead of time; `work` does it by itself."),
+        "logs": ("work", "Show the log of the background session."),
+        "stop": ("work", "Make the sessions on this machine save and end."),
+        "prepare": ("datasets", "Convert a dataset ahead of time."),
         "launch": ("launching", "Run sessions as jobs of a cluster."),
     },
-    "To see": {
+    "Inspect": {
         "status": ("status", "Show experiments, folds, sessions, time left and errors."),
-        "board": ("board", "Serve a live page of all this, with buttons."),
-        "events": ("queueing", "List every change of a job's state, who made it and why."),
+        "board": ("board", "Serve a live dashboard with buttons."),
+        "events": ("queueing", "List every change of a job's state, with its reason."),
         "report": ("reading", "Write one HTML page: scores, curves, errors, sessions."),
-        "compare": ("reading", "Put experiments side by side, crystal by crystal."),
-        "export": ("reading", "Make the folder that matbench's leaderboard takes."),
+        "compare": ("reading", "Compare experiments crystal by crystal."),
+        "export": ("reading", "Write a submission for matbench's leaderboard."),
         "export-study": ("reading", "Write a search as a study for optuna-dashboard."),
-        "predict": ("predicting", "Predict any crystals by trained models."),
+        "predict": ("predicting", "Predict any crystals with trained models."),
     },
-    "To steer": {
-        "pause": ("queueing", "Hand out no more jobs of an experiment or fold."),
-        "resume": ("queueing", "Undo pause."),
-        "cancel": ("queueing", "Do none of what is left of an experiment or fold."),
-        "retry": ("queueing", "Try failed jobs again, and make lost results again."),
-        "priority": ("queueing", "Set how urgent an experiment or fold is."),
+    "Control": {
+        "pause": ("queueing", "Stop handing out jobs of an experiment or fold."),
+        "resume": ("queueing", "Resume a paused experiment or fold."),
+        "cancel": ("queueing", "Drop the remaining jobs of an experiment or fold."),
+        "retry": ("queueing", "Retry failed jobs, and rebuild lost results."),
+        "priority": ("queueing", "Set the priority of an experiment or fold."),
     },
-    "To keep": {
+    "Maintain": {
         "recover": ("keeping", "Rebuild a lost queue from the checkpoints."),
         "backup": ("keeping", "Write the whole state to one archive."),
-        "restore": ("keeping", "Put the state of an archive in place of this project's."),
+        "restore": ("keeping", "Replace the project's state with that of an archive."),
         "migrate-queue": ("keeping", "Move the queue to PostgreSQL, or back into a file."),
         "move-commits": ("keeping", "Move commits to another store, or to the project's folder."),
-        "cache": ("datasets", "List, verify or prune the data that were converted."),
+        "cache": ("datasets", "List, verify or prune converted data."),
     },
 }
-_MODULES = {name: module for commands in _SECTIONS.values() for name, (module, _) in commands.items()}
+_MODULES = {name: module for commands in SECTIONS.values() for name, (module, _) in commands.items()}
 
 
 class _Commands(Mapping[str, Any]):
@@ -81,10 +81,10 @@ class _Commands(Mapping[str, Any]):
 class _Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Commands()  # type: ignore[assignment]  # nobody adds to it
+        self.commands = _Commands()  # type: ignore[assignment]  # never written to
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        for title, commands in _SECTIONS.items():
+        for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, summary) for name, (_, summary) in commands.items()])
 
@@ -96,8 +96,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Run very long CHGNet trainings on short GPU sessions.\n\n"
-    "First success: mbqueue demo. Your own: mbqueue init DIR, then in DIR mbqueue enqueue full_finetune, mbqueue work "
-    "in as many sessions as it takes, and mbqueue status. `mbqueue COMMAND --help` has an example of each.",
+    "Try it: mbqueue demo. Start your own: mbqueue init DIR, then in DIR mbqueue enqueue full_finetune, mbqueue work "
+    "in as many sessions as it takes, and mbqueue status. `mbqueue COMMAND --help` has examples.",
 )
 
 
@@ -111,13 +111,13 @@ def _print_version(wanted: bool) -> None:
 def _root(
     project: Annotated[
         Path | None,
-        typer.Option(help="Project folder; otherwise $MBQUEUE_PROJECT, otherwise the nearest parent that is one."),
+        typer.Option(help="Project folder; by default $MBQUEUE_PROJECT, else the nearest project above this folder."),
     ] = None,
     live_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Local folder for the live state; otherwise $MBQUEUE_LIVE_DIR, otherwise state/, and for a project on "
-            "a drive a folder below ~/.cache."
+            help="Local folder for the live state; by default $MBQUEUE_LIVE_DIR, else state/, or a folder below "
+            "~/.cache for a project on a drive."
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -15,11 +15,11 @@ def board(
     context: typer.Context,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8321,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. On any but the loopback interface, the page needs a token.")
+        str, typer.Option(help="Address to listen on; except on the loopback interface, the page requires a token.")
     ] = "127.0.0.1",
-    read_only: Annotated[bool, typer.Option("--read-only", help="Show the page without any buttons.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Leave out all buttons.")] = False,
 ) -> None:
-    """Serve one live page: experiments, sessions, errors, curves and files, with buttons to steer them.
+    """Serve a live dashboard of experiments, sessions, errors, curves and files, with buttons.
 
     Prints the address and runs until Ctrl-C. Needs: pip install 'mbqueue[board]'
 

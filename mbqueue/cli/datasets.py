@@ -1,4 +1,4 @@
-"""Commands for data: prepare, and what lies in the cache."""
+"""Commands for data: prepare, tasks and the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.experiment import OFFICIAL_DATASET, DataSpec
 if TYPE_CHECKING:
     from mbqueue.api.tasks import TaskEntry
 
-#: In a log, what goes on is told this often.
+#: How often progress is printed in a log.
 _LINE_SECONDS = 15.0
 
 cache = typer.Typer(
@@ -27,7 +27,7 @@ cache = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List, verify or prune what lies in the project's cache. All of it can be made again.",
+    help="List, verify or prune the project's cache of converted data, all of which can be rebuilt.",
 )
 
 
@@ -35,7 +35,7 @@ def prepare(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Name or path of a dataset.")] = OFFICIAL_DATASET,
     limit: Annotated[int, typer.Option(help="Use at most this many crystals, drawn with --seed; 0: all.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Draws the crystals of --limit.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for drawing the crystals of --limit.", min=0)] = 0,
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
     ] = False,
@@ -63,7 +63,7 @@ def prepare(
 def tasks(as_json: JsonOption = False) -> None:
     """List matbench's tasks: size, target and unit, whether the file is here, and the best published score.
 
-    Any of them is a dataset. Its file is downloaded when it is first needed.
+    Each is a dataset. Its file is downloaded when it is first needed.
 
     Example: mbqueue tasks --json
     """
@@ -117,9 +117,9 @@ def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
 @cache.command("verify")
 def cache_verify(
     context: typer.Context,
-    repair: Annotated[bool, typer.Option("--repair", help="Make damaged and missing shards again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged and missing shards.")] = False,
 ) -> None:
-    """Compare every byte of every cache of graphs with its checksums; exit code 1 when something is, and stays, wrong.
+    """Check every byte of the cached graphs against their checksums; exit code 1 if damage remains.
 
     Example: mbqueue cache verify --repair
     """
@@ -149,9 +149,11 @@ def cache_verify(
 @cache.command("prune")
 def cache_prune(
     context: typer.Context,
-    everything: Annotated[bool, typer.Option("--all", help="Also what experiments in the queue still need.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also remove what experiments in the queue still need.")
+    ] = False,
 ) -> None:
-    """Remove caches that no unfinished experiment in the queue needs, and that nobody is just building.
+    """Remove caches that no unfinished experiment needs and no session is building.
 
     Example: mbqueue cache prune
     """

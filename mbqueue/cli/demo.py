@@ -35,9 +35,9 @@ class DemoFailed(MbqueueError):
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where to make the project; kept afterwards. By default a temporary one."),
+        typer.Option("--dir", help="Folder of the project, kept afterwards; by default a temporary one."),
     ] = None,
-    crystals: Annotated[int, typer.Option(help="How many crystals of the sample.", min=50)] = CRYSTALS,
+    crystals: Annotated[int, typer.Option(help="Number of crystals from the sample.", min=50)] = CRYSTALS,
 ) -> None:
     """Run a five-fold CHGNet finetune on the shipped sample, kill a session, and show that nothing changed.
 

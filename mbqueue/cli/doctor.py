@@ -46,9 +46,9 @@ class Finding:
 
 
 def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Print versions, device, disk, file system, matbench and dataset, and what to do about each that is amiss.
+    """Check versions, device, disk, file system, matbench and dataset, and print how to fix each problem.
 
-    Exit code 1 when something is amiss that stops work.
+    Exit code 1 when a problem stops work.
 
     Example: mbqueue doctor
     """

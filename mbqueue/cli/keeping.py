@@ -10,13 +10,13 @@ import typer
 from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import open_project
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace a queue that is whole; it is kept beside it.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a queue that is not damaged; a copy is kept.")]
 
 
 def recover(context: typer.Context, force: ForceOption = False) -> None:
     """Rebuild the queue from the manifests of the checkpoints alone, when its database is lost or damaged.
 
-    Finished epochs come back as they were; predictions and records are made again by the next session.
+    Finished epochs come back as they were. The next session repeats predictions and records.
 
     Example: mbqueue recover
     """
@@ -28,7 +28,7 @@ def recover(context: typer.Context, force: ForceOption = False) -> None:
 
 
 def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="The archive to write, a .tar.")]) -> None:
-    """Write the whole state to one archive: queue, checkpoints, results, jobs, settings. Sessions may go on meanwhile.
+    """Write the whole state to one archive: queue, checkpoints, results, jobs, settings. Sessions may keep running.
 
     Example: mbqueue backup monday.tar
     """
@@ -38,10 +38,10 @@ def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="Th
 
 def restore(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="An archive that backup wrote.")],
+    file: Annotated[Path, typer.Argument(help="An archive written by backup.")],
     force: ForceOption = False,
 ) -> None:
-    """Put the state of an archive in place of this project's. It is checked whole before anything is touched.
+    """Replace the project's state with that of an archive, which is checked whole first.
 
     Example: mbqueue restore monday.tar
     """
@@ -53,10 +53,10 @@ def migrate_queue(
     context: typer.Context,
     to: Annotated[str, typer.Argument(help="postgresql://USER@HOST/DATABASE, or sqlite for the file in state/.")],
 ) -> None:
-    """Move the queue into an empty database: jobs, fences, events, all as they are.
+    """Move the queue into an empty database, with all jobs, fences and events.
 
-    End all sessions first. Afterwards, say in mbqueue.toml where the queue is now; this command prints the line. The
-    database that it was in is kept and refuses to be worked with, so that no session goes on with the old one.
+    End all sessions first. Afterwards, add the line that this command prints to mbqueue.toml. The old database stays
+    but refuses sessions, so none can continue with it.
 
     Example: mbqueue migrate-queue postgresql://me@server/mbqueue
     """
@@ -65,10 +65,10 @@ def migrate_queue(
     rows = ", ".join(f"{count} {table}" for table, count in made.rows.items() if table not in of_no_interest)
     print_line(f"{made.source} → {made.target}: {rows}")
     if to == "sqlite":
-        say("Go on with it: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
+        say("To continue: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
     else:
         say(
-            "Go on with it: set MBQUEUE_QUEUE to the URL you gave, or, without a password in it, "
+            "To continue: set MBQUEUE_QUEUE to the URL you gave, or, without a password in it, "
             'queue = "postgresql://…" in mbqueue.toml.'
         )
 
@@ -77,13 +77,13 @@ def move_commits(
     context: typer.Context,
     lost: Annotated[
         bool,
-        typer.Option("--lost", help="Go on although the checkpoints of finished epochs are lost; train those again."),
+        typer.Option("--lost", help="Move although checkpoints of finished epochs are lost; train those epochs again."),
     ] = False,
 ) -> None:
-    """Move the queue's commits to the store named in the settings, or to the project's folder when none is.
+    """Move the queue's commits to the store in the settings, or into the project's folder if there is none.
 
-    The queue knows where its commits are, and refuses sessions that have another store, or none. To move them on
-    purpose, end all sessions, set `store` (or take it out), and run this: it copies them first, then tells the queue.
+    A queue refuses sessions with another store than its own. To move its commits, end all sessions, change or remove
+    `store`, and run this command: it copies them first, then updates the queue.
 
     Example: mbqueue move-commits
     """

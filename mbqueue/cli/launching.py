@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mbqueue.api.launching import LaunchedJob
 
 launch = typer.Typer(
-    help="Run sessions as jobs of a cluster: each ends in time, and runs again while work is left.",
+    help="Run sessions as cluster jobs, each of which ends in time and runs again while work is left.",
     rich_markup_mode=None,
     add_completion=False,
     no_args_is_help=True,
@@ -23,9 +23,7 @@ launch = typer.Typer(
 GpusOption = Annotated[int | None, typer.Option(help="Number of sessions, one GPU each.", min=1)]
 WorkersOption = Annotated[int | None, typer.Option(help="Number of sessions without a GPU.", min=1)]
 TimeOption = Annotated[str, typer.Option(help="Time limit of a job, like 2h.")]
-IdleOption = Annotated[
-    str, typer.Option(help="End a job that found nothing to claim for this long; none lets it wait for the others.")
-]
+IdleOption = Annotated[str, typer.Option(help="End a job that has found nothing to claim for this long; none: never.")]
 
 
 @launch.command()
@@ -35,7 +33,7 @@ def slurm(
     gpus: GpusOption = None,
     workers: WorkersOption = None,
     partition: Annotated[str | None, typer.Option(help="Partition to submit to.")] = None,
-    account: Annotated[str | None, typer.Option(help="Whom the time is charged to.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account to charge the time to.")] = None,
     constraint: Annotated[str | None, typer.Option(help="Features of the machines, like a100.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(help="Cores of a job.", min=1)] = None,
     mem: Annotated[str | None, typer.Option(help="Memory of a job, like 32G.")] = None,

@@ -13,9 +13,9 @@ from mbqueue.errors import UsageError
 from mbqueue.project import ProjectFolder, find_project
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-IdColumnOption = Annotated[str, typer.Option("--id-column", metavar="NAME", help="The column of ids, in a table.")]
+IdColumnOption = Annotated[str, typer.Option("--id-column", metavar="NAME", help="Column of a table with the ids.")]
 TargetColumnOption = Annotated[
-    str, typer.Option("--target-column", metavar="NAME", help="The column of targets, in a table.")
+    str, typer.Option("--target-column", metavar="NAME", help="Column of a table with the targets.")
 ]
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")]

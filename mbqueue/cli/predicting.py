@@ -1,4 +1,4 @@
-"""``mbqueue predict``: any crystals, by any models that were trained here."""
+"""``mbqueue predict``: any crystals, by any models trained here."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def predict(
         int, typer.Option(help="Average over this many pairs of opposite small strains (test-time averaging).", min=0)
     ] = 0,
     drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and list them.")
+        bool, typer.Option("--drop-invalid", help="Leave out unusable entries, and list them.")
     ] = False,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
     ] = None,
 ) -> None:
-    """Predict what the models were trained on: the mean of all models, their spread, and each model's own.
+    """Predict the models' property: the mean of all models, their spread, and each model's value.
 
     Example: mbqueue predict sample results/daily/2026-01-01/chgnet_full_finetune/model_fold_0.pth
     """

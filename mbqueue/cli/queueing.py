@@ -36,13 +36,13 @@ def enqueue(
     folds: Annotated[str | None, typer.Option(help="Folds to run, like 0,1 or 0-4.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every fold.", min=0)] = None,
     dataset: Annotated[str | None, typer.Option(help="matbench_mp_e_form, sample, or a path.")] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher is worked on first; 0 unless given.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher runs first; 0 by default.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, like train.lr=3e-4.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Another name, for the queue and the results folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the queue and of the results folder.")] = None,
     drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")
+        bool, typer.Option("--drop-invalid", help="Leave out unusable entries, and report them.")
     ] = False,
     seeds: Annotated[
         str | None, typer.Option(help="Enqueue it once for each of these seeds, like 0-4, as NAME.seed0 and so on.")
@@ -111,7 +111,7 @@ def promote(
     context: typer.Context,
     search: SearchArgument,
     name: Annotated[str | None, typer.Option(help="Name of the experiment; SEARCH-best unless given.")] = None,
-    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
@@ -130,12 +130,12 @@ def promote(
 
 def events(
     context: typer.Context,
-    experiment: Annotated[str | None, typer.Argument(help="Only of this experiment.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only the last while, like 2h.")] = None,
-    limit: Annotated[int, typer.Option(help="Show at most this many, the newest.", min=1, max=10**9)] = 50,
+    experiment: Annotated[str | None, typer.Argument(help="Only this experiment.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only the last 2h, or another length.")] = None,
+    limit: Annotated[int, typer.Option(help="Show at most this many of the newest.", min=1, max=10**9)] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """List what happened: every change of a job's state, who made it and why; oldest first.
+    """List every change of a job's state, with its session and reason, oldest first.
 
     Example: mbqueue events full_finetune --since 2h
     """
@@ -150,7 +150,7 @@ def events(
 
 
 def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Hand out no more jobs of an experiment or fold; a running epoch is checkpointed and given back.
+    """Stop handing out jobs of an experiment or fold; a running epoch writes a checkpoint and is released.
 
     Example: mbqueue pause full_finetune --fold 2
     """
@@ -159,7 +159,7 @@ def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
 
 
 def resume(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Undo pause.
+    """Resume a paused experiment or fold.
 
     Example: mbqueue resume full_finetune
     """
@@ -171,9 +171,9 @@ def cancel(
     context: typer.Context,
     experiment: ExperimentArgument,
     fold: FoldOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Do none of what is left of an experiment or fold; what is committed stays. `retry` takes it up again.
+    """Drop the remaining jobs of an experiment or fold; committed epochs stay. `retry` restores the jobs.
 
     Example: mbqueue cancel full_finetune --yes
     """
@@ -187,7 +187,7 @@ def cancel(
 
 
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Give failed and cancelled jobs all their attempts again, and let those that wait after a failure go at once.
+    """Retry failed and cancelled jobs with all their attempts, and end the wait of those that failed recently.
 
     Result files that are gone or damaged are made again too, from the checkpoints.
 
@@ -200,10 +200,10 @@ def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
 def priority(
     context: typer.Context,
     experiment: ExperimentArgument,
-    value: Annotated[int, typer.Argument(help="Higher is worked on first; 0 is usual.")],
+    value: Annotated[int, typer.Argument(help="Higher runs first; 0 is the default.")],
     fold: FoldOption = None,
 ) -> None:
-    """Set how urgent an experiment or fold is, from the next claim on.
+    """Set the priority of an experiment or fold, from the next claim on.
 
     Example: mbqueue priority head_finetune 10 (a negative one after two dashes: -- -5)
     """

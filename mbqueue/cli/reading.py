@@ -12,7 +12,7 @@ from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import ExperimentArgument, JsonOption, SearchArgument, open_project
 from mbqueue.errors import UsageError
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Write over files that are there.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
 
 def report(
@@ -52,7 +52,7 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write this HTML page.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Put experiments side by side, with paired differences per crystal and matbench's leaderboard.
+    """Compare experiments with paired differences per crystal, beside matbench's leaderboard.
 
     Example: mbqueue compare full_finetune head_finetune pretrained_infer
     """
@@ -69,13 +69,13 @@ def compare(
 def export(
     context: typer.Context,
     experiments: Annotated[list[str], typer.Argument(help="Recorded experiments, one for each task.")],
-    output: Annotated[Path, typer.Option(help="Folder in which the submission's folder is made.")] = Path(),
+    output: Annotated[Path, typer.Option(help="Folder to write the submission's folder into.")] = Path(),
     authors: Annotated[str, typer.Option(help="Names for info.json.")] = "",
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm on the leaderboard.")] = "",
     notes: Annotated[str, typer.Option(help="Free text for info.json.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Make the folder that matbench's leaderboard takes; refused with reasons unless all five official folds are there.
+    """Write a submission for matbench's leaderboard, or say why the results do not qualify.
 
     Several experiments, each on another task, make one folder: what a general-purpose algorithm submits.
 
@@ -96,7 +96,7 @@ def export_study(
     output: Annotated[Path, typer.Option(help="The SQLite file, or a folder for it.")] = Path("study.db"),
     force: ForceOption = False,
 ) -> None:
-    """Write a search as an Optuna study, which optuna-dashboard and optuna.load_study open. Works while it runs.
+    """Write a search as an Optuna study for optuna-dashboard and optuna.load_study, also while it runs.
 
     Example: mbqueue export-study rates --output study.db
     """

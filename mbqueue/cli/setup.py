@@ -12,9 +12,9 @@ from mbqueue.project import init_project
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to make a project of.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the project.")] = Path(),
 ) -> None:
-    """Make a project: jobs/ with five experiments, state/, results/ and mbqueue.toml.
+    """Create a project: jobs/ with five experiments, state/, results/ and mbqueue.toml.
 
     What is there already stays as it is.
 

@@ -24,7 +24,7 @@ def status(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Only this experiment.")] = None,
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")] = False,
 ) -> None:
     """Show experiments, folds, sessions and errors. The format of --json is stable (docs/reference/status-json.md).
 

@@ -23,7 +23,7 @@ STANDARD_OUTPUT = 1
 def work(
     context: typer.Context,
     session: Annotated[
-        str | None, typer.Option(help="Length of the session, like 1h50m, or none; by default that of mbqueue.toml.")
+        str | None, typer.Option(help="Length of the session, like 1h50m, or none; by default as in mbqueue.toml.")
     ] = None,
     max_jobs: Annotated[int | None, typer.Option(help="Stop after this many jobs.", min=1)] = None,
     forever: Annotated[
@@ -31,7 +31,7 @@ def work(
     ] = False,
     max_idle: Annotated[
         str | None,
-        typer.Option(help="End after finding nothing to claim for this long, like 10m; by default wait for others."),
+        typer.Option(help="End after finding nothing to claim for this long, like 10m; by default, wait."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1; by default the first GPU, else the CPU.")
@@ -41,17 +41,17 @@ def work(
         typer.Option(help="Several sessions at once, a process for each device: 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
     ] = None,
     background: Annotated[
-        bool, typer.Option("--background", help="Detach: the session goes on when this terminal or cell is closed.")
+        bool, typer.Option("--background", help="Detach: the session keeps running when this terminal or cell closes.")
     ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's event files to state/logs/tensorboard.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     end_command: Annotated[
-        bool, typer.Option("--end-command/--no-end-command", help="Whether to run the end command of mbqueue.toml.")
+        bool, typer.Option("--end-command/--no-end-command", help="Run the end command of mbqueue.toml, or not.")
     ] = True,
 ) -> None:
-    """Work on what is enqueued until nothing is left or the session's time is up.
+    """Run one session: work on the queue until nothing is left or the session's time is up.
 
     May be killed at any instant; the next session carries on. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and SIGUSR2
     finish the step, write a checkpoint and end; a second Ctrl-C ends at once. Exit code 75: work is left, run it again.
@@ -141,10 +141,12 @@ def _exit_with(ending: Ending) -> None:
 
 def logs(
     context: typer.Context,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the session ends, or Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.", min=0)] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the log until the session ends, or Ctrl-C.")
+    ] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Number of last lines to show.", min=0)] = 50,
 ) -> None:
-    """Show what the newest session in the background says.
+    """Show the log of the newest background session.
 
     Example: mbqueue logs -f
     """
@@ -160,7 +162,7 @@ def stop(
     context: typer.Context,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the work to be saved.", min=0)] = 60.0,
 ) -> None:
-    """End every session of this project on this machine gracefully: the step is finished and a checkpoint written.
+    """Make every session of this project on this machine finish its step, write a checkpoint and end.
 
     Example: mbqueue stop
     """

@@ -273,7 +273,7 @@ def test_status_waits_for_no_other_command_and_not_for_pydantic() -> None:
 
 def test_the_list_of_commands_says_of_each_in_one_line_what_it_is_for(mbqueue: Command) -> None:
     said = mbqueue("--help").out
-    assert "..." not in said.partition("To begin:")[2]
+    assert "..." not in said.partition("Get started:")[2]
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert re.search(rf"^  {name} +\w.*\.$", said, re.MULTILINE), name
 
