@@ -98,7 +98,7 @@ class TimeLeft(NamedTuple):
     Attributes:
         used: of all work: preparing, epochs, predictions, scores, also of jobs that are not finished.
         left: of the work that is left, where an epoch tells how long one takes.
-        unknown: experiments without a finished epoch, whose time left is unknown.
+        unknown: experiments and searches without a finished epoch, whose time left is unknown.
         sessions: how many of the usual length `left` takes.
     """
 
@@ -108,9 +108,13 @@ class TimeLeft(NamedTuple):
     sessions: int
 
 
-def time_left(experiments: Sequence[Mapping[str, Any]], session_seconds: float) -> TimeLeft:
-    """The time that experiments have used and still need."""
-    used_left = [gpu_seconds(entry) for entry in experiments]
+def time_left(
+    experiments: Sequence[Mapping[str, Any]], session_seconds: float, *, searches: Iterable[Mapping[str, Any]] = ()
+) -> TimeLeft:
+    """The time that experiments have used and still need; of searches, with the trials that they have yet to begin."""
+    searched = {search["name"]: (float(search["seconds"]), search["seconds_left"]) for search in searches}
+    alone = [entry for entry in experiments if (entry.get("trial") or {}).get("search") not in searched]
+    used_left = [*(gpu_seconds(entry) for entry in alone), *searched.values()]
     known = [left for _, left in used_left if left is not None]
     return TimeLeft(
         used=sum(used for used, _ in used_left),
@@ -201,7 +205,7 @@ class _Dashboard:
             yield Text("")
         yield from _sessions(self.overview["sessions"], self.now, width, plain, at_most=limits.sessions)
         yield Text("")
-        yield from _totals(self.overview["experiments"], self.overview["jobs"], self.session_seconds)
+        yield from _totals(self.overview, self.session_seconds)
         yield from _publishing(self.overview.get("publishing"), self.now)
         yield from last_errors(
             self.overview["errors"], self.now, width, plain, at_most=limits.errors, lines=limits.error_lines
@@ -286,9 +290,8 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
 
 
-def _totals(
-    experiments: Sequence[Mapping[str, Any]], jobs: Mapping[str, int], session_seconds: float
-) -> Iterable[RenderableType]:
+def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[RenderableType]:
+    experiments, jobs = overview["experiments"], overview["jobs"]
     counts = Text("jobs: ")
     named = [*_STATES, *sorted(set(jobs) - set(_STATES))]
     told = [(state, jobs[state]) for state in named if jobs.get(state)]
@@ -298,7 +301,7 @@ def _totals(
     yield counts if told else Text("jobs: none")
     if not experiments:
         return
-    outlook = time_left(experiments, session_seconds)
+    outlook = time_left(experiments, session_seconds, searches=overview.get("searches", ()))
     left, unknown = outlook.left, outlook.unknown
     line = Text(f"time: {_hours(outlook.used)} used")
     if left:

@@ -57,10 +57,17 @@ def _state(trials: Sequence[Trial], wanted: int) -> str:
 
 
 def _left(trials: Sequence[Trial], wanted: int, per_epoch: float) -> float | None:
-    """About how many seconds are left; None while nothing is known, or where only GPU-hours bound the search."""
-    ended = [trial for trial in trials if trial.state in {TrialState.DONE, TrialState.PRUNED}]
-    if not ended or not wanted:
+    """About how many seconds are left; None before the first epoch, or where only GPU-hours bound the search.
+
+    Trials are taken to train as many epochs as those that have ended, and all of them while none has.
+    """
+    if not per_epoch or not wanted:
         return None
-    usual = sum(trial.epochs_done for trial in ended) / len(ended)
+    if trials[-1].state is TrialState.CANCELLED:
+        return 0.0
+    ended = [trial for trial in trials if trial.state in {TrialState.DONE, TrialState.PRUNED}]
+    usual = (
+        sum(trial.epochs_done for trial in ended) / len(ended) if ended else trials[0].epochs * len(trials[0].curves)
+    )
     open_epochs = sum(max(0.0, usual - trial.epochs_done) for trial in trials if trial.state is TrialState.OPEN)
     return (open_epochs + usual * max(0, wanted - len(trials))) * per_epoch

@@ -216,7 +216,7 @@ class _Board:
                 trials=trials,
                 here=this_process().host,
                 times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
-                time=time_left(overview["experiments"], session_seconds),
+                time=time_left(overview["experiments"], session_seconds, searches=overview["searches"]),
                 files=sorted(path.stem for path in jobs_dir.glob("*.toml")),
             )
             return {"html": html}

@@ -226,6 +226,21 @@ def test_a_summary_adds_up_what_was_used_and_saved(queue):
     assert (summary["seconds"], summary["seconds_saved"], summary["seconds_left"]) == (done, 96 - done, 0)
 
 
+def test_a_search_knows_about_how_long_it_takes_from_its_first_epoch_until_it_is_cancelled(queue):
+    def left() -> float | None:
+        (summary,) = summaries(queue.overview(now=NOW))
+        found: float | None = summary["seconds_left"]
+        return found
+
+    enqueue(queue, make_search(pruner="none"))
+    session = start_session(queue)
+    assert left() is None
+    do_jobs(queue, session, now=now, jobs=2)
+    assert left() == 12 * 8 - 1
+    queue.cancel("hunt.000", now=NOW)
+    assert left() == 0
+
+
 def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_was_chosen(queue):
     found = searched(queue, make_search())
     best = min((trial for trial in found if trial.state is TrialState.DONE), key=lambda trial: trial.value)
