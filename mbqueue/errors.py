@@ -32,6 +32,7 @@
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
     ├── StoreError               the object store is not there, refuses, or cannot do what commits need
     │   └── StoreAway            it does not answer just now; what is committed is safe
+    ├── MembersNotRecorded       what an experiment is made from is not recorded just now; a later attempt may succeed
     └── ResultsError             result files are missing, incomplete or contradict each other
 
 Only ``mbqueue.cli`` catches these. The message is one or more full sentences; it names the file, job or
@@ -232,6 +233,10 @@ class StoreError(MbqueueError):
 
 class StoreAway(StoreError):
     """The object store does not answer just now; what is committed is safe."""
+
+
+class MembersNotRecorded(MbqueueError):
+    """What an experiment is made from is not recorded just now; a later attempt may succeed."""
 
 
 class ResultsError(MbqueueError):

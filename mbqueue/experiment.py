@@ -180,6 +180,8 @@ class TrainSpec(Section):
 
 #: What changes no fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial"}
+#: What only commands write into a spec, where it is.
+KEPT_BY_COMMANDS = ("trial", "made_from")
 #: Keys of sections that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
 #: that value it is not hashed, so that an experiment of then goes on.
 _YOUNGER: dict[str, dict[str, Any]] = {
@@ -206,6 +208,36 @@ class TrialOf(Section):
     kept: bool = False
 
 
+class Member(Section):
+    """An experiment whose recorded results another one is made from.
+
+    Attributes:
+        experiment: its name in the queue.
+        spec: its whole spec, as plain JSON values.
+    """
+
+    experiment: str = Field(pattern=NAME_PATTERN)
+    spec: dict[str, Any]
+
+
+class MadeFrom(Section):
+    """What `blend` and `predict-again` keep in the spec of an experiment that trains nothing; no file in jobs/ has it.
+
+    Attributes:
+        members: the experiments that are blended, or the one whose models predict again.
+        weights: how a blend weighs its members: alike, or as fitted on their validation parts; None for no blend.
+    """
+
+    members: Annotated[tuple[Member, ...], Field(min_length=1, strict=False)]
+    weights: Literal["mean", "fitted"] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MadeFrom:
+        if (self.weights is None) != (len(self.members) == 1):
+            raise ValueError("a blend has weights and at least two members; another has neither")
+        return self
+
+
 class Spec(Section):
     """One experiment, complete."""
 
@@ -225,6 +257,7 @@ class Spec(Section):
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
     trial: TrialOf | None = None
+    made_from: MadeFrom | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -279,8 +312,9 @@ class Spec(Section):
     def to_json(self) -> dict[str, Any]:
         """The whole spec as plain JSON values."""
         content = self.model_dump(mode="json")
-        if self.trial is None:
-            del content["trial"]
+        for key in KEPT_BY_COMMANDS:
+            if content[key] is None:
+                del content[key]
         return content
 
 
@@ -289,6 +323,10 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
     told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
     if told_apart_by.get("target") == _FIRST_TARGET:
         del told_apart_by["target"]
+    if "made_from" in told_apart_by:
+        made_from = told_apart_by["made_from"]
+        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # whatever they are called
+        told_apart_by["made_from"] = {"members": members, "weights": made_from["weights"]}
     for name, young in _YOUNGER.items():
         section = told_apart_by.get(name)
         if isinstance(section, Mapping):
@@ -315,8 +353,9 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
         SpecError: when the file cannot be read, is not TOML, or says something that is not allowed.
     """
     content = read_toml(path)
-    if "trial" in content:
-        raise SpecError(f"{path} has a key trial, which only searches write. Take it out of the file.")
+    for key in KEPT_BY_COMMANDS:
+        if key in content:
+            raise SpecError(f"{path} has a key {key}, which only commands of mbqueue write. Take it out of the file.")
     content.setdefault("name", path.stem)
     return parse_spec(laid_over(content, overrides or {}), source=str(path))
 
@@ -413,7 +452,11 @@ def _description(key: tuple[int | str, ...]) -> str:
 
 def _allowed_keys(name: tuple[int | str, ...]) -> str:
     section = dict(_sections()).get(name)
-    return "" if section is None else f"Known here: {', '.join(key for key in section.model_fields if key != 'trial')}."
+    return "" if section is None else f"Known here: {', '.join(_known(section))}."
+
+
+def _known(section: type[Section]) -> Iterable[str]:
+    return (key for key in section.model_fields if key not in KEPT_BY_COMMANDS)
 
 
 def _sections() -> list[tuple[tuple[int | str, ...], type[Section]]]:

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mbqueue.experiment import DataSpec, ModelSpec, Spec, TargetSpec, TrainSpec
+from mbqueue.experiment import KEPT_BY_COMMANDS, DataSpec, ModelSpec, Spec, TargetSpec, TrainSpec
 from mbqueue.settings import NotifySettings, Settings, fields_of, is_section
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "experiment-file.md"
@@ -65,7 +65,7 @@ def _table(model: type[BaseModel]) -> str:
     rows += [
         f"| `{name}` | {_type(field)} | {_default(model, field)} | {_escaped(field.description or '')} |"
         for name, field in model.model_fields.items()
-        if not _is_section(field) and name != "trial"  # which only searches write
+        if not _is_section(field) and name not in KEPT_BY_COMMANDS
     ]
     return "\n".join(rows) + "\n"
 

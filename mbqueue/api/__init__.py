@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mbqueue.api.blending import Blending
 from mbqueue.api.data import Data
 from mbqueue.api.keeping import Keeping
 from mbqueue.api.launching import Launching
-from mbqueue.api.queueing import Queueing
-from mbqueue.api.results import Results
 from mbqueue.api.sessions import Working
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.project import init_project
@@ -30,7 +29,7 @@ from mbqueue.project import init_project
 __all__ = ["Project", "Status", "status", "watch"]
 
 
-class Project(Queueing, Working, Launching, Results, Data, Keeping):
+class Project(Blending, Working, Launching, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
     Objects are cheap and hold nothing open; any number of them, in any number of processes, may stand for the same

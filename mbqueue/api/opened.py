@@ -130,9 +130,10 @@ class OpenedProject:
         with contextlib.suppress(ResultsError):  # what could not be fetched is found missing below
             self._bring_results(queue, experiment)
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
-        folder = self._newest_results(queue.experiment(experiment).results_dir)
+        entry = queue.experiment(experiment)
+        folder = self._newest_results(entry.results_dir)
         predicted = [job.fold for job in jobs if job.kind is Kind.PREDICT and job.fold is not None]
-        lost = broken_folds(folder, predicted, facts=written_facts(jobs))
+        lost = broken_folds(folder, predicted, entry.spec, facts=written_facts(jobs))
         if not lost and any(job.kind is Kind.RECORD for job in jobs):
             try:
                 read_recorded(folder)

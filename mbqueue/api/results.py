@@ -106,13 +106,17 @@ class Results(Searches):
         """The model of a fold's best epoch, on the CPU.
 
         Raises:
-            ResultsError: when the fold is not predicted yet.
+            ResultsError: when the fold is not predicted yet, or the experiment is a blend, which has no model.
             CheckpointError: when its file is damaged.
         """
-        from mbqueue.results.tables import model_file  # noqa: PLC0415
+        from mbqueue.results.blending import enumerated, members_of  # noqa: PLC0415
+        from mbqueue.results.tables import is_blend, model_file  # noqa: PLC0415
         from mbqueue.train.chgnet import load_model  # noqa: PLC0415
 
         recorded = self.results(experiment)
+        if is_blend(recorded.content["spec"]):
+            members = enumerated(members_of(recorded.content["spec"]))
+            raise ResultsError(f"{experiment} is a blend and has no model of its own. Take those of {members}.")
         if fold not in recorded.folds:
             there = ", ".join(map(str, recorded.folds)) or "none"
             raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds that have one: {there}.")

@@ -25,6 +25,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Queue and train": {
         "enqueue": ("queueing", "Put an experiment or a search into the queue."),
         "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
+        "blend": ("blending", "Average the predictions of recorded experiments."),
         "tasks": ("datasets", "List matbench's tasks, each of which is a dataset."),
         "work": ("work", "Run one session: train until nothing is left or time is up."),
         "logs": ("work", "Show the log of the background session."),

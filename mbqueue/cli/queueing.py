@@ -55,9 +55,9 @@ def enqueue(
     Enqueueing the same thing twice changes nothing and says so. More folds are added to what is there. A changed spec
     under the same name is an error; give it a new one with --name.
 
-    Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
+    With --seeds 0-4 it is enqueued five times, as NAME.seed0 to NAME.seed4.
 
-    Example: mbqueue enqueue head_finetune --seeds 0-4
+    Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
     """
     from mbqueue.experiment import parse_overrides
 

@@ -22,7 +22,7 @@ from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.project import PUBLISHED_OUTCOMES
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE, recorded_names
-from mbqueue.results.tables import history_file, model_file, predictions_file
+from mbqueue.results.tables import fold_files
 from mbqueue.storage.mounted import Drive, is_about_one_file
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.task import N_FOLDS
@@ -202,11 +202,11 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
     return outcome
 
 
-def result_files(folder: Path, job: Job) -> list[tuple[str, int, str]] | None:
+def result_files(folder: Path, job: Job, spec: Mapping[str, Any]) -> list[tuple[str, int, str]] | None:
     """Name, size and hash of a job's result files; None when one of them is missing or not what it should be."""
     try:
         if job.fold is not None:
-            paths = [name(folder, job.fold) for name in (model_file, history_file, predictions_file)]
+            paths = fold_files(folder, job.fold, spec)
         else:
             content = json.loads((folder / RESULTS_FILE).read_bytes())
             paths = [folder / name for name in recorded_names(content)]

@@ -331,7 +331,7 @@ class Publisher:
             chain = ""
             if job.kind is not Kind.PREPARE:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
-            found = [] if job.kind is Kind.PREPARE else result_files(folder, job)
+            found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
                 continue  # made again by the session's own check
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):

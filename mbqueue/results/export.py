@@ -15,6 +15,7 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
+from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.folder import Recorded
 from mbqueue.results.matbench_file import merge_matbench_files, read_matbench_scores
 from mbqueue.results.record import MATBENCH_FILE
@@ -38,11 +39,21 @@ from pathlib import Path
 
 here = Path(__file__).resolve().parent
 project = here / "project"
-subprocess.run([sys.executable, "-m", "mbqueue", "init", str(project)], check=True)
+
+
+def mbqueue(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "mbqueue", *command], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+mbqueue("init", str(project))
 for experiment in sorted(here.glob("experiment*.toml")):
-    command = ["--project", str(project), "enqueue", str(experiment)]
-    subprocess.run([sys.executable, "-m", "mbqueue", *command], check=True)
-sys.exit(subprocess.run([sys.executable, "-m", "mbqueue", "--project", str(project), "work"], check=False).returncode)
+    mbqueue("--project", str(project), "enqueue", str(experiment))
+mbqueue("--project", str(project), "work")
+for made in {made}:
+    mbqueue("--project", str(project), *made)
+    mbqueue("--project", str(project), "work")
 '''
 
 
@@ -77,16 +88,34 @@ def export_submission(
     versions = recorded[0].content["run"]["versions"]
     if len(recorded) == 1:
         files.write_bytes(target / "results.json.gz", (recorded[0].folder / MATBENCH_FILE).read_bytes())
-        files.write_text(target / "experiment.toml", spec_as_toml(recorded[0].content["spec"]))
     else:
         merge_matbench_files(target / "results.json.gz", [one.folder / MATBENCH_FILE for one in recorded])
-        for one in recorded:
-            path = target / f"experiment_{one.content['dataset']['name']}.toml"
-            files.write_text(path, spec_as_toml(one.content["spec"]))
+    enqueued: dict[str, Mapping[str, Any]] = {}
+    made: list[list[str]] = []
+    for one in recorded:
+        name = "experiment.toml" if len(recorded) == 1 else f"experiment_{one.content['dataset']['name']}.toml"
+        _add_steps(one.content["spec"], name, enqueued, made)
+    for name, spec in enqueued.items():
+        files.write_text(target / name, spec_as_toml(spec))
     version = f" {versions['mbqueue']}" if "mbqueue" in versions else ""
-    files.write_text(target / "run_experiment.py", _SCRIPT.format(version=version))
+    files.write_text(target / "run_experiment.py", _SCRIPT.format(version=version, made=json.dumps(made)))
     files.write_json(target / "info.json", _info(recorded, authors=authors, algorithm=algorithm, notes=notes))
     return target
+
+
+def _add_steps(
+    spec: Mapping[str, Any], file: str, enqueued: dict[str, Mapping[str, Any]], made: list[list[str]]
+) -> None:
+    """Add what makes an experiment again: the files to enqueue, and then the commands that make it from others."""
+    made_from = spec.get("made_from")
+    if made_from is None:
+        enqueued[file] = spec
+        return
+    for member in made_from["members"]:
+        _add_steps(member["spec"], f"experiment_{member['experiment']}.toml", enqueued, made)
+    command = ["blend", *members_of(spec), "--name", spec["name"]]
+    if command not in made:
+        made.append(command)
 
 
 def _require_comparable(recorded: Recorded) -> None:
@@ -122,12 +151,14 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
     recorded = experiments[0]
     spec, run = recorded.content["spec"], recorded.content["run"]
     overlaps = dict.fromkeys(one.content["notes"]["pretraining_overlap"] for one in experiments)
-    what = {
+    members = members_of(spec)
+    trained = {
         "none": "Nothing but a linear model of the composition is fitted, in closed form, on each fold's training part"
         " (of energies: element references around those of the pretrained weights).",
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",
-    }[spec["model"]["trainable"]]
+    }
+    what = f"Made from {enumerated(members)}." if members else trained[spec["model"]["trainable"]]
     description = f"{spec['description']}. " if spec["description"] else ""
     return {
         "authors": authors.strip(),

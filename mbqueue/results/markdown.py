@@ -7,9 +7,10 @@ from typing import Any
 
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
+from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import markdown, markdown_code
 from mbqueue.results.scores import leaderboard_measure, measures_of
-from mbqueue.results.tables import Predictions
+from mbqueue.results.tables import Predictions, is_blend
 from mbqueue.task import Target, target_of
 
 _FILE_NOTES = {
@@ -79,7 +80,7 @@ def results_markdown(
             lines.append(f"- … and {rest:,} more in results.json")
         lines.append("")
     lines += ["## How it was made", ""]
-    lines += _how(spec, run, target)
+    lines += _how(content, target)
     lines += ["", "## Files", ""]
     lines += _files(file_names)
     lines += [
@@ -128,7 +129,40 @@ def _leaderboard(content: dict[str, Any], target: Target) -> list[str]:
     return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows, reverse=not measure.is_error)]
 
 
-def _how(spec: dict[str, Any], run: dict[str, Any], target: Target) -> list[str]:
+def _how(content: dict[str, Any], target: Target) -> list[str]:
+    spec, run = content["spec"], content["run"]
+    lines = _made(content) if members_of(spec) else _trained(spec, target)
+    sessions = run["sessions"]
+    count = "1 session" if len(sessions) == 1 else f"{len(sessions)} sessions"
+    lines.append(
+        f"- {count}, {format_duration(run['hours'] * 3600)} in all, on {', '.join(run['devices']) or 'no device'}"
+    )
+    lines.append(f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}")
+    for change in run["fingerprint_changes"]:
+        changes = change["changes"].items()
+        what = ", ".join(f"{key}: {markdown(str(old))} → {markdown(str(new))}" for key, (old, new) in changes)
+        lines.append(
+            f"- went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"step {change['step']} ({what}): the last digits may differ from those of a run without that"
+        )
+    return lines
+
+
+def _made(content: dict[str, Any]) -> list[str]:
+    """Of what a blend was made."""
+    members = members_of(content["spec"])
+    if not is_blend(content["spec"]):
+        return [f"- the models of {members[0]}, which predict again"]
+    head = ["Fold", *members]
+    lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is the blend's own"]
+    lines += ["", f"| {' | '.join(head)} |", "|---|" + "---:|" * len(members)]
+    for fold, entry in content["folds"].items():
+        weights = entry["blend"]["weights"]
+        lines.append(f"| {fold} | {' | '.join(_number(weights[name]) for name in members)} |")
+    return [*lines, ""]
+
+
+def _trained(spec: dict[str, Any], target: Target) -> list[str]:
     model, train = spec.get("model", {}), spec.get("train", {})
     trained = {
         "none": "nothing but the element references"
@@ -144,19 +178,6 @@ def _how(spec: dict[str, Any], run: dict[str, Any], target: Target) -> list[str]
             f"- {train['epochs']} epochs of AdamW, {loss}, batches of {train['batch_size']}, "
             f"peak learning rate {train['lr']:g}, {train['schedule']} schedule, {train['validation']:.0%} of the "
             "training part held out to choose the best epoch"
-        )
-    sessions = run["sessions"]
-    count = "1 session" if len(sessions) == 1 else f"{len(sessions)} sessions"
-    lines.append(
-        f"- {count}, {format_duration(run['hours'] * 3600)} in all, on {', '.join(run['devices']) or 'no device'}"
-    )
-    lines.append(f"- {', '.join(f'{name} {version}' for name, version in run['versions'].items())}")
-    for change in run["fingerprint_changes"]:
-        changes = change["changes"].items()
-        what = ", ".join(f"{key}: {markdown(str(old))} → {markdown(str(new))}" for key, (old, new) in changes)
-        lines.append(
-            f"- went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
-            f"step {change['step']} ({what}): the last digits may differ from those of a run without that"
         )
     return lines
 

@@ -10,7 +10,9 @@ carries size and SHA-256 of every other file and a checksum of itself. Its forma
                      widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
     folds            {"0": {n_test, scores (see mbqueue.results.scores),
                      epochs, best_epoch, best_val_mae (both null where nothing was trained),
-                     absent_elements (not in its training part)}, …}
+                     absent_elements (not in its training part);
+                     of a blend also blend {weights {member: weight}, n_validation (crystals that they were fitted
+                     on; 0 for a mean), made_from {member: SHA-256 of its predictions}}}, …}
     summary          {score: {mean, std}, …} over the recorded folds; null where a fold has no such score
     leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}];
                      of a class balanced_accuracy instead)
@@ -42,8 +44,8 @@ from mbqueue.results.scores import leaderboard_measure, over_folds, score
 from mbqueue.results.tables import (
     RESTORE,
     Predictions,
+    fold_files,
     history_file,
-    model_file,
     predictions_file,
     read_history,
     read_predictions,
@@ -91,6 +93,7 @@ class RecordInputs:
         fingerprint_changes: where a fold went on with another device, library or micro-batch than before:
             dicts with fold, epoch, step and changes ({key: [before, after]}).
         absent_elements: fold → elements that its training part lacks, whose reference energy is therefore 0.
+        blends: fold → how a blend was made of its members, as its entry in ``folds`` has it.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """
 
@@ -105,6 +108,7 @@ class RecordInputs:
     recorded_at: float
     fingerprint_changes: Sequence[Mapping[str, Any]] = ()
     absent_elements: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    blends: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 #: Given the content of results.json and what publishes the files.
@@ -133,8 +137,10 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     histories = {fold: read_history(history_file(folder, fold)) for fold in folds}
     _refuse_overlap(folder, predictions)
     content = _content(inputs, predictions, histories)
-    tables = [path(folder, fold) for fold in folds for path in (history_file, predictions_file)]
-    tables += [model_file(folder, fold) for fold in folds]
+    tables = sorted(
+        (path for fold in folds for path in fold_files(folder, fold, inputs.spec)),
+        key=lambda path: path.suffix == ".pth",
+    )
     prefix = f"{files.TEMP_PREFIX}record-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as temporary:
         staging, made = Path(temporary), []
@@ -190,14 +196,13 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     return content
 
 
-def fold_facts(folder: Path, fold: int) -> dict[str, dict[str, int | str]]:
-    """Name → size and SHA-256 of the fold's history, predictions and model.
+def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, dict[str, int | str]]:
+    """Name → size and SHA-256 of the fold's history and predictions, and of its model where it has one.
 
     Raises:
         ResultsError: when one is missing.
     """
-    paths = [file_of(folder, fold) for file_of in (history_file, predictions_file, model_file)]
-    return {path.name: _facts(path) for path in paths}
+    return {path.name: _facts(path) for path in fold_files(folder, fold, spec)}
 
 
 def recorded_names(content: Mapping[str, Any]) -> list[str]:
@@ -206,13 +211,18 @@ def recorded_names(content: Mapping[str, Any]) -> list[str]:
 
 
 def broken_folds(
-    folder: Path, folds: Sequence[int], *, facts: Mapping[int, Mapping[str, Any]] | None = None
+    folder: Path,
+    folds: Sequence[int],
+    spec: Mapping[str, Any],
+    *,
+    facts: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> dict[int, str]:
     """Fold → what is wrong, for the folds whose history, predictions or model are missing or damaged.
 
     For the worker: such a fold only has to be predicted again, its checkpoints hold all that is needed.
 
     Args:
+        spec: of the experiment, as plain JSON values.
         facts: fold → what `fold_facts` gave when its files were written; a fold that is not in it is only read.
     """
     found = {}
@@ -220,7 +230,7 @@ def broken_folds(
         try:
             read_history(history_file(folder, fold))
             read_predictions(predictions_file(folder, fold))
-            there = fold_facts(folder, fold)
+            there = fold_facts(folder, fold, spec)
         except ResultsError as error:
             found[fold] = str(error)
             continue
@@ -248,6 +258,8 @@ def _content(
             "best_val_mae": best[1] if best else None,
             "absent_elements": sorted(inputs.absent_elements.get(fold, ())),
         }
+        if fold in inputs.blends:
+            fold_entries[str(fold)]["blend"] = dict(inputs.blends[fold])
     dataset = inputs.dataset
     board_measure = leaderboard_measure(target)
     against = reasons_against(

@@ -58,6 +58,21 @@ def model_file(folder: Path, fold: int) -> Path:
     return folder / f"model_fold_{fold}.pth"
 
 
+def fold_files(folder: Path, fold: int, spec: Mapping[str, Any]) -> list[Path]:
+    """What a fold's predict job leaves in a results folder; a blend has no model of its own.
+
+    Args:
+        spec: of the experiment, as plain JSON values.
+    """
+    files_of = [history_file, predictions_file] if is_blend(spec) else [history_file, predictions_file, model_file]
+    return [file_of(folder, fold) for file_of in files_of]
+
+
+def is_blend(spec: Mapping[str, Any]) -> bool:
+    """Whether the predictions of an experiment are those of several others, weighed."""
+    return len(spec.get("made_from", {}).get("members", ())) > 1
+
+
 @dataclass(frozen=True)
 class Predictions:
     """The test part of one fold, in the order of the dataset.

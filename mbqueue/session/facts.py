@@ -58,6 +58,7 @@ def record_inputs(
             for fold, result in predicted.items()
             if result is not None
         },
+        blends={fold: result["blend"] for fold, result in predicted.items() if result and "blend" in result},
     )
 
 

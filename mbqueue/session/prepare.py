@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from mbqueue.data.folds import check_folds
 from mbqueue.queue.jobs import Lease
+from mbqueue.results.blending import enumerated, members_of
+from mbqueue.session import made_from
 from mbqueue.session.workplace import Workplace
 from mbqueue.task import Target
 
@@ -15,11 +17,16 @@ def run(place: Workplace, lease: Lease) -> str:
     """Do it, commit it, and say what there is.
 
     Raises:
+        MembersNotRecorded, ResultsError: of an experiment that is made from others, as `made_from.prepare`.
         DataError: when the crystals are too few for the folds, or cannot be used.
         Stopped: shards that are finished stay; the next session does the rest.
     """
     job = lease.job
     experiment, spec = place.experiment_of(job)
+    if spec.made_from is not None:
+        found = made_from.prepare(place, spec)
+        place.commit(lease, result=found)
+        return f"made from {enumerated(members_of(experiment.spec))}, {found['n']} crystals"
     data = place.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     place.frozen_for(job, spec, data)

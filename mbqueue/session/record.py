@@ -31,7 +31,8 @@ def run(place: Workplace, lease: Lease) -> str:
             fetch_results(place.store, experiment, place.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
             place.report.note(str(error))  # what is missing then is made again
-    broken = broken_folds(folder, spec.folds, facts=written_facts(place.queue.jobs(experiment=experiment.name)))
+    written = written_facts(place.queue.jobs(experiment=experiment.name))
+    broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
         place.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=place.clock.now(), lease=lease)
         raise Rewound(f"{' '.join(broken.values())} What is missing is made again from the checkpoints.")

@@ -39,6 +39,20 @@ def test_the_exported_experiment_file_is_the_same_experiment(official, tmp_path)
     compile((folder / "run_experiment.py").read_text(), "run_experiment.py", "exec")
 
 
+def test_the_export_of_a_blend_makes_its_members_and_then_the_blend(official, tmp_path):
+    members = [{**official.content["spec"], "name": f"seed{seed}", "seed": seed} for seed in (0, 1)]
+    made_from = {"weights": "mean", "members": [{"experiment": one["name"], "spec": one} for one in members]}
+    spec = {**official.content["spec"], "name": "both", "made_from": made_from}
+    blend = dataclasses.replace(official, content={**official.content, "spec": spec})
+    folder = export_submission([blend], tmp_path, authors="A")
+    assert [load_spec(folder / f"experiment_seed{seed}.toml").seed for seed in (0, 1)] == [0, 1]
+    assert not (folder / "experiment.toml").exists()
+    script = (folder / "run_experiment.py").read_text()
+    assert '["blend", "seed0", "seed1", "--name", "both"]' in script
+    compile(script, "run_experiment.py", "exec")
+    assert "Made from seed0 and seed1" in json.loads((folder / "info.json").read_text())["algorithm_long"]
+
+
 def test_exporting_again_replaces_the_export_but_no_other_folder(official, tmp_path):
     folder = export_submission([official], tmp_path, authors="A")
     assert export_submission([official], tmp_path, authors="B") == folder

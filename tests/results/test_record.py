@@ -106,11 +106,11 @@ def test_nothing_in_the_folder_changes_before_the_commit_publishes(tmp_path, fil
 
 
 def test_broken_folds_are_named_with_the_reason(recorded_folder):
-    assert broken_folds(recorded_folder, (0, 1)) == {}
+    assert broken_folds(recorded_folder, (0, 1), {}) == {}
     (recorded_folder / "model_fold_0.pth").unlink()
     path = predictions_file(recorded_folder, 1)
     path.write_bytes(path.read_bytes()[:-3])
-    broken = broken_folds(recorded_folder, (0, 1))
+    broken = broken_folds(recorded_folder, (0, 1), {})
     assert "model_fold_0.pth" in broken[0]
     assert "ends in the middle of a line" in broken[1]
 

@@ -14,6 +14,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from mbqueue import files
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
+from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report import analysis, class_figures, figures, sessions
 from mbqueue.results.report.markup import number, page, plot, spread, table
@@ -310,6 +311,8 @@ def _how(content: Mapping[str, Any]) -> str:
     for section, values in spec.items():
         if isinstance(values, dict):
             flat |= {f"{section}.{key}": value for key, value in values.items()}
+    if members := members_of(spec):
+        flat["made_from.members"] = enumerated(members)
     rows = [[escape(key), escape(str(value))] for key, value in flat.items() if value != ""]
     versions = ", ".join(f"{name} {version}" for name, version in content["run"]["versions"].items())
     return (

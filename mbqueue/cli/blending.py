@@ -1,0 +1,53 @@
+"""Commands that make experiments from recorded ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mbqueue.cli.console import print_json, print_line, say
+from mbqueue.cli.options import JsonOption, open_project
+
+if TYPE_CHECKING:
+    from mbqueue.queue.enqueue import EnqueueOutcome
+
+
+def blend(
+    context: typer.Context,
+    experiments: Annotated[list[str], typer.Argument(metavar="NAME…", help="Two or more recorded experiments.")],
+    name: Annotated[str, typer.Option(help="Name of the blend.")],
+    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an experiment whose predictions are the averages of those of recorded ones.
+
+    They must be of the same crystals, target and folds. The next session makes the blend in seconds, without the data.
+
+    Example: mbqueue blend full.seed0 full.seed1 full.seed2 --name full.blend
+    """
+    outcome = open_project(context).blend(experiments, name=name, priority=priority)
+    _tell(outcome, as_json=as_json)
+
+
+def _tell(outcome: EnqueueOutcome, *, as_json: bool) -> None:
+    """Say what was enqueued."""
+    made = outcome.experiment
+    if as_json:
+        members = [member["experiment"] for member in made.spec["made_from"]["members"]]
+        print_json(
+            {
+                "experiment": made.name,
+                "outcome": outcome.outcome.value,
+                "jobs": outcome.n_jobs,
+                "members": members,
+                "weights": made.spec["made_from"]["weights"],
+                "results": made.results_dir,
+            }
+        )
+        return
+    if outcome.outcome == "unchanged":
+        print_line(f"{made.name}: already in the queue with this spec; nothing was changed.")
+        return
+    print_line(f"{made.name}: enqueued, {outcome.n_jobs} jobs. Results will be in {made.results_dir}")
+    say(f"{made.spec['description']}. Start a session with: mbqueue work")

@@ -1,0 +1,43 @@
+"""Blends: predictions of several experiments weighed into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mbqueue.errors import ResultsError
+from mbqueue.results.tables import Predictions
+
+
+def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predictions:
+    """The weighted mean of several experiments' predictions of one test part; of a class, of its probabilities.
+
+    Args:
+        tables: experiment → its predictions.
+        weights: experiment → its weight; they sum to one.
+
+    Raises:
+        ResultsError: when the tables are not of the same crystals and targets.
+    """
+    (first, reference), *others = tables.items()
+    for name, table in others:
+        if list(table.ids) != list(reference.ids) or not np.array_equal(table.y_true, reference.y_true):
+            raise ResultsError(
+                f"The test parts of {first} and {name} are not of the same crystals and targets, so they make no blend."
+            )
+    y_pred = np.zeros(len(reference))
+    for name, table in tables.items():
+        y_pred += weights[name] * table.y_pred
+    return Predictions(reference.ids, reference.compositions, reference.n_atoms, reference.y_true, y_pred)
+
+
+def members_of(spec: Mapping[str, Any]) -> list[str]:
+    """The names of the experiments that one is made from; empty for one that is made from none."""
+    return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """``A, B and C``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

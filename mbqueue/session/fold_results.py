@@ -1,0 +1,97 @@
+"""Committing what a `predict` job found: the fold's files, all at once, while the lease is held."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mbqueue.files import TEMP_PREFIX, fsync_dir, make_folder, write_bytes
+from mbqueue.queue.jobs import Experiment, Lease
+from mbqueue.results.record import fold_facts
+from mbqueue.results.scores import measures_of, score
+from mbqueue.results.tables import (
+    Predictions,
+    fold_files,
+    history_file,
+    model_file,
+    predictions_file,
+    write_history,
+    write_predictions,
+)
+from mbqueue.session.shared_results import send_results
+from mbqueue.session.workplace import Workplace
+from mbqueue.task import target_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResults:
+    """What a fold gives.
+
+    Attributes:
+        table: predictions of its test part.
+        model: bytes of its model file; None for a blend, which has none.
+        history: one row for each epoch that its model was trained.
+        absent_elements: atomic numbers of elements that its training part lacks.
+        more: what else the job's result holds.
+    """
+
+    table: Predictions
+    model: bytes | None
+    history: Sequence[Mapping[str, Any]]
+    absent_elements: Sequence[int]
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
+    """Write the fold's files, commit the job, and say the score.
+
+    The files are made in a folder of their own and renamed while the lease is known to be held, the predictions last.
+
+    Raises:
+        LeaseLost: nothing was changed in the results folder.
+    """
+    fold, spec = lease.job.fold, experiment.spec
+    assert fold is not None
+    folder = place.project.working_results(experiment.results_dir)
+    staging = folder / f"{TEMP_PREFIX}fold_{fold}-fence_{lease.fence}"
+
+    def sweep() -> None:
+        for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
+            # Of a session that died, or that lost this job and may publish nothing any more.
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    place.while_held(lease, sweep)
+    make_folder(staging)
+    try:
+        if found.model is not None:
+            write_bytes(model_file(staging, fold), found.model)
+        write_predictions(predictions_file(staging, fold), found.table)
+        write_history(history_file(staging, fold), found.history)
+        facts = fold_facts(staging, fold, spec)
+
+        def publish() -> None:
+            for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
+                path.replace(folder / path.name)
+            staging.rmdir()  # here, so that a death right after the commit leaves nothing behind
+            fsync_dir(folder)
+
+        result = {
+            "test_mae": float(np.mean(found.table.abs_error)),
+            "n_test": len(found.table),
+            "absent_elements": list(found.absent_elements),
+            **found.more,
+            "files": facts,
+        }
+        if place.store is not None:
+            send_results(place.store, experiment.name, staging, facts)
+        place.commit(lease, result=result, publish=publish)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    target = target_of(spec)
+    scores = score(found.table.y_true, found.table.y_pred, target)
+    measure = next(one for one in measures_of(target) if scores[one.key] is not None)
+    return f"test {measure.label} {target.with_unit(f'{scores[measure.key]:.4f}')} on {len(found.table)} crystals"

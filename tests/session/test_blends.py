@@ -1,0 +1,217 @@
+"""Blends of recorded experiments: small head finetunes of some crystals of the sample, and what is made of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processes import run
+from small_project import RememberedReport, make_project, make_split_project
+
+from mbqueue import Project
+from mbqueue.errors import ExperimentExists, MbqueueError, ResultsError, UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import open_queue
+from mbqueue.results.tables import history_file, model_file, predictions_file, read_predictions
+from mbqueue.session.worker import Ending, WorkOptions, work
+
+CRYSTALS = "crystals.jsonl"
+SMALL = {
+    "dataset": CRYSTALS,
+    "folds": [0, 1],
+    "epochs": 2,
+    "settings": {"train.batch_size": 16, "train.lr": 0.01, "train.validation": 0.4},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_crystals(project: ProjectFolder, number: int = 60, name: str = CRYSTALS) -> None:
+    with gzip.open(str(files("mbqueue.data") / "sample" / "flla_sample.jsonl.gz"), "rt") as stream:
+        (project.root / name).write_text("".join(next(stream) for _ in range(number)), encoding="utf-8")
+
+
+def finish(project: ProjectFolder) -> list[str]:
+    report = RememberedReport()
+    outcome = work(project, WorkOptions(device="cpu"), report=report)
+    assert outcome.ending is Ending.DONE, report.lines
+    return report.lines
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> ProjectFolder:
+    """Two seeds of an experiment on the same crystals, recorded; tests work on copies of it."""
+    project = make_project(tmp_path_factory.mktemp("recorded") / "project", checkpoint_minutes=5)
+    write_crystals(project)
+    Project(project.root).enqueue_seeds("head_finetune", [0, 1], name="head", **SMALL)
+    finish(project)
+    return project
+
+
+@pytest.fixture
+def project(recorded: ProjectFolder, tmp_path: Path) -> Project:
+    shutil.copytree(recorded.root, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def names(project: Project) -> list[str]:
+    with open_queue(project.folder, read_only=True) as queue:
+        return [one.name for one in queue.experiments()]
+
+
+def test_a_blend_predicts_the_mean_of_its_members_on_every_fold(project):
+    project.blend(["head.seed0", "head.seed1"], name="both")
+    finish(project.folder)
+    members = [project.results(name) for name in ("head.seed0", "head.seed1")]
+    both = project.results("both")
+    assert both.folds == (0, 1)
+    for fold in both.folds:
+        first, second = (one.predictions[fold] for one in members)
+        found = both.predictions[fold]
+        assert list(found.ids) == list(first.ids)
+        np.testing.assert_array_equal(found.y_true, first.y_true)
+        np.testing.assert_allclose(found.y_pred, (first.y_pred + second.y_pred) / 2, rtol=0, atol=1e-15)
+        entry = both.content["folds"][str(fold)]
+        assert entry["blend"]["weights"] == {"head.seed0": 0.5, "head.seed1": 0.5}
+        sha256 = members[0].content["run"]["files"][f"preds_fold_{fold}.csv"]["sha256"]
+        assert entry["blend"]["made_from"]["head.seed0"] == sha256
+        assert entry["scores"]["mae"] == pytest.approx(np.abs(found.y_pred - found.y_true).mean())
+
+
+def test_a_blend_is_shown_reported_and_compared_as_any_other_experiment(project, tmp_path):
+    told = run(project.folder.root, "blend", "head.seed0", "head.seed1", "--name", "both", "--json")
+    assert json.loads(told.stdout)["members"] == ["head.seed0", "head.seed1"]
+    again = run(project.folder.root, "blend", "head.seed0", "head.seed1", "--name", "both")
+    assert "nothing was changed" in again.stdout
+    lines = finish(project.folder)
+    assert not any("reading" in line or "converting" in line for line in lines)
+    assert "both" in run(project.folder.root, "status").stdout
+    page = (project.results("both").folder / "RESULTS.md").read_text()
+    assert "the weighted mean of the predictions of head.seed0 and head.seed1" in page
+    assert "| 0 | 0.5000 | 0.5000 |" in page
+    assert "head.seed0 and head.seed1" in project.report("both", output=tmp_path / "report.html")[0].read_text()
+    assert len(project.compare(["both", "head.seed0"]).pairs) == 1
+    assert len(project.predictions("both")) == 24
+    with pytest.raises(ResultsError, match="is a blend and has no model of its own"):
+        project.model("both", fold=0)
+
+
+def test_a_blend_comes_back_with_the_same_bytes_when_the_queue_is_lost(project):
+    project.blend(["head.seed0", "head.seed1"], name="both")
+    finish(project.folder)
+    folder = project.results("both").folder
+    before = [predictions_file(folder, fold).read_bytes() for fold in (0, 1)]
+    assert history_file(folder, 0).exists()
+    assert not model_file(folder, 0).exists()
+    shutil.rmtree(folder)
+    for path in project.folder.live_dir.glob("queue.db*"):
+        path.unlink()
+    project.recover()
+    finish(project.folder)
+    assert [predictions_file(project.results("both").folder, fold).read_bytes() for fold in (0, 1)] == before
+
+
+def test_a_blend_survives_backup_and_restore(project, tmp_path):
+    project.blend(["head.seed0", "head.seed1"], name="both")
+    finish(project.folder)
+    project.back_up(tmp_path / "kept.tar")
+    elsewhere = Project.create(tmp_path / "elsewhere")
+    elsewhere.restore(tmp_path / "kept.tar")
+    assert elsewhere.results("both").content["folds"] == project.results("both").content["folds"]
+
+
+def test_a_blend_reaches_the_next_machine_by_the_drive(recorded, tmp_path):
+    here = make_split_project(tmp_path)
+    write_crystals(here)
+    own = Project(here.root)
+    own.folder = here
+    with open_queue(recorded, read_only=True) as queue:
+        specs = [one.spec for one in queue.experiments()]
+    assert [spec["seed"] for spec in specs] == [0, 1]
+    own.enqueue_seeds("head_finetune", [0, 1], name="head", **SMALL)
+    finish(here)
+    own.blend(["head.seed0", "head.seed1"], name="both")
+    finish(here)
+    shutil.rmtree(here.live_dir)
+    there = Project(here.root)
+    there.folder = here
+    from mbqueue.clock import SystemClock
+    from mbqueue.drive.reentry import enter
+
+    enter(here, note=lambda _text: None, clock=SystemClock())
+    assert there.status("both").overview["experiments"][0]["state"] == "done"
+    assert there.results("both").folds == (0, 1)
+
+
+def refused(project: Project, why: str, *members: str, error: type[MbqueueError] = UsageError, **options: Any) -> None:
+    before = names(project)
+    with pytest.raises(error, match=why):
+        project.blend(list(members), **{"name": "both", **options})
+    assert names(project) == before
+
+
+def test_what_makes_no_blend_is_refused_and_changes_nothing(project):
+    refused(project, "two experiments or more", "head.seed0")
+    refused(project, "head.seed0 is there twice", "head.seed0", "head.seed1", "head.seed0")
+    refused(project, "There is no experiment other in the queue", "head.seed0", "other")
+    refused(
+        project,
+        "already in the queue with another spec",
+        "head.seed0",
+        "head.seed1",
+        error=ExperimentExists,
+        name="head.seed1",
+    )
+    refused(project, "is not a valid experiment", "head.seed0", "head.seed1", name="a/b")
+
+
+def test_experiments_of_other_crystals_folds_or_targets_are_refused(project):
+    write_crystals(project.folder, 40, "fewer.jsonl")
+    given = {**SMALL, "epochs": 1}
+    project.enqueue("head_finetune", name="fewer", **{**given, "dataset": "fewer.jsonl"})
+    project.enqueue("head_finetune", name="one_fold", **{**given, "folds": [0]})
+    target = {"target": {"name": "gap", "unit": "eV", "kind": "scalar", "column": "e_form"}}
+    project.enqueue("head_finetune", name="gap", **{**given, "settings": {**SMALL["settings"], **target}})
+    refused(project, "fewer is not recorded yet", "head.seed0", "fewer", error=ResultsError)
+    finish(project.folder)
+    refused(project, "of different crystals or targets", "head.seed0", "fewer")
+    refused(project, "has the folds 0, 1, and one_fold 0", "head.seed0", "one_fold")
+    refused(project, r"predicts the formation energy \(eV/atom\), and gap the gap \(eV\)", "head.seed0", "gap")
+
+
+def test_damaged_results_are_refused_and_so_is_a_blend_of_a_blend(project):
+    project.blend(["head.seed0", "head.seed1"], name="both")
+    finish(project.folder)
+    refused(project, "both is a blend itself", "both", "head.seed0", name="more")
+    path = predictions_file(project.results("head.seed1").folder, 1)
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    refused(project, "is not the file that was recorded", "head.seed0", "head.seed1", error=ResultsError, name="more")
+
+
+def test_a_member_that_is_damaged_before_the_blend_is_made_fails_it_with_what_to_do(project):
+    project.blend(["head.seed0", "head.seed1"], name="both")
+    path = predictions_file(project.results("head.seed1").folder, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    report = RememberedReport()
+    assert work(project.folder, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
+    assert any("mbqueue retry head.seed1, mbqueue work, mbqueue retry both" in line for line in report.lines)
+    for name in ("head.seed1", "both"):
+        project.retry(name)
+    finish(project.folder)
+    assert path.read_bytes() == whole
+    assert len(read_predictions(predictions_file(project.results("both").folder, 1))) == 12
