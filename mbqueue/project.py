@@ -46,21 +46,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
 from mbqueue import files
-from mbqueue.belonging import Belonging, answer_within, default_live_dir, live_dir_of
-from mbqueue.buckets import STORE_VARIABLE, wrong_address
+from mbqueue.belonging import Belonging, answer_within, live_dir_of
 from mbqueue.errors import ProjectNotFound, UsageError
-from mbqueue.mounts import mount_of
-from mbqueue.settings import SETTINGS_FILE, Settings, load_settings, wrong_queue_url
+from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
+from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 #: What an experiment, and so its folders, may be called.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
-QUEUE_VARIABLE = "MBQUEUE_QUEUE"
 
 #: For so long a drive may take to say whether a project is there, before what is known of it here must do.
 LOOK_SECONDS = 20.0
@@ -94,33 +92,14 @@ class ProjectFolder:
     live: Path | None = None
     away: str | None = None
 
-    @property
-    def queue_url(self) -> str:
-        """Where the queue is that several machines share; empty where it is the SQLite file `queue_db`.
-
-        Never to be shown: it may hold a password. ``MBQUEUE_QUEUE=sqlite`` is the file, whatever the settings say.
+    @cached_property
+    def topology(self) -> Topology:
+        """Where the queue, the live state, the commits and the results are.
 
         Raises:
-            UsageError: when $MBQUEUE_QUEUE is no such URL.
+            UsageError: when an environment variable that says it is wrong.
         """
-        return _queue_url(self.settings)
-
-    @property
-    def store(self) -> str:
-        """Address of the object storage for checkpoints, results and caches; empty where they are in this folder.
-
-        Raises:
-            UsageError: when $MBQUEUE_STORE is not such an address.
-        """
-        given = os.environ.get(STORE_VARIABLE) or self.settings.store
-        if wrong := wrong_address(given):
-            raise UsageError(f"{STORE_VARIABLE} {wrong}.")
-        return given
-
-    @property
-    def is_split(self) -> bool:
-        """Whether the live state is elsewhere, and state/ holds only what is published."""
-        return self.live is not None
+        return Topology.of(self.root, self.settings, live=self.live)
 
     @property
     def unsplit(self) -> ProjectFolder:
@@ -129,25 +108,7 @@ class ProjectFolder:
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
         """The same project with its queue on a server, or in a file: the live folder may be another one then."""
-        return replace(self, live=_live_dir(self.root, self.settings, on_server=on_server))
-
-    @property
-    def publishes(self) -> bool:
-        """Whether queue and commits are brought to the drive that the project lies on.
-
-        They are not where machines share the queue, or have the commits in a store.
-        """
-        return self.is_split and not self.store and not self.queue_url
-
-    @property
-    def cannot_share(self) -> str | None:
-        """Why machines that share the queue would not see each other's commits, and what to do; None when they do."""
-        if not (self.queue_url and self.is_split) or self.store:
-            return None
-        return (
-            f"Other machines share this queue, but the checkpoints would be in {self.live_dir}, where only this one "
-            'sees them. Set store = "s3://…" in mbqueue.toml (docs/how-to/many-machines.md).'
-        )
+        return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
     def store_file(self) -> Path:
@@ -366,31 +327,7 @@ def _project_above(start: Path) -> ProjectFolder:
 
 def _opened(root: Path) -> ProjectFolder:
     settings = load_settings(root)
-    return ProjectFolder(root, settings, _live_dir(root, settings, on_server=bool(_queue_url(settings))))
-
-
-def _queue_url(settings: Settings) -> str:
-    given = os.environ.get(QUEUE_VARIABLE) or settings.queue
-    if given == "sqlite":
-        return ""
-    if wrong := wrong_queue_url(given):
-        raise UsageError(f"{QUEUE_VARIABLE} {wrong}.")
-    return given
-
-
-def _live_dir(root: Path, settings: Settings, *, on_server: bool) -> Path | None:
-    """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project lies on.
-
-    Where the queue is elsewhere, a cluster's file system needs none: its machines share the commits in state/.
-    """
-    given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
-    if given:
-        live = (root / Path(given).expanduser()).absolute()
-        return None if live == root / "state" else live
-    mount = mount_of(root)
-    if not mount.is_remote or (mount.is_clustered and on_server):
-        return None
-    return default_live_dir(root, str(root.resolve()))
+    return ProjectFolder(root, settings, live_folder(root, settings))
 
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:

@@ -25,8 +25,9 @@ from postgres_server import PostgresServer
 from mbqueue.buckets import STORE_VARIABLE
 from mbqueue.cli import main
 from mbqueue.cli.app import app
-from mbqueue.project import ENVIRONMENT_VARIABLE, QUEUE_VARIABLE
+from mbqueue.project import ENVIRONMENT_VARIABLE
 from mbqueue.settings import parse_settings
+from mbqueue.topology import QUEUE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
 #: In the order in which a reader goes through them; each goes on in the project that the ones before have left.

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from mbqueue.project import ENVIRONMENT_VARIABLE, LIVE_VARIABLE
+from mbqueue.project import ENVIRONMENT_VARIABLE
+from mbqueue.topology import LIVE_VARIABLE
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "mbqueue_colab.ipynb"
 #: Needs the network and would install into the environment of the tests.

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mbqueue.queue.migrating import Migrated
     from mbqueue.session.moving_commits import Moved
 
+_TO_SERVER = "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
+_FROM_SERVER = "after moving the queue into a file: mbqueue migrate-queue sqlite"
+
 
 class Keeping(OpenedProject):
     """recover, back_up, restore, migrate_queue, move_commits."""
@@ -31,7 +34,9 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
-        self._require_file("Recovering", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
+        self.folder.topology.require_queue_file(
+            "Recovering", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
+        )
         self._fetch_commits()
         recovered = recover(self.folder, force=force, note=tell, clock=self._clock)
         self._judge_again()
@@ -55,7 +60,9 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
-        self._require_file("The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite")
+        self.folder.topology.require_queue_file(
+            "The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite"
+        )
         if queue_exists(self.folder):
             open_queue(self.folder, read_only=True).close()  # not of one that was moved away, for example
         self._fetch_commits()
@@ -70,7 +77,9 @@ class Keeping(OpenedProject):
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
-        self._require_file("Restoring", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL")
+        self.folder.topology.require_queue_file(
+            "Restoring", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
+        )
         return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:
@@ -95,7 +104,7 @@ class Keeping(OpenedProject):
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
             raise UsageError(f"The argument {wrong}, or sqlite.")
         with open_queue(self.folder) as source:
-            if to == "sqlite" and not self.folder.queue_url:
+            if to == "sqlite" and not self.folder.topology.queue_url:
                 raise UsageError(f"The queue is in a file already, {source.database.name}.")
             there = self._take_along(to)
             if to == "sqlite":
@@ -129,15 +138,6 @@ class Keeping(OpenedProject):
         with open_queue(self.folder) as queue:
             return move_commits(self.folder, queue, lost=lost, note=tell, clock=self._clock)
 
-    def _require_file(self, what: str, further: str) -> None:
-        """These three know the queue as a file."""
-        if self.folder.queue_url:
-            raise UsageError(
-                f"{what} is for queues in a file, and this project's is on a PostgreSQL server. There, use the "
-                "server's own backups (pg_dump, docs/how-to/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, "
-                f"{further}"
-            )
-
     def _take_along(self, to: str) -> ProjectFolder:
         """Bring commits and results to where sessions look for them when the queue is there; the project then."""
         there = self.folder.with_queue(on_server=to != "sqlite")
@@ -146,7 +146,7 @@ class Keeping(OpenedProject):
 
             take_commits(self.folder, there, differs=_refuse)
             take_results(self.folder, there)
-            if there.is_split:
+            if there.topology.is_split:
                 follow_snapshots(there)
         return there
 
@@ -157,11 +157,9 @@ class Keeping(OpenedProject):
             with open_queue(self.folder, read_only=True) as queue:
                 store = opened_store(self.folder, queue)
         except QueueError:  # it is lost or damaged, and with it what it knew
-            if not self.folder.store:
-                return
-            from mbqueue.storage.objects import ObjectStore  # noqa: PLC0415 - only projects with a store need it
+            from mbqueue.storage.objects import store_of  # noqa: PLC0415 - only projects with a store need it
 
-            store = ObjectStore.open(self.folder.store)
+            store = store_of(self.folder.topology)
         if store is not None:
             from mbqueue.session.shared_commits import fetch_commits  # noqa: PLC0415
 

@@ -16,7 +16,6 @@ from mbqueue.api.launched import LaunchedSession
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SessionError, UsageError
-from mbqueue.mounts import mount_of
 
 #: Kept free before the time limit, at most; a tenth of a short one.
 LONGEST_MARGIN_SECONDS = 180.0
@@ -81,7 +80,8 @@ class Launching(OpenedProject):
                 "--dry-run shows the job file anyway, and `mbqueue launch local` starts the jobs here."
             )
         self._require_work()
-        self._require_shared_queue(count)
+        if (note := self.folder.topology.require_launchable(count)) is not None:
+            tell(note)
         executor = self._slurm_executor(session, with_gpu=gpus is not None, setup=setup, options=options or {})
         return self._submit([executor] * count, session, "sbatch")
 
@@ -154,28 +154,6 @@ class Launching(OpenedProject):
         with self._reading_queue(None) as queue:
             if queue.outlook(now=self._clock.now()).is_exhausted:
                 raise UsageError("Nothing in the queue is left to do, or it waits for a person: see mbqueue status")
-
-    def _require_shared_queue(self, count: int) -> None:
-        """What the jobs work on must be the same on all machines: the queue, and the commits."""
-        folder = self.folder
-        if not folder.queue_url and folder.is_split and count > 1:
-            raise UsageError(
-                f"{folder.root} lies on a network mount, and its queue is an SQLite file, which several machines "
-                'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/how-to/many-machines.md), or launch '
-                "one job."
-            )
-        if folder.is_split and (live := mount_of(folder.live_dir)).is_remote:
-            raise UsageError(
-                f"The live folder {folder.live_dir} lies on a network mount too ({live.fstype}), where an SQLite file "
-                'is not safe. Set live_dir = "/tmp/mbqueue" (a disk that each machine has of its own) in mbqueue.toml.'
-            )
-        if folder.cannot_share is not None:
-            raise UsageError(folder.cannot_share)
-        if not mount_of(folder.root).is_remote:
-            tell(
-                f"{folder.root} is on this machine's own disk: the jobs can only run here (--set nodelist=NAME chooses "
-                "the machine). For others, put the project on a disk that all of them have."
-            )
 
     def _slurm_executor(
         self, session: LaunchedSession, *, with_gpu: bool, setup: Sequence[str], options: Mapping[str, str]

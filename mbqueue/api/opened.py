@@ -42,7 +42,7 @@ class OpenedProject:
     def __init__(self, path: str | Path | None = None, *, while_away: bool = False) -> None:
         self.folder: ProjectFolder = find_project(None if path is None else Path(path), while_away=while_away)
         self._clock = SystemClock()
-        if self.folder.publishes and self.folder.away is None:
+        if self.folder.topology.is_mirrored and self.folder.away is None:
             from mbqueue.drive.reentry import enter  # noqa: PLC0415 - only projects on a drive need it
 
             enter(self.folder, note=tell, clock=self._clock)
@@ -79,7 +79,7 @@ class OpenedProject:
 
     def _publish(self) -> None:
         """Bring what was changed to the mount, of a project on a drive; a mount that fails gets it later."""
-        if self.folder.publishes:
+        if self.folder.topology.is_mirrored:
             from mbqueue.drive.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
 
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
@@ -111,7 +111,7 @@ class OpenedProject:
 
         working, published = self.folder.working_results(results_dir), self.folder.root / results_dir
         recorded = [folder for folder in (working, published) if (folder / RESULTS_FILE).is_file()]
-        if self.folder.is_split and recorded:
+        if self.folder.topology.is_split and recorded:
             return max(recorded, key=recorded_at)
         return working if working.is_dir() else published
 

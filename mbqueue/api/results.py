@@ -162,7 +162,7 @@ class Results(Searches):
         if page is None:
             # Of a project on a drive, people look for it there, not where sessions make the results.
             folder, live = recorded.folder, self.folder.live_dir
-            is_live = self.folder.is_split and folder.is_relative_to(live)
+            is_live = self.folder.topology.is_split and folder.is_relative_to(live)
             page = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
         written = [write_report(recorded, page, timeline=spans)]
         if png is not None:
@@ -178,7 +178,7 @@ class Results(Searches):
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
             events = [*queue.events(experiment=experiment, limit=10**6)]
-            if self.folder.is_split:  # what is published is of no experiment
+            if self.folder.topology.is_split:  # what is published is of no experiment
                 events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
             results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
         return timeline(sessions, events, now=self._clock.now(), results=results)
@@ -276,7 +276,7 @@ class Results(Searches):
         """The same; says so when they are newer than what other machines can see."""
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
 
-        if self.folder.publishes and recorded.folder.is_relative_to(self.folder.live_dir):
+        if self.folder.topology.is_mirrored and recorded.folder.is_relative_to(self.folder.live_dir):
             published = self.folder.root / recorded.folder.relative_to(self.folder.live_dir)
             if recorded_at(published) != recorded_at(recorded.folder):
                 tell(f"The results of {recorded.name} are those in {recorded.folder}; they are not on the drive yet.")

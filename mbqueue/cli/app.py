@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from mbqueue import __version__
 from mbqueue.cli.console import print_line
-from mbqueue.project import LIVE_VARIABLE
+from mbqueue.topology import LIVE_VARIABLE
 
 #: Sections of `mbqueue --help`: command → its module in this package, and its line in the list.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {

@@ -89,8 +89,8 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
     yield _file_system(project)
     yield _queue(project)
     place, trouble = _commits(project)
-    if project.store:
-        yield _store(project.store, place)
+    if project.topology.store:
+        yield _store(project.topology.store, place)
     if place is not None:
         yield Finding("commits", "problem" if trouble else "ok", f"the queue's are in {place.shown}", trouble)
     yield _writable(project.state_dir)
@@ -165,7 +165,7 @@ def _file_system(project: ProjectFolder) -> Finding:
     if not mount.is_remote:
         return Finding("file system", "ok", f"{mount.fstype} at {mount.point}")
     where = f"{mount.fstype} at {mount.point}: a drive or network mount"
-    if project.is_split:
+    if project.topology.is_split:
         return Finding("file system", "ok", f"{where}; the live state is in {project.live_dir}")
     return Finding(
         "file system",
@@ -212,14 +212,16 @@ def _queue(project: ProjectFolder) -> Finding:
 
     try:
         if not queue_exists(project):
-            return Finding("queue", "ok", f"nothing is enqueued yet{'; its server answers' * bool(project.queue_url)}")
+            return Finding(
+                "queue", "ok", f"nothing is enqueued yet{'; its server answers' * bool(project.topology.queue_url)}"
+            )
         with open_queue(project, read_only=True) as queue:
             queue.verify()
             found = queue.database.name
     except MbqueueError as error:
         return Finding("queue", "problem", "cannot be used", str(error))
-    if project.cannot_share is not None:
-        return Finding("queue", "problem", found, project.cannot_share)
+    if project.topology.why_not_shared is not None:
+        return Finding("queue", "problem", found, project.topology.why_not_shared)
     return Finding("queue", "ok", found)
 
 

@@ -18,7 +18,7 @@ from mbqueue.errors import StoreError
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
-from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore, store_of
 
 #: Far more than any dataset takes; a larger file is none of ours.
 LARGEST_BYTES = 1 << 32
@@ -40,9 +40,10 @@ class Shelf:
 
 def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf | None:
     """Where a project keeps crystals for other machines; None when nobody else could see it."""
-    if project.store:
-        return Shelf(store or ObjectStore.open(project.store), STORED_CRYSTALS)
-    if not project.is_split:
+    store = store or store_of(project.topology)
+    if store is not None:
+        return Shelf(store, STORED_CRYSTALS)
+    if not project.topology.is_split:
         return None
     return Shelf(Drive(project.root, Belonging.of(project.live_dir)), PUBLISHED_CRYSTALS)
 

@@ -109,7 +109,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         aside[]          published commits that are not of an accepted chain
         damaged          path → why, of files on the mount that are not whole
     """
-    if not project.is_split:
+    if not project.topology.is_split:
         return None
     state = LiveState.load(project.publishing_file)
     if project.away is not None and state.trouble is None:

@@ -64,7 +64,7 @@ def recover(
         if not force:
             require_no_cut_off_restore(project)
         replaced = move_queue_aside(project, force=force, clock=clock)
-        if project.is_split:
+        if project.topology.is_split:
             take_commits(project.unsplit, project, differs=note)
         asked = wanted(project, note)
 
@@ -78,13 +78,13 @@ def recover(
             for one in asked:
                 steer_as_wanted(queue, one, now=clock.now())
 
-        if project.publishes:
+        if project.topology.is_mirrored:
             reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock)
             reentry.restore(from_snapshot=False, further=fill)
         else:
             _restore_local(project, fill)
     if not project.queue_db.exists():
-        places = f"{project.live_dir}{f' or on {project.root}' if project.is_split else ''}"
+        places = f"{project.live_dir}{f' or on {project.root}' if project.topology.is_split else ''}"
         before = f" The database that was there is now {replaced}." if replaced is not None else ""
         raise QueueError(
             f"There is nothing to rebuild a queue from: no whole commit and no experiment in {places}.{before} "

@@ -50,7 +50,7 @@ def enter(
         OSError: when the mount fails while there is no live queue yet.
         SchemaTooNew: when the newest snapshot was written by a newer mbqueue.
     """
-    if not project.publishes:
+    if not project.topology.is_mirrored:
         return
     if project.queue_db.exists():
         remember_root(project)

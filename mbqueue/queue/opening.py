@@ -33,8 +33,8 @@ def open_queue(
         QueueMoved: when it is in another database now.
         UsageError: when psycopg is not installed, or the URL cannot be read.
     """
-    if project.queue_url:
-        return open_on_server(project.queue_url, read_only=read_only, wait=wait)
+    if project.topology.queue_url:
+        return open_on_server(project.topology.queue_url, read_only=read_only, wait=wait)
     _require_not_lost(project)
     queue = Queue(project.queue_db, read_only=read_only)
     try:
@@ -52,18 +52,18 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
         QueueError: when its server cannot be reached.
         QueueLost, UsageError: when there was one; as `open_queue`.
     """
-    if not project.queue_url:
+    if not project.topology.queue_url:
         _require_not_lost(project)
         return project.queue_db.exists()
     _require_psycopg()
     from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
 
-    return exists(project.queue_url, wait=wait)
+    return exists(project.topology.queue_url, wait=wait)
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
     """Whether there is a queue now; one that was lost is not. For what needs none: results are files."""
-    return queue_exists(project) if project.queue_url else project.queue_db.exists()
+    return queue_exists(project) if project.topology.queue_url else project.queue_db.exists()
 
 
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
@@ -94,7 +94,7 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
 
 def cut_off_restore(project: ProjectFolder) -> str | None:
     """The archive whose restoring was cut off before it was done; None when there is no such thing."""
-    if project.queue_url or project.queue_db.exists():
+    if project.topology.queue_url or project.queue_db.exists():
         return None  # the queue comes last
     try:
         return (project.live_dir / RESTORING).read_text(encoding="utf-8")
@@ -146,7 +146,7 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
             f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
             + (
                 " or is still in the queue from before: mbqueue migrate-queue --help"
-                if project.queue_url
+                if project.topology.queue_url
                 else ". Rebuild it from them: mbqueue recover"
             )
         )

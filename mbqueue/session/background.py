@@ -281,7 +281,7 @@ def _children(pid: int) -> list[str]:
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
     """(process, session id) of every session of this project that lives on this machine, this process left out."""
     here = this_process()
-    queue_file = None if project.queue_url else project.queue_db
+    queue_file = None if project.topology.queue_url else project.queue_db
     found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
     background = current(project)
     sessions: dict[ProcessIdentity, str | None] = {**found}

@@ -19,7 +19,7 @@ from mbqueue.queue.store import Queue
 from mbqueue.session.same_place import folder_place, known_epochs, lacking, local_epochs, require_store, store_place
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs, send_fold
 from mbqueue.session.shared_results import fetch_results, send_local_results
-from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore, store_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def move_commits(
     """
     queue.reap_dead(by="move-commits", now=clock.now())
     before = queue.commits_place()
-    store = ObjectStore.open(project.store) if project.store else None
+    store = store_of(project.topology)
     is_new = False
     if store is not None:
         is_new = store.check()

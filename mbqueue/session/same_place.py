@@ -27,7 +27,7 @@ from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session.shared_commits import epochs_named, finished_epochs, send_fold
 from mbqueue.session.shared_results import send_local_results
-from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore, store_of
 
 FORMAT = 1
 #: (experiment, fold) → finished epochs.
@@ -100,13 +100,13 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
         StoreError: when that is not where the queue's are.
     """
     place = queue.commits_place()
-    store = ObjectStore.open(project.store) if project.store else None
+    store = store_of(project.topology)
     if place is not None and (place.kind == "store" or store is None):
         if store is not None:
             require_store(place, store)
         elif place.kind == "store":
             raise elsewhere(place, "this project has no store")
-        elif project.queue_url and place.id != folder_id(project):
+        elif project.topology.queue_url and place.id != folder_id(project):
             raise elsewhere(place, f"this project's folder is another one, {project.live_dir}")
     return store
 
@@ -209,7 +209,7 @@ def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
 def _enter_folder(
     project: ProjectFolder, queue: Queue, before: CommitsPlace | None, *, clock: Clock
 ) -> CommitsPlace | None:
-    if before is None and not project.queue_url:
+    if before is None and not project.topology.queue_url:
         return None
     if before is not None and before.kind == "store":
         raise elsewhere(before, f"this session has no store: its commits would be in {project.live_dir}")

@@ -108,11 +108,11 @@ def store_status(project: ProjectFolder) -> dict[str, Any] | None:
     Keys as of a project on a drive (`mbqueue.drive.livestate.publishing_status`). A commit is in the store before the
     queue calls it committed, so nothing that is committed is ever at risk: ``folds`` is empty.
     """
-    if not project.store:
+    if not project.topology.store:
         return None
     trouble = _read(project)
     return {
-        "mount": project.store,
+        "mount": project.topology.store,
         "state": "degraded" if trouble else "published",
         "why": trouble.get("why"),
         "since": trouble.get("since"),

@@ -29,7 +29,6 @@ from mbqueue.errors import (
     StoreAway,
     StoreError,
     TrainingError,
-    UsageError,
     causes,
 )
 from mbqueue.project import ProjectFolder
@@ -48,7 +47,7 @@ from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.usable import usable_device, why_full, why_limited, why_lost
 from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Stopped, Workplace
-from mbqueue.storage.objects import ObjectStore
+from mbqueue.storage.objects import ObjectStore, store_of
 from mbqueue.train.arithmetic import device_name
 
 _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: predict.run, Kind.RECORD: record.run}
@@ -100,8 +99,7 @@ def work(
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
     require_queue(project, wait=stop.wait)
-    if project.cannot_share is not None:
-        raise UsageError(project.cannot_share)
+    project.topology.require_shared()
     device = usable_device(options.device)
     with end_command_after(project.settings, note=report.note) if options.end_command else nullcontext():
         return _session(project, options, device, report=report, stop=stop, clock=clock)
@@ -185,10 +183,10 @@ def _session(
 
 def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
     """The project's object store, if it has one, and who keeps an eye on it."""
-    if not project.store:
+    store = store_of(project.topology)
+    if store is None:
         return None, None
     watch = StoreWatch(project, clock=clock, note=report.note)
-    store = ObjectStore.open(project.store)
     store.on_trouble, store.on_answer, store.known_away = watch.trouble, watch.answered, watch.heard
     return store, watch
 
@@ -196,7 +194,7 @@ def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[Object
 def _publisher(
     project: ProjectFolder, session: str, clock: Clock, report: Report, deadline: Deadline, stop: StopRequest
 ) -> Publisher | None:
-    if not project.publishes:
+    if not project.topology.is_mirrored:
         return None
 
     def remaining() -> float:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from mbqueue.buckets import BRISK, LASTING, MARKER, PATIENT, backend_of, said
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.storage.blobs import Listed
+from mbqueue.topology import Topology
 
 FORMAT = 1
 LARGEST_MARKER = 1 << 16
@@ -302,3 +303,12 @@ class ObjectStore:
     def _trouble(self, error: StoreError) -> StoreError:
         self.on_trouble(str(error))
         return error
+
+
+def store_of(topology: Topology) -> ObjectStore | None:
+    """The store that a project has its commits in; None when they are in folders.
+
+    Raises:
+        UsageError: as `ObjectStore.open`.
+    """
+    return ObjectStore.open(topology.store) if topology.store else None

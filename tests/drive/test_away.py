@@ -19,8 +19,9 @@ from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import ProjectNotFound
 from mbqueue.experiment import parse_spec
-from mbqueue.project import LIVE_VARIABLE, ProjectFolder, Settings, find_project, init_project
+from mbqueue.project import ProjectFolder, Settings, find_project, init_project
 from mbqueue.queue.store import Queue
+from mbqueue.topology import LIVE_VARIABLE
 
 RESULTS = "results/daily/2026-01-01/fake"
 

@@ -10,9 +10,10 @@ from small_project import ManualClock
 
 from mbqueue import Project, mounts
 from mbqueue.errors import QueueError
-from mbqueue.project import ENVIRONMENT_VARIABLE, LIVE_VARIABLE, QUEUE_VARIABLE
+from mbqueue.project import ENVIRONMENT_VARIABLE
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
+from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def shared(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) 
     for path in shared.project.state_dir.glob("queue.db*"):
         path.unlink()
     mount = mounts.Mount(point=shared.project.root, fstype="nfs4", source="server:/x")
-    monkeypatch.setattr("mbqueue.project.mount_of", lambda _path: mount)
+    monkeypatch.setattr("mbqueue.topology.mount_of", lambda _path: mount)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     for name in (ENVIRONMENT_VARIABLE, LIVE_VARIABLE, QUEUE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
@@ -40,7 +41,7 @@ def test_recovering_without_the_server_finds_the_commits_of_its_sessions(
     if with_wanted:
         (shared.project.wanted_dir).mkdir()
     project = Project(shared.project.root)
-    assert project.folder.is_split
+    assert project.folder.topology.is_split
     assert "mbqueue recover" in caplog.text
     found = project.recover()
     assert sum(epochs for _, _, epochs in found.folds) >= 2

@@ -24,8 +24,9 @@ from small_project import RememberedReport
 
 from mbqueue.api import Project
 from mbqueue.buckets import STORE_VARIABLE
-from mbqueue.project import LIVE_VARIABLE, QUEUE_VARIABLE, init_project
+from mbqueue.project import init_project
 from mbqueue.storage.objects import ObjectStore
+from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
 
 STORE = "s3://earlier/mbqueue/project"
 SCHEMA = "earlier"

@@ -358,7 +358,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     project = LocalProject(tmp_path / "project", ManualClock())
     root = project.project.root
     mount = mounts.Mount(point=root, fstype="nfs4", source="server:/x")
-    monkeypatch.setattr("mbqueue.project.mount_of", lambda _path: mount)
+    monkeypatch.setattr("mbqueue.topology.mount_of", lambda _path: mount)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     split = find_project(root)
     split.live_dir.mkdir(parents=True)
@@ -383,7 +383,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     assert any(name.endswith(".csv") for name in before)
     Project(root).migrate_queue(url)
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
-    assert not Project(root).folder.is_split
+    assert not Project(root).folder.topology.is_split
     assert commits_and_results(Project(root).folder) == before
 
     rmtree(tmp_path / "caches")

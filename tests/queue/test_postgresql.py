@@ -521,7 +521,7 @@ def test_without_psycopg_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_store(tmp_path, monkeypatch):
-    from mbqueue import mounts, project
+    from mbqueue import mounts, project, topology
     from mbqueue.session.report import Report
     from mbqueue.session.worker import WorkOptions, work
 
@@ -529,9 +529,9 @@ def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_sto
     monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://me@127.0.0.1:1/db")
     for fstype, is_split in (("ext4", False), ("nfs4", False), ("lustre", False), ("fuse.drive", True)):
         mount = mounts.Mount(point=root, fstype=fstype, source="x")
-        monkeypatch.setattr(project, "mount_of", lambda _, mount=mount: mount)
+        monkeypatch.setattr(topology, "mount_of", lambda _, mount=mount: mount)
         folder = project.find_project(root)
-        assert (folder.is_split, folder.publishes) == (is_split, False)
+        assert (folder.topology.is_split, folder.topology.is_mirrored) == (is_split, False)
     monkeypatch.setattr("mbqueue.queue.opening.queue_exists", lambda _, **options: True)
     with pytest.raises(UsageError, match=r"where only this one sees them\. Set store"):
         work(ProjectFolder(root, live=tmp_path / "live"), WorkOptions(), report=Report())
@@ -548,4 +548,4 @@ def test_the_doctor_says_whether_the_queues_server_can_be_used(postgres_server, 
     assert _queue(folder).state == "ok"
     assert _queue(ProjectFolder(root, live=tmp_path / "live")).state == "problem"
     monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://nobody@127.0.0.1:1/none")
-    assert "cannot be reached" in _queue(folder).remedy
+    assert "cannot be reached" in _queue(Project(root).folder).remedy

@@ -13,11 +13,12 @@ from small_project import RememberedReport, make_project
 from mbqueue.api import Project
 from mbqueue.belonging import Belonging
 from mbqueue.errors import UsageError
-from mbqueue.project import LIVE_VARIABLE, init_project
+from mbqueue.project import init_project
 from mbqueue.queue.store import Queue
 from mbqueue.session import background
 from mbqueue.session.background import BackgroundSession
 from mbqueue.session.worker import WorkOptions, work
+from mbqueue.topology import LIVE_VARIABLE
 
 
 class Pair:

@@ -26,15 +26,7 @@ from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
 from mbqueue.clock import SystemClock
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
-from mbqueue.project import (
-    LIVE_VARIABLE,
-    QUEUE_VARIABLE,
-    STORED_CHECKPOINTS,
-    STORED_CRYSTALS,
-    STORED_FROZEN,
-    STORED_RESULTS,
-    ProjectFolder,
-)
+from mbqueue.project import STORED_CHECKPOINTS, STORED_CRYSTALS, STORED_FROZEN, STORED_RESULTS, ProjectFolder
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
@@ -45,6 +37,7 @@ from mbqueue.session.worker import Ending, WorkOptions, work
 from mbqueue.storage import objects
 from mbqueue.storage.manifest import manifest_of
 from mbqueue.storage.objects import ObjectStore
+from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,7 @@ from mbqueue.api import Project
 from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
 from mbqueue.errors import QueueError, StoreAway, StoreError
-from mbqueue.project import QUEUE_VARIABLE, ProjectFolder, find_project
+from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_queue
 from mbqueue.session import same_place
@@ -26,6 +26,7 @@ from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.worker import WorkOptions, work
 from mbqueue.storage import objects as objects_module
 from mbqueue.storage.objects import ObjectStore
+from mbqueue.topology import QUEUE_VARIABLE
 
 EPOCH = "full_finetune/fold_0/e0001-done-f0001"
 

@@ -1,0 +1,157 @@
+"""Where everything of a project is, decided once from its settings, the environment and the mount table.
+
+| project on | queue | live state | commits and results | mirrored |
+|---|---|---|---|---|
+| a local disk | file in state/ | state/ | state/, results/ | no |
+| a drive or network mount | file in the live folder | live folder | live folder | to the mount |
+| any, with `store` | as without | as without | the store | crystals and frozen features too, in the store |
+| a cluster's file system, queue on a server | server | state/ | state/, results/ | no |
+| another mount, queue on a server | server | live folder | the store, which is required | no |
+
+No other module asks settings, environment or mounts for that. What cannot work is refused here, each with one sentence
+that says what to change.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbqueue.belonging import default_live_dir
+from mbqueue.buckets import STORE_VARIABLE, wrong_address
+from mbqueue.errors import UsageError
+from mbqueue.mounts import mount_of
+from mbqueue.settings import Settings, wrong_queue_url
+
+LIVE_VARIABLE = "MBQUEUE_LIVE_DIR"
+QUEUE_VARIABLE = "MBQUEUE_QUEUE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Where the queue, the live state, the commits and the results of a project are.
+
+    Attributes:
+        root: the project's folder.
+        live: the folder for what changes, on a local disk; None when that is state/.
+        queue_url: the server that has the queue; empty when it is a file. It may hold a password: never show it.
+        store: address of the object store for commits, results and caches; empty when they are in folders.
+    """
+
+    root: Path
+    live: Path | None
+    queue_url: str
+    store: str
+
+    @classmethod
+    def of(cls, root: Path, settings: Settings, *, live: Path | None) -> Topology:
+        """The topology of a project whose live folder is known (`live_folder`).
+
+        Raises:
+            UsageError: when $MBQUEUE_QUEUE or $MBQUEUE_STORE is not such an address.
+        """
+        store = os.environ.get(STORE_VARIABLE) or settings.store
+        if wrong := wrong_address(store):
+            raise UsageError(f"{STORE_VARIABLE} {wrong}.")
+        return cls(root=root, live=live, queue_url=_queue_url(settings), store=store)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the live state is elsewhere, and state/ holds only what is published."""
+        return self.live is not None
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether sessions publish the queue and its commits on the drive that the project is on."""
+        return self.is_split and not self.store and not self.queue_url
+
+    # -- what cannot work ------------------------------------------------------------------------------------------
+
+    @property
+    def why_not_shared(self) -> str | None:
+        """Why machines that share the queue would not see each other's commits; None when they do."""
+        if self.store or not (self.queue_url and self.is_split):
+            return None
+        return (
+            f"Other machines share this queue, but the checkpoints would be in {self.live}, where only this one "
+            'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
+        )
+
+    def require_shared(self) -> None:
+        """Make sure that a session's commits are where the others of its queue see them.
+
+        Raises:
+            UsageError: when they are not.
+        """
+        if self.why_not_shared is not None:
+            raise UsageError(self.why_not_shared)
+
+    def require_launchable(self, n_sessions: int) -> str | None:
+        """Make sure that so many sessions on other machines can work here; what a person should know all the same.
+
+        Raises:
+            UsageError: when they cannot share the queue, or the live folder is not on a local disk.
+        """
+        if self.is_split and not self.queue_url and n_sessions > 1:
+            raise UsageError(
+                f"{self.root} lies on a network mount, and its queue is an SQLite file, which several machines "
+                'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/many-machines.md), or launch one job.'
+            )
+        if self.live is not None and (mount := mount_of(self.live)).is_remote:
+            raise UsageError(
+                f"The live folder {self.live} lies on a network mount too ({mount.fstype}), where an SQLite file "
+                'is not safe. Set live_dir = "/tmp/mbqueue" (a disk that each machine has of its own) in mbqueue.toml.'
+            )
+        self.require_shared()
+        if mount_of(self.root).is_remote:
+            return None
+        return (
+            f"{self.root} is on this machine's own disk: the jobs can only run here (--set nodelist=NAME chooses "
+            "the machine). For others, put the project on a disk that all of them have."
+        )
+
+    def require_queue_file(self, what: str, instead: str) -> None:
+        """Make sure that the queue is a file, for what knows it only as one.
+
+        Raises:
+            UsageError: when it is on a server.
+        """
+        if self.queue_url:
+            raise UsageError(
+                f"{what} is for queues in a file, and this project's is on a PostgreSQL server. There, use the "
+                f"server's own backups (pg_dump, docs/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, {instead}"
+            )
+
+
+def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
+    """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project is on; None for state/.
+
+    Where the queue is on a server, a cluster's file system needs none: its machines share the commits in state/.
+
+    Args:
+        on_server: whether the queue is on a server; by default as it is.
+
+    Raises:
+        UsageError: when $MBQUEUE_QUEUE is no URL of a server.
+    """
+    given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
+    if given:
+        live = (root / Path(given).expanduser()).absolute()
+        return None if live == root / "state" else live
+    if on_server is None:
+        on_server = bool(_queue_url(settings))
+    mount = mount_of(root)
+    if not mount.is_remote or (mount.is_clustered and on_server):
+        return None
+    return default_live_dir(root, str(root.resolve()))
+
+
+def _queue_url(settings: Settings) -> str:
+    """The server that has the queue; ``MBQUEUE_QUEUE=sqlite`` is the file, whatever the settings say."""
+    given = os.environ.get(QUEUE_VARIABLE) or settings.queue
+    if given == "sqlite":
+        return ""
+    if wrong := wrong_queue_url(given):
+        raise UsageError(f"{QUEUE_VARIABLE} {wrong}.")
+    return given

@@ -1,0 +1,97 @@
+"""Where everything of a project is: by its settings, the environment and what it is mounted on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_project import make_project
+
+from mbqueue import topology
+from mbqueue.errors import UsageError
+from mbqueue.mounts import Mount
+from mbqueue.project import ProjectFolder, find_project
+from mbqueue.settings import Settings
+from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE, Topology
+
+SERVER, STORE = "postgresql://me@host/db", "s3://bucket/prefix"
+
+
+@pytest.fixture
+def find(tmp_path, monkeypatch):
+    """Finds a project as it is on a file system, with its queue on a server or not."""
+    root = make_project(tmp_path / "project").root
+
+    def found(fstype: str, *, queue: str = "sqlite") -> ProjectFolder:
+        monkeypatch.setattr(topology, "mount_of", lambda path: Mount(point=path, fstype=fstype, source="x"))
+        monkeypatch.setenv(QUEUE_VARIABLE, queue)
+        return find_project(root)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fstype", "queue", "is_split", "is_mirrored"),
+    [
+        ("ext4", "sqlite", False, False),
+        ("ext4", SERVER, False, False),
+        ("nfs4", "sqlite", True, True),
+        ("nfs4", SERVER, False, False),
+        ("fuse.drive", "sqlite", True, True),
+        ("fuse.drive", SERVER, True, False),
+    ],
+)
+def test_where_a_project_works_follows_from_its_mount_and_its_queue(find, fstype, queue, is_split, is_mirrored):
+    found = find(fstype, queue=queue).topology
+    assert (found.is_split, found.is_mirrored) == (is_split, is_mirrored)
+
+
+def test_with_a_store_nothing_is_mirrored_to_the_drive() -> None:
+    with_store = Topology(root=Path("p"), live=Path("live"), queue_url="", store=STORE)
+    assert (with_store.is_split, with_store.is_mirrored) == (True, False)
+
+
+def test_the_environment_has_the_last_word_on_the_live_folder_and_state_itself_is_none(find, tmp_path, monkeypatch):
+    monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
+    assert find("ext4").live == tmp_path / "live"
+    monkeypatch.setenv(LIVE_VARIABLE, "state")
+    assert find("fuse.drive").live is None
+
+
+@pytest.mark.parametrize(
+    ("live", "queue_url", "store", "why"),
+    [
+        (Path("live"), SERVER, "", "where only this one sees them"),
+        (Path("live"), SERVER, STORE, None),
+        (None, SERVER, "", None),
+        (Path("live"), "", "", None),
+    ],
+)
+def test_a_shared_queue_needs_commits_that_all_its_machines_see(live, queue_url, store, why):
+    found = Topology(root=Path("p"), live=live, queue_url=queue_url, store=store)
+    assert (found.why_not_shared is None) if why is None else (why in (found.why_not_shared or ""))
+    if why is not None:
+        with pytest.raises(UsageError, match=why):
+            found.require_shared()
+
+
+def test_several_machines_are_refused_one_file_and_told_of_a_folder_that_only_this_one_has(find, monkeypatch):
+    with pytest.raises(UsageError, match="several machines cannot share"):
+        find("nfs4").topology.require_launchable(2)
+    with pytest.raises(UsageError, match="lies on a network mount too"):
+        find("nfs4").topology.require_launchable(1)  # the stand-in says so of every path
+    assert "this machine's own disk" in (find("ext4").topology.require_launchable(2) or "")
+    assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
+
+
+def test_what_is_for_queues_in_a_file_says_how_to_go_on_with_a_server() -> None:
+    on_server = Topology(root=Path("p"), live=None, queue_url=SERVER, store="")
+    with pytest.raises(UsageError, match=r"pg_dump.*or so"):
+        on_server.require_queue_file("The backup", "or so")
+    Topology(root=Path("p"), live=None, queue_url="", store="").require_queue_file("The backup", "or so")
+
+
+def test_a_wrong_address_in_the_environment_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv(QUEUE_VARIABLE, "mysql://host")
+    with pytest.raises(UsageError, match=QUEUE_VARIABLE):
+        Topology.of(Path("p"), Settings(), live=None)
