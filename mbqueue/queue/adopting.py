@@ -1,7 +1,7 @@
-"""Taking over what was done elsewhere: published commits, predictions and sessions of other machines.
+"""Adopt work that other machines have done: published commits, predictions and sessions.
 
-This is the only place where a job becomes committed without a lease. What it takes over was committed under the
-lease and the fence of another database, and its caller has verified the files.
+This is the only place where a job becomes committed without a lease. The adopted work was committed under the lease and
+the fence of another database, and the caller has verified its files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WAIT = """
     WHERE id = :id AND state IN ('failed', 'ready')
 """
 
-# The next claim of the epoch that a commit is in must have a higher fence than the commit.
+# The next claim of this epoch must have a higher fence than the commit that is being adopted.
 _RAISE_FENCE = """
     UPDATE jobs SET fence = CASE WHEN fence < :fence THEN :fence ELSE fence END, started = 1 WHERE id = :id
 """
@@ -71,8 +71,8 @@ class Trained:
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
-        fence: of the newest commit, which is in epoch `len(history)`, or in the one after it when `is_within` is set.
-        skip_rest: patience is at its end, so the remaining epochs are not trained.
+        fence: of the newest commit, which belongs to epoch `len(history)`, or to the next one if `is_within` is set.
+        skip_rest: early stopping has ended the fold, so the remaining epochs are not trained.
         source: the newest commit, for the events.
     """
 
@@ -87,7 +87,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenSession:
-    """A session that works with another database of the same project, as it announced itself."""
+    """A session that works with another copy of this project's database, as it announced itself."""
 
     id: str
     host: str
@@ -107,28 +107,28 @@ class SeenSession:
 
 
 class Adopting(Part):
-    """Commits and sessions of elsewhere."""
+    """Commits and sessions of other machines."""
 
     @repeatable
     def adopt(
         self, trained: Trained, *, now: float, by: str = "adopt", publish: Callable[[], None] | None = None
     ) -> bool:
-        """Make the fold's jobs say what a chain of commits says, no more and no less.
+        """Make the fold's jobs match a chain of commits exactly.
 
-        Epochs that the chain has finished become committed with its rows; where the queue has other rows, or more
-        epochs than the chain, they are put back first, and with them the fold's `predict` and `record`. Failed epochs
-        that the chain has finished are taken over too. Cancelled ones are a person's word: nothing from there on
-        changes. A fold on which a lease is held is left alone.
+        Epochs that the chain has finished become committed with its rows. If the queue has different rows, or more
+        epochs than the chain, those epochs and the fold's `predict` and `record` are rewound first. Failed epochs that
+        the chain has finished become committed, too. A person cancelled the cancelled ones, so nothing from there on
+        changes. A fold with a held lease is left alone.
 
         Args:
-            publish: moves the chain's files into place, while nobody can claim the fold; when it raises, nothing is
+            publish: moves the chain's files into place, while no session can claim the fold. If it raises, nothing is
                 written.
 
         Returns:
-            Whether the fold was free, so that the queue now says the same as the chain.
+            True if the fold was free, so the queue now matches the chain.
 
         Raises:
-            UsageError: when there is no such experiment.
+            UsageError: if there is no such experiment.
         """
         with self.writing() as db:
             experiment_id = find_experiment(db, trained.experiment, to_change=True).id
@@ -184,15 +184,15 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Take over a `prepare`, `predict` or `record` that was done elsewhere, when all that it needs is done.
+        """Adopt a `prepare`, `predict` or `record` that another machine has done, if all that it needs is done.
 
         The result of a `prepare` must hold `dataset_hash`.
 
         Returns:
-            Whether this changed the job: it was waiting, ready or failed.
+            True if this changed the job: it was waiting, ready or failed.
 
         Raises:
-            QueueError: when the result of a `prepare` is of other crystals than the experiment's.
+            QueueError: if the result of a `prepare` is for crystals other than the experiment's.
         """
         with self.writing() as db:
             found = find_experiment(db, experiment, to_change=True)
@@ -209,7 +209,9 @@ class Adopting(Part):
                 return False
             if kind is Kind.PREPARE:
                 if found.dataset_hash not in (None, result["dataset_hash"]):
-                    raise QueueError(f"{source} was made of other crystals than {experiment} in {self.database.name}.")
+                    raise QueueError(
+                        f"{source} was made from other crystals than {experiment} in {self.database.name}."
+                    )
                 db.execute("UPDATE experiments SET dataset_hash = ? WHERE id = ?", (result["dataset_hash"], found.id))
             if job["state"] == "failed":
                 db.execute(_WAIT, {**place, "id": job["id"]})
@@ -220,11 +222,11 @@ class Adopting(Part):
 
     @repeatable
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
-        """Let a session of another machine count as living here, and leave to it the folds that it works on.
+        """Count a session of another machine as live, and leave the folds that it works on to it.
 
-        `folds` are (experiment, fold); those that the queue does not know are passed over.
+        `folds` are (experiment, fold); those that the queue does not have are ignored.
         """
-        # A clock elsewhere that is ahead must not keep folds for ever.
+        # A machine whose clock runs ahead must not keep folds forever.
         alive_until = min(seen.alive_until, now + LONGEST_LEASE_SECONDS)
         with self.writing() as db:
             db.execute(_SEE_SESSION, {**asdict(seen), "alive_until": alive_until})
@@ -235,9 +237,9 @@ class Adopting(Part):
 
     @repeatable
     def end_all_sessions(self, *, reason: str, now: float, by: str) -> int:
-        """End every session and give back what they hold: this database is a copy, and none of them works with it.
+        """End every session and release its jobs: this database is a copy, and no session works with it.
 
-        Nothing is counted as cut off: the sessions may go on with the database that this one was copied from.
+        None counts as preempted: the sessions may still be running with the original database.
         """
         with self.writing() as db:
             values = {"now": now, "by": by, "why": f"lease given back: {reason}", "reason": reason}
@@ -254,7 +256,7 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """How many epochs, from the first, the queue has committed with the very rows of a history."""
+    """How many leading epochs the queue has committed with exactly the rows of a history."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

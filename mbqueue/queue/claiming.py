@@ -1,4 +1,4 @@
-"""Claiming a job: which one a session gets, and taking back what nobody holds any more."""
+"""Claim a job: which one a session gets, and which expired leases are taken back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS
 from mbqueue.queue.jobs import Job, Lease
 
-#: A job whose holders vanish so often in a row, without any work saved in between, is what kills them.
+#: If this many holders of a job die in a row without saving any work, the job itself probably kills them.
 MAX_LOST_IN_A_ROW: Final = 20
-#: Longest lease.
+#: The longest lease allowed.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
-#: A time further ahead than this, longer than any lease or delay by more than clocks may differ, was written by a
-#: clock that was wrong, and counts as past.
+#: No lease or delay reaches this far ahead, even with clocks that differ. A later time was written by a wrong clock,
+#: and counts as past.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 _TAKE = """
@@ -27,10 +27,9 @@ _TAKE = """
 
 _TAKEN = "RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment"
 
-# Two searches, each along one index from its head: the fold that this session has loaded, else the best of all.
-# A fold that another living session last worked on is left to that one, unless it is busy elsewhere.
-# A time absurdly far ahead was written by a wrong clock, and counts as past. Rows that another transaction is just
-# changing are passed over.
+# Two searches, each along one index from its head: the fold that this session has loaded, else the best of all. A fold
+# that another live session worked on last is left to that session, unless it is busy elsewhere. A time absurdly far
+# ahead was written by a wrong clock, and counts as past. Rows that another transaction has locked are skipped.
 _FREE = """
     state = 'ready' AND paused = 0
        AND (not_before <= :now OR not_before > :now + :absurd)
@@ -54,10 +53,10 @@ def _claim_statement(sql: Dialect) -> str:
     """
 
 
-# What a claim after an epoch's commit would find: the one job that needs that epoch. It is taken as it waits, since to
-# make it ready first would change its row, and the indexes that claims search, twice. Not for a session that was not
-# heard of for half a lease: the claim that follows then says that it lives. Not ORDER BY: without statistics PostgreSQL
-# would walk the primary key of `needs` from its head.
+# What a claim after an epoch's commit would find: the one job that needs that epoch. It is claimed while it is still
+# waiting, since making it ready first would update its row, and the indexes that claims search, twice. A session
+# without a heartbeat for half a lease is left out: it makes an ordinary claim, which counts as a heartbeat. There is no
+# ORDER BY: without statistics PostgreSQL would walk the primary key of `needs` from its head.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}
@@ -94,7 +93,7 @@ LOST_ERROR = (
 
 
 class Claims(Part):
-    """Claims, and leases that ran out."""
+    """Claims, and expired leases."""
 
     @repeatable
     def claim(
@@ -106,13 +105,13 @@ class Claims(Part):
         loaded: tuple[int, int] | None = None,
         reap: bool = True,
     ) -> Lease | None:
-        """The job that this session should do next, under a new fence, or None when there is none for it now.
+        """Claim the job that this session should do next, under a new fence; None if there is none for it now.
 
-        Before that, leases that ran out are taken back, unless `reap` says otherwise. Order: the fold that the session
-        has `loaded` (experiment id, fold); then higher priority; then a fold in progress before a new one; then age.
-        Left out are paused jobs, jobs whose next attempt is due later, and those whose fold another living session
-        worked on last (unless that one is busy with another job), so that two workers take different folds. The time
-        this takes does not grow with the number of jobs. A claim counts as a heartbeat of the session.
+        With `reap`, expired leases are taken back first. Order: the fold that the session has `loaded` (experiment id,
+        fold); then higher priority; then a fold in progress before a new one; then age. Left out are paused jobs, jobs
+        whose next attempt is due later, and jobs whose fold another live session worked on last (unless that session is
+        busy with another job), so that two workers take different folds. The time of a claim does not grow with the
+        number of jobs. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: when the session does not exist or has ended.
@@ -129,12 +128,12 @@ class Claims(Part):
 
     @repeatable
     def reap_expired(self, *, by: str, now: float) -> int:
-        """Take back every lease that ran out, as `claim` does; returns how many."""
+        """Take back every expired lease, as `claim` does; return how many."""
         with self.writing() as db:
             return sum(rows.rowcount for rows in self.database.together(db, self._reap(db, by=by, now=now)))
 
     def _beat(self, session: str, now: float, lease_seconds: float) -> Bound:
-        """Lets a session live for so much longer; changes no row when it has ended."""
+        """Extend the life of a session; change no row if it has ended."""
         return _BEAT, _lease_values(session, now, lease_seconds)
 
     def _claim(self, session: str, now: float, lease_seconds: float, loaded: tuple[int, int] | None) -> Bound:
@@ -143,7 +142,7 @@ class Claims(Part):
         return _claim_statement, {**values, "experiment_id": experiment_id, "fold": fold}
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
-        """Takes the job that waits for an epoch once that is committed; none where a claim would find another."""
+        """Claims the job that waits for the committed epoch; no row if an ordinary claim would find another."""
         return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:
@@ -160,7 +159,7 @@ def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, A
 
 
 def lease_of(found: Sequence[Row], session: str) -> Lease | None:
-    """The lease that a claim gave, if any. All its rows are read before its transaction ends, this is done after it."""
+    """The lease that a claim gave, if any. Its rows are read inside the transaction; this runs after it."""
     if not found:
         return None
     job = Job.from_row(found[0])

@@ -1,4 +1,4 @@
-"""Where the commits are whose epochs a queue holds for done: one place, which every session must find the same."""
+"""The place that holds the commits of a queue's finished epochs. Every session must find the same one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BIND = """
 
 @dataclass(frozen=True, kw_only=True)
 class CommitsPlace:
-    """A store, or a folder on a disk.
+    """An object store, or a folder on a disk.
 
     Attributes:
-        id: what it is known by, wherever it is mounted and whatever its address is; written in the place itself.
-        address: where it was when the queue was told of it, for people: a URL without secrets, or HOST:FOLDER.
+        id: identifies it, wherever it is mounted and whatever its address is; also written in the place itself.
+        address: where it was when the queue recorded it, for people to read: a URL without secrets, or HOST:FOLDER.
     """
 
     id: str
@@ -39,35 +39,36 @@ class CommitsPlace:
 
 
 class CommitsPlaces(Part):
-    """Telling a queue where its commits are."""
+    """Record in a queue where its commits are."""
 
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
-        """Where the commits are; None while nobody has said, as in a queue that no session has worked with."""
+        """Where the commits are; None if it was never recorded, as in a queue that no session has worked with."""
         with self.reading() as db:
             row = db.execute(_READ).fetchone()
         return None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
 
     @repeatable
     def bind_commits(self, place: CommitsPlace, *, instead_of: CommitsPlace | None, by: str, now: float) -> None:
-        """Say where the commits are from now on.
+        """Record where the commits are from now on.
 
         Args:
-            instead_of: what `commits_place` gave; when another has said something else since, nothing is changed.
+            instead_of: what `commits_place` returned; if another process has recorded a different place since, nothing
+            changes.
 
         Raises:
-            QueueError: when that is so, or a session works with the queue: it would go on with the place before.
+            QueueError: if it has, or if a session works with the queue: that session would keep using the old place.
         """
         with self.writing() as db:
             if self.database.dialect is POSTGRESQL:
-                # Whoever begins a session does so before or after; `commits_place` then gives it what is said here.
+                # A session begins either before this lock or after it; a later one reads the place recorded here.
                 db.execute("LOCK TABLE sessions, commits_place IN EXCLUSIVE MODE")
             now = self.database.instant(db, now)
             row = db.execute(_READ).fetchone()
             found = None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
             is_same = found is not None and found.id == place.id != (instead_of.id if instead_of else "")
             if is_same or found == place:
-                return  # another has just said it, maybe by the address that the place has on his machine
+                return  # another process has just recorded it, perhaps by the address that the place has on its machine
             if found != instead_of:
                 where = "nowhere yet" if found is None else f"in {found.shown}"
                 raise QueueError(

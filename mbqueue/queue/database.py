@@ -1,7 +1,7 @@
-"""What the queue asks of a database, whichever it is: transactions, statements, rows, waiting for news.
+"""What the queue needs from any database: transactions, statements, rows, and a way to wait for changes.
 
-Statements are written once, in the SQL that SQLite and PostgreSQL share; `mbqueue.queue.dialect` has the words in which
-they differ.
+Statements are written once, in the SQL that SQLite and PostgreSQL share. `mbqueue.queue.dialect` has the words in which
+the two differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 from mbqueue.queue.dialect import Dialect, Sql
 
 Parameters = Mapping[str, Any] | Sequence[Any]
-#: A statement and what is filled in.
+#: A statement and its parameters.
 Bound = tuple[Sql, Parameters]
 Result = TypeVar("Result")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -28,16 +28,16 @@ class Row(Protocol):
     def __getitem__(self, key: str, /) -> Any: ...
 
     def keys(self) -> Any:
-        """The names of the columns."""
+        """The column names."""
         ...
 
 
 class Rows(Protocol):
-    """What a statement gave."""
+    """The result of a statement."""
 
     @property
     def rowcount(self) -> int:
-        """How many rows it changed."""
+        """How many rows the statement changed."""
         ...
 
     def fetchone(self) -> Any:
@@ -45,14 +45,14 @@ class Rows(Protocol):
         ...
 
     def fetchall(self) -> list[Any]:
-        """The rows that are left."""
+        """The remaining rows."""
         ...
 
     def __iter__(self) -> Iterator[Any]: ...
 
 
 class Statements(Protocol):
-    """An open transaction: what runs statements in it."""
+    """An open transaction, which runs statements."""
 
     def execute(self, statement: Sql, parameters: Parameters = ..., /) -> Rows:
         """Run one statement with named (``:name``) or positional (``?``) parameters."""
@@ -64,10 +64,10 @@ class Statements(Protocol):
 
 
 class Database(ABC):
-    """One database that holds a queue. Any number of threads and processes may use it at once.
+    """A database that holds one queue. Any number of threads and processes may use it at once.
 
     Attributes:
-        name: where it is, for messages; never with a password.
+        name: where it is, for messages; never includes a password.
         file: the SQLite file; None on a server.
     """
 
@@ -77,19 +77,19 @@ class Database(ABC):
 
     @abstractmethod
     def writing(self) -> AbstractContextManager[Statements]:
-        """A write transaction: committed when the block ends, undone when it raises."""
+        """A write transaction: committed when the block ends, rolled back when it raises."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Statements]:
         """A read transaction: all statements of the block see the same instant."""
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """What a call gives that is one transaction, or some; done again when it was interrupted and did nothing."""
+        """Run a call of one or more transactions; run it again if it was interrupted before it changed anything."""
         return call()
 
     @abstractmethod
     def close(self) -> None:
-        """Close the connections of all threads of this process; the next use opens new ones."""
+        """Close this process's connections in all threads; the next use opens new ones."""
 
     @abstractmethod
     def verify(self) -> None:
@@ -97,42 +97,44 @@ class Database(ABC):
 
     @abstractmethod
     def instant(self, db: Statements, now: float) -> float:
-        """The time that ``:now`` stands for in this transaction: the caller's, or that of the database's server."""
+        """The time that ``:now`` stands for in this transaction: the caller's, or the database server's."""
 
     def together(self, db: Statements, statements: Sequence[Bound]) -> list[Rows]:
-        """Run several statements, one after the other, in one message where there is a server; what each gave."""
+        """Run several statements in order, in one message to a server; return the result of each."""
         return [db.execute(statement, parameters) for statement, parameters in statements]
 
     @abstractmethod
     def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
-        """What keeps others from changing an experiment and what its jobs need, until the transaction ends.
+        """A statement that keeps other transactions from changing an experiment and its jobs' needs until this one
+        ends.
 
-        Holders that share it exclude only those that do not. None holds the list of experiments itself. Whoever holds
-        an experiment does so before he changes any job of it, so that no two transactions wait for each other.
+        Shared holders exclude only exclusive ones. None stands for the list of experiments itself. A transaction holds
+        an experiment before it changes any of its jobs, so no two transactions wait for each other.
         """
 
     def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
-        """Do what `holding` says."""
+        """Run the statement of `holding`."""
         self.together(db, self.holding(experiment_id, shared=shared))
 
     @abstractmethod
     def leases_run_out(self, db: Statements) -> bool:
-        """Whether a lease that was not renewed in time may be taken back now."""
+        """Whether expired leases may be taken back now."""
 
     @abstractmethod
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait until there may be something new to claim, or ``is_over``, which waits so many seconds, gives True.
+        """Wait until there may be something new to claim, or until ``is_over(seconds)``, which does the waiting,
+        returns True.
 
-        ``seconds`` is how long to wait where nobody tells of news.
+        ``seconds`` is how long to wait where the database announces no changes.
         """
 
 
 def repeatable(method: Method) -> Method:
-    """Marks a public method of the queue: it is one transaction, and is begun anew when that is interrupted.
+    """Mark a public method of the queue: it is one transaction, and starts over if that is interrupted.
 
-    It sees what others did meanwhile then, and a fence that has become old is refused as ever. What it is given as
-    `publish` is called once, however often that happens: it ran while the lease was held and the job's row was locked,
-    so what it published is legitimate, also when another takes the job then.
+    The new attempt sees what others have changed since, and refuses an outdated fence as always. `publish` is called
+    only once, however often the method starts over: it ran while the lease was held and the job's row was locked, so
+    what it published is legitimate, even if another session claims the job in between.
     """
 
     @wraps(method)
@@ -157,7 +159,7 @@ def _once(publish: Callable[[], None]) -> Callable[[], None]:
 
 
 class Part:
-    """What the parts of the queue stand on."""
+    """The base of the queue's parts."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

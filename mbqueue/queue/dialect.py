@@ -1,6 +1,6 @@
-"""The words in which SQLite and PostgreSQL differ, side by side.
+"""The words in which SQLite and PostgreSQL differ, next to each other.
 
-A statement that both understand is a string. One that needs a word of the database is a function of the `Dialect`.
+A statement that both understand is a string. A statement that needs one of these words is a function of `Dialect`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import ClassVar
 
 
 class Dialect(ABC):
-    """One database's words.
+    """The words of one database.
 
     Attributes:
-        row_id: the type of a primary key that counts by itself.
+        row_id: the type of an auto-incrementing primary key.
         integer, bigint, real, text: types of columns; PostgreSQL keeps an ``integer`` in 32 bits.
-        table, keyed_table: how a definition ends, and that of a table which has no other columns than its key.
-        often_changed: how the definition of a table ends whose rows change state often.
-        lock, skip_locked: at the end of a SELECT, holds its rows; with ``skip_locked``, passes over those held already.
+        table, keyed_table: the end of a table's definition, and of a table with no columns besides its key.
+        often_changed: the end of the definition of a table whose rows change often.
+        lock, skip_locked: ends a SELECT and locks its rows; ``skip_locked`` also skips rows that are locked already.
         greatest: the larger of two values.
-        or_else: the first value that is not NULL, as the index of a job's identity has it.
+        or_else: the first value that is not NULL, spelt as in the index of a job's identity.
         claim_covers: further columns of the index that claims search.
-        board_index: after the table of jobs, names the index that the board reads alone.
+        board_index: after the table of jobs, names the index that the dashboard's query reads.
     """
 
     row_id: ClassVar[str]
@@ -43,11 +43,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def json_number(self, text: str, key: str) -> str:
-        """The number under a key of a JSON object, NULL where there is none."""
+        """The number under a key of a JSON object; NULL if it has none."""
 
     @abstractmethod
     def is_json(self, text: str) -> str:
-        """Whether a text is JSON; PostgreSQL also asks for an object, and raises an error when it is no JSON at all."""
+        """Whether a text is JSON. PostgreSQL also requires an object, and raises an error for text that is not JSON."""
 
     @abstractmethod
     def is_same(self, left: str, right: str) -> str:
@@ -55,15 +55,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def job_check(self, condition: str) -> str:
-        """A rule of one row in the definition of the table of jobs; nothing where a trigger holds rows to it."""
+        """A row's rule in the definition of the table of jobs; empty where a trigger enforces it."""
 
     @abstractmethod
     def event_of(self, table: str) -> str:
-        """After a column of the table of events: the table whose rows it is of."""
+        """After a column of the table of events: the table that it refers to."""
 
     @abstractmethod
     def list_of(self, number: str, *, order: str, where: str) -> str:
-        """The numbers of a group in their order, exact to the last bit, as ``1.5,null,2.0``."""
+        """The numbers of a group in order, exact to the last bit, as ``1.5,null,2.0``."""
 
 
 class _Sqlite(Dialect):
@@ -73,9 +73,9 @@ class _Sqlite(Dialect):
     text = "TEXT"
     table = often_changed = " STRICT"
     keyed_table = " STRICT, WITHOUT ROWID"
-    lock = skip_locked = ""  # it has one writer at a time
+    lock = skip_locked = ""  # SQLite has one writer at a time
     greatest = "max"
-    or_else = "ifnull"  # to SQLite an index on ifnull(…) is not one on coalesce(…)
+    or_else = "ifnull"  # SQLite does not use an index on ifnull(…) for coalesce(…)
     claim_covers = ", not_before, affinity"
     board_index = " INDEXED BY jobs_board"
 
@@ -95,7 +95,7 @@ class _Sqlite(Dialect):
         return f" REFERENCES {table} (id)"
 
     def list_of(self, number: str, *, order: str, where: str) -> str:  # noqa: ARG002 - the index gives the order
-        # Seventeen digits give the same float back; json_group_array would round to fifteen.
+        # Seventeen digits keep a float exactly; json_group_array would round to fifteen.
         text = f"CASE WHEN {number} IS NULL THEN 'null' ELSE printf('%!.17g', {number}) END"
         return f"group_concat({text}) FILTER (WHERE {where})"
 
@@ -107,7 +107,7 @@ class _Postgresql(Dialect):
     real = "double precision"
     text = "text"
     table = keyed_table = ""
-    # Free space in each page, so that an update stays in it, and frequent vacuuming.
+    # Leave free space in each page, so that an update stays in its page, and vacuum often.
     often_changed = " WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000)"
     lock = "FOR NO KEY UPDATE"
     skip_locked = "FOR NO KEY UPDATE SKIP LOCKED"
@@ -126,12 +126,12 @@ class _Postgresql(Dialect):
         return f"{left} IS NOT DISTINCT FROM {right}"
 
     def job_check(self, condition: str) -> str:  # noqa: ARG002
-        # It keeps each CHECK as a text that every statement reads anew: a quarter of what the server did for a commit.
-        # A function is read once by each connection (`mbqueue.queue.postgresql.schema`).
+        # PostgreSQL parses each CHECK again in every statement, a quarter of the server's work for a commit. A
+        # connection parses a trigger's function once (`mbqueue.queue.postgresql.schema`).
         return ""
 
     def event_of(self, table: str) -> str:  # noqa: ARG002
-        # The row that an event is of has just been written, and no job or experiment is ever deleted.
+        # The row that an event refers to has just been written, and no job or experiment is ever deleted.
         return ""
 
     def list_of(self, number: str, *, order: str, where: str) -> str:
@@ -142,12 +142,12 @@ class _Postgresql(Dialect):
 SQLITE: Dialect = _Sqlite()
 POSTGRESQL: Dialect = _Postgresql()
 
-#: A statement in what both databases understand, or one that takes words of the database.
+#: A statement for both databases, or a function that makes it from a dialect.
 Sql = str | Callable[[Dialect], str]
 
 
 def text_of(statement: Sql, dialect: Dialect) -> str:
-    """The statement in the words of one database."""
+    """The statement for one database."""
     return statement if isinstance(statement, str) else _written(statement, dialect)
 
 

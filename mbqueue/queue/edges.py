@@ -1,4 +1,4 @@
-"""Which job needs which, and making ready whatever has all it needs."""
+"""Which job needs which, and making jobs ready once all that they need is done."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mbqueue.queue.dialect import Dialect
 
 
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
-# Subqueries, since of joins either database may read a fold's epochs once for each of them. The + in "+later.fold":
-# SQLite has no use for an index on an expression when that is compared with a plain column.
+# Subqueries, since for a join either database may scan a fold's epochs once per epoch. The + in "+later.fold" is for
+# SQLite: it uses an index on an expression only if the other side is no plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""
@@ -40,7 +40,7 @@ def _links(sql: Dialect) -> Iterator[str]:
     """
 
 
-#: Of a row of jobs: nothing that it needs is still to be done.
+#: A condition on a row of jobs: all that it needs is done.
 HAS_ALL_IT_NEEDS = """
     NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
                 WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
@@ -57,18 +57,18 @@ SKIP_LATER_EPOCHS = """
     WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
-#: A pruned trial: nothing of the experiment that is not being worked on will be done.
+#: A pruned trial: all jobs of the experiment that no session is working on will be skipped.
 SKIP_ALL = """
     UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why
     WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')
 """
 
-#: What the reason begins with that the jobs of a pruned trial are skipped for; `retry` takes those up again.
+#: How the reason begins for which the jobs of a pruned trial are skipped; `retry` puts those jobs back.
 PRUNED = "pruned: "
 
 
 def link(db: Statements, sql: Dialect, experiment_id: int, *, epochs: int) -> None:
-    """Write the edges of an experiment; those that are there already stay."""
+    """Write the edges of an experiment; existing ones stay."""
     for statement in _links(sql):
         db.execute(statement, {"experiment_id": experiment_id, "epochs": epochs})
 

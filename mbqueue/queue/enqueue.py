@@ -1,4 +1,4 @@
-"""Putting experiments into the queue: once each, and never two specs under one name."""
+"""Add experiments to the queue: each once, and never two specs under one name."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _REOPEN_RECORD = """
 
 _EXPERIMENT = "SELECT * FROM experiments WHERE name = ?"
 
-#: Of a job; what every database can hold.
+#: The bounds of a job's priority; every database can hold them.
 MOST_URGENT = 2**31 - 1
 
-# What may differ between two specs of one experiment: none of it changes a fold's result.
+# Keys that may differ between two specs of one experiment: none of them changes a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
 
 
 class Outcome(StrEnum):
-    """What `enqueue` did."""
+    """The outcome of `enqueue`."""
 
     CREATED = "created"
     UNCHANGED = "unchanged"
@@ -56,10 +56,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EnqueueOutcome:
-    """What `enqueue` did, with the experiment as it now is.
+    """The outcome of `enqueue`, with the experiment as it is now.
 
     Attributes:
-        folds: the folds that are new to the queue.
+        folds: the folds that were added.
         n_jobs: how many jobs were added.
     """
 
@@ -70,16 +70,16 @@ class EnqueueOutcome:
 
 
 class Enqueueing(Part):
-    """Experiments: adding them and reading them."""
+    """Add and read experiments."""
 
     @repeatable
     def enqueue(
         self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"
     ) -> EnqueueOutcome:
-        """Add an experiment, or the folds of it that are not there yet.
+        """Add an experiment, or those of its folds that the queue does not have yet.
 
-        The same spec and folds again change nothing (`results_dir` and `priority` included: they are the first
-        call's). New folds also put `record` back, so that it covers them.
+        Enqueueing the same spec and folds again changes nothing, including `results_dir` and `priority`, which the
+        first call set. New folds also put `record` back, so that it covers them.
 
         Raises:
             ExperimentExists: when the name is taken by another spec; the message lists what differs.
@@ -96,7 +96,7 @@ class Enqueueing(Part):
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
-                # As it is understood today: keys that came later have the values that it ran with.
+                # Read as this version reads it: keys added since have the values that the experiment ran with.
                 there = parse_spec(experiment.spec, source=f"the spec of {spec.name} in the queue")
                 raise ExperimentExists(_difference(spec.name, there.to_json(), spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
@@ -185,7 +185,7 @@ class Enqueueing(Part):
 
 
 def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Experiment:
-    """One experiment by its name; ``to_change`` holds it until the transaction ends, as `Database.hold` does.
+    """One experiment by its name; ``to_change`` locks it until the transaction ends, as `Database.hold` does.
 
     Raises:
         UsageError: when there is none; the message lists those there are.
@@ -201,12 +201,12 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
 
 
 def _experiment_to_change(sql: Dialect) -> str:
-    """Also holds it, as `Database.hold` does."""
+    """Also locks it, as `Database.hold` does."""
     return f"{_EXPERIMENT} {sql.lock}"
 
 
 def require_priority(priority: int) -> None:
-    """Refuse what not every database can hold.
+    """Refuse a priority that a database cannot hold.
 
     Raises:
         UsageError: when it is that.

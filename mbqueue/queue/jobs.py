@@ -1,4 +1,4 @@
-"""What the queue hands out: frozen rows, and the words for kinds and states."""
+"""The rows that the queue returns, frozen, and the kinds and states of jobs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mbqueue.queue.processes import ProcessIdentity
 if TYPE_CHECKING:
     from mbqueue.storage.manifest import Identity
 
-#: The note that a worker leaves with a job when its data and model are on the device, and work on it begins.
+#: The note that a worker adds to a job once data and model are on the device and work begins.
 LOADED_NOTE = "data and model are loaded"
 
-#: The note that a session on a drive leaves when it has brought something to the mount, beside the training.
+#: The note that a session on a drive adds when it has published to the mount while training.
 _PUBLISHED_NOTE = "published to the mount in {:.1f} s"
 _PUBLISHED = re.compile(r"published to the mount in (\d+\.\d) s")
 
@@ -29,17 +29,17 @@ def published_note(seconds: float) -> str:
 
 
 def published_seconds(note: str) -> float | None:
-    """How long publishing took, if that is what a note says."""
+    """How long publishing took, or None for any other note."""
     match = _PUBLISHED.fullmatch(note)
     return None if match is None else float(match[1])
 
 
-#: What the result of a `train` job holds besides the epoch's row of the history.
+#: The keys of a `train` job's result that are not in the epoch's history row.
 _BESIDE_THE_ROW = {"best_epoch", "checkpoint_seconds"}
 
 
 def history_row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The epoch's row of the history in the result of a `train` job, as its commit's manifest has it."""
+    """The epoch's history row from the result of a `train` job, as in its commit's manifest."""
     return {key: value for key, value in result.items() if key not in _BESIDE_THE_ROW}
 
 
@@ -53,7 +53,7 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """Where a job stands. Which may follow which is in `mbqueue.queue.transitions`."""
+    """The state of a job. `mbqueue.queue.transitions` says which may follow which."""
 
     WAITING = "waiting"
     READY = "ready"
@@ -72,14 +72,14 @@ class Job:
         fold: 0–4, or None for `prepare` and `record`.
         epoch: 1-based, for `train` only.
         priority: higher is claimed first.
-        started: whether somebody has worked on this job, or on an earlier one of its fold.
+        started: whether a session has worked on this job, or on an earlier one of its fold.
         fence: how often the job has been claimed; a write that carries an older fence changes nothing.
-        session: who holds the lease, or None.
-        affinity: the session that last worked on this fold; while it lives and is idle, the job is left to it.
-        failures: attempts that ended with an error. `preemptions`: attempts that were cut off.
+        session: the session that holds the lease, or None.
+        affinity: the session that last worked on this fold; while it is live and idle, the job is left to it.
+        failures: attempts that ended with an error. `preemptions`: attempts that were preempted.
         lost_in_a_row: leases that ran out, or whose process died, since work was last saved.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for at once.
-        progress: what the worker last saved of a job that is not finished; None once it is.
+        progress: what the worker last saved of an unfinished job; None once the job is finished.
         result: what was committed.
         error: traceback of the last failure.
     """
@@ -150,10 +150,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to work on a job until `expires_at`, provable by `fence`.
+    """The right to work on a job until `expires_at`; `fence` proves it.
 
-    `job` is the row as it was when it was claimed or renewed: `job.progress` is what an earlier holder saved, and
-    `job.paused` says that a person wants no more of it.
+    `job` is the row as of the claim or the last renewal. `job.progress` is what an earlier holder saved. `job.paused`
+    means that a person has paused the job.
     """
 
     job: Job
@@ -164,12 +164,12 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One experiment of the queue.
+    """One experiment in the queue.
 
     Attributes:
         spec: the whole spec as plain JSON values; its `folds` are all folds enqueued so far.
-        results_dir: as the caller of `enqueue` gave it.
-        dataset_hash: hash of the crystals, known once `prepare` is committed; it never changes after that.
+        results_dir: as given to `enqueue`.
+        dataset_hash: hash of the crystals; known once `prepare` is committed, and constant from then on.
     """
 
     id: int
@@ -184,7 +184,7 @@ class Experiment:
     enqueued_at: float
 
     def identity(self, fold: int) -> Identity:
-        """What the commits of one of its folds must be."""
+        """The identity that the commits of one of its folds must have."""
         from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic
 
         return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)
@@ -210,8 +210,8 @@ class SessionRow:
     """One run of a worker.
 
     Attributes:
-        alive_until: it counts as living until then, unless it has ended.
-        deadline_at: when it means to stop, or None.
+        alive_until: it counts as live until then, unless it has ended.
+        deadline_at: when it plans to stop, or None.
         structures_per_second: its last training speed, or None.
     """
 
@@ -239,16 +239,16 @@ class SessionRow:
         return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
     def is_live(self, now: float) -> bool:
-        """Whether it has not ended and was heard of in time."""
+        """Whether it has not ended and its last heartbeat is recent enough."""
         return self.ended_at is None and self.alive_until > now
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that happened: a change of a job's state, or a note (then both states are None).
+    """One event: a change of a job's state, or a note (then both states are None).
 
     Attributes:
-        by: the session, or the command, that did it.
+        by: the session or command that caused it.
     """
 
     id: int

@@ -1,7 +1,7 @@
-"""Everything that only the holder of a lease may do.
+"""All that only the holder of a lease may do.
 
-Every write here carries the job's id and the fence of the lease; when that changes no row, the lease is lost, and
-nothing was written, neither in the database nor (through `publish`) in a folder.
+Every write here carries the job's id and the fence of the lease. If it changes no row, the lease is lost, and nothing
+was written, neither to the database nor (through `publish`) to a folder.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_ALL, SKIP_LATER_EPOCHS
 from mbqueue.queue.jobs import Job, Kind, Lease
 
-#: Attempts that may end with an error before a job rests in `failed`.
+#: How many attempts may fail before a job becomes `failed`.
 MAX_FAILURES: Final = 5
-#: The delay after the first failure; every further one waits four times as long, up to the longest.
+#: The delay after the first failure; each further delay is four times as long, up to the longest.
 RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
 
-#: Made once: json.dumps makes one for each call that asks for more than its defaults.
+#: Made once: json.dumps makes a new encoder for each call with other than its default options.
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 _ROW = "SELECT * FROM job_rows WHERE id = ?"
@@ -39,7 +39,7 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Which of the jobs that need this one now have all they need; those of its own fold stay with its session.
+# Makes ready the jobs that needed only this one; those of its own fold stay with its session.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,
@@ -65,7 +65,7 @@ _RELEASE = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-#: Gives every lease back, of whomever.
+#: Releases the leases of all sessions.
 LEASE_GIVEN_UP = """
     UPDATE jobs SET state = 'ready', session_id = NULL, lease_expires_at = NULL, affinity = NULL,
         changed_at = :now, changed_by = :by, changed_why = :why
@@ -97,13 +97,13 @@ def _commit_statement(sql: Dialect) -> str:
 
 
 def result_columns(sql: Dialect) -> str:
-    """In an UPDATE of jobs, what a result is written to, and the columns that repeat numbers of it."""
+    """In an UPDATE of jobs: the assignments of a result, and of the columns that repeat its numbers."""
     numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
     return ", ".join(("result = :result", *numbers))
 
 
 def retry_delay_seconds(failures: int) -> float:
-    """How long a job rests after its `failures`-th failure (1-based): 30 s, 2 min, 8 min, 32 min, then 1 h."""
+    """The delay after the `failures`-th failure (1-based): 30 s, 2 min, 8 min, 32 min, then 1 h."""
     return float(min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 4 ** (failures - 1)))
 
 
@@ -123,20 +123,20 @@ class Leases(Claims):
         prunes: bool = False,
         reap: bool = True,
     ) -> Lease | None:
-        """As `commit`, and the `claim` that would follow, in one transaction: one wait for the disk instead of two.
+        """Do `commit` and the `claim` that follows in one transaction: one wait for the disk instead of two.
 
-        After an epoch the next job of its fold is claimed without more ado: leases that ran out are not taken back, and
-        it counts as a heartbeat only of a session that was not heard of for half of `lease_seconds`.
+        After an epoch the next job of its fold is claimed directly. Expired leases are then not taken back, and the
+        claim counts as a heartbeat only if the session's last one is older than half of `lease_seconds`.
 
         Args:
-            skip_rest, prunes: when given, as `skip_rest` with this reason.
+            skip_rest, prunes: if given, do as `skip_rest` does, with this reason.
             reap: as of `claim`.
 
         Returns:
-            The next lease, or None when there is no job for this session now, or the session has ended.
+            The next lease, or None if there is no job for this session now or the session has ended.
 
         Raises:
-            LeaseLost, QueueError: as `commit`; nothing was claimed then.
+            LeaseLost, QueueError: as `commit`; then nothing was claimed.
         """
         job, session = lease.job, lease.session
         with self.writing() as db:
@@ -147,7 +147,8 @@ class Leases(Claims):
                 self._prune(db, lease, now, skip_rest)
             found = [row for rows in given for row in rows]
             if not found:
-                # Whoever ends this session as dead takes these locks in another order; one of the two begins anew then.
+                # A session that ends this one as dead takes these locks in another order; then one of the two starts
+                # over.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -166,13 +167,13 @@ class Leases(Claims):
         progress: Mapping[str, Any] | None = None,
         publish: Publish | None = None,
     ) -> Lease:
-        """The same lease with a later expiry; `job.paused` in it is current. `progress` is shown on the dashboard.
+        """Return the lease with a later expiry and a current `job.paused`. The dashboard shows `progress`.
 
-        A lease that has run out, but that nobody has taken back yet, is renewed: the fence shows that no other
-        worker came in between. `publish` is called while the lease is known to be held.
+        An expired lease that no session has taken back yet is renewed: the fence proves that no other worker came in
+            between. `publish` is called while the lease is known to be held.
 
         Raises:
-            LeaseLost: when the job was taken back, claimed by another, cancelled or rewound.
+            LeaseLost: if the job was taken back, claimed by another session, cancelled or rewound.
         """
         with self.writing() as db:
             values = {"now": now, "lease_seconds": min(lease_seconds, LONGEST_LEASE_SECONDS)}
@@ -186,7 +187,7 @@ class Leases(Claims):
 
     @repeatable
     def save_progress(self, lease: Lease, *, progress: Mapping[str, Any], publish: Publish | None = None) -> None:
-        """Record what is saved of an unfinished job, and call `publish` while the lease is known to be held.
+        """Record the progress of an unfinished job, and call `publish` while the lease is known to be held.
 
         Raises:
             LeaseLost: when the lease is lost; then `publish` was not called.
@@ -200,12 +201,12 @@ class Leases(Claims):
     def commit(
         self, lease: Lease, *, result: Mapping[str, Any], now: float, publish: Publish | None = None
     ) -> tuple[Job, ...]:
-        """Finish the job: check the fence, call `publish`, write `result`, make ready what waited for it.
+        """Finish the job: check the fence, call `publish`, write `result`, make ready the jobs that waited for it.
 
-        All in one write transaction, so nobody can take the job over while `publish` runs; it should only rename
-        files. When `publish` raises, nothing is written and the lease is still held. When the process dies between
-        `publish` and the end of the transaction, the files are there and the job is still leased: those files are
-        legitimate (the fence was checked), and the next holder of the job adopts them.
+        All of it is one write transaction, so no session can take the job over while `publish` runs; `publish` should
+        only rename files. If `publish` raises, nothing is written and the lease is still held. If the process dies
+        between `publish` and the end of the transaction, the files exist and the job is still leased. Those files are
+        legitimate, since the fence was checked, and the next holder of the job adopts them.
 
         The result of a `prepare` job must hold `dataset_hash`.
 
@@ -214,7 +215,7 @@ class Leases(Claims):
 
         Raises:
             LeaseLost: when the lease is lost; then `publish` was not called.
-            QueueError: when `dataset_hash` is missing or is not the one of an earlier `prepare`.
+            QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare`.
         """
         with self.writing() as db:
             self._finish(db, lease, result, now, publish, None)
@@ -231,14 +232,15 @@ class Leases(Claims):
         publish: Publish | None = None,
         prunes: bool = False,
     ) -> tuple[Job, ...]:
-        """As `commit` for an epoch, and skip all later epochs of its fold (early stopping) in the same transaction.
+        """Commit an epoch, and skip all later epochs of its fold (early stopping) in the same transaction.
 
-        With ``prunes``, all of the experiment is skipped that nobody is working on, predictions and record too: it is a
-        trial of a search that is not worth more. ``why`` then begins with `mbqueue.queue.edges.PRUNED`.
+        With ``prunes``, skip all jobs of the experiment that no session is working on, including predictions and
+        record: it is a trial of a search that is not worth more time. ``why`` then begins with
+        `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: as `commit`.
-            QueueError: when the job is not a `train` job.
+            QueueError: if the job is not a `train` job.
         """
         with self.writing() as db:
             self._finish(db, lease, result, now, publish, why)
@@ -250,9 +252,9 @@ class Leases(Claims):
     def release(
         self, lease: Lease, *, reason: str, now: float, preempted: bool = False, for_others: bool = False
     ) -> None:
-        """Give the job back unfinished; `preempted` counts it as cut off. It is not a failure either way.
+        """Release the job unfinished; with `preempted`, count the attempt as preempted. Neither counts as a failure.
 
-        `for_others` is for a session that lives on and cannot do it now: no longer is the fold left to that one.
+        `for_others` is for a session that stays alive but cannot do the job now: the fold is then no longer left to it.
 
         Raises:
             LeaseLost: when the lease is lost.
@@ -264,11 +266,11 @@ class Leases(Claims):
 
     @repeatable
     def fail(self, lease: Lease, *, error: str, now: float, final: bool = False) -> Job:
-        """The attempt ended with an error: try again after a growing delay, or rest in `failed` after the fifth.
+        """Record that the attempt failed: retry after a growing delay, or become `failed` after the fifth failure.
 
-        `final` says that another attempt would end the same way, and rests it in `failed` at once. `error` (a
-        traceback) is kept with the job; its last line goes to the event. A failed job blocks only what needs it.
-        Returns the job as it now is.
+        `final` means that another attempt would end the same way: the job becomes `failed` at once. `error` (a
+        traceback) is kept with the job, and its last line goes into the event. A failed job blocks only the jobs that
+        need it. Returns the job as it is now.
 
         Raises:
             LeaseLost: when the lease is lost.
@@ -303,11 +305,11 @@ class Leases(Claims):
         skip_rest: str | None,
         then: Sequence[Bound] = (),
     ) -> list[Rows]:
-        """Commit the job, run what comes ``then`` in the same message, and publish; what that gave."""
+        """Commit the job, run the statements of ``then`` in the same message, and publish; return their results."""
         job = lease.job
         if skip_rest is not None and job.kind is not Kind.TRAIN:
             raise QueueError(f"{job.label} has no later epochs to skip.")
-        # Two that commit at once what the same job needs would each find the other's missing.
+        # Without the lock, two concurrent commits that the same job needs would each find the other missing.
         is_alone = skip_rest is None and job.kind not in {Kind.PREPARE, Kind.PREDICT}
         hold = self.database.holding(job.experiment_id, shared=is_alone)
         values = {"result": _as_json(result), "now": now, "session": lease.session, "id": job.id, "fence": lease.fence}
@@ -334,7 +336,7 @@ class Leases(Claims):
         db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
-        """What makes ready whatever waited for the job; with ``skip_rest`` the later epochs are skipped first."""
+        """What makes ready the jobs that waited for this one; with ``skip_rest`` it first skips the later epochs."""
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             place = {"experiment_id": job.experiment_id, "fold": job.fold}
@@ -350,11 +352,10 @@ class Leases(Claims):
         return tuple(Job.from_row(row) for row in rows)
 
     def _fenced(self, db: Statements, statement: str, lease: Lease, values: Mapping[str, Any]) -> None:
-        """Run a statement that carries id and fence.
+        """Run a statement that is fenced by id and fence.
 
         Raises:
-            LeaseLost: when it changes no row.
-        """
+            LeaseLost: if it changes no row."""
         self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
 
     def _require_held(self, db: Statements, lease: Lease, written: Rows) -> None:
@@ -372,7 +373,7 @@ def _as_json(content: Mapping[str, Any]) -> str:
     """Compact JSON.
 
     Raises:
-        QueueError: when there is a nan, an inf or something that is not JSON in it.
+        QueueError: if it contains nan, inf or anything else that is not JSON.
     """
     try:
         return _ENCODER.encode(content)

@@ -1,4 +1,4 @@
-"""Copying a queue from one database into another, whole: rows, ids, fences and events as they are."""
+"""Copy a whole queue from one database into another, with unchanged rows, ids, fences and events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from mbqueue.queue.store import Queue
 
 _ROWS_AT_ONCE = 1000
 
-#: What a queue consists of, in an order in which every row finds what it refers to; the first column is the order.
+#: The tables of a queue, ordered so that every row finds the rows that it refers to. Rows are ordered by the first
+#: column.
 COLUMNS = {
     "experiments": "id, name, spec, spec_hash, results_dir, dataset, dataset_hash, priority, paused, enqueued_at",
     "sessions": "id, host, boot_id, pid, pid_started, device, started_at, heartbeat_at, alive_until, deadline_at, "
@@ -34,11 +35,11 @@ COLUMNS = {
     "commits_place": "id, number, kind, address, since, by",
 }
 _NUMBERED = ("experiments", "jobs", "events")
-#: The columns of a table on a server that hold less than 64 bits.
+#: The columns of a server's table that hold fewer than 64 bits.
 _NARROW = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(?) AND atttypid = to_regtype('integer')"
 _LARGEST_NARROW = 2**31 - 1
 
-# Held until the transaction ends by one transaction of all in a database, for each queue in it.
+# A lock per queue of a database, which one transaction at a time holds until it ends.
 _ONE_MOVER = (
     "SELECT pg_try_advisory_xact_lock(hashtext('mbqueue moves'), "
     "CAST(CAST(to_regclass('experiments') AS oid) AS integer)) AS is_ours"
@@ -51,7 +52,7 @@ class Migrated:
 
     Attributes:
         rows: table → number of rows.
-        source, target: where from and where to, without passwords.
+        source, target: the addresses, without passwords.
     """
 
     rows: dict[str, int]
@@ -60,7 +61,7 @@ class Migrated:
 
 
 def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
-    """All rows of one table of a queue, in an order that is the same in every database."""
+    """All rows of one table of a queue, in the same order in every database."""
     order = "job_id, needed_id" if table == "needs" else "id"
     query = f"SELECT {COLUMNS[table]} FROM {table} ORDER BY {order}"
     columns = COLUMNS[table].split(", ")
@@ -68,15 +69,15 @@ def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
-    """Fill an empty queue with what is in another, which is marked as moved (`mbqueue.queue.moved`).
+    """Fill an empty queue with the content of another, and mark that one as moved (`mbqueue.queue.moved`).
 
-    What was written is read back and compared before it is committed. A target that was moved away itself, and has
-    nothing that the source lacks, counts as empty. One that goes on where the source stands was filled by a run that
-    died before it marked the source: then only that is done.
+    All rows are read back and compared before they are committed. A target counts as empty if it was moved away itself
+    and has nothing that the source lacks. A target that continues the source's events was filled by a run that died
+    before it marked the source: then only the mark is added.
 
     Raises:
-        UsageError: when a session works with the source, or the target is not empty.
-        QueueError: when something cannot be kept as it is; nothing was changed then.
+        UsageError: if a session works with the source, or the target is not empty.
+        QueueError: if a value cannot be kept unchanged; then nothing was changed.
     """
     with source.writing() as old, target.writing() as new:  # the target is committed first
         _require_another(source, old, target, new)
@@ -94,15 +95,15 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
 
 
 def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
-    """As `copy_queue`, into a new SQLite file that appears only once it is whole.
+    """Copy as `copy_queue` does, into a new SQLite file that appears only once it is complete.
 
-    A file there that was moved away is kept beside it, as ``queue.db.moved-TIME``.
+    An existing file that was moved away is kept beside it, as ``queue.db.moved-TIME``.
 
     Raises:
-        UsageError: when the file exists and was not moved; otherwise as `copy_queue`.
+        UsageError: if the file exists and was not moved away; otherwise as `copy_queue`.
     """
     if source.database.dialect is SQLITE:
-        raise UsageError(f"There is a queue at {source.database.name}, and it is a file already. Nothing was changed.")
+        raise UsageError(f"The queue at {source.database.name} is a file already. Nothing was changed.")
     building = path.with_name(f"{files.TEMP_PREFIX}{path.name}")
     try:
         for left in path.parent.glob(f"{building.name}*"):
@@ -114,7 +115,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
                     _copy(old, target, new)
                 settle(building)
                 if path.exists():
-                    settle(path)  # or a death between its renames would leave it without its mark
+                    settle(path)  # or a death between the renames would leave it without its mark
                     set_aside(path, "moved", now=now)
                 building.replace(path)
                 files.fsync_dir(path.parent)
@@ -126,22 +127,21 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue to where it is, by another spelling of its address: it would be marked as moved away.
+    """Refuse to move a queue to its own address in another spelling: it would be marked as moved away.
 
     Raises:
-        UsageError: when both are one.
-    """
+        UsageError: if both are the same queue."""
     if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
     if not (old.execute(_ONE_MOVER).fetchone()["is_ours"] and new.execute(_ONE_MOVER).fetchone()["is_ours"]):
         raise UsageError(
-            f"{target.database.name} is the queue that is at {source.database.name} already, or another process is "
-            "just moving one of them. Nothing was changed."
+            f"{target.database.name} and {source.database.name} are the same queue, or another process is "
+            "moving one of them right now. Nothing was changed."
         )
 
 
 def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
-    """Mark the source as moved, as soon as the transaction is committed."""
+    """Mark the source as moved once the transaction is committed."""
     now = source.database.instant(old, now)
     if source.database.dialect is POSTGRESQL:
         old.execute(f"LOCK TABLE {', '.join(COLUMNS)} IN EXCLUSIVE MODE")
@@ -154,29 +154,28 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
 
 
 def _take_back(target: Queue, old: Statements, new: Statements) -> None:
-    """Empty a target that was moved away, when all that happened there the source knows, too."""
+    """Empty a target that was moved away, if the source knows all that happened there."""
     version = version_before(new)
     if version is None:
         return
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{target.database.name} is what an mbqueue of another version left of a queue that was moved (schema "
-            f"version {version}, this one's is {SCHEMA_VERSION}). Give another, for example another schema=NAME."
+            f"{target.database.name} holds the remains of a queue that another version of mbqueue moved (schema "
+            f"version {version}, this version's is {SCHEMA_VERSION}). Give another, for example another schema=NAME."
         )
     if not _goes_on(old, after=new):
         raise UsageError(
-            f"{target.database.name} is what is left of a queue that was moved, and it is not the one that this queue "
-            "comes from. Give another, for example another schema=NAME."
+            f"{target.database.name} holds the remains of a moved queue, and this queue does not come from it. "
+            "Give another, for example another schema=NAME."
         )
     empty_moved(new, COLUMNS)
 
 
 def _is_copied(path: Path, old: Statements) -> bool:
-    """Whether a file has the queue that is to be copied there already; False when there is none, or it was moved away.
+    """Whether a file already holds the queue to be copied; False if there is none, or if it was moved away.
 
     Raises:
-        UsageError: when it is another queue.
-    """
+        UsageError: if it is another queue."""
     if not path.exists():
         return False
     try:
@@ -185,11 +184,11 @@ def _is_copied(path: Path, old: Statements) -> bool:
                 return True
     except QueueMoved:
         return False
-    raise UsageError(f"There is a queue at {path}. Move it and the files beside it out of the way first.")
+    raise UsageError(f"There is a queue at {path} already. Move it and the files beside it out of the way first.")
 
 
 def _goes_on(db: Statements, *, after: Statements) -> bool:
-    """Whether all that ever happened in one queue is the beginning of what happened in another; events never change."""
+    """Whether one queue's events are the first events of another; events never change."""
     events = rows_of(db, "events")
     return all(next(events, None) == before for before in rows_of(after, "events"))
 
@@ -213,7 +212,7 @@ def _copy(old: Statements, target: Queue, new: Statements) -> None:
         for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
             if was != is_now:
                 raise QueueError(
-                    f"Row {was[0]} of {table} cannot be kept as it is in {target.database.name} (a character that "
+                    f"Row {was[0]} of {table} cannot be stored unchanged in {target.database.name} (a character that "
                     "it cannot hold?). Nothing was written there."
                 )
 
@@ -238,7 +237,7 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, .
 
 @contextmanager
 def _without_triggers(target: Queue, db: Statements) -> Iterator[None]:
-    """Within the transaction, and unseen by others, let jobs be written in any state and without events."""
+    """Within the transaction, invisible to others, allow jobs to be written in any state and without events."""
     if target.database.dialect is POSTGRESQL:
         db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
         yield

@@ -1,8 +1,8 @@
-"""A queue that was moved to another database: what is left of it says where to, and is not worked with any more.
+"""A queue that was moved to another database: its remains say where it is now, and refuse all work.
 
-Two databases with the same jobs would give each of them out twice, under the same fence. So the one that a queue was
-copied from is marked. Its version becomes one that no mbqueue works with, older ones neither, and triggers refuse the
-writes of whoever opened it before, such as a session that was frozen meanwhile. All of it is still there to be read.
+Two databases with the same jobs would hand out each job twice, under the same fence. So the source of the copy is
+marked. Its version becomes one that no mbqueue works with, including older ones. Triggers refuse writes of processes
+that opened it earlier, such as a session that was frozen during the move. All of it can still be read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mbqueue.errors import QueueMoved
 from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import SQLITE, Dialect
 
-#: In place of the schema's version.
+#: Replaces the schema's version.
 MOVED_VERSION = 1_000_000
 _REFUSAL = "the queue was moved to another database meanwhile; begin again, and it is told where to"
 
@@ -40,21 +40,21 @@ _POSTGRESQL_TABLE = (
 
 
 def mark_moved(db: Statements, dialect: Dialect, tables: Iterable[str], *, target: str, now: float) -> None:
-    """Within a transaction, mark a queue as moved to a target, which must show no password."""
+    """Within a transaction, mark a queue as moved to a target, whose text must not contain a password."""
     once, each = (_SQLITE, _SQLITE_TABLE) if dialect is SQLITE else (_POSTGRESQL, _POSTGRESQL_TABLE)
     for statement in (*once, *(statement.format(table=table) for table in tables for statement in each)):
         db.execute(statement, {"target": target, "now": now} if ":target" in statement else {})
 
 
 def version_before(db: Statements) -> int | None:
-    """The version of the schema that a queue on a server had when it was moved away; None when it was not."""
+    """The schema version that a queue on a server had when it was moved away; None if it was not moved."""
     if db.execute("SELECT 1 FROM mbqueue_schema WHERE version = ?", (MOVED_VERSION,)).fetchone() is None:
         return None
     return int(db.execute("SELECT version FROM moved").fetchone()["version"])
 
 
 def empty_moved(db: Statements, tables: Iterable[str]) -> None:
-    """Within a transaction, make of a moved queue on a server an empty one that is worked with. Grants stay."""
+    """Within a transaction, turn a moved queue on a server into an empty, usable one. Grants stay."""
     db.execute("UPDATE mbqueue_schema SET version = (SELECT version FROM moved)")
     db.execute("DROP TABLE moved")
     db.execute("DROP FUNCTION refuse_moved() CASCADE")
@@ -64,12 +64,12 @@ def empty_moved(db: Statements, tables: Iterable[str]) -> None:
 
 
 def moved_error(name: object, target: str, at: float) -> QueueMoved:
-    """What to tell who opens a queue that was moved to ``target`` at a time."""
+    """The error for opening a queue that was moved to ``target`` at a time."""
     if target.startswith("postgresql://"):
         there = "set `queue` in mbqueue.toml, or MBQUEUE_QUEUE, to that URL"
     else:
         there = "take `queue` out of mbqueue.toml and unset MBQUEUE_QUEUE"
     return QueueMoved(
-        f"This queue was moved on {utc_text(at)}, from {name} to {target}. To go on with it there: {there}. To move it "
-        "back: mbqueue migrate-queue, while it is there. If it is lost there: mbqueue recover --force"
+        f"This queue was moved on {utc_text(at)}, from {name} to {target}. To use it there: {there}. To move it "
+        "back: mbqueue migrate-queue, as long as it is there. If it is lost there: mbqueue recover --force"
     )

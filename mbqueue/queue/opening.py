@@ -1,6 +1,6 @@
-"""Where a project's queue is, and opening it: the one place that chooses between SQLite and PostgreSQL.
+"""Open a project's queue: the one place that chooses between SQLite and PostgreSQL.
 
-Every command comes through here, so that all say the same of a queue that is lost, and none begins a second one.
+Every command opens the queue here, so all of them report a lost queue alike, and none starts a second one.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from mbqueue.errors import QueueLost, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
 
-#: In the live folder while `mbqueue restore` puts an archive in the place of what was there; says which.
+#: A file in the live folder while `mbqueue restore` replaces its content; it names the archive.
 RESTORING = "restoring"
 
 
 def open_queue(
     project: ProjectFolder, *, read_only: bool = False, wait: Callable[[float], bool] | None = None
 ) -> Queue:
-    """The queue of a project: on the server that MBQUEUE_QUEUE or its settings name, else in its SQLite file.
+    """Open the queue of a project: on the server that MBQUEUE_QUEUE or its settings name, else in its SQLite file.
 
-    Unless ``read_only``, one that is not there is made.
+    Unless ``read_only``, create it if it does not exist.
 
     Args:
-        wait: waits so many seconds, and says whether to give up. A session gives it, and waits for a server that is
-            away. Without it, which is for what a person waits for, that is an error at once.
+        wait: waits for the given seconds and returns True to give up. With it, as in a session, an unreachable server
+            is waited for. Without it, as in a command that a person waits for, an unreachable server is an error at
+            once.
 
     Raises:
-        QueueError: when it cannot be opened, or does not exist (reading only).
-        QueueLost: when its file, or what was in it, is gone, and what it knew is still there to rebuild it from.
+        QueueError: if it cannot be opened, or does not exist (reading only).
+        QueueLost: if its file or its content is gone, but what it is rebuilt from still exists.
         SchemaTooNew: when a newer mbqueue wrote it.
         QueueMoved: when it is in another database now.
         UsageError: when psycopg is not installed, or the URL cannot be read.
@@ -46,11 +47,11 @@ def open_queue(
 
 
 def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
-    """Whether anything was ever enqueued, so that there is a queue to open; ``wait`` as `open_queue` takes it.
+    """Whether anything was ever enqueued, so that there is a queue to open; ``wait`` as for `open_queue`.
 
     Raises:
         QueueError: when its server cannot be reached.
-        QueueLost, UsageError: when there was one; as `open_queue`.
+        QueueLost, UsageError: as `open_queue`, if there was one.
     """
     if not project.topology.queue_url:
         _require_not_lost(project)
@@ -67,12 +68,12 @@ def is_queue_there(project: ProjectFolder) -> bool:
 
 
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
-    """Make sure that there is a queue; ``wait`` as `open_queue` takes it.
+    """Check that there is a queue; ``wait`` as for `open_queue`.
 
     Raises:
-        UsageError: when nothing was ever enqueued.
+        UsageError: if nothing was ever enqueued.
         QueueError: when its server cannot be reached.
-        QueueLost: when there was one.
+        QueueLost: if there was one.
     """
     if queue_exists(project, wait=wait):
         return
@@ -80,16 +81,14 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
 
 def require_no_cut_off_restore(project: ProjectFolder) -> None:
-    """Refuse a project that is half an archive's and half what was there before.
+    """Refuse a project that is half from an archive and half from before.
 
     Raises:
-        UsageError: when it is.
+        UsageError: if it is.
     """
     archive = cut_off_restore(project)
     if archive is not None:
-        raise UsageError(
-            f"Restoring {project.root} was cut off before it was done. Do it again: mbqueue restore {archive}"
-        )
+        raise UsageError(f"Restoring {project.root} was interrupted. Run it again: mbqueue restore {archive}")
 
 
 def cut_off_restore(project: ProjectFolder) -> str | None:
@@ -103,11 +102,11 @@ def cut_off_restore(project: ProjectFolder) -> str | None:
 
 
 def _require_not_lost(project: ProjectFolder) -> None:
-    """Refuse a project whose queue, in a file, is gone.
+    """Refuse a project whose queue file is gone.
 
     Raises:
-        QueueLost: when experiments are there that it held.
-        UsageError: when it is gone because a restore was cut off.
+        QueueLost: if experiments that it held still exist.
+        UsageError: if it is gone because a restore was interrupted.
     """
     if project.queue_db.exists():
         return
@@ -120,18 +119,18 @@ def _require_not_lost(project: ProjectFolder) -> None:
 
 
 def _experiments_beside(project: ProjectFolder) -> set[str]:
-    """Names of the experiments of which the live folder has commits, or notes of what was asked for."""
+    """Names of the experiments for which the live folder has commits, or notes of what was enqueued."""
     trained = {path.parent.parent.name for path in project.live_dir.glob("checkpoints/*/fold_*/e*.json")}
     return trained | {path.stem for path in project.wanted_dir.glob("*.json")}
 
 
 def lacks_experiments(project: ProjectFolder, queue: Queue) -> bool:
-    """Whether a queue lacks experiments that were worked on here: the one that knew them was lost before it began."""
+    """Whether a queue lacks experiments that were trained here: an earlier queue that held them was lost."""
     return bool(_experiments_beside(project) - {experiment.name for experiment in queue.experiments()})
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
-    """Whether a queue is empty though there are checkpoints, so that something emptied it."""
+    """Whether a queue is empty although there are checkpoints, so that something emptied it."""
     return not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json"))
 
 
@@ -155,7 +154,7 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
 def open_on_server(
     url: str, *, read_only: bool = False, even_moved: bool = False, wait: Callable[[float], bool] | None = None
 ) -> Queue:
-    """The queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as `open_queue`.
+    """Open the queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
 
     With ``even_moved`` also one that was moved away, for moving it back (`mbqueue.queue.migrating`).
     """
@@ -170,6 +169,6 @@ def _require_psycopg() -> None:
         import psycopg  # noqa: F401, PLC0415 - optional package
     except ImportError as error:
         raise UsageError(
-            f"The queue is on PostgreSQL, and psycopg, which talks to it, cannot be loaded here ({error}). Install it "
+            f"The queue is on PostgreSQL, but psycopg, its client, cannot be loaded here ({error}). Install it "
             "with: pip install 'mbqueue[postgresql]'"
         ) from error

@@ -18,13 +18,13 @@ the unit of the target.
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
     errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (last line)
 
-State of a fold: running, done (predictions committed), failed, cancelled, pruned, paused, ready, waiting; the first
-that applies. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled, waiting.
-`seconds` adds up the `seconds` of committed results and of work that is under way or was given back, `epoch_seconds`
-those of committed epochs. A progress has `what`, `done`, `total`, and `seconds`, `seconds_left` where they are known.
-Sessions that ended, or were not heard of for a day, are left out of `sessions`. One is lost that was not heard of in
-time, and has died when its process, on this machine, is gone. What that held is told with it; experiments, folds and
-counts show it as the next session will find it: ready.
+State of a fold: the first that applies of running, done (predictions committed), failed, cancelled, pruned, paused,
+ready, waiting. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled, waiting.
+`seconds` is the sum over committed results, running work and released work; `epoch_seconds` is the sum over committed
+epochs. A progress has `what`, `done`, `total`, and, where known, `seconds` and `seconds_left`. Sessions that ended, or
+whose last heartbeat is over a day old, are left out of `sessions`. A session is lost when its heartbeat is overdue, and
+has died when its process on this machine is gone. A dead session's job is listed with it; experiments, folds and counts
+show the job as the next session will find it: ready.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STATES = tuple(state.value for state in State)
 
 
 def _board(sql: Dialect) -> str:
-    """One row for each fold, and one for what belongs to no fold. On SQLite, one walk along an index."""
+    """One row per fold, and one for the jobs of no fold. On SQLite, a single walk along an index."""
     val_mae = sql.list_of("val_mae", order="epoch", where="kind = 'train' AND state = 'committed'")
     counts = ", ".join(f"count(*) FILTER (WHERE state = '{state}') AS {state}" for state in _STATES)
     return f"""
@@ -71,7 +71,7 @@ def _board(sql: Dialect) -> str:
     """
 
 
-#: Jobs that were begun and given back: a few, found by an index that knows no paused ones.
+#: Jobs that were started and released: few, found by an index that leaves out paused jobs.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
@@ -93,7 +93,7 @@ _OUTLOOK = """
 
 
 class _Group(NamedTuple):
-    """One row of the board: a fold, or the jobs of an experiment that belong to no fold."""
+    """One row of the query above: a fold, or the jobs of an experiment that belong to no fold."""
 
     experiment_id: int
     fold: int | None
@@ -119,12 +119,12 @@ class _Group(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """Whether anything is left to do for a worker whose claim found nothing.
+    """What is left to do, for a worker whose claim found nothing.
 
     Attributes:
-        ready: jobs that could be claimed now, those left to another session included; paused ones not.
-        delayed: jobs that rest after a failure; the first is due at `next_at`.
-        leased: jobs that somebody holds; the first of these leases runs out at `lease_expires_at`.
+        ready: jobs that could be claimed now, including those left to another session, but not paused ones.
+        delayed: jobs that wait for a retry; the first is due at `next_at`.
+        leased: jobs that a session holds; the first of these leases expires at `lease_expires_at`.
     """
 
     ready: int
@@ -135,16 +135,16 @@ class Outlook:
 
     @property
     def is_exhausted(self) -> bool:
-        """Nothing is claimable, and nothing that runs could make it so: what is left waits for a person."""
+        """Whether only a person can make progress: nothing is claimable, and no running job could change that."""
         return self.ready + self.delayed + self.leased == 0
 
 
 class Reports(Part):
-    """Reading: jobs, events, the overview."""
+    """Read jobs, events and the overview."""
 
     @repeatable
     def job(self, job_id: int) -> Job:
-        """One job by its id, which must exist."""
+        """The job of an id, which must exist."""
         with self.reading() as db:
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
 
@@ -152,7 +152,7 @@ class Reports(Part):
     def jobs(
         self, *, experiment: str | None = None, fold: int | None = None, state: State | None = None
     ) -> tuple[Job, ...]:
-        """The jobs of an experiment, a fold, a state, or all; by fold and epoch, `prepare` first, `record` last."""
+        """Jobs, optionally of an experiment, fold or state; by fold and epoch, `prepare` first, `record` last."""
         query = (
             "SELECT * FROM job_rows WHERE (:experiment IS NULL OR experiment = :experiment) "
             "AND (:fold IS NULL OR fold = :fold) AND (:state IS NULL OR state = :state) "
@@ -173,7 +173,7 @@ class Reports(Part):
         after: int = 0,
         limit: int = 100,
     ) -> tuple[Event, ...]:
-        """The newest `limit` events that fit, oldest of them first; `after` is the id of the last one already seen."""
+        """The newest `limit` events that match, oldest first; `after` is the id of the last event already seen."""
         values = {"experiment": experiment, "fold": fold, "by": by, "since": since, "after": after, "limit": limit}
         with self.reading() as db:
             rows = db.execute(_EVENTS, values).fetchall()
@@ -181,15 +181,15 @@ class Reports(Part):
 
     @repeatable
     def outlook(self, *, now: float) -> Outlook:
-        """What is left to do, for a worker that got nothing."""
+        """What is left to do, for a worker whose claim found nothing."""
         with self.reading() as db:
             return Outlook(**dict(db.execute(_OUTLOOK, {"now": now}).fetchone()))
 
     @repeatable
     def overview(self, *, now: float, project: str = "", experiment: str | None = None) -> dict[str, Any]:
-        """Everything at one instant, in the format described at the top of this module; JSON as it stands.
+        """Everything at one instant, in the format described at the top of this module; ready for JSON.
 
-        `experiment` leaves the other experiments out of `experiments` and `jobs`; an unknown name leaves all out.
+        With `experiment`, `experiments` and `jobs` cover only that one; an unknown name leaves both empty.
         """
         with self.reading() as db:
             now = self.database.instant(db, now)
@@ -340,12 +340,12 @@ def _fold_state(group: _Group) -> str:
 
 
 def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> _Group:
-    """A group of jobs with the time that went into one of them which is not committed."""
+    """Add to a group the time that went into one of its uncommitted jobs."""
     return group._replace(seconds=group.seconds + progress.get("seconds", 0.0)) if group.fold == fold else group
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """A group of jobs as it is when the next session has given back what a dead one held."""
+    """A group of jobs as it will be once the next session has released what a dead one held."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

@@ -1,4 +1,4 @@
-"""Which process this is, told apart from every other one on this machine, and whether such a process still lives."""
+"""The identity of a process, distinct from every other one on this machine, and whether that process is alive."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class ProcessIdentity:
     """One process.
 
     Attributes:
-        boot_id: the boot of the machine and the process namespace, in which alone `pid` means something; None
-            where the system does not tell.
-        pid_started: start of the process in clock ticks since boot, which tells it from a later one with its pid.
+        boot_id: the machine's boot and the process namespace within which `pid` is valid; None if the system does not
+            say.
+        pid_started: start of the process in clock ticks since boot; a later process with the same pid has another.
     """
 
     host: str
@@ -30,7 +30,7 @@ def this_process() -> ProcessIdentity:
 
 
 def identity_of(pid: int) -> ProcessIdentity:
-    """The identity of the process that has this pid now, on this machine."""
+    """The identity of the process with this pid, on this machine, now."""
     return ProcessIdentity(host=socket.gethostname(), boot_id=boot_id(), pid=pid, pid_started=_started(pid))
 
 
@@ -45,9 +45,9 @@ def boot_id() -> str | None:
 
 
 def is_known_dead(identity: ProcessIdentity) -> bool:
-    """Whether the process certainly lives no more. Without proof (another machine, boot or container): False.
+    """Whether the process is certainly dead. Without proof (another machine, boot or container): False.
 
-    That /proc does not show it proves nothing: mounted with ``hidepid``, it hides other users' processes.
+    Absence from /proc proves nothing: mounted with ``hidepid``, it hides other users' processes.
     """
     if identity.boot_id is None or identity.boot_id != boot_id():
         return False
@@ -56,7 +56,7 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # there is one, of another user
+        pass  # the process exists and belongs to another user
     stat = _stat(identity.pid)
     if stat is None:
         return False
@@ -64,16 +64,16 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
 
 
 def is_known_living(identity: ProcessIdentity) -> bool:
-    """Whether the process certainly lives, be it stopped or hanging. Without proof: False."""
+    """Whether the process is certainly alive, even if stopped or hanging. Without proof: False."""
     if identity.boot_id is None or identity.boot_id != boot_id() or identity.pid_started is None:
         return False
     return _started(identity.pid) == identity.pid_started
 
 
 def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
-    """Whether a living process of this machine has a file open; None without proof: it is another user's, or elsewhere.
+    """Whether a live process of this machine has a file open; None without proof (another user or machine).
 
-    A copy of the file is another file, and one that was renamed is the same.
+    A copy of the file is a different file; a renamed file is the same.
     """
     if not is_known_living(identity):
         return None
@@ -86,7 +86,7 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
         try:
             found = descriptor.stat()
         except FileNotFoundError:
-            continue  # closed just now
+            continue  # closed in the meantime
         except OSError:
             return None
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
@@ -95,12 +95,12 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
 
 
 def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
-    """Whether a session's process certainly does not work with this queue: it is dead, or works with another file.
+    """Whether a session's process certainly does not use this queue: it is dead, or uses another file.
 
-    The rows of a copied queue name the sessions of the original, whose processes live.
+    The rows of a copied queue name the sessions of the original, whose processes may be alive.
 
     Args:
-        queue_file: the SQLite file; None for a queue on a server, which has no copies.
+        queue_file: the SQLite file; None for a queue on a server.
     """
     if is_known_dead(identity):
         return True
@@ -110,27 +110,27 @@ def is_gone(identity: ProcessIdentity, queue_file: Path | None) -> bool:
 
 
 def parent_of(pid: int) -> int | None:
-    """The process that started this one, or took it over; None when it is gone, or hidden."""
+    """The parent of this process; None if it is gone or hidden."""
     stat = _stat(pid)
     return None if stat is None else int(stat[1])
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None when it is gone or a zombie, or there is no /proc."""
+    """Start time of a process in clock ticks since boot; None if it is gone or a zombie, or without /proc."""
     stat = _stat(pid)
     return None if stat is None or _is_over(stat) else int(stat[19])
 
 
 def _is_over(stat: list[str]) -> bool:
-    """Whether a process has ended, and only its parent has not asked for its exit status yet."""
+    """Whether a process has ended and its parent has not yet collected its exit status."""
     return stat[0] in {"Z", "X"}
 
 
 def _stat(pid: int) -> list[str] | None:
-    """What /proc tells of a process, from its state on (the third field in proc(5)); None where it tells nothing."""
+    """The fields of /proc/PID/stat from the state on (the third field in proc(5)); None if there are none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field, the program's name, is in brackets and may itself hold blanks and brackets.
+    # The second field, the program's name in brackets, may itself contain blanks and brackets.
     return stat.rpartition(")")[2].split()

@@ -1,6 +1,6 @@
-"""The tables of the queue and the rules that hold everybody to them, written once for both databases.
+"""The tables of the queue and the rules that the database enforces, written once for both databases.
 
-Each database makes them in its own way, and upgrades older ones: `mbqueue.queue.sqlite_schema` and
+Each database creates and upgrades them in its own module: `mbqueue.queue.sqlite_schema` and
 `mbqueue.queue.postgresql.schema`. `tests/queue/fixtures` holds a queue of every version.
 """
 
@@ -17,13 +17,13 @@ SCHEMA_VERSION = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What no statement may do to a job, whoever sends it.
+    """A rule that no statement may break, whichever program sends it.
 
     Attributes:
-        name: of its trigger.
-        event: the statements that it is about.
-        breaks: the condition under which a row breaks it, given what stands before the name of another table; always
-            when it is None.
+        name: the name of its trigger.
+        event: the statements that it applies to.
+        breaks: makes the condition under which a row breaks it, given the prefix of other tables' names; None means
+            always.
         says: the error, after "forbidden transition: ".
     """
 
@@ -65,10 +65,10 @@ RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALL
 
 
 def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
-    """What holds of single columns of a job; ``row`` stands before each column's name.
+    """The rules of single columns of a job; ``row`` is the prefix of each column's name.
 
-    What the dashboard adds up of `result` stands in columns of its own, and cannot disagree with it. (Generated columns
-    would say the same, but SQLite does not read those from an index alone.)
+    The numbers of `result` that the dashboard sums up have columns of their own, which cannot disagree with it.
+    (Generated columns would do the same, but SQLite does not read those from an index alone.)
     """
     json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
     numbers = {
@@ -79,7 +79,7 @@ def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
 
 
 def row_checks(row: str = "") -> tuple[str, ...]:
-    """What holds of a job's columns together; ``row`` stands before each column's name."""
+    """The rules across a job's columns; ``row`` is the prefix of each column's name."""
     return (
         f"({row}fold IS NULL) = ({row}kind IN ('prepare', 'record'))",
         f"({row}epoch IS NULL) = ({row}kind <> 'train')",
@@ -123,12 +123,12 @@ def tables(sql: Dialect) -> Iterator[str]:
         ){sql.table}
     """
     yield _jobs(sql)
-    # One job for each piece of work, whatever is enqueued how often.
+    # One job for each piece of work, however often it is enqueued.
     yield (
         "CREATE UNIQUE INDEX jobs_identity ON jobs "
         f"(experiment_id, kind, {sql.or_else}(fold, -1), {sql.or_else}(epoch, -1))"
     )
-    # The claim walks this one from its head and stops at the first row that it may take.
+    # A claim walks this index from its head and stops at the first row that it may take.
     yield f"""
         CREATE INDEX jobs_claim ON jobs (priority DESC, started DESC, id{sql.claim_covers})
         WHERE state = 'ready' AND paused = 0
@@ -137,7 +137,7 @@ def tables(sql: Dialect) -> Iterator[str]:
     yield "CREATE INDEX jobs_leased ON jobs (session_id, lease_expires_at) WHERE state = 'leased'"
     yield "CREATE INDEX jobs_error ON jobs (changed_at) WHERE error IS NOT NULL"
     if sql.board_index:
-        # The dashboard reads this index alone, never the rows.
+        # The dashboard reads only this index, never the rows.
         columns = "experiment_id, fold, epoch, state, kind, paused, val_mae, test_mae, seconds"
         yield f"CREATE INDEX jobs_board ON jobs ({columns})"
     yield f"""
@@ -220,7 +220,7 @@ def _jobs(sql: Dialect) -> str:
 
 
 def commits_place(sql: Dialect) -> str:
-    """The table of `mbqueue.queue.commits_place`: one row, or none while nobody has said."""
+    """The table of `mbqueue.queue.commits_place`: one row, or none before the place is recorded."""
     return f"""
         CREATE TABLE commits_place (
             number {sql.integer} PRIMARY KEY CHECK (number = 1),
@@ -234,10 +234,10 @@ def commits_place(sql: Dialect) -> str:
 
 
 def require_known(version: int, *, name: object) -> None:
-    """Refuse a database of a later version than this program's.
+    """Refuse a database with a later schema version than this program's.
 
     Raises:
-        SchemaTooNew: when it is.
+        SchemaTooNew: if it has one.
     """
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(

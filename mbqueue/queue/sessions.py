@@ -1,4 +1,4 @@
-"""Sessions: who works, since when, on what, and whether they still live."""
+"""Sessions: which ones run, since when, on what, and whether they are alive."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _held(sql: Dialect) -> str:
 
 
 class Sessions(Part):
-    """Session rows, heartbeats, and notes in the list of events."""
+    """Session rows, heartbeats, and notes among the events."""
 
     @repeatable
     def start_session(
@@ -59,9 +59,9 @@ class Sessions(Part):
         deadline_at: float | None = None,
         identity: ProcessIdentity | None = None,
     ) -> str:
-        """Announce a worker (by default this process) and return its session id, unique on all machines.
+        """Record a new session (by default of this process) and return its id, unique across machines.
 
-        It counts as living for `alive_seconds` after its last heartbeat.
+        It counts as live for `alive_seconds` after its last heartbeat.
         """
         identity = identity or this_process()
         with self.writing() as db:
@@ -94,10 +94,10 @@ class Sessions(Part):
         structures_per_second: float | None = None,
         deadline_at: float | None = None,
     ) -> None:
-        """Say that the session lives, and optionally how fast it is and when it means to stop.
+        """Record that the session is alive, and optionally its speed and when it plans to stop.
 
         Raises:
-            QueueError: when the session has ended (or was ended by another as dead).
+            QueueError: if the session has ended (or another session has ended it as dead).
         """
         values = {"id": session, "now": now, "alive_seconds": alive_seconds}
         with self.writing() as db:
@@ -108,9 +108,10 @@ class Sessions(Part):
 
     @repeatable
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
-        """End the session and give back what it still holds, as cut off; does nothing when it has ended.
+        """End the session and release what it still holds as preempted; do nothing if it has ended.
 
-        With ``lost`` its jobs count as those of a session that died: one that ends so time and again rests in `failed`.
+        With ``lost`` its jobs count as those of a session that died: a job that this happens to repeatedly becomes
+        `failed`.
         """
         with self.writing() as db:
             _end(db, session, reason=reason, by=session, now=now, lost=lost)
@@ -119,14 +120,14 @@ class Sessions(Part):
     def reap_dead(
         self, *, by: str, now: float, is_dead: Callable[[ProcessIdentity], bool] | None = None
     ) -> tuple[SessionRow, ...]:
-        """End at once the sessions of this machine whose process is proved dead, and give back what they held.
+        """End the sessions of this machine whose process is proved dead, and release what they held.
 
-        So too those whose process works with another file: this queue is a copy then.
+        A session whose process uses another queue file is ended, too: then this queue is a copy.
 
-        Sessions of other machines, boots and containers are left alone: their leases run out.
+        Sessions of other machines, boots and containers are left alone: their leases expire.
 
         Returns:
-            The sessions that were ended.
+            The ended sessions.
         """
         with self.reading() as db:
             rows = db.execute(
@@ -143,7 +144,7 @@ class Sessions(Part):
         return tuple(dead)
 
     def is_gone(self, identity: ProcessIdentity) -> bool:
-        """Whether a process certainly works with this queue no more, or never did (`mbqueue.queue.processes`)."""
+        """Whether a process certainly does not use this queue (`mbqueue.queue.processes`)."""
         return is_gone(identity, self.database.file)
 
     @repeatable
@@ -151,7 +152,7 @@ class Sessions(Part):
         """One session.
 
         Raises:
-            QueueError: when there is none of this id.
+            QueueError: if there is none with this id.
         """
         with self.reading() as db:
             row = db.execute("SELECT * FROM sessions WHERE id = ?", (session,)).fetchone()
@@ -161,7 +162,7 @@ class Sessions(Part):
 
     @repeatable
     def sessions(self, *, experiment: str | None = None) -> tuple[SessionRow, ...]:
-        """All sessions, or those that worked on one experiment, oldest first."""
+        """All sessions, or those that worked on an experiment, oldest first."""
         with self.reading() as db:
             rows = db.execute(
                 "SELECT * FROM sessions WHERE :experiment IS NULL OR id IN "
@@ -175,30 +176,29 @@ class Sessions(Part):
     def note(
         self, why: str, *, by: str, now: float, experiment_id: int | None = None, job_id: int | None = None
     ) -> None:
-        """Add a line to the events that is not a change of state (a checkpoint set aside, a mount lost)."""
+        """Add a note to the events, such as a checkpoint set aside or a lost mount."""
         with self.writing() as db:
             note(db, why, by=by, now=now, experiment_id=experiment_id, job_id=job_id)
 
 
 def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | None:
-    """The first session of a queue that may still write to it, or None, so that it can be taken away.
+    """The first session that may still write to a queue; None if the queue can be moved or replaced.
 
     Args:
-        now: by the clock of the database.
-    """
+        now: by the database's clock."""
     rows = db.execute("SELECT * FROM sessions WHERE ended_at IS NULL ORDER BY id").fetchall()
     return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now, database.file)), None)
 
 
 def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool:
-    """Whether a session may still write: one that was heard of, or whose process lives, however long it is silent.
+    """Whether a session may still write: its heartbeat is recent, or its process is alive, however long silent.
 
     Args:
-        queue_file: as `mbqueue.queue.processes.is_gone` takes it.
+        queue_file: as for `mbqueue.queue.processes.is_gone`.
     """
     if row.ended_at is not None or is_gone(row.identity, queue_file):
-        return False  # whoever was killed a moment ago on this machine still looks alive, but works no more
-    # This process is who asks: a session that it ran, and that could not say its end, is over.
+        return False  # killed a moment ago on this machine: its heartbeat is recent, but its process is dead
+    # A session of the process that asks is over, even if it could not record its end.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 
@@ -206,6 +206,6 @@ def _end(db: Statements, session: str, *, reason: str, by: str, now: float, lost
     if db.execute(_END, {"id": session, "now": now, "reason": reason}).rowcount:
         why = f"session {session} ended: {reason}"
         limit = {"max_lost": MAX_LOST_IN_A_ROW, "lost_error": LOST_ERROR}
-        db.execute(_held, (session,))  # waits for a commit of it that is under way and may be claiming its next job
+        db.execute(_held, (session,))  # waits for a running commit of the session, which may claim its next job
         db.execute(_GIVE_BACK, {"id": session, "now": now, "by": by, "why": why, "lost": int(lost), **limit})
         note(db, why, by=by, now=now)

@@ -18,11 +18,11 @@ from mbqueue.queue.database import Bound, Database, Parameters, Statements
 from mbqueue.queue.dialect import SQLITE, Sql, text_of
 from mbqueue.queue.schema import SCHEMA_VERSION
 
-#: How long a statement waits for another process's transaction.
+#: How long a statement waits for a transaction of another process.
 BUSY_SECONDS = 30.0
-#: With less room than this on its disk SQLite cannot even make the index of its write-ahead log, and says "I/O error".
+#: With less free space than this SQLite cannot create the index of its write-ahead log, and reports "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
-#: A commit changes some bytes in each of five pages, and writes all five to the log.
+#: A commit changes a few bytes in each of five pages, and writes all five pages to the log.
 _PAGE_BYTES = 2048
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -31,12 +31,12 @@ _UNREACHABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 
 
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
-    """Bring all that was written to a database that nobody has open into its file alone, so that it can be moved.
+    """Write a database's log into its file, so that the file can be moved. No process may have the database open.
 
-    Closing does so too, but says nothing when it cannot; without the write-ahead log that file would lack rows.
+    Closing the database does so, too, but hides a failure. Without the write-ahead log the file would lack rows.
 
     Raises:
-        QueueError: when it cannot be done, for example on a full disk. Nothing was lost.
+        QueueError: if it cannot be done, for example on a full disk; nothing is lost.
     """
     try:
         with closing(sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)) as db:
@@ -51,7 +51,7 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
 
 
 def set_aside(path: Path, why: str, *, now: float) -> Path:
-    """Give a SQLite file, with what is beside it, the name ``queue.db.WHY-TIME``; returns it."""
+    """Rename a SQLite file and the files beside it to ``queue.db.WHY-TIME``; return the new path."""
     aside = path.with_name(f"{path.name}.{why}-{utc_text(now).replace(':', '')}")
     for suffix in ("-wal", "-shm", ""):
         if (part := path.with_name(path.name + suffix)).exists():
@@ -76,21 +76,21 @@ class Transaction:
 
 
 class SqliteFile(Database):
-    """One database file; every thread, and every process after a fork, gets a connection of its own.
+    """A database file. Each thread, and each process after a fork, has its own connection.
 
-    What is promised: a transaction that returned is on the disk (``synchronous=FULL``), survives the death of the
-    process and of the machine, and is seen whole or not at all. Where it ends: the file must be on a local disk.
-    On a network mount the locks and the write-ahead log of SQLite promise nothing. Once another file has taken the
-    place of the one that was opened, nothing is written any more.
+    Promise: a transaction that has returned is on the disk (``synchronous=FULL``), survives the death of the process
+        and of the machine, and is visible whole or not at all. Limit: the file must be on a local disk; on a network
+        mount, SQLite's locks and write-ahead log promise nothing. If another file replaces the one that was opened,
+        nothing more is written.
 
-    With ``read_only=True`` nothing can be written and the file must exist; a database of an older version is
-    upgraded first, since it is this project's own. In a folder where nothing can be written (a backup that is mounted
-    read-only), it is read as one that nobody changes.
+    With ``read_only=True`` nothing can be written and the file must exist. A database of an older version is upgraded
+    first, since it belongs to this project. In a folder that is not writable, such as a read-only backup, SQLite is
+    told that the file does not change.
 
     Raises:
-        QueueError: when the file is missing (reading only), locked for too long, or cannot be written.
-        QueueDamaged, QueueDiskFull, QueueReplaced, SchemaTooNew: when it is that.
-        QueueMoved: when it is in another database now.
+        QueueError: if the file is missing (reading only), locked for too long, or not writable.
+        QueueDamaged, QueueDiskFull, QueueReplaced, SchemaTooNew: if it is damaged, its disk is full, it was replaced,
+            or a newer mbqueue wrote it. QueueMoved: if it is in another database now.
     """
 
     dialect = SQLITE
@@ -113,7 +113,7 @@ class SqliteFile(Database):
             raise
 
     def close(self) -> None:
-        """Close the connections of all threads of this process; the next use opens new ones."""
+        """Close this process's connections in all threads; the next use opens new ones."""
         with self._lock:
             for owner, connection in self._open:
                 if owner == os.getpid():
@@ -122,14 +122,14 @@ class SqliteFile(Database):
             self._local, self._file = threading.local(), None
 
     def verify(self) -> None:
-        """Read the whole file and compare it with itself; what SQLite cannot see (another digit) it does not find.
+        """Check the integrity of the whole file. It does not find what SQLite cannot see, such as a changed digit.
 
         Raises:
-            QueueDamaged: when it is.
+            QueueDamaged: if it is.
         """
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            # SQLite takes any definition that it can read: a flipped bit there is another name of a column.
+            # SQLite accepts any definition that it can parse: a flipped bit there gives a column another name.
             there = sqlite_schema.definitions(db.connection)
             if found == "ok" and there != sqlite_schema.expected_definitions(SCHEMA_VERSION):
                 found = "its tables are not those of a queue"
@@ -138,7 +138,7 @@ class SqliteFile(Database):
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """A write transaction: begun at once, committed when the block ends, undone when it raises."""
+        """A write transaction: takes its lock at once, is committed when the block ends, rolled back when it raises."""
         with self._translating():
             connection = self._connection()
             _begin(connection, "BEGIN IMMEDIATE")
@@ -166,7 +166,7 @@ class SqliteFile(Database):
         return now
 
     def holding(self, _experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:  # noqa: ARG002
-        """Nothing to do: SQLite has one writer at a time."""
+        """Does nothing: SQLite has one writer at a time."""
         return ()
 
     def leases_run_out(self, _db: Statements) -> bool:
@@ -174,17 +174,18 @@ class SqliteFile(Database):
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """SQLite tells nobody of news: wait, then look again."""
+        """Wait: SQLite announces no changes, so the caller looks again."""
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        # A connection must not be carried across a fork: both processes would hold the same locks.
+        # A connection must not cross a fork: both processes would hold the same locks.
         if connection is None or self._local.pid != os.getpid():
             connection = self._connect(read_only=self.read_only)
             self._local.connection, self._local.pid = connection, os.getpid()
             with self._lock:
-                # Of the first one: a thread that begins after the file was replaced must not write into the other.
+                # The first file that was opened: a thread that starts after a replacement must not write to the new
+                # file.
                 self._file = self._file or _file_at(self.path)
                 self._open.append((os.getpid(), connection))
         return connection
@@ -203,7 +204,7 @@ class SqliteFile(Database):
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
-            check_same_thread=False,  # only so that close() can close the connections of other threads
+            check_same_thread=False,  # only so that close() can close other threads' connections
         )
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA synchronous = FULL")
@@ -213,7 +214,7 @@ class SqliteFile(Database):
         return connection
 
     def _is_immutable(self) -> bool:
-        """Whether nobody here can write to the file or beside it, and all that was written is in the file itself."""
+        """Whether neither the file nor its folder is writable here, and the file contains everything."""
         log = self.path.with_name(self.path.name + "-wal")
         return not os.access(self.path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
 
@@ -226,7 +227,7 @@ class SqliteFile(Database):
         from filelock import FileLock  # noqa: PLC0415  (needed only when there is something to create)
 
         make_folder(self.path.parent)
-        # Switching to the write-ahead log ignores the busy timeout when several processes do it at once.
+        # If several processes switch to the write-ahead log at once, SQLite ignores the busy timeout.
         with FileLock(self.path.with_name(self.path.name + ".lock"), timeout=BUSY_SECONDS):
             connection = self._connect(read_only=False)
             try:
@@ -282,7 +283,7 @@ class SqliteFile(Database):
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """What tells the file that has this name from any other that is there or will be; None when there is none."""
+    """Identifies the file that has this name now; None if there is none."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Making and upgrading the tables of a queue in a SQLite file.
+"""Create and upgrade the tables of a queue in a SQLite file.
 
-`PRAGMA user_version` says which version a database has, so that opening a current one costs one small read. A version,
-once released, is never edited: the next one is a further entry of `_STEPS`.
+`PRAGMA user_version` holds the version of a database, so opening a current one costs one small read. A released version
+is never edited: add an entry to `_STEPS` instead.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
 from mbqueue.queue.transitions import TRANSITIONS
 
-#: What each version is recorded by in the database, oldest first. By a name that it does not know, an older mbqueue
-#: tells a newer version from a damaged number.
+#: The name by which a database records each version, oldest first. An unknown name tells an older mbqueue that the
+#: version is newer, not damaged.
 _NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next", "0005_pruning")
 _SET = "mbqueue.queue"
 
 _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
 
-#: Version → what makes it of the one before. Versions that are missing here have only other rows of transitions.
+#: Version → the steps from the version before. Versions that are missing here changed only the rows of transitions.
 _STEPS: dict[int, tuple[str, ...]] = {
     3: (commits_place(SQLITE).strip(),),
-    4: ("DROP INDEX events_experiment",),  # each event was written to it, and hardly anybody reads it
+    4: ("DROP INDEX events_experiment",),  # every event was written to this index, and few queries read it
 }
 
-#: The table of names, as sqlite-utils makes it, which recorded them in databases that exist.
+#: The table of names, as sqlite-utils creates it: existing databases have it in this form.
 _RECORD = (
     """
     CREATE TABLE "_sqlite_migrations" (
@@ -52,7 +52,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
     Raises:
         SchemaTooNew: when a newer mbqueue wrote it.
         QueueMoved: when it is in another database now.
-        DatabaseError: when it is damaged.
+        DatabaseError: if it is damaged.
     """
     version = _version_of(connection)
     if version == MOVED_VERSION:
@@ -100,7 +100,7 @@ def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
 
 
 def _make(connection: sqlite3.Connection, version: int) -> None:
-    """Define what a queue of some version has, in an empty database."""
+    """Create the tables of a version of the queue in an empty database."""
     for statement in (*_RECORD, *tables(SQLITE), *_triggers()):
         connection.execute(statement.strip())
     if version < 4:
@@ -145,22 +145,22 @@ def _has_a_later_name(connection: sqlite3.Connection) -> bool:
     return any(name not in _NAMES for (name, *_) in applied)
 
 
-#: Type, name and SQL of everything that a database defines.
+#: Type, name and SQL of all that a database defines.
 Definitions = set[tuple[str, str, str]]
 _EXPECTED: dict[int, Definitions] = {}
 
 
 def definitions(db: sqlite3.Connection) -> Definitions:
-    """The tables, triggers, views and indexes of a database, word for word.
+    """The definitions of a database's tables, triggers, views and indexes.
 
-    Statistics are left out: SQLite makes their tables (sqlite_stat1 …) for any program that says ANALYZE.
+    Statistics are left out: SQLite creates their tables (sqlite_stat1 …) for any program that runs ANALYZE.
     """
     rows = db.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_stat_' ESCAPE '^'")
     return {(kind, name, " ".join((text or "").split())) for kind, name, text in rows}
 
 
 def expected_definitions(version: int) -> Definitions:
-    """Those that a queue of this version has."""
+    """The definitions of a queue of this version."""
     if version not in _EXPECTED:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
             _make(db, version)

@@ -1,6 +1,6 @@
-"""What a person may do to jobs, and rewinding a fold whose checkpoint is damaged.
+"""What a person may do to jobs, and the rewind of a fold whose checkpoint is damaged.
 
-Each takes an experiment, or one fold of it, and says by whom (`by`, for the list of events).
+Each method takes an experiment, or one fold of it, and who asks (`by`, for the events).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
 
-#: A job may be put back so often by those who hold it, before it is committed or a person retries it.
+#: How often its holders may rewind a job before it is committed or a person retries it.
 MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """
@@ -37,7 +37,7 @@ _CANCEL = """
       AND state IN ('waiting', 'ready', 'leased', 'failed')
 """
 
-# `record` covers all folds, so it comes along when one of them is retried.
+# `record` covers all folds, so retrying one of them retries it, too.
 _RETRY = """
     UPDATE jobs SET state = 'waiting', failures = 0, lost_in_a_row = 0, not_before = 0,
         changed_at = :now, changed_by = :by, changed_why = 'retried'
@@ -50,7 +50,7 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-#: Puts back all work of a fold after an epoch.
+#: Rewinds a fold to an epoch.
 REWIND = """
     UPDATE jobs SET state = 'waiting', result = NULL, val_mae = NULL, test_mae = NULL, seconds = NULL,
         progress = NULL, not_before = 0,
@@ -60,8 +60,8 @@ REWIND = """
       AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
 """
 
-# How often the holders of a job have put it back since it was last committed, or retried, and how often this session
-# has done so for this reason.
+# How often its holders have rewound a job since it was last committed or retried, and how often this session has done
+# so for this reason.
 _REWOUND = """
     SELECT count(*) AS times, coalesce(sum(CASE WHEN by = :session AND why = :why THEN 1 ELSE 0 END), 0) AS same
     FROM events
@@ -76,7 +76,7 @@ _REWOUND = """
 """
 
 
-# Of a pruned trial; what was skipped by early stopping stays so.
+# Puts back a pruned trial; epochs that early stopping skipped stay skipped.
 _TAKE_UP = """
     UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = 'retried'
     WHERE experiment_id = :experiment_id AND state = 'skipped' AND substr(changed_why, 1, :length) = :pruned
@@ -97,13 +97,13 @@ class Steering(Part):
 
     @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
-        """Hand out no more jobs of it; one that is running goes on, and its holder learns of it when it renews.
+        """Hand out no more of its jobs. A running job continues, and its holder learns of the pause when it renews.
 
         Returns:
             How many jobs this changed.
 
         Raises:
-            UsageError: when there is no such experiment or fold; so do the other methods here.
+            UsageError: if there is no such experiment or fold; so do the other methods here.
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 
@@ -116,10 +116,10 @@ class Steering(Part):
     def set_priority(
         self, experiment: str, priority: int, *, now: float, fold: int | None = None, by: str = "priority"
     ) -> int:
-        """Higher is claimed first, from the next claim on; returns how many jobs this changed.
+        """Set the priority: from the next claim on, higher is claimed first. Returns how many jobs this changed.
 
         Raises:
-            UsageError: also when the priority is out of bounds.
+            UsageError: also if the priority is out of bounds.
         """
         require_priority(priority)
         with self.writing() as db:
@@ -133,7 +133,7 @@ class Steering(Part):
 
     @repeatable
     def cancel(self, experiment: str, *, now: float, fold: int | None = None, by: str = "cancel") -> int:
-        """Do none of what is left of it. Whoever works on it loses the lease; what is committed stays.
+        """Cancel all of its unfinished jobs. Sessions that work on them lose their leases; committed jobs stay.
 
         Returns:
             How many jobs were cancelled.
@@ -143,9 +143,9 @@ class Steering(Part):
 
     @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
-        """Give failed and cancelled jobs all their attempts again, and let those that rest after a failure go at once.
+        """Give failed and cancelled jobs all their attempts again, and let jobs that wait for a retry run at once.
 
-        A trial that was pruned is taken up again, all of it, and is not pruned any more.
+        A pruned trial resumes as a whole, and is not pruned again.
 
         Returns:
             How many jobs this changed.
@@ -160,7 +160,7 @@ class Steering(Part):
 
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
-        """Skip all that is left of a trial of a search, unless somebody works on it.
+        """Skip all unfinished jobs of a search's trial, except those that a session works on.
 
         Args:
             why: begins with `mbqueue.queue.edges.PRUNED`.
@@ -184,24 +184,24 @@ class Steering(Part):
         lease: Lease | None = None,
         by: str = "rewind",
     ) -> int:
-        """Put back all work of `folds` after `to_epoch` (0 for all of it), because their files are damaged.
+        """Rewind `folds` to `to_epoch` (0 for the start), because their files are damaged.
 
-        Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` wait again; what
-        follows `to_epoch` becomes ready. Whoever holds one of these jobs loses its lease. A worker that finds the
-        damage passes its own `lease`, on one of these jobs: it must still hold it, and has given it up when this
-        returns; its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay
-        as they are. What its session finds damaged for the same reason again is damaged by being made, so it is not
-        put back again; nor is a job that its holders have put back `MAX_REWINDS` times without committing it.
+        Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` become waiting; the
+        epoch after `to_epoch` becomes ready. Sessions that hold one of these jobs lose their leases. A worker that
+        finds the damage passes its own `lease` on one of these jobs. It must still hold that lease, and has given it up
+        when this returns. Its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled
+        jobs stay as they are. If a session finds the same damage again, remaking the files does not help, so they are
+        not rewound again; nor is a job that its holders have rewound `MAX_REWINDS` times without committing it.
 
         Args:
-            folds: fold → why; when there is none, nothing is done.
+            folds: fold → reason; if empty, nothing is done.
 
         Returns:
             How many jobs were put back.
 
         Raises:
-            LeaseLost: when `lease` is lost; nothing was changed then.
-            RewoundBefore: when it would go round in circles; nothing was changed then, and the lease is still held.
+            LeaseLost: if `lease` is lost; then nothing was changed.
+            RewoundBefore: if it would rewind in circles; then nothing was changed, and the lease is still held.
         """
         if not folds:
             return 0
@@ -228,7 +228,7 @@ class Steering(Part):
 
 
 def _take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Let a pruned trial go on to its end; how many jobs that changed."""
+    """Put back the skipped jobs of a pruned trial; return how many jobs this changed."""
     values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
     changed = db.execute(_TAKE_UP, values).rowcount
     if changed:
@@ -259,13 +259,13 @@ def _require_progress(db: Statements, lease: Lease, why: str) -> None:
     rewound = db.execute(_REWOUND, {**place, "session": lease.session, "why": why}).fetchone()
     if rewound["same"]:
         raise RewoundBefore(
-            f"{job.label}: {why} That was found before, and what was made again is the same, so it is not made a third "
-            f"time. Mend the cause, then: mbqueue retry {job.experiment}"
+            f"{job.label}: {why} The same damage was found before, and remaking the files did not help. "
+            f"Fix the cause, then: mbqueue retry {job.experiment}"
         )
     if rewound["times"] >= MAX_REWINDS:
         raise RewoundBefore(
-            f"{job.label}: {why} What it needs was damaged {rewound['times']} times in a row and made again. Is the "
-            f"disk sound? Then: mbqueue retry {job.experiment}"
+            f"{job.label}: {why} Its input was damaged and remade {rewound['times']} times in a row. Check the "
+            f"disk, then: mbqueue retry {job.experiment}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The queue: one class out of parts that share one database."""
+"""The queue: one class, built from parts that share a database."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mbqueue.queue.steering import Steering
 class Queue(Enqueueing, Leases, Sessions, Steering, Reports, Adopting, CommitsPlaces):
     """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
 
-    Any number of processes and threads may use it at once. Every method is one transaction: when it returns, its
-    effect is on the disk; when it raises, it had none. Time is always passed in (`now`, seconds since the epoch).
+    Any number of processes and threads may use it at once. Every method is one transaction: if it returns, its effect
+    is on the disk; if it raises, it had none. Time is always passed in (`now`, seconds since the epoch).
 
-    Exclusion ends where clocks disagree: a lease that its holder did not renew in time, by the clock of whoever
-    claims next, is given away. The former holder can then change nothing (its fence is old), so a wrong clock
-    costs work that is done twice, never a result that is written twice. On PostgreSQL there is one clock, the server's.
+    Exclusion depends on clocks: a lease that was not renewed in time, by the clock of the next claimant, goes to
+    another session. The former holder can then change nothing, since its fence is outdated. So a wrong clock can cause
+    work to be done twice, but never a result to be written twice. On PostgreSQL there is only the server's clock.
     """
 
     def __init__(self, where: Path | Database, *, read_only: bool = False) -> None:
@@ -41,18 +41,18 @@ class Queue(Enqueueing, Leases, Sessions, Steering, Reports, Adopting, CommitsPl
         self.close()
 
     def close(self) -> None:
-        """Close what is open; the next use opens it again."""
+        """Close all connections; the next use opens new ones."""
         self.database.close()
 
     @repeatable
     def verify(self) -> None:
-        """Look whether the database is whole.
+        """Check that the database is intact.
 
         Raises:
-            QueueError: when it is damaged.
+            QueueError: if it is damaged.
         """
         self.database.verify()
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait for something new to claim, as `Database.wait` says."""
+        """Wait for something new to claim, as `Database.wait` does."""
         self.database.wait(seconds, is_over)

@@ -1,7 +1,7 @@
-"""The one table that says which state of a job may follow which.
+"""The table that says which state of a job may follow which.
 
-The rows are written into the database when it is created or upgraded, and a trigger there aborts every other
-change of state, whoever asks for it. The diagram in ARCHITECTURE.md is `mermaid()`.
+The rows are written into the database when it is created or upgraded, and a trigger there aborts every other change of
+state, whichever program asks for it. The diagram in ARCHITECTURE.md is `mermaid()`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from mbqueue.queue.jobs import State
 
 @dataclass(frozen=True)
 class Transition:
-    """One allowed change of state, with the reason that makes it legitimate."""
+    """An allowed change of state, and why it is legitimate."""
 
     from_state: State
     to_state: State
     reason: str
 
 
-#: The state of every job when it is enqueued. What needs nothing becomes ready in the same transaction.
+#: The state of every new job. A job that needs nothing becomes ready in the same transaction.
 INITIAL_STATE = State.WAITING
 
 TRANSITIONS = (

@@ -1,4 +1,4 @@
-"""The URL of a queue: what libpq needs of it, which schema it names, and what of it may be shown."""
+"""The URL of a queue: the part for libpq, the schema that it names, and the part that may be shown."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from urllib.parse import unquote
 
 from mbqueue.errors import UsageError
 
-#: Where the tables are when the URL has no ``schema=``.
+#: The schema of the tables if the URL has no ``schema=``.
 DEFAULT_SCHEMA = "mbqueue"
 _SCHEMA = "schema="
-#: PostgreSQL cuts longer names off without a word, so that two of them could be one.
+#: PostgreSQL silently truncates longer names, so two of them could become the same.
 LONGEST_NAME_BYTES = 63
 
-#: A connection that hangs is given up: after 60 s without an answer to what was sent, or without a sign of life.
+#: Gives up a hanging connection after 60 s without an answer or a sign of life.
 _PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -26,16 +26,16 @@ _PATIENCE = {
     "fallback_application_name": "mbqueue",
 }
 
-#: A name, or an address; that of IPv6 has at least two colons.
+#: A host name or an address; an IPv6 address has at least two colons.
 _HOST = re.compile(r"[^@/:]*|[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """One queue on one server.
+    """The address of a queue on a server.
 
     Attributes:
-        options: for libpq, the password among them if the URL has one; never to be shown.
+        options: for libpq, including the password if the URL has one; never to be shown.
         shown: the URL without password and options.
     """
 
@@ -51,8 +51,9 @@ def parse_address(url: str) -> Address:
     """The parts of ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``; the other options are libpq's.
 
     Raises:
-        UsageError: when it is no such URL, or may be meant otherwise than libpq reads it: of a password with @ or / in
-            it, libpq takes the end for a host. It is not repeated in the message, since it may hold a password.
+        UsageError: when it is not such a URL, or libpq may read it differently than it was meant: libpq takes the end
+            of a password that contains @ or / for a host. The message does not repeat the URL, since it may contain a
+            password.
     """
     from psycopg import Error  # noqa: PLC0415 - optional package
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
@@ -61,14 +62,14 @@ def parse_address(url: str) -> Address:
     given = [option for option in query.split("&") if option]
     ours = [option for option in given if option.startswith(_SCHEMA)]
     schema = unquote(ours[-1].removeprefix(_SCHEMA)) if ours else DEFAULT_SCHEMA
-    rest = "&".join(option for option in given if option not in ours)  # as it was written: to libpq a + is no blank
+    rest = "&".join(option for option in given if option not in ours)  # as written: libpq does not read + as a blank
     try:
         options = conninfo_to_dict(f"{base}?{rest}" if rest else base)
     except (Error, ValueError):
         options = {}
     is_name = bool(schema) and schema.isprintable() and "\ufffd" not in schema
     if not is_name or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
-        # Without the cause: libpq repeats the part that it could not read.
+        # Raised without its cause: libpq's error repeats the part that it could not read.
         raise UsageError(
             "The URL of the queue cannot be read. It looks like postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full"
             " (special characters are written as %40 for @, %2F for / and so on). A password is better kept in "
@@ -86,13 +87,13 @@ def parse_address(url: str) -> Address:
 
 
 def _is_plain(base: str) -> bool:
-    """Whether there is only one way to read a URL up to its options: one @ at most, and none in the database's name."""
+    """Whether a URL is unambiguous up to its options: at most one @, and none in the database's name."""
     place, _, database = base.partition("//")[2].partition("/")
     return place.count("@") <= 1 and "@" not in database
 
 
 def _is_sound(options: Mapping[str, Any]) -> bool:
-    """Whether what libpq read looks like what it is taken for, and not like a piece of a password."""
+    """Whether the parts that libpq read look like a host and a port, and not like a piece of a password."""
     hosts = str(options.get("host", "")).split(",")
     ports = str(options.get("port", "")).split(",")
     return (
@@ -100,5 +101,5 @@ def _is_sound(options: Mapping[str, Any]) -> bool:
         and all(host.startswith("/") or _HOST.fullmatch(host) for host in hosts)
         and all(not port or (port.isascii() and port.isdigit()) for port in ports)
         and not re.search("[@/:]", str(options.get("dbname", "")))
-        and not re.search("[/:]", str(options.get("user", "")))  # some providers' names have an @, written %40
+        and not re.search("[/:]", str(options.get("user", "")))  # some providers' user names contain an @, written %40
     )

@@ -20,11 +20,11 @@ from mbqueue.queue.dialect import Sql
 from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.parameters import for_psycopg
 
-#: How long an answer is waited for: a server, pooler or disk that hangs keeps its connections, which so do not notice.
-#: Longer than what a message may wait for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
+#: How long to wait for an answer: a server, pooler or disk that hangs keeps its connections open, so they report
+#: nothing. Longer than a message may wait for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
 ANSWER_SECONDS = 90.0
 
-#: Errors after which the server has ended the connection, or will take no more writes on it.
+#: Errors after which the server has ended the connection, or accepts no more writes on it.
 _LOST = (
     errors.AdminShutdown,
     errors.CrashShutdown,
@@ -33,31 +33,31 @@ _LOST = (
     errors.ReadOnlySqlTransaction,
     errors.TooManyConnections,
 )
-#: Errors that say: begin anew. Nothing was changed.
+#: Errors after which the transaction can start over; nothing was changed.
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {
     errors.InsufficientPrivilege: " This role lacks a right; docs/how-to/many-machines.md lists those that sessions "
-    "need. Moving a queue (migrate-queue) is for the owner of its tables.",
-    errors.UndefinedTable: " There is no queue there any more. Look at schema= in the URL, or restore the database.",
-    errors.DiskFull: " The server's disk is full; free some space there.",
+    "need. Only the owner of the tables can move a queue (migrate-queue).",
+    errors.UndefinedTable: " The queue is gone from there. Check schema= in the URL, or restore the database.",
+    errors.DiskFull: " The server's disk is full. Free some space there.",
 }
 
 
 class Interrupted(QueueError):
-    """The transaction certainly changed nothing, and may be done again."""
+    """The transaction certainly changed nothing, and can be repeated."""
 
 
 @dataclass
 class Client:
-    """One thread's connection, and what its transactions are known by.
+    """One thread's connection, and the identity of its transactions.
 
     Attributes:
-        name: what the server shows of its transactions, and the key of its row in `receipts`.
-        pid: the process that it belongs to.
-        number: of its newest transaction that writes.
-        is_orphaned: whether the server may still hold a transaction open for a connection that is lost.
-        openings: how its transactions begin, those that write (True) and those that read.
+        name: the name that the server shows for its transactions, and the key of its row in `receipts`.
+        pid: the process that owns it.
+        number: the number of its latest write transaction.
+        is_orphaned: whether the server may still have a transaction open for a lost connection.
+        openings: the statements that begin write (True) and read (False) transactions.
     """
 
     name: str = field(default_factory=lambda: f"mbqueue {secrets.token_hex(8)}")
@@ -68,24 +68,24 @@ class Client:
     openings: Mapping[bool, str] | None = None
 
     def lose(self) -> None:
-        """Give up a connection in the midst of something."""
+        """Drop the connection during a transaction."""
         self.drop()
         self.is_orphaned = True
 
     def drop(self) -> None:
-        """Have no connection any more."""
+        """Drop the connection."""
         if self.connection is not None:
             with suppress(psycopg.Error):
                 self.connection.close()
         self.connection = None
 
     def has_lost(self, error: psycopg.Error) -> bool:
-        """Whether an error means that the connection is of no more use."""
+        """Whether an error means that the connection is unusable."""
         return self.connection is None or self.connection.closed or isinstance(error, _LOST)
 
 
 class Given:
-    """What one statement of several gave."""
+    """The result of one statement of a message."""
 
     def __init__(self, cursor: Cursor[Any]) -> None:
         self.rowcount = cursor.rowcount
@@ -102,7 +102,7 @@ class Given:
 
 
 def _answers(cursor: Cursor[Any]) -> list[Rows]:
-    """What each statement of a message gave."""
+    """The results of the statements of a message."""
     given: list[Rows] = []
     while True:
         given.append(Given(cursor))
@@ -111,12 +111,12 @@ def _answers(cursor: Cursor[Any]) -> list[Rows]:
 
 
 class Transaction:
-    """An open transaction. It begins on the server with the first message, which the first statements share.
+    """An open transaction. It begins on the server with its first message, which also carries the first statements.
 
     Args:
-        opening: the statements that begin it, as they are sent.
-        first: those that follow; the last one gives its time, ``now``, and that of the server's start, ``up_since``.
-        server_clock: whether ``:now`` in a statement stands for the server's time; else it is left to the caller.
+        opening: the text of the statements that begin it.
+        first: the statements after that; the last one returns its time, ``now``, and the server's start, ``up_since``.
+        server_clock: whether ``:now`` in a statement stands for the server's time; otherwise the caller passes it.
     """
 
     def __init__(
@@ -133,17 +133,17 @@ class Transaction:
 
     @property
     def is_begun(self) -> bool:
-        """Whether anything was asked of it, so that the server knows of it."""
+        """Whether it has sent a message, so that the server has begun it."""
         return self._times is not None
 
     @property
     def now(self) -> float | None:
-        """The server's time at which the transaction began; None when it is left to the caller."""
+        """The server's time at which the transaction began; None if the caller passes the time."""
         return float(self._begun()["now"]) if self._server_clock else None
 
     @property
     def up_since(self) -> float:
-        """When the server was started."""
+        """The time at which the server was started."""
         return float(self._begun()["up_since"])
 
     def execute(self, statement: Sql, parameters: Parameters = (), /) -> Rows:
@@ -151,24 +151,24 @@ class Transaction:
         return self.together([(statement, parameters)])[0]
 
     def together(self, statements: Sequence[Bound]) -> list[Rows]:
-        """Run several statements, all in one message; what each gave."""
+        """Run several statements in one message; return the result of each."""
         return self._sent(statements) if statements else []
 
     def executemany(self, statement: Sql, parameters: Iterable[Parameters], /) -> None:
-        """Run one statement for each of many sets of parameters, all in one message."""
+        """Run one statement for each of many sets of parameters, in one message."""
         self._begun()
         cursor = ClientCursor(self._connection)
         if statements := [self._text(cursor, statement, one) for one in parameters]:
             self._connection.execute(";".join(statements).encode())
 
     def _begun(self) -> Any:
-        """Its times; begins it when that was not done yet."""
+        """Its times; begins the transaction if needed."""
         if self._times is None:
             self._sent([])
         return self._times
 
     def _sent(self, statements: Sequence[Bound]) -> list[Rows]:
-        """What each of some statements gave; they are sent in one message."""
+        """Send statements in one message; return the result of each."""
         is_first = self._times is None
         cursor = ClientCursor(self._connection, row_factory=dict_row)
         texts = [self._text(cursor, *bound) for bound in ([*self._first, *statements] if is_first else statements)]
@@ -189,13 +189,13 @@ class Transaction:
 
 
 class LimitedConnection(Connection[Any]):
-    """A connection that is closed when the server does not answer within `ANSWER_SECONDS`."""
+    """A connection that closes itself if the server does not answer within `ANSWER_SECONDS`."""
 
     def wait(self, gen: Generator[Any, Any, Result], *args: Any, **options: Any) -> Result:
         """As psycopg's.
 
         Raises:
-            OperationalError: when there was no answer in time; whether what was sent takes effect is not known then.
+            OperationalError: if there was no answer in time; then it is unknown whether the message takes effect.
         """
         return super().wait(self._limited(gen), *args, **options)
 
@@ -215,15 +215,15 @@ class LimitedConnection(Connection[Any]):
 
 
 def connect(address: Address) -> Connection[Any]:
-    """A new connection, on which each statement is a transaction of its own unless one is begun."""
-    # Values are filled in here, not sent apart, so that several statements are one message.
+    """Open a connection, on which each statement is its own transaction unless one is begun."""
+    # Values are filled in on the client, so that several statements fit into one message.
     return LimitedConnection.connect(
         **address.options, autocommit=True, prepare_threshold=None, cursor_factory=ClientCursor, row_factory=dict_row
     )
 
 
 def unreachable(name: str, error: psycopg.Error) -> QueueError:
-    """Why a queue could not be opened."""
+    """The error for a queue that could not be opened."""
     if isinstance(error, errors.InsufficientPrivilege):
         return QueueError(
             f"{name} cannot be used by this role ({_said(error)}). Its tables are made, and upgraded, by the role that "
@@ -237,7 +237,7 @@ def unreachable(name: str, error: psycopg.Error) -> QueueError:
 
 
 def explained(name: str, error: psycopg.Error, client: Client) -> QueueError:
-    """What an error in a transaction means; a lost connection is given up."""
+    """The mbqueue error for an error in a transaction; drops a lost connection."""
     said = _said(error)
     if client.has_lost(error):
         client.lose()
@@ -255,7 +255,7 @@ def _said(error: psycopg.Error) -> str:
 
 
 def _storable(value: Any) -> Any:
-    """Text without what PostgreSQL cannot hold: the character NUL and halves of surrogate pairs."""
+    """Text without the characters that PostgreSQL cannot store: NUL and lone surrogates."""
     if isinstance(value, str) and ("\x00" in value or not value.isascii()):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     return value

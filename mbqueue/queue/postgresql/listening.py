@@ -1,4 +1,4 @@
-"""Being woken by the server when there may be something to claim."""
+"""Wake up when the server announces that there may be something to claim."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from psycopg import Connection
 
 from mbqueue.queue.postgresql.schema import CHANNEL
 
-#: How long one who listens waits at most: what falls due by itself, a lease or a rest, is told by nobody.
+#: The longest wait: the server does not announce leases that expire or retries that fall due.
 LONGEST_WAIT_SECONDS = 10.0
-#: How long a wait takes to notice that it is over for another reason.
+#: How often a wait checks whether it is over for another reason.
 _SLICE_SECONDS = 0.25
-#: How long the proof that news arrive may take.
+#: How long the test notification may take to arrive.
 _PROOF_SECONDS = 2.0
-#: After a proof that failed, the next one is tried so much later: it may have been a moment's slowness.
+#: The delay after a failed test before the next one: the server may have been slow for a moment.
 _PROOF_AGAIN_SECONDS = 300.0
 
 
 class Listener:
-    """One connection that listens, for the one thread that waits.
+    """A listening connection for the one thread that waits.
 
-    Behind a pooler that hands a connection out by the transaction, LISTEN succeeds and nothing ever arrives. So news
-    are trusted only when a notification sent on another connection has come.
+    Behind a pooler that assigns connections per transaction, LISTEN succeeds but nothing ever arrives. So listening is
+    trusted only after a notification from another connection has arrived.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]], schema: str) -> None:
@@ -36,9 +36,9 @@ class Listener:
         self._next_proof = 0.0
 
     def wait(self, is_over: Callable[[float], bool]) -> bool:
-        """Wait for news; False when there is nobody to listen to, and the caller must look by himself.
+        """Wait for an announcement; False if listening does not work and the caller must poll.
 
-        Returns at once when it has only begun to listen, for there may be news from before.
+        Returns at once if it has only just begun to listen, since earlier announcements were missed.
         """
         try:
             if self._connection is None:
@@ -47,13 +47,13 @@ class Listener:
             while not is_over(0.0) and time.monotonic() < end:
                 if self._heard(self._schema, _SLICE_SECONDS):
                     return True
-        except psycopg.Error:  # the server is away; the next claim waits for it
+        except psycopg.Error:  # the server is unreachable; the next claim waits for it
             self.close()
             return False
         return True
 
     def close(self) -> None:
-        """Listen no more, until the next wait."""
+        """Stop listening until the next wait."""
         if self._connection is not None:
             with suppress(psycopg.Error):
                 self._connection.close()

@@ -1,4 +1,4 @@
-"""Statements as psycopg takes them: the places where values are filled in."""
+"""Translate placeholders of statements to those of psycopg."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 from mbqueue.queue.dialect import POSTGRESQL, Sql, text_of
 
-#: When the transaction began, in seconds since the epoch: the same for all its statements.
+#: The start of the transaction in seconds since the epoch: the same for all its statements.
 SERVER_NOW = "CAST(extract(epoch FROM transaction_timestamp()) AS double precision)"
 
 _QUOTED = re.compile(r"('(?:[^']|'')*')")
@@ -17,10 +17,10 @@ _NAME = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 @cache
 def for_psycopg(statement: Sql, *, server_clock: bool) -> bytes:
-    """The statement with ``%(name)s`` for ``:name`` and ``%s`` for ``?``; what is in quotes stays as it is.
+    """Return the statement with ``%(name)s`` for ``:name`` and ``%s`` for ``?``; quoted text stays as it is.
 
     Args:
-        server_clock: ``:now`` is the time at which the transaction began on the server, whatever is filled in.
+        server_clock: ``:now`` is the time at which the transaction began on the server, whatever the caller passes.
     """
     parts = _QUOTED.split(text_of(statement, POSTGRESQL).replace("%", "%%"))
     for number in range(0, len(parts), 2):

@@ -1,4 +1,4 @@
-"""Going on although the server is away: the same again, until it answers or it was too long."""
+"""Retry while the server is unreachable, until it answers or too much time has passed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mbqueue.queue.postgresql.client import Interrupted, unreachable
 
 _log = logging.getLogger("mbqueue")
 Result = TypeVar("Result")
-#: Waits so many seconds; True when whoever waits gives up.
+#: Waits the given seconds; returns True to give up.
 Wait = Callable[[float], bool]
 
-#: How long a method goes on trying while the server is away.
+#: How long a method keeps trying while the server is unreachable.
 PATIENCE_SECONDS = 300.0
-#: Between two tries: doubled from the first to the last.
+#: The delay between two attempts: doubles from the first value up to the second.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 
-#: What servers and poolers say when all their connections are taken. libpq gives no code of an error at connecting.
+#: The words of servers and poolers whose connections are all in use. libpq gives no error code when connecting fails.
 _CROWDED = ("too many connections", "too many clients", "connection slots are reserved", "no more connections")
 
 
@@ -41,14 +41,14 @@ class Patience:
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_away = False
-        # Of its own: the state of `random` is part of checkpoints.
+        # A generator of its own: the state of `random` is part of checkpoints.
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:
-        """``call``, which may be one transaction, again and again until it is not interrupted.
+        """Repeat ``call``, which may be one transaction, until it is not interrupted.
 
         Raises:
-            QueueError: when the server was away for too long, or whoever waits gave up.
+            QueueError: if the server was unreachable for too long, or the wait was given up.
         """
         end, delay = None, FIRST_DELAY_SECONDS
         while True:
@@ -58,8 +58,8 @@ class Patience:
                 end = time.monotonic() + PATIENCE_SECONDS if end is None else end
                 if time.monotonic() + delay > end:
                     raise QueueError(
-                        f"{interrupted} It was tried again for {PATIENCE_SECONDS:.0f} s. What is committed is safe; "
-                        "once the server answers, go on with: mbqueue work"
+                        f"{interrupted} Retrying for {PATIENCE_SECONDS:.0f} s did not help. Committed work is safe; "
+                        "once the server answers, resume with: mbqueue work"
                     ) from interrupted
                 if delay > 1.0 and not self._is_away:
                     self._is_away = True
@@ -75,10 +75,10 @@ class Patience:
 
 
 def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> Result:
-    """``call``, which makes the first connection to a server; with ``wait``, again and again while that is away.
+    """Run ``call``, which first connects to a server; with ``wait``, repeat it while the server is unreachable.
 
     Raises:
-        QueueError: when it cannot be reached, or refuses.
+        QueueError: if it cannot be reached, or refuses.
     """
 
     def once() -> Result:
@@ -93,13 +93,13 @@ def reached(address: Address, call: Callable[[], Result], wait: Wait | None) -> 
         except psycopg.Error as error:
             if _is_temporary(address, error):
                 raise Interrupted(str(unreachable(address.shown, error))) from error
-        return once()  # it may have come back just now; what it refuses, it refuses again
+        return once()  # the server may have come back just now; a refusal will repeat
 
     return once() if wait is None else Patience(address.shown).attempt(unless_away, wait)
 
 
 def _is_temporary(address: Address, error: psycopg.Error) -> bool:
-    """Whether the server is away, takes no connections yet, or no more; one that refuses us is there."""
+    """Whether the server is unreachable or accepts no connections now; a server that refuses us is reachable."""
     if any(sign in str(error) for sign in _CROWDED):
         return True
     return PGconn.ping(make_conninfo(**address.options).encode()) in {Ping.REJECT, Ping.NO_RESPONSE}

@@ -1,7 +1,6 @@
-"""Making and upgrading the tables of a queue in a schema of a PostgreSQL database.
+"""Create and upgrade the tables of a queue in a schema of a PostgreSQL database.
 
-The table ``mbqueue_schema`` says which version it is. A version, once released, is never edited; the next one is a
-further entry of `_STEPS`.
+The table ``mbqueue_schema`` holds the version. A released version is never edited: add an entry to `_STEPS` instead.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from mbqueue.queue.transitions import TRANSITIONS
 if TYPE_CHECKING:
     from psycopg import Connection
 
-#: On which channel a change that a waiting worker wants to hear of is told; the payload is the schema.
+#: The channel on which changes are announced to waiting workers; the payload is the schema.
 CHANNEL = "mbqueue"
 
-# The number of the last transaction that each connection has committed: what to look at when the connection was lost
-# while it committed.
+# The number of the last transaction that each connection has committed. It tells whether a transaction took effect
+# whose connection was lost during its commit.
 _RECEIPTS = """
     CREATE TABLE receipts (
         client text PRIMARY KEY,
@@ -44,7 +43,7 @@ _RECEIPTS = """
 
 
 def _functions() -> Iterator[str]:
-    """What the triggers do. In a function, since each connection reads that once, and a CHECK or WHEN each time."""
+    """The functions of the triggers. A connection parses a function once, but a CHECK or WHEN in every statement."""
     yield f"""
         CREATE OR REPLACE FUNCTION jobs_rules() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -64,8 +63,8 @@ def _functions() -> Iterator[str]:
             RETURN NEW;
         END $$
     """
-    # Told is only what others may take at once. A job that stays with the session that made it ready is not news, and
-    # telling costs: transactions that tell are committed one after the other.
+    # Announce only jobs that other sessions may claim at once. A job that stays with the session that made it ready is
+    # no news, and announcing costs: PostgreSQL commits such transactions one after the other.
     event = "INSERT INTO {schema}.events (at, job_id, experiment_id, by, from_state, to_state, why)"
     row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
     yield f"""
@@ -125,13 +124,13 @@ _TRIGGERS = (
     WHEN (NEW.ended_at IS NOT NULL) EXECUTE FUNCTION tell_the_waiting()
     """,
 )
-#: The triggers without which the database does not hold everybody to the rules.
+#: The triggers that make the database enforce the rules.
 TRIGGERS = len(_TRIGGERS)
 
-#: Version → what makes it of the one before; the functions are replaced after that.
+#: Version → the steps from the version before; after them the functions are replaced.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
-    # The checks of jobs were constraints of their table, and events had foreign keys.
+    # In the version before, the checks of jobs are constraints of their table, and events have foreign keys.
     3: (
         """
         DO $$
@@ -153,7 +152,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
         _SOUND,
         _CHANGED,
     ),
-    4: ("DROP INDEX events_experiment",),  # each event was written to it, and hardly anybody reads it
+    4: ("DROP INDEX events_experiment",),  # every event was written to this index, and few queries read it
 }
 
 _IS_THERE = """
@@ -163,10 +162,10 @@ _IS_THERE = """
 
 
 def version_of(connection: Connection[Any], schema: str) -> int:
-    """The version of a schema; 0 when there is no queue in it."""
+    """The version of a schema; 0 if it holds no queue."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
-    # Not to_regclass, which would answer from before a wait for whoever is just making the tables.
+    # Not to_regclass: its answer would be from before the wait for a process that creates the tables.
     if connection.execute(_IS_THERE, (schema,)).fetchone() is None:
         return 0
     table = sql.Identifier(schema, "mbqueue_schema")
@@ -175,14 +174,14 @@ def version_of(connection: Connection[Any], schema: str) -> int:
 
 
 def where_moved(connection: Connection[Any], schema: str) -> Any:
-    """Where to and when a moved queue was moved."""
+    """The target and time of a moved queue's move."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
     return connection.execute(sql.SQL("SELECT target, at FROM {}").format(sql.Identifier(schema, "moved"))).fetchone()
 
 
 def _statements_from(version: int) -> Iterator[str]:
-    """What makes a current queue of one of an older version, or of nothing (0)."""
+    """The steps from an older version, or from nothing (0), to the current one."""
     if version == 0:
         yield from tables(POSTGRESQL)
         yield _RECEIPTS
@@ -204,7 +203,7 @@ def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
 
     place = sql.Identifier(schema)
     with connection.transaction():
-        # Held by whoever makes tables, in any schema of this database.
+        # The lock of processes that create tables, in any schema of this database.
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('mbqueue'), hashtext('schema'))")
         version = version_of(connection, schema)
         require_known(version, name=name)

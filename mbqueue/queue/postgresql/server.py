@@ -1,4 +1,4 @@
-"""The queue's PostgreSQL server: transactions, locks, one clock, and going on after a connection was lost."""
+"""The queue's PostgreSQL server: transactions, locks, one clock, and recovery from lost connections."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from mbqueue.queue.postgresql.parameters import SERVER_NOW
 from mbqueue.queue.postgresql.patience import Patience, Wait, reached
 from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 
-#: How long a statement waits for another's transaction before its own is begun anew.
+#: How long a statement waits for another transaction before its own starts over.
 LOCK_SECONDS = 30
-#: After how long the server gives up a transaction whose worker is silent, and with it the lock on its job. A worker
-#: that is frozen for longer just while it publishes finds its transaction gone when it wakes.
+#: After this time the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
+#: worker that is frozen for longer while it publishes finds its transaction gone when it wakes.
 SILENCE_SECONDS = 300
-#: So long after the server's start no lease is taken back: holders could not renew while it was away.
+#: For this long after the server's start no lease is taken back: holders could not renew while it was down.
 GRACE_SECONDS = 60.0
 
-# Without sequential scans: of a queue that was just filled the planner has no statistics, and each statement here looks
-# for few rows by an index.
+# Without sequential scans: the planner has no statistics on a new queue, and each statement here finds few rows by an
+# index.
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('application_name', {client}, true),
@@ -58,14 +58,14 @@ SELECT {SERVER_NOW} AS now, CAST(extract(epoch FROM pg_postmaster_start_time()) 
 
 _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days'"
 
-# A transaction of ours whose connection we lost: it will never be told to commit. While it is open, its backend bears
-# our name, also behind a pooler.
+# A transaction of ours whose connection is lost: no COMMIT can follow. As long as it is open, its backend has our name,
+# even behind a pooler.
 _END_ORPHAN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
 """
 
-# Both statements wait until a transaction that wrote the row is over.
+# Both statements wait for a transaction that has written the row.
 _LAST_COMMITTED = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('search_path', {path}, true), set_config('lock_timeout', {lock}, true);
@@ -86,25 +86,25 @@ _HOLD_ALL = (
 
 
 class PostgresServer(Database):
-    """A queue in a schema of a PostgreSQL database; every thread, and every process after a fork, has a connection.
+    """A queue in a schema of a PostgreSQL database. Each thread, and each process after a fork, has its own connection.
 
-    What is promised: a transaction that returned is on the server's disk, as safe as its ``fsync`` and
-    ``synchronous_commit`` say, and is seen whole or not at all. There is one clock, the server's: ``:now`` is the time
-    at which the transaction began there, whatever the caller passes.
+    Promise: a transaction that has returned is on the server's disk, as safe as its ``fsync`` and
+        ``synchronous_commit`` make it, and is visible whole or not at all. There is one clock, the server's: ``:now``
+        is the time at which the transaction began there, whatever the caller passes.
 
-    A connection that is lost is made again. A transaction that was cut off before its COMMIT was sent did nothing;
-    whether a COMMIT that was sent took effect is read from the connection's row in ``receipts``, which each
-    transaction writes. Nothing that a transaction needs outlives the one before it (no settings, no locks, no planned
-    statements), so that a pooler may hand each transaction to another connection.
+    Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent did nothing. Whether a
+    sent COMMIT took effect is read from the connection's row in ``receipts``, which each transaction writes.
+    Transactions share no state of a connection (no settings, locks or prepared statements), so a pooler may give each
+    transaction another connection.
 
     Args:
-        even_moved: open it also when it was moved to another database; then it only takes another queue's content.
+        even_moved: open it even if it was moved to another database; then it can only receive another queue's content.
         server_clock: False takes the caller's time, for tests that move it.
-        wait: waits so many seconds, and says whether to give up; with it, a server that is away is waited for at the
-            opening, as it is afterwards. Without it, that is told at once.
+        wait: waits the given seconds and returns True to give up. With it, opening waits for an unreachable server, as
+            later calls do. Without it, an unreachable server is an error at once.
 
     Raises:
-        QueueError: when the server cannot be reached, or there is no queue (reading only).
+        QueueError: if the server cannot be reached, or there is no queue (reading only).
         SchemaTooNew: when a newer mbqueue wrote it.
         QueueMoved: when it is in another database now.
     """
@@ -149,7 +149,7 @@ class PostgresServer(Database):
         self._listener.close()
 
     def verify(self) -> None:
-        """Look whether the triggers that hold everybody to the rules are all there."""
+        """Check that the triggers that enforce the rules exist and are enabled."""
 
         with self.reading() as db:
             found = int(db.execute(_COUNT_TRIGGERS).fetchone()["n"])
@@ -211,7 +211,7 @@ class PostgresServer(Database):
 
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
-        # A connection must not be carried across a fork: both processes would talk on it.
+        # A connection must not cross a fork: both processes would send on it.
         if client is None or client.pid != os.getpid():
             client = Client()
             self._local.client = client
@@ -257,7 +257,7 @@ class PostgresServer(Database):
                 raise Interrupted(f"The connection to {self.name} was lost before a change was committed.") from error
 
     def _is_committed(self, client: Client) -> bool:
-        """Whether the client's last transaction took effect; on return it is certainly over."""
+        """Whether the client's last transaction took effect; on return it is certainly finished."""
         try:
             connection = self._connection(client)
             (last,) = self._last_rows(connection, _LAST_COMMITTED, client)
@@ -306,7 +306,7 @@ class PostgresServer(Database):
 
 
 def exists(url: str, *, wait: Wait | None = None) -> bool:
-    """Whether there is a queue at a URL; ``wait`` as `PostgresServer` takes it.
+    """Whether there is a queue at a URL; ``wait`` as for `PostgresServer`.
 
     Raises:
         QueueError: when its server cannot be reached.
