@@ -1,8 +1,8 @@
 """The command line: the only place that prints, catches errors and picks exit codes.
 
-Standard output is data, standard error is talk. Exit codes: 0 done, 1 failure, 2 usage, 75 stopped with work left,
-130 interrupted. Commands import what is heavy (torch, chgnet, pymatgen) in their own bodies, so that ``status`` and
-``enqueue`` answer at once.
+Data goes to standard output, messages to standard error. Exit codes: 0 done, 1 failure, 2 usage, 75 stopped with work
+left, 130 interrupted. Commands import heavy packages (torch, chgnet, pymatgen) inside their functions, so ``status``
+and ``enqueue`` answer at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _tell(error: BaseException, *, hint: bool) -> None:
-    """The chain of causes, one a line."""
+    """Print the chain of causes, one per line."""
     say(f"error: {error or type(error).__name__}", style="bold red")
     for cause in causes(error):
         text = str(cause).splitlines()

@@ -1,4 +1,4 @@
-"""The list of commands. Each is one function in a module of this package."""
+"""The list of commands. Each command is a function in a module of this package."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _MODULES = {name: module for commands in SECTIONS.values() for name, (module, _)
 
 
 class _Commands(Mapping[str, Any]):
-    """Makes a command when it is asked for, so that `status` waits neither for the imports of others nor their help."""
+    """Build a command only when it is needed, so that `status` does not wait for the imports of others."""
 
     def __getitem__(self, name: str) -> Any:
         found = getattr(import_module(f"mbqueue.cli.{_MODULES[name]}"), name.replace("-", "_"))
@@ -126,6 +126,6 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    del project, debug, version  # read where they are needed: see options.current_project and cli.main
+    del project, debug, version  # used by options.current_project and cli.main
     if live_dir is not None:
-        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # so that a session in the background gets it too
+        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # so that a background session gets it, too

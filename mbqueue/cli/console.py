@@ -1,4 +1,4 @@
-"""The two streams: data on standard output, talk on standard error."""
+"""The two streams: data on standard output, messages on standard error."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-#: What the system says of a stream whose reader, or whose terminal, is gone.
+#: Error codes of a stream whose reader or terminal is gone.
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET}
 
 
 def print_line(text: str = "") -> None:
-    """One line of data."""
+    """Print a line of data."""
     sys.stdout.write(text + "\n")
 
 
 def print_json(content: Any) -> None:
-    """One JSON document."""
+    """Print a JSON document."""
     print_line(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """One line of talk, exactly as it is given."""
+    """Print a message, exactly as given."""
     Console(stderr=True, soft_wrap=True).print(text, style=style, markup=False, highlight=False)
 
 
 def tolerate_narrow_streams() -> None:
-    """Let a terminal or a pipe that cannot show a character (→ in an ASCII locale) get a ? instead of an error."""
+    """Print ? instead of failing where a terminal or pipe cannot show a character (→ in an ASCII locale)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -41,10 +41,10 @@ def tolerate_narrow_streams() -> None:
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Let whoever reads the two streams go away (a terminal is closed, `head` has seen enough) without an error.
+    """Ignore a reader of the two streams that goes away (a closed terminal, `head`).
 
-    What is written after that is dropped, to the end of the process: the last flush would fail, too, and change its
-    exit code. A log on a full disk lacks lines.
+    Later output is dropped until the process ends: the last flush would fail, too, and change the exit code. A log on a
+    full disk lacks lines.
     """
     before = sys.stdout, sys.stderr
     ours = [_Outliving(stream) for stream in before]
@@ -58,7 +58,7 @@ def outliving_readers() -> Iterator[None]:
 
 
 class _Outliving:
-    """A stream that drops what cannot be written."""
+    """A stream that drops what it cannot write."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -91,7 +91,7 @@ class _Outliving:
                 raise
 
     def _drop_all(self) -> None:
-        with suppress(OSError, ValueError):  # it may have no file beneath it
+        with suppress(OSError, ValueError):  # it may have no file descriptor
             nowhere = os.open(os.devnull, os.O_WRONLY)
             try:
                 os.dup2(nowhere, self._stream.fileno())

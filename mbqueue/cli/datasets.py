@@ -44,13 +44,13 @@ def prepare(
 ) -> None:
     """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
 
-    May be stopped at any time; the next call carries on.
+    You can stop it at any time; the next call resumes.
 
     Example: mbqueue prepare sample
     """
     project = open_project(context)
     wanted = DataSpec(dataset=dataset, limit=limit, drop_invalid=drop_invalid, id_column=id_column)
-    say(f"preparing {dataset} …")  # before the imports, which on a new machine take a while
+    say(f"preparing {dataset} …")  # before the imports, which are slow on a new machine
     with progress_bars() as progress:
         data = project.prepare(wanted, target_column=target_column, seed=seed, progress=progress)
     for crystal_id, reason in data.dropped:
@@ -95,7 +95,7 @@ def _task_row(entry: TaskEntry) -> dict[str, Any]:
 
 @cache.command("list")
 def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the caches, the newest first.
+    """List the caches, newest first.
 
     Example: mbqueue cache list
     """
@@ -143,7 +143,7 @@ def cache_verify(
     if left and repair:
         raise CacheError(f"{len(left)} of these could not be repaired from here.")
     if left:
-        raise CacheError("Damaged shards are made again when they are next used, or now: mbqueue cache verify --repair")
+        raise CacheError("Damaged shards are rebuilt when next used, or now with: mbqueue cache verify --repair")
 
 
 @cache.command("prune")
@@ -165,11 +165,11 @@ def cache_prune(
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """How far things are, on standard error: called with a label, gives a callback (done, total).
+    """Show progress on standard error: called with a label, it returns a callback (done, total).
 
-    On a terminal these are bars with the time that is left; in a log or a notebook, lines now and then.
+    A terminal shows bars with the time left; a log or a notebook gets a line now and then.
     """
-    # Not at the top: `status` loads this module too, and must answer at once.
+    # Not at the top: `status` loads this module, too, and must answer at once.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -196,7 +196,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _progress_line(what: str) -> Callable[[int, int], None]:
     said = float("-inf")
-    begin: tuple[float, int] | None = None  # when the first part was done, which may be there from before, and how much
+    begin: tuple[float, int] | None = None  # time and size of the first part, maybe of an earlier run
 
     def advanced(done: int, total: int) -> None:
         nonlocal said, begin

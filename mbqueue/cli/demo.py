@@ -1,4 +1,4 @@
-"""``mbqueue demo``: the main job in small, on real crystals, with a session killed in mid-epoch."""
+"""``mbqueue demo``: the main job on a small scale, on real crystals, with a session killed mid-epoch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mbqueue.project import init_project
 
 EXPERIMENT = "full_finetune"
 FOLDS, EPOCHS, CRYSTALS = 5, 2, 300
-#: The session that is killed dies in this epoch of this fold.
+#: The session is killed in this epoch of this fold.
 KILLED_FOLD, KILLED_EPOCH, KILLED_AFTER_STEP = 1, 2, 4
 SETTINGS = 'session = "10m"\ncheckpoint_minutes = 0.01\nlease_seconds = 20.0\n'
 WORK_LEFT = 75
 
 
 class DemoFailed(MbqueueError):
-    """The demo did not do what it is there to show."""
+    """The demo did not show what it should."""
 
 
 def demo(
@@ -39,10 +39,10 @@ def demo(
     ] = None,
     crystals: Annotated[int, typer.Option(help="Number of crystals from the sample.", min=50)] = CRYSTALS,
 ) -> None:
-    """Run a five-fold CHGNet finetune on the shipped sample, kill a session, and show that nothing changed.
+    """Run a five-fold CHGNet finetune on the sample, kill a session, and show that nothing changed.
 
-    Takes a few minutes on two cores. Ends with the results folder, the scores per fold, and the proof that the fold
-    whose session was killed equals an uninterrupted one byte for byte.
+    Takes a few minutes on two cores. Ends with the results folder, the scores per fold, and the proof that the fold of
+    the killed session equals an uninterrupted one byte for byte.
 
     Example: mbqueue demo --dir my-demo
     """
@@ -52,7 +52,7 @@ def demo(
         print_line()
         print_line(f"The demo took {format_duration(time.monotonic() - began)}.")
         if folder is not None:
-            print_line(f"The project is in {root}. Look around: mbqueue --project {root} status")
+            print_line(f"The project is in {root}. Look around with: mbqueue --project {root} status")
 
 
 def _run(root: Path, crystals: int) -> None:
@@ -60,12 +60,12 @@ def _run(root: Path, crystals: int) -> None:
     options = ["--dataset", "sample", "--epochs", str(EPOCHS), "--set", f"data.limit={crystals}"]
     options += ["--set", "train.batch_size=16"]
 
-    _title("1. A project, and a five-fold full finetune in its queue")
+    _title("1. A project with a five-fold full finetune in its queue")
     init_project(project.root)
     (project.root / "mbqueue.toml").write_text(SETTINGS)
     project.run("enqueue", EXPERIMENT, *options)
 
-    _title("2. First session: prepares the crystals, trains two epochs, ends")
+    _title("2. First session: prepares the crystals, trains two epochs and ends")
     project.run("work", "--max-jobs", "3", expected=WORK_LEFT)
     project.run("status")
 
@@ -73,11 +73,11 @@ def _run(root: Path, crystals: int) -> None:
     project.run_until_killed("work")
     project.run("status")
 
-    _title("4. Third session: carries on from the last checkpoint, and finishes")
+    _title("4. Third session: resumes from the last checkpoint and finishes")
     project.run("work")
     project.run("status")
 
-    _title(f"5. The proof: fold {KILLED_FOLD} again, in another project, without interruption")
+    _title(f"5. The proof: fold {KILLED_FOLD} again, in another project, uninterrupted")
     straight = _Commands(root / "straight")
     init_project(straight.root)
     straight.run("enqueue", EXPERIMENT, *options, "--folds", str(KILLED_FOLD))
@@ -88,7 +88,7 @@ def _run(root: Path, crystals: int) -> None:
         if not same:
             raise DemoFailed(f"{what} of the killed and of the uninterrupted fold {KILLED_FOLD} differ.")
 
-    _title("6. What there is now")
+    _title("6. The results")
     print_line(str(killed_folder))
     for path in sorted(killed_folder.iterdir()):
         print_line(f"  {path.name:<26}{path.stat().st_size:>10,} bytes")
@@ -97,7 +97,7 @@ def _run(root: Path, crystals: int) -> None:
 
 
 class _Commands:
-    """Runs mbqueue in one project as a person would, and shows each command."""
+    """Run mbqueue in one project as a person would, and show each command."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -109,7 +109,7 @@ class _Commands:
             raise DemoFailed(f"mbqueue {' '.join(arguments)} ended with code {code} instead of {expected}.")
 
     def run_until_killed(self, *arguments: str) -> None:
-        """Start a session, and kill it without warning once it is far enough into the epoch."""
+        """Start a session and kill it once it is far enough into the epoch."""
         print_line(f"$ mbqueue {' '.join(arguments)}")
         process = subprocess.Popen(self._command(arguments))
         try:
@@ -129,7 +129,7 @@ class _Commands:
         return folder
 
     def _is_far_enough(self) -> bool:
-        """Whether a commit in the middle of the epoch is published, and thus more is lost than nothing."""
+        """Whether a mid-epoch commit is published, so that killing the session now loses some steps."""
         checkpoints = self.root / "state" / "checkpoints" / EXPERIMENT / f"fold_{KILLED_FOLD}"
         return any(
             int(path.stem.split("-")[1][1:]) >= KILLED_AFTER_STEP

@@ -1,4 +1,4 @@
-"""``mbqueue doctor``: what this machine has, and what to do about what it has not."""
+"""``mbqueue doctor``: check this machine, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "chgnet", "pymatgen", "matminer", "numpy", "pandas", "filelock", "rich", "numba")
 MATBENCH = "0.6"
-#: Cache and checkpoints of the full dataset, with room to spare.
+#: Space for the cache and checkpoints of the full dataset, with a margin.
 NEEDED_BYTES = 8e9
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
-#: Of the column that names what was looked at.
+#: Width of the column that names what was checked.
 _WIDTH = 12
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``remedy`` says what to do when ``state`` is not "ok"."""
+    """The result of a check; ``remedy`` says what to do if ``state`` is not "ok"."""
 
     what: str
     state: Literal["ok", "warning", "problem"]
@@ -55,7 +55,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
     findings = []
     for finding in _findings(context):
         findings.append(finding)
-        if not as_json:  # at once: some take seconds
+        if not as_json:  # printed at once: some checks take seconds
             print_line(f"{_SIGNS[finding.state]}  {finding.what:<{_WIDTH}}  {finding.found}")
             if finding.remedy:
                 print_line(f"         {'':<{_WIDTH}}  → {finding.remedy}")
@@ -67,7 +67,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def _findings(context: typer.Context) -> Iterator[Finding]:
     version = platform.python_version()
-    if sys.version_info >= (3, 11):  # noqa: UP036 - run from a checkout, an older Python does get here
+    if sys.version_info >= (3, 11):  # noqa: UP036 - an older Python gets here when run from a checkout
         yield Finding("python", "ok", version)
     else:
         yield Finding("python", "problem", version, "mbqueue needs Python 3.11 or newer.")
@@ -92,7 +92,7 @@ def _findings(context: typer.Context) -> Iterator[Finding]:
     if project.topology.store:
         yield _store(project.topology.store, place)
     if place is not None:
-        yield Finding("commits", "problem" if trouble else "ok", f"the queue's are in {place.shown}", trouble)
+        yield Finding("commits", "problem" if trouble else "ok", f"the queue's commits are in {place.shown}", trouble)
     yield _writable(project.state_dir)
     yield _disk(project.live_dir if project.live_dir.is_dir() else project.state_dir)
 
@@ -124,7 +124,7 @@ def _matbench() -> Finding:
 def _device() -> Finding:
     try:
         import torch
-    except (ImportError, OSError) as error:  # a library of CUDA's that is not there is an OSError
+    except (ImportError, OSError) as error:  # a missing CUDA library raises OSError
         return Finding("device", "problem", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -136,7 +136,7 @@ def _device() -> Finding:
         "device",
         "warning",
         f"cpu only, {os.cpu_count()} cores",
-        "Fine for the sample; the full dataset wants a GPU. In Colab: Runtime → Change runtime type → GPU.",
+        "Fine for the sample; the full dataset needs a GPU. In Colab: Runtime → Change runtime type → GPU.",
     )
 
 
@@ -146,17 +146,19 @@ def _dataset() -> Finding:
     try:
         file = official_file(OFFICIAL_DATASET)
     except DataError as error:
-        return Finding("dataset", "problem", "cannot be looked for", str(error))
+        return Finding("dataset", "problem", "cannot be checked", str(error))
     if file.path.exists():
         found = f"{OFFICIAL_DATASET}: {file.path} ({file.path.stat().st_size / 1e6:.0f} MB)"
         if is_whole(file):
             return Finding("dataset", "ok", found)
-        return Finding("dataset", "problem", f"{found} is another file", "Move it away; the right one is downloaded.")
+        return Finding(
+            "dataset", "problem", f"{found} is another file", "Move it away; the right one will be downloaded."
+        )
     return Finding(
         "dataset",
         "warning",
         f"{OFFICIAL_DATASET} is not on this machine",
-        "It is downloaded when it is first needed; to do so now: mbqueue prepare " + OFFICIAL_DATASET,
+        "It is downloaded when it is first needed. To download it now: mbqueue prepare " + OFFICIAL_DATASET,
     )
 
 
@@ -171,7 +173,7 @@ def _file_system(project: ProjectFolder) -> Finding:
         "file system",
         "warning",
         where,
-        "A live database is not safe there. Leave live_dir and MBQUEUE_LIVE_DIR out, or name a local folder.",
+        "A live database is not safe there. Unset live_dir and MBQUEUE_LIVE_DIR, or set a local folder.",
     )
 
 
@@ -181,16 +183,16 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
     try:
         store = ObjectStore.open(url)
         if place is not None and place.kind == "store" and not store.is_the_one(place.id):
-            return Finding("object store", "problem", url, "It is not the one that the queue's commits are in.")
+            return Finding("object store", "problem", url, "This is not the store that holds the queue's commits.")
         if is_new := store.check():
-            store.forget()  # it is in use once a session has found that it fits the queue
+            store.forget()  # it is in use once a session has checked that it fits the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")
 
 
 def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
-    """Where the queue's commits are, if it knows, and what is in the way of a session here."""
+    """Where the queue's commits are, if known, and what keeps a session here from starting."""
     from mbqueue.queue.opening import open_queue, queue_exists
     from mbqueue.session.same_place import opened_store
 
@@ -202,7 +204,7 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
                 opened_store(project, queue)
     except (UsageError, StoreError) as error:
         return place, str(error)
-    except MbqueueError:  # a queue that cannot be read is a finding of its own
+    except MbqueueError:  # an unreadable queue is reported separately
         pass
     return place, ""
 
@@ -238,6 +240,6 @@ def _disk(folder: Path) -> Finding:
     text = f"{free / 1e9:.1f} GB free"
     if free < NEEDED_BYTES:
         return Finding(
-            "disk", "warning", text, f"The full dataset wants {NEEDED_BYTES / 1e9:.0f} GB. See: mbqueue cache list"
+            "disk", "warning", text, f"The full dataset needs {NEEDED_BYTES / 1e9:.0f} GB. See: mbqueue cache list"
         )
     return Finding("disk", "ok", text)

@@ -14,7 +14,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace a queue that
 
 
 def recover(context: typer.Context, force: ForceOption = False) -> None:
-    """Rebuild the queue from the manifests of the checkpoints alone, when its database is lost or damaged.
+    """Rebuild a lost or damaged queue from the manifests of the checkpoints.
 
     Finished epochs come back as they were. The next session repeats predictions and records.
 
@@ -24,7 +24,7 @@ def recover(context: typer.Context, force: ForceOption = False) -> None:
     for experiment, fold, epochs in found.folds:
         print_line(f"{experiment} fold {fold}: {epochs} epochs")
     if found.replaced is not None:
-        say(f"The queue that was there is now {found.replaced}")
+        say(f"The old queue is now {found.replaced}")
 
 
 def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="The archive to write, a .tar.")]) -> None:
@@ -88,6 +88,6 @@ def move_commits(
     Example: mbqueue move-commits
     """
     made = open_project(context).move_commits(lost=lost)
-    print_line(f"{made.source or 'not known before'} → {made.target}: {made.copied} objects copied")
+    print_line(f"{made.source or 'unknown place'} → {made.target}: {made.copied} objects copied")
     if made.lost:
         say(f"Will be trained again: {made.lost}")

@@ -1,4 +1,4 @@
-"""``mbqueue launch``: sessions as jobs of a cluster."""
+"""``mbqueue launch``: run sessions as cluster jobs."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def slurm(
     cpus_per_task: Annotated[int | None, typer.Option(help="Cores of a job.", min=1)] = None,
     mem: Annotated[str | None, typer.Option(help="Memory of a job, like 32G.")] = None,
     setup: Annotated[
-        list[str] | None, typer.Option(help="A shell line to run before the session, like 'module load cuda'.")
+        list[str] | None, typer.Option(help="Shell line to run before the session, like 'module load cuda'.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any further option of sbatch.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other sbatch option.")
     ] = None,
     max_idle: IdleOption = "10m",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job file and submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job file without submitting it.")] = False,
 ) -> None:
     """Submit sessions to Slurm, as independent jobs. Needs: pip install 'mbqueue[slurm]'.
 
-    Each ends before its time limit, counted from its job's start. When the time is up or the job is preempted, it saves
-    its work and goes back into Slurm's queue while work is left.
+    Each session ends before its job's time limit. When the time is up or the job is preempted, it saves its work, and
+    the job returns to Slurm's queue as long as work is left.
 
     Example: mbqueue launch slurm --gpus 5 --time 2h --partition gpu
     """
@@ -69,7 +69,7 @@ def slurm(
     jobs = project.launch_slurm(
         time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle), setup=setup or [], options=options
     )
-    _tell(jobs, "See them with: squeue --me, and mbqueue status. End one with: scancel JOB")
+    _tell(jobs, "List them with: squeue --me, and mbqueue status. End one with: scancel JOB")
 
 
 @launch.command()
@@ -80,14 +80,14 @@ def local(
     workers: WorkersOption = None,
     max_idle: IdleOption = "10m",
 ) -> None:
-    """Start the same jobs on this machine, to try them; each runs again when its time is up, at most five times.
+    """Try the same jobs on this machine; each runs again when its time is up, at most five times.
 
     For a workstation, `mbqueue work --devices` is simpler.
 
     Example: mbqueue launch local --gpus 2 --time 2h
     """
     jobs = open_project(context).launch_local(time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle))
-    _tell(jobs, "See them with: mbqueue status. End them with: mbqueue stop")
+    _tell(jobs, "List them with: mbqueue status. End them with: mbqueue stop")
 
 
 def _settings(texts: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What several commands share: the project they work on and the shape of common options."""
+"""What commands share: the current project and common options."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MOST_NUMBERS = 100
 
 
 def current_project(context: typer.Context) -> ProjectFolder:
-    """The project that the command was given or stands in."""
+    """The project that the command was given or runs in."""
     given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 leaves it as text
     return find_project(None if given is None else Path(given))
 
 
 def open_project(context: typer.Context, *, while_away: bool = False) -> Project:
-    """The same as what Python users work with."""
+    """The current project as Python users see it."""
     return Project(context.find_root().params.get("project"), while_away=while_away)
 
 
@@ -39,7 +39,7 @@ def parse_folds(text: str) -> tuple[int, ...]:
     """Fold numbers from ``0,2,4`` or ``0-2``.
 
     Raises:
-        UsageError: for anything else. Whether the numbers are folds is for the spec to say.
+        UsageError: for anything else. The spec checks whether the numbers are valid folds.
     """
     return _numbers(text, "folds", digits=2)
 

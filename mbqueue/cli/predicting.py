@@ -14,7 +14,7 @@ from mbqueue.cli.options import IdColumnOption, TargetColumnOption, open_project
 
 def predict(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="A task, sample, or a path; targets are not needed.")],
+    dataset: Annotated[str, typer.Argument(help="A task, sample, or a path; targets are optional.")],
     models: Annotated[
         list[Path], typer.Argument(metavar="MODEL...", help="model_fold_*.pth files; several make an ensemble.")
     ],
@@ -60,7 +60,7 @@ def predict(
     if table.mae is not None:
         print_line(f"MAE against the dataset's own targets: {table.target.with_unit(f'{table.mae:.4f}')}")
         print_line(
-            "This is no test score: the models were trained on most of these crystals. The test scores of their "
+            "This is not a test score: the models were trained on most of these crystals. The test scores of their "
             "experiment are in its results.json."
             if table.is_known_data
             else "This is a test score only if no model was trained on any of these crystals."

@@ -1,4 +1,4 @@
-"""What ``mbqueue work`` shows: a moving line for each session on a terminal, plain lines in a log."""
+"""The output of ``mbqueue work``: a live line for each session on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mbqueue.session.spoken import SpokenReport
 
 
 class Screen:
-    """Standard error, shared by the reports of all sessions; use it as a context."""
+    """Standard error, shared by the reports of all sessions; a context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._rows: dict[str, Spinner] = {}
-        # Redrawn by a thread of its own, so that it moves while nothing is told.
+        # Redrawn by its own thread, so that it moves between messages.
         self._live = Live(get_renderable=self._draw, console=self._console, transient=True, refresh_per_second=8)
         self._is_moving = self._console.is_terminal
 
@@ -34,7 +34,7 @@ class Screen:
             self._live.stop()
 
     def report(self, label: str = "") -> SpokenReport:
-        """Shows one session; several of them are told apart by their labels."""
+        """Shows one session; labels distinguish several."""
         return SpokenReport(
             lambda text, style: self._line(label, text, style),
             show=(lambda text: self._move(label, text)) if self._is_moving else None,

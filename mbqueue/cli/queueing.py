@@ -1,4 +1,4 @@
-"""Commands that put experiments into the queue and steer them."""
+"""Commands that enqueue and steer experiments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def enqueue(
     dataset: Annotated[str | None, typer.Option(help="matbench_mp_e_form, sample, or a path.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs first; 0 by default.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, like train.lr=3e-4.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one key, like train.lr=3e-4.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the queue and of the results folder.")] = None,
     drop_invalid: Annotated[
@@ -50,10 +50,9 @@ def enqueue(
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
 ) -> None:
-    """Put an experiment into the queue.
+    """Add an experiment or a search to the queue.
 
-    Enqueueing the same thing twice changes nothing and says so. More folds are added to what is there. A changed spec
-    under the same name is an error; give it a new one with --name.
+    Enqueueing the same spec again changes nothing. New folds are added. A changed spec needs a new name (--name).
 
     With --seeds 0-4 it is enqueued five times, as NAME.seed0 to NAME.seed4.
 
@@ -115,7 +114,7 @@ def promote(
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
-    Its description says by which trial, and on which folds, it was chosen: its scores there took part in the choice.
+    Its description names the trial and the folds that chose it: its scores on those folds took part in the choice.
 
     Example: mbqueue promote lr_search --name tuned
     """
@@ -155,7 +154,7 @@ def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
     Example: mbqueue pause full_finetune --fold 2
     """
     changed = open_project(context).pause(experiment, fold=fold)
-    print_line(f"{_place(experiment, fold)}: paused ({changed} jobs). Go on with: mbqueue resume {experiment}")
+    print_line(f"{_place(experiment, fold)}: paused ({changed} jobs). Resume with: mbqueue resume {experiment}")
 
 
 def resume(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
@@ -179,22 +178,20 @@ def cancel(
     """
     project = open_project(context)
     if not yes:
-        typer.confirm(f"Cancel what is left of {_place(experiment, fold)}?", abort=True, err=True)
+        typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)
-    print_line(
-        f"{_place(experiment, fold)}: {changed} jobs cancelled. Take them up again with: mbqueue retry {experiment}"
-    )
+    print_line(f"{_place(experiment, fold)}: {changed} jobs cancelled. Put them back with: mbqueue retry {experiment}")
 
 
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
     """Retry failed and cancelled jobs with all their attempts, and end the wait of those that failed recently.
 
-    Result files that are gone or damaged are made again too, from the checkpoints.
+    Missing or damaged result files are rebuilt from the checkpoints.
 
     Example: mbqueue retry full_finetune --fold 3
     """
     changed = open_project(context).retry(experiment, fold=fold)
-    print_line(f"{_place(experiment, fold)}: {changed} jobs will be tried again.")
+    print_line(f"{_place(experiment, fold)}: {changed} jobs will be retried.")
 
 
 def priority(

@@ -28,8 +28,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: scores, curves, errors by element and size, worst crystals, sessions.
 
-    Of an experiment that is done, or as far as it is. Opens in any browser without a network. The page of a search has
-    the history of the best, parallel coordinates, the importance of settings and all learning curves.
+    Works for finished and running experiments. Opens in any browser without a network. The page of a search has the
+    history of the best, parallel coordinates, the importance of settings and all learning curves.
 
     Example: mbqueue report full_finetune --output report.html
     """
@@ -39,7 +39,7 @@ def report(
         if summary["state"] != "done":
             say(f"{experiment} is not done yet: this is how far it is.", style="yellow")
     elif not project.results(experiment).is_complete:
-        say(f"{experiment} is not recorded yet: this is how far it is.", style="yellow")
+        say(f"{experiment} is not recorded yet: the report covers what is done so far.", style="yellow")
     for path in project.report(experiment, output=output, png=png, force=force):
         print_line(str(path))
 
@@ -59,7 +59,7 @@ def compare(
     from mbqueue.dashboard.comparison import render_comparison
 
     if len(experiments) < 2:
-        raise UsageError("Give two experiments or more, like: mbqueue compare full_finetune pretrained_infer")
+        raise UsageError("Give at least two experiments, like: mbqueue compare full_finetune pretrained_infer")
     comparison = open_project(context).compare(experiments, html=html, force=force)
     Console().print(render_comparison(comparison))
     if html is not None:
@@ -77,7 +77,7 @@ def export(
 ) -> None:
     """Write a submission for matbench's leaderboard, or say why the results do not qualify.
 
-    Several experiments, each on another task, make one folder: what a general-purpose algorithm submits.
+    Several experiments on different tasks make one folder, as a general-purpose algorithm submits them.
 
     Example: mbqueue export full_finetune --authors "A. Researcher"
     """

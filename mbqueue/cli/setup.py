@@ -16,7 +16,7 @@ def init(
 ) -> None:
     """Create a project: jobs/ with five experiments, state/, results/ and mbqueue.toml.
 
-    What is there already stays as it is.
+    Existing files stay as they are.
 
     Example: mbqueue init my-project
     """

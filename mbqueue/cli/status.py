@@ -16,7 +16,7 @@ from mbqueue.cli.console import print_json, print_line
 from mbqueue.cli.options import JsonOption, open_project
 from mbqueue.errors import UsageError
 
-#: Between two looks of --watch.
+#: Seconds between two updates of --watch.
 WATCH_SECONDS = 2.0
 
 
@@ -31,7 +31,7 @@ def status(
     Example: mbqueue status full_finetune --watch
     """
     if as_json and watch:
-        raise UsageError("--json prints the state once, --watch renews a view. Give one of them.")
+        raise UsageError("--json prints the state once, --watch keeps updating a view. Give one of them.")
     project = open_project(context, while_away=True)
     console = Console()
     if as_json:
@@ -44,7 +44,7 @@ def status(
 
 
 def _watch(look: Callable[[], Status], console: Console) -> None:
-    """Renew the view in a terminal; elsewhere print it again whenever something new is in it."""
+    """Update the view in a terminal; elsewhere print it whenever it changes."""
     seen = look()
     if not console.is_terminal:
         console.print(seen)

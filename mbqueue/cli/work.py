@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mbqueue.api import Project
     from mbqueue.session.outcome import Ending, SessionOutcome
 
-#: EX_TEMPFAIL of sysexits.h: stopped with work left, run it again.
+#: EX_TEMPFAIL of sysexits.h: stopped with work left; run it again.
 WORK_LEFT, FAILURE, USAGE = 75, 1, 2
 STANDARD_OUTPUT = 1
 
@@ -27,7 +27,7 @@ def work(
     ] = None,
     max_jobs: Annotated[int | None, typer.Option(help="Stop after this many jobs.", min=1)] = None,
     forever: Annotated[
-        bool, typer.Option("--forever", help="Wait for new jobs when none is left; no deadline.")
+        bool, typer.Option("--forever", help="Wait for new jobs when none is left, without a deadline.")
     ] = False,
     max_idle: Annotated[
         str | None,
@@ -38,13 +38,13 @@ def work(
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option(help="Several sessions at once, a process for each device: 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
+        typer.Option(help="Run several sessions, one process per device: 0,1,2 or cuda:0,cuda:1 or cpu,cpu."),
     ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Detach: the session keeps running when this terminal or cell closes.")
     ] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard's event files to state/logs/tensorboard.")
+        bool, typer.Option("--tensorboard", help="Write TensorBoard event files to state/logs/tensorboard.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
     end_command: Annotated[
@@ -53,8 +53,9 @@ def work(
 ) -> None:
     """Run one session: work on the queue until nothing is left or the session's time is up.
 
-    May be killed at any instant; the next session carries on. SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 and SIGUSR2
-    finish the step, write a checkpoint and end; a second Ctrl-C ends at once. Exit code 75: work is left, run it again.
+    You can kill it at any instant; the next session resumes. On SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or SIGUSR2 it
+    finishes the step, writes a checkpoint and ends; a second Ctrl-C ends it at once. Exit code 75 means that work is
+    left: run it again.
 
     Example: mbqueue work --session 1h50m
     """
@@ -123,7 +124,7 @@ def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
 
     stop = StopRequest()
     with open(STANDARD_OUTPUT, "wb", buffering=0, closefd=False) as stream:
-        report = JsonLines(stream, on_gone=lambda: stop.request("nobody listens to it any more"))
+        report = JsonLines(stream, on_gone=lambda: stop.request("its reader is gone"))
         outcome = project.work(**options, report=report, stop=stop)
         report.session_ended(outcome)
     return outcome
@@ -172,11 +173,11 @@ def stop(
     for one in stopped:
         name = one.session or f"process {one.pid}"
         if one.is_refused:
-            print_line(f"session {name}: process {one.pid} is another user's, who alone can end it")
+            print_line(f"session {name}: process {one.pid} belongs to another user, who must end it")
         elif one.reason is None:
             print_line(
-                f"session {name}: still saving after {wait:g} s. Look again with: mbqueue logs -f. At worst, kill -9 "
-                f"{one.pid} costs the work since the last checkpoint"
+                f"session {name}: still saving after {wait:g} s. Follow it with: mbqueue logs -f. If it hangs, kill -9 "
+                f"{one.pid} loses only the work since the last checkpoint"
             )
         else:
             print_line(f"session {name}: ended ({one.reason})")
