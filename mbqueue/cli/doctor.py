@@ -151,9 +151,7 @@ def _dataset() -> Finding:
         found = f"{OFFICIAL_DATASET}: {file.path} ({file.path.stat().st_size / 1e6:.0f} MB)"
         if is_whole(file):
             return Finding("dataset", "ok", found)
-        return Finding(
-            "dataset", "problem", f"{found} is another file", "Move it away; the right one will be downloaded."
-        )
+        return Finding("dataset", "problem", f"{found} is another file", "Move it away to download the right one.")
     return Finding(
         "dataset",
         "warning",
