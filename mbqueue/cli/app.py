@@ -23,15 +23,15 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("doctor", "Check this machine: what is missing, and how to fix it."),
     },
     "Queue and train": {
-        "enqueue": ("queueing", "Put an experiment or a search into the queue."),
+        "enqueue": ("queueing", "Add an experiment or a search to the queue."),
         "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
         "blend": ("blending", "Average the predictions of recorded experiments."),
         "tasks": ("datasets", "List matbench's tasks, each of which is a dataset."),
-        "work": ("work", "Run one session: train until nothing is left or time is up."),
+        "work": ("work", "Run a session: train until nothing is left or time is up."),
         "logs": ("work", "Show the log of the background session."),
         "stop": ("work", "Make the sessions on this machine save and end."),
         "prepare": ("datasets", "Convert a dataset ahead of time."),
-        "launch": ("launching", "Run sessions as jobs of a cluster."),
+        "launch": ("launching", "Run sessions as cluster jobs."),
     },
     "Inspect": {
         "status": ("status", "Show experiments, folds, sessions, time left and errors."),
@@ -55,7 +55,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "backup": ("keeping", "Write the whole state to one archive."),
         "restore": ("keeping", "Replace the project's state with that of an archive."),
         "migrate-queue": ("keeping", "Move the queue to PostgreSQL, or back into a file."),
-        "move-commits": ("keeping", "Move commits to another store, or to the project's folder."),
+        "move-commits": ("keeping", "Move commits to another store or to the project's folder."),
         "cache": ("datasets", "List, verify or prune converted data."),
     },
 }

@@ -34,7 +34,7 @@ cache = typer.Typer(
 def prepare(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="Name or path of a dataset.")] = OFFICIAL_DATASET,
-    limit: Annotated[int, typer.Option(help="Use at most this many crystals, drawn with --seed; 0: all.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Use at most this many crystals, drawn by --seed; 0: all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed for drawing the crystals of --limit.", min=0)] = 0,
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out entries that cannot be used, and report them.")

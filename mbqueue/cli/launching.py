@@ -34,9 +34,9 @@ def slurm(
     workers: WorkersOption = None,
     partition: Annotated[str | None, typer.Option(help="Partition to submit to.")] = None,
     account: Annotated[str | None, typer.Option(help="Account to charge the time to.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features of the machines, like a100.")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="Cores of a job.", min=1)] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of a job, like 32G.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Required node features, like a100.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores per job.", min=1)] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory per job, like 32G.")] = None,
     setup: Annotated[
         list[str] | None, typer.Option(help="Shell line to run before the session, like 'module load cuda'.")
     ] = None,

@@ -355,7 +355,8 @@ class Leases(Claims):
         """Run a statement that is fenced by id and fence.
 
         Raises:
-            LeaseLost: if it changes no row."""
+            LeaseLost: if it changes no row.
+        """
         self._require_held(db, lease, db.execute(statement, {**values, "id": lease.job.id, "fence": lease.fence}))
 
     def _require_held(self, db: Statements, lease: Lease, written: Rows) -> None:

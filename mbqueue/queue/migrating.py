@@ -130,7 +130,8 @@ def _require_another(source: Queue, old: Statements, target: Queue, new: Stateme
     """Refuse to move a queue to its own address in another spelling: it would be marked as moved away.
 
     Raises:
-        UsageError: if both are the same queue."""
+        UsageError: if both are the same queue.
+    """
     if not source.database.dialect is target.database.dialect is POSTGRESQL:
         return
     if not (old.execute(_ONE_MOVER).fetchone()["is_ours"] and new.execute(_ONE_MOVER).fetchone()["is_ours"]):
@@ -175,7 +176,8 @@ def _is_copied(path: Path, old: Statements) -> bool:
     """Whether a file already holds the queue to be copied; False if there is none, or if it was moved away.
 
     Raises:
-        UsageError: if it is another queue."""
+        UsageError: if it is another queue.
+    """
     if not path.exists():
         return False
     try:

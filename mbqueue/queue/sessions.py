@@ -185,7 +185,8 @@ def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | N
     """The first session that may still write to a queue; None if the queue can be moved or replaced.
 
     Args:
-        now: by the database's clock."""
+        now: by the database's clock.
+    """
     rows = db.execute("SELECT * FROM sessions WHERE ended_at IS NULL ORDER BY id").fetchall()
     return next((row for row in map(SessionRow.from_row, rows) if may_be_at_work(row, now, database.file)), None)
 

@@ -135,7 +135,7 @@ def test_a_queue_is_not_moved_to_where_it_is_whatever_its_address(used, url, mon
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
     other = url.replace("127.0.0.1", "localhost") if "127.0.0.1" in url else url.replace("localhost", "127.0.0.1")
     assert other != url
-    with pytest.raises(UsageError, match="already"):
+    with pytest.raises(UsageError, match="are the same queue"):
         Project(used.root).migrate_queue(other)
     assert Project(used.root).status().overview["experiments"]
 
