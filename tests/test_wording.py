@@ -37,14 +37,16 @@ NOT_YET_CLEAN = (
     "tests/",
 )
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
-LEFT_OUT = {".git", ".venv", ".venv-oldest", "site", "results", "state", "__pycache__"}
+LEFT_OUT = {"site", "results", "state", "__pycache__"}
 
 
 def places(folder: Path) -> Iterator[Path]:
     """Every file with text that a person reads."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            if path.name not in LEFT_OUT and not path.name.endswith((".egg-info", "_cache")):
+            if path.name == ".ci" or not (
+                path.name in LEFT_OUT or path.name.startswith(".") or path.suffix == ".egg-info"
+            ):
                 yield from places(path)
         elif path.suffix in SUFFIXES and path != Path(__file__):
             yield path
