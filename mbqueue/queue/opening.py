@@ -63,7 +63,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether there is a queue now; one that was lost is not. For what needs none: results are files."""
+    """Whether a queue exists now; a lost one does not. For commands that can do without: results are files."""
     return queue_exists(project) if project.topology.queue_url else project.queue_db.exists()
 
 
@@ -92,9 +92,9 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
 
 
 def cut_off_restore(project: ProjectFolder) -> str | None:
-    """The archive whose restoring was cut off before it was done; None when there is no such thing."""
+    """The archive of an interrupted restore; None if no restore was interrupted."""
     if project.topology.queue_url or project.queue_db.exists():
-        return None  # the queue comes last
+        return None  # the queue is restored last
     try:
         return (project.live_dir / RESTORING).read_text(encoding="utf-8")
     except FileNotFoundError:
