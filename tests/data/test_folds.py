@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from official_folds import SHARE_OF_METALS, dealt, matbench_splits, mixture, official_folds
 
 from mbqueue.data import folds
 from mbqueue.errors import DataError
@@ -15,66 +12,36 @@ from mbqueue.experiment import DataSpec, Spec
 from mbqueue.task import TASKS
 
 
-@pytest.fixture(scope="module")
-def matbench_splits() -> dict[str, dict[str, dict[str, list[str]]]]:
-    spec = importlib.util.find_spec("matbench")
-    assert spec is not None, "matbench has to be installed: pip install --no-deps matbench"
-    assert spec.submodule_search_locations
-    file = Path(spec.submodule_search_locations[0]) / "matbench_v0.1_validation.json"
-    return json.loads(file.read_text())["splits"]
+@pytest.fixture(scope="module", name="splits")
+def shipped_splits() -> dict[str, dict[str, dict[str, list[str]]]]:
+    return matbench_splits()
 
 
 REGRESSIONS = [task for task in TASKS.values() if not task.target.is_class]
 
 
 @pytest.mark.parametrize("task", REGRESSIONS, ids=lambda task: task.dataset)
-def test_folds_of_a_regression_task_are_those_that_matbench_ships(matbench_splits, task):
+def test_folds_of_a_regression_task_are_those_that_matbench_ships(splits, task):
     for fold in range(5):
-        official = matbench_splits[task.dataset][f"fold_{fold}"]
+        official = splits[task.dataset][f"fold_{fold}"]
         test, train = (set(map(task.id_of, rows(task.n, fold))) for rows in (folds.test_rows, folds.train_rows))
         assert test == set(official["test"])
         assert train == set(official["train"])
 
 
-def test_folds_of_the_class_task_are_dealt_out_class_by_class_as_matbench_ships_them(matbench_splits):
+def test_folds_of_the_class_task_are_dealt_out_class_by_class_as_matbench_ships_them(splits):
     """The crystals' classes are in the file of structures alone. But of the folds that the rule gives to the crystals
     of either class, in their order, matbench's must be a mixture; by chance it never is.
     """
     [task] = [task for task in TASKS.values() if task.target.is_class]
-    official = np.empty(task.n, np.int64)
-    for fold in range(5):
-        for name in matbench_splits[task.dataset][f"fold_{fold}"]["test"]:
-            official[int(name.rsplit("-", 1)[1]) - 1] = fold
-    assert task.id_of(task.n - 1) in set(matbench_splits[task.dataset][f"fold_{official[-1]}"]["test"])
-    ones = round(0.43492314796490533 * task.n)  # frac_true of matbench's metadata
+    official = official_folds(task, splits)
+    ones = round(SHARE_OF_METALS * task.n)
     found = [
-        is_mixture(official.tolist(), dealt(first, task.n), dealt(task.n - first, task.n, after=first))
+        mixture(official, dealt(first, task.n), dealt(task.n - first, task.n, after=first))
         for first in (ones, task.n - ones)
     ]
-    assert found.count(True) == 1
-    assert not is_mixture(official[::-1].tolist(), dealt(ones, task.n), dealt(task.n - ones, task.n, after=ones))
-
-
-def dealt(count: int, n: int, after: int = 0) -> list[int]:
-    """The folds of ``count`` crystals of one class, in their order; ``after`` so many of the class that came first."""
-    first = after or count
-    classes = np.concatenate([np.zeros(first), np.ones(n - first)])
-    fold_of = np.empty(n, np.int64)
-    for fold in range(5):
-        fold_of[folds.test_rows(n, fold, classes=classes)] = fold
-    return fold_of[after : after + count].tolist()
-
-
-def is_mixture(whole: list[int], a: list[int], b: list[int]) -> bool:
-    """Whether ``whole`` is ``a`` and ``b``, each in its order, laid into one another."""
-    taken = {0}  # how many of a; any number that what came so far leaves open
-    for place, fold in enumerate(whole):
-        following = {i + 1 for i in taken if i < len(a) and a[i] == fold}
-        following |= {i for i in taken if 0 <= place - i < len(b) and b[place - i] == fold}
-        if not following:
-            return False
-        taken = following
-    return len(a) in taken
+    assert sum(one is not None for one in found) == 1
+    assert mixture(official[::-1], dealt(ones, task.n), dealt(task.n - ones, task.n, after=ones)) is None
 
 
 @pytest.mark.parametrize("n", [11, 700, 10_001])
