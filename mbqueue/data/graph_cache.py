@@ -1,7 +1,7 @@
 """Packed graphs on disk: built once, in parallel, shard by shard; memory-mapped ever after.
 
 A folder holds ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
-``locks/``. A shard says which crystals (their hash), cut-offs and converter version it is of, so one that is outdated
+``locks/``. A shard says which structures (their hash), cut-offs and converter version it is of, so one that is outdated
 is noticed like one that is damaged. It is written under its final name only when whole, so a builder may die at any
 instant: the next one makes what is missing. Two builders share the work through one lock per shard.
 
@@ -262,7 +262,7 @@ class GraphCache:
     def _key(self, number: int) -> dict[str, Any]:
         return {
             "kind": "graphs",
-            "crystals": self.crystals.hash,
+            "crystals": self.crystals.structures_hash,
             "converter": CONVERTER_VERSION,
             "atom_cutoff": self.atom_cutoff,
             "bond_cutoff": self.bond_cutoff,
@@ -270,9 +270,12 @@ class GraphCache:
         }
 
     def _read(self, number: int) -> _Shard:
-        path = self._path(number)
+        return self._opened(self._path(number), number)
+
+    def _opened(self, path: Path, number: int) -> _Shard:
         meta, arrays = read_arrays(path)
-        if meta != self._key(number):
+        # Shards of earlier versions name the crystals together with their targets.
+        if meta not in (key := self._key(number), {**key, "crystals": self.crystals.hash}):
             raise CacheError(f"{path} holds other graphs than these. It has to be made again.")
         return _Shard(
             records=arrays["records"],
@@ -295,6 +298,8 @@ class GraphCache:
                 pass
             for left_over in self.folder.glob(f"{TEMP_PREFIX}*-{path.name}"):
                 left_over.unlink(missing_ok=True)
+            if self._link_twin(number):
+                return self._read(number)
             first, stop = self._borders[number : number + 2]
             packed = convert(self.crystals, first, stop, atom_cutoff=self.atom_cutoff, bond_cutoff=self.bond_cutoff)
             ends = [*packed.index[1:, 0].tolist(), len(packed.records)]
@@ -313,6 +318,25 @@ class GraphCache:
             except OSError as error:
                 raise CacheError(f"{path} cannot be written: {error}. What is made so far is kept.") from error
         return self._read(number)
+
+    def _link_twin(self, number: int) -> bool:
+        """Take a whole shard of the same structures from the cache of another dataset; False where there is none.
+
+        Another column of the same table is another dataset with the same graphs. Both folders then name one file, which
+        takes its space once and stays until both are removed.
+        """
+        path = self._path(number)
+        for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):
+            try:
+                if twin.parent == self.folder or not _is_whole(self._opened(twin, number)):
+                    continue
+                link = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{path.name}")
+                os.link(twin, link)
+                link.replace(path)
+            except (CacheError, OSError):
+                continue  # of other crystals, or just being removed; or this file system has no links
+            return True
+        return False
 
 
 def _is_whole(shard: _Shard) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -70,29 +69,22 @@ class Elsewhere:
         return places
 
     def _others(self) -> list[tuple[FrozenBackbone, Crystals]]:
-        found = []
         own, cache_dir = self._frozen.folder, self._frozen.folder.parent
-        for folder in sorted(cache_dir.glob(f"{FROZEN_PREFIX}*-{own.name.rsplit('-', 1)[1]}")):
-            if folder == own:
-                continue
-            dataset = folder.name.removeprefix(FROZEN_PREFIX).rsplit("-", 1)[0]
-            for file in sorted(cache_dir.glob(f"{dataset}-*/{CRYSTALS_FILE}")):
-                source = self._opened(file, cache_dir)
-                if source is not None and source[0].folder == folder:
-                    found.append(source)
-                    break
+        folders = set(cache_dir.glob(f"{FROZEN_PREFIX}*-{own.name.rsplit('-', 1)[1]}")) - {own}
+        found = []
+        for file in sorted(cache_dir.glob(f"*/{CRYSTALS_FILE}")):
+            if not folders:
+                break
+            try:
+                crystals, _ = Crystals.open(file)
+            except CacheError:
+                continue  # damaged, or just being removed: then it is computed
+            for key in (crystals.hash, crystals.structures_hash):  # of energies, and of all other targets
+                folder = frozen_folder(cache_dir, key, self._frozen.weights)
+                if folder in folders:
+                    folders.remove(folder)
+                    source = FrozenBackbone(
+                        folder, atom_offsets=crystals.atom_offsets, dataset_hash=key, weights=self._frozen.weights
+                    )
+                    found.append((source, crystals))
         return found
-
-    def _opened(self, file: Path, cache_dir: Path) -> tuple[FrozenBackbone, Crystals] | None:
-        try:
-            crystals, _ = Crystals.open(file)
-        except CacheError:
-            return None  # damaged, or just being removed: then it is computed
-        weights = self._frozen.weights
-        source = FrozenBackbone(
-            frozen_folder(cache_dir, crystals.hash, weights),
-            atom_offsets=crystals.atom_offsets,
-            dataset_hash=crystals.hash,
-            weights=weights,
-        )
-        return source, crystals
