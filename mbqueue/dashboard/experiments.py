@@ -53,9 +53,9 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
     title = Text.assemble((entry["name"], "bold"), "  ", (entry["state"], STYLES.get(entry["state"], "")))
     if entry["paused"] and entry["state"] != "paused":
         title.append(" (paused)", STYLES["paused"])
-    title.append(f"  {entry['dataset']}", "dim")
     if entry["target"]["name"] != FORMATION_ENERGY.target.name:
         title.append(f"  {entry['target']['name']}", "dim")
+    title.append(f"  {entry['dataset']}", "dim")  # after the target, since it may be a path longer than the line
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)

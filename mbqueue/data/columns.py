@@ -61,6 +61,7 @@ class Columns:
         self._wanted = wanted
         self.targets_required = targets_required
         self._is_open = self._may_have_id = True
+        self._seen: dict[Any, None] = {}  # names of columns, in their order
 
     def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
         """Choose from the heading of a table.
@@ -85,15 +86,12 @@ class Columns:
                 raise DataError(f"{source} has no column {wanted}, which was named as the {what} column. {there}")
         if structures and self.structure is None:
             raise DataError(f"{source} has no column {' or '.join(structures)}. {there}")
-        if self.target is None and self.targets_required:
-            raise DataError(
-                f"{source} has no column {' or '.join(ENERGY_COLUMNS)}. {there} Name the column of targets with "
-                "--target-column, or column in [target] of the experiment."
-            )
+        self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
         """Id, structure and target of a row of a table without a heading; a column is chosen once it is seen."""
         if self._is_open:
+            self._seen |= dict.fromkeys(row)
             self._see(row.keys(), STRUCTURE_NAMES)
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
@@ -102,14 +100,27 @@ class Columns:
         self._may_have_id = False
 
     def close(self, source: str) -> None:
-        """Raise unless what the user has named was seen.
+        """Raise unless what the user has named was seen, and a column of targets where they are required.
 
         Raises:
             DataError: when it was not.
         """
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
-                raise DataError(f"No row of {source} has {wanted}, which was named as the {what} column.")
+                raise DataError(
+                    f"No row of {source} has {wanted}, which was named as the {what} column. "
+                    f"They have: {', '.join(map(str, self._seen))}."
+                )
+
+        if self._seen:
+            self._require_target(f"No row of {source} has", f"They have: {', '.join(map(str, self._seen))}.")
+
+    def _require_target(self, absent: str, there: str) -> None:
+        if self.target is None and self.targets_required:
+            raise DataError(
+                f"{absent} {' or '.join(ENERGY_COLUMNS)}. {there} Name the column of targets with "
+                "--target-column, or column in [target] of the experiment."
+            )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:
         """Choose id, structure and target among columns without a heading; what the user has named comes first.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,22 @@ import pytest
 from tripwire import Fault
 from warm import Warm
 
-from .conftest import LONG, ON_A_DRIVE, SEED, SETTINGS, SHARE, SHARES, Lab, Straight, go_straight, points_of, tell
+from mbqueue.data.datasets import SAMPLE_FILE
+
+from .conftest import (
+    ENQUEUE,
+    LONG,
+    ON_A_DRIVE,
+    SEED,
+    SETTINGS,
+    SHARE,
+    SHARES,
+    Lab,
+    Straight,
+    go_straight,
+    points_of,
+    tell,
+)
 
 #: Operations at the end of a run that another run may not have: heartbeats come by the clock. On a drive a thread
 #: publishes beside the training, and what it finds to publish in one round depends on who is faster.
@@ -61,12 +79,17 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
 ) -> None:
     operations = (straight_on_a_drive if death.on_a_drive else straight).operations
     assert straight_on_a_drive.results == straight.results
+    sweep(straight, death, operations, lambda place: Lab(warm, tmp_path / place, settings=death.settings))
+
+
+def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Callable[[str], Lab]) -> None:
+    """Die at each point, and again while recovering, each in a lab of its own."""
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
         # The second death depends on the point alone, so that shares and repetitions die alike.
         chance = random.Random(f"{SEED} {death.name} {point}")
-        lab = Lab(warm, tmp_path / str(point), settings=death.settings)
+        lab = lab_at(str(point))
         # What is left to do takes fewer operations; a point beyond its end lets recovery run through.
         again = chance.randrange(1, len(operations) - point + 40)
         try:
@@ -82,6 +105,23 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
         f"{death.name}, share {SHARE}/{SHARES}: {len(operations)} operations, died first at {reached} of "
         f"{len(points)} points, {deaths} deaths, all equal (MBQUEUE_TEST_SEED={SEED})"
     )
+
+
+@pytest.mark.parametrize("kind", ["scalar", "class"])
+def test_an_experiment_of_any_kind_that_dies_twice_equals_an_uninterrupted_one(
+    warm: Warm, tmp_path: Path, kind: str
+) -> None:
+    table = tmp_path / "table.jsonl"
+    with gzip.open(SAMPLE_FILE, "rt") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, 60)]
+    table.write_text("\n".join(json.dumps({**row, "class": row["e_form"] < -1.0}) for row in rows))
+    target = {"name": "made up", "unit": "" if kind == "class" else "eV", "kind": kind}
+    target["column"] = "class" if kind == "class" else "e_form"
+    settings = [part for key, value in target.items() for part in ("--set", f"target.{key}={json.dumps(value)}")]
+    enqueue = ("enqueue", f"{kind}_head", "--dataset", str(table), *ENQUEUE[4:], *settings)
+    straight = go_straight(Lab(warm, tmp_path / "straight", enqueue=enqueue))
+    death = Death(f"killed, {kind}", "kill", sample=2)
+    sweep(straight, death, straight.operations, lambda place: Lab(warm, tmp_path / place, enqueue=enqueue))
 
 
 def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int, n_operations: int) -> int:

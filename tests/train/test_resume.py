@@ -185,7 +185,11 @@ def test_a_damaged_newest_commit_costs_its_steps_and_nothing_else(bench: Any, he
     assert essence(folder) == essence(tmp_path / "whole")
 
 
-def test_other_conditions_are_told_and_recorded_and_work_goes_on(bench: Any, helpers: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["energy", "scalar", "class"])
+def test_other_conditions_are_told_and_recorded_and_work_goes_on(
+    bench_of: Any, helpers: Any, tmp_path: Path, kind: str
+) -> None:
+    bench = bench_of(kind)
     helpers.train_epoch(bench.run(tmp_path), 1, stop_after=1)
     path = tmp_path / "e0001-s000001-f0001.json"
     written = manifest_of(path.read_bytes(), source=path.name)

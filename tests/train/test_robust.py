@@ -86,6 +86,21 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_on
     assert len(told) == 2, "what is remembered need not be learned again"
 
 
+@pytest.mark.parametrize("kind", ["scalar", "class"])
+def test_a_fold_of_any_kind_that_changes_to_a_smaller_device_ends_like_a_whole_one(
+    bench_of: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    bench = bench_of(kind)
+    whole = helpers.train_epoch(bench.run(tmp_path / "whole"), 1)
+    helpers.train_epoch(bench.run(tmp_path / "moved"), 1, stop_after=1)
+    shrink_device(monkeypatch, bears=3)
+    moved = helpers.train_epoch(bench.run(tmp_path / "moved"), 1, fence=2)
+    for score in ("train_loss", "train_mae", "val_loss", "val_mae"):
+        assert moved.history_row[score] == pytest.approx(whole.history_row[score], rel=1e-3)
+    [change] = small_commits(tmp_path / "moved").manifests()[-1].fingerprint_changes
+    assert (change["step"], change["changes"]["micro_batch"]) == (3, [8, 2])
+
+
 def busy(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     """Let so much of a device of 15 GiB be in use when nothing of the failed attempt is left."""
     monkeypatch.setattr(memory_module, "bytes_in_use", lambda _device: (int(gib * 2**30), 15 << 30))
