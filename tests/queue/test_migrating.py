@@ -205,7 +205,7 @@ def test_a_queue_goes_to_and_fro_as_often_as_one_likes(used, url, make_spec, mon
             before = dump(queue)
         project.migrate_queue(target)
         monkeypatch.setenv("MBQUEUE_QUEUE", target)
-        with open_queue(project.folder) as queue:
+        with open_queue(Project(used.root).folder) as queue:
             assert dump(queue) == before
             queue.verify()
     aside = list(used.queue_db.parent.glob("queue.db.moved-*"))
@@ -219,6 +219,7 @@ def test_a_session_that_was_frozen_while_its_queue_was_moved_writes_nothing_to_i
     if source == "server":
         project.migrate_queue(url)
         monkeypatch.setenv("MBQUEUE_QUEUE", url)
+        project = Project(used.root)
     with open_queue(project.folder) as frozen:
         frozen.retry("b", now=30.0)
         session = frozen.start_session(device="cpu", now=30.0, alive_seconds=60)
@@ -275,7 +276,7 @@ def test_a_run_that_died_between_the_copy_and_the_mark_is_completed_by_the_next(
     with pytest.raises(QueueMoved):
         open_queue(project.folder)
     monkeypatch.setenv("MBQUEUE_QUEUE", target)
-    with open_queue(project.folder) as queue:
+    with open_queue(Project(used.root).folder) as queue:
         assert dump(queue) == before
 
 
