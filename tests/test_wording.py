@@ -31,7 +31,6 @@ PHRASES = {
 }
 #: Folders that still have some of them. It ends empty.
 NOT_YET_CLEAN = (
-    "ARCHITECTURE.md",
     "docs/",
     "mbqueue/",
     "tests/",
