@@ -31,21 +31,20 @@ PHRASES = {
 }
 #: Folders that still have some of them. It ends empty.
 NOT_YET_CLEAN = (
-    "docs/",
     "mbqueue/",
     "tests/",
 )
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
-LEFT_OUT = {"site", "results", "state", "__pycache__"}
+#: Made by builds and runs, at the top of the repository.
+MADE = {"site", "results", "state"}
 
 
 def places(folder: Path) -> Iterator[Path]:
     """Every file with text that a person reads."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            if path.name == ".ci" or not (
-                path.name in LEFT_OUT or path.name.startswith(".") or path.suffix == ".egg-info"
-            ):
+            made = path.name in MADE and folder == ROOT
+            if path.name == ".ci" or not (made or path.name.startswith((".", "__")) or path.suffix == ".egg-info"):
                 yield from places(path)
         elif path.suffix in SUFFIXES and path != Path(__file__):
             yield path

@@ -20,7 +20,7 @@ from mbqueue.dashboard.searches import search_lines, trial_table
 
 #: The order in which counts of jobs are told: what is open first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
-_NOBODY = "No session is at work. Start one with: mbqueue work"
+_NOBODY = "No session is running. Start one with: mbqueue work"
 #: With more experiments than this, those are drawn on which something happens or should, the newest first among equals.
 _EXPERIMENTS_SHOWN = 20
 

@@ -250,7 +250,7 @@ def _ended_early(
     if done:
         return replace(started, sessions=done)
     said = "".join(f"  {line}" for line in started.log.read_text(errors="replace").splitlines(True)[-_TAIL_LINES:])
-    raise SessionError(f"The session in the background ended before it was at work (code {code}). It said:\n{said}")
+    raise SessionError(f"The background session ended before it started (code {code}). It said:\n{said}")
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:

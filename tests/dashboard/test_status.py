@@ -112,7 +112,7 @@ def test_a_session_that_was_just_killed_is_shown_as_dead_with_what_it_left(queue
     lines = draw(overview).splitlines()
     assert f"  NVIDIA L4, died, heard 5s ago, on {queue.session(session).host}, {session}"[:80] in lines
     assert "    left small fold 0 epoch 3 at 49 %; the next session takes over" in lines
-    assert "No session is at work. Start one with: mbqueue work" in lines
+    assert "No session is running. Start one with: mbqueue work" in lines
 
 
 def test_time_left_is_told_in_hours_and_in_sessions(queue):
@@ -159,7 +159,7 @@ def test_a_failed_job_is_shown_with_the_command_that_tries_it_again(queue):
     lines = draw(overview).splitlines()
     assert "  small fold 0 epoch 1: NonFiniteLoss: step 12 [x]" in lines
     assert "    failed 3 times; try again with: mbqueue retry small --fold 0" in lines
-    assert "No session is at work. Start one with: mbqueue work" in lines
+    assert "No session is running. Start one with: mbqueue work" in lines
 
 
 def test_a_job_that_rests_after_a_failure_says_when_it_is_tried_again(queue):
