@@ -2,7 +2,7 @@
 
     from mbqueue import Project
 
-See `mbqueue.api` for what a project can do. Importing this package imports nothing else before that is asked for.
+See `mbqueue.api` for what a project can do. Importing this package imports nothing else until you use a name.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""To which project on a drive a live folder belongs, and where it is, so that both are known while the drive is away.
+"""Which project on a drive a live folder belongs to, and where that folder is, even while the drive is not mounted.
 
-An empty mount point, another folder in its place, and a project of the same name that somebody has just made there all
-look like a project that has lost everything. So a project on a drive gets an id when a live folder first publishes:
-a file whose name holds it, and that is never changed. Two machines that do so at once leave two of them; each
-looks for its own.
+An empty mount point, another folder in its place, or a new project of the same name all look like a project that has
+lost everything. So a project on a drive gets an id when a live folder first publishes: a file that is named after the
+id and never changes. Two machines that do so at once create two ids, and each checks for its own.
 
-Where a project's live folder is stands in mbqueue.toml, which lies on the drive, or follows from what its path leads
-to, which the drive must be asked for. So that is noted on the machine, beside the default live folders.
+The path of the live folder is in mbqueue.toml, on the drive, or follows from the resolved path of the project, which
+needs the drive. So it is also noted on the machine, beside the default live folders.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from typing import TypeVar
 from mbqueue import files
 from mbqueue.mounts import mount_of
 
-#: The file of a live folder that says it.
+#: The file in a live folder that records its project.
 BELONGING_FILE = "project.json"
-#: How long a wait may take to notice a wish to stop.
+#: How often a wait checks for a request to stop.
 _NOTICE_SECONDS = 0.1
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_FILE = re.compile(r"project-([0-9a-f]{16})\.json")
@@ -38,22 +37,22 @@ Answer = TypeVar("Answer")
 
 
 def id_file(project_id: str) -> str:
-    """The name of the file in a project's state folder that holds an id."""
+    """The name of the id's file in a project's state folder."""
     return f"project-{project_id}.json"
 
 
 def ids_in(state: Path) -> list[str]:
-    """The ids in a project's state folder, sorted; none while no live folder has published to it."""
+    """The ids in a project's state folder, sorted; none before a live folder has published to it."""
     return sorted(match[1] for path in state.iterdir() if (match := _ID_FILE.fullmatch(path.name)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Belonging:
-    """What a live folder knows of its project.
+    """What a live folder records of its project.
 
     Attributes:
-        root: the project's folder when it was last there.
-        id: of the project; None until something is published.
+        root: the project's folder when it was last seen.
+        id: the project's id; None until something is published.
     """
 
     root: str
@@ -61,7 +60,7 @@ class Belonging:
 
     @classmethod
     def of(cls, live: Path) -> Belonging | None:
-        """What stands in a live folder; None when nothing does, or it is damaged."""
+        """The record in a live folder; None if there is none, or it is damaged."""
         try:
             parts = json.loads((live / BELONGING_FILE).read_bytes())
             root, project_id = parts["root"], parts["id"]
@@ -71,44 +70,44 @@ class Belonging:
         return cls(root=root, id=project_id) if isinstance(root, str) and is_id else None
 
     def keep(self, live: Path) -> None:
-        """Write it down in a live folder; nothing when it stands there."""
+        """Write the record to a live folder, unless it is there already."""
         if Belonging.of(live) != self:
             files.write_json(live / BELONGING_FILE, asdict(self))
 
     def missing(self, state: Path) -> str | None:
-        """Why a state folder is not that of this project, or None when it is, as far as can be told.
+        """Why a state folder is not that of this project; None if nothing contradicts it.
 
         Raises:
-            OSError: when the mount fails.
+            OSError: if the mount fails.
         """
         if self.id is None or (state / id_file(self.id)).exists():
             return None
         if not ids_in(state) and mount_of(state).is_remote:
-            return None  # a drive that was mounted anew may not have uploaded the id
-        return f"what lies at {state.parent} is another folder than the project"
+            return None  # a drive that was mounted again may not have uploaded the id
+        return f"{state.parent} is another folder than the project"
 
 
 def default_live_dir(root: Path, resolved: str) -> Path:
-    """The live folder of the project at ``root``, which links lead to as ``resolved``, unless another is given."""
+    """The live folder of the project at ``root``, which resolves to ``resolved``, unless another is given."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # Stable for one project, so that a second session on this machine finds the first one's queue.
+    # Stable for a project, so that a second session on this machine finds the first one's queue.
     key = hashlib.sha256(resolved.encode()).hexdigest()[:16]
     return caches / "mbqueue" / "live" / f"{root.name}-{key}"
 
 
 def note_live_dir(root: Path, live: Path) -> None:
-    """Note on this machine where the live folder of the project at ``root`` is, unless it would be looked for there."""
+    """Note on this machine where the live folder of the project at ``root`` is, unless it is the default."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
-    with suppress(OSError):  # a home that cannot be written: then only status does not find it while the drive is away
+    with suppress(OSError):  # the home folder is not writable: only `status` without the drive needs this note
         files.make_folder(_note_of(root).parent)
         files.write_json(_note_of(root), {"root": str(root), "live": str(live)})
 
 
 def live_dir_of(root: Path, given: str | None) -> Path | None:
-    """The live folder that is known to be of the project at ``root``: the one given, the default, or that was noted.
+    """The live folder that is known to belong to the project at ``root``: the one given, the default, or the one noted.
 
-    Asks nothing of the drive.
+    Does not access the drive.
     """
     for live in (Path(given or "").expanduser(), default_live_dir(root, str(root)), _noted_live_dir(root) or Path()):
         belonging = Belonging.of(live) if live.is_absolute() else None
@@ -132,11 +131,10 @@ def _note_of(root: Path) -> Path:
 def answer_within(
     seconds: float, ask: Callable[[], Answer], *, should_stop: Callable[[], bool] = lambda: False
 ) -> Answer:
-    """What ``ask`` returns or raises; whoever asks a mount that hangs is left behind in a thread.
+    """What ``ask`` returns or raises. If it hangs on a mount, its thread is left behind.
 
     Raises:
-        TimeoutError: when it takes longer.
-        InterruptedError: when it is not waited for, because somebody wishes to stop.
+        TimeoutError: if it takes longer. InterruptedError: if a request to stop ends the wait.
     """
     end = time.monotonic() + seconds
     answers: queue.SimpleQueue[tuple[Answer] | BaseException] = queue.SimpleQueue()
@@ -153,7 +151,7 @@ def answer_within(
             answer = answers.get(timeout=max(0.0, min(_NOTICE_SECONDS, end - time.monotonic())))
         except queue.Empty:
             if should_stop():
-                raise InterruptedError("it is not waited for: somebody wishes to stop") from None
+                raise InterruptedError("the wait was ended by a request to stop") from None
             if time.monotonic() >= end:
                 raise TimeoutError(f"it has not answered for {seconds:.0f} s") from None
         else:

@@ -1,6 +1,6 @@
-"""obstore's stores for the addresses that `store` in mbqueue.toml may have: S3, GCS, Azure, or a shared folder.
+"""Open the object store that `store` in mbqueue.toml names: S3, GCS, Azure, or a shared folder, through obstore.
 
-Credentials come from the environment or the machine's own chain, never from the address
+Credentials come from the environment or the machine's credential chain, never from the address
 (docs/how-to/many-machines.md).
 """
 
@@ -18,23 +18,23 @@ from mbqueue.errors import StoreError, UsageError
 from mbqueue.files import fsync_dir
 
 STORE_VARIABLE = "MBQUEUE_STORE"
-#: Says that a place is a store of mbqueue's; written once, when the first session comes.
+#: Marks a place as a store of mbqueue; the first session writes it, once.
 MARKER = "mbqueue-store.json"
 
-#: For requests while a lease is being checked: others wait for the queue meanwhile. A commit makes one or two of them
+#: For requests while a lease is being checked and other sessions wait for the queue. A commit makes one or two of them
 #: (`mbqueue.storage.objects.ObjectStore.create`), in less than half of SQLite's patience with a locked database
 #: (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
-#: For checkpoints: 5 MB in so long is 80 kB/s.
+#: For checkpoints: 5 MB in this time is 80 kB/s.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
-#: For what is larger than that.
+#: For larger objects.
 LASTING = {"connect_timeout": "5s", "timeout": "1800s"}
 _SCHEMES = {"s3", "gs", "az", "file"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def wrong_address(text: str) -> str | None:
-    """What is wrong with the address of a store, or None. Never repeats it: it may hold a secret."""
+    """What is wrong with the address of a store, or None. Never repeats the address: it may contain a secret."""
     try:
         parts = urlsplit(text)
     except ValueError:
@@ -54,11 +54,11 @@ def wrong_address(text: str) -> str | None:
 
 
 def backend_of(url: str, client: dict[str, Any]) -> Any:
-    """obstore's store for an address; reads no network.
+    """The store at an address; makes no request.
 
     Raises:
-        UsageError: when obstore is not installed, or the address is wrong.
-        StoreError: when something of the configuration is missing.
+        UsageError: if obstore is not installed, or the address is wrong. StoreError: if the configuration is
+            incomplete.
     """
     if wrong := wrong_address(url):
         raise UsageError(f"The address of the object store {wrong}.")
@@ -90,14 +90,14 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         raise StoreError(
             f"The object store {url} cannot be used: {said(error)}. Set its credentials in the environment, see "
             "docs/how-to/many-machines.md."
-        ) from None  # the cause's text may hold what was configured
+        ) from None  # the cause's text may contain configured secrets
 
 
 def _needs_http(environment: Mapping[str, str]) -> bool:
-    """Whether TLS is to be left out: only to an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise.
+    """Whether to allow HTTP: only to an S3 server on this machine, unless AWS_ALLOW_HTTP says otherwise.
 
     Raises:
-        UsageError: when it would be left out to another machine.
+        UsageError: if an address of another machine uses HTTP.
     """
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     name = next((name for name in names if environment.get(name)), "")
@@ -107,14 +107,14 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
         return True
     if endpoint.scheme == "http":
         raise UsageError(
-            f"{name} names a server on another machine without TLS, so that others could read and change what is sent. "
-            "Give an https:// address; where you trust the network, set AWS_ALLOW_HTTP=true"
+            f"{name} names a server on another machine without TLS, so others could read and change the data. "
+            "Give an https:// address. If you trust the network, set AWS_ALLOW_HTTP=true"
         )
     return False
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Profiles and ~/.aws, which obstore does not read, by way of boto3 where that is installed and needed."""
+    """Profiles and ~/.aws, which obstore does not read, through boto3 if it is installed and needed."""
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (
         environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()
@@ -134,8 +134,10 @@ def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _LocalFolder:
-    """A shared folder, with what obstore leaves out: what was written survives a loss of power, and an empty folder
-    where the share was mounted neither takes nor lacks anything."""
+    """A shared folder, with two promises that obstore does not make.
+
+    Written data survives a power loss, and an empty mount point is an error, not an empty store.
+    """
 
     def __init__(self, root: Path, local_store: Any) -> None:
         self._root, self._make = root, local_store
@@ -175,11 +177,11 @@ class _LocalFolder:
                 raise FileNotFoundError(f"NoSuchBucket: there is no folder {self._root}")
             self._store = self._make(self._root)
         if path != MARKER and not (self._root / MARKER).exists():
-            raise OSError(f"{self._root / MARKER} is gone; is the folder still mounted?")
+            raise OSError(f"{self._root / MARKER} is gone. Is the folder still mounted?")
         return self._store
 
 
 def said(error: BaseException) -> str:
-    """An error's own words, short and without what may be a secret: query strings and the bodies of answers."""
+    """An error's message, shortened, without possible secrets: query strings and response bodies."""
     line = str(error).split("\n", 1)[0].split("<?xml", 1)[0]
     return re.sub(r"\?\S*", "", line).strip().rstrip(":.")[:300]

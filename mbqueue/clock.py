@@ -1,7 +1,7 @@
-"""Time, as something that is passed in: tests own the clock, and no test sleeps to be right.
+"""Time is passed in: tests control the clock, and no test sleeps to be right.
 
-Wall time (``now``) is what is written down and compared between machines; monotonic time is what durations
-inside one process are measured with, so that a clock that is set back or forth does no harm there.
+Wall time (``now``) is recorded and compared between machines. Monotonic time measures durations within a process, so
+that setting the clock does no harm there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 class Clock(Protocol):
-    """What mbqueue asks of a clock."""
+    """What mbqueue needs from a clock."""
 
     def now(self) -> float:
         """Seconds since the epoch (UTC)."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some fixed instant of this process; never goes back."""
+        """Seconds since a fixed instant of this process; never decreases."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -50,7 +50,7 @@ def parse_duration(text: str) -> float:
     """Seconds in a duration such as ``1h50m``, ``90m``, ``45s`` or ``2d``.
 
     Raises:
-        UsageError: for anything else, zero included.
+        UsageError: for anything else, including zero.
     """
     compact = text.strip().lower().replace(" ", "")
     parts = _PART.findall(compact)
@@ -63,7 +63,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people: ``1h50m``, ``4m05s``, ``12s``; negative ones count as 0."""
+    """Format a duration for people: ``1h50m``, ``4m05s``, ``12s``; negative ones count as 0."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)

@@ -8,35 +8,35 @@
     │   └── SearchUnavailable    Optuna, which searches need, is not installed
     ├── DataError                a dataset cannot be read as it is
     │   ├── InvalidCrystals      some entries are bad; carries their ids and reasons
-    │   ├── SourceAway           it cannot be had just now; a later attempt may succeed
+    │   ├── SourceAway           it is unavailable now; a later attempt may succeed
     │   └── CacheError           a cache file is missing, damaged or of another version
     ├── QueueError               the queue cannot do what was asked
     │   ├── LeaseLost            this worker no longer holds the job; nothing was written
     │   │   └── CommitTaken      another writer made the commit first; nothing was written
-    │   ├── RewoundBefore        the same damage is found again in what was made again because of it
+    │   ├── RewoundBefore        remaking damaged files gave the same damage
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
     │   ├── SchemaTooNew         the database was written by a newer mbqueue
-    │   ├── QueueLost            its file, or what was in it, is gone; there is work of it to rebuild it from
-    │   ├── QueueDamaged         its file is not a whole queue
-    │   ├── QueueDiskFull        the disk that its file is on is full; nothing was changed
-    │   ├── QueueReplaced        another file took the place of the one that is open; nothing was written
+    │   ├── QueueLost            its file or content is gone, but can be rebuilt
+    │   ├── QueueDamaged         its file is damaged
+    │   ├── QueueDiskFull        the disk of its file is full; nothing was changed
+    │   ├── QueueReplaced        another file replaced the open one; nothing was written
     │   └── QueueMoved           the queue is in another database now
-    ├── SessionError             a session in the background did not come to work
-    ├── TrainingError            a training step cannot go on
-    │   ├── NonFiniteLoss        loss, gradient or prediction is nan or inf; nothing of it is kept
+    ├── SessionError             a background session did not start
+    ├── TrainingError            a training step failed
+    │   ├── NonFiniteLoss        loss, gradient or prediction is nan or inf; it is not kept
     │   └── DeviceTooSmall       one crystal alone does not fit the device
-    ├── DeviceBusy               one crystal alone does not fit what others leave of the device
+    ├── DeviceBusy               one crystal alone does not fit the free memory of the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
     ├── DeviceLost               the GPU stopped working; what is committed is safe
-    ├── LimitReached             a limit of the surroundings (memory, size of a file); what is committed is safe
+    ├── LimitReached             a limit of the system (memory, file size); what is committed is safe
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
-    ├── StoreError               the object store is not there, refuses, or cannot do what commits need
-    │   └── StoreAway            it does not answer just now; what is committed is safe
-    ├── MembersNotRecorded       what an experiment is made from is not recorded just now; a later attempt may succeed
+    ├── StoreError               the object store is missing, refuses, or lacks what commits need
+    │   └── StoreAway            it does not answer now; what is committed is safe
+    ├── MembersNotRecorded       a member of an experiment is not recorded now; a later attempt may succeed
     └── ResultsError             result files are missing, incomplete or contradict each other
 
-Only ``mbqueue.cli`` catches these. The message is one or more full sentences; it names the file, job or
-crystal, and ends with what to do.
+Only ``mbqueue.cli`` catches these. The message is one or more full sentences. It names the file, job or crystal, and
+ends with what to do.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-#: What to do about an error of the file system.
+#: What to do about a file system error.
 _REMEDIES = {
-    errno.ENOSPC: "The disk is full. Nothing that was saved is lost; free some space there and go on: mbqueue cache "
-    "prune removes converted data that nothing needs.",
-    errno.EDQUOT: "The quota is used up. Nothing that was saved is lost; free some space there and go on.",
+    errno.ENOSPC: "The disk is full. All saved work is safe. Free some space and resume: mbqueue cache prune removes "
+    "converted data that nothing needs.",
+    errno.EDQUOT: "The quota is used up. All saved work is safe. Free some space there and resume.",
     errno.EACCES: "Check the permissions of this file and of the folders above it.",
     errno.EPERM: "Check the permissions of this file and of the folders above it.",
     errno.EROFS: "The file system is read-only. Put the project where you may write.",
-    errno.ENOTCONN: "The drive it lies on is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
-    errno.EIO: "The disk or drive does not answer. Is it still mounted? Mount it again, then go on.",
+    errno.ENOTCONN: "Its drive is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
+    errno.EIO: "The disk or drive does not answer. Check that it is mounted, then resume.",
 }
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about an error that the system raised; empty where nothing more is known than it says itself."""
+    """What to do about an error of the operating system; empty if there is no better advice than its own text."""
     return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
-    """What caused an error, and what caused that; each once, though an error may be among its own causes.
+    """The causes of an error, each once, even if an error is among its own causes.
 
     Args:
-        hidden: also errors during whose handling another came up.
+        hidden: also errors whose handling raised another.
     """
     seen = {id(error)}
     cause = error.__cause__ or (error.__context__ if hidden else None)
@@ -81,7 +81,7 @@ class MbqueueError(Exception):
 
 
 class UsageError(MbqueueError):
-    """The command or its arguments cannot be carried out."""
+    """The command cannot run with these arguments."""
 
 
 class ProjectNotFound(UsageError):
@@ -93,7 +93,7 @@ class SpecError(UsageError):
 
 
 class ExperimentExists(UsageError):
-    """An experiment of this name is enqueued with another spec."""
+    """An experiment of this name is in the queue with another spec."""
 
 
 class SearchUnavailable(UsageError):
@@ -111,7 +111,7 @@ class InvalidCrystals(DataError):
         offenders: pairs (crystal id, reason), in the order of the dataset, all of them.
     """
 
-    #: How many offenders the message lists before it only counts the rest.
+    #: How many offenders the message lists before it counts the rest.
     LISTED = 20
 
     def __init__(self, source: str, offenders: Sequence[tuple[str, str]]) -> None:
@@ -122,13 +122,13 @@ class InvalidCrystals(DataError):
         more = f"\n  … and {rest} more" if rest > 0 else ""
         super().__init__(
             f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n"
-            "Fix them, or leave them out and have them listed: drop_invalid = true in [data] of an experiment "
+            "Fix them, or leave them out and list them: drop_invalid = true in [data] of an experiment "
             "(--drop-invalid of enqueue), or --drop-invalid of prepare and predict."
         )
 
 
 class SourceAway(DataError):
-    """A dataset cannot be had just now (no network, a disk that does not answer); a later attempt may succeed."""
+    """A dataset is unavailable now (no network, a disk that does not answer); a later attempt may succeed."""
 
 
 class CacheError(DataError):
@@ -144,11 +144,11 @@ class LeaseLost(QueueError):
 
 
 class CommitTaken(LeaseLost):
-    """Another writer made this commit first; nothing was written, and training goes on from what is there."""
+    """Another writer made this commit first; nothing was written, and training continues from that commit."""
 
 
 class RewoundBefore(QueueError):
-    """What was made again because of some damage has the same damage; nothing was written."""
+    """Remaking damaged files gave the same damage; nothing was written."""
 
 
 class ForbiddenTransition(QueueError):
@@ -160,35 +160,35 @@ class SchemaTooNew(QueueError):
 
 
 class QueueLost(QueueError):
-    """The queue, or what was in it, is gone, though work of it is there."""
+    """The queue or its content is gone, although work of it exists."""
 
 
 class QueueDamaged(QueueError):
-    """The queue's file is not a whole queue: what is in it is not what was written."""
+    """The queue's file is damaged: its content is not what was written."""
 
 
 class QueueDiskFull(QueueError):
-    """The disk that the queue's file is on is full; nothing was changed."""
+    """The disk of the queue's file is full; nothing was changed."""
 
 
 class QueueReplaced(QueueError):
-    """Another file took the place of the queue's (recover, restore); nothing was written into either."""
+    """Another file replaced the queue's (recover, restore); nothing was written to either."""
 
 
 class QueueMoved(QueueError):
-    """The queue was moved to another database, and this one is not worked with any more."""
+    """The queue was moved to another database, and this one refuses all work."""
 
 
 class SessionError(MbqueueError):
-    """A session in the background did not come to work."""
+    """A background session did not start."""
 
 
 class TrainingError(MbqueueError):
-    """A training step cannot go on."""
+    """A training step failed."""
 
 
 class NonFiniteLoss(TrainingError):
-    """Loss or gradient is nan or inf, or a prediction: raised before the optimizer step, or before it counts."""
+    """A loss, gradient or prediction is nan or inf; raised before the optimizer step, or before the step counts."""
 
 
 class DeviceTooSmall(TrainingError):
@@ -196,7 +196,7 @@ class DeviceTooSmall(TrainingError):
 
 
 class DeviceBusy(MbqueueError):
-    """One crystal alone does not fit what others leave of a device's memory; there is nothing wrong with the work."""
+    """One crystal alone does not fit the device memory that other programs leave free; the job itself is fine."""
 
 
 class CheckpointError(MbqueueError):
@@ -207,20 +207,20 @@ class DeviceLost(MbqueueError):
     """The GPU stopped working; what is committed is safe.
 
     Attributes:
-        why: what it says.
+        why: the reason.
     """
 
     def __init__(self, why: str) -> None:
         self.why = why
         super().__init__(
-            f"The GPU stopped working ({why}). What is committed is safe; this process cannot use the GPU any more. "
-            "Start a new session: mbqueue work (in a notebook, restart its kernel first). If that ends the same way, "
-            "take another GPU, or --device cpu."
+            f"The GPU stopped working ({why}). What is committed is safe, but this process can no longer use the GPU. "
+            "Start a new session: mbqueue work (in a notebook, restart its kernel first). If that fails, too, "
+            "use another GPU, or --device cpu."
         )
 
 
 class LimitReached(MbqueueError):
-    """A limit of the surroundings, not of the work, was reached: memory, or the size of a file."""
+    """A limit of the system, not of the job, was reached: memory, or the size of a file."""
 
 
 class DiskFull(MbqueueError):
@@ -228,15 +228,15 @@ class DiskFull(MbqueueError):
 
 
 class StoreError(MbqueueError):
-    """The object store is not there, refuses, or cannot do what commits need."""
+    """The object store is missing, refuses, or lacks what commits need."""
 
 
 class StoreAway(StoreError):
-    """The object store does not answer just now; what is committed is safe."""
+    """The object store does not answer now; what is committed is safe."""
 
 
 class MembersNotRecorded(MbqueueError):
-    """What an experiment is made from is not recorded just now; a later attempt may succeed."""
+    """A member of an experiment is not recorded now; a later attempt may succeed."""
 
 
 class ResultsError(MbqueueError):

@@ -1,8 +1,8 @@
-"""Experiment specs: what a file in jobs/ may say, checked before anything is enqueued.
+"""Experiment specs: the content of files in jobs/, checked before anything is enqueued.
 
-A spec is frozen, complete (defaults filled in) and has a hash. The hash covers everything that changes the result
-of a fold, so it leaves out the name, the list of folds and how work is spread over time; an experiment may gain
-folds, but never another hash.
+A spec is frozen, complete (defaults filled in) and has a hash. The hash covers everything that changes the result of a
+fold, so it leaves out the name, the list of folds and the distribution of work over time. An experiment may gain folds,
+but its hash never changes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
 SAMPLE_DATASET = "sample"
 
-#: The first compute capability of a GPU with units for each reduced precision. Older ones emulate bf16 and fp16 slowly,
+#: The first compute capability of GPUs with units for each reduced precision. Older GPUs emulate bf16 and fp16 slowly,
 #: and ignore tf32.
 NEEDED_CAPABILITY = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
-#: What a target and its unit are called: they stand in tables and pages.
+#: The form of a target's name and unit, which appear in tables and pages.
 _PLAIN = r"^[^<>|`&\\\x00-\x1f\x7f]*$"
 
-_NAME_RULE = (
-    "a name has letters, digits, dots, dashes and underscores, begins with a letter or digit, and ends within 64"
-)
+_NAME_RULE = "use up to 64 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
 
 
 def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
@@ -45,7 +43,7 @@ def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Section(BaseModel):
-    """A table of a file that people write: no unknown keys, and no value that is not of its type."""
+    """A table of a file that people write: it has no unknown keys, and no values of the wrong type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -72,11 +70,11 @@ class TargetSpec(Section):
 
     name: str = Field(min_length=1, max_length=80, pattern=_PLAIN, description="In words, for reports: `band gap`.")
     unit: str = Field(
-        "", max_length=40, pattern=_PLAIN, description="Of targets, predictions and errors; empty for none."
+        "", max_length=40, pattern=_PLAIN, description="Unit of targets, predictions and errors; empty for none."
     )
     kind: Kind = Field(description="; ".join(f"`{kind}`: {text}" for kind, text in KINDS.items()) + ".")
     column: str = Field(
-        "", description=f"Of your own table that holds it; empty takes one of {', '.join(ENERGY_COLUMNS)}."
+        "", description=f"Column of your own table that holds the target; if empty, one of {', '.join(ENERGY_COLUMNS)}."
     )
 
     @model_validator(mode="after")
@@ -87,9 +85,9 @@ class TargetSpec(Section):
 
 
 class ModelSpec(Section):
-    """[model]: where training starts, and what it may change."""
+    """[model]: where training starts, and which weights it changes."""
 
-    pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Which of CHGNet's pretrained weights.")
+    pretrained: Literal["0.3.0", "r2scan"] = Field("0.3.0", description="Which pretrained weights of CHGNet.")
     trainable: Literal["none", "head", "all"] = Field(
         "all",
         description="`none` only fits the element references; `head` trains `mlp`, `readout_norm` and the element "
@@ -107,7 +105,7 @@ class TrainSpec(Section):
         1e-5, ge=0, le=1, description="AdamW's decoupled weight decay; element references get none."
     )
     loss: Literal["huber", "l1", "l2"] = Field(
-        "huber", description="Loss of the target; a `class` always takes binary cross-entropy."
+        "huber", description="Loss of the target; a `class` always uses binary cross-entropy."
     )
     huber_delta: float = Field(
         0.1,
@@ -117,7 +115,7 @@ class TrainSpec(Section):
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    final_lr: float = Field(0.01, ge=0, le=1, description="Where the cosine ends, as a share of `lr`.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Final learning rate of the cosine, as a share of `lr`.")
     clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
     validation: float = Field(
         0.05, gt=0, le=0.5, description="Share of a fold's training part that is held out to choose the best epoch."
@@ -126,11 +124,13 @@ class TrainSpec(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Decay per step of an exponential moving average of the weights, which is then what "
-        "is validated and kept; 0 is off.",
+        description="Decay per step of an exponential moving average of the weights. The average is then "
+        "validated and kept. 0 is off.",
     )
     patience: int = Field(
-        0, ge=0, description="Skip a fold's remaining epochs after this many without a better one; 0 is off."
+        0,
+        ge=0,
+        description="Skip a fold's remaining epochs after this many without a better one; 0 is off.",
     )
     layer_lr_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate for each block further from the read-out; 1 is off."
@@ -147,20 +147,20 @@ class TrainSpec(Section):
     max_bonds: int = Field(
         0,
         ge=0,
-        description="Largest number of directed bonds that go through the device at once; a batch above it is "
-        "accumulated in parts, to the same gradient. 0 has no cap.",
+        description="Largest number of directed bonds on the device at once. A larger batch is accumulated in "
+        "parts, with the same gradient. 0 is no limit.",
     )
     group_by_size: bool = Field(
         False,
-        description="Make each batch of crystals of similar size, which evens out memory and the time of a step; "
-        "batches stay in random order, but are not each a random draw.",
+        description="Form batches of crystals of similar size, which evens out memory and step times. Batches stay "
+        "in random order, but each is no longer a random draw.",
     )
     test_strains: int = Field(
         0,
         ge=0,
         le=100,
-        description="Average each test prediction over this many pairs of opposite small strains besides the crystal "
-        "itself; 0 is off.",
+        description="Average each test prediction over the crystal and this many pairs of opposite small strains; "
+        "0 is off.",
     )
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32",
@@ -178,17 +178,17 @@ class TrainSpec(Section):
         return self
 
 
-#: What changes no fold's result.
+#: The keys that change no fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial"}
-#: What only commands write into a spec, where it is.
+#: The keys that only commands write, if a spec has them.
 KEPT_BY_COMMANDS = ("trial", "made_from")
-#: Keys of sections that specs enqueued by earlier versions lack, with the value that those ran with. Where a key has
-#: that value it is not hashed, so that an experiment of then goes on.
+#: Keys that specs of earlier versions lack, with the values that those ran with. A key with that value is not hashed,
+#: so such experiments resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0},
 }
-#: The target of specs that say nothing of one. It is not hashed either.
+#: The target of specs without one. It is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
@@ -197,9 +197,9 @@ class TrialOf(Section):
 
     Attributes:
         search: the whole search, as plain JSON values.
-        number: of the trial, from 0.
-        settings: dotted key → value, of the keys that the search varies.
-        kept: a person has taken it up again after it was pruned, so it is not pruned any more.
+        number: the trial's number, from 0.
+        settings: dotted key → value, for the keys that the search varies.
+        kept: a person has resumed it after it was pruned, so it is not pruned again.
     """
 
     search: dict[str, Any]
@@ -225,7 +225,7 @@ class MadeFrom(Section):
 
     Attributes:
         members: the experiments that are blended, or the one whose models predict again.
-        weights: how a blend weighs its members: alike, or as fitted on their validation parts; None for no blend.
+        weights: how a blend weighs its members: equally, or as fitted on their validation parts; None for no blend.
     """
 
     members: Annotated[tuple[Member, ...], Field(min_length=1, strict=False)]
@@ -241,7 +241,7 @@ class MadeFrom(Section):
 class Spec(Section):
     """One experiment, complete."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default that of the file.")
+    name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default the name of the file.")
     results_name: str = Field(
         "", pattern=r"^$|" + NAME_PATTERN, description="Name of the results folder; by default `name`."
     )
@@ -262,7 +262,7 @@ class Spec(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_target(cls, content: Any) -> Any:
-        """Fill in the target of a task, and of a column that is known to hold formation energies."""
+        """Fill in the target of a task, or of a column that is known to hold formation energies."""
         if not isinstance(content, Mapping):
             return content
         said, data = content.get("target", {}), content.get("data", {})
@@ -296,7 +296,7 @@ class Spec(Section):
 
     @property
     def predicts(self) -> Target:
-        """The target, as all other modules know it."""
+        """The target, as other modules use it."""
         return Target(**self.target.model_dump())
 
     @property
@@ -306,7 +306,7 @@ class Spec(Section):
 
     @property
     def hash(self) -> str:
-        """Hex SHA-256 over everything that changes a fold's result."""
+        """Hex SHA-256 of everything that changes a fold's result."""
         return hash_of_spec(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
         del told_apart_by["target"]
     if "made_from" in told_apart_by:
         made_from = told_apart_by["made_from"]
-        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # whatever they are called
+        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # whatever their names
         told_apart_by["made_from"] = {"members": members, "weights": made_from["weights"]}
     for name, young in _YOUNGER.items():
         section = told_apart_by.get(name)
@@ -335,7 +335,7 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
 
 
 def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:
-    """A checked spec from nested plain values.
+    """Make a spec from nested plain values, and check it.
 
     Raises:
         SpecError: naming every wrong key, its value and what is allowed.
@@ -343,25 +343,25 @@ def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source)) from None  # all that it says is told, in plainer words
+        raise SpecError(_explain(error, source)) from None  # its content is reported in plainer words
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
-    """The spec in a TOML file, with dotted ``overrides`` (``{"train.lr": 3e-4}``) laid over it.
+    """Read the spec in a TOML file, with dotted ``overrides`` (``{"train.lr": 3e-4}``) applied.
 
     Raises:
-        SpecError: when the file cannot be read, is not TOML, or says something that is not allowed.
+        SpecError: if the file cannot be read, is not TOML, or is not a valid experiment.
     """
     content = read_toml(path)
     for key in KEPT_BY_COMMANDS:
         if key in content:
-            raise SpecError(f"{path} has a key {key}, which only commands of mbqueue write. Take it out of the file.")
+            raise SpecError(f"{path} has the key {key}, which only commands of mbqueue write. Remove it from the file.")
     content.setdefault("name", path.stem)
     return parse_spec(laid_over(content, overrides or {}), source=str(path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What is in a file of jobs/.
+    """The content of a file in jobs/.
 
     Raises:
         SpecError: when the file cannot be read, or is not TOML.
@@ -377,7 +377,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested values, with dotted ``overrides`` in their places.
+    """A copy of nested values, with dotted ``overrides`` applied.
 
     Raises:
         SpecError: when a key goes through a value that is no section.
@@ -436,7 +436,7 @@ def _is_name(problem: Mapping[str, Any]) -> bool:
 
 
 def _meant(key: tuple[int | str, ...]) -> str:
-    """In which other section a key is that there is not in its own; empty when in none."""
+    """The other sections that have a key which its own lacks; empty if none has it."""
     found = [
         ".".join([*map(str, name), str(key[-1])]) for name, section in _sections() if key[-1] in section.model_fields
     ]
@@ -444,7 +444,7 @@ def _meant(key: tuple[int | str, ...]) -> str:
 
 
 def _description(key: tuple[int | str, ...]) -> str:
-    """What a key holds; empty for one that there is not."""
+    """The description of a key; empty for an unknown one."""
     section = dict(_sections()).get(key[:-1])
     field = section.model_fields.get(str(key[-1])) if section is not None else None
     return (field.description or "") if field is not None else ""

@@ -1,7 +1,7 @@
-"""Writing files so that a death at any instant leaves the old content or the new, never a mixture.
+"""Write files so that a crash at any instant leaves the old content or the new, never a mixture.
 
-Order of a durable write: temp file in the same folder, fsync, rename, fsync of the folder. A reader that finds
-the final name therefore finds all of its bytes. Temp names start with ``.tmp-``, so a sweep can tell them.
+Order of a durable write: temp file in the same folder, fsync, rename, fsync of the folder. So a reader that finds the
+final name finds all of its bytes. Names of temp files start with ``.tmp-``, so a sweep recognises them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMP_PREFIX = ".tmp-"
-#: A temporary file that nobody wrote to for so long was left by a process that died.
+#: A temp file that is unchanged for this long was left by a dead process.
 LEFT_OVER_SECONDS = 600.0
 _CHUNK = 1 << 20
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in ``folder`` durable (a rename is only so after this)."""
+    """Make the names in ``folder`` durable: a rename is durable only after this."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -37,7 +37,7 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    # Without this the folder, and all that is synced in it, may be gone after a loss of power.
+    # Without this a power loss may remove the folder, and all that is synced in it.
     fsync_dir(folder.parent)
 
 
@@ -48,10 +48,10 @@ def temp_beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of ``path`` when the block ends without an error.
+    """Open a binary file that replaces ``path`` when the block ends without an error.
 
-    Creates the folder. On an error the temp file is removed and ``path`` is as it was. Temp files of ``path`` that dead
-    processes left are removed.
+    Creates the folder. On an error the temp file is removed and ``path`` stays unchanged. Temp files of ``path`` that
+    dead processes left are removed.
     """
     make_folder(path.parent)
     temp = temp_beside(path)
@@ -69,10 +69,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sweep(temp: Path, name: str) -> None:
-    """Remove what was left beside ``temp`` for the same file, told by the file system's own clock."""
+    """Remove abandoned temp files of the same file beside ``temp``, judged by the file system's clock."""
     now = temp.stat().st_mtime
     for left_over in temp.parent.glob(f"{TEMP_PREFIX}*-{name}"):
-        with suppress(FileNotFoundError):  # another process may sweep too
+        with suppress(FileNotFoundError):  # another process may be sweeping, too
             if now - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
                 left_over.unlink()
 
@@ -84,7 +84,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
-    """Durably write ``path``, whole, unless there is such a file; False when there is."""
+    """Durably create ``path``; False if the file exists already."""
     make_folder(path.parent)
     temp = temp_beside(path)
     try:
@@ -93,7 +93,7 @@ def create_bytes(path: Path, content: bytes) -> bool:
             stream.flush()
             os.fsync(stream.fileno())
         try:
-            os.link(temp, path)  # of two writers, the first is heard
+            os.link(temp, path)  # of two writers, the first wins
         except FileExistsError:
             return False
         except OSError:  # a file system without links
@@ -117,21 +117,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
-    """The text of a plain file that a person wrote, or somebody on a drive.
+    """Read the text of a plain file that people write.
 
     Raises:
         FileNotFoundError, OSError: when it cannot be read.
-        ValueError: when it is larger, no plain file (a pipe would be waited for), or not UTF-8.
+        ValueError: if it is larger, not a plain file (a pipe would block), or not UTF-8.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ValueError("it is no plain file")
+        raise ValueError("it is not a plain file")
     with os.fdopen(fd, "rb") as stream:
         content = stream.read(at_most + 1)
     if len(content) > at_most:
         raise ValueError(f"it has more than {at_most} bytes")
-    return content.decode("utf-8-sig")  # Windows' editors begin a file with a byte-order mark
+    return content.decode("utf-8-sig")  # editors on Windows may write a byte-order mark
 
 
 def sha256_of_file(path: Path) -> str:

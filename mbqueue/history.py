@@ -1,4 +1,4 @@
-"""What the history of a fold says: which epoch is the best one, and whether another may still be better.
+"""The history of a fold: which epoch is best, and whether training should stop early.
 
 A history is the rows of ``history_fold_i.csv``, in the order of the epochs, as `mbqueue.results.tables` has them.
 """
@@ -18,8 +18,8 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None
 
 
 def is_out_of_patience(patience: int, *, epoch: int, best: int) -> bool:
-    """Whether a fold stops after ``epoch``, since none was better than epoch ``best`` for ``patience`` epochs.
+    """Whether a fold stops after ``epoch``, since no epoch was better than ``best`` for ``patience`` epochs.
 
-    With a patience of 0 it never does.
+    With a patience of 0 it never stops.
     """
     return 0 < patience <= epoch - best

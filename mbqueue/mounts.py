@@ -1,4 +1,4 @@
-"""What kind of file system lies under a path, read from Linux's mount table."""
+"""The kind of file system at a path, read from Linux's mount table."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-#: File systems whose writes reach other machines late or whose locks other machines do not see. Google Drive in
-#: Colab is a FUSE mount. Any other type counts as local.
+#: File systems whose writes reach other machines late, or whose locks other machines do not see. Google Drive in Colab
+#: is a FUSE mount. Any other type counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
-#: Of these, what clusters share: all machines see a file once it is closed, and a rename at once and whole.
+#: Those of them that clusters share: all machines see a file once it is closed, and a rename at once and as a whole.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """The mount that a path lies on.
+    """The mount that a path is on.
 
     Attributes:
         point: where it is mounted.
-        fstype: the kernel's name of its type; "unknown" where the table cannot be read.
+        fstype: the kernel's name for its type; "unknown" if the table cannot be read.
         source: what is mounted there.
     """
 
@@ -40,7 +40,7 @@ class Mount:
 
 
 def mount_of(path: Path, *, table: Path = Path("/proc/self/mountinfo")) -> Mount:
-    """The mount under ``path`` (which need not exist yet): the deepest mount point above it, the last one mounted."""
+    """The mount of ``path``, which need not exist: the deepest mount point above it, and the last mounted there."""
     target = path.expanduser().absolute()
     target = target.resolve() if target.exists() else target
     found = Mount(point=Path("/"), fstype="unknown", source="unknown")

@@ -1,4 +1,4 @@
-"""Files that a person names to be written: never over one that is read, or that mbqueue did not make, unasked."""
+"""Outputs that a person names: never overwrite a file that is read, nor a file that mbqueue did not make, unasked."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mbqueue.errors import UsageError
 def require_writable(
     target: Path, *, force: bool, reads: Iterable[Path] = (), ours: bytes | None = None, example: str = "output"
 ) -> None:
-    """Refuse an output before anything is computed for it.
+    """Refuse an output that must not be written, before anything is computed for it.
 
     Args:
         target: the file to write.
-        force: also over a file that is there, but never over one that is read.
-        reads: what the command reads; a folder stands for all that is in it.
+        force: overwrite an existing file, but never one that is read.
+        reads: what the command reads; a folder stands for everything in it.
         ours: what a file of mbqueue's own of this kind contains near its beginning; such a file may be replaced.
-        example: a name to propose where the target is a folder.
+        example: a name to suggest if the target is a folder.
 
     Raises:
         UsageError: when the file is read, is there, is a folder, or lies in no folder.
@@ -31,16 +31,16 @@ def require_writable(
     for read in reads:
         source = read.resolve()
         if there == source or (source.is_dir() and there.is_relative_to(source)) or _is_same(target, read):
-            raise UsageError(f"{target} is not written over: this command reads it ({read}). Name another file.")
+            raise UsageError(f"{target} would be overwritten, but this command reads it ({read}). Name another file.")
     if target.exists() and not force and not (ours is not None and _begins_with(target, ours)):
         raise UsageError(f"{target} is there already. Name another file, or replace it with --force.")
 
 
 def page_for(given: Path, name: str) -> Path:
-    """The file to write for ``given``, which may be a folder that there is: then the file of that name in it.
+    """The file to write for ``given``; if that is an existing folder, the file of that name in it.
 
     Raises:
-        UsageError: when its folder does not exist: one that is mistyped is not made.
+        UsageError: if its folder does not exist: a mistyped folder is not created.
     """
     if given.is_dir():
         return given / name
@@ -50,7 +50,7 @@ def page_for(given: Path, name: str) -> Path:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two names, hard links too, are of one file."""
+    """Whether two paths, or hard links, are the same file."""
     return one.exists() and other.exists() and one.samefile(other)
 
 

@@ -1,4 +1,4 @@
-"""Where everything of a project lies: the one map of its folders. Other modules only name files in them.
+"""The map of a project's folders. Other modules only name files in them.
 
     PROJECT/
     ├── mbqueue.toml                settings (optional)
@@ -7,35 +7,35 @@
     │   ├── queue.db                the queue
     │   ├── cache/                  converted crystals; can be deleted at any time
     │   ├── checkpoints/EXPERIMENT/fold_i/
-    │   ├── wanted/EXPERIMENT.json  what was asked for, to rebuild the queue from
-    │   ├── logs/                   of sessions in the background; tensorboard/
-    │   ├── commits.json            by which id a queue on a server knows these checkpoints
-    │   └── background.json         which process is the session in the background
+    │   ├── wanted/EXPERIMENT.json  what was enqueued, to rebuild the queue from
+    │   ├── logs/                   of background sessions; tensorboard/
+    │   ├── commits.json            the id by which a queue on a server knows these checkpoints
+    │   └── background.json         the process of the background session
     └── results/daily/YYYY-MM-DD/EXPERIMENT/
 
-Paths are derived, never stored, but for the results folder: its day is that of enqueueing.
+Paths are derived, never stored, except the results folder, whose date is the day of enqueueing.
 
-On a drive or network mount (or with a live folder given) the project is *split*: what changes is in a live folder on
-a local disk, and the mount receives files that are written once, under names that are never used again:
+On a drive or network mount (or with a live folder given) the project is *split*: what changes is in a live folder on a
+local disk, and the mount receives files that are written once, under names that are never reused:
 
     LIVE/                           queue.db, cache/, checkpoints/, logs/ …, as in state/ above
     ├── publishing.json             what is published, and why something is not
-    ├── project.json                of which project this is (`mbqueue.belonging`)
-    └── results/daily/…             results being made
+    ├── project.json                the project of this folder (`mbqueue.belonging`)
+    └── results/daily/…             results in progress
     PROJECT/state/
     ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM-HASH.json
     ├── snapshots/NUMBER-DATABASE-HASH.db, .json
-    ├── outcomes/EXPERIMENT/…       which result files there are, and their hashes
+    ├── outcomes/EXPERIMENT/…       the result files with their hashes
     ├── sessions/SESSION-NUMBER.json
-    ├── project-ID.json             which project this is; written once
-    └── crystals/DATASET-HASH.bin   what a new machine needs, to make its cache/ of
+    ├── project-ID.json             the project's id; written once
+    └── crystals/DATASET-HASH.bin   what a new machine makes its cache/ from
 
-With an object store, commits, results and what is expensive to make are there, below the prefix that `store` names;
-what of them is in the folders above are copies. An object is never changed; a name without a hash is written once.
+With an object store, commits, results and expensive data are there, below the prefix that `store` names. The folders
+above hold copies. Objects never change; a name without a hash is written once.
 
     STORE/
-    ├── mbqueue-store.json          which store this is (`mbqueue.buckets.MARKER`); queues know it by the id in it
-    ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM.json; .damaged behind what was set aside
+    ├── mbqueue-store.json          the store's id, by which queues know it (`mbqueue.buckets.MARKER`)
+    ├── checkpoints/EXPERIMENT/fold_i/STEM-HASH.pt, STEM.json; set aside ones end in .damaged
     ├── results/EXPERIMENT/HASH-NAME            files that the queue's committed jobs list
     ├── crystals/DATASET-HASH.bin               as on a drive
     └── frozen/frozen-DATASET-WEIGHTS/KIND-NUMBER-HASH.npy, KIND-NUMBER.json
@@ -57,13 +57,13 @@ from mbqueue.settings import SETTINGS_FILE, Settings, load_settings
 from mbqueue.topology import LIVE_VARIABLE, Topology, live_folder
 
 ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
-#: What an experiment, and so its folders, may be called.
+#: The form of an experiment's name, and so of its folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-#: For so long a drive may take to say whether a project is there, before what is known of it here must do.
+#: How long to wait for a drive before the local notes about its project have to do.
 LOOK_SECONDS = 20.0
 
-#: What is published, relative to the project's folder on the drive, as `mbqueue.storage.mounted.Drive` takes it.
+#: Where published files are, relative to the project's folder on the drive, for `mbqueue.storage.mounted.Drive`.
 PUBLISHED_ID = "state"
 PUBLISHED_CHECKPOINTS = "state/checkpoints"
 PUBLISHED_SNAPSHOTS = "state/snapshots"
@@ -71,7 +71,7 @@ PUBLISHED_OUTCOMES = "state/outcomes"
 PUBLISHED_SESSIONS = "state/sessions"
 PUBLISHED_CRYSTALS = "state/crystals"
 
-#: What an object store holds, relative to its prefix, as `mbqueue.storage.objects.ObjectStore` takes it.
+#: Where objects are, relative to the prefix of the store, for `mbqueue.storage.objects.ObjectStore`.
 STORED_CHECKPOINTS = "checkpoints"
 STORED_RESULTS = "results"
 STORED_CRYSTALS = "crystals"
@@ -83,8 +83,8 @@ class ProjectFolder:
     """The paths and settings of one project folder.
 
     Attributes:
-        live: where the live state is when it is not in state/ (see the module's docstring), else None.
-        away: why only the live folder can be looked at; None while the project itself is there.
+        live: the live folder if it is not state/ (see the module's docstring), else None.
+        away: why only the live folder can be read; None if the project itself is reachable.
     """
 
     root: Path
@@ -97,32 +97,32 @@ class ProjectFolder:
         """Where the queue, the live state, the commits and the results are.
 
         Raises:
-            UsageError: when an environment variable that says it is wrong.
+            UsageError: if an environment variable that sets one of them is wrong.
         """
         return Topology.of(self.root, self.settings, live=self.live)
 
     @property
     def unsplit(self) -> ProjectFolder:
-        """The same project as sessions without a live folder see it."""
+        """The same project without its live folder."""
         return replace(self, live=None)
 
     def with_queue(self, *, on_server: bool) -> ProjectFolder:
-        """The same project with its queue on a server, or in a file: the live folder may be another one then."""
+        """The same project with its queue on a server or in a file, which may change the live folder."""
         return replace(self, live=live_folder(self.root, self.settings, on_server=on_server))
 
     @property
     def store_file(self) -> Path:
-        """Why commits do not reach the store, while they do not."""
+        """Why commits do not reach the store, while that is so."""
         return self.live_dir / "store.json"
 
     @property
     def commits_file(self) -> Path:
-        """By which id a shared queue knows this folder's checkpoints; only where they are in no store."""
+        """The id by which a shared queue knows this folder's checkpoints, if they are in no store."""
         return self.live_dir / "commits.json"
 
     @property
     def live_dir(self) -> Path:
-        """What changes while sessions work; always to be on a local disk."""
+        """What changes while sessions run; always on a local disk."""
         return self.live if self.live is not None else self.state_dir
 
     @property
@@ -132,7 +132,7 @@ class ProjectFolder:
 
     @property
     def state_dir(self) -> Path:
-        """What the program keeps for itself; of a split project, what is published."""
+        """The program's own files; in a split project, the published ones."""
         return self.root / "state"
 
     @property
@@ -147,31 +147,31 @@ class ProjectFolder:
 
     @property
     def cache_dir(self) -> Path:
-        """Converted crystals and frozen features; can be rebuilt."""
+        """Converted crystals and frozen features, which can be rebuilt."""
         return self.live_dir / "cache"
 
     @property
     def logs_dir(self) -> Path:
-        """What sessions in the background said, and TensorBoard's event files."""
+        """Logs of background sessions, and TensorBoard event files."""
         return self.live_dir / "logs"
 
     @property
     def launched_dir(self) -> Path:
-        """Files and logs of jobs submitted to a cluster, whose machines must all see them."""
+        """Files and logs of submitted cluster jobs, which all machines must see."""
         return self.state_dir / "logs" / "launched"
 
     @property
     def background_file(self) -> Path:
-        """Which process is the session in the background."""
+        """The process of the background session."""
         return self.live_dir / "background.json"
 
     def predictions_dir(self, *names: str) -> Path:
-        """Parts of a prediction that was cut off; gone once it is done."""
+        """Parts of interrupted predictions; removed when a prediction is finished."""
         return self.live_dir.joinpath("predictions", *names)
 
     @property
     def device_limits(self) -> Path:
-        """How many crystals at once each device was found to bear, when nothing else was on it."""
+        """How many crystals at once fit on each device when nothing else uses it."""
         return self.live_dir / "device_limits.json"
 
     @property
@@ -184,17 +184,17 @@ class ProjectFolder:
         return self.all_checkpoints / experiment / f"fold_{fold}"
 
     def fold_dirs(self) -> list[Path]:
-        """Every folder of `checkpoints_dir` that is there."""
+        """Every existing folder in `checkpoints_dir`."""
         return sorted(self.all_checkpoints.glob("*/fold_[0-4]"))
 
     @property
     def wanted_dir(self) -> Path:
-        """What people asked for of each experiment, for `mbqueue recover`."""
+        """What people asked for each experiment, for `mbqueue recover`."""
         return self.live_dir / "wanted"
 
     @property
     def entering_lock(self) -> Path:
-        """Held by whoever makes or replaces the queue's file."""
+        """Held by the process that creates or replaces the queue's file."""
         return self.live_dir / "entering.lock"
 
     @property
@@ -209,11 +209,11 @@ class ProjectFolder:
 
     @property
     def publishing_file(self) -> Path:
-        """What is published, and why something is not."""
+        """The file that says what is published, and why something is not."""
         return self.live_dir / "publishing.json"
 
     def working_results(self, results_dir: str) -> Path:
-        """Where sessions make the results that people then find at ``results_dir``, a path relative to the root."""
+        """Where sessions write the results that people find at ``results_dir``, a path relative to the root."""
         return (self.root if self.live is None else self.live) / results_dir
 
     def results_folder(self, day: str, folder_name: str) -> str:
@@ -221,10 +221,10 @@ class ProjectFolder:
         return str(Path("results", "daily", day, folder_name))
 
     def experiment_file(self, name_or_file: str) -> Path:
-        """The spec file of an experiment, by its name in jobs/ or by its path.
+        """The spec file of an experiment, given its name in jobs/ or its path.
 
         Raises:
-            UsageError: when there is none; lists those that exist.
+            UsageError: if there is none; lists those that exist.
         """
         direct = Path(name_or_file)
         if direct.suffix == ".toml" and direct.is_file():
@@ -237,14 +237,15 @@ class ProjectFolder:
 
 
 def find_project(given: Path | None = None, *, start: Path | None = None, while_away: bool = False) -> ProjectFolder:
-    """The project at ``given``, else at $MBQUEUE_PROJECT, else at the nearest parent of ``start`` that is one.
+    """Find the project at ``given``, else at $MBQUEUE_PROJECT, else at the nearest parent of ``start`` that is one.
 
     Args:
-        while_away: also return one whose drive is away and whose live folder is here (see `ProjectFolder.away`).
+        while_away: also return a project whose drive is not mounted but whose live folder is here (see
+            `ProjectFolder.away`).
 
     Raises:
-        ProjectNotFound: saying where was looked and how to make a project, or that its drive is not mounted.
-        SpecError: when mbqueue.toml is wrong.
+        ProjectNotFound: says where it looked and how to create a project, or that its drive is not mounted.
+        SpecError: if mbqueue.toml is wrong.
     """
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
         given = Path(from_environment)
@@ -260,19 +261,19 @@ def _working_folder() -> Path:
     """The working folder.
 
     Raises:
-        ProjectNotFound: when it is gone, as after a drive was mounted anew.
+        ProjectNotFound: if it is gone, as after a drive was mounted again.
     """
     try:
         return Path.cwd()
     except FileNotFoundError:
         raise ProjectNotFound(
-            "The folder that this shell works in is gone: it was removed, or its drive was mounted anew. Go to one "
-            f"that is there, for example with: cd {os.environ.get('PWD') or '~'}"
+            "The working folder of this shell is gone: it was removed, or its drive was mounted again. Change to one "
+            f"that exists, for example with: cd {os.environ.get('PWD') or '~'}"
         ) from None
 
 
 def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
-    """What ``look`` finds, unless one of the places is known to be that of a project which is not there now."""
+    """What ``look`` finds, unless one of the places belongs to a known project that is not there now."""
     given = os.environ.get(LIVE_VARIABLE)
     known = next(((place, live) for place in places if (live := live_dir_of(place, given)) is not None), None)
     if known is None:
@@ -299,9 +300,9 @@ def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_awa
     if while_away:
         return ProjectFolder(root, Settings(), live, why)
     raise ProjectNotFound(
-        f"{root} lies on a drive that is not mounted, or does not answer: {why}. Mount it, and go on (in Colab: "
-        "drive.mount with force_remount=True). What is not published yet is safe here, and mbqueue status tells of it. "
-        f"If this is another project, or one made anew, move its old live folder away: {live}"
+        f"{root} is on a drive that is not mounted, or does not answer: {why}. Mount it, and resume (in Colab: "
+        "drive.mount with force_remount=True). What is not published yet is safe here, and mbqueue status shows it. "
+        f"If this is another or a new project, move the old live folder away: {live}"
     )
 
 
@@ -309,9 +310,9 @@ def _project_at(root: Path, given: Path) -> ProjectFolder:
     if _is_project(root):
         return _opened(root)
     state = "is not a project" if root.is_dir() else "does not exist"
-    drive = "" if root.parent.exists() else " If it lies on a drive, mount that first."
+    drive = "" if root.parent.exists() else " If it is on a drive, mount that first."
     above = next((folder for folder in root.parents if _is_project(folder)), None)
-    to_do = f"Make one with: mbqueue init {given}" if above is None else f"The one above it is {above}: name that."
+    to_do = f"Make one with: mbqueue init {given}" if above is None else f"The project above it is {above}: name that."
     raise ProjectNotFound(f"{root} {state} (a project has jobs/ and state/).{drive} {to_do}")
 
 
@@ -331,7 +332,7 @@ def _opened(root: Path) -> ProjectFolder:
 
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
-    """Make ``root`` a project; returns it and the files that were written. What is there already stays as it is."""
+    """Make ``root`` a project; return it and the files that were written. Existing files stay as they are."""
     root = root.expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Give a folder for the project.")

@@ -1,9 +1,10 @@
-"""mbqueue.toml: how sessions behave. Nothing in it changes a result.
+"""mbqueue.toml: how sessions behave. None of it changes a result.
 
 A setting is one field: its name, type, default, bounds and description. docs/reference/experiment-file.md is made from
 them.
-They are plain dataclasses, checked here, because every command reads them and importing pydantic alone takes longer
-than all else that `mbqueue status` does. Experiments (mbqueue.experiment) are read by few commands and use it.
+Settings are plain dataclasses, checked here, because every command reads them, and importing pydantic alone takes
+longer than all the rest of `mbqueue status`. Experiments (mbqueue.experiment) use pydantic, since few commands read
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _duration(text: str) -> str | None:
 
 
 def wrong_queue_url(text: str) -> str | None:
-    """What is wrong with the URL of a queue, or None. Never repeats it: it may hold a password."""
+    """What is wrong with the URL of a queue, or None. Never repeats the URL: it may contain a password."""
     fits = not text or text.startswith(("postgresql://", "postgres://"))
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 
@@ -48,7 +49,7 @@ _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 
 def _wrong_shared_url(text: str) -> str | None:
-    """As `wrong_queue_url`, of one in a file that people share and backups hold."""
+    """As `wrong_queue_url`, for a URL in a file that people share and back up."""
     names = {unquote(option.partition("=")[0]) for option in text.partition("?")[2].split("&")}
     if _PASSWORD.search(text) or names & {"password", "sslpassword"}:
         return "must not hold a password: put that into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
@@ -66,9 +67,9 @@ def _setting(
     check: Callable[[Any], str | None] | None = None,
     is_secret: bool = False,
 ) -> Any:
-    """A field of a section. ``check`` returns what is wrong with a value of the right type, or None.
+    """Make a field of a section. ``check`` returns what is wrong with a value of the right type, or None.
 
-    One that is secret is left out of what the settings look like in Python, and so of logs and tracebacks.
+    A secret field is left out of the repr, and so of logs and tracebacks.
     """
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
     return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)
@@ -76,15 +77,18 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class NotifySettings:
-    """[notify]: whom a session tells what happened."""
+    """[notify]: where a session reports events."""
 
     command: str = _setting(
         "", "Run by /bin/sh, with MBQUEUE_EVENT and MBQUEUE_TEXT set and the JSON on standard input.", is_secret=True
     )
     webhook: str = _setting(
-        "", "Gets the JSON by POST; Slack and Discord read it.", pattern=r"|https?://\S+", is_secret=True
+        "",
+        "URL that gets the JSON by POST; Slack and Discord read it.",
+        pattern=r"|https?://\S+",
+        is_secret=True,
     )
-    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events to tell.")
+    events: tuple[NotifyEvent, ...] = _setting(get_args(NotifyEvent), "Which events to report.")
     timeout_seconds: float = _setting(10.0, "How long one notification may take.", gt=0, le=300)
 
 
@@ -92,23 +96,23 @@ class NotifySettings:
 class Settings:
     """The whole file."""
 
-    session: str = _setting("1h50m", "Length of a session when `mbqueue work` is not told otherwise.", check=_duration)
+    session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` gets another.", check=_duration)
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
-    lease_seconds: float = _setting(120.0, "How long a silent worker keeps its job.", ge=1)
+    lease_seconds: float = _setting(120.0, "How long a silent session keeps its job.", ge=1)
     live_dir: str = _setting(
-        "", "Local folder for what changes, when the project lies on a drive; by default one below ~/.cache."
+        "", "Local folder for what changes, if the project is on a drive; by default one below ~/.cache."
     )
     queue: str = _setting(
         "",
-        "The queue that several machines share: postgresql://USER@HOST/DATABASE, without a password (it goes into "
-        "~/.pgpass, PGPASSWORD or MBQUEUE_QUEUE); by default an SQLite file in state/. MBQUEUE_QUEUE counts first.",
+        "The queue that several machines share: postgresql://USER@HOST/DATABASE, without a password (put it in "
+        "~/.pgpass, PGPASSWORD or MBQUEUE_QUEUE); by default a SQLite file in state/. MBQUEUE_QUEUE takes precedence.",
         check=_wrong_shared_url,
         is_secret=True,
     )
     store: str = _setting(
         "",
         "Object storage for checkpoints, results and caches that several machines share: s3://bucket/prefix, gs://, "
-        "az:// or file:///folder. Never with keys in it; MBQUEUE_STORE counts first.",
+        "az:// or file:///folder. Never include keys; MBQUEUE_STORE takes precedence.",
         check=wrong_address,
     )
     end_command: str = _setting(
@@ -126,7 +130,7 @@ class Settings:
 
 
 def load_settings(root: Path) -> Settings:
-    """The settings in ``root``/mbqueue.toml, or the defaults where there is no such file.
+    """Read the settings in ``root``/mbqueue.toml; without that file, the defaults.
 
     Raises:
         SpecError: naming each wrong key, its value and what is allowed.
@@ -142,14 +146,14 @@ def load_settings(root: Path) -> Settings:
 
 
 def parse_settings(content: Mapping[str, Any], *, source: str) -> Settings:
-    """Checked settings from nested plain values.
+    """Make settings from nested plain values, and check them.
 
     Raises:
         SpecError: naming each wrong key, its value and what is allowed.
     """
     if wrong := list(_wrong(Settings, content)):
         lines = "".join(f"\n  {line}" for line in wrong)
-        raise SpecError(f"{source} has wrong settings:{lines}\nFix the file; a line that is left out has its default.")
+        raise SpecError(f"{source} has wrong settings:{lines}\nFix the file; a missing line has its default.")
     settings: Settings = _made(Settings, content)
     return settings
 
@@ -189,7 +193,7 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
             else:
                 yield f"{prefix}{name}: is a section; write [{name}] and its keys below"
         elif problem := _problem(kind, field.metadata, value):
-            # Text is not repeated: it may hold a password or a secret address.
+            # Text is not repeated: it may contain a password or a secret address.
             yield f"{prefix}{name}{f' = {value!r}' if isinstance(value, int | float) else ''}: {problem}"
 
 

@@ -1,7 +1,7 @@
-"""What is predicted, and of which crystals: the seam `Task`. Everything else asks it for names, units and kinds.
+"""What is predicted, for which crystals: the seam `Task`. All other modules take names, units and kinds from it.
 
-The tasks are the nine of matbench v0.1 that are given crystal structures; formation energy is the first. Training,
-scores and reports know of a target only what `Target` says.
+The tasks are the nine structure tasks of matbench v0.1, with formation energy first. Training, scores and reports know
+a target only through `Target`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: Folds of every task of matbench.
+#: The number of folds of every matbench task.
 N_FOLDS = 5
 
 Kind = Literal["energy", "scalar", "class"]
@@ -28,9 +28,9 @@ class Target:
 
     Attributes:
         name: in words, like ``formation energy``.
-        unit: of targets, predictions and errors, like ``eV/atom``; empty where it has none.
-        kind: how a model starts, is trained and scored.
-        column: of the table that it is read from; empty where the reader finds it.
+        unit: of targets, predictions and errors, like ``eV/atom``; empty for none.
+        kind: decides how a model starts, is trained and is scored.
+        column: the table's column; empty if the reader finds it.
     """
 
     name: str
@@ -50,16 +50,16 @@ class Target:
 
     @property
     def in_unit(self) -> str:
-        """The unit in brackets after a blank, to follow the name of a quantity; empty without a unit."""
+        """The unit in brackets after a space, to follow the name of a quantity; empty without a unit."""
         return f" ({self.unit})" if self.unit else ""
 
     def with_unit(self, number: str) -> str:
-        """A number that is written already, with its unit."""
+        """A formatted number with its unit."""
         return f"{number} {self.unit}" if self.unit else number
 
     @property
     def fine(self) -> tuple[float, Target]:
-        """For small differences: a factor, and this target in the unit that it leads to (meV/atom for eV/atom)."""
+        """For small differences: a factor, and this target in the resulting unit (meV/atom for eV/atom)."""
         if self.unit.startswith("eV"):
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)
         return 1.0, self
@@ -70,8 +70,8 @@ class Task:
     """A benchmark's dataset with its target.
 
     Attributes:
-        dataset: its name, in experiment files too.
-        n: how many crystals it has.
+        dataset: its name, also in experiment files.
+        n: the number of its crystals.
         target: what is predicted.
     """
 
@@ -80,7 +80,7 @@ class Task:
     target: Target
 
     def id_of(self, index: int) -> str:
-        """The id of the crystal at ``index`` (from 0), as matbench makes it: ``mb-mp-e-form-000001``."""
+        """matbench's id of the crystal at ``index`` (from 0), like ``mb-mp-e-form-000001``."""
         prefix = self.dataset.replace("matbench", "mb").replace("_", "-")
         return f"{prefix}-{index + 1:0{len(str(self.n))}d}"
 
@@ -89,9 +89,9 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
     return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
 
-#: Its target names no column: specs of earlier versions, which said nothing of targets, are the same as this.
+#: Its target names no column, so that specs of earlier versions, which had no targets, equal this one.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
-#: Columns that hold formation energies, or total ones, per atom where no column is named; the first that is there.
+#: Columns of formation energies or total energies per atom. If no column is named, the first one that exists is used.
 ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")
 
 #: Sizes, columns and units as in matminer's and matbench's metadata.
@@ -113,6 +113,6 @@ TASKS: dict[str, Task] = {
 
 
 def target_of(spec: Mapping[str, Any]) -> Target:
-    """The target of a spec in plain JSON values. Specs without one, of earlier versions, predict formation energies."""
+    """The target of a spec in plain JSON values. Specs of earlier versions have none and predict formation energies."""
     section = spec.get("target")
     return FORMATION_ENERGY.target if section is None else Target(**section)

@@ -8,8 +8,8 @@
 | a cluster's file system, queue on a server | server | state/ | state/, results/ | no |
 | another mount, queue on a server | server | live folder | the store, which is required | no |
 
-No other module asks settings, environment or mounts for that. What cannot work is refused here, each with one sentence
-that says what to change.
+No other module reads settings, environment or mounts for this. Combinations that cannot work are refused here, each
+with one sentence that says what to change.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Topology:
 
     Attributes:
         root: the project's folder.
-        live: the folder for what changes, on a local disk; None when that is state/.
-        queue_url: the server that has the queue; empty when it is a file. It may hold a password: never show it.
-        store: address of the object store for commits, results and caches; empty when they are in folders.
+        live: the folder for what changes, on a local disk; None if that is state/.
+        queue_url: the server of the queue; empty if it is a file. It may contain a password: never show it.
+        store: address of the object store for commits, results and caches; empty if they are in folders.
     """
 
     root: Path
@@ -46,10 +46,10 @@ class Topology:
 
     @classmethod
     def of(cls, root: Path, settings: Settings, *, live: Path | None) -> Topology:
-        """The topology of a project whose live folder is known (`live_folder`).
+        """Make the topology of a project whose live folder is known (`live_folder`).
 
         Raises:
-            UsageError: when $MBQUEUE_QUEUE or $MBQUEUE_STORE is not such an address.
+            UsageError: if $MBQUEUE_QUEUE or $MBQUEUE_STORE is not a valid address.
         """
         store = os.environ.get(STORE_VARIABLE) or settings.store
         if wrong := wrong_address(store):
@@ -58,49 +58,50 @@ class Topology:
 
     @property
     def is_split(self) -> bool:
-        """Whether the live state is elsewhere, and state/ holds only what is published."""
+        """Whether the live state is elsewhere, so that state/ holds only published files."""
         return self.live is not None
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether sessions publish the queue and its commits on the drive that the project is on."""
+        """Whether sessions publish the queue and its commits to the project's drive."""
         return self.is_split and not self.store and not self.queue_url
 
     # -- what cannot work ------------------------------------------------------------------------------------------
 
     @property
     def why_not_shared(self) -> str | None:
-        """Why machines that share the queue would not see each other's commits; None when they do."""
+        """Why machines that share the queue would not see each other's commits; None if they would."""
         if self.store or not (self.queue_url and self.is_split):
             return None
         return (
             f"Other machines share this queue, but the checkpoints would be in {self.live}, where only this one "
-            'sees them. Set store = "s3://…" in mbqueue.toml (docs/many-machines.md).'
+            'sees them. Set store = "s3://…" in mbqueue.toml (docs/how-to/many-machines.md).'
         )
 
     def require_shared(self) -> None:
-        """Make sure that a session's commits are where the others of its queue see them.
+        """Check that the other sessions of the queue can see this session's commits.
 
         Raises:
-            UsageError: when they are not.
+            UsageError: if they cannot.
         """
         if self.why_not_shared is not None:
             raise UsageError(self.why_not_shared)
 
     def require_launchable(self, n_sessions: int) -> str | None:
-        """Make sure that so many sessions on other machines can work here; what a person should know all the same.
+        """Check that this many sessions on other machines can work here; return what a person should know nevertheless.
 
         Raises:
-            UsageError: when they cannot share the queue, or the live folder is not on a local disk.
+            UsageError: if they cannot share the queue, or the live folder is not on a local disk.
         """
         if self.is_split and not self.queue_url and n_sessions > 1:
             raise UsageError(
-                f"{self.root} lies on a network mount, and its queue is an SQLite file, which several machines "
-                'cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/many-machines.md), or launch one job.'
+                f"{self.root} is on a network mount, and its queue is a SQLite file, which "
+                'several machines cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/how-to/many-machines.md), or '
+                "launch one job."
             )
         if self.live is not None and (mount := mount_of(self.live)).is_remote:
             raise UsageError(
-                f"The live folder {self.live} lies on a network mount too ({mount.fstype}), where an SQLite file "
+                f"The live folder {self.live} is on a network mount, too ({mount.fstype}), where a SQLite file "
                 'is not safe. Set live_dir = "/tmp/mbqueue" (a disk that each machine has of its own) in mbqueue.toml.'
             )
         self.require_shared()
@@ -112,28 +113,29 @@ class Topology:
         )
 
     def require_queue_file(self, what: str, instead: str) -> None:
-        """Make sure that the queue is a file, for what knows it only as one.
+        """Check that the queue is a file, for operations that need one.
 
         Raises:
-            UsageError: when it is on a server.
+            UsageError: if it is on a server.
         """
         if self.queue_url:
             raise UsageError(
-                f"{what} is for queues in a file, and this project's is on a PostgreSQL server. There, use the "
-                f"server's own backups (pg_dump, docs/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, {instead}"
+                f"{what} works only for a queue in a file; this project's is on a PostgreSQL server. There, use the "
+                "server's own backups (pg_dump, docs/how-to/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, "
+                f"{instead}"
             )
 
 
 def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None) -> Path | None:
-    """The live folder: as $MBQUEUE_LIVE_DIR says, else the settings, else by what the project is on; None for state/.
+    """The live folder: from $MBQUEUE_LIVE_DIR, else the settings, else by the project's mount; None for state/.
 
-    Where the queue is on a server, a cluster's file system needs none: its machines share the commits in state/.
+    With the queue on a server, a cluster's file system needs none: its machines share the commits in state/.
 
     Args:
         on_server: whether the queue is on a server; by default as it is.
 
     Raises:
-        UsageError: when $MBQUEUE_QUEUE is no URL of a server.
+        UsageError: if $MBQUEUE_QUEUE is not the URL of a server.
     """
     given = os.environ.get(LIVE_VARIABLE) or settings.live_dir
     if given:
@@ -148,7 +150,7 @@ def live_folder(root: Path, settings: Settings, *, on_server: bool | None = None
 
 
 def _queue_url(settings: Settings) -> str:
-    """The server that has the queue; ``MBQUEUE_QUEUE=sqlite`` is the file, whatever the settings say."""
+    """The server of the queue; ``MBQUEUE_QUEUE=sqlite`` means the file, whatever the settings say."""
     given = os.environ.get(QUEUE_VARIABLE) or settings.queue
     if given == "sqlite":
         return ""

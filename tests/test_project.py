@@ -72,7 +72,7 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(
 
 
 def test_a_folder_of_a_project_names_the_project_and_no_new_one(project: ProjectFolder) -> None:
-    with pytest.raises(ProjectNotFound, match=re.escape(f"The one above it is {project.root}")) as caught:
+    with pytest.raises(ProjectNotFound, match=re.escape(f"The project above it is {project.root}")) as caught:
         find_project(project.jobs_dir)
     assert "init" not in str(caught.value)
 

@@ -78,7 +78,7 @@ def test_a_shared_queue_needs_commits_that_all_its_machines_see(live, queue_url,
 def test_several_machines_are_refused_one_file_and_told_of_a_folder_that_only_this_one_has(find, monkeypatch):
     with pytest.raises(UsageError, match="several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
-    with pytest.raises(UsageError, match="lies on a network mount too"):
+    with pytest.raises(UsageError, match="is on a network mount, too"):
         find("nfs4").topology.require_launchable(1)  # the stand-in says so of every path
     assert "this machine's own disk" in (find("ext4").topology.require_launchable(2) or "")
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None

@@ -34,7 +34,7 @@ def test_a_working_folder_that_is_gone_is_said_to_be(tmp_path: Path, options: tu
     (tmp_path / "gone").mkdir()
     said = run(tmp_path / "gone", *options, "status", remove=tmp_path / "gone")
     assert said.returncode == 2, said.stderr
-    assert "The folder that this shell works in is gone" in said.stderr
+    assert "The working folder of this shell is gone" in said.stderr
     assert "Traceback" not in said.stderr
 
 
