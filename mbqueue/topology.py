@@ -95,8 +95,9 @@ class Topology:
         """
         if self.is_split and not self.queue_url and n_sessions > 1:
             raise UsageError(
-                f"{self.root} is on a network mount, and its queue is a SQLite file, which "
-                'several machines cannot share. Set queue = "postgresql://…" in mbqueue.toml (docs/how-to/many-machines.md), or '
+                f"{self.root} is on a network mount, and its queue is a SQLite file, which several "
+                'machines cannot share. Set queue = "postgresql://…" in mbqueue.toml'
+                " (docs/how-to/many-machines.md), or "
                 "launch one job."
             )
         if self.live is not None and (mount := mount_of(self.live)).is_remote:

@@ -34,8 +34,8 @@ def spec(**content: Any) -> Spec:
         ({"train": {"epochs": 0}}, ["trainable", "epochs = 0"]),
         ({"train": {"epochs": 2, "unfreeze_epochs": 2}}, ["unfreeze_epochs = 2", "below"]),
         ({"model": {"trainable": "head"}, "train": {"jitter": 0.01}}, ["jitter"]),
-        ({"name": "a b/c"}, ["name = 'a b/c': a name has letters, digits, dots"]),
-        ({"results_name": "a/b"}, ["results_name = 'a/b': a name has letters"]),
+        ({"name": "a b/c"}, ["name = 'a b/c': use up to 64 letters, digits, dots"]),
+        ({"results_name": "a/b"}, ["results_name = 'a/b': use up to 64 letters"]),
         ({"train": {"lr": float("nan")}}, ["train.lr"]),
     ],
 )
