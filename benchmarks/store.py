@@ -28,8 +28,9 @@ from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.store import Queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.report import Report
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 from mbqueue.storage.objects import ObjectStore
 
 #: What S3 bills as a write: PUT, COPY, POST and LIST; a DELETE costs nothing.

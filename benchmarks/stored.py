@@ -19,8 +19,9 @@ from mbqueue.experiment import load_spec
 from mbqueue.project import init_project
 from mbqueue.queue.jobs import Job
 from mbqueue.queue.opening import open_queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.report import Report
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 from mbqueue.train.feeds import GraphFeed
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import LOADING, OpenedProject
 from mbqueue.clock import parse_duration
@@ -13,11 +14,10 @@ from mbqueue.errors import UsageError
 if TYPE_CHECKING:
     from mbqueue.session.background import BackgroundSession, StoppedSession
     from mbqueue.session.devices import DevicesOutcome
+    from mbqueue.session.options import WorkOptions
     from mbqueue.session.outcome import SessionOutcome
     from mbqueue.session.report import Report
     from mbqueue.session.stop import StopRequest
-
-NO_DEADLINE = "none"
 
 
 class Working(OpenedProject):
@@ -29,6 +29,8 @@ class Working(OpenedProject):
         Raises:
             UsageError: when that is not a duration.
         """
+        from mbqueue.session.options import NO_DEADLINE  # noqa: PLC0415
+
         if session == NO_DEADLINE:
             return None
         return self.folder.settings.session_seconds if session is None else parse_duration(session)
@@ -66,7 +68,16 @@ class Working(OpenedProject):
             UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
             QueueError: when the queue cannot be read or written.
         """
-        seconds, began = self._seconds(session, forever), self._clock.monotonic()
+        began = self._clock.monotonic()
+        options = self._options(
+            session=session,
+            max_jobs=max_jobs,
+            forever=forever,
+            max_idle=max_idle,
+            device=device,
+            tensorboard=tensorboard,
+            end_command=end_command,
+        )
 
         from mbqueue.session.notify import Notifier  # noqa: PLC0415
         from mbqueue.session.report import Relay, Report  # noqa: PLC0415
@@ -78,31 +89,26 @@ class Working(OpenedProject):
         # Signals are caught before the slow imports: a session that is stopped while it starts ends as gracefully.
         with graceful_signals(stop), ExitStack() as listeners:
             report.starting(LOADING)
-            notifier = listeners.enter_context(
-                Notifier(self.folder.settings.notify, project=str(self.folder.root), on_trouble=Relay(report).note)
+            notifier = Notifier(
+                self.folder.settings.notify, project=str(self.folder.root), on_trouble=Relay(report).note
             )
-            heard: list[Report] = [report, notifier]
+            heard: list[Report] = [report, listeners.enter_context(notifier)]
             if tensorboard:
                 heard.append(listeners.enter_context(TensorBoardReport(self.folder.logs_dir / "tensorboard")))
 
-            from mbqueue.session.worker import WorkOptions, work  # noqa: PLC0415
+            from mbqueue.session.worker import work  # noqa: PLC0415
 
-            # The slow imports are part of the session: whoever ends it from outside counts from its beginning.
-            spent = self._clock.monotonic() - began
-            options = WorkOptions(
-                session_seconds=None if seconds is None else max(1.0, seconds - spent),
-                max_jobs=max_jobs,
-                forever=forever,
-                idle_seconds=None if max_idle is None else parse_duration(max_idle),
-                device=device,
-                end_command=end_command,
-            )
+            if options.session_seconds is not None:
+                # The slow imports are part of the session: whoever ends it from outside counts from its beginning.
+                spent = self._clock.monotonic() - began
+                options = replace(options, session_seconds=max(1.0, options.session_seconds - spent))
+            everyone = Relay(*heard)
             try:
-                outcome = work(self.folder, options, report=Relay(*heard), stop=stop)
+                outcome = work(self.folder, options, report=everyone, stop=stop)
             except Exception as error:
-                notifier.session_ended(f"{type(error).__name__}: {error}")
+                everyone.session_ended(error)
                 raise
-            notifier.session_ended(f"{outcome.jobs_done} jobs done; {outcome.reason}")
+            everyone.session_ended(outcome)
             return outcome
 
     def work_on_devices(
@@ -134,11 +140,13 @@ class Working(OpenedProject):
         from mbqueue.session.report import Report  # noqa: PLC0415
         from mbqueue.session.stop import StopRequest, graceful_signals  # noqa: PLC0415
 
-        self._seconds(session, forever)
+        options = self._options(
+            session=session, max_jobs=max_jobs, forever=forever, max_idle=max_idle, tensorboard=tensorboard
+        )
         crew = Crew(
             self.folder,
             parse_devices(devices),
-            _options(session=session, max_jobs=max_jobs, forever=forever, max_idle=max_idle, tensorboard=tensorboard),
+            options,
             report_for=report_for or (lambda _label: Report()),
             clock=self._clock,
         )
@@ -168,8 +176,7 @@ class Working(OpenedProject):
         """
         from mbqueue.session import background  # noqa: PLC0415
 
-        self._seconds(session, forever)
-        options = _options(
+        options = self._options(
             session=session,
             max_jobs=max_jobs,
             forever=forever,
@@ -178,12 +185,29 @@ class Working(OpenedProject):
             devices=devices,
             tensorboard=tensorboard,
         )
-        return background.start(self.folder, options, sessions=len(devices or [""]), clock=self._clock)
+        return background.start(self.folder, options, clock=self._clock)
 
-    def _seconds(self, session: str | None, forever: bool) -> float | None:
+    def _options(
+        self,
+        *,
+        session: str | None,
+        forever: bool,
+        max_idle: str | None,
+        devices: Sequence[str] | None = None,
+        **further: Any,
+    ) -> WorkOptions:
+        """The same with durations in seconds; ``further`` are fields of `WorkOptions`."""
+        from mbqueue.session.options import NO_DEADLINE, WorkOptions  # noqa: PLC0415
+
         if forever and session not in (None, NO_DEADLINE):
             raise UsageError("--forever has no deadline; leave --session out.")
-        return None if forever else self.session_seconds(session)
+        return WorkOptions(
+            session_seconds=None if forever else self.session_seconds(session),
+            forever=forever,
+            idle_seconds=None if max_idle is None else parse_duration(max_idle),
+            devices=None if devices is None else tuple(devices),
+            **further,
+        )
 
     def stop(self, *, session: str | None = None, wait_seconds: float = 60.0) -> list[StoppedSession]:
         """Ask every session of this project on this machine, or one, to save its work and end, and wait for that.
@@ -207,26 +231,3 @@ class Working(OpenedProject):
         from mbqueue.session import background  # noqa: PLC0415
 
         return background.follow(self.folder, lines=lines, keep_on=follow, clock=self._clock)
-
-
-def _options(
-    *,
-    session: str | None,
-    max_jobs: int | None,
-    forever: bool,
-    max_idle: str | None,
-    tensorboard: bool,
-    device: str | None = None,
-    devices: Sequence[str] | None = None,
-) -> list[str]:
-    """The options of `mbqueue work` that say the same."""
-    values = {
-        "--session": session,
-        "--max-jobs": max_jobs,
-        "--max-idle": max_idle,
-        "--device": device,
-        "--devices": None if devices is None else ",".join(devices),
-    }
-    flags = {"--forever": forever, "--tensorboard": tensorboard}
-    given = [text for name, value in values.items() if value is not None for text in (name, str(value))]
-    return given + [name for name, wanted in flags.items() if wanted]

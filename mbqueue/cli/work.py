@@ -125,9 +125,7 @@ def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
     stop = StopRequest()
     with open(STANDARD_OUTPUT, "wb", buffering=0, closefd=False) as stream:
         report = JsonLines(stream, on_gone=lambda: stop.request("its reader is gone"))
-        outcome = project.work(**options, report=report, stop=stop)
-        report.session_ended(outcome)
-    return outcome
+        return project.work(**options, report=report, stop=stop)
 
 
 def _tell_end(outcome: SessionOutcome) -> None:

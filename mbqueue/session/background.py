@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.opening import is_queue_there, open_queue, require_queue
 from mbqueue.queue.processes import ProcessIdentity, identity_of, is_gone, is_known_dead, parent_of, this_process
+from mbqueue.session.options import WorkOptions
 
 #: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
 START_SECONDS = 90.0
@@ -78,11 +79,8 @@ class StoppedSession:
     is_refused: bool = False
 
 
-def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1, clock: Clock) -> BackgroundSession:
-    """Start ``mbqueue work`` with these arguments as a process that outlives this one; returns once it is at work.
-
-    Args:
-        sessions: how many of them these arguments start.
+def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> BackgroundSession:
+    """Start ``mbqueue work`` as a process that outlives this one; returns once it is at work.
 
     Raises:
         UsageError: when one runs in the background of this project already.
@@ -103,7 +101,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
         log = project.logs_dir / f"work-{stamp}-{os.getpid()}.log"
         with log.open("wb") as stream:
             child = subprocess.Popen(
-                [sys.executable, "-m", "mbqueue", "--project", str(project.root), "work", *arguments],
+                [sys.executable, "-m", "mbqueue", "--project", str(project.root), "work", *options.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
@@ -113,7 +111,7 @@ def start(project: ProjectFolder, arguments: Sequence[str], *, sessions: int = 1
         _write(project, started)
         # Its end is noticed even where this process lives on, as a notebook's kernel does.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
-        started = _wait_until_at_work(project, started, child, sessions, before, clock)
+        started = _wait_until_at_work(project, started, child, len(options.devices or [""]), before, clock)
         _write(project, started)
     return started
 

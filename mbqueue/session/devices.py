@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mbqueue.clock import Clock
@@ -25,6 +25,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.messages import read_message, retell
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, SessionOutcome
 from mbqueue.session.report import Report
 from mbqueue.session.stop import StopRequest
@@ -148,7 +149,7 @@ class Crew:
     """The processes, one a device.
 
     Args:
-        arguments: further ones of `mbqueue work`, the same for all.
+        options: how each session is to run, but for the device.
         report_for: who is told what the session on the device of this label does; `note` also gets the lines that its
             process writes to standard error.
     """
@@ -157,14 +158,14 @@ class Crew:
         self,
         project: ProjectFolder,
         devices: Sequence[Device],
-        arguments: Sequence[str],
+        options: WorkOptions,
         *,
         report_for: Callable[[str], Report],
         clock: Clock,
     ) -> None:
         self._project = project
         self._devices = devices
-        self._arguments = arguments
+        self._options = options
         self._report_for = report_for
         self._clock = clock
         self._workers: list[_Worker] = []
@@ -223,9 +224,10 @@ class Crew:
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible
+        options = replace(self._options, device=device.name, devices=None, end_command=False)
         command = [sys.executable, "-m", "mbqueue", "--project", str(self._project.root), "work", "--json"]
         process = subprocess.Popen(
-            [*command, "--no-end-command", "--device", device.name, *self._arguments],
+            [*command, *options.arguments()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

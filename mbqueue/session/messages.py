@@ -33,7 +33,7 @@ from mbqueue.session.report import Report
 #: How far a job is, is told no more often than this.
 ADVANCED_SECONDS = 0.2
 
-EVENTS = {name for name in vars(Report) if not name.startswith("_")} | {"session_ended"}
+EVENTS = {name for name in vars(Report) if not name.startswith("_")}
 
 
 class ToldError(Exception):
@@ -86,8 +86,10 @@ class JsonLines(Report):
     def note(self, text: str) -> None:
         self._tell("note", text=text)
 
-    def session_ended(self, outcome: SessionOutcome) -> None:
-        """The last line of a session that ended by itself."""
+    def session_ended(self, outcome: SessionOutcome | Exception) -> None:
+        """The last line of a session that ended by itself; the exit code tells of one that failed."""
+        if isinstance(outcome, Exception):
+            return
         self._tell(
             "session_ended",
             session=outcome.session,

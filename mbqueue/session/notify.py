@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from mbqueue.queue.jobs import Job, Kind
+from mbqueue.session.outcome import SessionOutcome
 from mbqueue.session.report import Report
 from mbqueue.session.shell import run_shell
 from mbqueue.settings import NotifyEvent, NotifySettings
@@ -64,9 +65,12 @@ class Notifier(Report):
         lines = str(error).splitlines()
         self._tell("job failed", f"{job.label} failed: {lines[0] if lines else type(error).__name__}; {what}", job)
 
-    def session_ended(self, reason: str) -> None:
-        """The session is over; not called when it is killed."""
-        self._tell("session ended", f"session {self._session} ended: {reason}")
+    def session_ended(self, outcome: SessionOutcome | Exception) -> None:
+        if isinstance(outcome, Exception):
+            why = f"{type(outcome).__name__}: {outcome}"
+        else:
+            why = f"{outcome.jobs_done} jobs done; {outcome.reason}"
+        self._tell("session ended", f"session {self._session} ended: {why}")
 
     def _tell(self, event: NotifyEvent, text: str, job: Job | None = None) -> None:
         if event not in self._settings.events:

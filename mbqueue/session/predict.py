@@ -8,10 +8,11 @@ from mbqueue.queue.jobs import Kind, Lease, State
 from mbqueue.results.tables import Predictions
 from mbqueue.session import made_from
 from mbqueue.session.fold_results import FoldResults, commit_fold
+from mbqueue.session.loaded import Loaded
 from mbqueue.session.workplace import Workplace
 
 
-def run(place: Workplace, lease: Lease) -> str:
+def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     """Predict, write the fold's predictions and model, commit, and say the score.
 
     Raises:
@@ -24,7 +25,7 @@ def run(place: Workplace, lease: Lease) -> str:
     experiment, spec = place.experiment_of(job)
     if spec.made_from is not None:
         return commit_fold(place, lease, experiment, made_from.predict(place, lease, spec))
-    fold = place.fold_run(lease, experiment, spec)
+    fold = loaded.fold_run(lease, experiment, spec)
     place.require_epochs(lease, experiment, fold, _trained_epochs(place, experiment.name, job.fold))
     model = fold.best_model()
     keep_in = place.project.predictions_dir(experiment.name, f"fold_{job.fold}")
@@ -33,7 +34,7 @@ def run(place: Workplace, lease: Lease) -> str:
     )
     if predicted is None:
         raise place.stopped()
-    data = place.data_for(job, experiment, spec)
+    data = loaded.data_for(job, experiment, spec)
     tested = data.crystals.select(fold.rows.test)
     found = FoldResults(
         table=Predictions(tested.ids, tested.compositions(), tested.n_atoms, tested.targets, predicted),

@@ -9,11 +9,12 @@ from mbqueue.data.folds import check_folds
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.blending import enumerated, members_of
 from mbqueue.session import made_from
+from mbqueue.session.loaded import Loaded
 from mbqueue.session.workplace import Workplace
 from mbqueue.task import Target
 
 
-def run(place: Workplace, lease: Lease) -> str:
+def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     """Do it, commit it, and say what there is.
 
     Raises:
@@ -27,12 +28,12 @@ def run(place: Workplace, lease: Lease) -> str:
         found = made_from.prepare(place, spec)
         place.commit(lease, result=found)
         return f"made from {enumerated(members_of(experiment.spec))}, {found['n']} crystals"
-    data = place.data_for(job, experiment, spec)
+    data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
-    place.frozen_for(job, spec, data)
+    loaded.frozen_for(job, spec, data)
     # Whoever shares the store may have no other way to these crystals, and goes by the commit. On a drive nobody knows
     # when others will see what is written, so nothing is waited for.
-    if place.store is not None and not place.shelving.settled(place.should_stop):
+    if place.store is not None and not loaded.is_kept_for_others():
         raise place.stopped()
     widened = len(data.graphs.widened())
     result = {

@@ -11,13 +11,14 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.results.scores import measures_of
 from mbqueue.session.facts import fingerprint_changes, record_inputs, written_facts
+from mbqueue.session.loaded import Loaded
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
 from mbqueue.storage.commits import Commits
 from mbqueue.task import target_of
 
 
-def run(place: Workplace, lease: Lease) -> str:
+def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     """Score the folds, write results.json, RESULTS.md and matbench's file, commit, and say the score.
 
     Raises:
@@ -55,7 +56,7 @@ def run(place: Workplace, lease: Lease) -> str:
         place.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]
-    commits = {one.fold: Commits(place.place_of(one), one, passed_over) for one in folds}
+    commits = {one.fold: Commits(loaded.place_of(one), one, passed_over) for one in folds}
     changes = fingerprint_changes(commits)
     inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)

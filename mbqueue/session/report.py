@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mbqueue.queue.jobs import Job
+from mbqueue.session.outcome import SessionOutcome
 
 
 class Report:
@@ -37,6 +38,9 @@ class Report:
 
     def waiting(self, why: str) -> None:
         """There is nothing to claim just now."""
+
+    def session_ended(self, outcome: SessionOutcome | Exception) -> None:
+        """The session is over, by itself or by an error. Not told when its process is killed."""
 
     def note(self, text: str) -> None:
         """Something that a person should know. May come from another thread."""
@@ -73,6 +77,9 @@ class Relay(Report):
 
     def waiting(self, why: str) -> None:
         self._tell(lambda one: one.waiting(why))
+
+    def session_ended(self, outcome: SessionOutcome | Exception) -> None:
+        self._tell(lambda one: one.session_ended(outcome))
 
     def note(self, text: str) -> None:
         self._tell(lambda one: one.note(text))

@@ -9,6 +9,7 @@ from mbqueue.experiment import Spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
+from mbqueue.session.loaded import Loaded
 from mbqueue.session.searching import verdict
 from mbqueue.session.workplace import Workplace
 from mbqueue.storage.own_commits import Staged
@@ -19,7 +20,7 @@ from mbqueue.train.outcome import StepReport
 _STEPS_REMEMBERED = 20
 
 
-def run(place: Workplace, lease: Lease) -> str:
+def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     """Train the epoch from wherever its newest commit is, commit it, and say how it went.
 
     Raises:
@@ -30,7 +31,7 @@ def run(place: Workplace, lease: Lease) -> str:
     assert job.fold is not None
     assert job.epoch is not None
     experiment, spec = place.experiment_of(job)
-    fold = place.fold_run(lease, experiment, spec)
+    fold = loaded.fold_run(lease, experiment, spec)
     place.require_epochs(lease, experiment, fold, job.epoch - 1)
     return _Epoch(place, lease, spec, fold, experiment.results_dir).run()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import traceback
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 
 import torch
 
@@ -38,6 +36,8 @@ from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.compiling import Compiling
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.loaded import Loaded
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
@@ -56,27 +56,6 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 POLL_SECONDS = 2.0
 #: How long publishing may go on after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkOptions:
-    """How a session is to run.
-
-    Attributes:
-        session_seconds: its length; None for no deadline.
-        max_jobs: stop after so many jobs; None for no limit.
-        forever: wait for new jobs when none is left.
-        idle_seconds: end when nothing could be claimed for so long, though others still work; None waits for them.
-        device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
-        end_command: whether to run the one of mbqueue.toml; who starts several sessions does it when all have ended.
-    """
-
-    session_seconds: float | None = None
-    max_jobs: int | None = None
-    forever: bool = False
-    idle_seconds: float | None = None
-    device: str | None = None
-    end_command: bool = True
 
 
 def work(
@@ -142,25 +121,23 @@ def _session(
             project=project,
             queue=queue,
             session=session,
-            device=device,
             clock=clock,
             stop=stop,
             deadline=deadline,
             heartbeat=heartbeat,
             report=report,
-            compiling=Compiling(device, report.note),
-            shelving=Shelving(
-                project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note
-            ),
             publisher=publisher,
             store=store,
             watch=watch,
+            max_jobs=options.max_jobs,
         )
+        shelving = Shelving(project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note)
+        loaded = Loaded(place, device, compiling=Compiling(device, report.note), shelving=shelving)
         lost: DeviceLost | None = None
-        with publisher or nullcontext(), place.shelving:  # on leaving, what is left is published
+        with publisher or nullcontext(), shelving:  # on leaving, what is left is published
             try:
                 with telling(report.note), heartbeat:
-                    ending, cause = _loop(place, options)
+                    ending, cause = _loop(place, loaded, options)
             except DeviceLost as error:
                 # To the queue it is as if the process had died.
                 lost, ending, cause = error, Ending.STOPPED, StopCause.by_lost_device(error.why)
@@ -213,17 +190,17 @@ def _publisher(
     )
 
 
-def _meet_others(place: Workplace) -> None:
+def _meet_others(place: Workplace, loaded: Loaded) -> None:
     """Take over what sessions with other databases have published since."""
     if place.publisher is None or not place.publisher.others:
         return
     place.give_back_next("what others have published comes first")
     taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic(), spare=place.deadline.spare())
-    if place.loaded_fold in taken:
-        place.forget_fold()
+    if loaded.fold_key in taken:
+        loaded.forget_fold()
 
 
-def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
+def _loop(place: Workplace, loaded: Loaded, options: WorkOptions) -> tuple[Ending, StopCause]:
     queue, stop, clock = place.queue, place.stop, place.clock
     idle_since: float | None = None
     while True:
@@ -239,11 +216,10 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
         if not place.await_store():
             continue  # a stop was requested meanwhile
         queue.reap_dead(by=place.session, now=clock.now())
-        _meet_others(place)
-        place.jobs_left = None if options.max_jobs is None else options.max_jobs - place.jobs_done
-        lease = _claim(place)
+        _meet_others(place, loaded)
+        lease = _claim(place, loaded)
         if lease is not None:
-            place.jobs_done += _do(place, lease)
+            _do(place, loaded, lease)
             idle_since = None
             continue
         outlook = queue.outlook(now=clock.now())
@@ -270,19 +246,13 @@ def _loop(place: Workplace, options: WorkOptions) -> tuple[Ending, StopCause]:
         queue.wait(POLL_SECONDS, stop.wait)
 
 
-def _claim(place: Workplace) -> Lease | None:
+def _claim(place: Workplace, loaded: Loaded) -> Lease | None:
     """The next job: the one that was claimed with the last commit, or what the queue has, of searches too."""
-    lease, place.next_lease = place.next_lease, None
+    lease = place.take_next()
     if lease is not None:
         return lease
     begin_trials(place)
-    return place.queue.claim(
-        place.session,
-        now=place.clock.now(),
-        lease_seconds=place.project.settings.lease_seconds,
-        loaded=place.loaded_fold,
-        reap=place.heartbeat.may_reap(),
-    )
+    return place.claim(loaded.fold_key)
 
 
 def _idle_ending(place: Workplace) -> Ending:
@@ -292,91 +262,63 @@ def _idle_ending(place: Workplace) -> Ending:
     return Ending.BLOCKED if unfinished else Ending.DONE
 
 
-def _do(place: Workplace, lease: Lease) -> int:
-    """Do one job; returns 1 when it was committed, else 0."""
+def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:
+    """Do one job; what goes wrong with it is told to the queue."""
     place.report.job_started(lease.job)
     place.heartbeat.hold(lease)
     try:
-        summary = _HANDLERS[lease.job.kind](place, lease)
+        summary = _HANDLERS[lease.job.kind](place, loaded, lease)
     except Stopped as stopped:
         try:
             place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
         except LeaseLost as lost:
             # That is why it stopped, or another took the job over meanwhile; the session goes on with what is left.
-            place.forget_fold()
+            loaded.forget_fold()
             place.report.note(str(lost))
-            return 0
+            return
         place.report.note(f"{lease.job.label}: {stopped}; given back.")
-        return 0
+        return
     except (LeaseLost, Rewound) as error:
-        place.forget_fold()
+        loaded.forget_fold()
         place.report.note(str(error))
         if isinstance(error, CommitTaken):
-            _give_back_once(place, lease, error, "the commit was there already")
-        return 0
+            place.give_back_once(lease, error, "the commit was there already")
+        return
     except StoreError as error:
-        place.forget_fold()
+        loaded.forget_fold()
         place.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
         if isinstance(error, StoreAway):
-            _give_back(place, lease, STORE_AWAY, for_others=True)
+            place.give_back(lease, STORE_AWAY, for_others=True)
         else:
-            _give_back_once(place, lease, error, STORE_AWAY)
-        return 0
+            place.give_back_once(lease, error, STORE_AWAY)
+        return
     except Exception as error:
-        place.forget_fold()
-        ends = _ends_session(place, error)
+        loaded.forget_fold()
+        ends = _ends_session(place.project, loaded.device, error)
         if ends is not None:
             found, reason = ends
-            _give_back(place, lease, reason)
+            place.give_back(lease, reason)
             raise found from (None if found is error else error)
-        why = why_lost(place.device)
+        why = why_lost(loaded.device)
         if why is not None:
             raise DeviceLost(why) from error
-        _fail(place, lease, error)
-        return 0
+        place.fail(lease, error, final=_would_come_out_the_same(error))
+        return
     finally:
         place.heartbeat.let_go()
+    place.jobs_done += 1
     place.report.job_finished(lease.job, summary)
-    return 1
 
 
-def _ends_session(place: Workplace, error: Exception) -> tuple[MbqueueError, str] | None:
+def _ends_session(project: ProjectFolder, device: torch.device, error: Exception) -> tuple[MbqueueError, str] | None:
     """What to end the session with, and why the job is given back, when its surroundings failed and not the job."""
     if is_disk_full(error):
-        return DiskFull(_what_to_free(place.project)), "the disk is full"
+        return DiskFull(_what_to_free(project)), "the disk is full"
     if (limited := why_limited(error)) is not None:
         return limited, "a limit of the surroundings was reached"
-    if (full := why_full(error, place.device)) is not None:
+    if (full := why_full(error, device)) is not None:
         return full, "the GPU's memory is full"
     return None
-
-
-def _give_back_once(place: Workplace, lease: Lease, error: Exception, reason: str) -> None:
-    """Give a job back; a second time in this session it is a failure, or it would go round in circles."""
-    if (lease.job.id, reason) in place.given_back:
-        _fail(place, lease, error)
-    else:
-        place.given_back.add((lease.job.id, reason))
-        _give_back(place, lease, reason)
-
-
-def _give_back(place: Workplace, lease: Lease, reason: str, *, for_others: bool = False) -> None:
-    with suppress(QueueError):  # of a lease that is lost there is nothing to give back; one that is not runs out
-        place.queue.release(lease, reason=reason, now=place.clock.now(), preempted=True, for_others=for_others)
-
-
-def _fail(place: Workplace, lease: Lease, error: Exception) -> None:
-    try:
-        job = place.queue.fail(
-            lease,
-            error="".join(traceback.format_exception(error)),
-            now=place.clock.now(),
-            final=_would_come_out_the_same(error),
-        )
-    except LeaseLost as lost:
-        place.report.note(str(lost))
-        return
-    place.report.job_failed(lease.job, error, None if job.state.value == "failed" else job.not_before)
 
 
 def _would_come_out_the_same(error: Exception) -> bool:

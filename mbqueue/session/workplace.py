@@ -1,42 +1,28 @@
-"""What a job needs while it is done: the queue, the device, the data that is loaded, and when to stop."""
+"""One session while it works: its queue, the job that it holds, and when to stop."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from mbqueue.clock import Clock
-from mbqueue.data.cache_lock import building
-from mbqueue.drive.outcomes import enqueued_facts
-from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import LeaseLost, QueueError, SpecError, StoreAway, StoreError
 from mbqueue.experiment import Spec, hash_of_spec, parse_spec
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
+from mbqueue.queue.jobs import Experiment, Job, Lease, State
 from mbqueue.queue.store import Queue
-from mbqueue.session.compiling import Compiling
 from mbqueue.session.heartbeat import Heartbeat
-from mbqueue.session.loading import LoadedData, load_data
 from mbqueue.session.outcome import TIME_IS_UP
 from mbqueue.session.pace import Pace
 from mbqueue.session.report import Report
-from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.storage.manifest import Identity
-from mbqueue.storage.mounted import Drive
 from mbqueue.storage.objects import ObjectStore
-from mbqueue.storage.places import Place, in_folder, in_store
-from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
-from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.fold import FoldRun
-from mbqueue.train.frozen import FrozenBackbone
-from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 #: No job is begun that has less time than this.
 SHORTEST_JOB_SECONDS = 5.0
@@ -54,36 +40,29 @@ class Rewound(Exception):
 
 @dataclass(kw_only=True)
 class Workplace:
-    """One session's means.
-
-    Data and fold of the last job are kept, so that the next epoch finds the model on the device.
+    """One session: the queue, the job that it holds, the time that it has, and whom it tells.
 
     Attributes:
-        jobs_done: jobs that the session committed.
+        jobs_done: jobs that the session committed; max_jobs: after so many it stops, None for no limit.
         has_saved: whether a part of a job is kept.
     """
 
     project: ProjectFolder
     queue: Queue
     session: str
-    device: torch.device
     clock: Clock
     stop: StopRequest
     deadline: Deadline
     heartbeat: Heartbeat
     report: Report
-    shelving: Shelving
-    compiling: Compiling
     publisher: Publisher | None = None
     store: ObjectStore | None = None
     watch: StoreWatch | None = None
-    jobs_left: int | None = None
-    next_lease: Lease | None = field(default=None, init=False)
+    max_jobs: int | None = None
     jobs_done: int = field(default=0, init=False)
     has_saved: bool = field(default=False, init=False)
-    given_back: set[tuple[int, str]] = field(default_factory=set, init=False)
-    _data: LoadedData | None = field(default=None, init=False)
-    _fold: tuple[tuple[int, int], FoldRun] | None = field(default=None, init=False)
+    _next_lease: Lease | None = field(default=None, init=False)
+    _given_back: set[tuple[int, str]] = field(default_factory=set, init=False)
     _noted: set[str] = field(default_factory=set, init=False)
 
     # -- stopping ------------------------------------------------------------------------------------------------
@@ -112,11 +91,28 @@ class Workplace:
         return not (
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
-            or (self.jobs_left is not None and self.jobs_left <= 1)
+            or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
             # What others have published, or a store that is away, is looked after between two jobs.
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )
+
+    # -- the job that is held --------------------------------------------------------------------------------------
+
+    def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
+        """The next job that the queue has, preferably of the fold that is loaded; None when there is none now."""
+        return self.queue.claim(
+            self.session,
+            now=self.clock.now(),
+            lease_seconds=self.project.settings.lease_seconds,
+            loaded=loaded,
+            reap=self.heartbeat.may_reap(),
+        )
+
+    def take_next(self) -> Lease | None:
+        """The job that was claimed with the last commit, if one was."""
+        lease, self._next_lease = self._next_lease, None
+        return lease
 
     def commit(
         self,
@@ -141,7 +137,7 @@ class Workplace:
                 self.queue.commit(lease, result=result, now=now, publish=publish)
             return
         try:
-            self.next_lease = self.queue.commit_and_claim(
+            self._next_lease = self.queue.commit_and_claim(
                 lease,
                 result=result,
                 now=now,
@@ -156,7 +152,7 @@ class Workplace:
         except QueueError:
             # A disk that failed may have written all the same; what was claimed with it is not to wait for its end.
             with suppress(QueueError):
-                self.next_lease = self._held_beside(lease)
+                self._next_lease = self._held_beside(lease)
             raise
 
     def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
@@ -177,10 +173,33 @@ class Workplace:
 
     def give_back_next(self, reason: str, *, for_others: bool = False) -> None:
         """Give back a job that was claimed with the last commit and not begun."""
-        lease, self.next_lease = self.next_lease, None
+        lease = self.take_next()
         if lease is not None:
             with suppress(QueueError):  # it is lost already, or runs out
                 self.queue.release(lease, reason=reason, now=self.clock.now(), for_others=for_others)
+
+    def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
+        """Give back a job that was begun; nothing when its lease is lost."""
+        with suppress(QueueError):  # of a lease that is lost there is nothing to give back; one that is not runs out
+            self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
+
+    def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
+        """Give a job back; a second time in this session it is a failure, or it would go round in circles."""
+        if (lease.job.id, reason) in self._given_back:
+            self.fail(lease, error)
+        else:
+            self._given_back.add((lease.job.id, reason))
+            self.give_back(lease, reason)
+
+    def fail(self, lease: Lease, error: Exception, *, final: bool = False) -> None:
+        """Count an attempt as failed; as `Leases.fail`."""
+        text = "".join(traceback.format_exception(error))
+        try:
+            job = self.queue.fail(lease, error=text, now=self.clock.now(), final=final)
+        except LeaseLost as lost:
+            self.report.note(str(lost))
+            return
+        self.report.job_failed(lease.job, error, None if job.state is State.FAILED else job.not_before)
 
     def saved(self, seconds: float) -> None:
         """Something was committed, which took ``seconds`` after it was staged."""
@@ -226,7 +245,7 @@ class Workplace:
                 self.store.ping()
         return True
 
-    # -- what a job works on ---------------------------------------------------------------------------------------
+    # -- what a job is about ---------------------------------------------------------------------------------------
 
     def experiment_of(self, job: Job) -> tuple[Experiment, Spec]:
         """A job's experiment and its spec.
@@ -257,7 +276,7 @@ class Workplace:
 
         return advanced
 
-    def _stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
+    def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
         """The same, for what cannot be asked to stop otherwise: reading and downloading go on where they broke off."""
         advanced = self.progress_of(job, what)
 
@@ -268,141 +287,11 @@ class Workplace:
 
         return advanced_or_stopped
 
-    def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
-        """The experiment's crystals and graphs; kept for the next job.
-
-        Raises:
-            Stopped: when asked to stop while they are read or converted.
-        """
-        # Crystals drawn with a limit depend on the seed too; what was prepared tells them apart by its hash.
-        data = self._data
-        if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
-            self._fold, self._data = None, None
-            data = load_data(
-                self.project,
-                spec.data,
-                seed=spec.seed,
-                target=spec.predicts,
-                dataset_hash=experiment.dataset_hash,
-                progress=lambda what: self._stoppable_progress_of(job, what),
-                should_stop=self.should_stop,
-                note=self.report.note,
-                store=self.store,
-                keep=self.shelving.keep,
-            )
-            if data is None:
-                raise self.stopped()
-            self._data = data
-        return data
-
-    def frozen_for(self, job: Job, spec: Spec, data: LoadedData) -> FrozenBackbone:
-        """What the pretrained backbone gives for the crystals, complete; computed where it is missing.
-
-        Raises:
-            Stopped: shards that are finished stay.
-        """
-        frozen = open_frozen(spec, data.crystals, self.project.cache_dir)
-        with building(frozen.folder):
-            self._complete(frozen, job, spec, data)
-        return frozen
-
-    def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
-        advanced = self.progress_of(job, "pretrained energies")
-        if self.store is not None:  # also what is here already, if it is not what all others use
-            fetch_shards(
-                self.store,
-                frozen,
-                kinds_needed(spec),
-                should_stop=self.should_stop,
-                on_progress=lambda progress: advanced(progress.done, progress.total),
-            )
-        if not is_prepared(spec, frozen):
-            finished = prepare_frozen(
-                spec,
-                data.graphs,
-                frozen,
-                device=self.device,
-                should_stop=self.should_stop,
-                on_progress=lambda progress: advanced(progress.done, progress.total),
-                on_note=self.note_once,
-            )
-            if not finished:
-                raise self.stopped()
-        store = self.store if job.kind is Kind.PREPARE else None
-        if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=self.should_stop):
-            raise self.stopped()
-
-    def place_of(self, identity: Identity) -> Place:
-        """Where the commits of a fold are."""
-        if self.store is not None:
-            return in_store(self.store, identity)
-        return in_folder(self.project.checkpoints_dir(identity.experiment, identity.fold))
-
-    def _checkpoints(self, lease: Lease, experiment: Experiment, fold: int) -> Checkpoints:
-        identity = experiment.identity(fold)
-        folder = self.project.checkpoints_dir(experiment.name, fold)
-        return Checkpoints(
-            self.place_of(identity),
-            identity,
-            lambda stem, why: self.damaged(lease, f"{stem} was set aside: {why}"),
-            near=None if self.store is None else folder,
-            mirror=None if self.publisher is None else PublishedFold(Drive(self.project.root), identity),
-            note=self.report.note,
-            enqueued=enqueued_facts(experiment, self._prepared(experiment)),
-            hold_on=self.hold_on,
-        )
-
-    @property
-    def loaded_fold(self) -> tuple[int, int] | None:
-        """(experiment id, fold) whose model is on the device."""
-        return self._fold[0] if self._fold else None
-
-    def forget_fold(self) -> None:
-        """Drop the loaded fold, so that the next job reads it anew."""
-        self._fold = None
-
-    def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
-        """The lease's fold, ready to train or predict; kept for the next job."""
-        job = lease.job
-        assert job.fold is not None
-        key = (experiment.id, job.fold)
-        if self._fold is None or self._fold[0] != key:
-            self._fold = None
-            data = self.data_for(job, experiment, spec)
-            checkpoints = self._checkpoints(lease, experiment, job.fold)
-            self.while_held(lease, checkpoints.sweep)
-            frozen = self.frozen_for(job, spec, data)
-            self.compiling.wait()
-            self._fold = (
-                key,
-                FoldRun(
-                    spec=spec,
-                    fold=job.fold,
-                    crystals=data.crystals,
-                    cache=data.graphs,
-                    frozen=frozen,
-                    checkpoints=checkpoints,
-                    device=self.device,
-                    memory_file=self.project.device_limits,
-                    fingerprint_extra={**data.fingerprint, "frozen": frozen.digest(kinds_needed(spec))},
-                    on_note=self.note_once,
-                    clock=self.clock,
-                ),
-            )
-            self.queue.note(
-                LOADED_NOTE, by=self.session, now=self.clock.now(), experiment_id=experiment.id, job_id=job.id
-            )
-        return self._fold[1]
-
     def note_once(self, text: str) -> None:
         """Tell a person something, unless this session has said the very same before: of a device, each fold would."""
         if text not in self._noted:
             self._noted.add(text)
             self.report.note(text)
-
-    def _prepared(self, experiment: Experiment) -> dict[str, Any] | None:
-        jobs = self.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
-        return next((job.result for job in jobs if job.kind is Kind.PREPARE), None)
 
     def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
         """Go on when so many epochs of the fold have whole commits; else queue those that are lost again.
@@ -420,5 +309,8 @@ class Workplace:
     def damaged(self, lease: Lease, text: str) -> None:
         """Say what was found damaged, and what is done about it; also among the events of the job."""
         self.report.note(text)
-        job = lease.job
+        self.note_on(lease.job, text)
+
+    def note_on(self, job: Job, text: str) -> None:
+        """Write a note among the events of a job."""
         self.queue.note(text, by=self.session, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)

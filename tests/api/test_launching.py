@@ -20,8 +20,9 @@ from mbqueue.errors import QueueError, SessionError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 NOW = 1_800_000_000.0
 

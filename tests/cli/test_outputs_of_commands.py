@@ -14,7 +14,8 @@ from mbqueue.api.data import Data
 from mbqueue.cli.app import app
 from mbqueue.errors import UsageError
 from mbqueue.results.tables import model_file
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import work
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from mbqueue.drive.publishing import Publisher
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.store import Queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, StopCause, StopKind
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 from mbqueue.storage.mounted import Drive
 
 #: Much longer than any test may take; whoever waits for it fails.

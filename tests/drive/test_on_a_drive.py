@@ -21,8 +21,9 @@ from mbqueue.errors import DiskFull
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.session.worker import Ending, work
 from mbqueue.train.checkpoint import Checkpoints
 
 

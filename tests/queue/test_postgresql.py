@@ -522,8 +522,9 @@ def test_without_psycopg_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_cluster_shares_the_commits_in_the_project_and_other_mounts_need_a_store(tmp_path, monkeypatch):
     from mbqueue import mounts, project, topology
+    from mbqueue.session.options import WorkOptions
     from mbqueue.session.report import Report
-    from mbqueue.session.worker import WorkOptions, work
+    from mbqueue.session.worker import work
 
     root = make_project(tmp_path / "project").root
     monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://me@127.0.0.1:1/db")

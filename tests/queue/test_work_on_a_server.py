@@ -11,8 +11,9 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 from mbqueue import Project
 from mbqueue.queue import Kind
 from mbqueue.queue.opening import open_queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 
 def test_a_session_on_a_server_that_crashes_gives_what_one_on_a_file_gives(tmp_path, postgres_server: PostgresServer):

@@ -14,8 +14,9 @@ from warm import Warm
 
 from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.store import Queue
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.session.worker import Ending, work
 
 from .conftest import LONG, SEED, WORK, Lab, tell
 

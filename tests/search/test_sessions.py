@@ -15,7 +15,8 @@ from mbqueue import Project
 from mbqueue.project import ProjectFolder
 from mbqueue.queue import Queue
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
-from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import Ending, work
 
 BASE = """
 [data]

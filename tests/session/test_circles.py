@@ -13,7 +13,8 @@ from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file, read_predictions
 from mbqueue.session import record
-from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import Ending, work
 
 
 def test_predictions_that_are_damaged_whenever_they_are_made_are_a_failure_with_its_reason(

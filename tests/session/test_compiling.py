@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mbqueue.session import compiling, workplace
+from mbqueue.session import compiling, loaded
 from mbqueue.session.compiling import Compiling
 from mbqueue.train import gpu_path
 
@@ -138,7 +138,7 @@ def test_what_the_kernels_are_tried_on_are_two_real_crystals(monkeypatch: pytest
 def test_a_fold_is_put_on_the_device_only_after_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
 
-    class Place(workplace.Workplace):
+    class Place(loaded.Loaded):
         """Nothing of it but what makes a fold."""
 
         def __init__(self) -> None:
@@ -163,11 +163,11 @@ def test_a_fold_is_put_on_the_device_only_after_it_has_ended(monkeypatch: pytest
             happened.append("waited")
 
     place: Any = Place()
-    place.compiling = Waited()
-    for name in ("data_for", "_checkpoints", "while_held", "frozen_for"):
+    place._compiling = Waited()
+    for name in ("data_for", "_checkpoints", "frozen_for"):
         setattr(place, name, lambda *_args: Anything())
-    monkeypatch.setattr(workplace, "kinds_needed", lambda _spec: ())
-    monkeypatch.setattr(workplace, "FoldRun", lambda **_named: happened.append("fold"))
+    monkeypatch.setattr(loaded, "kinds_needed", lambda _spec: ())
+    monkeypatch.setattr(loaded, "FoldRun", lambda **_named: happened.append("fold"))
     lease: Any = Anything()
     lease.job = Anything()
     lease.job.fold = 0

@@ -17,7 +17,8 @@ from mbqueue.project import init_project
 from mbqueue.queue.store import Queue
 from mbqueue.session import background
 from mbqueue.session.background import BackgroundSession
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import work
 from mbqueue.topology import LIVE_VARIABLE
 
 

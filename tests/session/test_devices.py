@@ -27,9 +27,10 @@ from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.session.devices import DevicesOutcome, parse_devices
 from mbqueue.session.messages import JsonLines, read_message, retell
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 
 def test_two_sessions_at_once_give_what_one_gives_byte_for_byte(tmp_path: Path) -> None:

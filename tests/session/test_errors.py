@@ -16,9 +16,10 @@ from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session import worker
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 
 def the_prepare_job(project: ProjectFolder) -> Job:

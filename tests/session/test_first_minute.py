@@ -15,8 +15,9 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.cli.datasets import progress_bars
 from mbqueue.data.machine_code import telling
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.spoken import SpokenReport
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 ONCE = "once per machine"
 

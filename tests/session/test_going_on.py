@@ -19,9 +19,10 @@ from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.sqlite import SqliteFile
 from mbqueue.queue.store import Queue
 from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from mbqueue.errors import LimitReached
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session import worker
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import work
 
 
 def out_of_memory() -> None:

@@ -18,8 +18,9 @@ from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session import usable, worker
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 
 CUDA = torch.device("cuda")
 STICKY = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"

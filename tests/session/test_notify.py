@@ -10,6 +10,7 @@ from small_project import enqueue as put
 
 from mbqueue.session.ending import run_end_command
 from mbqueue.session.notify import Notifier
+from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.settings import NotifySettings, Settings
 
 
@@ -17,7 +18,8 @@ def send(settings: NotifySettings, reason: str = "done") -> list[str]:
     """One notification; returns the notes that it left."""
     notes: list[str] = []
     with Notifier(settings, project="p", on_trouble=notes.append) as notifier:
-        notifier.session_ended(reason)
+        cause = StopCause(StopKind.ASKED, reason)
+        notifier.session_ended(SessionOutcome(session="s", ending=Ending.STOPPED, cause=cause, jobs_done=1))
     return notes
 
 

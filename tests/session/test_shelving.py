@@ -18,10 +18,11 @@ from mbqueue.drive.crystals import Shelf, fetch_crystals, shelf_of
 from mbqueue.errors import StoreAway
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
 from mbqueue.session import shelving as module
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, StopCause, StopKind
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 from mbqueue.storage import mounted
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.objects import ObjectStore

@@ -8,8 +8,9 @@ import numpy as np
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.data.datasets import load
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 from mbqueue.train.backbone import open_frozen
 
 

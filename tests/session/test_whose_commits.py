@@ -18,7 +18,8 @@ from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import predictions_file
-from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import Ending, work
 
 RESULTS = Path("results", "daily", "2026-01-01")
 #: What is exchanged: two folds of one experiment, and one fold of two.

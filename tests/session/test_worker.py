@@ -21,9 +21,10 @@ from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 from mbqueue.results.tables import read_history, read_predictions
 from mbqueue.session import record
+from mbqueue.session.loaded import Loaded
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.worker import Ending, SessionOutcome, WorkOptions, work
-from mbqueue.session.workplace import Workplace
+from mbqueue.session.worker import Ending, SessionOutcome, work
 from mbqueue.train.fold import FoldRun
 
 
@@ -316,7 +317,7 @@ def test_one_that_saw_files_missing_and_was_taken_for_dead_since_puts_nothing_ba
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
 
 
-@pytest.mark.parametrize("slow", [(Workplace, "data_for"), (FoldRun, "predict_test")])
+@pytest.mark.parametrize("slow", [(Loaded, "data_for"), (FoldRun, "predict_test")])
 def test_one_that_was_taken_for_dead_since_removes_no_file_of_its_successor(
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, slow: tuple[type, str]
 ) -> None:

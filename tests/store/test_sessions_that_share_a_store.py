@@ -31,9 +31,10 @@ from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.session import storewatch
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs
 from mbqueue.session.storewatch import StoreWatch, store_status
-from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.session.worker import Ending, work
 from mbqueue.storage import objects
 from mbqueue.storage.manifest import manifest_of
 from mbqueue.storage.objects import ObjectStore

@@ -22,8 +22,9 @@ from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_queue
 from mbqueue.session import same_place
+from mbqueue.session.options import WorkOptions
 from mbqueue.session.same_place import enter_place, require_same
-from mbqueue.session.worker import WorkOptions, work
+from mbqueue.session.worker import work
 from mbqueue.storage import objects as objects_module
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.topology import QUEUE_VARIABLE

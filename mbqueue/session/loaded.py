@@ -1,0 +1,175 @@
+"""What a session has loaded: the data, the frozen backbone and the fold of its last job, kept for the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mbqueue.data.cache_lock import building
+from mbqueue.drive.outcomes import enqueued_facts
+from mbqueue.drive.published import PublishedFold
+from mbqueue.experiment import Spec
+from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
+from mbqueue.session.compiling import Compiling
+from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.shelving import Shelving
+from mbqueue.storage.manifest import Identity
+from mbqueue.storage.mounted import Drive
+from mbqueue.storage.places import Place, in_folder, in_store
+from mbqueue.train.backbone import is_prepared, kinds_needed, open_frozen, prepare_frozen
+from mbqueue.train.checkpoint import Checkpoints
+from mbqueue.train.fold import FoldRun
+from mbqueue.train.frozen import FrozenBackbone
+from mbqueue.train.shared_frozen import fetch_shards, send_shards
+
+if TYPE_CHECKING:
+    from mbqueue.session.workplace import Workplace
+
+
+class Loaded:
+    """What is loaded on the device of one session, so that the next epoch finds the model there.
+
+    Args:
+        place: the session that it is loaded for: its queue, its files and when it must stop.
+        shelving: keeps the crystals for other machines.
+    """
+
+    def __init__(self, place: Workplace, device: torch.device, *, compiling: Compiling, shelving: Shelving) -> None:
+        self.device = device
+        self._place, self._compiling, self._shelving = place, compiling, shelving
+        self._data: LoadedData | None = None
+        self._fold: tuple[tuple[int, int], FoldRun] | None = None
+
+    def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
+        """The experiment's crystals and graphs; kept for the next job.
+
+        Raises:
+            Stopped: when asked to stop while they are read or converted.
+        """
+        # Crystals drawn with a limit depend on the seed too; what was prepared tells them apart by its hash.
+        data = self._data
+        if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
+            self._fold, self._data = None, None
+            data = load_data(
+                self._place.project,
+                spec.data,
+                seed=spec.seed,
+                target=spec.predicts,
+                dataset_hash=experiment.dataset_hash,
+                progress=lambda what: self._place.stoppable_progress_of(job, what),
+                should_stop=self._place.should_stop,
+                note=self._place.report.note,
+                store=self._place.store,
+                keep=self._shelving.keep,
+            )
+            if data is None:
+                raise self._place.stopped()
+            self._data = data
+        return data
+
+    def frozen_for(self, job: Job, spec: Spec, data: LoadedData) -> FrozenBackbone:
+        """What the pretrained backbone gives for the crystals, complete; computed where it is missing.
+
+        Raises:
+            Stopped: shards that are finished stay.
+        """
+        frozen = open_frozen(spec, data.crystals, self._place.project.cache_dir)
+        with building(frozen.folder):
+            self._complete(frozen, job, spec, data)
+        return frozen
+
+    def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
+        advanced = self._place.progress_of(job, "pretrained energies")
+        if self._place.store is not None:  # also what is here already, if it is not what all others use
+            fetch_shards(
+                self._place.store,
+                frozen,
+                kinds_needed(spec),
+                should_stop=self._place.should_stop,
+                on_progress=lambda progress: advanced(progress.done, progress.total),
+            )
+        if not is_prepared(spec, frozen):
+            finished = prepare_frozen(
+                spec,
+                data.graphs,
+                frozen,
+                device=self.device,
+                should_stop=self._place.should_stop,
+                on_progress=lambda progress: advanced(progress.done, progress.total),
+                on_note=self._place.note_once,
+            )
+            if not finished:
+                raise self._place.stopped()
+        store = self._place.store if job.kind is Kind.PREPARE else None
+        should_stop = self._place.should_stop
+        if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=should_stop):
+            raise self._place.stopped()
+
+    def place_of(self, identity: Identity) -> Place:
+        """Where the commits of a fold are."""
+        if self._place.store is not None:
+            return in_store(self._place.store, identity)
+        return in_folder(self._place.project.checkpoints_dir(identity.experiment, identity.fold))
+
+    def _checkpoints(self, lease: Lease, experiment: Experiment, fold: int) -> Checkpoints:
+        identity = experiment.identity(fold)
+        folder = self._place.project.checkpoints_dir(experiment.name, fold)
+        return Checkpoints(
+            self.place_of(identity),
+            identity,
+            lambda stem, why: self._place.damaged(lease, f"{stem} was set aside: {why}"),
+            near=None if self._place.store is None else folder,
+            mirror=None if self._place.publisher is None else PublishedFold(Drive(self._place.project.root), identity),
+            note=self._place.report.note,
+            enqueued=enqueued_facts(experiment, self._prepared(experiment)),
+            hold_on=self._place.hold_on,
+        )
+
+    @property
+    def fold_key(self) -> tuple[int, int] | None:
+        """(experiment id, fold) whose model is on the device."""
+        return self._fold[0] if self._fold else None
+
+    def forget_fold(self) -> None:
+        """Drop the loaded fold, so that the next job reads it anew."""
+        self._fold = None
+
+    def is_kept_for_others(self) -> bool:
+        """Wait until other machines have the crystals, or cannot get them; False when asked to stop before that."""
+        return self._shelving.settled(self._place.should_stop)
+
+    def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
+        """The lease's fold, ready to train or predict; kept for the next job."""
+        job = lease.job
+        assert job.fold is not None
+        key = (experiment.id, job.fold)
+        if self._fold is None or self._fold[0] != key:
+            self._fold = None
+            data = self.data_for(job, experiment, spec)
+            checkpoints = self._checkpoints(lease, experiment, job.fold)
+            self._place.while_held(lease, checkpoints.sweep)
+            frozen = self.frozen_for(job, spec, data)
+            self._compiling.wait()
+            self._fold = (
+                key,
+                FoldRun(
+                    spec=spec,
+                    fold=job.fold,
+                    crystals=data.crystals,
+                    cache=data.graphs,
+                    frozen=frozen,
+                    checkpoints=checkpoints,
+                    device=self.device,
+                    memory_file=self._place.project.device_limits,
+                    fingerprint_extra={**data.fingerprint, "frozen": frozen.digest(kinds_needed(spec))},
+                    on_note=self._place.note_once,
+                    clock=self._place.clock,
+                ),
+            )
+            self._place.note_on(job, LOADED_NOTE)
+        return self._fold[1]
+
+    def _prepared(self, experiment: Experiment) -> dict[str, Any] | None:
+        jobs = self._place.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
+        return next((job.result for job in jobs if job.kind is Kind.PREPARE), None)

@@ -1,0 +1,53 @@
+"""How a session is to run: what the command line says, and what it says on to child processes. Without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_DEADLINE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """How a session is to run.
+
+    Attributes:
+        session_seconds: its length; None for no deadline.
+        max_jobs: stop after so many jobs; None for no limit.
+        forever: wait for new jobs when none is left.
+        idle_seconds: end when nothing could be claimed for so long, though others still work; None waits for them.
+        device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
+        devices: run a session on each of these instead (`mbqueue.session.devices.parse_devices`).
+        tensorboard: write event files for TensorBoard.
+        end_command: whether to run the one of mbqueue.toml; who starts several sessions does it when all have ended.
+    """
+
+    session_seconds: float | None = None
+    max_jobs: int | None = None
+    forever: bool = False
+    idle_seconds: float | None = None
+    device: str | None = None
+    devices: tuple[str, ...] | None = None
+    tensorboard: bool = False
+    end_command: bool = True
+
+    def arguments(self) -> list[str]:
+        """The options of `mbqueue work` that say the same."""
+        values = {
+            "--session": NO_DEADLINE if self.session_seconds is None else _duration(self.session_seconds),
+            "--max-jobs": self.max_jobs,
+            "--max-idle": None if self.idle_seconds is None else _duration(self.idle_seconds),
+            "--device": self.device,
+            "--devices": None if self.devices is None else ",".join(self.devices),
+        }
+        flags = {
+            "--forever": self.forever,
+            "--tensorboard": self.tensorboard,
+            "--no-end-command": not self.end_command,
+        }
+        given = [text for name, value in values.items() if value is not None for text in (name, str(value))]
+        return given + [name for name, wanted in flags.items() if wanted]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3f}s"
