@@ -21,7 +21,7 @@ def require_writable(
         example: a name to suggest if the target is a folder.
 
     Raises:
-        UsageError: when the file is read, is there, is a folder, or lies in no folder.
+        UsageError: when the file is read, is there, is a folder, or has no folder.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder. Name the file to write, like {target / example}.")

@@ -1,4 +1,4 @@
-"""What ARCHITECTURE.md says of the structure, held against the code."""
+"""The structure in ARCHITECTURE.md, compared with the code."""
 
 from __future__ import annotations
 

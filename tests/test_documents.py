@@ -33,7 +33,7 @@ from mbqueue.topology import QUEUE_VARIABLE
 ROOT = Path(__file__).parent.parent
 #: Its blocks show what each command prints.
 TUTORIAL = "docs/tutorials/first-run.md"
-#: In the order in which a reader goes through them; each goes on in the project that the ones before have left.
+#: In the order of a reader; each continues in the project that the ones before have left.
 RUN_IN_ORDER = (
     TUTORIAL,
     "README.md",
@@ -402,7 +402,7 @@ def test_every_place_says_the_same_public_address() -> None:
         assert (ROOT / place).read_text() == expected, "Run: python tools/public_address.py OWNER/NAME"
         assert "someone/theirs" in public_address.rewritten(place, "someone/theirs")
     spelled_out = [path for path in DOCUMENTS if re.search(r"\bREPOSITORY\b", path.read_text())]
-    assert not spelled_out, "a placeholder that nobody fills in"
+    assert not spelled_out, "a placeholder was left"
 
 
 def tool(name: str) -> ModuleType:

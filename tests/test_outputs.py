@@ -37,7 +37,7 @@ def test_a_file_of_another_is_only_written_over_when_that_is_asked_for(tmp_path:
         require_writable(target, force=False)
 
 
-def test_a_folder_and_what_lies_in_none_are_refused(tmp_path: Path) -> None:
+def test_a_folder_and_a_file_without_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         require_writable(tmp_path, force=True)
     with pytest.raises(UsageError, match="no folder"):

@@ -75,7 +75,7 @@ def test_a_shared_queue_needs_commits_that_all_its_machines_see(live, queue_url,
             found.require_shared()
 
 
-def test_several_machines_are_refused_one_file_and_told_of_a_folder_that_only_this_one_has(find, monkeypatch):
+def test_several_machines_are_refused_one_file_and_shown_a_folder_that_only_this_one_has(find, monkeypatch):
     with pytest.raises(UsageError, match="several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
     with pytest.raises(UsageError, match="is on a network mount, too"):
@@ -84,7 +84,7 @@ def test_several_machines_are_refused_one_file_and_told_of_a_folder_that_only_th
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
 
 
-def test_what_is_for_queues_in_a_file_says_how_to_go_on_with_a_server() -> None:
+def test_what_is_for_queues_in_a_file_says_what_to_do_with_a_server() -> None:
     on_server = Topology(root=Path("p"), live=None, queue_url=SERVER, store="")
     with pytest.raises(UsageError, match=r"pg_dump.*or so"):
         on_server.require_queue_file("The backup", "or so")

@@ -16,6 +16,7 @@ PHRASES = {
     r"nobody(?!\")": "no session; the quoted word is a user of Unix",
     "(go|goes|going|went|gone) on": "resumes, continues, keeps running",
     "so (many|much|few|long) at most": "at most",
+    "at most so (many|much|few|long)": "at most",
     "for so long": "for this long, until",
     "so long as": "as long as",
     "but (on the|for)": "except on, except for",
@@ -29,10 +30,33 @@ PHRASES = {
     "to be had": "available",
     "in the midst": "in the middle, during",
 }
-#: Folders that still have some of them. It ends empty.
+#: Folders that still have some of them: take each out once it is clean.
 NOT_YET_CLEAN = (
-    "mbqueue/",
-    "tests/",
+    "mbqueue/api/",
+    "mbqueue/belonging.py",
+    "mbqueue/dashboard/",
+    "mbqueue/data/",
+    "mbqueue/drive/",
+    "mbqueue/errors.py",
+    "mbqueue/project.py",
+    "mbqueue/results/",
+    "mbqueue/search/",
+    "mbqueue/session/",
+    "mbqueue/storage/",
+    "mbqueue/train/",
+    "tests/api/",
+    "tests/cli/",
+    "tests/data/",
+    "tests/drive/",
+    "tests/earlier/",
+    "tests/queue/",
+    "tests/reliability/",
+    "tests/results/",
+    "tests/search/",
+    "tests/session/",
+    "tests/store/",
+    "tests/support/",
+    "tests/train/",
 )
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
 #: Made by builds and runs, at the top of the repository.

@@ -26,28 +26,27 @@ _HEAD = """\
 
 <!-- Made by tools/experiment_page.py from the definitions in mbqueue; change those, not this page. -->
 
-An experiment is a TOML file in `jobs/`. Every key may be left out; the name of the file is the experiment's name. A
-misspelt key, a value of the wrong type and a value out of bounds are refused when the file is enqueued, all at once
-and each by name.
+An experiment is a TOML file in `jobs/`, and its file name is its name. All keys are optional. `enqueue` lists every
+misspelt key, wrong type and value out of bounds at once.
 
-`mbqueue enqueue` freezes the file as the experiment's *spec*. Editing the file afterwards changes nothing that is in
-the queue; enqueueing it again is then refused with a list of what differs, and takes another name:
+`mbqueue enqueue` freezes the file as the experiment's *spec*, so later edits do not affect the queue. To enqueue a
+changed file, give it another name:
 
 ```console
 $ mbqueue enqueue full_finetune --set train.lr=1e-4 --name slower
 ```
 
-`--set KEY=VALUE` lays any key of these tables over the file for one experiment; a key of a section is written
-`section.key`. `--folds`, `--epochs`, `--dataset` and `--drop-invalid` are short for the keys they name.
+`--set KEY=VALUE` overrides any key for one experiment; write a key of a section as `section.key`. `--folds`,
+`--epochs`, `--dataset` and `--drop-invalid` are short forms.
 
-The *spec hash* covers everything but `name`, `results_name`, `description` and `folds`: work under one hash never
-continues under another, and an experiment may gain folds.
+The *spec hash* covers everything except `name`, `results_name`, `description` and `folds`. Work under one hash never
+continues under another. You can add folds to an experiment later.
 """
 
 _SETTINGS_HEAD = """\
 # mbqueue.toml
 
-Settings of the project and its sessions. Nothing here changes a result, and each session reads it anew.
+Settings of the project and its sessions. They do not change results, and each session reads them when it starts.
 """
 
 
@@ -114,7 +113,7 @@ def _default(model: type[BaseModel], field: FieldInfo) -> str:
     if model is Spec and field.is_required():
         return "the file's name"
     if field.is_required():
-        return "needed"
+        return "required"
     return _value(field.default)
 
 

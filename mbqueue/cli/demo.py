@@ -151,7 +151,7 @@ def _comparison(killed: Path, straight: Path) -> Iterator[tuple[str, bool]]:
         [{key: value for key, value in row.items() if key not in TIMING_COLUMNS} for row in read_history(path)]
         for path in (history_file(killed, KILLED_FOLD), history_file(straight, KILLED_FOLD))
     ]
-    yield f"{history_file(killed, KILLED_FOLD).name} (but for {', '.join(TIMING_COLUMNS)})", rows[0] == rows[1]
+    yield f"{history_file(killed, KILLED_FOLD).name} (except {', '.join(TIMING_COLUMNS)})", rows[0] == rows[1]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from mbqueue.api import Project
 from mbqueue.errors import UsageError
 
-#: How long stopping waits before it reports; sessions go on saving after that.
+#: How long stopping waits before it reports; sessions keep saving after that.
 _STOP_WAIT_SECONDS = 5.0
 
 

@@ -37,7 +37,7 @@ class Figures:
         predicted = (*(fold["fold"] for fold in entry["folds"] if fold["state"] == "done"), entry["record"])
         found = self._newest(name, "curves", epochs, lambda: self._curves(entry))
         found = found | self._newest(name, "finished", predicted, lambda: self._finished(entry))
-        # The sessions' time goes on as long as one of them works on it.
+        # The sessions' time grows as long as one of them works on it.
         running = entry["state"] == "running"
         found |= self._newest(name, "sessions", (epochs, running), lambda: self._sessions(name))
         return b"{" + b",".join(orjson.dumps(key) + b":" + content for key, content in found.items()) + b"}"

@@ -12,7 +12,7 @@ from mbqueue.errors import MbqueueError
 
 #: Pages see a state that is at most this old, in seconds.
 FRESH_SECONDS = 1.5
-#: A look that takes longer than this is told of, in seconds.
+#: A read that takes longer than this is reported, in seconds.
 PATIENCE_SECONDS = 5.0
 #: The board spends at most one part in this many of its time reading, however large the queue is.
 _REST = 10

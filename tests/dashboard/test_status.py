@@ -267,7 +267,7 @@ def test_in_a_terminal_of_24_lines_sessions_totals_and_errors_are_always_seen():
     assert "mbqueue retry third --fold 0" in drawn
 
 
-def test_what_is_done_becomes_one_line_before_what_is_at_work():
+def test_what_is_done_becomes_one_line_before_what_runs():
     lines = draw(busy_overview(), height=24, fits_height=True).splitlines()
     assert "first  done  100/100 epochs, test MAE 0.0300 ± 0.0000 eV/atom over 5 folds" in lines
     assert sum(line[:1].isdigit() for line in lines) == 5  # the folds of the running one

@@ -70,7 +70,7 @@ def test_a_death_is_drawn_as_cut_off_until_the_session_was_last_believed_to_live
     assert drawn(queue) == [("idle", "", 0.0, 5.0), ("cut off", "small", 5.0, 65.0)]
 
 
-def test_work_that_still_goes_on_ends_now(queue):
+def test_unfinished_work_ends_now(queue):
     session = start(queue, 0.0)
     queue.claim(session, now=0.0, lease_seconds=100)
     assert drawn(queue, now=70.0) == [("prepare", "small", 0.0, 70.0)]

@@ -45,7 +45,7 @@ PHONE_WIDTH = 500
 #: A PNG of a page without plots is far smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
-#: Sessions as they go on a drive: kind and minutes; `publish` is beside what comes before it.
+#: Sessions of a project on a drive: kind and minutes; `publish` is beside what comes before it.
 SESSION = (
     ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
     ("lost to deaths", 4),

@@ -212,7 +212,7 @@ def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded
     assert not (recorded_folder / "matbench_results.json.gz").exists()
 
 
-def test_the_page_tells_of_a_resume_on_other_ground(tmp_path, fill, inputs):
+def test_the_page_shows_a_resume_under_other_conditions(tmp_path, fill, inputs):
     change = {"fold": 1, "epoch": 2, "step": 30, "changes": {"device": ["Tesla T4", "NVIDIA L4"]}}
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, fingerprint_changes=[change]))
     page = (tmp_path / "RESULTS.md").read_text()

@@ -79,7 +79,7 @@ def test_an_act_from_another_site_or_without_the_secret_is_refused(board: Board,
     assert board.act({"act": "pause", "experiment": "first"}, Origin=f"http://127.0.0.1:{board.port}").status == 200
 
 
-def test_acts_are_not_to_be_had_by_get(board: Board) -> None:
+def test_get_does_no_act(board: Board) -> None:
     assert board.get("/act?act=cancel&experiment=first").status == 405
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: The channel on which changes are announced to waiting workers; the payload is the schema.
 CHANNEL = "mbqueue"
 
-# The number of the last transaction that each connection has committed. It tells whether a transaction took effect
+# The number of the last transaction that each connection has committed. It shows whether a transaction took effect
 # whose connection was lost during its commit.
 _RECEIPTS = """
     CREATE TABLE receipts (

@@ -68,7 +68,7 @@ function morph(now, next) {
     for (const { name, value } of next.attributes) {
       if (now.getAttribute(name) !== value) now.setAttribute(name, value);
     }
-    if (now.matches("form")) return; // what somebody is filling in
+    if (now.matches("form")) return; // being filled in
     if (now.matches("input") && now !== document.activeElement) now.value = next.getAttribute("value") ?? "";
     if (now.matches("time") && now.dataset.shown === next.textContent) return;
     morphChildren(now, next);
