@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -265,3 +266,38 @@ def test_a_disk_that_is_full_is_told_and_what_is_made_stays(crystals, tmp_path, 
     monkeypatch.setattr(cache_module, "SHARD_CRYSTALS", 10)
     build(crystals, tmp_path)
     assert made.items() <= times(tmp_path).items()
+
+
+def with_other_targets(crystals):
+    return dataclasses.replace(crystals, targets=crystals.targets + 1.0)
+
+
+def test_graphs_of_the_same_structures_with_other_targets_are_one_file(crystals, tmp_path, monkeypatch):
+    other = with_other_targets(crystals)
+    folder, twin = tmp_path / folder_name(crystals), tmp_path / folder_name(other)
+    build(crystals, folder)
+    monkeypatch.setattr(cache_module, "convert", lambda *_args, **_options: pytest.fail("converted again"))
+    build(other, twin)
+    assert [path.stat().st_ino for path in shards(twin)] == [path.stat().st_ino for path in shards(folder)]
+
+
+def test_a_damaged_shard_is_not_taken_from_another_dataset_that_has_the_same_damage(crystals, tmp_path):
+    other = with_other_targets(crystals)
+    whole = contents(build(crystals, tmp_path / folder_name(crystals)).folder)
+    twin = tmp_path / folder_name(other)
+    build(other, twin)
+    flip(shards(twin)[2], shards(twin)[2].stat().st_size // 2)
+    cache = GraphCache.open(other, twin)
+    assert cache.damaged() == [2]
+    cache.repair(2)
+    assert contents(twin) == whole
+
+
+def test_shards_of_an_earlier_version_are_used(crystals, tmp_path, monkeypatch):
+    key = GraphCache._key
+    with monkeypatch.context() as earlier:
+        earlier.setattr(GraphCache, "_key", lambda self, number: {**key(self, number), "crystals": self.crystals.hash})
+        build(crystals, tmp_path)
+    before = times(tmp_path)
+    build(crystals, tmp_path)
+    assert times(tmp_path) == before
