@@ -81,6 +81,7 @@ LEFT_OUT = {
     "mbqueue export-study rates --output study.db": "tests/search/test_sessions.py",
     "mbqueue promote rates --name tuned": "tests/search/test_sessions.py",
     "mbqueue enqueue full_finetune --seeds 0-2": "tests/cli/test_commands.py",
+    "mbqueue enqueue scalar_head --seeds 0-2": "the same",
     "mbqueue blend full_finetune.seed0 full_finetune.seed1 full_finetune.seed2 --name blended": "run with two seeds of "
     "a small experiment in tests/session/test_blends.py",
     "mbqueue logs -f": "run from docs/tutorials/first-session.md",
