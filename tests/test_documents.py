@@ -380,6 +380,14 @@ def test_every_page_of_the_site_is_in_its_navigation() -> None:
     assert sorted(pages) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
 
 
+def test_the_readme_is_short_and_its_pictures_are_small() -> None:
+    readme = (ROOT / "README.md").read_text()
+    pictures = [ROOT / name for name in re.findall(r"!\[[^]]*\]\((docs/images/[^)]+)\)", readme)]
+    assert len(readme.splitlines()) < 80
+    assert len(pictures) == 2
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
 def headings(path: Path) -> set[str]:
     """The anchors of a page's headings."""
     found = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
