@@ -179,9 +179,9 @@ class TrainSpec(Section):
 
 
 #: The keys that change no fold's result.
-_NOT_HASHED = {"name", "results_name", "description", "folds", "trial"}
+_NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
 #: The keys that only commands write, if a spec has them.
-KEPT_BY_COMMANDS = ("trial", "made_from")
+KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 #: Keys that specs of earlier versions lack, with the values that those ran with. A key with that value is not hashed,
 #: so such experiments resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
@@ -192,6 +192,20 @@ _YOUNGER: dict[str, dict[str, Any]] = {
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
+class Released(Section):
+    """What is kept of a pruned trial whose checkpoints were removed.
+
+    Attributes:
+        at: when, in seconds since the epoch.
+        why: it was pruned.
+        histories: fold → one row per finished epoch.
+    """
+
+    at: float = Field(strict=False)
+    why: str
+    histories: dict[str, list[dict[str, Any]]]
+
+
 class TrialOf(Section):
     """What a search keeps in the spec of each of its trials (`mbqueue.search`); no file in jobs/ has it.
 
@@ -200,12 +214,14 @@ class TrialOf(Section):
         number: the trial's number, from 0.
         settings: dotted key → value, for the keys that the search varies.
         kept: a person has resumed it after it was pruned, so it is not pruned again.
+        released: set once its checkpoints were given up.
     """
 
     search: dict[str, Any]
     number: int = Field(ge=0)
     settings: dict[str, Any]
     kept: bool = False
+    released: Released | None = None
 
 
 class Member(Section):
@@ -238,6 +254,21 @@ class MadeFrom(Section):
         return self
 
 
+class Choice(Section):
+    """What `promote` keeps in the spec of an experiment; no file in jobs/ has it.
+
+    Attributes:
+        search: whose best settings these are.
+        trial: that had them; trials: how many there were.
+        folds: on whose validation parts the trials were compared.
+    """
+
+    search: str
+    trial: int
+    trials: int
+    folds: list[int]
+
+
 class Spec(Section):
     """One experiment, complete."""
 
@@ -257,6 +288,7 @@ class Spec(Section):
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
     trial: TrialOf | None = None
+    chosen: Choice | None = None
     made_from: MadeFrom | None = None
 
     @model_validator(mode="before")

@@ -98,6 +98,7 @@ class Settings:
 
     session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` gets another.", check=_duration)
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
+    pruned_hours: float = _setting(24.0, "How long the checkpoints of a pruned trial of a search are kept.", ge=0)
     lease_seconds: float = _setting(120.0, "How long a silent session keeps its job.", ge=1)
     live_dir: str = _setting(
         "", "Local folder for what changes, if the project is on a drive; by default one below ~/.cache."

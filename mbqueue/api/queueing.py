@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
-from mbqueue.errors import ExperimentExists, StoreError, UsageError
+from mbqueue.errors import ExperimentExists, SpecError, StoreError, UsageError
 from mbqueue.queue.jobs import Event, State
 from mbqueue.queue.opening import open_queue
 from mbqueue.search.summary import summaries
@@ -138,10 +138,19 @@ class Queueing(OpenedProject):
     def _enqueue_search(self, path: Path, *, name: str | None, priority: int) -> EnqueueOutcome:
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.queue.enqueue import EnqueueOutcome, Outcome  # noqa: PLC0415
-        from mbqueue.search.file import load_search  # noqa: PLC0415
+        from mbqueue.search.file import is_search, load_search  # noqa: PLC0415
         from mbqueue.search.steps import trial_spec  # noqa: PLC0415
 
-        search = load_search(path, name=name, base=lambda base: load_spec(self.folder.experiment_file(base)))
+        def base_spec(base: str) -> Spec:
+            file = self.folder.experiment_file(base)
+            if is_search(file):
+                raise SpecError(
+                    f"{path} is not a valid search:\n  base = {base!r}: is a search; name an experiment\n"
+                    "Nothing was enqueued. Fix the file."
+                )
+            return load_spec(file)
+
+        search = load_search(path, name=name, base=base_spec)
         with open_queue(self.folder) as queue:
             there = [trial for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == search.name]
             if there and there[0].spec["trial"]["search"] == search.to_json():
@@ -204,16 +213,27 @@ class Queueing(OpenedProject):
         A fold whose recorded files are gone or damaged is predicted again from its checkpoints. Where these are in an
         object store that does not answer, that is left out, and told.
 
-        A pruned trial of a search is taken up again, and trained to its end. Of a whole search, those trials are tried
-        again that failed or were cancelled.
+        A pruned trial of a search is taken up again, and trained to its end; from the beginning where its checkpoints
+        were removed, which is told. Of a whole search, those trials are tried again that failed or were cancelled.
 
         Returns:
             The number of jobs that will be done again.
         """
+        from mbqueue.session.same_place import opened_store  # noqa: PLC0415
+        from mbqueue.session.shared_commits import remove_released  # noqa: PLC0415
+
         with self._writing_queue(experiment) as queue:
             trials = experiments_of(queue, experiment)
             if trials != [experiment]:
                 return sum(self._retry_failed(queue, trial) for trial in trials)
+            found = queue.experiment(experiment)
+            if found.is_released:
+                # What a session left that died meanwhile would be more than the queue knows of then.
+                remove_released(self.folder, [found], opened_store(self.folder, queue))
+                tell(
+                    f"The checkpoints of {experiment} were removed after it was pruned (pruned_hours in mbqueue.toml), "
+                    "so it starts from the beginning."
+                )
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)

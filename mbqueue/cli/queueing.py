@@ -114,7 +114,7 @@ def promote(
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
-    Its description names the trial and the folds that chose it: its scores on those folds took part in the choice.
+    Its description names the trial and the folds that chose it. Its results mark these folds.
 
     Example: mbqueue promote lr_search --name tuned
     """

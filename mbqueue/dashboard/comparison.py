@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from mbqueue.results.choice import ASCII_MARK, MARK, choice_note, chosen_on
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.scores import Measure
@@ -29,14 +30,15 @@ class _View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         sign = "+-" if options.ascii_only else "±"
         dash = "-" if options.ascii_only else "–"
-        parts: list[RenderableType] = [_scores(self.comparison, sign, dash, options.max_width)]
-        parts += _notes(self.comparison)
+        mark = ASCII_MARK if options.ascii_only else MARK
+        parts: list[RenderableType] = [_scores(self.comparison, sign, dash, mark, options.max_width)]
+        parts += _notes(self.comparison, mark)
         for pair in self.comparison.pairs:
             parts += [Text(""), *_pair(pair, self.comparison.recorded[0].target)]
         yield Group(*parts)
 
 
-def _scores(comparison: Comparison, sign: str, dash: str, width: int) -> Table:
+def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int) -> Table:
     """Numbers are always whole: names take the lines that they need, and a narrow terminal gets the means only."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
@@ -51,7 +53,7 @@ def _scores(comparison: Comparison, sign: str, dash: str, width: int) -> Table:
         (
             (one.spread(measure) or {"mean": 0.0})["mean"],
             Text(label, "bold"),
-            [_fold(one, fold, measure, dash) for fold in shown],
+            [_fold(one, fold, measure, dash, mark) for fold in shown],
             _spread(one.spread(measure), sign, dash),
         )
         for label, one in zip(comparison.labels, comparison.recorded, strict=True)
@@ -63,8 +65,10 @@ def _scores(comparison: Comparison, sign: str, dash: str, width: int) -> Table:
     return table
 
 
-def _notes(comparison: Comparison) -> Iterable[RenderableType]:
+def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
     for label, one in zip(comparison.labels, comparison.recorded, strict=True):
+        if note := choice_note(one.content["spec"], mark):
+            yield Text(f"{label}: {note}", "yellow")
         if reasons := one.content["leaderboard"]["reasons_against"]:
             yield Text(f"{label} does not compare with the leaderboard: {'; '.join(reasons)}.", "yellow")
     if comparison.recorded[0].content["leaderboard"]["rows"]:
@@ -87,7 +91,8 @@ def _spread(score: dict[str, float] | None, sign: str, dash: str) -> str:
     return dash if score is None else f"{score['mean']:.4f} {sign} {score['std']:.4f}"
 
 
-def _fold(one: Recorded, fold: int, measure: Measure, dash: str) -> str:
+def _fold(one: Recorded, fold: int, measure: Measure, dash: str, mark: str) -> str:
     entry = one.content["folds"].get(str(fold))
     value = None if entry is None else entry["scores"][measure.key]
-    return dash if value is None else f"{value:.4f}"
+    is_marked = fold in chosen_on(one.content["spec"])
+    return dash if value is None else f"{value:.4f}{f' {mark}' * is_marked}"

@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from mbqueue.clock import format_duration
+from mbqueue.results.choice import ASCII_MARK, MARK, marked
 from mbqueue.task import FORMATION_ENERGY
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -59,12 +60,15 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
-    if entry["prepare"] != "committed":
+    if entry["prepare"] not in {"committed", "skipped"}:
         told = f"  preparing the data comes first: {entry['prepare']}{_how_far(entry.get('preparing'))}"
         yield cut(Text(told, STYLES.get(entry["prepare"], "")), width, plain)
-    yield from _folds(entry["folds"], width, plain)
+    yield from _folds(entry, width, plain)
     if tested := _tested(entry, plain):
         yield Text(f"  {tested}", "bold")
+    if chosen := entry.get("chosen"):
+        told = f"  {_mark(plain)} took part in the choice of the settings, the best of {chosen['trials']} trials of "
+        yield cut(Text(f"{told}{chosen['search']}", "yellow"), width, plain)
     if entry["record"] == "committed":
         yield Text(f"  results: {entry['results_dir']}", "dim")
 
@@ -148,9 +152,14 @@ _COLUMNS = (
 _BARS, _CURVES, _BEST_EPOCHS = 1, 4, 6
 
 
-def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Iterable[Text]:
+def _mark(plain: bool) -> str:
+    return ASCII_MARK if plain else MARK
+
+
+def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
     """The table. Where it is wider than ``width``, curves, then bars, then best epochs are left out."""
-    rows = [[(header, "dim") for header, _ in _COLUMNS], *(_cells(fold, plain) for fold in folds)]
+    folds = entry["folds"]
+    rows = [[(header, "dim") for header, _ in _COLUMNS], *(_cells(entry, fold, plain) for fold in folds)]
     widths = [max(len(row[column][0]) for row in rows) for column in range(len(_COLUMNS))]
     left = [column for column in range(len(_COLUMNS)) if column != _CURVES]
     free = width - sum(widths[column] + 2 for column in left)
@@ -173,12 +182,12 @@ def _folds(folds: Sequence[Mapping[str, Any]], width: int, plain: bool) -> Itera
         yield line
 
 
-def _cells(fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
+def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
     """What the columns say of a fold, with its style; without the curve, which takes what the others leave."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [
-        (str(fold["fold"]), ""),
+        (marked(fold["fold"], entry, _mark(plain)), ""),
         (bar(done, total, ascii_only=plain), "green" if is_over else "cyan") if total else ("none", "dim"),
         (f"{done}/{total}" if total else "", ""),
         (_fold_state(fold), STYLES.get(fold["state"], "")),

@@ -79,7 +79,11 @@ class Status:
         """One row per experiment: name, state, dataset, target, results_dir, seconds, unit, number of jobs by state."""
         rows = [
             {
-                **{key: value for key, value in entry.items() if key not in ("folds", "jobs", "preparing", "trial")},
+                **{
+                    key: value
+                    for key, value in entry.items()
+                    if key not in ("folds", "jobs", "preparing", "trial", "chosen")
+                },
                 "target": entry["target"]["name"],
                 "unit": entry["target"]["unit"],
                 **entry["jobs"],

@@ -32,6 +32,7 @@ from mbqueue.drive.outcomes import (
 )
 from mbqueue.drive.outlived import OutlivedDrive
 from mbqueue.drive.reentry import Reentry
+from mbqueue.drive.retiring import SETTLED_SECONDS
 from mbqueue.drive.rounds import NoTime, Pace, Rounds
 from mbqueue.drive.snapshots import Snapshots, take
 from mbqueue.errors import QueueError
@@ -288,6 +289,11 @@ class Publisher:
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
         """Publish a fold's commits: the newest that is on the mount now, and what lies there of other lines."""
         published = self._reentry.published_fold(experiment.identity(fold))
+        if experiment.is_released:
+            # The snapshot that says so must have had time to be uploaded before what it speaks of is gone.
+            if self._clock.now() - experiment.spec["trial"]["released"]["at"] >= SETTLED_SECONDS:
+                published.clear()
+            return None, []
         newest = None
         identity = experiment.identity(fold)
         here = Commits(in_folder(self._project.checkpoints_dir(experiment.name, fold)), identity)

@@ -25,7 +25,7 @@ from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, 
 from mbqueue.drive.published import PublishedFold, published_folds
 from mbqueue.drive.snapshots import Snapshots, check_enqueued
 from mbqueue.errors import QueueError
-from mbqueue.experiment import parse_spec
+from mbqueue.experiment import Released, parse_spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.adopting import Trained
@@ -208,6 +208,8 @@ class Reentry:
             )
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
+        if experiment.is_released:
+            return False  # its spec keeps what there was
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
         here = Commits(in_folder(folder), identity)
@@ -339,7 +341,25 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
         note(f"{spec.name} cannot be enqueued again: another experiment writes to {facts['results_dir']}.")
         return False
     queue.enqueue(spec, results_dir=facts["results_dir"], now=now, priority=facts["priority"], by=by)
+    if spec.trial is not None and spec.trial.released is not None:
+        _take_over_released(queue, spec.name, spec.trial.released, now=now, by=by)
     return True
+
+
+def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
+    """Let a pruned trial whose checkpoints were given up be as it was."""
+    for fold, history in released.histories.items():
+        trained = Trained(
+            experiment=name,
+            fold=int(fold),
+            history=history,
+            fence=0,
+            is_within=False,
+            skip_rest=False,
+            source="what its search keeps of it",
+        )
+        queue.adopt(trained, now=now, by=by)
+    queue.prune(name, why=released.why, now=now, by=by)
 
 
 def is_sound(manifest: Manifest, source: str) -> bool:

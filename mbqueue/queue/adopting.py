@@ -16,13 +16,12 @@ from mbqueue.history import best_epoch
 from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS
 from mbqueue.queue.database import Part, Row, repeatable
 from mbqueue.queue.dialect import Dialect
-from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_LATER_EPOCHS, settle
+from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, REWIND, SKIP_LATER_EPOCHS, settle
 from mbqueue.queue.enqueue import find_experiment
 from mbqueue.queue.jobs import Kind, history_row
 from mbqueue.queue.leases import LEASE_GIVEN_UP, result_columns
 from mbqueue.queue.notes import note
 from mbqueue.queue.processes import ProcessIdentity
-from mbqueue.queue.steering import REWIND
 
 _JOBS_OF_FOLD = """
     SELECT * FROM jobs WHERE experiment_id = :experiment_id AND kind = 'train' AND fold = :fold ORDER BY epoch

@@ -57,6 +57,16 @@ SKIP_LATER_EPOCHS = """
     WHERE experiment_id = :experiment_id AND fold = :fold AND kind = 'train' AND epoch > :epoch AND state = 'waiting'
 """
 
+#: Rewinds a fold to an epoch.
+REWIND = """
+    UPDATE jobs SET state = 'waiting', result = NULL, val_mae = NULL, test_mae = NULL, seconds = NULL,
+        progress = NULL, not_before = 0,
+        session_id = NULL, lease_expires_at = NULL,
+        changed_at = :now, changed_by = :by, changed_why = :why
+    WHERE experiment_id = :experiment_id AND state IN ('ready', 'leased', 'committed', 'skipped')
+      AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
+"""
+
 #: A pruned trial: all jobs of the experiment that no session is working on will be skipped.
 SKIP_ALL = """
     UPDATE jobs SET state = 'skipped', changed_at = :now, changed_by = :by, changed_why = :why

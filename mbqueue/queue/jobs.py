@@ -183,6 +183,11 @@ class Experiment:
     paused: bool
     enqueued_at: float
 
+    @property
+    def is_released(self) -> bool:
+        """Whether it is a pruned trial whose checkpoints were given up."""
+        return bool((self.spec.get("trial") or {}).get("released"))
+
     def identity(self, fold: int) -> Identity:
         """The identity that the commits of one of its folds must have."""
         from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic

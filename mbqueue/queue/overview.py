@@ -8,7 +8,8 @@ the unit of the target.
     experiments[]   name, state, paused, priority, dataset, target {name, unit, kind}, dataset_hash,
                     spec_hash, enqueued_at, results_dir,
                     jobs {state: count}, prepare, record (states), seconds,
-                    trial {search, number, of (0: unknown), settings {key: value}} or null
+                    trial {search, number, of (0: unknown), settings {key: value}} or null,
+                    chosen {search, trial, trials, folds[]} or null
                     preparing (progress of a prepare job that was begun) or null,
                     folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
                              last_val_mae, val_mae[], test_mae, seconds, epoch_seconds, jobs {state: count},
@@ -245,6 +246,7 @@ class Reports(Part):
 def _experiment(
     row: Row, groups: list[_Group], running: Mapping[tuple[int, int], Row], preparing: Any
 ) -> dict[str, Any]:
+    spec = json.loads(row["spec"])
     counts = _added([_counts(group) for group in groups])
     whole = next(group for group in groups if group.fold is None)
     if whole.record == State.COMMITTED:
@@ -271,7 +273,8 @@ def _experiment(
         "jobs": counts,
         "prepare": whole.prepare,
         "record": whole.record,
-        "trial": _trial(json.loads(row["spec"]).get("trial")),
+        "trial": _trial(spec.get("trial")),
+        "chosen": spec.get("chosen"),
         "seconds": sum(group.seconds for group in groups),
         "preparing": preparing,
         "folds": [_fold(group, running.get((row["id"], group.fold))) for group in groups if group.fold is not None],

@@ -5,17 +5,17 @@ Each method takes an experiment, or one fold of it, and who asks (`by`, for the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Final, TypedDict
 
 from mbqueue.errors import LeaseLost, RewoundBefore, UsageError
 from mbqueue.queue.database import Part, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
-from mbqueue.queue.edges import PRUNED, SKIP_ALL, settle
+from mbqueue.queue.edges import REWIND, settle
 from mbqueue.queue.enqueue import find_experiment, require_priority
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
+from mbqueue.queue.pruning import take_up
 
 #: How often its holders may rewind a job before it is committed or a person retries it.
 MAX_REWINDS: Final = 5
@@ -50,16 +50,6 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-#: Rewinds a fold to an epoch.
-REWIND = """
-    UPDATE jobs SET state = 'waiting', result = NULL, val_mae = NULL, test_mae = NULL, seconds = NULL,
-        progress = NULL, not_before = 0,
-        session_id = NULL, lease_expires_at = NULL,
-        changed_at = :now, changed_by = :by, changed_why = :why
-    WHERE experiment_id = :experiment_id AND state IN ('ready', 'leased', 'committed', 'skipped')
-      AND ((fold = :fold AND (kind = 'predict' OR (kind = 'train' AND epoch > :to_epoch))) OR kind = 'record')
-"""
-
 # How often its holders have rewound a job since it was last committed or retried, and how often this session has done
 # so for this reason.
 _REWOUND = """
@@ -73,13 +63,6 @@ _REWOUND = """
       AND id > coalesce((SELECT max(id) FROM events AS earlier
                          WHERE earlier.experiment_id = :experiment_id AND earlier.job_id = :id
                            AND (earlier.to_state = 'committed' OR earlier.from_state IN ('failed', 'cancelled'))), 0)
-"""
-
-
-# Puts back a pruned trial; epochs that early stopping skipped stay skipped.
-_TAKE_UP = """
-    UPDATE jobs SET state = 'waiting', changed_at = :now, changed_by = :by, changed_why = 'retried'
-    WHERE experiment_id = :experiment_id AND state = 'skipped' AND substr(changed_why, 1, :length) = :pruned
 """
 
 
@@ -145,7 +128,8 @@ class Steering(Part):
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
         """Give failed and cancelled jobs all their attempts again, and let jobs that wait for a retry run at once.
 
-        A pruned trial resumes as a whole, and is not pruned again.
+        A pruned trial resumes as a whole, and is not pruned again. Once its checkpoints were given up
+        (`Pruning.give_up_checkpoints`), it starts from the beginning.
 
         Returns:
             How many jobs this changed.
@@ -154,24 +138,9 @@ class Steering(Part):
             place = _place(db, experiment, fold)
             changed = db.execute(_RETRY, {**place, "now": now, "by": by}).rowcount
             changed += db.execute(_HURRY, place).rowcount
-            changed += _take_up(db, place["experiment_id"], by=by, now=now)
+            changed += take_up(db, place["experiment_id"], by=by, now=now)
             settle(db, place["experiment_id"], by=by, now=now)
             return changed
-
-    @repeatable
-    def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
-        """Skip all unfinished jobs of a search's trial, except those that a session works on.
-
-        Args:
-            why: begins with `mbqueue.queue.edges.PRUNED`.
-
-        Returns:
-            How many jobs were skipped.
-        """
-        with self.writing() as db:
-            values = {"experiment_id": _place(db, experiment, None)["experiment_id"], "why": why, "now": now, "by": by}
-            held = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND state = 'leased' LIMIT 1"
-            return 0 if db.execute(held, values).fetchone() else db.execute(SKIP_ALL, values).rowcount
 
     @repeatable
     def rewind(
@@ -225,18 +194,6 @@ class Steering(Part):
             if changed:
                 _note(db, place, "paused" if paused else "resumed", by=by, now=now)
             return changed
-
-
-def _take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Put back the skipped jobs of a pruned trial; return how many jobs this changed."""
-    values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
-    changed = db.execute(_TAKE_UP, values).rowcount
-    if changed:
-        spec = json.loads(db.execute("SELECT spec FROM experiments WHERE id = ?", (experiment_id,)).fetchone()["spec"])
-        if "trial" in spec:
-            spec["trial"]["kept"] = True
-            db.execute("UPDATE experiments SET spec = ? WHERE id = ?", (json.dumps(spec), experiment_id))
-    return changed
 
 
 def _place(db: Statements, experiment: str, fold: int | None) -> _Place:

@@ -13,12 +13,13 @@ from mbqueue.queue.database import Database, repeatable
 from mbqueue.queue.enqueue import Enqueueing
 from mbqueue.queue.leases import Leases
 from mbqueue.queue.overview import Reports
+from mbqueue.queue.pruning import Pruning
 from mbqueue.queue.sessions import Sessions
 from mbqueue.queue.sqlite import SqliteFile
 from mbqueue.queue.steering import Steering
 
 
-class Queue(Enqueueing, Leases, Sessions, Steering, Reports, Adopting, CommitsPlaces):
+class Queue(Enqueueing, Leases, Sessions, Steering, Pruning, Reports, Adopting, CommitsPlaces):
     """The queue of a project: in a SQLite file (``state/queue.db``) on a local disk, or in another database.
 
     Any number of processes and threads may use it at once. Every method is one transaction: if it returns, its effect

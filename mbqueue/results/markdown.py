@@ -9,6 +9,7 @@ from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
 from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.cells import markdown, markdown_code
+from mbqueue.results.choice import choice_note, marked
 from mbqueue.results.scores import leaderboard_measure, measures_of
 from mbqueue.results.tables import Predictions, is_blend
 from mbqueue.task import Target, target_of
@@ -55,6 +56,8 @@ def results_markdown(
         "The spread is the population standard deviation over folds.",
         "",
     ]
+    if note := choice_note(spec):
+        lines += [markdown(note), ""]
     if content["leaderboard"]["rows"]:
         lines += ["## Beside the matbench leaderboard", "", *_leaderboard(content, target), ""]
     lines += ["## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
@@ -106,8 +109,9 @@ def _scores_table(content: dict[str, Any], target: Target) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for fold, entry in content["folds"].items():
         s = entry["scores"]
+        number = marked(fold, content["spec"])
         lines.append(
-            f"| {fold} | {entry['n_test']:,} | {' | '.join(_number(s[measure.key]) for measure in measures)} | "
+            f"| {number} | {entry['n_test']:,} | {' | '.join(_number(s[measure.key]) for measure in measures)} | "
             f"{entry['epochs']} | {entry['best_epoch'] or '–'} | {_number(entry['best_val_mae'])} |"
         )
     cells = [_spread(content["summary"][measure.key]) for measure in measures]

@@ -11,12 +11,13 @@ carries size and SHA-256 of every other file and a checksum of itself. Its forma
     folds            {"0": {n_test, scores (see mbqueue.results.scores),
                      epochs, best_epoch, best_val_mae (both null where nothing was trained),
                      absent_elements (not in its training part);
+                     where the settings were chosen on it also took_part_in_choice (true);
                      of a blend also blend {weights {member: weight}, n_validation (crystals that they were fitted
                      on; 0 for a mean), made_from {member: SHA-256 of its predictions}}}, …}
     summary          {score: {mean, std}, …} over the recorded folds; null where a fold has no such score
     leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}];
                      of a class balanced_accuracy instead)
-    notes            pretraining_overlap
+    notes            pretraining_overlap, choice (only where the settings were chosen on a fold)
     run              what may differ between equal runs, and nothing outside it may: recorded_at, enqueued_on,
                      versions, devices, sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes
                      ([{fold, epoch, step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of all
@@ -37,6 +38,7 @@ from mbqueue import files
 from mbqueue.clock import utc_text
 from mbqueue.errors import ResultsError
 from mbqueue.history import best_epoch
+from mbqueue.results.choice import choice_note, chosen_on
 from mbqueue.results.leaderboard import Published, leaderboard, overlap_note, reasons_against
 from mbqueue.results.markdown import results_markdown
 from mbqueue.results.matbench_file import write_matbench_file
@@ -257,9 +259,11 @@ def _content(
             "best_epoch": best[0] if best else None,
             "best_val_mae": best[1] if best else None,
             "absent_elements": sorted(inputs.absent_elements.get(fold, ())),
+            **({"took_part_in_choice": True} if fold in chosen_on(inputs.spec) else {}),
         }
         if fold in inputs.blends:
             fold_entries[str(fold)]["blend"] = dict(inputs.blends[fold])
+    choice = choice_note(inputs.spec)
     dataset = inputs.dataset
     board_measure = leaderboard_measure(target)
     against = reasons_against(
@@ -285,7 +289,7 @@ def _content(
             "reasons_against": against,
             "rows": [{"name": row.name, board_measure.key: row.score} for row in _published(dataset.name, target)],
         },
-        "notes": {"pretraining_overlap": overlap_note(target)},
+        "notes": {"pretraining_overlap": overlap_note(target), **({"choice": choice} if choice else {})},
         "run": {
             "recorded_at": utc_text(inputs.recorded_at),
             "enqueued_on": inputs.enqueued_on,

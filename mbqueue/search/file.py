@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from mbqueue.errors import SpecError
-from mbqueue.experiment import Section, Spec, laid_over, parse_spec, read_toml
+from mbqueue.experiment import KEPT_BY_COMMANDS, Section, Spec, laid_over, parse_spec, read_toml
 from mbqueue.task import N_FOLDS
 
 #: What a search may be called: its trials add ``.000`` to it.
@@ -18,7 +19,18 @@ MOST_TRIALS = 1000
 
 Value = bool | int | float | str
 #: Keys of a spec that are no settings.
-_FIXED = {"name", "results_name", "description", "folds", "trial"}
+_FIXED = {"name", "results_name", "description", "folds", *KEPT_BY_COMMANDS}
+#: Sections with which trials would no longer be compared by the same thing.
+_COMPARED_BY = {"data", "target"}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Number = Annotated[int | float, BeforeValidator(_number)]
 
 
 class Setting(Section):
@@ -32,15 +44,17 @@ class Setting(Section):
         when: other key → its values with which this key is varied; with others it has the value of the base.
     """
 
-    low: int | float | None = None
-    high: int | float | None = None
+    low: Number | None = None
+    high: Number | None = None
     log: bool = False
-    step: int | float | None = Field(None, gt=0)
+    step: Annotated[Number, Field(gt=0)] | None = None
     choices: list[Value] | None = None
     when: dict[str, list[Value]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Setting:
+        if [] in self.when.values():
+            raise ValueError("when gives no values")
         if self.choices is not None:
             if (self.low, self.high, self.step, self.log) != (None, None, None, False):
                 raise ValueError("give either choices, or low and high")
@@ -55,6 +69,8 @@ class Setting(Section):
             raise ValueError(f"the range from {self.low} to {self.high} is empty: low must be below high")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a logarithmic range begins above 0 and has no step")
+        if self.step is not None and self.step > self.high - self.low:
+            raise ValueError(f"the step of {self.step} is larger than the range from {self.low} to {self.high}")
         return self
 
     @property
@@ -169,9 +185,13 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
     content = read_toml(path)
     search = content.pop("search")
     top = {key: content.pop(key) for key in ("name", "description") if key in content}
-    if content or not isinstance(search, Mapping):
-        wrong = ", ".join(content) or "search"
+    if not isinstance(search, Mapping):
+        raise _wrong(path, ["search: must be one table, [search]"])
+    if content:
+        wrong = ", ".join(content)
         raise _wrong(path, [f"{wrong}: beside the table [search] a search file has only name and description"])
+    if "base_spec" in search:
+        raise _wrong(path, ["base_spec: there is no such key. The experiment that is varied is base"])
     try:
         found = Search.model_validate({"name": path.stem, **top, **search} | ({"name": name} if name else {}))
     except ValidationError as error:
@@ -187,12 +207,21 @@ def _problems(search: Search) -> Iterator[str]:
     """What of a search does not go with its base."""
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
         yield f"pruner = {search.pruner!r}: {search.base} trains no epochs that could be pruned"
+    elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
+        yield f"min_epochs = {search.min_epochs}: trials have {most} epochs, so none would be pruned"
     for key, setting in search.space.items():
         if key.split(".")[0] in _FIXED or _at(search.base_spec, key) is None:
             known = [name for name in _keys(search.base_spec) if name.rpartition(".")[2] == key.rpartition(".")[2]]
             meant = f" Did you mean {' or '.join(known)}?" if known and known != [key] else ""
             keys = "All keys are in docs/reference/experiment-file.md."
             yield f"space.{key}: an experiment has no such setting.{meant} {keys}"
+            continue
+        if key.split(".")[0] in _COMPARED_BY:
+            yield f"space.{key}: trials are compared by validation MAE, so all have the data and target of the base"
+            continue
+        is_number = isinstance(search.base_value(key), int | float) and not isinstance(search.base_value(key), bool)
+        if setting.choices is None and not is_number:
+            yield f"space.{key}: {key} is not a number, so it needs choices"
             continue
         whole = [value for value in (*setting.corners, setting.step) if value is not None]
         if setting.choices is None and search.is_integer(key) and not all(isinstance(value, int) for value in whole):
@@ -207,6 +236,13 @@ def _problems(search: Search) -> Iterator[str]:
             except SpecError as error:
                 reason = [line.strip() for line in str(error).splitlines()[1:-1]]
                 yield f"space.{key}: the experiment cannot have {value!r} there: {'; '.join(reason)}"
+
+
+def _most_epochs(search: Search) -> float:
+    """The epochs of the longest trial."""
+    varied = search.space.get("train.epochs")
+    corners = [search.base_spec["train"]["epochs"]] if varied is None else varied.corners
+    return max((value for value in corners if isinstance(value, int | float)), default=0)
 
 
 def _as_in(search: Search, key: str, value: Value) -> Value:
@@ -240,6 +276,8 @@ def _lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}: there is no such key. Known here: {', '.join(keys)}."
         elif problem["type"] == "missing":
             yield f"{key}: is missing"
+        elif key == "space" and problem["type"] == "too_short":
+            yield "space: is empty; name at least one key of the experiment"
         else:
             said = problem["msg"].removeprefix("Value error, ")
             given = "" if isinstance(problem["input"], Mapping) else f" = {problem['input']!r}"

@@ -23,14 +23,14 @@ def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
     if best is None:
         raise UsageError(f"No trial of {search} was trained to its end yet. See mbqueue status {search}.")
     found = Search.model_validate(queue.experiment(best.experiment).spec["trial"]["search"])
-    folds = ", ".join(map(str, found.folds))
     return found.spec_with(
         best.settings,
         name=name,
         results_name="",
         description=(
-            f"Best of {len(trials)} trials of {search} (trial {best.number}), chosen by validation on fold {folds}: "
-            "its scores there took part in the choice"
+            f"Best of {len(trials)} trials of {search} (trial {best.number}), chosen by validation on fold"
+            f"{'s' * (len(found.folds) > 1)} {', '.join(map(str, found.folds))}"
         ),
         folds=list(range(N_FOLDS)),
+        chosen={"search": search, "trial": best.number, "trials": len(trials), "folds": found.folds},
     )

@@ -77,10 +77,10 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
         f'<p class="score">{number(best.value)}{unit}</p>',
         f"<p>Best validation MAE, of trial {best.number} (<code>{escape(best.experiment)}</code>).</p>",
         table(["Key", "Best value"], [[escape(k), escape(shown(v))] for k, v in best.settings.items()], left=(0, 1)),
-        f'<div class="note">Trials are compared by validation MAE on fold{"s" * (len(search.folds) > 1)} {folds}, so '
-        "the scores of the best settings there are too good: they took part in the choice. "
-        f"<code>mbqueue promote {escape(search.name)}</code> trains these settings on all folds, and marks those "
-        "scores.</div>",
+        f'<div class="note">Trials are compared by validation MAE on fold{"s" * (len(search.folds) > 1)} {folds}. Of '
+        "many trials, the lowest one is too good: an estimate of the error needs test crystals. "
+        f"<code>mbqueue promote {escape(search.name)}</code> trains these settings on all folds, and marks those that "
+        "took part in the choice.</div>",
     ]
 
 

@@ -14,6 +14,7 @@ from mbqueue.errors import ExperimentExists
 from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.enqueue import Outcome
+from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.search.file import Search
 from mbqueue.search.study import is_unpromising, next_settings
@@ -70,13 +71,14 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
     settings = next_settings(search, trials)
     if settings is None:
         return None
-    trial = {"search": search.to_json(), "number": len(trials), "settings": settings}
+    number = trials[-1].number + 1 if trials else 0  # a lost queue may have come back with gaps
+    trial = {"search": search.to_json(), "number": number, "settings": settings}
     shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
     return search.spec_with(
         settings,
-        name=trial_name(search.name, len(trials)),
+        name=trial_name(search.name, number),
         results_name="",
-        description=f"Trial {len(trials)} of {search.name}: {shown}",
+        description=f"Trial {number} of {search.name}: {shown}",
         folds=search.folds,
         trial=trial,
     )
@@ -110,6 +112,17 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
         "" if best is None else f"; the best of {len(trials)} trials, {best.experiment}, ended with {best.value:.4f}"
     )
     return f"{PRUNED}{search.pruner} ends it after epoch {epoch} of fold {fold} with {min(curves[fold]):.4f}{beside}"
+
+
+def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
+    """Give up the checkpoints of trials that were pruned so long ago; the names of those given up by this call."""
+    is_trial = {trial.name for trial in queue.trials() if not trial.is_released}
+    due = [
+        job.experiment
+        for job in (queue.jobs(state=State.SKIPPED) if is_trial else ())
+        if job.kind is Kind.RECORD and job.experiment in is_trial and job.changed_at <= now - after_seconds
+    ]
+    return [name for name in due if queue.give_up_checkpoints(name, now=now, by=by)]
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:

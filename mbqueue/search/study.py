@@ -88,7 +88,7 @@ def _steps(search: Search, trial: Trial, fold: int) -> Iterator[tuple[int, float
 
 
 def _drawn(optuna: Any, search: Search, trials: Sequence[Trial], draw: int) -> dict[str, Value]:
-    seed = _seed(search, len(trials), draw)
+    seed = _seed(search, trials[-1].number + 1 if trials else 0, draw)
     study = optuna.create_study(study_name=search.name, sampler=_sampler(optuna, search, seed))
     for trial in trials:
         _add(optuna, study, search, trial)

@@ -191,12 +191,12 @@ def lacking(queue: Queue, there: Epochs) -> str:
 
 
 def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
-    """(experiment, fold) → the last epoch that the queue holds for done; for every fold that was enqueued."""
-    known = {(one.name, fold): 0 for one in queue.experiments() for fold in one.spec["folds"]}
+    """(experiment, fold) → the last epoch that the queue holds for done; for every fold whose commits are kept."""
+    known = {(one.name, fold): 0 for one in queue.experiments() if not one.is_released for fold in one.spec["folds"]}
     for job in queue.jobs(state=State.COMMITTED):
-        if job.kind is Kind.TRAIN and job.fold is not None:
+        if job.kind is Kind.TRAIN and job.fold is not None and (job.experiment, job.fold) in known:
             key = (job.experiment, job.fold)
-            known[key] = max(known.get(key, 0), job.epoch or 0)
+            known[key] = max(known[key], job.epoch or 0)
     return known
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from mbqueue.drive.wanted import keep_wanted
-from mbqueue.errors import SearchUnavailable, SpecError
+from mbqueue.errors import SearchUnavailable, SpecError, StoreError
 from mbqueue.experiment import Spec
 from mbqueue.search import steps
+from mbqueue.session.shared_commits import remove_released
 from mbqueue.session.workplace import Workplace
+
+#: Between two looks at which trials were pruned long enough ago.
+RELEASE_SECONDS = 600.0
 
 
 def begin_trials(place: Workplace) -> None:
@@ -25,10 +30,28 @@ def begin_trials(place: Workplace) -> None:
         place.note_once(str(error))
         return
     for name in begun:
-        try:
-            keep_wanted(place.project, place.queue, name)
-        except OSError as error:
-            place.report.note(f"{place.project.wanted_dir} cannot be written ({error}); recover would not know {name}.")
+        _keep_wanted(place, name)
+
+
+def release_pruned(place: Workplace) -> None:
+    """Remove the checkpoints of trials that were pruned `pruned_hours` ago; once a while, and where a store answers."""
+    now = place.clock.monotonic()
+    if place.released_at is not None and now - place.released_at < RELEASE_SECONDS:
+        return
+    place.released_at = now
+    after = place.project.settings.pruned_hours * 3600
+    for name in steps.release_pruned(place.queue, after_seconds=after, now=place.clock.now(), by=place.session):
+        _keep_wanted(place, name)
+    released = [trial for trial in place.queue.trials() if trial.is_released]
+    with suppress(StoreError):  # the next time
+        remove_released(place.project, released, place.store)
+
+
+def _keep_wanted(place: Workplace, name: str) -> None:
+    try:
+        keep_wanted(place.project, place.queue, name)
+    except OSError as error:
+        place.report.note(f"{place.project.wanted_dir} cannot be written ({error}); recover would not know {name}.")
 
 
 def verdict(place: Workplace, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:

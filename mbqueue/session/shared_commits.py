@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from mbqueue.project import STORED_CHECKPOINTS, ProjectFolder
 from mbqueue.queue.jobs import Experiment
@@ -11,7 +12,7 @@ from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Identity
 from mbqueue.storage.names import commit_file
 from mbqueue.storage.objects import ObjectStore
-from mbqueue.storage.places import in_folder, in_store
+from mbqueue.storage.places import in_folder, in_store, named_after
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
@@ -43,6 +44,28 @@ def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[
         here = Commits(in_folder(project.checkpoints_dir(experiment, fold)), identity)
         for commit in there.chain():
             here.put(commit, there.checkpoint(commit))
+
+
+def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store: ObjectStore | None) -> None:
+    """Remove what is left of the checkpoints of released trials, on this machine and in the store.
+
+    Raises:
+        StoreError: when the store does not answer; what was not removed is the next time.
+    """
+    names = {trial.name for trial in trials}
+    if not names:
+        return
+    for folder in project.fold_dirs():
+        if folder.parent.name in names:
+            Commits(in_folder(folder), named_after(folder)).clear()
+            with suppress(OSError):  # what a person may want to see, set aside as damaged, stays
+                folder.rmdir()
+                folder.parent.rmdir()
+    for experiment, fold in finished_epochs(store) if store is not None else ():
+        if experiment in names:
+            identity = Identity(experiment=experiment, fold=fold)
+            assert store is not None
+            Commits(in_store(store, identity), identity).clear()
 
 
 def send_fold(

@@ -41,7 +41,7 @@ from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.same_place import enter_place, require_same
-from mbqueue.session.searching import begin_trials
+from mbqueue.session.searching import begin_trials, release_pruned
 from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
@@ -252,6 +252,7 @@ def _claim(place: Workplace, loaded: Loaded) -> Lease | None:
     if lease is not None:
         return lease
     begin_trials(place)
+    release_pruned(place)
     return place.claim(loaded.fold_key)
 
 

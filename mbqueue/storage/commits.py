@@ -205,6 +205,12 @@ class Commits:
                 self.place.blobs.remove(self.place.path(name))
                 self._known.pop(name, None)
 
+    def clear(self) -> None:
+        """Remove every file of a commit, manifests first, whole or not."""
+        for name, _, _ in sorted(self._files(), key=lambda one: one[2].suffix):
+            self.place.blobs.remove(self.place.path(name))
+        self._known.clear()
+
     def _put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
         base = self.place.checkpoint_base(commit.manifest, commit.content)
         self.place.blobs.put(self.place.path(f"{base}.pt"), checkpoint)

@@ -15,7 +15,7 @@ KEYS = {
     "": {"format", "project", "now", "experiments", "jobs", "sessions", "errors"},
     "experiments": {
         "name", "state", "paused", "priority", "dataset", "target", "dataset_hash", "spec_hash", "enqueued_at",
-        "results_dir", "jobs", "prepare", "preparing", "record", "seconds", "folds", "trial",
+        "results_dir", "jobs", "prepare", "preparing", "record", "seconds", "folds", "trial", "chosen",
     },
     "folds": {
         "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch", "last_val_mae",

@@ -64,6 +64,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.rows: dict[Key, dict[str, Any]] = {}
         self.given: list[Lease] = []
         self.sessions: list[str] = []
+        self.released: dict[str, list[int]] = {}
 
     def teardown(self) -> None:
         self.queue.close()
@@ -85,7 +86,14 @@ class QueueMachine(RuleBasedStateMachine):
         there = self.model.of(name)
         if there:
             epochs = max((job.key[3] or 0 for job in there), default=0)
-        train = {"name": name, "folds": folds, "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
+        trial = {"search": {"name": "machine", "trials": 1}, "number": 0, "settings": {}}
+        train = {
+            "name": name,
+            "folds": folds,
+            "data": {"dataset": "sample"},
+            "train": {"epochs": epochs},
+            "trial": trial,
+        }
         spec = parse_spec({**train, "model": {"trainable": "all" if epochs else "none"}}, source="machine")
         self.queue.enqueue(spec, results_dir=f"results/{name}", now=self.now)
         new = [fold for fold in folds if (name, Kind.PREDICT, fold, None) not in self.model.jobs]
@@ -394,6 +402,34 @@ class QueueMachine(RuleBasedStateMachine):
         }
         actions[action](name, fold, jobs)
 
+    @rule(data=st.data(), gives_up=st.booleans(), retried=st.booleans())
+    def prune(self, data, gives_up, retried):
+        """Nothing more of a trial is done, unless somebody works on it; a while later its checkpoints are given up."""
+        name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
+        jobs = self.model.of(name)
+        is_held = any(job.state is State.LEASED for job in jobs)
+        left = [] if is_held else [job for job in jobs if job.state in {State.WAITING, State.READY}]
+        assert self.queue.prune(name, why=f"{PRUNED}machine", now=self.now) == len(left)
+        for job in left:
+            job.state, job.is_pruned = State.SKIPPED, True
+        if gives_up:
+            self.give_up_checkpoints(name)
+        if retried:
+            self.retry(name, None, jobs)
+
+    def give_up_checkpoints(self, name):
+        jobs = self.model.of(name)
+        record = self.model.jobs[(name, Kind.RECORD, None, None)]
+        is_over = record.state is State.SKIPPED and record.is_pruned and name not in self.released
+        gives_up = is_over and not any(job.state is State.LEASED for job in jobs)
+        assert self.queue.give_up_checkpoints(name, now=self.now) == gives_up
+        if gives_up:
+            self.released[name] = sorted({job.key[2] for job in jobs} - {None})
+            histories = self.queue.experiment(name).spec["trial"]["released"]["histories"]
+            assert {(int(fold), row["epoch"]) for fold, rows in histories.items() for row in rows} == {
+                (job.key[2], job.key[3]) for job in jobs if job.key[1] is Kind.TRAIN and job.state is State.COMMITTED
+            }
+
     @rule()
     def mend(self):
         """Undo what keeps jobs from running, so that long runs come about."""
@@ -429,9 +465,12 @@ class QueueMachine(RuleBasedStateMachine):
         for job in jobs:
             if job.state is State.READY:
                 job.not_before = 0.0
-        for job in self.model.of(name):
-            if job.state is State.SKIPPED and job.is_pruned:
-                job.state = State.WAITING
+        pruned = [job for job in self.model.of(name) if job.state is State.SKIPPED and job.is_pruned]
+        for job in pruned:
+            job.state = State.WAITING
+        if pruned:
+            for released in self.released.pop(name, ()):
+                self.rewound(name, released, 0)
         self.model.settle(name)
 
     def rewind(self, name, fold, jobs, *, to_epoch):

@@ -91,6 +91,23 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ("choices = [8, 16]", "low = 1.5, high = 3.0", r"train\.batch_size is an integer"),
         ("choices = [8, 16]", "low = 8", "give low and high, or choices"),
         ("choices = [8, 16]", 'choices = [8, 16], when = { "train.ema_decay" = [0.5] }', r"must be a key above it"),
+        ("low = 1e-4", "low = nan", r"space\.train\.lr\.low = nan: must be a finite number"),
+        ("high = 1e-2", 'high = "much"', r"space\.train\.lr\.high = 'much': must be a finite number"),
+        ("low = 1e-4", "low = true", r"space\.train\.lr\.low = True: must be a finite number"),
+        ("log = true", "step = 1.0", r"space\.train\.lr: the step of 1\.0 is larger than the range from 0\.0001"),
+        ('"train.lr" = { low = 1e-4, high = 1e-2, log = true }', '"train.schedule" = { low = 0, high = 1 }',
+         r"space\.train\.schedule: train\.schedule is not a number, so it needs choices"),
+        ('"train.lr" = { low = 1e-4, high = 1e-2, log = true }', '"data.limit" = { choices = [40, 80] }',
+         r"space\.data\.limit: trials are compared by validation MAE, so all have the data and target of the base"),
+        ("choices = [8, 16]", 'choices = [8], when = { "train.lr" = [] }',
+         r"space\.train\.batch_size: when gives no values"),
+        ('"train.lr" = { low = 1e-4, high = 1e-2, log = true }\n"train.batch_size" = { choices = [8, 16] }\n', "",
+         "space: is empty; name at least one key"),
+        ("trials = 3", "trials = 3\nmin_epochs = 5", r"min_epochs = 5: trials have 4 epochs, so none would be pruned"),
+        ("trials = 3", "trials = 3\nbase_spec = {}", "base_spec: there is no such key"),
+        ("trials = 3", "trials = 3\ngpu_hours = nan", "gpu_hours = nan: .*finite"),
+        ('base = "small"', 'base = "hunt"', "base = 'hunt': is a search; name an experiment"),
+        ("[search]", "[[search]]", r"search: must be one table"),
         ("trials = 3", "", "give trials, gpu_hours or both"),
         ("trials = 3", "trials = -1", r"trials = -1: .*greater than or equal to 0"),
         ("trials = 3", "trials = 3\nfolds = [7]", r"folds = \[7\]: distinct numbers from 0 to 4"),
@@ -125,5 +142,5 @@ def test_options_that_a_search_does_not_take_are_refused(project, write):
 
 def test_an_experiment_file_cannot_say_that_it_is_a_trial(project, write):
     write('[trial]\nnumber = 3\n[data]\ndataset = "sample"\n', name="fake")
-    with pytest.raises(SpecError, match="which only searches write"):
+    with pytest.raises(SpecError, match="which only commands of mbqueue write"):
         Project(project.root).enqueue("fake")

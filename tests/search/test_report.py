@@ -51,7 +51,7 @@ def test_the_report_shows_every_trial_however_far_the_search_is(project, searche
     assert [int(n) for n in sorted(re.findall(r"<tr><td>(\d+)</td>", table), key=int)] == [t.number for t in trials]
     every = ["history", "parallel-coordinates", "importance", "learning-curves"]
     assert plots(page) == ([] if jobs == 1 else every)
-    assert "took part in the choice" in text or not any(trial.is_trained for trial in trials)
+    assert "trains these settings on all folds" in text or not any(trial.is_trained for trial in trials)
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text), "it would load something"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import random
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 import recorded_search
 from recorded_search import do_jobs, enqueue, make_search
+from rich.console import Console
 
+from mbqueue.dashboard.status import render
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Queue, State
 from mbqueue.queue.opening import open_on_server
@@ -248,6 +251,22 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
     assert (spec.name, spec.folds, spec.trial) == ("tuned", (0, 1, 2, 3, 4), None)
     assert spec.train.lr == best.settings["train.lr"]
     assert f"(trial {best.number}), chosen by validation on fold 0" in spec.description
+    assert spec.to_json()["chosen"] == {"search": "hunt", "trial": best.number, "trials": 12, "folds": [0]}
+    queue.enqueue(spec, results_dir="results/tuned", now=NOW)
+    overview = {**queue.overview(now=NOW), "searches": []}
+    assert overview["experiments"][-1]["chosen"]["folds"] == [0]
+    console = Console(width=100, file=io.StringIO())
+    shown = {**overview, "experiments": overview["experiments"][-1:]}
+    with console.capture() as captured:
+        console.print(render(shown, now=NOW, session_seconds=60.0))
+    assert [line[:4].strip() for line in captured.get().splitlines() if line[:1].isdigit()] == [
+        "0 †",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
+    assert "† took part in the choice of the settings, the best of 12 trials of hunt" in captured.get()
 
 
 def test_trials_of_a_queue_made_anew_are_pruned_again_where_they_are(queue):
@@ -319,3 +338,46 @@ def test_two_workers_at_once_lose_no_trial_and_begin_none_twice(queue, address):
     assert {trial.state for trial in found} == {TrialState.DONE}
     assert len({str(sorted(trial.settings.items())) for trial in found}) == 12
     committed_once(queue)
+
+
+# -- checkpoints of pruned trials --
+
+
+def pruned_trial(queue: Queue) -> Trial:
+    return next(trial for trial in searched(queue, make_search(folds=[0, 1])) if trial.state is TrialState.PRUNED)
+
+
+def released(queue: Queue, *, seconds: float) -> list[str]:
+    """The trials given up so many seconds after the last one was pruned, when those of an hour are."""
+    last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))  # by the server's clock, where there is one
+    return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")
+
+
+def test_checkpoints_are_given_up_a_while_after_a_trial_was_pruned_and_only_those(queue):
+    pruned = {trial.experiment for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED}
+    assert released(queue, seconds=0.0) == []
+    before = shown(trials(queue))
+    assert set(released(queue, seconds=3600.0)) == pruned
+    assert released(queue, seconds=9999.0) == []
+    assert {one.name for one in queue.trials() if one.is_released} == pruned
+    assert shown(trials(queue)) == before, "its search still knows what it reached"
+
+
+def test_a_trial_that_was_retried_keeps_its_checkpoints(queue):
+    trial = pruned_trial(queue)
+    queue.retry(trial.experiment, now=NOW)
+    assert trial.experiment not in released(queue, seconds=3600.0)
+    assert not queue.give_up_checkpoints(trial.experiment, now=NOW)
+
+
+def test_a_trial_whose_checkpoints_are_gone_is_retried_from_the_beginning(queue):
+    trial = pruned_trial(queue)
+    released(queue, seconds=3600.0)
+    assert queue.retry(trial.experiment, now=NOW)
+    again = trials(queue)[trial.number]
+    assert (again.state, again.epochs_done, again.settings) == (TrialState.OPEN, 0, trial.settings)
+    assert not queue.experiment(trial.experiment).is_released
+    do_jobs(queue, start_session(queue), now=now)
+    again = trials(queue)[trial.number]
+    assert (again.state, again.epochs_done) == (TrialState.DONE, 16)
+    assert released(queue, seconds=9999.0) == []

@@ -12,6 +12,7 @@ from processes import run
 from small_project import RememberedReport, make_project
 
 from mbqueue import Project
+from mbqueue.clock import SystemClock
 from mbqueue.project import ProjectFolder
 from mbqueue.queue import Queue
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
@@ -102,6 +103,20 @@ def test_status_shows_a_search_as_one_row_that_opens(searched):
     assert "train.lr=1e-08" not in closed
     for line in ("train.lr=1e-08", "train.lr=1e-07", "train.lr=0.01"):
         assert line in opened
+
+
+def test_a_day_later_a_session_removes_the_checkpoints_of_pruned_trials_alone(searched):
+    class DayLater(SystemClock):
+        def now(self) -> float:
+            return super().now() + 24 * 3600 + 1
+
+    found = trials(searched)
+    pruned = {entry["name"] for entry in found if entry["state"] == "pruned"}
+    there = {folder.parent.name for folder in searched.fold_dirs()}
+    assert there > pruned > set()
+    work(searched, WorkOptions(device="cpu"), report=RememberedReport(), clock=DayLater())
+    assert {folder.parent.name for folder in searched.fold_dirs()} == there - pruned
+    assert [entry["folds"] for entry in trials(searched)] == [entry["folds"] for entry in found]
 
 
 def test_a_search_has_a_report_and_an_export(searched, tmp_path):

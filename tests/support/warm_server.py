@@ -21,6 +21,7 @@ from tripwire import Fault, Tripwire, install
 
 def _warm_up() -> None:
     """A whole small experiment: imports what is imported late, compiles what is compiled at its first use."""
+    import optuna  # noqa: F401
     import torch
 
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue import files
+from mbqueue.results.choice import MARK, choice_note, chosen_on
 from mbqueue.results.compare import Comparison, PairedDifference
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report.figures import FOLD_COLOURS, INK, styled
@@ -53,6 +54,11 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
                 for label, one in labelled
             ],
             style="names",
+        ),
+        *(
+            f"<p>{escape(f'{label}: {note}')}</p>"
+            for label, one in labelled
+            if (note := choice_note(one.content["spec"]))
         ),
         *(
             f"<p>{escape(label)} does not compare with the leaderboard: {escape('; '.join(reasons))}.</p>"
@@ -117,7 +123,9 @@ def _board(rows: Sequence[Mapping[str, Any]], measure: Measure, target: Target) 
 def _folds(one: Recorded, measure: Measure) -> list[str]:
     entries = one.content["folds"]
     return [
-        number(entries[str(fold)]["scores"][measure.key] if str(fold) in entries else None) for fold in range(N_FOLDS)
+        number(entries[str(fold)]["scores"][measure.key] if str(fold) in entries else None)
+        + f" {MARK}" * (str(fold) in entries and fold in chosen_on(one.content["spec"]))
+        for fold in range(N_FOLDS)
     ]
 
 

@@ -15,6 +15,7 @@ from mbqueue import files
 from mbqueue.clock import format_duration
 from mbqueue.results.absences import absences
 from mbqueue.results.blending import enumerated, members_of
+from mbqueue.results.choice import choice_note, marked
 from mbqueue.results.folder import Recorded
 from mbqueue.results.report import analysis, class_figures, figures, sessions
 from mbqueue.results.report.markup import number, page, plot, spread, table
@@ -196,7 +197,7 @@ def _scores(recorded: Recorded) -> str:
     content, measures = recorded.content, measures_of(recorded.target)
     rows = [
         [
-            fold,
+            marked(fold, content["spec"]),
             f"{entry['n_test']:,}",
             *(number(entry["scores"][measure.key]) for measure in measures),
             str(entry["epochs"]),
@@ -219,8 +220,10 @@ def _scores(recorded: Recorded) -> str:
     absent = "".join(
         f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions, recorded.target)
     )
+    choice = choice_note(content["spec"])
     return (
         table(head, rows, foot=foot)
+        + (f'<div class="note">{escape(choice)}</div>' if choice else "")
         + absent
         + f'<p class="quiet">{told} Last line: mean and population standard deviation over folds.</p>'
     )

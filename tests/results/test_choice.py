@@ -1,0 +1,97 @@
+"""Folds on which the settings were chosen are marked wherever their scores are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from mbqueue.dashboard.comparison import render_comparison
+from mbqueue.experiment import hash_of_spec, parse_spec
+from mbqueue.results.choice import choice_note, chosen_on
+from mbqueue.results.compare import compare
+from mbqueue.results.folder import read_recorded
+from mbqueue.results.record import record_experiment
+from mbqueue.results.report.comparison import write_comparison
+from mbqueue.results.report.page import write_report
+
+CHOSEN = {"search": "rates", "trial": 3, "trials": 12, "folds": [0]}
+NOTE = (
+    "Fold 0 took part in the choice of these settings. Trial 3 was the best of 12 of the search rates by the "
+    "validation MAE of fold 0."
+)
+
+
+@pytest.fixture
+def make(tmp_path, fill, inputs):
+    """A recorded experiment of two folds."""
+
+    def build(name, *, chosen=None):
+        folder = fill(tmp_path / name, folds=(0, 1), seed=sum(name.encode()))
+        spec = {**inputs.spec, **({"chosen": chosen} if chosen else {})}
+        record_experiment(folder, dataclasses.replace(inputs, experiment=name, folds=(0, 1), spec=spec))
+        return read_recorded(folder)
+
+    return build
+
+
+def terminal(comparison, *, ascii_only=False):
+    console = Console(width=110, file=io.StringIO())
+    options = console.options.update(width=110)
+    options.encoding = "ascii" if ascii_only else "utf-8"
+    with console.capture() as captured:
+        for segment in console.render(render_comparison(comparison), options):
+            console.out(segment.text, end="")
+    return captured.get()
+
+
+def test_the_files_mark_the_fold_and_say_what_that_means(make, tmp_path):
+    tuned = make("tuned", chosen=CHOSEN)
+    content = json.loads((tuned.folder / "results.json").read_text())
+    assert [entry.get("took_part_in_choice") for entry in content["folds"].values()] == [True, None]
+    assert NOTE in content["notes"]["choice"]
+    page = (tuned.folder / "RESULTS.md").read_text()
+    assert NOTE in page
+    assert re.findall(r"^\| (\d.*?) \|", page, re.MULTILINE) == ["0 †", "1"]
+    report = write_report(tuned, tmp_path / "report.html").read_text()
+    assert NOTE in report
+    assert ">0 †</td>" in report
+    assert ">1</td>" in report
+
+
+def test_comparisons_mark_the_scores_of_that_experiment_alone(make, tmp_path):
+    comparison = compare([make("plain"), make("tuned", chosen=CHOSEN)])
+    marked = {one.name: one.content["folds"]["0"]["scores"]["mae"] for one in comparison.recorded}
+    html = write_comparison(comparison, tmp_path / "comparison.html").read_text()
+    for said, mark in ((html, "†"), (terminal(comparison), "†"), (terminal(comparison, ascii_only=True), "*")):
+        assert said.count(f"{marked['tuned']:.4f} {mark}") == 1
+        assert f"{marked['plain']:.4f} {mark}" not in said
+        assert f"tuned: {mark} Fold 0 took part in the choice" in " ".join(said.split())
+
+
+def test_an_experiment_that_was_not_chosen_has_no_mark_and_the_bytes_that_it_had(make, tmp_path):
+    plain = make("plain")
+    texts = [path.read_text() for path in (plain.folder / "results.json", plain.folder / "RESULTS.md")]
+    texts.append(write_report(plain, tmp_path / "report.html").read_text())
+    assert not any("†" in text or "choice" in text.replace("choices", "") for text in texts[:2])
+    assert "took part in the choice" not in texts[2]
+
+
+def test_what_is_made_from_a_chosen_experiment_has_its_marks():
+    members = [{"experiment": name, "spec": {"chosen": CHOSEN}} for name in ("a", "b")]
+    other = {"experiment": "c", "spec": {"chosen": {**CHOSEN, "search": "sizes", "folds": [2]}}}
+    blend = {"made_from": {"members": [*members, {"experiment": "d", "spec": {}}, other], "weights": "mean"}}
+    assert chosen_on(blend) == (0, 2)
+    assert choice_note(blend).count("search rates") == choice_note(blend).count("search sizes") == 1
+
+
+def test_what_was_chosen_changes_no_hash():
+    spec = parse_spec({"name": "a", "data": {"dataset": "sample"}, "chosen": CHOSEN}, source="test").to_json()
+    assert spec["chosen"] == CHOSEN
+    plain = parse_spec({"name": "a", "data": {"dataset": "sample"}}, source="test").to_json()
+    assert "chosen" not in plain
+    assert hash_of_spec(spec) == hash_of_spec(plain)

@@ -1,0 +1,173 @@
+"""Checkpoints of pruned trials that are removed: wherever they are, whatever is lost after that."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_training import FakeSession, LocalProject
+from recorded_search import enqueue, make_search
+from small_project import ManualClock
+
+from mbqueue import Project
+from mbqueue.drive.recover import recover
+from mbqueue.drive.retiring import SETTLED_SECONDS
+from mbqueue.drive.wanted import keep_wanted
+from mbqueue.project import ProjectFolder, init_project
+from mbqueue.queue.edges import PRUNED
+from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.store import Queue
+from mbqueue.search import steps
+from mbqueue.search.trials import TrialState, trials_of
+from mbqueue.session.same_place import known_epochs, lacking
+from mbqueue.session.shared_commits import finished_epochs, remove_released, send_fold
+from mbqueue.storage.objects import ObjectStore
+
+NAMES = ["hunt.000", "hunt.001"]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def make_trials(queue: Queue) -> None:
+    """Two trials of a search, of two epochs each."""
+    search = make_search(epochs=2, space={"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}})
+    enqueue(queue, search)
+    steps.begin_trials(queue, results_dir=lambda name: f"results/{name}", now=0.0, by="test")
+    second = steps.trial_spec(search, trials_of(queue.overview(now=0.0), "hunt"))
+    assert second is not None
+    queue.enqueue(second, results_dir="results/hunt.001", now=0.0)
+
+
+def train_and_prune(session: FakeSession) -> None:
+    """One epoch of each trial, after which the first is pruned."""
+    for name in NAMES:
+        while not committed(session.queue, name):
+            session.clock.advance(1.0)
+            assert session.step()
+        if name == NAMES[0]:
+            assert session.queue.prune(name, why=f"{PRUNED}test", now=session.clock.now())
+
+
+def committed(queue: Queue, name: str) -> list[int | None]:
+    return [job.epoch for job in queue.jobs(experiment=name, state=State.COMMITTED) if job.kind is Kind.TRAIN]
+
+
+def give_up(project: ProjectFolder, queue: Queue, clock: ManualClock, store: ObjectStore | None = None) -> None:
+    """What a session does an hour after the trial was pruned, when it is kept for an hour."""
+    clock.advance(3600.0)
+    names = steps.release_pruned(queue, after_seconds=3600.0, now=clock.now(), by="test")
+    assert names == NAMES[:1]
+    keep_wanted(project, queue, NAMES[0])
+    remove_released(project, [queue.experiment(NAMES[0])], store)
+
+
+def known(queue: Queue) -> list[Any]:
+    found = trials_of(queue.overview(now=0.0), "hunt")
+    return [(trial.experiment, dict(trial.settings), trial.state, dict(trial.curves)) for trial in found]
+
+
+@pytest.fixture
+def local(tmp_path: Path, clock: ManualClock) -> tuple[ProjectFolder, FakeSession]:
+    """A project on a local disk whose one trial is pruned."""
+    found = LocalProject(tmp_path / "project", clock)
+    with Queue(found.project.queue_db) as queue:
+        queue.cancel("fake", now=clock.now())
+        make_trials(queue)
+    session = found.train(0)
+    train_and_prune(session)
+    return found.project, session
+
+
+def folders(project: ProjectFolder) -> list[str]:
+    return [folder.parent.name for folder in project.fold_dirs()]
+
+
+def test_local_checkpoints_are_removed_and_a_lost_queue_still_comes_back_with_the_trial(local, clock):
+    project, session = local
+    for name in NAMES:
+        keep_wanted(project, session.queue, name)
+    assert folders(project) == NAMES
+    give_up(project, session.queue, clock)
+    assert folders(project) == NAMES[1:]
+    before = known(session.queue)
+    assert before[0][2:] == (TrialState.PRUNED, {0: before[0][3][0]})
+    assert len(before[0][3][0]) == 1
+    session.queue.close()
+    project.queue_db.unlink()
+    recover(project, force=False, note=session.notes.append, clock=clock)
+    with Queue(project.queue_db) as queue:
+        assert known(queue) == before
+
+
+def test_what_a_death_left_of_the_checkpoints_is_removed_by_the_next_session(local, clock):
+    project, session = local
+    give_up(project, session.queue, clock)
+    left = project.checkpoints_dir(NAMES[0], 0)
+    left.mkdir(parents=True)
+    for path in project.checkpoints_dir(NAMES[1], 0).iterdir():
+        shutil.copy(path, left)
+    remove_released(project, [trial for trial in session.queue.trials() if trial.is_released], None)
+    assert folders(project) == NAMES[1:]
+
+
+def test_retry_says_that_it_starts_from_the_beginning(local, clock, monkeypatch):
+    project, session = local
+    give_up(project, session.queue, clock)
+    told: list[str] = []
+    monkeypatch.setattr("mbqueue.api.queueing.tell", told.append)
+    assert Project(project.root).retry(NAMES[0])
+    assert told == [
+        "The checkpoints of hunt.000 were removed after it was pruned (pruned_hours in mbqueue.toml), so it starts "
+        "from the beginning."
+    ]
+    assert committed(session.queue, NAMES[0]) == []
+    assert Project(project.root).retry(NAMES[0]) == 0
+    assert len(told) == 1
+
+
+def test_checkpoints_in_a_store_are_removed_and_nothing_misses_them(local, clock, tmp_path):
+    project, session = local
+    (tmp_path / "store").mkdir()
+    store = ObjectStore.open((tmp_path / "store").as_uri())
+    store.check()
+    for name in NAMES:
+        assert send_fold(project, store, session.queue.experiment(name), 0, 1, session.notes.append)
+    assert finished_epochs(store) == {(name, 0): 1 for name in NAMES}
+    give_up(project, session.queue, clock, store)
+    assert finished_epochs(store) == {(NAMES[1], 0): 1}
+    assert not [name for name in store.names("") if NAMES[0] in name]
+    assert (NAMES[0], 0) not in known_epochs(session.queue)
+    assert lacking(session.queue, finished_epochs(store)) == ""
+
+
+def test_a_drive_loses_them_once_it_has_the_news_and_a_new_machine_knows_the_trial(tmp_path, clock):
+    root = tmp_path / "drive"
+    init_project(root)
+    session = FakeSession(root, tmp_path / "live", clock)
+    make_trials(session.queue)
+    train_and_prune(session)
+    assert session.publish()
+
+    def on_drive() -> list[str]:
+        return sorted({path.parent.parent.name for path in root.rglob("*.pt")})
+
+    assert on_drive() == NAMES
+    give_up(session.project, session.queue, clock)
+    clock.advance(60.0)
+    assert session.publish()
+    assert on_drive() == NAMES, "a removal may reach the drive before the snapshot does"
+    clock.advance(SETTLED_SECONDS)
+    assert session.publish()
+    assert on_drive() == NAMES[1:]
+    before = known(session.queue)
+    session.end()
+    shutil.rmtree(tmp_path / "live")
+    new = FakeSession(root, tmp_path / "new", clock)
+    assert known(new.queue) == before
+    assert new.publish()
+    assert on_drive() == NAMES[1:]
