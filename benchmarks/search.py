@@ -51,7 +51,7 @@ def overview(root: Path) -> dict[str, Any]:
 
 
 def small_crystals(source: Path, atoms: int, path: Path) -> Path:
-    """A table of the crystals with at most so many atoms; where it is."""
+    """A table of the crystals with at most this many atoms; where it is."""
     with gzip.open(source, "rt") as rows, gzip.open(path, "wt", compresslevel=1) as out:
         out.writelines(line for line in rows if len(json.loads(line)["structure"]["sites"]) <= atoms)
     return path
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="table of crystals")
     parser.add_argument("--search", type=Path, default=RECIPE, help="search file, over an experiment as shipped")
-    parser.add_argument("--atoms", type=int, default=0, help="take crystals of at most so many atoms; 0 takes all")
+    parser.add_argument("--atoms", type=int, default=0, help="take crystals of at most this many atoms; 0 takes all")
     parser.add_argument("--limit", type=int, default=6000, help="crystals, drawn with the seed")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--validation", type=float, default=0.05, help="share of the training part")
