@@ -5,7 +5,7 @@
 FILE is a table of crystals with formation energies. In a throw-away project, runs the search of `--search` twice, over
 the same trials: each to its last epoch, then with the pruner of the file. Prints the epochs that both ran and their
 best validation MAE. Then trains the best three settings and the base on `--seeds` and `--folds` other than those of the
-search, and prints each test MAE with the difference from the base's; with `--larger` once more on so many crystals.
+search, and prints each test MAE with the difference from the base's; with `--larger` once more on that many crystals.
 No score is a leaderboard score.
 """
 
@@ -51,7 +51,7 @@ def overview(root: Path) -> dict[str, Any]:
 
 
 def small_crystals(source: Path, atoms: int, path: Path) -> Path:
-    """A table of the crystals with at most this many atoms; where it is."""
+    """Write a table of the crystals with at most this many atoms; its path."""
     with gzip.open(source, "rt") as rows, gzip.open(path, "wt", compresslevel=1) as out:
         out.writelines(line for line in rows if len(json.loads(line)["structure"]["sites"]) <= atoms)
     return path
@@ -86,7 +86,7 @@ def run_search(root: Path, search: Path, *, pruner: str | None) -> dict[str, Any
 
 
 def as_searched(search: Path) -> Search:
-    """The search of a file, of which no base is asked."""
+    """The search of a file, without its base."""
     return Search.model_validate({"name": search.stem, **tomllib.loads(search.read_text(encoding="utf-8"))["search"]})
 
 
@@ -134,7 +134,7 @@ def compare(whole: dict[str, Any], pruned: dict[str, Any], search: Search, order
 
 
 def confirm(root: Path, base: str, recipes: Recipes, *, limit: int, seeds: list[int], folds: list[int]) -> None:
-    """Train each recipe on so many crystals with each seed, and print what it scores beside the first."""
+    """Train each recipe on `limit` crystals with each seed, and print what it scores beside the first."""
     names = {(name, seed): f"{name}-{limit}-seed{seed}" for name in recipes for seed in seeds}
     for (name, seed), experiment in names.items():
         settings = {**recipes[name], "seed": seed, "data.limit": limit}
