@@ -52,7 +52,7 @@ class Pruning(Part):
     def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
         """Give up the checkpoints of a pruned trial: its spec keeps its histories, and `retry` begins it anew.
 
-        Whoever calls this removes the checkpoints afterwards.
+        The caller removes the checkpoints afterwards.
 
         Returns:
             Whether it was a pruned trial whose checkpoints were not given up yet.
@@ -78,7 +78,7 @@ class Pruning(Part):
 
 
 def take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Let a pruned trial go on to its end, a released one from the beginning; how many jobs that changed."""
+    """Let a pruned trial train to its end, a released one from the beginning; how many jobs that changed."""
     values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
     changed = db.execute(_TAKE_UP, values).rowcount
     if not changed:
