@@ -1,11 +1,11 @@
-"""mbqueue from Python: everything that the command line can do with a project. The command line itself goes this way.
+"""mbqueue from Python: everything that the command line can do with a project. The commands use this API themselves.
 
     from mbqueue import Project
 
     project = Project.create("my-project")
     project.enqueue("full_finetune", dataset="sample", epochs=2, folds=[0])
     project.work(session="1h50m")
-    project.status()                          # shows itself in a notebook; .folds is a pandas frame
+    project.status()                          # a notebook displays it; .folds is a pandas frame
     project.history("full_finetune")          # pandas
     project.predictions("full_finetune")      # pandas
     project.model("full_finetune", fold=0)    # a CHGNet
@@ -32,29 +32,29 @@ __all__ = ["Project", "Status", "status", "watch"]
 class Project(Blending, Working, Launching, Data, Keeping):
     """One project: its queue, its sessions, its results.
 
-    Objects are cheap and hold nothing open; any number of them, in any number of processes, may stand for the same
-    folder. What is wrong raises a subclass of `mbqueue.errors.MbqueueError` whose message says what to do.
+    Objects are cheap and hold nothing open. Any number of them, in any number of processes, may use the same folder.
+    Errors are subclasses of `mbqueue.errors.MbqueueError` whose message says what to do.
 
     Args:
-        path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
-        while_away: also when its drive is not mounted and a live folder of it is here: for `status`, and no more.
+        path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
+        while_away: also open it, only for `status`, if its drive is not mounted but its live folder is here.
 
     Raises:
         ProjectNotFound: when there is none.
-        SpecError: when its mbqueue.toml is wrong.
+        SpecError: if its mbqueue.toml is wrong.
     """
 
     @classmethod
     def create(cls, path: str | Path = ".") -> Project:
-        """Make a folder a project, with five experiments in jobs/; what is there already stays as it is."""
+        """Make a folder a project, with five experiments in jobs/; existing files stay as they are."""
         return cls(init_project(Path(path))[0].root)
 
 
 def status(path: str | Path | None = None) -> Status:
-    """Where everything stands in the project at ``path`` (by default the one above the working folder)."""
+    """The status of the project at ``path`` (by default the nearest one above the working folder)."""
     return Project(path, while_away=True).status()
 
 
 def watch(path: str | Path | None = None, *, seconds: float = 5.0) -> None:
-    """`Project.watch` of the project at ``path`` (by default the one above the working folder)."""
+    """`Project.watch` for the project at ``path`` (by default the nearest one above the working folder)."""
     Project(path).watch(seconds=seconds)

@@ -1,4 +1,4 @@
-"""Crystals: converted ahead of time, predicted by trained models, and what of them lies in the cache."""
+"""Crystals: convert them ahead of time, predict them with trained models, and prune their cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mbqueue.session.ensemble import EnsembleTable
     from mbqueue.session.loading import LoadedData
 
-#: Called with what begins; returns what is called with (done, total).
+#: Called with the label of a part; returns a callback for (done, total).
 Progress = Callable[[str], Callable[[int, int], None]]
 
 
@@ -30,13 +30,13 @@ class Data(OpenedProject):
     ) -> LoadedData:
         """Read a dataset and convert it to graphs in the project's cache, on all cores; `work` does this by itself.
 
-        May be killed at any time; the next call carries on. Where the dataset is not on this machine, but an experiment
-        in the queue was prepared with it, the crystals are taken from the cache, the drive or the object store.
+        You can kill it at any time; the next call resumes. If the dataset is not on this machine, but an experiment in
+        the queue was prepared with it, the crystals come from the cache, the drive or the object store.
 
         Args:
             data: which crystals, like ``DataSpec(dataset="sample", limit=40)``.
-            target_column: of a table of your own; by default one that is known.
-            seed: draws the crystals when there is a limit.
+            target_column: the target's column in your own table; by default a known name.
+            seed: draws the crystals if there is a limit.
 
         Raises:
             DataError: when the dataset cannot be used.
@@ -55,7 +55,7 @@ class Data(OpenedProject):
                 target=replace(FORMATION_ENERGY.target, column=target_column),
                 note=tell,
             )
-        assert loaded is not None, "nobody asked to stop"
+        assert loaded is not None, "no request to stop"
         return loaded
 
     def predict(
@@ -99,9 +99,9 @@ class Data(OpenedProject):
             )
 
     def prune_cache(self, *, everything: bool = False) -> list[StoredCache]:
-        """Remove the caches that no unfinished experiment in the queue needs, or all; returns what was removed.
+        """Remove the caches that no unfinished experiment in the queue needs, or all; return what was removed.
 
-        One that is just being built stays, and that is told.
+        A cache that is being built stays, with a note.
         """
         from mbqueue.data.cache_folder import prune_caches  # noqa: PLC0415
 
@@ -116,9 +116,9 @@ class Data(OpenedProject):
         return list(prune_caches(self.folder.cache_dir, keep=needed, keep_sources=unprepared, note=tell))
 
     def _prepared_hash(self, data: DataSpec, target_column: str, seed: int) -> str | None:
-        """Hash of the crystals that an experiment in the queue was prepared with, where their source is not at hand.
+        """Hash of the crystals that an experiment in the queue was prepared with, if their source is not available.
 
-        A file that is there is read: it may have changed, for another experiment.
+        An existing file is read anew: it may have changed since.
         """
         from mbqueue.data.datasets import is_at_hand  # noqa: PLC0415
         from mbqueue.experiment import parse_spec  # noqa: PLC0415
@@ -136,7 +136,7 @@ class Data(OpenedProject):
                         tell(f"{data.dataset} is not on this machine; its crystals are those of {experiment.name}.")
                         return experiment.dataset_hash
         except MbqueueError as error:
-            tell(f"{error} The dataset is read from its source.")  # which needs no queue
+            tell(f"{error} The dataset is read from its source.")  # reading needs no queue
         return None
 
 

@@ -1,4 +1,4 @@
-"""Keeping the state safe: recover, backup, restore; taking the queue to another database."""
+"""Keep the state safe: recover, back up, restore; move the queue or its commits."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Keeping(OpenedProject):
     """recover, back_up, restore, migrate_queue, move_commits."""
 
     def recover(self, *, force: bool = False) -> Recovered:
-        """Rebuild the queue from the manifests of the checkpoints alone. The queue before is kept beside it.
+        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside it.
 
-        Of a project with an object store, from the manifests in that.
+        With an object store, use the manifests in the store.
 
         Raises:
-            UsageError: when there is a whole queue already and ``force`` is not given, or a session works with it.
+            UsageError: if there is an intact queue and ``force`` is not given, or a session works with it.
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
@@ -43,17 +43,18 @@ class Keeping(OpenedProject):
         return recovered
 
     def _judge_again(self) -> None:
-        """Prune the trials again that were pruned before: manifests do not tell of that."""
+        """Prune the trials again that were pruned before: manifests do not record that."""
         from mbqueue.search.steps import judge_again  # noqa: PLC0415
 
         with open_queue(self.folder) as queue:
             try:
                 judge_again(queue, now=self._clock.now(), by="recover")
             except SearchUnavailable as error:
-                tell(f"{error} Until then trials that were pruned before would go on.")
+                tell(f"{error} Until then, trials that were pruned before would resume.")
 
     def back_up(self, file: str | Path) -> Backup:
-        """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive, while sessions may work.
+        """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive. Sessions may keep
+        running.
 
         Raises:
             UsageError: when the file exists, or there is no queue.
@@ -64,16 +65,16 @@ class Keeping(OpenedProject):
             "The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite"
         )
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # not of one that was moved away, for example
+            open_queue(self.folder, read_only=True).close()  # not for a queue that was moved away, for example
         self._fetch_commits()
         return back_up(self.folder, Path(file), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
-        """Put the state of an archive in place of this project's; what was there before is kept beside it.
+        """Replace this project's state with an archive; the old state is kept beside it.
 
         Raises:
-            DamagedArchive: when it is not what `back_up` wrote; nothing was changed.
-            UsageError: when there is a queue and ``force`` is not given, or a session works with it.
+            DamagedArchive: if it is not what `back_up` wrote; nothing was changed.
+            UsageError: if there is a queue and ``force`` is not given, or a session works with it.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
@@ -83,12 +84,12 @@ class Keeping(OpenedProject):
         return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:
-        """Move the queue into an empty database, losslessly; the settings stay as they are.
+        """Move the queue into an empty database without loss; the settings stay as they are.
 
-        The database that it was in keeps all of it, and is marked: nothing works with it any more. It can be moved
-        back there, whose former content, all of which the queue still has, then gives way.
+        The old database keeps its content, but is marked and refuses all work. You can move the queue back there: it
+        then replaces the old content, which it includes.
 
-        On a cluster's file system the commits come along, to where sessions with the other queue look for them.
+        On a cluster's file system the commits move, too, to the place where sessions of the new queue expect them.
 
         Args:
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
@@ -100,7 +101,7 @@ class Keeping(OpenedProject):
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
 
         if not queue_exists(self.folder):
-            raise UsageError(f"There is no queue in {self.folder.root} to be copied. For a new one, only set `queue`.")
+            raise UsageError(f"There is no queue in {self.folder.root} to move. For a new one, just set `queue`.")
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
             raise UsageError(f"The argument {wrong}, or sqlite.")
         with open_queue(self.folder) as source:
@@ -118,13 +119,13 @@ class Keeping(OpenedProject):
                 return copy_queue(source, target, now=self._clock.now())
 
     def move_commits(self, *, lost: bool = False) -> Moved:
-        """Let the queue's commits be in the project's store from now on, or in its folder where it has none.
+        """Move the queue's commits to the project's store, or to its folder if it has no store.
 
-        What is in the store that they were in, or on this machine, is copied first. Sessions that would work with
-        commits in another place than the queue knows of are refused, so this is how they are moved on purpose.
+        Commits in the old store or on this machine are copied first. The queue refuses sessions whose commits are in
+        another place than it has recorded, so use this to move them.
 
         Args:
-            lost: go on also when finished epochs are nowhere to be found: they are trained again.
+            lost: continue even if finished epochs cannot be found: they are trained again.
 
         Raises:
             UsageError: when there is no queue.
@@ -134,12 +135,14 @@ class Keeping(OpenedProject):
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
 
         if not queue_exists(self.folder):
-            raise UsageError(f"There is no queue in {self.folder.root}, so no commits either. Only set `store`.")
+            raise UsageError(
+                f"There is no queue in {self.folder.root}, so there are no commits either. Just set `store`."
+            )
         with open_queue(self.folder) as queue:
             return move_commits(self.folder, queue, lost=lost, note=tell, clock=self._clock)
 
     def _take_along(self, to: str) -> ProjectFolder:
-        """Bring commits and results to where sessions look for them when the queue is there; the project then."""
+        """Move commits and results to where sessions of the moved queue expect them; return the new project."""
         there = self.folder.with_queue(on_server=to != "sqlite")
         if there.live_dir != self.folder.live_dir:
             from mbqueue.drive.moving import follow_snapshots, take_commits, take_results  # noqa: PLC0415
@@ -156,7 +159,7 @@ class Keeping(OpenedProject):
         try:
             with open_queue(self.folder, read_only=True) as queue:
                 store = opened_store(self.folder, queue)
-        except QueueError:  # it is lost or damaged, and with it what it knew
+        except QueueError:  # it is lost or damaged
             from mbqueue.storage.objects import store_of  # noqa: PLC0415 - only projects with a store need it
 
             store = store_of(self.folder.topology)
@@ -167,4 +170,4 @@ class Keeping(OpenedProject):
 
 
 def _refuse(why: str) -> None:
-    raise UsageError(f"{why} Move the folder of those that are not wanted elsewhere. Nothing was changed.")
+    raise UsageError(f"{why} Move the folder that you do not want elsewhere. Nothing was changed.")

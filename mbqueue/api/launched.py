@@ -1,6 +1,6 @@
-"""What a submitted job runs: one session that ends in time, and asks to be run again while work is left.
+"""A submitted job: one session that ends in time, and asks to run again as long as work is left.
 
-Imported by the job itself, on whichever machine it comes to.
+The job itself imports this, on the machine where it runs.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 #: Seconds since the epoch; set by Slurm from version 22.05 on.
 END_VARIABLE, START_VARIABLE = "SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"
-#: Signals that announce the end of the job's time, and of no more than that.
+#: Signals that announce only the end of the job's time.
 _TO_BE_CONTINUED = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 class LaunchedSession:
-    """The job, as submitit takes it: called, and asked for a `checkpoint` when it is to run again.
+    """The job for submitit, which calls it, and calls its `checkpoint` when it should run again.
 
-    A GPU that waits for others is given back after ``max_idle``. SIGUSR2, which announces the end of the time or a
+    A job that waits for others gives its GPU back after ``max_idle``. SIGUSR2, which announces the end of the time or a
     preemption, stops the session gracefully; only when everything is saved is the job put back into Slurm's queue.
 
     Args:
-        project: its folder, the same on every machine.
+        project: the project's folder, the same on every machine.
         seconds: time limit of the job.
-        margin_seconds: kept free before it for the session's end.
-        device: as `mbqueue work` takes it.
+        margin_seconds: time reserved before it for the session's end.
+        device: as for `mbqueue work`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LaunchedSession:
         self.max_idle = max_idle
 
     def __call__(self) -> str:
-        """Run one session; returns why it ended."""
+        """Run one session; return why it ended."""
         from mbqueue.api import Project  # noqa: PLC0415 - the package imports this module
         from mbqueue.session.spoken import SpokenReport  # noqa: PLC0415
 
@@ -65,7 +65,7 @@ class LaunchedSession:
         return outcome.reason
 
     def session_seconds(self, now: float) -> float:
-        """How long the session may last that begins now, when its job began now or as Slurm says."""
+        """How long a session that begins now may last, given the job's start as Slurm reports it, else now."""
         end = now + self.seconds
         if END_VARIABLE in os.environ:
             end = float(os.environ[END_VARIABLE])
@@ -74,9 +74,9 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the session ended because its machine is taken away, and not because a person wanted its end.
+        """Whether the session ended because its machine is taken away, not because a person stopped it.
 
-        A new process may use a GPU that this one has lost; one that is broken refuses it at its start.
+        A new process may be able to use a GPU that this one has lost; a broken GPU refuses it at its start.
         """
         from mbqueue.session.outcome import Ending, StopKind  # noqa: PLC0415
 
@@ -87,14 +87,14 @@ class LaunchedSession:
         return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
-        """What the job does when it runs again: the same; where it is, the queue knows."""
+        """The job when it runs again: the same, since the queue has the progress."""
         from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
         return DelayedSubmission(self)
 
     @staticmethod
     def _preemption_handler() -> Any:
-        """What submitit does on its signal, to be done later, between two sessions and not within one: requeue."""
+        """submitit's handler of its signal, which requeues the job; called later, between two sessions."""
         from submitit.core.job_environment import JobEnvironment  # noqa: PLC0415
 
         number = JobEnvironment._usr_sig()
@@ -104,7 +104,7 @@ class LaunchedSession:
 
 
 def _is_preempted() -> bool:
-    """Whether Slurm, which sent SIGTERM, takes the machine away for another job; a cancelled job runs no more."""
+    """Whether Slurm, which sent SIGTERM, preempts this job for another; a cancelled job does not run again."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
@@ -118,7 +118,7 @@ def _is_preempted() -> bool:
 
 
 def _say(text: str, _style: str | None = None) -> None:
-    """Into the job's log: this is the job's main program. A log that cannot be written is no reason to end."""
+    """Write to the job's log, since this is its main program. A log that cannot be written does not end the session."""
     with suppress(OSError):
         sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
         sys.stderr.flush()

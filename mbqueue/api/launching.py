@@ -1,4 +1,4 @@
-"""Sessions submitted to Slurm, or started here as Slurm would: independent jobs by submitit, one session each."""
+"""Submit sessions to Slurm, or start them here as Slurm would: independent jobs through submitit, one session each."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import SessionError, UsageError
 
-#: Kept free before the time limit, at most; a tenth of a short one.
+#: The longest time reserved before the time limit; a tenth of a short limit.
 LONGEST_MARGIN_SECONDS = 180.0
 MAX_IDLE = "10m"
-#: So often a job may run again after its time is up; a month of jobs of one hour is below it.
+#: How often a job may run again after its time is up; more than a month of one-hour jobs.
 _MAX_TIMEOUTS = 1000
-#: sbatch options that are set here.
+#: The sbatch options that are set here.
 _OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchedJob:
-    """One job that was submitted.
+    """A submitted job.
 
     Attributes:
-        job_id: as the cluster calls it; of one that was started here, its process.
-        log: what it says.
+        job_id: the cluster's id; the process id if it was started here.
+        log: the path of its log.
     """
 
     job_id: str
@@ -53,23 +53,23 @@ class Launching(OpenedProject):
         setup: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
     ) -> list[LaunchedJob]:
-        """Submit sessions to Slurm; returns at once.
+        """Submit sessions to Slurm; return at once.
 
-        Each job runs one session that ends before the time limit of the job, from the moment at which the job began. A
-        job whose time is up, or that is preempted, saves its work and goes back into Slurm's queue while work is left.
+        Each job runs one session that ends before the job's time limit. A job whose time is up, or that is preempted,
+        saves its work and returns to Slurm's queue as long as work is left.
 
         Args:
             time: limit of a job, like ``2h``.
-            gpus: so many jobs with a GPU each; or
-            workers: so many jobs without one.
-            max_idle: a job ends when nothing could be claimed for so long, though others work; None lets it wait.
+            gpus: number of jobs with one GPU each; or
+            workers: number of jobs without a GPU.
+            max_idle: end a job that finds nothing to claim for this long while others work; None makes it wait.
             setup: shell lines to run before the session (``module load …``).
             options: of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
 
         Raises:
             UsageError: when there is no Slurm or no submitit here, nothing to do, a queue that several machines cannot
                 share, or an option is wrong.
-            SessionError: when sbatch refused a job; the message says why, and which were submitted before.
+            SessionError: if sbatch refuses a job; the message says why, and which jobs were submitted before.
         """
         session, count = self._session(time, gpus, workers, max_idle)
         _require_submitit()
@@ -104,7 +104,7 @@ class Launching(OpenedProject):
     def launch_local(
         self, *, time: str, gpus: int | None = None, workers: int | None = None, max_idle: str | None = MAX_IDLE
     ) -> list[LaunchedJob]:
-        """The same jobs as processes on this machine, at most six times one after the other; returns at once.
+        """Start the same jobs as processes on this machine, each at most six times in a row; return at once.
 
         Raises:
             UsageError: as `launch_slurm`.
@@ -123,7 +123,7 @@ class Launching(OpenedProject):
                 gpus_per_node=0 if gpus is None else 1,
                 visible_gpus=() if gpus is None else (number,),
                 stderr_to_stdout=True,
-                # Or whoever reads what the command says would wait for the end of the jobs.
+                # Otherwise a reader of the command's output would wait for the end of the jobs.
                 setup=["exec < /dev/null > /dev/null 2>&1"],
             )
             executors.append(executor)
@@ -132,9 +132,9 @@ class Launching(OpenedProject):
     def _session(
         self, time: str, gpus: int | None, workers: int | None, max_idle: str | None
     ) -> tuple[LaunchedSession, int]:
-        """What each job runs, and how many of them."""
+        """What each job runs, and the number of jobs."""
         if (gpus is None) == (workers is None):
-            raise UsageError("Say either how many GPUs (--gpus 5) or how many sessions without one (--workers 5).")
+            raise UsageError("Give either the number of GPUs (--gpus 5) or of sessions without one (--workers 5).")
         count = gpus or workers or 0
         if count < 1:
             raise UsageError("Give at least one GPU or worker.")
@@ -161,7 +161,7 @@ class Launching(OpenedProject):
         from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - needed only here
 
         class AnywhereExecutor(SlurmExecutor):  # type: ignore[misc]
-            """Does not look for srun, so that the job file can be shown anywhere."""
+            """Does not require srun, so that the job file can be shown anywhere."""
 
             @classmethod
             def affinity(cls) -> int:
@@ -172,8 +172,8 @@ class Launching(OpenedProject):
             name = key.strip().lstrip("-").replace("-", "_")
             if not _KEY.fullmatch(name) or name in _OWN:
                 raise UsageError(
-                    f"{key!r} is not an option of sbatch that can be given. Write it like --set qos=high; "
-                    f"set here already: {', '.join(sorted(_OWN)).replace('_', '-')}."
+                    f"{key!r} is not an sbatch option that you can set. Write it like --set qos=high; "
+                    f"mbqueue sets these itself: {', '.join(sorted(_OWN)).replace('_', '-')}."
                 )
             further[name] = value
         for text in (*setup, *further.values()):
@@ -189,9 +189,9 @@ class Launching(OpenedProject):
             stderr_to_stdout=True,
             setup=list(setup) or None,
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
-            # From Slurm 22.05 on, srun does not take it over from sbatch, and the session would have one core.
+            # From Slurm 22.05 on, srun does not inherit it from sbatch, and the session would have one core.
             srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
-            # Without it a site may not let a job go back into the queue.
+            # Without it a site may refuse to requeue a job.
             additional_parameters={"requeue": True, **further},
         )
         return executor
@@ -209,7 +209,7 @@ class Launching(OpenedProject):
 
 
 def _signal_delay(session: LaunchedSession) -> int:
-    """Seconds before the time limit at which a session is told that still works; it should have ended by itself."""
+    """Seconds before the time limit at which a session that still runs is signalled; it should have ended by itself."""
     return max(1, round(session.margin_seconds / 2))
 
 

@@ -1,4 +1,4 @@
-"""What every part of a project's API stands on: the folder, the clock, the queue opened for one call."""
+"""The base of the API's parts: the folder, the clock, and the queue, opened for one call."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mbqueue.queue.opening import open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.search.trials import experiments_of
 
-#: What takes a few seconds before anything else can be told; on a new machine, from a cold disk, up to a minute.
+#: Shown for the first few seconds; on a new machine with a cold disk, for up to a minute.
 LOADING = "loading PyTorch and CHGNet"
 
 _log = logging.getLogger("mbqueue")
 
 
 def tell(text: str) -> None:
-    """Say what a person should know, by Python's logging: to standard error unless a program says otherwise."""
+    """Report a note through Python's logging: to standard error, unless the program configures it."""
     _log.warning(text)
 
 
 class OpenedProject:
-    """A project's folder, found and checked; nothing is held open.
+    """A project's folder, found and checked. It holds nothing open.
 
     Args:
         path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
@@ -60,7 +60,7 @@ class OpenedProject:
 
     @contextmanager
     def _writing_queue(self, experiment: str) -> Iterator[Queue]:
-        # A queue that was never begun is not made by a command that only steers it.
+        # A command that only steers does not create a queue.
         open_queue(self.folder, read_only=True).close()
         with open_queue(self.folder) as queue:
             yield queue
@@ -69,27 +69,27 @@ class OpenedProject:
         self._publish()
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:
-        """Write down what is asked for of an experiment; done is done, also when that fails."""
+        """Note what was asked for an experiment; a failure to do so undoes nothing."""
         from mbqueue.drive.wanted import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
             keep_wanted(self.folder, queue, experiment)
         except OSError as error:
-            tell(f"{self.folder.wanted_dir} cannot be written ({error}); mbqueue recover would not know of this.")
+            tell(f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover would not know of this.")
 
     def _publish(self) -> None:
-        """Bring what was changed to the mount, of a project on a drive; a mount that fails gets it later."""
+        """Publish the changes of a project on a drive; if the mount fails, they are published later."""
         if self.folder.topology.is_mirrored:
             from mbqueue.drive.publishing import Publisher  # noqa: PLC0415 - only projects on a drive need it
 
             Publisher(self.folder, None, note=tell, clock=self._clock).round()
 
     def _bring_results(self, queue: Queue, experiment: str) -> None:
-        """Fetch what other machines made of an experiment's results, of a project with an object store.
+        """With an object store, fetch an experiment's results from other machines.
 
         Raises:
-            ResultsError: when it is not there any more.
-            StoreError: when the store does not answer, or is not the one that the queue's commits are in.
+            ResultsError: if they are gone. StoreError: if the store does not answer, or does not hold the queue's
+                commits.
         """
         from mbqueue.session.same_place import opened_store  # noqa: PLC0415 - status need not wait for it
 
@@ -103,8 +103,8 @@ class OpenedProject:
     def _newest_results(self, results_dir: str) -> Path:
         """Where the newest files of a results folder are.
 
-        Of a project on a drive: the later recording of the two places, the live folder's where they are the same; and
-        of what is not recorded yet, where sessions here make it.
+        On a drive, that is the place with the later record, or the live folder if both are the same. Without a record,
+        it is where sessions here write results.
         """
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
@@ -116,18 +116,18 @@ class OpenedProject:
         return working if working.is_dir() else published
 
     def _lost_folds(self, queue: Queue, experiment: str) -> dict[int, str]:
-        """Fold → what is wrong, for folds whose files were written and are not whole any more.
+        """Fold → problem, for folds whose written files are now incomplete or damaged.
 
-        Where only what `record` writes is lost, it is the first fold, since redoing any of them records again.
+        If only the files of `record` are lost, it is the first fold, since redoing any fold records again.
 
         Raises:
-            StoreError: when they are in an object store that does not answer, so that nobody can know.
+            StoreError: if they are in an object store that does not answer, so their state is unknown.
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415
         from mbqueue.session.facts import written_facts  # noqa: PLC0415
 
-        with contextlib.suppress(ResultsError):  # what could not be fetched is found missing below
+        with contextlib.suppress(ResultsError):  # files that could not be fetched are found missing below
             self._bring_results(queue, experiment)
         jobs = queue.jobs(experiment=experiment, state=State.COMMITTED)
         entry = queue.experiment(experiment)

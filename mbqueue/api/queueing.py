@@ -1,4 +1,4 @@
-"""Putting experiments into the queue, steering them, and seeing where they stand."""
+"""Enqueue experiments, steer them, and show their status."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ class Queueing(OpenedProject):
         name: str | None = None,
         drop_invalid: bool = False,
     ) -> EnqueueOutcome:
-        """Put an experiment into the queue; the same again changes nothing, more folds are added to what is there.
+        """Add an experiment to the queue. The same spec again changes nothing; new folds are added.
 
-        Of a search (a file with [search]), its first trial is enqueued; sessions begin the others.
+        For a search (a file with [search]), its first trial is enqueued; sessions begin the others.
 
         Args:
             experiment: its name in jobs/, or a TOML file.
-            folds, epochs, dataset, drop_invalid: in place of what the file says.
+            folds, epochs, dataset, drop_invalid: replace the values of the file.
             priority: higher is worked on first.
-            settings: other keys in place of what the file says, like ``{"train.lr": 3e-4}``.
-            name: another name, for the queue and the results folder.
+            settings: other keys that replace values of the file, like ``{"train.lr": 3e-4}``.
+            name: another name for the queue and the results folder.
 
         Raises:
-            SpecError: when the file or a key is wrong.
+            SpecError: if the file or a key is wrong.
             ExperimentExists: when the name is taken by another spec; the message lists what differs.
-            UsageError, DataError: when the experiment or its dataset does not exist, or a restore was cut off.
+            UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
         """
-        # pydantic builds the checks when this is imported; reading commands need not wait for that.
+        # pydantic builds its checks during this import; commands that only read need not wait for it.
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415
 
@@ -62,8 +62,8 @@ class Queueing(OpenedProject):
         if is_search(path):
             if overrides:
                 raise UsageError(
-                    f"{path} describes a search: what it varies, and its folds, are in that file, all else in the file "
-                    "of its base. Only --name and --priority can be given beside it."
+                    f"{path} describes a search: that file sets its space and folds, and all else is in the file "
+                    "of its base. You can only add --name and --priority."
                 )
             return self._enqueue_search(path, name=name, priority=priority)
         return self._put(load_spec(path, overrides=_named(overrides, name)), priority=priority)
@@ -88,7 +88,7 @@ class Queueing(OpenedProject):
             seeds: distinct numbers from 0.
 
         Returns:
-            One outcome for each seed, in their order.
+            One outcome per seed, in order.
 
         Raises:
             SpecError, UsageError, DataError: as `enqueue`, and for the file of a search.
@@ -99,10 +99,10 @@ class Queueing(OpenedProject):
 
         path, numbers = self.folder.experiment_file(str(experiment)), list(seeds)
         if is_search(path):
-            raise UsageError(f"{path} describes a search, whose file has its seed. Leave out the seeds.")
+            raise UsageError(f"{path} describes a search, whose file sets the seed. Leave out the seeds.")
         overrides = _overrides(folds, epochs, dataset, settings, drop_invalid=drop_invalid)
         if "seed" in overrides:
-            raise UsageError("The seed is given twice, among the settings and as seeds. Leave out one of them.")
+            raise UsageError("The seed is given both as a setting and as seeds. Leave out one of them.")
         if not numbers or len(set(numbers)) != len(numbers):
             raise UsageError(f"{numbers} are not distinct seeds. Give each once, like 0-4 or 0,2,5.")
         base = load_spec(path, overrides=_named(overrides, name))
@@ -113,7 +113,7 @@ class Queueing(OpenedProject):
             specs.append(load_spec(path, overrides=overrides | own))
         with open_queue(self.folder) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
-        # A name that is taken by another spec is refused first, before any of the others is enqueued.
+        # A name that another spec has is refused before any experiment is enqueued.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
         done = {spec.name: self._put(spec, priority=priority) for spec in taken_first}
         return tuple(done[spec.name] for spec in specs)
@@ -121,13 +121,13 @@ class Queueing(OpenedProject):
     def promote(self, search: str, *, name: str | None = None, priority: int = 0) -> EnqueueOutcome:
         """Enqueue the best settings of a search as an experiment on all folds.
 
-        Its description says by which trial, and on which folds, it was chosen.
+        Its description names the trial and the folds that chose it.
 
         Args:
-            name: of the experiment; by default the search's with ``-best``.
+            name: the experiment's name; by default the search's with ``-best``.
 
         Raises:
-            UsageError: when there is no such search, or none of its trials was trained to its end.
+            UsageError: if there is no such search, or none of its trials was trained to its end.
         """
         from mbqueue.search.promotion import promoted  # noqa: PLC0415
 
@@ -184,7 +184,7 @@ class Queueing(OpenedProject):
         return outcome
 
     def pause(self, experiment: str, *, fold: int | None = None) -> int:
-        """Hand out no more of it; a running epoch is checkpointed and given back. Returns the number of jobs."""
+        """Pause it; a running epoch is checkpointed and released. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             return sum(queue.pause(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
@@ -196,9 +196,9 @@ class Queueing(OpenedProject):
             return sum(queue.resume(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
-        """Do none of what is left of it; what is committed stays. Returns the number of jobs.
+        """Cancel its unfinished jobs; committed work stays. Returns the number of jobs.
 
-        A search begins no further trials then, until `resume`.
+        A cancelled search begins no further trials until `resume`.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
@@ -208,16 +208,16 @@ class Queueing(OpenedProject):
             return sum(queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
-        """Give failed and cancelled jobs all their attempts again, and make lost result files again.
+        """Give failed and cancelled jobs all their attempts again, and rebuild lost result files.
 
-        A fold whose recorded files are gone or damaged is predicted again from its checkpoints. Where these are in an
-        object store that does not answer, that is left out, and told.
+        A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If an object store
+        with these files does not answer, this is skipped with a note.
 
         A pruned trial of a search is taken up again, and trained to its end; from the beginning where its checkpoints
         were removed, which is told. Of a whole search, those trials are tried again that failed or were cancelled.
 
         Returns:
-            The number of jobs that will be done again.
+            The number of jobs that will run again.
         """
         from mbqueue.session.same_place import opened_store  # noqa: PLC0415
         from mbqueue.session.shared_commits import remove_released  # noqa: PLC0415
@@ -237,9 +237,9 @@ class Queueing(OpenedProject):
             changed = queue.retry(experiment, fold=fold, now=self._clock.now())
             try:
                 lost_folds = self._lost_folds(queue, experiment)
-            except StoreError as error:  # what is retried stays so
+            except StoreError as error:  # the retried jobs stay retried
                 lost_folds = {}
-                tell(f"{error} Whether result files are lost could not be seen; for those, retry again once it can be.")
+                tell(f"{error} Lost result files could not be checked; for those, retry again once the store answers.")
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}
             epochs = queue.experiment(experiment).spec["train"]["epochs"]
             return changed + queue.rewind(experiment, again, to_epoch=epochs, now=self._clock.now(), by="retry")
@@ -249,18 +249,18 @@ class Queueing(OpenedProject):
         return queue.retry(trial, now=self._clock.now()) if states & {State.FAILED, State.CANCELLED} else 0
 
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
-        """Set how urgent it is, from the next claim on. Returns the number of jobs."""
+        """Set its priority, from the next claim on. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             names = experiments_of(queue, experiment)
             return sum(queue.set_priority(name, priority, fold=fold, now=now) for name in names)
 
     def status(self, experiment: str | None = None) -> Status:
-        """Where everything stands, or one experiment.
+        """The status of everything, or of one experiment.
 
         Raises:
-            QueueError: when nothing was ever enqueued.
-            UsageError: when there is no such experiment; lists those there are.
+            QueueError: if nothing was ever enqueued. UsageError: if there is no such experiment; lists those that
+                exist.
         """
         with self._reading_queue(experiment) as queue:
             trials = [] if experiment is None else experiments_of(queue, experiment)
@@ -284,22 +284,22 @@ class Queueing(OpenedProject):
     def events(
         self, experiment: str | None = None, *, since: float = 0.0, after: int = 0, limit: int = 50
     ) -> tuple[Event, ...]:
-        """The newest changes of jobs' states, oldest of them first.
+        """The latest changes of jobs' states, oldest first.
 
         Args:
-            since: seconds since the epoch. after: id of the last event already seen. limit: at most so many.
+            since: seconds since the epoch. after: id of the last event already seen. limit: at most this many.
         """
         with self._reading_queue(experiment) as queue:
             return queue.events(experiment=experiment, since=since, after=after, limit=limit)
 
     def watch(self, experiment: str | None = None, *, seconds: float = 5.0) -> None:
-        """Show the status in a notebook's cell and renew it in place, until no session is at work or Ctrl-C.
+        """Show the status in a notebook cell and update it in place, until no session is running or Ctrl-C.
 
         Args:
-            seconds: between two looks.
+            seconds: between two updates.
 
         Raises:
-            UsageError: outside of a notebook; there, `mbqueue status --watch` does it.
+            UsageError: outside a notebook; there, use `mbqueue status --watch`.
         """
         try:
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -324,7 +324,7 @@ def _overrides(
     *,
     drop_invalid: bool,
 ) -> dict[str, Any]:
-    """Dotted key → value, of all that is given in place of what an experiment's file says."""
+    """Dotted key → value, for all arguments that replace values of an experiment's file."""
     overrides = dict(settings or {})
     if folds is not None:
         overrides["folds"] = list(folds)
@@ -338,5 +338,5 @@ def _overrides(
 
 
 def _named(overrides: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """The same with another name, for the queue and the results folder, where one is given."""
+    """The spec with another name for the queue and the results folder, if one is given."""
     return overrides if name is None else {"results_name": name} | overrides | {"name": name}

@@ -1,4 +1,4 @@
-"""Results: as tables, as models, as pages, as files for the leaderboard."""
+"""Results as tables, models, pages, and files for the leaderboard."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Results(Searches):
     """results, history, predictions, model; report, compare, export."""
 
     def results(self, experiment: str) -> Recorded:
-        """The results of an experiment: recorded ones, verified; else what there is of it so far.
+        """The results of an experiment: if recorded, verified; otherwise those that exist so far.
 
         Raises:
-            ResultsError: when there are none, or a file is missing or not what was recorded.
+            ResultsError: if there are none, or a file is missing or differs from what was recorded.
         """
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
@@ -45,12 +45,12 @@ class Results(Searches):
                 if folder is None:
                     raise
                 again = f"mbqueue retry {experiment}, then mbqueue work"
-                raise ResultsError(f"{error} Or make it again from the checkpoints: {again}") from error
+                raise ResultsError(f"{error} Or rebuild it from the checkpoints: {again}") from error
         with open_queue(self.folder, read_only=True) as queue:
             if lost := self._lost_folds(queue, experiment):
                 raise ResultsError(
-                    f"Results of {experiment} were there and are gone: {' '.join(lost.values())} They can be made "
-                    f"again from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
+                    f"Results of {experiment} are gone: {' '.join(lost.values())} Rebuild them "
+                    f"from the checkpoints: mbqueue retry {experiment}, then mbqueue work"
                 )
             entry = queue.experiment(experiment)
             commits = {
@@ -61,11 +61,11 @@ class Results(Searches):
             inputs = record_inputs(queue, entry, now=self._clock.now(), fingerprint_changes=changes)
         unfinished = read_unfinished(folder, inputs)
         if not unfinished.histories:
-            raise ResultsError(f"No fold of {experiment} has results yet. `mbqueue status` tells how far they are.")
+            raise ResultsError(f"No fold of {experiment} has results yet. See the progress with: mbqueue status")
         return unfinished
 
     def history(self, experiment: str) -> pd.DataFrame:
-        """The finished epochs of all folds, one row each; columns as in history_fold_i.csv, after `fold`.
+        """The finished epochs of all folds, one row each; columns `fold` and those of history_fold_i.csv.
 
         Raises:
             ResultsError: when there are none yet, or a file is damaged.
@@ -76,7 +76,7 @@ class Results(Searches):
         return pd.DataFrame([{"fold": fold, **row} for fold, rows in histories.items() for row in rows])
 
     def predictions(self, experiment: str) -> pd.DataFrame:
-        """The test parts of all predicted folds; columns as in preds_fold_i.csv, after `fold`.
+        """The test parts of all predicted folds; columns `fold` and those of preds_fold_i.csv.
 
         Raises:
             ResultsError: when no fold is predicted yet, or a file is damaged.
@@ -85,7 +85,7 @@ class Results(Searches):
 
         recorded = self.results(experiment)
         if not recorded.folds:
-            raise ResultsError(f"No fold of {experiment} is predicted yet. `mbqueue status` tells how far they are.")
+            raise ResultsError(f"No fold of {experiment} is predicted yet. See the progress with: mbqueue status")
         frames = [
             pd.DataFrame(
                 {
@@ -116,10 +116,10 @@ class Results(Searches):
         recorded = self.results(experiment)
         if is_blend(recorded.content["spec"]):
             members = enumerated(members_of(recorded.content["spec"]))
-            raise ResultsError(f"{experiment} is a blend and has no model of its own. Take those of {members}.")
+            raise ResultsError(f"{experiment} is a blend and has no model of its own. Use those of {members}.")
         if fold not in recorded.folds:
             there = ", ".join(map(str, recorded.folds)) or "none"
-            raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds that have one: {there}.")
+            raise ResultsError(f"Fold {fold} of {experiment} has no model yet. Folds with a model: {there}.")
         return load_model(model_file(recorded.folder, fold))
 
     def report(
@@ -130,20 +130,20 @@ class Results(Searches):
         png: str | Path | None = None,
         force: bool = False,
     ) -> list[Path]:
-        """Write the report as one self-contained HTML page, of an experiment or a search, done or as far as it is.
+        """Write the report of an experiment or a search, finished or not, as one self-contained HTML page.
 
         Args:
             output: the page, or a folder for report.html; by default the results folder, or that of a search
                 beside those of its trials.
-            png: a folder; each figure is then also drawn into it as a picture.
-            force: also over files that are there and that are no reports.
+            png: a folder in which to draw each figure as a PNG, too.
+            force: overwrite existing files that are not reports.
 
         Returns:
             The files written, the page first.
 
         Raises:
             ResultsError: when there are no results yet, or a file is damaged.
-            UsageError: when the folder of `output` does not exist, or a file is there that may not be written over.
+            UsageError: if the folder of `output` does not exist, or a file there must not be overwritten.
         """
         from mbqueue.results.report.markup import MARK  # noqa: PLC0415
         from mbqueue.results.report.page import REPORT_FILE, draw, write_report  # noqa: PLC0415
@@ -160,7 +160,7 @@ class Results(Searches):
             require_pictures(draw(recorded), Path(png), force=force)
         spans = self.timeline(recorded.name)
         if page is None:
-            # Of a project on a drive, people look for it there, not where sessions make the results.
+            # On a drive, people look for it there, not in the live folder.
             folder, live = recorded.folder, self.folder.live_dir
             is_live = self.folder.topology.is_split and folder.is_relative_to(live)
             page = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
@@ -170,7 +170,7 @@ class Results(Searches):
         return written
 
     def timeline(self, experiment: str) -> list[Span]:
-        """What each session that worked on an experiment did when; empty when the queue is gone."""
+        """What each session that worked on an experiment did when; empty if the queue is gone."""
         from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
 
         if not is_queue_there(self.folder):
@@ -178,13 +178,13 @@ class Results(Searches):
         with open_queue(self.folder, read_only=True) as queue:
             sessions = queue.sessions(experiment=experiment)
             events = [*queue.events(experiment=experiment, limit=10**6)]
-            if self.folder.topology.is_split:  # what is published is of no experiment
+            if self.folder.topology.is_split:  # publishing belongs to no experiment
                 events += [e for row in sessions for e in queue.events(by=row.id, limit=10**6) if not e.job_id]
             results = {job.id: job.result or {} for job in queue.jobs(experiment=experiment)}
         return timeline(sessions, events, now=self._clock.now(), results=results)
 
     def target(self, experiment: str) -> Target:
-        """What an enqueued experiment predicts, and in which unit.
+        """The target of an enqueued experiment.
 
         Raises:
             UsageError: when there is no such experiment; lists those there are.
@@ -194,7 +194,7 @@ class Results(Searches):
         return target_of(self.spec(experiment))
 
     def spec(self, experiment: str) -> dict[str, Any]:
-        """The spec of an enqueued experiment, as it was frozen, in plain JSON values.
+        """The frozen spec of an enqueued experiment, in plain JSON values.
 
         Raises:
             UsageError: when there is no such experiment; lists those there are.
@@ -203,7 +203,7 @@ class Results(Searches):
             return dict(queue.experiment(experiment).spec)
 
     def results_folder(self, experiment: str) -> Path:
-        """Where the newest files of an enqueued experiment are; the folder need not exist yet.
+        """The folder of an enqueued experiment's newest files, which need not exist yet.
 
         Raises:
             UsageError: when there is no such experiment; lists those there are.
@@ -212,17 +212,17 @@ class Results(Searches):
             return self._newest_results(queue.experiment(experiment).results_dir)
 
     def compare(self, experiments: Sequence[str], *, html: str | Path | None = None, force: bool = False) -> Comparison:
-        """Recorded experiments side by side, with the differences on the crystals that they share.
+        """Compare recorded experiments on the crystals that they share.
 
         Args:
             experiments: two or more; the first is the reference.
             html: a page to write.
-            force: also over a file that is there and is no such page.
+            force: overwrite an existing file that is not such a page.
 
         Raises:
-            UsageError: for fewer than two, for the same one twice, or when `html` is a folder, is in none, or is a
-                file that may not be written over.
-            ResultsError: when one is not recorded, or they share no crystals.
+            UsageError: for fewer than two, for the same one twice, or if `html` is a folder, its folder is missing, or
+                it is a file that must not be overwritten.
+            ResultsError: if one is not recorded, or they share no crystals.
         """
         from mbqueue.results.compare import compare  # noqa: PLC0415
         from mbqueue.results.folder import newest_folder, read_recorded  # noqa: PLC0415
@@ -231,10 +231,10 @@ class Results(Searches):
         if html is not None:
             require_writable(Path(html), force=force, ours=MARK, example="comparison.html")
         for name in experiments:
-            self._folder_in_queue(name)  # fetches what other machines recorded
+            self._folder_in_queue(name)  # fetches the records of other machines
         folders = [newest_folder(self._results_dirs, name) for name in experiments]
         if twice := [name for i, name in enumerate(experiments) if folders[i] in folders[:i]]:
-            raise UsageError(f"{twice[0]} is there twice, and does not differ from itself. Give different experiments.")
+            raise UsageError(f"{twice[0]} is given twice. Give different experiments.")
         found = [self._told(read_recorded(folder)) for folder in folders]
         if html is not None:
             reads = [path for recorded in found for path in _files_of(recorded)]
@@ -255,11 +255,11 @@ class Results(Searches):
         algorithm: str = "",
         notes: str = "",
     ) -> Path:
-        """Make the folder that matbench's leaderboard takes, below ``output``, of one task or several; returns it.
+        """Make the leaderboard's submission folder below ``output``, for one or more tasks; return it.
 
         Raises:
-            ResultsError: with every reason, unless all five official folds are recorded; or when matbench is missing.
-            UsageError: when the authors are empty or the folder is something else.
+            ResultsError: with every reason, unless all five official folds are recorded; or if matbench is missing.
+            UsageError: if the authors are empty, or the folder exists and is not a submission.
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
@@ -269,21 +269,21 @@ class Results(Searches):
 
     @property
     def _results_dirs(self) -> list[Path]:
-        """Where recorded results can be: of a project on a drive also where sessions here make them."""
+        """Where recorded results can be; on a drive also in the live folder."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _told(self, recorded: Recorded) -> Recorded:
-        """The same; says so when they are newer than what other machines can see."""
+        """Return the results, with a note if they are newer than what other machines can see."""
         from mbqueue.results.folder import recorded_at  # noqa: PLC0415
 
         if self.folder.topology.is_mirrored and recorded.folder.is_relative_to(self.folder.live_dir):
             published = self.folder.root / recorded.folder.relative_to(self.folder.live_dir)
             if recorded_at(published) != recorded_at(recorded.folder):
-                tell(f"The results of {recorded.name} are those in {recorded.folder}; they are not on the drive yet.")
+                tell(f"The results of {recorded.name} are from {recorded.folder}; they are not on the drive yet.")
         return recorded
 
     def _folder_in_queue(self, experiment: str) -> Path | None:
-        """The results folder of an experiment of the queue; None when the queue does not know it."""
+        """The results folder of an experiment in the queue; None if the queue does not have it."""
         if not is_queue_there(self.folder):
             return None
         with open_queue(self.folder, read_only=True) as queue:
@@ -294,7 +294,7 @@ class Results(Searches):
 
 
 def _files_of(recorded: Recorded) -> list[Path]:
-    """What a report of it reads."""
+    """The files that a report reads."""
     from mbqueue.results.report.page import REPORT_FILE  # noqa: PLC0415
 
     return [path for path in recorded.folder.iterdir() if path.name != REPORT_FILE]

@@ -1,4 +1,4 @@
-"""What is made of a whole search: its report, and Optuna's study."""
+"""The report of a search, and its export as an Optuna study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mbqueue.search.file import Search
     from mbqueue.search.trials import Trial
 
-#: How an SQLite file begins.
+#: The first bytes of a SQLite file.
 _SQLITE = b"SQLite format 3\x00"
 
 
@@ -30,15 +30,15 @@ class Searches(OpenedProject):
             return experiments_of(queue, name) != [name]
 
     def export_study(self, search: str, output: str | Path = "study.db", *, force: bool = False) -> Path:
-        """Write a search as a study of Optuna's into an SQLite file, which optuna-dashboard opens.
+        """Write a search as an Optuna study to a SQLite file, which optuna-dashboard opens.
 
         Args:
             output: the file, or a folder for study.db.
-            force: also over a file that is there.
+            force: overwrite an existing file.
 
         Raises:
-            UsageError: when there is no such search, or the file may not be written.
-            SearchUnavailable: when Optuna is not installed.
+            UsageError: if there is no such search, or the file must not be written.
+            SearchUnavailable: if Optuna is not installed.
         """
         from mbqueue.search.export import write_study  # noqa: PLC0415
 
@@ -59,7 +59,7 @@ class Searches(OpenedProject):
         from mbqueue.task import target_of  # noqa: PLC0415
 
         (search, trials), overview = self._searched(name)
-        # Beside the results of its first trial, of a project on a drive there too.
+        # Beside the results of its first trial; on a drive there, too.
         first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
@@ -69,7 +69,7 @@ class Searches(OpenedProject):
             shares = importances(search, trials)
         except SearchUnavailable as error:
             shares = {}
-            tell(f"{error} Until then the report does not say which settings matter.")
+            tell(f"{error} Until then the report cannot rank the settings.")
         target = target_of(search.base_spec)
         figures = draw(search, trials, shares, target)
         (summary,) = (summary for summary in summaries(overview) if summary["name"] == name)
@@ -84,13 +84,13 @@ class Searches(OpenedProject):
         ]
 
     def _searched(self, name: str) -> tuple[tuple[Search, list[Trial]], dict[str, Any]]:
-        """A search with its trials, and the overview that they are from."""
+        """A search with its trials, and the overview that they come from."""
         from mbqueue.search.file import Search  # noqa: PLC0415
 
         with self._reading_queue(name) as queue:
             overview = queue.overview(now=self._clock.now())
             trials = trials_of(overview, name)
             if not trials:
-                raise UsageError(f"{name} is no search. See mbqueue status for the searches in the queue.")
+                raise UsageError(f"{name} is not a search. List the searches in the queue with: mbqueue status")
             spec = queue.experiment(trials[0].experiment).spec
         return (Search.model_validate(spec["trial"]["search"]), trials), overview

@@ -1,4 +1,4 @@
-"""Sessions: here, in the background, and their end."""
+"""Run sessions here or in the background, and stop them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Working(OpenedProject):
     """work, work_on_devices, work_in_background, stop, log."""
 
     def session_seconds(self, session: str | None) -> float | None:
-        """Length of a session: of ``1h50m`` or ``none`` (no deadline: None), by default that of mbqueue.toml.
+        """The length of a session in seconds, from ``1h50m`` or ``none`` (no deadline: None); by default that of
+        mbqueue.toml.
 
         Raises:
-            UsageError: when that is not a duration.
+            UsageError: if it is not a duration.
         """
         from mbqueue.session.options import NO_DEADLINE  # noqa: PLC0415
 
@@ -48,25 +49,25 @@ class Working(OpenedProject):
         report: Report | None = None,
         stop: StopRequest | None = None,
     ) -> SessionOutcome:
-        """Run one session here: work on what is enqueued until nothing is left or its time is up.
+        """Run a session here until nothing is left in the queue or its time is up.
 
         May be killed at any instant; the next session carries on. In the main thread, SIGTERM, SIGINT, SIGHUP, SIGUSR1
         and SIGUSR2 finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
 
         Args:
             session: its length, like ``1h50m``, or ``none``; by default that of mbqueue.toml.
-            max_jobs: stop after so many jobs.
-            forever: wait for new jobs when none is left; no deadline.
+            max_jobs: stop after this many jobs.
+            forever: wait for new jobs when none is left, without a deadline.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
-            max_idle: end when nothing could be claimed for so long, like ``10m``; by default it waits.
-            tensorboard: write event files to state/logs/tensorboard.
-            end_command: whether to run the one of mbqueue.toml at the end.
-            report: told what happens (see `mbqueue.session.report`); by default nobody is.
-            stop: lets another thread ask for the end.
+            max_idle: end after finding nothing to claim for this long, like ``10m``; by default wait.
+            tensorboard: write TensorBoard event files to state/logs/tensorboard.
+            end_command: whether to run the end command of mbqueue.toml.
+            report: receives the events (see `mbqueue.session.report`); by default they are dropped.
+            stop: lets another thread request the end.
 
         Raises:
             UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
-            QueueError: when the queue cannot be read or written.
+            QueueError: if the queue cannot be read or written.
         """
         began = self._clock.monotonic()
         options = self._options(
@@ -86,7 +87,7 @@ class Working(OpenedProject):
 
         stop = StopRequest() if stop is None else stop
         report = Report() if report is None else report
-        # Signals are caught before the slow imports: a session that is stopped while it starts ends as gracefully.
+        # Signals are handled before the slow imports, so that a session that is stopped while starting ends gracefully.
         with graceful_signals(stop), ExitStack() as listeners:
             report.starting(LOADING)
             notifier = Notifier(
@@ -123,15 +124,15 @@ class Working(OpenedProject):
         report_for: Callable[[str], Report] | None = None,
         stop: StopRequest | None = None,
     ) -> DevicesOutcome:
-        """Run one session on each device at once, each in a process of its own; returns when all have ended.
+        """Run one session on each device at once, each in its own process; return when all have ended.
 
-        Results are those of one session byte for byte, as long as each finds the same number of threads. Signals are
-        passed on to all of them; a second SIGINT ends them at once. One that dies is told of, and the others go on.
-        The other arguments are those of `work`, for each.
+        Results equal those of a single session byte for byte, as long as each uses the same number of threads. Signals
+        are passed on to all of them; a second SIGINT ends them at once. If one dies, this is reported and the others
+        keep running. The other arguments are those of `work`, for each session.
 
         Args:
             devices: like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
-            report_for: gives for a device's label who is told what happens there.
+            report_for: returns the report for a device's label.
 
         Raises:
             UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
@@ -165,14 +166,14 @@ class Working(OpenedProject):
         devices: Sequence[str] | None = None,
         tensorboard: bool = False,
     ) -> BackgroundSession:
-        """Start a session as a process of its own that outlives this one; returns once it is at work.
+        """Start a session in its own process, which outlives this one; return once it is running.
 
         Its log is in state/logs (`mbqueue logs -f`); `stop` ends it. The arguments are those of `work`, or with
         ``devices`` those of `work_on_devices`.
 
         Raises:
-            UsageError: when one runs in the background already, or an argument cannot be carried out.
-            SessionError: when it ended before it was at work; the message has the end of its log.
+            UsageError: if one runs in the background already, or an argument cannot be used.
+            SessionError: if it ended before it was running; the message includes the end of its log.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
@@ -210,23 +211,23 @@ class Working(OpenedProject):
         )
 
     def stop(self, *, session: str | None = None, wait_seconds: float = 60.0) -> list[StoppedSession]:
-        """Ask every session of this project on this machine, or one, to save its work and end, and wait for that.
+        """Ask every session of this project on this machine, or one, to save its work and end; wait until it has.
 
         Args:
-            session: the id of the one, as in `status`; by default all.
+            session: the id of a session, as in `status`; by default all.
 
         Returns:
-            What became of each; empty when no such session runs here.
+            The outcome for each; empty if no such session runs here.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
         return background.stop(self.folder, wait_seconds=wait_seconds, clock=self._clock, session=session)
 
     def log(self, *, lines: int = 50, follow: bool = False) -> Iterator[str]:
-        """The last lines of the newest background session's log; with ``follow``, also what it adds until it ends.
+        """The last lines of the newest background session's log; with ``follow``, also new lines until it ends.
 
         Raises:
-            UsageError: when no session was started in the background.
+            UsageError: if no session was started in the background.
         """
         from mbqueue.session import background  # noqa: PLC0415
 

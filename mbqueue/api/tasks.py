@@ -1,4 +1,4 @@
-"""The tasks of matbench that experiments can name."""
+"""The matbench tasks that experiments can use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mbqueue.task import TASKS, Task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A task, as `mbqueue tasks` lists it.
+    """A task as listed by `mbqueue tasks`.
 
     Attributes:
-        measure: what the leaderboard is ordered by, for people.
-        best: the best published score; None where none is known.
+        measure: the leaderboard's score, in words.
+        best: the best published score; None if unknown.
         is_here: whether its file is on this machine.
     """
 
@@ -27,7 +27,7 @@ class TaskEntry:
 
 
 def list_tasks() -> list[TaskEntry]:
-    """All tasks, the largest first."""
+    """All tasks, largest first."""
     return [
         TaskEntry(
             task=task,

@@ -1,4 +1,4 @@
-"""What the terminal shows: `status` draws the queue (light: rich only), `comparison` recorded experiments."""
+"""The terminal's views: `status` draws the queue (it imports only rich), `comparison` draws recorded experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mbqueue compare` shows in the terminal."""
+"""The output of `mbqueue compare` in the terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mbqueue.results.folder import Recorded
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: Columns that five folds with their mean take beside a name of twelve.
+#: The width of a name of twelve characters, five folds and their mean.
 _NEEDED_FOR_FOLDS = 70
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """Scores side by side with the leaderboard, then every pair on the crystals that both predicted."""
+    """The scores beside the leaderboard, then every pair on the crystals that both predicted."""
     return _View(comparison)
 
 
@@ -43,7 +43,7 @@ def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
     measure, unit = first.board_measure, first.target.unit
-    # The only column that may shrink, since the others do not wrap.
+    # The only column that may shrink: the others do not wrap.
     table.add_column(", ".join(filter(None, [measure.label, unit])), overflow="fold")
     shown = range(N_FOLDS) if width >= _NEEDED_FOR_FOLDS else range(0)
     for fold in shown:
@@ -70,7 +70,7 @@ def _notes(comparison: Comparison, mark: str) -> Iterable[RenderableType]:
         if note := choice_note(one.content["spec"], mark):
             yield Text(f"{label}: {note}", "yellow")
         if reasons := one.content["leaderboard"]["reasons_against"]:
-            yield Text(f"{label} does not compare with the leaderboard: {'; '.join(reasons)}.", "yellow")
+            yield Text(f"{label} cannot be compared with the leaderboard: {'; '.join(reasons)}.", "yellow")
     if comparison.recorded[0].content["leaderboard"]["rows"]:
         yield Text("CHGNet's pretraining has seen most of these crystals; the other models have not.", "dim")
 

@@ -1,4 +1,4 @@
-"""How an experiment is drawn by `mbqueue status`: a table of its folds, or one line where there is little room."""
+"""How `mbqueue status` draws an experiment: a table of its folds, or one line if there is little room."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mbqueue.task import FORMATION_ENERGY
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = "_.-~=+*#"
 _BAR = 10
-#: Columns below which a fold's curve is not worth its place.
+#: The narrowest useful curve of a fold, in columns.
 _SHORTEST_CURVE = 14
 #: A curve's scale spans at least this ratio, so that noise does not look like progress.
 _SMALLEST_SPAN = 1.1
@@ -37,12 +37,12 @@ _BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "pruned", "ca
 
 
 def by_interest(experiments: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Their places, first those on which something happens or should; among equals the newest."""
+    """Their indices: active experiments and those that need attention first, then the newest."""
     return sorted(range(len(experiments)), key=lambda i: (_BY_INTEREST.index(experiments[i]["state"]), -i))
 
 
 def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> Text:
-    """One line on those of ``shown`` that are not in ``drawn``."""
+    """One line about those of ``shown`` that are not in ``drawn``."""
     names = {entry["name"] for entry in drawn}
     states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
     counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
@@ -56,7 +56,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
         title.append(" (paused)", STYLES["paused"])
     if entry["target"]["name"] != FORMATION_ENERGY.target.name:
         title.append(f"  {entry['target']['name']}", "dim")
-    title.append(f"  {entry['dataset']}", "dim")  # after the target, since it may be a path longer than the line
+    title.append(f"  {entry['dataset']}", "dim")  # last, since it may be a path that is longer than the line
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
@@ -74,7 +74,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
 
 
 def _how_far(progress: Mapping[str, Any] | None) -> str:
-    """What a part of a job is at, and how long it still takes."""
+    """The progress of a part of a job, and the time left."""
     if not progress or not progress.get("total"):
         return ""
     left = progress.get("seconds_left")
@@ -83,7 +83,7 @@ def _how_far(progress: Mapping[str, Any] | None) -> str:
 
 
 def one_line(entry: Mapping[str, Any], width: int, plain: bool) -> Text:
-    """Name, state, epochs, and scores or which folds are at work."""
+    """Name, state, epochs, and the scores or the running folds."""
     folds = entry["folds"]
     epochs = f"{sum(fold['epochs_done'] for fold in folds)}/{sum(fold['epochs_total'] for fold in folds)} epochs"
     at_work = ", ".join(f"fold {fold['fold']} {_fold_state(fold)}" for fold in folds if fold["running"])
@@ -102,7 +102,7 @@ def cut(text: Text, width: int, plain: bool) -> Text:
 def sparkline(values: Sequence[float], length: int, *, low: float, high: float, ascii_only: bool = False) -> str:
     """``values`` as at most ``length`` blocks on a logarithmic scale from ``low`` to ``high``.
 
-    Longer series are averaged in equal stretches. Values that are not finite or not above 0 show as ``?``.
+    Longer series are averaged over equal stretches. Values that are not finite or not above 0 show as ``?``.
     """
     levels = _ASCII_LEVELS if ascii_only else _BLOCKS
     if len(values) > length:
@@ -120,7 +120,7 @@ def sparkline(values: Sequence[float], length: int, *, low: float, high: float, 
 
 
 def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) -> str:
-    """A bar of ``length`` signs; it is full only when everything is done, and empty only when nothing is."""
+    """A bar of ``length`` characters: full only when everything is done, and empty only when nothing is."""
     full, empty = ("#", ".") if ascii_only else ("█", "░")
     if total <= 0:
         return empty * length
@@ -143,7 +143,7 @@ def _tested(entry: Mapping[str, Any], plain: bool) -> str:
     return f"test MAE {score} over {len(tested)} folds"
 
 
-#: Columns of the table of folds, and whether they are flush right. Written line by line, because rich's own table
+#: Columns of the table of folds, and whether they are right-aligned. Written line by line, because rich's own table
 #: takes longer for the 500 folds of 100,000 jobs than everything else together.
 _COLUMNS = (
     ("fold", False), ("epochs", False), ("", True), ("state", False), ("validation MAE", False), ("best", True),
@@ -199,7 +199,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
 
 
 def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
-    """On a scale of its own: one fold that went wrong must not make the others flat."""
+    """Each fold has its own scale: one bad fold must not flatten the others."""
     values = [math.nan if value is None else value for value in val_mae]
     drawn = [value for value in values if _is_drawable(value)]
     low = min(drawn, default=1.0)

@@ -1,4 +1,4 @@
-"""The last errors as `mbqueue status` tells them: each once, whole, with what to do about it."""
+"""The latest errors in `mbqueue status`: each one once, in full, with what to do about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mbqueue.clock import format_duration
 
-#: How a traceback's last line begins: the module and the class. Our own errors are whole sentences without it.
+#: The beginning of a traceback's last line: module and class. Our own errors are full sentences without it.
 _OWN_CLASS = re.compile(r"^mbqueue\.errors\.\w+: ")
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 
@@ -19,7 +19,7 @@ _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_]\w*(?::|$))")
 def last_errors(
     errors: Sequence[Mapping[str, Any]], now: float, width: int, plain: bool, *, at_most: int, lines: int
 ) -> Iterable[Text]:
-    """The errors, ``at_most`` so many, each on at most ``lines`` lines; the same of several folds as one."""
+    """At most ``at_most`` errors, each on at most ``lines`` lines; the same error of several folds counts as one."""
     if not errors:
         return
     yield Text("")
@@ -46,7 +46,7 @@ def job_label(job: Mapping[str, Any]) -> str:
 
 
 def _alike(errors: Sequence[Mapping[str, Any]], now: float) -> list[list[Mapping[str, Any]]]:
-    """Errors that differ in their fold only are together."""
+    """Group the errors that differ only in their fold."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for error in errors:
         same = ("experiment", "kind", "epoch", "failures", "error")
@@ -76,10 +76,10 @@ def _what_next(group: Sequence[Mapping[str, Any]], now: float) -> str:
     each = " each" if len(folds) > 1 else ""
     if _is_over(error):
         fold = f" --fold {folds[0]}" if len(folds) == 1 else ""
-        return f"failed {times}{each}; try again with: mbqueue retry {error['experiment']}{fold}"
+        return f"failed {times}{each}; retry with: mbqueue retry {error['experiment']}{fold}"
     if _rests(error, now):
         soonest = min(one["retry_at"] for one in group)
-        return f"failed {times}{each}; tried again in {format_duration(soonest - now)}"
+        return f"failed {times}{each}; the next attempt is in {format_duration(soonest - now)}"
     return f"failed {times}{each}; tried again"
 
 

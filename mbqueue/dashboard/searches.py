@@ -1,4 +1,4 @@
-"""How a search is drawn by `mbqueue status`: two lines, and with `mbqueue status NAME` a table of its trials."""
+"""How `mbqueue status` draws a search: two lines, and with `mbqueue status NAME` a table of its trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbqueue.dashboard.experiments import STYLES, cut
 
 
 def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: bool) -> Iterable[RenderableType]:
-    """What is tried, how much of it, and the best so far, with all of its settings where the search is opened."""
+    """The trials by state and the best so far; with all of its settings if the search is opened."""
     trials = search["trials"]
     counts = ", ".join(f"{count} {state}" for state, count in trials.items() if count)
     total = f" of {search['trials_wanted']}" if search["trials_wanted"] else ""
@@ -40,7 +40,7 @@ def search_lines(search: Mapping[str, Any], width: int, plain: bool, *, opened: 
 
 
 def trial_table(entries: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One row for each trial, in their order: state, epochs, best validation MAE, settings."""
+    """One row per trial, in order: state, epochs, best validation MAE, settings."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for justify in ("right", "left", "right", "left", "left"):
         table.add_column(justify=justify)
@@ -61,7 +61,7 @@ def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings of a trial in one line: ``train.lr=0.0003, train.batch_size=32``."""
+    """The settings of a trial in one line: ``train.lr=0.0003, train.batch_size=32``."""
     return ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
     )

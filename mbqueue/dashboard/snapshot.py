@@ -1,4 +1,4 @@
-"""The state of a project at one instant, as Python sees it: tables, and a view for terminals and notebooks."""
+"""The state of a project at one instant, for Python: tables, and a view for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SESSION_COLUMNS = (
     "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second", "job",
 )  # fmt: skip
 _ERROR_COLUMNS = ("job", "experiment", "kind", "fold", "epoch", "state", "failures", "at", "retry_at", "error")
-#: Keys of an overview that change from one look to the next.
+#: Keys of an overview that change all the time.
 _FLEETING = frozenset(
     {
         "now",
@@ -54,14 +54,14 @@ _THEME = TerminalTheme((255, 255, 255), (0, 0, 0), _TONES)
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What `Project.status` returns. In a notebook it shows itself, as a string it is what `mbqueue status` prints.
+    """The result of `Project.status`. A notebook displays it; as a string it is the output of `mbqueue status`.
 
-    The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas frames; pandas is imported when the first one
-    is asked for. Errors are in the unit of the target, times in seconds since the epoch (UTC).
+    The tables (`experiments`, `folds`, `sessions`, `errors`) are pandas frames; pandas is imported when you use the
+    first one. Errors are in the unit of the target, times in seconds since the epoch (UTC).
 
     Attributes:
         overview: all of it as one dictionary (see `mbqueue.queue.overview`).
-        session_seconds: the usual length of a session, in which the remaining work is told.
+        session_seconds: the usual length of a session, in which the remaining work is expressed.
         search: the one whose trials are shown.
     """
 
@@ -71,7 +71,7 @@ class Status:
 
     @property
     def is_active(self) -> bool:
-        """Whether a session is at work."""
+        """Whether a session is running."""
         return any(session["state"] == "live" for session in self.overview["sessions"])
 
     @property
@@ -114,7 +114,7 @@ class Status:
         return _frame(self.overview["errors"], _ERROR_COLUMNS, index="job")
 
     def view(self, *, fits_height: bool = False) -> RenderableType:
-        """What `mbqueue status` prints, for a console of rich; `fits_height` shortens it to the console's lines."""
+        """The output of `mbqueue status` for a rich console; `fits_height` limits it to the console's height."""
         now = self.overview["now"]
         return render(
             self.overview,
@@ -125,7 +125,7 @@ class Status:
         )
 
     def says_more_than(self, earlier: Status) -> bool:
-        """Whether a state, an epoch, a session or an error is new; ages, rates and progress change all the time."""
+        """Whether a state, an epoch, a session or an error changed; ages, rates and progress always change."""
         return bool(_lasting(self.overview) != _lasting(earlier.overview))
 
     def __rich__(self) -> RenderableType:
@@ -152,14 +152,14 @@ class Status:
 
 
 def _lasting(told: Any) -> Any:
-    """An overview without what changes from one look to the next."""
+    """An overview without the keys that change all the time."""
     if isinstance(told, Mapping):
         return {key: _lasting(value) for key, value in told.items() if key not in _FLEETING}
     return [_lasting(value) for value in told] if isinstance(told, list) else told
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, index: str | list[str]) -> pd.DataFrame:
-    """The rows; ``columns`` are there also when no row is."""
+    """The rows as a frame, which has ``columns`` even without rows."""
     import pandas as pd  # noqa: PLC0415 - takes half a second, and `mbqueue status` does without
 
     found = list(rows)

@@ -1,7 +1,7 @@
-"""What `mbqueue status` shows, from the overview that the queue gives (see mbqueue.queue.overview).
+"""The output of `mbqueue status`, made from the queue's overview (see mbqueue.queue.overview).
 
-Imports rich only, so that the command answers at once. The view fits 80 columns, grows with the terminal, uses
-ASCII where the output cannot show blocks, and carries no control characters of its own, so it reads well in a pipe.
+Imports only rich, so that the command answers at once. The view fits 80 columns, grows with the terminal, uses ASCII if
+the output cannot show blocks, and contains no control characters, so it reads well in a pipe.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mbqueue.dashboard.experiments import STYLES, by_interest, cut, experiment, 
 from mbqueue.dashboard.failures import job_label, last_errors
 from mbqueue.dashboard.searches import search_lines, trial_table
 
-#: The order in which counts of jobs are told: what is open first.
+#: The order of the job counts: open ones first.
 _STATES = ("leased", "ready", "waiting", "failed", "cancelled", "skipped", "committed")
 _NOBODY = "No session is running. Start one with: mbqueue work"
-#: With more experiments than this, those are drawn on which something happens or should, the newest first among equals.
+#: With more experiments than this, only active ones and those that need attention are drawn, newest first.
 _EXPERIMENTS_SHOWN = 20
 
 
@@ -29,14 +29,14 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """How much is told below the experiments."""
+    """How much is shown below the experiments."""
 
     sessions: int
     errors: int
     error_lines: int
 
 
-#: From what is told where there is room to what always is.
+#: From the most detailed to the least.
 _LIMITS = (_Limits(1000, 5, 6), _Limits(8, 3, 2), _Limits(3, 2, 2), _Limits(1, 1, 1))
 
 
@@ -54,20 +54,20 @@ def render(
     Args:
         overview: what the queue's overview returns (its format is documented there).
         now: seconds since the epoch, for ages and times to deadlines.
-        session_seconds: usual length of a session, in which the remaining work is also told.
+        session_seconds: usual length of a session, in which the remaining work is also expressed.
         width: columns to fill; by default those of the console.
-        fits_height: draw no more lines than the console has: experiments become one line each, done and cancelled
-            ones first, before anything of sessions, totals and errors is left out.
+        fits_height: limit the view to the console's height: experiments shrink to one line each, done and cancelled
+            ones first, before sessions, totals or errors are left out.
         opened: show each trial of searches.
     """
     return _Dashboard(overview, now, session_seconds, width, fits_height, opened)
 
 
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
-    """(seconds used, seconds left) by an experiment.
+    """(seconds used, seconds left) of an experiment.
 
-    Left is what preparing still takes by its rate, the number of open epochs times the mean of the finished ones, and
-    the same of predictions, where one is finished. None while nothing tells how long an open part takes.
+    The time left is that of preparing, by its rate, plus the open epochs at the mean of the finished ones, plus the
+    open predictions at the mean of the finished ones. It is None as long as an open part has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])
@@ -96,10 +96,10 @@ class TimeLeft(NamedTuple):
     """Device time of several experiments, in seconds.
 
     Attributes:
-        used: of all work: preparing, epochs, predictions, scores, also of jobs that are not finished.
-        left: of the work that is left, where an epoch tells how long one takes.
-        unknown: experiments and searches without a finished epoch, whose time left is unknown.
-        sessions: how many of the usual length `left` takes.
+        used: time of all work: preparing, epochs, predictions, scores, including unfinished jobs.
+        left: time of the remaining work, where a finished epoch gives an estimate.
+        unknown: number of experiments and searches without a finished epoch, whose time left is unknown.
+        sessions: number of sessions of the usual length that `left` takes.
     """
 
     used: float
@@ -111,7 +111,7 @@ class TimeLeft(NamedTuple):
 def time_left(
     experiments: Sequence[Mapping[str, Any]], session_seconds: float, *, searches: Iterable[Mapping[str, Any]] = ()
 ) -> TimeLeft:
-    """The time that experiments have used and still need; of searches, with the trials that they have yet to begin."""
+    """The time that experiments have used and still need, including trials that searches have yet to begin."""
     searched = {search["name"]: (float(search["seconds"]), search["seconds_left"]) for search in searches}
     alone = [entry for entry in experiments if (entry.get("trial") or {}).get("search") not in searched]
     used_left = [*(gpu_seconds(entry) for entry in alone), *searched.values()]
@@ -153,7 +153,7 @@ class _Dashboard:
         def height(parts: Iterable[RenderableType]) -> int:
             return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
 
-        # One line less than there are: a full screen would scroll when the view ends.
+        # One line less than the height: a full screen would scroll when the view ends.
         room = console.height - 1
         for limits in _LIMITS:
             rest = list(self._rest(limits, width, plain))
@@ -163,20 +163,20 @@ class _Dashboard:
         yield Group(*above, *rest)
 
     def _shortened(self, room: int, height: Height, width: int, plain: bool) -> list[RenderableType]:
-        """The experiments on at most ``room`` lines, if possible: as few as need be of them on one line each."""
+        """The experiments on at most ``room`` lines, if possible, with as few as possible reduced to one line."""
         shown = self.shown
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
         tables = [height(experiment(shown[place], width, plain)) + 1 for place in first]
-        # Besides, a line for each other one, one for those that are not drawn, and a blank one.
+        # Plus a line for each other experiment, one for those that are not drawn, and a blank one.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
             n_whole -= 1
         return self._experiments(n_whole, n_drawn, width, plain)
 
     def _experiments(self, n_whole: int, n_drawn: int, width: int, plain: bool) -> list[RenderableType]:
-        """The ``n_drawn`` most interesting ones in the order of the queue, ``n_whole`` of them with their folds."""
+        """The ``n_drawn`` most relevant ones in the order of the queue, ``n_whole`` of them with their folds."""
         shown = self.shown
         if not shown:
             if self.overview["experiments"]:
@@ -197,7 +197,7 @@ class _Dashboard:
         return parts
 
     def _rest(self, limits: _Limits, width: int, plain: bool) -> Iterable[RenderableType]:
-        """What is below the experiments."""
+        """The part below the experiments."""
         for search in self.overview.get("searches", ()):
             yield from search_lines(search, width, plain, opened=self.opened)
             if self.opened:
@@ -213,7 +213,7 @@ class _Dashboard:
 
 
 def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:
-    """What of a project on a drive is published, and what would be lost if this machine died now."""
+    """What a project on a drive has published, and what would be lost if this machine died now."""
     if publishing is None:
         return
     yield Text("")
@@ -231,9 +231,11 @@ def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[Re
         folds = ", ".join(f"{experiment} fold {fold}" for experiment, fold in other["folds"]) or "no fold yet"
         yield Text(f"another session on this drive: {other['session']} on {other['host']}: {folds}", "cyan")
     if publishing["aside"]:
-        yield Text(f"{len(publishing['aside'])} published commits are not of an accepted line; they are kept", "yellow")
+        yield Text(
+            f"{len(publishing['aside'])} published commits are not on the accepted line; they are kept", "yellow"
+        )
     if publishing["damaged"]:
-        yield Text(f"{len(publishing['damaged'])} files on the drive are damaged or not all there yet", "yellow")
+        yield Text(f"{len(publishing['damaged'])} files on the drive are damaged or incomplete", "yellow")
 
 
 def _sessions(
@@ -270,7 +272,7 @@ def _sessions(
 
 
 def _left(job: Mapping[str, Any] | None) -> str:
-    """What a session that died has left behind."""
+    """What a dead session has left behind."""
     if job is None:
         return "held no job"
     at = _progress(job)
@@ -278,7 +280,7 @@ def _left(job: Mapping[str, Any] | None) -> str:
 
 
 def _progress(job: Mapping[str, Any] | None) -> str:
-    """How far a job is, like `` 49 %``; nothing while it has not told."""
+    """The progress of a job, like `` 49 %``; empty if unknown."""
     progress = job and job["progress"]
     if not progress or not progress.get("total"):
         return ""
@@ -286,7 +288,7 @@ def _progress(job: Mapping[str, Any] | None) -> str:
 
 
 def _hours(seconds: float) -> str:
-    """Hours of a device; of less than one the minutes and seconds."""
+    """Device hours; below one hour, minutes and seconds."""
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else format_duration(seconds)
 
 

@@ -1,7 +1,7 @@
-"""When each session did what, from the queue's events: the timeline of the report.
+"""The timeline of the report: what each session did when, from the queue's events.
 
-Events tell when a job was claimed, when its data and model were loaded, and when it was given back or committed; and
-of a session on a drive, when it published and for how long, which goes on beside the training.
+Events record when a job was claimed, when its data and model were loaded, and when it was released or committed. For a
+session on a drive they also record when it published and for how long, which runs beside the training.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ def timeline(
     now: float,
     results: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[Span]:
-    """Spans of the given sessions in order of their start.
+    """The spans of the given sessions, by start.
 
-    A span is of the job's kind (prepare, train, predict, record) when the work was committed or given back in
-    good order; `load` before its data and model were there, `checkpoint` for what saving took of it (drawn at its
-    end); `lost to deaths` for what was done again after the session died or lost the lease in it (drawn at the end of
-    that attempt), or `cut off` for such an attempt as long as nobody knows what of it was kept; `failed`; and `idle`
-    for what is left of a session: start-up, waiting, and jobs of other experiments. `publish` lies beside all these
-    and over none of them.
+    A span has the job's kind (prepare, train, predict, record) if the work was committed or released properly. Other
+    kinds are `load`, before data and model were loaded; `checkpoint`, the time of saving, drawn at the end; `lost to
+    deaths`, work that was repeated after the session died or lost its lease, drawn at the end of that attempt; `cut
+    off`, such an attempt as long as it is unknown what was kept; `failed`; and `idle`, the rest of a session: start-up,
+    waiting, and jobs of other experiments. `publish` is drawn beside these, not over them.
 
     Args:
-        sessions: whose time is drawn.
-        events: of one experiment or all, oldest first; those of publishing belong to no experiment.
-        now: ends what is still going on.
-        results: of committed jobs, by job id: `seconds` of the work that is in them, and `checkpoint_seconds`.
+        sessions: the sessions to draw.
+        events: events of one experiment or all, oldest first; those of publishing belong to no experiment.
+        now: the end of what is still running.
+        results: results of committed jobs by job id: `seconds` of their work, and `checkpoint_seconds`.
     """
     rows = {row.id: row for row in sessions}
     events = list(events)
@@ -82,17 +81,17 @@ def _jobs(
 
 
 def _kept(kind: Kind | None, result: Mapping[str, Any]) -> float | None:
-    """Seconds of work in a finished job, all attempts together; None where nobody knows."""
+    """Seconds of work in a finished job, over all attempts; None if unknown."""
     if kind is Kind.TRAIN:
         return result.get("seconds")
-    # Predictions and records begin anew; of the data's preparation whole shards are kept, and nobody counts them.
+    # Predictions and records start over; preparing keeps whole shards, which are not counted.
     return None if kind is Kind.PREPARE else 0.0
 
 
 def _with_losses(spans: list[Span], work: str, kept: float) -> list[Span]:
-    """The spans of a finished job, in whose result are ``kept`` seconds of work: the other ones were lost to deaths.
+    """The spans of a finished job with ``kept`` seconds of work in its result; the rest was lost to deaths.
 
-    Where several attempts were cut off, the loss is shared out by their lengths.
+    If several attempts were cut off, the loss is divided by their lengths.
     """
     cut_off = sum(span.end - span.start for span in spans if span.kind == CUT_OFF)
     worked = cut_off + sum(span.end - span.start for span in spans if span.kind == work)
@@ -117,7 +116,7 @@ def _publishing(rows: dict[str, SessionRow], events: Iterable[Event]) -> Iterabl
 
 
 def _bad_ending(claim: Event, end: Event) -> str | None:
-    """The kind of a span that did not end in good order, or None."""
+    """The kind of a span that did not end properly, or None."""
     if end.by != claim.by:
         return CUT_OFF
     return "failed" if end.to_state is State.FAILED or end.why.startswith("failed") else None
@@ -160,5 +159,5 @@ def _gaps(row: SessionRow, spans: Sequence[Span], now: float) -> Iterable[Span]:
 
 
 def _last_sign(row: SessionRow, *, now: float) -> float:
-    """When the session ended, or until when it was believed to live."""
+    """When the session ended, or until when it counted as live."""
     return min(now if row.ended_at is None else row.ended_at, row.alive_until)

@@ -1,4 +1,4 @@
-"""What the buttons do: the same calls of `mbqueue.Project` as the command line's."""
+"""What the buttons do: they call the same methods of `mbqueue.Project` as the command line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _STOP_WAIT_SECONDS = 5.0
 
 
 def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
-    """Carry out an act and say what came of it.
+    """Perform an act and report its outcome.
 
     Args:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
-        given: what the page sent with it: `experiment`, `fold` (a number or null), `priority`; for enqueue the fields
-            of its form as text; for stop the id of a `session`, without which all on this machine are meant.
+        given: what the page sent: `experiment`, `fold` (a number or null), `priority`; for enqueue the fields of its
+            form as text; for stop the id of a `session`, by default all on this machine.
 
     Raises:
-        UsageError: when the act is unknown, or something that it needs is missing or of the wrong kind.
-        MbqueueError: as the method of `Project` that it calls.
+        UsageError: if the act is unknown, or an argument is missing or has the wrong type.
+        MbqueueError: as the method of `Project`.
     """
     chosen = _ACTS.get(name)
     if chosen is None:

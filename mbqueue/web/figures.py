@@ -1,4 +1,4 @@
-"""The report's figures of an experiment, as JSON for the browser, drawn again only when something new is in them."""
+"""The report's figures of an experiment, as JSON for the browser, redrawn only when their data change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import orjson
 from mbqueue.api import Project
 from mbqueue.errors import MbqueueError
 
-#: Experiments whose figures are kept; those of the official task take a few megabytes each.
+#: How many experiments' figures are cached; those of the official task take a few megabytes each.
 _KEPT = 8
 _CURVES = "learning-curves"
 
 
 class Figures:
-    """Figures by experiment, for any number of threads; each is drawn once for all pages."""
+    """Figures by experiment, thread-safe; each is drawn once for all pages."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -27,7 +27,7 @@ class Figures:
         self._compared: tuple[Hashable, tuple[str, bytes]] | None = None
 
     def of(self, entry: Mapping[str, Any]) -> bytes:
-        """All figures of an experiment, as one JSON object: name → plotly's figure; empty while there is none.
+        """All figures of an experiment, as one JSON object: name → plotly's figure; empty as long as there is none.
 
         Args:
             entry: the experiment as in the overview.
@@ -51,7 +51,7 @@ class Figures:
                 try:
                     content = {key: figure.to_json().encode() for key, figure in draw().items()}
                 except (MbqueueError, OSError):
-                    # A file that a session is just replacing, or a damaged one, of which the page tells in its own way.
+                    # A session is replacing the file, or it is damaged, which the page reports elsewhere.
                     return {} if drawn is None else drawn[1]
                 self._drawn[name, part] = drawn = (of_what, content)
             self._drawn.move_to_end((name, part))
@@ -60,7 +60,7 @@ class Figures:
             return drawn[1]
 
     def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The learning curves, from the histories alone: cheap, since they grow with every epoch."""
+        """The learning curves, from the histories alone: they are cheap to draw, and change with every epoch."""
         from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 
@@ -72,7 +72,7 @@ class Figures:
         return {_CURVES: figures.learning_curves(histories, self._project.target(entry["name"]))}
 
     def _finished(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the report draws of finished folds."""
+        """The report's figures of finished folds."""
         if not any(fold["state"] == "done" for fold in entry["folds"]):
             return {}
         from mbqueue.results.report.page import draw  # noqa: PLC0415
@@ -87,7 +87,7 @@ class Figures:
         return {"timeline": timeline(spans)} if spans else {}
 
     def paired(self, names: list[str]) -> tuple[str, bytes]:
-        """The comparison of recorded experiments, made again only when one of their files is another one.
+        """The comparison of recorded experiments, remade only when one of their files changes.
 
         Returns:
             Its HTML, and its figure as JSON.

@@ -1,8 +1,8 @@
 """The board as a Starlette application: pages, their parts, figures, files and acts.
 
-A page asks for its changing part every two seconds while it is visible, and gets "not modified" while nothing
-changed. Polling needs no open connections (a browser allows six for one address), so any number of tabs works, and so
-does any proxy in between. All links are relative and one level deep: a notebook's proxy may put any path before them.
+A visible page polls its changing part every two seconds, and gets "not modified" as long as nothing changes. Polling
+keeps no connections open (a browser allows six per address), so it works with any number of tabs and any proxy in
+between. All links are relative and one level deep, since a notebook's proxy may put any path before them.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from mbqueue.web.acts import act
 from mbqueue.web.figures import Figures
 from mbqueue.web.reading import Reader
 
-#: Scripts and styles come from the board alone; plotly sets styles of elements, which 'unsafe-inline' allows.
+#: Scripts and styles come only from the board. plotly sets styles of elements, which 'unsafe-inline' allows.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors "
 )
 _COLAB = "https://colab.research.google.com https://*.googleusercontent.com"
-#: With more experiments than this, those on which something happens come first and the others are left out.
+#: With more experiments than this, active ones come first and the others are left out.
 _SHOWN = 40
 _EVENTS_SHOWN = 60
 _LARGEST_ACT = 64 << 10
@@ -64,8 +64,7 @@ def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp
     """The board of a project.
 
     Args:
-        access: who may ask.
-        read_only: leave out all acts.
+        access: checks requests. read_only: leave out all acts.
     """
     board = _Board(project, access, read_only=read_only)
     routes = [
@@ -85,7 +84,7 @@ def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp
 
 
 class _Guarded:
-    """Checks every request before the application sees it, and sets the headers of every answer."""
+    """Check every request before the application sees it, and set the headers of every answer."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -95,7 +94,7 @@ class _Guarded:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        # Cookies know no ports: two boards on one machine must not overwrite each other's.
+        # Cookies ignore ports: two boards on one machine must not overwrite each other's.
         cookie_name = f"mbqueue_board_{(scope.get('server') or ('', 0))[1]}"
 
         async def send_with_headers(message: Message) -> None:
@@ -103,7 +102,7 @@ class _Guarded:
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = _POLICY + self._ancestors
                 headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"  # the address may hold the token
+                headers["Referrer-Policy"] = "no-referrer"  # the address may contain the token
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
@@ -115,9 +114,9 @@ class _Guarded:
             return
         given = request.query_params.get(TOKEN)
         if given is not None and not self._access.is_embedded and request.method == "GET":
-            # Out of the address bar, and so out of screenshots, bookmarks and the history.
+            # Remove it from the address bar, and so from screenshots, bookmarks and the history.
             rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
-            # Only a query: a path such as //other.example/ would lead away from the board.
+            # Redirect only to a query: a path such as //other.example/ would lead away from the board.
             answer = RedirectResponse("?" + urlencode(rest), status_code=303)
             answer.set_cookie(cookie_name, given, httponly=True, samesite="strict")
             await answer(scope, receive, send_with_headers)
@@ -178,9 +177,9 @@ class _Board:
         if reading.status is not None:
             try:
                 facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
-            except (MbqueueError, OSError) as error:  # the page keeps what it shows
+            except (MbqueueError, OSError) as error:  # the page keeps its content
                 facts["trouble"] = reading.trouble or str(error) or type(error).__name__
-        # Ages move on with the reader's clock, so an answer that differs in nothing else is not sent again.
+        # The browser updates ages by its own clock, so an answer in which only ages differ is not sent again.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
@@ -265,7 +264,9 @@ class _Board:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def file(self, request: Request) -> Response:
-        """A result file, to be saved. The request chooses one of those that are there; it never is a path itself."""
+        """Serve a result file as a download. The request selects one of the existing files; it is never a path
+        itself.
+        """
         wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
         for path in self._files(name):
             if path.name == wanted:
@@ -283,7 +284,7 @@ class _Board:
     # -- acts --------------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request) -> Response:
-        """Do what a button says."""
+        """Perform the act of a button."""
         from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
         self._access.check_act(request)
@@ -309,12 +310,12 @@ class _Board:
         return page + ("?" + urlencode(everything, doseq=True, quote_via=quote) if everything else "")
 
     def _token(self) -> dict[str, str]:
-        """What each link carries inside a notebook, where cookies may be blocked."""
+        """The query of each link inside a notebook, where cookies may be blocked."""
         return {TOKEN: self._access.token} if self._access.is_embedded and self._access.token else {}
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a file's name can be part of a page and of an address."""
+    """Whether a file's name can appear in a page and in an address."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 

@@ -1,4 +1,4 @@
-"""The state of the queue, read once for all open pages, and only while a page is open."""
+"""Read the state of the queue once for all open pages, and only while a page is open."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mbqueue.api import Project, Status
 from mbqueue.clock import Clock, format_duration
 from mbqueue.errors import MbqueueError
 
-#: Pages see a state that is at most this old, in seconds.
+#: The greatest age of the state that pages show, in seconds.
 FRESH_SECONDS = 1.5
 #: A read that takes longer than this is reported, in seconds.
 PATIENCE_SECONDS = 5.0
-#: The board spends at most one part in this many of its time reading, however large the queue is.
+#: The board spends at most 1/this of its time reading, however large the queue is.
 _REST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the last look at the queue gave.
+    """The outcome of the last read of the queue.
 
     Attributes:
-        status: the newest state that could be read; None when there was none yet.
-        trouble: why the last look failed, or None.
+        status: the newest state that could be read; None before the first.
+        trouble: why the last read failed, or None.
     """
 
     status: Status | None
@@ -32,7 +32,7 @@ class Reading:
 
 
 class Reader:
-    """Reads a project's status for any number of threads: one look at a time, none more often than needed."""
+    """Reads a project's status for any number of threads: one read at a time, and only as often as needed."""
 
     def __init__(self, project: Project, clock: Clock) -> None:
         self._look: Callable[[], Status] = project.status
@@ -44,10 +44,10 @@ class Reader:
         self._has_expired = False
 
     def read(self) -> Reading:
-        """The state now, or at most a moment ago.
+        """The current state, or a recent one.
 
-        While another thread looks, and that look hangs (a server that is away), this returns what is known, and says
-        so once the look has lasted a while.
+        If another thread's read hangs (on an unreachable server), this returns the last state, and reports the delay
+        after a while.
         """
         is_first = self._reading.status is None and self._reading.trouble is None
         if self._busy.acquire(blocking=is_first):
@@ -61,7 +61,7 @@ class Reader:
         return self._reading
 
     def expire(self) -> None:
-        """Look again at the next call: something was changed from here."""
+        """Read again at the next call: the board has changed something."""
         self._has_expired = True
         self._next_look = float("-inf")
 
@@ -73,5 +73,5 @@ class Reader:
         except (MbqueueError, OSError) as error:
             self._reading = Reading(status=self._reading.status, trouble=str(error) or type(error).__name__)
         ended = self._clock.monotonic()
-        if not self._has_expired:  # else something was changed after this look began
+        if not self._has_expired:  # otherwise something changed after this read began
             self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))

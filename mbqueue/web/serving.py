@@ -1,4 +1,4 @@
-"""Running the board: in a terminal until Ctrl-C, or in a thread beside a notebook."""
+"""Run the board: in a terminal until Ctrl-C, or in a thread beside a notebook."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
-#: A board in a notebook takes the first free port from the default one on.
+#: How many ports, from the default on, a board in a notebook tries.
 _PORTS_TRIED = 20
 _START_SECONDS = 10.0
 _ALL_INTERFACES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
@@ -37,9 +37,9 @@ def serve(
     """Serve the board until SIGINT or SIGTERM.
 
     Args:
-        host: the address of an interface; on any but the loopback one, a token is made and is part of the address.
+        host: the address of an interface; on any except loopback, a token is created and is part of the address.
         port: 0 for a free one.
-        on_address: told the URL to open, once the port is taken.
+        on_address: called with the URL to open, once the port is bound.
 
     Raises:
         UsageError: when the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
@@ -50,17 +50,17 @@ def serve(
 
 
 def board(path: str | Path | None = None, *, height: int = 720, read_only: bool = False) -> None:
-    """Show the live page of a project in the output of a notebook's cell (Colab and Jupyter).
+    """Show the live page of a project in the output of a notebook cell (Colab and Jupyter).
 
     The server runs in a thread of the notebook's kernel, and ends with it.
 
     Args:
         path: the project's folder; by default the one above the working folder.
-        height: of the frame, in pixels.
+        height: height of the frame, in pixels.
         read_only: without buttons.
 
     Raises:
-        UsageError: outside of a notebook; there, `mbqueue board` serves the page. Without `mbqueue[board]`, too.
+        UsageError: outside a notebook, where `mbqueue board` serves the page; or without `mbqueue[board]`.
     """
     try:
         from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -93,7 +93,7 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
 def listening_server(
     project: Project, host: str, port: int | None, *, read_only: bool, is_embedded: bool
 ) -> tuple[uvicorn.Server, socket.socket, str | None]:
-    """A server that is ready to run, the socket that it listens on, and the token that it asks for.
+    """Make a server that is ready to run, its listening socket, and its token.
 
     Args:
         port: 0 for a free one, None for the first free one from the default port on.
@@ -112,7 +112,7 @@ def listening_server(
     needs_token = is_embedded or host not in LOOPBACK_NAMES
     access = Access(token=secrets.token_urlsafe(24) if needs_token else None, is_embedded=is_embedded)
     app = application(project, access, read_only=read_only)
-    # Lines of a log for each request would bury the address; errors of the program are logged.
+    # A log line per request would bury the address; errors of the program are logged.
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
     return uvicorn.Server(config), _listener(host, port), access.token
 
@@ -126,7 +126,7 @@ def _listener(host: str, port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))
-            listener.listen()  # from here on a browser may connect, and waits until the server answers
+            listener.listen()  # from here on a browser can connect and waits for the server's answer
         except OSError as failed:
             listener.close()
             error = failed

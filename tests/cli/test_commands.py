@@ -233,7 +233,7 @@ def test_what_names_no_seeds_is_refused(mbqueue: Command, seeds: str, why: str) 
 def test_seeds_and_a_seed_do_not_go_together(mbqueue: Command) -> None:
     said = mbqueue("enqueue", "head_finetune", "--dataset", "sample", "--seeds", "0-2", "--set", "seed=1")
     assert said.code == 2
-    assert "The seed is given twice" in said.err
+    assert "The seed is given both" in said.err
 
 
 def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_base_that_is_not_there_is_an_error_that_lists_those_that_are(project,
 
 def test_options_that_a_search_does_not_take_are_refused(project, write):
     write()
-    with pytest.raises(UsageError, match=r"describes a search.*Only --name and --priority"):
+    with pytest.raises(UsageError, match=r"describes a search.*You can only add --name and --priority"):
         Project(project.root).enqueue("hunt", epochs=3)
 
 

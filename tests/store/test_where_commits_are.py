@@ -156,7 +156,7 @@ def test_commands_do_not_look_for_results_in_a_place_that_is_not_the_queues(
             with pytest.raises(StoreError, match="The commits of this queue are in"):
                 command()
         assert api.retry("full_finetune") == 0
-        assert "could not be seen" in caplog.text
+        assert "could not be checked" in caplog.text
         caplog.clear()
     assert list((tmp_path / "other").iterdir()) == []
 
@@ -388,5 +388,5 @@ def test_a_retry_while_the_store_is_away_is_done_and_remembered(
     backend.away = True
     with caplog.at_level(logging.WARNING):
         assert project.retry("full_finetune") == 1, "what was predicted is not predicted again"
-    assert "could not be seen" in caplog.text
+    assert "could not be checked" in caplog.text
     assert not json.loads(wanted.read_text())["cancelled"], "a queue that is rebuilt would not forget it"
