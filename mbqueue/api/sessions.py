@@ -100,7 +100,7 @@ class Working(OpenedProject):
             from mbqueue.session.worker import work  # noqa: PLC0415
 
             if options.session_seconds is not None:
-                # The slow imports are part of the session: whoever ends it from outside counts from its beginning.
+                # The slow imports count as part of the session: a limit from outside starts at its beginning.
                 spent = self._clock.monotonic() - began
                 options = replace(options, session_seconds=max(1.0, options.session_seconds - spent))
             everyone = Relay(*heard)

@@ -264,9 +264,7 @@ class _Board:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def file(self, request: Request) -> Response:
-        """Serve a result file as a download. The request selects one of the existing files; it is never a path
-        itself.
-        """
+        """Serve a result file. The request selects one of the existing files; it is never a path itself."""
         wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
         for path in self._files(name):
             if path.name == wanted:
