@@ -70,7 +70,7 @@ def test_the_pair_is_told_with_its_interval_and_verdict(comparison):
 
 
 def test_a_score_that_does_not_compare_with_the_leaderboard_says_why(comparison):
-    assert "first does not compare with the leaderboard: folds 2, 3, 4" in draw(comparison)
+    assert "first cannot be compared with the leaderboard: folds 2, 3, 4" in draw(comparison)
 
 
 def test_too_few_crystals_for_an_interval_are_said_to_be(comparison):

@@ -158,7 +158,7 @@ def test_a_failed_job_is_shown_with_the_command_that_tries_it_again(queue):
     overview["errors"] = [{**error, "failures": 3, "at": NOW, "retry_at": None, "error": "NonFiniteLoss: step 12 [x]"}]
     lines = draw(overview).splitlines()
     assert "  small fold 0 epoch 1: NonFiniteLoss: step 12 [x]" in lines
-    assert "    failed 3 times; try again with: mbqueue retry small --fold 0" in lines
+    assert "    failed 3 times; retry with: mbqueue retry small --fold 0" in lines
     assert "No session is running. Start one with: mbqueue work" in lines
 
 
@@ -167,7 +167,7 @@ def test_a_job_that_rests_after_a_failure_says_when_it_is_tried_again(queue):
     overview = queue.overview(now=NOW)
     error = {"job": 1, "experiment": "small", "kind": "prepare", "fold": None, "epoch": None, "state": "ready"}
     overview["errors"] = [{**error, "failures": 1, "at": NOW, "retry_at": NOW + 90, "error": "disk full"}]
-    assert "    failed once; tried again in 1m30s" in draw(overview).splitlines()
+    assert "    failed once; the next attempt is in 1m30s" in draw(overview).splitlines()
 
 
 def test_an_empty_queue_says_how_to_begin(queue):
@@ -292,7 +292,7 @@ def test_the_same_error_of_several_folds_is_told_once():
     overview = {**busy_overview(), "errors": [error_entry(fold) for fold in range(5)]}
     lines = draw(overview).splitlines()
     told = lines.index("  third folds 0, 1, 2, 3, 4 epoch 1: 3 crystals cannot be used.")
-    assert lines[told + 1 :] == ["    failed 3 times each; try again with: mbqueue retry third"]
+    assert lines[told + 1 :] == ["    failed 3 times each; retry with: mbqueue retry third"]
 
 
 def test_a_long_error_is_told_whole_and_without_the_path_of_its_class():
@@ -420,7 +420,7 @@ def test_a_lost_mount_is_shown_with_its_reason_and_what_a_death_now_would_cost()
     assert "DEGRADED for 1m30s: Transport endpoint is not connected" in drawn
     assert "not published yet: 5m00s of training, lost if this machine died now" in drawn
     assert "another session on this drive: s2 on colab: full_finetune fold 1" in drawn
-    assert "1 published commits are not of an accepted line" in drawn
+    assert "1 published commits are not on the accepted line" in drawn
     assert "2 files on the drive are damaged" in drawn
 
 

@@ -48,7 +48,7 @@ def done(project: ProjectFolder, *, jobs: int, **result: Any) -> None:
 def session(project: ProjectFolder) -> str:
     """What a session says that begins, finds everything in order, and does nothing."""
     report = RememberedReport()
-    return work(project, WorkOptions(device="cpu", max_jobs=0), report=report).reason
+    return work(find_project(project.root), WorkOptions(device="cpu", max_jobs=0), report=report).reason
 
 
 def place_of(project: ProjectFolder) -> CommitsPlace | None:
@@ -371,7 +371,7 @@ def test_an_empty_variable_does_not_switch_the_store_off(tmp_path: Path, monkeyp
     with (root / "mbqueue.toml").open("a") as settings:
         settings.write('store = "s3://bucket/prefix"\n')
     monkeypatch.setenv(STORE_VARIABLE, "")
-    assert find_project(root).store == "s3://bucket/prefix"
+    assert find_project(root).topology.store == "s3://bucket/prefix"
 
 
 def test_a_retry_while_the_store_is_away_is_done_and_remembered(
