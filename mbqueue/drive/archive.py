@@ -122,7 +122,8 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
-                    for fold in experiment.spec["folds"]:
+                    # Of a trial that gave up its checkpoints, the spec has what there was.
+                    for fold in () if experiment.is_released else experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
                         newest = commits.newest()

@@ -18,8 +18,10 @@ from mbqueue.drive.wanted import keep_wanted
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Kind, State
+from mbqueue.queue.opening import open_on_server
 from mbqueue.queue.store import Queue
 from mbqueue.search import steps
+from mbqueue.search.file import Search
 from mbqueue.search.trials import TrialState, trials_of
 from mbqueue.session.same_place import known_epochs, lacking
 from mbqueue.session.shared_commits import finished_epochs, remove_released, send_fold
@@ -143,6 +145,39 @@ def test_checkpoints_in_a_store_are_removed_and_nothing_misses_them(local, clock
     assert not [name for name in store.names("") if NAMES[0] in name]
     assert (NAMES[0], 0) not in known_epochs(session.queue)
     assert lacking(session.queue, finished_epochs(store)) == ""
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_an_archive_holds_the_search(local, clock, tmp_path, given_up):
+    project, session = local
+    if given_up:
+        give_up(project, session.queue, clock)
+    session.queue.end_session(session.id, reason="test", now=clock.now())
+    before = known(session.queue)
+    Project(project.root).back_up(tmp_path / "all.tar")
+    other = Project.create(tmp_path / "other")
+    other.restore(tmp_path / "all.tar")
+    with Queue(other.folder.queue_db) as queue:
+        assert known(queue) == before
+        assert [trial.is_released for trial in queue.trials()] == [given_up, False]
+    assert folders(other.folder) == (NAMES[1:] if given_up else NAMES)
+
+
+def test_a_search_that_moves_to_a_server_goes_on_as_it_would_have(local, clock, postgres_server):
+    project, session = local
+    give_up(project, session.queue, clock)
+    session.queue.end_session(session.id, reason="test", now=clock.now())
+    before, search = known(session.queue), Search.model_validate(session.queue.trials()[0].spec["trial"]["search"])
+    following = steps.trial_spec(search, trials_of(session.queue.overview(now=0.0), "hunt"))
+    session.queue.close()
+    url = postgres_server.url()
+    Project(project.root).migrate_queue(url)
+    with open_on_server(url) as queue:
+        assert known(queue) == before
+        assert [trial.is_released for trial in queue.trials()] == [True, False]
+        assert steps.trial_spec(search, trials_of(queue.overview(now=0.0), "hunt")) == following
+        assert queue.retry(NAMES[0], now=clock.now())
+        assert committed(queue, NAMES[0]) == []
 
 
 def test_a_drive_loses_them_once_it_has_the_news_and_a_new_machine_knows_the_trial(tmp_path, clock):
