@@ -8,7 +8,7 @@ the unit of the target.
     experiments[]   name, state, paused, priority, dataset, target {name, unit, kind}, dataset_hash,
                     spec_hash, enqueued_at, results_dir,
                     jobs {state: count}, prepare, record (states), seconds,
-                    trial {search, number, of (0: unknown), settings {key: value}} or null,
+                    trial {search, number, of (0: unknown), gpu_hours (0: no limit), settings {key: value}} or null,
                     chosen {search, trial, trials, folds[]} or null
                     preparing (progress of a prepare job that was begun) or null,
                     folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
@@ -289,6 +289,7 @@ def _trial(trial: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "search": search["name"],
         "number": trial["number"],
         "of": search["trials"],
+        "gpu_hours": search.get("gpu_hours", 0.0),
         "settings": trial["settings"],
     }
 

@@ -200,7 +200,51 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
     problems = list(_problems(search_of_base))
     if problems:
         raise _wrong(path, problems)
-    return search_of_base
+    size = _grid_size(search_of_base)
+    if size is None:
+        return search_of_base
+    if not size:
+        raise _wrong(path, ["space: the experiment refuses every point of the grid"])
+    return search_of_base.model_copy(update={"trials": min(search_of_base.trials or size, size)})
+
+
+def _grid_size(search: Search) -> int | None:
+    """How many settings a grid has that the experiment takes; None for other samplers, and for very many."""
+    if search.sampler != "grid":
+        return None
+    points: list[dict[str, Value]] = [{}]
+    for key, setting in search.space.items():
+        varied = [all(point.get(other) in values for other, values in setting.when.items()) for point in points]
+        points = [
+            changed
+            for point, is_varied in zip(points, varied, strict=True)
+            for changed in (
+                [{**point, key: _as_in(search, key, value)} for value in _grid_values(setting)]
+                if is_varied
+                else [point]
+            )
+        ]
+        if len(points) > MOST_TRIALS:
+            return None
+    return sum(_is_taken(search, point) for point in points)
+
+
+def _grid_values(setting: Setting) -> list[Value]:
+    if setting.choices is not None:
+        return setting.choices
+    assert setting.low is not None
+    assert setting.high is not None
+    assert setting.step is not None
+    steps = int((setting.high - setting.low) / setting.step * (1 + 1e-9))
+    return [setting.low + step * setting.step for step in range(steps + 1)]
+
+
+def _is_taken(search: Search, point: Mapping[str, Value]) -> bool:
+    try:
+        search.spec_with(point, name="trial")
+    except SpecError:
+        return False
+    return True
 
 
 def _problems(search: Search) -> Iterator[str]:

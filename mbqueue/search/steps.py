@@ -18,10 +18,7 @@ from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.search.file import Search
 from mbqueue.search.study import is_unpromising, next_settings
-from mbqueue.search.trials import Trial, TrialState, best_of, search_names, trial_name, trials_of
-
-#: After so many failed trials in a row a person has to look.
-MOST_FAILED_IN_A_ROW = 3
+from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, search_names, trial_name, trials_of
 
 
 def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
@@ -155,7 +152,6 @@ def _wants_another(search: Search, trials: Sequence[Trial], sessions: int) -> bo
         return False
     if search.gpu_hours and sum(trial.seconds for trial in trials) >= search.gpu_hours * 3600:
         return False
-    last = trials[-MOST_FAILED_IN_A_ROW:]
-    if len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last):
+    if needs_a_person(trials):
         return False
     return sum(trial.state is TrialState.OPEN for trial in trials) < sessions

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mbqueue.search.trials import Trial, TrialState, best_of, search_names, trials_of
+from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, search_names, trials_of
 
 
 def summaries(overview: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each search of an overview as a plain dictionary: ``searches[]`` of docs/reference/status-json.md."""
-    wanted = {entry["trial"]["search"]: entry["trial"]["of"] for entry in overview["experiments"] if entry["trial"]}
-    return [_summary(name, trials_of(overview, name), wanted[name]) for name in search_names(overview)]
+    bounds = {
+        entry["trial"]["search"]: (entry["trial"]["of"], entry["trial"]["gpu_hours"] * 3600)
+        for entry in overview["experiments"]
+        if entry["trial"]
+    }
+    return [_summary(name, trials_of(overview, name), *bounds[name]) for name in search_names(overview)]
 
 
-def _summary(name: str, trials: Sequence[Trial], wanted: int) -> dict[str, Any]:
+def _summary(name: str, trials: Sequence[Trial], wanted: int, budget_seconds: float) -> dict[str, Any]:
     best = best_of(trials)
     states = Counter(trial.state.value for trial in trials)
     epochs_done = sum(trial.epochs_done for trial in trials)
@@ -26,7 +31,7 @@ def _summary(name: str, trials: Sequence[Trial], wanted: int) -> dict[str, Any]:
     per_epoch = seconds / epochs_done if epochs_done else 0.0
     return {
         "name": name,
-        "state": _state(trials, wanted),
+        "state": _state(trials, wanted, budget_seconds),
         "trials": {state.value: states[state.value] for state in TrialState},
         "trials_wanted": wanted,
         "best": best
@@ -40,28 +45,31 @@ def _summary(name: str, trials: Sequence[Trial], wanted: int) -> dict[str, Any]:
         "epochs_saved": saved,
         "seconds": seconds,
         "seconds_saved": saved * per_epoch,
-        "seconds_left": _left(trials, wanted, per_epoch),
+        "seconds_left": _left(trials, wanted, budget_seconds, per_epoch),
     }
 
 
-def _state(trials: Sequence[Trial], wanted: int) -> str:
+def _state(trials: Sequence[Trial], wanted: int, budget_seconds: float) -> str:
     if any(trial.state is TrialState.OPEN and not trial.is_paused for trial in trials):
         return "running"
     if trials[-1].is_paused:
         return "paused"
     if trials[-1].state is TrialState.CANCELLED:
         return "cancelled"
-    if wanted and len(trials) < wanted:
-        return "failed" if trials[-1].state is TrialState.FAILED else "waiting"
-    return "done"
+    has_all = bool(wanted) and len(trials) >= wanted
+    has_spent = bool(budget_seconds) and sum(trial.seconds for trial in trials) >= budget_seconds
+    if has_all or has_spent:
+        return "done"
+    return "failed" if needs_a_person(trials) else "waiting"
 
 
-def _left(trials: Sequence[Trial], wanted: int, per_epoch: float) -> float | None:
-    """About how many seconds are left; None before the first epoch, or where only GPU-hours bound the search.
+def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch: float) -> float | None:
+    """About how many seconds are left; None before the first epoch.
 
-    Trials are taken to train as many epochs as those that have ended, and all of them while none has.
+    Trials are taken to train as many epochs as those that have ended, and all of them while none has. Trials that have
+    not begun take at most what is left of the GPU-hours.
     """
-    if not per_epoch or not wanted:
+    if not per_epoch:
         return None
     if trials[-1].state is TrialState.CANCELLED:
         return 0.0
@@ -70,4 +78,6 @@ def _left(trials: Sequence[Trial], wanted: int, per_epoch: float) -> float | Non
         sum(trial.epochs_done for trial in ended) / len(ended) if ended else trials[0].epochs * len(trials[0].curves)
     )
     open_epochs = sum(max(0.0, usual - trial.epochs_done) for trial in trials if trial.state is TrialState.OPEN)
-    return (open_epochs + usual * max(0, wanted - len(trials))) * per_epoch
+    to_begin = usual * max(0, wanted - len(trials)) * per_epoch if wanted else math.inf
+    unspent = max(0.0, budget_seconds - sum(trial.seconds for trial in trials)) if budget_seconds else math.inf
+    return open_epochs * per_epoch + min(to_begin, unspent)

@@ -9,6 +9,8 @@ from typing import Any
 
 from mbqueue.queue.store import Queue
 
+#: After so many failed trials in a row a person has to look.
+MOST_FAILED_IN_A_ROW = 3
 #: After the name of the search, in that of a trial.
 _NUMBER = ".{:03d}"
 
@@ -88,6 +90,12 @@ def experiments_of(queue: Queue, name: str) -> list[str]:
 def search_names(overview: Mapping[str, Any]) -> list[str]:
     """The searches of a queue, oldest first."""
     return list(dict.fromkeys(entry["trial"]["search"] for entry in overview["experiments"] if entry["trial"]))
+
+
+def needs_a_person(trials: Sequence[Trial]) -> bool:
+    """Whether so many trials have failed in a row that the search begins no more by itself."""
+    last = trials[-MOST_FAILED_IN_A_ROW:]
+    return len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last)
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:

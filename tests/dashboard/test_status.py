@@ -434,7 +434,7 @@ def test_what_is_all_published_is_shown_so():
 
 def test_an_opened_search_shows_its_settings_whole_and_a_closed_one_is_three_lines():
     settings = {"train.lr": 0.00042914, "train.batch_size": 32, "train.huber_delta": 0.06, "train.warmup": 0.1}
-    trial = {"search": "hunt", "number": 0, "of": 40, "settings": settings}
+    trial = {"search": "hunt", "number": 0, "of": 40, "gpu_hours": 0.0, "settings": settings}
     overview = overview_of([fold_entry(done=20, val_mae=[0.03])], trial=trial, state="done")
     best = {"trial": 0, "experiment": "hunt.000", "val_mae": 0.03, "settings": settings}
     spent = {"epochs_done": 20, "epochs_saved": 0, "seconds": 60.0, "seconds_saved": 0.0, "seconds_left": 2340.0}
@@ -449,7 +449,7 @@ def test_an_opened_search_shows_its_settings_whole_and_a_closed_one_is_three_lin
 
 
 def test_the_time_left_counts_trials_that_a_search_has_yet_to_begin():
-    trial = {"search": "hunt", "number": 0, "of": 40, "settings": {"train.lr": 0.1}}
+    trial = {"search": "hunt", "number": 0, "of": 40, "gpu_hours": 0.0, "settings": {"train.lr": 0.1}}
     overview = overview_of([fold_entry(done=10, seconds=30.0, state="running")], trial=trial)
     search = {"name": "hunt", "state": "running", "trials": {"open": 1}, "trials_wanted": 40, "best": None}
     overview["searches"] = [{**search, "epochs_saved": 0, "seconds": 30.0, "seconds_left": 2340.0}]

@@ -128,6 +128,20 @@ def test_what_cannot_be_is_one_error_that_says_what_and_where_and_nothing_is_enq
     assert not project.queue_db.exists()
 
 
+@pytest.mark.parametrize("trials", ["trials = 100", "gpu_hours = 5.0"])
+def test_a_grid_has_as_many_trials_as_settings_that_the_experiment_takes(project, write, trials):
+    space = """
+"train.epochs" = { choices = [2, 4] }
+"train.unfreeze_epochs" = { low = 0, high = 3, step = 1 }
+"train.ema_decay" = { choices = [0.0, 0.9], when = { "train.epochs" = [4] } }
+"""
+    search = SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'{trials}\nsampler = "grid"')
+    write(search + space)
+    trial = Project(project.root).enqueue("hunt").experiment.spec["trial"]
+    # Of 2 epochs, with 0 or 1 of them before all is unfrozen; of 4, with 0 to 3, each twice.
+    assert trial["search"]["trials"] == 2 + 4 * 2
+
+
 def test_a_base_that_is_not_there_is_an_error_that_lists_those_that_are(project, write):
     write(SEARCH.replace('base = "small"', 'base = "smal"'))
     with pytest.raises(UsageError, match=r"no experiment 'smal'.*small"):

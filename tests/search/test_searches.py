@@ -207,6 +207,17 @@ def test_a_budget_of_gpu_hours_begins_no_trial_once_it_is_spent(queue):
     assert [trial.epochs_done for trial in found] == [8, 8, 8]  # a second each
 
 
+def test_a_summary_of_a_budget_says_what_is_left_of_it(queue):
+    enqueue(queue, make_search(trials=0, gpu_hours=20 / 3600, pruner="none"))
+    session = start_session(queue)
+    seen = []
+    for jobs in (11, 22):  # a trial has 11 jobs and takes 8 seconds
+        do_jobs(queue, session, now=now, jobs=jobs)
+        (summary,) = summaries(queue.overview(now=NOW))
+        seen.append((summary["state"], summary["seconds"], summary["seconds_left"]))
+    assert seen == [("waiting", 8, 12), ("done", 24, 0)]
+
+
 def test_trials_are_as_urgent_as_the_newest_of_them(queue):
     enqueue(queue, make_search(trials=2))
     queue.set_priority("hunt.000", 7, now=NOW)
