@@ -44,19 +44,6 @@ NOT_YET_CLEAN = (
     "mbqueue/session/",
     "mbqueue/storage/",
     "mbqueue/train/",
-    "tests/api/",
-    "tests/cli/",
-    "tests/data/",
-    "tests/drive/",
-    "tests/earlier/",
-    "tests/queue/",
-    "tests/reliability/",
-    "tests/results/",
-    "tests/search/",
-    "tests/session/",
-    "tests/store/",
-    "tests/support/",
-    "tests/train/",
 )
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
 #: Made by builds and runs, at the top of the repository.

@@ -89,7 +89,7 @@ class Gatherer:
         if bare in self._names:
             other = self._names[bare]
             self.refuse(
-                name, "the id is given twice" if other == name else f"its id is that of {other!r} but for blanks"
+                name, "the id is given twice" if other == name else f"its id is that of {other!r} except for blanks"
             )
             return
         if _UNFIT.search(name):

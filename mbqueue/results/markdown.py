@@ -146,7 +146,7 @@ def _how(content: dict[str, Any], target: Target) -> list[str]:
         changes = change["changes"].items()
         what = ", ".join(f"{key}: {markdown(str(old))} → {markdown(str(new))}" for key, (old, new) in changes)
         lines.append(
-            f"- went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"- resumed under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
             f"step {change['step']} ({what}): the last digits may differ from those of a run without that"
         )
     return lines

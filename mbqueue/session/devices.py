@@ -269,7 +269,7 @@ class Crew:
 
     def _mourn(self, worker: _Worker, others_live: bool) -> Failure:
         failure = Failure(device=worker.device.label, code=worker.process.returncode, said="\n".join(worker.said))
-        worker.report.note(f"its process {failure.why}" + ("; the other sessions go on" if others_live else ""))
+        worker.report.note(f"its process {failure.why}" + ("; the other sessions continue" if others_live else ""))
         try:
             # So that the others need not wait until its lease runs out.
             with open_queue(self._project) as jobs:

@@ -91,7 +91,7 @@ class StoreWatch:
         if away > PATIENCE_SECONDS:
             raise StoreAway(
                 f"{error} It was waited for {format_duration(away)}. What is committed is safe in the store; the "
-                "steps after that are not saved. Once it answers (mbqueue doctor tells), go on with: mbqueue work"
+                "steps after that are not saved. Once mbqueue doctor finds it, continue with: mbqueue work"
             ) from error
         return float(min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(tries - 1, 10)))
 

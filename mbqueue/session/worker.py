@@ -340,5 +340,5 @@ def _what_to_free(project: ProjectFolder) -> str:
     return (
         f"The disk of {project.live_dir} is full. Every commit so far is safe, and the session ends. Free some space: "
         "caches of data sets that no experiment needs go with `mbqueue cache prune`, all of them (they are made again) "
-        f"with `mbqueue cache prune --all`; logs are in {project.logs_dir}. Then go on with: mbqueue work"
+        f"with `mbqueue cache prune --all`; logs are in {project.logs_dir}. Then continue with: mbqueue work"
     )

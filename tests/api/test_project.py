@@ -117,9 +117,7 @@ def test_the_status_shows_itself_in_a_notebook_and_as_text(worked: Worked, capsy
     assert capsys.readouterr().out == ""  # drawing it prints nothing
 
 
-def test_watching_renews_one_display_until_no_session_is_at_work(
-    worked: Worked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watching_renews_one_display_until_no_session_runs(worked: Worked, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
     handle = SimpleNamespace(update=shown.append)
 
@@ -171,7 +169,7 @@ def test_an_experiment_that_is_not_finished_is_reported_as_far_as_it_is(worked: 
     assert "fold 0" in worked.half_report.lower()
 
 
-def test_a_report_of_what_is_not_finished_tells_of_resumes_on_other_ground(worked: Worked, tmp_path: Path) -> None:
+def test_a_report_of_what_is_not_finished_shows_resumes_under_other_conditions(worked: Worked, tmp_path: Path) -> None:
     shutil.copytree(worked.project.folder.root, tmp_path / "project")
     (tmp_path / "project" / "mbqueue.toml").unlink()  # its hooks are another test's
     project = Project(tmp_path / "project")
@@ -183,7 +181,7 @@ def test_a_report_of_what_is_not_finished_tells_of_resumes_on_other_ground(worke
     torch.set_num_threads(before)
     (page,) = project.report("moved", output=tmp_path / "moved.html")
     assert "Not finished." in page.read_text()
-    assert "Went on under other conditions at fold 0, epoch 1" in page.read_text()
+    assert "Resumed under other conditions at fold 0, epoch 1" in page.read_text()
 
 
 def test_results_that_are_only_in_the_live_folder_are_found_and_said_to_be_there(
@@ -208,7 +206,7 @@ def test_results_that_are_only_in_the_live_folder_are_found_and_said_to_be_there
     assert str(tmp_path / "live") in told.pop()
 
 
-def test_a_command_is_told_of_folds_the_experiment_and_the_end_of_sessions(worked: Worked) -> None:
+def test_a_command_hears_of_folds_the_experiment_and_the_end_of_sessions(worked: Worked) -> None:
     told = worked.told.read_text()
     assert [told.count(f"}} {event}\n") for event in ("fold done", "experiment done", "session ended")] == [2, 1, 2]
     assert "job failed" not in told

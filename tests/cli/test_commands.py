@@ -162,7 +162,7 @@ def test_doctor_fails_and_says_what_to_do_when_a_package_is_missing(
     assert "pip install --no-deps matbench==0.6" in said.out
 
 
-def test_doctor_tells_of_a_damaged_queue(mbqueue: Command, project: ProjectFolder) -> None:
+def test_doctor_reports_a_damaged_queue(mbqueue: Command, project: ProjectFolder) -> None:
     assert "nothing is enqueued yet" in mbqueue("doctor").out
     mbqueue("enqueue", "head_finetune", "--dataset", "sample")
     assert str(project.queue_db) in mbqueue("doctor").out
@@ -271,14 +271,14 @@ def test_status_waits_for_no_other_command_and_not_for_pydantic() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_list_of_commands_says_of_each_in_one_line_what_it_is_for(mbqueue: Command) -> None:
+def test_the_list_of_commands_explains_each_in_one_line(mbqueue: Command) -> None:
     said = mbqueue("--help").out
     assert "..." not in said.partition("Get started:")[2]
     for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert re.search(rf"^  {name} +\w.*\.$", said, re.MULTILINE), name
 
 
-def test_the_program_runs_as_a_module_and_tells_its_version() -> None:
+def test_the_program_runs_as_a_module_and_prints_its_version() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mbqueue", "--version"], capture_output=True, text=True, check=False, timeout=60
     )

@@ -1,4 +1,4 @@
-"""Files of a project that somebody else wrote: an error with the file's name, at once."""
+"""Files of a project from another author: an error with the file's name, at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOSTILE = {
     "huge": lambda path: path.write_bytes(b"#" * (2 << 20)),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\x00" * 100),
     "a folder": lambda path: path.mkdir(),
-    "a pipe that nobody writes to": _pipe,
+    "a pipe without a writer": _pipe,
 }
 
 

@@ -1,4 +1,4 @@
-"""What lies in the cache folder is told, checked and thrown away."""
+"""The content of the cache folder is listed, checked and thrown away."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_cache_with_shards_to_make_is_unfinished_and_not_damaged(some_crystals
     assert not by_name(cache_dir)[folder.name].is_unfinished
 
 
-def test_verifying_tells_of_damaged_crystals_which_it_cannot_repair(some_crystals, cache_dir):
+def test_verifying_reports_damaged_crystals_which_it_cannot_repair(some_crystals, cache_dir):
     graphs = by_name(cache_dir)[folder_name(some_crystals)]
     (graphs.folder / CRYSTALS_FILE).write_bytes(b"")
     verdict = verify_graphs(graphs, repair=True)
@@ -118,7 +118,7 @@ def test_a_builder_waits_until_its_folder_is_removed(tmp_path):
     builder.join()
 
 
-def test_the_lock_of_a_builder_that_was_killed_holds_up_nobody(tmp_path):
+def test_the_lock_of_a_builder_that_was_killed_does_not_block_others(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from mbqueue.data.cache_lock import building\n"
         "with building(Path(sys.argv[1])): print('building', flush=True); time.sleep(3600)"

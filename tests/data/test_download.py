@@ -111,7 +111,7 @@ def test_another_file_of_its_name_is_not_taken_for_it(server, file):
     assert server.begins == []
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, file):
+def test_a_connection_that_breaks_resumes_where_it_broke(server, file):
     server.cut = 1_000_000
     clock = FakeClock()
     assert fetch(file, clock=clock).read_bytes() == CONTENT

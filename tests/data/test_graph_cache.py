@@ -230,7 +230,7 @@ def test_two_processes_build_one_cache_together(crystals, tmp_path, start_builde
     assert contents(tmp_path / "cache") == contents(tmp_path / "alone")
 
 
-def test_a_builder_that_is_killed_holds_up_nobody(crystals, tmp_path, start_builder):
+def test_a_builder_that_is_killed_does_not_block_others(crystals, tmp_path, start_builder):
     child = start_builder(3600)
     child.kill()
     child.wait()

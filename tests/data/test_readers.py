@@ -199,7 +199,7 @@ def test_a_limit_draws_crystals_with_the_seed_and_keeps_their_order(sample):
     assert load("sample", limit=5000).crystals.hash == sample.crystals.hash
 
 
-def test_reading_tells_how_far_it_is(tmp_path):
+def test_reading_reports_its_progress(tmp_path):
     told = []
     load("sample", progress=lambda done, total: told.append((done, total)))
     size = datasets.SAMPLE_FILE.stat().st_size
@@ -228,7 +228,7 @@ def test_checking_a_data_set_imports_nothing_that_takes_time(tmp_path):
     assert answer.stdout.strip() == "[]"
 
 
-def test_checking_tells_what_is_not_there_or_of_no_known_form(tmp_path: Path):
+def test_checking_names_what_is_missing_or_of_no_known_form(tmp_path: Path):
     with pytest.raises(UsageError, match="There is no data set 'sampel'"):
         check_dataset("sampel", project_root=tmp_path)
     (tmp_path / "data.xlsx").write_text("x")

@@ -1,4 +1,4 @@
-"""Files that are right are read as what they are, whoever wrote them."""
+"""Correct files are read as they are, from any program."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_ids_that_differ_only_in_blanks_are_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path / "t.jsonl"))
-    assert reasons(caught) == dict.fromkeys(["mp-1 ", "\u00a0mp-1"], "its id is that of 'mp-1' but for blanks")
+    assert reasons(caught) == dict.fromkeys(["mp-1 ", "\u00a0mp-1"], "its id is that of 'mp-1' except for blanks")
 
 
 @pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\tb", "a\x00b", "a\x1bb", "a\x85b", "a\u2028b"])

@@ -64,7 +64,7 @@ class Mount:
 
 
 def status(root: Path) -> dict[str, Any]:
-    """What `mbqueue status --json` says of publishing."""
+    """``publishing`` of `mbqueue status --json`."""
     done = run(root, "status", "--json")
     return json.loads(done.stdout)["publishing"] if done.returncode == 0 else {"state": done.stderr}
 
@@ -119,7 +119,7 @@ def check(base: Path) -> None:
     check_away(project.root)
     mount.unmount()
     check_away(project.root)
-    assert run(base, "init", str(project.root)).returncode == 0  # what nobody should do
+    assert run(base, "init", str(project.root)).returncode == 0  # which users should not do
     check_away(project.root)
     back = said("The mount is back")
     until(lambda: "another folder" in status(project.root)["why"], session)

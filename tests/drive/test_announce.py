@@ -59,7 +59,7 @@ def test_a_session_that_died_counts_as_living_for_minutes_only_however_far_its_c
 
 
 @pytest.mark.parametrize("ahead", [3 * 3600.0, 0.0, -3 * 3600.0])
-def test_a_session_that_goes_on_announcing_itself_lives_and_never_for_longer_than_minutes_ahead(
+def test_a_session_that_keeps_announcing_itself_lives_and_never_for_longer_than_minutes_ahead(
     root: Path, ahead: float
 ) -> None:
     two = Two(root, ahead)

@@ -65,7 +65,7 @@ def test_recovering_finds_commits_of_the_live_folder_that_never_reached_the_moun
     assert project.recover().folds == before
 
 
-def test_a_session_goes_on_with_a_queue_that_was_recovered_without_the_server(shared: LocalProject) -> None:
+def test_a_session_continues_with_a_queue_that_was_recovered_without_the_server(shared: LocalProject) -> None:
     Project(shared.project.root).recover()
     shared.project = Project(shared.project.root).folder
     session = shared.train(1)

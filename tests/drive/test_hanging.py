@@ -1,4 +1,4 @@
-"""A mount that begins to hang in the midst of being read keeps nobody from training, and from ending."""
+"""A mount that begins to hang while it is read stops neither training nor the end of a session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 from mbqueue.storage.mounted import Drive
 
-#: Much longer than any test may take; whoever waits for it fails.
+#: Much longer than any test may take; a test that waits for it fails.
 FOR_EVER = 120.0
 
 
@@ -101,7 +101,7 @@ def reads_of_a_look(two: Two, base: Path) -> int:
     return drive.reads
 
 
-def test_wherever_a_look_hangs_training_goes_on_and_all_converges_when_the_mount_is_back(
+def test_wherever_a_look_hangs_training_continues_and_all_converges_when_the_mount_is_back(
     two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_reads = reads_of_a_look(two, tmp_path)
@@ -181,7 +181,7 @@ def _terminated() -> StopCause:
     return StopCause(StopKind.SIGNAL, "SIGTERM", 15)
 
 
-def test_a_real_session_ends_when_told_to_in_the_midst_of_a_look_that_hangs(
+def test_a_real_session_ends_when_told_to_during_a_look_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
@@ -200,9 +200,9 @@ def test_a_real_session_ends_when_told_to_in_the_midst_of_a_look_that_hangs(
         stop.request(_terminated())
 
     monkeypatch.setattr(Drive, "names", hang)
-    somebody: Any = property(lambda _self: [object()])
+    others: Any = property(lambda _self: [object()])
     with monkeypatch.context() as patched:
-        patched.setattr(Publisher, "others", somebody)
+        patched.setattr(Publisher, "others", others)
         threading.Thread(target=terminate).start()
         began = time.monotonic()
         try:

@@ -32,7 +32,7 @@ RESULTS = "results/daily/2026-01-01/fake"
 
 
 def note(_text: str) -> None:
-    """Nobody listens."""
+    """Ignores what it hears."""
 
 
 @pytest.fixture

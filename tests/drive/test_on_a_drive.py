@@ -73,7 +73,7 @@ def test_sessions_that_die_on_a_drive_that_lies_give_the_bytes_of_an_undisturbed
         done = work(project, WorkOptions(device="cpu"), report=report, stop=stop)
         resumed_at += steps[:1]
         if done.ending is Ending.DONE:
-            client.remount()  # whoever is done without the mount publishes when it is back
+            client.remount()  # a session that ended without the mount publishes when it is back
             assert Publisher(project, None, note=report.note, clock=_clock()).round()
             drive.settle()
             break

@@ -124,7 +124,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Announcements, "others", lambda _self: [])
 
 
-def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_goes_on(mount: Mount) -> None:
+def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_resumes(mount: Mount) -> None:
     first = mount.session()
     mount.train(first, 3)
     first.end()
@@ -196,7 +196,7 @@ def test_a_mount_that_fails_degrades_the_session_and_gets_everything_when_it_is_
     assert told["folds"][0]["committed"] != told["folds"][0]["published"]
     assert told["folds"][0]["seconds_at_risk"] > 0
     assert any("DEGRADED" in note for note in session.notes)
-    mount.train(session, 1)  # training goes on
+    mount.train(session, 1)  # training continues
     drive.fails_with = None
     assert session.publish()
     told = publishing_status(session.project)
@@ -259,7 +259,7 @@ def test_no_file_is_begun_that_cannot_be_written_before_the_end(mount: Mount) ->
     assert "no time left" in told["why"]
 
 
-def test_a_second_session_is_told_of_the_first_and_takes_another_fold(tmp_path: Path) -> None:
+def test_a_second_session_hears_of_the_first_and_takes_another_fold(tmp_path: Path) -> None:
     mount = Mount(tmp_path)
     mount.enqueue(folds=(0, 1))
     first = mount.session()
@@ -564,7 +564,7 @@ def _raise_index_error(_self: Any) -> None:
     raise IndexError("injected")
 
 
-def test_publishing_that_fails_in_a_way_nobody_thought_of_is_told_and_tried_again(
+def test_publishing_that_fails_in_an_unforeseen_way_is_reported_and_retried(
     mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = mount.session()

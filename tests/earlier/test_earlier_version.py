@@ -1,4 +1,4 @@
-"""What the version at commit 63f7668 left in the middle of an experiment opens, goes on, and ends with the same bytes.
+"""What the version at commit 63f7668 left in the middle of an experiment opens, resumes, and ends with the same bytes.
 
 The files are described in write.py beside this. Bytes may differ between types of processor, so each is compared with
 what the same code on the same machine makes of the same commits in a plain local project.
@@ -99,12 +99,12 @@ def test_all_parts_have_the_same_commits(earlier: Path) -> None:
         assert len(same) == 1
 
 
-def test_a_queue_in_a_file_goes_on(earlier: Path, plain: dict[str, Any], tmp_path: Path) -> None:
+def test_a_queue_in_a_file_resumes(earlier: Path, plain: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(earlier / "sqlite", tmp_path / "project")
     require_equal(ends(Project(tmp_path / "project")), plain)
 
 
-def test_a_queue_on_a_server_goes_on(
+def test_a_queue_on_a_server_resumes(
     earlier: Path,
     plain: dict[str, Any],
     tmp_path: Path,
@@ -117,7 +117,7 @@ def test_a_queue_on_a_server_goes_on(
     require_equal(ends(Project(tmp_path / "project")), plain)
 
 
-def test_a_drive_with_two_lines_of_commits_goes_on_with_the_further_one_and_keeps_the_other(
+def test_a_drive_with_two_lines_of_commits_resumes_with_the_further_one_and_keeps_the_other(
     earlier: Path, plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "drive"
@@ -128,7 +128,7 @@ def test_a_drive_with_two_lines_of_commits_goes_on_with_the_further_one_and_keep
     assert other.exists()
 
 
-def test_a_project_with_its_commits_in_a_bucket_goes_on(
+def test_a_project_with_its_commits_in_a_bucket_resumes(
     earlier: Path, plain: dict[str, Any], tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = f"{s3.url}/{STORE.split('/')[2]}"
@@ -143,7 +143,7 @@ def test_a_project_with_its_commits_in_a_bucket_goes_on(
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["with its queue", "with the queue recovered"])
-def test_an_archive_is_restored_and_goes_on(earlier: Path, plain: dict[str, Any], tmp_path: Path, forget: bool) -> None:
+def test_an_archive_is_restored_and_resumes(earlier: Path, plain: dict[str, Any], tmp_path: Path, forget: bool) -> None:
     project = Project(init_project(tmp_path / "project")[0].root)
     project.restore(earlier / "archive" / "backup.tar")
     if forget:

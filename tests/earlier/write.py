@@ -10,7 +10,7 @@ in fold 1. The commits' checkpoints are the same bytes in every part:
 
     sqlite/       a project with its queue in a file; a session of it was killed as it began its job
     postgresql/   one with its queue on a server: the project's folder, and dump.sql
-    drive/        one on a drive, where two sessions that knew nothing of each other went on from one commit
+    drive/        one on a drive, where two sessions that knew nothing of each other resumed from one commit
     store/        one with its commits in a bucket: the project's folder, and what is in the bucket
     archive/      what `mbqueue backup` made of the first
 """

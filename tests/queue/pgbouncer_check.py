@@ -80,7 +80,7 @@ def test_three_processes_do_all_jobs_and_a_worker_that_waits_looks_by_itself(thr
         assert queue.overview(now=0.0)["jobs"]["committed"] == len(queue.jobs())
 
 
-def test_a_server_that_restarts_in_the_midst_of_a_commit_costs_nothing(through, make_spec, postgres_server):
+def test_a_server_that_restarts_during_a_commit_costs_nothing(through, make_spec, postgres_server):
     with open_on_server(through) as queue:
         _, lease = claimed(queue, make_spec)
         published = []

@@ -61,7 +61,7 @@ def test_a_former_holder_changes_nothing_and_publishes_nothing(world, write, los
     assert (world.queue.jobs(), world.queue.events(), published) == (before, events, [])
 
 
-def test_an_expired_lease_that_nobody_took_back_can_be_renewed(world):
+def test_an_expired_lease_that_no_session_took_back_can_be_renewed(world):
     lease = _epoch_one(world)
     world.now += 1000
     renewed = world.queue.renew(lease, now=world.now, lease_seconds=60)
@@ -155,7 +155,7 @@ def test_record_waits_for_the_last_fold(world):
     assert [job.kind for job in world.commit(world.take(session))] == ["record"]
 
 
-def test_publish_runs_while_nobody_else_can_take_the_job(world, open_queue):
+def test_publish_runs_while_no_other_session_can_take_the_job(world, open_queue):
     lease = _epoch_one(world)
     seen = []
 
@@ -292,7 +292,7 @@ def test_a_job_that_saves_progress_may_be_cut_off_for_ever(world):
     assert lease.job.preemptions == 2 * MAX_LOST_IN_A_ROW
 
 
-def test_early_stopping_skips_the_rest_and_goes_on_to_predict(world):
+def test_early_stopping_skips_the_rest_and_continues_with_predict(world):
     lease = _epoch_one(world)
     ready = world.queue.skip_rest(lease, result={"val_mae": 0.1}, why="3 epochs without a better one", now=world.now)
     assert [job.label for job in ready] == ["full fold 0 predict"]

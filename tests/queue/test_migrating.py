@@ -82,7 +82,7 @@ def test_a_queue_comes_back_from_postgresql_row_by_row_as_it_was(used, url):
             db.execute("DELETE FROM jobs")
 
 
-def test_a_copied_queue_goes_on_with_new_ids_and_the_fences_it_had(used, url, make_spec):
+def test_a_copied_queue_continues_with_new_ids_and_the_fences_it_had(used, url, make_spec):
     Project(used.root).migrate_queue(url)
     with open_on_server(url) as queue:
         known = {job.id: job.fence for job in queue.jobs()}

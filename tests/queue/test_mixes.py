@@ -127,7 +127,7 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     for name in "ab":
         queue.enqueue(make_spec(name, folds=FOLDS, epochs=EPOCHS), results_dir=name, now=time.time())
     Mix(open_queue, make_spec, ending_others=ending_others).run()
-    # Whoever ends a session that is just claiming takes its locks in another order; then one of the two begins anew.
+    # Ending a session that is claiming takes its locks in another order; then one of the two starts again.
     assert ending_others or deadlocks == []
     assert queue.jobs(state=State.LEASED) == (), "by sessions that have all ended"
 

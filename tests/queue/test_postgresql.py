@@ -148,7 +148,7 @@ def test_a_waiting_worker_that_is_told_to_stop_stops(queue):
 
 def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.1)
-    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # listens to what nobody tells
+    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # a channel without messages
     waited = []
     for _ in range(2):
         queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
@@ -169,7 +169,7 @@ def test_news_that_were_late_once_are_listened_for_again(queue, monkeypatch):
     assert queue.database._listener._connection is not None
 
 
-def test_a_commit_that_keeps_its_fold_wakes_nobody(queue, url, make_spec, monkeypatch):
+def test_a_commit_that_keeps_its_fold_wakes_no_session(queue, url, make_spec, monkeypatch):
     queue.enqueue(make_spec(folds=(0,), epochs=3), results_dir="r", now=0.0)
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
     queue.commit(queue.claim(session, now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
@@ -231,7 +231,7 @@ def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-#: What a schema consists of, but for what each transaction writes into it.
+#: What a schema consists of, except what each transaction writes into it.
 DEFINITIONS = """
     SELECT 'column', table_name || '.' || column_name, data_type || is_nullable || coalesce(column_default, '')
     FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name <> 'receipts'
@@ -412,7 +412,7 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
         said += [repr(vars(queue.database)), queue.database.name]
         for wrong in (
             lambda: queue.session("nobody"),
-            lambda: open_on_server(url.replace("postgres:", "nobody:")),
+            lambda: open_on_server(url.replace("postgres:", "stranger:")),
             lambda: open_on_server(url.replace("/postgres?", "/nowhere?")),
             lambda: open_on_server(url.replace("postgres:", "postgres:50%zz")),
             lambda: open_on_server(url.replace("?", "?nonsense=1&")),
@@ -494,7 +494,7 @@ def test_a_schema_that_the_server_would_cut_off_is_refused():
 
 def test_the_environment_counts_before_the_settings(postgres_server, tmp_path, monkeypatch, make_spec):
     project = make_project(tmp_path / "project")
-    (project.root / "mbqueue.toml").write_text('queue = "postgresql://nobody@127.0.0.1:1/none"\n')
+    (project.root / "mbqueue.toml").write_text('queue = "postgresql://stranger@127.0.0.1:1/none"\n')
     folder = Project(project.root).folder
     monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
     assert not queue_exists(folder)
@@ -548,5 +548,5 @@ def test_the_doctor_says_whether_the_queues_server_can_be_used(postgres_server, 
     open_queue(folder).close()
     assert _queue(folder).state == "ok"
     assert _queue(ProjectFolder(root, live=tmp_path / "live")).state == "problem"
-    monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setenv("MBQUEUE_QUEUE", "postgresql://stranger@127.0.0.1:1/none")
     assert "cannot be reached" in _queue(Project(root).folder).remedy

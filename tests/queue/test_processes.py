@@ -39,7 +39,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(world, tmp
         before, events = world.queue.jobs(), world.queue.events()
     finally:
         os.kill(stale.pid, signal.SIGCONT)
-    told, _ = stale.communicate("go on\n", timeout=60)
+    told, _ = stale.communicate("continue\n", timeout=60)
     assert told.split() == ["LeaseLost"] * 5
     assert (world.queue.jobs(), world.queue.events()) == (before, events)
     assert not (tmp_path / "published-by-the-stale-worker").exists()

@@ -108,7 +108,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(queue, url
         before, events = queue.jobs(), queue.events()
     finally:
         os.kill(stale.pid, signal.SIGCONT)
-    told, _ = stale.communicate("go on\n", timeout=60)
+    told, _ = stale.communicate("continue\n", timeout=60)
     assert told.split() == ["LeaseLost"] * 5
     assert (queue.jobs(), queue.events()) == (before, events)
     assert not (tmp_path / "published-by-the-stale-worker").exists()
@@ -228,7 +228,7 @@ def test_a_publish_cut_off_by_a_crash_counts_when_the_lease_is_still_held(queue,
     assert queue.job(lease.job.id).state is State.COMMITTED
 
 
-def test_after_a_cut_in_publish_a_commit_is_refused_when_somebody_else_has_the_job(
+def test_after_a_cut_in_publish_a_commit_is_refused_when_another_session_has_the_job(
     queue, url, make_spec, postgres_server
 ):
     _, lease = claimed(queue, make_spec)
@@ -259,7 +259,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_serve
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.5)
     postgres_server.stop()
     try:
-        with pytest.raises(QueueError, match=r"connection to postgresql://.* was lost .*go on with: mbqueue work"):
+        with pytest.raises(QueueError, match=r"connection to postgresql://.* was lost .*resume with: mbqueue work"):
             queue.jobs()
         with pytest.raises(QueueError, match="cannot be reached or used"):
             open_on_server(postgres_server.url())
@@ -269,7 +269,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_serve
 
 @contextmanager
 def _frozen(pid: int, *, seconds: float) -> Iterator[None]:
-    """A process that hangs without dying, for so long at most."""
+    """A process that hangs without dying, at most this long."""
     os.kill(pid, signal.SIGSTOP)
     wakes = threading.Timer(seconds, os.kill, [pid, signal.SIGCONT])
     wakes.start()
@@ -331,7 +331,7 @@ def test_waiting_for_a_server_draws_nothing_that_a_checkpoint_keeps(monkeypatch)
 
 
 class _Starts:
-    """What waits between two tries; it starts the server, which nobody asked for before."""
+    """What waits between two tries; it starts the server, which no call needed before."""
 
     def __init__(self, server: RunningServer) -> None:
         self.server, self.waited = server, []
@@ -426,7 +426,7 @@ def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refu
             queue.commit(lease, result={"val_mae": 0.1}, now=0.0, publish=publish)
 
 
-def test_while_a_commit_publishes_nobody_takes_its_job_whatever_the_time(queue, url, make_spec):
+def test_while_a_commit_publishes_no_session_takes_its_job_whatever_the_time(queue, url, make_spec):
     _, lease = claimed(queue, make_spec)
     queue.renew(lease, now=0.0, lease_seconds=1e-3)
     seen = []

@@ -217,7 +217,7 @@ class QueueMachine(RuleBasedStateMachine):
         result = {"dataset_hash": "d"}
         folds = [key[2] for key in self.model.jobs if key[0] == job.key[0] and key[2] is not None]
         fold = folds[0] if job.key[2] is None else job.key[2]
-        for write in (  # none may write, and none is told of anything but the lost lease
+        for write in (  # none may write, and none learns of anything but the lost lease
             lambda: self.queue.renew(old, now=self.now, lease_seconds=2 * LEASE),
             lambda: self.queue.save_progress(old, progress={"step": 1}),
             lambda: self.queue.release(old, reason="machine", now=self.now),
@@ -404,7 +404,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), gives_up=st.booleans(), retried=st.booleans())
     def prune(self, data, gives_up, retried):
-        """Nothing more of a trial is done, unless somebody works on it; a while later its checkpoints are given up."""
+        """Nothing more of a trial is done, unless a session works on it; a while later its checkpoints are given up."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         jobs = self.model.of(name)
         is_held = any(job.state is State.LEASED for job in jobs)
@@ -503,7 +503,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fold=FOLDS, whys=st.sampled_from(["same", "another"]), commits=st.booleans())
     def find_damage_again_and_again(self, data, fold, whys, commits):
-        """The last job of a fold never gets what it needs, whoever makes it again."""
+        """The last job of a fold never gets what it needs, in any session."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         for time in range(MAX_REWINDS + 2):
             session = self.living_session()

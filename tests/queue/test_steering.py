@@ -88,7 +88,7 @@ def test_cancel_stops_what_is_left_and_keeps_what_is_committed(world):
         world.queue.renew(running, now=world.now, lease_seconds=60)
 
 
-def test_a_cancelled_experiment_goes_on_after_a_retry(world):
+def test_a_cancelled_experiment_resumes_after_a_retry(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
     world.commit(world.take(session))
@@ -97,7 +97,7 @@ def test_a_cancelled_experiment_goes_on_after_a_retry(world):
     assert world.finish(session) == ["full fold 0 epoch 2", "full fold 0 predict", "full record"]
 
 
-def test_a_failed_fold_goes_on_after_a_retry_with_all_its_attempts(world):
+def test_a_failed_fold_resumes_after_a_retry_with_all_its_attempts(world):
     session = world.session()
     world.prepared(session, folds=(0, 1), epochs=1)
     world.queue.fail(world.take(session), error="boom", now=world.now, final=True)
@@ -190,7 +190,7 @@ def test_the_worker_that_finds_the_damage_gives_its_own_job_back_and_claims_the_
     assert world.take(session, loaded=(lease.job.experiment_id, 0)).job.epoch == 1
 
 
-def test_rewinding_takes_the_job_from_whoever_works_on_what_is_put_back(world):
+def test_rewinding_takes_the_job_from_the_session_that_works_on_it(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
     world.commit(world.take(session))

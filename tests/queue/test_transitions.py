@@ -102,7 +102,7 @@ _A_LEASE = "state = 'leased', fence = fence + 1, session_id = (SELECT id FROM se
         "val_mae = 0.5",
         _A_LEASE.replace("lease_expires_at", "not_before"),
         _A_LEASE.replace("(SELECT id FROM sessions)", "NULL"),
-        "session_id = 'nobody', " + _A_LEASE.replace("session_id = (SELECT id FROM sessions), ", ""),
+        "session_id = 'stranger', " + _A_LEASE.replace("session_id = (SELECT id FROM sessions), ", ""),
     ],
 )
 def test_the_database_refuses_a_job_that_cannot_be(world, change):

@@ -48,7 +48,7 @@ class Keeping:
     Attributes:
         sample: deaths in the short version.
         happened: to the project before.
-        names: what an error of a session that comes next names, if it cannot go on; one of several.
+        names: what an error of a session that comes next names, if it cannot resume; one of several.
         is_enough: what the command says when it was cut off after all was done.
     """
 
@@ -146,18 +146,18 @@ def absolute(lab: Lab, command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) -> int:
-    """Die in the command, go on, and compare; returns how often it died."""
+    """Die in the command, resume, and compare; returns how often it died."""
     lab.log.unlink(missing_ok=True)
     command = absolute(lab, keeping.command)
     code = lab.work(Fault(at=point), command=command)
     assert code in {0, -signal.SIGKILL}, code
     lab.age_left_overs()
-    # Half of the time somebody first tries to go on without running it again.
+    # Half of the time a session runs first, without the command.
     if point % 2 and keeping.names and lab.work() == 0:
         check(lab, straight)
         return int(code != 0)
     if point % 2 and keeping.names:
-        assert any(name in lab.said for name in keeping.names), "a session does not say how to go on"
+        assert any(name in lab.said for name in keeping.names), "a session does not say what to do next"
     again = lab.work(command=command)
     assert again == 0 or (again == 2 and keeping.is_enough and keeping.is_enough in lab.said), again
     if keeping.command[0] == "backup":

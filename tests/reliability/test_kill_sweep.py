@@ -139,7 +139,7 @@ def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int
     clean_up(lab, death)
     assert lab.live() == 0
     assert lab.results() == straight.results
-    # A new machine takes up what it finds on the mount, and knows of no more than that.
+    # A new machine adopts what it finds on the mount, and knows of no more than that.
     lab.check_queue(preemptions=None if death.with_machine else 2, may_rewind=death.with_machine)
     assert not lab.left_over()
     return 1 + (code != 0)

@@ -125,7 +125,7 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
     assert warm.run(month.root, *month.commands[:2], log=month.log) == 0, month.said
     while True:
         ending = next_ending(chance, endings)
-        # A session goes on for some operations; few of them, so that there are many sessions.
+        # A session runs for some operations; few of them, so that there are many sessions.
         at = chance.randrange(SHORTEST, LONGEST)
         fault = {
             "deadline": None,

@@ -140,7 +140,7 @@ def work_and_die(lab: Lab, chance: random.Random, seconds: float, *, workers: in
 
 @pytest.fixture(scope="module")
 def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Searched, float]]:
-    """Sampler → the search as one worker does it that nobody kills, and how many seconds that took."""
+    """Sampler → the search of one undisturbed worker, and how many seconds that took."""
     found = {}
     for sampler in (TPE, RANDOM):
         lab = make(warm, tmp_path_factory.mktemp("undisturbed"), sampler)

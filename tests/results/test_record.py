@@ -216,7 +216,7 @@ def test_the_page_shows_a_resume_under_other_conditions(tmp_path, fill, inputs):
     change = {"fold": 1, "epoch": 2, "step": 30, "changes": {"device": ["Tesla T4", "NVIDIA L4"]}}
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, fingerprint_changes=[change]))
     page = (tmp_path / "RESULTS.md").read_text()
-    assert "went on under other conditions at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
+    assert "resumed under other conditions at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
 
 
 def test_every_file_on_the_page_is_in_the_folder(recorded_folder):

@@ -1,4 +1,4 @@
-"""Searches in the queue, on both databases: begun and judged exactly once, whoever works, dies or steers."""
+"""Searches in the queue, on both databases: begun and judged exactly once, through deaths and commands."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_of_a_pruned_trial_all_that_is_left_is_skipped_with_the_reason(queue):
     assert (entry["state"], entry["folds"][0]["state"]) == ("pruned", "pruned")
 
 
-def test_a_pruned_trial_that_is_retried_goes_on_from_where_it_was_and_is_not_pruned_again(queue):
+def test_a_pruned_trial_that_is_retried_resumes_where_it_was_and_is_not_pruned_again(queue):
     found = searched(queue, make_search())
     pruned = next(trial for trial in found if trial.state is TrialState.PRUNED)
     committed = queue.jobs(experiment=pruned.experiment, state=State.COMMITTED)
@@ -293,7 +293,7 @@ def test_trials_of_a_queue_made_anew_are_pruned_again_where_they_are(queue):
     assert kept not in again, "a trial is pruned under the hands of who works on it"
     queue.end_session(session, reason="test", now=NOW)
     again += steps.judge_again(queue, now=NOW, by="recover")
-    # By what the others have reached since, a few of them would go on today.
+    # By what the others have reached since, a few of them would continue today.
     assert set(again) <= {trial.experiment for trial in pruned}
     assert len(again) > len(pruned) / 2
     assert lease.job.epoch == pruned[0].epochs_done + 1
@@ -320,7 +320,7 @@ def committed_once(queue: Queue) -> None:
         assert epoch == 1 or seen.index((experiment, epoch - 1)) < seen.index((experiment, epoch))
 
 
-def test_a_search_killed_at_20_random_moments_ends_as_one_that_nobody_killed(queue, address, open_at, tmp_path):
+def test_a_search_killed_at_20_random_moments_ends_as_an_undisturbed_one(queue, address, open_at, tmp_path):
     undisturbed = searched(open_at(str(tmp_path / "undisturbed.db")), make_search())
     enqueue(queue, make_search())
     chance = random.Random(5)

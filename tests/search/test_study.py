@@ -102,7 +102,7 @@ GOOD, BAD = {"train.lr": 1e-3}, {"train.lr": 1e-2}
 
 
 @pytest.mark.parametrize("pruner", ["halving", "hyperband"])
-def test_a_trial_that_is_worse_than_others_at_an_epoch_is_ended_there_and_a_better_one_goes_on(pruner):
+def test_a_trial_that_is_worse_than_others_at_an_epoch_is_ended_there_and_a_better_one_continues(pruner):
     search = make_search(pruner=pruner)
     trials = [trial(number, GOOD if number % 2 else BAD) for number in range(6)]
     ended = {number: [] for number in (6, 7)}

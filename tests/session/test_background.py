@@ -66,7 +66,7 @@ def test_a_session_that_cannot_start_is_told_with_what_it_said(
     assert project.stop() == []
 
 
-def test_a_session_that_is_over_at_once_was_at_work_whatever_the_clocks_say(
+def test_a_session_that_is_over_at_once_was_running_whatever_the_clocks_say(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = tmp_path / "python"
@@ -88,7 +88,7 @@ def test_a_session_that_is_over_at_once_was_at_work_whatever_the_clocks_say(
     assert started.sessions == (session,)
 
 
-def test_stopping_goes_on_past_sessions_that_just_died_or_are_another_users(
+def test_stopping_continues_past_sessions_that_just_died_or_are_another_users(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [sys.executable, "-c", "import sys; queue = open(sys.argv[1]); input()", str(project.folder.queue_db)]

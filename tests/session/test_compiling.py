@@ -1,4 +1,4 @@
-"""The GPU kernels are compiled beside loading. What goes wrong is told once, and the session goes on without them."""
+"""The GPU kernels are compiled beside loading. A failure is reported once, and the session continues without them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_cpu_has_nothing_to_compile(predicts: Predicts) -> None:
     assert (predicted, told) == ([], [])
 
 
-def test_a_machine_is_told_of_compiling_until_kernels_are_kept(predicts: Predicts, kept: Path) -> None:
+def test_a_machine_hears_of_compiling_until_kernels_are_kept(predicts: Predicts, kept: Path) -> None:
     told: list[str] = []
     predicts(lambda: None)
     Compiling(CUDA, told.append).wait()

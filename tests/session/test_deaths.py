@@ -138,7 +138,7 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_after_another_took_ove
 
 
 def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
-    """Each job as it stands, and every byte of checkpoints and results (but for what a dead session left unnamed)."""
+    """Each job as it stands, and every byte of checkpoints and results (except what a dead session left unnamed)."""
     with Queue(project.queue_db, read_only=True) as queue:
         jobs = queue.jobs()
     places = (project.checkpoints_dir("full_finetune", 0), folder)

@@ -1,4 +1,4 @@
-"""Several sessions on one machine: as one in their results, their end and what is told of them."""
+"""Several sessions on one machine: as one in their results, their end and their output."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_two_sessions_at_once_give_what_one_gives_byte_for_byte(tmp_path: Path) 
     assert said.stdout.count("nothing is left to do") == 2
 
 
-def test_one_that_dies_is_told_of_and_the_others_go_on_until_they_are_stopped(
+def test_one_that_dies_is_reported_and_the_others_continue_until_they_are_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -77,14 +77,14 @@ def test_one_that_dies_is_told_of_and_the_others_go_on_until_they_are_stopped(
     assert [(one.session, one.reason) for one in stopped] == [(second.id, "SIGTERM")]
     assert not started.is_running
     said = "".join(project.log(follow=True))
-    assert "its process was ended by SIGKILL; the other sessions go on" in said
+    assert "its process was ended by SIGKILL; the other sessions continue" in said
     assert f"session {second.id}: " in said
     with Queue(folder.queue_db, read_only=True) as queue:
         assert not queue.jobs(state=State.LEASED)
         assert not any(job.failures for job in queue.jobs())
 
 
-def test_a_session_that_nobody_listens_to_any_more_is_asked_to_stop_once() -> None:
+def test_a_session_without_a_listener_is_asked_to_stop_once() -> None:
     reading, writing = os.pipe()
     asked: list[str] = []
     with open(writing, "wb", buffering=0) as stream:  # noqa: PTH123 - a descriptor

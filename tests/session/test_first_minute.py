@@ -1,4 +1,4 @@
-"""On a new machine everything has to be loaded and compiled once; whoever waits for it sees what is happening."""
+"""On a new machine everything has to be loaded and compiled once; the session says so meanwhile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_session_says_that_it_loads_before_it_does(tmp_path: Path) -> None:
     assert said.stdout == "loading PyTorch and CHGNet False\n"
 
 
-def test_a_new_machine_is_told_of_compiling_once_and_another_call_not_at_all(tmp_path: Path) -> None:
+def test_a_new_machine_hears_of_compiling_once_and_another_call_not_at_all(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "code")}
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "prepare", "sample", "--limit"]

@@ -106,7 +106,7 @@ def test_a_beat_that_itself_waited_long_for_its_server_takes_nothing_from_others
     assert queue.job(lease.job.id).state == "leased"
 
 
-def test_a_clock_that_was_set_back_stops_nobody_from_taking_back_for_longer_than_a_lease(
+def test_a_clock_that_was_set_back_keeps_no_session_from_taking_back_for_longer_than_a_lease(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     *_, heartbeat, _ = held

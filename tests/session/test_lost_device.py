@@ -79,7 +79,7 @@ def test_a_job_that_breaks_every_gpu_rests_in_failed_at_last(
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
 
 
-def test_a_session_that_had_saved_work_says_that_another_is_to_go_on(
+def test_a_session_that_had_saved_work_says_that_another_can_resume(
     tmp_path: Path, report: RememberedReport, broken: Broken
 ) -> None:
     project = make_project(tmp_path)

@@ -47,7 +47,7 @@ def test_a_command_that_leaves_a_daemon_with_its_standard_error_is_not_waited_fo
     assert time.monotonic() - began < 15
 
 
-def test_a_web_hook_that_nobody_listens_to_is_noted_without_its_secret_path() -> None:
+def test_a_web_hook_without_a_listener_is_noted_without_its_secret_path() -> None:
     (note,) = send(NotifySettings(webhook="http://127.0.0.1:9/secret-token"))
     assert "notify.webhook" in note
     assert "secret-token" not in note

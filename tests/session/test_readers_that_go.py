@@ -1,4 +1,4 @@
-"""Whoever watches a session may go away at any moment: the session goes on, and ends as it would have."""
+"""The reader of a session may go away at any moment: the session keeps running, and ends as it would have."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
 
     def read_and_look() -> bool:
         with suppress(BlockingIOError):
-            os.read(ours, 65536)  # a terminal that nobody reads would hold the session up
+            os.read(ours, 65536)  # a terminal without a reader would hold the session up
         return commits(project) > 1
 
     until(read_and_look, process)
@@ -91,7 +91,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
     require_graceful_end(project, "SIGHUP")
 
 
-def test_a_listener_that_cannot_write_is_told_nothing_more_and_the_others_are_told_of_it(
+def test_a_listener_that_cannot_write_hears_nothing_more_and_the_others_hear_of_it(
     report: RememberedReport,
 ) -> None:
     class Full(Report):

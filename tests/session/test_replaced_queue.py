@@ -1,4 +1,4 @@
-"""A queue is replaced only when nobody works with it; whoever worked with it all the same writes no more."""
+"""A queue is replaced only when no session uses it; a session that used it all the same writes no more."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_session_that_is_silent_but_lives_keeps_its_queue_and_one_that_lost_it
         refused = run(project.root, "recover", "--force")
         assert refused.returncode == 2
         assert "End it first: mbqueue stop" in refused.stderr
-        # Where nobody can see that process (from another container), it is replaced all the same.
+        # Where that process cannot be seen (from another container), it is replaced all the same.
         with closing(sqlite3.connect(project.queue_db)) as connection, connection:
             connection.execute("UPDATE sessions SET boot_id = 'another'")
         replaced = run(project.root, "recover", "--force")

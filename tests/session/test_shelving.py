@@ -34,7 +34,7 @@ ASKED = StopCause(StopKind.ASKED, "a test asks for it")
 
 
 class WatchedDrive(Drive):
-    """A drive that tells of each piece before it is written."""
+    """A drive that reports each piece before it is written."""
 
     before: Callable[[int], None] = staticmethod(lambda _left: None)
 
@@ -79,7 +79,7 @@ def is_whole(project: ProjectFolder, target: Path, notes: list[str]) -> bool:
     return fetch_crystals(shelf_of(project), HASH, target, notes.append) and target.read_bytes() == CONTENT
 
 
-def test_a_copy_is_given_up_in_the_midst_when_the_session_stops_and_the_next_session_makes_it(
+def test_a_copy_is_given_up_halfway_when_the_session_stops_and_the_next_session_makes_it(
     split: ProjectFolder, tmp_path: Path
 ) -> None:
     notes: list[str] = []

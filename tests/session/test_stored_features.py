@@ -14,7 +14,7 @@ from mbqueue.session.worker import work
 from mbqueue.train.backbone import open_frozen
 
 
-def test_a_fold_that_goes_on_with_features_of_other_bytes_says_so(tmp_path: Path, report: RememberedReport) -> None:
+def test_a_fold_that_resumes_with_features_of_other_bytes_says_so(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     spec = small_spec(project, "head_finetune")
     enqueue(project, spec)
@@ -27,7 +27,7 @@ def test_a_fold_that_goes_on_with_features_of_other_bytes_says_so(tmp_path: Path
     assert [line for line in report.lines if "under other conditions (frozen '" in line], report.lines
 
 
-def test_a_fold_that_goes_on_with_the_same_features_says_nothing(tmp_path: Path, report: RememberedReport) -> None:
+def test_a_fold_that_resumes_with_the_same_features_says_nothing(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     enqueue(project, small_spec(project, "head_finetune"))
     work(project, WorkOptions(device="cpu", max_jobs=2), report=report)

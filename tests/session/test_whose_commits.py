@@ -1,4 +1,4 @@
-"""Commits that lie where another fold's or experiment's belong are never taken for those, whoever reads them."""
+"""Commits in the place of another fold or experiment are never taken for those, by any reader."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=PAIRS.values(), ids=PAIRS)
 def exchanged(request: pytest.FixtureRequest, done: Path, tmp_path: Path) -> tuple[ProjectFolder, list[Path]]:
-    """A copy in which somebody exchanged two folders of checkpoints."""
+    """A copy with two exchanged folders of checkpoints."""
     shutil.copytree(done, tmp_path / "project")
     project = init_project(tmp_path / "project")[0]
     first, second = (project.checkpoints_dir(*fold) for fold in request.param)

@@ -186,7 +186,7 @@ def test_a_session_ends_before_its_deadline_with_the_work_saved(
         assert job.progress["done"] == 3
 
 
-def test_a_job_that_fails_keeps_its_traceback_and_the_session_goes_on_with_other_work(
+def test_a_job_that_fails_keeps_its_traceback_and_the_session_continues_with_other_work(
     tmp_path: Path, report: RememberedReport
 ) -> None:
     project = make_project(tmp_path)

@@ -113,7 +113,7 @@ def test_a_fold_that_moves_between_machines_after_every_job_gives_the_same_bytes
     )
 
 
-def test_another_machine_goes_on_where_a_killed_one_was_with_a_shared_server_and_store_and_nothing_else(
+def test_another_machine_resumes_where_a_killed_one_was_with_a_shared_server_and_store_and_nothing_else(
     postgres_server: PostgresServer,
     s3: S3Server,
     plain: tuple[ProjectFolder, Path],
@@ -156,7 +156,7 @@ def machine_with_a_faulty_store(
     return Machine(tmp_path / "one", shared[0]), store, backend
 
 
-def test_training_goes_on_while_the_store_is_away_and_commits_once_it_is_back(
+def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, store, backend = machine_with_a_faulty_store(shared, tmp_path, monkeypatch)
@@ -322,7 +322,7 @@ def test_a_store_that_stays_away_ends_the_session_with_what_to_do_and_what_is_co
     with Queue(shared[0], read_only=True) as queue:
         states = {(job.kind, job.epoch): job.state for job in queue.jobs()}
         assert states[Kind.TRAIN, 1] is State.COMMITTED
-        assert states[Kind.TRAIN, 2] is State.READY, "given back at once, for whoever can go on"
+        assert states[Kind.TRAIN, 2] is State.READY, "released at once, for any session that can resume"
     assert finished_epochs(store) == {("full_finetune", 0): 1}
 
 
@@ -437,7 +437,7 @@ def test_a_refusal_is_told_as_one_without_any_key(monkeypatch: pytest.MonkeyPatc
     assert "test-secret" not in str(raised.value)
 
 
-def test_doctor_tells_of_the_store_and_leaves_nothing_there(shared: tuple[Path, str], tmp_path: Path) -> None:
+def test_doctor_reports_the_store_and_leaves_nothing_there(shared: tuple[Path, str], tmp_path: Path) -> None:
     machine = Machine(tmp_path / "one", shared[0])
     told = CliRunner().invoke(app, ["--project", str(machine.project.root), "doctor", "--json"])
     (found,) = [one for one in json.loads(told.stdout) if one["what"] == "object store"]

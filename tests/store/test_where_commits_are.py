@@ -225,7 +225,7 @@ def test_machines_that_share_a_queue_and_nothing_else_do_not_both_work_with_it(
         session(two)
     with pytest.raises(StoreError, match="another one"):
         Project(two.root).results("full_finetune")
-    # The folder on another machine, or mounted by another name, is known by what lies in it.
+    # The folder on another machine, or mounted by another name, is known by its content.
     one.root.rename(tmp_path / "mounted")
     assert session(find_project(tmp_path / "mounted")) == "did 0 jobs, as asked"
 
@@ -349,7 +349,7 @@ def test_commits_are_not_moved_under_a_session(project: ProjectFolder, tmp_path:
         Project(project.root).move_commits()
 
 
-def test_doctor_tells_of_a_store_that_is_not_the_queues_and_of_none(
+def test_doctor_reports_a_store_that_is_not_the_queues_and_of_none(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finding() -> dict[str, str]:

@@ -3,7 +3,7 @@
 What a client writes is in its own folder at once, and is uploaded later, file by file, in any order; what is uploaded
 reaches the other clients later still, in any order; removals are as slow, and may overtake uploads. A client that dies
 takes with it what was not uploaded; an upload that was under way may stay cut off for ever. What was written
-`LONGEST_UPLOAD` seconds ago is uploaded, when somebody tells what time it is. Two different files of one name become
+`LONGEST_UPLOAD` seconds ago is uploaded, at each step of the clock. Two different files of one name become
 `name` and `name (1)`. A mount can be lost and come back. Files that were written once must never change, and there are
 no links and no locks: a test fails that finds one.
 """

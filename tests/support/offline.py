@@ -1,4 +1,4 @@
-"""The GPU kernels compiled for chips that are not there, and what ``cuobjdump`` says of the code."""
+"""The GPU kernels compiled for chips that are not there, and ``cuobjdump``'s figures of the code."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
 
 
 def table(pool: Executor, capability: int, precision: str) -> dict[str, dict[str, int]]:
-    """What `compiled` says of each launch, by its name."""
+    """The figures of `compiled` for each launch, by its name."""
     launches = kernels_of(capability, precision)
     found = pool.map(_numbered, *zip(*((capability, precision, n) for n in range(len(launches))), strict=True))
     return {launch.name: figures for launch, figures in zip(launches, found, strict=True)}

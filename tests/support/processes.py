@@ -64,7 +64,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
     """SIGSTOP, at a moment when the process does not hold the write lock of the queue's database.
 
-    Within a write it would hold the lock until it is woken: nobody else on this machine could write, and nothing
+    Within a write it would hold the lock until it is woken: no other process of this machine could write, and nothing
     could be taken over.
     """
     with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
@@ -83,7 +83,7 @@ def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
 
 
 def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:
-    """What of a fold must be equal in equal runs: model bytes, prediction bytes, history but for timing."""
+    """What of a fold must be equal in equal runs: model bytes, prediction bytes, history except for timing."""
     rows = [
         {key: value for key, value in row.items() if key not in TIMING_COLUMNS}
         for row in read_history(history_file(folder, fold))

@@ -106,5 +106,5 @@ def new_store(kind: str, s3: S3Server, folder: Path) -> ObjectStore:
     else:
         folder.mkdir(parents=True)
         store = ObjectStore.open(folder.as_uri())
-    assert store.check(), "nobody was here before"
+    assert store.check(), "the store was used before"
     return store

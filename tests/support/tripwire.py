@@ -39,7 +39,7 @@ class Fault:
         action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
             power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it
             happen and then raises; "short" lets half of a write through, and raises from then on when for good. "end"
-            sends SIGTERM and goes on. "unmount" leaves ``mount`` an empty folder, as a mount point is, and sends
+            sends SIGTERM and continues. "unmount" leaves ``mount`` an empty folder, as a mount point is, and sends
             SIGTERM ``later`` operations after that.
         number: errno of what is raised.
         for_good: whether all operations from ``at`` on fail.

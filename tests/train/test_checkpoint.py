@@ -224,7 +224,7 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
 
 
 def test_what_a_queue_in_a_file_has_published_beside_them_is_neither_a_commit_nor_garbage(local: Path) -> None:
-    """On a cluster's file system both lie in state/checkpoints."""
+    """On a cluster's file system both are in state/checkpoints."""
     for suffix in (".json", ".pt"):
         content = (local / f"e0001-done-f0001{suffix}").read_bytes()
         (local / f"e0001-done-f0001-0123456789ab{suffix}").write_bytes(content)

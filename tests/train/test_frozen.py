@@ -52,7 +52,7 @@ def test_only_the_head_changes(bench: Any, helpers: Any, tmp_path: Path) -> None
     assert changed == {"mlp", "readout_norm", "composition_model"}
 
 
-def test_preparing_goes_on_where_it_was_stopped_and_gives_the_same_bytes(
+def test_preparing_resumes_where_it_was_stopped_and_gives_the_same_bytes(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen_module, "SHARD_SIZE", 10)
@@ -145,7 +145,7 @@ def compute(rows, tell):
         log.write(f"{rows[0]}\\n")
     deadline = time.monotonic() + 60
     while not (folder / f"{other}.log").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)  # none goes on before both are at work
+        time.sleep(0.01)  # none continues before both run
     return np.full((len(rows), 64), len(name), np.float32), np.full(len(rows), len(name), np.float32)
 assert module.Preparing(frozen=frozen, compute=compute, kinds=("energies", "features")).run()
 print(frozen.digest(["energies", "features"]))

@@ -52,7 +52,7 @@ def untouched() -> Iterator[None]:
 
 
 def notebook_that(kind: str) -> None:
-    """Settings that somebody made before a session began in the same process."""
+    """Settings made before a session began in the same process."""
     match kind:
         case "asked for tf32 in the new way":
             MATMUL.fp32_precision = "tf32"

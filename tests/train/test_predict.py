@@ -103,7 +103,7 @@ def test_a_prediction_tells_batch_by_batch_how_far_it_is(bench: Any, helpers: An
     assert told == [(0, 7), (4, 7), (7, 7)]
 
 
-def test_a_prediction_that_is_cut_off_goes_on_where_it_was_and_ends_with_the_same_bytes(
+def test_a_prediction_that_is_cut_off_resumes_where_it_was_and_ends_with_the_same_bytes(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = bench.run(tmp_path / "commits", batch_size=2, test_strains=1)

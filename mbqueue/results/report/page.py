@@ -274,7 +274,7 @@ def _sessions(recorded: Recorded, plots: Sequence[str], timeline: Sequence[sessi
     for change in run["fingerprint_changes"]:
         what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
-            f"<p>Went on under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"<p>Resumed under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
             f"step {change['step']} ({escape(what)}): the last digits may differ from those of a run without that.</p>"
         )
     return lines
