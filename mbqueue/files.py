@@ -6,6 +6,7 @@ final name finds all of its bytes. Names of temp files start with ``.tmp-``, so 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ TEMP_PREFIX = ".tmp-"
 #: A temp file that is unchanged for this long was left by a dead process.
 LEFT_OVER_SECONDS = 600.0
 _CHUNK = 1 << 20
+#: What a file system without hard links answers.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def fsync_dir(folder: Path) -> None:
@@ -96,7 +99,9 @@ def create_bytes(path: Path, content: bytes) -> bool:
             os.link(temp, path)  # of two writers, the first wins
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             if path.exists():
                 return False
             temp.replace(path)

@@ -13,7 +13,6 @@ has every epoch that the queue holds for done, while no session works. Else it t
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -150,18 +149,8 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     known = folder_id(project)
     if not known and make:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
-        temporary = files.temp_beside(project.commits_file)
-        files.write_json(temporary, content)
-        try:
-            # Of two machines that share the folder, the first is heard.
-            try:
-                os.link(temporary, project.commits_file)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links; no cluster's
-                temporary.replace(project.commits_file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Of two machines that share the folder, the first is heard.
+        files.create_bytes(project.commits_file, (json.dumps(content, indent=2) + "\n").encode())
         known = folder_id(project)
     if not known:
         return None

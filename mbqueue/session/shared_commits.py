@@ -76,7 +76,10 @@ def send_fold(
     epochs: int,
     note: Callable[[str], None],
 ) -> bool:
-    """Put a fold's newest commit and that of its best epoch into the store, if this machine has them."""
+    """Put a fold's newest commit and that of its best epoch into the store; whether they are there now.
+
+    They are not when this machine lacks them, or when the store has another commit under one of their names.
+    """
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))
     chain = here.chain()
@@ -84,6 +87,10 @@ def send_fold(
         return False
     there = Commits(in_store(store, identity), identity)
     for commit in chain:
-        there.put(commit, here.checkpoint(commit))
+        there.put_checkpoint(commit, here.checkpoint(commit))
+        manifest = there.place.path(f"{commit.base}.json")
+        if not store.create_patiently(manifest, commit.content):
+            note(f"{store.url}/{manifest} stays as it is, and is another commit than that in {folder}.")
+            return False
     note(f"The checkpoints of {experiment.name}, fold {fold}, were sent to {store.url}.")
     return True

@@ -193,7 +193,7 @@ class Commits:
     def put(self, commit: Commit, checkpoint: bytes) -> None:
         """Copy a commit of another place here, its manifest last. What has its names gives way."""
         base = self.place.base(commit.manifest, commit.content)
-        self._put_checkpoint(commit, checkpoint)
+        self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)
 
     def remove(self, commit: Commit) -> None:
@@ -211,6 +211,7 @@ class Commits:
             self.place.blobs.remove(self.place.path(name))
         self._known.clear()
 
-    def _put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
+    def put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
+        """Copy the checkpoint of a commit here, whose manifest comes after it."""
         base = self.place.checkpoint_base(commit.manifest, commit.content)
         self.place.blobs.put(self.place.path(f"{base}.pt"), checkpoint)

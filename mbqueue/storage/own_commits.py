@@ -83,6 +83,7 @@ class OwnCommits(Commits):
         self._mirror, self._note = mirror, note
         self._enqueued = None if enqueued is None else dict(enqueued)
         self._sent: tuple[str, str] | None = None
+        self._is_near_told = False
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -97,10 +98,19 @@ class OwnCommits(Commits):
             if copy is None:
                 raise
             content = self._checkpoint_of(copy)
-        if self.near is not None:
-            with contextlib.suppress(OSError):
-                self.near.put(commit, content)
+        self._keep_near(lambda near: near.put(commit, content))
         return content
+
+    def _keep_near(self, write: Callable[[OwnCommits], None]) -> None:
+        """Keep a copy on this machine. It only spares a download, so one that cannot be written is told, once."""
+        if self.near is None:
+            return
+        try:
+            write(self.near)
+        except OSError as error:
+            if not self._is_near_told:
+                self._is_near_told = True
+                self._note(f"No copies are kept in {self.near.place.name} ({error}); they are fetched when needed.")
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         try:
@@ -157,27 +167,26 @@ class OwnCommits(Commits):
         self.identity.require(manifest, source=f"{self.place.name}/{manifest.stem}")
         text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         commit = Commit(manifest.stem, manifest, text.encode())
-        # Without a hash in its name, this checkpoint would take the place of that commit's. And a second try need not
-        # send it again, but must not find out inside the queue's fence that the store is still away.
-        is_sent = self._sent == (manifest.stem, manifest.sha256)
-        is_to_be_asked = is_sent or not self.place.has_hashed_checkpoints
-        if is_to_be_asked and self._manifest_there(commit) not in (None, commit.content):
-            raise self._taken(commit)
-        if not (is_sent and self.place.has_hashed_checkpoints):
-            self._put_checkpoint(commit, content)
+        if not self.place.has_hashed_checkpoints:
+            # Without a hash in its name, this checkpoint could take the place of another writer's.
+            is_ours = self._manifest_there(commit) in (None, commit.content)
+            if not (is_ours and self.place.blobs.create(self.place.path(f"{commit.base}.pt"), content)):
+                raise self._taken(commit)
+        elif self._sent != (manifest.stem, manifest.sha256):
+            self.put_checkpoint(commit, content)
             self._sent = (manifest.stem, manifest.sha256)
-        if self.near is not None:
-            with contextlib.suppress(OSError):
-                self.near._put_checkpoint(commit, content)
+        elif self._manifest_there(commit) not in (None, commit.content):
+            # A second try need not send it again, but must not find out inside the queue's fence that the store is
+            # still away.
+            raise self._taken(commit)
+        self._keep_near(lambda near: near.put_checkpoint(commit, content))
         return Staged(self, commit)
 
     def publish(self, commit: Commit) -> None:
         """Let a commit exist whose checkpoint is here. See `Staged.publish`."""
         if not self.place.blobs.create(self.place.path(f"{commit.base}.json"), commit.content):
             raise self._taken(commit)
-        if self.near is not None:
-            with contextlib.suppress(OSError):  # the commit exists; the copy only spares a download
-                self.near.place.blobs.put(f"{commit.base}.json", commit.content)
+        self._keep_near(lambda near: near.place.blobs.put(f"{commit.base}.json", commit.content))
 
     def discard(self, commit: Commit) -> None:
         """Remove the checkpoint of a commit that was not published, where that is certain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -51,7 +52,7 @@ def blobs(make: Make) -> Blobs:
 
 
 def _no_links(*_names: object) -> None:
-    raise PermissionError("this file system has no links")
+    raise PermissionError(errno.EPERM, "this file system has no links")
 
 
 def names(blobs: Blobs, folder: str) -> list[str]:

@@ -1,0 +1,88 @@
+"""Two writers of one commit, and copies that cannot be kept."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kept_commits import SMALL
+from s3_server import new_store
+
+from mbqueue.errors import CommitTaken
+from mbqueue.files import create_bytes
+from mbqueue.project import ProjectFolder
+from mbqueue.session.shared_commits import send_fold
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.own_commits import OwnCommits
+from mbqueue.storage.places import in_folder, in_store
+
+
+def facts(session: str) -> dict[str, Any]:
+    """What a manifest says besides size and hash."""
+    return {
+        "experiment": "small",
+        "spec_hash": "s",
+        "dataset_hash": "d",
+        "fold": 0,
+        "epoch": 1,
+        "step": 3,
+        "steps_per_epoch": 3,
+        "complete": True,
+        "fence": 1,
+        "parent": None,
+        "session": session,
+        "written_at": "2026-01-01T00:00:00Z",
+        "best": {"epoch": 1, "val_mae": 0.5, "commit": "e0001-done-f0001"},
+        "history": [{"epoch": 1, "val_mae": 0.5, "seconds": 1.0}],
+        "fingerprint": {},
+    }
+
+
+def test_in_a_folder_a_second_writer_of_a_commit_leaves_the_checkpoint_of_the_first_alone(tmp_path: Path) -> None:
+    first, second = (OwnCommits(in_folder(tmp_path), SMALL) for _ in range(2))
+    staged = first.stage(b"one", facts("a"))
+    with pytest.raises(CommitTaken):
+        second.stage(b"two", facts("b"))
+    staged.publish()
+    (commit,) = second.commits()
+    assert (commit.manifest.session, second.checkpoint(commit)) == ("a", b"one")
+
+
+def test_a_disk_that_fails_is_not_taken_for_one_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_names: object) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(OSError, match="the disk fails"):
+        create_bytes(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_that_cannot_be_kept_are_told_once_and_cost_no_commit(tmp_path: Path) -> None:
+    (tmp_path / "near").write_text("a file where the folder should be")
+    notes: list[str] = []
+    store = new_store("shared folder", None, tmp_path / "share")
+    commits = OwnCommits(in_store(store, SMALL), SMALL, near=tmp_path / "near", note=notes.append)
+    commits.stage(b"one", facts("a")).publish()
+    (commit,) = commits.commits()
+    assert commits.checkpoint(commit) == b"one"
+    assert len(notes) == 1
+    assert "No copies are kept" in notes[0]
+
+
+def test_commits_that_are_sent_to_a_store_take_the_place_of_no_others(tmp_path: Path) -> None:
+    store = new_store("shared folder", None, tmp_path / "share")
+    theirs = OwnCommits(in_store(store, SMALL), SMALL)
+    theirs.stage(b"theirs", facts("b")).publish()
+    project = ProjectFolder(tmp_path / "project")
+    ours = OwnCommits(in_folder(project.checkpoints_dir("small", 0)), SMALL)
+    ours.stage(b"ours", facts("a")).publish()
+    experiment: Any = type("Known", (), {"name": "small", "identity": lambda _self, _fold: SMALL})()
+    notes: list[str] = []
+    assert not send_fold(project, store, experiment, 0, 1, notes.append)
+    assert "stays as it is" in notes[0]
+    (commit,) = Commits(in_store(store, SMALL), SMALL).commits()
+    assert commit.manifest.session == "b"
