@@ -10,10 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.drive.moving import take_commits
-from mbqueue.drive.reentry import Reentry, enqueue_again, is_sound, trained_by
+from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
+from mbqueue.drive.reentry import Reentry
 from mbqueue.drive.wanted import steer_as_wanted, wanted
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import load_spec
@@ -21,7 +21,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
 from mbqueue.queue.opening import has_lost_content, lacks_experiments, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
-from mbqueue.queue.sqlite import set_aside, settle
+from mbqueue.queue.sqlite import set_aside
 from mbqueue.queue.store import Queue
 from mbqueue.storage.commits import Commits, passed_over
 from mbqueue.storage.manifest import Manifest
@@ -82,7 +82,7 @@ def recover(
             reentry = Reentry(project, drive or Drive(project.root), note=note, clock=clock)
             reentry.restore(from_snapshot=False, further=fill)
         else:
-            _restore_local(project, fill)
+            rebuild_queue(project, fill)
     if not project.queue_db.exists():
         places = f"{project.live_dir}{f' or on {project.root}' if project.topology.is_split else ''}"
         before = f" The database that was there is now {replaced}." if replaced is not None else ""
@@ -137,21 +137,6 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
         return (), False
     except QueueDamaged:
         return sessions, False
-
-
-def _restore_local(project: ProjectFolder, fill: Callable[[Queue], None]) -> None:
-    building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
-    for left in project.live_dir.glob(f"{building.name}*"):
-        left.unlink()
-    with Queue(building) as queue:
-        fill(queue)
-        is_empty = not queue.experiments()
-    settle(building)
-    if is_empty:
-        building.unlink()
-        return
-    building.replace(project.queue_db)
-    files.fsync_dir(project.live_dir)
 
 
 def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Callable[[str], None], now: float) -> None:

@@ -23,18 +23,15 @@ from mbqueue.drive.livestate import LiveState, as_published, remember_root
 from mbqueue.drive.moving import stray_state
 from mbqueue.drive.outcomes import PublishedResults, ResultListing, chain_hash, histories_of
 from mbqueue.drive.published import PublishedFold, published_folds
-from mbqueue.drive.snapshots import Snapshots, check_enqueued
+from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
+from mbqueue.drive.snapshots import PublishedSnapshot, Snapshots
 from mbqueue.errors import QueueError
-from mbqueue.experiment import Released, parse_spec
-from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
-from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.storage.commits import Commit, Commits
-from mbqueue.storage.manifest import Damaged, Identity, Manifest
+from mbqueue.storage.manifest import Damaged, Identity
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
 
@@ -125,30 +122,27 @@ class Reentry:
             further: puts into it what is known beside that.
         """
         self._drive.check()
-        building = self._project.live_dir / f"{files.TEMP_PREFIX}queue.db"
-        for left in self._project.live_dir.glob(f"{building.name}*"):
-            left.unlink()
-        with self._remembering_at_once():
-            snapshot = self._snapshots.fetch_newest(building) if from_snapshot else None
-        now = self._clock.now()
-        state = LiveState(damaged=LiveState.load(self._project.publishing_file).damaged)
-        with Queue(building) as queue:
+        snapshot: PublishedSnapshot | None = None
+
+        def lay(path: Path) -> bool:
+            nonlocal snapshot
+            if from_snapshot:
+                with self._remembering_at_once():
+                    snapshot = self._snapshots.fetch_newest(path)
+            return snapshot is not None
+
+        def fill(queue: Queue) -> None:
+            state = LiveState(damaged=LiveState.load(self._project.publishing_file).damaged)
             if snapshot is not None:
-                listing = snapshot.listing
+                listing, now = snapshot.listing, self._clock.now()
                 state.number, state.ancestry = listing.number, {**listing.ancestry, listing.database: listing.number}
                 queue.end_all_sessions(reason="the queue was restored from a snapshot", now=now, by="restore")
                 self._note(f"The queue was restored from {snapshot.base}.")
             state.save(self._project.publishing_file)
             self.reconcile(queue, at_start=True)
             further(queue)
-            is_new = snapshot is None and not queue.experiments()
-        settle(building)
-        if is_new:
-            building.unlink()
-            return
-        # Whoever finds the name finds a queue that is whole and up to date.
-        building.replace(self._project.queue_db)
-        files.fsync_dir(self._project.live_dir)
+
+        rebuild_queue(self._project, fill, lay=lay)
 
     def reconcile(
         self,
@@ -300,74 +294,3 @@ class Reentry:
         else:
             needed = [one for one in jobs if one.kind is Kind.TRAIN and one.fold == job.fold]
         return all(one.state in {State.COMMITTED, State.SKIPPED} for one in needed)
-
-
-def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
-    """What the queue must say of a fold whose newest commit is this one; None for no commit at all."""
-    if manifest is None:
-        return Trained(
-            experiment=experiment.name,
-            fold=fold,
-            history=(),
-            fence=0,
-            is_within=False,
-            skip_rest=False,
-            source="no commit",
-        )
-    best = manifest.best["epoch"] if manifest.best else 0
-    stops = is_out_of_patience(experiment.spec["train"]["patience"], epoch=manifest.epoch, best=best)
-    return Trained(
-        experiment=experiment.name,
-        fold=fold,
-        history=manifest.history,
-        fence=manifest.fence,
-        is_within=not manifest.complete,
-        skip_rest=manifest.complete and stops,
-        source=f"{manifest.stem} of session {manifest.session}",
-    )
-
-
-def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
-    """Enqueue an experiment from what a file says of it (`enqueued_facts`); whether it was new to the queue."""
-    spec = parse_spec(facts["spec"], source="what is published")
-    known = {one.name: one for one in queue.experiments()}
-    if spec.name in known and known[spec.name].spec_hash != spec.hash:
-        note(f"{spec.name} is published with another spec than the queue's; those commits are left aside.")
-        return False
-    if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
-        return False
-    taken = {one.results_dir for one in known.values() if one.name != spec.name}
-    if facts["results_dir"] in taken:
-        note(f"{spec.name} cannot be enqueued again: another experiment writes to {facts['results_dir']}.")
-        return False
-    queue.enqueue(spec, results_dir=facts["results_dir"], now=now, priority=facts["priority"], by=by)
-    if spec.trial is not None and spec.trial.released is not None:
-        _take_over_released(queue, spec.name, spec.trial.released, now=now, by=by)
-    return True
-
-
-def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
-    """Let a pruned trial whose checkpoints were given up be as it was."""
-    for fold, history in released.histories.items():
-        trained = Trained(
-            experiment=name,
-            fold=int(fold),
-            history=history,
-            fence=0,
-            is_within=False,
-            skip_rest=False,
-            source="what its search keeps of it",
-        )
-        queue.adopt(trained, now=now, by=by)
-    queue.prune(name, why=released.why, now=now, by=by)
-
-
-def is_sound(manifest: Manifest, source: str) -> bool:
-    """Whether a manifest says how its experiment was enqueued, in a form that can be trusted."""
-    try:
-        if manifest.enqueued is None:
-            return False
-        check_enqueued(manifest.enqueued, source=source)
-    except QueueError:
-        return False
-    return bool(manifest.enqueued["spec"]["name"] == manifest.experiment)

@@ -1,0 +1,119 @@
+"""The one way to get a queue back: from commits, and from what was asked for.
+
+A session on a new machine, `recover`, and `restore` all build it so: an empty database, or a snapshot, takes every
+experiment that is known (`enqueue_again`) and every fold as far as its commits go (`trained_by`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.drive.snapshots import check_enqueued
+from mbqueue.errors import QueueError
+from mbqueue.experiment import Released, parse_spec
+from mbqueue.history import is_out_of_patience
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.adopting import Trained
+from mbqueue.queue.jobs import Experiment
+from mbqueue.queue.sqlite import settle
+from mbqueue.queue.store import Queue
+from mbqueue.storage.manifest import Manifest
+
+
+def rebuild_queue(
+    project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
+) -> None:
+    """Make the project's queue, which appears once it is whole and filled; none when there is nothing for it.
+
+    Args:
+        fill: puts into it what is known.
+        lay: may put a database at the path that it is given, to begin with, and says whether it did.
+    """
+    building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
+    for left in project.live_dir.glob(f"{building.name}*"):
+        left.unlink()
+    was_laid = lay(building)
+    with Queue(building) as queue:
+        fill(queue)
+        is_empty = not was_laid and not queue.experiments()
+    settle(building)
+    if is_empty:
+        building.unlink()
+        return
+    # Whoever finds the name finds a queue that is whole and up to date.
+    building.replace(project.queue_db)
+    files.fsync_dir(project.live_dir)
+
+
+def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
+    """What the queue must say of a fold whose newest commit is this one; None for no commit at all."""
+    if manifest is None:
+        return Trained(
+            experiment=experiment.name,
+            fold=fold,
+            history=(),
+            fence=0,
+            is_within=False,
+            skip_rest=False,
+            source="no commit",
+        )
+    best = manifest.best["epoch"] if manifest.best else 0
+    stops = is_out_of_patience(experiment.spec["train"]["patience"], epoch=manifest.epoch, best=best)
+    return Trained(
+        experiment=experiment.name,
+        fold=fold,
+        history=manifest.history,
+        fence=manifest.fence,
+        is_within=not manifest.complete,
+        skip_rest=manifest.complete and stops,
+        source=f"{manifest.stem} of session {manifest.session}",
+    )
+
+
+def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
+    """Enqueue an experiment from what a file says of it (`enqueued_facts`); whether it was new to the queue."""
+    spec = parse_spec(facts["spec"], source="what is published")
+    known = {one.name: one for one in queue.experiments()}
+    if spec.name in known and known[spec.name].spec_hash != spec.hash:
+        note(f"{spec.name} is published with another spec than the queue's; those commits are left aside.")
+        return False
+    if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
+        return False
+    taken = {one.results_dir for one in known.values() if one.name != spec.name}
+    if facts["results_dir"] in taken:
+        note(f"{spec.name} cannot be enqueued again: another experiment writes to {facts['results_dir']}.")
+        return False
+    queue.enqueue(spec, results_dir=facts["results_dir"], now=now, priority=facts["priority"], by=by)
+    if spec.trial is not None and spec.trial.released is not None:
+        _take_over_released(queue, spec.name, spec.trial.released, now=now, by=by)
+    return True
+
+
+def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
+    """Let a pruned trial whose checkpoints were given up be as it was."""
+    for fold, history in released.histories.items():
+        trained = Trained(
+            experiment=name,
+            fold=int(fold),
+            history=history,
+            fence=0,
+            is_within=False,
+            skip_rest=False,
+            source="what its search keeps of it",
+        )
+        queue.adopt(trained, now=now, by=by)
+    queue.prune(name, why=released.why, now=now, by=by)
+
+
+def is_sound(manifest: Manifest, source: str) -> bool:
+    """Whether a manifest says how its experiment was enqueued, in a form that can be trusted."""
+    try:
+        if manifest.enqueued is None:
+            return False
+        check_enqueued(manifest.enqueued, source=source)
+    except QueueError:
+        return False
+    return bool(manifest.enqueued["spec"]["name"] == manifest.experiment)
