@@ -154,7 +154,7 @@ class Keeping(OpenedProject):
         return there
 
     def _fetch_commits(self) -> None:
-        from mbqueue.session.same_place import opened_store  # noqa: PLC0415
+        from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415
 
         try:
             with open_queue(self.folder, read_only=True) as queue:

@@ -49,7 +49,7 @@ class LaunchedSession:
     def __call__(self) -> str:
         """Run one session; return why it ended."""
         from mbqueue.api import Project  # noqa: PLC0415 - the package imports this module
-        from mbqueue.session.spoken import SpokenReport  # noqa: PLC0415
+        from mbqueue.session.narration import SpokenReport  # noqa: PLC0415
 
         preemption = self._preemption_handler()
         seconds = self.session_seconds(SystemClock().now())

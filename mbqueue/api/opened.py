@@ -70,7 +70,7 @@ class OpenedProject:
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:
         """Note what was asked for an experiment; a failure to do so undoes nothing."""
-        from mbqueue.drive.wanted import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
+        from mbqueue.drive.asked_for import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
             keep_wanted(self.folder, queue, experiment)
@@ -91,7 +91,7 @@ class OpenedProject:
             ResultsError: if they are gone. StoreError: if the store does not answer, or does not hold the queue's
                 commits.
         """
-        from mbqueue.session.same_place import opened_store  # noqa: PLC0415 - status need not wait for it
+        from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415 - status need not wait for it
 
         store = opened_store(self.folder, queue)
         if store is not None:
@@ -125,7 +125,7 @@ class OpenedProject:
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415
-        from mbqueue.session.facts import written_facts  # noqa: PLC0415
+        from mbqueue.session.record_inputs import written_facts  # noqa: PLC0415
 
         with contextlib.suppress(ResultsError):  # files that could not be fetched are found missing below
             self._bring_results(queue, experiment)

@@ -219,7 +219,7 @@ class Queueing(OpenedProject):
         Returns:
             The number of jobs that will run again.
         """
-        from mbqueue.session.same_place import opened_store  # noqa: PLC0415
+        from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415
         from mbqueue.session.shared_commits import remove_released  # noqa: PLC0415
 
         with self._writing_queue(experiment) as queue:

@@ -33,7 +33,7 @@ class Results(Searches):
         """
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
-        from mbqueue.session.facts import fingerprint_changes, record_inputs  # noqa: PLC0415
+        from mbqueue.session.record_inputs import fingerprint_changes, record_inputs  # noqa: PLC0415
         from mbqueue.storage.commits import Commits  # noqa: PLC0415
         from mbqueue.storage.places import in_folder  # noqa: PLC0415
 

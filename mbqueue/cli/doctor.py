@@ -192,7 +192,7 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
 def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
     """Where the queue's commits are, if known, and what keeps a session here from starting."""
     from mbqueue.queue.opening import open_queue, queue_exists
-    from mbqueue.session.same_place import opened_store
+    from mbqueue.session.commits_binding import opened_store
 
     place = None
     try:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from mbqueue.session.spoken import SpokenReport
+from mbqueue.session.narration import SpokenReport
 
 
 class Screen:

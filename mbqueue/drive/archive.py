@@ -24,10 +24,10 @@ from filelock import FileLock
 
 from mbqueue import __version__, files
 from mbqueue.clock import Clock, utc_text
+from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.drive.rebuilding import trained_by
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.snapshots import check, take
-from mbqueue.drive.wanted import keep_wanted
 from mbqueue.errors import MbqueueError, QueueError, SpecError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import RESTORING

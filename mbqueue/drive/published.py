@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from mbqueue.drive.retiring import places_to_keep
+from mbqueue.drive.retention import places_to_keep
 from mbqueue.project import NAME_PATTERN, PUBLISHED_CHECKPOINTS
 from mbqueue.storage.commits import Commit, Commits
 from mbqueue.storage.manifest import Damaged, Identity, Manifest
@@ -55,7 +55,7 @@ class PublishedFold(Commits):
         Only a whole one replaces others: what a machine that died was just uploading may stay cut off for ever.
 
         Args:
-            now, steady_since: see `mbqueue.drive.retiring`.
+            now, steady_since: see `mbqueue.drive.retention`.
         """
         line = [one for one in self.commits() if ours.continues(one.manifest)]
         whole = [one for one in line if one.base in self._seen_at or self._is_whole(one)]

@@ -21,7 +21,7 @@ from mbqueue import files
 from mbqueue.clock import Clock
 from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
-from mbqueue.drive.neighbours import Neighbours
+from mbqueue.drive.other_sessions import OtherSessions
 from mbqueue.drive.outcomes import (
     PublishedResults,
     ResultListing,
@@ -30,11 +30,11 @@ from mbqueue.drive.outcomes import (
     histories_of,
     result_files,
 )
-from mbqueue.drive.outlived import OutlivedDrive
+from mbqueue.drive.publish_times import NoTime, Pace, Rounds
 from mbqueue.drive.reentry import Reentry
-from mbqueue.drive.retiring import SETTLED_SECONDS
-from mbqueue.drive.rounds import NoTime, Pace, Rounds
+from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.drive.snapshots import Snapshots, take
+from mbqueue.drive.timed_drive import TimedDrive
 from mbqueue.errors import QueueError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
@@ -92,11 +92,11 @@ class Publisher:
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
         # The main thread has its own: what a thread has read of the mount is its own. And it waits for no mount.
-        self._read = OutlivedDrive(self._drive, should_stop=should_stop)
+        self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
         self._outcomes = PublishedResults(self._drive, self._reentry.damaged)
-        self._neighbours = Neighbours(project, self._drive, clock=clock, note=note)
+        self._other_sessions = OtherSessions(project, self._drive, clock=clock, note=note)
         self._snapshot_at: float | None = None
         self._reconciled_at: float | None = None
         self._failures = 0
@@ -131,12 +131,12 @@ class Publisher:
     @property
     def others(self) -> list[Announcement]:
         """Living sessions that work with other databases of this project, as of the last round."""
-        return self._neighbours.living
+        return self._other_sessions.living
 
     @property
     def active_others(self) -> list[Announcement]:
         """Those of them that have announced themselves again since they were first seen, so that they surely live."""
-        return self._neighbours.active
+        return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
         """Take over what other sessions have published further than here; nothing while the mount fails or hangs.
@@ -181,7 +181,7 @@ class Publisher:
                 self._publish_all(final=ended is not None)
                 if self._session is not None:
                     with Queue(self._project.queue_db) as queue:
-                        self._neighbours.meet(queue, self._session, ended)
+                        self._other_sessions.meet(queue, self._session, ended)
         except Timeout:
             return False  # another session of this machine is at it
         except NoTime as error:

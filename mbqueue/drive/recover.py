@@ -11,10 +11,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from mbqueue.clock import Clock
+from mbqueue.drive.asked_for import steer_as_wanted, wanted
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.reentry import Reentry
-from mbqueue.drive.wanted import steer_as_wanted, wanted
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder

@@ -21,7 +21,7 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
-from mbqueue.drive.retiring import places_to_keep
+from mbqueue.drive.retention import places_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import NAME_PATTERN, PUBLISHED_SNAPSHOTS
@@ -282,7 +282,7 @@ class Snapshots:
         before it wrote the manifest, a second file of one name.
 
         Args:
-            now, steady_since: see `mbqueue.drive.retiring`.
+            now, steady_since: see `mbqueue.drive.retention`.
         """
         ours = [one for one in self.listed() if newest.continues(one.listing)]
         self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in ours}

@@ -18,8 +18,8 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import is_queue_there, open_queue
 from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
+from mbqueue.session.device_check import usable_device
 from mbqueue.session.loading import Progress, load_data
-from mbqueue.session.usable import usable_device
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train import chgnet
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals

@@ -12,8 +12,8 @@ from mbqueue.drive.published import PublishedFold
 from mbqueue.experiment import Spec
 from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.session.compiling import Compiling
+from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.loading import LoadedData, load_data
-from mbqueue.session.shelving import Shelving
 from mbqueue.storage.manifest import Identity
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import Place, in_folder, in_store
@@ -32,12 +32,12 @@ class Loaded:
 
     Args:
         place: the session that it is loaded for: its queue, its files and when it must stop.
-        shelving: keeps the crystals for other machines.
+        copies: keeps the crystals for other machines.
     """
 
-    def __init__(self, place: Workplace, device: torch.device, *, compiling: Compiling, shelving: Shelving) -> None:
+    def __init__(self, place: Workplace, device: torch.device, *, compiling: Compiling, copies: CrystalCopies) -> None:
         self.device = device
-        self._place, self._compiling, self._shelving = place, compiling, shelving
+        self._place, self._compiling, self._copies = place, compiling, copies
         self._data: LoadedData | None = None
         self._fold: tuple[tuple[int, int], FoldRun] | None = None
 
@@ -61,7 +61,7 @@ class Loaded:
                 should_stop=self._place.should_stop,
                 note=self._place.report.note,
                 store=self._place.store,
-                keep=self._shelving.keep,
+                keep=self._copies.keep,
             )
             if data is None:
                 raise self._place.stopped()
@@ -137,7 +137,7 @@ class Loaded:
 
     def is_kept_for_others(self) -> bool:
         """Wait until other machines have the crystals, or cannot get them; False when asked to stop before that."""
-        return self._shelving.settled(self._place.should_stop)
+        return self._copies.settled(self._place.should_stop)
 
     def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
         """The lease's fold, ready to train or predict; kept for the next job."""

@@ -16,7 +16,14 @@ from mbqueue.errors import ResultsError, StoreError, UsageError
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.store import Queue
-from mbqueue.session.same_place import folder_place, known_epochs, lacking, local_epochs, require_store, store_place
+from mbqueue.session.commits_binding import (
+    folder_place,
+    known_epochs,
+    lacking,
+    local_epochs,
+    require_store,
+    store_place,
+)
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs, send_fold
 from mbqueue.session.shared_results import fetch_results, send_local_results
 from mbqueue.storage.objects import ObjectStore, store_of

@@ -10,8 +10,8 @@ from mbqueue.files import make_folder
 from mbqueue.queue.jobs import Lease
 from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.results.scores import measures_of
-from mbqueue.session.facts import fingerprint_changes, record_inputs, written_facts
 from mbqueue.session.loaded import Loaded
+from mbqueue.session.record_inputs import fingerprint_changes, record_inputs, written_facts
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
 from mbqueue.session.workplace import Rewound, Workplace
 from mbqueue.storage.commits import Commits

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from mbqueue.drive.wanted import keep_wanted
+from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.errors import SearchUnavailable, SpecError, StoreError
 from mbqueue.experiment import Spec
 from mbqueue.search import steps

@@ -20,7 +20,7 @@ from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.queue.store import Queue
 from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import history_file, write_history
-from mbqueue.session.facts import written_facts
+from mbqueue.session.record_inputs import written_facts
 from mbqueue.storage.objects import ObjectStore
 
 _HASH_DIGITS = 16

@@ -33,19 +33,19 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, require_content, require_queue
 from mbqueue.session import predict, prepare, record, train
+from mbqueue.session.commits_binding import enter_place, require_same
 from mbqueue.session.compiling import Compiling
+from mbqueue.session.crystal_copies import CrystalCopies
+from mbqueue.session.device_check import usable_device, why_full, why_limited, why_lost
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
-from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.searching import begin_trials, release_pruned
-from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.session.usable import usable_device, why_full, why_limited, why_lost
 from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Stopped, Workplace
 from mbqueue.storage.objects import ObjectStore, store_of
 from mbqueue.train.arithmetic import device_name
@@ -131,10 +131,12 @@ def _session(
             watch=watch,
             max_jobs=options.max_jobs,
         )
-        shelving = Shelving(project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note)
-        loaded = Loaded(place, device, compiling=Compiling(device, report.note), shelving=shelving)
+        copies = CrystalCopies(
+            project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note
+        )
+        loaded = Loaded(place, device, compiling=Compiling(device, report.note), copies=copies)
         lost: DeviceLost | None = None
-        with publisher or nullcontext(), shelving:  # on leaving, what is left is published
+        with publisher or nullcontext(), copies:  # on leaving, what is left is published
             try:
                 with telling(report.note), heartbeat:
                     ending, cause = _loop(place, loaded, options)

@@ -20,7 +20,7 @@ from fake_training import STEPS, FakeSession, is_done, lineage_of, newest_whole
 from lying_drive import LONGEST_UPLOAD, Client, LyingDrive
 from small_project import ManualClock
 
-from mbqueue.drive import published, retiring
+from mbqueue.drive import published, retention
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
@@ -202,7 +202,7 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A schedule takes minutes, and its folds have few commits: what is kept for half an hour is kept for less."""
-    monkeypatch.setattr(retiring, "SETTLED_SECONDS", LONGEST_UPLOAD + 10.0)
+    monkeypatch.setattr(retention, "SETTLED_SECONDS", LONGEST_UPLOAD + 10.0)
     monkeypatch.setattr(published, "KEPT", 1)
 
 

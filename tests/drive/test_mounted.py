@@ -14,7 +14,7 @@ from small_project import ManualClock
 
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
-from mbqueue.drive.retiring import SETTLED_SECONDS
+from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.store import Queue

@@ -22,7 +22,7 @@ from mbqueue.drive.livestate import publishing_status
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
-from mbqueue.drive.retiring import SETTLED_SECONDS
+from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.errors import SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project

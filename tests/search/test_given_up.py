@@ -12,9 +12,9 @@ from recorded_search import enqueue, make_search
 from small_project import ManualClock
 
 from mbqueue import Project
+from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.drive.recover import recover
-from mbqueue.drive.retiring import SETTLED_SECONDS
-from mbqueue.drive.wanted import keep_wanted
+from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Kind, State
@@ -23,7 +23,7 @@ from mbqueue.queue.store import Queue
 from mbqueue.search import steps
 from mbqueue.search.file import Search
 from mbqueue.search.trials import TrialState, trials_of
-from mbqueue.session.same_place import known_epochs, lacking
+from mbqueue.session.commits_binding import known_epochs, lacking
 from mbqueue.session.shared_commits import finished_epochs, remove_released, send_fold
 from mbqueue.storage.objects import ObjectStore
 

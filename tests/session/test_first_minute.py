@@ -15,8 +15,8 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.cli.datasets import progress_bars
 from mbqueue.data.machine_code import telling
+from mbqueue.session.narration import SpokenReport
 from mbqueue.session.options import WorkOptions
-from mbqueue.session.spoken import SpokenReport
 from mbqueue.session.worker import work
 
 ONCE = "once per machine"

@@ -17,7 +17,7 @@ from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.store import Queue
-from mbqueue.session import usable, worker
+from mbqueue.session import device_check, worker
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending
 from mbqueue.session.worker import work
@@ -122,16 +122,16 @@ def test_a_gpu_counts_as_lost_when_it_can_multiply_no_more_though_it_has_memory(
     def multiply(_device: torch.device) -> None:
         raise error
 
-    monkeypatch.setattr(usable, "multiply", multiply)
-    why = usable.why_lost(CUDA)
+    monkeypatch.setattr(device_check, "multiply", multiply)
+    why = device_check.why_lost(CUDA)
     assert (why is not None) is is_lost
     assert why is None or "\n" not in why
-    assert usable.why_lost(torch.device("cpu")) is None
+    assert device_check.why_lost(torch.device("cpu")) is None
 
 
 def test_a_gpu_that_multiplies_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usable, "multiply", lambda _device: None)
-    assert usable.why_lost(CUDA) is None
+    monkeypatch.setattr(device_check, "multiply", lambda _device: None)
+    assert device_check.why_lost(CUDA) is None
 
 
 def test_a_gpu_that_this_torch_cannot_use_is_refused_with_the_way_round_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +139,9 @@ def test_a_gpu_that_this_torch_cannot_use_is_refused_with_the_way_round_it(monke
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with …")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(usable, "multiply", multiply)
+    monkeypatch.setattr(device_check, "multiply", multiply)
     with pytest.raises(UsageError, match=r"no kernel image.*--device cpu") as told:
-        usable.usable_device(None)
+        device_check.usable_device(None)
     assert "None" not in str(told.value)
     assert "Leave --device out" not in str(told.value), "that is what was done"
 
@@ -149,6 +149,6 @@ def test_a_gpu_that_this_torch_cannot_use_is_refused_with_the_way_round_it(monke
 def test_cublas_is_told_to_be_deterministic_before_the_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen: list[str | None] = []
-    monkeypatch.setattr(usable, "multiply", lambda _: seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-    usable.usable_device("cuda")
+    monkeypatch.setattr(device_check, "multiply", lambda _: seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+    device_check.usable_device("cuda")
     assert seen == [":4096:8"]

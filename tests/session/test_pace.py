@@ -9,9 +9,9 @@ from small_project import ManualClock, RememberedReport, enqueue, make_project, 
 
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.opening import open_queue
+from mbqueue.session.narration import SpokenReport
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.pace import Pace
-from mbqueue.session.spoken import SpokenReport
 from mbqueue.session.worker import work
 
 

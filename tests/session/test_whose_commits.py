@@ -12,8 +12,8 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.clock import SystemClock
 from mbqueue.drive.archive import back_up, restore
+from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.drive.recover import recover
-from mbqueue.drive.wanted import keep_wanted
 from mbqueue.errors import MbqueueError
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.store import Queue

@@ -21,9 +21,9 @@ from mbqueue.errors import QueueError, StoreAway, StoreError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_queue
-from mbqueue.session import same_place
+from mbqueue.session import commits_binding
+from mbqueue.session.commits_binding import enter_place, require_same
 from mbqueue.session.options import WorkOptions
-from mbqueue.session.same_place import enter_place, require_same
 from mbqueue.session.worker import work
 from mbqueue.storage import objects as objects_module
 from mbqueue.storage.objects import ObjectStore
@@ -264,10 +264,10 @@ def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path)
-    first = same_place.folder_place(project, make=True)
+    first = commits_binding.folder_place(project, make=True)
     seen = iter(["", first.id if first else ""])
-    monkeypatch.setattr(same_place, "folder_id", lambda _project: next(seen))  # the second saw none at first
-    assert same_place.folder_place(project, make=True) == first
+    monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))  # the second saw none at first
+    assert commits_binding.folder_place(project, make=True) == first
 
 
 def test_commits_are_moved_to_another_store_by_one_command(

@@ -13,7 +13,7 @@ from mbqueue.storage.mounted import Drive
 Answer = TypeVar("Answer")
 
 
-class OutlivedDrive(Drive):
+class TimedDrive(Drive):
     """A drive for whose reading one waits only for so long; for writing it is no use.
 
     What a thread that was left behind reads after all is kept until somebody gets through, so a mount that needs

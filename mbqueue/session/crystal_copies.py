@@ -18,7 +18,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from mbqueue.drive.crystals import Shelf, publish_crystals
-from mbqueue.drive.rounds import NoTime, Pace
+from mbqueue.drive.publish_times import NoTime, Pace
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.objects import ObjectStore
 
@@ -29,7 +29,7 @@ STOP_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 
 
-class Shelving:
+class CrystalCopies:
     """What one session keeps for others; a context, within which `keep` may be called.
 
     Args:

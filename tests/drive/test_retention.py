@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbqueue.drive.retiring import NEWEST, SETTLED_SECONDS, SPACED, places_to_keep
+from mbqueue.drive.retention import NEWEST, SETTLED_SECONDS, SPACED, places_to_keep
 
 
 def after(seen_at: list[float], now: float, *, steady_since: float = 0.0) -> list[float]:

@@ -16,7 +16,7 @@ from mbqueue.storage.mounted import Drive
 ANNOUNCE_SECONDS = 120.0
 
 
-class Neighbours:
+class OtherSessions:
     """Those whom one session of a live folder meets on the mount.
 
     Attributes:

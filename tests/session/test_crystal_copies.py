@@ -17,10 +17,10 @@ from small_project import RememberedReport, enqueue, make_split_project, small_s
 from mbqueue.drive.crystals import Shelf, fetch_crystals, shelf_of
 from mbqueue.errors import StoreAway
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
-from mbqueue.session import shelving as module
+from mbqueue.session import crystal_copies as module
+from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.outcome import Ending, StopCause, StopKind
-from mbqueue.session.shelving import Shelving
 from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 from mbqueue.storage import mounted
@@ -61,10 +61,10 @@ def split(tmp_path: Path) -> ProjectFolder:
     return project
 
 
-def kept(project: ProjectFolder, notes: list[str], drive: Drive | None = None, **options: Any) -> Shelving:
+def kept(project: ProjectFolder, notes: list[str], drive: Drive | None = None, **options: Any) -> CrystalCopies:
     """A session that keeps the crystals; returned while it is at it."""
     asked = {"should_stop": lambda: False, "spare": lambda: float("inf"), **options}
-    shelving = Shelving(project, note=notes.append, **asked)
+    shelving = CrystalCopies(project, note=notes.append, **asked)
     shelf = Shelf(drive or Drive(project.root), PUBLISHED_CRYSTALS)
     shelving.keep(shelf, project.live_dir / "crystals.bin", HASH)
     return shelving
@@ -173,7 +173,7 @@ def test_who_shares_a_store_waits_until_it_has_the_crystals_or_is_known_not_to(
         put(self, path, content)
 
     monkeypatch.setattr(ObjectStore, "put", slow)
-    shelving = Shelving(split, should_stop=lambda: False, spare=lambda: float("inf"), note=notes.append)
+    shelving = CrystalCopies(split, should_stop=lambda: False, spare=lambda: float("inf"), note=notes.append)
     with shelving:
         shelving.keep(Shelf(store, STORED_CRYSTALS), split.live_dir / "crystals.bin", HASH)
         asked = iter([False, True])
