@@ -32,17 +32,9 @@ PHRASES = {
 }
 #: Folders that still have some of them: take each out once it is clean.
 NOT_YET_CLEAN = (
-    "mbqueue/api/",
-    "mbqueue/belonging.py",
-    "mbqueue/dashboard/",
     "mbqueue/data/",
     "mbqueue/drive/",
-    "mbqueue/errors.py",
-    "mbqueue/project.py",
-    "mbqueue/results/",
-    "mbqueue/search/",
     "mbqueue/session/",
-    "mbqueue/storage/",
     "mbqueue/train/",
 )
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}

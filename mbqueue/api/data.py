@@ -68,7 +68,7 @@ class Data(OpenedProject):
         device: str | None = None,
         progress: Progress | None = None,
     ) -> EnsembleTable:
-        """What the models in some files say of any crystals, without targets too.
+        """Predict crystals, with or without targets, by the models in some files.
 
         Args:
             dataset: name or path, or a ``DataSpec`` that also names the column of ids or drops what cannot be used.

@@ -213,7 +213,7 @@ class Queueing(OpenedProject):
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If an object store
         with these files does not answer, this is skipped with a note.
 
-        A pruned trial of a search is taken up again, and trained to its end; from the beginning where its checkpoints
+        A pruned trial of a search resumes, and trains to its end; from the beginning where its checkpoints
         were removed, which is told. Of a whole search, those trials are tried again that failed or were cancelled.
 
         Returns:

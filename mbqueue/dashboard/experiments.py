@@ -183,7 +183,7 @@ def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
 
 
 def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
-    """What the columns say of a fold, with its style; without the curve, which takes what the others leave."""
+    """The columns of a fold, with their style; without the curve, which takes what the others leave."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [

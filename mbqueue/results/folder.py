@@ -120,7 +120,7 @@ def _content_of(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         state = "is not complete yet" if path.parent.is_dir() else "does not exist"
         raise ResultsError(
-            f"{path.parent} {state} (no {RESULTS_FILE}). `mbqueue status` tells how far it is."
+            f"{path.parent} {state} (no {RESULTS_FILE}). `mbqueue status` shows its progress."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"{path} cannot be read: {error}. {RESTORE}") from error
@@ -166,7 +166,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     known = ", ".join(sorted({folder.name for folder in found})) or "none"
     raise ResultsError(
         f"There are no complete results of {name!r} in {' or '.join(map(str, places))}. Complete are: {known}. "
-        "`mbqueue status` tells how far the others are."
+        "`mbqueue status` shows the progress of the others."
     )
 
 

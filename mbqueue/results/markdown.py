@@ -26,7 +26,7 @@ _CLASS_SCORES = (
     "probability. What matbench 0.6 calls rocauc is the balanced accuracy here, since it turns probabilities into "
     "classes first."
 )
-#: At most so many dropped entries are listed; results.json has them all.
+#: At most this many dropped entries are listed; results.json has them all.
 _DROPPED_LISTED = 20
 
 

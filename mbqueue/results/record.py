@@ -92,7 +92,7 @@ class RecordInputs:
         folds: folds to record; each must have its history, predictions and model in the folder.
         versions: library name → version.
         sessions: those that worked on it, in order.
-        fingerprint_changes: where a fold went on with another device, library or micro-batch than before:
+        fingerprint_changes: where a fold resumed with another device, library or micro-batch than before:
             dicts with fold, epoch, step and changes ({key: [before, after]}).
         absent_elements: fold → elements that its training part lacks, whose reference energy is therefore 0.
         blends: fold → how a blend was made of its members, as its entry in ``folds`` has it.
@@ -180,7 +180,7 @@ def checksum_of(content: Mapping[str, Any]) -> str:
 
 
 def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
-    """What results.json would say of the folds that are there already; nothing is written.
+    """The content of results.json for the finished folds; nothing is written.
 
     ``folds`` are those with predictions, ``run.fold_seconds`` those with a history; ``run.files`` is empty.
 

@@ -204,7 +204,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]
     try:
         text = path.read_bytes().decode()  # as it was written: read as text, a carriage return would be another end
     except FileNotFoundError as error:
-        raise ResultsError(f"There is no file {path}. `mbqueue status` tells how far its fold is.") from error
+        raise ResultsError(f"There is no file {path}. `mbqueue status` shows the progress of its fold.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read: {error}.") from error
     if not text.endswith("\n"):

@@ -1,6 +1,6 @@
 """What sessions do for searches between their jobs: begin the next trial, and judge an epoch as it is committed.
 
-Both happen exactly once, whoever tries. A trial begins by being enqueued under the name that its number gives, which
+Both happen exactly once. A trial begins by being enqueued under the name that its number gives, which
 the queue lets exist once. It is judged in the transaction that commits its epoch, under the fence of that job.
 """
 
@@ -82,7 +82,7 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
 
 
 def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
-    """Why a trial is to be pruned after the last epoch of a history that is about to be committed; None to go on.
+    """Why a trial is to be pruned after the last epoch of a history that is about to be committed; None to continue.
 
     Raises:
         SearchUnavailable: when Optuna is not installed.
@@ -123,7 +123,7 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
-    """Prune the open trials that nobody works on and that a pruner would end where they are; their names.
+    """Prune the open trials that no session works on and that a pruner would end where they are; their names.
 
     For a queue that was made anew from commits, which do not tell what was pruned.
 

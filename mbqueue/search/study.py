@@ -1,4 +1,4 @@
-"""What Optuna says of a search: the settings of the next trial, and whether one is worth more epochs.
+"""Optuna's answers about a search: the settings of the next trial, and whether one is worth more epochs.
 
 Its study is built from the trials in the queue each time. So nothing of it can be lost, and what it says is a function
 of the search, its seed, the trial's number and what is committed. Optuna is imported when a search first asks.

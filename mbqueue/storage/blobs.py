@@ -14,7 +14,7 @@ What a backend promises; tests/storage/test_blobs.py holds all of them to it:
 | on a mount | one is refused on one machine; two machines may both be heard, and the mount renames one |
 | in a store | one is refused by the store itself, on all machines |
 
-So names that two writers may want at once are created, and what a mount takes has names that carry a hash. Nobody
+So names that two writers may want at once are created, and what a mount takes has names that carry a hash. No reader
 believes a content without one.
 
 Paths are relative and have slashes. An error about one file is FileNotFoundError; any other OSError or StoreError
@@ -47,7 +47,7 @@ class Listed:
 
 
 class Unreadable(FileNotFoundError):
-    """Something of that name is there, and it is no blob: a link, a folder, a file of somebody else."""
+    """Something of that name is there, and it is no blob: a link, a folder, a file of another program."""
 
 
 class Blobs(Protocol):
@@ -58,7 +58,7 @@ class Blobs(Protocol):
         """Where it is, for people; without secrets."""
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Name in a folder → what the listing says of it, sorted; nothing when there is no folder.
+        """Name in a folder → its entry in the listing, sorted; nothing when there is no folder.
 
         A store also lists what is in folders of it, by the rest of its path.
         """

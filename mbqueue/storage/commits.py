@@ -93,7 +93,7 @@ class Commits:
         return chain[-1] if chain else None
 
     def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
-        """What is needed to go on: the commit with the most work that is whole, in every byte, and that of its best
+        """What is needed to resume: the commit with the most work that is whole, in every byte, and that of its best
         epoch, if it is another one, before it. Nothing when there is none.
 
         It is only whole together with the commit of the best epoch that it points to: without that, what the fold

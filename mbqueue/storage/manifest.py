@@ -233,7 +233,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether this tells how an experiment was enqueued; whether its spec can be read is not looked at."""
+    """Whether this is the record of an enqueued experiment; whether its spec can be read is not looked at."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

@@ -20,7 +20,7 @@ from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
 from mbqueue.storage.blobs import Listed, Unreadable
 
-#: So much is written between two looks at whether to go on.
+#: Bytes that are written between two checks for a stop.
 PIECE_BYTES = 4 << 20
 #: So many files of one name are written when those before are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
@@ -52,7 +52,7 @@ def _go_on(_left: int) -> None:
 class Drive:
     """A project's folder on a mount. Paths are relative to it, with slashes.
 
-    Every method raises OSError when the mount fails; so does a mount that is gone, whose empty folder, or what somebody
+    Every method raises OSError when the mount fails; so does a mount that is gone, whose empty folder, or what was
     made in its place, would take files that no other machine ever sees.
 
     Attributes:
@@ -78,7 +78,7 @@ class Drive:
             raise OSError(errno.ENOTCONN, f"{why}; is it still mounted?", str(self.root))
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, sorted; nothing when it does not exist, or is a file that somebody else put there."""
+        """What is in a folder, sorted; nothing when it does not exist, or is a file from elsewhere."""
         self.check()
         try:
             return sorted(entry.name for entry in (self.root / folder).iterdir())

@@ -29,7 +29,7 @@ FORMAT = 1
 LARGEST_MARKER = 1 << 16
 #: An object that is larger gets the time of `LASTING`.
 LARGE_BYTES = 16 << 20
-#: Tries of one `create` when nobody waits for it, and the pauses between them.
+#: Tries of one `create` when no session waits for it, and the pauses between them.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
@@ -38,7 +38,7 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does n
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
 #: What stores say when it is an object that is missing.
 _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
-#: Where a machine in a cloud asks for credentials; elsewhere nobody answers there.
+#: Where a machine in a cloud asks for credentials; elsewhere there is no answer.
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")
@@ -158,7 +158,7 @@ class ObjectStore:
         self.remove(MARKER)
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Path below a folder ("" for all) → what the listing says of it, in order; nothing when there is no folder."""
+        """Path below a folder ("" for all) → its entry in the listing, in order; nothing when there is no folder."""
         start = len(folder) + 1 if folder else 0
 
         def work() -> dict[str, Listed]:
@@ -210,14 +210,14 @@ class ObjectStore:
         For use while a lease is checked, when others wait for the queue: it takes no longer than the two requests of
         `BRISK`, and no time where another process of this machine has found the store away since it last answered this
         one: sessions that wait for the queue behind one another do not all find that out by waiting. The caller tries
-        again, with the same bytes, when nobody waits for it.
+        again, with the same bytes, when no session waits for it.
         """
         if why := self.known_away():
             raise StoreAway(why)
         return self._created(path, content)
 
     def create_patiently(self, path: str, content: bytes) -> bool:
-        """`create` by a few tries, for use when nobody waits for it."""
+        """`create` by a few tries, for use when no session waits for it."""
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)

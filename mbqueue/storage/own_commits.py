@@ -205,7 +205,7 @@ class OwnCommits(Commits):
     def _taken(self, commit: Commit) -> CommitTaken:
         return CommitTaken(
             f"The commit {commit.base} of {self.identity.label} is in {self.place.blobs.url} already, written by "
-            "another worker. This one's is dropped; training goes on from that."
+            "another worker. This one's is dropped; training continues from that."
         )
 
     # -- removing ------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class OwnCommits(Commits):
     def prune(self) -> list[str]:
         """Remove all but the newest two commits and the best epochs that they point to; the stems removed.
 
-        Checkpoints that no manifest names and that nobody is about to name go, too.
+        Checkpoints that no manifest names and that no session is about to name go, too.
         """
         found = self.commits()
         newest = [commit.manifest for commit in found[-_KEPT:]]
@@ -237,7 +237,7 @@ class OwnCommits(Commits):
         elif isinstance(self.place.blobs, Folder):
             self.place.blobs.sweep(self.place.folder)
             # Of a death while a commit was published, removed or set aside. The name holds that writer's fence, so
-            # nobody else writes to it.
+            # no other session writes to it.
             files = self._files()
             named = {file.base for _, _, file in files if self.place.is_manifest(file)}
             self._remove_unnamed(files, named, older_by=None)
@@ -258,12 +258,12 @@ class OwnCommits(Commits):
             self._on_wrong(base, str(error))
 
     def _set_aside(self, stem: str) -> bool:
-        """Keep a damaged commit under names that nobody reads; False when it was gone already."""
+        """Keep a damaged commit under names that are never read; False when it was gone already."""
         if self.near is not None:
             self.near._set_aside(stem)
         blobs, path = self.place.blobs, self.place.path
         if not blobs.move(path(f"{stem}.json"), path(f"{stem}.json.damaged")):
-            return False  # whoever holds the fold has just replaced it by a newer one
+            return False  # the holder of the fold has just replaced it by a newer one
         for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):
                 blobs.move(path(name), path(f"{name}.damaged"))

@@ -4,7 +4,7 @@
 |---|---|---|
 | a folder | STEM.json | STEM.pt |
 | an object store | STEM.json | STEM-HASH.pt, of its own hash: of two writers of one commit neither overwrites the other's |
-| a mount | STEM-HASH.json | STEM-HASH.pt, both of the manifest's hash: `create` excludes nobody there, so no two commits share a name, and a manifest that was cut off is known by its name |
+| a mount | STEM-HASH.json | STEM-HASH.pt, both of the manifest's hash: `create` excludes no writer there, so no two commits share a name, and a manifest that was cut off is known by its name |
 """  # noqa: E501 - a table
 
 from __future__ import annotations

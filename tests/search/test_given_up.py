@@ -163,7 +163,7 @@ def test_an_archive_holds_the_search(local, clock, tmp_path, given_up):
     assert folders(other.folder) == (NAMES[1:] if given_up else NAMES)
 
 
-def test_a_search_that_moves_to_a_server_goes_on_as_it_would_have(local, clock, postgres_server):
+def test_a_search_that_moves_to_a_server_continues_as_it_would_have(local, clock, postgres_server):
     project, session = local
     give_up(project, session.queue, clock)
     session.queue.end_session(session.id, reason="test", now=clock.now())

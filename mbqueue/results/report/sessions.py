@@ -11,7 +11,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
-#: The kind of time that goes on beside the others.
+#: The kind of time that runs beside the others.
 PUBLISH = "publish"
 CUT_OFF, LOST = "cut off", "lost to deaths"
 
