@@ -3,7 +3,7 @@
 What a mount of this kind does (Google Drive in Colab, and network mounts): what is written lies on this machine's
 disk at first and is uploaded later, in any order; an upload that is cut off leaves a truncated file; a second file of
 one name becomes `name (1)`; locks, renames, symbolic links and changes in place cannot be trusted; the mount can
-vanish at any moment. So files are written once, under names that are never used again, and whoever reads one checks
+vanish at any moment. So files are written once, under names that are never used again, and every reader checks
 its hash. What is promised when `write_new` returns: this machine reads back the very bytes. When other machines will,
 only the mount knows.
 """
