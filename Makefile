@@ -1,6 +1,7 @@
 # make demo   a real five-fold finetune, killed and carried on, in a throw-away project
 # make test   the whole test suite
 # make test-oldest  the tests that meet other packages, with the oldest versions that pyproject.toml admits
+# make test-kernels  every GPU kernel compiled for every chip and precision, with a table; no GPU is needed
 # make check  style, types, spelling and tests, as CI does
 # make site   the documents as a site, in site/
 #
@@ -13,13 +14,16 @@ READY  := $(VENV)/.ready
 
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-oldest check lint site clean
+.PHONY: demo test test-oldest test-kernels check lint site clean
 
 demo: $(READY)
 	$(BIN)/mbqueue demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-kernels: $(READY)
+	MBQUEUE_TEST_KERNELS=all $(BIN)/python -m pytest -q -s tests/train/test_offline.py
 
 # Warnings of old packages are theirs.
 test-oldest: $(OLDEST)/.ready

@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu --out FILE.json
 
-Crystals are the shipped sample's real ones. FILE.json has, in this order, and is written after each part:
+Crystals are real: the 700 of the shipped sample, or 1,000 of a data file of your own (``--data``). FILE.json has, in
+this order, and is written after each part:
 
 machine      GPU, versions, which way it computes messages, and why if that is the plain one.
 equality     energies and gradients of plain and fused mbqueue against stock CHGNet on all crystals.
@@ -15,6 +16,9 @@ epoch        an epoch end to end, with loading and validation.
 kernels      where the time of a fused step goes.
 prediction   a fused step on these batches as `benchmarks.gpu_model` predicts it for this GPU, or for the one named
              there, beside what was measured.
+
+A part that fails is listed under ``failed`` with the reason; the others run, and the command ends with an error. A way
+that the GPU has too little memory for at some batch size has no figures there.
 
 ``--device cpu`` runs all of it in Triton's interpreter on the smallest crystals: that shows that it runs, not how fast.
 """
@@ -30,6 +34,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -57,6 +62,8 @@ from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.forward import energies, formation_energies
+from mbqueue.train.kernel_check import told
+from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
@@ -69,14 +76,16 @@ class Bench:
     Args:
         device: where to measure.
         folder: for graphs and checkpoints.
-        n: how many crystals; on the CPU some of the smallest of the sample.
+        n: how many crystals, if there are so many; on the CPU some of the smallest.
+        data: name or path of a dataset.
     """
 
-    def __init__(self, device: torch.device, folder: Path, n: int) -> None:
+    def __init__(self, device: torch.device, folder: Path, n: int, data: str) -> None:
         self.device, self.folder = device, folder
-        self.crystals = (
-            _smallest(load("sample").crystals, n, folder) if device.type == "cpu" else load("sample", limit=n).crystals
-        )
+        if device.type == "cpu":
+            self.crystals = _smallest(load(data).crystals, n, folder)
+        else:
+            self.crystals = load(data, limit=n).crystals
         cache = GraphCache.build(self.crystals, folder / "graphs")
         assert cache is not None
         self.cache = cache
@@ -126,7 +135,7 @@ class Bench:
 
 
 def _smallest(crystals: Crystals, n: int, folder: Path) -> Crystals:
-    """Those with the fewest bonds and angles of the sample's smallest cells, one of them with angles."""
+    """Those with the fewest bonds and angles of the smallest cells, one of them with angles."""
     atoms = np.diff(crystals.atom_offsets)
     few = crystals.select(np.sort(np.argsort(atoms, kind="stable")[:40]))
     cache = GraphCache.build(few, folder / "few", workers=1)
@@ -179,7 +188,9 @@ def equality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     for parameter in stock.parameters():
         parameter.requires_grad_(True)
     worst = {way: {"energy_ev_per_atom": 0.0, "gradient_relative": 0.0} for way in WAYS}
-    for rows in bench.batches(options.batch_sizes[-1]):
+    size = options.batch_sizes[0]
+    for first in range(0, len(bench), size):
+        rows = np.arange(first, min(first + size, len(bench)))
         graphs = [bench.stock.graphs[row].to(bench.device) for row in rows]
         expected = stock(graphs, task="e")["e"]
         exact = _gradient(stock, expected)
@@ -221,9 +232,9 @@ def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def resume(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+def resume(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
     """Whether a training that is stopped after every step ends in the bytes of a straight one."""
-    size = max(2, options.resume_crystals // 4)
+    size = max(2, len(bench) // 4)
     ways = {}
     for way in WAYS:
         with bench.way(way):
@@ -283,6 +294,8 @@ def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 def _in_turn(
     bench: Bench, ways: dict[str, Callable[[np.ndarray], object]], batches: list[np.ndarray], repeats: int
 ) -> dict[str, dict[str, float]]:
+    """Figures of each way; none of one that the device has too little memory for."""
+
     def within(way: str) -> AbstractContextManager[None]:
         return _torchs_own() if way == "stock" else bench.way(way)
 
@@ -290,17 +303,29 @@ def _in_turn(
     warming = bench.device.type != "cpu"  # nothing is compiled there by the first round
     for turn in range(repeats + warming):
         for rows in batches:
-            for way, work in ways.items():
+            for way in list(times):
                 with within(way):
-                    seconds = seconds_of(partial(work, rows), bench.device)
-                if turn >= warming:
+                    seconds = _seconds_if_it_fits(partial(ways[way], rows), bench.device)
+                if seconds is None:
+                    del times[way]
+                elif turn >= warming:
                     times[way].append(seconds)
-    found = {way: {"ms": 1e3 * statistics.median(times[way])} for way in ways}
-    for way, work in ways.items():
+    found = {way: {"ms": 1e3 * statistics.median(times[way])} if way in times else {} for way in ways}
+    for way, work in ((way, ways[way]) for way in times):
         found[way]["crystals_per_second"] = 1e3 * len(batches[0]) / found[way]["ms"]
         with within(way):
             found[way]["peak_mib"] = peak_bytes(partial(work, batches[0]), bench.device) / 2**20
     return found
+
+
+def _seconds_if_it_fits(work: Callable[[], object], device: torch.device) -> float | None:
+    try:
+        return seconds_of(work, device)
+    except (OutOfMemory, RuntimeError) as error:
+        if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
+            raise
+    torch.cuda.empty_cache()  # here, since the error held the tensors of the attempt
+    return None
 
 
 @contextmanager
@@ -407,7 +432,7 @@ def table(found: dict[str, Any]) -> list[str]:
     ]
     for size, kinds in found["speed"].items():
         for kind, ways in kinds.items():
-            cells = [f"{ways[way]['ms']:.1f} ms" for way in ("stock", "plain", "fused")]
+            cells = [f"{of['ms']:.1f} ms" if (of := ways[way]) else "does not fit" for way in ("stock", *WAYS)]
             predicted = f"{found['prediction']['step_ms'][size]:.2g} ms" if kind == "training" else "–"
             lines.append(f"| {size} | {kind} | {' | '.join(cells)} | {predicted} |")
     return lines
@@ -419,13 +444,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=9.0, help="parts that would begin later are left out")
-    parser.add_argument("--crystals", type=int, default=None, help="by default all 700 of the sample; on the CPU 5")
+    parser.add_argument("--data", default="sample", help="a data file or folder, as in an experiment's data.dataset")
+    parser.add_argument("--crystals", type=int, default=None, help="at most so many; by default 1,000, on the CPU 5")
     options = parser.parse_args(arguments)
     is_tiny = pick_device(options.device).type == "cpu"
-    options.crystals = options.crystals or (5 if is_tiny else 700)
+    options.crystals = options.crystals or (5 if is_tiny else 1000)
     options.batch_sizes = [1, 2] if is_tiny else [64, 128, 256]
     options.batches, options.repeats = (1, 1) if is_tiny else (3, 3)
-    options.resume_crystals = options.crystals
     return options
 
 
@@ -449,19 +474,25 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device, Path(folder), options.crystals)
+        bench = Bench(device, Path(folder), options.crystals, options.data)
         for name, part in PARTS.items():
             seconds = time.monotonic() - began
             if seconds > 60 * options.minutes:
                 found.setdefault("left_out", []).append(name)
                 continue
-            found[name] = part(bench, options)
+            try:
+                found[name] = part(bench, options)
+            except Exception as error:  # noqa: BLE001  the other parts are worth having, whatever this one met
+                found.setdefault("failed", {})[name] = told(error)
+                traceback.print_exc()
             options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(f"{name}: {time.monotonic() - began - seconds:.1f} s", flush=True)
     found["seconds"] = time.monotonic() - began
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if {"speed", "prediction"} <= found.keys():
+    if {"machine", "speed", "prediction"} <= found.keys():
         print("\n".join(table(found)))
+    if "failed" in found:
+        sys.exit(f"Failed: {', '.join(found['failed'])}. {options.out} has what they met, and all other results.")
 
 
 if __name__ == "__main__":

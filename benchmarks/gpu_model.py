@@ -234,6 +234,9 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
+    # The sum over the bonds of an atom, or the angles of a short bond, is a product with 16 rows of zeros and ones.
+    of_sum = product(1, 16, 64)
+
     def of_angles(with_second: bool) -> tuple[float, float]:
         reads = 2 * gathered(s.angles, s.short, 128, l2) + gathered(s.angles, s.atoms, 128, l2) + 4 * 64 * s.angles
         reads += (2 * gathered(s.angles, s.short, 64, l2) if with_second else 0) + 3 * 4 * s.angles
@@ -243,8 +246,8 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     bonds, angles, update = of_bonds(), of_angles(True), of_angles(False)
     rows = [
         Work("bases", 4, 4 * (s.undirected * (64 + 4 * 128) + s.short * 128 + s.angles * 64), 0.0),
-        Work("bond messages", 4, 4 * (bonds[0] + 4 * 64 * s.atoms), 4 * bonds[1]),
-        Work("angle messages", 3, 3 * (angles[0] + 4 * 64 * s.short), 3 * angles[1]),
+        Work("bond messages", 4, 4 * (bonds[0] + 4 * 64 * s.atoms), 4 * (bonds[1] + of_sum * s.directed)),
+        Work("angle messages", 3, 3 * (angles[0] + 4 * 64 * s.short), 3 * (angles[1] + of_sum * s.angles)),
         Work("angle updates", 2, 2 * (update[0] + 4 * 64 * s.angles), 2 * update[1]),
         _products(s, backward=False),
         Work("read-out", 2, 4.0 * s.atoms * 64, s.atoms * (3 * product(1, 64, 64) + 200)),
@@ -253,35 +256,31 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     rows[0] = replace(rows[0], flops=basis_flops + 31 * 20.0 * (s.undirected + s.short + s.angles))
     if not training:
         return rows
-    # Backward: the inputs twice, for the gradients of inputs and of weights, and one gradient per bond or angle, which
-    # is written once and read again for each sum: by centre and neighbour; or by both bonds, by centre, and for the
-    # gradient of the first layer.
+    # Backward: what the forward pass reads, and the gradient by its output, once for the gradients of the inputs and
+    # once for those of the weights. One gradient per bond or angle is written, and read again for each sum: by centre
+    # and neighbour; or by both bonds, by centre, and with the features for the first layer.
     per_bond = 4.0 * 128 * s.directed
-    own_bonds = 4.0 * (2 * 64 * s.atoms + 256 * s.atoms + (128 + 64) * s.undirected)
-    per_angle, own_angles = 4.0 * 128 * s.angles, 4.0 * (128 * s.atoms + 256 * s.short + 2 * 64 * s.angles)
-    weights = 4.0 * 64 * s.angles
-    more = 128 * ELEMENTWISE_BACKWARD
-    products = product(1, 64, 64)
+    own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)
+    d_bonds = 2 * (bonds[0] + gathered(s.directed, s.atoms, 64, l2)) + 3 * per_bond + own_bonds
+    per_angle, features = 4.0 * 128 * s.angles, 4.0 * 64 * s.angles
+    own_angles = 4.0 * (128 * s.atoms + 256 * s.short) + 2 * features
+    at_shorts = gathered(s.angles, s.short, 64, l2)
+    d_angles = 2 * (angles[0] + at_shorts) + 5 * per_angle + features + own_angles
+    # Message times gradient, by angle, is written and read twice, each time with the other bond's weight.
+    d_angles += 3 * features + 2 * at_shorts + 4.0 * 2 * 64 * s.short
+    d_update = update[0] + 5 * per_angle + 2 * features + own_angles
+    more, products = 128 * ELEMENTWISE_BACKWARD, product(1, 64, 64)
     rows += [
         Work("bases, backward", 4, rows[0].bytes, 2 * rows[0].flops),
-        Work(
-            "bond messages, backward",
-            4 * 3,
-            4 * (2 * bonds[0] + 3 * per_bond + own_bonds),
-            4 * s.directed * (8 * products + 2 * more),
-        ),
+        Work("bond messages, backward", 4 * 3, 4 * d_bonds, 4 * s.directed * (8 * products + 2 * more)),
         Work(
             "angle messages, backward",
             3 * 5,
-            3 * (2 * angles[0] + 5 * per_angle + 3 * weights + own_angles),
-            3 * s.angles * (4 * product(1, 64, 128) + 10 * products + 2 * more),
+            3 * d_angles,
+            3 * s.angles * (4 * product(1, 64, 128) + 8 * products + 2 * more),
         ),
-        Work(
-            "angle updates, backward",
-            2 * 4,
-            2 * (2 * update[0] + 5 * per_angle + own_angles),
-            2 * s.angles * (3 * product(1, 64, 128) + more),
-        ),
+        Work("angle updates, backward", 2 * 4, 2 * d_update, 2 * s.angles * (3 * product(1, 64, 128) + more)),
+        _partial_sums(s),
         _products(s, backward=True),
         Work("read-out, backward", 6, 4.0 * s.atoms * 64 * 8, s.atoms * 9 * product(1, 64, 64)),
         # AdamW reads four numbers of each weight and writes three; clipping reads one and writes one.
@@ -292,6 +291,22 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
 
 #: Parameters of CHGNet that a full finetune trains.
 WEIGHTS = 380_000
+
+
+def _partial_sums(s: Sizes) -> Work:
+    """Gradients of the layers' weights as partial sums: each program writes its own, and they are added up."""
+    of_bonds, of_angles = (math.ceil(rows / TILE) for rows in (s.directed, s.angles))
+    written = 4 * _programs(of_bonds) * 8_576 + _programs(of_angles) * (3 * 16_768 + 2 * 8_448)
+    return Work("partial sums of weights", 0, 4.0 * 2 * written, written)
+
+
+#: Rows of a tile in the kernels of weights' gradients (`mbqueue.train.kernels.tiles`).
+TILE = 16
+
+
+def _programs(tiles: int) -> int:
+    """How many programs share so many tiles."""
+    return math.ceil(tiles / max(1, math.ceil(tiles / 512))) if tiles else 0
 
 
 def _products(s: Sizes, *, backward: bool) -> Work:

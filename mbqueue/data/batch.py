@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from mbqueue.data.elements import MAX_ATOMIC_NUMBER
 from mbqueue.data.orders import first_places, offsets_of, sorted_by
+
+#: Tensors in one piece of memory begin at multiples of so many bytes, as any kernel may expect them to.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +73,28 @@ class Batch:
         To a GPU it takes its orders along (`OrderedBatch`), so that nothing is sorted there.
         """
         batch = self if device.type == "cpu" else self.ordered()
-        return type(batch)(
-            **{f.name: getattr(batch, f.name).to(device, non_blocking=non_blocking) for f in fields(batch)}
-        )
+        tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        if len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) == 1:
+            whole = torch.empty(0, dtype=torch.uint8).set_(batch.rows.untyped_storage())
+            there = whole.to(device, non_blocking=non_blocking)
+            return type(batch)(**{name: _view(there, _place(tensor), tensor) for name, tensor in tensors.items()})
+        return type(batch)(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def pin(self) -> Batch:
         """The same batch, ordered, in page-locked memory, from which a copy to a GPU need not wait."""
+        return self.packed(pinned=True)
+
+    def packed(self, *, pinned: bool) -> Batch:
+        """The same batch, ordered, in one piece of memory, which one copy brings to a GPU."""
         batch = self.ordered()
-        return type(batch)(**{f.name: getattr(batch, f.name).pin_memory() for f in fields(batch)})
+        tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        sizes = [-(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
+        whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
+        starts = accumulate(sizes, initial=0)
+        views = {name: _view(whole, start, t) for (name, t), start in zip(tensors.items(), starts, strict=False)}
+        for name, view in views.items():
+            view.copy_(tensors[name])
+        return type(batch)(**views)
 
     def ordered(self) -> OrderedBatch:
         """The same batch, which is on the CPU, with its orders and offsets."""
@@ -117,6 +135,16 @@ class OrderedBatch(Batch):
     def ordered(self) -> OrderedBatch:
         """Itself."""
         return self
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor begins in its storage, in bytes."""
+    return int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _view(whole: Tensor, start: int, like: Tensor) -> Tensor:
+    """The bytes of ``whole`` from ``start`` on, as a tensor like another."""
+    return whole[start : start + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
 
 
 def _orders(batch: Batch) -> dict[str, NDArray[np.int32]]:

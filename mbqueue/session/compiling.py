@@ -17,15 +17,17 @@ from mbqueue.data.graph_cache import GraphCache
 from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.experiment import SAMPLE_DATASET
 from mbqueue.train import chgnet, gpu_path
+from mbqueue.train.arithmetic import calculating, usable_precision
 from mbqueue.train.feeds import GraphFeed
 from mbqueue.train.kernel_check import told
 
 
 class Compiling:
-    """Compiles the kernels of a GPU in a thread of its own; nothing to do on the CPU.
+    """Compiles the kernels of a GPU in float32 in a thread of its own; nothing to do on the CPU.
 
-    A kernel that does not compile leaves the device to plain torch, which is told once. Where there is nothing to try
-    the kernels on, they are compiled when they are checked on the first batch, which is told, too.
+    `also` adds the precision of an experiment, which is known later. A kernel that does not compile leaves the device
+    to plain torch, which is told once. Where there is nothing to try the kernels on, they are compiled when they are
+    checked on the first batch, which is told, too.
 
     Args:
         device: the session's.
@@ -34,18 +36,46 @@ class Compiling:
 
     def __init__(self, device: torch.device, note: Callable[[str], None]) -> None:
         self._device, self._note = device, note
-        self._thread: threading.Thread | None = None
-        if device.type == "cuda":
-            # A process that ends waits for it: one that ends inside a compiler or a driver crashes.
-            self._thread = threading.Thread(target=self._compile, name="mbqueue-gpu-kernels", daemon=False)
-            self._thread.start()
+        self._threads: dict[str, threading.Thread] = {}
+        self._tried: tuple[CHGNet, Batch] | None = None
+        self.also("float32")
+
+    def also(self, precision: str) -> None:
+        """Compile in this precision too, once what was begun before is compiled."""
+        precision = usable_precision(self._device, precision)
+        if self._device.type != "cuda" or precision in self._threads:
+            return
+        # A process that ends waits for it: one that ends inside a compiler or a driver crashes.
+        thread = threading.Thread(
+            target=self._compile,
+            args=(precision, list(self._threads.values())),
+            name=f"mbqueue-gpu-kernels-{precision}",
+            daemon=False,
+        )
+        self._threads[precision] = thread
+        thread.start()
 
     def wait(self) -> None:
         """Return once all that can be compiled is."""
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads.values():
+            thread.join()
 
-    def _compile(self) -> None:
+    def _compile(self, precision: str, before: list[threading.Thread]) -> None:
+        for thread in before:
+            thread.join()
+        if not before:
+            self._tried = self._prepared()
+        if self._tried is None:
+            return  # the first batch compiles them, as was said
+        model, batch = self._tried
+        try:
+            with calculating(self._device, precision), gpu_path.using(kernels=True):
+                chgnet.predict(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
+            gpu_path.leave_out(self._device, told(error), self._note)
+
+    def _prepared(self) -> tuple[CHGNet, Batch] | None:
+        """What the kernels are tried on; None, which is told, where that cannot be had."""
         try:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
@@ -53,18 +83,13 @@ class Compiling:
                     "Compiling the GPU kernels for this machine beside the loading of data, which takes up to a minute"
                     + ("." if kept is None else ", once per machine.")
                 )
-            model, batch = self._tried_on()
+            return self._tried_on()
         except Exception as error:  # noqa: BLE001  of files, memory or the driver: the session goes on without
             self._note(
                 f"The GPU kernels could not be compiled beside the loading of data ({told(error)}), so they are "
                 "compiled at the first batch, which takes up to a minute."
             )
-            return
-        try:
-            with gpu_path.using(kernels=True):
-                chgnet.predict(model, batch).sum().backward()  # type: ignore[no-untyped-call]
-        except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
-            gpu_path.leave_out(self._device, told(error), self._note)
+            return None
 
     def _tried_on(self) -> tuple[CHGNet, Batch]:
         """A model and a batch of two crystals, on the device."""

@@ -146,6 +146,8 @@ class Loaded:
         key = (experiment.id, job.fold)
         if self._fold is None or self._fold[0] != key:
             self._fold = None
+            if spec.model.trainable != "head":
+                self._compiling.also(spec.train.precision)
             data = self.data_for(job, experiment, spec)
             checkpoints = self._checkpoints(lease, experiment, job.fold)
             self._place.while_held(lease, checkpoints.sweep)

@@ -159,9 +159,9 @@ def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
     has_kernels = args["n_conv"] == 4 and not args.get("mlp_out_bias") and batch.bond_length.dtype == torch.float32
     if not (has_kernels and uses_kernels(batch.bond_length.device)):
         return None
-    from mbqueue.train import triton_forward, triton_messages  # noqa: PLC0415  only where triton is
+    from mbqueue.train import triton_forward  # noqa: PLC0415  only where triton is
 
-    return triton_forward if triton_messages.fits(batch) else None
+    return triton_forward
 
 
 def _convolve_atoms(

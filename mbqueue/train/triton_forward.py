@@ -23,7 +23,10 @@ from torch import Tensor
 from mbqueue.data.batch import OrderedBatch
 from mbqueue.train.gated import Gate
 from mbqueue.train.kernels import triton_angles, triton_bonds
-from mbqueue.train.kernels.triton_rows import Basis, Later, by_number, energies_backward, energies_forward
+from mbqueue.train.kernels.triton_bases import Basis
+from mbqueue.train.kernels.triton_later import Later
+from mbqueue.train.kernels.triton_readout import energies_backward, energies_forward
+from mbqueue.train.kernels.triton_sums import by_number
 from mbqueue.train.triton_messages import Plan
 
 

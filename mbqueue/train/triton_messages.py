@@ -47,8 +47,9 @@ class Plan:
         """
         if not fits(batch):
             raise TrainingError(
-                f"A batch with {len(batch.bond_center):,} bonds and {len(batch.angle):,} angles is larger than the "
-                "GPU kernels can address. Use smaller batches (train.batch_size)."
+                f"A batch of {len(batch.rows):,} crystals with {len(batch.bond_center):,} bonds and "
+                f"{len(batch.angle):,} angles is larger than the GPU kernels can address (2^31 numbers in an array). "
+                "Set train.batch_size to a smaller number."
             )
         device = batch.bond_center.device
         if tiles is None and device.type == "cuda":

@@ -11,6 +11,7 @@ from chgnet.graph import CrystalGraphConverter
 from chgnet.model import CHGNet
 from hypothesis import HealthCheck, given, settings
 from pymatgen.core import Lattice, Structure
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbqueue.data.batch import Batch, OrderedBatch
 from mbqueue.data.batches import Distortion, make_batch
@@ -254,3 +255,32 @@ def test_a_batch_goes_to_a_gpu_with_its_orders_and_in_int32(some_graphs):
     for field in fields(there):
         if field.name.startswith(("bond_", "short_", "angle_", "by_")) and field.name != "bond_length":
             assert getattr(there, field.name).dtype == torch.int32, field.name
+
+
+def test_a_packed_batch_is_the_same_and_one_copy_brings_it_to_a_gpu(some_graphs):
+    batch = make_batch(some_graphs, np.arange(len(some_graphs))).ordered()
+    packed = batch.packed(pinned=False)
+    for field in fields(OrderedBatch):
+        tensor, before = getattr(packed, field.name), getattr(batch, field.name)
+        assert torch.equal(tensor, before), field.name
+        assert tensor.dtype == before.dtype
+        assert tensor.data_ptr() % 16 == 0, "kernels are compiled for such"
+
+    class Copies(TorchDispatchMode):
+        """Counts what is copied to another device."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "copy" in func.overloadpacket.__name__
+            return func(*args, **(kwargs or {}))
+
+    for brought, copies in ((packed, 1), (batch, len(fields(OrderedBatch)))):
+        with Copies() as counting:
+            there = brought.to(torch.device("meta"))
+        assert counting.count == copies
+        for field in fields(OrderedBatch):
+            tensor, before = getattr(there, field.name), getattr(batch, field.name)
+            assert (tensor.shape, tensor.dtype, tensor.device.type) == (before.shape, before.dtype, "meta")
+    empty = make_batch(some_graphs, np.arange(1)).ordered()
+    assert torch.equal(empty.packed(pinned=False).to(torch.device("cpu")).angle, empty.angle)

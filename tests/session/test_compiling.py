@@ -13,6 +13,7 @@ import torch
 from mbqueue.session import compiling, loaded
 from mbqueue.session.compiling import Compiling
 from mbqueue.train import gpu_path
+from mbqueue.train.triton_messages import products_in_use
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -66,6 +67,24 @@ def test_it_compiles_the_kernels_beside_what_the_session_does(predicts: Predicts
     session_went_on.set()
     begun.wait()
     assert used == [True]
+
+
+def test_the_precision_of_an_experiment_is_compiled_too_once_and_after_float32(
+    predicts: Predicts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 9))
+    predicts(lambda: used.append(products_in_use()))
+    begun = Compiling(CUDA, lambda _text: None)
+    for precision in ("bf16", "float32", "bf16", "tf32"):
+        begun.also(precision)
+    begun.wait()
+    assert used == ["float32", "bf16", "tf32"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    begun = Compiling(CUDA, lambda _text: None)
+    begun.also("bf16")
+    begun.wait()
+    assert used[3:] == ["float32"], "a T4 has no bf16"
 
 
 def test_the_cpu_has_nothing_to_compile(predicts: Predicts) -> None:
@@ -135,7 +154,9 @@ def test_what_the_kernels_are_tried_on_are_two_real_crystals(monkeypatch: pytest
     assert bool(torch.isfinite(energies).all())
 
 
-def test_a_fold_is_put_on_the_device_only_after_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     happened: list[str] = []
 
     class Place(loaded.Loaded):
@@ -159,6 +180,9 @@ def test_a_fold_is_put_on_the_device_only_after_it_has_ended(monkeypatch: pytest
     class Waited:
         """Says when it is waited for."""
 
+        def also(self, precision: Any) -> None:
+            happened.append("begun")
+
         def wait(self) -> None:
             happened.append("waited")
 
@@ -173,4 +197,4 @@ def test_a_fold_is_put_on_the_device_only_after_it_has_ended(monkeypatch: pytest
     lease.job.fold = 0
     Anything.fingerprint = {}  # type: ignore[attr-defined]
     place.fold_run(lease, Anything(), Anything())
-    assert happened == ["waited", "fold"]
+    assert happened == ["begun", "waited", "fold"]

@@ -1,4 +1,4 @@
-"""The GPU kernels compiled for chips that are not there, and ``cuobjdump``'s figures of the code."""
+"""The GPU kernels compiled for chips that are not there, and what ``cuobjdump`` says of the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mbqueue.train.kernels import tiles, triton_rows, triton_sums
+from mbqueue.train.kernels import tiles
 from mbqueue.train.kernels.launching import OPTIONS
 from mbqueue.train.kernels.tiles import TILES
 from mbqueue.train.kernels.triton_angles import (
@@ -25,8 +25,17 @@ from mbqueue.train.kernels.triton_angles import (
     first_backward_kernel,
     update_forward_kernel,
 )
+from mbqueue.train.kernels.triton_bases import basis_backward, basis_forward
 from mbqueue.train.kernels.triton_bonds import bonds_backward_kernel, bonds_forward_kernel
-from mbqueue.train.kernels.triton_sums import angles_to_atoms_kernel, angles_to_shorts_kernel, bonds_to_atoms_kernel
+from mbqueue.train.kernels.triton_later import add_all_partials_kernel, weight_gradients_kernel
+from mbqueue.train.kernels.triton_readout import read_out_backward, read_out_forward
+from mbqueue.train.kernels.triton_sums import (
+    add_partials_kernel,
+    angles_to_atoms_kernel,
+    angles_to_shorts_kernel,
+    bonds_to_atoms_kernel,
+    sum_by_number,
+)
 
 #: Types of arguments by name, where they are not pointers to float32.
 TYPES = dict.fromkeys(
@@ -87,34 +96,34 @@ def _of_messages(capability: int, precision: str) -> Iterator[tuple[str, Any, in
     yield "bonds to atoms", bonds_to_atoms_kernel, 4, {"ROWS": 16}
     yield "angles to atoms", angles_to_atoms_kernel, 4, {"ROWS": 16}
     yield "angles to shorts", angles_to_shorts_kernel, 4, {"HAS_WEIGHTS": True, "ADDS": True, "ROWS": 16}
-    yield "partial sums", triton_sums.add_partials_kernel, 4, {"ROWS": 16}
+    yield "partial sums", add_partials_kernel, 4, {"ROWS": 16}
 
 
 def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
-    """Those of `triton_rows`; they multiply in float32 or tf32."""
-    r, common = triton_rows, {"precision": "tf32" if precision == "tf32" else "ieee"}
+    """Those of bases, read-out and sums; they multiply in float32 or tf32."""
+    common = {"precision": "tf32" if precision == "tf32" else "ieee"}
     for name, kind, is_chosen, pieces in (("bonds", 0, False, 9), ("shorts", 0, True, 1), ("angles", 1, False, 1)):
         basis = common | {"kind": kind, "is_chosen": is_chosen, "pieces": pieces, "rows": tiles.BASIS_ROWS}
-        yield f"basis of {name}", r.basis_forward, 8, basis
-        yield f"basis of {name}, backward", r.basis_backward, 8, basis
-    yield "sum by element", r.sum_by_number, 1, {"rows": tiles.ELEMENT_ROWS}
+        yield f"basis of {name}", basis_forward, 8, basis
+        yield f"basis of {name}, backward", basis_backward, 8, basis
+    yield "sum by element", sum_by_number, 1, {"ROWS": tiles.ELEMENT_ROWS}
     crystals = common | {"tile": tiles.READ_OUT_ATOMS, "block": 128}
-    yield "read-out", r.read_out_forward, 4, crystals
-    yield "read-out, backward", r.read_out_backward, 8, crystals
-    yield "all partial sums", r.add_partials_kernel, 4, {"dtype": tl.float32, "rows": tiles.SUM_ROWS}
+    yield "read-out", read_out_forward, 4, crystals
+    yield "read-out, backward", read_out_backward, 8, crystals
+    yield "all partial sums", add_all_partials_kernel, 4, {"dtype": tl.float32, "rows": tiles.SUM_ROWS}
     yield (
         "all weight gradients",
-        r.weight_gradients_kernel,
+        weight_gradients_kernel,
         8,
         common | {"dtype": tl.float32, "rows": tiles.PRODUCT_ROWS},
     )
 
 
-def table(pool: Executor, capability: int, precision: str) -> dict[str, dict[str, int]]:
-    """The figures of `compiled` for each launch, by its name."""
+def table(pool: Executor, capability: int, precision: str, numbers: list[int]) -> dict[str, dict[str, int]]:
+    """What `compiled` says of the launches with these ``numbers`` in `kernels_of`, by their names."""
     launches = kernels_of(capability, precision)
-    found = pool.map(_numbered, *zip(*((capability, precision, n) for n in range(len(launches))), strict=True))
-    return {launch.name: figures for launch, figures in zip(launches, found, strict=True)}
+    found = pool.map(_numbered, *zip(*((capability, precision, n) for n in numbers), strict=True))
+    return {launches[n].name: figures for n, figures in zip(numbers, found, strict=True)}
 
 
 def _numbered(capability: int, precision: str, number: int) -> dict[str, int]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 WAYS = ("stock", "plain", "fused")
 
@@ -86,3 +92,48 @@ def test_an_epoch_the_kernels_and_the_prediction_have_figures(found: dict[str, A
     assert not found["prediction"]["is_measured_gpu"]
     assert min(found["prediction"]["step_ms"].values()) > 0
     assert list(found["prediction"]["step_ms"]) == list(found["speed"])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Any:
+    monkeypatch.syspath_prepend(str(pytestconfig.rootpath))
+    return importlib.import_module("benchmarks.gpu")
+
+
+def test_a_way_that_does_not_fit_has_no_figures_and_the_others_have(gpu: Any) -> None:
+    def too_large(rows: Any) -> None:
+        if len(rows) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def wrong(_rows: Any) -> None:
+        raise RuntimeError("something else")
+
+    bench: Any = SimpleNamespace(device=torch.device("cpu"), way=lambda _name: nullcontext())
+    found = gpu._in_turn(bench, {"stock": too_large, "plain": lambda _rows: sum(range(9))}, [np.arange(3)], 2)
+    assert found["stock"] == {}
+    assert found["plain"]["ms"] > 0
+    with pytest.raises(RuntimeError, match="something else"):
+        gpu._in_turn(bench, {"plain": wrong}, [np.arange(3)], 1)
+    figures = {"speed": {"64": {"training": {**found, "fused": {"ms": 2.0}}}}}
+    rows = gpu.table(
+        {"machine": {"device": "T4", "torch": "2"}, "prediction": {"gpu": "T4", "step_ms": {"64": 1.5}}, **figures}
+    )
+    assert rows[-1].startswith("| 64 | training | does not fit |")
+    assert rows[-1].endswith("| 2.0 ms | 1.5 ms |")
+
+
+def test_a_part_that_fails_is_told_and_the_others_run(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_args: Any) -> None:
+        raise ValueError("not today\nwith details")
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else it would stay
+    monkeypatch.setattr(gpu, "_interpret", lambda: None)
+    monkeypatch.setattr(gpu, "Bench", lambda *_args: None)
+    monkeypatch.setattr(gpu, "PARTS", {"one": fails, "two": lambda *_args: 2})
+    with pytest.raises(SystemExit, match="Failed: one"):
+        gpu.main(["--device", "cpu", "--out", str(tmp_path / "gpu.json")])
+    read = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert read["failed"] == {"one": "ValueError: not today"}
+    assert read["two"] == 2

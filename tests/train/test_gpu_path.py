@@ -11,8 +11,9 @@ import torch
 
 from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.errors import TrainingError
-from mbqueue.train import arithmetic, gpu_path
+from mbqueue.train import arithmetic, forward, gpu_path, triton_forward
 from mbqueue.train.gpu_path import check_once, described, uses_kernels, using
+from mbqueue.train.kernels.launching import launch
 from mbqueue.train.kernels.tiles import TILES, tiles_of
 from mbqueue.train.triton_messages import Plan, fits
 
@@ -115,14 +116,50 @@ def test_a_gpu_newer_than_the_table_takes_the_newest_entry() -> None:
 
 
 @pytest.mark.parametrize(("of", "most"), [("bond_center", 2**24), ("angle", 2**24), ("short_bond", 2**31 // 640 + 1)])
-def test_a_batch_whose_places_pass_int32_is_refused_by_the_kernels(of: str, most: int) -> None:
+def test_a_batch_whose_places_pass_int32_is_refused_and_never_computed_another_way(of: str, most: int) -> None:
     def batch(rows: int) -> Any:
-        names = ("bond_center", "angle", "atomic_numbers", "short_bond")
+        names = ("rows", "bond_center", "angle", "atomic_numbers", "short_bond")
         return SimpleNamespace(**{name: torch.empty(rows if name == of else 1, device="meta") for name in names})
 
     assert fits(batch(most - 1))
     with pytest.raises(TrainingError, match=r"larger than the GPU kernels can address.*train\.batch_size"):
         Plan.of(batch(most))
+    # The fingerprint says that the kernels are used, so nothing may leave them out for one batch.
+    model: Any = SimpleNamespace(model_args={"n_conv": 4})
+    large = SimpleNamespace(**vars(batch(most)), bond_length=torch.empty(1))
+    with using(kernels=True):
+        assert forward._gpu_forward(model, large) is triton_forward
+
+
+def test_kernels_run_on_the_gpu_that_holds_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton takes the current device, which is cuda:0 also where a session works on cuda:1."""
+    happened: list[Any] = []
+
+    class Current:
+        """The block in which a tensor's device is the current one."""
+
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self._tensor = tensor
+
+        def __enter__(self) -> None:
+            happened.append(self._tensor)
+
+        def __exit__(self, *_error: object) -> None:
+            happened.append("left")
+
+    class Kernel:
+        """Launches nothing."""
+
+        __name__ = "kernel"
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *_args, **_named: happened.append(grid)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Current)
+    tensor = torch.ones(1)
+    launch(Kernel(), 3, tensor, 1, warps=4)
+    assert happened[0] is tensor
+    assert happened[1:] == [(3,), "left"]
 
 
 def test_the_cpu_is_never_checked() -> None:

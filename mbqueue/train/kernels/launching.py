@@ -21,14 +21,16 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any)
     Args:
         kernel: made by ``triton.jit``.
         programs: how many; a function of the batch alone.
-        args: its arguments.
+        args: its arguments; the first is a tensor, whose device runs it.
         warps: warps in a program.
         constants: its ``constexpr`` arguments.
     """
     if programs == 0:
         return
     launches[kernel.__name__] += 1
-    kernel[(programs,)](*args, **constants, num_warps=warps, **OPTIONS)
+    # Triton launches on the current device, which is the first GPU unless something sets it.
+    with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
+        kernel[(programs,)](*args, **constants, num_warps=warps, **OPTIONS)
 
 
 def room(like: torch.Tensor, *shape: int) -> torch.Tensor:

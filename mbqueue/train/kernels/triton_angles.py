@@ -11,6 +11,7 @@ from torch import Tensor
 from mbqueue.train.kernels.launching import launch, room
 from mbqueue.train.kernels.tiles import SUM_ROWS
 from mbqueue.train.kernels.triton_gate import (
+    MATRICES,
     WIDTH,
     by_segment,
     gated,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_messages import Plan
 
-SECOND = tl.constexpr(128 * 64)
 #: Columns of the partial sums of messages: gradients of first and second [128, 64], bias, scale and shift.
 COLUMNS = 2 * 128 * 64 + 3 * 128
 #: Those of the update: first, scale and shift.
@@ -198,8 +198,9 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
             else:
                 d_bias_core += tl.sum(d_core, axis=0)
                 d_bias_gate += tl.sum(d_gate, axis=0)
-                d_second_core += outer(d_core, core_pre * core_slope, PRECISION)
-                d_second_gate += outer(d_gate, gate_pre * gate_slope, PRECISION)
+                if n_angles > 0:  # always; see `outer`
+                    d_second_core += outer(d_core, core_pre * core_slope, PRECISION)
+                    d_second_gate += outer(d_gate, gate_pre * gate_slope, PRECISION)
         if OF_INPUTS:
             at = d_pre + row[:, None] * (2 * WIDTH) + column
             tl.store(at, d_core, mask=mask)
@@ -212,13 +213,13 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
             if ADDS:
                 d_core += tl.load(at, mask=mask, other=0.0)
             tl.store(at, d_core, mask=mask)
-    at = partials + program * COLUMNS + SECOND
+    at = partials + program * COLUMNS + MATRICES
     if IS_UPDATE:
         store_vectors(at, d_scale_core, d_scale_gate)
         store_vectors(at + 2 * WIDTH, d_shift_core, d_shift_gate)
     elif not OF_INPUTS:
         store_matrices(at, d_second_core, d_second_gate)
-        at += SECOND
+        at += MATRICES
         store_vectors(at, d_bias_core, d_bias_gate)
         store_vectors(at + 2 * WIDTH, d_scale_core, d_scale_gate)
         store_vectors(at + 4 * WIDTH, d_shift_core, d_shift_gate)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mbqueue.train.kernels.launching import launch, room
 from mbqueue.train.kernels.tiles import SUM_ROWS
 from mbqueue.train.kernels.triton_gate import (
+    MATRICES,
     WIDTH,
     by_segment,
     gated,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mbqueue.train.triton_messages import Plan
 
 #: Columns of the partial sums: gradients of second [128, 64], bias, scale and shift.
-SECOND = tl.constexpr(128 * 64)
 COLUMNS = 128 * 64 + 3 * 128
 
 
@@ -164,16 +164,17 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
             d_shift_core += tl.sum(d_core, axis=0)
             d_core = through_norm(d_core, core, core_inverse, scale, 0)
             d_bias_core += tl.sum(d_core, axis=0)
-            d_second_core += outer(d_core, core_pre * core_slope, PRECISION)
             d_scale_gate += tl.sum(d_gate * gate, axis=0)
             d_shift_gate += tl.sum(d_gate, axis=0)
             d_gate = through_norm(d_gate, gate, gate_inverse, scale, 1)
             d_bias_gate += tl.sum(d_gate, axis=0)
-            d_second_gate += outer(d_gate, gate_pre * gate_slope, PRECISION)
+            if n_bonds > 0:  # always; see `outer`
+                d_second_core += outer(d_core, core_pre * core_slope, PRECISION)
+                d_second_gate += outer(d_gate, gate_pre * gate_slope, PRECISION)
     if not OF_INPUTS:
-        at = partials + program * (SECOND + 6 * WIDTH)
+        at = partials + program * (MATRICES + 6 * WIDTH)
         store_matrices(at, d_second_core, d_second_gate)
-        at += SECOND
+        at += MATRICES
         store_vectors(at, d_bias_core, d_bias_gate)
         store_vectors(at + 2 * WIDTH, d_scale_core, d_scale_gate)
         store_vectors(at + 4 * WIDTH, d_shift_core, d_shift_gate)

@@ -12,6 +12,8 @@ import triton.language as tl
 #: Layer norm's epsilon, as in torch and CHGNet.
 EPSILON = tl.constexpr(1e-5)
 WIDTH = tl.constexpr(64)
+#: Numbers of core's and gate's matrix, [128, 64]: so many columns of partial sums come before those of vectors.
+MATRICES = tl.constexpr(2 * 64 * 64)
 
 
 #: The interpreter multiplies in the dtype of the sum, so numbers are rounded as tensor cores take them, and back.
@@ -42,6 +44,18 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
     if PRECISION == "tf32":
         return tl.dot(x, y, input_precision="tf32", out_dtype=x.dtype)
     return tl.dot(x, y, input_precision="ieee", out_dtype=x.dtype)
+
+
+@triton.jit
+def settled(x, PRECISION: tl.constexpr):  # noqa: N803
+    """``x`` itself, which the compiler computes once before it becomes a factor of tensor cores.
+
+    Several threads hold each number of such a factor. Without this, each of them computes the number by itself, from
+    the loads on, and once more for every product.
+    """
+    if PRECISION == "float32" or _INTERPRETED:
+        return x
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -96,6 +110,8 @@ def half_of(vector, half):
 def second_layer(pre, second, bias, half, PRECISION: tl.constexpr):  # noqa: N803
     """Second linear layer of one half after SiLU."""
     hidden = pre * sigmoid(pre)
+    if PRECISION != "fp16":  # it is for T4, whose registers do not hold both
+        hidden = settled(hidden, PRECISION)
     return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
 
 
@@ -157,7 +173,12 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 
 @triton.jit
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
-    """Σ over rows of d ⊗ x, [64, 64], where ``d`` is a gradient: in float16 scaled by its largest entry."""
+    """Σ over rows of d ⊗ x, [64, 64], where ``d`` is a gradient: in float16 scaled by its largest entry.
+
+    Call it in another block than products of [rows, 64]: those that depend on each other in one block share their
+    layout on tensor cores, and the one for [64, 64] makes every warp hold all rows of the others.
+    """
+    x = settled(x, PRECISION)
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.max(tl.abs(d), axis=1), axis=0))
         return product(tl.trans(d / size), x, PRECISION) * size

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbqueue.train.kernels.launching import launch, room
-from mbqueue.train.kernels.tiles import SUM_ROWS
+from mbqueue.train.kernels.tiles import ELEMENT_ROWS, SUM_ROWS
 from mbqueue.train.kernels.triton_gate import WIDTH
 
 
@@ -93,6 +93,21 @@ def angles_to_atoms_kernel(d_pre, order, offsets, d_atoms, ROWS: tl.constexpr): 
     tl.store(d_atoms + atom * (2 * WIDTH) + column, tl.sum(total, axis=0))
 
 
+@triton.jit
+def sum_by_number(x, order, offsets, out, ROWS: tl.constexpr):  # noqa: N803
+    """Sums of the rows of ``x``, [A, 64], over the atoms of each element, [94, 64]."""
+    number = tl.program_id(0)
+    column = tl.arange(0, 64)
+    begin, end = tl.load(offsets + number), tl.load(offsets + number + 1)
+    total = tl.zeros([64], out.dtype.element_ty)
+    for start in range(begin, end, ROWS):
+        place = start + tl.arange(0, ROWS)
+        mask = place < end
+        row = tl.load(order + place, mask=mask, other=0)
+        total += tl.sum(tl.load(x + row[:, None] * 64 + column[None, :], mask=mask[:, None], other=0.0), axis=0)
+    tl.store(out + number * 64 + column, total)
+
+
 @triton.jit(do_not_specialize=["n_rows"])
 def add_partials_kernel(partials, out, n_rows, n_columns, ROWS: tl.constexpr):  # noqa: N803
     """Sum of 64 columns."""
@@ -110,4 +125,18 @@ def add_partials(partials: Tensor) -> Tensor:
     n_rows, n_columns = partials.shape
     out = room(partials, n_columns)
     launch(add_partials_kernel, n_columns // 64, partials, out, n_rows, n_columns, warps=4, ROWS=SUM_ROWS)
+    return out
+
+
+def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sums of the rows of ``x``, [A, 64], over the atoms of each element, [94, 64].
+
+    Args:
+        x: one row for each atom.
+        order: atoms sorted by atomic number, int32 [A].
+        offsets: first place in ``order`` of each atomic number from 1, int32 [95].
+        out: where to write them; None makes room.
+    """
+    out = room(x, len(offsets) - 1, 64) if out is None else out
+    launch(sum_by_number, len(out), x, order, offsets, out, warps=1, ROWS=ELEMENT_ROWS)
     return out

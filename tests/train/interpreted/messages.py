@@ -99,16 +99,38 @@ def test_values_and_gradients_are_those_of_plain_torch_on_any_graph(
     assert_same(graph_of(sizes, seed), dtype, seed=seed)
 
 
-@pytest.mark.parametrize("tiles", sorted(set(TILES.values()), key=str))
-def test_every_tile_size_of_the_table_and_segments_longer_than_a_tile(tiles: Tiles) -> None:
-    batch = graph_of([(1, 50, 12), (3, 20, 0), (2, 0, 0)], seed=1, angles_per_bond=20)
-    assert len(batch.angle) > tiles.angle_rows
-    assert len(batch.bond_center) > tiles.bond_rows
-    assert_same(batch, torch.float64, tiles)
+#: Crystals of (atoms, undirected bonds, short bonds).
+SHAPES = {
+    "no angles": [(3, 8, 0), (2, 5, 0)],
+    "cells of one atom": [(1, 6, 3), (1, 1, 1)],
+    "no bonds at all": [(2, 0, 0)],
+    "atoms and short bonds without any segment": [(6, 4, 3), (4, 0, 0), (2, 3, 1)],
+}
 
 
-def test_a_crystal_of_400_atoms_beside_one_of_1() -> None:
-    assert_same(graph_of([(400, 90, 10), (1, 3, 1)], seed=2), torch.float32)
+@pytest.mark.parametrize("dtype", EXACT, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_plain_torch_on_odd_graphs(shape: str, dtype: torch.dtype) -> None:
+    batch = graph_of(SHAPES[shape], seed=7, angles_per_bond=12)
+    bonds, angles = batch.ordered().bond_offsets.diff(), batch.ordered().angle_offsets.diff()
+    assert (len(batch.angle) == 0) == (shape in ("no angles", "no bonds at all"))
+    if shape.startswith("atoms"):
+        assert int(bonds.min()) == 0
+        assert int(angles.min()) == 0
+    assert_same(batch, dtype)
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), zip(sorted(set(TILES.values()), key=str), EXACT, strict=True), ids=str)
+def test_every_tile_size_of_the_table_and_segments_longer_than_a_tile(tiles: Tiles, dtype: torch.dtype) -> None:
+    batch = graph_of([(1, 40, 10), (3, 6, 0), (2, 0, 0)], seed=1, angles_per_bond=20)
+    assert int(batch.ordered().bond_offsets.diff().max()) > 2 * tiles.bond_rows
+    assert int(batch.ordered().angle_offsets.diff().max()) > tiles.angle_rows
+    assert_same(batch, dtype, tiles)
+
+
+@pytest.mark.parametrize("dtype", EXACT, ids=str)
+def test_a_crystal_of_400_atoms_beside_one_of_1(dtype: torch.dtype) -> None:
+    assert_same(graph_of([(400, 90, 10), (1, 3, 1)], seed=2), dtype)
 
 
 def test_a_real_crystal_of_the_sample(tmp_path: Any) -> None:

@@ -9,14 +9,10 @@ from torch import Tensor
 
 from mbqueue.train.chgnet import load_pretrained
 from mbqueue.train.forward import fourier_basis, radial_basis, read_out, reference_energies
-from mbqueue.train.kernels.triton_rows import (
-    READ_OUT_SIZES,
-    Basis,
-    Later,
-    by_number,
-    energies_backward,
-    energies_forward,
-)
+from mbqueue.train.kernels.triton_bases import Basis
+from mbqueue.train.kernels.triton_later import Later
+from mbqueue.train.kernels.triton_readout import READ_OUT_SIZES, energies_backward, energies_forward
+from mbqueue.train.kernels.triton_sums import by_number
 
 #: Numbers of rows: none, one, a tile, one more, and more than all partial sums take at one tile each.
 COUNTS = (0, 1, 64, 65, 64 * 256 + 3)
