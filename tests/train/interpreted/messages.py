@@ -120,7 +120,9 @@ def test_values_and_gradients_are_those_of_plain_torch_on_odd_graphs(shape: str,
     assert_same(batch, dtype)
 
 
-@pytest.mark.parametrize(("tiles", "dtype"), zip(sorted(set(TILES.values()), key=str), EXACT, strict=True), ids=str)
+@pytest.mark.parametrize(
+    ("tiles", "dtype"), list(zip(sorted(set(TILES.values()), key=str), EXACT, strict=True)), ids=str
+)
 def test_every_tile_size_of_the_table_and_segments_longer_than_a_tile(tiles: Tiles, dtype: torch.dtype) -> None:
     batch = graph_of([(1, 40, 10), (3, 6, 0), (2, 0, 0)], seed=1, angles_per_bond=20)
     assert int(batch.ordered().bond_offsets.diff().max()) > 2 * tiles.bond_rows
