@@ -118,7 +118,7 @@ def test_stopping_continues_past_sessions_that_just_died_or_are_another_users(
         with pytest.raises(SystemExit) as ended:
             main(["--project", str(project.folder.root), "stop"])
         assert ended.value.code == 1
-        assert f"process {anothers.pid} is another user's" in capsys.readouterr().out
+        assert f"process {anothers.pid} belongs to another user" in capsys.readouterr().out
     finally:
         for process in (died, anothers, ours):
             process.kill()
