@@ -120,6 +120,13 @@ class TrainSpec(Section):
     validation: float = Field(
         0.05, gt=0, le=0.5, description="Share of a fold's training part that is held out to choose the best epoch."
     )
+    validation_seed: int = Field(
+        -1,
+        ge=-1,
+        lt=2**31,
+        description="Seeds the validation split in place of `seed`; -1 takes `seed`. Experiments that share it can be "
+        "blended with fitted weights.",
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,
@@ -186,7 +193,7 @@ KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 #: so such experiments resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
-    "train": {"group_by_size": False, "test_strains": 0},
+    "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1},
 }
 #: The target of specs without one. It is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)

@@ -84,6 +84,9 @@ LEFT_OUT = {
     "mbqueue enqueue scalar_head --seeds 0-2": "the same",
     "mbqueue blend full_finetune.seed0 full_finetune.seed1 full_finetune.seed2 --name blended": "run with two seeds of "
     "a small experiment in tests/session/test_blends.py",
+    "mbqueue blend full_finetune.seed0 full_finetune.seed1 slower --weights fitted --name blended": "the same",
+    "mbqueue enqueue full_finetune --seeds 0-2 --set train.validation_seed=0": "tests/cli/test_commands.py",
+    "mbqueue predict-again full_finetune --test-strains 8 --name strained": "the same",
     "mbqueue logs -f": "run from docs/tutorials/first-session.md",
     "mbqueue stop": "the same",
     "%load_ext tensorboard": "a magic of Colab",

@@ -19,26 +19,28 @@ Weights = Literal["mean", "fitted"]
 
 
 class Blending(Queueing, Results):
-    """blend."""
+    """blend, predict_again."""
 
     def blend(
         self, experiments: Sequence[str], *, name: str, weights: Weights = "mean", priority: int = 0
     ) -> EnqueueOutcome:
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
-        It is an experiment like any other, whose jobs take seconds and need no data. Of a class, probabilities are
-        averaged.
+        It is an experiment like any other, whose jobs take seconds; those of fitted weights need the data and a model's
+        time for the validation parts. Of a class, probabilities are averaged.
 
         Args:
             experiments: two or more, of the same crystals, target and folds.
             name: of the blend.
-            weights: ``"mean"`` weighs all alike.
+            weights: ``"mean"`` weighs all alike. ``"fitted"`` takes, on each fold, the weights with the smallest error
+                on the crystals that are in the validation part of every member.
             priority: higher is worked on first.
 
         Raises:
             UsageError: for fewer than two experiments, one that is given twice, is not in the queue or is a blend
                 itself; and when they differ in crystals, target or folds.
-            ResultsError: when one is not recorded, or its files are damaged.
+            ResultsError: when one is not recorded, or its files are damaged; and when the members share too few
+                validation crystals to fit weights.
             ExperimentExists: when the name is taken by another spec.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
@@ -51,6 +53,8 @@ class Blending(Queueing, Results):
         found = [self._recorded_member(one) for one in experiments]
         for one in found[1:]:
             _require_alike(found[0], one)
+        if weights == "fitted":
+            _require_common_validation(found)
         first = found[0].content["spec"]
         spec = {
             "name": name,
@@ -63,6 +67,47 @@ class Blending(Queueing, Results):
             "made_from": {"members": [_member(one) for one in found], "weights": weights},
         }
         return self._put(parse_spec(spec, source=f"the blend {name}"), priority=priority)
+
+    def predict_again(self, experiment: str, *, test_strains: int, name: str, priority: int = 0) -> EnqueueOutcome:
+        """Enqueue an experiment that predicts the test parts of a recorded one again, averaged over small strains.
+
+        It trains nothing: its models and histories are those of the recorded experiment.
+
+        Args:
+            experiment: a recorded one that is no blend.
+            test_strains: pairs of opposite strains that each prediction is averaged over besides the crystal itself.
+            name: of the new experiment.
+            priority: higher is worked on first.
+
+        Raises:
+            UsageError: when it is not in the queue or is a blend, or no strain is asked for.
+            SpecError: for more than 100 pairs, or a wrong name.
+            ResultsError: when it is not recorded, or its files are damaged.
+            ExperimentExists: when the name is taken by another spec.
+        """
+        from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
+
+        if test_strains < 1:
+            raise UsageError("Without strains the predictions would be those that are there. Give --test-strains 8.")
+        found = self._recorded_member(experiment)
+        theirs = found.content["spec"]
+        spec = {
+            "name": name,
+            "description": f"{found.name} again, averaged over {test_strains} pairs of strains",
+            "folds": list(found.folds),
+            "seed": theirs["seed"],
+            "data": theirs["data"],
+            "target": theirs["target"],
+            "model": {"pretrained": theirs["model"]["pretrained"], "trainable": "none"},
+            "train": {
+                "epochs": 0,
+                "batch_size": theirs["train"]["batch_size"],
+                "max_bonds": theirs["train"]["max_bonds"],
+                "test_strains": test_strains,
+            },
+            "made_from": {"members": [_member(found)]},
+        }
+        return self._put(parse_spec(spec, source=f"the experiment {name}"), priority=priority)
 
     def _recorded_member(self, name: str) -> Recorded:
         """The verified results of an experiment of the queue that others may be made from.
@@ -77,7 +122,7 @@ class Blending(Queueing, Results):
             spec = queue.experiment(name).spec
             is_recorded = all(job.state in {State.COMMITTED, State.SKIPPED} for job in queue.jobs(experiment=name))
         if is_blend(spec):
-            raise UsageError(f"{name} is a blend itself. Name its members instead.")
+            raise UsageError(f"{name} is a blend and has no models of its own. Name its members instead.")
         if not is_recorded:
             raise ResultsError(f"{name} is not recorded yet. Let sessions finish it first: mbqueue status {name}")
         return self.results(name)
@@ -106,3 +151,23 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
     else:
         return
     raise UsageError(f"{what}, so they make no blend. Nothing was changed.")
+
+
+def _require_common_validation(found: Sequence[Recorded]) -> None:
+    """Refuse to fit weights where the validation parts of the members have too little in common.
+
+    Raises:
+        ResultsError: saying on which fold.
+    """
+    import numpy as np  # noqa: PLC0415 - as the rest, only for this
+
+    from mbqueue.experiment import parse_spec  # noqa: PLC0415
+    from mbqueue.results.blending import require_enough  # noqa: PLC0415
+    from mbqueue.train.rows import common_validation  # noqa: PLC0415
+
+    if found[0].target.is_class:
+        return  # the split depends on every target, which only the job reads
+    members = [parse_spec(one.content["spec"], source=one.name) for one in found]
+    targets = np.zeros(found[0].content["dataset"]["n"])
+    for fold in found[0].folds:
+        require_enough(len(common_validation(targets, members, fold)), len(members), fold=fold)

@@ -26,6 +26,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "enqueue": ("queueing", "Add an experiment or a search to the queue."),
         "promote": ("queueing", "Enqueue the best settings of a search on all folds."),
         "blend": ("blending", "Average the predictions of recorded experiments."),
+        "predict-again": ("blending", "Predict again with recorded models, under strains."),
         "tasks": ("datasets", "List matbench's tasks, each of which is a dataset."),
         "work": ("work", "Run a session: train until nothing is left or time is up."),
         "logs": ("work", "Show the log of the background session."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,10 +14,20 @@ if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
 
 
+class BlendWeights(StrEnum):
+    """How a blend weighs its members."""
+
+    MEAN = "mean"
+    FITTED = "fitted"
+
+
 def blend(
     context: typer.Context,
     experiments: Annotated[list[str], typer.Argument(metavar="NAME…", help="Two or more recorded experiments.")],
     name: Annotated[str, typer.Option(help="Name of the blend.")],
+    weights: Annotated[
+        BlendWeights, typer.Option(help="mean, or fitted on the validation parts of each fold.")
+    ] = BlendWeights.MEAN,
     priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -26,7 +37,27 @@ def blend(
 
     Example: mbqueue blend full.seed0 full.seed1 full.seed2 --name full.blend
     """
-    outcome = open_project(context).blend(experiments, name=name, priority=priority)
+    outcome = open_project(context).blend(experiments, name=name, weights=weights.value, priority=priority)
+    _tell(outcome, as_json=as_json)
+
+
+def predict_again(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(metavar="NAME", help="A recorded experiment.")],
+    name: Annotated[str, typer.Option(help="Name of the new experiment.")],
+    test_strains: Annotated[
+        int, typer.Option("--test-strains", help="Pairs of opposite small strains for each crystal.", min=1, max=100)
+    ],
+    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the test parts of a recorded experiment again, averaged over small strains, without training.
+
+    The result is an experiment of its own with the same models.
+
+    Example: mbqueue predict-again full_finetune --test-strains 8 --name full.strained
+    """
+    outcome = open_project(context).predict_again(experiment, test_strains=test_strains, name=name, priority=priority)
     _tell(outcome, as_json=as_json)
 
 

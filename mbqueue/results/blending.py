@@ -10,6 +10,24 @@ import numpy as np
 from mbqueue.errors import ResultsError
 from mbqueue.results.tables import Predictions
 
+#: Weights are fitted on at least so many crystals, and on at least so many for each member.
+FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
+
+
+def require_enough(n: int, members: int, *, fold: int) -> None:
+    """Refuse to fit the weights of so many members on too few crystals.
+
+    Raises:
+        ResultsError: when they are too few.
+    """
+    fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
+    if n < fewest:
+        raise ResultsError(
+            f"In fold {fold}, {n} crystals are in the validation part of every member. To fit the weights of {members} "
+            f"members takes at least {fewest}. Blend with --weights mean, or train members that share "
+            "train.validation_seed and train.validation."
+        )
+
 
 def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predictions:
     """The weighted mean of several experiments' predictions of one test part; of a class, of its probabilities.

@@ -19,6 +19,7 @@ from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.folder import Recorded
 from mbqueue.results.matbench_file import merge_matbench_files, read_matbench_scores
 from mbqueue.results.record import MATBENCH_FILE
+from mbqueue.results.tables import is_blend
 
 _BIBTEX = (
     "@article{deng2023chgnet, title={CHGNet as a pretrained universal neural network potential for charge-informed "
@@ -113,7 +114,11 @@ def _add_steps(
         return
     for member in made_from["members"]:
         _add_steps(member["spec"], f"experiment_{member['experiment']}.toml", enqueued, made)
-    command = ["blend", *members_of(spec), "--name", spec["name"]]
+    names, options = members_of(spec), ["--name", spec["name"]]
+    if is_blend(spec):
+        command = ["blend", *names, "--weights", made_from["weights"], *options]
+    else:
+        command = ["predict-again", *names, "--test-strains", str(spec["train"]["test_strains"]), *options]
     if command not in made:
         made.append(command)
 

@@ -156,7 +156,11 @@ def _made(content: dict[str, Any]) -> list[str]:
     """Of what a blend was made."""
     members = members_of(content["spec"])
     if not is_blend(content["spec"]):
-        return [f"- the models of {members[0]}, which predict again"]
+        strains = content["spec"]["train"]["test_strains"]
+        return [
+            f"- the models of {members[0]}; each prediction is a mean over the crystal and {strains} pairs of opposite "
+            "small strains"
+        ]
     head = ["Fold", *members]
     lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is the blend's own"]
     lines += ["", f"| {' | '.join(head)} |", "|---|" + "---:|" * len(members)]

@@ -41,6 +41,10 @@ class Loaded:
         self._data: LoadedData | None = None
         self._fold: tuple[tuple[int, int], FoldRun] | None = None
 
+    def await_kernels(self) -> None:
+        """Wait until the GPU's kernels are compiled; at once without a GPU."""
+        self._compiling.wait()
+
     def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
         """The experiment's crystals and graphs; kept for the next job.
 
@@ -152,7 +156,7 @@ class Loaded:
             checkpoints = self._checkpoints(lease, experiment, job.fold)
             self._place.while_held(lease, checkpoints.sweep)
             frozen = self.frozen_for(job, spec, data)
-            self._compiling.wait()
+            self.await_kernels()
             self._fold = (
                 key,
                 FoldRun(

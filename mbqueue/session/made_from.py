@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import MembersNotRecorded, ResultsError
-from mbqueue.experiment import Member, Spec, hash_of_spec
+from mbqueue.experiment import Member, Spec, hash_of_spec, parse_spec
 from mbqueue.queue.jobs import Job, Kind, Lease, State
-from mbqueue.results.blending import blended
+from mbqueue.results.blending import blended, require_enough
 from mbqueue.results.folder import Recorded, read_recorded
 from mbqueue.results.record import RESULTS_FILE
-from mbqueue.results.tables import predictions_file
+from mbqueue.results.tables import Predictions, model_file, predictions_file
+from mbqueue.results.weights import fitted_weights
+from mbqueue.session.asking import Question, ask
 from mbqueue.session.fold_results import FoldResults
+from mbqueue.session.loaded import Loaded
 from mbqueue.session.shared_results import fetch_results
 from mbqueue.session.workplace import Workplace
+from mbqueue.train.rows import common_validation, split_rows
 
 
 @dataclass(frozen=True)
@@ -55,21 +60,99 @@ def prepare(place: Workplace, spec: Spec) -> dict[str, Any]:
     return {key: first[key] for key in ("dataset_hash", "source", "official", "n", "widened", "dropped")}
 
 
-def predict(place: Workplace, lease: Lease, spec: Spec) -> FoldResults:
+def predict(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec) -> FoldResults:
     """A fold's results.
 
     Raises:
         MembersNotRecorded, ResultsError: as `prepare`.
     """
-    fold = lease.job.fold
-    assert fold is not None
+    assert spec.made_from is not None
     found = _members(place, spec)
-    return _blend(fold, found)
+    if spec.made_from.weights is None:
+        return _again(place, loaded, lease, spec, found[0])
+    tables = {one.recorded.name: one.recorded.predictions[_fold_of(lease)] for one in found}
+    weights, n_validation = dict.fromkeys(tables, 1 / len(tables)), 0
+    if spec.made_from.weights == "fitted":
+        weights, n_validation = _fitted(place, loaded, lease, spec, found)
+    return _blend(_fold_of(lease), found, tables, weights, n_validation)
 
 
-def _blend(fold: int, found: list[_Found]) -> FoldResults:
-    tables = {one.recorded.name: one.recorded.predictions[fold] for one in found}
-    weights = dict.fromkeys(tables, 1 / len(tables))
+def _fold_of(lease: Lease) -> int:
+    assert lease.job.fold is not None
+    return lease.job.fold
+
+
+def _again(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
+    """What the member's model says of the fold's test part under strains; its history and model are the member's.
+
+    Raises:
+        Stopped: what is predicted is kept for the next session.
+    """
+    job, fold = lease.job, _fold_of(lease)
+    experiment, _ = place.experiment_of(job)
+    crystals = loaded.data_for(job, experiment, spec).crystals
+    rows = split_rows(crystals.targets, spec, fold).test
+    path = model_file(member.recorded.folder, fold)
+    kept = place.project.predictions_dir(spec.name, f"fold_{fold}")
+    predicted = ask(
+        place,
+        loaded,
+        job,
+        experiment,
+        Question(model=path, spec=spec, rows=rows, keep_in=kept, what="crystals under strains"),
+    )
+    shutil.rmtree(kept, ignore_errors=True)
+    tested = crystals.select(rows)
+    return FoldResults(
+        table=Predictions(tested.ids, tested.compositions(), tested.n_atoms, tested.targets, predicted),
+        model=path.read_bytes(),
+        history=member.recorded.histories[fold],
+        absent_elements=member.predicted(fold)["absent_elements"],
+    )
+
+
+def _fitted(
+    place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, found: list[_Found]
+) -> tuple[dict[str, float], int]:
+    """The weights that fit a fold's validation crystals best, and how many these are; the test part is not looked at.
+
+    What each member says of them is computed here, by the model that it recorded.
+
+    Raises:
+        Stopped: nothing is kept but the predictions of some batches.
+        ResultsError: when too few crystals are in the validation part of every member.
+    """
+    assert spec.made_from is not None
+    job, fold = lease.job, _fold_of(lease)
+    experiment, _ = place.experiment_of(job)
+    members = [parse_spec(member.spec, source=member.experiment) for member in spec.made_from.members]
+    targets = loaded.data_for(job, experiment, members[0]).crystals.targets
+    rows = common_validation(targets, members, fold)
+    require_enough(len(rows), len(members), fold=fold)
+    kept = place.project.predictions_dir(spec.name, f"fold_{fold}")
+    predictions = {}
+    for number, (one, member) in enumerate(zip(found, members, strict=True)):
+        name = one.recorded.name
+        question = Question(
+            model=model_file(one.recorded.folder, fold),
+            spec=member,
+            rows=rows,
+            keep_in=kept / str(number),
+            what=f"validation crystals by {name}",
+        )
+        predictions[name] = ask(place, loaded, job, experiment, question)
+    weights = fitted_weights(predictions, targets[rows], is_class=spec.predicts.is_class)
+    shutil.rmtree(kept, ignore_errors=True)
+    return weights, len(rows)
+
+
+def _blend(
+    fold: int,
+    found: list[_Found],
+    tables: Mapping[str, Predictions],
+    weights: Mapping[str, float],
+    n_validation: int,
+) -> FoldResults:
     absent = {number for one in found for number in one.predicted(fold)["absent_elements"]}
     made_from = {one.recorded.name: _sha256(one.recorded, predictions_file(Path(), fold).name) for one in found}
     return FoldResults(
@@ -77,7 +160,7 @@ def _blend(fold: int, found: list[_Found]) -> FoldResults:
         model=None,
         history=[],
         absent_elements=sorted(absent),
-        more={"blend": {"weights": weights, "n_validation": 0, "made_from": made_from}},
+        more={"blend": {"weights": dict(weights), "n_validation": n_validation, "made_from": made_from}},
     )
 
 

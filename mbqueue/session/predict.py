@@ -24,7 +24,7 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     assert job.fold is not None
     experiment, spec = place.experiment_of(job)
     if spec.made_from is not None:
-        return commit_fold(place, lease, experiment, made_from.predict(place, lease, spec))
+        return commit_fold(place, lease, experiment, made_from.predict(place, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
     place.require_epochs(lease, experiment, fold, _trained_epochs(place, experiment.name, job.fold))
     model = fold.best_model()

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
+from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import GraphCache
+from mbqueue.experiment import Spec
 from mbqueue.train.family import ModelFamily
 from mbqueue.train.frozen import FrozenBackbone
 
@@ -125,6 +127,17 @@ class FeatureFeed:
     def predict(self, model: nn.Module, batch: FeatureBatch) -> Tensor:
         """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
         return self._family.predict_from_features(model, batch.features, batch)
+
+
+def feed_of(
+    spec: Spec, family: ModelFamily, crystals: Crystals, cache: GraphCache | None, frozen: FrozenBackbone | None
+) -> Feed:
+    """What models of an experiment get of its crystals: stored features where only the head is trained, else graphs."""
+    if spec.model.trainable == "head":
+        assert frozen is not None, "a head experiment has a frozen backbone"
+        return FeatureFeed(family, frozen, crystals.atomic_numbers, crystals.targets)
+    assert cache is not None, "only a head experiment does without graphs"
+    return GraphFeed(family, cache)
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,24 @@ from mbqueue.data.batches import Distortion
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.folds import epoch_batches
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.errors import CheckpointError, NonFiniteLoss
+from mbqueue.errors import CheckpointError
 from mbqueue.experiment import Spec
-from mbqueue.files import sha256_of_json
 from mbqueue.storage.manifest import Manifest
 from mbqueue.train.arithmetic import calculating
 from mbqueue.train.arrivals import arriving
 from mbqueue.train.checkpoint import Checkpoints
 from mbqueue.train.conditions import Conditions
 from mbqueue.train.family import family_of
-from mbqueue.train.feeds import FeatureFeed, Feed, GraphFeed, Rows, host_batches, pack
+from mbqueue.train.feeds import feed_of, host_batches, pack
 from mbqueue.train.frozen import FrozenBackbone
-from mbqueue.train.gpu_path import CHECKED_CRYSTALS, check_once
-from mbqueue.train.kept import Kept
+from mbqueue.train.inference import Inference
 from mbqueue.train.learner import Learner
 from mbqueue.train.memory import OutOfMemory
 from mbqueue.train.optim import open_for_training
 from mbqueue.train.outcome import EpochOutcome, StepReport
-from mbqueue.train.predict import opposite_strains
 from mbqueue.train.rows import split_rows
 from mbqueue.train.saver import Save, Saver
 from mbqueue.train.start import start_of
-from mbqueue.train.step import infer, listed
 from mbqueue.train.stepper import Stepper
 
 
@@ -94,14 +89,20 @@ class FoldRun:
         self.steps_per_epoch = -(-len(self.rows.train) // spec.train.batch_size)
         self._crystals, self._checkpoints = crystals, checkpoints
         self._note, self._clock = on_note, clock or SystemClock()
-        self._feed: Feed
-        if spec.model.trainable == "head":
-            self._feed = FeatureFeed(self.family, frozen, crystals.atomic_numbers, crystals.targets)
-        else:
-            assert cache is not None, "only a head experiment does without graphs"
-            self._feed = GraphFeed(self.family, cache)
+        self._feed = feed_of(spec, self.family, crystals, cache, frozen)
         self._conditions = Conditions(
             spec, device, memory_file=memory_file, extra=fingerprint_extra or {}, on_note=on_note
+        )
+        self._inference = Inference(
+            spec,
+            fold,
+            self.family,
+            self._feed,
+            crystals,
+            conditions=self._conditions,
+            device=device,
+            clock=self._clock,
+            on_note=on_note,
         )
         self._start = start_of(spec, self.family, crystals, frozen, self.rows.train)
         self.absent_elements = self._start.absent
@@ -142,7 +143,7 @@ class FoldRun:
         """
         lease = _Lease(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
         self._conditions.begin()
-        self._check_kernels()
+        self._inference.check_kernels(self.rows.train)
         with calculating(self.device, self._conditions.precision), Saver(self._checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
@@ -155,19 +156,6 @@ class FoldRun:
                     learner.parent = saver.save_now(learner.state(), self._facts(learner, lease))
                 self._learner = learner
             return self._outcome(learner)
-
-    def _check_kernels(self) -> None:
-        """Let a GPU use its kernels if they give what plain torch gives for the first crystals of the fold."""
-        if self.device.type != "cuda" or self.spec.model.trainable == "head":
-            return
-        check_once(
-            self.device,
-            self._conditions.precision,
-            self.family.load_pretrained(self.spec.model.pretrained).to(self.device),
-            self.family.predict,
-            self._feed.load(self.rows.train[:CHECKED_CRYSTALS]).to(self.device),
-            self._note,
-        )
 
     def _enter(self, epoch: int, session: str) -> Learner:
         """The learner at the newest commit of at most this epoch."""
@@ -286,7 +274,7 @@ class FoldRun:
         began = self._clock.monotonic()
         averaged = learner.average.applied() if learner.average else contextlib.nullcontext()
         with averaged, calculating(self.device, "float32"):
-            found = self._infer(learner.model, self.rows.validation, should_stop)
+            found = self._inference.outputs(learner.model, self.rows.validation, should_stop=should_stop)
         if found is None:
             return False
         target, objective = self._crystals.targets[self.rows.validation], self._start.objective
@@ -356,110 +344,18 @@ class FoldRun:
     ) -> NDArray[np.float64] | None:
         """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
 
-        With ``train.test_strains`` they are means over the crystals as they are and under small strains. Without epochs
-        the model is the pretrained one, and what it says of the crystals as they are comes from what is stored.
-
-        Args:
-            model: usually `best_model`, in the unit of the target; it is moved to the device.
-            should_stop: asked before every batch.
-            on_progress: told crystals done and in all, each as often as there are strains.
-            keep_in: folder that keeps what is computed, so that a prediction which is cut off goes on where it was.
-
-        Raises:
-            DeviceTooSmall, DeviceBusy: naming the crystal.
-            NonFiniteLoss: naming the crystals whose prediction is not finite.
+        Without epochs the model is the pretrained one, and what it says of the crystals as they are comes from what is
+        stored. Arguments and errors as `Inference.predict`.
         """
         self._conditions.begin()
-        self._check_kernels()
-        in_unit = replace(self._start.objective, scale=1.0)
-        distortions = opposite_strains(self.spec.train.test_strains)
-        total = np.zeros(len(self.rows.test))
-        done, whole = 0, len(self.rows.test) * len(distortions)
-        key = self._key_of(model) if keep_in is not None else ""
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            on_progress(done, whole)
-
-        count(0)
-        with calculating(self.device, "float32"):
-            for number, distortion in enumerate(distortions):
-                if should_stop():
-                    return None
-                if distortion is None and not self.spec.train.epochs:
-                    outputs = self._start.outputs[self.rows.test] * self._start.objective.scale
-                    found: NDArray[np.float64] | None = self._finite(outputs, self.rows.test)
-                else:
-                    kept = None
-                    if keep_in is not None:
-                        kept = Kept(keep_in / f"{number}.bin", f"{key} {distortion}", clock=self._clock)
-                    found = self._infer(model.to(self.device), self.rows.test, should_stop, distortion, count, kept)
-                if found is None:
-                    return None
-                total += in_unit.prediction(torch.from_numpy(found)).numpy()
-        return total / len(distortions)
-
-    def _infer(
-        self,
-        model: nn.Module,
-        rows: Rows,
-        should_stop: Callable[[], bool],
-        distortion: Distortion | None = None,
-        on_done: Callable[[int], None] = lambda _more: None,
-        kept: Kept | None = None,
-    ) -> NDArray[np.float64] | None:
-        model.eval()
-        there = kept.outputs if kept is not None else np.empty(0, np.float32)
-
-        def done(part: list[Tensor]) -> None:
-            if kept is not None:
-                kept.add(part[0].numpy())
-            on_done(len(part[0]))
-
-        if len(there):
-            on_done(len(there))
-        if len(there) == len(rows):
-            return self._finite(there.astype(np.float64), rows)
-        found = infer(
-            self._feed,
-            rows[len(there) :],
-            lambda batch: [self._feed.predict(model, batch)],
-            batch_size=self.spec.train.batch_size,
-            max_bonds=self.spec.train.max_bonds,
-            device=self.device,
-            memory=self._conditions.inference,
-            ids=self._crystals.ids,
-            distortion=distortion,
+        self._inference.check_kernels(self.rows.train)
+        stored = None if self.spec.train.epochs else self._start.outputs[self.rows.test] * self._start.objective.scale
+        return self._inference.predict(
+            model,
+            self.rows.test,
+            strains=self.spec.train.test_strains,
+            stored=stored,
             should_stop=should_stop,
-            on_part=done,
+            on_progress=on_progress,
+            keep_in=keep_in,
         )
-        if kept is not None:
-            kept.write()
-        if found is None:
-            return None
-        return self._finite(np.concatenate([there, found[0]]).astype(np.float64), rows)
-
-    def _key_of(self, model: nn.Module) -> str:
-        """Of what the model's outputs for the test rows depend on, but for the strains."""
-        return sha256_of_json(
-            {
-                "model": hashlib.sha256(self.family.model_bytes(model, self.spec.predicts)).hexdigest(),
-                "dataset": self._crystals.hash,
-                "fold": self.fold,
-                "batches": [self.spec.train.batch_size, self.spec.train.max_bonds],
-                "conditions": self._conditions.fingerprint(),
-            }
-        )
-
-    def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
-        """The output for ``rows``, if it is finite."""
-        bad = rows[~np.isfinite(output)]
-        if len(bad):
-            raise NonFiniteLoss(
-                f"Fold {self.fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite, so they are "
-                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. When these are nearly all, training "
-                "diverged: enqueue the experiment under another name with a lower train.lr. Else look at their "
-                "distances."
-            )
-        return output

@@ -41,6 +41,8 @@ def test_the_exported_experiment_file_is_the_same_experiment(official, tmp_path)
 
 def test_the_export_of_a_blend_makes_its_members_and_then_the_blend(official, tmp_path):
     members = [{**official.content["spec"], "name": f"seed{seed}", "seed": seed} for seed in (0, 1)]
+    strained = {**members[1], "name": "strained", "train": {**members[1]["train"], "test_strains": 8}}
+    members[1] = {**strained, "made_from": {"members": [{"experiment": "seed1", "spec": members[1]}]}}
     made_from = {"weights": "mean", "members": [{"experiment": one["name"], "spec": one} for one in members]}
     spec = {**official.content["spec"], "name": "both", "made_from": made_from}
     blend = dataclasses.replace(official, content={**official.content, "spec": spec})
@@ -48,9 +50,13 @@ def test_the_export_of_a_blend_makes_its_members_and_then_the_blend(official, tm
     assert [load_spec(folder / f"experiment_seed{seed}.toml").seed for seed in (0, 1)] == [0, 1]
     assert not (folder / "experiment.toml").exists()
     script = (folder / "run_experiment.py").read_text()
-    assert '["blend", "seed0", "seed1", "--name", "both"]' in script
+    steps = (
+        '["predict-again", "seed1", "--test-strains", "8", "--name", "strained"], '
+        '["blend", "seed0", "strained", "--weights", "mean", "--name", "both"]'
+    )
+    assert steps in script
     compile(script, "run_experiment.py", "exec")
-    assert "Made from seed0 and seed1" in json.loads((folder / "info.json").read_text())["algorithm_long"]
+    assert "Made from seed0 and strained" in json.loads((folder / "info.json").read_text())["algorithm_long"]
 
 
 def test_exporting_again_replaces_the_export_but_no_other_folder(official, tmp_path):

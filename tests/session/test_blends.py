@@ -17,11 +17,16 @@ from processes import run
 from small_project import RememberedReport, make_project, make_split_project
 
 from mbqueue import Project
-from mbqueue.errors import ExperimentExists, MbqueueError, ResultsError, UsageError
+from mbqueue.data.datasets import load
+from mbqueue.data.folds import test_rows as fold_rows
+from mbqueue.errors import ExperimentExists, MbqueueError, ResultsError, SpecError, UsageError
+from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import open_queue
 from mbqueue.results.tables import history_file, model_file, predictions_file, read_predictions
+from mbqueue.results.weights import fitted_weights
 from mbqueue.session.worker import Ending, WorkOptions, work
+from mbqueue.train.rows import common_validation
 
 CRYSTALS = "crystals.jsonl"
 SMALL = {
@@ -196,7 +201,7 @@ def test_experiments_of_other_crystals_folds_or_targets_are_refused(project):
 def test_damaged_results_are_refused_and_so_is_a_blend_of_a_blend(project):
     project.blend(["head.seed0", "head.seed1"], name="both")
     finish(project.folder)
-    refused(project, "both is a blend itself", "both", "head.seed0", name="more")
+    refused(project, "both is a blend and has no models of its own", "both", "head.seed0", name="more")
     path = predictions_file(project.results("head.seed1").folder, 1)
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
     refused(project, "is not the file that was recorded", "head.seed0", "head.seed1", error=ResultsError, name="more")
@@ -215,3 +220,126 @@ def test_a_member_that_is_damaged_before_the_blend_is_made_fails_it_with_what_to
     finish(project.folder)
     assert path.read_bytes() == whole
     assert len(read_predictions(predictions_file(project.results("both").folder, 1))) == 12
+
+
+# -- fitted weights ----------------------------------------------------------------------------------------------------
+
+SHARED = {
+    "dataset": CRYSTALS,
+    "folds": [0],
+    "epochs": 2,
+    "settings": {**SMALL["settings"], "train.validation": 0.5, "train.validation_seed": 9},
+}
+MEMBERS = ("head.seed0", "head.seed1", "slow")
+
+
+def with_fitted_blend(root: Path, *, spoil_test_targets: bool = False) -> Project:
+    """A project with three members that share their validation parts, and a blend of fitted weights, recorded."""
+    folder = make_project(root, checkpoint_minutes=5)
+    write_crystals(folder, 80)
+    if spoil_test_targets:
+        path = folder.root / CRYSTALS
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for row in fold_rows(len(lines), 0):
+            entry = json.loads(lines[row])
+            assert isinstance(entry["e_form"], float)
+            lines[row] = json.dumps({**entry, "e_form": 5.0 - entry["e_form"]})
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    project = Project(folder.root)
+    project.enqueue_seeds("head_finetune", [0, 1], name="head", **SHARED)
+    slow = {**SHARED["settings"], "train.lr": 1e-4, "seed": 5}
+    project.enqueue("head_finetune", name="slow", **{**SHARED, "settings": slow})
+    finish(folder)
+    project.blend(MEMBERS, name="fitted", weights="fitted")
+    finish(folder)
+    return project
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return with_fitted_blend(tmp_path_factory.mktemp("fitted") / "project")
+
+
+def weights_of(project: Project) -> dict[str, float]:
+    found: dict[str, float] = project.results("fitted").content["folds"]["0"]["blend"]["weights"]
+    return found
+
+
+def test_fitted_weights_are_those_that_fit_the_validation_part_best(fitted):
+    specs = [parse_spec(fitted.spec(name), source=name) for name in MEMBERS]
+    crystals = load(CRYSTALS, project_root=fitted.folder.root).crystals
+    rows = common_validation(crystals.targets, specs, 0)
+    assert fitted.results("fitted").content["folds"]["0"]["blend"]["n_validation"] == len(rows) == 32
+    assert set(rows).isdisjoint(fold_rows(80, 0))
+    paths = [model_file(fitted.results(name).folder, 0) for name in MEMBERS]
+    each = fitted.predict(CRYSTALS, paths, device="cpu").predictions.each[:, rows]
+    weights = weights_of(fitted)
+    best = np.abs(np.array([weights[name] for name in MEMBERS]) @ each - crystals.targets[rows]).mean()
+    for others in np.random.default_rng(0).dirichlet(np.ones(3), 300):
+        assert best <= np.abs(others @ each - crystals.targets[rows]).mean() + 1e-6
+
+
+def test_weights_are_fitted_without_the_test_part(fitted, tmp_path):
+    """With other targets in the test part, the members and the weights stay as they are, to the last bit."""
+    spoiled = with_fitted_blend(tmp_path / "spoiled", spoil_test_targets=True)
+    ours, theirs = (one.results("fitted").predictions[0] for one in (fitted, spoiled))
+    assert not np.array_equal(ours.y_true, theirs.y_true)
+    np.testing.assert_array_equal(ours.y_pred, theirs.y_pred)
+    assert weights_of(fitted) == weights_of(spoiled)
+    each = {name: fitted.results(name).predictions[0].y_pred for name in MEMBERS}
+    assert fitted_weights(each, theirs.y_true, is_class=False) != pytest.approx(weights_of(fitted), abs=1e-3)
+
+
+def test_a_blend_of_fitted_weights_is_made_again_with_the_same_bytes(fitted, tmp_path):
+    shutil.copytree(fitted.folder.root, tmp_path / "copy")
+    copy = Project(tmp_path / "copy")
+    path = predictions_file(copy.results("fitted").folder, 0)
+    before = path.read_bytes()
+    path.unlink()
+    copy.retry("fitted")
+    finish(copy.folder)
+    assert path.read_bytes() == before
+
+
+def test_too_few_shared_validation_crystals_are_refused(project):
+    why = "In fold 0, 8 crystals are in the validation part of every member"
+    refused(project, why, "head.seed0", "head.seed1", error=ResultsError, weights="fitted")
+
+
+# -- predictions under strains -----------------------------------------------------------------------------------------
+
+
+def test_recorded_models_predict_again_under_strains(project):
+    told = run(
+        project.folder.root, "predict-again", "head.seed0", "--test-strains", "2", "--name", "strained", "--json"
+    )
+    assert json.loads(told.stdout)["members"] == ["head.seed0"]
+    finish(project.folder)
+    before, after = project.results("head.seed0"), project.results("strained")
+    assert after.histories == before.histories
+    for fold in (0, 1):
+        path = model_file(after.folder, fold)
+        assert path.read_bytes() == model_file(before.folder, fold).read_bytes()
+        assert list(after.predictions[fold].ids) == list(before.predictions[fold].ids)
+        assert not np.array_equal(after.predictions[fold].y_pred, before.predictions[fold].y_pred)
+        whole = project.predict(CRYSTALS, [path], strains=2, device="cpu").predictions.mean
+        np.testing.assert_allclose(after.predictions[fold].y_pred, whole[fold_rows(60, fold)], rtol=0, atol=1e-5)
+    page = (after.folder / "RESULTS.md").read_text()
+    assert "the models of head.seed0; each prediction is a mean over the crystal and 2 pairs of opposite" in page
+    project.blend(["head.seed1", "strained"], name="mixed")
+    finish(project.folder)
+    assert project.results("mixed").folds == (0, 1)
+
+
+def test_what_cannot_predict_again_is_refused_and_changes_nothing(project):
+    before = names(project)
+    for name, strains, error, why in (
+        ("head.seed0", 0, UsageError, "Without strains"),
+        ("head.seed0", 101, SpecError, "test_strains = 101"),
+        ("other", 2, UsageError, "There is no experiment other"),
+    ):
+        with pytest.raises(error, match=why):
+            project.predict_again(name, test_strains=strains, name="strained")
+    with pytest.raises(ExperimentExists, match=r"head.seed1 is already in the queue with another spec"):
+        project.predict_again("head.seed0", test_strains=2, name="head.seed1")
+    assert names(project) == before

@@ -40,7 +40,9 @@ def test_training_the_head_from_stored_features_equals_running_the_backbone_each
         a, b = helpers.train_epoch(stored, epoch).history_row, helpers.train_epoch(running, epoch).history_row
         assert a["val_mae"] == pytest.approx(b["val_mae"], abs=2e-5)
     rows = stored.rows.test
-    ours, theirs = (run._infer(run.best_model(), rows, lambda: False) for run in (stored, running))
+    ours, theirs = (
+        run._inference.outputs(run.best_model(), rows, should_stop=lambda: False) for run in (stored, running)
+    )
     assert np.abs(ours - theirs).max() < 5e-5
 
 

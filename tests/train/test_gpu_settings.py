@@ -169,7 +169,7 @@ def test_validation_and_predictions_are_float32_whatever_training_is(
     monkeypatch.undo()
     monkeypatch.setattr("mbqueue.train.forward.FusedMessages", PlainMessages)
     rows = run.rows.validation
-    exact = run._infer(best, rows, lambda: False)
+    exact = run._inference.outputs(best, rows, should_stop=lambda: False)
     mae = float(np.abs(exact - bench.crystals.targets[rows]).mean())
     assert outcome.history_row["val_mae"] == mae, "the model that is kept gives the validation's own numbers"
 

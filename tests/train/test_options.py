@@ -185,7 +185,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(bench: Any, helpers: An
     outcome = helpers.train_epoch(run, 1)
     rows = run.rows.validation
     best = run.best_model()
-    predicted = run._infer(best, rows, lambda: False)
+    predicted = run._inference.outputs(best, rows, should_stop=lambda: False)
     assert float(np.abs(predicted - bench.crystals.targets[rows]).mean()) == outcome.history_row["val_mae"]
     weight = run._learner.model.mlp.layers[0].weight
     assert not torch.equal(best.mlp.layers[0].weight, weight)
@@ -218,7 +218,9 @@ def test_augmentation_changes_training_and_not_validation(
     runs = [bench.run(tmp_path / name, **options) for name, options in (("off", {}), ("on", lever))]
     rows = [helpers.train_epoch(run, 1).history_row for run in runs]
     assert rows[0]["train_mae"] != rows[1]["train_mae"]
-    on, off = (run._infer(runs[0].best_model(), run.rows.validation, lambda: False) for run in runs)
+    on, off = (
+        run._inference.outputs(runs[0].best_model(), run.rows.validation, should_stop=lambda: False) for run in runs
+    )
     assert np.array_equal(on, off)
     assert runs[1]._distortion(1) != runs[1]._distortion(2)
 

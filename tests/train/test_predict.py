@@ -55,7 +55,7 @@ def test_the_pretrained_model_predicts_from_stored_energies_what_chgnet_predicts
 ) -> None:
     run = sample_bench.run(tmp_path / "commits", trainable="none", epochs=0)
     model = run.best_model()
-    whole = run._infer(model, run.rows.test, lambda: False)
+    whole = run._inference.outputs(model, run.rows.test, should_stop=lambda: False)
     with monkeypatch.context() as patch:
         for name in ("atom_features", "formation_energies", "predict"):
             patch.setattr(chgnet, name, lambda *_: pytest.fail("the model ran"))

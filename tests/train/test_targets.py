@@ -58,7 +58,7 @@ def test_training_begins_at_the_model_of_the_composition(
     run = bench.run(tmp_path, trainable=trainable)
     shares, targets = shares_of(bench), bench.crystals.targets
     fitted = (fit_classes if kind == "class" else fit_composition)(shares[run.rows.train], targets[run.rows.train])
-    output = torch.from_numpy(run._infer(run._start.model, run.rows.test, lambda: False))
+    output = torch.from_numpy(run._inference.outputs(run._start.model, run.rows.test, should_stop=lambda: False))
     expected = fitted.predict(shares[run.rows.test])
     if kind == "class":
         expected = 1 / (1 + np.exp(-expected))

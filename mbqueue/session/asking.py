@@ -1,0 +1,83 @@
+"""Asking a recorded model of another experiment for rows of the dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbqueue.experiment import Spec
+from mbqueue.queue.jobs import Experiment, Job
+from mbqueue.session.loaded import Loaded
+from mbqueue.session.workplace import Workplace
+from mbqueue.train.backbone import kinds_needed
+from mbqueue.train.conditions import Conditions
+from mbqueue.train.family import family_of
+from mbqueue.train.feeds import Rows, feed_of
+from mbqueue.train.inference import Inference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a model is asked.
+
+    Attributes:
+        model: its file.
+        spec: says what it gets of a crystal, and in which batches.
+        rows: of the dataset.
+        keep_in: folder that keeps what is computed when the session stops.
+        what: is predicted, for the progress.
+    """
+
+    model: Path
+    spec: Spec
+    rows: Rows
+    keep_in: Path
+    what: str
+
+
+def ask(place: Workplace, loaded: Loaded, job: Job, experiment: Experiment, question: Question) -> NDArray[np.float64]:
+    """Predictions of the rows, [N], in the target's unit.
+
+    Args:
+        experiment: that the job is of; its dataset is the one meant.
+
+    Raises:
+        Stopped: what is computed is kept for the next time.
+        CheckpointError: when the file is no model.
+        DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `Inference.predict`.
+    """
+    spec, family = question.spec, family_of(question.spec.model.pretrained)
+    data = loaded.data_for(job, experiment, spec)
+    frozen = loaded.frozen_for(job, spec, data) if spec.model.trainable == "head" else None
+    loaded.await_kernels()
+    feed = feed_of(spec, family, data.crystals, data.graphs, frozen)
+    extra = {**data.fingerprint, "frozen": None if frozen is None else frozen.digest(kinds_needed(spec))}
+    memory_file = place.project.device_limits
+    conditions = Conditions(spec, loaded.device, memory_file=memory_file, extra=extra, on_note=place.note_once)
+    assert job.fold is not None
+    inference = Inference(
+        spec,
+        job.fold,
+        family,
+        feed,
+        data.crystals,
+        conditions=conditions,
+        device=loaded.device,
+        clock=place.clock,
+        on_note=place.note_once,
+    )
+    inference.check_kernels(question.rows)
+    found = inference.predict(
+        family.load_model(question.model),
+        question.rows,
+        strains=spec.train.test_strains,
+        should_stop=place.should_stop,
+        on_progress=place.progress_of(job, question.what),
+        keep_in=question.keep_in,
+    )
+    if found is None:
+        raise place.stopped()
+    return found

@@ -1,0 +1,203 @@
+"""What a model of one experiment says of rows of its dataset: in validation, in predictions, in blends."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mbqueue.clock import Clock
+from mbqueue.data.batches import Distortion
+from mbqueue.data.crystals import Crystals
+from mbqueue.errors import NonFiniteLoss
+from mbqueue.experiment import Spec
+from mbqueue.files import sha256_of_json
+from mbqueue.train.arithmetic import calculating
+from mbqueue.train.conditions import Conditions
+from mbqueue.train.family import ModelFamily
+from mbqueue.train.feeds import Feed, GraphFeed, Rows
+from mbqueue.train.gpu_path import CHECKED_CRYSTALS, check_once
+from mbqueue.train.kept import Kept
+from mbqueue.train.objective import Objective
+from mbqueue.train.predict import opposite_strains
+from mbqueue.train.step import infer, listed
+
+
+class Inference:
+    """Models of one experiment, asked for rows of its dataset on one device.
+
+    Args:
+        spec: whose batches are computed.
+        fold: 0 to 4, for messages and for what is kept.
+        family: that the models are of.
+        feed: what models get of each crystal.
+        crystals: the dataset.
+        conditions: how much fits the device.
+        device: where to compute.
+        clock: decides how often partial predictions are written.
+        on_note: told, in a sentence, what a person should know.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        fold: int,
+        family: ModelFamily,
+        feed: Feed,
+        crystals: Crystals,
+        *,
+        conditions: Conditions,
+        device: torch.device,
+        clock: Clock,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self._spec, self._fold, self._family, self._feed, self._crystals = spec, fold, family, feed, crystals
+        self._conditions, self._device, self._clock, self._note = conditions, device, clock, on_note
+
+    def check_kernels(self, rows: Rows) -> None:
+        """Let a GPU use its kernels if they give what plain torch gives for the first crystals of ``rows``."""
+        if self._device.type != "cuda" or not isinstance(self._feed, GraphFeed):
+            return
+        check_once(
+            self._device,
+            self._conditions.precision,
+            self._family.load_pretrained(self._spec.model.pretrained).to(self._device),
+            self._family.predict,
+            self._feed.load(rows[:CHECKED_CRYSTALS]).to(self._device),
+            self._note,
+        )
+
+    def predict(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        *,
+        strains: int = 0,
+        stored: NDArray[np.float64] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+        keep_in: Path | None = None,
+    ) -> NDArray[np.float64] | None:
+        """Predictions of ``rows``, [N], in the target's unit; None when asked to stop.
+
+        Args:
+            model: in the unit of the target (of a class, giving logits); it is moved to the device.
+            strains: pairs of opposite small strains that each crystal is averaged over besides itself.
+            stored: what the model gives for the crystals as they are, [N], where that is known already.
+            should_stop: asked before every batch.
+            on_progress: told crystals done and in all, each as often as there are strains.
+            keep_in: folder that keeps what is computed, so that a prediction which is cut off goes on where it was.
+
+        Raises:
+            DeviceTooSmall, DeviceBusy: naming the crystal.
+            NonFiniteLoss: naming the crystals whose prediction is not finite.
+        """
+        in_unit = Objective(self._spec.train, self._spec.target.kind)
+        distortions = opposite_strains(strains)
+        total = np.zeros(len(rows))
+        done, whole = 0, len(rows) * len(distortions)
+        key = self._key_of(model) if keep_in is not None else ""
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            on_progress(done, whole)
+
+        count(0)
+        with calculating(self._device, "float32"):
+            for number, distortion in enumerate(distortions):
+                if should_stop():
+                    return None
+                if distortion is None and stored is not None:
+                    found: NDArray[np.float64] | None = self._finite(stored, rows)
+                else:
+                    kept = None
+                    if keep_in is not None:
+                        kept = Kept(keep_in / f"{number}.bin", f"{key} {distortion}", clock=self._clock)
+                    found = self.outputs(
+                        model.to(self._device),
+                        rows,
+                        should_stop=should_stop,
+                        distortion=distortion,
+                        on_done=count,
+                        kept=kept,
+                    )
+                if found is None:
+                    return None
+                total += in_unit.prediction(torch.from_numpy(found)).numpy()
+        return total / len(distortions)
+
+    def outputs(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        *,
+        should_stop: Callable[[], bool],
+        distortion: Distortion | None = None,
+        on_done: Callable[[int], None] = lambda _more: None,
+        kept: Kept | None = None,
+    ) -> NDArray[np.float64] | None:
+        """What the model, which is on the device, gives for ``rows``, [N]; None when asked to stop.
+
+        Raises:
+            DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `predict`.
+        """
+        model.eval()
+        there = kept.outputs if kept is not None else np.empty(0, np.float32)
+
+        def done(part: list[Tensor]) -> None:
+            if kept is not None:
+                kept.add(part[0].numpy())
+            on_done(len(part[0]))
+
+        if len(there):
+            on_done(len(there))
+        if len(there) == len(rows):
+            return self._finite(there.astype(np.float64), rows)
+        found = infer(
+            self._feed,
+            rows[len(there) :],
+            lambda batch: [self._feed.predict(model, batch)],
+            batch_size=self._spec.train.batch_size,
+            max_bonds=self._spec.train.max_bonds,
+            device=self._device,
+            memory=self._conditions.inference,
+            ids=self._crystals.ids,
+            distortion=distortion,
+            should_stop=should_stop,
+            on_part=done,
+        )
+        if kept is not None:
+            kept.write()
+        if found is None:
+            return None
+        return self._finite(np.concatenate([there, found[0]]).astype(np.float64), rows)
+
+    def _key_of(self, model: nn.Module) -> str:
+        """Of what the model's outputs depend on, but for the strains."""
+        return sha256_of_json(
+            {
+                "model": hashlib.sha256(self._family.model_bytes(model, self._spec.predicts)).hexdigest(),
+                "dataset": self._crystals.hash,
+                "fold": self._fold,
+                "batches": [self._spec.train.batch_size, self._spec.train.max_bonds],
+                "conditions": self._conditions.fingerprint(),
+            }
+        )
+
+    def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
+        """The output for ``rows``, if it is finite."""
+        bad = rows[~np.isfinite(output)]
+        if len(bad):
+            raise NonFiniteLoss(
+                f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite, so they are "
+                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. When these are nearly all, training "
+                "diverged: enqueue the experiment under another name with a lower train.lr. Else look at their "
+                "distances."
+            )
+        return output
