@@ -134,6 +134,13 @@ class TrainSpec(Section):
         description="Decay per step of an exponential moving average of the weights. The average is then "
         "validated and kept. 0 is off.",
     )
+    soup: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Validate and keep the mean of the weights at the ends of this many last epochs (a weight soup); "
+        "0 is off. Each commit holds as many copies of the trained weights.",
+    )
     patience: int = Field(
         0,
         ge=0,
@@ -182,6 +189,8 @@ class TrainSpec(Section):
     def _fits_together(self) -> TrainSpec:
         if self.unfreeze_epochs and self.unfreeze_epochs >= self.epochs:
             raise ValueError(f"unfreeze_epochs = {self.unfreeze_epochs} must be below epochs = {self.epochs}")
+        if self.soup and self.ema_decay:
+            raise ValueError("soup and ema_decay both average the weights: one of them must be 0")
         return self
 
 
@@ -193,7 +202,7 @@ KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 #: so such experiments resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
-    "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1},
+    "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0},
 }
 #: The target of specs without one. It is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)

@@ -87,6 +87,7 @@ LEFT_OUT = {
     "mbqueue blend full_finetune.seed0 full_finetune.seed1 slower --weights fitted --name blended": "the same",
     "mbqueue enqueue full_finetune --seeds 0-2 --set train.validation_seed=0": "tests/cli/test_commands.py",
     "mbqueue predict-again full_finetune --test-strains 8 --name strained": "the same",
+    "mbqueue enqueue full_finetune --set train.soup=5 --name soup": "tests/train/test_options.py",
     "mbqueue logs -f": "run from docs/tutorials/first-session.md",
     "mbqueue stop": "the same",
     "%load_ext tensorboard": "a magic of Colab",

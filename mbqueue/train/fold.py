@@ -272,8 +272,7 @@ class FoldRun:
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
         """Finish the epoch: validate the weights that are kept, and write its row; False when asked to stop."""
         began = self._clock.monotonic()
-        averaged = learner.average.applied() if learner.average else contextlib.nullcontext()
-        with averaged, calculating(self.device, "float32"):
+        with learner.kept_weights(), calculating(self.device, "float32"):
             found = self._inference.outputs(learner.model, self.rows.validation, should_stop=should_stop)
         if found is None:
             return False
@@ -313,7 +312,7 @@ class FoldRun:
         return [] if newest is None else newest.manifest.history
 
     def best_model(self) -> Any:
-        """The best epoch's model (averaged weights when averaging is on), on the CPU; with no epochs, the first one.
+        """The best epoch's model (averaged weights where these are kept), on the CPU; with no epochs, the first one.
 
         Its output is in the unit of the target; of a class, logits.
 

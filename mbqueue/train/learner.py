@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mbqueue.train.arithmetic import device_name, differences
 from mbqueue.train.family import family_of
 from mbqueue.train.optim import (
     WeightAverage,
+    WeightSoup,
     learning_rate,
     make_optimizer,
     optimizer_tensors,
@@ -48,6 +50,7 @@ class Learner:
         self.trained = family.trained_parameters(self.model, spec.model.trainable)
         self.optimizer = make_optimizer(family, self.model, self.trained, spec.train)
         self.average = WeightAverage(self.trained, spec.train.ema_decay) if spec.train.ema_decay else None
+        self.soup = WeightSoup(self.trained, spec.train.soup) if spec.train.soup else None
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
         self._begun = 0  # steps that the device computes, or has computed, and that are not counted yet
         self.sums = _no_sums()
@@ -74,6 +77,8 @@ class Learner:
         restore_optimizer(self.optimizer, self.trained, state.optimizer)
         if self.average is not None:
             self.average.restore(state.average)
+        if self.soup is not None:
+            self.soup.restore(state.average, state.ends)
         self.epoch, self.step, self.complete = state.epoch, state.step, state.complete
         self.steps_done, self.sums = state.steps_done, dict(state.sums)
         self.best = dict(manifest.best) if manifest.best else None
@@ -136,10 +141,19 @@ class Learner:
         self.sums["structures"] += result.structures
         self.seconds += seconds
 
+    def kept_weights(self) -> AbstractContextManager[None]:
+        """Within the block the model has the weights that are validated and kept: its own, or an average of them."""
+        if self.soup is not None:
+            self.soup.stir()
+        average = self.average or self.soup
+        return nullcontext() if average is None else average.applied()
+
     def close_epoch(self, *, val_loss: float, val_mae: float, seconds: float) -> None:
         """Note that the epoch is validated: write its history row, and remember it if it is the best so far."""
         self.seconds += seconds
         self.complete = True
+        if self.soup is not None:
+            self.soup.keep()
         structures = self.sums["structures"]
         self.history.append(
             {
@@ -163,6 +177,7 @@ class Learner:
         """A copy of the state in host memory; all steps that were begun must be counted."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
+        average = self.average or self.soup
         return TrainState(
             spec_hash=self._spec.hash,
             dataset_hash=self._dataset_hash,
@@ -176,8 +191,9 @@ class Learner:
             best={"epoch": self.best["epoch"], "val_mae": self.best["val_mae"]} if self.best else None,
             model=to_host(self.model.state_dict()),
             optimizer={name: to_host(tensors) for name, tensors in optimizer.items()},
-            average=to_host(self.average.tensors) if self.average else {},
+            average=to_host(average.tensors) if average else {},
             random=random_states(self._device),
+            ends=[to_host(end) for end in self.soup.ends] if self.soup else [],
         )
 
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -118,14 +118,70 @@ class WeightAverage:
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """Within the block the model carries the averages; after it, its own weights again."""
-        own = [p.data for p in self._live.values()]
-        try:
-            for name, parameter in self._live.items():
-                parameter.data = self.tensors[name]
-            yield
-        finally:
-            for parameter, data in zip(self._live.values(), own, strict=True):
-                parameter.data = data
+        return carrying(self._live, self.tensors)
+
+
+class WeightSoup:
+    """Mean of the trained parameters at the ends of the last epochs.
+
+    "Latest weight averaging" (Kaddour, arXiv 2209.14981): the mean over a window of that many epochs' ends, which
+    grows until there are as many.
+
+    Attributes:
+        tensors: the mean; before the first epoch's end, none.
+        ends: parameters at the ends of the epochs before the current one that are in the window, oldest first.
+    """
+
+    def __init__(self, trained: dict[str, nn.Parameter], epochs: int) -> None:
+        self._live, self._epochs = trained, epochs
+        self.tensors: dict[str, Tensor] = {}
+        self.ends: list[dict[str, Tensor]] = []
+
+    def stir(self) -> None:
+        """Let `tensors` be the mean with the current weights, which are those at the end of an epoch."""
+        window = [*self.ends[-(self._epochs - 1) :], self._own()] if self._epochs > 1 else [self._own()]
+        self.tensors = {}
+        for name in self._live:
+            total = window[0][name].clone()  # summed in the order of epochs: the last digits depend on it
+            for end in window[1:]:
+                total += end[name]
+            self.tensors[name] = total / len(window)
+
+    def keep(self) -> None:
+        """Note that the epoch is over."""
+        if self._epochs > 1:
+            self.ends = [*self.ends, self._own()][-(self._epochs - 1) :]
+
+    def restore(self, tensors: dict[str, Tensor], ends: list[dict[str, Tensor]]) -> None:
+        """Put back what a checkpoint has.
+
+        Raises:
+            CheckpointError: when its names are not those of the trained parameters.
+        """
+        if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
+            raise CheckpointError("The averaged weights in the checkpoint are not those of this experiment.")
+        self.tensors, *self.ends = (
+            {name: tensor.to(self._live[name].device) for name, tensor in part.items()} for part in (tensors, *ends)
+        )
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Within the block the model carries the mean; after it, its own weights again."""
+        return carrying(self._live, self.tensors)
+
+    def _own(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self._live.items()}
+
+
+@contextmanager
+def carrying(live: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block the parameters are ``tensors``; after it, what they were."""
+    own = [p.data for p in live.values()]
+    try:
+        for name, parameter in live.items():
+            parameter.data = tensors[name]
+        yield
+    finally:
+        for parameter, data in zip(live.values(), own, strict=True):
+            parameter.data = data

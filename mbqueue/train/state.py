@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class TrainState:
         average: averaged weights by parameter name; empty when averaging is off.
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
             they are here so that nothing that ever does can break an exact resume.
+        ends: trained weights at the ends of earlier epochs, oldest first; empty but for a weight soup.
     """
 
     spec_hash: str
@@ -57,12 +59,16 @@ class TrainState:
     optimizer: dict[str, _Tensors]
     average: _Tensors
     random: dict[str, Any]
+    ends: list[_Tensors] = dataclasses.field(default_factory=list)
 
 
 def serialise(state: TrainState) -> bytes:
     """The bytes of a checkpoint file; equal states give equal bytes."""
     buffer = io.BytesIO()  # a buffer, not a path: torch.save puts a path's name into the archive
-    torch.save({field.name: _canonical(getattr(state, field.name)) for field in fields(state)}, buffer)
+    parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
+    if not state.ends:
+        del parts["ends"]  # states without a soup keep the bytes that they have always had
+    torch.save(parts, buffer)
     return buffer.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mbqueue.train.chgnet import depth, load_pretrained, trained_parameters
 from mbqueue.train.feeds import GraphFeed, pack
 from mbqueue.train.gated import PRODUCTS
 from mbqueue.train.objective import Objective
-from mbqueue.train.optim import WeightAverage, learning_rate, make_optimizer, open_for_training
+from mbqueue.train.optim import WeightAverage, WeightSoup, learning_rate, make_optimizer, open_for_training
+from mbqueue.train.state import serialise
 from mbqueue.train.step import Guard, begin_step
 
 
@@ -189,6 +191,47 @@ def test_averaged_weights_are_what_is_validated_and_kept(bench: Any, helpers: An
     assert float(np.abs(predicted - bench.crystals.targets[rows]).mean()) == outcome.history_row["val_mae"]
     weight = run._learner.model.mlp.layers[0].weight
     assert not torch.equal(best.mlp.layers[0].weight, weight)
+
+
+def test_a_soup_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs() -> None:
+    live = {"w": torch.nn.Parameter(torch.tensor([0.0]))}
+    soup = WeightSoup(live, epochs=3)
+    found = []
+    for weight in (1.0, 2.0, 6.0, 10.0):
+        live["w"].data.fill_(weight)
+        soup.stir()
+        soup.stir()  # a validation that was cut off is done again
+        with soup.applied():
+            found.append(float(live["w"].detach()))
+        assert float(live["w"].detach()) == weight
+        soup.keep()
+    assert found == [1.0, 1.5, 3.0, 6.0]
+    assert [float(end["w"]) for end in soup.ends] == [6.0, 10.0]
+
+
+def test_a_soup_is_what_is_validated_and_kept(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, soup=2)
+    ends = []
+    for epoch in (1, 2):
+        outcome = helpers.train_epoch(run, epoch)
+        ends.append({name: p.detach().clone() for name, p in run._learner.trained.items()})
+    name = "mlp.layers.0.weight"
+    mean = (ends[0][name] + ends[1][name]) / 2
+    assert torch.equal(run._learner.soup.tensors[name], mean)
+    assert not torch.equal(mean, ends[1][name])
+    with run._learner.soup.applied():
+        rows = run.rows.validation
+        predicted = run._inference.outputs(run._learner.model, rows, should_stop=lambda: False)
+    assert float(np.abs(predicted - bench.crystals.targets[rows]).mean()) == outcome.history_row["val_mae"]
+    if outcome.improved:
+        assert torch.equal(run.best_model().mlp.layers[0].weight, mean)
+
+
+def test_a_state_without_a_soup_has_the_bytes_that_it_always_had(bench: Any, helpers: Any, tmp_path: Path) -> None:
+    run = bench.run(tmp_path)
+    helpers.train_epoch(run, 1)
+    parts = torch.load(io.BytesIO(serialise(run._learner.state())), weights_only=True)
+    assert "ends" not in parts
 
 
 def test_patience_asks_to_stop_after_so_many_epochs_without_a_better_one(

@@ -72,8 +72,10 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
             "jitter": 0.02,
             "group_by_size": True,
         },
+        {"soup": 2},
+        {"soup": 5, "trainable": "head"},
     ],
-    ids=["full", "head", "scalar", "scalar head", "class", "class head", "all levers"],
+    ids=["full", "head", "scalar", "scalar head", "class", "class head", "all levers", "soup", "head soup"],
 )
 def test_stopping_after_every_step_changes_no_byte(
     bench_of: Any, helpers: Any, tmp_path: Path, options: Any, device: torch.device
