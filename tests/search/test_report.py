@@ -77,7 +77,7 @@ def test_the_figures_hold_what_the_queue_holds(searched):
 
 
 def test_the_setting_that_decides_is_the_most_important_one(searched):
-    search = make_search(sampler="random", pruner="none", trials=30)
+    search = make_search(sampler="random", pruner="none", trials=20, epochs=1)
     shares = importances(search, searched(search))
     assert max(shares, key=shares.__getitem__) == "train.lr"
     assert sum(shares.values()) == pytest.approx(1)
@@ -113,6 +113,6 @@ def test_an_export_writes_over_nothing_unasked_and_only_of_a_search(project, sea
     assert found.export_study("hunt", path, force=True) == path
     with pytest.raises(UsageError, match="this command reads it"):
         found.export_study("hunt", project.queue_db, force=True)
-    with pytest.raises(UsageError, match=r"hunt\.000 is no search"):
+    with pytest.raises(UsageError, match=r"hunt\.000 is not a search"):
         found.export_study("hunt.000", tmp_path / "t.db")
     assert not (tmp_path / "t.db").exists()
