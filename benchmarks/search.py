@@ -208,7 +208,7 @@ def main() -> None:
         recipes = {BASE: {}} | {f"best-{rank}": trial.settings for rank, trial in enumerate(best[:CONFIRMED], start=1)}
         confirm(root, base, recipes, limit=arguments.limit, seeds=arguments.seeds, folds=arguments.folds)
         if arguments.larger:
-            confirm(root, base, recipes, limit=arguments.larger, seeds=arguments.seeds[:1], folds=arguments.folds[-1:])
+            confirm(root, base, recipes, limit=arguments.larger, seeds=arguments.seeds, folds=arguments.folds)
 
 
 if __name__ == "__main__":
