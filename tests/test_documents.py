@@ -118,6 +118,7 @@ NAMED_IN_TEXT = {
     "mbqueue needs Python 3.11 or newer": "Makefile",  # what it says
     "make PYTHON=python3.12 demo": "Makefile",
     "make test-oldest": "Makefile",
+    "make test-kernels": "tests/train/test_offline.py",
     "pip install mfusepy": "tests/drive/fuse_check.py",
     "pip install 'mbqueue[png]'": "pyproject.toml",
     "pip install tensorboard": "pyproject.toml",

@@ -95,11 +95,11 @@ def angles_forward_kernel(
         core = _first_layer(
             features, here, one, other, valid, atoms, shorts, first + away, atoms_stride, shorts_stride, 0, PRECISION
         )
-        core = second_layer(core, second, bias, 0, PRECISION)
+        core = second_layer(core, second, bias, 0, PRECISION, IS_BACKWARD=False)
         gate = _first_layer(
             features, here, one, other, valid, atoms, shorts, first, atoms_stride, shorts_stride, 1, PRECISION
         )
-        gate = second_layer(gate, second + away, bias, 1, PRECISION)
+        gate = second_layer(gate, second + away, bias, 1, PRECISION, IS_BACKWARD=False)
         weight = tl.load(weights + one[:, None] * weights_stride + column, mask=mask, other=0.0)
         weight *= tl.load(weights + other[:, None] * weights_stride + column, mask=mask, other=0.0)
         total += by_segment(one - begin_short, gated(core, gate, scale, shift) * weight, 16)

@@ -88,12 +88,12 @@ def bonds_forward_kernel(
             here, there, bond, valid, atoms, bonds, shorts, short_offsets,
             atoms_stride, bonds_stride, shorts_stride, 0, HAS_SHORTS,
         )  # fmt: skip
-        core = second_layer(core, second, bias, 0, PRECISION)
+        core = second_layer(core, second, bias, 0, PRECISION, IS_BACKWARD=False)
         gate = _first_layer(
             here, there, bond, valid, atoms, bonds, shorts, short_offsets,
             atoms_stride, bonds_stride, shorts_stride, 1, HAS_SHORTS,
         )  # fmt: skip
-        gate = second_layer(gate, second, bias, 1, PRECISION)
+        gate = second_layer(gate, second, bias, 1, PRECISION, IS_BACKWARD=False)
         weight = tl.load(weights + bond[:, None] * weights_stride + column, mask=valid[:, None], other=0.0)
         total += by_segment(here - first, gated(core, gate, scale, shift) * weight, 16)
     atom = tl.arange(0, 16)

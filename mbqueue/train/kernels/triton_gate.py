@@ -107,10 +107,10 @@ def half_of(vector, half):
 
 
 @triton.jit
-def second_layer(pre, second, bias, half, PRECISION: tl.constexpr):  # noqa: N803
+def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: tl.constexpr = True):  # noqa: N803
     """Second linear layer of one half after SiLU."""
     hidden = pre * sigmoid(pre)
-    if PRECISION != "fp16":  # it is for T4, whose registers do not hold both
+    if IS_BACKWARD or PRECISION != "fp16":  # fp16 is for T4, whose registers do not suffice for it going forward
         hidden = settled(hidden, PRECISION)
     return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
 
