@@ -65,6 +65,7 @@ class Blending(Queueing, Results):
             "model": {"pretrained": first["model"]["pretrained"], "trainable": "none"},
             "train": {"epochs": 0},
             "made_from": {"members": [_member(one) for one in found], "weights": weights},
+            **_chosen(found),
         }
         return self._put(parse_spec(spec, source=f"the blend {name}"), priority=priority)
 
@@ -106,6 +107,7 @@ class Blending(Queueing, Results):
                 "test_strains": test_strains,
             },
             "made_from": {"members": [_member(found)]},
+            **_chosen([found]),
         }
         return self._put(parse_spec(spec, source=f"the experiment {name}"), priority=priority)
 
@@ -132,6 +134,14 @@ def _member(recorded: Recorded) -> dict[str, Any]:
     """What the spec of an experiment that is made from it keeps; that it was a trial of a search is not of it."""
     spec = {key: value for key, value in recorded.content["spec"].items() if key != "trial"}
     return {"experiment": recorded.name, "spec": spec}
+
+
+def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
+    """The mark of members whose settings a search chose, with all folds that took part in that."""
+    marks = [one.content["spec"]["chosen"] for one in found if one.content["spec"].get("chosen")]
+    if not marks:
+        return {}
+    return {"chosen": {**marks[0], "folds": sorted({fold for mark in marks for fold in mark["folds"]})}}
 
 
 def _require_alike(first: Recorded, other: Recorded) -> None:

@@ -343,3 +343,14 @@ def test_what_cannot_predict_again_is_refused_and_changes_nothing(project):
     with pytest.raises(ExperimentExists, match=r"head.seed1 is already in the queue with another spec"):
         project.predict_again("head.seed0", test_strains=2, name="head.seed1")
     assert names(project) == before
+
+
+def test_what_is_made_from_a_search_s_choice_keeps_the_mark_of_its_folds(project):
+    choice = {"search": "rates", "trial": 3, "trials": 12, "folds": [1]}
+    chosen = {**project.spec("head.seed0"), "name": "best", "results_name": "", "chosen": choice}
+    with open_queue(project.folder) as queue:
+        queue.enqueue(parse_spec(chosen, source="test"), results_dir="results/daily/2026-01-01/best", now=0.0)
+    finish(project.folder)
+    project.predict_again("best", test_strains=1, name="strained")
+    project.blend(["head.seed1", "best"], name="mixed")
+    assert project.spec("strained")["chosen"] == project.spec("mixed")["chosen"] == choice
