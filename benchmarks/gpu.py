@@ -445,7 +445,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=9.0, help="parts that would begin later are left out")
     parser.add_argument("--data", default="sample", help="a data file or folder, as in an experiment's data.dataset")
-    parser.add_argument("--crystals", type=int, default=None, help="at most so many; by default 1,000, on the CPU 5")
+    parser.add_argument("--crystals", type=int, default=None, help="at most this many; by default 1,000, on the CPU 5")
     options = parser.parse_args(arguments)
     is_tiny = pick_device(options.device).type == "cpu"
     options.crystals = options.crystals or (5 if is_tiny else 1000)

@@ -1,4 +1,4 @@
-"""Files of named arrays: one header of JSON, then the arrays as they lie in memory, so that they can be mapped.
+"""Files of named arrays: one header of JSON, then the arrays as in memory, so that they can be mapped.
 
     bytes 0–7    MBQARR1\\n
     bytes 8–15   length of the header, little-endian

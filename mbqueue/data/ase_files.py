@@ -61,7 +61,7 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[tuple
 
 
 def _cells(atoms: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of a crystal, numbers of its calculator included."""
+    """The facts of a crystal in the file, numbers of its calculator included."""
     results = atoms.calc.results if atoms.calc is not None else {}
     return {key: _plain(value) for key, value in {**results, **named}.items()}
 

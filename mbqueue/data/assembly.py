@@ -1,6 +1,6 @@
 """The compiled core of batching: packed records in, one large disconnected graph out.
 
-Indices within a crystal are unsigned: Numba then need not look whether they count from the end.
+Indices within a crystal are unsigned: Numba then need not check for negative ones.
 """
 
 from __future__ import annotations

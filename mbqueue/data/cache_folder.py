@@ -1,4 +1,4 @@
-"""What lies in a project's cache folder: told, checked, thrown away. All of it can be made again."""
+"""The content of a project's cache folder: list, check and remove it. All of it can be rebuilt."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StoredCache:
 
     @property
     def how_far(self) -> str:
-        """What to say of a cache that is unfinished."""
+        """The state of an unfinished cache in words."""
         return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; mbqueue prepare carries on"
 
 
@@ -90,7 +90,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
                 if name["version"] == str(CONVERTER_VERSION):
                     n_shards, n_shards_needed = count_shards(crystals, folder)
             except CacheError:
-                pass  # half made, or damaged: `verify` tells which
+                pass  # half made, or damaged: `verify` shows which
         found.append(
             StoredCache(
                 folder=folder,
@@ -130,7 +130,7 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
         return Verdict(wrong=wrong, left=wrong)
     with building(stored.folder):
         cache = GraphCache.build(crystals, stored.folder, progress=progress)
-        assert cache is not None, "nobody asked to stop"
+        assert cache is not None, "no stop is requested"
         for number in cache.damaged():
             cache.repair(number)
     return Verdict(wrong=wrong, left=GraphCache.problems(crystals, stored.folder))
@@ -145,13 +145,13 @@ def prune_caches(
 ) -> list[StoredCache]:
     """Remove every cache that nothing asks to be kept, and tell which; what is not current is never kept.
 
-    A cache that is just being built stays. A process that reads one of them goes on reading it.
+    A cache that is just being built stays. A process that reads one of them can finish.
 
     Args:
         keep: hashes of data sets.
         keep_sources: names or paths of data sets whose crystals are perhaps just being prepared, by a hash that is
             not known yet: between the cache and the job's commit, the backbone takes its time.
-        note: told of each cache that stays because it is being built.
+        note: called for each cache that stays because it is being built.
     """
     stored = stored_caches(cache_dir)
     kept = {dataset[:16] for dataset in keep} | {cache.dataset for cache in stored if cache.source in keep_sources}

@@ -1,4 +1,4 @@
-"""Who is at work in a folder of the cache: its builders share it, whoever removes it has it alone.
+"""Locks of a folder of the cache: builders share it, and a process that removes it has it alone.
 
 The lock is a file beside the folder, in ``locks/``, so that it outlives the folder. The system frees it with the
 process.
@@ -18,7 +18,7 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Within the block, nobody prunes ``folder``; waits while somebody just does."""
+    """Keep ``folder`` from being pruned within the block; waits while a process prunes it."""
     with ExitStack() as stack:
         with suppress(OSError):  # of a cache that cannot be written nothing is pruned, and it can be read all the same
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
@@ -27,10 +27,10 @@ def building(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def removing(folder: Path) -> Iterator[bool]:
-    """Whether nobody builds in ``folder``; if so, nobody begins to within the block.
+    """Whether no process builds in ``folder``; if so, none begins to within the block.
 
     Raises:
-        CacheError: when the file system has no locks, so that nobody can tell.
+        CacheError: when the file system has no locks, so that it is unknown.
     """
     with _lock_file(folder) as stream:
         try:
@@ -40,8 +40,8 @@ def removing(folder: Path) -> Iterator[bool]:
             return
         except OSError as error:
             raise CacheError(
-                f"Whether somebody builds in {folder} cannot be told: its file system has no locks ({error}). When no "
-                "session is at work, remove the folder by hand."
+                f"It is unknown whether a session builds in {folder}: its file system has no locks ({error}). When no "
+                "session runs, remove the folder by hand."
             ) from error
         yield True
 

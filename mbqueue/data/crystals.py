@@ -103,7 +103,7 @@ class Crystals:
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
             amounts[key >> 8][symbol_of(key & 255)] = count
         with warnings.catch_warnings():
-            # pymatgen sorts by electronegativity and says of every noble gas that it has none.
+            # pymatgen sorts by electronegativity and warns that every noble gas has none.
             warnings.simplefilter("ignore")
             return [Composition(amount).reduced_formula for amount in amounts]
 

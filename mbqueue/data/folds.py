@@ -25,11 +25,11 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         if min(ones, n - ones) < N_FOLDS:
             raise DataError(
                 f"{ones} of the {n} crystals are of class 1 and {n - ones} of class 0, and {N_FOLDS} folds need "
-                f"{N_FOLDS} of each. Give more of the rarer one, or look whether the right column is the target."
+                f"{N_FOLDS} of each. Give more of the rarer one, or check that the right column is the target."
             )
     elif n >= N_FOLDS and (targets == targets[0]).all():
         raise DataError(
-            f"The target is {targets[0]:g} for all {n} crystals: there is nothing to learn. Look whether the right "
+            f"The target is {targets[0]:g} for all {n} crystals: there is nothing to learn. Check that the right "
             "column is the target."
         )
     for fold in range(N_FOLDS):

@@ -39,7 +39,7 @@ class CutShort(NotJson):
 
 @compiled
 def _end_of_value(text: Any, place: Any, state: Any) -> Any:
-    """Where the object, list or string ends that is read at ``place``; -1 when it goes on beyond ``text``, -2 when its
+    """Where the object, list or string ends that is read at ``place``; -1 when it ends beyond ``text``, -2 when its
     brackets do not match or are nested too deeply.
 
     ``state`` (depth, 1 in a string, 1 after a backslash, then the open brackets) is carried from one piece of the
@@ -78,7 +78,7 @@ def _end_of_value(text: Any, place: Any, state: Any) -> Any:
 
 
 class JsonStream:
-    """One document; whoever iterates over members or items takes each value before asking for the next.
+    """One document; an iteration over members or items takes each value before asking for the next.
 
     Every method raises ``NotJson`` where the document is none, ``CutShort`` where it ends too early.
     """

@@ -60,7 +60,7 @@ def _fractional(cart: Any, m: Any) -> Any:
 
 @compiled
 def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR0912, PLR0915  one pass over the data
-    """All periodic copies of the atoms that lie in the box around the cell's atoms, ``cutoff`` wider on all sides.
+    """All periodic copies of the atoms inside the box around the cell's atoms, ``cutoff`` wider on all sides.
 
     Returns:
         P copies sorted by cube: coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32

@@ -27,11 +27,11 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """What matminer's metadata say of a data set.
+    """matminer's metadata of a data set.
 
     Attributes:
         path: where matminer looks for it: ``$MATMINER_DATA``, else matminer's own folder.
-        url: where it is to be had.
+        url: where to download it.
         sha256: hex digest of the file.
         n: number of entries.
     """
@@ -70,7 +70,7 @@ def is_whole(file: OfficialFile) -> bool:
 def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock | None = None) -> Path:
     """The file, downloaded if it is not there yet; one that is there is compared with its digest.
 
-    What has come lies in ``NAME.part`` beside it; a connection that breaks is taken up again where it broke (HTTP
+    A partial file is ``NAME.part`` beside it; a broken connection resumes where it broke (HTTP
     Range), in this call or in a later one. Only a whole file whose digest is right gets the final name. Two processes
     take turns.
 
@@ -143,7 +143,7 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
         fruitless = 0 if there > before else fruitless + 1
         if fruitless >= _ATTEMPTS:
             raise SourceAway(
-                f"{file.url} cannot be had: {problem}. The {there} bytes that came are kept; a later try goes on "
+                f"{file.url} cannot be downloaded: {problem}. The first {there} bytes are kept; a later try resumes "
                 "from there."
             )
         clock.sleep(2.0**fruitless)

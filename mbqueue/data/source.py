@@ -90,7 +90,7 @@ def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
 
 
 class _Watched:
-    """A stream that tells how far the file beneath it has been read."""
+    """A stream that reports how far its file has been read."""
 
     def __init__(self, stream: Source, raw: IO[bytes], size: int, progress: Progress) -> None:
         self._stream, self._raw, self._size, self._progress = stream, raw, size, progress

@@ -35,7 +35,7 @@ _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
-    """Operations that a parser applied, and what the file says of them.
+    """Operations that a parser applied, and what the file states about them.
 
     Attributes:
         rotations: of fractional coordinates, [n, 3, 3].

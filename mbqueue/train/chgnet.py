@@ -83,7 +83,7 @@ def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> byte
 
 
 def target_of_model(path: Path) -> Target:
-    """What a model file predicts: what it says of it, else formation energy.
+    """What a model file predicts: its own record, else formation energy.
 
     Raises:
         CheckpointError: when the file is missing, damaged or no CHGNet.

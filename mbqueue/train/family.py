@@ -21,7 +21,7 @@ from mbqueue.train.references import References
 class ModelFamily(Protocol):
     """The functions of a module that knows one kind of model.
 
-    Models are opaque to all other modules, but for their parameters and ``state_dict``. Values of B crystals are [B],
+    Models are opaque to other modules, except for their parameters and ``state_dict``. Values of B crystals are [B],
     in the unit of the target; features of A atoms are [A, F].
     """
 
@@ -77,7 +77,7 @@ class ModelFamily(Protocol):
         """The graphs of some crystals as one batch in host memory."""
 
     def predict(self, model: Any, batch: Batch, /) -> Tensor:
-        """What the model says of each crystal, element references included, [B]."""
+        """Predict each crystal, element references included, [B]."""
 
     def frozen(self, model: Any, batch: Batch, /) -> tuple[Tensor, Tensor]:
         """Features of each atom, [A, F], and the prediction without element references, [B]."""

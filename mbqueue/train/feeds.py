@@ -71,7 +71,7 @@ class Feed(Protocol):
         ...
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
+        """Predict each crystal of the batch, in the unit of its targets, [B]."""
         ...
 
 
@@ -88,7 +88,7 @@ class GraphFeed:
         return self._family.make_batch(self._cache, rows, distortion)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
+        """Predict each crystal of the batch, in the unit of its targets, [B]."""
         return self._family.predict(model, batch)
 
 
@@ -125,7 +125,7 @@ class FeatureFeed:
         )
 
     def predict(self, model: nn.Module, batch: FeatureBatch) -> Tensor:
-        """What the model says of each crystal of the batch, in the unit of its targets, [B]."""
+        """Predict each crystal of the batch, in the unit of its targets, [B]."""
         return self._family.predict_from_features(model, batch.features, batch)
 
 
@@ -141,7 +141,7 @@ def feed_of(
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
-    """``rows`` cut, in order, into parts of at most so many crystals and at most so much cost (0: no limit).
+    """``rows`` cut, in order, into parts with limits on crystals and cost (0: no limit).
 
     A crystal that is above the cost by itself makes a part of its own.
     """

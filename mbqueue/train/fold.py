@@ -51,7 +51,7 @@ class _Lease:
 class FoldRun:
     """One fold of one experiment, ready to train or predict.
 
-    It may be kept for all epochs of the fold: each `run_epoch` first looks whether the newest commit is still the
+    It may be kept for all epochs of the fold: each `run_epoch` first checks that the newest commit is still the
     one it continues, and reads that when it is not.
 
     Args:
@@ -187,7 +187,7 @@ class FoldRun:
     def _tell_changes(self, changes: dict[str, list[Any]], manifest: Manifest) -> None:
         told = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in changes.items())
         self._note(
-            f"Fold {self.fold} goes on from {manifest.stem} under other conditions ({told}): "
+            f"Fold {self.fold} resumes from {manifest.stem} under other conditions ({told}): "
             "the result may differ in its last digits from an uninterrupted run's."
         )
 
@@ -343,8 +343,8 @@ class FoldRun:
     ) -> NDArray[np.float64] | None:
         """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
 
-        Without epochs the model is the pretrained one, and what it says of the crystals as they are comes from what is
-        stored. Arguments and errors as `Inference.predict`.
+        Without epochs the model is the pretrained one, and its predictions of the undistorted crystals come from the
+        store. Arguments and errors as `Inference.predict`.
         """
         self._conditions.begin()
         self._inference.check_kernels(self.rows.train)

@@ -3,9 +3,9 @@
 Two things are stored, in shards of a fixed number of crystals: interaction energies (the closed-form element
 references of every experiment need them) and atom features (the head trains from them). A shard is a .npy file with a
 .json beside it that carries its size and SHA-256 and is written last; only then does the shard exist, so preparing can
-stop anywhere and go on later. The folder belongs to one dataset and one set of weights.
+stop anywhere and resume later. The folder belongs to one dataset and one set of weights.
 
-Two devices do not agree in the last digits. So a shard that is whole is left as it is, whoever asks; several processes
+Two devices do not agree in the last digits. So a shard that is whole is never written again; several processes
 share the work by one lock per shard; and what there is has a digest, which is part of a training's fingerprint.
 """
 
@@ -32,7 +32,7 @@ SHARD_SIZE = 2048
 #: Numbers that the backbone gives for each atom.
 FEATURES = 64
 FROZEN_PREFIX = "frozen-"
-#: How often who waits for another process's shard looks whether it is to stop.
+#: Seconds between checks for a stop while waiting for another process's shard.
 _POLL_SECONDS = 0.5
 _KINDS = ("energies", "features")
 
@@ -287,7 +287,7 @@ class Preparing:
             return False
         if self.keeps_features and "features" not in self.kinds and not frozen.is_whole("features", shard, verify=True):
             missing.append("features")
-        for kind in sorted(missing, reverse=True):  # features first: whoever sees the energies finds them
+        for kind in sorted(missing, reverse=True):  # features first: a reader of the energies finds them
             frozen.write(kind, shard, computed[kind == "energies"])
         self.n_computed += len(rows)
         return True

@@ -70,7 +70,7 @@ def check_once(
 
     Args:
         model: pretrained, on the device; its gradients are lost.
-        predict: what ``model`` says of a batch, [B].
+        predict: the predictions of ``model`` for a batch, [B].
         batch: on the device, a few crystals.
         note: told, in a sentence, when the kernels are not used.
     """

@@ -1,4 +1,4 @@
-"""What a model of one experiment says of rows of its dataset: in validation, in predictions, in blends."""
+"""Predict rows of a dataset by a model of its experiment: in validation, in predictions, in blends."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Inference:
             stored: what the model gives for the crystals as they are, [N], where that is known already.
             should_stop: asked before every batch.
             on_progress: told crystals done and in all, each as often as there are strains.
-            keep_in: folder that keeps what is computed, so that a prediction which is cut off goes on where it was.
+            keep_in: folder that keeps what is computed, so that a prediction which is cut off resumes where it was.
 
         Raises:
             DeviceTooSmall, DeviceBusy: naming the crystal.
@@ -179,7 +179,7 @@ class Inference:
         return self._finite(np.concatenate([there, found[0]]).astype(np.float64), rows)
 
     def _key_of(self, model: nn.Module) -> str:
-        """Of what the model's outputs depend on, but for the strains."""
+        """Hash all that the model's outputs depend on, except the strains."""
         return sha256_of_json(
             {
                 "model": hashlib.sha256(self._family.model_bytes(model, self._spec.predicts)).hexdigest(),

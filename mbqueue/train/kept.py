@@ -1,4 +1,4 @@
-"""What a long prediction has computed so far, on disk, so that one that is cut off goes on where it was."""
+"""What a long prediction has computed so far, on disk, so that one that is cut off resumes where it was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRITE_SECONDS = 10.0
 
 
 class Kept:
-    """Outputs of the first crystals of one pass, in their order. They end at the end of a batch, so the pass goes on
+    """Outputs of the first crystals of one pass, in their order. They end at the end of a batch, so the pass continues
     with the batches that it would have had.
 
     Args:

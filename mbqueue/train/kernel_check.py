@@ -22,7 +22,7 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
     Args:
         model: its gradients are lost.
         batch: on the device.
-        plain: what the model says of a batch, [B]; it is believed.
+        plain: the model's predictions for a batch, [B]: the reference.
         fused: the same in another way; any exception that it raises is a reason.
     """
     expected = _results(model, batch, plain)
@@ -45,7 +45,7 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
 
 
 def told(error: BaseException) -> str:
-    """What an exception of Triton, its compiler or the driver says first; they go on for pages."""
+    """What an exception of Triton, its compiler or the driver says first; they are pages long."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 

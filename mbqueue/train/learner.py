@@ -117,7 +117,7 @@ class Learner:
         return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
 
     def open_epoch(self, epoch: int, session: str) -> None:
-        """Begin the epoch after a finished one, or go on in it; the session is noted as one that worked on it."""
+        """Begin the epoch after a finished one, or continue it; the session is noted as one that worked on it."""
         if self.complete:
             self.epoch, self.step, self.complete = epoch, 0, False
             self.sums, self.seconds, self.sessions = _no_sums(), 0.0, []

@@ -47,7 +47,7 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells of too little memory on a GPU, by whichever library that had to allocate."""
+    """Whether an error reports too little memory on a GPU, by whichever library that had to allocate."""
     if not isinstance(error, RuntimeError):
         return False
     text = str(error)
@@ -125,7 +125,7 @@ class DeviceMemory:
 
     def _remembered(self) -> int:
         entry = self._read().get(self._key)
-        # Earlier versions wrote a bare number without looking whether the device was free: that is learned anew.
+        # Earlier versions wrote a bare number without checking that the device was free: that is learned anew.
         limit = entry.get("limit") if isinstance(entry, dict) else None
         return max(1, limit) if isinstance(limit, int) else UNLIMITED
 

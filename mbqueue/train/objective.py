@@ -21,12 +21,12 @@ from mbqueue.task import Kind
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one fold's training, and what is told of it.
+    """The loss of one fold's training, and its metrics.
 
     Attributes:
         spec: how the fold is trained.
         kind: of the target.
-        scale: what outputs are multiplied by, a power of two, so that no digit is lost; 1 but for scalars.
+        scale: what outputs are multiplied by, a power of two, so that no digit is lost; 1 except for scalars.
     """
 
     spec: TrainSpec
@@ -46,7 +46,7 @@ class Objective:
         return functional.huber_loss(output, target, reduction="sum", delta=self.spec.huber_delta)
 
     def prediction(self, output: Tensor) -> Tensor:
-        """What outputs say of the target, in its unit."""
+        """Outputs as predictions of the target, in its unit."""
         if self.kind == "class":
             return torch.sigmoid(output)
         return output if self.scale == 1.0 else output * self.scale

@@ -1,4 +1,4 @@
-"""What training tells its caller: after a step, and when it leaves an epoch."""
+"""What training returns to its caller: after a step, and when it leaves an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a finished step tells whoever watches.
+    """A finished step, for progress reports.
 
     Attributes:
         epoch: from 1.

@@ -110,7 +110,7 @@ def predict_crystals(
                     distortion=distortion,
                     on_part=count,
                 )
-                assert found is not None, "nobody asks this to stop"
+                assert found is not None, "no stop is requested"
                 each[number] += found[0].astype(np.float64) / len(distortions)
     return EnsemblePredictions(each=each)
 

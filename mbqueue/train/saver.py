@@ -1,4 +1,4 @@
-"""Commits made while training goes on: staged by a background thread, published at a step border."""
+"""Commits made during training: staged by a background thread, published at a step border."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Saver:
     def publish_if_ready(self) -> Manifest | None:
         """Publish what `start` began, if it is staged by now; else None at once.
 
-        Where an object store does not answer it is dropped: training goes on, and the next one is soon due.
+        Where an object store does not answer it is dropped: training continues, and the next one is soon due.
 
         Raises:
             LeaseLost: from the queue; nothing was published.

@@ -113,7 +113,7 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
             for one in [pool.submit(unless_failed, *shard) for shard in shards]:
                 yield one.result()
         except BaseException:
-            has_failed.set()  # whoever asked for the shards may have had enough
+            has_failed.set()  # the caller may have enough shards
             raise
 
 
@@ -130,7 +130,7 @@ def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> 
         listing = json.loads(store.read(f"{prefix}/{_listing(kind, shard)}", at_most=LARGEST_LISTING))
         size = int(listing["size"])
         if not _SHA256.fullmatch(listing["sha256"]) or not 0 <= size <= LARGEST_SHARD:
-            return  # somebody else's
+            return  # of another program
         content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=size)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return

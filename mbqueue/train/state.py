@@ -22,7 +22,7 @@ _Tensors = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A fold between two steps. Two equal states go on alike, bit by bit, under the same fingerprint.
+    """A fold between two steps. Two equal states continue alike, bit by bit, under the same fingerprint.
 
     Nothing that differs between two runs of the same work is in here (times, sessions, fences): equal work gives
     equal bytes. The learning rate is a pure function of ``steps_done``, the order of samples one of seed, fold and
@@ -43,7 +43,7 @@ class TrainState:
         average: averaged weights by parameter name; empty when averaging is off.
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
             they are here so that nothing that ever does can break an exact resume.
-        ends: trained weights at the ends of earlier epochs, oldest first; empty but for a weight soup.
+        ends: trained weights at the ends of earlier epochs, oldest first; empty except for a weight soup.
     """
 
     spec_hash: str

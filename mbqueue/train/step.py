@@ -145,7 +145,7 @@ def begin_step(
         raise OutOfMemory(Shortage(arrived.rows, str(error))) from error
     set_learning_rate(optimizer, rate)
     # Out of memory in here would leave some weights changed and others not. It is not caught, so that the job ends and
-    # goes on from its last commit; there is hardly a way to it, since what the gradient took is free again.
+    # resumes from its last commit; there is hardly a way to it, since what the gradient took is free again.
     optimizer.step()
     return Step(figures, rows, rate)
 

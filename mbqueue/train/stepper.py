@@ -33,7 +33,7 @@ class Stepper:
         device: where.
         ids: id of every crystal of the dataset, for errors.
         clock: measures the steps.
-        on_step: told of every step that is counted.
+        on_step: called after every counted step.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class _Layout:
     """Where each of the backbone's parameters goes in the vector of all of them, and back.
 
     Attributes:
-        parameters: what the energy depends on, but for the read-out.
+        parameters: what the energy depends on, except the read-out.
         index: for each place in the vector, the place in the concatenated parameters, or the zero behind them.
         back: for each place in the concatenated parameters, the place in the vector.
         shapes: of the pieces of the vector, in order, by name.

@@ -159,7 +159,7 @@ def test_what_came_before_the_server_fell_silent_is_kept(server, file):
     file.path.parent.mkdir()
     file.path.with_name("set.json.gz.part").write_bytes(CONTENT[:500])
     clock = FakeClock()
-    with pytest.raises(DataError, match="The 500 bytes that came are kept"):
+    with pytest.raises(DataError, match="The first 500 bytes are kept"):
         fetch(file, clock=clock)
     assert len(server.begins) == 5
     assert clock.waits == sorted(clock.waits)

@@ -1,4 +1,4 @@
-"""The GPU kernels compiled for chips that are not there, and what ``cuobjdump`` says of the code."""
+"""The GPU kernels compiled for chips that are not there, and ``cuobjdump``'s figures of the code."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
 
 
 def table(pool: Executor, capability: int, precision: str, numbers: list[int]) -> dict[str, dict[str, int]]:
-    """What `compiled` says of the launches with these ``numbers`` in `kernels_of`, by their names."""
+    """The figures of `compiled` for the launches with these ``numbers`` in `kernels_of`, by their names."""
     launches = kernels_of(capability, precision)
     found = pool.map(_numbered, *zip(*((capability, precision, n) for n in numbers), strict=True))
     return {launches[n].name: figures for n, figures in zip(numbers, found, strict=True)}

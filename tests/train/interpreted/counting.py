@@ -91,7 +91,7 @@ BATCH = next(batch for batch in batches() if len(batch.angle) and len(batch.angl
 
 
 def works(model: Any) -> dict[str, Any]:
-    """What the model says of each kernel on that batch, for a GPU whose cache holds nothing."""
+    """The cost model of each kernel on that batch, for a GPU whose cache holds nothing."""
     none = model.Gpu("without a cache", 100, 1, 1, 0)
     return {work.name: work for work in model.fused(model.Sizes.of(BATCH), none)}
 
