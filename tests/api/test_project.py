@@ -154,7 +154,7 @@ def test_the_model_of_a_fold_is_a_chgnet_and_a_missing_one_is_told(worked: Worke
     from chgnet.model import CHGNet
 
     assert isinstance(worked.project.model("head_finetune", 1), CHGNet)
-    with pytest.raises(ResultsError, match="Folds that have one: 0, 1"):
+    with pytest.raises(ResultsError, match="Folds with a model: 0, 1"):
         worked.project.model("head_finetune", 2)
 
 
