@@ -101,6 +101,7 @@ LEFT_OUT = {
     "mbqueue report full_finetune --png pictures": "needs a browser; tests/results/test_pictures.py",
     "make demo": "run in CI by itself",
     "make test": "runs this test",
+    "make test-kernels": "takes minutes; tests/train/test_offline.py runs a part of it",
 }
 #: Commands with arguments in running text that no block of a document runs, and where they are tried, or why not.
 NAMED_IN_TEXT = {
@@ -118,7 +119,6 @@ NAMED_IN_TEXT = {
     "mbqueue needs Python 3.11 or newer": "Makefile",  # what it says
     "make PYTHON=python3.12 demo": "Makefile",
     "make test-oldest": "Makefile",
-    "make test-kernels": "tests/train/test_offline.py",
     "pip install mfusepy": "tests/drive/fuse_check.py",
     "pip install 'mbqueue[png]'": "pyproject.toml",
     "pip install tensorboard": "pyproject.toml",
