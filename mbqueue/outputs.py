@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from mbqueue import files
 from mbqueue.errors import UsageError
 
 
@@ -47,6 +50,65 @@ def page_for(given: Path, name: str) -> Path:
     if not given.parent.is_dir():
         raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Make it, or name another.")
     return given
+
+
+def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: Callable[[str], bool]) -> None:
+    """Refuse a folder that a command is to make as a whole, before anything is computed for it.
+
+    Args:
+        target: the folder; one that is empty may be there.
+        force: also in place of one that is there, as long as the command could have made all that is in it.
+        reads: folders that the command reads.
+        makes: whether the command makes a file of this name.
+
+    Raises:
+        UsageError: when it is there, is not a folder, or is one that is read.
+    """
+    there = target.resolve()
+    for read in reads:
+        source = read.resolve()
+        if there.is_relative_to(source) or source.is_relative_to(there):
+            raise UsageError(f"{target} is not written over: this command reads {read}. Name another folder.")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UsageError(f"{target} is there already and is not a folder. Name another folder.")
+    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if foreign := [name for name in names if not makes(name)]:
+        raise UsageError(
+            f"{target} is there already and holds {foreign[0]}, which this command does not make. Name another folder, "
+            "or move that file."
+        )
+    if names and not force:
+        raise UsageError(f"{target} is there already. Name another folder, or replace it with --force.")
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``target`` when the block ends without an error.
+
+    On an error, and after a death, ``target`` is as it was; only a death between the last two renames leaves it under
+    the temporary name.
+    """
+    files.make_folder(target.parent)
+    staging = files.temp_beside(target)
+    staging.mkdir()
+    before = None
+    try:
+        yield staging
+        files.fsync_dir(staging)
+        if target.exists():
+            before = files.temp_beside(target)
+            target.rename(before)
+        try:
+            staging.rename(target)
+        except OSError:
+            if before is not None:
+                before.rename(target)
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    files.fsync_dir(target.parent)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def _is_same(one: Path, other: Path) -> bool:

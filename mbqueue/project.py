@@ -166,7 +166,7 @@ class ProjectFolder:
         return self.live_dir / "background.json"
 
     def predictions_dir(self, *names: str) -> Path:
-        """Parts of interrupted predictions; removed when a prediction is finished."""
+        """What interrupted predictions computed; of a fold until it is predicted, of `mbqueue predict` for a week."""
         return self.live_dir.joinpath("predictions", *names)
 
     @property

@@ -164,10 +164,8 @@ class Results(Searches):
             folder, live = recorded.folder, self.folder.live_dir
             is_live = self.folder.topology.is_split and folder.is_relative_to(live)
             page = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
-        written = [write_report(recorded, page, timeline=spans)]
-        if png is not None:
-            written += write_pictures(draw(recorded, timeline=spans), Path(png))
-        return written
+        pictures = [] if png is None else write_pictures(draw(recorded, timeline=spans), Path(png))
+        return [write_report(recorded, page, timeline=spans), *pictures]
 
     def timeline(self, experiment: str) -> list[Span]:
         """What each session that worked on an experiment did when; empty if the queue is gone."""
@@ -254,18 +252,22 @@ class Results(Searches):
         authors: str,
         algorithm: str = "",
         notes: str = "",
+        force: bool = False,
     ) -> Path:
         """Make the leaderboard's submission folder below ``output``, for one or more tasks; return it.
 
+        Args:
+            force: also in place of an earlier export.
+
         Raises:
             ResultsError: with every reason, unless all five official folds are recorded; or if matbench is missing.
-            UsageError: if the authors are empty, or the folder exists and is not a submission.
+            UsageError: if the authors are empty; if the folder exists, unless ``force`` and it is an export.
         """
         from mbqueue.results.export import export_submission  # noqa: PLC0415
 
         names = [experiments] if isinstance(experiments, str) else experiments
         recorded = [self.results(name) for name in names]
-        return export_submission(recorded, Path(output), authors=authors, algorithm=algorithm, notes=notes)
+        return export_submission(recorded, Path(output), authors=authors, algorithm=algorithm, notes=notes, force=force)
 
     @property
     def _results_dirs(self) -> list[Path]:

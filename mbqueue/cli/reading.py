@@ -73,6 +73,7 @@ def export(
     authors: Annotated[str, typer.Option(help="Names for info.json.")] = "",
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm on the leaderboard.")] = "",
     notes: Annotated[str, typer.Option(help="Free text for info.json.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a submission for matbench's leaderboard, or say why the results do not qualify.
@@ -81,7 +82,9 @@ def export(
 
     Example: mbqueue export full_finetune --authors "A. Researcher"
     """
-    folder = open_project(context).export(experiments, output, authors=authors, algorithm=algorithm, notes=notes)
+    folder = open_project(context).export(
+        experiments, output, authors=authors, algorithm=algorithm, notes=notes, force=force
+    )
     files = sorted(str(path) for path in folder.iterdir())
     if as_json:
         print_json(files)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
+from mbqueue.outputs import replacing_folder, require_folder
 from mbqueue.results.blending import enumerated, members_of
 from mbqueue.results.folder import Recorded
 from mbqueue.results.matbench_file import merge_matbench_files, read_matbench_scores
@@ -59,9 +61,15 @@ for made in {made}:
 
 
 def export_submission(
-    recorded: Sequence[Recorded], parent: Path, *, authors: str, algorithm: str = "", notes: str = ""
+    recorded: Sequence[Recorded],
+    parent: Path,
+    *,
+    authors: str,
+    algorithm: str = "",
+    notes: str = "",
+    force: bool = False,
 ) -> Path:
-    """Write the submission folder below ``parent`` and return it.
+    """Write the submission folder below ``parent``, whole or not at all, and return it.
 
     Args:
         recorded: verified results folders, one for each task.
@@ -69,10 +77,11 @@ def export_submission(
         authors: as they shall stand on the leaderboard.
         algorithm: short name on the leaderboard; by default that of the experiment; of several tasks it is needed.
         notes: said before the note on the overlap with the pretraining data, which is always there.
+        force: also in place of an earlier export.
 
     Raises:
         ResultsError: with every reason, when the results are not all five official folds, or matbench refuses them.
-        UsageError: when the authors are empty, or the folder is there and is not an earlier export.
+        UsageError: when the authors are empty; when the folder is there, unless ``force`` and it is an export.
     """
     for one in recorded:
         _require_comparable(one)
@@ -80,28 +89,37 @@ def export_submission(
         raise UsageError("The leaderboard names authors. Give them with --authors.")
     if len(recorded) > 1 and not algorithm:
         raise UsageError("Several tasks are of one algorithm. Name it with --algorithm.")
-    for one in recorded:
-        _compare_with_matbench(one)
     algorithm = algorithm or recorded[0].name
     target = parent / f"matbench_v0.1_{re.sub(r'[^A-Za-z0-9._-]+', '_', algorithm)}"
-    if target.exists() and not (target / "info.json").is_file():
-        raise UsageError(f"{target} is there already and is not an export. Give another folder.")
-    versions = recorded[0].content["run"]["versions"]
+    require_folder(target, force=force, reads=[one.folder for one in recorded], makes=_is_ours)
+    for one in recorded:
+        _compare_with_matbench(one)
+    with replacing_folder(target) as folder:
+        _write(folder, recorded, _info(recorded, authors=authors, algorithm=algorithm, notes=notes))
+    return target
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an export makes a file of this name."""
+    return name in ("results.json.gz", "info.json", "run_experiment.py") or fnmatch(name, "experiment*.toml")
+
+
+def _write(folder: Path, recorded: Sequence[Recorded], info: Mapping[str, Any]) -> None:
     if len(recorded) == 1:
-        files.write_bytes(target / "results.json.gz", (recorded[0].folder / MATBENCH_FILE).read_bytes())
+        files.write_bytes(folder / "results.json.gz", (recorded[0].folder / MATBENCH_FILE).read_bytes())
     else:
-        merge_matbench_files(target / "results.json.gz", [one.folder / MATBENCH_FILE for one in recorded])
+        merge_matbench_files(folder / "results.json.gz", [one.folder / MATBENCH_FILE for one in recorded])
     enqueued: dict[str, Mapping[str, Any]] = {}
     made: list[list[str]] = []
     for one in recorded:
         name = "experiment.toml" if len(recorded) == 1 else f"experiment_{one.content['dataset']['name']}.toml"
         _add_steps(one.content["spec"], name, enqueued, made)
     for name, spec in enqueued.items():
-        files.write_text(target / name, spec_as_toml(spec))
+        files.write_text(folder / name, spec_as_toml(spec))
+    versions = recorded[0].content["run"]["versions"]
     version = f" {versions['mbqueue']}" if "mbqueue" in versions else ""
-    files.write_text(target / "run_experiment.py", _SCRIPT.format(version=version, made=json.dumps(made)))
-    files.write_json(target / "info.json", _info(recorded, authors=authors, algorithm=algorithm, notes=notes))
-    return target
+    files.write_text(folder / "run_experiment.py", _SCRIPT.format(version=version, made=json.dumps(made)))
+    files.write_json(folder / "info.json", info)
 
 
 def _add_steps(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mbqueue import files
+from mbqueue.clock import SystemClock
 from mbqueue.data.crystals import Crystals
 from mbqueue.errors import MbqueueError, UsageError
 from mbqueue.experiment import DataSpec
@@ -22,6 +23,7 @@ from mbqueue.session.device_check import usable_device
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train import chgnet
+from mbqueue.train.kept import forget_old
 from mbqueue.train.predict import EnsemblePredictions, predict_crystals
 
 _COLUMNS = ("id", "composition", "n_atoms", "y_pred", "spread")
@@ -93,6 +95,8 @@ def predict_dataset(
 ) -> EnsembleTable:
     """What the models in some files say of a dataset, converted by way of the project's cache.
 
+    What is predicted is kept for a week, so that a prediction that was cut off resumes where it was.
+
     Args:
         wanted: which crystals; they need no target.
         models: model_fold_*.pth files.
@@ -119,6 +123,8 @@ def predict_dataset(
         targets_required=False,
     )
     assert data is not None, "nobody asks this to stop"
+    keep_in = project.predictions_dir("predict")
+    forget_old(keep_in, now=SystemClock().now())
     found = predict_crystals(
         chgnet,
         loaded,
@@ -127,6 +133,7 @@ def predict_dataset(
         strains=strains,
         memory_file=project.device_limits,
         on_progress=progress("predicting"),
+        keep_in=keep_in,
     )
     if target.is_class:
         found = EnsemblePredictions(each=1 / (1 + np.exp(-found.each)))

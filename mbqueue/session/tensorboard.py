@@ -11,14 +11,17 @@ from mbqueue.errors import UsageError
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
 
+#: The run of epochs, below that of its fold's steps.
+_EPOCHS = "epochs"
 _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm", "structures_per_second")
 
 
 class TensorBoardReport(Report):
-    """Writes event files below ``folder``, one folder per fold: EXPERIMENT/fold_i.
+    """Writes event files below ``folder``: step/… to EXPERIMENT/fold_i, epoch/… to EXPERIMENT/fold_i/epochs.
 
-    Scalars ``step/…`` are over the steps of all epochs, ``epoch/…`` over epochs. A step that is done again after a
-    session was killed is written again; what the killed one wrote from there on is purged (``purge_step``).
+    Steps are counted over all epochs. What is done again, after a session was killed or a fold was rewound, replaces
+    what was written from there on (``purge_step``). TensorBoard purges a whole run by its step, so that epochs need a
+    run of their own.
 
     Raises:
         UsageError: when the package tensorboard is not installed.
@@ -31,8 +34,7 @@ class TensorBoardReport(Report):
                 "or leave the option out."
             )
         self._folder = folder
-        self._writer: Any = None
-        self._writes: tuple[str, int | None] | None = None
+        self._runs: dict[Path, _Run] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -42,29 +44,55 @@ class TensorBoardReport(Report):
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         if job.kind is Kind.TRAIN and what == "step" and job.epoch is not None:
-            step = (job.epoch - 1) * total + done
-            writer = self._writer_of(job, purge_step=step)
-            for name, value in facts.items():
-                writer.add_scalar(f"step/{name.replace('/', ' per ')}", value, step)
+            values = {f"step/{name.replace('/', ' per ')}": value for name, value in facts.items()}
+            self._run(self._folder_of(job)).add(values, (job.epoch - 1) * total + done)
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:  # noqa: ARG002
-        writer = self._writer_of(job, purge_step=None)
-        for name in _BY_EPOCH:
-            writer.add_scalar(f"epoch/{name}", row[name], row["epoch"])
-        writer.flush()
+        run = self._run(self._folder_of(job) / _EPOCHS)
+        run.add({f"epoch/{name}": row[name] for name in _BY_EPOCH}, row["epoch"])
+        run.flush()
 
-    def _writer_of(self, job: Job, *, purge_step: int | None) -> Any:
-        """The writer of a job's fold; a new one hides what was written from ``purge_step`` on before."""
-        if self._writes != (job.experiment, job.fold):
+    def _folder_of(self, job: Job) -> Path:
+        return self._folder / job.experiment / f"fold_{job.fold}"
+
+    def _run(self, folder: Path) -> _Run:
+        """The run of a folder; those of other folds are closed."""
+        if folder not in self._runs:
+            if not any(folder in (one.parent, one / _EPOCHS) for one in self._runs):
+                self._close()
+            self._runs[folder] = _Run(folder)
+        return self._runs[folder]
+
+    def _close(self) -> None:
+        for run in self._runs.values():
+            run.close()
+        self._runs.clear()
+
+
+class _Run:
+    """One run of TensorBoard, in which each step has its values once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        self._newest = 0
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Add the values of a step; what the run has of this step and later ones is hidden."""
+        if self._writer is None or step <= self._newest:
             # Imported only when asked for: it takes a second.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
-            self._close()
-            self._writer = SummaryWriter(str(self._folder / job.experiment / f"fold_{job.fold}"), purge_step=purge_step)
-            self._writes = (job.experiment, job.fold)
-        return self._writer
+            self.close()
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        self._newest = step
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
-    def _close(self) -> None:
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._writer, self._writes = None, None
+            self._writer = None

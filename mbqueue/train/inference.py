@@ -22,7 +22,7 @@ from mbqueue.train.conditions import Conditions
 from mbqueue.train.family import ModelFamily
 from mbqueue.train.feeds import Feed, GraphFeed, Rows
 from mbqueue.train.gpu_path import CHECKED_CRYSTALS, check_once
-from mbqueue.train.kept import Kept
+from mbqueue.train.kept import Kept, infer_kept
 from mbqueue.train.objective import Objective
 from mbqueue.train.predict import opposite_strains
 from mbqueue.train.step import infer, listed
@@ -148,35 +148,24 @@ class Inference:
             DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `predict`.
         """
         model.eval()
-        there = kept.outputs if kept is not None else np.empty(0, np.float32)
 
-        def done(part: list[Tensor]) -> None:
-            if kept is not None:
-                kept.add(part[0].numpy())
-            on_done(len(part[0]))
+        def compute(rows: Rows, on_part: Callable[[list[Tensor]], None]) -> list[NDArray[np.float32]] | None:
+            return infer(
+                self._feed,
+                rows,
+                lambda batch: [self._feed.predict(model, batch)],
+                batch_size=self._spec.train.batch_size,
+                max_bonds=self._spec.train.max_bonds,
+                device=self._device,
+                memory=self._conditions.inference,
+                ids=self._crystals.ids,
+                distortion=distortion,
+                should_stop=should_stop,
+                on_part=on_part,
+            )
 
-        if len(there):
-            on_done(len(there))
-        if len(there) == len(rows):
-            return self._finite(there.astype(np.float64), rows)
-        found = infer(
-            self._feed,
-            rows[len(there) :],
-            lambda batch: [self._feed.predict(model, batch)],
-            batch_size=self._spec.train.batch_size,
-            max_bonds=self._spec.train.max_bonds,
-            device=self._device,
-            memory=self._conditions.inference,
-            ids=self._crystals.ids,
-            distortion=distortion,
-            should_stop=should_stop,
-            on_part=done,
-        )
-        if kept is not None:
-            kept.write()
-        if found is None:
-            return None
-        return self._finite(np.concatenate([there, found[0]]).astype(np.float64), rows)
+        found = infer_kept(compute, rows, kept, on_done=on_done)
+        return None if found is None else self._finite(found.astype(np.float64), rows)
 
     def _key_of(self, model: nn.Module) -> str:
         """Hash all that the model's outputs depend on, except the strains."""

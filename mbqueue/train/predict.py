@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from mbqueue.data.batch import Batch
 from mbqueue.data.batches import Distortion
 from mbqueue.data.graph_cache import GraphCache
-from mbqueue.train.arithmetic import calculating, device_name
+from mbqueue.files import sha256_of_json
+from mbqueue.train.arithmetic import calculating, device_name, fingerprint
 from mbqueue.train.family import ModelFamily
-from mbqueue.train.feeds import GraphFeed
+from mbqueue.train.feeds import GraphFeed, Rows
+from mbqueue.train.gpu_path import described
+from mbqueue.train.kept import Kept, infer_kept
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
@@ -69,6 +73,7 @@ def predict_crystals(
     strain_size: float = STRAIN_SIZE,
     memory_file: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    keep_in: Path | None = None,
 ) -> EnsemblePredictions:
     """Formation energies of all crystals of ``cache``, in their order.
 
@@ -78,6 +83,7 @@ def predict_crystals(
         strains: pairs of `opposite_strains` that each crystal is averaged over besides itself.
         strain_size: standard deviation of the strains' components.
         on_progress: told crystals done and in all, each as often as there are models and strains.
+        keep_in: folder that keeps what is computed, so that a prediction which is cut off resumes where it was.
 
     Raises:
         DeviceTooSmall: when a single crystal does not fit the device.
@@ -86,33 +92,58 @@ def predict_crystals(
     distortions = opposite_strains(strains, strain_size)
     done, total = 0, len(models) * len(distortions) * len(rows)
 
-    def count(part: list[Tensor]) -> None:
+    def count(more: int) -> None:
         nonlocal done
-        done += len(part[0])
+        done += more
         on_progress(done, total)
 
+    count(0)
     each = np.zeros((len(models), len(rows)))
     feed = GraphFeed(family, cache)
     memory = DeviceMemory(memory_file, f"{device_name(device)}|predict|infer")
+    conditions = {**fingerprint(device, "float32"), **described(device), "batch": min(memory.limit, _BATCH_SIZE)}
+
+    def outputs(
+        model: nn.Module,
+        distortion: Distortion | None,
+        rows: Rows,
+        on_part: Callable[[list[Tensor]], None],
+    ) -> list[NDArray[np.float32]] | None:
+        return infer(
+            feed,
+            rows,
+            partial(_predict, feed, model),
+            batch_size=_BATCH_SIZE,
+            max_bonds=0,
+            device=device,
+            memory=memory,
+            ids=cache.crystals.ids,
+            distortion=distortion,
+            on_part=on_part,
+        )
+
     with calculating(device, "float32"):
         for number, model in enumerate(models):
+            weights = _digest(model)
             on_device = model.to(device).eval()
             for distortion in distortions:
-                found = infer(
-                    feed,
-                    rows,
-                    partial(_predict, feed, on_device),
-                    batch_size=_BATCH_SIZE,
-                    max_bonds=0,
-                    device=device,
-                    memory=memory,
-                    ids=cache.crystals.ids,
-                    distortion=distortion,
-                    on_part=count,
-                )
+                kept = None
+                if keep_in is not None:
+                    key = sha256_of_json([weights, cache.crystals.hash, str(distortion), conditions])
+                    kept = Kept(keep_in / f"{key[:32]}.bin", key)
+                found = infer_kept(partial(outputs, on_device, distortion), rows, kept, on_done=count)
                 assert found is not None, "no stop is requested"
-                each[number] += found[0].astype(np.float64) / len(distortions)
+                each[number] += found.astype(np.float64) / len(distortions)
     return EnsemblePredictions(each=each)
+
+
+def _digest(model: nn.Module) -> str:
+    """Of all that is learned, references and scale included."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _predict(feed: GraphFeed, model: nn.Module, batch: Batch) -> list[Tensor]:

@@ -231,10 +231,10 @@ def test_tensorboard_files_hold_every_epoch_and_step(worked: Worked) -> None:
 
     folder = worked.project.folder.logs_dir / "tensorboard" / "head_finetune"
     assert {path.name for path in folder.iterdir()} == {"fold_0"}  # the second session was not asked for them
-    events = accumulator.EventAccumulator(str(folder / "fold_0"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("epoch/val_mae")] == [1, 2]
-    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 9))
+    epochs = accumulator.EventAccumulator(str(folder / "fold_0" / "epochs")).Reload()
+    assert [event.step for event in epochs.Scalars("epoch/val_mae")] == [1, 2]
+    steps = accumulator.EventAccumulator(str(folder / "fold_0")).Reload()
+    assert [event.step for event in steps.Scalars("step/loss")] == list(range(1, 9))
 
 
 def test_results_that_were_deleted_are_told_and_made_again_by_retry(worked: Worked, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import plotly.io
 import pytest
 from small_project import RememberedReport, enqueue, make_project, small_spec
 from typer.testing import CliRunner
@@ -74,3 +75,37 @@ def test_reports_take_a_text_as_well_as_a_path_and_replace_only_reports(recorded
         recorded.report("pretrained_infer", output=results, force=True)
     recorded.report("pretrained_infer", output=page, force=True)
     assert b"mbqueue" in page.read_bytes()
+
+
+def test_pictures_replace_those_that_are_there_only_with_force_and_only_all_of_them(
+    recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pictures"
+    command = ["--project", str(recorded.folder.root), "report", "pretrained_infer", "--png", str(folder)]
+    drawn, breaks_after = [], 1000
+
+    def draw(_figures: object, paths: list[Path], **_: object) -> None:
+        for path in paths[:breaks_after]:
+            path.write_text(f"drawing {len(drawn)}")
+        drawn.append(len(paths))
+        if len(paths) > breaks_after:
+            raise OSError("the browser ended")
+
+    def report(*options: str) -> BaseException | None:
+        return CliRunner().invoke(app, [*command, "--output", str(tmp_path / "page.html"), *options]).exception
+
+    def shown() -> dict[str, str]:
+        return {path.name: path.read_text() for path in folder.iterdir()}
+
+    monkeypatch.setattr(plotly.io, "write_images", draw)
+    assert report() is None
+    first = shown()
+    assert set(first.values()) == {"drawing 0"}
+    assert len(first) == drawn[0]
+    assert "--force" in str(report())
+    assert len(drawn) == 1  # refused before anything was drawn
+    assert report("--force") is None
+    assert set(shown().values()) == {"drawing 1"}
+    breaks_after = 1
+    assert "the browser ended" in str(report("--force"))
+    assert set(shown().values()) == {"drawing 1"}

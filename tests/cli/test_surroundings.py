@@ -12,6 +12,8 @@ from small_project import make_project
 
 from mbqueue.experiment import load_spec
 from mbqueue.project import find_project
+from mbqueue.queue.jobs import Job, Kind
+from mbqueue.results.tables import HISTORY_COLUMNS
 from mbqueue.session.tensorboard import TensorBoardReport
 
 
@@ -64,17 +66,38 @@ def test_a_terminal_that_cannot_show_a_character_gets_another(tmp_path: Path) ->
 
 
 def test_steps_that_are_done_again_replace_those_that_a_killed_session_wrote(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from mbqueue.queue.jobs import Job, Kind
-
-    values = dict.fromkeys(Job.__dataclass_fields__)
-    job = Job(**{**values, "experiment": "full", "kind": Kind.TRAIN, "fold": 0, "epoch": 1})
     for first, loss in ((1, 1.0), (3, 2.0)):
         with TensorBoardReport(tmp_path) as report:
             for step in range(first, first + 5):
-                report.advanced(job, "step", step, 10, {"loss": loss})
-    events = EventAccumulator(str(tmp_path / "full" / "fold_0")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("step/loss")] == [
+                report.advanced(training_job(1), "step", step, 10, {"loss": loss})
+    assert written(tmp_path / "full" / "fold_0", "step/loss") == [
         (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0), (6, 2.0), (7, 2.0)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_one_session", [True, False])
+def test_a_rewind_leaves_each_step_and_each_epoch_once_in_tensorboard(tmp_path: Path, is_one_session: bool) -> None:
+    """Epochs 1 to 3 of four steps, then 2 and 3 again, by the session that rewound or by the next one."""
+    epochs = [(1, 1.0), (2, 1.0), (3, 1.0), (2, 2.0), (3, 2.0)]
+    for part in [epochs] if is_one_session else [epochs[:3], epochs[3:]]:
+        with TensorBoardReport(tmp_path) as report:
+            for epoch, value in part:
+                for step in range(1, 5):
+                    report.advanced(training_job(epoch), "step", step, 4, {"loss": value})
+                row = {**dict.fromkeys(HISTORY_COLUMNS, value), "epoch": epoch}
+                report.epoch_finished(training_job(epoch), row, is_best=True)
+    fold = tmp_path / "full" / "fold_0"
+    assert written(fold / "epochs", "epoch/val_mae") == [(1, 1.0), (2, 2.0), (3, 2.0)]
+    assert written(fold, "step/loss") == [(step, 1.0 if step <= 4 else 2.0) for step in range(1, 13)]
+
+
+def training_job(epoch: int) -> Job:
+    values = dict.fromkeys(Job.__dataclass_fields__)
+    return Job(**{**values, "experiment": "full", "kind": Kind.TRAIN, "fold": 0, "epoch": epoch})
+
+
+def written(folder: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a scalar, as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(name)]

@@ -7,8 +7,10 @@ import json
 
 import pytest
 
+from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.experiment import Spec, load_spec
+from mbqueue.results import export
 from mbqueue.results.export import export_submission, spec_as_toml
 from mbqueue.results.folder import read_recorded
 from mbqueue.results.matbench_file import read_matbench_scores
@@ -59,13 +61,44 @@ def test_the_export_of_a_blend_makes_its_members_and_then_the_blend(official, tm
     assert "Made from seed0 and strained" in json.loads((folder / "info.json").read_text())["algorithm_long"]
 
 
-def test_exporting_again_replaces_the_export_but_no_other_folder(official, tmp_path):
+def test_an_earlier_export_is_replaced_when_asked_for_and_no_other_folder_ever_is(official, tmp_path):
     folder = export_submission([official], tmp_path, authors="A")
-    assert export_submission([official], tmp_path, authors="B") == folder
-    assert json.loads((folder / "info.json").read_text())["authors"] == "B"
-    (folder / "info.json").unlink()
-    with pytest.raises(UsageError, match="is not an export"):
+    with pytest.raises(UsageError, match="--force"):
         export_submission([official], tmp_path, authors="B")
+    assert export_submission([official], tmp_path, authors="B", force=True) == folder
+    assert json.loads((folder / "info.json").read_text())["authors"] == "B"
+    (folder / "notebook.ipynb").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match=r"holds notebook\.ipynb"):
+        export_submission([official], tmp_path, authors="C", force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_and_nothing_else(official, tmp_path, monkeypatch):
+    folder = export_submission([official], tmp_path, authors="A")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(path, _content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_json", full)  # info.json, the last of its files
+    with pytest.raises(OSError, match="No space"):
+        export_submission([official], tmp_path, authors="B", force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_export_is_refused_before_anything_is_compared(official, tmp_path, monkeypatch):
+    folder = export_submission([official], tmp_path, authors="A")
+    monkeypatch.setattr(export, "_compare_with_matbench", lambda _one: pytest.fail("it computed"))
+    with pytest.raises(UsageError, match="--force"):
+        export_submission([official], tmp_path, authors="B")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / folder.name).symlink_to(folder)
+    with pytest.raises(UsageError, match="is not a folder"):
+        export_submission([official], tmp_path / "link", authors="B", force=True)
+    with pytest.raises(UsageError, match="reads"):
+        export_submission([official], official.folder, authors="B", force=True)
 
 
 def test_own_data_and_missing_folds_are_refused_with_every_reason(recorded_folder, tmp_path):

@@ -39,7 +39,9 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
     Raises:
         ResultsError: when kaleido (which plotly draws pictures with) or the browser that it needs is missing.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    files.make_folder(folder)
+    # There, so that all of them are drawn before the first takes its place.
+    with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as scratch:
         drawn = [Path(scratch, f"{name}.png") for name in figures]
         widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]
         try:
@@ -51,6 +53,4 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
                 "Pictures need kaleido and a Chrome or Chromium: pip install kaleido, then plotly_get_chrome. "
                 "Without them, open the report and use the camera on each figure."
             ) from error
-        for picture in drawn:
-            files.write_bytes(folder / picture.name, picture.read_bytes())
-    return [folder / picture.name for picture in drawn]
+        return [picture.replace(folder / picture.name) for picture in drawn]
