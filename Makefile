@@ -1,6 +1,8 @@
 # make demo   a real five-fold finetune, killed and carried on, in a throw-away project
 # make test   the whole test suite
-# make test-oldest  the tests that meet other packages, with the oldest versions that pyproject.toml admits
+# make test-oldest, test-colab  the tests that meet other packages, with the oldest versions that pyproject.toml admits
+#             and with those that Colab has
+# make sample-oldest, sample-colab  a sample of these tests, for CI
 # make test-kernels  every GPU kernel compiled for every chip and precision, with a table; no GPU is needed
 # make check  style, types, spelling and tests, as CI does
 # make site   the documents as a site, in site/
@@ -12,9 +14,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-OLDEST := .venv-oldest
+OTHERS := .venv-oldest .venv-colab
 
-.PHONY: demo test test-oldest test-kernels check lint site clean
+.PHONY: demo test test-kernels test-oldest test-colab sample-oldest sample-colab check lint site clean
 
 demo: $(READY)
 	$(BIN)/mbqueue demo
@@ -26,14 +28,23 @@ test-kernels: $(READY)
 	MBQUEUE_TEST_KERNELS=all $(BIN)/python -m pytest -q -s tests/train/test_offline.py
 
 # Warnings of old packages are theirs.
-test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal -o filterwarnings=default \
+test-oldest test-colab: test-%: .venv-%/.ready
+	.venv-$*/bin/python -m pytest -q -n 2 --dist worksteal -o filterwarnings=default \
 	  tests/data tests/train tests/results tests/cli tests/web
 
-$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt --no-deps matbench
+sample-oldest sample-colab: sample-%: .venv-%/.ready
+	.venv-$*/bin/python -m pytest -q -n 2 --dist worksteal -o filterwarnings=default \
+	  tests/data/test_batches.py tests/data/test_tables.py tests/data/test_readers.py \
+	  tests/train/test_frozen.py tests/train/test_checkpoint.py \
+	  tests/results/test_tables.py tests/results/test_matbench_file.py tests/results/test_official_tasks.py \
+	  tests/cli/test_data_commands.py tests/cli/test_status.py
+
+# Laid over .venv: only the packages that differ are installed.
+$(OTHERS:%=%/.ready): .venv-%/.ready: constraints-%.txt $(READY)
+	$(PYTHON) -m venv .venv-$*
+	echo "import site; site.addsitedir('$(CURDIR)/'+'$$(echo $(VENV)/lib/python3*/site-packages)')" \
+	  > "$$(echo .venv-$*/lib/python3*/site-packages)/over.pth"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-$*.txt
 	@touch $@
 
 lint: $(READY)
@@ -58,4 +69,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OTHERS)

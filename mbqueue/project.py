@@ -121,6 +121,11 @@ class ProjectFolder:
         return self.live_dir / "commits.json"
 
     @property
+    def home_file(self) -> Path:
+        """In which folder the project was last, so that a copy is recognised (`mbqueue.session.originals`)."""
+        return self.state_dir / "home.json"
+
+    @property
     def live_dir(self) -> Path:
         """What changes while sessions run; always on a local disk."""
         return self.live if self.live is not None else self.state_dir

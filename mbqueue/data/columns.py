@@ -109,7 +109,8 @@ class Columns:
             if wanted and chosen is None:
                 raise DataError(
                     f"No row of {source} has {wanted}, which was named as the {what} column. "
-                    f"They have: {', '.join(map(str, self._seen))}."
+                    f"They have: {', '.join(map(str, self._seen))}. Name one of these with --{what}-column; an "
+                    "experiment that was enqueued with the wrong one needs another name (--name)."
                 )
 
         if self._seen:

@@ -79,7 +79,7 @@ def load_data(
         CacheError: when the cache cannot be written, or somebody removes it meanwhile.
     """
     shelf = shelf_of(project, store)
-    found, is_new, is_kept = None, False, False
+    found, is_new, is_kept, columns = None, False, False, ""
     if dataset_hash is not None:
         found = _from_cache(project, dataset_hash, note)
         if found is None:
@@ -101,7 +101,8 @@ def load_data(
             id_column=wanted.id_column,
             progress=progress("reading"),
         )
-        note(dataset.columns)
+        columns = dataset.columns
+        note(columns)
         if dataset_hash is not None and dataset.crystals.hash != dataset_hash:
             raise DataError(
                 f"{dataset.source} has changed since this experiment was prepared (the hash of its crystals was "
@@ -118,7 +119,7 @@ def load_data(
         if is_new or not file.exists():  # it may have been pruned since it was opened
             crystals.save(file, meta)
         if is_new and key is not None:
-            remember(project.cache_dir, key, crystals.hash, meta)
+            remember(project.cache_dir, key, crystals.hash, meta | {"columns": columns})
         if shelf is not None and not is_kept:
             if keep is not None:
                 keep(shelf, file, crystals.hash)
@@ -152,7 +153,12 @@ def _read_before(
     if known is None:
         return None
     kept = _from_cache(project, known[0], note)
-    return None if kept is None else (kept[0], known[1])
+    if kept is None:
+        return None
+    columns = known[1].pop("columns", "")
+    if columns:
+        note(columns)
+    return kept[0], known[1]
 
 
 def _from_cache(

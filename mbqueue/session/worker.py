@@ -41,6 +41,7 @@ from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.options import WorkOptions
+from mbqueue.session.originals import require_original
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.searching import begin_trials, release_pruned
@@ -79,6 +80,7 @@ def work(
     stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
     require_queue(project, wait=stop.wait)
     project.topology.require_shared()
+    require_original(project)
     device = usable_device(options.device)
     with end_command_after(project.settings, note=report.note) if options.end_command else nullcontext():
         return _session(project, options, device, report=report, stop=stop, clock=clock)

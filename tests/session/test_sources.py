@@ -45,14 +45,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def load(project: ProjectFolder, **options: Any) -> LoadedData:
-    seed = options.pop("seed", 0)
+    seed, note = options.pop("seed", 0), options.pop("note", lambda _note: None)
     loaded = load_data(
         project,
         DataSpec(dataset=SOURCE, **options),
         seed=seed,
         dataset_hash=None,
         progress=lambda _what: lambda _done, _total: None,
-        note=lambda _note: None,
+        note=note,
     )
     assert loaded is not None
     return loaded
@@ -65,6 +65,14 @@ def test_a_source_that_did_not_change_is_read_once(own: ProjectFolder, reads: li
     assert reads == [SOURCE]
     assert again.crystals.hash == first.crystals.hash
     assert (again.source, again.official, again.dropped) == (first.source, first.official, first.dropped)
+
+
+def test_the_columns_that_were_chosen_are_also_said_when_the_crystals_come_from_the_cache(own: ProjectFolder) -> None:
+    notes: list[list[str]] = [[], []]
+    for told in notes:
+        load(own, note=told.append)
+    assert notes[0] == notes[1]
+    assert "target: e_form, 12 values from" in notes[1][0]
 
 
 def test_new_content_of_the_same_size_and_time_is_read(own: ProjectFolder, reads: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from mbqueue.api import Project
 from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
-from mbqueue.errors import QueueError, StoreAway, StoreError
+from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.commits_place import CommitsPlace
 from mbqueue.queue.opening import open_queue
@@ -390,3 +391,31 @@ def test_a_retry_while_the_store_is_away_is_done_and_remembered(
         assert project.retry("full_finetune") == 1, "what was predicted is not predicted again"
     assert "could not be checked" in caplog.text
     assert not json.loads(wanted.read_text())["cancelled"], "a queue that is rebuilt would not forget it"
+
+
+@pytest.mark.parametrize("shares", ["store", "queue"])
+def test_a_copy_that_would_use_the_store_or_the_queue_of_its_original_is_refused(
+    shares: str, share: ObjectStore, tmp_path: Path, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shares == "store":
+        monkeypatch.setenv(STORE_VARIABLE, share.url)
+    else:
+        monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
+    original = make_project(tmp_path / "project")
+    enqueue(original, small_spec(original))
+    session(original)
+    shutil.copytree(original.root, tmp_path / "copy")
+    copy = find_project(tmp_path / "copy")
+    said = rf"copy is a copy of {original.root}, and both would use the same {shares}.*set `{shares}`"
+    with pytest.raises(UsageError, match=said):
+        session(copy)
+    assert session(original) == "did 0 jobs, as asked"
+    with open_queue(original, read_only=True) as queue:
+        assert len(queue.sessions()) == 2, "the copy began no session"
+
+    monkeypatch.setenv(STORE_VARIABLE, share.url)
+    if shares == "queue":  # with the store too, the copy is another machine
+        assert session(find_project(copy.root)) == "did 0 jobs, as asked"
+        return
+    original.root.rename(tmp_path / "away")  # now it is the project, which was moved
+    assert session(copy) == "did 0 jobs, as asked"

@@ -1,0 +1,77 @@
+"""In which folder a project is, so that its copy (`cp -r`) is not taken for it where the two would share something.
+
+A copy of a plain project has its own queue and its own checkpoints. Two kinds of copies share one of them. With the
+queue on a server and no store, original and copy take jobs of one queue, but each has its own checkpoints. With a store
+and the queue in a file, each has its own queue, but both commit to one store. In both cases a session of one would
+retrain or write over what the other has done, so such a copy is refused. With the queue on a server and commits in a
+store, the copy is one more machine.
+
+On a drive nothing is noted: a session must start while the drive hangs, and live folders are told apart by
+`mbqueue.belonging`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from mbqueue import files
+from mbqueue.errors import UsageError
+from mbqueue.project import ProjectFolder
+from mbqueue.topology import Topology
+
+
+def require_original(project: ProjectFolder) -> None:
+    """Note in which folder this project is, and refuse a copy that uses the queue or the store of its original.
+
+    A project whose original is gone was moved, not copied. Copies on another machine are not recognised.
+
+    Raises:
+        UsageError: when the project is such a copy.
+    """
+    shared = _shared(project.topology)
+    if not shared:
+        return
+    key = files.sha256_of_json([project.topology.queue_url, project.topology.store])[:16]
+    here = {"host": socket.gethostname(), "root": str(project.root), "shares": key}
+    known = _read(project.home_file)
+    if known == here:
+        return
+    if known and (known["host"], known["shares"]) == (here["host"], key):
+        original = Path(known["root"])
+        if _are_two(project.home_file, original / project.home_file.relative_to(project.root)):
+            raise UsageError(
+                f"{project.root} is a copy of {original}, and both would use the same {shared}. Give the copy its own: "
+                f"set `{'store' if project.topology.store else 'queue'}` in its mbqueue.toml. If you want to keep only "
+                "the copy, remove the original."
+            )
+    files.write_json(project.home_file, here)
+
+
+def _shared(topology: Topology) -> str:
+    """What a copy would share with its original; empty when that is nothing, or all, or on a drive."""
+    if topology.is_split:
+        return ""
+    if topology.queue_url and not topology.store:
+        return "queue on the server, with different checkpoints"
+    if topology.store and not topology.queue_url:
+        return f"store {topology.store}, with different queues"
+    return ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        known = json.loads(path.read_bytes())
+        return {key: str(known[key]) for key in ("host", "root", "shares")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _are_two(one: Path, other: Path) -> bool:
+    """Whether both files are there and are not one file under two paths, like those of a bind mount."""
+    try:
+        return one.stat().st_ino != other.stat().st_ino
+    except OSError:
+        return False
