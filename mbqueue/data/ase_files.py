@@ -17,7 +17,7 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
     """Frames with their id and target in the comment line, as ``id=…`` and ``e_form=…``."""
     from ase.io import iread  # noqa: PLC0415  only its own files need it
 
-    frames = iread(path, index=":", format="extxyz")
+    frames = iread(path, index=":", format="extxyz", do_not_split_by_at_sign=True)
     rows = ((atoms, _cells(atoms, atoms.info), None) for atoms in frames)
     _read(gatherer, columns, path, rows)
     if progress is not None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from ase.db import core
+from ase.io import extxyz, formats
 from pymatgen.io import cif
 from pymatgen.io.vasp import inputs
 
@@ -47,6 +49,16 @@ POSCAR_WARNINGS = {
     "Selective dynamics values must be either 'T' or 'F'.": REFUSED,
     "Selective dynamics toggled with Fluorine element detected.": HARMLESS,
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
+}
+#: Of ase's readers of extended XYZ and of its databases (3.29).
+ASE_WARNINGS = {
+    "Skipping unhashable information ": NOT_GIVEN,  # writing
+    "Failed to register external IO format ": NOT_GIVEN,  # about another package, when ase is imported
+    "Can not parse index for path": NOT_GIVEN,  # do_not_split_by_at_sign=True
+    "It is best not to use keys ({0}) that are also a chemical formula.": NOT_GIVEN,  # writing
+    "Accessing the IOFormat.": NOT_GIVEN,  # about code
+    "Wrong type for ": NOT_GIVEN,  # the text of an error
+    "…": REFUSED,  # whatever else it may say
 }
 
 
@@ -100,8 +112,9 @@ def warnings_in(source: object) -> set[str]:
     [
         ((cif.CifBlock, cif.CifFile, cif.CifParser), CIF_WARNINGS),
         ((inputs.Poscar.from_file, inputs.Poscar.from_str), POSCAR_WARNINGS),
+        ((extxyz, formats, core), ASE_WARNINGS),
     ],
-    ids=["cif", "poscar"],
+    ids=["cif", "poscar", "ase"],
 )
 def test_no_warning_of_the_installed_parser_is_unlisted(sources, known):
     given = set().union(*map(warnings_in, sources))
@@ -111,7 +124,7 @@ def test_no_warning_of_the_installed_parser_is_unlisted(sources, known):
     ] == []
 
 
-@pytest.mark.parametrize(("text", "fate"), [*CIF_WARNINGS.items(), *POSCAR_WARNINGS.items()])
+@pytest.mark.parametrize(("text", "fate"), [*CIF_WARNINGS.items(), *POSCAR_WARNINGS.items(), *ASE_WARNINGS.items()])
 def test_a_warning_has_the_fate_that_the_list_says(text, fate):
     filled = text.replace("… fractional", "3 fractional").replace("{}", "_symmetry_space_group_name_H-M")
     assert is_harmless(filled) == (fate == HARMLESS)
