@@ -1,7 +1,8 @@
-"""The one way to get a queue back: from commits, and from what was asked for.
+"""Rebuild a queue from commits and from what was enqueued.
 
-A session on a new machine, `recover`, and `restore` all build it so: an empty database, or a snapshot, takes every
-experiment that is known (`enqueue_again`) and every fold as far as its commits go (`trained_by`).
+A session on a new machine and `recover` use it: an empty database, or a snapshot, gets every known experiment
+(`enqueue_again`) and every fold as far as its commits go (`trained_by`). `restore` starts from the archive's database,
+and shares `trained_by`.
 """
 
 from __future__ import annotations
