@@ -68,7 +68,7 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
     for read in reads:
         source = read.resolve()
         if there.is_relative_to(source) or source.is_relative_to(there):
-            raise UsageError(f"{target} is not written over: this command reads {read}. Name another folder.")
+            raise UsageError(f"{target} would be overwritten, but this command reads {read}. Name another folder.")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"{target} is there already and is not a folder. Name another folder.")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []

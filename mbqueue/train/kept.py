@@ -18,7 +18,7 @@ from mbqueue.train.feeds import Rows
 
 #: How much of a prediction may be computed again.
 WRITE_SECONDS = 10.0
-#: How long a prediction that nobody resumes is kept.
+#: How long a prediction that is not resumed is kept.
 FORGET_SECONDS = 7 * 86400.0
 
 
