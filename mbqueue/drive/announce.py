@@ -3,8 +3,8 @@
 Each announcement is a file of its own, SESSION-NUMBER.json, written once; the one before is removed after. They are
 advice: a mount cannot exclude anybody. What makes two sessions on one mount harmless is how commits are merged.
 
-Clocks of machines differ, by hours where one is set wrong. So a session counts as living for a while after its number
-was seen to grow, by the clock of whoever looks; only when it is seen for the first time are its own times asked.
+Clocks of machines differ, by hours where one is set wrong. So a session counts as live for a while after its number was
+seen to grow, by the observer's own clock. Its own times are used only when it is seen for the first time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mbqueue.storage.names import DUPLICATE
 
 FORMAT = 1
 LARGEST = 1 << 20
-#: A session counts as living for so long after a new announcement of it was seen; uploads may take minutes.
+#: A session counts as live for this long after its latest announcement was seen; uploads may take minutes.
 ALIVE_SECONDS = 300.0
 _FORGOTTEN_SECONDS = 7 * 86_400.0
 _NAME = re.compile(rf"([0-9TZ]{{10,30}}-[0-9a-f]{{6}})-(\d{{6,9}}){DUPLICATE}\.json")
@@ -34,7 +34,7 @@ _NAME = re.compile(rf"([0-9TZ]{{10,30}}-[0-9a-f]{{6}})-(\d{{6,9}}){DUPLICATE}\.j
 
 @dataclass(frozen=True, kw_only=True)
 class Announcement:
-    """What a session says of itself.
+    """The announcement of a session.
 
     Attributes:
         number: counts its announcements.

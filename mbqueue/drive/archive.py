@@ -105,7 +105,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     Raises:
         DamagedArchive: when it is not what `back_up` wrote, in any byte; nothing was changed.
         UsageError: when there is a queue and ``force`` is not given, or a session works with it.
-        QueueError: when nobody can tell that.
+        QueueError: if that cannot be determined.
     """
     if not source.is_file():
         raise UsageError(f"There is no file {source}.")
@@ -294,7 +294,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             settings = settings.with_name(f"{SETTINGS_FILE}.restored")
             note(
                 f"The archive's settings would run commands or call a web hook that {project.root} does not, or cannot "
-                f"be read, so they are not in force: they lie in {settings}. Read them, and take over what you want."
+                f"be read, so they are not in force: they are in {settings}. Read them, and copy what you want."
             )
         # They may say where the live folder is, so there is no instant without them.
         if settings.exists():

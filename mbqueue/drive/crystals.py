@@ -39,7 +39,7 @@ class Shelf:
 
 
 def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf | None:
-    """Where a project keeps crystals for other machines; None when nobody else could see it."""
+    """Where a project keeps crystals for other machines; None if no other machine could see it."""
     store = store or store_of(project.topology)
     if store is not None:
         return Shelf(store, STORED_CRYSTALS)

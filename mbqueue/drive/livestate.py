@@ -34,7 +34,7 @@ class LiveState:
     Attributes:
         database: id of the live database, for the names of its snapshots.
         number: of its last snapshot, or of the one that it was made from.
-        ancestry: database id → number of the snapshot from which this line of databases went on.
+        ancestry: database id → number of the snapshot from which this line of databases continues.
         last_event: the queue is published up to this event.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit that is on the mount.
         published_at: when everything that was committed was on the mount for the last time.
@@ -74,8 +74,8 @@ class LiveState:
     def changing(cls, path: Path) -> Iterator[LiveState]:
         """The state as it is now, saved at the end of the block if it was changed in it; others wait meanwhile.
 
-        A session's main thread, the one that publishes and other sessions of this machine all write here, so nobody
-        may save what he has read a while ago.
+        A session's main thread, the one that publishes and other sessions of this machine all write here, so none may
+        save what it read a while ago.
 
         Raises:
             OSError: when another process does not let it go.
@@ -193,7 +193,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
 
 
 def as_published(manifest: Manifest) -> dict[str, Any]:
-    """What `LiveState.commits` says of a fold whose newest commit on the mount is this one."""
+    """The entry in `LiveState.commits` for a fold whose newest commit on the mount is this one."""
     return {"stem": manifest.stem, "seconds": trained_seconds(manifest)}
 
 

@@ -24,7 +24,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
     """Copy commits, and what was asked for, from one live folder to another; what is there already stays.
 
     Args:
-        differs: told of each commit that is another one in the target.
+        differs: called for each commit that differs in the target.
     """
     for folder in source.fold_dirs():
         identity = named_after(folder)

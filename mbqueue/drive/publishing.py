@@ -2,8 +2,8 @@
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
 results, and then a snapshot of the queue, so that a snapshot never speaks of what is not there. What is superseded is
-removed only after its successor was read back and has had time to be uploaded. When the mount fails, training goes on:
-the reason is kept for `mbqueue status`, and rounds are tried again with growing pauses until one succeeds.
+removed only after its successor was read back and has had time to be uploaded. If the mount fails, training continues:
+the reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ ROUND_SECONDS = 15.0
 #: Between two rounds after one that failed: doubled each time up to the longest.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
-#: Between two snapshots while a session goes on.
+#: Between two snapshots while a session is running.
 SNAPSHOT_SECONDS = 60.0
 #: Between two looks at what other sessions have published.
 RECONCILE_SECONDS = 30.0
-#: For so long training waits at most until what others have published is read; it then goes on without that.
+#: How long training waits for reading what others have published; then it continues without that.
 READ_SECONDS = 30.0
-#: For so long a session waits for its first round, so that its first claim knows of other sessions.
+#: How long a session waits for its first round, so that its first claim knows of other sessions.
 FIRST_ROUND_SECONDS = 60.0
 #: How long the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
@@ -161,7 +161,7 @@ class Publisher:
                 self._read.check()
                 self._beside.reconcile(queue, by=self._session or "restore", on_taken=taken.append)
         except InterruptedError:
-            pass  # whoever wishes to stop has nothing to complain of
+            pass  # a request to stop is no failure
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._reconciled_at = now + LONGEST_RETRY_SECONDS
@@ -190,7 +190,7 @@ class Publisher:
         except (OSError, QueueError) as error:
             self._trouble(str(error))
             return False
-        except Exception as error:  # noqa: BLE001 - whatever it is: the thread must go on, and say so
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running and report it
             self._trouble(f"publishing failed, {type(error).__name__}: {error}")
             return False
         if self._wrote:
@@ -222,7 +222,7 @@ class Publisher:
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
-            left.unlink()  # of a session that died; whoever is here publishes alone
+            left.unlink()  # of a dead session; only one session publishes at a time
         with LiveState.changing(self._project.publishing_file) as state:
             published_event = state.last_event
         there: dict[str, dict[str, Any]] = {}
@@ -264,7 +264,7 @@ class Publisher:
         return last_event
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
-        state = LiveState.load(self._project.publishing_file)  # these three change only here, by whoever publishes
+        state = LiveState.load(self._project.publishing_file)  # only the publishing session changes these three, here
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
         self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
@@ -374,7 +374,7 @@ class Publisher:
             self._note(f"{self._project.publishing_file} cannot be written: {error}")
             return
         if first:
-            self._note(f"DEGRADED: {why}. Training goes on here, and is published when the mount is back.")
+            self._note(f"DEGRADED: {why}. Training continues here, and is published when the mount is back.")
 
 
 def _last_event(queue: Queue) -> int:

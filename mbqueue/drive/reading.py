@@ -1,4 +1,4 @@
-"""Reading what is on a mount as what it is: data that others wrote, that may be cut off, and that may be of nobody."""
+"""Read a mount with suspicion: others wrote its files, which may be cut off or not come from mbqueue."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def what_is_wrong(error: Exception) -> str:
 
 
 class Reader:
-    """Reads files whose hash is known, and tells of each that is not what it should be, once.
+    """Reads files whose hash is known, and reports each wrong one once.
 
-    What is not whole stays: it may still be on its way, and is looked at again the next time.
+    Incomplete files stay: their upload may still be running, and they are checked again next time.
 
     Args:
         on_damaged: told the path and the reason.
@@ -61,7 +61,8 @@ class Reader:
         return None
 
     def whole(self, base: str, suffix: str, *, size: int, sha256: str, what: str) -> bytes | None:
-        """The bytes of a file, whichever of those of its name has them; None, and told of ``base``, when none has.
+        """The bytes of a file, from any file of its name that has them; None, with a report about ``base``, if none
+        has.
 
         Args:
             base: path without the suffix.

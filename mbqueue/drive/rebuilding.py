@@ -44,13 +44,13 @@ def rebuild_queue(
     if is_empty:
         building.unlink()
         return
-    # Whoever finds the name finds a queue that is whole and up to date.
+    # Under this name there is only ever a complete, current queue.
     building.replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 
 
 def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
-    """What the queue must say of a fold whose newest commit is this one; None for no commit at all."""
+    """What the queue must record for a fold whose newest commit is this one; None for no commit at all."""
     if manifest is None:
         return Trained(
             experiment=experiment.name,
@@ -75,7 +75,7 @@ def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> 
 
 
 def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str, note: Callable[[str], None]) -> bool:
-    """Enqueue an experiment from what a file says of it (`enqueued_facts`); whether it was new to the queue."""
+    """Enqueue an experiment from a file's record of it (`enqueued_facts`); return whether it was new to the queue."""
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
     if spec.name in known and known[spec.name].spec_hash != spec.hash:

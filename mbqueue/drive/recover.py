@@ -104,7 +104,7 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
 
     Raises:
         UsageError: when it is whole and ``force`` is not given, or a session works with it.
-        QueueError: when nobody can tell that: a newer mbqueue wrote it, it is locked, or its disk does not answer.
+        QueueError: if that is unknown: a newer mbqueue wrote it, it is locked, or its disk does not answer.
         QueueMoved: when it is in another database now, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()

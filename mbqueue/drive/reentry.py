@@ -1,4 +1,4 @@
-"""Going on where the last session left a project that lives on a mount.
+"""Resume a project on a mount where the last session left it.
 
 A live folder that is new gets the newest whole snapshot of the queue. Then, and whenever other sessions work beside
 this one, everything that is published is held against the live state: experiments that only another database knows
@@ -175,7 +175,7 @@ class Reentry:
             self._results(queue, experiment, at_start, by)
 
     def _known_experiments(self) -> list[Mapping[str, Any]]:
-        """What the mount says of experiments, the oldest first: in snapshots, listings and manifests."""
+        """The mount's records of experiments, oldest first: in snapshots, listings and manifests."""
         found: dict[str, Mapping[str, Any]] = {}
         for snapshot in self._snapshots.listed():
             for one in snapshot.listing.experiments:

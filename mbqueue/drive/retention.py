@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: A file that has been on a mount for so long has been uploaded; drives take seconds to minutes for small ones.
+#: A file that has been on a mount for this long is uploaded; drives take seconds to minutes for small files.
 SETTLED_SECONDS = 1800.0
 #: Of those that are not settled yet, the newest are kept in any case …
 NEWEST = 8

@@ -62,7 +62,7 @@ class Listing:
     Attributes:
         number: grows along a line of databases.
         database: id of the live database.
-        ancestry: database id → number of the snapshot from which a later database of this line went on.
+        ancestry: database id → number of the snapshot from which a later database of this line continues.
         experiments: what `mbqueue recover` needs of each: spec, results_dir, priority, enqueued_at, prepare.
         last_event: id of the database's last event; only one with more events is worth another snapshot.
     """
@@ -276,7 +276,7 @@ class Snapshots:
         return self._known[base]
 
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
-        """Remove those that a published snapshot continues, but for the newest few that have been there long enough.
+        """Remove those that a published snapshot continues, except the newest few that have been there long enough.
 
         What is before those few on their line goes too when it is no whole snapshot: a database whose session died
         before it wrote the manifest, a second file of one name.
@@ -331,7 +331,7 @@ def _is_time(value: object) -> bool:
 
 
 def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
-    """Check what a file says of an experiment before it is enqueued.
+    """Check a file's record of an experiment before it is enqueued.
 
     Raises:
         DamagedSnapshot: when it is not what mbqueue writes, or what only a newer one does.

@@ -14,10 +14,10 @@ Answer = TypeVar("Answer")
 
 
 class TimedDrive(Drive):
-    """A drive for whose reading one waits only for so long; for writing it is no use.
+    """A drive whose reads have a time limit; it cannot be used for writing.
 
-    What a thread that was left behind reads after all is kept until somebody gets through, so a mount that needs
-    longer than one may wait is read all the same, in a few goes.
+    A thread that is left behind keeps what it reads in the end, so a mount that takes longer than the limit is still
+    read, in a few attempts.
 
     Args:
         should_stop: ends the waiting, too.
@@ -31,9 +31,9 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """All that is read in the block takes so long at most; then TimeoutError is raised in it.
+        """Limit all reads in the block to this time; after it TimeoutError is raised.
 
-        When somebody wishes to stop, it is InterruptedError. Both are OSErrors that tell of the mount, not of a file.
+        A request to stop raises InterruptedError. Both are OSErrors about the mount, not about a file.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

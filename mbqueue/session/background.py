@@ -2,8 +2,8 @@
 
 What runs where is kept in ``state/background.json``; a process is trusted to be that session only while pid, start
 time and boot are the recorded ones, so a later process with the same pid is never signalled. A copied project has the
-note and the rows of the original: the note says of which folder it is, and a session counts here only while its
-process has this project's queue open.
+note and the rows of the original: the note names its folder, and a session counts here only as long as its process has
+this project's queue open.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class StoppedSession:
 
 
 def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> BackgroundSession:
-    """Start ``mbqueue work`` as a process that outlives this one; returns once it is at work.
+    """Start ``mbqueue work`` as a process that outlives this one; return once it is running.
 
     Raises:
-        UsageError: when one runs in the background of this project already.
-        SessionError: when it ended before it was at work; the message has the end of its log.
+        UsageError: if a background session of this project is running already.
+        SessionError: if it ended before it was running; the message includes the end of its log.
     """
     require_queue(project)
     project.logs_dir.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def stop(
         One entry for each; none when no such session runs here.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # The one that started others is asked too, passes it on, and has nothing to say of its own.
+    # The process that started others is asked, too; it passes the request on and has no outcome of its own.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -233,13 +233,13 @@ def _wait_until_at_work(
 def _ended_early(
     project: ProjectFolder, started: BackgroundSession, code: int, before: Collection[str]
 ) -> BackgroundSession:
-    """A session that did its work between two looks; or one that never was at work, which is an error.
+    """A session that did its work between two checks; or one that never ran, which is an error.
 
     Args:
         before: ids of the sessions that there were before it was started. Times do not tell: a server has its own.
     """
     here = this_process()
-    # Nobody knows any more whose child an ended process was.
+    # The parent of an ended process is unknown.
     done = tuple(
         row.id
         for row in _sessions(project)

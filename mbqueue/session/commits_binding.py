@@ -79,10 +79,10 @@ def enter_place(
 
 
 def require_same(queue: Queue, place: CommitsPlace | None) -> None:
-    """Once a session has begun: nobody has moved the commits while it did.
+    """Check that the commits were not moved while a session began.
 
     Raises:
-        QueueError: when somebody has.
+        QueueError: if they were.
     """
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
@@ -136,12 +136,13 @@ def elsewhere(place: CommitsPlace, why: str) -> StoreError:
 
 
 def store_place(store: ObjectStore) -> CommitsPlace:
-    """What a queue is told of a store that was checked."""
+    """The record of a checked store for a queue."""
     return CommitsPlace(id=store.id, kind="store", address=store.url)
 
 
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """What a queue is told of the project's own folder; None when it was never used for that, and is not to be made.
+    """The record of the project's own folder for a queue; None if it was never used for commits and must not be
+    created.
 
     Raises:
         QueueError: when the file that says which one it is is damaged.
@@ -165,7 +166,7 @@ def folder_id(project: ProjectFolder) -> str:
         return ""
     except (ValueError, KeyError, TypeError) as error:
         raise QueueError(
-            f"{project.commits_file} is damaged ({error}). If its checkpoints are whole, remove it and go on with: "
+            f"{project.commits_file} is damaged ({error}). If its checkpoints are intact, remove it and resume with: "
             "mbqueue move-commits"
         ) from error
 
@@ -208,7 +209,7 @@ def _enter_folder(
         if before is not None:
             raise elsewhere(before, f"this project's folder, {project.live_dir}, lacks {missing}")
         raise QueueError(
-            f"Nobody has said where the commits of this queue are, and {project.live_dir} lacks {missing}. Start the "
+            f"The queue has not recorded where its commits are, and {project.live_dir} lacks {missing}. Start the "
             f"first session where they are, or set `store` (docs/how-to/many-machines.md). {_HOW}"
         )
     place = folder_place(project, make=True)

@@ -84,7 +84,7 @@ class Compiling:
                     + ("." if kept is None else ", once per machine.")
                 )
             return self._tried_on()
-        except Exception as error:  # noqa: BLE001  of files, memory or the driver: the session goes on without
+        except Exception as error:  # noqa: BLE001  of files, memory or the driver: the session continues without
             self._note(
                 f"The GPU kernels could not be compiled beside the loading of data ({told(error)}), so they are "
                 "compiled at the first batch, which takes up to a minute."

@@ -54,7 +54,7 @@ def why_lost(device: torch.device) -> str | None:
 def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     """What to end a session with, when a job failed because a GPU's memory is full; None for any other error.
 
-    Batches that do not fit are cut by whoever computes them, so what comes out here is the rest: the model itself.
+    Batches that do not fit are split where they are computed, so an error here is about the rest: the model itself.
     """
     if isinstance(error, DeviceBusy):
         return error

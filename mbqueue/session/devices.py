@@ -1,8 +1,8 @@
 """Several sessions on one machine at once, one process a device, started, watched and ended together. Without torch.
 
 Each process is `mbqueue work --json` with its own device. It runs in a process group of its own, so that Ctrl-C in a
-terminal reaches only the process that started it, which passes it on, once. When that one dies, nobody reads what the
-sessions say, and they end as gracefully (see `mbqueue.session.messages`).
+terminal reaches only the process that started it, which passes it on, once. If that process dies, the sessions lose
+their reader and end gracefully, too (see `mbqueue.session.messages`).
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ class Crew:
     """The processes, one a device.
 
     Args:
-        options: how each session is to run, but for the device.
-        report_for: who is told what the session on the device of this label does; `note` also gets the lines that its
-            process writes to standard error.
+        options: how each session runs, except for the device.
+        report_for: returns the report for the session on the device of this label; its `note` also gets the lines that
+            the process writes to standard error.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Crew:
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # Whoever found nothing left looked at the work of all; those that had stopped before it knew less.
+        # A session that found nothing left saw the work of all; sessions that stopped earlier did not.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 

@@ -31,7 +31,7 @@ _COLUMNS = ("id", "composition", "n_atoms", "y_pred", "spread")
 
 @dataclass(frozen=True)
 class EnsembleTable:
-    """What some models say of some crystals, in the order of the dataset.
+    """The predictions of several models for the crystals of a dataset, in its order.
 
     Attributes:
         target: what the models predict.
@@ -93,9 +93,9 @@ def predict_dataset(
     progress: Progress,
     note: Callable[[str], None],
 ) -> EnsembleTable:
-    """What the models in some files say of a dataset, converted by way of the project's cache.
+    """Predict a dataset with the models in some files; the dataset is converted through the project's cache.
 
-    What is predicted is kept for a week, so that a prediction that was cut off resumes where it was.
+    Partial predictions are kept for a week, so that an interrupted prediction resumes.
 
     Args:
         wanted: which crystals; they need no target.
@@ -122,7 +122,7 @@ def predict_dataset(
         target=replace(target if target_column else FORMATION_ENERGY.target, column=target_column),
         targets_required=False,
     )
-    assert data is not None, "nobody asks this to stop"
+    assert data is not None, "nothing asks this to stop"
     keep_in = project.predictions_dir("predict")
     forget_old(keep_in, now=SystemClock().now())
     found = predict_crystals(

@@ -109,7 +109,7 @@ class Heartbeat:
             with self._lock:
                 self._beaten_at = self._clock.now()
             if may_reap:
-                # A session that goes on from epoch to epoch looks for no other jobs. After its own lease was renewed.
+                # A session that runs epoch after epoch looks for no other jobs. Only after its own lease is renewed.
                 self._queue.reap_expired(by=self._session, now=now)
         except LeaseLost as error:
             assert lease is not None

@@ -71,12 +71,12 @@ def load_data(
         store: the project's object store, where it has one and it is open already.
         target: what is to be predicted: its kind and its column.
         targets_required: whether a crystal without a target is an error; else its target is nan.
-        keep: told of a file of crystals that other machines should find on a shelf, and of its dataset's hash; by
-            default it is copied there before this goes on.
+        keep: called with a file of crystals that other machines should find, and its dataset's hash; by default it is
+            copied before this returns.
 
     Raises:
         DataError: when the source cannot be used, or has changed since the experiment was prepared.
-        CacheError: when the cache cannot be written, or somebody removes it meanwhile.
+        CacheError: if the cache cannot be written, or is removed in the meantime.
     """
     shelf = shelf_of(project, store)
     found, is_new, is_kept, columns = None, False, False, ""

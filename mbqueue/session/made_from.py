@@ -83,7 +83,7 @@ def _fold_of(lease: Lease) -> int:
 
 
 def _again(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
-    """What the member's model says of the fold's test part under strains; its history and model are the member's.
+    """Predict the fold's test part under strains with the member's model; history and model are the member's.
 
     Raises:
         Stopped: what is predicted is kept for the next session.
@@ -116,7 +116,7 @@ def _fitted(
 ) -> tuple[dict[str, float], int]:
     """The weights that fit a fold's validation crystals best, and how many these are; the test part is not looked at.
 
-    What each member says of them is computed here, by the model that it recorded.
+    Each member's predictions of them are computed here, with its recorded model.
 
     Raises:
         Stopped: nothing is kept but the predictions of some batches.

@@ -45,7 +45,7 @@ class JsonLines(Report):
 
     Args:
         stream: unbuffered, so that nothing is left to be written when the process ends.
-        on_gone: called once when nobody reads any more; nothing is written after that.
+        on_gone: called once when the reader is gone; nothing is written after that.
     """
 
     def __init__(self, stream: BinaryIO, *, on_gone: Callable[[], None]) -> None:
@@ -87,7 +87,7 @@ class JsonLines(Report):
         self._tell("note", text=text)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """The last line of a session that ended by itself; the exit code tells of one that failed."""
+        """Write the outcome of a session that ended by itself; the exit code reports one that failed."""
         if isinstance(outcome, Exception):
             return
         self._tell(

@@ -51,7 +51,7 @@ def move_commits(
     """Bring what is committed to the project's store, or to its folder where it has none; then tell the queue.
 
     Args:
-        lost: go on also when finished epochs are nowhere to be found: they are trained again.
+        lost: continue even if finished epochs cannot be found: they are trained again.
 
     Raises:
         StoreError: when a finished epoch would be lost, or a store does not answer.

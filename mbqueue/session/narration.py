@@ -1,4 +1,4 @@
-"""What a session tells, in words: for whoever reads a terminal or a log."""
+"""The events of a session in words, for terminals and logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbqueue.queue.jobs import Job
 from mbqueue.session.messages import ToldError
 from mbqueue.session.report import Report
 
-#: In a log, a job that goes on says so this often.
+#: How often a log reports a running job, in seconds.
 LOG_SECONDS = 15.0
 
 Style = str | None
@@ -22,8 +22,9 @@ class SpokenReport(Report):
     """Says what happens, a line at a time.
 
     Args:
-        say: told a line that stays, and how it may be drawn.
-        show: told what goes on now, in place of what it was told before; without it, such lines are said now and then.
+        say: receives a line that stays, and its style.
+        show: receives the current progress, which replaces the previous one; without it, progress becomes a line now
+            and then.
     """
 
     def __init__(self, say: Callable[[str, Style], None], *, show: Callable[[str], None] | None = None) -> None:

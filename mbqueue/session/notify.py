@@ -103,8 +103,8 @@ class Notifier(Report):
                 try:
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
-                    # A command or an address is often a secret itself. Neither is in what the system says is wrong;
-                    # it may be in what Python says of an address that it cannot read.
+                    # A command or an address is often a secret itself. The system's error contains neither; Python's
+                    # error about an invalid address may.
                     why = error if isinstance(error, OSError) else type(error).__name__
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 

@@ -15,7 +15,7 @@ class WorkOptions:
         session_seconds: its length; None for no deadline.
         max_jobs: stop after so many jobs; None for no limit.
         forever: wait for new jobs when none is left.
-        idle_seconds: end when nothing could be claimed for so long, though others still work; None waits for them.
+        idle_seconds: end after finding nothing to claim for this long while others work; None waits for them.
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
         devices: run a session on each of these instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.

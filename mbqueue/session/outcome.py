@@ -1,4 +1,4 @@
-"""Why and how a session ended. Without torch, so that whoever started it can read it."""
+"""Why and how a session ended. Imports no torch, so that the starting process can read it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class StopKind(Enum):
     SIGNAL = "signal"
     """It was sent a signal."""
     ASKED = "asked"
-    """Whoever runs it asked for the end, or listens no more."""
+    """Its caller asked for the end, or stopped listening."""
     LIMIT = "limit"
-    """It did as many jobs as it should."""
+    """It reached its limit of jobs."""
     IDLE = "idle"
     """It could claim nothing for as long as it should wait."""
     OTHERS = "others"

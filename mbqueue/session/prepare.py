@@ -31,8 +31,8 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     loaded.frozen_for(job, spec, data)
-    # Whoever shares the store may have no other way to these crystals, and goes by the commit. On a drive nobody knows
-    # when others will see what is written, so nothing is waited for.
+    # Machines that share the store may have no other way to these crystals, and rely on the commit. On a drive it is
+    # unknown when others will see a file, so there is no wait.
     if place.store is not None and not loaded.is_kept_for_others():
         raise place.stopped()
     widened = len(data.graphs.widened())

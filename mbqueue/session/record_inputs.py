@@ -63,7 +63,7 @@ def record_inputs(
 
 
 def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
-    """Where training went on with another device, library or micro-batch so far: fold, epoch, step and changes.
+    """Where training resumed with another device, library or micro-batch: fold, epoch, step and changes.
 
     Args:
         commits: those of each fold; nothing is changed there.

@@ -1,4 +1,4 @@
-"""What a session tells whoever watches it. The command line shows it; tests may collect it."""
+"""The events that a session reports. The command line shows them; tests collect them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Report:
 
 
 class Relay(Report):
-    """Passes everything on to several listeners, in order. One that cannot write any more (its disk is full, its
-    reader is gone) hears no more and the others are told: whatever becomes of a report, the work goes on.
+    """Passes all events on to several listeners, in order. A listener that can no longer write (full disk, lost reader)
+    is dropped, and the others are told. A failing report never stops the work.
     """
 
     def __init__(self, *listeners: Report) -> None:

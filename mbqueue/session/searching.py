@@ -19,7 +19,7 @@ RELEASE_SECONDS = 600.0
 
 
 def begin_trials(place: Workplace) -> None:
-    """Enqueue the next trial of each search that wants one. A search that cannot is told of, and other jobs go on."""
+    """Enqueue the next trial of each search that wants one. If that fails, it is reported, and other jobs run."""
     now = place.clock.now()
     day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
     try:
@@ -55,7 +55,7 @@ def _keep_wanted(place: Workplace, name: str) -> None:
 
 
 def verdict(place: Workplace, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why a trial of a search is to be pruned after the last epoch of a history; None to go on, or for no trial."""
+    """Why to prune a trial after the last epoch of a history; None to keep training it, or if it is no trial."""
     try:
         return steps.verdict(place.queue, spec, fold=fold, history=history, now=place.clock.now())
     except SearchUnavailable as error:

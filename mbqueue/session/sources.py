@@ -29,7 +29,7 @@ def source_key(
     try:
         content = _content(wanted.dataset, project_root)
     except (OSError, DataError):
-        return None  # reading tells what is wrong with it
+        return None  # reading it reports the problem
     if content is None:
         return None
     return sha256_of_json(
@@ -45,14 +45,14 @@ def source_key(
 
 
 def remember(cache_dir: Path, key: str, dataset_hash: str, meta: dict[str, Any]) -> None:
-    """Keep which crystals a source gave, and what is told of them."""
+    """Record which crystals a source contains, and the notes about them."""
     folder = cache_dir / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{key}.json", {"dataset_hash": dataset_hash, "meta": meta})
 
 
 def remembered(cache_dir: Path, key: str) -> tuple[str, dict[str, Any]] | None:
-    """The hash of the crystals that a source gave, and what is told of them; None when it was not read here."""
+    """The hash of a source's crystals, and the notes about them; None if it was not read here."""
     try:
         kept = json.loads((cache_dir / _FOLDER / f"{key}.json").read_bytes())
         return str(kept["dataset_hash"]), dict(kept["meta"])

@@ -24,8 +24,8 @@ INTERRUPTED = 130
 class StopRequest:
     """One session's wish to stop; thread-safe; the first cause given is the one that is kept.
 
-    A flag and no `threading.Event`: a signal handler runs in the midst of the thread that may just be waiting for the
-    event, with the event's lock in its hands, and setting it would wait for that lock for ever.
+    A flag, not a `threading.Event`: a signal handler interrupts the thread that may be waiting for the event and hold
+    its lock, so that setting the event would deadlock.
     """
 
     #: How long a wait may take to notice.
@@ -36,7 +36,7 @@ class StopRequest:
 
     @property
     def cause(self) -> StopCause | None:
-        """Why the session is to stop, or None while it may go on."""
+        """Why the session should stop, or None as long as it may run."""
         return self._cause
 
     @property
@@ -48,7 +48,7 @@ class StopRequest:
         return self._cause is not None
 
     def request(self, cause: StopCause | str) -> None:
-        """Ask for a stop at the next border between two steps; whoever runs the session may give any words."""
+        """Request a stop between two steps; the cause may be any text."""
         if self._cause is None:
             self._cause = StopCause(StopKind.ASKED, cause) if isinstance(cause, str) else cause
 

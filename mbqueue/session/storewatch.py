@@ -55,7 +55,7 @@ class StoreWatch:
                 self._away_since = self._clock.monotonic()
                 self._write({"why": why, "since": self._clock.now()})
         if first:
-            self._note(f"DEGRADED: {why} Training goes on here as far as it can; what it commits waits.")
+            self._note(f"DEGRADED: {why} Training continues here as far as it can; its commits wait.")
 
     def answered(self) -> None:
         """The store answered."""

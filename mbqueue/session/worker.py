@@ -1,4 +1,4 @@
-"""One session: claim a job, do it, commit it, again; until nothing is left, the time is up, or somebody says stop."""
+"""One session: claim a job, do it, commit it, repeat, until nothing is left, the time is up, or a stop is requested."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 
 #: How long a session with nothing to claim waits before it asks again.
 POLL_SECONDS = 2.0
-#: How long publishing may go on after a signal.
+#: How long publishing may continue after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
 
 
@@ -97,7 +97,7 @@ def _session(
 ) -> SessionOutcome:
     """All of it but its end command; errors as `work`."""
     settings = project.settings
-    # Whoever starts several sessions runs the end command for all of them: each keeps the time for it.
+    # A process that starts several sessions runs the end command for all of them: each reserves time for it.
     deadline = Deadline(
         clock,
         options.session_seconds,
@@ -154,8 +154,8 @@ def _session(
             else:
                 queue.end_session(session, reason=cause.reason, now=clock.now())
     if lost is not None:
-        # Whoever starts sessions (a script, a cluster) is told to go on only when this one got somewhere, or they would
-        # die one after the other.
+        # A script or cluster should start the next session only if this one made progress; otherwise they would die one
+        # after the other.
         if not (place.jobs_done or place.has_saved):
             raise lost
         report.note(str(lost))
@@ -179,7 +179,7 @@ def _publisher(
         return None
 
     def remaining() -> float:
-        # Whoever sends a signal does not wait for a mount that is slow.
+        # After a signal there is no time to wait for a slow mount.
         by_signal = stop.cause is not None and stop.cause.kind is StopKind.SIGNAL
         return min(deadline.remaining(), PUBLISH_AFTER_SIGNAL_SECONDS) if by_signal else deadline.remaining()
 
@@ -277,7 +277,8 @@ def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:
         try:
             place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
         except LeaseLost as lost:
-            # That is why it stopped, or another took the job over meanwhile; the session goes on with what is left.
+            # The lease's loss stopped the job, or another session has taken it over; this session continues with other
+            # jobs.
             loaded.forget_fold()
             place.report.note(str(lost))
             return

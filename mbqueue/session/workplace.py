@@ -279,7 +279,7 @@ class Workplace:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """The same, for what cannot be asked to stop otherwise: reading and downloading go on where they broke off."""
+        """The same for work that cannot be stopped otherwise: reading and downloading resume where they broke off."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:
@@ -296,7 +296,7 @@ class Workplace:
             self.report.note(text)
 
     def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
-        """Go on when so many epochs of the fold have whole commits; else queue those that are lost again.
+        """Check that this many epochs of the fold have intact commits; otherwise put the lost ones back.
 
         Raises:
             Rewound: the lease is given up.
