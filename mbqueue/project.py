@@ -146,6 +146,11 @@ class ProjectFolder:
         return self.root / "results"
 
     @property
+    def never_outputs(self) -> tuple[Path, ...]:
+        """What commands read of the project itself, so that none writes an output over it, even with --force."""
+        return (self.root / SETTINGS_FILE, self.state_dir, self.live_dir)
+
+    @property
     def queue_db(self) -> Path:
         """The queue's database."""
         return self.live_dir / "queue.db"

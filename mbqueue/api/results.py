@@ -153,7 +153,7 @@ class Results(Searches):
         page = None if output is None else page_for(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
         if page is not None:
-            require_writable(page, force=force, reads=_files_of(recorded), ours=MARK)
+            require_writable(page, force=force, reads=[*_files_of(recorded), *self.folder.never_outputs], ours=MARK)
         if png is not None:
             from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
 
@@ -235,7 +235,7 @@ class Results(Searches):
             raise UsageError(f"{twice[0]} is given twice. Give different experiments.")
         found = [self._told(read_recorded(folder)) for folder in folders]
         if html is not None:
-            reads = [path for recorded in found for path in _files_of(recorded)]
+            reads = [*self.folder.never_outputs, *(path for recorded in found for path in _files_of(recorded))]
             require_writable(Path(html), force=force, reads=reads, ours=MARK)
         comparison = compare(found)
         if html is not None:

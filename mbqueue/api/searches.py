@@ -43,7 +43,7 @@ class Searches(OpenedProject):
         from mbqueue.search.export import write_study  # noqa: PLC0415
 
         path = page_for(Path(output), "study.db")
-        require_writable(path, force=force, reads=[self.folder.queue_db])
+        require_writable(path, force=force, reads=self.folder.never_outputs)
         found, _ = self._searched(search)
         return write_study(*found, path)
 
@@ -64,7 +64,7 @@ class Searches(OpenedProject):
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
         if output is not None:
-            require_writable(page, force=force, ours=MARK)
+            require_writable(page, force=force, reads=self.folder.never_outputs, ours=MARK)
         try:
             shares = importances(search, trials)
         except SearchUnavailable as error:

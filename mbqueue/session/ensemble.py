@@ -166,9 +166,9 @@ def _one_target(models: Sequence[Path]) -> Target:
 
 
 def read_files(project: ProjectFolder, dataset: str, models: Sequence[str | Path]) -> tuple[Path, ...]:
-    """The files, and the folder, that a prediction reads."""
+    """The files and folders that a prediction reads, the project's own among them."""
     given = project.root / Path(dataset).expanduser()
-    return (*([given] if given.exists() else []), *map(Path, models))
+    return (*([given] if given.exists() else []), *map(Path, models), *project.never_outputs)
 
 
 def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None:

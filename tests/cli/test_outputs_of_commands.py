@@ -46,6 +46,22 @@ def test_predict_refuses_its_dataset_its_models_and_files_of_others_before_it_co
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_no_output_replaces_the_settings_or_the_state_of_the_project(recorded: Project, tmp_path: Path) -> None:
+    model, data = tmp_path / "model.pth", tmp_path / "data.csv"
+    shutil.copy(model_file(recorded.results("pretrained_infer").folder, 0), model)
+    data.write_text("id,cif,e_form\n")
+    queue, settings = recorded.folder.queue_db, recorded.folder.root / "mbqueue.toml"
+    before = queue.read_bytes(), settings.exists() and settings.read_bytes()
+    for output in (queue, settings):
+        for command in (["predict", str(data), str(model)], ["report", "pretrained_infer"]):
+            said = CliRunner().invoke(
+                app, ["--project", str(recorded.folder.root), *command, "--output", str(output), "--force"]
+            )
+            assert isinstance(said.exception, UsageError), said.output
+            assert "reads it" in str(said.exception)
+    assert (queue.read_bytes(), settings.exists() and settings.read_bytes()) == before
+
+
 def test_a_table_of_predictions_replaces_only_tables_of_predictions(recorded: Project, tmp_path: Path) -> None:
     model = model_file(recorded.results("pretrained_infer").folder, 0)
     table = recorded.predict("sample", [str(model)], device="cpu")
