@@ -111,5 +111,5 @@ def test_a_disk_that_is_full_is_told_with_the_file(some_crystals, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mbqueue.data.crystals.write_arrays", full)
-    with pytest.raises(CacheError, match=r"crystals\.bin cannot be written: .*No space left.*free some space"):
+    with pytest.raises(CacheError, match=r"crystals\.bin cannot be written: .*No space left.*Free some space"):
         some_crystals.save(tmp_path / "crystals.bin")

@@ -495,17 +495,20 @@ def test_a_schema_that_the_server_would_cut_off_is_refused():
 def test_the_environment_counts_before_the_settings(postgres_server, tmp_path, monkeypatch, make_spec):
     project = make_project(tmp_path / "project")
     (project.root / "mbqueue.toml").write_text('queue = "postgresql://stranger@127.0.0.1:1/none"\n')
-    folder = Project(project.root).folder
+
+    def folder() -> ProjectFolder:
+        return Project(project.root).folder
+
     monkeypatch.setenv("MBQUEUE_QUEUE", postgres_server.url())
-    assert not queue_exists(folder)
-    with open_queue(folder) as queue:
+    assert not queue_exists(folder())
+    with open_queue(folder()) as queue:
         queue.enqueue(make_spec(), results_dir="r", now=0.0)
-    assert queue_exists(folder)
+    assert queue_exists(folder())
     monkeypatch.setenv("MBQUEUE_QUEUE", "sqlite")
-    assert not queue_exists(folder)
+    assert not queue_exists(folder())
     monkeypatch.delenv("MBQUEUE_QUEUE")
     with pytest.raises(QueueError, match="cannot be reached"):
-        queue_exists(folder)
+        queue_exists(folder())
 
 
 def test_without_psycopg_the_error_says_what_to_install(tmp_path, monkeypatch):

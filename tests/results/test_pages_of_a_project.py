@@ -45,5 +45,5 @@ def test_a_comparison_page_that_is_a_folder_is_refused_with_a_name_to_take(proje
 
 
 def test_an_experiment_is_not_compared_with_itself(project):
-    with pytest.raises(UsageError, match="small is there twice"):
+    with pytest.raises(UsageError, match="small is given twice"):
         project.compare(["small", "later", "small"])
