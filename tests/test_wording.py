@@ -30,11 +30,6 @@ PHRASES = {
     "to be had": "available",
     "in the midst": "in the middle, during",
 }
-#: Folders that still have some of them: take each out once it is clean.
-NOT_YET_CLEAN = (
-    "mbqueue/drive/",
-    "mbqueue/session/",
-)
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
 #: Made by builds and runs, at the top of the repository.
 MADE = {"site", "results", "state"}

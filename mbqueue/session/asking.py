@@ -21,14 +21,14 @@ from mbqueue.train.inference import Inference
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a model is asked.
+    """A request for predictions of one model.
 
     Attributes:
-        model: its file.
-        spec: says what it gets of a crystal, and in which batches.
-        rows: of the dataset.
-        keep_in: folder that keeps what is computed when the session stops.
-        what: is predicted, for the progress.
+        model: the model file.
+        spec: the experiment's spec, which sets the input and the batches.
+        rows: rows of the dataset to predict.
+        keep_in: folder that stores partial predictions when the session stops.
+        what: name of the task, for the progress display.
     """
 
     model: Path
@@ -42,11 +42,11 @@ def ask(place: Workplace, loaded: Loaded, job: Job, experiment: Experiment, ques
     """Predictions of the rows, [N], in the target's unit.
 
     Args:
-        experiment: that the job is of; its dataset is the one meant.
+        experiment: the job's experiment, which names the dataset.
 
     Raises:
-        Stopped: what is computed is kept for the next time.
-        CheckpointError: when the file is no model.
+        Stopped: finished predictions are kept for the next session.
+        CheckpointError: if the file is not a model.
         DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `Inference.predict`.
     """
     spec, family = question.spec, family_of(question.spec.model.pretrained)

@@ -1,4 +1,4 @@
-"""A session in the background: started detached, found again, told to stop. Without torch.
+"""Start, find and stop sessions in the background. Without torch.
 
 What runs where is kept in ``state/background.json``; a process is trusted to be that session only while pid, start
 time and boot are the recorded ones, so a later process with the same pid is never signalled. A copied project has the
@@ -30,7 +30,7 @@ from mbqueue.queue.opening import is_queue_there, open_queue, require_queue
 from mbqueue.queue.processes import ProcessIdentity, identity_of, is_gone, is_known_dead, parent_of, this_process
 from mbqueue.session.options import WorkOptions
 
-#: How long a new session may take until it has announced itself; importing torch from a cold disk is slow.
+#: How long a new session may take to announce itself. Importing torch from a cold disk is slow.
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 15
@@ -38,12 +38,12 @@ _TAIL_LINES = 15
 
 @dataclass(frozen=True, kw_only=True)
 class BackgroundSession:
-    """What was started in the background: one session, or several on a device each.
+    """One session in the background, or several with a device each.
 
     Attributes:
-        process: which process it is; of several, that which started them.
-        log: what it says.
-        sessions: ids of those that have announced themselves.
+        process: the session's process; with several sessions, the process that started them.
+        log: the log file.
+        sessions: ids of the sessions that have announced themselves.
         started_at: seconds since the epoch.
     """
 
@@ -54,7 +54,7 @@ class BackgroundSession:
 
     @property
     def session(self) -> str | None:
-        """The id of the first one; None while none has announced itself."""
+        """Id of the first session; None until one has announced itself."""
         return self.sessions[0] if self.sessions else None
 
     @property
@@ -65,12 +65,12 @@ class BackgroundSession:
 
 @dataclass(frozen=True, kw_only=True)
 class StoppedSession:
-    """What became of a session that was to stop.
+    """The outcome of a request to stop a session.
 
     Attributes:
-        session: its id; None when it had not announced itself.
+        session: its id; None if it had not announced itself.
         reason: why it ended, in its own words; None while it still runs.
-        is_refused: whether it could not be asked, since its process is another user's.
+        is_refused: whether the request failed because the process belongs to another user.
     """
 
     session: str | None
@@ -105,11 +105,11 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                start_new_session=True,  # a closing terminal or notebook cell must not take it along
+                start_new_session=True,  # closing the terminal or notebook cell must not end it
             )
         started = BackgroundSession(process=identity_of(child.pid), log=log, sessions=(), started_at=now)
         _write(project, started)
-        # Its end is noticed even where this process lives on, as a notebook's kernel does.
+        # Notices its end even if this process keeps running, as a notebook's kernel does.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
         started = _wait_until_at_work(project, started, child, len(options.devices or [""]), before, clock)
         _write(project, started)
@@ -117,9 +117,9 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 
 
 def current(project: ProjectFolder) -> BackgroundSession | None:
-    """The session that was last started in the background, running or not; None when there was none.
+    """The latest background session, running or not; None if there was none.
 
-    What was noted in the folder that this one is a copy of is none of this project's.
+    Ignores a note copied from the project's original folder.
     """
     try:
         content = json.loads(project.background_file.read_text(encoding="utf-8"))
@@ -134,19 +134,19 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        return None  # an unreadable note on a process is as good as none: sessions are also found by the queue
+        return None  # an unreadable note counts as missing: the queue also lists sessions
 
 
 def stop(
     project: ProjectFolder, *, wait_seconds: float, clock: Clock, session: str | None = None
 ) -> list[StoppedSession]:
-    """Ask every session of this project on this machine to stop, or one, and wait for it to save its work.
+    """Ask one session or all of this project's on this machine to stop, and wait until they have saved.
 
     Args:
-        session: the id of the one; None for all.
+        session: id of one session; None for all.
 
     Returns:
-        One entry for each; none when no such session runs here.
+        One entry for each session; empty if no such session runs here.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
     # The process that started others is asked, too; it passes the request on and has no outcome of its own.
@@ -169,7 +169,7 @@ def stop(
 
 
 def newest_log(project: ProjectFolder) -> Path:
-    """The log of the session that was last started in the background.
+    """The log of the latest background session.
 
     Raises:
         UsageError: when there is none.
@@ -184,14 +184,14 @@ def newest_log(project: ProjectFolder) -> Path:
 
 
 def follow(project: ProjectFolder, *, lines: int, keep_on: bool, clock: Clock) -> Iterator[str]:
-    """The last lines of the newest log; with ``keep_on`` also what is added, until its session has ended."""
+    """Yield the last lines of the newest log; with ``keep_on`` also new lines until its session ends."""
     log = newest_log(project)
     with log.open(encoding="utf-8", errors="replace", newline="\n") as stream:
         yield from stream.readlines()[-lines:]
         while keep_on:
             session = current(project)
             is_over = session is None or session.log != log or not session.is_running
-            # Read once more after the end was seen, or its last lines would be lost.
+            # Read once more after the session ended, or its last lines would be lost.
             yield from stream.readlines()
             if is_over:
                 return
@@ -200,7 +200,7 @@ def follow(project: ProjectFolder, *, lines: int, keep_on: bool, clock: Clock) -
 
 @contextmanager
 def _starting_alone(project: ProjectFolder) -> Iterator[None]:
-    """Held while a session is being started, so that two starts at once do not both find none running."""
+    """Lock out a second start until the first one has finished."""
     try:
         with FileLock(project.background_file.with_suffix(".lock"), timeout=0):
             yield
@@ -221,7 +221,7 @@ def _wait_until_at_work(
     while clock.monotonic() < deadline:
         code = child.poll()
         found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
-        # Of several, one that cannot start has ended.
+        # With several devices, a session that cannot start has ended.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:
@@ -236,7 +236,7 @@ def _ended_early(
     """A session that did its work between two checks; or one that never ran, which is an error.
 
     Args:
-        before: ids of the sessions that there were before it was started. Times do not tell: a server has its own.
+        before: ids of earlier sessions. Times cannot replace them: a server has its own clock.
     """
     here = this_process()
     # The parent of an ended process is unknown.
@@ -252,14 +252,14 @@ def _ended_early(
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
-    """Whether a session is that process, or one that it started."""
+    """Whether the session's process is this one or its child."""
     if row.identity == process:
         return True
     return row.boot_id == process.boot_id and not is_known_dead(row.identity) and parent_of(row.pid) == process.pid
 
 
 def _is_asked(identity: ProcessIdentity) -> bool:
-    """Ask a process to stop; whether that was allowed. One that has ended meanwhile needs no asking."""
+    """Ask a process to stop; return whether that was allowed. An ended process counts as allowed."""
     try:
         os.kill(identity.pid, signal.SIGTERM)
     except ProcessLookupError:
@@ -277,7 +277,7 @@ def _children(pid: int) -> list[str]:
 
 
 def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str | None]]:
-    """(process, session id) of every session of this project that lives on this machine, this process left out."""
+    """(process, session id) of this project's other living sessions on this machine."""
     here = this_process()
     queue_file = None if project.topology.queue_url else project.queue_db
     found = {row.identity: row.id for row in _unended(project) if not is_gone(row.identity, queue_file)}
@@ -292,7 +292,7 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:
-    """What tells the live folder from a copy of it, and not from itself under another name."""
+    """An identity that a copy of the live folder does not share, but another path to it does."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
 

@@ -1,9 +1,9 @@
-"""Every session must find the commits in the same place: the one that the queue knows of. Without torch.
+"""Make every session use the commits in the place that the queue records. Without torch.
 
-A place is known by an id that is written in it: an object store by its marker, a folder by ``commits.json`` beside the
-checkpoints. The first session tells the queue (`mbqueue.queue.commits_place`), and one that would read or write
-elsewhere is refused, since it would find no commits, train again from the start and overwrite rows of the queue. An
-SQLite file without a store needs none of this: it lies beside its commits.
+Each place contains its id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
+first session tells the queue (`mbqueue.queue.commits_place`), and one that would read or write elsewhere is refused,
+since it would find no commits, train again from the start and overwrite rows of the queue. An SQLite
+file without a store needs none of this: it is next to its commits.
 
 Of itself, the queue's word changes only where nothing can be lost: from a folder to a store, or to another folder, that
 has every epoch that the queue holds for done, while no session works. Else it takes `mbqueue move-commits`
@@ -37,16 +37,16 @@ _HOW = "To keep them elsewhere from now on: mbqueue move-commits --help"
 def enter_place(
     project: ProjectFolder, queue: Queue, store: ObjectStore | None, *, note: Callable[[str], None], clock: Clock
 ) -> CommitsPlace | None:
-    """Make sure that this session's place for commits is the queue's; tell the queue of it, where it knows of none.
+    """Check that this session and the queue use the same place for commits; record it if the queue has none.
 
-    A new store is sent what so far is on this machine only.
+    Sends a new store the commits that only this machine has.
 
     Returns:
-        The queue's place, to be compared once more when the session has begun (`require_same`).
+        The queue's place, to compare again once the session has started (`require_same`).
 
     Raises:
-        StoreError: when the store is not there, refuses, does not honour conditional puts, or is another one; or the
-            project has none, and the queue's commits are in one.
+        StoreError: if the store is missing, refuses, ignores conditional puts or is a different store; or if the
+            queue's commits are in a store and the project has none.
         QueueError: when the folder is another one, or the store has more than the queue knows: that was made anew.
     """
     before = queue.commits_place()
@@ -93,10 +93,10 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
 
 
 def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
-    """The project's store, for reading; None when commits and results are in its folder.
+    """Open the project's store for reading; None if commits and results are in its folder.
 
     Raises:
-        StoreError: when that is not where the queue's are.
+        StoreError: if the queue's commits are elsewhere.
     """
     place = queue.commits_place()
     store = store_of(project.topology)
@@ -111,10 +111,10 @@ def opened_store(project: ProjectFolder, queue: Queue) -> ObjectStore | None:
 
 
 def require_store(place: CommitsPlace, store: ObjectStore) -> None:
-    """Make sure that a store is the one that the queue's commits are in; one that is not is left as it is.
+    """Check that a store holds the queue's commits. Never changes the store.
 
     Raises:
-        StoreError: when it is not, or cannot be asked.
+        StoreError: if it is a different store, or does not answer.
     """
     if store.is_the_one(place.id):
         return
@@ -127,7 +127,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
 
 
 def elsewhere(place: CommitsPlace, why: str) -> StoreError:
-    """What to tell who looks for the commits in another place."""
+    """The error for a session that uses another place."""
     if place.kind == "store":
         what = f'Set store = "{place.address}" in mbqueue.toml, or MBQUEUE_STORE to it.'
     else:
@@ -145,12 +145,12 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     created.
 
     Raises:
-        QueueError: when the file that says which one it is is damaged.
+        QueueError: if the file with the folder's id is damaged.
     """
     known = folder_id(project)
     if not known and make:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
-        # Of two machines that share the folder, the first is heard.
+        # If two machines share the folder, the first one names it.
         files.create_bytes(project.commits_file, (json.dumps(content, indent=2) + "\n").encode())
         known = folder_id(project)
     if not known:
@@ -172,7 +172,7 @@ def folder_id(project: ProjectFolder) -> str:
 
 
 def lacking(queue: Queue, there: Epochs) -> str:
-    """Folds of which the queue holds more epochs for done than a place has, for people; empty when there is none."""
+    """The folds with fewer epochs in a place than in the queue, as text; empty if there are none."""
     return ", ".join(
         f"{experiment} fold {fold} ({there.get((experiment, fold), 0)} of {known} epochs)"
         for (experiment, fold), known in known_epochs(queue).items()

@@ -1,4 +1,4 @@
-"""The GPU kernels are compiled while a session reads its data."""
+"""Compile the GPU kernels while a session reads its data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mbqueue.train.kernel_check import told
 
 
 class Compiling:
-    """Compiles the kernels of a GPU in float32 in a thread of its own; nothing to do on the CPU.
+    """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
     `also` adds the precision of an experiment, which is known later. A kernel that does not compile leaves the device
     to plain torch, which is told once. Where there is nothing to try the kernels on, they are compiled when they are
@@ -41,7 +41,7 @@ class Compiling:
         self.also("float32")
 
     def also(self, precision: str) -> None:
-        """Compile in this precision too, once what was begun before is compiled."""
+        """Also compile for this precision, after the kernels already being compiled."""
         precision = usable_precision(self._device, precision)
         if self._device.type != "cuda" or precision in self._threads:
             return
@@ -56,7 +56,7 @@ class Compiling:
         thread.start()
 
     def wait(self) -> None:
-        """Return once all that can be compiled is."""
+        """Wait until everything that can be compiled is."""
         for thread in self._threads.values():
             thread.join()
 

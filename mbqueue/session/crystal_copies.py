@@ -1,4 +1,4 @@
-"""Keeping an experiment's crystals where other machines find them, beside the training. Without torch.
+"""Copy an experiment's crystals to where other machines find them, during training. Without torch.
 
 They may be a hundred megabytes, and a drive may take minutes for them. No session waits for that, at its beginning or
 its end: the copy is given up, and what is there of it removed, when the session is to stop or its time runs out. The
@@ -22,7 +22,7 @@ from mbqueue.drive.publish_times import NoTime, Pace
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.objects import ObjectStore
 
-#: How long a session that is done waits for copies.
+#: How long a finished session waits for copies.
 END_SECONDS = 60.0
 #: How long one that is to stop waits until the piece that is being written is there. A mount that hangs is left behind.
 STOP_SECONDS = 2.0
@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.1
 
 
 class CrystalCopies:
-    """What one session keeps for others; a context, within which `keep` may be called.
+    """Copies one session's crystals for other machines. Call `keep` inside its context.
 
     Args:
         should_stop: whether the session is to end.
@@ -77,7 +77,7 @@ class CrystalCopies:
         thread.start()
 
     def settled(self, should_stop: Callable[[], bool]) -> bool:
-        """Wait until everything is kept, or could not be; False when the session is to stop before that."""
+        """Wait until every copy is finished or has failed; return False if the session is to stop first."""
         return self._wait(float("inf"), should_stop) and not self._gave_up
 
     def _should_end(self) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a device can be used: asked before a session begins, and when a job has ended with an error."""
+"""Check that a device works: before a session starts, and after a job fails."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mbqueue.train.memory import is_out_of_memory
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of that name, proved to work; without a name the first GPU, else the CPU.
+    """Return the named device after testing it; by default the first GPU, else the CPU.
 
     Raises:
-        UsageError: when it does not.
+        UsageError: if the device does not work.
     """
     try:
         device = pick_device(name or "auto")
@@ -52,7 +52,7 @@ def why_lost(device: torch.device) -> str | None:
 
 
 def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
-    """What to end a session with, when a job failed because a GPU's memory is full; None for any other error.
+    """The error that ends the session if a job filled the GPU's memory; None for any other error.
 
     Batches that do not fit are split where they are computed, so an error here is about the rest: the model itself.
     """
@@ -67,7 +67,7 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
 
 
 def why_limited(error: BaseException) -> LimitReached | None:
-    """What to end a session with, when a job met a limit of the machine or the shell; None for any other error."""
+    """The error that ends the session if a job hit a limit of the machine or the shell; None for any other error."""
     for one in (error, *causes(error, hidden=True)):
         number = one.errno if isinstance(one, OSError) else None
         if number == errno.EFBIG:

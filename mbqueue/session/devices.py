@@ -1,4 +1,4 @@
-"""Several sessions on one machine at once, one process a device, started, watched and ended together. Without torch.
+"""Run several sessions on one machine, one process for each device. Without torch.
 
 Each process is `mbqueue work --json` with its own device. It runs in a process group of its own, so that Ctrl-C in a
 terminal reaches only the process that started it, which passes it on, once. If that process dies, the sessions lose
@@ -31,7 +31,7 @@ from mbqueue.session.report import Report
 from mbqueue.session.stop import StopRequest
 
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-#: How soon a wish to stop is passed on.
+#: How soon a stop request is passed on.
 _POLL_SECONDS = 0.2
 #: A process that has ended may have left others that hold its standard error.
 _LAST_WORDS_SECONDS = 5.0
@@ -40,7 +40,7 @@ _TAIL_LINES = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What one session works on.
+    """The device of one session.
 
     Attributes:
         label: what people call it; no two of one call have the same.
@@ -172,7 +172,7 @@ class Crew:
         self._heard: queue.SimpleQueue[tuple[_Worker, bytes | str | None]] = queue.SimpleQueue()
 
     def run(self, stop: StopRequest) -> DevicesOutcome:
-        """Start them, and return when all have ended; ``stop`` is passed on to each as the signal that it was."""
+        """Start the sessions and return when all have ended. A signal in ``stop`` is passed on to each."""
         with end_command_after(self._project.settings, note=self._note):
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
@@ -182,7 +182,7 @@ class Crew:
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 
     def kill(self) -> None:
-        """End those that still live at once; what they published is whole."""
+        """Kill the sessions that still run. What they published is whole."""
         for worker in self._workers:
             if worker.process.poll() is None:
                 worker.process.kill()

@@ -1,4 +1,4 @@
-"""The command that a person wants run when a session has ended."""
+"""Run the user's command at the end of a session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mbqueue.settings import Settings
 
 @contextmanager
 def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Iterator[None]:
-    """Run the end command of the settings, when there is one, after the block, however it ends."""
+    """Run the end command of the settings, if any, after the block, even if the block fails."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Predicting any crystals with any models that were trained, outside the queue."""
+"""Predict any crystals with any trained models, outside the queue."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EnsembleTable:
 
     Attributes:
         target: what the models predict.
-        dropped: (id, reason) of what was left out.
+        dropped: (id, reason) of each crystal left out.
         is_compared: whether the targets of the crystals are of what the models predict.
         is_known_data: whether it is the dataset of an experiment, in whose folds each model was trained on most of it.
         made_from: the files of the dataset and of the models.

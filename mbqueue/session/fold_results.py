@@ -1,4 +1,4 @@
-"""Committing what a `predict` job found: the fold's files, all at once, while the lease is held."""
+"""Commit a `predict` job: publish all files of the fold while the lease is held."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mbqueue.task import target_of
 
 @dataclass(frozen=True, kw_only=True)
 class FoldResults:
-    """What a fold gives.
+    """The results of one fold.
 
     Attributes:
         table: predictions of its test part.
@@ -52,7 +52,7 @@ def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: F
     The files are made in a folder of their own and renamed while the lease is known to be held, the predictions last.
 
     Raises:
-        LeaseLost: nothing was changed in the results folder.
+        LeaseLost: the results folder is unchanged.
     """
     fold, spec = lease.job.fold, experiment.spec
     assert fold is not None

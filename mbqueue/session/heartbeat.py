@@ -1,4 +1,4 @@
-"""The thread that says, while the worker trains, that the session lives and still wants its job."""
+"""The heartbeat thread, which renews the session and its lease while the worker trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEATS_PER_LEASE = 4
 
 
 class Heartbeat:
-    """Renews the session and the lease it holds, and tells the queue how far the job is.
+    """Renews the session and its lease, and reports the job's progress to the queue.
 
     A beat that fails (the database is busy, say) does no harm: the next one tries again, and whatever the worker
     publishes is checked against the fence anyway. Only a lease that is certainly lost (taken over, or its queue was
@@ -72,7 +72,7 @@ class Heartbeat:
             return now >= self._reaps_from
 
     def hold(self, lease: Lease) -> None:
-        """Keep this lease alive from now on."""
+        """Start renewing this lease."""
         with self._lock:
             self._lease, self._progress, self._withdrawn = lease, None, None
             self._held_since = self._clock.monotonic()
@@ -84,7 +84,7 @@ class Heartbeat:
         return self._seconds_before + self._clock.monotonic() - self._held_since
 
     def let_go(self) -> None:
-        """Keep no lease alive."""
+        """Stop renewing the lease."""
         with self._lock:
             self._lease, self._progress = None, None
 

@@ -1,4 +1,4 @@
-"""What a session has loaded: the data, the frozen backbone and the fold of its last job, kept for the next."""
+"""The data, frozen backbone and fold that a session keeps loaded for its next job."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Loaded:
             raise self._place.stopped()
 
     def place_of(self, identity: Identity) -> Place:
-        """Where the commits of a fold are."""
+        """The place of a fold's commits."""
         if self._place.store is not None:
             return in_store(self._place.store, identity)
         return in_folder(self._place.project.checkpoints_dir(identity.experiment, identity.fold))

@@ -1,4 +1,4 @@
-"""Getting an experiment's crystals and graphs: from the cache, or from the source by way of the cache."""
+"""Load an experiment's crystals and graphs from the cache, filling it from the source if needed."""
 
 from __future__ import annotations
 

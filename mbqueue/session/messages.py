@@ -1,4 +1,4 @@
-"""What a session tells, as lines of JSON: written by the process that works, read by the one that started it.
+"""A session's messages as lines of JSON, from the worker process to the one that started it.
 
     {"event": "starting", "what": …}
     {"event": "session_started", "session": …, "device": …, "seconds": …}

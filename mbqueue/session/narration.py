@@ -19,7 +19,7 @@ Style = str | None
 
 
 class SpokenReport(Report):
-    """Says what happens, a line at a time.
+    """Prints what happens, one line at a time.
 
     Args:
         say: receives a line that stays, and its style.

@@ -1,4 +1,4 @@
-"""How a session is to run: what the command line says, and what it says on to child processes. Without torch."""
+"""The options of a session, from the command line and for child processes. Without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WorkOptions:
 
     Attributes:
         session_seconds: its length; None for no deadline.
-        max_jobs: stop after so many jobs; None for no limit.
+        max_jobs: stop after this many jobs; None for no limit.
         forever: wait for new jobs when none is left.
         idle_seconds: end after finding nothing to claim for this long while others work; None waits for them.
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
