@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
 from mbqueue.errors import ResultsError, UsageError
-from mbqueue.queue.jobs import State
+from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import open_queue
 
 if TYPE_CHECKING:
@@ -122,11 +122,15 @@ class Blending(Queueing, Results):
 
         with open_queue(self.folder, read_only=True) as queue:
             spec = queue.experiment(name).spec
-            is_recorded = all(job.state in {State.COMMITTED, State.SKIPPED} for job in queue.jobs(experiment=name))
+            jobs = queue.jobs(experiment=name)
+            is_recorded = all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)
+            is_pruned = any(job.kind is Kind.RECORD and job.state is State.SKIPPED for job in jobs)
         if is_blend(spec):
             raise UsageError(f"{name} is a blend and has no models of its own. Name its members instead.")
         if not is_recorded:
             raise ResultsError(f"{name} is not recorded yet. Let sessions finish it first: mbqueue status {name}")
+        if is_pruned:
+            raise ResultsError(f"{name} was pruned, so it has no results. Train it to its end: mbqueue retry {name}")
         return self.results(name)
 
 

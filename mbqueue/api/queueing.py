@@ -198,14 +198,18 @@ class Queueing(OpenedProject):
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
         """Cancel its unfinished jobs; committed work stays. Returns the number of jobs.
 
-        A cancelled search begins no further trials until `resume`.
+        A cancelled search begins no further trials until `retry`; until `resume` where its newest trial had ended.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
-            if newest != experiment:
+            begins_more = newest != experiment and not queue.experiment(newest).paused
+            if begins_more:  # also when its newest trial has ended, and in the middle of this
                 queue.pause(newest, now=now, by="cancel")
-            return sum(queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
+            cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
+            if begins_more and fold is None and cancelled[newest]:  # what is cancelled begins no other by itself
+                queue.resume(newest, now=now, by="cancel")
+            return sum(cancelled.values())
 
     def retry(self, experiment: str, *, fold: int | None = None) -> int:
         """Give failed and cancelled jobs all their attempts again, and rebuild lost result files.

@@ -44,6 +44,9 @@ MOST_URGENT = 2**31 - 1
 
 # Keys that may differ between two specs of one experiment: none of them changes a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
+# Of two that differ, these are told last, since they hold whole specs; and so many keys are told, so long each.
+_LONG_KEYS = {"trial", "made_from"}
+_MOST_SHOWN, _LONGEST_SHOWN = 20, 80
 
 
 class Outcome(StrEnum):
@@ -92,7 +95,8 @@ class Enqueueing(Part):
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
-            if experiment.spec_hash != spec.hash:
+            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # which the hash does not tell
+            if is_other_kind or experiment.spec_hash != spec.hash:
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
@@ -243,17 +247,28 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
 
 def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], taken: set[str]) -> str:
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
-    lines = [
-        f"  {key}: {old_values.get(key)!r} in the queue, {new_values.get(key)!r} now"
-        for key in sorted({*old_values, *new_values})
+    different = [
+        key
+        for key in sorted({*old_values, *new_values}, key=lambda key: (key.split(".")[0] in _LONG_KEYS, key))
         if key not in _FREE_KEYS and old_values.get(key) != new_values.get(key)
     ]
+    lines = [
+        f"  {key}: {_short(old_values.get(key))} in the queue, {_short(new_values.get(key))} now"
+        for key in different[:_MOST_SHOWN]
+    ]
+    if len(different) > _MOST_SHOWN:
+        lines.append(f"  and {len(different) - _MOST_SHOWN} more")
     free = next(other for other in (f"{name[:60]}-{number}" for number in count(2)) if other not in taken)
     return (
         f"{name} is already in the queue with another spec, and two specs never share a name:\n"
         + "\n".join(lines)
         + f"\nNothing was changed. A name stays taken, also when it is cancelled: enqueue again with --name {free}"
     )
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

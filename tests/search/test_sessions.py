@@ -140,6 +140,43 @@ def test_the_best_is_promoted_and_says_so(searched):
     assert "tuned is no search" in wrong.stderr
 
 
+def test_a_pruned_trial_makes_no_blend_and_the_error_says_what_to_do(searched):
+    pruned = next(entry["name"] for entry in trials(searched) if entry["state"] == "pruned")
+    done = next(entry["name"] for entry in trials(searched) if entry["state"] == "done")
+    blend, again = ("blend", done, pruned, "--name=b"), ("predict-again", pruned, "--test-strains=1", "--name=s")
+    for command in (blend, again):
+        told = run(searched.root, *command)
+        assert (told.returncode, f"{pruned} was pruned, so it has no results" in told.stderr) == (1, True)
+
+
+def test_what_takes_the_name_of_a_trial_is_told_in_few_lines(searched):
+    told = run(searched.root, "promote", "rates", "--name", "rates.000")
+    assert (told.returncode, "already in the queue with another spec" in told.stderr) == (2, True)
+    assert len(told.stderr.splitlines()) <= 24
+    assert max(map(len, told.stderr.splitlines())) < 250
+
+
+def test_a_cancelled_search_shows_as_cancelled_and_resumes_after_retry(tmp_path):
+    folder = make_project(tmp_path / "project")
+    (folder.jobs_dir / "small.toml").write_text(BASE, encoding="utf-8")
+    (folder.jobs_dir / "rates.toml").write_text(SEARCH, encoding="utf-8")
+    project = Project(folder.root)
+    project.enqueue("rates")
+
+    def state() -> str:
+        (summary,) = project.status().overview["searches"]
+        return str(summary["state"])
+
+    assert project.cancel("rates") == 6
+    assert state() == "cancelled"
+    assert project.retry("rates") == 6
+    assert state() == "running"
+    project.pause("rates")
+    project.cancel("rates")
+    project.retry("rates")
+    assert state() == "paused"
+
+
 def test_commands_that_steer_take_the_name_of_a_search(searched):
     with Queue(searched.queue_db, read_only=True) as queue:
         of_search = [one.name for one in queue.trials()]
