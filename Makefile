@@ -36,7 +36,7 @@ sample-oldest sample-colab: sample-%: .venv-%/.ready
 	.venv-$*/bin/python -m pytest -q -n 2 --dist worksteal -o filterwarnings=default \
 	  tests/data/test_batches.py tests/data/test_tables.py tests/data/test_readers.py \
 	  tests/train/test_frozen.py tests/train/test_checkpoint.py \
-	  tests/results/test_tables.py tests/results/test_matbench_file.py tests/results/test_official_tasks.py \
+	  tests/results/test_tables.py tests/results/test_matbench_file.py \
 	  tests/cli/test_data_commands.py tests/cli/test_status.py
 
 # Laid over .venv: only the packages that differ are installed.

@@ -45,8 +45,8 @@ def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What `promote` keeps, of the experiment and of those that it is made from, each once."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
-    own = [spec["chosen"]] if spec.get("chosen") else []
-    found = [*own, *of_members]
+    # A blend has the mark of its members, with the folds of all; which search chose what, they say themselves.
+    found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for place, choice in enumerate(found) if choice not in found[:place]]
 
 

@@ -89,6 +89,15 @@ def test_what_is_made_from_a_chosen_experiment_has_its_marks():
     assert choice_note(blend).count("search rates") == choice_note(blend).count("search sizes") == 1
 
 
+def test_a_blend_of_the_choices_of_two_searches_names_each_with_its_own_folds():
+    first, second = ({"search": name, "trial": 1, "trials": 3, "folds": [fold]} for fold, name in enumerate("ab"))
+    members = [{"spec": {"chosen": chosen}} for chosen in (first, second)]
+    note = choice_note({"chosen": {**first, "folds": [0, 1]}, "made_from": {"members": members}})
+    assert "search a by the validation MAE of fold 0." in note
+    assert "search b by the validation MAE of fold 1." in note
+    assert "of folds 0, 1." not in note
+
+
 def test_what_was_chosen_changes_no_hash():
     spec = parse_spec({"name": "a", "data": {"dataset": "sample"}, "chosen": CHOSEN}, source="test").to_json()
     assert spec["chosen"] == CHOSEN
