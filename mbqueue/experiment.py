@@ -319,6 +319,12 @@ class Spec(Section):
             return {**content, "target": asdict(task.target)}
         if isinstance(said, Mapping) and said.keys() <= {"column"} and said.get("column", "e_form") in ENERGY_COLUMNS:
             return {**content, "target": {**_FIRST_TARGET, **said}}
+        if isinstance(said, Mapping) and said.keys() == {"column"}:
+            raise ValueError(
+                f"the target's column {said['column']!r} is none that is known to hold formation energies "
+                f"({', '.join(ENERGY_COLUMNS)}). Give its name and kind, too: [target] name and kind, or "
+                '--set target.name="band gap" --set target.kind=scalar'
+            )
         return content
 
     @model_validator(mode="after")

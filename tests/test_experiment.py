@@ -28,6 +28,7 @@ def spec(**content: Any) -> Spec:
         ({"epochs": 3}, ["epochs: there is no such key. Did you mean train.epochs?"]),
         ({"train": {"seed": 3}}, ["train.seed: there is no such key. Did you mean seed?"]),
         ({"folds": [0, 5]}, ["folds", "0 to 4"]),
+        ({"target": {"column": "gap"}}, ["column 'gap'", "e_form", "target.kind=scalar"]),
         ({"folds": [1, 1]}, ["folds", "distinct"]),
         ({"folds": []}, ["folds", "at least one"]),
         ({"model": {"trainable": "none"}}, ["trainable", "epochs = 20"]),
@@ -153,7 +154,7 @@ def test_another_target_is_another_spec() -> None:
 
 
 def test_a_column_that_is_not_known_to_hold_formation_energies_has_to_be_named() -> None:
-    with pytest.raises(SpecError, match=r"target\.name: is missing\. In words"):
+    with pytest.raises(SpecError, match=r"column 'gap' is none that is known .*target\.kind=scalar"):
         parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "gap"}}, source="a")
     known = {"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "formation_energy_per_atom"}}
     assert parse_spec(known, source="a").predicts.kind == "energy"
