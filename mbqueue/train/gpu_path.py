@@ -15,6 +15,7 @@ from torch import Tensor
 from mbqueue.data.batch import Batch
 from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.train.arithmetic import calculating, device_name
+from mbqueue.train.kernel_check import check
 
 #: How far energies and gradients of the two ways may be apart, relative to their size. In reduced precision both ways
 #: round, in different places.
@@ -94,8 +95,7 @@ def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) ->
     _verdicts[str(device)] = _Verdict(frozenset(), reason)
     note(
         f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
-        "operations instead, which is slower and just as exact. `mbqueue doctor` and docs/explanation/performance.md "
-        "say which versions of Triton work."
+        "operations instead, which is slower and just as exact. README.md says which versions of Triton work."
     )
 
 
@@ -110,8 +110,8 @@ def _difference(
         return f"its compute capability is {major}.{minor}, and they need {min(TILES) / 10} or newer"
     keep_gpu_code()
     try:
-        from mbqueue.train.kernel_check import check  # noqa: PLC0415  only where triton is
-    except ImportError as error:
+        import triton  # noqa: F401, PLC0415  after its folder is set
+    except Exception as error:  # noqa: BLE001  of a broken installation, too
         return f"Triton cannot be imported ({error})"
 
     def plain(model: Any, batch: Batch) -> Tensor:
