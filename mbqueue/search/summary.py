@@ -44,7 +44,9 @@ def _summary(name: str, trials: Sequence[Trial], wanted: int, budget_seconds: fl
         "epochs_done": epochs_done,
         "epochs_saved": saved,
         "seconds": seconds,
-        "seconds_saved": saved * per_epoch,
+        "seconds_saved": saved * sum(trial.epoch_seconds for trial in trials) / epochs_done
+        if saved and epochs_done
+        else 0.0,
         "seconds_left": _left(trials, wanted, budget_seconds, per_epoch),
     }
 

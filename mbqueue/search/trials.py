@@ -35,7 +35,7 @@ class Trial:
         curves: fold → validation MAE of each committed epoch.
         epochs: of one fold, as enqueued.
         is_trained: whether every fold has trained all that it will.
-        seconds: spent on it.
+        seconds: spent on it. `epoch_seconds`: on its committed epochs alone.
     """
 
     number: int
@@ -48,6 +48,7 @@ class Trial:
     is_paused: bool
     priority: int
     seconds: float
+    epoch_seconds: float
 
     @property
     def value(self) -> float | None:
@@ -128,4 +129,5 @@ def _trial(entry: Mapping[str, Any]) -> Trial:
         is_paused=entry["paused"],
         priority=entry["priority"],
         seconds=entry["seconds"],
+        epoch_seconds=sum(fold["epoch_seconds"] for fold in folds),
     )

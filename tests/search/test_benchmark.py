@@ -57,6 +57,7 @@ def test_a_replay_prunes_as_sessions_do(benchmark):
             is_paused=False,
             priority=0,
             seconds=0.0,
+            epoch_seconds=0.0,
         )
         for number, curve in enumerate(curves)
     ]
