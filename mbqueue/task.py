@@ -6,6 +6,7 @@ a target only through `Target`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,7 +61,7 @@ class Target:
     @property
     def fine(self) -> tuple[float, Target]:
         """For small differences: a factor, and this target in the resulting unit (meV/atom for eV/atom)."""
-        if self.unit.startswith("eV"):
+        if re.match(r"eV(?![\w²³^*])", self.unit):  # a thousandth of an eV², in contrast, is no meV²
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)
         return 1.0, self
 

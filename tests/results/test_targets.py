@@ -23,6 +23,7 @@ from mbqueue.results.report.comparison import write_comparison
 from mbqueue.results.report.page import draw, write_report
 from mbqueue.results.scores import roc_auc
 from mbqueue.results.tables import Predictions, predictions_file, read_predictions, write_predictions
+from mbqueue.task import Target
 
 TARGETS = {
     "scalar": {"name": "bulk modulus", "unit": "GPa", "kind": "scalar", "column": "K"},
@@ -125,3 +126,12 @@ def test_the_curve_the_diagram_and_the_matrix_are_those_of_scikit_learn(recorded
     found = reliability(table)
     assert np.allclose(found.predicted, predicted)
     assert np.allclose(found.observed, observed)
+
+
+@pytest.mark.parametrize(
+    ("unit", "fine"),
+    [("eV/atom", "meV/atom"), ("eV", "meV"), ("eV/unit cell", "meV/unit cell"), ("eV^2", "eV^2"), ("eV²", "eV²")],
+)
+def test_small_differences_take_a_thousandth_only_of_a_unit_that_is_linear_in_ev(unit: str, fine: str) -> None:
+    factor, target = Target(name="made up", unit=unit, kind="scalar").fine
+    assert (target.unit, factor) == (fine, 1.0 if fine == unit else 1000.0)
