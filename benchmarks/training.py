@@ -76,7 +76,9 @@ def _peak_on_cpu(work: Callable[[], object]) -> int:
     results = profile.profiler.kineto_results if profile.profiler else None  # only there each change has its time
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in changes), initial=0))
+    held = [*accumulate((event.nbytes() for event in changes), initial=0)]
+    # What is freed of earlier work lowers the level from which the work's own tensors count.
+    return max(now - least for now, least in zip(held, accumulate(held, min), strict=True))
 
 
 @dataclass(frozen=True)
