@@ -76,7 +76,7 @@ class Bench:
     Args:
         device: where to measure.
         folder: for graphs and checkpoints.
-        n: how many crystals, if there are so many; on the CPU some of the smallest.
+        n: the largest number of crystals to use; on the CPU, some of the smallest.
         data: name or path of a dataset.
     """
 

@@ -305,7 +305,7 @@ TILE = 16
 
 
 def _programs(tiles: int) -> int:
-    """How many programs share so many tiles."""
+    """The number of programs that share this many tiles."""
     return math.ceil(tiles / max(1, math.ceil(tiles / 512))) if tiles else 0
 
 

@@ -218,7 +218,7 @@ class Queueing(OpenedProject):
         with these files does not answer, this is skipped with a note.
 
         A pruned trial of a search resumes, and trains to its end; from the beginning where its checkpoints
-        were removed, which is told. Of a whole search, those trials are tried again that failed or were cancelled.
+        were removed, with a note. For a whole search, failed and cancelled trials are retried.
 
         Returns:
             The number of jobs that will run again.

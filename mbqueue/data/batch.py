@@ -13,7 +13,7 @@ from torch import Tensor
 from mbqueue.data.elements import MAX_ATOMIC_NUMBER
 from mbqueue.data.orders import first_places, offsets_of, sorted_by
 
-#: Tensors in one piece of memory begin at multiples of so many bytes, as any kernel may expect them to.
+#: The alignment in bytes of tensors in one buffer, as any kernel may expect it.
 _ALIGNMENT = 64
 
 

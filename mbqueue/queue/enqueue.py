@@ -44,7 +44,8 @@ MOST_URGENT = 2**31 - 1
 
 # Keys that may differ between two specs of one experiment: none of them changes a fold's result.
 _FREE_KEYS = {"name", "results_name", "description", "folds"}
-# Of two that differ, these are told last, since they hold whole specs; and so many keys are told, so long each.
+# Differences in these keys come last, since they hold whole specs. The message lists a limited number of keys, each cut
+# to a limited length.
 _LONG_KEYS = {"trial", "made_from"}
 _MOST_SHOWN, _LONGEST_SHOWN = 20, 80
 

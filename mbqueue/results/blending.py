@@ -10,12 +10,12 @@ import numpy as np
 from mbqueue.errors import ResultsError
 from mbqueue.results.tables import Predictions
 
-#: Weights are fitted on at least so many crystals, and on at least so many for each member.
+#: The fewest crystals to fit weights on: in all, and for each member.
 FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 
 def require_enough(n: int, members: int, *, fold: int) -> None:
-    """Refuse to fit the weights of so many members on too few crystals.
+    """Refuse to fit weights on too few crystals for the number of members.
 
     Raises:
         ResultsError: when they are too few.

@@ -112,7 +112,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
 
 
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
-    """Give up the checkpoints of trials that were pruned so long ago; the names of those given up by this call."""
+    """Give up the checkpoints of trials pruned longer ago than ``after_seconds``; return those trials' names."""
     is_trial = {trial.name for trial in queue.trials() if not trial.is_released}
     due = [
         job.experiment

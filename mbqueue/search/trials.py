@@ -9,7 +9,7 @@ from typing import Any
 
 from mbqueue.queue.store import Queue
 
-#: After so many failed trials in a row a person has to look.
+#: After this many failed trials in a row the search waits for a person.
 MOST_FAILED_IN_A_ROW = 3
 #: After the name of the search, in that of a trial.
 _NUMBER = ".{:03d}"
@@ -94,7 +94,7 @@ def search_names(overview: Mapping[str, Any]) -> list[str]:
 
 
 def needs_a_person(trials: Sequence[Trial]) -> bool:
-    """Whether so many trials have failed in a row that the search begins no more by itself."""
+    """Whether too many trials have failed in a row for the search to begin more by itself."""
     last = trials[-MOST_FAILED_IN_A_ROW:]
     return len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last)
 

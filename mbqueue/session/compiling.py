@@ -26,8 +26,8 @@ class Compiling:
     """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
     `also` adds the precision of an experiment, which is known later. A kernel that does not compile leaves the device
-    to plain torch, which is told once. Where there is nothing to try the kernels on, they are compiled when they are
-    checked on the first batch, which is told, too.
+    to plain torch, with one note. Where there is nothing to try the kernels on, they are compiled when they are checked
+    on the first batch, which is told, too.
 
     Args:
         device: the session's.

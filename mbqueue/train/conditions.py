@@ -54,7 +54,7 @@ class Conditions:
         for memory, work in ((self.training, "training"), (self.inference, "validation and predictions")):
             if memory.limit < train.batch_size:
                 on_note(
-                    f"{name} is known to bear at most {memory.limit} crystals at once in {work}, so a batch of "
+                    f"{name} fits at most {memory.limit} crystals at once in {work}, so a batch of "
                     f"{train.batch_size} goes through it in parts. To have more tried again, remove {memory.path}."
                 )
 

@@ -63,7 +63,7 @@ def bytes_in_use(device: torch.device) -> tuple[int, int]:
 
 
 class DeviceMemory:
-    """The largest number of crystals per micro-batch that a device is known to bear, for one kind of work.
+    """The largest number of crystals per micro-batch that is known to fit on a device, for one kind of work.
 
     What is learned while others hold part of the device's memory is true for that moment only: it is not written down,
     and `begin` forgets it.
