@@ -17,8 +17,9 @@ from mbqueue.data.cif import read_cif
 from mbqueue.data.columns import ID_NAMES, Columns, is_missing, is_no_id
 from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.json_tables import JsonTable
+from mbqueue.data.json_values import RepeatedKey, parse_json
 from mbqueue.data.poscar import read_poscar
-from mbqueue.data.source import Progress, lines_of, opened, parse_json
+from mbqueue.data.source import Progress, lines_of, opened
 from mbqueue.errors import DataError
 from mbqueue.task import Task
 
@@ -62,6 +63,9 @@ def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: 
                 continue
             try:
                 row = parse_json(text)
+            except RepeatedKey as error:
+                gatherer.refuse(f"line {number}", str(error))
+                continue
             except ValueError as error:
                 gatherer.refuse(f"line {number}", f"it is not JSON ({error})")
                 continue
@@ -153,6 +157,8 @@ def structure_in(text: str, name: str) -> Any:
     if plain.lstrip().startswith(("{", '"{')):
         try:
             content = parse_json(plain.encode(errors="surrogatepass"))
+        except RepeatedKey as error:
+            raise Unusable(f"in its structure, {error}") from None
         except ValueError as error:
             raise Unusable(f"its structure is not JSON ({error})") from None
         return structure_in(content, name) if isinstance(content, str) else content

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mbqueue.data import source
+from mbqueue.data.json_values import RepeatedKey, parse_json
 from mbqueue.data.machine_code import compiled
-from mbqueue.data.source import Source, parse_json
+from mbqueue.data.source import Source
 
 _CHUNK = 4 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -80,7 +81,8 @@ def _end_of_value(text: Any, place: Any, state: Any) -> Any:
 class JsonStream:
     """One document; an iteration over members or items takes each value before asking for the next.
 
-    Every method raises ``NotJson`` where the document is none, ``CutShort`` where it ends too early.
+    Every method raises ``NotJson`` where the document is none, ``CutShort`` where it ends too early, and
+    ``RepeatedKey`` where an object has one key twice.
     """
 
     def __init__(self, stream: Source) -> None:
@@ -110,7 +112,7 @@ class JsonStream:
                 raise NotJson(f"a key has to stand where {self._shown()} stands")
             key: str = self.value()
             if key in seen:
-                raise NotJson(f"{key[:_SHOWN]!r} is given twice")
+                raise RepeatedKey(key)
             seen.add(key)
             self._take(":")
             yield key
@@ -124,6 +126,8 @@ class JsonStream:
         begin, end = self._span()
         try:
             return parse_json(memoryview(self._text)[begin:end])
+        except RepeatedKey as error:
+            raise RepeatedKey(error.key, _readable(self._text[begin : begin + 2 * _SHOWN])) from None
         except ValueError as error:
             raise NotJson(str(error)) from error
 
@@ -157,7 +161,7 @@ class JsonStream:
         self._place += 1
 
     def _shown(self) -> str:
-        return repr(self._text[self._place : self._place + _SHOWN].decode(errors="replace"))
+        return _readable(self._text[self._place : self._place + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
         """Where in the text the value begins and ends that comes next; it is passed over, and dropped unless kept."""
@@ -203,3 +207,7 @@ class JsonStream:
         self._bytes = np.frombuffer(self._text, np.uint8)
         self._place = 0
         return bool(chunk)
+
+
+def _readable(text: bytes) -> str:
+    return repr(text.decode(errors="replace"))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mbqueue.data.columns import STRUCTURE_NAMES, Columns, is_missing
 from mbqueue.data.json_stream import CutShort, JsonStream, NotJson
+from mbqueue.data.json_values import RepeatedKey
 from mbqueue.data.source import Progress, opened
 from mbqueue.errors import DataError
 
@@ -53,6 +54,8 @@ class JsonTable:
             yield from self._entries()
         except CutShort as error:
             raise DataError(f"{self._path} is cut short: its JSON ends in the middle. Get it again.") from error
+        except RepeatedKey as error:
+            raise DataError(f"{self._path} cannot be read: {error}.") from error
         except NotJson as error:
             raise DataError(f"{self._path} is not a table in JSON ({error}). It has to be {SHAPES}.") from error
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
-
-import orjson
+from typing import IO, Protocol
 
 from mbqueue.errors import DataError, SourceAway
 
@@ -19,21 +16,6 @@ Progress = Callable[[int, int], None]
 
 #: No row or line of a data set is longer than this, bytes; a 2,000-atom cell takes 0.5 MB.
 LONGEST_ROW = 1 << 28
-
-
-def parse_json(text: bytes | bytearray | memoryview) -> Any:
-    """A JSON value; NaN and Infinity, which JSON has not but Python writes, are read as such.
-
-    Raises:
-        ValueError: when it is not JSON.
-    """
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        try:
-            return json.loads(bytes(text))
-        except RecursionError:
-            raise ValueError("its brackets are nested too deeply") from None
 
 
 class Source(Protocol):

@@ -241,7 +241,7 @@ def table(rows: str, *, index: str = "[0]", columns: str = '["structure", "e_for
         (table("[{}, 1]").replace("[0]", "[0] xx"), r"',' has to stand where 'xx, "),
         (table("[{}, 1]").replace('{"index"', '{xx "index"'), "is not a table in JSON"),
         (table("[{}, 1]")[:-1] + ' "more": 1}', "',' has to stand where '\"more"),
-        (table("[{}, 1]")[:-1] + ', "data": [[{}, 1]]}', "'data' is given twice"),
+        (table("[{}, 1]")[:-1] + ', "data": [[{}, 1]]}', "the key 'data' appears twice"),
         (table("[{}, 1]")[:-1] + ', "note": [1}}', "is not a table in JSON"),
         (table("[{}, 1]") + " xx", "'xx' stands behind its end"),
         (table('"a": [{}, 1]').replace('"data": [', '"data": {').replace("]]}", "]}}"), "'data' is not a list"),

@@ -65,7 +65,9 @@ def test_where_no_folder_can_be_written_it_is_compiled_all_the_same_and_said_onc
     assert answer.stderr.count("NUMBA_CACHE_DIR") == 1
 
 
-@pytest.mark.parametrize("module", ["assembly", "conversion", "distortion", "geometry", "json_stream", "neighbors"])
+@pytest.mark.parametrize(
+    "module", ["assembly", "conversion", "distortion", "geometry", "json_stream", "json_values", "neighbors"]
+)
 def test_importing_a_kernel_compiles_nothing(module):
     code = (
         f"import mbqueue.data.{module} as m, numba.core.dispatcher as d;"

@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from mbqueue.data import json_stream
+from mbqueue.data import json_stream, json_values
 from mbqueue.data.datasets import check_dataset, load
 from mbqueue.errors import DataError, InvalidCrystals, UsageError
 from mbqueue.experiment import DataSpec, Spec
@@ -105,6 +105,61 @@ def test_a_repeated_column_in_a_json_table_is_refused(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="has more than one column e_form"):
         load(str(tmp_path / "t.json"))
+
+
+ROW = f'"id": "a", "structure": {json.dumps(SALT.as_dict())}, "e_form"'
+TWICE = f'{{{ROW}: -2.1, "e_form": 5.1}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("a list", f"[{TWICE}]", "e_form"),
+        ("rows by id", f'{{"a": {TWICE}}}', "e_form"),
+        ("ids twice", f'{{"a": {{{ROW}: 1}}, "b": {{{ROW}: 1}}, "a": {{{ROW}: 2}}}}', "a"),
+        ("frames by material", f'{{"mp-1": {{"a": {{{ROW}: 1}}, "a": {{{ROW}: 2}}}}}}', "a"),
+        ("columns", '{"structure": [], "e_form": [1], "e_form": [2]}', "e_form"),
+        (
+            "cells by index",
+            f'{{"structure": {{"0": {json.dumps(SALT.as_dict())}}}, "e_form": {{"0": 1, "0": 2}}}}',
+            "0",
+        ),
+        (
+            "split",
+            '{"index": [0], "columns": ["structure", "e_form"], "data": [[{"sites": 1, "sites": 2}, 1]]}',
+            "sites",
+        ),
+        ("a frame of monty", json.dumps({"@module": "pandas", "data": f"[{TWICE}]"}), "e_form"),
+        ("a key with an escape", "[" + TWICE.replace('"e_form": 5.1', r'"\u0065_form": 5.1') + "]", "e_form"),
+        ("with NaN", f"[{TWICE}]".replace("5.1", "NaN"), "e_form"),
+    ],
+)
+def test_an_object_with_one_key_twice_is_refused_in_every_shape_of_json(tmp_path, name, content, key):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(DataError, match=rf"t\.json cannot be read: the key '{key}' appears twice in .*; remove one of"):
+        load(str(tmp_path / "t.json"))
+
+
+def test_a_line_with_one_key_twice_is_refused_by_its_number_and_a_structure_by_its_id(tmp_path):
+    text = json.dumps(SALT.as_dict()).replace('"abc"', '"abc": [0, 0, 0], "abc"', 1)
+    lines = [json.dumps(entry(name="fine")), TWICE, json.dumps(entry(name="inner") | {"structure": text})]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.jsonl"))
+    assert reasons(caught) == {
+        "line 2": "the key 'e_form' appears twice in one object; remove one of the two",
+        "inner": "in its structure, the key 'abc' appears twice in one object; remove one of the two",
+    }
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_same_keys_in_different_objects_and_in_texts_are_no_repetition(indent):
+    value = {"a": {"a": 1, "b": [{"a": 2}, {"a": 2}]}, "b": '"a": 1, {"a": 1', "": {"": 0}} | {
+        f"{n}": n for n in range(999)
+    }
+    text = json.dumps(value, indent=indent).encode()
+    assert json_values.parse_json(text) == value
+    assert not json_values._may_repeat_a_key(np.frombuffer(text, np.uint8)), "it would be parsed twice"
 
 
 # ---- one column for the whole table

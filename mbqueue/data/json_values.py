@@ -1,0 +1,122 @@
+"""JSON values, parsed. An object that has one key twice is refused: parsers silently keep the last value."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mbqueue.data.machine_code import compiled
+
+#: How much of a key a message shows.
+_SHOWN = 60
+#: orjson refuses deeper brackets.
+_DEEPEST = 1024
+#: Constants of the FNV-1a hash.
+_OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+
+
+class RepeatedKey(ValueError):
+    """An object has one key twice.
+
+    Attributes:
+        key: that key.
+    """
+
+    def __init__(self, key: str, where: str = "") -> None:
+        """``where`` is the beginning of the text that has it; empty if the reader of the message knows."""
+        self.key = key
+        there = f"in what begins with {where}" if where else "in one object"
+        super().__init__(f"the key {key[:_SHOWN]!r} appears twice {there}; remove one of the two")
+
+
+def parse_json(text: bytes | memoryview) -> Any:
+    """A JSON value; NaN and Infinity, which JSON does not have but Python writes, are read as such.
+
+    Raises:
+        RepeatedKey: when an object in it has one key twice.
+        ValueError: when it is not JSON.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _parse_slowly(text)
+    if _may_repeat_a_key(np.frombuffer(text, np.uint8)):
+        _parse_slowly(text)
+    return value
+
+
+def _parse_slowly(text: bytes | memoryview) -> Any:
+    try:
+        return json.loads(bytes(text), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members; raises ``RepeatedKey`` when two have one key."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        keys = sorted(key for key, _ in pairs)
+        raise RepeatedKey(next(key for key, following in itertools.pairwise(keys) if key == following))
+    return members
+
+
+@compiled
+def _end_of_string(text: Any, place: Any) -> Any:
+    """Where the string ends whose first character is at ``place``: the place of its closing quotation mark."""
+    while text[place] != 0x22:
+        place += 2 if text[place] == 0x5C else 1
+    return place
+
+
+@compiled
+def _count_keys(text: Any) -> Any:
+    n_keys, place = 0, 0
+    while place < len(text):
+        if text[place] == 0x22:
+            place = _end_of_string(text, place + 1)
+        elif text[place] == 0x3A:
+            n_keys += 1
+        place += 1
+    return n_keys
+
+
+@compiled
+def _may_repeat_a_key(text: Any) -> Any:
+    """Whether two keys of one object in ``text``, which is JSON, have one hash, or a key has an escape."""
+    n_keys, size = _count_keys(text), 2
+    while size < 2 * n_keys:
+        size *= 2
+    seen = np.zeros(size, np.uint64)
+    owners = np.zeros(_DEEPEST + 1, np.uint64)  # a number for the object or list that is open at each depth
+    depth = n_opened = place = 0
+    begin = end = 0  # of the last string
+    while place < len(text):
+        byte = text[place]
+        if byte == 0x22:
+            begin = place + 1
+            place = end = _end_of_string(text, begin)
+        elif byte in (0x5B, 0x7B):
+            n_opened += 1
+            depth += 1
+            owners[depth] = n_opened
+        elif byte in (0x5D, 0x7D):
+            depth -= 1
+        elif byte == 0x3A:
+            key = (_OFFSET ^ owners[depth]) * _PRIME
+            for at in range(begin, end):
+                if text[at] == 0x5C:
+                    return True
+                key = (key ^ np.uint64(text[at])) * _PRIME
+            slot = np.int64(key >> np.uint64(20)) & (size - 1)
+            while seen[slot]:
+                if seen[slot] == key:
+                    return True
+                slot = (slot + 1) & (size - 1)
+            seen[slot] = key
+        place += 1
+    return False
