@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mbqueue.api.opened import LOADING, OpenedProject
+from mbqueue.api.opened import LOADING, OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import UsageError
 
@@ -231,4 +231,9 @@ class Working(OpenedProject):
         """
         from mbqueue.session import background  # noqa: PLC0415
 
+        if background.came_with_a_copy(self.folder):
+            tell(
+                f"This log is from the folder that {self.folder.root} was copied or moved from. To start a session "
+                "here: mbqueue work --background"
+            )
         return background.follow(self.folder, lines=lines, keep_on=follow, clock=self._clock)

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -123,7 +124,7 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
     """
     try:
         content = json.loads(project.background_file.read_text(encoding="utf-8"))
-        if content.get("folder", _folder_id(project)) != _folder_id(project):
+        if not _is_of_this_folder(content, project):
             return None
         return BackgroundSession(
             process=ProcessIdentity(**content["process"]),
@@ -133,8 +134,16 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None  # an unreadable note counts as missing: the queue also lists sessions
+
+
+def came_with_a_copy(project: ProjectFolder) -> bool:
+    """Whether the latest background session, and its log, are of the folder that this one was copied or moved from."""
+    try:
+        return not _is_of_this_folder(json.loads(project.background_file.read_bytes()), project)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def stop(
@@ -289,6 +298,11 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
     for identity, session in sessions.items():
         if identity.boot_id == here.boot_id and identity.pid != here.pid and not is_known_dead(identity):
             yield identity, session
+
+
+def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
+    """Whether the note was written here; notes of early versions do not say."""
+    return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:

@@ -70,6 +70,31 @@ def test_the_copy_neither_stops_nor_waits_for_nor_believes_the_session_of_the_or
     assert stopped.session == pair.session.session
 
 
+def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_shows(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    followed = "".join(pair.copy.log(follow=True))  # returns, although the session of the original still writes
+    assert str(pair.session.session) in followed
+    assert f"the folder that {pair.copy.folder.root} was copied or moved from" in caplog.text
+    caplog.clear()
+
+    pair.copy.pause("full_finetune")  # it then has nothing to do, and ends
+    started = pair.copy.work_in_background(device="cpu", session="none")
+    assert started.session is not None
+    assert started.session != pair.session.session
+    assert started.log.parent == pair.copy.folder.logs_dir
+    assert started.session in "".join(pair.copy.log(follow=True))
+    assert not caplog.text
+    assert pair.session.is_running
+
+    archive = tmp_path / "archive.tar"
+    pair.copy.back_up(archive)
+    pair.copy.restore(archive, force=True)
+    with pytest.raises(UsageError, match=f"Session {pair.session.session} .* works with"):
+        pair.original.restore(archive, force=True)
+    assert pair.session.is_running
+
+
 def test_a_project_that_was_moved_while_its_session_works_still_stops_it(pair: Pair, tmp_path: Path) -> None:
     pair.original.folder.root.rename(tmp_path / "moved")
     pair.original = Project(tmp_path / "moved")
