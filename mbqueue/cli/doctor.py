@@ -208,7 +208,7 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
 
 
 def _queue(project: ProjectFolder) -> Finding:
-    from mbqueue.queue.opening import open_queue, queue_exists
+    from mbqueue.queue.opening import open_queue, queue_exists, what_is_lost
 
     try:
         if not queue_exists(project):
@@ -217,11 +217,11 @@ def _queue(project: ProjectFolder) -> Finding:
             )
         with open_queue(project, read_only=True) as queue:
             queue.verify()
-            found = queue.database.name
+            found, lost = queue.database.name, what_is_lost(project, queue)
     except MbqueueError as error:
         return Finding("queue", "problem", "cannot be used", str(error))
-    if project.topology.why_not_shared is not None:
-        return Finding("queue", "problem", found, project.topology.why_not_shared)
+    if trouble := project.topology.why_not_shared or lost:
+        return Finding("queue", "problem", found, trouble)
     return Finding("queue", "ok", found)
 
 

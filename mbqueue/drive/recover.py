@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from mbqueue.clock import Clock
-from mbqueue.drive.asked_for import steer_as_wanted, wanted
+from mbqueue.drive.asked_for import keep_wanted, steer_as_wanted, wanted
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.reentry import Reentry
@@ -19,7 +19,7 @@ from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
-from mbqueue.queue.opening import has_lost_content, lacks_experiments, require_no_cut_off_restore
+from mbqueue.queue.opening import experiments_beside, has_lost_content, lost_experiments, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside
 from mbqueue.queue.store import Queue
@@ -51,6 +51,9 @@ def recover(
     its priorities, pauses and cancellations (see `wanted`); predictions and records are made again (of a split
     project, taken from the mount where they are whole). Where the live folder is gone, too, pauses are.
 
+    What only the replaced queue has, and can be read there, comes back too: a queue that was begun after the real one
+    was lost, by hand or by an earlier version.
+
     Where the live folder has nothing and state/ has what sessions without one left there (the queue was on a server,
     the project on a local disk), that is taken over first.
 
@@ -64,6 +67,8 @@ def recover(
         if not force:
             require_no_cut_off_restore(project)
         replaced = move_queue_aside(project, force=force, clock=clock)
+        if replaced is not None:
+            _note_what_only_it_has(project, replaced)
         if project.topology.is_split:
             take_commits(project.unsplit, project, differs=note)
         asked = wanted(project, note)
@@ -130,13 +135,24 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
             with suppress(QueueError):  # what cannot be read is found damaged below, or not there either
                 sessions = queue.sessions()
             queue.verify()
-            return sessions, not (has_lost_content(project, queue) or lacks_experiments(project, queue))
+            return sessions, not (has_lost_content(project, queue) or lost_experiments(project, queue))
     except QueueMoved:
         if not even_moved:
             raise
         return (), False
     except QueueDamaged:
         return sessions, False
+
+
+def _note_what_only_it_has(project: ProjectFolder, replaced: Path) -> None:
+    """Write the notes of experiments in a replaced queue that have neither notes nor commits."""
+    # A damaged queue is not believed, and commits say more than a second queue of the same name.
+    with suppress(QueueError), Queue(replaced, read_only=True) as queue:
+        queue.verify()
+        known = experiments_beside(project)
+        for experiment in queue.experiments():
+            if experiment.name not in known:
+                keep_wanted(project, queue, experiment.name)
 
 
 def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Callable[[str], None], now: float) -> None:

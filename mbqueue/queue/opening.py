@@ -111,22 +111,35 @@ def _require_not_lost(project: ProjectFolder) -> None:
     if project.queue_db.exists():
         return
     require_no_cut_off_restore(project)
-    if _experiments_beside(project):
+    if experiments_beside(project):
         raise QueueLost(
             f"There is no queue at {project.queue_db}, but there are checkpoints or notes of experiments, so it was "
             "lost. Rebuild it from them: mbqueue recover"
         )
 
 
-def _experiments_beside(project: ProjectFolder) -> set[str]:
+def experiments_beside(project: ProjectFolder) -> set[str]:
     """Names of the experiments for which the live folder has commits, or notes of what was enqueued."""
     trained = {path.parent.parent.name for path in project.live_dir.glob("checkpoints/*/fold_*/e*.json")}
     return trained | {path.stem for path in project.wanted_dir.glob("*.json")}
 
 
-def lacks_experiments(project: ProjectFolder, queue: Queue) -> bool:
-    """Whether a queue lacks experiments that were trained here: an earlier queue that held them was lost."""
-    return bool(_experiments_beside(project) - {experiment.name for experiment in queue.experiments()})
+def lost_experiments(project: ProjectFolder, queue: Queue) -> list[str]:
+    """Experiments that were trained here and are not in the queue: an earlier queue that held them was lost."""
+    if project.topology.queue_url:
+        return []
+    return sorted(experiments_beside(project) - {experiment.name for experiment in queue.experiments()})
+
+
+def what_is_lost(project: ProjectFolder, queue: Queue) -> str:
+    """What to tell of a queue that was begun after another one was lost; empty if it lacks nothing."""
+    names = ", ".join(lost_experiments(project, queue))
+    if not names:
+        return ""
+    return (
+        f"The queue lacks {names}, of which there are checkpoints or notes: it was begun after an earlier queue was "
+        "lost. When no session runs, bring them back: mbqueue recover"
+    )
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:

@@ -31,7 +31,7 @@ from mbqueue.errors import (
 )
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
-from mbqueue.queue.opening import open_queue, require_content, require_queue
+from mbqueue.queue.opening import open_queue, require_content, require_queue, what_is_lost
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.commits_binding import enter_place, require_same
 from mbqueue.session.compiling import Compiling
@@ -117,6 +117,8 @@ def _session(
             queue.end_session(session, reason=str(error), now=clock.now())
             raise
         report.session_started(session, device_name(device), options.session_seconds)
+        if lost_before := what_is_lost(project, queue):
+            report.note(lost_before)
         publisher = _publisher(project, session, clock, report, deadline, stop)
         heartbeat = Heartbeat(queue, session, lease_seconds=settings.lease_seconds, clock=clock, on_trouble=report.note)
         place = Workplace(

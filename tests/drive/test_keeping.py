@@ -76,6 +76,23 @@ def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: LocalProject
     assert is_done(session.queue)
 
 
+@pytest.mark.parametrize("second", ["other", "fake"])
+def test_a_queue_that_was_begun_beside_the_checkpoints_of_a_lost_one_costs_no_epoch(
+    local: LocalProject, second: str
+) -> None:
+    end(local.train(5))
+    before = epochs_and_rows(local.project)
+    with Queue(local.project.queue_db) as queue:
+        spec = queue.experiment("fake").spec
+    local.project.queue_db.unlink()
+    with Queue(local.project.queue_db) as queue:  # by hand, or by a version that did not refuse it
+        queue.enqueue(parse_spec(spec | {"name": second}, source="test"), results_dir=f"results/{second}", now=0.0)
+    recover(local.project, force=second == "fake", note=note, clock=local.clock)
+    assert epochs_and_rows(local.project) == before
+    with Queue(local.project.queue_db, read_only=True) as queue:
+        assert {one.name for one in queue.experiments()} == {"fake", second}
+
+
 def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(local: LocalProject) -> None:
     end(local.train(4))
     folder = local.project.checkpoints_dir("fake", 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_project import make_project
+from small_project import RememberedReport, make_project
 
 from mbqueue.api import Project
 from mbqueue.cli.doctor import _queue
@@ -14,6 +14,8 @@ from mbqueue.errors import QueueLost, UsageError
 from mbqueue.experiment import load_spec
 from mbqueue.queue.opening import open_queue, queue_exists
 from mbqueue.queue.store import Queue
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.worker import work
 
 
 @pytest.fixture
@@ -70,6 +72,22 @@ def test_recover_mends_it_even_after_another_was_begun(lost: Project) -> None:
     assert names == {"head_finetune", "full_finetune"}
     with pytest.raises(UsageError, match="it is whole"):
         lost.recover()
+
+
+def test_a_second_queue_is_told_to_lack_something_and_what_only_it_has_is_kept_as_it_was(lost: Project) -> None:
+    spec = load_spec(lost.folder.experiment_file("full_finetune"), overrides={"data.dataset": "sample"})
+    with Queue(lost.folder.queue_db) as queue:
+        queue.enqueue(spec, results_dir="results/full", now=0.0)
+        queue.pause("full_finetune", now=0.0)
+    report = RememberedReport()
+    work(lost.folder, WorkOptions(device="cpu"), report=report)
+    for told in (_queue(lost.folder).remedy, "\n".join(report.lines)):
+        assert "The queue lacks head_finetune" in told
+        assert "mbqueue recover" in told
+    lost.recover()
+    assert _queue(lost.folder).state == "ok"
+    found = {one["name"]: one["paused"] for one in lost.status().overview["experiments"]}
+    assert found == {"head_finetune": False, "full_finetune": True}
 
 
 def test_a_project_where_nothing_was_ever_enqueued_has_lost_nothing(tmp_path: Path) -> None:
