@@ -27,6 +27,7 @@
     │   └── DeviceTooSmall       one crystal alone does not fit the device
     ├── DeviceBusy               one crystal alone does not fit the free memory of the device
     ├── CheckpointError          a checkpoint is damaged, foreign or does not fit
+    │   └── CheckpointMisfit     it is whole, but this experiment or this version cannot use it
     ├── DeviceLost               the GPU stopped working; what is committed is safe
     ├── LimitReached             a limit of the system (memory, file size); what is committed is safe
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
@@ -201,6 +202,10 @@ class DeviceBusy(MbqueueError):
 
 class CheckpointError(MbqueueError):
     """A checkpoint is damaged, foreign or does not fit the model."""
+
+
+class CheckpointMisfit(CheckpointError):
+    """A checkpoint is whole, but this experiment or this version of mbqueue cannot use it."""
 
 
 class DeviceLost(MbqueueError):

@@ -388,8 +388,13 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
     return sha256_of_json(told_apart_by)
 
 
-def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:
+def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix the file or the --set options.") -> Spec:
     """Make a spec from nested plain values, and check it.
+
+    Args:
+        content: sections and keys, as in an experiment file.
+        source: what they are from, for messages.
+        advice: what to do if they are wrong.
 
     Raises:
         SpecError: naming every wrong key, its value and what is allowed.
@@ -397,7 +402,7 @@ def parse_spec(content: Mapping[str, Any], *, source: str) -> Spec:
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source)) from None  # its content is reported in plainer words
+        raise SpecError(_explain(error, source, advice)) from None  # its content is reported in plainer words
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
@@ -470,7 +475,7 @@ def _lay_over(content: dict[str, Any], dotted: str, value: Any) -> None:
     content[key] = value
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def _explain(error: ValidationError, source: str, advice: str) -> str:
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
@@ -482,7 +487,7 @@ def _explain(error: ValidationError, source: str) -> str:
             said = _NAME_RULE if _is_name(problem) else problem["msg"].removeprefix("Value error, ")
             given = f" = {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
             lines.append(f"  {key}{given}: {said[:1].lower()}{said[1:]}" if key else f"  {said}")
-    return f"{source} is not a valid experiment:\n" + "\n".join(lines) + "\nFix the file or the --set options."
+    return f"{source} is not a valid experiment:\n" + "\n".join([*lines, advice])
 
 
 def _is_name(problem: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from mbqueue.drive.moving import take_commits
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
-from mbqueue.experiment import load_spec
+from mbqueue.experiment import hash_of_spec, load_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, SessionRow, State
 from mbqueue.queue.opening import experiments_beside, has_lost_content, lost_experiments, require_no_cut_off_restore
@@ -151,7 +151,7 @@ def _note_what_only_it_has(project: ProjectFolder, replaced: Path) -> None:
         queue.verify()
         known = experiments_beside(project)
         for experiment in queue.experiments():
-            if experiment.name not in known:
+            if experiment.name not in known and hash_of_spec(experiment.spec) == experiment.spec_hash:
                 keep_wanted(project, queue, experiment.name)
 
 

@@ -12,6 +12,7 @@ from mbqueue.data.machine_code import telling
 from mbqueue.drive.publishing import Publisher
 from mbqueue.errors import (
     CacheError,
+    CheckpointMisfit,
     CommitTaken,
     DataError,
     DeviceLost,
@@ -331,8 +332,8 @@ def _ends_session(project: ProjectFolder, device: torch.device, error: Exception
 
 def _would_come_out_the_same(error: Exception) -> bool:
     """Whether an error is of the data, the spec or the arithmetic, not of a network or of a cache that is made anew."""
-    is_lasting = isinstance(error, DataError | SpecError | TrainingError | ResultsError | RewoundBefore)
-    return is_lasting and not isinstance(error, SourceAway | CacheError)
+    lasting = DataError | SpecError | CheckpointMisfit | TrainingError | ResultsError | RewoundBefore
+    return isinstance(error, lasting) and not isinstance(error, SourceAway | CacheError)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -262,7 +262,12 @@ class Workplace:
                 f"The spec of {experiment.name} in {self.queue.database.name} is not the one that was enqueued: it "
                 "is damaged. Rebuild the queue from the checkpoints: mbqueue recover --force"
             )
-        return experiment, parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
+        spec = parse_spec(
+            experiment.spec,
+            source=f"the spec of {experiment.name} in the queue",
+            advice="Another version of mbqueue enqueued it. Use that version, or enqueue a new experiment (--name).",
+        )
+        return experiment, spec
 
     def progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
         """A callback (done, total) that shows ``what`` to the watcher and, by the heartbeat, to the queue."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointError, CheckpointMisfit
 from mbqueue.files import sha256_of_json
 from mbqueue.project import NAME_PATTERN
 from mbqueue.storage.names import HIGHEST_FENCE, is_stem, stem_of
@@ -158,7 +158,7 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     Raises:
         Damaged: when it is not a manifest, or that of another commit.
         ForeignCommit: when it is of another experiment, spec, dataset or fold.
-        CheckpointError: when it is of a newer format.
+        CheckpointMisfit: when it is of a newer format.
     """
     manifest = manifest_of(content, source=source)
     if manifest.stem != stem:
@@ -172,7 +172,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
 
     Raises:
         Damaged: when it is not a manifest.
-        CheckpointError: when it is of a newer format.
+        CheckpointMisfit: when it is of a newer format.
     """
     if len(content) > LARGEST_MANIFEST:
         raise Damaged(f"The manifest {source} is larger than any that mbqueue writes.")
@@ -186,7 +186,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     if not is_whole:
         raise Damaged(f"The manifest {source} is not what was written: its checksum is another.")
     if format_number > FORMAT:
-        raise CheckpointError(f"{source} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
+        raise CheckpointMisfit(f"{source} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
     known = {f.name for f in fields(Manifest)}
     try:
         manifest = Manifest(**{key: value for key, value in parts.items() if key in known})

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from mbqueue.clock import utc_text
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import Spec
 from mbqueue.storage.manifest import Manifest
 from mbqueue.storage.names import stem_of
 from mbqueue.train.arithmetic import device_name, differences
 from mbqueue.train.family import family_of
 from mbqueue.train.optim import (
+    ADVICE,
     WeightAverage,
     WeightSoup,
     learning_rate,
@@ -66,13 +67,13 @@ class Learner:
         """Take the place of a commit's state.
 
         Raises:
-            CheckpointError: when it does not fit the model.
+            CheckpointMisfit: when it does not fit the model.
         """
         try:
             self.model.load_state_dict(state.model)
         except RuntimeError as error:
-            raise CheckpointError(
-                f"The weights of the commit {manifest.stem} do not fit the model: {error}."
+            raise CheckpointMisfit(
+                f"The weights of the commit {manifest.stem} do not fit the model: {error}. {ADVICE}"
             ) from error
         restore_optimizer(self.optimizer, self.trained, state.optimizer)
         if self.average is not None:

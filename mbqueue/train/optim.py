@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbqueue.errors import CheckpointError
+from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
+
+#: What to do about a whole checkpoint of the same spec whose parameters are others.
+ADVICE = "Another version of mbqueue wrote it. Use that version, or train under a new name (--name)."
 
 
 def open_for_training(
@@ -77,12 +80,12 @@ def restore_optimizer(
     """Put back what `optimizer_tensors` gave.
 
     Raises:
-        CheckpointError: when a name is not among the trained parameters.
+        CheckpointMisfit: when a name is not among the trained parameters.
     """
     foreign = tensors.keys() - trained.keys()
     if foreign:
-        raise CheckpointError(
-            f"The checkpoint has optimizer state of parameters that are not trained: {sorted(foreign)}."
+        raise CheckpointMisfit(
+            f"The checkpoint has optimizer state of parameters that are not trained: {sorted(foreign)}. {ADVICE}"
         )
     content: dict[str, Any] = optimizer.state_dict()
     index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
@@ -111,10 +114,10 @@ class WeightAverage:
         """Put back the averages of a checkpoint.
 
         Raises:
-            CheckpointError: when its names are not those of the trained parameters.
+            CheckpointMisfit: when its names are not those of the trained parameters.
         """
         if tensors.keys() != self.tensors.keys():
-            raise CheckpointError("The averaged weights in the checkpoint are not those of this experiment.")
+            raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
@@ -158,10 +161,10 @@ class WeightSoup:
         """Put back what a checkpoint has.
 
         Raises:
-            CheckpointError: when its names are not those of the trained parameters.
+            CheckpointMisfit: when its names are not those of the trained parameters.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
-            raise CheckpointError("The averaged weights in the checkpoint are not those of this experiment.")
+            raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
         self.tensors, *self.ends = (
             {name: tensor.to(self._live[name].device) for name, tensor in part.items()} for part in (tensors, *ends)
         )

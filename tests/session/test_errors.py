@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
+from mbqueue.api import Project
+from mbqueue.cli import main
 from mbqueue.data import datasets, source
-from mbqueue.errors import CacheError, DataError, DiskFull, MbqueueError, QueueDiskFull, SourceAway, StoreError
+from mbqueue.errors import (
+    CacheError,
+    CheckpointError,
+    CheckpointMisfit,
+    DataError,
+    DiskFull,
+    MbqueueError,
+    QueueDiskFull,
+    SourceAway,
+    StoreError,
+)
+from mbqueue.experiment import hash_of_spec
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.store import Queue
@@ -84,7 +100,14 @@ def test_a_dataset_that_no_later_attempt_can_split_fails_at_once(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("error", "is_final"),
-    [(DataError("d"), True), (SourceAway("s"), False), (CacheError("c"), False), (StoreError("s"), False)],
+    [
+        (DataError("d"), True),
+        (CheckpointMisfit("m"), True),
+        (CheckpointError("e"), False),
+        (SourceAway("s"), False),
+        (CacheError("c"), False),
+        (StoreError("s"), False),
+    ],
 )
 def test_what_a_later_attempt_may_cure_is_tried_again(
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, error: MbqueueError, is_final: bool
@@ -135,3 +158,47 @@ def test_a_stop_is_heard_while_a_dataset_is_read_and_costs_no_attempt(tmp_path: 
     assert told == ["reading"]
     job = the_prepare_job(project)
     assert (job.state, job.failures, job.preemptions) == (State.READY, 0, 1)
+
+
+def test_a_spec_that_is_not_the_enqueued_one_fails_at_once_and_following_the_advice_mends_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _worked_with_another_spec(tmp_path, "'$.train.lr', 1.0", capsys)
+    assert "FAILED, once its cause is fixed: mbqueue retry pretrained_infer" in said
+    assert "is not the one that was enqueued: it is damaged. Rebuild the queue" in said
+    assert "mbqueue recover --force" in said
+    project = Project(tmp_path)
+    project.recover(force=True)
+    outcome = project.work(device="cpu", max_jobs=1)
+    assert (outcome.jobs_done, the_prepare_job(project.folder).state) == (1, State.COMMITTED)
+
+
+def test_a_spec_of_another_version_fails_at_once_and_the_advice_is_not_to_fix_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _worked_with_another_spec(tmp_path, "'$.train.of_tomorrow', 1", capsys, is_damage=False)
+    assert "train.of_tomorrow: there is no such key" in said
+    assert "Another version of mbqueue enqueued it" in said
+    assert "Fix the file" not in said
+
+
+def _worked_with_another_spec(
+    root: Path, change: str, capsys: pytest.CaptureFixture[str], *, is_damage: bool = True
+) -> str:
+    """What `mbqueue work` says of an experiment whose spec in the queue was changed; that it tried once is checked."""
+    make_project(root)
+    project = Project(root)
+    project.enqueue("pretrained_infer", dataset="sample", settings={"data.limit": 40})
+    with closing(sqlite3.connect(project.folder.queue_db)) as connection, connection:
+        connection.execute(f"UPDATE experiments SET spec = json_set(spec, {change})")
+        if not is_damage:
+            (spec,) = connection.execute("SELECT spec FROM experiments").fetchone()
+            connection.execute("UPDATE experiments SET spec_hash = ?", (hash_of_spec(json.loads(spec)),))
+    with pytest.raises(SystemExit) as ended:
+        main(["--project", str(root), "work", "--device", "cpu"])
+    assert ended.value.code == 1
+    prepare = the_prepare_job(project.folder)
+    assert (prepare.state, prepare.failures) == (State.FAILED, 1)
+    told = capsys.readouterr()
+    assert "next attempt at" not in told.out + told.err
+    return " ".join((told.out + told.err).split())
