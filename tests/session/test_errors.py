@@ -185,7 +185,7 @@ def test_a_spec_of_another_version_fails_at_once_and_the_advice_is_not_to_fix_a_
 def _worked_with_another_spec(
     root: Path, change: str, capsys: pytest.CaptureFixture[str], *, is_damage: bool = True
 ) -> str:
-    """What `mbqueue work` prints for an experiment whose spec in the queue was changed; that it tried once is checked."""
+    """What `mbqueue work` prints if the spec in the queue was changed; checks that the job was tried once."""
     make_project(root)
     project = Project(root)
     project.enqueue("pretrained_infer", dataset="sample", settings={"data.limit": 40})
