@@ -138,8 +138,13 @@ class TrainSpec(Section):
         0,
         ge=0,
         le=100,
-        description="Validate and keep the mean of the weights at the ends of this many last epochs (a weight soup); "
+        description="Validate and keep the mean of the weights at the ends of this many epochs (a weight soup); "
         "0 is off. Each commit holds as many copies of the trained weights.",
+    )
+    soup_of: Literal["last", "best"] = Field(
+        "last",
+        description="Which epochs a soup is made of: the last ones, or those whose own weights have the lowest "
+        "validation MAE so far.",
     )
     patience: int = Field(
         0,
@@ -191,6 +196,8 @@ class TrainSpec(Section):
             raise ValueError(f"unfreeze_epochs = {self.unfreeze_epochs} must be below epochs = {self.epochs}")
         if self.soup and self.ema_decay:
             raise ValueError("soup and ema_decay both average the weights: one of them must be 0")
+        if self.soup_of != "last" and not self.soup:
+            raise ValueError(f"soup_of = {self.soup_of!r} needs soup, the number of epochs to average")
         return self
 
 
@@ -202,7 +209,7 @@ KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 #: so such experiments resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
-    "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0},
+    "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},
 }
 #: The target of specs without one. It is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)

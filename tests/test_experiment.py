@@ -69,7 +69,7 @@ def test_the_hash_changes_with_what_changes_a_fold(change: dict[str, Any]) -> No
 
 def test_a_spec_of_before_a_key_existed_has_the_same_hash_and_means_what_it_meant() -> None:
     content = spec().to_json()
-    for younger in ("group_by_size", "test_strains", "validation_seed", "soup"):
+    for younger in ("group_by_size", "test_strains", "validation_seed", "soup", "soup_of"):
         del content["train"][younger]
     del content["data"]["id_column"]
     assert hash_of_spec(content) == spec().hash
@@ -80,6 +80,7 @@ def test_a_spec_of_before_a_key_existed_has_the_same_hash_and_means_what_it_mean
     assert spec(train={"test_strains": 1}).hash != spec().hash
     assert spec(train={"validation_seed": 0}).hash != spec().hash
     assert spec(train={"soup": 2}).hash != spec().hash
+    assert spec(train={"soup": 2, "soup_of": "best"}).hash != spec(train={"soup": 2}).hash
     assert spec(train={"precision": "fp16"}).hash != spec(train={"precision": "bf16"}).hash
 
 

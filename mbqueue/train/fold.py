@@ -271,19 +271,29 @@ class FoldRun:
 
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
         """Finish the epoch: validate the weights that are kept, and write its row; False when asked to stop."""
-        began = self._clock.monotonic()
-        with learner.kept_weights(), calculating(self.device, "float32"):
-            found = self._inference.outputs(learner.model, self.rows.validation, should_stop=should_stop)
+        began, own_mae = self._clock.monotonic(), 0.0
+        if learner.needs_own_mae:
+            own = self._validation(learner, should_stop)
+            if own is None:
+                return False
+            own_mae = own[1]
+        with learner.kept_weights(own_mae):
+            found = self._validation(learner, should_stop)
         if found is None:
             return False
+        learner.close_epoch(val_loss=found[0], val_mae=found[1], seconds=self._clock.monotonic() - began)
+        return True
+
+    def _validation(self, learner: Learner, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
+        """Loss and MAE on the validation part of the weights that the model has; None when asked to stop."""
+        with calculating(self.device, "float32"):
+            found = self._inference.outputs(learner.model, self.rows.validation, should_stop=should_stop)
+        if found is None:
+            return None
         target, objective = self._crystals.targets[self.rows.validation], self._start.objective
         output = torch.from_numpy(found)
-        learner.close_epoch(
-            val_loss=float(objective.loss_sum(output, torch.from_numpy(target))) / len(target),
-            val_mae=float(np.abs(objective.prediction(output).numpy() - target).mean()),
-            seconds=self._clock.monotonic() - began,
-        )
-        return True
+        loss = float(objective.loss_sum(output, torch.from_numpy(target))) / len(target)
+        return loss, float(np.abs(objective.prediction(output).numpy() - target).mean())
 
     def _outcome(self, learner: Learner) -> EpochOutcome:
         finished = learner.complete

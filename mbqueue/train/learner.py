@@ -51,7 +51,9 @@ class Learner:
         self.trained = family.trained_parameters(self.model, spec.model.trainable)
         self.optimizer = make_optimizer(family, self.model, self.trained, spec.train)
         self.average = WeightAverage(self.trained, spec.train.ema_decay) if spec.train.ema_decay else None
-        self.soup = WeightSoup(self.trained, spec.train.soup) if spec.train.soup else None
+        self.soup = (
+            WeightSoup(self.trained, spec.train.soup, of_best=spec.train.soup_of == "best") if spec.train.soup else None
+        )
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
         self._begun = 0  # steps that the device computes, or has computed, and that are not counted yet
         self.sums = _no_sums()
@@ -79,7 +81,7 @@ class Learner:
         if self.average is not None:
             self.average.restore(state.average)
         if self.soup is not None:
-            self.soup.restore(state.average, state.ends)
+            self.soup.restore(state.average, state.ends, state.end_maes)
         self.epoch, self.step, self.complete = state.epoch, state.step, state.complete
         self.steps_done, self.sums = state.steps_done, dict(state.sums)
         self.best = dict(manifest.best) if manifest.best else None
@@ -142,10 +144,19 @@ class Learner:
         self.sums["structures"] += result.structures
         self.seconds += seconds
 
-    def kept_weights(self) -> AbstractContextManager[None]:
-        """Within the block the model has the weights that are validated and kept: its own, or an average of them."""
+    @property
+    def needs_own_mae(self) -> bool:
+        """Whether an epoch's own weights must be validated before those that are kept."""
+        return self.soup is not None and self.soup.of_best
+
+    def kept_weights(self, own_mae: float = 0.0) -> AbstractContextManager[None]:
+        """Within the block the model has the weights that are validated and kept: its own, or an average of them.
+
+        Args:
+            own_mae: validation MAE of its own weights, if `needs_own_mae`.
+        """
         if self.soup is not None:
-            self.soup.stir()
+            self.soup.stir(own_mae)
         average = self.average or self.soup
         return nullcontext() if average is None else average.applied()
 
@@ -195,6 +206,7 @@ class Learner:
             average=to_host(average.tensors) if average else {},
             random=random_states(self._device),
             ends=[to_host(end) for end in self.soup.ends] if self.soup else [],
+            end_maes=list(self.soup.end_maes) if self.soup else [],
         )
 
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:

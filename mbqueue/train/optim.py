@@ -127,54 +127,69 @@ class WeightAverage:
 
 
 class WeightSoup:
-    """Mean of the trained parameters at the ends of the last epochs.
+    """Mean of the trained parameters at the ends of several epochs, of fewer until there are as many.
 
-    "Latest weight averaging" (Kaddour, arXiv 2209.14981): the mean over a window of that many epochs' ends, which
-    grows until there are as many.
+    Of the last epochs it is "latest weight averaging" (Kaddour, arXiv 2209.14981). Of the best epochs it is the uniform
+    soup (Wortsman et al., arXiv 2203.05482) of one training, whose ingredients are chosen by validation.
 
     Attributes:
+        of_best: whether the best epochs are averaged, by the validation MAE of their own weights, in place of the last.
         tensors: the mean; before the first epoch's end, none.
-        ends: parameters at the ends of the epochs before the current one that are in the window, oldest first.
+        ends: parameters at the ends of earlier epochs that a later mean may need, oldest first.
+        end_maes: validation MAE of each of `ends`; empty unless `of_best`.
     """
 
-    def __init__(self, trained: dict[str, nn.Parameter], epochs: int) -> None:
-        self._live, self._epochs = trained, epochs
+    def __init__(self, trained: dict[str, nn.Parameter], epochs: int, *, of_best: bool = False) -> None:
+        self._live, self._epochs, self.of_best = trained, epochs, of_best
         self.tensors: dict[str, Tensor] = {}
         self.ends: list[dict[str, Tensor]] = []
+        self.end_maes: list[float] = []
+        self._window: list[dict[str, Tensor]] = []
+        self._maes: list[float] = []
 
-    def stir(self) -> None:
-        """Let `tensors` be the mean with the current weights, which are those at the end of an epoch."""
-        window = [*self.ends[-(self._epochs - 1) :], self._own()] if self._epochs > 1 else [self._own()]
+    def stir(self, own_mae: float = 0.0) -> None:
+        """Let `tensors` be the mean with the current weights, which are those at the end of an epoch.
+
+        Args:
+            own_mae: their validation MAE; matters only for the best epochs.
+        """
+        ends = [*self.ends, {name: p.detach().clone() for name, p in self._live.items()}]
+        maes = [*self.end_maes, own_mae]
+        # Oldest first, since the last digits depend on the order; of equally good epochs the earlier.
+        best = sorted(range(len(maes)), key=maes.__getitem__)[: self._epochs]
+        chosen = sorted(best) if self.of_best else range(len(ends))[-self._epochs :]
+        self._window = [ends[number] for number in chosen]
+        self._maes = [maes[number] for number in chosen] if self.of_best else []
         self.tensors = {}
         for name in self._live:
-            total = window[0][name].clone()  # summed in the order of epochs: the last digits depend on it
-            for end in window[1:]:
+            total = self._window[0][name].clone()
+            for end in self._window[1:]:
                 total += end[name]
-            self.tensors[name] = total / len(window)
+            self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Note that the epoch is over."""
-        if self._epochs > 1:
-            self.ends = [*self.ends, self._own()][-(self._epochs - 1) :]
+        """Note that the epoch that was stirred in is over."""
+        is_too_old = not self.of_best and len(self._window) == self._epochs
+        self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 
-    def restore(self, tensors: dict[str, Tensor], ends: list[dict[str, Tensor]]) -> None:
+    def restore(self, tensors: dict[str, Tensor], ends: list[dict[str, Tensor]], end_maes: list[float]) -> None:
         """Put back what a checkpoint has.
 
         Raises:
-            CheckpointMisfit: when its names are not those of the trained parameters.
+            CheckpointMisfit: when its names are not those of the trained parameters, or MAEs are missing.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
             raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
+        if len(end_maes) != (len(ends) if self.of_best else 0):
+            raise CheckpointMisfit(f"The checkpoint lacks validation MAEs of the soup's epochs. {ADVICE}")
         self.tensors, *self.ends = (
             {name: tensor.to(self._live[name].device) for name, tensor in part.items()} for part in (tensors, *ends)
         )
+        self.end_maes = list(end_maes)
 
     def applied(self) -> AbstractContextManager[None]:
         """Within the block the model carries the mean; after it, its own weights again."""
         return carrying(self._live, self.tensors)
-
-    def _own(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self._live.items()}
 
 
 @contextmanager

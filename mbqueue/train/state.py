@@ -44,6 +44,7 @@ class TrainState:
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
             they are here so that nothing that ever does can break an exact resume.
         ends: trained weights at the ends of earlier epochs, oldest first; empty except for a weight soup.
+        end_maes: validation MAE of each of them; empty except for a soup of the best epochs.
     """
 
     spec_hash: str
@@ -60,14 +61,16 @@ class TrainState:
     average: _Tensors
     random: dict[str, Any]
     ends: list[_Tensors] = dataclasses.field(default_factory=list)
+    end_maes: list[float] = dataclasses.field(default_factory=list)
 
 
 def serialise(state: TrainState) -> bytes:
     """The bytes of a checkpoint file; equal states give equal bytes."""
     buffer = io.BytesIO()  # a buffer, not a path: torch.save puts a path's name into the archive
     parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
-    if not state.ends:
-        del parts["ends"]  # states without a soup keep the bytes that they have always had
+    for younger in ("ends", "end_maes"):
+        if not parts[younger]:
+            del parts[younger]  # states without a soup keep the bytes that they have always had
     torch.save(parts, buffer)
     return buffer.getvalue()
 

@@ -11,21 +11,27 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tripwire import Fault
 from warm import Warm
 
 from mbqueue.data.datasets import SAMPLE_FILE
+from mbqueue.queue.store import Queue
+from mbqueue.results.folder import read_recorded
+from mbqueue.results.tables import model_file, predictions_file
 
 from .conftest import (
     ENQUEUE,
+    EXPERIMENT,
     LONG,
     ON_A_DRIVE,
     SEED,
     SETTINGS,
     SHARE,
     SHARES,
+    WORK,
     Lab,
     Straight,
     go_straight,
@@ -107,21 +113,91 @@ def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Calla
     )
 
 
-@pytest.mark.parametrize("kind", ["scalar", "class"])
+SOUPS = {"soup": ("--set", "train.soup=2"), "best soup": ("--set", "train.soup=1", "--set", "train.soup_of=best")}
+
+
+@pytest.mark.parametrize("kind", ["scalar", "class", *SOUPS])
 def test_an_experiment_of_any_kind_that_dies_twice_equals_an_uninterrupted_one(
     warm: Warm, tmp_path: Path, kind: str
 ) -> None:
-    table = tmp_path / "table.jsonl"
+    enqueue = (*ENQUEUE, *SOUPS[kind]) if kind in SOUPS else of_target(kind, write_table(tmp_path / "table.jsonl", 60))
+    straight = go_straight(Lab(warm, tmp_path / "straight", enqueue=enqueue))
+    death = Death(f"dies, {kind}", "kill", sample=2)
+    sweep(straight, death, straight.operations, lambda place: Lab(warm, tmp_path / place, enqueue=enqueue))
+
+
+def write_table(path: Path, number: int) -> Path:
+    """The first crystals of the sample, with a class."""
     with gzip.open(SAMPLE_FILE, "rt") as lines:
-        rows = [json.loads(line) for line in itertools.islice(lines, 60)]
-    table.write_text("\n".join(json.dumps({**row, "class": row["e_form"] < -1.0}) for row in rows))
+        rows = [json.loads(line) for line in itertools.islice(lines, number)]
+    path.write_text("\n".join(json.dumps({**row, "class": row["e_form"] < -1.0}) for row in rows))
+    return path
+
+
+def of_target(kind: str, table: Path) -> tuple[str, ...]:
+    """The command that enqueues an experiment on a scalar or a class."""
     target = {"name": "made up", "unit": "" if kind == "class" else "eV", "kind": kind}
     target["column"] = "class" if kind == "class" else "e_form"
     settings = [part for key, value in target.items() for part in ("--set", f"target.{key}={json.dumps(value)}")]
-    enqueue = ("enqueue", f"{kind}_head", "--dataset", str(table), *ENQUEUE[4:], *settings)
-    straight = go_straight(Lab(warm, tmp_path / "straight", enqueue=enqueue))
-    death = Death(f"killed, {kind}", "kill", sample=2)
-    sweep(straight, death, straight.operations, lambda place: Lab(warm, tmp_path / place, enqueue=enqueue))
+    return ("enqueue", f"{kind}_head", "--dataset", str(table), *ENQUEUE[4:], *settings)
+
+
+@dataclass(frozen=True)
+class MadeLab(Lab):
+    """A lab whose experiment is made from those of another project, of which it begins with a copy."""
+
+    members: Path = Path()
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        return self.enqueue, WORK
+
+    def make(self) -> None:
+        if not self.root.exists():
+            shutil.copytree(self.members, self.root)
+
+    def results(self, fold: int = 0) -> Any:
+        """Its files except for times: predictions, the model if it has one, scores and weights."""
+        with Queue(self.project().queue_db, read_only=True) as queue:
+            folder = self.root / queue.experiment("made").results_dir
+        content = read_recorded(folder).content
+        # The record of a fold also says when it was made, and by which session.
+        entry = {key: value for key, value in content["folds"][str(fold)].items() if key in {"scores", "blend"}}
+        assert entry["scores"]
+        kept = [file for file in (model_file(folder, fold), predictions_file(folder, fold)) if file.exists()]
+        return {file.name: file.read_bytes() for file in kept}, entry
+
+
+@pytest.fixture(scope="module")
+def members(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with two recorded experiments, which share the 32 crystals of their validation part."""
+    folder = tmp_path_factory.mktemp("members")
+    table = write_table(folder / "table.jsonl", 80)
+    shared = ("--set", "train.validation=0.5", "--set", "train.validation_seed=0", "--set", "train.batch_size=16")
+    enqueue = ("enqueue", EXPERIMENT, "--dataset", str(table), "--folds", "0", "--epochs", "1", "--seeds", "0-1")
+    lab = Lab(warm, folder, enqueue=(*enqueue, *shared))
+    lab.make()
+    assert lab.live() == 0, lab.said
+    return lab.root
+
+
+SEEDS = tuple(f"{EXPERIMENT}.seed{number}" for number in range(2))
+MADE = {
+    "blend": ("blend", *SEEDS),
+    "fitted blend": ("blend", *SEEDS, "--weights", "fitted"),
+    "predictions anew": ("predict-again", SEEDS[0], "--test-strains", "1"),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_what_is_made_from_recorded_experiments_and_dies_twice_equals_what_is_made_undisturbed(
+    warm: Warm, tmp_path: Path, members: Path, made: str
+) -> None:
+    def lab_at(place: str) -> MadeLab:
+        return MadeLab(warm, tmp_path / place, enqueue=(*MADE[made], "--name", "made"), members=members)
+
+    straight = go_straight(lab_at("straight"))
+    sweep(straight, Death(f"dies, {made}", "kill", sample=3), straight.operations, lab_at)
 
 
 def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int, n_operations: int) -> int:

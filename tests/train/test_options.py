@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.history import is_out_of_patience
 from mbqueue.train import chgnet
@@ -209,6 +210,45 @@ def test_a_soup_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs() -> N
     assert [float(end["w"]) for end in soup.ends] == [6.0, 10.0]
 
 
+def test_a_soup_of_the_best_epochs_is_the_mean_of_those_with_the_lowest_error_of_their_own() -> None:
+    live = {"w": torch.nn.Parameter(torch.tensor([0.0]))}
+    soup = WeightSoup(live, epochs=2, of_best=True)
+    found = []
+    for weight, mae in ((1.0, 0.5), (2.0, 0.3), (6.0, 0.9), (10.0, 0.3), (20.0, 0.3), (30.0, 0.1)):
+        live["w"].data.fill_(weight)
+        soup.stir(mae)
+        soup.stir(mae)
+        with soup.applied():
+            found.append(float(live["w"].detach()))
+        soup.keep()
+    assert found == [1.0, 1.5, 1.5, 6.0, 6.0, 16.0]
+    assert ([float(end["w"]) for end in soup.ends], soup.end_maes) == ([2.0, 30.0], [0.3, 0.1])
+    with pytest.raises(CheckpointMisfit, match="lacks validation MAEs of the soup's epochs"):
+        soup.restore(soup.tensors, soup.ends, [0.3])
+
+
+def test_the_best_epochs_of_a_soup_are_those_whose_own_weights_validate_best(
+    bench: Any, helpers: Any, tmp_path: Path
+) -> None:
+    # At this rate epochs differ, so that the best two are not always the last two.
+    options = {"epochs": 4, "lr": 3e-2, "schedule": "constant", "trainable": "head"}
+    run, plain = bench.run(tmp_path / "soup", soup=2, soup_of="best", **options), bench.run(tmp_path / "own", **options)
+    name, ends, maes, is_of_last = "mlp.layers.0.weight", [], [], []
+    for epoch in range(1, 5):
+        helpers.train_epoch(run, epoch)
+        maes.append(helpers.train_epoch(plain, epoch).history_row["val_mae"])
+        ends.append(run._learner.trained[name].detach().clone())
+        assert torch.equal(ends[-1], plain._learner.trained[name]), "a soup changed the training"
+        best = sorted(sorted(range(epoch), key=maes.__getitem__)[:2])
+        mean = sum((ends[one] for one in best[1:]), ends[best[0]]) / len(best)
+        assert torch.equal(run._learner.soup.tensors[name], mean)
+        assert run._learner.soup.end_maes == [maes[one] for one in best]
+        is_of_last.append(best[-1] == epoch - 1)
+    assert not all(is_of_last)
+    kept = run._learner.best["epoch"]
+    assert run.history()[kept - 1]["val_mae"] == min(row["val_mae"] for row in run.history())
+
+
 def test_a_soup_is_what_is_validated_and_kept(bench: Any, helpers: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path, soup=2)
     ends = []
@@ -231,7 +271,7 @@ def test_a_state_without_a_soup_has_the_bytes_that_it_always_had(bench: Any, hel
     run = bench.run(tmp_path)
     helpers.train_epoch(run, 1)
     parts = torch.load(io.BytesIO(serialise(run._learner.state())), weights_only=True)
-    assert "ends" not in parts
+    assert {"ends", "end_maes"}.isdisjoint(parts)
 
 
 def test_patience_asks_to_stop_after_so_many_epochs_without_a_better_one(

@@ -74,8 +74,20 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
         },
         {"soup": 2},
         {"soup": 5, "trainable": "head"},
+        {"soup": 1, "soup_of": "best", "trainable": "head"},
     ],
-    ids=["full", "head", "scalar", "scalar head", "class", "class head", "all levers", "soup", "head soup"],
+    ids=[
+        "full",
+        "head",
+        "scalar",
+        "scalar head",
+        "class",
+        "class head",
+        "all levers",
+        "soup",
+        "head soup",
+        "best soup",
+    ],
 )
 def test_stopping_after_every_step_changes_no_byte(
     bench_of: Any, helpers: Any, tmp_path: Path, options: Any, device: torch.device
