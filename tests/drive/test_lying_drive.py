@@ -227,7 +227,7 @@ def test_sessions_on_a_drive_that_lies_converge_on_one_whole_chain_per_fold(part
         aside += len(json.loads(last.project.publishing_file.read_text())["aside"])
         shutil.rmtree(base)
     needed = 2 * EPOCHS * STEPS * len(seeds)
-    print(  # noqa: T201 - the counts of docs/how-to/drives.md: pytest -rP
+    print(  # noqa: T201 - the counts of docs/explanation/reliability.md: pytest -rP
         f"{len(seeds)} schedules, {deaths} deaths, {trained} steps for {needed}, {aside} commits kept aside"
     )
 
