@@ -152,18 +152,14 @@ class Results(Searches):
             return self._report_search(experiment, output=output, png=png, force=force)
         page = None if output is None else page_for(Path(output), REPORT_FILE)
         recorded = self.results(experiment)
-        if page is not None:
+        page = page or self._shown_folder(recorded) / REPORT_FILE
+        if output is not None or page.exists():  # on a drive, the folder of the default page may be missing
             require_writable(page, force=force, reads=[*_files_of(recorded), *self.folder.never_outputs], ours=MARK)
         if png is not None:
             from mbqueue.results.report.pictures import require_pictures, write_pictures  # noqa: PLC0415
 
             require_pictures(draw(recorded), Path(png), force=force)
         spans = self.timeline(recorded.name)
-        if page is None:
-            # On a drive, people look for it there, not in the live folder.
-            folder, live = recorded.folder, self.folder.live_dir
-            is_live = self.folder.topology.is_split and folder.is_relative_to(live)
-            page = (self.folder.root / folder.relative_to(live) if is_live else folder) / REPORT_FILE
         pictures = [] if png is None else write_pictures(draw(recorded, timeline=spans), Path(png))
         return [write_report(recorded, page, timeline=spans), *pictures]
 
@@ -273,6 +269,12 @@ class Results(Searches):
     def _results_dirs(self) -> list[Path]:
         """Where recorded results can be; on a drive also in the live folder."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
+
+    def _shown_folder(self, recorded: Recorded) -> Path:
+        """The results folder as people see it: on a drive not that in the live folder."""
+        folder, live = recorded.folder, self.folder.live_dir
+        is_live = self.folder.topology.is_split and folder.is_relative_to(live)
+        return self.folder.root / folder.relative_to(live) if is_live else folder
 
     def _told(self, recorded: Recorded) -> Recorded:
         """Return the results, with a note if they are newer than what other machines can see."""

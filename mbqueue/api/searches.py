@@ -63,7 +63,7 @@ class Searches(OpenedProject):
         first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
-        if output is not None:
+        if output is not None or page.exists():  # the default page has its folder made
             require_writable(page, force=force, reads=self.folder.never_outputs, ours=MARK)
         try:
             shares = importances(search, trials)

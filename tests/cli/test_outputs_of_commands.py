@@ -93,6 +93,18 @@ def test_reports_take_a_text_as_well_as_a_path_and_replace_only_reports(recorded
     assert b"mbqueue" in page.read_bytes()
 
 
+def test_the_default_page_of_a_report_replaces_only_reports_too(recorded: Project) -> None:
+    folder = recorded.results("pretrained_infer").folder
+    (page,) = recorded.report("pretrained_infer")
+    assert page.parent == folder
+    recorded.report("pretrained_infer")
+    page.write_text("<html>mine</html>")
+    with pytest.raises(UsageError, match="--force"):
+        recorded.report("pretrained_infer")
+    assert page.read_text() == "<html>mine</html>"
+    recorded.report("pretrained_infer", force=True)
+
+
 def test_pictures_replace_those_that_are_there_only_with_force_and_only_all_of_them(
     recorded: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

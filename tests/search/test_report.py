@@ -53,6 +53,9 @@ def test_the_report_shows_every_trial_however_far_the_search_is(project, searche
     assert plots(page) == ([] if jobs == 1 else every)
     assert "trains these settings on all folds" in text or not any(trial.is_trained for trial in trials)
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text), "it would load something"
+    page.write_text("<html>mine</html>")
+    with pytest.raises(UsageError, match="--force"):
+        Project(project.root).report("hunt")
 
 
 def test_the_figures_hold_what_the_queue_holds(searched):
