@@ -110,19 +110,22 @@ class InvalidCrystals(DataError):
 
     Attributes:
         offenders: pairs (crystal id, reason), in the order of the dataset, all of them.
+        columns: which columns were read, in words; empty if that is not known.
     """
 
     #: How many offenders the message lists before it counts the rest.
     LISTED = 20
 
-    def __init__(self, source: str, offenders: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, source: str, offenders: Sequence[tuple[str, str]], columns: str = "") -> None:
         self.source = source
         self.offenders = tuple(offenders)
         listed = "\n".join(f"  {crystal_id}: {why}" for crystal_id, why in self.offenders[: self.LISTED])
         rest = len(self.offenders) - self.LISTED
         more = f"\n  … and {rest} more" if rest > 0 else ""
+        self.columns = columns
+        read = f"Of these columns: {columns}.\n" if columns else ""
         super().__init__(
-            f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n"
+            f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n{read}"
             "Fix them, or leave them out and list them: drop_invalid = true in [data] of an experiment "
             "(--drop-invalid of enqueue), or --drop-invalid of prepare and predict."
         )

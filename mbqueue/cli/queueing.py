@@ -177,6 +177,7 @@ def cancel(
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
+    project.status(experiment)  # says before the question what would be refused after it
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)

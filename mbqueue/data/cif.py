@@ -21,7 +21,9 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.symmetry import Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
 #: Å³ per atom. Of 37,248 crystals of the Materials Project the emptiest is cesium, 123. A CIF beyond this that does not
-#: say how many atoms its cell has is taken for one that lost some: its asymmetric unit stands for the cell.
+#: say how many atoms its cell has is taken for one that lost some: its asymmetric unit stands for the cell. A bound
+#: by elements would catch little more: rock salt's unit in its cell has 3.4 times the usual volume of its atoms, and
+#: seven of those crystals have more, up to 6.0 times.
 LARGEST_VOLUME_PER_ATOM = 250.0
 #: g/cm³, likewise; the lightest of those crystals are two of hydrogen, 0.039 and 0.107, then helium, 0.46.
 SMALLEST_DENSITY = 0.03

@@ -21,13 +21,28 @@ _TOKEN = re.compile(
 )
 
 
+#: Tags whose letters have another case somewhere: CIF does not distinguish them, pymatgen does.
+_SPELLINGS = {
+    tag.lower(): tag
+    for tag in (
+        *(f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")),
+        *(f"_atom_site_{name}" for name in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy")),
+        *("_atom_site_symmetry_multiplicity", "_atom_site_attached_hydrogens", "_cell_volume", "_cell_formula_units_Z"),
+        *("_atom_type_symbol", "_atom_type_oxidation_number", "_chemical_formula_sum", "_chemical_formula_structural"),
+        *("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz"),
+        *("_symmetry_Int_Tables_number", "_space_group_IT_number"),
+        *("_symmetry_space_group_name_H-M", "_space_group_name_H-M_alt"),
+    )
+}
+
+
 @dataclass
 class CifBlock:
     """One data block.
 
     Attributes:
         name: what stands behind ``data_``.
-        text: its source, from ``data_`` to where the next block begins.
+        text: its source, from ``data_`` to where the next block begins, with tags and keywords as pymatgen spells them.
         items: values of tags outside of loops; tags are in lower case.
         columns: values of tags in loops, one for each row.
     """
@@ -81,8 +96,17 @@ def blocks_of(text: str) -> list[CifBlock]:
         else:
             raise Unusable(f"the value {token[:40]!r} belongs to no tag")
     for block, begin, end in zip(blocks, begins, [*begins[1:], len(text)][: len(begins)], strict=True):
-        block.text = text[begin:end]
+        block.text = _TOKEN.sub(_respelled, text[begin:end])
     return blocks
+
+
+def _respelled(match: re.Match[str]) -> str:
+    """A token; a tag or keyword in capital letters as pymatgen spells it."""
+    token = match[0]
+    if match["word"] is None:
+        return token
+    keyword = next((word for word in ("data_", "loop_") if token.lower().startswith(word)), "")
+    return keyword + token[len(keyword) :] if keyword else _SPELLINGS.get(token.lower(), token)
 
 
 def _read_loop(block: CifBlock, tokens: _Tokens) -> None:

@@ -77,7 +77,8 @@ class Columns:
         told = [str(name) for name in names]
         twice = sorted({name for name in told if told.count(name) > 1})
         if twice:
-            raise DataError(f"{source} has more than one column {', '.join(twice)}. Rename or remove one of them.")
+            named = ", ".join(name or "without a name" for name in twice)
+            raise DataError(f"{source} has more than one column {named}. Rename or remove one of them.")
         self._see(told, structures)
         self._is_open = False
         there = f"It has: {', '.join(told)}."

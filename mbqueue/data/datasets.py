@@ -139,7 +139,7 @@ def load(
         reader(gatherer, columns, path, progress)
         columns.close(str(path))
     if gatherer.offenders and not drop_invalid:
-        raise InvalidCrystals(name_or_path, gatherer.offenders)
+        raise InvalidCrystals(name_or_path, gatherer.offenders, columns.described(gatherer.crystals().targets))
     if not len(gatherer):
         raise DataError(f"{path} holds no crystal that can be used.")
     crystals = gatherer.crystals()

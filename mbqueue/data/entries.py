@@ -47,7 +47,12 @@ _OCCUPANCY_TOLERANCE = 1e-8
 
 
 #: What does not come back from a CSV, or goes into no UTF-8: control characters, line separators, halves of surrogates.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+#: Invisible ones make two ids look alike: zero-width and formatting characters, fillers, variation selectors.
+_UNFIT = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
 
 
 class Unusable(Exception):
@@ -85,7 +90,7 @@ class Gatherer:
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Take one entry, or note why not."""
-        bare = name.strip()
+        bare = " ".join(name.split())  # of no-break spaces, too
         if bare in self._names:
             other = self._names[bare]
             self.refuse(
@@ -93,7 +98,7 @@ class Gatherer:
             )
             return
         if _UNFIT.search(name):
-            self.refuse(name, "its id has control characters, or ones that no file can hold")
+            self.refuse(name, "its id has control or invisible characters, or ones that no file can hold")
             return
         try:
             value = self._target(target)
@@ -133,7 +138,7 @@ class Gatherer:
         except (TypeError, ValueError, OverflowError):
             value = None
         if value is None:
-            raise Unusable(f"the target {target!r:.100} is not a number")
+            raise Unusable(f"the target {target!r:.100} is not a number; if it is missing, leave the cell empty")
         if not abs(value) <= LARGEST_TARGET:
             beyond = f", beyond ±{LARGEST_TARGET:g}: give it in a larger unit" if math.isfinite(value) else ""
             raise Unusable(f"the target is {value:g}{beyond}")
@@ -147,13 +152,16 @@ def _class_of(target: Any) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if value not in (0.0, 1.0):
-        raise Unusable(f"the target {target!r:.100} is no class: give 0 or 1, or true or false")
+        raise Unusable(
+            f"the target {target!r:.100} is no class: give 0 or 1, or true or false; if it is missing, leave the cell "
+            "empty"
+        )
     return value
 
 
 def _shown(name: str) -> str:
     """An id with what cannot be printed spelled out."""
-    return _UNFIT.sub(lambda found: repr(found[0])[1:-1], name)
+    return _UNFIT.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _writable(text: str) -> str:

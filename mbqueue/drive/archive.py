@@ -246,8 +246,10 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
             wrong = f"{member.name!r:.200} is no plain file of its own"
         elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):
             wrong = f"{member.name!r:.200} is not a name of a backup"
-        elif member.size > min(LARGEST_MEMBER, source.stat().st_size):
+        elif member.size > LARGEST_MEMBER:
             wrong = f"{member.name} is too large"
+        elif member.size > source.stat().st_size - member.offset_data:
+            wrong = f"it is cut off in the middle of {member.name}; copy it again"
         if wrong:
             raise DamagedArchive(f"{source} is not a whole backup: {wrong}. Nothing was changed.")
         stream = archive.extractfile(member)
@@ -259,7 +261,9 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         laid[member.name] = (len(content), hashlib.sha256(content).hexdigest())
         lay(member.name, content)
     if listing is None or "queue.db" not in laid:
-        raise DamagedArchive(f"{source} is not a whole backup: it was cut off. Nothing was changed.")
+        raise DamagedArchive(
+            f"{source} is not a whole backup: it is cut off at its end; copy it again. Nothing was changed."
+        )
     if listing["format"] > FORMAT:
         raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")
     said = {name: (facts["size"], facts["sha256"]) for name, facts in listing["files"].items()}

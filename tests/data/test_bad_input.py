@@ -110,7 +110,9 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
     source = write(tmp_path / "bad.jsonl", [entry(), entry(name="\ud800x")])
     with pytest.raises(InvalidCrystals) as caught:
         load(source)
-    assert caught.value.offenders == (("\\ud800x", "its id has control characters, or ones that no file can hold"),)
+    assert caught.value.offenders == (
+        ("\\ud800x", "its id has control or invisible characters, or ones that no file can hold"),
+    )
     assert str(caught.value).encode()
     assert load(source, drop_invalid=True).crystals.hash
 
@@ -125,6 +127,9 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
         ([1], "is not a number"),
         (True, "True is not a number"),
         ("1_0", "'1_0' is not a number"),
+        ("?", r"'\?' is not a number; if it is missing, leave the cell empty"),
+        ("-", "'-' is not a number; if it is missing, leave the cell empty"),
+        ("missing", "'missing' is not a number; if it is missing, leave the cell empty"),
         (1e300, r"the target is 1e\+300, beyond ±1e\+06"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -196,6 +198,8 @@ W 0 0 0
 def test_a_cif_written_by_hand_is_read(tmp_path, name):
     text, expected = BY_HAND[name]
     assert_is(read_one(tmp_path, "crystal", text, ".cif"), expected)
+    in_capitals = re.sub(r"(?m)^(_[^\s']+|data_|loop_)", lambda found: found[0].upper(), text)
+    assert_is(read_one(tmp_path, "capitals", in_capitals, ".cif"), expected)
 
 
 @pytest.mark.parametrize("n_cells", [1, 2, 3, 5])

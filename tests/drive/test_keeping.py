@@ -367,6 +367,17 @@ def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_changed(
     assert not Path("/tmp/outside").exists()
 
 
+def test_an_archive_that_is_cut_off_anywhere_is_said_to_be(local: LocalProject, tmp_path: Path) -> None:
+    end(local.train(2))
+    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
+    back_up(local.project, whole, clock=local.clock)
+    content = whole.read_bytes()
+    for length in (700, 5000, len(content) // 2, content.rindex(b"checksums.json") + 100, len(content) - 20000):
+        cut.write_bytes(content[:length])
+        with pytest.raises(DamagedArchive, match=r"cut\.tar is not a whole backup: it is cut off .*; copy it again"):
+            restore(local.project, cut, force=True, note=note, clock=local.clock)
+
+
 def test_a_backup_of_a_split_project_restores_into_a_local_one(tmp_path: Path, clock: ManualClock) -> None:
     root = init_project(tmp_path / "drive")[0].root
     split = ProjectFolder(root, Settings(), tmp_path / "live")

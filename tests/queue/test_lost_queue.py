@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from small_project import RememberedReport, make_project
+from typer.testing import CliRunner
 
 from mbqueue.api import Project
+from mbqueue.cli.app import app
 from mbqueue.cli.doctor import _queue
 from mbqueue.errors import QueueLost, UsageError
 from mbqueue.experiment import load_spec
@@ -50,6 +52,12 @@ def test_every_command_says_that_it_is_lost_and_begins_no_other(lost: Project, c
     with pytest.raises(QueueLost, match=r"it was lost.*mbqueue recover"):
         COMMANDS[command](lost)
     assert not lost.folder.queue_db.exists()
+
+
+def test_cancel_says_so_instead_of_asking_for_confirmation(lost: Project) -> None:
+    said = CliRunner().invoke(app, ["--project", str(lost.folder.root), "cancel", "head_finetune"])
+    assert isinstance(said.exception, QueueLost)
+    assert "Cancel the unfinished jobs" not in said.output
 
 
 def test_doctor_says_so_too(lost: Project) -> None:
