@@ -25,14 +25,13 @@ from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import fold_files
 from mbqueue.storage.mounted import Drive, is_about_one_file
 from mbqueue.storage.names import DUPLICATE
+from mbqueue.storage.results import ResultFile
 from mbqueue.task import N_FOLDS
 
 FORMAT = 1
 LARGEST_LISTING = 16 << 20
-LARGEST_RESULT = 1 << 30
 
 _NAME = re.compile(rf"(?:prepare|record|fold_[0-4])-([0-9a-f]{{12}}){DUPLICATE}\.json")
-_RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class ResultListing:
 
     Attributes:
         chain: hash of the histories that it was made from; empty for `prepare`.
-        files: (name, size, sha256) in the results folder.
+        files: those in the results folder.
         enqueued: see `enqueued_facts`.
     """
 
@@ -62,7 +61,7 @@ class ResultListing:
     fold: int | None
     chain: str
     result: dict[str, Any]
-    files: list[tuple[str, int, str]]
+    files: list[ResultFile]
     enqueued: dict[str, Any]
     format: int = FORMAT
 
@@ -118,30 +117,28 @@ class PublishedResults:
 
     def publish(self, outcome: ResultListing, folder: Path) -> None:
         """Copy an outcome's files from a local folder to the project's results, and then write its listing."""
-        for name, size, sha256 in outcome.files:
-            content = (folder / name).read_bytes()
-            if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
-                raise OSError(None, f"{folder / name} changed while it was published")
-            self._put(f"{outcome.enqueued['results_dir']}/{name}", content)
+        for file in outcome.files:
+            content = (folder / file.name).read_bytes()
+            if not file.fits(content):
+                raise OSError(None, f"{folder / file.name} changed while it was published")
+            self._put(f"{outcome.enqueued['results_dir']}/{file.name}", content)
         content = (json.dumps(asdict(outcome), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
         digits = hashlib.sha256(content).hexdigest()[:12]
         path = f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"
         self._drive.put(path, content)
 
-    def are_whole(self, results_dir: str, listed: Sequence[tuple[str, int, str]]) -> bool:
+    def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
         """Whether the result files on the mount are those listed; another session may have put its own there.
 
         A file is read when it was never read before, or looks changed.
         """
-        for name, size, sha256 in listed:
-            path = f"{results_dir}/{name}"
+        for file in listed:
+            path = f"{results_dir}/{file.name}"
             try:
                 signature = self._drive.signature(path)
-                if self._seen.get(path) != (signature, sha256):
-                    content = self._drive.read(path, at_most=size)
-                    if hashlib.sha256(content).hexdigest() != sha256:
-                        return False
-                    self._seen[path] = (signature, sha256)
+                if self._seen.get(path) != (signature, file.sha256):
+                    file.read(self._drive, path)
+                    self._seen[path] = (signature, file.sha256)
             except OSError as error:
                 if not is_about_one_file(error):
                     raise
@@ -151,19 +148,13 @@ class PublishedResults:
     def fetch(self, outcome: ResultListing, folder: Path) -> bool:
         """Copy an outcome's files into a local folder; False, with nothing copied, when one is not whole."""
         contents = {}
-        for name, size, sha256 in outcome.files:
-            path = f"{outcome.enqueued['results_dir']}/{name}"
+        for file in outcome.files:
+            path = f"{outcome.enqueued['results_dir']}/{file.name}"
             try:
-                content = self._drive.read(path, at_most=size)
-            except OSError as error:
-                if not is_about_one_file(error):
-                    raise
-                self._reader.tell(path, str(error))
+                contents[file.name] = file.read(self._drive, path)
+            except FileNotFoundError as error:
+                self._reader.tell(path, error.strerror or str(error))
                 return False
-            if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
-                self._reader.tell(path, "it is not what its listing says")
-                return False
-            contents[name] = content
         for name, content in contents.items():
             files.write_bytes(folder / name, content)
         return True
@@ -188,7 +179,8 @@ class PublishedResults:
 def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
     if parts["format"] > FORMAT:
         raise ValueError("a newer mbqueue wrote it; update mbqueue")
-    outcome = ResultListing(**{key: parts[key] for key in ResultListing.__dataclass_fields__})
+    given = {key: parts[key] for key in ResultListing.__dataclass_fields__}
+    outcome = ResultListing(**given | {"files": [ResultFile(*file) for file in given["files"]]})
     check_enqueued(outcome.enqueued, source=path)
     if outcome.kind not in {Kind.PREPARE, Kind.PREDICT, Kind.RECORD} or not isinstance(outcome.result, dict):
         raise ValueError("it is of no kind of job")
@@ -196,20 +188,20 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
         raise ValueError("it is of no fold")
     if not (outcome.enqueued["spec"]["name"] == outcome.experiment == experiment):
         raise ValueError(f"it is of {outcome.experiment!r:.100}, not of {experiment}")
-    for name, size, sha256 in outcome.files:
-        if not (_RESULT_NAME.fullmatch(name) and 0 <= size <= LARGEST_RESULT and isinstance(sha256, str)):
-            raise ValueError(f"it lists a file {name!r:.100}")
+    for file in outcome.files:
+        if not (file.is_safe and isinstance(file.sha256, str)):
+            raise ValueError(f"it lists a file {file.name!r:.100}")
     return outcome
 
 
-def result_files(folder: Path, job: Job, spec: Mapping[str, Any]) -> list[tuple[str, int, str]] | None:
-    """Name, size and hash of a job's result files; None when one of them is missing or not what it should be."""
+def result_files(folder: Path, job: Job, spec: Mapping[str, Any]) -> list[ResultFile] | None:
+    """A job's result files; None if one of them is missing, or `results.json` is damaged."""
     try:
         if job.fold is not None:
             paths = fold_files(folder, job.fold, spec)
         else:
             content = json.loads((folder / RESULTS_FILE).read_bytes())
             paths = [folder / name for name in recorded_names(content)]
-        return [(path.name, path.stat().st_size, files.sha256_of_file(path)) for path in paths]
+        return [ResultFile.of(path) for path in paths]
     except (FileNotFoundError, *NOT_OURS):
         return None

@@ -43,6 +43,7 @@ from mbqueue.storage.commits import Commit, Commits
 from mbqueue.storage.manifest import Damaged, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
+from mbqueue.storage.results import total_bytes
 
 #: Between two rounds, when nothing is in the way.
 ROUND_SECONDS = 15.0
@@ -342,7 +343,7 @@ class Publisher:
                 continue  # made again by the session's own check
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
-            self._pace.require(sum(size for _, size, _ in found), self._remaining())
+            self._pace.require(total_bytes(found), self._remaining())
             outcome = ResultListing(
                 kind=job.kind.value,
                 experiment=experiment.name,
@@ -355,7 +356,7 @@ class Publisher:
             )
             began = self._clock.monotonic()
             self._outcomes.publish(outcome, folder)
-            self._written(sum(size for _, size, _ in found), began)
+            self._written(total_bytes(found), began)
 
     def _written(self, size: int, began: float) -> None:
         self._wrote = True

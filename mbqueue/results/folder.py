@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.results.record import FORMAT, RESULTS_FILE, RecordInputs, checksum_of, unfinished_content
 from mbqueue.results.scores import Measure, leaderboard_measure, measures_of
 from mbqueue.results.tables import RESTORE, Predictions, history_file, predictions_file, read_history, read_predictions
+from mbqueue.storage.results import ResultFile
 from mbqueue.task import Target, target_of
 
 #: No results.json is larger: 130,000 dropped entries with their reasons take 20 MB.
@@ -185,9 +185,7 @@ def _facts(folder: Path) -> tuple[str, str]:
 
 
 def _verify(path: Path, facts: dict[str, Any]) -> None:
-    try:
-        fits = path.stat().st_size == facts["size"] and files.sha256_of_file(path) == facts["sha256"]
-    except FileNotFoundError as error:
-        raise ResultsError(f"{path} is gone, though {RESULTS_FILE} names it. {RESTORE}") from error
-    if not fits:
+    if not path.exists():
+        raise ResultsError(f"{path} is gone, though {RESULTS_FILE} names it. {RESTORE}")
+    if not ResultFile(path.name, facts["size"], facts["sha256"]).is_whole(path):
         raise ResultsError(f"{path} is not the file that was recorded. {RESTORE}")

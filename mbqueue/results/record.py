@@ -52,6 +52,7 @@ from mbqueue.results.tables import (
     read_history,
     read_predictions,
 )
+from mbqueue.storage.results import ResultFile
 from mbqueue.task import FORMATION_ENERGY, TASKS, Target, target_of
 
 FORMAT = 1
@@ -335,6 +336,6 @@ def _parameters(inputs: RecordInputs) -> dict[str, Any]:
 
 def _facts(path: Path) -> dict[str, int | str]:
     try:
-        return {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}
+        return ResultFile.of(path).facts
     except FileNotFoundError as error:
         raise ResultsError(f"There is no file {path}, which the fold's predict job has written. {RESTORE}") from error

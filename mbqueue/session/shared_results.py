@@ -7,8 +7,6 @@ that contain their hash. They are sent before the job is committed, and never ch
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,7 @@ from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.record_inputs import written_facts
 from mbqueue.storage.objects import ObjectStore
-
-_HASH_DIGITS = 16
-
-#: Names that jobs give to files; the queue may be another's server, and no name of it may lead out of the folder.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+from mbqueue.storage.results import ResultFile
 
 #: Name → size and SHA-256 (`mbqueue.results.record.fold_facts`).
 Facts = Mapping[str, Mapping[str, Any]]
@@ -35,10 +29,9 @@ Facts = Mapping[str, Mapping[str, Any]]
 def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts) -> None:
     """Put a job's files into the store, before the job is committed."""
     there = store.names(f"{STORED_RESULTS}/{experiment}")
-    for name, fact in facts.items():
-        path = _path(experiment, name, fact)
-        if path.rpartition("/")[2] not in there:
-            store.put(path, (folder / name).read_bytes())
+    for file in ResultFile.all_in(facts):
+        if file.hashed_name not in there:
+            store.put(_path(experiment, file), (folder / file.name).read_bytes())
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
@@ -46,15 +39,14 @@ def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore)
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
-            whole = {name: fact for name, fact in facts.items() if _is_there(folder / name, fact)}
+            whole = [file for file in ResultFile.all_in(facts) if file.is_whole(folder / file.name)]
             if whole:
-                send_results(store, experiment.name, folder, whole)
+                send_results(store, experiment.name, folder, {file.name: file.facts for file in whole})
 
 
 def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of what `record` wrote itself."""
-    path = folder / RESULTS_FILE
-    of_results = {"size": path.stat().st_size, "sha256": files.sha256_of_file(path)}
+    of_results = ResultFile.of(folder / RESULTS_FILE).facts
     return {name: content["run"]["files"].get(name, of_results) for name in recorded_names(content)}
 
 
@@ -69,29 +61,29 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
     done = [job for job in jobs if job.state is State.COMMITTED and job.result is not None]
     predicted = {job.fold for job in done if job.kind is Kind.PREDICT}
     rows: dict[int, list[dict[str, Any]]] = {}
-    facts: dict[str, Mapping[str, Any]] = {}
+    listed: dict[str, ResultFile] = {}
     for job in done:
         assert job.result is not None
-        facts.update({name: fact for name, fact in job.result.get("files", {}).items() if _NAME.fullmatch(name)})
+        listed |= {file.name: file for file in ResultFile.all_in(job.result.get("files", {}))}
         if job.kind is Kind.TRAIN and job.fold is not None and job.fold not in predicted:
             rows.setdefault(job.fold, []).append(history_row(job.result))
-    lost = {name: fact for name, fact in facts.items() if not _is_there(folder / name, fact)}
+    lost = {name: file for name, file in listed.items() if not file.is_whole(folder / name)}
     is_recorded = any(job.kind is Kind.RECORD for job in done)
-    if not is_recorded or (lost and RESULTS_FILE in facts):
+    if not is_recorded or (lost and RESULTS_FILE in listed):
         (folder / RESULTS_FILE).unlink(missing_ok=True)  # it says that the folder is complete
-        if RESULTS_FILE in facts:
-            lost[RESULTS_FILE] = facts[RESULTS_FILE]
+        if RESULTS_FILE in listed:
+            lost[RESULTS_FILE] = listed[RESULTS_FILE]
     for fold, history in rows.items():
         write_history(history_file(folder, fold), sorted(history, key=lambda row: int(row["epoch"])))
     gone: list[str] = []
     for name in sorted(lost, key=lambda name: name == RESULTS_FILE):
         if name == RESULTS_FILE and gone:
             break
-        content = _content(store, _path(experiment.name, name, lost[name]), lost[name])
-        if content is None:
-            gone.append(f"{store.url}/{_path(experiment.name, name, lost[name])}")
-        else:
-            files.write_bytes(folder / name, content)
+        path = _path(experiment.name, lost[name])
+        try:
+            files.write_bytes(folder / name, lost[name].read(store, path))
+        except FileNotFoundError:
+            gone.append(f"{store.url}/{path}")
     if gone:
         raise ResultsError(
             f"Results of {experiment.name} are missing or not what was sent: {', '.join(gone)}. They can be made again "
@@ -99,20 +91,5 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
         )
 
 
-def _is_there(path: Path, fact: Mapping[str, Any]) -> bool:
-    try:
-        return bool(path.stat().st_size == fact["size"] and files.sha256_of_file(path) == fact["sha256"])
-    except FileNotFoundError:
-        return False
-
-
-def _content(store: ObjectStore, path: str, fact: Mapping[str, Any]) -> bytes | None:
-    try:
-        content = store.read(path, at_most=fact["size"])
-    except FileNotFoundError:
-        return None
-    return content if hashlib.sha256(content).hexdigest() == fact["sha256"] else None
-
-
-def _path(experiment: str, name: str, fact: Mapping[str, Any]) -> str:
-    return f"{STORED_RESULTS}/{experiment}/{fact['sha256'][:_HASH_DIGITS]}-{name}"
+def _path(experiment: str, file: ResultFile) -> str:
+    return f"{STORED_RESULTS}/{experiment}/{file.hashed_name}"

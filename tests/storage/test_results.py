@@ -1,0 +1,50 @@
+"""What a listed result file is, and when a copy of it counts (`mbqueue.storage.results`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mbqueue.storage.blobs import Folder
+from mbqueue.storage.results import ResultFile
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> ResultFile:
+    (tmp_path / "preds_fold_0.csv").write_bytes(b"id,y\na,1\n")
+    return ResultFile.of(tmp_path / "preds_fold_0.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"id,y\na,1", b"id,y\na,2\n", b"id,y\na,1\n\n"])
+def test_a_copy_that_is_cut_off_changed_or_longer_is_not_read(
+    tmp_path: Path, written: ResultFile, content: bytes
+) -> None:
+    place = Folder(tmp_path / "place")
+    place.put("results/file", b"id,y\na,1\n")
+    assert written.read(place, "results/file") == b"id,y\na,1\n"
+    place.put("results/file", content)
+    with pytest.raises(FileNotFoundError):
+        written.read(place, "results/file")
+
+
+def test_a_local_file_is_whole_while_it_has_the_bytes_that_were_written(tmp_path: Path, written: ResultFile) -> None:
+    path = tmp_path / written.name
+    assert written.is_whole(path)
+    path.write_bytes(b"id,y\na,2\n")
+    assert not written.is_whole(path)
+    path.unlink()
+    assert not written.is_whole(path)
+
+
+@pytest.mark.parametrize("name", ["../preds.csv", "/etc/passwd", ".hidden", "", "a/b", "a\n", "x" * 129])
+def test_a_listed_name_that_could_lead_out_of_the_folder_is_left_out(name: str) -> None:
+    facts = {"size": 1, "sha256": "0" * 64}
+    assert [file.name for file in ResultFile.all_in({name: facts, "RESULTS.md": facts})] == ["RESULTS.md"]
+
+
+def test_a_file_with_other_content_gets_another_hashed_name(tmp_path: Path, written: ResultFile) -> None:
+    (tmp_path / written.name).write_bytes(b"other")
+    other = ResultFile.of(tmp_path / written.name)
+    assert other.hashed_name != written.hashed_name
+    assert other.hashed_name.endswith(written.name)
