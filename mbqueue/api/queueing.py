@@ -138,16 +138,19 @@ class Queueing(OpenedProject):
     def _enqueue_search(self, path: Path, *, name: str | None, priority: int) -> EnqueueOutcome:
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.queue.enqueue import EnqueueOutcome, Outcome  # noqa: PLC0415
-        from mbqueue.search.file import is_search, load_search  # noqa: PLC0415
+        from mbqueue.search.file import is_search, load_search, wrong_search  # noqa: PLC0415
         from mbqueue.search.steps import trial_spec  # noqa: PLC0415
 
         def base_spec(base: str) -> Spec:
-            file = self.folder.experiment_file(base)
+            try:
+                file = self.folder.experiment_file(base)
+            except UsageError:
+                jobs = self.folder.jobs_dir
+                known = ", ".join(sorted(one.stem for one in jobs.glob("*.toml") if not is_search(one))) or "none"
+                problem = f"base = {base!r}: there is no such experiment. In {jobs} are: {known}"
+                raise wrong_search(path, [problem]) from None
             if is_search(file):
-                raise SpecError(
-                    f"{path} is not a valid search:\n  base = {base!r}: is a search; name an experiment\n"
-                    "Nothing was enqueued. Fix the file."
-                )
+                raise wrong_search(path, [f"base = {base!r}: is a search; name an experiment"])
             return load_spec(file)
 
         search = load_search(path, name=name, base=base_spec)
@@ -161,7 +164,10 @@ class Queueing(OpenedProject):
                     f"{search.name} is the name of {what} in the queue. Nothing was changed. Enqueue it with another: "
                     f"--name {search.name}-2"
                 )
-        spec = trial_spec(search, ())
+        try:
+            spec = trial_spec(search, ())
+        except SpecError as error:
+            raise wrong_search(path, [f"space: {error}"]) from None
         assert spec is not None
         return self._put(spec, priority=priority)
 

@@ -33,6 +33,7 @@ class Results(Searches):
         """
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
+        from mbqueue.results.tables import advised  # noqa: PLC0415
         from mbqueue.session.record_inputs import fingerprint_changes, record_inputs  # noqa: PLC0415
         from mbqueue.storage.commits import Commits  # noqa: PLC0415
         from mbqueue.storage.places import in_folder  # noqa: PLC0415
@@ -45,7 +46,7 @@ class Results(Searches):
                 if folder is None:
                     raise
                 again = f"mbqueue retry {experiment}, then mbqueue work"
-                raise ResultsError(f"{error} Or rebuild it from the checkpoints: {again}") from error
+                raise advised(error, f"Restore it from a copy, or from the checkpoints: {again}") from None
         with open_queue(self.folder, read_only=True) as queue:
             if lost := self._lost_folds(queue, experiment):
                 raise ResultsError(

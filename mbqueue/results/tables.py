@@ -40,6 +40,13 @@ HISTORY_COLUMNS = tuple(HISTORY_TYPES)
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
 #: What to do about a file that was written whole and is not any more.
 RESTORE = "Restore it from a copy, or enqueue the experiment under another name."
+
+
+def advised(error: ResultsError, advice: str) -> ResultsError:
+    """The same error with advice of the caller's in place of `RESTORE`."""
+    return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
+
+
 PREDICTION_COLUMNS = ("id", "composition", "n_atoms", "y_true", "y_pred", "abs_error")
 
 

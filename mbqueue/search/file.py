@@ -17,6 +17,12 @@ from mbqueue.task import N_FOLDS
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
 MOST_TRIALS = 1000
 
+#: What a key of [search.space] may be.
+FORMS = (
+    "write { low = 1e-4, high = 1e-2 }, with log = true or a step if you like, or { choices = [32, 64] }. A value that "
+    "is the same in all trials belongs in the base"
+)
+
 Value = bool | int | float | str
 #: Keys of a spec that are no settings.
 _FIXED = {"name", "results_name", "description", "folds", *KEPT_BY_COMMANDS}
@@ -186,30 +192,27 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
     search = content.pop("search")
     top = {key: content.pop(key) for key in ("name", "description") if key in content}
     if not isinstance(search, Mapping):
-        raise _wrong(path, ["search: must be one table, [search]"])
+        raise wrong_search(path, ["search: must be one table, [search]"])
     if content:
         wrong = ", ".join(content)
-        raise _wrong(path, [f"{wrong}: beside the table [search] a search file has only name and description"])
+        raise wrong_search(path, [f"{wrong}: beside the table [search] a search file has only name and description"])
     if "base_spec" in search:
-        raise _wrong(path, ["base_spec: there is no such key. The experiment that is varied is base"])
+        raise wrong_search(path, ["base_spec: there is no such key. The experiment that is varied is base"])
     try:
         found = Search.model_validate({"name": path.stem, **top, **search} | ({"name": name} if name else {}))
     except ValidationError as error:
-        raise _wrong(path, list(_lines(error))) from None
+        raise wrong_search(path, list(_lines(error))) from None
     search_of_base = found.model_copy(update={"base_spec": base(found.base).to_json()})
     problems = list(_problems(search_of_base))
     if problems:
-        raise _wrong(path, problems)
-    size = _grid_size(search_of_base)
-    if size is None:
+        raise wrong_search(path, problems)
+    if (size := _grid_size(search_of_base)) is None:
         return search_of_base
-    if not size:
-        raise _wrong(path, ["space: the experiment refuses every point of the grid"])
-    return search_of_base.model_copy(update={"trials": min(search_of_base.trials or size, size)})
+    return search_of_base.model_copy(update={"trials": min(found.trials or size, size)})
 
 
 def _grid_size(search: Search) -> int | None:
-    """How many settings a grid has that the experiment takes; None for other samplers, and for very many."""
+    """How many settings a grid has that the experiment takes, if any; None for other samplers, and for very many."""
     if search.sampler != "grid":
         return None
     points: list[dict[str, Value]] = [{}]
@@ -226,7 +229,7 @@ def _grid_size(search: Search) -> int | None:
         ]
         if len(points) > MOST_TRIALS:
             return None
-    return sum(_is_taken(search, point) for point in points)
+    return sum(_is_taken(search, point) for point in points) or None
 
 
 def _grid_values(setting: Setting) -> list[Value]:
@@ -278,8 +281,7 @@ def _problems(search: Search) -> Iterator[str]:
             try:
                 search.spec_with({**with_it, key: _as_in(search, key, value)}, name="trial")
             except SpecError as error:
-                reason = [line.strip() for line in str(error).splitlines()[1:-1]]
-                yield f"space.{key}: the experiment cannot have {value!r} there: {'; '.join(reason)}"
+                yield f"space.{key}: the experiment cannot have {value!r} there: {reasons(error)}"
 
 
 def _most_epochs(search: Search) -> float:
@@ -320,6 +322,8 @@ def _lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}: there is no such key. Known here: {', '.join(keys)}."
         elif problem["type"] == "missing":
             yield f"{key}: is missing"
+        elif problem["type"] == "model_type":
+            yield f"{key} = {problem['input']!r}: {FORMS}"
         elif key == "space" and problem["type"] == "too_short":
             yield "space: is empty; name at least one key of the experiment"
         else:
@@ -328,6 +332,12 @@ def _lines(error: ValidationError) -> Iterator[str]:
             yield f"{key}{given}: {said[:1].lower()}{said[1:]}" if key else said
 
 
-def _wrong(path: Path, problems: list[str]) -> SpecError:
+def reasons(error: SpecError) -> str:
+    """What an experiment refuses, without its name and the advice."""
+    return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
+
+
+def wrong_search(path: Path, problems: list[str]) -> SpecError:
+    """The error of a search file with these problems, each with its key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

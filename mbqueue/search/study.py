@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.errors import SearchUnavailable, SpecError
-from mbqueue.search.file import Search, Setting, Value
+from mbqueue.search.file import Search, Setting, Value, reasons
 from mbqueue.search.trials import Trial, TrialState
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
         SearchUnavailable: when Optuna is not installed.
         SpecError: when the spec refuses whatever is drawn.
     """
-    refused: SpecError | None = None
+    refused = ""
     with imported_optuna() as optuna:
         for draw in range(_MOST_DRAWS):
             settings = _drawn(optuna, search, trials, draw)
@@ -44,11 +44,13 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
             try:
                 search.spec_with(settings, name="trial")
             except SpecError as error:
-                refused = error
+                shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
+                refused = f"such as {shown}: {reasons(error)}"
                 continue
             return settings
-    assert refused is not None
-    raise refused
+    raise SpecError(
+        f"the experiment refuses all {_MOST_DRAWS} settings drawn from the space of {search.name}, {refused}"
+    )
 
 
 def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: int) -> bool:

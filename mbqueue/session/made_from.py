@@ -14,7 +14,7 @@ from mbqueue.queue.jobs import Job, Kind, Lease, State
 from mbqueue.results.blending import blended, require_enough
 from mbqueue.results.folder import Recorded, read_recorded
 from mbqueue.results.record import RESULTS_FILE
-from mbqueue.results.tables import Predictions, model_file, predictions_file
+from mbqueue.results.tables import Predictions, advised, model_file, predictions_file
 from mbqueue.results.weights import fitted_weights
 from mbqueue.session.asking import Question, ask
 from mbqueue.session.fold_results import FoldResults
@@ -192,8 +192,8 @@ def _member(place: Workplace, member: Member, spec: Spec) -> _Found:
     try:
         recorded = read_recorded(working if is_here else place.project.root / entry.results_dir)
     except ResultsError as error:
-        again = f"Make it again, then {spec.name}: mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
-        raise ResultsError(f"{error} {again}") from error
+        again = f"mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
+        raise advised(error, f"Restore it from a copy, or make it again and then {spec.name}: {again}") from None
     if missing := set(spec.folds) - set(recorded.folds):
         raise ResultsError(f"{name} has no recorded fold {min(missing)}, which {spec.name} is made from.")
     return _Found(recorded, jobs)

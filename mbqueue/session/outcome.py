@@ -12,7 +12,7 @@ class Ending(Enum):
 
     DONE = "nothing is left to do"
     STOPPED = "stopped with work left"
-    BLOCKED = "what is left waits for a person: jobs failed, or are paused or cancelled"
+    BLOCKED = "what is left waits for a person: jobs failed or are paused, or a search cannot begin a trial"
 
 
 class StopKind(Enum):

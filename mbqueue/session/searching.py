@@ -27,8 +27,10 @@ def begin_trials(place: Workplace) -> None:
             place.queue, results_dir=lambda name: place.project.results_folder(day, name), now=now, by=place.session
         )
     except (SearchUnavailable, SpecError) as error:
-        place.note_once(str(error))
+        place.note_once(f"No trial can begin: {error}")
+        place.is_search_stuck = True
         return
+    place.is_search_stuck = False
     for name in begun:
         _keep_wanted(place, name)
 

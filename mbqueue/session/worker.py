@@ -264,10 +264,10 @@ def _claim(place: Workplace, loaded: Loaded) -> Lease | None:
 
 
 def _idle_ending(place: Workplace) -> Ending:
-    """Whether nothing is left at all, or only what a person must decide on."""
+    """Whether nothing is left at all, or only what a person must decide on; on cancelled jobs a person has."""
     counts = place.queue.overview(now=place.clock.now())["jobs"]
-    unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped"})
-    return Ending.BLOCKED if unfinished else Ending.DONE
+    unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
+    return Ending.BLOCKED if unfinished or place.is_search_stuck else Ending.DONE
 
 
 def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:

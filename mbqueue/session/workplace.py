@@ -45,6 +45,7 @@ class Workplace:
     Attributes:
         jobs_done: jobs that the session committed; max_jobs: after so many it stops, None for no limit.
         has_saved: whether a part of a job is kept.
+        is_search_stuck: whether a search wants another trial and cannot begin it.
         released_at: when the session last looked for trials whose checkpoints are to be removed; monotonic seconds.
     """
 
@@ -62,6 +63,7 @@ class Workplace:
     max_jobs: int | None = None
     jobs_done: int = field(default=0, init=False)
     has_saved: bool = field(default=False, init=False)
+    is_search_stuck: bool = field(default=False, init=False)
     released_at: float | None = field(default=None, init=False)
     _next_lease: Lease | None = field(default=None, init=False)
     _given_back: set[tuple[int, str]] = field(default_factory=set, init=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ PRETRAINED = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
     "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
 }
+#: What to do about a file that is no model.
+_GIVE = "Give a model_fold_*.pth of a results folder, or copy it again."
 _HEAD = ("mlp.", "readout_norm.", "composition_model.")
 make_batch = batches.make_batch
 predict = formation_energies
@@ -188,9 +191,12 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no model file {path}.") from error
+    except pickle.UnpicklingError:
+        # Its text is advice to load what is not trusted.
+        raise CheckpointError(f"{path} cannot be read as a model file: it is something else. {_GIVE}") from None
     except Exception as error:
-        # torch.load has no error of its own: a damaged file gives RuntimeError, UnpicklingError, EOFError and more.
-        raise CheckpointError(f"{path} cannot be read as a model file: {error}. Copy it again or retrain.") from error
+        # torch.load has no error of its own: a damaged file gives RuntimeError, EOFError and more.
+        raise CheckpointError(f"{path} cannot be read as a model file: {error or 'it is empty'}. {_GIVE}") from error
     if not isinstance(content, dict) or not {"model_args", "state_dict"} <= set(content.get("model", ())):
         raise CheckpointError(f"{path} holds no CHGNet model: model.model_args and model.state_dict are missing.")
     return content

@@ -120,6 +120,15 @@ def test_cancelled_jobs_can_be_retried(mbqueue: Command) -> None:
     assert json.loads(mbqueue("status", "--json").out)["jobs"]["cancelled"] == 0
 
 
+def test_work_exits_with_0_when_only_cancelled_jobs_are_left_and_with_1_when_paused_ones_are(mbqueue: Command) -> None:
+    mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--epochs", "2", "--folds", "0")
+    mbqueue("pause", "full_finetune")
+    assert mbqueue("work", "--session", "none").code == 1
+    mbqueue("cancel", "full_finetune", "--yes")
+    told = mbqueue("work", "--session", "none")
+    assert (told.code, "nothing is left to do" in told.out) == (0, True)
+
+
 def test_priority_is_set_for_an_experiment(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     assert mbqueue("priority", "full_finetune", "7").code == 0

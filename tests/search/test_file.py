@@ -90,6 +90,8 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ("choices = [8, 16]", "choices = [0, 8]", r"space\.train\.batch_size: the experiment cannot have 0 there"),
         ("choices = [8, 16]", "low = 1.5, high = 3.0", r"train\.batch_size is an integer"),
         ("choices = [8, 16]", "low = 8", "give low and high, or choices"),
+        ("{ low = 1e-4, high = 1e-2, log = true }", "0.1", r"space\.train\.lr = 0\.1: write { low = .* { choices = "),
+        ("{ choices = [8, 16] }", "[8, 16]", r"space\.train\.batch_size = \[8, 16\]: write { low = .*"),
         ("choices = [8, 16]", 'choices = [8, 16], when = { "train.ema_decay" = [0.5] }', r"must be a key above it"),
         ("low = 1e-4", "low = nan", r"space\.train\.lr\.low = nan: must be a finite number"),
         ("high = 1e-2", 'high = "much"', r"space\.train\.lr\.high = 'much': must be a finite number"),
@@ -142,10 +144,29 @@ def test_a_grid_has_as_many_trials_as_settings_that_the_experiment_takes(project
     assert trial["search"]["trials"] == 2 + 4 * 2
 
 
-def test_a_base_that_is_not_there_is_an_error_that_lists_those_that_are(project, write):
+def test_a_base_that_is_not_there_is_an_error_that_lists_the_experiments_that_are(project, write):
     write(SEARCH.replace('base = "small"', 'base = "smal"'))
-    with pytest.raises(UsageError, match=r"no experiment 'smal'.*small"):
+    with pytest.raises(
+        SpecError, match=r"hunt\.toml is not a valid search:\n  base = 'smal': .* are: .*small"
+    ) as caught:
         Project(project.root).enqueue("hunt")
+    assert "hunt" not in str(caught.value).split(" are: ")[1], "searches are no experiments"
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_a_space_that_the_experiment_refuses_as_a_whole_is_an_error_that_names_the_file_and_why(
+    project, write, sampler
+):
+    space = '"train.epochs" = { choices = [2, 4] }\n"train.unfreeze_epochs" = { choices = [3] }\n'
+    # Each value fits to some value of the other, and with this they refuse each other.
+    space += '"train.soup" = { choices = [2] }\n"train.ema_decay" = { choices = [0.5] }\n'
+    write(SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'trials = 3\nsampler = "{sampler}"') + space)
+    with pytest.raises(
+        SpecError, match=r"(?s)hunt\.toml is not a valid search:.*space: .* refuses all 50 .*soup"
+    ) as caught:
+        Project(project.root).enqueue("hunt")
+    assert len(str(caught.value).splitlines()) == 3
+    assert not list(project.wanted_dir.glob("*"))
 
 
 def test_options_that_a_search_does_not_take_are_refused(project, write):

@@ -13,6 +13,7 @@ from small_project import RememberedReport, make_project
 
 from mbqueue import Project
 from mbqueue.clock import SystemClock
+from mbqueue.errors import SearchUnavailable
 from mbqueue.project import ProjectFolder
 from mbqueue.queue import Queue
 from mbqueue.results.tables import TIMING_COLUMNS, history_file, model_file, predictions_file, read_history
@@ -175,6 +176,23 @@ def test_a_cancelled_search_shows_as_cancelled_and_resumes_after_retry(tmp_path)
     project.cancel("rates")
     project.retry("rates")
     assert state() == "paused"
+
+
+def test_a_session_that_cannot_begin_the_next_trial_does_not_say_that_all_is_done(tmp_path, monkeypatch):
+    folder = make_project(tmp_path / "project", checkpoint_minutes=5)
+    (folder.jobs_dir / "small.toml").write_text(BASE.replace("epochs = 3", "epochs = 1"), encoding="utf-8")
+    (folder.jobs_dir / "rates.toml").write_text(SEARCH, encoding="utf-8")
+    Project(folder.root).enqueue("rates")
+
+    def without_optuna(*_arguments: Any) -> Any:
+        raise SearchUnavailable("Searches need Optuna")
+
+    monkeypatch.setattr("mbqueue.search.steps.next_settings", without_optuna)
+    report = RememberedReport()
+    assert work(folder, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
+    assert report.lines.count("note: No trial can begin: Searches need Optuna") == 1
+    monkeypatch.undo()
+    assert work(folder, WorkOptions(device="cpu", max_jobs=1), report=report).ending is Ending.STOPPED
 
 
 def test_commands_that_steer_take_the_name_of_a_search(searched):

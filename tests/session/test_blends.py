@@ -214,7 +214,12 @@ def test_a_member_that_is_damaged_before_the_blend_is_made_fails_it_with_what_to
     path.write_bytes(whole[:-9])
     report = RememberedReport()
     assert work(project.folder, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
-    assert any("mbqueue retry head.seed1, mbqueue work, mbqueue retry both" in line for line in report.lines)
+    (told,) = [line for line in report.lines if "mbqueue retry head.seed1, mbqueue work, mbqueue retry both" in line]
+    assert told.count("Restore it from a copy") == 1
+    with pytest.raises(ResultsError, match=r"copy, or from the checkpoints: mbqueue retry head\.seed1") as caught:
+        project.results("head.seed1")
+    assert str(caught.value).count("Restore it from a copy") == 1
+    assert caught.value.__cause__ is None, "the command line would print the same again"
     for name in ("head.seed1", "both"):
         project.retry(name)
     finish(project.folder)

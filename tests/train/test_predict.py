@@ -183,8 +183,10 @@ def test_a_model_file_cannot_run_code(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     for content in (pickle.dumps(Evil()), b"", b"not a model"):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="cannot be read as a model file"):
+        with pytest.raises(CheckpointError, match="cannot be read as a model file") as caught:
             load_model(path)
+        assert "torch" not in str(caught.value), "PyTorch's advice is not for people who mistook a file"
+        assert len(str(caught.value).splitlines()) == 1
     torch.save({"weights": 1}, path)
     with pytest.raises(CheckpointError, match="holds no CHGNet model"):
         load_model(path)
