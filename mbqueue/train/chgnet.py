@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -191,12 +190,14 @@ def _read(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no model file {path}.") from error
-    except pickle.UnpicklingError:
-        # Its text is advice to load what is not trusted.
-        raise CheckpointError(f"{path} cannot be read as a model file: it is something else. {_GIVE}") from None
-    except Exception as error:
-        # torch.load has no error of its own: a damaged file gives RuntimeError, EOFError and more.
-        raise CheckpointError(f"{path} cannot be read as a model file: {error or 'it is empty'}. {_GIVE}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read as a model file: {error}. {_GIVE}") from error
+    except Exception:
+        # torch.load has no error of its own: a damaged file gives RuntimeError, UnpicklingError, EOFError and more. What
+        # some of them say is advice to load what is not trusted.
+        raise CheckpointError(
+            f"{path} cannot be read as a model file: it is damaged, or something else. {_GIVE}"
+        ) from None
     if not isinstance(content, dict) or not {"model_args", "state_dict"} <= set(content.get("model", ())):
         raise CheckpointError(f"{path} holds no CHGNet model: model.model_args and model.state_dict are missing.")
     return content
