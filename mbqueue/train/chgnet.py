@@ -192,9 +192,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"There is no model file {path}.") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read as a model file: {error}. {_GIVE}") from error
-    except Exception:
-        # torch.load has no error of its own: a damaged file gives RuntimeError, UnpicklingError, EOFError and more. What
-        # some of them say is advice to load what is not trusted.
+    except Exception:  # noqa: BLE001 - a damaged file gives RuntimeError, UnpicklingError, EOFError and more
+        # What some of them say is advice to load what is not trusted.
         raise CheckpointError(
             f"{path} cannot be read as a model file: it is damaged, or something else. {_GIVE}"
         ) from None
