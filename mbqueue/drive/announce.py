@@ -21,7 +21,7 @@ from mbqueue.project import PUBLISHED_SESSIONS
 from mbqueue.queue.adopting import SeenSession
 from mbqueue.queue.jobs import SessionRow
 from mbqueue.queue.processes import is_known_dead
-from mbqueue.storage.mounted import Drive, is_about_one_file
+from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 
 FORMAT = 1
@@ -134,12 +134,8 @@ class Announcements:
         # One that is damaged or only half here is as good as none: the next will come.
         try:
             return _announcement(json.loads(self._drive.read(f"{PUBLISHED_SESSIONS}/{name}", at_most=LARGEST)))
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
-        except NOT_OURS:
-            pass
-        return None
+        except (FileNotFoundError, *NOT_OURS):
+            return None
 
 
 def _announcement(parts: Any) -> Announcement:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mbqueue.project import PUBLISHED_OUTCOMES
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import fold_files
-from mbqueue.storage.mounted import Drive, is_about_one_file
+from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import N_FOLDS
@@ -139,9 +140,7 @@ class PublishedResults:
                 if self._seen.get(path) != (signature, file.sha256):
                     file.read(self._drive, path)
                     self._seen[path] = (signature, file.sha256)
-            except OSError as error:
-                if not is_about_one_file(error):
-                    raise
+            except FileNotFoundError:
                 return False
         return True
 
@@ -160,12 +159,9 @@ class PublishedResults:
         return True
 
     def _put(self, path: str, content: bytes) -> None:
-        try:
+        with suppress(FileNotFoundError):
             if self._drive.read(path, at_most=len(content)) == content:
                 return
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
         self._drive.remove(path)
         self._drive.write_new(path, content)
 

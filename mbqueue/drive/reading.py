@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mbqueue.errors import MbqueueError
-from mbqueue.storage.mounted import Drive, is_about_one_file
+from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 
 #: What taking apart something that mbqueue did not write, or not this one, may raise.
@@ -52,9 +52,7 @@ class Reader:
             if not hashlib.sha256(content).hexdigest().startswith(digits):
                 raise ValueError("it is cut off or damaged: its content does not fit its name")
             return parse(content)
-        except OSError as error:
-            if not is_about_one_file(error):
-                raise
+        except FileNotFoundError as error:
             self.tell(path, str(error))
         except NOT_OURS as error:
             self.tell(path, what_is_wrong(error))
@@ -77,9 +75,7 @@ class Reader:
         for candidate in filter(pattern.fullmatch, self._drive.names(folder)):
             try:
                 content = self._drive.read(f"{folder}/{candidate}", at_most=size)
-            except OSError as error:
-                if not is_about_one_file(error):
-                    raise
+            except FileNotFoundError as error:
                 why = str(error)
                 continue
             if len(content) == size and hashlib.sha256(content).hexdigest() == sha256:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mbqueue.belonging import Belonging
@@ -40,9 +40,17 @@ _ABOUT_ONE_FILE = {
 }
 
 
-def is_about_one_file(error: OSError) -> bool:
-    """Whether an error says something of a file; else it is the mount that fails."""
-    return error.errno in _ABOUT_ONE_FILE
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Raise FileNotFoundError for what an error says of a file; any other says that the mount fails."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno not in _ABOUT_ONE_FILE:
+            raise
+        raise Unreadable(error.errno, error.strerror, path) from error
 
 
 def _go_on(_left: int) -> None:
@@ -90,8 +98,9 @@ class Drive:
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """Size and time of a file: one that looks the same twice is taken for unchanged."""
-        found = (self.root / path).stat()
+        """Size and time of a file: one that looks the same twice is taken for unchanged. Raises as `read`."""
+        with _about(path):
+            found = (self.root / path).stat()
         return found.st_size, found.st_mtime_ns
 
     def read(self, path: str, *, at_most: int) -> bytes:
@@ -101,14 +110,10 @@ class Drive:
             Unreadable: when it is a link or no plain file, or may not be read.
             FileNotFoundError: when there is none.
         """
-        try:
+        with _about(path):
             fd = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(fd, "rb") as stream:
                 return stream.read(at_most + 1)
-        except OSError as error:
-            if error.errno == errno.ENOENT or not is_about_one_file(error):
-                raise
-            raise Unreadable(error.errno, error.strerror, path) from error
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file that does not exist yet, and read it back; one that was not written whole is removed again.

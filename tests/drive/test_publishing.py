@@ -138,6 +138,18 @@ def test_a_session_that_ends_leaves_nothing_unpublished_and_the_next_machine_res
     assert first.steps_trained + second.steps_trained == 4, "a step was done twice"
 
 
+def test_result_files_that_others_replaced_on_the_mount_are_published_again(mount: Mount) -> None:
+    session = mount.session()
+    mount.work(session, 20)
+    session.end()
+    path = predictions_file(mount.root / RESULTS, 0)
+    ours = path.read_bytes()
+    path.write_bytes(ours[:-1])
+    anew = Publisher(session.project, None, note=lambda _text: None, clock=mount.clock)
+    assert anew.round()
+    assert path.read_bytes() == ours
+
+
 def test_only_new_files_with_unique_names_are_ever_written_to_the_state_on_the_mount(mount: Mount) -> None:
     session = mount.session()
     seen: dict[Path, bytes] = {}
