@@ -10,7 +10,7 @@ They have done some jobs before, so that what is measured is workers that have b
 turns, and the median of the rounds is printed. A package that is not installed is named and left out. `--fsync-ms 4`
 makes the disk slower for all of them alike, which takes a C compiler.
 
-What a job costs differs in what it buys (docs/explanation/performance.md has it in a table):
+What a job costs differs in what it buys:
 
 - huey deletes the job when it takes it, so a crash loses it, and then stores a result;
 - litequeue marks the job as taken, and then as done, by its id alone, for any caller;
