@@ -42,7 +42,7 @@ _ABOUT_ONE_FILE = {
 
 @contextlib.contextmanager
 def _about(path: str) -> Iterator[None]:
-    """Raise FileNotFoundError for what an error says of a file; any other says that the mount fails."""
+    """Raise FileNotFoundError for an error about one file, and pass on any other, which means that the mount fails."""
     try:
         yield
     except FileNotFoundError:
