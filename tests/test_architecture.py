@@ -26,7 +26,7 @@ ROWS = [
     {"queue", "train", "results"},
     {"data", "storage"},
     {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "files"}
-    | {"errors", "clock", "outputs", "topology"},
+    | {"errors", "clock", "limits", "outputs", "topology"},
 ]
 #: The ground is one floor: its modules may use each other.
 GROUND = ROWS[-1]

@@ -12,7 +12,8 @@ import traceback
 
 from mbqueue.cli.app import app
 from mbqueue.cli.console import say, tolerate_narrow_streams
-from mbqueue.errors import MbqueueError, UsageError, causes, remedy
+from mbqueue.errors import LimitReached, MbqueueError, UsageError, causes, remedy
+from mbqueue.limits import why_limited
 
 FAILURE, USAGE = 1, 2
 
@@ -24,10 +25,15 @@ def main(arguments: list[str] | None = None) -> None:
     tolerate_narrow_streams()
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="mbqueue")
-    except (MbqueueError, OSError) as error:
+    except Exception as error:
+        limited = None if isinstance(error, LimitReached) else why_limited(error)
+        if limited is None and not isinstance(error, MbqueueError | OSError):
+            raise
+        if limited is not None:
+            limited.__cause__ = error
         if debug:
             traceback.print_exception(error)
-        _tell(error, hint=not debug)
+        _tell(limited or error, hint=not debug)
         sys.exit(USAGE if isinstance(error, UsageError) else FAILURE)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from mbqueue.clock import utc_text
 from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueReplaced
 from mbqueue.files import fsync_dir, make_folder
+from mbqueue.limits import size_of_files
 from mbqueue.queue import sqlite_schema
 from mbqueue.queue.database import Bound, Database, Parameters, Statements
 from mbqueue.queue.dialect import SQLITE, Sql, text_of
@@ -270,8 +271,10 @@ class SqliteFile(Database):
                 "`mbqueue cache prune --all` (they are made again)."
             )
         if code in _UNREACHABLE or code == sqlite3.SQLITE_READONLY:
+            limit = size_of_files()
             return QueueError(
                 f"{self.path} cannot be opened or written ({error}). Check its disk, its folder and permissions."
+                + (f" This shell allows files of at most {limit} (ulimit -f)." if limit else "")
             )
         return QueueError(f"{self.path}: {error}. Nothing was changed.")
 

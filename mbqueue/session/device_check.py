@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import resource
-
 import torch
 
-from mbqueue.errors import DeviceBusy, LimitReached, UsageError, causes
+from mbqueue.errors import DeviceBusy, UsageError
 from mbqueue.train.arithmetic import calculating, pick_device
 from mbqueue.train.memory import is_out_of_memory
 
@@ -64,30 +61,6 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
         f"{device} has too little memory left for the model itself ({_first_line(error)}). End what else runs there "
         "(nvidia-smi lists it; a notebook's kernel keeps memory until it is restarted), then: mbqueue work"
     )
-
-
-def why_limited(error: BaseException) -> LimitReached | None:
-    """The error that ends the session if a job hit a limit of the machine or the shell; None for any other error."""
-    for one in (error, *causes(error, hidden=True)):
-        number = one.errno if isinstance(one, OSError) else None
-        if number == errno.EFBIG:
-            return LimitReached(
-                f"A file cannot grow beyond the limit of {_limit(resource.RLIMIT_FSIZE)} on the size of a file "
-                "(ulimit -f). Raise it (ulimit -f unlimited), then: mbqueue work"
-            )
-        no_memory = isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one)
-        if no_memory and not is_out_of_memory(one):
-            return LimitReached(
-                f"There is no memory left ({_first_line(one)}). This process may have "
-                f"{_limit(resource.RLIMIT_AS)} (ulimit -v). End what else runs here, raise the limit, or take a "
-                "machine with more memory, then: mbqueue work"
-            )
-    return None
-
-
-def _limit(which: int) -> str:
-    soft, _hard = resource.getrlimit(which)
-    return "all that there is" if soft == resource.RLIM_INFINITY else f"{soft / 1e6:.0f} MB"
 
 
 def multiply(device: torch.device) -> None:

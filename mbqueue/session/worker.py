@@ -30,6 +30,7 @@ from mbqueue.errors import (
     TrainingError,
     causes,
 )
+from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, require_content, require_queue, what_is_lost
@@ -37,7 +38,7 @@ from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.commits_binding import enter_place, require_same
 from mbqueue.session.compiling import Compiling
 from mbqueue.session.crystal_copies import CrystalCopies
-from mbqueue.session.device_check import usable_device, why_full, why_limited, why_lost
+from mbqueue.session.device_check import usable_device, why_full, why_lost
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loaded import Loaded

@@ -104,7 +104,10 @@ class FrozenBackbone:
         """Durably store a shard."""
         path = self._path(kind, shard)
         with replacing(path) as stream:
-            np.lib.format.write_array(stream, np.ascontiguousarray(values, dtype=np.float32), allow_pickle=False)
+            array = np.ascontiguousarray(values, dtype=np.float32)
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+            # Not by `array.tofile`: its error for a full disk or a limit on the size of files does not say which it is.
+            stream.write(array.data)
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)
         self._maps.pop(shard, None)

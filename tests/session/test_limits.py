@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import re
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_project import RememberedReport, enqueue, make_project, small_spec
 
+from mbqueue.api import Project
+from mbqueue.cli import main
 from mbqueue.errors import LimitReached
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
@@ -39,3 +43,34 @@ def test_it_is_named_and_the_job_keeps_its_attempts(
     with Queue(project.queue_db, read_only=True) as queue:
         (prepare,) = queue.jobs(state=State.READY)
         assert (prepare.failures, prepare.lost_in_a_row) == (0, 0)
+
+
+def test_a_session_whose_queue_cannot_grow_names_the_limit_on_the_size_of_files_and_costs_no_attempt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make_project(tmp_path)
+    enqueue(project, small_spec(project, "head_finetune"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(project.root), "work", "--device", "cpu"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ended.value.code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ulimit -f" in said
+    assert "allows files of at most 4 kB" in said
+    with Queue(project.queue_db, read_only=True) as queue:
+        assert not any(job.failures or job.lost_in_a_row for job in queue.jobs())
+
+
+def test_a_command_without_memory_names_the_limit_instead_of_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = make_project(tmp_path)
+    monkeypatch.setattr(Project, "status", lambda *_: out_of_memory())
+    with pytest.raises(SystemExit) as ended:
+        main(["--project", str(project.root), "status"])
+    assert ended.value.code == 1
+    assert re.search(r"no memory left.*ulimit -v", " ".join(capsys.readouterr().err.split()))

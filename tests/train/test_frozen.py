@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 import subprocess
 import sys
@@ -287,6 +289,22 @@ def test_features_are_not_computed_for_their_own_sake(
         path.unlink()
     monkeypatch.setattr(chgnet, "atom_features", lambda *_: pytest.fail("the backbone ran"))
     assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU)
+
+
+def test_a_shard_that_is_written_in_part_says_why_in_the_systems_own_number(tmp_path: Path) -> None:
+    values = np.arange(30_000, dtype=np.float32).reshape(100, 300)
+    frozen = FrozenBackbone(tmp_path, atom_offsets=np.arange(101), dataset_hash="d" * 64, weights="w" * 64)
+    frozen.write("features", 0, values)
+    np.save(tmp_path / "as_numpy.npy", values)
+    assert next(tmp_path.glob("features*.npy")).read_bytes() == (tmp_path / "as_numpy.npy").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            frozen.write("features", 0, values + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_other_weights_and_other_crystals_have_another_folder(bench: Any, helpers: Any, tmp_path: Path) -> None:
