@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,14 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
         "torch": str(torch.__version__),
         "numpy": str(np.__version__),
-        "chgnet": version("chgnet"),
-        "numba": version("numba"),
-        "mbqueue": version("mbqueue"),
+        **_library_versions(),
     }
+
+
+@cache
+def _library_versions() -> dict[str, str]:
+    # Kept, since looking up a version parses the package's metadata, and every commit has a fingerprint.
+    return {name: version(name) for name in ("chgnet", "numba", "mbqueue")}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -86,15 +86,17 @@ class ModelFamily(Protocol):
         """The same as ``predict``, [B], from features [A, F] and a batch's atomic_numbers, atom_crystal and n_atoms."""
 
 
+FAMILIES: tuple[ModelFamily, ...] = (chgnet,)
+
+
 def family_of(pretrained: str) -> ModelFamily:
     """The family that some pretrained weights belong to.
 
     Raises:
         UsageError: for weights that no family has.
     """
-    families: tuple[ModelFamily, ...] = (chgnet,)
-    for family in families:
+    for family in FAMILIES:
         if pretrained in family.PRETRAINED:
             return family
-    known = ", ".join(name for family in families for name in family.PRETRAINED)
+    known = ", ".join(name for family in FAMILIES for name in family.PRETRAINED)
     raise UsageError(f"There are no pretrained weights {pretrained!r}. Use one of {known}.")
