@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_training import FakeSession
 from small_project import ManualClock
+from stepped_session import RESULTS, SteppedSession, tiny_spec
 
 from mbqueue import Project
 from mbqueue import project as project_module
@@ -18,12 +18,9 @@ from mbqueue.belonging import Belonging, answer_within, ids_in
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
 from mbqueue.errors import ProjectNotFound
-from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, find_project, init_project
 from mbqueue.queue.store import Queue
 from mbqueue.topology import LIVE_VARIABLE
-
-RESULTS = "results/daily/2026-01-01/fake"
 
 
 @pytest.fixture
@@ -34,9 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: ManualClock) 
     root = init_project(tmp_path / "mount" / "project")[0].root
     found = ProjectFolder(root, Settings(), tmp_path / "live")
     found.live_dir.mkdir()
-    content = {"name": "fake", "folds": (0,), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
     with Queue(found.queue_db) as queue:
-        queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=clock.now())
+        queue.enqueue(tiny_spec(folds=(0,)), results_dir=RESULTS, now=clock.now())
     enter(found, note=lambda _text: None)
     assert Publisher(found, None, note=lambda _text: None, clock=clock).round()
     return found
@@ -60,7 +56,7 @@ def test_status_answers_from_the_live_folder_degraded(folder: ProjectFolder, los
     assert callable(lose)
     lose(folder.root)
     told = Project(folder.root, while_away=True).status().overview
-    assert [one["name"] for one in told["experiments"]] == ["fake"]
+    assert [one["name"] for one in told["experiments"]] == ["tiny"]
     assert told["publishing"]["state"] == "degraded"
     assert str(folder.root) in told["publishing"]["why"]
 
@@ -94,7 +90,7 @@ def test_nothing_is_published_into_what_lies_where_the_project_was(
 ) -> None:
     assert callable(lose)
     notes: list[str] = []
-    session = FakeSession(folder.root, folder.live_dir, clock)
+    session = SteppedSession(folder.root, folder.live_dir, clock)
     session.publisher = Publisher(session.project, session.id, clock=clock, note=notes.append)
     lose(folder.root)
     for _ in range(3):
@@ -102,7 +98,7 @@ def test_nothing_is_published_into_what_lies_where_the_project_was(
         assert not session.publish()
     assert not any("The mount is back" in note for note in notes)
     assert not list((folder.root.parent).rglob("*.db"))
-    session.queue.close()
+    session.die()
 
 
 @pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ESTALE])
@@ -154,7 +150,7 @@ def test_a_project_of_before_there_were_ids_gets_one_when_it_is_published_next(
 
 
 def test_a_second_machine_takes_the_id_that_is_there(folder: ProjectFolder, tmp_path: Path, clock: ManualClock) -> None:
-    session = FakeSession(folder.root, tmp_path / "live2", clock)
+    session = SteppedSession(folder.root, tmp_path / "live2", clock)
     (known,) = ids_in(folder.state_dir)
     assert Belonging.of(session.project.live_dir) == Belonging(root=str(folder.root), id=known)
     session.end()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from fake_training import FakeSession, LocalProject
 from small_project import ManualClock
+from stepped_session import LocalProject
 
 from mbqueue import files
 from mbqueue.drive.archive import DamagedArchive, back_up, restore
@@ -33,11 +33,6 @@ from mbqueue.train.state import deserialise
 @pytest.fixture
 def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
     return LocalProject(tmp_path / "project", clock)
-
-
-def end(session: FakeSession) -> None:
-    session.queue.end_session(session.id, reason="ended", now=session.clock.now())
-    session.queue.close()
 
 
 def changed(content: dict[str, Any], change: dict[str, Any]) -> bytes:
@@ -63,7 +58,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
 def test_a_manifest_that_says_something_impossible_is_none(local: LocalProject, change: dict[str, Any]) -> None:
-    end(local.train(2))
+    local.train(2).end()
     content = json.loads(next(local.project.all_checkpoints.glob("*/*/e0001-done-*.json")).read_bytes())
     assert manifest_of(changed(content, {}), source="the same").epoch == 1
     with pytest.raises(Damaged, match="impossible"):
@@ -71,8 +66,8 @@ def test_a_manifest_that_says_something_impossible_is_none(local: LocalProject, 
 
 
 def test_recover_passes_over_a_manifest_that_says_something_impossible(local: LocalProject) -> None:
-    end(local.train(4))
-    path = max(local.project.checkpoints_dir("fake", 0).glob("e*.json"))
+    local.train(4).end()
+    path = max(local.project.checkpoints_dir("tiny", 0).glob("e*.json"))
     path.write_bytes(changed(json.loads(path.read_bytes()), {"enqueued": {"x": 1}}))
     local.project.queue_db.unlink()
     told: list[str] = []
@@ -98,7 +93,7 @@ def test_recover_passes_over_a_manifest_that_says_something_impossible(local: Lo
     ],
 )
 def test_a_snapshot_with_a_row_that_would_break_its_reader_is_none(local: LocalProject, harm: str) -> None:
-    end(local.train(1))
+    local.train(1).end()
     copy = local.project.root / "copy.db"
     take(local.project.queue_db, copy)
     check(copy)
@@ -159,7 +154,7 @@ def test_a_checkpoint_that_would_grow_when_it_is_read_is_refused_before_it_is(mo
 
 
 def test_what_backup_writes_is_restored(local: LocalProject, tmp_path: Path) -> None:
-    end(local.train(3))
+    local.train(3).end()
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     restore(local.project, tmp_path / "b.tar", force=True, note=lambda _text: None, clock=local.clock)
     with Queue(local.project.queue_db, read_only=True) as queue:

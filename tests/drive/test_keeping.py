@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fake_training import FakeSession, LocalProject, is_done
 from small_project import ManualClock
+from stepped_session import RESULTS, LocalProject, SteppedSession, is_done, tiny_spec
 
 from mbqueue import Project
 from mbqueue.drive import archive as archive_module
@@ -28,8 +28,6 @@ from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.opening import require_queue
 from mbqueue.queue.store import Queue
 
-RESULTS = "results/daily/2026-01-01/fake"
-
 
 def note(_text: str) -> None:
     """Ignores what it hears."""
@@ -40,15 +38,11 @@ def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
     return LocalProject(tmp_path / "project", clock)
 
 
-def end(session: FakeSession) -> None:
-    session.queue.end_session(session.id, reason="ended", now=session.clock.now())
-    session.queue.close()
-
-
 def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
     with Queue(project.queue_db, read_only=True) as queue:
         return [
-            (job.label, job.state, job.result)
+            # How long saving took is in the queue alone.
+            (job.label, job.state, {**(job.result or {}), "checkpoint_seconds": 0})
             for job in queue.jobs()
             if job.kind is Kind.TRAIN and job.state is State.COMMITTED
         ]
@@ -56,7 +50,7 @@ def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
 
 @pytest.mark.parametrize("loss", ["gone", "garbled"])
 def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: LocalProject, loss: str) -> None:
-    end(local.train(5))
+    local.train(5).end()
     before = epochs_and_rows(local.project)
     assert len(before) >= 2
     if loss == "gone":
@@ -68,7 +62,7 @@ def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: LocalProject
     assert (found.replaced is not None) == (loss == "garbled")
     assert epochs_and_rows(local.project) == before
     with Queue(local.project.queue_db) as queue:
-        experiment = queue.experiment("fake")
+        experiment = queue.experiment("tiny")
         assert (experiment.results_dir, experiment.priority, experiment.spec["folds"]) == (RESULTS, 3, [0, 1])
     session = local.train(3)
     for _ in range(20):
@@ -76,26 +70,26 @@ def test_recover_rebuilds_the_queue_from_the_manifests_alone(local: LocalProject
     assert is_done(session.queue)
 
 
-@pytest.mark.parametrize("second", ["other", "fake"])
+@pytest.mark.parametrize("second", ["other", "tiny"])
 def test_a_queue_that_was_begun_beside_the_checkpoints_of_a_lost_one_costs_no_epoch(
     local: LocalProject, second: str
 ) -> None:
-    end(local.train(5))
+    local.train(5).end()
     before = epochs_and_rows(local.project)
     with Queue(local.project.queue_db) as queue:
-        spec = queue.experiment("fake").spec
+        spec = queue.experiment("tiny").spec
     local.project.queue_db.unlink()
     with Queue(local.project.queue_db) as queue:  # by hand, or by a version that did not refuse it
         queue.enqueue(parse_spec(spec | {"name": second}, source="test"), results_dir=f"results/{second}", now=0.0)
-    recover(local.project, force=second == "fake", note=note, clock=local.clock)
+    recover(local.project, force=second == "tiny", note=note, clock=local.clock)
     assert epochs_and_rows(local.project) == before
     with Queue(local.project.queue_db, read_only=True) as queue:
-        assert {one.name for one in queue.experiments()} == {"fake", second}
+        assert {one.name for one in queue.experiments()} == {"tiny", second}
 
 
 def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(local: LocalProject) -> None:
-    end(local.train(4))
-    folder = local.project.checkpoints_dir("fake", 0)
+    local.train(4).end()
+    folder = local.project.checkpoints_dir("tiny", 0)
     newest = folder / "e0002-done-f0001.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
     local.project.queue_db.unlink()
@@ -108,8 +102,8 @@ def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(
 
 
 def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_file(local: LocalProject) -> None:
-    end(local.train(4))
-    for path in local.project.checkpoints_dir("fake", 0).glob("*.json"):
+    local.train(4).end()
+    for path in local.project.checkpoints_dir("tiny", 0).glob("*.json"):
         content = json.loads(path.read_text())
         for key in ("enqueued", "parent_sha256", "checksum"):
             del content[key]
@@ -120,8 +114,9 @@ def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_fi
     with pytest.raises(QueueError, match="nothing to rebuild a queue from"):
         recover(local.project, force=False, note=told.append, clock=local.clock)
     assert any("left out" in text for text in told), "\n".join(told)
-    spec = 'name = "fake"\nfolds = [0, 1]\n[data]\ndataset = "sample"\n[train]\nepochs = 2\n'
-    (local.project.jobs_dir / "fake.toml").write_text(spec)
+    spec = 'name = "tiny"\nfolds = [0, 1]\n[data]\ndataset = "sample"\nlimit = 12\n'
+    spec += '[model]\ntrainable = "head"\n[train]\nepochs = 2\nbatch_size = 5\n'
+    (local.project.jobs_dir / "tiny.toml").write_text(spec)
     recover(local.project, force=False, note=note, clock=local.clock)
     assert len(epochs_and_rows(local.project)) == 2
 
@@ -135,7 +130,7 @@ def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_work
         recover(local.project, force=True, note=note, clock=local.clock)
     with pytest.raises(UsageError, match="mbqueue stop"):
         restore(local.project, tmp_path / "b.tar", force=True, note=note, clock=local.clock)
-    end(session)
+    session.end()
     with pytest.raises(UsageError, match="--force"):
         recover(local.project, force=False, note=note, clock=local.clock)
     with pytest.raises(UsageError, match="--force"):
@@ -143,7 +138,7 @@ def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_work
 
 
 def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(local: LocalProject) -> None:
-    local.train(2).queue.close()
+    local.train(2).die()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
         connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # its process number is another's now
@@ -156,7 +151,7 @@ def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(loc
 def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(
     local: LocalProject, name: str, other: str
 ) -> None:
-    end(local.train(2))
+    local.train(2).end()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
         connection.execute("PRAGMA writable_schema = ON")
@@ -168,7 +163,7 @@ def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(
 
 
 def test_statistics_that_a_database_browser_made_are_no_damage(local: LocalProject, tmp_path: Path) -> None:
-    end(local.train(1))
+    local.train(1).end()
     with closing(sqlite3.connect(local.project.queue_db)) as browser:
         browser.execute("ANALYZE")
         assert browser.execute("SELECT count(*) FROM sqlite_stat1").fetchone()[0]
@@ -182,7 +177,7 @@ def test_statistics_that_a_database_browser_made_are_no_damage(local: LocalProje
 
 
 def test_a_queue_that_restore_would_refuse_is_not_backed_up(local: LocalProject, tmp_path: Path) -> None:
-    end(local.train(1))
+    local.train(1).end()
     with closing(sqlite3.connect(local.project.queue_db)) as other, other:
         other.execute("CREATE TABLE of_another_program (x)")
     with pytest.raises(DamagedSnapshot, match="not those of a queue") as raised:
@@ -194,7 +189,7 @@ def test_a_queue_that_restore_would_refuse_is_not_backed_up(local: LocalProject,
 def test_an_archive_that_is_not_read_back_as_it_was_written_is_none(
     local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end(local.train(1))
+    local.train(1).end()
 
     def flipped(archive: tarfile.TarFile, name: str, content: bytes) -> None:
         add(archive, name, content if name != "queue.db" else bytes([content[0] ^ 1]) + content[1:])
@@ -212,34 +207,33 @@ def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_
     session = local.train(3)
     made = back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     assert made.commits >= 1
-    end(session)
-    other = LocalProject.__new__(LocalProject)
-    other.project, other.clock = init_project(tmp_path / "other")[0], local.clock
-    restore(other.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
-    carried = other.train(5)
-    for _ in range(20):
-        carried.step()
+    session.end()
+    other = init_project(tmp_path / "other")[0]
+    restore(other, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
+    carried = SteppedSession(other.root, other.live, local.clock)
+    while carried.step():
+        local.clock.advance(1.0)
     assert is_done(carried.queue)
     assert carried.steps_trained == 5, "a step that was in the backup was done again"
 
 
 def test_what_restore_replaces_is_kept(local: LocalProject, tmp_path: Path) -> None:
-    end(local.train(2))
+    local.train(2).end()
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
-    end(local.train(2))
+    local.train(2).end()
     restore(local.project, tmp_path / "b.tar", force=True, note=note, clock=local.clock)
     assert list(local.project.state_dir.glob("queue.db.replaced-*"))
-    assert list(local.project.state_dir.glob("replaced-*/checkpoints/fake/fold_0/*.pt"))
+    assert list(local.project.state_dir.glob("replaced-*/checkpoints/tiny/fold_0/*.pt"))
 
 
 def test_until_a_restore_that_was_cut_off_is_done_again_nothing_else_makes_a_queue(
     local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = tmp_path / "a backup.tar"
-    end(local.train(3))
+    local.train(3).end()
     back_up(local.project, archive, clock=local.clock)
     rows = epochs_and_rows(local.project)
-    end(local.train(2))
+    local.train(2).end()
 
     def cut_off(*_arguments: object) -> None:
         raise OSError(5, "injected")
@@ -281,7 +275,7 @@ RUNS = 'session = "1h"\nend_command = "rm -rf /"\n[notify]\nwebhook = "https://e
 def test_settings_of_an_archive_that_would_run_other_commands_are_only_laid_beside_those_there(
     local: LocalProject, tmp_path: Path, archived: str, there: str, is_put_in_place: bool
 ) -> None:
-    end(local.train(1))
+    local.train(1).end()
     settings = local.project.root / "mbqueue.toml"
     settings.write_text(archived)
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
@@ -351,7 +345,7 @@ def _flipped(source: Path) -> bytes:
 def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_changed(
     local: LocalProject, tmp_path: Path, harm: Callable[[Path], bytes]
 ) -> None:
-    end(local.train(3))
+    local.train(3).end()
     back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     (tmp_path / "evil.tar").write_bytes(harm(tmp_path / "b.tar"))
     shutil.copytree(local.project.root, tmp_path / "copy")
@@ -368,7 +362,7 @@ def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_changed(
 
 
 def test_an_archive_that_is_cut_off_anywhere_is_said_to_be(local: LocalProject, tmp_path: Path) -> None:
-    end(local.train(2))
+    local.train(2).end()
     whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
     back_up(local.project, whole, clock=local.clock)
     content = whole.read_bytes()
@@ -382,10 +376,9 @@ def test_a_backup_of_a_split_project_restores_into_a_local_one(tmp_path: Path, c
     root = init_project(tmp_path / "drive")[0].root
     split = ProjectFolder(root, Settings(), tmp_path / "live")
     split.live_dir.mkdir()
-    content = {"name": "fake", "folds": (0,), "data": {"dataset": "sample"}, "train": {"epochs": 2}}
     with Queue(split.queue_db) as queue:
-        queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=clock.now())
-    session = FakeSession(root, split.live_dir, clock)
+        queue.enqueue(tiny_spec(folds=(0,)), results_dir=RESULTS, now=clock.now())
+    session = SteppedSession(root, split.live_dir, clock)
     for _ in range(20):
         session.step()
     assert is_done(session.queue)

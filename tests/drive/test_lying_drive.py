@@ -1,4 +1,4 @@
-"""Sessions on a drive that lies: hundreds of schedules of delays, deaths, lost mounts and two or more sessions at once.
+"""Real sessions on a drive that lies: a hundred schedules of delays, deaths, lost mounts and up to four at once.
 
 Every schedule follows from its seed. More of them: MBQUEUE_SCHEDULES=2000, or one again: MBQUEUE_SCHEDULE_SEED=77.
 """
@@ -16,31 +16,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_training import STEPS, FakeSession, is_done, lineage_of, newest_whole
 from lying_drive import LONGEST_UPLOAD, Client, LyingDrive
 from small_project import ManualClock
+from stepped_session import RESULTS, STEPS, SteppedSession, is_done, lineage_of, newest_whole, tiny_spec
+from tiny_family import load_model
 
 from mbqueue.drive import published, retention
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
-from mbqueue.errors import CheckpointError
-from mbqueue.experiment import Spec, parse_spec
+from mbqueue.errors import CheckpointError, UsageError
 from mbqueue.project import ProjectFolder, Settings
 from mbqueue.queue.store import Queue
-from mbqueue.results.tables import predictions_file
+from mbqueue.results.tables import history_file, model_file, write_history
 from mbqueue.storage.manifest import Identity, Manifest, manifest_of
 from mbqueue.storage.mounted import Drive
 
-SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "120"))
+SCHEDULES = int(os.environ.get("MBQUEUE_SCHEDULES", "100"))
 ONE_SEED = os.environ.get("MBQUEUE_SCHEDULE_SEED")
 EPOCHS = 2
-RESULTS = "results/daily/2026-01-01/fake"
-
-
-def fake_spec() -> Spec:
-    content = {"name": "fake", "folds": (0, 1), "data": {"dataset": "sample"}, "train": {"epochs": EPOCHS}}
-    return parse_spec(content, source="test")
 
 
 class Schedule:
@@ -51,7 +45,8 @@ class Schedule:
         self.base, self.clock = base, ManualClock()
         self.drive = LyingDrive(base / "drive", self.chance, self.clock.monotonic)
         self.held: dict[str, Manifest] = {}
-        self.running: dict[int, tuple[FakeSession, Client]] = {}
+        self.running: dict[int, tuple[SteppedSession, Client]] = {}
+        self.sessions: dict[int, str] = {}
         self.most = self.chance.choice([1, 2, 2, 3, 4])
         self.machines = 0
         self.steps_trained = self.deaths = 0
@@ -102,18 +97,29 @@ class Schedule:
         if number == 1:
             enter(project, note=lambda _text: None, clock=self.clock)
             with Queue(project.queue_db) as queue:
-                queue.enqueue(fake_spec(), results_dir=RESULTS, now=self.clock.now())
+                queue.enqueue(tiny_spec(epochs=EPOCHS), results_dir=RESULTS, now=self.clock.now())
             assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
             self.drive.settle()  # a person sees that it is enqueued before they start anything
-        session = FakeSession(client.folder, live, self.clock)
-        self.running[number] = session, client
+        try:
+            self.running[number] = self._session(client, live), client
+        except UsageError as error:
+            if "Nothing is enqueued" not in str(error):
+                raise
+            # It sees no snapshot yet, and is taken away.
+            self.drive.kill(client)
+            shutil.rmtree(live)
         return -1 if number == 1 else number
+
+    def _session(self, client: Client, live: Path) -> SteppedSession:
+        session = SteppedSession(client.folder, live, self.clock)
+        self.sessions[session.number] = session.id
+        return session
 
     def _die(self, number: int) -> None:
         session, client = self.running.pop(number)
         self.steps_trained += session.steps_trained
         self.deaths += 1
-        session.queue.close()
+        session.die()
         self.drive.kill(client)
         shutil.rmtree(session.project.live_dir)
 
@@ -131,13 +137,13 @@ class Schedule:
             )
             assert survives, f"{path} was uploaded, and nothing is left of its line, nor anything as far"
 
-    def finish(self) -> FakeSession:
+    def finish(self) -> SteppedSession:
         """A session that nothing disturbs does what is left."""
         self.clock.advance(10_000.0)
         self.machines += 1
         client = self.drive.connect()
         self.drive.deliver(client, share=1.0)
-        session = FakeSession(client.folder, self.base / f"live{self.machines}", self.clock)
+        session = self._session(client, self.base / f"live{self.machines}")
         session.publish()
         for _ in range(200):
             self.clock.advance(1.0)
@@ -172,18 +178,22 @@ def progress(manifest: Manifest) -> tuple[int, bool, int]:
     return manifest.epoch, manifest.complete, manifest.step
 
 
-def check_chain(folder: Path, fold: int) -> None:
-    """A fold's accepted chain went through every step once, in order, and says who did which."""
+def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
+    """A fold's accepted chain went through every step once, and says who did which."""
     newest = newest_whole(folder, pytest.fail)
     assert newest is not None
     lineage = lineage_of(folder, newest.stem)
-    assert [step[:2] for step in lineage] == [[e, s] for e in range(1, EPOCHS + 1) for s in range(1, STEPS + 1)]
-    for row in newest.history:
-        workers = list(dict.fromkeys(session for epoch, _, session in lineage if epoch == row["epoch"]))
-        assert row["session"].split("+") == workers, "the history speaks of another line than the checkpoint"
+    assert len(lineage) == EPOCHS * STEPS
+    for number, row in enumerate(newest.history):
+        trained = dict.fromkeys(schedule.sessions[one] for one in lineage[number * STEPS : (number + 1) * STEPS])
+        # Who only validated is named too.
+        named = [session for session in row["session"].split("+") if session in trained]
+        assert named == list(trained), "the history is of another line than the checkpoint"
     assert newest.best is not None
     best = lineage_of(folder, newest.best["commit"])
     assert best == lineage[: len(best)], "the best epoch is of another line"
+    model = load_model(model_file(folder.parents[2] / RESULTS, fold))
+    assert model.lineage[: len(best)].tolist() == best, "the model is of another line"
 
 
 @pytest.fixture
@@ -218,7 +228,7 @@ def test_sessions_on_a_drive_that_lies_converge_on_one_whole_chain_per_fold(part
             schedule.run()
             last = schedule.finish()
             for fold in (0, 1):
-                check_chain(last.project.checkpoints_dir("fake", fold), fold)
+                check_chain(schedule, last.project.checkpoints_dir("tiny", fold), fold)
             check_that_a_fresh_machine_agrees(schedule, last)
         except BaseException as error:
             error.add_note(f"MBQUEUE_SCHEDULE_SEED={seed}")
@@ -232,7 +242,7 @@ def test_sessions_on_a_drive_that_lies_converge_on_one_whole_chain_per_fold(part
     )
 
 
-def check_that_a_fresh_machine_agrees(schedule: Schedule, last: FakeSession) -> None:
+def check_that_a_fresh_machine_agrees(schedule: Schedule, last: SteppedSession) -> None:
     """Another machine that sees the same files takes the same chains, and finds everything done."""
     client = schedule.drive.connect()
     schedule.drive.deliver(client, share=1.0)
@@ -243,10 +253,11 @@ def check_that_a_fresh_machine_agrees(schedule: Schedule, last: FakeSession) -> 
     with Queue(project.queue_db) as queue:
         assert is_done(queue), notes
         for fold in (0, 1):
-            chain = PublishedFold(drive, Identity(experiment="fake", fold=fold)).chain()
-            ours = newest_whole(last.project.checkpoints_dir("fake", fold), pytest.fail)
-            theirs = newest_whole(project.checkpoints_dir("fake", fold), pytest.fail)
+            chain = PublishedFold(drive, Identity(experiment="tiny", fold=fold)).chain()
+            ours = newest_whole(last.project.checkpoints_dir("tiny", fold), pytest.fail)
+            theirs = newest_whole(project.checkpoints_dir("tiny", fold), pytest.fail)
             assert chain
             assert chain[-1].manifest == ours == theirs
-            told = json.loads(predictions_file(client.folder / RESULTS, fold).read_text())
-            assert told["history"] == chain[-1].manifest.history, "the predictions are of another line"
+            write_history(schedule.base / "history.csv", chain[-1].manifest.history)
+            told = history_file(client.folder / RESULTS, fold).read_bytes()
+            assert told == (schedule.base / "history.csv").read_bytes(), "the results are of another line"

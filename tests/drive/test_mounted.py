@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_training import FAKE, FakeSession
 from small_project import ManualClock
+from stepped_session import RESULTS, TINY, SteppedSession, tiny_spec
 
 from mbqueue.drive.published import PublishedFold
 from mbqueue.drive.publishing import Publisher
@@ -20,7 +20,7 @@ from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.store import Queue
 from mbqueue.storage.mounted import Drive
 
-PATH = "state/checkpoints/fake/fold_0/e0001-done-f0001-0123456789ab.pt"
+PATH = "state/checkpoints/tiny/fold_0/e0001-done-f0001-0123456789ab.pt"
 
 
 class FullDrive(Drive):
@@ -88,8 +88,7 @@ def enqueue_in(live: Path, clock: ManualClock, *, epochs: int) -> None:
     """Make a live folder whose queue has one fold to train."""
     live.mkdir()
     with Queue(live / "queue.db") as queue:
-        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
-        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+        queue.enqueue(tiny_spec(folds=(0,), epochs=epochs), results_dir=RESULTS, now=clock.now())
 
 
 @pytest.mark.parametrize("name", ["desktop.ini", ".DS_Store", "Icon\r"])
@@ -97,7 +96,7 @@ def test_files_that_a_drives_own_program_leaves_everywhere_are_in_nobodys_way(
     root: Path, tmp_path: Path, clock: ManualClock, name: str
 ) -> None:
     enqueue_in(tmp_path / "live", clock, epochs=2)
-    session = FakeSession(root, tmp_path / "live", clock)
+    session = SteppedSession(root, tmp_path / "live", clock)
     for _ in range(4):
         session.step()
     session.end()
@@ -105,7 +104,7 @@ def test_files_that_a_drives_own_program_leaves_everywhere_are_in_nobodys_way(
         if (root / "state" / folder).is_dir():
             (root / "state" / folder / name).write_bytes(b"[.ShellClassInfo]")
     clock.advance(1000.0)
-    next_one = FakeSession(root, tmp_path / "live2", clock)
+    next_one = SteppedSession(root, tmp_path / "live2", clock)
     assert not any("passed over" in note for note in next_one.notes)
     while next_one.step():
         clock.advance(1.0)
@@ -130,8 +129,7 @@ def test_snapshots_that_got_no_manifest_do_not_pile_up(root: Path, tmp_path: Pat
     drive = NoRoomForManifests(root)
     publisher = published(root, tmp_path / "live", clock, drive)
     with Queue(tmp_path / "live" / "queue.db") as queue:
-        spec = {"name": "fake", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 2}}
-        queue.enqueue(parse_spec(spec, source="test"), results_dir="results/daily/2026-01-01/fake", now=clock.now())
+        queue.enqueue(tiny_spec(folds=(0,)), results_dir=RESULTS, now=clock.now())
         for _ in range(3):
             clock.advance(100.0)
             assert not publisher.round()
@@ -149,7 +147,7 @@ def test_what_a_dead_session_left_of_a_snapshot_is_removed_with_those_of_its_tim
     with Queue(tmp_path / "live" / "queue.db") as queue:
         for priority in range(7):
             spec = {"name": f"fake{priority}", "folds": [0], "data": {"dataset": "sample"}, "train": {"epochs": 1}}
-            folder = f"results/daily/2026-01-01/fake{priority}"
+            folder = f"results/daily/2026-01-01/tiny{priority}"
             queue.enqueue(parse_spec(spec, source="test"), results_dir=folder, now=clock.now())
             clock.advance(100.0 if priority < 5 else SETTLED_SECONDS)
             assert publisher.round()
@@ -170,34 +168,34 @@ def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(
 ) -> None:
     enqueue_in(tmp_path / "live", clock, epochs=2)
     drive = FullDrive(root)
-    session = FakeSession(root, tmp_path / "live", clock, drive=drive)
+    session = SteppedSession(root, tmp_path / "live", clock, drive=drive)
     for _ in range(8):
         clock.advance(10.0)
         session.step()
         assert not session.publish()
-    assert names(root, "state") == []
+    assert names(root, "state/checkpoints") == names(root, "state/snapshots") == []
     drive.is_full = False
     assert session.publish()
     assert not [name for name in names(root, "state") if "(" in name]
-    session.queue.close()
+    session.end()
 
 
 def test_a_commit_is_not_replaced_by_one_whose_upload_was_cut_off(
     root: Path, tmp_path: Path, clock: ManualClock
 ) -> None:
     enqueue_in(tmp_path / "live", clock, epochs=4)
-    session = FakeSession(root, tmp_path / "live", clock)
+    session = SteppedSession(root, tmp_path / "live", clock)
     for _ in range(9):
         clock.advance(10.0)
         session.step()
         assert session.publish()
-    whole, *cut_off = PublishedFold(Drive(root), FAKE).commits()
+    whole, *cut_off = PublishedFold(Drive(root), TINY).commits()
     assert len(cut_off) >= 2
     for commit in cut_off:
-        checkpoint = root / PublishedFold(Drive(root), FAKE).place.path(f"{commit.base}.pt")
+        checkpoint = root / PublishedFold(Drive(root), TINY).place.path(f"{commit.base}.pt")
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
-    fold = PublishedFold(Drive(root), FAKE)
+    fold = PublishedFold(Drive(root), TINY)
     for now in (0.0, 2 * SETTLED_SECONDS):
         fold.retire(cut_off[-1].manifest, now=now, steady_since=0.0)
     assert (root / fold.place.path(f"{whole.base}.pt")).exists()
-    session.queue.close()
+    session.die()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_training import newest_whole
 from lying_drive import LyingDrive
 from processes import outcome
 from small_project import RememberedReport, enqueue, make_project, small_spec
+from stepped_session import newest_whole
 
 from mbqueue.drive.livestate import publishing_status
 from mbqueue.drive.publishing import Publisher

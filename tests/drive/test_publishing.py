@@ -1,4 +1,4 @@
-"""What reaches a mount, when, and what happens while it fails; with sessions that do everything but train."""
+"""What reaches a mount, when, and what happens while it fails; with real sessions that move on step by step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_training import FAKE, FakeSession, is_done
 from small_project import ManualClock, make_newer
+from stepped_session import RESULTS, TINY, SteppedSession, is_done, tiny_spec
 
 from mbqueue import files
 from mbqueue.drive.announce import Announcements
@@ -24,15 +24,12 @@ from mbqueue.drive.publishing import Publisher
 from mbqueue.drive.reentry import enter
 from mbqueue.drive.retention import SETTLED_SECONDS
 from mbqueue.errors import SchemaTooNew
-from mbqueue.experiment import parse_spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.jobs import published_seconds
 from mbqueue.queue.store import Queue
-from mbqueue.results.tables import predictions_file
+from mbqueue.results.tables import history_file, predictions_file, read_history
 from mbqueue.session.ending import run_end_command
 from mbqueue.storage.mounted import Drive
-
-RESULTS = "results/daily/2026-01-01/fake"
 
 
 class Mount:
@@ -48,28 +45,27 @@ class Mount:
         return ProjectFolder(self.root, Settings(), self.base / f"live{self.machines}")
 
     def enqueue(self, folds: tuple[int, ...] = (0,), epochs: int = 2) -> None:
-        content = {"name": "fake", "folds": folds, "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
         project = self.machine()
         project.live_dir.mkdir()
         with Queue(project.queue_db) as queue:
-            queue.enqueue(parse_spec(content, source="test"), results_dir=RESULTS, now=self.clock.now())
+            queue.enqueue(tiny_spec(folds=folds, epochs=epochs), results_dir=RESULTS, now=self.clock.now())
         assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
 
-    def session(self, **publishing: Any) -> FakeSession:
+    def session(self, **publishing: Any) -> SteppedSession:
         """A session on a new machine."""
         project = self.machine()
-        return FakeSession(self.root, project.live_dir, self.clock, **publishing)
+        return SteppedSession(self.root, project.live_dir, self.clock, **publishing)
 
-    def work(self, session: FakeSession, steps: int) -> None:
+    def work(self, session: SteppedSession, steps: int) -> None:
         for _ in range(steps):
             self.clock.advance(5.0)
             session.step()
 
-    def train(self, session: FakeSession, steps: int) -> None:
-        """Until so many more steps are trained and committed."""
-        goal = session.steps_trained + steps
+    def train(self, session: SteppedSession, commits: int) -> None:
+        """Until it has published so many more commits of training."""
+        goal = session.commits + commits
         for _ in range(20):
-            if session.steps_trained == goal:
+            if session.commits == goal:
                 return
             self.work(session, 1)
         raise AssertionError("there was nothing to train")
@@ -159,7 +155,7 @@ def test_only_new_files_with_unique_names_are_ever_written_to_the_state_on_the_m
         for path in (mount.root / "state").rglob("*"):
             if path.is_file():
                 assert seen.setdefault(path, path.read_bytes()) == path.read_bytes(), f"{path} changed"
-    assert {path.parent.name for path in seen} >= {"fold_0", "snapshots", "sessions", "fake", "state"}
+    assert {path.parent.name for path in seen} >= {"fold_0", "snapshots", "sessions", "tiny", "state"}
     assert not (mount.root / "state" / "queue.db").exists()
     assert not list((mount.root / "state").rglob("*.lock"))
 
@@ -175,7 +171,7 @@ def test_the_mount_keeps_the_newest_commits_the_best_one_and_three_snapshots_onc
         session.publish()
         commits.append(len([name for name in mount.names("state/checkpoints") if name.endswith(".pt")]))
     assert max(commits) == 4, "one was removed before its successor had time to be uploaded"
-    local = mount.names_in(session.project.checkpoints_dir("fake", 0))
+    local = mount.names_in(session.project.checkpoints_dir("tiny", 0))
     mount.clock.advance(SETTLED_SECONDS)
     session.end()
     left = {path.stem[:-13]: json.loads(path.read_bytes()) for path in mount.manifests()}
@@ -313,7 +309,7 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     first.publish()
     second.publish()
     third = mount.session()
-    chain = PublishedFold(Drive(mount.root), FAKE).chain()
+    chain = PublishedFold(Drive(mount.root), TINY).chain()
     assert chain
     assert chain[-1].manifest.session == second.id
     mount.work(third, 20)
@@ -322,9 +318,9 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     told = publishing_status(third.project)
     assert told is not None
     assert told["aside"]
-    lost = [PublishedFold(Drive(mount.root), FAKE).commits()]
+    lost = [PublishedFold(Drive(mount.root), TINY).commits()]
     assert any(commit.manifest.session == first.id for commit in lost[0]), "the other line was thrown away"
-    history = json.loads(predictions_file(mount.root / RESULTS, 0).read_text())["history"]
+    history = read_history(history_file(mount.root / RESULTS, 0))
     assert [row["epoch"] for row in history] == [1, 2]
     assert all(first.id not in row["session"] for row in history)
 
@@ -334,10 +330,10 @@ def test_equally_far_lines_are_decided_by_the_smaller_hash_wherever_one_looks_fr
     for session in (first, second):
         mount.train(session, 1)
         session.publish()
-    commits = PublishedFold(Drive(mount.root), FAKE).commits()
+    commits = PublishedFold(Drive(mount.root), TINY).commits()
     assert len({commit.manifest.stem for commit in commits}) == 1
     smallest = min(commits, key=lambda commit: commit.manifest.sha256)
-    chain = PublishedFold(Drive(mount.root), FAKE).chain()
+    chain = PublishedFold(Drive(mount.root), TINY).chain()
     assert chain
     assert chain[-1].manifest == smallest.manifest
 
@@ -349,7 +345,7 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     session.publish()
     mount.train(session, 1)
     session.publish()
-    fold = PublishedFold(Drive(mount.root), FAKE)
+    fold = PublishedFold(Drive(mount.root), TINY)
     newest = mount.root / fold.place.path(f"{fold.commits()[-1].base}.pt")
     content = newest.read_bytes()
     if damage == "truncated":
@@ -369,7 +365,7 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     assert any("passed over" in note for note in notes)
     assert told["damaged"]
     mount.clock.advance(1000.0)  # the other session is silent for longer than a living one
-    resumed = FakeSession(mount.root, project.live_dir, mount.clock)
+    resumed = SteppedSession(mount.root, project.live_dir, mount.clock)
     mount.work(resumed, 20)
     assert is_done(resumed.queue)
     assert resumed.steps_trained <= 3
@@ -466,7 +462,7 @@ def test_a_hostile_manifest_is_passed_over(mount: Mount, key: str, value: Any) -
     session = mount.session()
     mount.train(session, 1)
     session.end()
-    folder = mount.root / "state/checkpoints/fake/fold_0"
+    folder = mount.root / "state/checkpoints/tiny/fold_0"
     content = json.loads(next(folder.glob("*.json")).read_text())
     del content["checksum"]
     content |= {"epoch": 2, "fence": 9, key: value}
@@ -496,7 +492,7 @@ def _newer_spec(facts: dict[str, Any]) -> None:
 
 
 def _names_for_numbers(facts: dict[str, Any]) -> None:
-    facts["spec"] = "fake"
+    facts["spec"] = "tiny"
 
 
 def _no_mapping(facts: dict[str, Any]) -> None:
@@ -524,10 +520,10 @@ def test_a_snapshot_of_experiments_that_cannot_be_read_is_passed_over_for_the_on
     enter(project, note=notes.append, clock=mount.clock)
     assert any(base in note and "passed over" in note for note in notes), notes
     with Queue(project.queue_db, read_only=True) as queue:
-        assert [experiment.name for experiment in queue.experiments()] == ["fake"]
+        assert [experiment.name for experiment in queue.experiments()] == ["tiny"]
 
 
-@pytest.mark.parametrize("value", [["fake"], "fake", None, {"00000000": "1"}])
+@pytest.mark.parametrize("value", [["tiny"], "tiny", None, {"00000000": "1"}])
 def test_a_snapshot_of_an_impossible_line_of_databases_is_passed_over(mount: Mount, value: Any) -> None:
     base = _another_snapshot(mount, lambda listing: listing.update(ancestry=value))
     notes: list[str] = []
@@ -555,7 +551,7 @@ def test_commits_of_an_experiment_that_cannot_be_read_leave_the_others_alone(
     session = mount.session()
     mount.train(session, 1)
     session.end()
-    folder = mount.root / "state/checkpoints/fake/fold_0"
+    folder = mount.root / "state/checkpoints/tiny/fold_0"
     content = json.loads(next(folder.glob("*.json")).read_text())
     del content["checksum"]
     content["experiment"] = content["enqueued"]["spec"]["name"] = "later"
@@ -569,7 +565,7 @@ def test_commits_of_an_experiment_that_cannot_be_read_leave_the_others_alone(
     project = mount.machine()
     enter(project, note=lambda _text: None, clock=mount.clock)
     with Queue(project.queue_db, read_only=True) as queue:
-        assert [experiment.name for experiment in queue.experiments()] == ["fake"]
+        assert [experiment.name for experiment in queue.experiments()] == ["tiny"]
 
 
 def _raise_index_error(_self: Any) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
-from fake_training import LocalProject
 from postgres_server import PostgresServer as RunningServer
 from processes import holding_open, run
 from small_project import ManualClock, make_project
+from stepped_session import LocalProject
 
 from mbqueue import Project, mounts
 from mbqueue.errors import QueueError, QueueMoved, UsageError
@@ -368,9 +368,10 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     session = project.train(5)
     for _ in range(4):
         session.step()  # to the fold's predictions
-    session.queue.end_session(session.id, reason="ended", now=project.clock.now())
-    session.queue.close()
-    published = root / "state/checkpoints/fake/fold_0/e0001-done-f0001-0123456789ab.json"
+    session.die()
+    with Queue(split.queue_db) as queue:
+        queue.end_session(session.id, reason="ended", now=project.clock.now())
+    published = root / "state/checkpoints/tiny/fold_0/e0001-done-f0001-0123456789ab.json"
     published.parent.mkdir(parents=True)
     published.write_text("{}")
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from fake_training import FakeSession, LocalProject
 from recorded_search import enqueue, make_search
 from small_project import ManualClock
+from stepped_session import LocalProject, SteppedSession, tiny_spec
 
 from mbqueue import Project
 from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.drive.recover import recover
 from mbqueue.drive.retention import SETTLED_SECONDS
+from mbqueue.experiment import Spec
 from mbqueue.project import ProjectFolder, init_project
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Kind, State
@@ -23,6 +25,7 @@ from mbqueue.queue.store import Queue
 from mbqueue.search import steps
 from mbqueue.search.file import Search
 from mbqueue.search.trials import TrialState, trials_of
+from mbqueue.session import train
 from mbqueue.session.commits_binding import known_epochs, lacking
 from mbqueue.session.shared_commits import finished_epochs, remove_released, send_fold
 from mbqueue.storage.objects import ObjectStore
@@ -37,7 +40,8 @@ def clock() -> ManualClock:
 
 def make_trials(queue: Queue) -> None:
     """Two trials of a search, of two epochs each."""
-    search = make_search(epochs=2, space={"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}})
+    space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    search = make_search(base=tiny_spec(folds=(0,)), space=space, trials=2)
     enqueue(queue, search)
     steps.begin_trials(queue, results_dir=lambda name: f"results/{name}", now=0.0, by="test")
     second = steps.trial_spec(search, trials_of(queue.overview(now=0.0), "hunt"))
@@ -45,14 +49,16 @@ def make_trials(queue: Queue) -> None:
     queue.enqueue(second, results_dir="results/hunt.001", now=0.0)
 
 
-def train_and_prune(session: FakeSession) -> None:
+def train_and_prune(session: SteppedSession) -> None:
     """One epoch of each trial, after which the first is pruned."""
-    for name in NAMES:
-        while not committed(session.queue, name):
+
+    def verdict(_place: object, spec: Spec, _fold: int, _history: object) -> str | None:
+        return f"{PRUNED}test" if spec.name == NAMES[0] else None
+
+    with mock.patch.object(train, "verdict", verdict):
+        while not all(committed(session.queue, name) for name in NAMES):
             session.clock.advance(1.0)
             assert session.step()
-        if name == NAMES[0]:
-            assert session.queue.prune(name, why=f"{PRUNED}test", now=session.clock.now())
 
 
 def committed(queue: Queue, name: str) -> list[int | None]:
@@ -74,11 +80,11 @@ def known(queue: Queue) -> list[Any]:
 
 
 @pytest.fixture
-def local(tmp_path: Path, clock: ManualClock) -> tuple[ProjectFolder, FakeSession]:
+def local(tmp_path: Path, clock: ManualClock) -> tuple[ProjectFolder, SteppedSession]:
     """A project on a local disk whose one trial is pruned."""
     found = LocalProject(tmp_path / "project", clock)
     with Queue(found.project.queue_db) as queue:
-        queue.cancel("fake", now=clock.now())
+        queue.cancel("tiny", now=clock.now())
         make_trials(queue)
     session = found.train(0)
     train_and_prune(session)
@@ -99,7 +105,7 @@ def test_local_checkpoints_are_removed_and_a_lost_queue_still_comes_back_with_th
     before = known(session.queue)
     assert before[0][2:] == (TrialState.PRUNED, {0: before[0][3][0]})
     assert len(before[0][3][0]) == 1
-    session.queue.close()
+    session.die()
     project.queue_db.unlink()
     recover(project, force=False, note=session.notes.append, clock=clock)
     with Queue(project.queue_db) as queue:
@@ -152,7 +158,7 @@ def test_an_archive_holds_the_search(local, clock, tmp_path, given_up):
     project, session = local
     if given_up:
         give_up(project, session.queue, clock)
-    session.queue.end_session(session.id, reason="test", now=clock.now())
+    session.end()
     before = known(session.queue)
     Project(project.root).back_up(tmp_path / "all.tar")
     other = Project.create(tmp_path / "other")
@@ -166,10 +172,9 @@ def test_an_archive_holds_the_search(local, clock, tmp_path, given_up):
 def test_a_search_that_moves_to_a_server_continues_as_it_would_have(local, clock, postgres_server):
     project, session = local
     give_up(project, session.queue, clock)
-    session.queue.end_session(session.id, reason="test", now=clock.now())
+    session.end()
     before, search = known(session.queue), Search.model_validate(session.queue.trials()[0].spec["trial"]["search"])
     following = steps.trial_spec(search, trials_of(session.queue.overview(now=0.0), "hunt"))
-    session.queue.close()
     url = postgres_server.url()
     Project(project.root).migrate_queue(url)
     with open_on_server(url) as queue:
@@ -183,8 +188,10 @@ def test_a_search_that_moves_to_a_server_continues_as_it_would_have(local, clock
 def test_a_drive_loses_them_once_it_has_the_news_and_a_new_machine_knows_the_trial(tmp_path, clock):
     root = tmp_path / "drive"
     init_project(root)
-    session = FakeSession(root, tmp_path / "live", clock)
-    make_trials(session.queue)
+    (tmp_path / "live").mkdir()
+    with Queue(tmp_path / "live" / "queue.db") as queue:
+        make_trials(queue)
+    session = SteppedSession(root, tmp_path / "live", clock)
     train_and_prune(session)
     assert session.publish()
 
@@ -202,7 +209,7 @@ def test_a_drive_loses_them_once_it_has_the_news_and_a_new_machine_knows_the_tri
     before = known(session.queue)
     session.end()
     shutil.rmtree(tmp_path / "live")
-    new = FakeSession(root, tmp_path / "new", clock)
+    new = SteppedSession(root, tmp_path / "new", clock)
     assert known(new.queue) == before
     assert new.publish()
     assert on_drive() == NAMES[1:]

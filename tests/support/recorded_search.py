@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mbqueue.experiment import parse_spec
+from mbqueue.experiment import Spec, parse_spec
 from mbqueue.queue import Kind, Queue
 from mbqueue.search import steps
 from mbqueue.search.file import Search
@@ -21,11 +21,13 @@ SPACE: dict[str, Any] = {
 }
 
 
-def make_search(*, epochs: int = 8, **options: Any) -> Search:
+def make_search(*, epochs: int = 8, base: Spec | None = None, **options: Any) -> Search:
     """12 trials of up to 8 epochs on one fold."""
-    base = {"name": "base", "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
-    content = {"name": "hunt", "base": "base", "space": SPACE, "trials": 12, **options}
-    return Search.model_validate({**content, "base_spec": parse_spec(base, source="test").to_json()})
+    if base is None:
+        content = {"name": "base", "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
+        base = parse_spec(content, source="test")
+    asked = {"name": "hunt", "base": "base", "space": SPACE, "trials": 12, **options}
+    return Search.model_validate({**asked, "base_spec": base.to_json()})
 
 
 def val_mae(settings: Mapping[str, Any], fold: int, epoch: int) -> float:

@@ -1,0 +1,335 @@
+"""Real sessions that move on only when a test says so, on a model of one layer.
+
+A session runs `mbqueue.session.worker.work` in a thread that is awake only during `SteppedSession.step`. It pauses
+before and after it claims a job, after each commit of training, and when there is nothing to claim. So tests can
+interleave any number of sessions, and the same order gives the same result. What otherwise happens in threads of its
+own (heartbeat, publishing, staging of checkpoints) happens when the test asks for it, or at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import tiny_family
+import torch
+from small_project import ManualClock
+
+from mbqueue.drive.publishing import Publisher
+from mbqueue.drive.reentry import enter
+from mbqueue.experiment import Spec, parse_spec
+from mbqueue.project import ProjectFolder, Settings, init_project
+from mbqueue.queue.jobs import Job, Lease, State
+from mbqueue.queue.store import Queue
+from mbqueue.session import worker
+from mbqueue.session.crystal_copies import CrystalCopies
+from mbqueue.session.heartbeat import Heartbeat
+from mbqueue.session.options import WorkOptions
+from mbqueue.session.report import Report
+from mbqueue.session.stop import StopRequest
+from mbqueue.session.workplace import Workplace
+from mbqueue.storage.commits import Commits
+from mbqueue.storage.manifest import Identity, Manifest
+from mbqueue.storage.places import in_folder, named_after
+from mbqueue.train import family, learner, saver
+from mbqueue.train.state import deserialise
+
+#: Steps of an epoch of `tiny_spec`.
+STEPS = 2
+STEP_SECONDS = 1.0
+#: The first fold of `tiny_spec`.
+TINY = Identity(experiment="tiny", fold=0)
+RESULTS = "results/daily/2026-01-01/tiny"
+
+_numbers = count(1)
+_running: list[SteppedSession] = []
+
+
+def tiny_spec(*, folds: tuple[int, ...] = (0, 1), epochs: int = 2) -> Spec:
+    """An experiment of `STEPS` steps an epoch on twelve real crystals."""
+    return parse_spec(
+        {
+            "name": "tiny",
+            "folds": folds,
+            "data": {"dataset": "sample", "limit": 12},
+            "model": {"trainable": "head"},
+            "train": {"epochs": epochs, "batch_size": 5},
+        },
+        source="test",
+    )
+
+
+class Died(BaseException):
+    """Unwinds the thread of a session that died."""
+
+
+class SteppedSession:
+    """One session on one machine; the arguments after ``clock`` are those of its `Publisher`.
+
+    It begins with a round of publishing, and pauses before its first claim.
+
+    Attributes:
+        lease: what it holds.
+        commits: how many commits of training it has published.
+        steps_trained: how many steps it has computed; those after its last commit die with it.
+        notes: what it told.
+    """
+
+    def __init__(self, root: Path, live: Path | None, clock: ManualClock, **publishing: Any) -> None:
+        self.project = ProjectFolder(root, Settings(checkpoint_minutes=1e-9), live)
+        self.clock, self.number = clock, next(_numbers)
+        self.notes: list[str] = []
+        self.lease: Lease | None = None
+        self.commits = self.steps_trained = 0
+        self.place: Workplace
+        self.publisher: Publisher
+        self.is_dead = self.is_over = self.is_idle = False
+        self._publishing = publishing
+        self._error: BaseException | None = None
+        self._stop = _PausingStop(self)
+        self._awake, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=f"stepped-{self.number}", daemon=True)
+        self._thread.start()
+        _running.append(self)
+        self._resume()
+
+    @property
+    def id(self) -> str:
+        return self.place.session
+
+    @property
+    def queue(self) -> Queue:
+        return self.place.queue
+
+    def step(self) -> bool:
+        """Claim a job, or work on it up to its next commit; whether there was something to do."""
+        if self.is_over:
+            return False
+        self.place.heartbeat.beat()
+        self._resume()
+        return not (self.is_idle or self.is_over)
+
+    def publish(self) -> bool:
+        """One round of publishing."""
+        return self.publisher.round()
+
+    def end(self) -> None:
+        """Ask it to stop, and let it end in good order."""
+        self._stop.request("ended")
+        while not self.is_over:
+            self._resume()
+
+    def die(self) -> None:
+        """End it without a trace."""
+        self.is_dead = True
+        if not self.is_over:
+            self._resume()
+        self.queue.close()
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Sleep until the next step; called by the session's thread."""
+        self._paused.release()
+        self._awake.acquire()
+        if self.is_dead:
+            self.queue.end_session = lambda *_, **__: None  # type: ignore[method-assign]
+            raise Died
+
+    def _run(self) -> None:
+        self._awake.acquire()
+        try:
+            if self.project.topology.is_mirrored:  # as `Project` does it
+                enter(self.project, note=self.notes.append, clock=self.clock)
+            options = WorkOptions(device="cpu", forever=True)
+            worker.work(self.project, options, report=_Listening(self), stop=self._stop, clock=self.clock)
+        except Died:
+            pass
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test gets it
+            self._error = error
+        self.is_over = True
+        _running.remove(self)
+        self._paused.release()
+
+    def _resume(self) -> None:
+        self.is_idle = False
+        with self._surroundings():
+            self._awake.release()
+            self._paused.acquire()
+        if self._error is not None:
+            raise self._error
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """What differs from a real session while this one is awake."""
+        session = self
+
+        class SteppedWorkplace(Workplace):
+            def __init__(self, **fields: Any) -> None:
+                super().__init__(**fields)
+                session.place = self
+
+            def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
+                session.lease = None
+                session.pause()
+                session.lease = super().claim(loaded)
+                if session.lease is not None:
+                    session.pause()
+                return session.lease
+
+            def take_next(self) -> Lease | None:
+                session.lease = super().take_next()
+                return session.lease
+
+            def saved(self, seconds: float) -> None:
+                super().saved(seconds)
+                session.commits += 1
+                session.pause()
+
+        class SteppedPublisher(Publisher):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options | session._publishing)
+                session.publisher = self
+
+            def __enter__(self) -> SteppedPublisher:
+                self.round()
+                return self
+
+            def __exit__(self, *_exception: object) -> None:
+                if not session.is_dead:
+                    self.round(ended="the session is over")
+
+        tiny_family.worker = self.number
+        with ExitStack() as stack:
+            stack.enter_context(
+                mock.patch.multiple(
+                    worker,
+                    Workplace=SteppedWorkplace,
+                    Publisher=SteppedPublisher,
+                    Heartbeat=_QuietHeartbeat,
+                    CrystalCopies=_CopiesAtOnce,
+                )
+            )
+            stack.enter_context(mock.patch.object(family, "FAMILIES", (tiny_family,)))
+            stack.enter_context(mock.patch.object(saver, "ThreadPoolExecutor", _AtOnce))
+            # Thousands of numbers in each checkpoint, which training draws from no more than it does elsewhere.
+            stack.enter_context(
+                mock.patch.multiple(learner, random_states=lambda _device: {}, restore_random_states=lambda *_: None)
+            )
+            stack.enter_context(mock.patch.object(ProjectFolder, "cache_dir", _cache()))
+            yield
+
+
+class _Listening(Report):
+    def __init__(self, session: SteppedSession) -> None:
+        self._session = session
+
+    def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        if what == "step":
+            self._session.steps_trained += 1
+            self._session.clock.advance(STEP_SECONDS)
+
+    def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
+        raise AssertionError(f"{job.label} failed") from error
+
+    def note(self, text: str) -> None:
+        self._session.notes.append(text)
+
+
+class _PausingStop(StopRequest):
+    def __init__(self, session: SteppedSession) -> None:
+        super().__init__()
+        self._session = session
+
+    def wait(self, seconds: float) -> bool:
+        if self.cause is None:
+            self._session.is_idle = True
+            self._session.pause()
+        return self.cause is not None
+
+
+class _QuietHeartbeat(Heartbeat):
+    def __enter__(self) -> _QuietHeartbeat:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        pass
+
+
+class _CopiesAtOnce(CrystalCopies):
+    def keep(self, shelf: Any, file: Path, dataset_hash: str) -> None:
+        self._keep(shelf, file, dataset_hash)
+
+
+class _AtOnce(Executor):
+    def __init__(self, **_options: Any) -> None:
+        pass
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+
+@cache
+def _cache() -> Path:
+    """Where all sessions of this process find the crystals; most tests would otherwise convert them anew."""
+    folder = tempfile.TemporaryDirectory(prefix="mbqueue-tiny-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def end_all() -> None:
+    """End the sessions that a test has left behind."""
+    while _running:
+        with suppress(Exception):
+            _running[-1].die()
+
+
+def lineage_of(folder: Path, stem: str) -> list[int]:
+    """The number of the session that took each step that a checkpoint went through."""
+    state = deserialise((folder / f"{stem}.pt").read_bytes())
+    steps: list[int] = state.model["lineage"][: state.steps_done].tolist()
+    assert torch.count_nonzero(state.model["lineage"]) == state.steps_done, "a step was counted twice, or not at all"
+    return steps
+
+
+def newest_whole(folder: Path, on_wrong: Callable[[str], object]) -> Manifest | None:
+    """The newest whole commit in a local folder; nothing is changed there."""
+    commits = Commits(in_folder(folder), named_after(folder), lambda base, why: on_wrong(f"{base}: {why}") and None)
+    newest = commits.newest()
+    return None if newest is None else newest.manifest
+
+
+def is_done(queue: Queue) -> bool:
+    """Whether nothing is left."""
+    jobs = queue.jobs()
+    return bool(jobs) and all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)
+
+
+class LocalProject:
+    """A project on a local disk with two folds of `tiny_spec`."""
+
+    def __init__(self, root: Path, clock: ManualClock) -> None:
+        self.project, self.clock = init_project(root)[0], clock
+        self.sessions: list[SteppedSession] = []
+        with Queue(self.project.queue_db) as queue:
+            queue.enqueue(tiny_spec(), results_dir=RESULTS, now=clock.now(), priority=3)
+
+    def train(self, commits: int) -> SteppedSession:
+        """A session that has published so many commits, and is still running."""
+        session = SteppedSession(self.project.root, self.project.live, self.clock)
+        self.sessions.append(session)
+        while session.commits < commits:
+            self.clock.advance(1.0)
+            assert session.step()
+        return session
