@@ -46,6 +46,11 @@ class SystemClock:
         time.sleep(seconds)
 
 
+def backoff(tries: int, *, first: float, longest: float) -> float:
+    """Seconds to wait after so many failures in a row: doubled each time, from ``first`` to ``longest``."""
+    return min(longest, first * 2.0 ** min(tries - 1, 30))
+
+
 def parse_duration(text: str) -> float:
     """Seconds in a duration such as ``1h50m``, ``90m``, ``45s`` or ``2d``.
 

@@ -66,6 +66,23 @@ class Topology:
         """Whether sessions publish the queue and its commits to the project's drive."""
         return self.is_split and not self.store and not self.queue_url
 
+    @property
+    def publishes_to(self) -> str:
+        """Where other machines find what sessions commit; empty if that is the project's folder itself."""
+        return self.store or (str(self.root) if self.is_mirrored else "")
+
+    @property
+    def shared_by_copies(self) -> str:
+        """What a copy of the project's folder would share with it, while the rest is its own; empty if nothing.
+
+        On a drive it is empty, too: `mbqueue.belonging` tells live folders apart there.
+        """
+        if self.is_split or bool(self.queue_url) == bool(self.store):
+            return ""
+        if self.queue_url:
+            return "queue on the server, with different checkpoints"
+        return f"store {self.store}, with different queues"
+
     # -- what cannot work ------------------------------------------------------------------------------------------
 
     @property

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mbqueue.clock import format_duration, parse_duration, utc_text
+from mbqueue.clock import backoff, format_duration, parse_duration, utc_text
 from mbqueue.errors import UsageError
 
 
@@ -26,3 +26,8 @@ def test_a_duration_is_written_as_people_read_it(seconds: float, text: str) -> N
 
 def test_an_instant_is_written_in_utc() -> None:
     assert utc_text(0) == "1970-01-01T00:00:00Z"
+
+
+def test_pauses_double_up_to_the_longest_also_after_a_week_of_failures() -> None:
+    pauses = [backoff(tries, first=5.0, longest=300.0) for tries in (1, 2, 3, 6, 7, 8, 100_000)]
+    assert pauses == [5.0, 10.0, 20.0, 160.0, 300.0, 300.0, 300.0]

@@ -75,6 +75,27 @@ def test_a_shared_queue_needs_commits_that_all_its_machines_see(live, queue_url,
             found.require_shared()
 
 
+@pytest.mark.parametrize(
+    ("live", "queue_url", "store", "publishes_to", "shared"),
+    [
+        (None, "", "", "", ""),
+        (None, SERVER, "", "", "queue on the server"),
+        (None, "", STORE, STORE, "store"),
+        (None, SERVER, STORE, STORE, ""),
+        (Path("live"), "", "", "p", ""),
+        (Path("live"), "", STORE, STORE, ""),
+        (Path("live"), SERVER, STORE, STORE, ""),
+    ],
+)
+def test_each_topology_says_where_others_find_commits_and_what_a_copy_would_share(
+    live: Path | None, queue_url: str, store: str, publishes_to: str, shared: str
+) -> None:
+    found = Topology(root=Path("p"), live=live, queue_url=queue_url, store=store)
+    assert found.publishes_to == publishes_to
+    assert found.shared_by_copies.startswith(shared)
+    assert bool(found.shared_by_copies) == bool(shared)
+
+
 def test_several_machines_are_refused_one_file_and_shown_a_folder_that_only_this_one_has(find, monkeypatch):
     with pytest.raises(UsageError, match="several machines cannot share"):
         find("nfs4").topology.require_launchable(2)

@@ -111,7 +111,7 @@ class OpenedProject:
 
         working, published = self.folder.working_results(results_dir), self.folder.root / results_dir
         recorded = [folder for folder in (working, published) if (folder / RESULTS_FILE).is_file()]
-        if self.folder.topology.is_split and recorded:
+        if recorded:
             return max(recorded, key=recorded_at)
         return working if working.is_dir() else published
 

@@ -281,12 +281,8 @@ class Queueing(OpenedProject):
         if opened is not None:
             overview["experiments"] = [entry for entry in overview["experiments"] if entry["name"] in trials]
         overview["searches"] = summaries(overview)
-        if self.folder.topology.store:
-            from mbqueue.session.storewatch import store_status  # noqa: PLC0415 - only for projects with a store
-
-            overview["publishing"] = store_status(self.folder)
-        elif self.folder.topology.is_mirrored:
-            from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - only for projects on a drive
+        if self.folder.topology.publishes_to:
+            from mbqueue.drive.livestate import publishing_status  # noqa: PLC0415 - others need not wait for it
 
             overview["publishing"] = publishing_status(self.folder)
         return Status(overview=overview, session_seconds=self.folder.settings.session_seconds, search=opened)

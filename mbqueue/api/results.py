@@ -274,8 +274,7 @@ class Results(Searches):
     def _shown_folder(self, recorded: Recorded) -> Path:
         """The results folder as people see it: on a drive not that in the live folder."""
         folder, live = recorded.folder, self.folder.live_dir
-        is_live = self.folder.topology.is_split and folder.is_relative_to(live)
-        return self.folder.root / folder.relative_to(live) if is_live else folder
+        return self.folder.root / folder.relative_to(live) if folder.is_relative_to(live) else folder
 
     def _told(self, recorded: Recorded) -> Recorded:
         """Return the results, with a note if they are newer than what other machines can see."""

@@ -98,24 +98,29 @@ class LiveState:
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
     """What is committed, what of it is published, and what would be lost if this machine died now.
 
-    None when the project is not split: then what is committed is where it belongs. Keys:
+    None when what is committed is where it belongs. In a store a commit is there before the queue calls it committed,
+    so nothing is ever at risk, and no folds are listed. Keys:
 
-        mount            the project's folder
+        mount            the project's folder, or the address of the store
         state            "published", "behind" or "degraded" (with why and since)
-        why, since       of trouble with the mount, or null
+        why, since       of trouble with that place, or null
         published_at     when everything was published for the last time
         folds[]          experiment, fold, committed, published (stems), seconds_at_risk (of training)
         others[]         living sessions with other databases: session, host, device, folds
         aside[]          published commits that are not of an accepted chain
         damaged          path → why, of files on the mount that are not whole
     """
-    if not project.topology.is_split:
+    mount = project.topology.publishes_to
+    if not mount:
         return None
-    state = LiveState.load(project.publishing_file)
-    if project.away is not None and state.trouble is None:
-        state.trouble = {"why": f"{project.root}: {project.away}", "since": SystemClock().now()}
+    if project.topology.store:
+        state, fold_dirs = LiveState(trouble=store_trouble(project) or None), list[Path]()
+    else:
+        state, fold_dirs = LiveState.load(project.publishing_file), project.fold_dirs()
+        if project.away is not None and state.trouble is None:
+            state.trouble = {"why": f"{project.root}: {project.away}", "since": SystemClock().now()}
     folds = []
-    for folder in project.fold_dirs():
+    for folder in fold_dirs:
         manifests = Commits(in_folder(folder), named_after(folder)).manifests()
         if not manifests:
             continue
@@ -132,7 +137,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         )
     current = all(fold["committed"] == fold["published"] for fold in folds)
     return {
-        "mount": str(project.root),
+        "mount": mount,
         "state": "degraded" if state.trouble else "published" if current else "behind",
         "why": state.trouble and state.trouble["why"],
         "since": state.trouble and state.trouble["since"],
@@ -142,6 +147,15 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         "aside": state.aside,
         "damaged": state.damaged,
     }
+
+
+def store_trouble(project: ProjectFolder) -> dict[str, Any]:
+    """Why commits do not reach the store from this machine, and since when; empty if they do."""
+    try:
+        content = json.loads(project.store_file.read_bytes())
+        return content if isinstance(content, dict) and isinstance(content.get("since"), float | int) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def remember_root(project: ProjectFolder) -> None:

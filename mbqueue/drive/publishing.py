@@ -18,7 +18,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from mbqueue import files
-from mbqueue.clock import Clock
+from mbqueue.clock import Clock, backoff
 from mbqueue.drive.announce import Announcement
 from mbqueue.drive.livestate import LiveState, agree_on_project, as_published
 from mbqueue.drive.other_sessions import OtherSessions
@@ -208,7 +208,7 @@ class Publisher:
                 self._failures, pause = 0, ROUND_SECONDS
             else:
                 self._failures += 1
-                pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** (self._failures - 1))
+                pause = backoff(self._failures, first=RETRY_SECONDS, longest=LONGEST_RETRY_SECONDS)
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:

@@ -20,7 +20,6 @@ from typing import Any
 from mbqueue import files
 from mbqueue.errors import UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.topology import Topology
 
 
 def require_original(project: ProjectFolder) -> None:
@@ -31,10 +30,10 @@ def require_original(project: ProjectFolder) -> None:
     Raises:
         UsageError: when the project is such a copy.
     """
-    shared = _shared(project.topology)
-    if not shared:
+    topology = project.topology
+    if not (shared := topology.shared_by_copies):
         return
-    key = files.sha256_of_json([project.topology.queue_url, project.topology.store])[:16]
+    key = files.sha256_of_json([topology.queue_url, topology.store])[:16]
     here = {"host": socket.gethostname(), "root": str(project.root), "shares": key}
     known = _read(project.home_file)
     if known == here:
@@ -44,21 +43,10 @@ def require_original(project: ProjectFolder) -> None:
         if _are_two(project.home_file, original / project.home_file.relative_to(project.root)):
             raise UsageError(
                 f"{project.root} is a copy of {original}, and both would use the same {shared}. Give the copy its own: "
-                f"set `{'store' if project.topology.store else 'queue'}` in its mbqueue.toml. If you want to keep only "
+                f"set `{'store' if topology.store else 'queue'}` in its mbqueue.toml. If you want to keep only "
                 "the copy, remove the original."
             )
     files.write_json(project.home_file, here)
-
-
-def _shared(topology: Topology) -> str:
-    """What a copy would share with its original; empty when that is nothing, or all, or on a drive."""
-    if topology.is_split:
-        return ""
-    if topology.queue_url and not topology.store:
-        return "queue on the server, with different checkpoints"
-    if topology.store and not topology.queue_url:
-        return f"store {topology.store}, with different queues"
-    return ""
 
 
 def _read(path: Path) -> dict[str, Any] | None:

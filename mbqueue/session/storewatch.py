@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from mbqueue import files
-from mbqueue.clock import Clock, format_duration
+from mbqueue.clock import Clock, backoff, format_duration
+from mbqueue.drive.livestate import store_trouble
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.project import ProjectFolder
 
@@ -32,7 +32,7 @@ class StoreWatch:
         self._project, self._clock, self._note = project, clock, note
         self._lock = threading.Lock()
         # Of a session that died while the store was away: the first answer clears it.
-        self._why: str | None = _read(project).get("why")
+        self._why: str | None = store_trouble(project).get("why")
         self._away_since: float | None = None
         self._answered_at = 0.0
         self._tries = 0
@@ -73,7 +73,7 @@ class StoreWatch:
 
         Read from the file that `mbqueue status` reads; old news, of a session that may have died, is none.
         """
-        trouble = _read(self._project)
+        trouble = store_trouble(self._project)
         is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()
         is_fresh = trouble.get("since", 0.0) > self._clock.now() - HEARSAY_SECONDS
         return trouble.get("why") if is_news and is_fresh else None
@@ -93,40 +93,10 @@ class StoreWatch:
                 f"{error} It was waited for {format_duration(away)}. What is committed is safe in the store; the "
                 "steps after that are not saved. Once mbqueue doctor finds it, continue with: mbqueue work"
             ) from error
-        return float(min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(tries - 1, 10)))
+        return backoff(tries, first=PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
 
     def _write(self, content: dict[str, Any]) -> None:
         try:
             files.write_json(self._project.store_file, content)
         except OSError as error:
             self._note(f"{self._project.store_file} cannot be written: {error}")
-
-
-def store_status(project: ProjectFolder) -> dict[str, Any] | None:
-    """Where commits are, and whether they get there from this machine; None without a store.
-
-    Keys as of a project on a drive (`mbqueue.drive.livestate.publishing_status`). A commit is in the store before the
-    queue calls it committed, so nothing that is committed is ever at risk: ``folds`` is empty.
-    """
-    if not project.topology.store:
-        return None
-    trouble = _read(project)
-    return {
-        "mount": project.topology.store,
-        "state": "degraded" if trouble else "published",
-        "why": trouble.get("why"),
-        "since": trouble.get("since"),
-        "published_at": None,
-        "folds": [],
-        "others": [],
-        "aside": [],
-        "damaged": {},
-    }
-
-
-def _read(project: ProjectFolder) -> dict[str, Any]:
-    try:
-        content = json.loads(project.store_file.read_bytes())
-        return content if isinstance(content, dict) and isinstance(content.get("since"), float | int) else {}
-    except (OSError, ValueError):
-        return {}

@@ -25,6 +25,7 @@ from mbqueue.api import Project
 from mbqueue.buckets import MARKER, STORE_VARIABLE
 from mbqueue.cli.app import app
 from mbqueue.clock import SystemClock
+from mbqueue.drive.livestate import publishing_status
 from mbqueue.errors import QueueError, StoreAway, StoreError, UsageError
 from mbqueue.project import STORED_CHECKPOINTS, STORED_CRYSTALS, STORED_FROZEN, STORED_RESULTS, ProjectFolder
 from mbqueue.queue.jobs import Kind, State
@@ -33,7 +34,7 @@ from mbqueue.queue.store import Queue
 from mbqueue.session import storewatch
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.shared_commits import fetch_commits, finished_epochs
-from mbqueue.session.storewatch import StoreWatch, store_status
+from mbqueue.session.storewatch import StoreWatch
 from mbqueue.session.worker import Ending, work
 from mbqueue.storage import objects
 from mbqueue.storage.manifest import manifest_of
@@ -172,7 +173,7 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     def told(text: str) -> None:
         note(text)
         if text.startswith("DEGRADED"):
-            seen.append(store_status(machine.project))
+            seen.append(publishing_status(machine.project))
 
     class Back(StoreWatch):
         def pause(self, error: StoreError) -> float:
@@ -188,7 +189,7 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     assert seen[0]["state"] == "degraded"
     assert "does not answer" in seen[0]["why"]
     assert "note: The object store answers again." in machine.report.lines
-    after = store_status(machine.project)
+    after = publishing_status(machine.project)
     assert after is not None
     assert after["state"] == "published"
     with Queue(shared[0], read_only=True) as queue:
