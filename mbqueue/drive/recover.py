@@ -89,7 +89,7 @@ def recover(
         else:
             rebuild_queue(project, fill)
     if not project.queue_db.exists():
-        places = f"{project.live_dir}{f' or on {project.root}' if project.topology.is_split else ''}"
+        places = " or ".join(filter(None, [str(project.live_dir), project.topology.publishes_to]))
         before = f" The database that was there is now {replaced}." if replaced is not None else ""
         raise QueueError(
             f"There is nothing to rebuild a queue from: no whole commit and no experiment in {places}.{before} "

@@ -41,14 +41,12 @@ ASIDE = "aside"
 def enter(
     project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None, drive: Drive | None = None
 ) -> None:
-    """Make sure that a split project has a live queue, made from what is published; nothing for other projects.
+    """Make sure that a mirrored project has a live queue, made from what is published.
 
     Raises:
         OSError: when the mount fails while there is no live queue yet.
         SchemaTooNew: when the newest snapshot was written by a newer mbqueue.
     """
-    if not project.topology.is_mirrored:
-        return
     if project.queue_db.exists():
         remember_root(project)
         return
