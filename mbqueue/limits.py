@@ -18,9 +18,12 @@ def why_limited(error: BaseException) -> LimitReached | None:
                 f"{named}cannot grow beyond the limit of {size_of_files() or 'its file system'} on the size of a file "
                 "(ulimit -f). Raise it (ulimit -f unlimited), then run the command again."
             )
+        soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+        # A library that finds no room in the address space is said to be missing.
+        is_library = isinstance(one, ImportError | OSError) and "shared object" in str(one)
         # A GPU without memory says so in other words; PyTorch's allocator of the host in these.
-        if isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one):
-            soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+        is_memory = isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one)
+        if is_memory or (is_library and soft != resource.RLIM_INFINITY):
             told = "all of the machine's" if soft == resource.RLIM_INFINITY else _bytes(soft)
             return LimitReached(
                 f"There is no memory left ({_first_line(one)}). This process may have {told} (ulimit -v). End other "

@@ -14,6 +14,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 from mbqueue.api import Project
 from mbqueue.cli import main
 from mbqueue.errors import LimitReached
+from mbqueue.limits import why_limited
 from mbqueue.queue.jobs import Kind, State
 from mbqueue.queue.store import Queue
 from mbqueue.session import worker
@@ -74,3 +75,14 @@ def test_a_command_without_memory_names_the_limit_instead_of_a_traceback(
         main(["--project", str(project.root), "status"])
     assert ended.value.code == 1
     assert re.search(r"no memory left.*ulimit -v", " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_library_that_is_not_found_under_a_limit_of_memory_may_have_had_no_room() -> None:
+    error = OSError("Could not find/load shared object file 'libllvmlite.so'")
+    assert why_limited(error) is None
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 46, before[1]))
+    try:
+        assert "ulimit -v" in str(why_limited(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
