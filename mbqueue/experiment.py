@@ -74,7 +74,9 @@ class TargetSpec(Section):
     )
     kind: Kind = Field(description="; ".join(f"`{kind}`: {text}" for kind, text in KINDS.items()) + ".")
     column: str = Field(
-        "", description=f"Column of your own table that holds the target; if empty, one of {', '.join(ENERGY_COLUMNS)}."
+        "",
+        description="Column of your own table that holds the target; if empty, `target`, of energies one of "
+        f"{', '.join(ENERGY_COLUMNS)}.",
     )
 
     @model_validator(mode="after")

@@ -40,6 +40,11 @@ class Target:
     column: str = ""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that its column may have if `column` is empty, in order of preference."""
+        return ENERGY_COLUMNS if self.kind == "energy" else ("target",)
+
+    @property
     def is_class(self) -> bool:
         """Whether targets are 0 or 1, and predictions probabilities."""
         return self.kind == "class"

@@ -89,6 +89,9 @@ def enqueue(
     target = target_of(first.spec)
     column = f", column {target.column}" if target.column else ""
     say(f"It predicts the {target.axis} as {_AS[target.kind]}: {first.dataset}{column}.")
+    if target.kind != "energy" and experiment == "head_finetune":
+        made = f"{target.kind}_head"
+        say(f"The settings of {experiment} were chosen for energies. For {_AS[target.kind]}, {made} fits better.")
     for experiment_now in (outcome.experiment for outcome in outcomes):
         if priority not in (None, experiment_now.priority):
             label = experiment_now.name

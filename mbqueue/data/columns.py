@@ -52,13 +52,16 @@ class Columns:
         passed_over: further columns that could be the target.
     """
 
-    def __init__(self, wanted: ColumnNames, *, targets_required: bool) -> None:
-        """Nothing is chosen yet."""
+    def __init__(
+        self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
+    ) -> None:
+        """Nothing is chosen yet. ``target_names`` may be the target, in order of preference, if none is wanted."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
         self.passed_over: tuple[str, ...] = ()
         self._wanted = wanted
+        self._target_names = target_names
         self.targets_required = targets_required
         self._is_open = self._may_have_id = True
         self._seen: dict[Any, None] = {}  # names of columns, in their order
@@ -120,7 +123,7 @@ class Columns:
     def _require_target(self, absent: str, there: str) -> None:
         if self.target is None and self.targets_required:
             raise DataError(
-                f"{absent} {' or '.join(ENERGY_COLUMNS)}. {there} Name the column of targets with "
+                f"{absent} {' or '.join(self._target_names)}. {there} Name the column of targets with "
                 "--target-column, or column in [target] of the experiment."
             )
 
@@ -160,9 +163,9 @@ class Columns:
         if self._may_have_id:
             self.id = self.id or _chosen(self._wanted.id, ID_NAMES, there)
         self.structure = self.structure or _chosen("", structures, there)
-        self.target = self.target or _chosen(self._wanted.target, ENERGY_COLUMNS, there)
+        self.target = self.target or _chosen(self._wanted.target, self._target_names, there)
         if first_target and self.target is not None:
-            self.passed_over = tuple(name for name in ENERGY_COLUMNS if name in there and name != self.target)
+            self.passed_over = tuple(name for name in self._target_names if name in there and name != self.target)
         self._is_open = None in (self.structure, self.target) or (self._may_have_id and self.id is None)
 
 

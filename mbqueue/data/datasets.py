@@ -123,7 +123,9 @@ def load(
     check_dataset(name_or_path, project_root=project_root, targets_required=targets_required)
     task = TASKS.get(name_or_path)
     wanted = target if task is None else task.target
-    columns = Columns(ColumnNames(id=id_column, target=wanted.column), targets_required=targets_required)
+    columns = Columns(
+        ColumnNames(id=id_column, target=wanted.column), targets_required=targets_required, target_names=wanted.columns
+    )
     gatherer = Gatherer(targets_required=targets_required, target=wanted)
     if task is not None:
         file = official.official_file(task.dataset)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mbqueue.task import N_FOLDS, TASKS, Target
 
@@ -27,9 +28,19 @@ _OTHER_NOTE = (
 )
 
 
-def overlap_note(target: Target) -> str:
-    """What the pretraining has seen of the crystals and of what is predicted."""
-    return _ENERGY_NOTE if target.kind == "energy" else _OTHER_NOTE
+_COMPOSITION_NOTE = (
+    "This model knows a crystal only by its composition. It was fitted on the fold's training part alone, without "
+    "CHGNet's pretrained weights."
+)
+
+
+def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
+    """What the pretraining of an experiment's models has seen of the crystals and of what is predicted."""
+    if target.kind == "energy":
+        return _ENERGY_NOTE
+    members = (spec.get("made_from") or {}).get("members", ())
+    trainables = {one["model"]["trainable"] for one in ([member["spec"] for member in members] or [spec])}
+    return _COMPOSITION_NOTE if trainables == {"none"} else _OTHER_NOTE
 
 
 @dataclass(frozen=True)

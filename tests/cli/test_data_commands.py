@@ -175,6 +175,12 @@ def test_columns_can_be_named_and_are_said(
     assert (wrong.code, "No row of" in wrong.err, "has E_f" in wrong.err) == (FAILURE, True, True)
 
 
+def test_enqueueing_the_head_for_energies_for_another_target_names_the_one_that_fits(mbqueue: Command) -> None:
+    said = mbqueue("enqueue", "head_finetune", "--dataset", "matbench_mp_gap", "--name", "gap")
+    assert "For a number, scalar_head fits better." in " ".join(said.err.split())
+    assert "fits better" not in mbqueue("enqueue", "head_finetune").err
+
+
 def test_predict_takes_missing_targets_and_drops_what_cannot_be_used(
     mbqueue: Command, project: ProjectFolder, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from mbqueue.data import json_stream, json_values
 from mbqueue.data.datasets import check_dataset, load
 from mbqueue.errors import DataError, InvalidCrystals, UsageError
 from mbqueue.experiment import DataSpec, Spec
-from mbqueue.task import FORMATION_ENERGY
+from mbqueue.task import FORMATION_ENERGY, Target
 from tests.data.crystal_making import SALT, entry
 
 MAGNESIA = Structure(Lattice.cubic(2.7), ["Mg", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -221,6 +221,16 @@ def test_columns_can_be_named(tmp_path, form):
     for wrong in ({"id_column": "nom"}, {"target": in_column("nom")}):
         with pytest.raises(DataError, match=r"nom, which was named as the (id|target) column. .*, e_form, E f"):
             load(str(path), targets_required=False, **wrong)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "class"])
+def test_a_target_that_is_no_energy_is_never_read_from_a_column_of_energies(tmp_path, kind):
+    gap = Target(name="gap", unit="", kind=kind)
+    (tmp_path / "t.jsonl").write_text(json.dumps(entry(target=1)))
+    with pytest.raises(DataError, match=r"No row of .* has target\. They have: .*e_form.* Name the column"):
+        load(str(tmp_path / "t.jsonl"), target=gap)
+    (tmp_path / "t.jsonl").write_text(json.dumps(entry(target=9) | {"target": 1}))
+    assert load(str(tmp_path / "t.jsonl"), target=gap).crystals.targets.tolist() == [1]
 
 
 def test_a_spec_without_a_column_of_ids_has_the_hash_of_before_there_was_one():

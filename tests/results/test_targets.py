@@ -17,13 +17,14 @@ from mbqueue.errors import ResultsError
 from mbqueue.experiment import parse_spec
 from mbqueue.results.compare import compare
 from mbqueue.results.folder import Recorded, read_recorded
+from mbqueue.results.leaderboard import overlap_note
 from mbqueue.results.record import RecordInputs, record_experiment
 from mbqueue.results.report.analysis import confusion, reliability, roc
 from mbqueue.results.report.comparison import write_comparison
 from mbqueue.results.report.page import draw, write_report
 from mbqueue.results.scores import roc_auc
 from mbqueue.results.tables import Predictions, predictions_file, read_predictions, write_predictions
-from mbqueue.task import Target
+from mbqueue.task import FORMATION_ENERGY, Target
 
 TARGETS = {
     "scalar": {"name": "bulk modulus", "unit": "GPa", "kind": "scalar", "column": "K"},
@@ -135,3 +136,12 @@ def test_the_curve_the_diagram_and_the_matrix_are_those_of_scikit_learn(recorded
 def test_small_differences_take_a_thousandth_only_of_a_unit_that_is_linear_in_ev(unit: str, fine: str) -> None:
     factor, target = Target(name="made up", unit=unit, kind="scalar").fine
     assert (target.unit, factor) == (fine, 1.0 if fine == unit else 1000.0)
+
+
+@pytest.mark.parametrize("trainable", ["none", "head"])
+def test_only_models_with_pretrained_weights_are_said_to_have_seen_the_pretraining_data(trainable: str) -> None:
+    spec = {"model": {"trainable": trainable}}
+    gap = Target(name="gap", unit="eV", kind="scalar")
+    for one in (spec, {"model": {"trainable": "all"}, "made_from": {"members": [{"spec": spec}, {"spec": spec}]}}):
+        assert ("MPtrj" in overlap_note(gap, one)) is (trainable == "head")
+    assert "MPtrj" in overlap_note(FORMATION_ENERGY.target, spec), "energies start from CHGNet's own, untrained too"
