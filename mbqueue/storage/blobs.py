@@ -1,24 +1,24 @@
-"""Blobs: whole files under names. One interface; a folder, a mount and an object store are its backends.
+"""Blobs: whole files under names, with one interface for a folder, a mount and an object store.
 
-What a backend promises; tests/storage/test_blobs.py holds all of them to it:
+What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 
-| when `put` returns, the blob … | |
+| after `put`, the blob … | |
 |---|---|
 | in a folder (`Folder`) | survives a loss of power |
-| on a mount (`mbqueue.storage.mounted.Drive`) | is read back by this machine; by others once it is uploaded |
-| in a store (`mbqueue.storage.objects.ObjectStore`) | is there for every machine |
+| on a mount (`mbqueue.storage.mounted.Drive`) | can be read by this machine, and by others once it is uploaded |
+| in a store (`mbqueue.storage.objects.ObjectStore`) | can be read by every machine |
 
-| of two that `create` one name … | |
+| when two writers `create` one name … | |
 |---|---|
-| in a folder | one is refused, on all machines that share it; without hard links only as a rule |
-| on a mount | one is refused on one machine; two machines may both be heard, and the mount renames one |
+| in a folder | one is refused, on all machines that share it; without hard links, almost always |
+| on a mount | one is refused on one machine; on two machines both may succeed, and the mount renames one |
 | in a store | one is refused by the store itself, on all machines |
 
-So names that two writers may want at once are created, and what a mount takes has names that carry a hash. No reader
-believes a content without one.
+So use `create` for names that two writers may want at once, and put a hash into names on a mount. Readers trust no
+content without a hash.
 
-Paths are relative and have slashes. An error about one file is FileNotFoundError; any other OSError or StoreError
-says that the place fails, and nothing about what is in it. Patience, retries and copies are not a backend's business.
+Paths are relative, with slashes. FileNotFoundError concerns one file. Any other OSError, and StoreError, means that the
+place fails and proves nothing about its content. Backends neither wait, retry nor keep copies.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Listed:
     """A blob as a listing shows it.
 
     Attributes:
-        size: in bytes; -1 where asking for it takes long.
-        tag: another one when the content is another; empty where that cannot be told.
-        modified: in seconds since the epoch, by the clock of the place; 0 where asking for it takes long.
+        size: in bytes; -1 where finding it out is slow.
+        tag: changes with the content; empty where that is unknown.
+        modified: in seconds since the epoch, by the clock of the place; 0 where finding it out is slow.
     """
 
     size: int
@@ -47,48 +47,49 @@ class Listed:
 
 
 class Unreadable(FileNotFoundError):
-    """Something of that name is there, and it is no blob: a link, a folder, a file of another program."""
+    """The name belongs to something other than a blob: a link, a folder, a file of another program."""
 
 
 class Blobs(Protocol):
-    """A place with whole files under names."""
+    """A place that stores whole files under names."""
 
     @property
     def url(self) -> str:
-        """Where it is, for people; without secrets."""
+        """The address to show, without secrets."""
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Name in a folder → its entry in the listing, sorted; nothing when there is no folder.
+        """The entries of a folder by name, sorted; empty if there is no such folder.
 
-        A store also lists what is in folders of it, by the rest of its path.
+        A store also lists the files in its subfolders, by the rest of their path.
         """
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of a blob; of one with more than ``at_most``, one more than that.
+        """The bytes of a blob, cut off after ``at_most`` + 1.
 
         Raises:
-            FileNotFoundError: when there is none that can be read.
+            FileNotFoundError: if there is no readable blob of that name.
         """
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a blob whose name belongs to this very content, be it there already or not."""
+        """Write a blob whose name belongs to this content, whether or not it exists."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a blob that does not exist yet, by one quick try; False when there is one with another content.
+        """Write a new blob, in one quick attempt; False if one with another content exists.
 
-        One with the same content is that of an earlier try whose answer was lost, so that of two writers must differ.
+        A blob with the same content counts as an earlier attempt whose answer was lost, so two writers must write
+        different bytes.
         """
 
     def remove(self, path: str) -> None:
-        """Remove a blob; one that is gone already is no error."""
+        """Remove a blob if it exists."""
 
     def move(self, path: str, target: str) -> bool:
-        """Give a blob another name; False when it is gone."""
+        """Rename a blob; False if it does not exist."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a local disk, or one that the machines of a cluster share."""
+    """A folder on a local disk or on a cluster's shared file system."""
 
     root: Path
 
@@ -132,6 +133,6 @@ class Folder:
         return True
 
     def sweep(self, folder: str) -> None:
-        """Remove what processes that died left half written. Only for the one process that writes there."""
+        """Remove half-written files of dead processes. Call this only in the one process that writes there."""
         for path in (self.root / folder).glob(f"{files.TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
 """The commits of one fold in one place: a checkpoint and its manifest each.
 
-A commit exists when its manifest does. It is written in two parts: staging makes the checkpoint durable, which is slow
-and may run in a background thread; publishing lets the manifest exist, which is fast and belongs inside the queue's
-fence, so that a worker that lost its lease publishes nothing. What is published never changes.
+A commit exists once its manifest does. Staging writes the checkpoint durably, which is slow and may run in a background
+thread. Publishing creates the manifest, which is fast and happens inside the queue's fence, so a worker that lost its
+lease publishes nothing. Published files never change.
 
-Commits are opened for one identity (`mbqueue.storage.manifest.Identity`). One of another fold, experiment, spec or
-dataset counts as damaged, wherever it comes from: files that were moved by hand, a restore that was mixed up.
+Commits are opened for one identity (`mbqueue.storage.manifest.Identity`). A commit of another fold, experiment, spec or
+dataset counts as damaged, for example after files were moved by hand.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mbqueue.storage.manifest import LARGEST_MANIFEST, Damaged, Identity, Manife
 from mbqueue.storage.names import CommitFile, commit_file
 from mbqueue.storage.places import Place
 
-#: Told the name and the reason of a commit that is not taken.
+#: Receives the name of a skipped commit, and the reason.
 OnWrong = Callable[[str, str], None]
 
 
 def passed_over(where: str, note: Callable[[str], None]) -> OnWrong:
-    """Tells in a sentence of each commit that is passed over."""
+    """A callback that notes each skipped commit in a sentence."""
     return lambda base, why: note(f"{where}/{base} is passed over: {why}")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that exists.
+    """A published commit.
 
     Attributes:
         base: name of its manifest without the suffix.
@@ -44,12 +44,12 @@ class Commit:
 
 
 class Commits:
-    """The commits of one fold, read as the untrusted files that they are.
+    """The commits of one fold, read as untrusted files.
 
     Args:
-        place: where they are.
-        identity: whose they must be.
-        on_wrong: told, once each, of commits that are passed over, because they are damaged or another's.
+        place: where they are stored.
+        identity: the fold that they must belong to.
+        on_wrong: called once for each commit that is skipped because it is damaged or of another fold.
     """
 
     def __init__(self, place: Place, identity: Identity, on_wrong: OnWrong = lambda _base, _why: None) -> None:
@@ -57,13 +57,13 @@ class Commits:
         self._on_wrong = on_wrong
         self._told: set[tuple[str, str]] = set()
         self._known: dict[str, tuple[str, Commit]] = {}
-        #: What `commits` has listed last.
+        #: The last result of `commits`.
         self._listed: list[tuple[str, Listed, CommitFile]] = []
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def commits(self) -> list[Commit]:
-        """Every commit whose manifest is whole and of this identity, in the order of `Manifest.rank`."""
+        """Every commit with an intact manifest of this identity, in the order of `Manifest.rank`."""
         found: dict[str, Commit] = {}
         wrong: dict[str, CheckpointError] = {}
         self._listed = self._files()
@@ -79,7 +79,7 @@ class Commits:
             except CheckpointError as error:
                 wrong[file.base] = error
         for base, why in wrong.items():
-            if base not in found:  # a mount may have two files of one name
+            if base not in found:  # a mount may have two files with one name
                 self._wrong(base, why)
         return sorted(found.values(), key=lambda commit: commit.manifest.rank)
 
@@ -88,20 +88,19 @@ class Commits:
         return [commit.manifest for commit in self.commits()]
 
     def newest(self, *, at_most_epoch: int | None = None) -> Commit | None:
-        """The commit with the most work that is whole, as `chain` finds it; None when there is none."""
+        """The intact commit with the most work, as `chain` finds it, or None."""
         chain = self.chain(at_most_epoch=at_most_epoch)
         return chain[-1] if chain else None
 
     def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
-        """What is needed to resume: the commit with the most work that is whole, in every byte, and that of its best
-        epoch, if it is another one, before it. Nothing when there is none.
+        """What is needed to resume: the intact commit with the most work, preceded by that of its best epoch if that is
+        another one. Empty if there is none.
 
-        It is only whole together with the commit of the best epoch that it points to: without that, what the fold
-        was trained for is lost, and it must be trained again from a commit that has all it needs. Those that are not
-        are passed over and told.
+        A commit counts as intact only together with the commit of its best epoch: without that, the fold's result is
+        lost and must be trained again. Others are skipped and reported.
 
         Args:
-            above: only one that comes after this in the order of commits.
+            above: consider only commits after this one in the order of commits.
         """
         found = self.commits()
         for commit in reversed(found):
@@ -129,15 +128,15 @@ class Commits:
         raise Damaged(f"{commit.base} lacks its best epoch: {best['commit']} is not in {self.place.name}.")
 
     def bases(self) -> list[str]:
-        """Names of all manifests without the suffix, be they whole or not."""
+        """Names of all manifests without the suffix, damaged ones included."""
         return list(dict.fromkeys(file.base for _, _, file in self._files() if self.place.is_manifest(file)))
 
     def checkpoint(self, commit: Commit) -> bytes:
         """The bytes of a commit's checkpoint.
 
         Raises:
-            Damaged: when they are missing, or not what the manifest says.
-            OSError, StoreError: when the place fails, which says nothing about the checkpoint.
+            Damaged: if they are missing or do not match the manifest.
+            OSError, StoreError: if the place fails, which proves nothing about the checkpoint.
         """
         manifest = commit.manifest
         base = self.place.checkpoint_base(manifest, commit.content)
@@ -161,7 +160,7 @@ class Commits:
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # What has a hash in its name was compared with it. Under another name a person may have put something.
+        # A name with a hash was compared with it. A file under any other name may be a person's.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"
@@ -173,12 +172,12 @@ class Commits:
         return commit
 
     def _files(self) -> list[tuple[str, Listed, CommitFile]]:
-        """(name, listing, what the name says) of every file of a commit."""
+        """(name, listing entry, parsed name) of every file of a commit."""
         listed = self.place.blobs.listed(self.place.folder)
         return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 
     def _names(self, base: str, suffix: str) -> list[str]:
-        """Under which names a file may be: a mount makes ``name (1)`` of a second one."""
+        """The names that a file may have: a mount renames a second one to ``name (1)``."""
         if not self.place.has_hashed_manifests:
             return [f"{base}.{suffix}"]
         return [name for name, _, file in self._files() if (file.base, file.suffix) == (base, suffix)]
@@ -191,13 +190,13 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy a commit of another place here, its manifest last. What has its names gives way."""
+        """Copy a commit from another place, its manifest last; replace files with its names."""
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)
 
     def remove(self, commit: Commit) -> None:
-        """Remove a commit, its manifest first: one whose checkpoint is gone must not seem to exist."""
+        """Remove a commit, its manifest first: a commit without its checkpoint must not seem to exist."""
         manifest, content = commit.manifest, commit.content
         files = [(self.place.base(manifest, content), "json"), (self.place.checkpoint_base(manifest, content), "pt")]
         for base, suffix in files:
@@ -206,12 +205,12 @@ class Commits:
                 self._known.pop(name, None)
 
     def clear(self) -> None:
-        """Remove every file of a commit, manifests first, whole or not."""
+        """Remove every file of a commit, manifests first, damaged ones included."""
         for name, _, _ in sorted(self._files(), key=lambda one: one[2].suffix):
             self.place.blobs.remove(self.place.path(name))
         self._known.clear()
 
     def put_checkpoint(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy the checkpoint of a commit here, whose manifest comes after it."""
+        """Copy the checkpoint of a commit, before its manifest."""
         base = self.place.checkpoint_base(commit.manifest, commit.content)
         self.place.blobs.put(self.place.path(f"{base}.pt"), checkpoint)

@@ -1,8 +1,8 @@
-"""The manifest of a commit: what it holds, whose it is, and reading it as the untrusted file that it is. Without torch.
+"""The manifest of a commit: its fields, its identity, and reading it as an untrusted file. Needs no torch.
 
 Commits of a fold have one order, `Manifest.rank`: **further work first (epoch, finished, step), then the higher fence,
-then the smaller SHA-256 of the checkpoint**. Sessions that knew nothing of each other may have trained one fold from
-one commit on; all that see the same commits choose the same.
+then the smaller SHA-256 of the checkpoint**. Sessions that did not see each other may have trained one fold twice; all
+sessions that see the same commits choose the same one.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that is needed to re-enter a commit, and to rebuild the queue from manifests alone.
+    """What it takes to resume from a commit, and to rebuild the queue from manifests alone.
 
     Attributes:
         best: epoch, val_mae and commit (stem) of the best finished epoch, or None.
         history: one row per finished epoch, with all columns of the history file.
-        fingerprint: what byte-equality depends on, as it was when this commit was written.
+        fingerprint: device and versions on which byte-equality depends, when this commit was written.
         fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.
         epoch_sessions: the sessions that worked on the epoch so far.
         epoch_seconds: seconds of work in the epoch so far.
-        parent_sha256: of the checkpoint that it continues: two sessions that know nothing of each other may give
+        parent_sha256: of the checkpoint that it continues. Two sessions that do not see each other may give two
             commits one name.
-        enqueued: what the queue knew of the experiment, so that it can be enqueued again (`mbqueue recover`).
-        absent_elements: atomic numbers without a crystal in the fit of the element references.
+        enqueued: the experiment's entry in the queue, so that `mbqueue recover` can enqueue it again.
+        absent_elements: atomic numbers that no crystal in the fit of the element references has.
     """
 
     experiment: str
@@ -95,7 +95,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether the work of an earlier commit is in this one: its rows of history, and the sessions in its epoch."""
+        """Whether this commit contains an earlier one's work: its rows of history and the sessions in its epoch."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -108,18 +108,18 @@ class Manifest:
         return self.epoch >= earlier.epoch and earlier.epoch_sessions == worked[: len(earlier.epoch_sessions)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``file`` names the checkpoint, ``checksum`` is that of all the rest."""
+        """Plain JSON values; ``file`` names the checkpoint, and ``checksum`` covers all other keys."""
         content = {**asdict(self), "file": f"{self.stem}.pt"}
         return {**content, "checksum": sha256_of_json(content)}
 
 
 class Damaged(CheckpointError):
-    """A commit's files are not what was written; they are set aside, and the commit before is taken."""
+    """A commit's files are not what was written. They are set aside, and the commit before is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Whose commits are looked for. A hash that is None is not known yet, and not compared."""
+    """The fold whose commits are wanted. A hash that is None is unknown and not compared."""
 
     experiment: str
     fold: int
@@ -132,10 +132,10 @@ class Identity:
         return f"{self.experiment} fold {self.fold}"
 
     def require(self, manifest: Manifest, *, source: str) -> None:
-        """Make sure that a commit is one of these.
+        """Check that a commit belongs to this fold.
 
         Raises:
-            ForeignCommit: when it is another's.
+            ForeignCommit: if it does not.
         """
         why = None
         if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
@@ -149,16 +149,16 @@ class Identity:
 
 
 class ForeignCommit(Damaged):
-    """A commit lies where another experiment's or fold's commits are; it is set aside like a damaged one."""
+    """A commit is in the folder of another experiment or fold. It is set aside like a damaged one."""
 
 
 def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity) -> Manifest:
-    """The manifest in some bytes, which must be that of the commit named ``stem``.
+    """Parse the manifest of the commit named ``stem``.
 
     Raises:
-        Damaged: when it is not a manifest, or that of another commit.
-        ForeignCommit: when it is of another experiment, spec, dataset or fold.
-        CheckpointMisfit: when it is of a newer format.
+        Damaged: if it is no manifest, or that of another commit.
+        ForeignCommit: if it belongs to another experiment, spec, dataset or fold.
+        CheckpointMisfit: if its format is newer.
     """
     manifest = manifest_of(content, source=source)
     if manifest.stem != stem:
@@ -168,18 +168,18 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
 
 
 def manifest_of(content: bytes, *, source: str) -> Manifest:
-    """The manifest in some bytes, every field checked: nothing in it can lead to another folder or break a reader.
+    """Parse a manifest and check every field, so that nothing in it leads to another folder or breaks a reader.
 
     Raises:
-        Damaged: when it is not a manifest.
-        CheckpointMisfit: when it is of a newer format.
+        Damaged: if it is no manifest.
+        CheckpointMisfit: if its format is newer.
     """
     if len(content) > LARGEST_MANIFEST:
         raise Damaged(f"The manifest {source} is larger than any that mbqueue writes.")
     try:
         parts = json.loads(content)
         checksum, format_number = parts.pop("checksum"), int(parts["format"])
-        # Before anything in it is believed, its format included: one flipped bit makes another digit of a number.
+        # Before any field is used, the format included: one flipped bit makes another digit of a number.
         is_whole = sha256_of_json(parts) == checksum
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"The manifest {source} cannot be read: {error!r:.200}.") from error
@@ -222,7 +222,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_rows(value: Any) -> bool:
-    """Whether these are rows of a history, with what the queue and this program read of them."""
+    """Whether these are rows of a history with the columns that the queue and this program read."""
     return isinstance(value, list) and all(
         isinstance(row, dict)
         and row.get("epoch") == number
@@ -233,7 +233,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether this is the record of an enqueued experiment; whether its spec can be read is not looked at."""
+    """Whether this is the record of an enqueued experiment. Its spec is not checked."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

@@ -1,11 +1,10 @@
-"""Files on a mount that lies, by the few operations that mean something there.
+"""Files on an unreliable mount, by the few operations that work there.
 
-What a mount of this kind does (Google Drive in Colab, and network mounts): what is written lies on this machine's
-disk at first and is uploaded later, in any order; an upload that is cut off leaves a truncated file; a second file of
-one name becomes `name (1)`; locks, renames, symbolic links and changes in place cannot be trusted; the mount can
-vanish at any moment. So files are written once, under names that are never used again, and every reader checks
-its hash. What is promised when `write_new` returns: this machine reads back the very bytes. When other machines will,
-only the mount knows.
+Mounts like Google Drive in Colab keep a file on this machine's disk at first and upload it later, in any order. A
+cut-off upload leaves a truncated file, and a second file with one name becomes `name (1)`. Locks, renames, symbolic
+links and changes in place cannot be trusted, and the mount can vanish at any moment. So files are written once, under
+names that are never used again, and every reader checks the hash. After `write_new`, this machine reads back the same
+bytes; when other machines do depends on the mount.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from mbqueue.belonging import Belonging
 from mbqueue.files import fsync_dir
 from mbqueue.storage.blobs import Listed, Unreadable
 
-#: Bytes that are written between two checks for a stop.
+#: Bytes written between two checks for a stop.
 PIECE_BYTES = 4 << 20
-#: So many files of one name are written when those before are damaged and cannot be removed.
+#: At most this many files with one name, when the ones before are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 
@@ -54,17 +53,17 @@ def _about(path: str) -> Iterator[None]:
 
 
 def _go_on(_left: int) -> None:
-    """Nothing is in the way of the bytes that are left."""
+    """Never stop a write."""
 
 
 class Drive:
     """A project's folder on a mount. Paths are relative to it, with slashes.
 
-    Every method raises OSError when the mount fails; so does a mount that is gone, whose empty folder, or what was
-    made in its place, would take files that no other machine ever sees.
+    Every method raises OSError when the mount fails or is gone: its empty folder, or another one in its place, would
+    accept files that no other machine ever sees.
 
     Attributes:
-        belonging: which project must be there; without it any is taken.
+        belonging: the project that must be there; any, if None.
     """
 
     def __init__(self, root: Path, belonging: Belonging | None = None) -> None:
@@ -72,11 +71,11 @@ class Drive:
 
     @property
     def url(self) -> str:
-        """Where it is, for people."""
+        """The address to show."""
         return str(self.root)
 
     def check(self) -> None:
-        """Raise when the project is not there."""
+        """Raise OSError if the project is not there."""
         why = None
         if not ((self.root / "jobs").is_dir() and (self.root / "state").is_dir()):
             why = "the project is not on the mount any more"
@@ -86,7 +85,7 @@ class Drive:
             raise OSError(errno.ENOTCONN, f"{why}; is it still mounted?", str(self.root))
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, sorted; nothing when it does not exist, or is a file from elsewhere."""
+        """The names in a folder, sorted; empty if it does not exist or is a file."""
         self.check()
         try:
             return sorted(entry.name for entry in (self.root / folder).iterdir())
@@ -94,21 +93,21 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """As `names`: neither size nor time is asked for, which would take long for each file."""
+        """As `names`, without sizes and times, which are slow to find out."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """Size and time of a file: one that looks the same twice is taken for unchanged. Raises as `read`."""
+        """Size and time of a file, which counts as unchanged while they are. Raises as `read`."""
         with _about(path):
             found = (self.root / path).stat()
         return found.st_size, found.st_mtime_ns
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of a plain file; of one with more than ``at_most``, one more than that.
+        """The bytes of a plain file, cut off after ``at_most`` + 1.
 
         Raises:
-            Unreadable: when it is a link or no plain file, or may not be read.
-            FileNotFoundError: when there is none.
+            Unreadable: if it is a link or no plain file, or may not be read.
+            FileNotFoundError: if there is none.
         """
         with _about(path):
             fd = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -116,14 +115,14 @@ class Drive:
                 return stream.read(at_most + 1)
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a file that does not exist yet, and read it back; one that was not written whole is removed again.
+        """Write a new file and read it back; remove it if it was not written whole.
 
         Args:
-            before_piece: told before each piece how many bytes are left; what it raises ends the writing.
+            before_piece: called before each piece with the number of bytes left; an exception ends the write.
 
         Raises:
-            FileExistsError: when there is one of that name.
-            OSError: when it cannot be written, or what is read back is something else.
+            FileExistsError: if the name exists.
+            OSError: if it cannot be written, or other bytes are read back.
         """
         self.check()
         target = self.root / path
@@ -135,18 +134,18 @@ class Drive:
                     before_piece(len(content) - start)
                     stream.write(content[start : start + PIECE_BYTES])
                     stream.flush()
-                    os.fsync(stream.fileno())  # or it would all be waited for at the end
+                    os.fsync(stream.fileno())  # otherwise the last call would wait for all of it
             fsync_dir(target.parent)
             if self.read(path, at_most=len(content)) != content:
                 raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
         except BaseException:
-            # A full drive would get another truncated file with every try.
+            # Each attempt would leave another truncated file on a full drive.
             with contextlib.suppress(OSError):
                 target.unlink()
             raise
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder below the project, one at a time, so that none is made where the mount has just vanished."""
+        """Make a folder below the project, level by level, so that none is made where the mount has just vanished."""
         if folder.is_dir():
             return
         if folder.parent == self.root:
@@ -158,9 +157,8 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name follows from its content; ``before_piece`` as in `write_new`.
 
-        Where something else has that name (the same file, cut off), it stays, and the name gets a number, as a drive
-        itself would do it; readers look at all of them. When too many of them are damaged, none of them is still on its
-        way, and the last one makes room.
+        If another content has that name (the same file, cut off), it stays, and the new file gets a number, as on a
+        drive; readers try all of them. If too many are damaged, no upload is pending, and the last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
@@ -171,7 +169,7 @@ class Drive:
         self.write_new(names[-1], content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees one of that name; False when that has another content."""
+        """Write a file unless this machine sees one with that name; False if that has another content."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:
@@ -182,7 +180,7 @@ class Drive:
         return True
 
     def move(self, path: str, target: str) -> bool:
-        """Give a file another name, by writing it anew, since a rename may be undone; False when it is gone."""
+        """Rename a file by writing it anew, since a mount may undo renames; False if it does not exist."""
         try:
             content = self.read(path, at_most=_LARGEST_MOVED)
         except FileNotFoundError:
@@ -192,5 +190,5 @@ class Drive:
         return True
 
     def remove(self, path: str) -> None:
-        """Remove a file; one that is gone already is no error."""
+        """Remove a file if it exists."""
         (self.root / path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Names of commits' files: the one place where they are made and read.
+"""Names of commits' files, made and read only here.
 
 e0012-done-f0003.json                 the end of epoch 12, written under fence 3
 e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13
@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: Between stem and suffix, what a drive puts there of its own accord: ``name (1)``.
+#: What a drive inserts between stem and suffix of a second file: ``name (1)``.
 DUPLICATE = r"(?: \(\d{1,4}\))?"
-#: How much of a hash is in a name.
+#: Digits of a hash in a name.
 HASH_DIGITS = 12
-#: No fence is higher: it counts the claims of one job. Names have room for those that come after it.
+#: No fence is higher: it counts the claims of one job. Names have room for higher ones.
 HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")
@@ -27,7 +27,7 @@ _FILE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class CommitFile:
-    """What the name of a commit's file says.
+    """The parsed name of a commit's file.
 
     Attributes:
         stem: what all files of the commit share.
@@ -47,7 +47,7 @@ class CommitFile:
 
     @property
     def base(self) -> str:
-        """The name without the suffix and without what a drive added to it."""
+        """The name without the suffix and without a drive's addition."""
         return f"{self.stem}-{self.digits}" if self.digits else self.stem
 
 
@@ -58,7 +58,7 @@ def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
 
 
 def order_of(stem: str) -> tuple[int, bool, int, int]:
-    """How commits compare as far as their names say it; see `mbqueue.storage.manifest.Manifest.rank`."""
+    """The part of `mbqueue.storage.manifest.Manifest.rank` that is in the name."""
     match = _STEM.fullmatch(stem)
     assert match is not None
     epoch, step, fence = match.groups()
@@ -71,7 +71,7 @@ def is_stem(text: object) -> bool:
 
 
 def commit_file(name: str) -> CommitFile | None:
-    """What a file's name says, or None when it is not the name of a commit's file."""
+    """Parse a file's name; None if it is not that of a commit's file."""
     match = _FILE.fullmatch(name)
     if match is None:
         return None

@@ -1,12 +1,10 @@
 """Objects in a bucket (S3, GCS, Azure) or in a shared folder, by the few operations that commits need.
 
-An object is written whole or not at all, under a name that is never given to other bytes. Two kinds of writing:
-`put`, for names that carry the content's hash, where writing twice is harmless; and `create`, which the store itself
-refuses when the name is taken (If-None-Match: *), so that of two writers one wins. An answer that is lost leaves it
-open whether the object was written; `create` then reads back what is there.
+An object is written whole or not at all, under a name that no other bytes ever get. `put` is for names that contain
+the content's hash, where writing twice is harmless. `create` is refused by the store if the name exists
+(If-None-Match: *), so one of two writers wins. If the answer is lost, `create` reads the object back.
 
-That an object is missing is believed only when the store itself says so. A proxy before it answers 404 too, while the
-store restarts.
+An object counts as missing only if the store itself says so, because a proxy also answers 404 while the store restarts.
 """
 
 from __future__ import annotations
@@ -27,18 +25,18 @@ from mbqueue.topology import Topology
 
 FORMAT = 1
 LARGEST_MARKER = 1 << 16
-#: An object that is larger gets the time of `LASTING`.
+#: Larger objects get the time limit of `LASTING`.
 LARGE_BYTES = 16 << 20
-#: Tries of one `create` when no session waits for it, and the pauses between them.
+#: Attempts of one `create` while no session waits for it, and the pauses between them.
 _CREATE_TRIES = 3
 _PAUSE_SECONDS = 0.2
 
-#: What stores say when the bucket or container itself is missing.
+#: Answers of stores whose bucket or container is missing.
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist|container does not exist")
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
-#: What stores say when it is an object that is missing.
+#: Answers of stores for a missing object.
 _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
-#: Where a machine in a cloud asks for credentials; elsewhere there is no answer.
+#: Where a machine in a cloud gets credentials; elsewhere nothing answers.
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")
@@ -46,18 +44,18 @@ Result = TypeVar("Result")
 
 @dataclass
 class ObjectStore:
-    """A store. Paths are relative to its prefix, with slashes.
+    """An object store. Paths are relative to its prefix, with slashes.
 
     Every method raises StoreAway when the store does not answer, and StoreError when it refuses.
 
     Attributes:
-        url: its address, which holds no secret.
-        on_trouble: told why, each time the store does not answer or refuses; may come from any thread.
-        on_answer: told each time it answers.
-        known_away: says why the store does not answer, when another process has just found that.
-        requests: how many operations were asked of it, by kind.
-        put_seconds: how long the last `put` took.
-        id: what the store is known by, wherever it is mounted and whatever its address is; empty until it was checked.
+        url: its address, without secrets.
+        on_trouble: called with the reason when the store does not answer or refuses; from any thread.
+        on_answer: called each time it answers.
+        known_away: why the store does not answer, if another process has just found that out.
+        requests: number of operations, by kind.
+        put_seconds: duration of the last `put`.
+        id: identifies the store at any address or mount; empty until it was checked.
     """
 
     url: str
@@ -73,11 +71,11 @@ class ObjectStore:
 
     @classmethod
     def open(cls, url: str) -> ObjectStore:
-        """The store at an address.
+        """Open the store at an address.
 
         Raises:
-            UsageError: when obstore is not installed, or the address is wrong.
-            StoreError: when something of the configuration is missing.
+            UsageError: if obstore is not installed, or the address is wrong.
+            StoreError: if the configuration is incomplete.
         """
         return cls(
             url.rstrip("/"),
@@ -90,13 +88,13 @@ class ObjectStore:
         return self.large if size > LARGE_BYTES and self.large is not None else self.bulk
 
     def check(self) -> bool:
-        """Make sure that the store is there, lets itself be written, and refuses to write a name twice; sets ``id``.
+        """Check that the store exists, can be written, and refuses to write a name twice; set ``id``.
 
         Returns:
-            whether it is new: nothing of mbqueue's was ever there.
+            whether it is new: mbqueue has never written to it.
 
         Raises:
-            StoreError: saying which of these is not so.
+            StoreError: naming the check that failed.
         """
         mine = json.dumps({"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}).encode()
         is_new = self.create_patiently(MARKER, mine)
@@ -111,13 +109,13 @@ class ObjectStore:
         return is_new
 
     def is_the_one(self, known: str) -> bool:
-        """Whether this is the store with this id; if so, `id` is set.
+        """Whether this is the store with this id; if so, set `id`.
 
-        Nothing is written: another store must stay as it is (it may be the empty folder under a share that is not
-        mounted), and who only reads needs no permission to write.
+        Writes nothing: another store must stay as it is (it may be the empty folder of a share that is not mounted),
+        and readers need no permission to write.
 
         Raises:
-            StoreError: when it does not answer, or refuses.
+            StoreError: if it does not answer, or refuses.
         """
         try:
             marker = self.read(MARKER, at_most=LARGEST_MARKER)
@@ -139,10 +137,10 @@ class ObjectStore:
         return known
 
     def ping(self) -> None:
-        """Ask something small, to see whether it answers, as itself and not by a proxy or as another store.
+        """Check with a small request that this store itself answers, not a proxy or another store.
 
         Raises:
-            StoreAway: when it does not.
+            StoreAway: if it does not.
         """
 
         def work() -> bytes:
@@ -154,11 +152,11 @@ class ObjectStore:
         self._ask("get", work)
 
     def forget(self) -> None:
-        """Take back that the store is in use, after `check` found it new and it is not to be used."""
+        """Undo `check` for a new store that will not be used."""
         self.remove(MARKER)
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """Path below a folder ("" for all) → its entry in the listing, in order; nothing when there is no folder."""
+        """The entries below a folder ("" for all) by path, in order; empty if there is no folder."""
         start = len(folder) + 1 if folder else 0
 
         def work() -> dict[str, Listed]:
@@ -176,10 +174,10 @@ class ObjectStore:
         return list(self.listed(folder))
 
     def read(self, path: str, *, at_most: int) -> bytes:
-        """The bytes of an object; of one with more than ``at_most``, one more than that.
+        """The bytes of an object, cut off after ``at_most`` + 1.
 
         Raises:
-            FileNotFoundError: when there is none.
+            FileNotFoundError: if there is none.
         """
 
         backend = self._for(at_most)
@@ -196,28 +194,27 @@ class ObjectStore:
         return content
 
     def put(self, path: str, content: bytes) -> None:
-        """Write an object whose name belongs to this very content, be it there already or not."""
+        """Write an object whose name belongs to this content, whether or not it exists."""
         began = time.monotonic()
         self._ask("put", lambda: self._for(len(content)).put(path, content, use_multipart=False) or True)
         self.put_seconds = time.monotonic() - began
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write an object that does not exist yet, by one try; False when there is one with another content.
+        """Write a new object, in one attempt; False if one with another content exists.
 
-        An object with the same content is taken for that of an earlier try whose answer was lost, so the content of
-        two writers must differ.
+        An object with the same content counts as an earlier attempt whose answer was lost, so two writers must write
+        different bytes.
 
-        For use while a lease is checked, when others wait for the queue: it takes no longer than the two requests of
-        `BRISK`, and no time where another process of this machine has found the store away since it last answered this
-        one: sessions that wait for the queue behind one another do not all find that out by waiting. The caller tries
-        again, with the same bytes, when no session waits for it.
+        For use inside the queue's fence, where others wait: it takes at most the two requests of `BRISK`, and no time
+        if another process of this machine has just found the store away. The caller tries again with the same bytes
+        while no session waits for it.
         """
         if why := self.known_away():
             raise StoreAway(why)
         return self._created(path, content)
 
     def create_patiently(self, path: str, content: bytes) -> bool:
-        """`create` by a few tries, for use when no session waits for it."""
+        """`create` with a few attempts, for use while no session waits for it."""
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)
@@ -234,11 +231,11 @@ class ObjectStore:
         return answer == content
 
     def remove(self, path: str) -> None:
-        """Remove an object; one that is gone already is no error."""
+        """Remove an object if it exists."""
         self._ask("delete", lambda: self.bulk.delete(path) or True, may_lack=True)
 
     def move(self, path: str, target: str) -> bool:
-        """Give an object another name; False when it is gone."""
+        """Rename an object; False if it does not exist."""
         is_there = bool(self._ask("copy", lambda: self.bulk.copy(path, target) or True, may_lack=True))
         if is_there:
             self.remove(path)
@@ -252,7 +249,7 @@ class ObjectStore:
     def _ask(
         self, kind: str, work: Callable[[], Result], *, may_lack: bool = False, may_be_taken: bool = False
     ) -> Result | None:
-        """What ``work`` gives; None when the store says that there is no such object, or that there is one."""
+        """Return the result of ``work``, or None if the store says that the object does not exist, or already does."""
         from obstore.exceptions import (  # noqa: PLC0415 - only projects with a store need it
             AlreadyExistsError,
             BaseError,
@@ -306,7 +303,7 @@ class ObjectStore:
 
 
 def store_of(topology: Topology) -> ObjectStore | None:
-    """The store that a project has its commits in; None when they are in folders.
+    """The store with a project's commits; None if they are in folders.
 
     Raises:
         UsageError: as `ObjectStore.open`.

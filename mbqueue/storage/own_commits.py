@@ -1,4 +1,4 @@
-"""The commits of one fold as the one process sees them that works on it: written, mended, pruned, set aside."""
+"""The commits of one fold for the one process that works on it: write, repair, prune and set aside."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mbqueue.storage.names import CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
-#: A checkpoint without a manifest that is so much older than the newest file of its fold is of a writer that died or
-#: lost; no upload takes so long.
+#: A checkpoint without a manifest that is older than the newest file of its fold by this much belongs to a dead or
+#: superseded writer; no upload takes this long.
 GARBAGE_SECONDS = 3600.0
 
 
 @dataclass
 class Staged:
-    """A commit that is durable, but does not exist yet."""
+    """A commit whose checkpoint is durable and whose manifest does not exist yet."""
 
     commits: OwnCommits
     commit: Commit
@@ -33,23 +33,22 @@ class Staged:
 
     @property
     def manifest(self) -> Manifest:
-        """What it says."""
+        """The parsed manifest."""
         return self.commit.manifest
 
     def publish(self) -> Manifest:
-        """Make the commit exist, durably. Call it while the lease is held; once more, it changes nothing.
+        """Create the manifest durably. Call this while the lease is held; a second call changes nothing.
 
         Raises:
-            CommitTaken: when another writer made it first.
-            StoreError: when an object store does not answer: whether the commit exists is then not known, and
-                publishing the same again tells.
+            CommitTaken: if another writer was first.
+            StoreError: if an object store does not answer. The commit may exist then; publish it again to find out.
         """
         self.commits.publish(self.commit)
         self.is_published = True
         return self.manifest
 
     def discard(self) -> None:
-        """Remove what is left of it on this machine; nothing after `publish`."""
+        """Remove its files on this machine; does nothing after `publish`."""
         if not self.is_published:
             self.commits.discard(self.commit)
 
@@ -58,13 +57,13 @@ class OwnCommits(Commits):
     """The commits of one fold, for the one process that works on it.
 
     Args:
-        place, identity, on_wrong: as of `Commits`; what is damaged or another's is set aside (renamed to .damaged)
-            before it is told.
-        near: a folder on this machine for copies, where the place is elsewhere. They spare a download, and are believed
-            only as far as the manifest in the place says.
-        mirror: copies elsewhere, which mend what is damaged here.
-        note: told, in a sentence, what was mended.
-        enqueued: what the queue knows of the experiment; written into every manifest.
+        place, identity, on_wrong: as for `Commits`. Damaged or foreign commits are set aside (renamed to .damaged)
+            before they are reported.
+        near: a folder on this machine for copies, if the place is elsewhere. They save a download, and are used only
+            if they match the manifest in the place.
+        mirror: copies elsewhere, which replace damaged files here.
+        note: called with a sentence for each repair.
+        enqueued: the experiment's entry in the queue, written into every manifest.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class OwnCommits(Commits):
         return content
 
     def _keep_near(self, write: Callable[[OwnCommits], None]) -> None:
-        """Keep a copy on this machine. It only spares a download, so one that cannot be written is told, once."""
+        """Keep a copy on this machine. It only saves a download, so a failure is reported once and ignored."""
         if self.near is None:
             return
         try:
@@ -123,7 +122,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """The copy of the commit whose checkpoint is here: two lines may have given one name to two commits."""
+        """The copy of the commit whose checkpoint is here, since two lines may have given one name to two commits."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
@@ -133,7 +132,7 @@ class OwnCommits(Commits):
 
     def _copy(self, is_it: Callable[[Commit], bool]) -> Commit | None:
         if self._mirror is not None:
-            with contextlib.suppress(OSError):  # a mount that fails cannot help
+            with contextlib.suppress(OSError):  # a failing mount cannot help
                 return next(filter(is_it, self._mirror.commits()), None)
         return None
 
@@ -153,14 +152,14 @@ class OwnCommits(Commits):
     # -- writing -------------------------------------------------------------------------------------------------
 
     def stage(self, content: bytes, facts: Mapping[str, Any]) -> Staged:
-        """Write a checkpoint durably, without letting the commit exist.
+        """Write a checkpoint durably, without its manifest.
 
         Args:
             content: bytes of the checkpoint file.
             facts: fields of `Manifest` other than size and sha256.
 
         Raises:
-            CommitTaken: when another writer made it before.
+            CommitTaken: if another writer was first.
         """
         given = {**facts, "enqueued": self._enqueued or facts.get("enqueued")}
         manifest = Manifest(**given, size=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -168,7 +167,7 @@ class OwnCommits(Commits):
         text = json.dumps(manifest.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         commit = Commit(manifest.stem, manifest, text.encode())
         if not self.place.has_hashed_checkpoints:
-            # Without a hash in its name, this checkpoint could take the place of another writer's.
+            # Without a hash in its name, this checkpoint could replace another writer's.
             is_ours = self._manifest_there(commit) in (None, commit.content)
             if not (is_ours and self.place.blobs.create(self.place.path(f"{commit.base}.pt"), content)):
                 raise self._taken(commit)
@@ -176,23 +175,23 @@ class OwnCommits(Commits):
             self.put_checkpoint(commit, content)
             self._sent = (manifest.stem, manifest.sha256)
         elif self._manifest_there(commit) not in (None, commit.content):
-            # A second try need not send it again, but must not find out inside the queue's fence that the store is
-            # still away.
+            # A second attempt need not send it again, but must not discover inside the queue's fence that the store
+            # is still away.
             raise self._taken(commit)
         self._keep_near(lambda near: near.put_checkpoint(commit, content))
         return Staged(self, commit)
 
     def publish(self, commit: Commit) -> None:
-        """Let a commit exist whose checkpoint is here. See `Staged.publish`."""
+        """Create the manifest of a staged commit. See `Staged.publish`."""
         if not self.place.blobs.create(self.place.path(f"{commit.base}.json"), commit.content):
             raise self._taken(commit)
         self._keep_near(lambda near: near.place.blobs.put(f"{commit.base}.json", commit.content))
 
     def discard(self, commit: Commit) -> None:
-        """Remove the checkpoint of a commit that was not published, where that is certain."""
+        """Remove the checkpoint of a commit that was certainly not published."""
         if self.near is not None:
             self.near.discard(commit)
-        # In a store it stays: when an answer was lost, its manifest may be there. `prune` removes it.
+        # In a store it stays: if an answer was lost, its manifest may exist. `prune` removes it.
         elif not self.place.has_hashed_checkpoints and self._manifest_there(commit) is None:
             self.place.blobs.remove(self.place.path(f"{commit.base}.pt"))
 
@@ -211,9 +210,9 @@ class OwnCommits(Commits):
     # -- removing ------------------------------------------------------------------------------------------------
 
     def prune(self) -> list[str]:
-        """Remove all but the newest two commits and the best epochs that they point to; the stems removed.
+        """Remove all but the newest two commits and their best epochs; return the removed stems.
 
-        Checkpoints that no manifest names and that no session is about to name go, too.
+        Checkpoints that no manifest names, and that no session is about to publish, are removed too.
         """
         found = self.commits()
         newest = [commit.manifest for commit in found[-_KEPT:]]
@@ -231,13 +230,13 @@ class OwnCommits(Commits):
             self.near.remove(commit)
 
     def sweep(self) -> None:
-        """Remove what a process that died left on this machine."""
+        """Remove files that a dead process left on this machine."""
         if self.near is not None:
             self.near.sweep()
         elif isinstance(self.place.blobs, Folder):
             self.place.blobs.sweep(self.place.folder)
-            # Of a death while a commit was published, removed or set aside. The name holds that writer's fence, so
-            # no other session writes to it.
+            # Left by a death while a commit was published, removed or set aside. The name contains that writer's
+            # fence, so no other session writes to it.
             files = self._files()
             named = {file.base for _, _, file in files if self.place.is_manifest(file)}
             self._remove_unnamed(files, named, older_by=None)
@@ -253,17 +252,17 @@ class OwnCommits(Commits):
 
     def _wrong(self, base: str, error: CheckpointError) -> None:
         if not isinstance(error, Damaged):
-            raise error  # of a newer format: whole, and not to be touched
+            raise error  # of a newer format: intact, so leave it
         if self._set_aside(base):
             self._on_wrong(base, str(error))
 
     def _set_aside(self, stem: str) -> bool:
-        """Keep a damaged commit under names that are never read; False when it was gone already."""
+        """Rename a damaged commit to names that are never read; False if it does not exist."""
         if self.near is not None:
             self.near._set_aside(stem)
         blobs, path = self.place.blobs, self.place.path
         if not blobs.move(path(f"{stem}.json"), path(f"{stem}.json.damaged")):
-            return False  # the holder of the fold has just replaced it by a newer one
+            return False  # the fold's holder has just replaced it
         for name, _, file in self._listed:
             if file.stem == stem and self.place.is_checkpoint(file):
                 blobs.move(path(name), path(f"{name}.damaged"))

@@ -1,11 +1,14 @@
-"""Where the commits of a fold are, and what their files are called there (`mbqueue.storage.names`).
+"""Where the commits of a fold are stored, and the names of their files there (`mbqueue.storage.names`).
 
 | place | manifest | checkpoint |
 |---|---|---|
 | a folder | STEM.json | STEM.pt |
-| an object store | STEM.json | STEM-HASH.pt, of its own hash: of two writers of one commit neither overwrites the other's |
-| a mount | STEM-HASH.json | STEM-HASH.pt, both of the manifest's hash: `create` excludes no writer there, so no two commits share a name, and a manifest that was cut off is known by its name |
-"""  # noqa: E501 - a table
+| an object store | STEM.json | STEM-HASH.pt, with its own hash, so no writer overwrites another |
+| a mount | STEM-HASH.json | STEM-HASH.pt, both with the manifest's hash |
+
+`create` excludes no writer on a mount. With the hash, no two commits share a name, and a cut-off manifest is
+recognised.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from mbqueue.storage.names import HASH_DIGITS, CommitFile
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of blobs that has the commits of one fold. Files of another kind of place are none of its own."""
+    """A folder of blobs with the commits of one fold. It ignores files named for another kind of place."""
 
     blobs: Blobs
     folder: str
@@ -30,7 +33,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Where it is, for people."""
+        """The address to show."""
         return f"{self.blobs.url}/{self.folder}" if self.folder else self.blobs.url
 
     def path(self, name: str) -> str:
@@ -46,7 +49,7 @@ class Place:
         return file.suffix == "pt" and bool(file.digits) is (self.has_hashed_manifests or self.has_hashed_checkpoints)
 
     def base(self, manifest: Manifest, content: bytes) -> str:
-        """The name of a manifest without the suffix; ``content`` are its bytes."""
+        """The name of a manifest with these bytes, without the suffix."""
         if not self.has_hashed_manifests:
             return manifest.stem
         return f"{manifest.stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
