@@ -1,7 +1,7 @@
-"""What people asked for, kept in a small file beside the queue: each experiment as it was enqueued, what of it is
-paused or cancelled, and how urgent it is.
+"""The requests of users, in a small file beside the queue for each experiment: how it was enqueued, what is paused or
+cancelled, and its priority.
 
-Written after every command that changes it, so that `mbqueue recover` brings back also what no commit speaks of yet.
+Every command that changes one writes it, so that `mbqueue recover` also restores what is in no commit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 
 def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
-    """Write down what is asked for of an experiment; nothing when that stands there already."""
+    """Write what was requested of an experiment, unless the file says so already."""
     experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
     folds = {}
     for fold in experiment.spec["folds"]:
@@ -51,12 +51,12 @@ def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
         if path.read_text(encoding="utf-8") == text:
             return
     except (OSError, ValueError):
-        pass  # not there, or damaged: it is written anew
+        pass  # missing or damaged: write it anew
     files.write_text(path, text)
 
 
 def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """What is written down, the earliest experiment first; what is damaged is passed over with a note."""
+    """The requests, the earliest experiment first; damaged files are skipped with a note."""
     found = []
     for path in project.wanted_dir.glob("*.json"):
         try:
@@ -68,7 +68,7 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
 
 
 def steer_as_wanted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
-    """Pause, cancel and hurry what was; for when everything that is done stands in the queue."""
+    """Restore pauses, cancellations and priorities, once the queue has everything that is done."""
     name = one["spec"]["name"]
     found = {experiment.name: experiment for experiment in queue.experiments()}
     if name not in found or found[name].spec_hash != one["spec_hash"]:

@@ -1,7 +1,7 @@
-"""An experiment's crystals in binary, where other machines find them: on the drive, or in the object store.
+"""An experiment's crystals in binary for other machines, on the drive or in the object store.
 
-Of the graphs that preparing makes, only this is kept there. It is small (109 MB for matbench's 132,752 crystals), needs
-no download from elsewhere and no parsing, and converting it to graphs, which are six times as much, takes seconds.
+Graphs are not kept there: they take six times the space (109 MB are matbench's 132,752 crystals), and converting
+crystals to graphs takes seconds.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.storage.objects import ObjectStore, store_of
 
-#: Far more than any dataset takes; a larger file is none of ours.
+#: Far more than any dataset takes; mbqueue wrote no larger file.
 LARGEST_BYTES = 1 << 32
 _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """A folder of crystals that other machines see; names carry the content's hash, so nothing in it ever changes."""
+    """A folder of crystals that other machines see. Names contain the content's hash, so files never change."""
 
     place: Drive | ObjectStore
     folder: str
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The address to show."""
         return f"{self.place.url if isinstance(self.place, ObjectStore) else self.place.root}/{self.folder}"
 
 
 def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf | None:
-    """Where a project keeps crystals for other machines; None if no other machine could see it."""
+    """The place of a project's crystals for other machines; None if no other machine can see one."""
     store = store or store_of(project.topology)
     if store is not None:
         return Shelf(store, STORED_CRYSTALS)
@@ -56,16 +56,15 @@ def publish_crystals(
     *,
     before_piece: Callable[[int], None] = lambda _left: None,
 ) -> None:
-    """Put a binary file of crystals on the shelf, once; a drive or store that fails is told, no more.
+    """Copy a binary file of crystals to the shelf, once; report a drive or store that fails.
 
     Args:
-        before_piece: told before each piece how many bytes are left. What it raises ends the copy, of which nothing
-            stays then.
+        before_piece: called before each piece with the number of bytes left. An exception ends the copy and removes it.
     """
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return  # pruned meanwhile
+        return  # pruned in the meantime
     name = f"{dataset_hash[:16]}-{hashlib.sha256(content).hexdigest()}.bin"
     try:
         if isinstance(shelf.place, Drive):
@@ -78,7 +77,7 @@ def publish_crystals(
 
 
 def fetch_crystals(shelf: Shelf | None, dataset_hash: str, target: Path, note: Callable[[str], None]) -> bool:
-    """Copy the binary file of crystals from the shelf to ``target``; whether it was there, whole."""
+    """Copy the binary file of crystals from the shelf to ``target``; return whether an intact one was there."""
     if shelf is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a live folder remembers about publishing, and what of it `mbqueue status` tells."""
+"""What a live folder remembers about publishing, and what `mbqueue status` shows of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder, named_after
 
 FORMAT = 1
-#: Longer than any write to a local disk takes.
+#: Longer than any write to a local disk.
 _LOCK_SECONDS = 60.0
 
 
@@ -33,14 +33,14 @@ class LiveState:
 
     Attributes:
         database: id of the live database, for the names of its snapshots.
-        number: of its last snapshot, or of the one that it was made from.
+        number: that of its last snapshot, or of the one that it was made from.
         ancestry: database id → number of the snapshot from which this line of databases continues.
         last_event: the queue is published up to this event.
-        commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit that is on the mount.
-        published_at: when everything that was committed was on the mount for the last time.
-        trouble: why something is not, and since when; None when nothing is in the way.
+        commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
+        published_at: when everything committed was last on the mount.
+        trouble: why something is not, and since when; None without trouble.
         aside: published commits that are not of an accepted chain.
-        damaged: path → why, of files on the mount that are not whole.
+        damaged: path → reason, of damaged files on the mount.
         others: (session, host, device, folds) of living sessions with other databases.
     """
 
@@ -58,7 +58,7 @@ class LiveState:
 
     @classmethod
     def load(cls, path: Path) -> LiveState:
-        """The state in a file; a new one when there is none or it is damaged: then all is published again."""
+        """Load the state from a file. A missing or damaged one gives a new state, so everything is published again."""
         try:
             parts = json.loads(path.read_bytes())
             return cls(**{key: parts[key] for key in cls.__dataclass_fields__ if key in parts})
@@ -66,19 +66,19 @@ class LiveState:
             return cls()
 
     def save(self, path: Path) -> None:
-        """Durably replace the file."""
+        """Replace the file durably."""
         files.write_json(path, asdict(self))
 
     @classmethod
     @contextmanager
     def changing(cls, path: Path) -> Iterator[LiveState]:
-        """The state as it is now, saved at the end of the block if it was changed in it; others wait meanwhile.
+        """Give the current state, and save it at the end of the block if it changed; other writers wait.
 
-        A session's main thread, the one that publishes and other sessions of this machine all write here, so none may
-        save what it read a while ago.
+        A session's main thread, its publishing thread and other sessions of this machine all write here, so none may
+        save what it read earlier.
 
         Raises:
-            OSError: when another process does not let it go.
+            OSError: if another process keeps the lock.
         """
         lock = FileLock(path.with_name(f"{path.name}.lock"))
         try:
@@ -104,11 +104,11 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         mount            the project's folder, or the address of the store
         state            "published", "behind" or "degraded" (with why and since)
         why, since       of trouble with that place, or null
-        published_at     when everything was published for the last time
+        published_at     when everything was last published
         folds[]          experiment, fold, committed, published (stems), seconds_at_risk (of training)
         others[]         living sessions with other databases: session, host, device, folds
         aside[]          published commits that are not of an accepted chain
-        damaged          path → why, of files on the mount that are not whole
+        damaged          path → reason, of damaged files on the mount
     """
     mount = project.topology.publishes_to
     if not mount:
@@ -159,10 +159,10 @@ def store_trouble(project: ProjectFolder) -> dict[str, Any]:
 
 
 def remember_root(project: ProjectFolder) -> None:
-    """Let the live folder say whose it is, and be found, while the project's drive is not mounted.
+    """Write into the live folder which project it belongs to, so that it is found while the drive is not mounted.
 
     Raises:
-        UsageError: when it is that of another project, of which this one is a copy.
+        UsageError: if it belongs to another project, of which this one is a copy.
     """
     before = Belonging.of(project.live_dir)
     if before is not None and before.root != str(project.root) and _is_elsewhere(before, project):
@@ -175,22 +175,22 @@ def remember_root(project: ProjectFolder) -> None:
 
 
 def _is_elsewhere(belonging: Belonging, project: ProjectFolder) -> bool:
-    """Whether the project of a live folder is still there, another folder than this one, and works with it."""
+    """Whether another folder than this one is the live folder's project, and still uses it."""
     root = Path(belonging.root)
     try:
         if belonging.id is None or not (root / PUBLISHED_ID / id_file(belonging.id)).exists():
             return False
-        # A live folder that was copied along with its project is the copy's own.
+        # A live folder that was copied with its project belongs to the copy.
         return not root.samefile(project.root) and find_project(root).live_dir.samefile(project.live_dir)
     except (OSError, MbqueueError):
         return False
 
 
 def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
-    """Make sure that the project on the mount is the live folder's, which gets it an id when it has none.
+    """Check that the live folder belongs to the project on the mount; give the project an id if it has none.
 
     Raises:
-        OSError: when it is another one, or the mount fails.
+        OSError: if it belongs to another one, or the mount fails.
     """
     known = Belonging.of(project.live_dir) or Belonging(root=str(project.root))
     drive.belonging = known
@@ -199,7 +199,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
         known = replace(known, id=next(iter(ids_in(project.state_dir)), None) or secrets.token_hex(8))
     assert known.id is not None
     if not (project.state_dir / id_file(known.id)).exists():
-        drive.belonging = None  # it cannot be held against that yet
+        drive.belonging = None  # there is nothing to compare it with yet
         content = json.dumps({"id": known.id}).encode()
         drive.write_new(f"{PUBLISHED_ID}/{id_file(known.id)}", content)
     known.keep(project.live_dir)

@@ -1,7 +1,7 @@
-"""Taking along what lies beside a queue, when the queue goes where another folder is the live one.
+"""Move commits and results along when a queue moves to where another folder is the live one.
 
-On a cluster's file system that is so: with the queue on a server its machines share the commits in state/, and with
-the queue in a file they are in a live folder on a local disk. Nothing is removed, so the way back is open.
+This happens on a cluster's file system: with the queue on a server, the machines share the commits in state/; with the
+queue in a file, commits are in a live folder on a local disk. Nothing is removed, so you can move back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mbqueue.storage.places import in_folder, named_after
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
-    """Copy commits, and what was asked for, from one live folder to another; what is there already stays.
+    """Copy commits and users' requests from one live folder to another; keep what is there already.
 
     Args:
         differs: called for each commit that differs in the target.
@@ -47,7 +47,7 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
 
 
 def take_results(source: ProjectFolder, target: ProjectFolder) -> None:
-    """Copy result files to where the sessions of the target make theirs."""
+    """Copy result files to where the target's sessions write theirs."""
     base = source.working_results("results")
     for path in base.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
@@ -57,7 +57,7 @@ def take_results(source: ProjectFolder, target: ProjectFolder) -> None:
 
 
 def follow_snapshots(project: ProjectFolder) -> None:
-    """Let the queue that is about to be the live one count as later than every snapshot on the mount."""
+    """Make the queue that becomes the live one count as later than every snapshot on the mount."""
     state = LiveState.load(project.publishing_file)
     for snapshot in Snapshots(Drive(project.root)).listed():
         listing = snapshot.listing
@@ -67,7 +67,7 @@ def follow_snapshots(project: ProjectFolder) -> None:
 
 
 def stray_state(project: ProjectFolder) -> Path | None:
-    """Of a split project: a queue or commit that sessions without a live folder left in state/, where none looks."""
+    """A queue or commit that sessions without a live folder left in state/ of a split project, where none is read."""
     unsplit = project.unsplit
     if unsplit.queue_db.exists():
         return unsplit.queue_db

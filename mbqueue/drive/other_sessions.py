@@ -1,4 +1,4 @@
-"""The sessions that work on one project with other databases: meeting them, and leaving them their folds."""
+"""Sessions that work on the same project with other databases: find them, and leave their folds alone."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mbqueue.queue.jobs import Job, State
 from mbqueue.queue.store import Queue
 from mbqueue.storage.mounted import Drive
 
-#: Between two announcements of a session.
+#: Seconds between two announcements of a session.
 ANNOUNCE_SECONDS = 120.0
 
 
 class OtherSessions:
-    """Those whom one session of a live folder meets on the mount.
+    """The other sessions that one session of a live folder finds on the mount.
 
     Attributes:
-        living: they, as of the last meeting.
+        living: those found by the last `meet`.
 
     Args:
-        note: told, in a sentence, of each that is new.
+        note: called with a sentence for each new one.
     """
 
     def __init__(self, project: ProjectFolder, drive: Drive, *, clock: Clock, note: Callable[[str], None]) -> None:
@@ -36,14 +36,14 @@ class OtherSessions:
 
     @property
     def active(self) -> list[Announcement]:
-        """Those that have announced themselves again since they were first seen, so that they surely live."""
+        """Those that have announced themselves again since they were first seen, and so are certainly alive."""
         return [one for one in self.living if one.number > self._first_numbers[one.session.id]]
 
     def meet(self, queue: Queue, session: str, ended: str | None) -> None:
-        """Say what a session works on, or that it has ended, and let the queue know of the others.
+        """Announce what a session works on, or that it has ended, and write the others into the queue.
 
         Raises:
-            OSError: when the mount fails.
+            OSError: if the mount fails.
         """
         now, mono = self._clock.now(), self._clock.monotonic()
         if self._announcements is None:
@@ -62,7 +62,7 @@ class OtherSessions:
         before = {one.session.id for one in self.living}
         others = self._announcements.others()
         for one in others:
-            # Of two sessions on one fold the one that came first keeps it; both know which that is by the ids.
+            # Of two sessions on one fold, the earlier one keeps it; the ids show which one that is.
             left = [fold for fold in one.folds if fold not in folds or one.session.id < session]
             queue.see_session(one.session, folds=left, now=now)
             self._first_numbers.setdefault(one.session.id, one.number)

@@ -1,4 +1,4 @@
-"""How long publishing takes: learned, so that nothing is begun for which there is no time, and noted in the queue."""
+"""How long publishing takes: learned, so that nothing starts without enough time, and noted in the queue."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mbqueue.queue.store import Queue
 
 
 class Rounds:
-    """The rounds of one session that wrote something, kept until they are noted.
+    """The rounds of one session that wrote something, until they are noted in the queue.
 
-    They are noted when a snapshot is taken for another reason. A note at once would be news that asks for a snapshot,
-    which asks for a round, which asks for a note.
+    They are noted when a snapshot is due for another reason. Noting them at once would itself require a snapshot, and
+    so another round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -19,43 +19,43 @@ class Rounds:
         self._took: list[tuple[float, float]] = []
 
     def took(self, seconds: float, *, ended_at: float) -> None:
-        """A round ended at ``ended_at`` (seconds since the epoch) and took ``seconds``."""
+        """Keep a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
-        """Write what is not noted yet; a command's rounds are not."""
+        """Write the rounds that are not noted yet; a command, which has no session, writes none."""
         while self._took and self._session is not None:
             ended_at, seconds = self._took.pop(0)
             queue.note(published_note(seconds), by=self._session, now=ended_at)
 
 
-#: The time that a smaller file takes says nothing of the time for each byte.
+#: Smaller files do not show how long each byte takes.
 SMALL_FILE = 1_000_000
 
 
 class NoTime(Exception):
-    """A file was not begun, because it would not be written before the session's end."""
+    """A file was not started, because it would not be written before the session's end."""
 
 
 class Pace:
-    """How long a file takes on this mount: so long in any case, and so long for each of its bytes."""
+    """How long a file takes on this mount: a fixed time, and a time for each byte."""
 
     def __init__(self) -> None:
         self._file_seconds = 0.0
         self._bytes_per_second: float | None = None
 
     def require(self, size: int, remaining: float) -> None:
-        """Make sure that a file of so many bytes can be written in the seconds that remain.
+        """Check that a file of this many bytes can be written in the remaining seconds.
 
         Raises:
-            NoTime: when it cannot.
+            NoTime: if it cannot.
         """
         needed = self._file_seconds + (size / self._bytes_per_second if self._bytes_per_second else 0.0)
         if needed > remaining:
             raise NoTime(f"{size / 1e6:.1f} MB take {format_duration(needed)}")
 
     def learn(self, size: int, seconds: float) -> None:
-        """A file of so many bytes took so long."""
+        """Learn how long a file of this many bytes took."""
         if size < SMALL_FILE:
             self._file_seconds = max(seconds, 0.8 * self._file_seconds)
         elif seconds > 0:
