@@ -5,8 +5,8 @@ first session tells the queue (`mbqueue.queue.commits_place`), and one that woul
 since it would find no commits, train again from the start and overwrite rows of the queue. An SQLite
 file without a store needs none of this: it is next to its commits.
 
-Of itself, the queue's word changes only where nothing can be lost: from a folder to a store, or to another folder, that
-has every epoch that the queue holds for done, while no session works. Else it takes `mbqueue move-commits`
+The recorded place changes by itself only if nothing can be lost: from a folder to a store or another folder that has
+every epoch which the queue counts as done, while no session runs. Otherwise use `mbqueue move-commits`
 (`mbqueue.session.moving_commits`).
 """
 
@@ -54,7 +54,7 @@ def enter_place(
         return _enter_folder(project, queue, before, clock=clock)
     if before is not None and before.kind == "store":
         require_store(before, store)
-        if store.check():  # gone since
+        if store.check():  # removed in the meantime
             store.forget()
             require_store(before, store)
         _compare(project, queue, store, note=note)
@@ -120,7 +120,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
         return
     if store.url == place.address:
         raise StoreError(
-            f"The commits of this queue are in {place.shown}, and what is there now is another store, or none. If "
+            f"The commits of this queue are in {place.shown}, but that address now has another store, or none. If "
             f"it is a share, mount it; if it was emptied, put it back from a copy. {_HOW}"
         )
     raise elsewhere(place, f"{store.url} is another store, or nothing is mounted there")
@@ -181,7 +181,7 @@ def lacking(queue: Queue, there: Epochs) -> str:
 
 
 def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
-    """(experiment, fold) → the last epoch that the queue holds for done; for every fold whose commits are kept."""
+    """(experiment, fold) → the last epoch that the queue counts as done; for every fold whose commits are kept."""
     known = {(one.name, fold): 0 for one in queue.experiments() if not one.is_released for fold in one.spec["folds"]}
     for job in queue.jobs(state=State.COMMITTED):
         if job.kind is Kind.TRAIN and job.fold is not None and (job.experiment, job.fold) in known:
@@ -220,14 +220,14 @@ def _enter_folder(
 
 
 def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> str:
-    """Send the store what it lacks and this machine has; what is lacking then, as `lacking` says it."""
+    """Send the store what it lacks and this machine has; return what is still missing, as `lacking` words it."""
     there = dict(finished_epochs(store))
     for (experiment, fold), known in known_epochs(queue).items():
         found = there.get((experiment, fold), 0)
         if found > known + 1:
             raise QueueError(
-                f"{store.url} has {found} epochs of {experiment}, fold {fold}, and the queue knows of {known}: it was "
-                "made anew. Take over what is there: mbqueue recover --force. To train again from the start, use "
+                f"{store.url} has {found} epochs of {experiment}, fold {fold}, but the queue has {known}: it is a "
+                "new queue. To use those epochs: mbqueue recover --force. To train again from the start, use "
                 "another prefix, or enqueue under another name."
             )
         if found < known and send_fold(project, store, queue.experiment(experiment), fold, known, note):

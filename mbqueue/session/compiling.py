@@ -25,13 +25,13 @@ from mbqueue.train.kernel_check import told
 class Compiling:
     """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
-    `also` adds the precision of an experiment, which is known later. A kernel that does not compile leaves the device
-    to plain torch, with one note. Where there is nothing to try the kernels on, they are compiled when they are checked
-    on the first batch, which is told, too.
+    `also` adds the precision of an experiment, which is known later. If a kernel does not compile, the device uses
+    plain torch, and one note says so. If no sample can be made to try the kernels on, they are compiled when they are
+    checked on the first batch; a note says that, too.
 
     Args:
         device: the session's.
-        note: told, in a sentence, that kernels are compiled, when none were kept before; and what went wrong.
+        note: called with a sentence when kernels are compiled for the first time, or when compiling failed.
     """
 
     def __init__(self, device: torch.device, note: Callable[[str], None]) -> None:
@@ -45,7 +45,7 @@ class Compiling:
         precision = usable_precision(self._device, precision)
         if self._device.type != "cuda" or precision in self._threads:
             return
-        # A process that ends waits for it: one that ends inside a compiler or a driver crashes.
+        # The process waits for this thread: exiting inside a compiler or a driver would crash.
         thread = threading.Thread(
             target=self._compile,
             args=(precision, list(self._threads.values())),
@@ -66,7 +66,7 @@ class Compiling:
         if not before:
             self._tried = self._prepared()
         if self._tried is None:
-            return  # the first batch compiles them, as was said
+            return  # the first batch compiles them, as the note says
         model, batch = self._tried
         try:
             with calculating(self._device, precision), gpu_path.using(kernels=True):
@@ -75,7 +75,7 @@ class Compiling:
             gpu_path.leave_out(self._device, told(error), self._note)
 
     def _prepared(self) -> tuple[CHGNet, Batch] | None:
-        """What the kernels are tried on; None, which is told, where that cannot be had."""
+        """The sample that the kernels are tried on; None, with a note, if it cannot be made."""
         try:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
@@ -84,7 +84,7 @@ class Compiling:
                     + ("." if kept is None else ", once per machine.")
                 )
             return self._tried_on()
-        except Exception as error:  # noqa: BLE001  of files, memory or the driver: the session continues without
+        except Exception as error:  # noqa: BLE001  files, memory or the driver failed: the session continues without it
             self._note(
                 f"The GPU kernels could not be compiled beside the loading of data ({told(error)}), so they are "
                 "compiled at the first batch, which takes up to a minute."

@@ -1,8 +1,8 @@
 """Copy an experiment's crystals to where other machines find them, during training. Without torch.
 
-They may be a hundred megabytes, and a drive may take minutes for them. No session waits for that, at its beginning or
-its end: the copy is given up, and what is there of it removed, when the session is to stop or its time runs out. The
-next one that trains on these crystals makes it.
+They can be a hundred megabytes, and a drive can take minutes for them. No session waits for that at its beginning or
+end. When the session is asked to stop or its time runs out, the copy is abandoned and its partial file removed. The
+next session that trains on these crystals makes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mbqueue.storage.objects import ObjectStore
 
 #: How long a finished session waits for copies.
 END_SECONDS = 60.0
-#: How long one that is to stop waits until the piece that is being written is there. A mount that hangs is left behind.
+#: How long a session that was asked to stop waits for the piece being written. A mount that hangs is abandoned.
 STOP_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 
@@ -33,9 +33,9 @@ class CrystalCopies:
     """Copies one session's crystals for other machines. Call `keep` inside its context.
 
     Args:
-        should_stop: whether the session is to end.
+        should_stop: whether the session was asked to end.
         spare: seconds that copying may still take.
-        note: told, in a sentence and from a thread, why something is not kept.
+        note: called from a thread with a sentence that says why something was not copied.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CrystalCopies:
         if dataset_hash in self._threads:
             return
         if isinstance(shelf.place, ObjectStore):
-            # How long the last put took is asked of the store for the time that a commit takes: not this one's.
+            # A store's last put time is used to estimate commits, so these large puts must not count.
             shelf = replace(shelf, place=replace(shelf.place))
         thread = threading.Thread(
             target=self._keep, args=(shelf, file, dataset_hash), name="mbqueue-shelving", daemon=True
@@ -77,7 +77,7 @@ class CrystalCopies:
         thread.start()
 
     def settled(self, should_stop: Callable[[], bool]) -> bool:
-        """Wait until every copy is finished or has failed; return False if the session is to stop first."""
+        """Wait until every copy is finished or has failed; return False if the session was asked to stop first."""
         return self._wait(float("inf"), should_stop) and not self._gave_up
 
     def _should_end(self) -> bool:
@@ -109,7 +109,7 @@ class CrystalCopies:
         try:
             while not lock.is_locked:
                 try:
-                    lock.acquire(timeout=1.0)  # another session of this machine copies, maybe these very crystals
+                    lock.acquire(timeout=1.0)  # another session of this machine is copying, maybe these crystals
                 except Timeout:
                     if self._should_end():
                         raise NoTime("the session ends") from None

@@ -17,27 +17,27 @@ def usable_device(name: str | None) -> torch.device:
     """
     try:
         device = pick_device(name or "auto")
-        with calculating(device, "float32"):  # cuBLAS is set up by the first product of a process, for good
+        with calculating(device, "float32"):  # the first product of a process sets up cuBLAS for good
             multiply(device)
     except (RuntimeError, AssertionError) as error:
         why = _first_line(error)
         if name is None:
             raise UsageError(
-                f"There is a GPU, but no usable device ({why}). Perhaps this PyTorch is not made for it, or it is "
-                "broken or full: mbqueue doctor and nvidia-smi tell more. To work without it: --device cpu"
+                f"There is a GPU, but no usable device ({why}). Perhaps this PyTorch does not support it, or it is "
+                "broken or full: mbqueue doctor and nvidia-smi show more. To work without it: --device cpu"
             ) from error
         raise UsageError(
-            f"There is no usable device {name!r} here ({why}). Leave --device out to take what there is, or see: "
+            f"There is no usable device {name!r} here ({why}). Leave --device out to let mbqueue choose, or see: "
             "mbqueue doctor"
         ) from error
     return device
 
 
 def why_lost(device: torch.device) -> str | None:
-    """What a GPU says that this process can use no more, whatever it calls; None where nothing is wrong with it.
+    """The error of a GPU that this process can no longer use; None if the GPU works.
 
-    CUDA keeps an illegal access, a failed assertion or a fault of the memory for as long as the process lives. One that
-    is only full is not lost.
+    CUDA keeps an illegal access, a failed assertion or a memory fault for as long as the process lives. A GPU that is
+    only full is not lost.
     """
     if device.type != "cuda":
         return None
@@ -51,7 +51,7 @@ def why_lost(device: torch.device) -> str | None:
 def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     """The error that ends the session if a job filled the GPU's memory; None for any other error.
 
-    Batches that do not fit are split where they are computed, so an error here is about the rest: the model itself.
+    Batches that do not fit are split where they are computed, so an error that arrives here is about the model itself.
     """
     if isinstance(error, DeviceBusy):
         return error
@@ -64,9 +64,9 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
 
 
 def multiply(device: torch.device) -> None:
-    """A product of matrices, waited for: allocates, runs a kernel and calls the library for products."""
+    """Compute a matrix product and wait for it: this allocates, runs a kernel and calls cuBLAS."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what an earlier call left behind comes out before anything else fails of it
+        torch.cuda.synchronize(device)  # raises an error that an earlier call left behind
     square = torch.ones(16, 16, device=device)
     if float((square @ square)[0, 0]) != 16.0:  # this waits, too
         raise RuntimeError(f"{device} multiplies wrongly")

@@ -1,8 +1,8 @@
 """Run several sessions on one machine, one process for each device. Without torch.
 
-Each process is `mbqueue work --json` with its own device. It runs in a process group of its own, so that Ctrl-C in a
-terminal reaches only the process that started it, which passes it on, once. If that process dies, the sessions lose
-their reader and end gracefully, too (see `mbqueue.session.messages`).
+Each process is `mbqueue work --json` with its own device. It runs in its own process group, so Ctrl-C in a terminal
+reaches only the process that started it, which passes the signal on once. If that process dies, the sessions lose their
+reader and end gracefully, too (see `mbqueue.session.messages`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mbqueue.session.stop import StopRequest
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 #: How soon a stop request is passed on.
 _POLL_SECONDS = 0.2
-#: A process that has ended may have left others that hold its standard error.
+#: How long to wait: an ended process may have left others that hold its standard error open.
 _LAST_WORDS_SECONDS = 5.0
 _TAIL_LINES = 15
 
@@ -43,9 +43,9 @@ class Device:
     """The device of one session.
 
     Attributes:
-        label: what people call it; no two of one call have the same.
+        label: its name in messages, unique within one call.
         name: as `mbqueue work --device` takes it within the process.
-        visible: what CUDA_VISIBLE_DEVICES is there; None leaves it as it is.
+        visible: CUDA_VISIBLE_DEVICES of the process; None leaves it unchanged.
     """
 
     label: str
@@ -75,7 +75,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class DevicesOutcome:
-    """What the sessions did together.
+    """The outcome of all sessions together.
 
     Attributes:
         ending: DONE or BLOCKED when one of them found nothing left, else STOPPED.
@@ -188,7 +188,7 @@ class Crew:
                 worker.process.kill()
 
     def _run(self, stop: StopRequest) -> list[Failure]:
-        """Until all have ended; those that did not end by themselves."""
+        """Wait until all have ended; return those that did not end by themselves."""
         failures: list[Failure] = []
         try:
             for device in self._devices:
@@ -207,7 +207,7 @@ class Crew:
                     self._hear(worker, what)
                     continue
                 living.discard(worker)
-                # One that is told to stop before it can listen dies of the signal.
+                # A session that gets a signal before it has set its handlers dies of it.
                 if worker.outcome is None and not (is_stopping and not worker.has_begun):
                     failures.append(self._mourn(worker, bool(living)))
         finally:
@@ -271,7 +271,7 @@ class Crew:
         failure = Failure(device=worker.device.label, code=worker.process.returncode, said="\n".join(worker.said))
         worker.report.note(f"its process {failure.why}" + ("; the other sessions continue" if others_live else ""))
         try:
-            # So that the others need not wait until its lease runs out.
+            # Then the others need not wait until its lease expires.
             with open_queue(self._project) as jobs:
                 jobs.reap_dead(by="mbqueue work", now=self._clock.now())
         except QueueError as error:

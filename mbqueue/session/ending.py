@@ -20,9 +20,9 @@ def end_command_after(settings: Settings, *, note: Callable[[str], None]) -> Ite
 
 
 def run_end_command(command: str, *, timeout_seconds: float, note: Callable[[str], None]) -> bool:
-    """Run the command that ends a session (flush and unmount a drive); whether it ended well and in time.
+    """Run the command that ends a session (flush and unmount a drive); return whether it succeeded in time.
 
-    What is noted names the setting, not the command: that may hold a secret, and notes are kept in logs.
+    Notes name the setting, not the command, because the command may contain a secret and logs keep notes.
     """
     try:
         run_shell(command, timeout_seconds=timeout_seconds)

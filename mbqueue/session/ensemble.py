@@ -36,8 +36,8 @@ class EnsembleTable:
     Attributes:
         target: what the models predict.
         dropped: (id, reason) of each crystal left out.
-        is_compared: whether the targets of the crystals are of what the models predict.
-        is_known_data: whether it is the dataset of an experiment, in whose folds each model was trained on most of it.
+        is_compared: whether the crystals' targets are the property that the models predict.
+        is_known_data: whether it is an experiment's dataset, most of which each model was trained on.
         made_from: the files of the dataset and of the models.
     """
 
@@ -53,7 +53,7 @@ class EnsembleTable:
     def mae(self) -> float | None:
         """Mean absolute error of the ensemble against the targets, in their unit; None when a crystal has none.
 
-        It is no test score where a model was trained on the crystals.
+        This is not a test score if a model was trained on the crystals.
         """
         targets = self.crystals.targets
         if not self.is_compared:
@@ -106,7 +106,7 @@ def predict_dataset(
     Raises:
         DataError: when the dataset cannot be used.
         CheckpointError: when a file is no CHGNet model.
-        UsageError: when the device does not exist, or the models predict different things.
+        UsageError: when the device does not exist, or the models predict different targets.
     """
     where, paths = usable_device(device), [Path(model) for model in models]
     loaded = [chgnet.load_model(path) for path in paths]
@@ -118,7 +118,7 @@ def predict_dataset(
         dataset_hash=None,
         progress=progress,
         note=note,
-        # Without a column that is named, a table can only have formation energies to compare with.
+        # If no column is named, only formation energies are looked for.
         target=replace(target if target_column else FORMATION_ENERGY.target, column=target_column),
         targets_required=False,
     )
@@ -149,7 +149,7 @@ def predict_dataset(
 
 
 def _one_target(models: Sequence[Path]) -> Target:
-    """What all models predict.
+    """The target that all models predict.
 
     Raises:
         UsageError: when that is not one thing.
@@ -159,7 +159,7 @@ def _one_target(models: Sequence[Path]) -> Target:
         other = chgnet.target_of_model(path)
         if (other.name, other.unit, other.kind) != (first.name, first.unit, first.kind):
             raise UsageError(
-                f"{models[0]} predicts the {first.axis}, and {path} the {other.axis}: they make no ensemble. Give "
+                f"{models[0]} predicts the {first.axis}, and {path} the {other.axis}, so they cannot be averaged. Give "
                 "models of one target."
             )
     return first

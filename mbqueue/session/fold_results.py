@@ -47,9 +47,9 @@ class FoldResults:
 
 
 def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
-    """Write the fold's files, commit the job, and say the score.
+    """Write the fold's files, commit the job, and return the score in words.
 
-    The files are made in a folder of their own and renamed while the lease is known to be held, the predictions last.
+    The files are written in a separate folder and renamed while the lease is known to be held, the predictions last.
 
     Raises:
         LeaseLost: the results folder is unchanged.
@@ -61,7 +61,7 @@ def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: F
 
     def sweep() -> None:
         for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
-            # Of a session that died, or that lost this job and may publish nothing any more.
+            # Left by a session that died, or that lost this job and may not publish any more.
             shutil.rmtree(left_over, ignore_errors=True)
 
     place.while_held(lease, sweep)
@@ -76,7 +76,7 @@ def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: F
         def publish() -> None:
             for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
                 path.replace(folder / path.name)
-            staging.rmdir()  # here, so that a death right after the commit leaves nothing behind
+            staging.rmdir()  # before the commit returns, so a death right after it leaves no files behind
             fsync_dir(folder)
 
         result = {

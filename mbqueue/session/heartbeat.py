@@ -19,9 +19,9 @@ BEATS_PER_LEASE = 4
 class Heartbeat:
     """Renews the session and its lease, and reports the job's progress to the queue.
 
-    A beat that fails (the database is busy, say) does no harm: the next one tries again, and whatever the worker
-    publishes is checked against the fence anyway. Only a lease that is certainly lost (taken over, or its queue was
-    replaced), or a job that was paused, is passed on, as `withdrawn`.
+    A beat that fails (the database is busy, say) does no harm: the next one tries again, and the fence checks
+    everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken over, or the
+    queue was replaced) or the job was paused.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Heartbeat:
         return self._withdrawn
 
     def may_reap(self) -> bool:
-        """Whether this session may take back leases that ran out.
+        """Whether this session may take over expired leases.
 
-        Not for the length of a lease after it was out of touch so long itself, since its machine slept or was cut off,
-        or its clock was set: others may have been so with it, and are to say first that they live.
+        Not within a lease's length after this session itself was silent for that long (its machine slept, was cut off,
+        or its clock was changed): other sessions may have been silent with it and must get time to renew.
         """
         now = self._clock.now()
         with self._lock:
@@ -80,7 +80,7 @@ class Heartbeat:
 
     @property
     def seconds(self) -> float:
-        """Seconds of work on the held job, those of earlier sessions included as far as they were told."""
+        """Seconds of work on the held job, including those that earlier sessions reported."""
         return self._seconds_before + self._clock.monotonic() - self._held_since
 
     def let_go(self) -> None:
@@ -105,11 +105,12 @@ class Heartbeat:
                 renewed = self._queue.renew(lease, now=now, lease_seconds=self._lease_seconds, progress=progress)
                 if renewed.job.paused:
                     self._withdraw(lease, "paused")
-            may_reap = self.may_reap()  # that took long where the server was away, so the time is another
+            may_reap = self.may_reap()  # renewing may have waited for the server, so read the clock again
             with self._lock:
                 self._beaten_at = self._clock.now()
             if may_reap:
-                # A session that runs epoch after epoch looks for no other jobs. Only after its own lease is renewed.
+                # A session that runs epoch after epoch does not look for other jobs, so expired leases are handled
+                # here, after its own lease is renewed.
                 self._queue.reap_expired(by=self._session, now=now)
         except LeaseLost as error:
             assert lease is not None

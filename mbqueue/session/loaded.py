@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Loaded:
-    """What is loaded on the device of one session, so that the next epoch finds the model there.
+    """What one session keeps loaded on its device, so the next epoch finds the model there.
 
     Args:
         place: the session that it is loaded for: its queue, its files and when it must stop.
@@ -42,7 +42,7 @@ class Loaded:
         self._fold: tuple[tuple[int, int], FoldRun] | None = None
 
     def await_kernels(self) -> None:
-        """Wait until the GPU's kernels are compiled; at once without a GPU."""
+        """Wait until the GPU's kernels are compiled; return at once without a GPU."""
         self._compiling.wait()
 
     def data_for(self, job: Job, experiment: Experiment, spec: Spec) -> LoadedData:
@@ -51,7 +51,7 @@ class Loaded:
         Raises:
             Stopped: when asked to stop while they are read or converted.
         """
-        # Crystals drawn with a limit depend on the seed too; what was prepared tells them apart by its hash.
+        # With a limit, the crystals also depend on the seed; after `prepare`, the dataset's hash distinguishes them.
         data = self._data
         if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None
@@ -73,10 +73,10 @@ class Loaded:
         return data
 
     def frozen_for(self, job: Job, spec: Spec, data: LoadedData) -> FrozenBackbone:
-        """What the pretrained backbone gives for the crystals, complete; computed where it is missing.
+        """The pretrained backbone's outputs for all crystals; missing ones are computed.
 
         Raises:
-            Stopped: shards that are finished stay.
+            Stopped: finished shards are kept.
         """
         frozen = open_frozen(spec, data.crystals, self._place.project.cache_dir)
         with building(frozen.folder):
@@ -85,7 +85,7 @@ class Loaded:
 
     def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
         advanced = self._place.progress_of(job, "pretrained energies")
-        if self._place.store is not None:  # also what is here already, if it is not what all others use
+        if self._place.store is not None:  # also replaces local outputs that differ from those that all others use
             fetch_shards(
                 self._place.store,
                 frozen,

@@ -30,9 +30,9 @@ class LoadedData:
     Attributes:
         wanted: the [data] section it was loaded for.
         crystals, graphs: row for row.
-        source: name or path, for people.
+        source: its name or path, for messages.
         official: whether it is matbench's own dataset, whole and in its order.
-        dropped: (id, reason) of what was left out.
+        dropped: (id, reason) of each entry left out.
     """
 
     wanted: DataSpec
@@ -44,7 +44,7 @@ class LoadedData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What of the data byte-equality depends on besides its hash."""
+        """What byte-equality depends on in the data, besides its hash."""
         return {"converter": CONVERTER_VERSION}
 
 
@@ -65,14 +65,13 @@ def load_data(
     """The crystals and graphs that a [data] section asks for; None when asked to stop before they are whole.
 
     Args:
-        seed: draws the crystals when the section has a limit.
-        dataset_hash: of the crystals, once the experiment was prepared; they are then taken from the cache without
-            reading the source, when they are there.
-        store: the project's object store, where it has one and it is open already.
-        target: what is to be predicted: its kind and its column.
+        seed: draws the crystals if the section has a limit.
+        dataset_hash: of the crystals, once the experiment was prepared. If the cache has them, the source is not read.
+        store: the project's object store, if it has one that is already open.
+        target: the kind and column of the property to predict.
         targets_required: whether a crystal without a target is an error; else its target is nan.
-        keep: called with a file of crystals that other machines should find, and its dataset's hash; by default it is
-            copied before this returns.
+        keep: called with a file of crystals for other machines, and its dataset's hash. By default the file is copied
+            before this returns.
 
     Raises:
         DataError: when the source cannot be used, or has changed since the experiment was prepared.
@@ -106,7 +105,7 @@ def load_data(
         if dataset_hash is not None and dataset.crystals.hash != dataset_hash:
             raise DataError(
                 f"{dataset.source} has changed since this experiment was prepared (the hash of its crystals was "
-                f"{dataset_hash[:16]}…, it is now {dataset.crystals.hash[:16]}…). Put the old data back, or enqueue "
+                f"{dataset_hash[:16]}…, it is now {dataset.crystals.hash[:16]}…). Restore the old data, or enqueue "
                 "it under a new name (--name)."
             )
         meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
@@ -148,7 +147,7 @@ def _cached(project: ProjectFolder, dataset_hash: str) -> Path:
 def _read_before(
     project: ProjectFolder, key: str | None, dataset_hash: str | None, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
-    """What reading the source would give, by what it gave before; None when it has to be read."""
+    """What reading the source would give, known from an earlier reading; None if it must be read."""
     known = None if key is None or dataset_hash is not None else remembered(project.cache_dir, key)
     if known is None:
         return None
@@ -179,7 +178,7 @@ def _from_shelf(
 def _opened(
     path: Path, dataset_hash: str, note: Callable[[str], None], otherwise: str
 ) -> tuple[Crystals, dict[str, Any]] | None:
-    """The crystals in a file, and what is kept with them; None when it is damaged, or has others."""
+    """The crystals in a file, and what is stored with them; None if it is damaged or has other crystals."""
     try:
         crystals, meta = Crystals.open(path)
     except CacheError as error:

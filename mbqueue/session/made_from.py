@@ -43,7 +43,7 @@ class _Found:
 
 
 def prepare(place: Workplace, spec: Spec) -> dict[str, Any]:
-    """The result of the `prepare` job: what that of the members is, since they have the same crystals.
+    """The result of the `prepare` job: that of the members, since they have the same crystals.
 
     Raises:
         MembersNotRecorded: when one is not recorded just now; a later attempt may succeed.
@@ -54,8 +54,8 @@ def prepare(place: Workplace, spec: Spec) -> dict[str, Any]:
     for one, other in zip(found[1:], others, strict=True):
         if other["dataset_hash"] != first["dataset_hash"]:
             raise ResultsError(
-                f"{found[0].recorded.name} and {one.recorded.name} are of different crystals, so nothing can be made "
-                "from both."
+                f"{found[0].recorded.name} and {one.recorded.name} are of different crystals, so they cannot be "
+                "combined."
             )
     return {key: first[key] for key in ("dataset_hash", "source", "official", "n", "widened", "dropped")}
 
@@ -86,7 +86,7 @@ def _again(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, member: _
     """Predict the fold's test part under strains with the member's model; history and model are the member's.
 
     Raises:
-        Stopped: what is predicted is kept for the next session.
+        Stopped: finished predictions are kept for the next session.
     """
     job, fold = lease.job, _fold_of(lease)
     experiment, _ = place.experiment_of(job)
@@ -114,12 +114,13 @@ def _again(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, member: _
 def _fitted(
     place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, found: list[_Found]
 ) -> tuple[dict[str, float], int]:
-    """The weights that fit a fold's validation crystals best, and how many these are; the test part is not looked at.
+    """The weights that fit a fold's validation crystals best, and the number of these crystals. The test part is not
+    used.
 
     Each member's predictions of them are computed here, with its recorded model.
 
     Raises:
-        Stopped: nothing is kept but the predictions of some batches.
+        Stopped: only the predictions of finished batches are kept.
         ResultsError: when too few crystals are in the validation part of every member.
     """
     assert spec.made_from is not None
@@ -182,7 +183,7 @@ def _member(place: Workplace, member: Member, spec: Spec) -> _Found:
     jobs = place.queue.jobs(experiment=name)
     if not all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs):
         raise MembersNotRecorded(
-            f"{name}, which {spec.name} is made from, is not recorded just now. Let sessions finish it, then: "
+            f"{name}, which {spec.name} is made from, is not recorded right now. Let sessions finish it, then: "
             f"mbqueue retry {spec.name}"
         )
     working = place.project.working_results(entry.results_dir)

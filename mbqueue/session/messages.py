@@ -30,21 +30,21 @@ from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.session.outcome import Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 
-#: How far a job is, is told no more often than this.
+#: The shortest time between two reports of a job's progress.
 ADVANCED_SECONDS = 0.2
 
 EVENTS = {name for name in vars(Report) if not name.startswith("_")}
 
 
 class ToldError(Exception):
-    """An error in another process, as that process told it: its kind, its text and what to do."""
+    """An error in another process, as that process reported it: its kind, its text and what to do."""
 
 
 class JsonLines(Report):
     """Writes what happens to ``stream``, a line each; thread-safe.
 
     Args:
-        stream: unbuffered, so that nothing is left to be written when the process ends.
+        stream: unbuffered, so nothing is left unwritten when the process ends.
         on_gone: called once when the reader is gone; nothing is written after that.
     """
 
@@ -122,7 +122,7 @@ def read_message(line: bytes) -> dict[str, Any] | None:
 
 
 def retell(message: Mapping[str, Any], report: Report) -> SessionOutcome | None:
-    """Tell ``report`` what a message says; returns the outcome when it is the last one."""
+    """Pass a message on to ``report``; return the outcome if it is the last one."""
     facts = {key: value for key, value in message.items() if key != "event"}
     if "job" in facts:
         job = facts["job"]
