@@ -1,7 +1,7 @@
 """Start, find and stop sessions in the background. Without torch.
 
-What runs where is kept in ``state/background.json``; a process is trusted to be that session only while pid, start
-time and boot are the recorded ones, so a later process with the same pid is never signalled. A copied project has the
+``state/background.json`` records the process. A process counts as that session only if its pid, start time and boot id
+are the recorded ones, so a later process with the same pid is never signalled. A copied project has the
 note and the rows of the original: the note names its folder, and a session counts here only as long as its process has
 this project's queue open.
 """
@@ -70,7 +70,7 @@ class StoppedSession:
 
     Attributes:
         session: its id; None if it had not announced itself.
-        reason: why it ended, in its own words; None while it still runs.
+        reason: why it ended, as it reported it; None while it still runs.
         is_refused: whether the request failed because the process belongs to another user.
     """
 
@@ -242,7 +242,7 @@ def _wait_until_at_work(
 def _ended_early(
     project: ProjectFolder, started: BackgroundSession, code: int, before: Collection[str]
 ) -> BackgroundSession:
-    """A session that did its work between two checks; or one that never ran, which is an error.
+    """Find a session that started and ended between two checks; raise an error if none ran.
 
     Args:
         before: ids of earlier sessions. Times cannot replace them: a server has its own clock.
@@ -257,7 +257,7 @@ def _ended_early(
     if done:
         return replace(started, sessions=done)
     said = "".join(f"  {line}" for line in started.log.read_text(errors="replace").splitlines(True)[-_TAIL_LINES:])
-    raise SessionError(f"The background session ended before it started (code {code}). It said:\n{said}")
+    raise SessionError(f"The background session ended before it started (code {code}). Its last lines:\n{said}")
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:

@@ -1,7 +1,7 @@
-"""Moving commits on purpose to where the project's settings now say, and telling the queue. Without torch.
+"""Move commits to the place in the project's settings, and record it in the queue. Without torch.
 
-Everything is copied before the queue is told, by its last step; so a move that was cut off is begun again and finds
-what is there already.
+The queue is updated last, after everything is copied. So an interrupted move can be run again, and finds what it has
+copied.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from mbqueue.storage.objects import ObjectStore, store_of
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """What was done.
+    """What a move did.
 
     Attributes:
-        source, target: where the commits were and are, for people; the source is empty where the queue knew of none.
+        source, target: where the commits were and are, for messages; the source is empty if the queue had recorded
+            none.
         copied: objects that were copied from one store to the other.
-        lost: what the target lacks and is trained again, for people; empty when that is nothing.
+        lost: epochs that the target lacks and that are trained again, for messages; empty if there are none.
     """
 
     source: str
@@ -48,7 +49,7 @@ class Moved:
 def move_commits(
     project: ProjectFolder, queue: Queue, *, lost: bool, note: Callable[[str], None], clock: Clock
 ) -> Moved:
-    """Bring what is committed to the project's store, or to its folder where it has none; then tell the queue.
+    """Copy all commits to the project's store, or to its folder if it has none; then update the queue.
 
     Args:
         lost: continue even if finished epochs cannot be found: they are trained again.
@@ -93,7 +94,7 @@ def _bring(
     *,
     note: Callable[[str], None],
 ) -> int:
-    """Copy what is in the store that the commits were in; how many objects went into another store."""
+    """Copy everything from the store that had the commits; return how many objects went into another store."""
     if source.kind != "store":
         return 0
     try:
@@ -106,16 +107,16 @@ def _bring(
         return sum(_copy(store, target))
     fetch_commits(project, store, note=note)
     for experiment in queue.experiments():
-        with suppress(ResultsError):  # what is gone is made again, as ever
+        with suppress(ResultsError):  # missing results are made again, as usual
             jobs = queue.jobs(experiment=experiment.name)
             fetch_results(store, experiment, jobs, project.working_results(experiment.results_dir))
     return 0
 
 
 def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
-    """Copy every object that is not there, what others are named in before what names them; True for each.
+    """Copy every missing object, those that others refer to first; yield True for each.
 
-    Names carry the hash of the content, so the same name and size are the same object; those of JSON do not.
+    Names contain the hash of the content, so the same name and size mean the same object, except for JSON objects.
 
     Raises:
         StoreError: when a JSON object is there with another content.
@@ -131,7 +132,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
         if not is_named_by_hash:
             if not target.create_patiently(name, content):
                 raise StoreError(
-                    f"{target.url}/{name} is there already, and not what {source.url} has. Give a prefix that is empty."
+                    f"{target.url}/{name} exists already and differs from that in {source.url}. Use an empty prefix."
                 )
         else:
             target.put(name, content)

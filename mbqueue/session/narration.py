@@ -22,7 +22,7 @@ class SpokenReport(Report):
     """Prints what happens, one line at a time.
 
     Args:
-        say: receives a line that stays, and its style.
+        say: receives a permanent line and its style.
         show: receives the current progress, which replaces the previous one; without it, progress becomes a line now
             and then.
     """
@@ -47,9 +47,7 @@ class SpokenReport(Report):
         self._last_said, self._is_waiting = time.monotonic(), False
         if job.progress:
             done, total = job.progress.get("done", 0), job.progress.get("total", 0)
-            self._say(
-                f"{job.label}: carrying on; {job.progress.get('what', 'part')} {done} of {total} was reached", None
-            )
+            self._say(f"{job.label}: carrying on; {job.progress.get('what', 'part')} {done} of {total} is done", None)
         else:
             self._say(f"{job.label}: started", None)
 
@@ -100,5 +98,5 @@ class SpokenReport(Report):
 
 
 def _counted(rate: float) -> str:
-    """A rate with three digits; of bytes in millions."""
+    """A rate with three digits, in millions for bytes."""
     return f"{rate / 1e6:.3g} M" if rate >= 1e6 else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

@@ -1,7 +1,7 @@
-"""Telling people what happened: by a command, a web hook or both (``[notify]`` in mbqueue.toml).
+"""Send notifications by a command, a webhook or both (``[notify]`` in mbqueue.toml).
 
-Notifications are sent from a thread of their own, one after the other, each with a time limit. One that fails or
-hangs leaves a note with the session and has no other effect on it; at most a backlog of them is dropped.
+A separate thread sends them one after the other, each with a time limit. One that fails or hangs leaves a note in the
+session and affects nothing else. If too many wait, new ones are dropped.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Notifier(Report):
     """Sends a notification for each event that the settings name.
 
     Args:
-        settings: the command, the web hook, which events, the time limit.
-        project: the project's folder, to tell it from others.
-        on_trouble: told, in a sentence and from another thread, when one could not be sent.
+        settings: the command, the webhook, the events, the time limit.
+        project: the project's folder, which the notification names.
+        on_trouble: called from another thread with a sentence if one could not be sent.
     """
 
     def __init__(self, settings: NotifySettings, *, project: str, on_trouble: Callable[[str], None]) -> None:
@@ -44,7 +44,7 @@ class Notifier(Report):
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Wait for what is still to be sent, no longer than two of them may take."""
+        """Wait until the rest is sent, at most twice the time limit of one notification."""
         try:
             self._open.put_nowait(None)
         except queue.Full:
@@ -103,8 +103,8 @@ class Notifier(Report):
                 try:
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
-                    # A command or an address is often a secret itself. The system's error contains neither; Python's
-                    # error about an invalid address may.
+                    # A command or an address is often a secret itself. The system's errors contain neither, but
+                    # Python's error about an invalid address may.
                     why = error if isinstance(error, OSError) else type(error).__name__
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 

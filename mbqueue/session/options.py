@@ -19,7 +19,8 @@ class WorkOptions:
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
         devices: run a session on each of these instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
-        end_command: whether to run the one of mbqueue.toml; who starts several sessions does it when all have ended.
+        end_command: whether to run the one of mbqueue.toml. A process that starts several sessions runs it once all
+            have ended.
     """
 
     session_seconds: float | None = None

@@ -1,13 +1,13 @@
-"""In which folder a project is, so that its copy (`cp -r`) is not taken for it where the two would share something.
+"""Record a project's folder, so that a copy of it (`cp -r`) is recognised if the two would share something.
 
 A copy of a plain project has its own queue and its own checkpoints. Two kinds of copies share one of them. With the
 queue on a server and no store, original and copy take jobs of one queue, but each has its own checkpoints. With a store
 and the queue in a file, each has its own queue, but both commit to one store. In both cases a session of one would
-retrain or write over what the other has done, so such a copy is refused. With the queue on a server and commits in a
+retrain or overwrite what the other has done, so such a copy is refused. With the queue on a server and commits in a
 store, the copy is one more machine.
 
-On a drive nothing is noted: a session must start while the drive hangs, and live folders are told apart by
-`mbqueue.belonging`.
+On a drive nothing is recorded: a session must start even while the drive hangs, and `mbqueue.belonging` tells live
+folders apart.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mbqueue.project import ProjectFolder
 
 
 def require_original(project: ProjectFolder) -> None:
-    """Note in which folder this project is, and refuse a copy that uses the queue or the store of its original.
+    """Record this project's folder, and refuse a copy that uses the queue or the store of its original.
 
     A project whose original is gone was moved, not copied. Copies on another machine are not recognised.
 
@@ -58,7 +58,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _are_two(one: Path, other: Path) -> bool:
-    """Whether both files are there and are not one file under two paths, like those of a bind mount."""
+    """Whether both files exist and are different files, not one under two paths, like those of a bind mount."""
     try:
         return one.stat().st_ino != other.stat().st_ino
     except OSError:

@@ -16,22 +16,22 @@ class Ending(Enum):
 
 
 class StopKind(Enum):
-    """What ends a session, for programs; `StopCause` has the words."""
+    """What ended a session, for programs; `StopCause` has the words for people."""
 
     EXHAUSTED = "exhausted"
-    """Nothing is left that it could do."""
+    """Nothing is left to do."""
     TIME = "time"
     """Its time is up."""
     SIGNAL = "signal"
     """It was sent a signal."""
     ASKED = "asked"
-    """Its caller asked for the end, or stopped listening."""
+    """Its caller asked it to stop, or stopped listening."""
     LIMIT = "limit"
     """It reached its limit of jobs."""
     IDLE = "idle"
-    """It could claim nothing for as long as it should wait."""
+    """It found nothing to claim for as long as it was to wait."""
     OTHERS = "others"
-    """What is left is being done by sessions elsewhere."""
+    """Sessions elsewhere are doing what is left."""
     DEVICE_LOST = "device lost"
     """Its GPU stopped working."""
 
@@ -42,8 +42,8 @@ class StopCause:
 
     Attributes:
         kind: what programs decide on.
-        reason: the same in words, for people.
-        signal: number of the signal that asked for it, of a SIGNAL.
+        reason: the same in words.
+        signal: the signal's number, if ``kind`` is SIGNAL.
     """
 
     kind: StopKind
@@ -52,12 +52,12 @@ class StopCause:
 
     @classmethod
     def by_signal(cls, number: int) -> StopCause:
-        """A signal was sent."""
+        """The cause for a received signal."""
         return cls(StopKind.SIGNAL, signal.Signals(number).name, number)
 
     @classmethod
     def by_lost_device(cls, why: str) -> StopCause:
-        """The GPU stopped working, and said so."""
+        """The cause for a GPU that stopped working."""
         return cls(StopKind.DEVICE_LOST, f"the GPU stopped working ({why})")
 
 
@@ -66,7 +66,7 @@ TIME_IS_UP = StopCause(StopKind.TIME, "the session's time is up")
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOutcome:
-    """What a session did.
+    """The outcome of a session.
 
     Attributes:
         cause: why it ended.
@@ -80,5 +80,5 @@ class SessionOutcome:
 
     @property
     def reason(self) -> str:
-        """Why it ended, in words."""
+        """Why the session ended, in words."""
         return self.cause.reason

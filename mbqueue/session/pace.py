@@ -1,4 +1,4 @@
-"""How fast a part of a job is done, from the moments at which it told how far it is."""
+"""The speed of a part of a job, from the times of its progress reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mbqueue.clock import Clock
 
 
 class Pace:
-    """Mean rate since the first part was done, which may have been there from an earlier session.
+    """The mean rate since the first report, which may include work of an earlier session.
 
     Args:
         clock: times the calls of `reached`.
@@ -19,7 +19,7 @@ class Pace:
         self.per_second: float | None = None
 
     def reached(self, done: int) -> None:
-        """So many parts are done now."""
+        """Record that this many parts are done now."""
         now = self._clock.monotonic()
         if self._first is None or done < self._first[1]:
             self._first = now, done

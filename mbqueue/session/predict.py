@@ -1,4 +1,4 @@
-"""A `predict` job: the test part of a fold, by the model of its best epoch, or as made from other experiments."""
+"""A `predict` job: predict the test part of a fold with the model of its best epoch, or combine other experiments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mbqueue.session.workplace import Workplace
 
 
 def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
-    """Predict, write the fold's predictions and model, commit, and say the score.
+    """Predict, write the fold's predictions and model, commit, and return the score in words.
 
     Raises:
         Stopped: nothing was written.
@@ -48,6 +48,6 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
 
 
 def _trained_epochs(place: Workplace, experiment: str, fold: int) -> int:
-    """The last epoch of the fold that the queue holds for committed; 0 when there is none."""
+    """The last epoch of the fold that is committed in the queue; 0 if there is none."""
     jobs = place.queue.jobs(experiment=experiment, fold=fold, state=State.COMMITTED)
     return max((job.epoch or 0 for job in jobs if job.kind is Kind.TRAIN), default=0)

@@ -1,4 +1,4 @@
-"""The `prepare` job: crystals read and converted, and what the frozen backbone gives for them computed, once."""
+"""The `prepare` job: read and convert the crystals, and compute the frozen backbone's outputs, once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mbqueue.task import Target
 
 
 def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
-    """Do it, commit it, and say what there is.
+    """Run the job, commit it, and return a summary.
 
     Raises:
         MembersNotRecorded, ResultsError: of an experiment that is made from others, as `made_from.prepare`.
         DataError: when the crystals are too few for the folds, or cannot be used.
-        Stopped: shards that are finished stay; the next session does the rest.
+        Stopped: finished shards are kept; the next session does the rest.
     """
     job = lease.job
     experiment, spec = place.experiment_of(job)
@@ -54,7 +54,7 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
 
 
 def _told(targets: NDArray[np.float64], target: Target) -> str:
-    """What is about to be learnt, so that a wrong column or unit is seen before anything is trained."""
+    """A summary of the targets, so that you see a wrong column or unit before anything is trained."""
     if target.is_class:
         return f"{np.mean(targets):.1%} of them of class 1 ({target.name})"
     low, mean, high = (f"{value:.4g}" for value in (targets.min(), targets.mean(), targets.max()))

@@ -1,4 +1,4 @@
-"""The `record` job: the experiment's scores and the files that people and the leaderboard read."""
+"""The `record` job: compute the experiment's scores and write the result files and the leaderboard's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.task import target_of
 
 
 def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
-    """Score the folds, write results.json, RESULTS.md and matbench's file, commit, and say the score.
+    """Score the folds, write results.json, RESULTS.md and matbench's file, commit, and return the score in words.
 
     Raises:
         Rewound: a fold's files are missing or damaged; it is predicted again, from its checkpoints.
@@ -31,7 +31,7 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
         try:
             fetch_results(place.store, experiment, place.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
-            place.report.note(str(error))  # what is missing then is made again
+            place.report.note(str(error))  # missing files are then made again
     written = written_facts(place.queue.jobs(experiment=experiment.name))
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
@@ -44,7 +44,9 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
             if score is not None:
                 result |= {name: score["mean"], f"{name}_std": score["std"]}
         if place.store is not None:
-            place.while_held(lease, publish)  # this folder is only this machine's; what counts is sent, then committed
+            place.while_held(
+                lease, publish
+            )  # this folder is only on this machine; the files are sent to the store, then committed
             result["files"] = recorded_facts(folder, content)
             send_results(place.store, experiment.name, folder, result["files"])
             place.commit(lease, result=result)

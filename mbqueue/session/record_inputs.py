@@ -1,4 +1,4 @@
-"""What the queue knows of an experiment, in the form that results are recorded and reported with. Without torch."""
+"""What the queue knows about an experiment, in the form that recording and reporting need. Without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def record_inputs(
     """Everything about an experiment that is not in the tables of its folds.
 
     Args:
-        fingerprint_changes: where training was carried on with another device or library; from the checkpoints.
+        fingerprint_changes: where training resumed with another device or library, from the checkpoints.
 
     Raises:
         ResultsError: when its data are not prepared yet, so that nothing can be there.

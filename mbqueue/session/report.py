@@ -1,4 +1,4 @@
-"""The events that a session reports. The command line shows them; tests collect them."""
+"""The events that a session reports."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mbqueue.session.outcome import SessionOutcome
 
 
 class Report:
-    """Called by the worker, from its main thread unless said otherwise; must return quickly.
+    """The worker calls these methods, from its main thread unless a method says otherwise. They must return quickly.
 
-    Every method does nothing by itself, so a listener that derives from this class says only what it cares for.
+    Every method does nothing by default, so a subclass defines only those that it needs.
     """
 
     def starting(self, what: str) -> None:
-        """What is being done before the session can begin; told within a moment of its start."""
+        """What the session does before it can begin; called right after its start."""
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         """The session begins; ``seconds`` is its length, None for no deadline."""
@@ -25,25 +25,25 @@ class Report:
         """A job was claimed."""
 
     def advanced(self, job: Job, what: str, done: int, total: int, facts: Mapping[str, float]) -> None:
-        """Part of a job is done: ``what`` is being worked on, with figures such as loss and structures_per_second."""
+        """Part of a job is done; ``what`` names the current work, ``facts`` has figures such as the loss."""
 
     def epoch_finished(self, job: Job, row: Mapping[str, Any], *, is_best: bool) -> None:
         """An epoch was committed; ``row`` is its row of the history."""
 
     def job_finished(self, job: Job, summary: str) -> None:
-        """A job was committed, in words."""
+        """A job was committed; ``summary`` says so in words."""
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        """An attempt ended with an error; it is tried again at ``retry_at``, or never when that is None."""
+        """An attempt ended with an error; the next one is at ``retry_at``, or never if that is None."""
 
     def waiting(self, why: str) -> None:
-        """There is nothing to claim just now."""
+        """There is nothing to claim right now."""
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """The session is over, by itself or by an error. Not told when its process is killed."""
+        """The session has ended, by itself or with an error. Not called if its process is killed."""
 
     def note(self, text: str) -> None:
-        """Something that a person should know. May come from another thread."""
+        """A message for the user. May be called from another thread."""
 
 
 class Relay(Report):
@@ -90,4 +90,4 @@ class Relay(Report):
                 event(listener)
             except OSError as error:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
-                self.note(f"{type(listener).__name__} cannot write any more and is told nothing more: {error}")
+                self.note(f"{type(listener).__name__} cannot write any more and gets no more events: {error}")

@@ -14,12 +14,12 @@ from mbqueue.search import steps
 from mbqueue.session.shared_commits import remove_released
 from mbqueue.session.workplace import Workplace
 
-#: Between two looks at which trials were pruned long enough ago.
+#: How often to look for trials that were pruned long enough ago.
 RELEASE_SECONDS = 600.0
 
 
 def begin_trials(place: Workplace) -> None:
-    """Enqueue the next trial of each search that wants one. If that fails, it is reported, and other jobs run."""
+    """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run."""
     now = place.clock.now()
     day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
     try:
@@ -36,7 +36,7 @@ def begin_trials(place: Workplace) -> None:
 
 
 def release_pruned(place: Workplace) -> None:
-    """Remove the checkpoints of trials that were pruned `pruned_hours` ago; once a while, and where a store answers."""
+    """Remove the checkpoints of trials that were pruned `pruned_hours` ago, at intervals, if the store answers."""
     now = place.clock.monotonic()
     if place.released_at is not None and now - place.released_at < RELEASE_SECONDS:
         return

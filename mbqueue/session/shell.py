@@ -1,4 +1,4 @@
-"""Running a command that a person wrote into the settings."""
+"""Run a command from the settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 
-#: What parts a command into words, and an address in it into its parts.
+#: The characters that separate words of a command, and parts of an address in it.
 _BORDERS = re.compile(r"[\s'\"`/?&=;|<>(){},@]+")
 _SHORTEST_SECRET = 8
 
@@ -17,16 +17,16 @@ _SHORTEST_SECRET = 8
 def run_shell(
     command: str, *, timeout_seconds: float, given: bytes = b"", variables: Mapping[str, str] | None = None
 ) -> None:
-    """Run a command by /bin/sh, and wait for its end; after too long it is killed with what it started.
+    """Run a command with /bin/sh and wait until it ends; after the timeout, kill it and everything that it started.
 
     Args:
         given: its standard input.
-        variables: of its environment, beside those that are there.
+        variables: added to its environment.
 
     Raises:
         TimeoutError: it took too long.
-        OSError: it ended with a code other than 0; the message has the last line that it said. What may be a secret
-            in the command is not repeated: such messages are kept in logs.
+        OSError: it ended with a code other than 0; the message has the last line of its output, without words of the
+            command that may be secret, because logs keep such messages.
     """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],
@@ -34,14 +34,14 @@ def run_shell(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, **(variables or {})},
-        start_new_session=True,  # so that everything it starts can be ended with it
+        start_new_session=True,  # its own process group, so that everything it starts can be killed with it
     )
     try:
         _, talk = process.communicate(given, timeout=timeout_seconds)
     except subprocess.TimeoutExpired as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # What has made itself a session of its own lives on with our pipes: its end is not waited for.
+        # A process that started its own session survives with our pipes open, so do not wait for their end.
         for pipe in (process.stdin, process.stderr):
             assert pipe is not None
             with suppress(BrokenPipeError):
@@ -54,7 +54,7 @@ def run_shell(
 
 
 def _without_secrets(said: str, command: str) -> str:
-    """What a command said, without those of its words that look like a token: long, or not short and with a digit."""
+    """A command's output without words from the command that look like a token: long, or not short and with a digit."""
     for word in _BORDERS.split(command):
         if len(word) >= 3 * _SHORTEST_SECRET or (len(word) >= _SHORTEST_SECRET and re.search(r"\d", word)):
             said = said.replace(word, "…")

@@ -1,4 +1,4 @@
-"""What a source gave when this machine read it last, so that it is read again only when something about it is new.
+"""Which crystals a source contained when this machine last read it, so that it is read again only if it changed.
 
 A file is known by its size and digest, a folder by those of all its files: neither a copy's new time nor an old time on
 new content misleads. The code that reads counts too, so another version of mbqueue or pymatgen reads again.
@@ -25,7 +25,7 @@ _FOLDER = "sources"
 def source_key(
     wanted: DataSpec, *, project_root: Path, seed: int, target: Target, targets_required: bool
 ) -> str | None:
-    """Of everything that decides which crystals reading gives; None when the source is not on this machine."""
+    """A digest of everything that decides which crystals are read; None if the source is not on this machine."""
     try:
         content = _content(wanted.dataset, project_root)
     except (OSError, DataError):
@@ -70,7 +70,7 @@ def reader_version() -> str:
 
 
 def _content(dataset: str, project_root: Path) -> Any:
-    """Size and digest of a file, or those of each file of a folder by its name; None when there is none."""
+    """The size and digest of a file, or of each file in a folder by name; None if there is none."""
     if dataset in TASKS:
         from mbqueue.data.official import official_file  # noqa: PLC0415  only for a dataset of matbench
 

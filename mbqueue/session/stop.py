@@ -1,6 +1,6 @@
 """Why and when a session stops: signals, the deadline, a lost lease.
 
-Signal handlers only set a flag; the loop looks at it between two training steps, where the state is whole.
+Signal handlers only set a flag, which the loop reads between two training steps, where the state is consistent.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ INTERRUPTED = 130
 
 
 class StopRequest:
-    """One session's wish to stop; thread-safe; the first cause given is the one that is kept.
+    """A request to stop one session; thread-safe; the first cause is kept.
 
     A flag, not a `threading.Event`: a signal handler interrupts the thread that may be waiting for the event and hold
     its lock, so that setting the event would deadlock.
     """
 
-    #: How long a wait may take to notice.
+    #: How often a wait checks for a request.
     _NOTICE_SECONDS = 0.1
 
     def __init__(self) -> None:
@@ -62,18 +62,18 @@ class StopRequest:
 
 @contextmanager
 def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a stop request while the block runs.
+    """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a request to stop while the block runs.
 
-    A second SIGINT calls ``at_once`` and ends the process with code 130: the last published checkpoint is whole at
-    every instant, so nothing but the work since then is lost. Outside the main thread signals cannot be caught; then
-    this does nothing.
+    A second SIGINT calls ``at_once`` and ends the process with code 130: the last published checkpoint is complete at
+    every instant, so only the work since then is lost. Outside the main thread signals cannot be caught; then this does
+    nothing.
     """
 
     interrupts = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
-        # Counted, since the session may be stopping for another reason when the first one comes.
+        # They are counted, since the session may already be stopping for another reason at the first one.
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             at_once()
@@ -92,20 +92,20 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
 
 
 class Deadline:
-    """When a session must be over, and what may still be begun before it.
+    """When a session must end, and what may still begin before that.
 
-    Times are monotonic seconds, so a wall clock that jumps moves nothing. The time to save is learned: the longest
-    save so far counts, and a margin is kept for what cannot be measured beforehand.
+    Times are monotonic seconds, so a jump of the wall clock changes nothing. The time to save is the longest save so
+    far, plus a margin.
 
     Args:
         session_seconds: length of the session; None for no deadline.
-        end_command_seconds: how long what runs after the session may take. So much is kept free, but no more than a
-            share of the session, or a short one would do nothing.
+        end_command_seconds: how long the end command may take. This time is kept free, up to a share of the session, so
+            that a short session still does something.
     """
 
-    #: Kept free before the deadline, besides the learned time for a save.
+    #: Kept free before the deadline, in addition to the time of a save.
     MARGIN_SECONDS = 10.0
-    #: What a save is taken to cost before the first one was measured.
+    #: The assumed time of a save before the first one was measured.
     FIRST_SAVE_SECONDS = 5.0
     #: The largest share of a session that is kept for its end command.
     END_COMMAND_SHARE = 0.2
@@ -122,7 +122,7 @@ class Deadline:
 
     @property
     def at(self) -> float | None:
-        """Wall-clock time of the deadline, for people; None without one."""
+        """Wall-clock time of the deadline, for display; None without one."""
         return None if self._end is None else self._clock.now() + self.remaining()
 
     def remaining(self) -> float:
@@ -134,13 +134,13 @@ class Deadline:
         self._save_seconds = max(self._save_seconds, seconds)
 
     def saw_publish(self, seconds: float) -> None:
-        """Learn from bringing commits to the mount, which took ``seconds``; a slow one is forgotten after a while."""
+        """Learn from publishing to the mount, which took ``seconds``; a slow one is forgotten after a while."""
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 
     def spare(self) -> float:
-        """Seconds that work may take after which a save and publishing end before the deadline; may be negative."""
+        """Seconds left for work, so that a save and publishing still end before the deadline; may be negative."""
         return self.remaining() - self._save_seconds - self._publish_seconds - self._margin
 
     def allows(self, seconds: float) -> bool:
-        """Whether work of ``seconds``, a save after it and publishing that end before the deadline."""
+        """Whether work of ``seconds``, then a save and its publishing, would end before the deadline."""
         return self.spare() > seconds

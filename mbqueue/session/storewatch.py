@@ -1,4 +1,4 @@
-"""Whether the object store answers: remembered for `mbqueue status`, told once, and waited for. Without torch."""
+"""Track whether the object store answers: record it for `mbqueue status`, report it once, and wait. Without torch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from mbqueue.drive.livestate import store_trouble
 from mbqueue.errors import StoreAway, StoreError
 from mbqueue.project import ProjectFolder
 
-#: Between two tries of a commit that the store did not take: doubled each time up to the longest.
+#: Waits between two tries of a commit that the store rejected: doubled each time, up to the longest.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-#: After so long a session ends, so that a machine that costs money does not wait for ever.
+#: After this long a session ends, so that a paid machine does not wait forever.
 PATIENCE_SECONDS = 3600.0
-#: How long other sessions of this machine take one's word that the store is away.
+#: How long other sessions of this machine trust one session's record that the store does not answer.
 HEARSAY_SECONDS = 60.0
 
 
 class StoreWatch:
-    """What one session knows of the store; told by the store itself (`mbqueue.storage.objects`), from any thread.
+    """What one session knows about the store. `mbqueue.storage.objects` reports to it, from any thread.
 
     Args:
-        note: told, in a sentence, when the store goes and when it comes back.
+        note: called with a sentence when the store stops answering and when it answers again.
     """
 
     def __init__(self, project: ProjectFolder, *, clock: Clock, note: Callable[[str], None]) -> None:
         self._project, self._clock, self._note = project, clock, note
         self._lock = threading.Lock()
-        # Of a session that died while the store was away: the first answer clears it.
+        # Left by a session that died while the store did not answer; the first answer clears it.
         self._why: str | None = store_trouble(project).get("why")
         self._away_since: float | None = None
         self._answered_at = 0.0
@@ -39,12 +39,12 @@ class StoreWatch:
 
     @property
     def is_first_try(self) -> bool:
-        """Whether `pause` was asked for the first time since the store went away."""
+        """Whether this is the first `pause` since the store stopped answering."""
         return self._tries == 1
 
     @property
     def why(self) -> str | None:
-        """Why commits do not reach the store just now; None when they do."""
+        """Why commits do not reach the store right now; None if they do."""
         return self._why
 
     def trouble(self, why: str) -> None:
@@ -69,9 +69,9 @@ class StoreWatch:
             self._note("The object store answers again.")
 
     def heard(self) -> str | None:
-        """Why the store does not answer, when another session of this machine found that after its last answer here.
+        """Why the store does not answer, if another session of this machine found that after the last answer here.
 
-        Read from the file that `mbqueue status` reads; old news, of a session that may have died, is none.
+        Read from the file that `mbqueue status` reads. An old record is ignored, because its session may have died.
         """
         trouble = store_trouble(self._project)
         is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()
@@ -90,7 +90,7 @@ class StoreWatch:
             tries = self._tries
         if away > PATIENCE_SECONDS:
             raise StoreAway(
-                f"{error} It was waited for {format_duration(away)}. What is committed is safe in the store; the "
+                f"{error} The session waited {format_duration(away)}. What is committed is safe in the store; the "
                 "steps after that are not saved. Once mbqueue doctor finds it, continue with: mbqueue work"
             ) from error
         return backoff(tries, first=PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)

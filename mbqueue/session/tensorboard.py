@@ -1,4 +1,4 @@
-"""TensorBoard event files of the training: losses and errors by step and by epoch."""
+"""Write TensorBoard event files: losses and errors by step and by epoch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm"
 class TensorBoardReport(Report):
     """Writes event files below ``folder``: step/… to EXPERIMENT/fold_i, epoch/… to EXPERIMENT/fold_i/epochs.
 
-    Steps are counted over all epochs. What is done again, after a session was killed or a fold was rewound, replaces
-    what was written from there on (``purge_step``). TensorBoard purges a whole run by its step, so that epochs need a
-    run of their own.
+    Steps are counted over all epochs. Steps that are repeated after a kill or a rewind replace what was written from
+    there on (``purge_step``). TensorBoard purges a whole run from a step on, so epochs need their own run.
 
     Raises:
         UsageError: when the package tensorboard is not installed.
@@ -56,7 +55,7 @@ class TensorBoardReport(Report):
         return self._folder / job.experiment / f"fold_{job.fold}"
 
     def _run(self, folder: Path) -> _Run:
-        """The run of a folder; those of other folds are closed."""
+        """The run of a folder; closes those of other folds."""
         if folder not in self._runs:
             if not any(folder in (one.parent, one / _EPOCHS) for one in self._runs):
                 self._close()
@@ -78,7 +77,7 @@ class _Run:
         self._newest = 0
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Add the values of a step; what the run has of this step and later ones is hidden."""
+        """Add the values of a step; hide what the run has of this and later steps."""
         if self._writer is None or step <= self._newest:
             # Imported only when asked for: it takes a second.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415

@@ -16,15 +16,15 @@ from mbqueue.storage.own_commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
 
-#: Steps over which the mean is taken that foretells how long the next one takes.
+#: The number of recent steps whose mean time predicts that of the next one.
 _STEPS_REMEMBERED = 20
 
 
 def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
-    """Train the epoch from wherever its newest commit is, commit it, and say how it went.
+    """Train the epoch from its newest commit, commit it, and return a summary.
 
     Raises:
-        Stopped: a commit of the steps done so far is published.
+        Stopped: the steps done so far are committed.
         Rewound: checkpoints are damaged; the epochs after the newest whole one are queued again.
     """
     job = lease.job
@@ -37,7 +37,7 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
 
 
 class _Epoch:
-    """The epoch of one lease: trains it, and tells queue, watcher and results folder about it."""
+    """The epoch of one lease: trains it, and updates the queue, the display and the results folder."""
 
     def __init__(self, place: Workplace, lease: Lease, spec: Spec, fold: FoldRun, results_dir: str) -> None:
         self._place, self._lease, self._spec, self._fold = place, lease, spec, fold
@@ -45,7 +45,7 @@ class _Epoch:
         self._step_seconds = 0.0
         self._checkpoint_seconds = 0.0
         self._is_committed = False
-        #: Why the fold's later epochs are skipped, once they are.
+        #: Why the fold's later epochs are skipped; None if they are not.
         self._skips: str | None = None
 
     def run(self) -> str:
@@ -55,7 +55,7 @@ class _Epoch:
             job.epoch,
             fence=self._lease.fence,
             session=place.session,
-            # No step is begun that cannot end, and be saved, before the deadline.
+            # Begin no step that cannot end and be saved before the deadline.
             should_stop=lambda: place.stop_reason(self._step_seconds) is not None,
             on_step=self._tell,
             save=self._save,

@@ -69,7 +69,7 @@ def work(
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> SessionOutcome:
-    """Run one session. When it begins while the queue's server is away, it waits for that as it does later.
+    """Run one session. If the queue's server does not answer at the start, the session waits, as it does later.
 
     Raises:
         UsageError: when the device does not exist, or nothing was ever enqueued.
@@ -79,7 +79,7 @@ def work(
         DeviceBusy: when others hold so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
-    stop = StopRequest() if stop is None else stop  # not "or": a stop that is not requested yet is false
+    stop = StopRequest() if stop is None else stop  # not "or": a `StopRequest` without a request is false
     require_queue(project, wait=stop.wait)
     project.topology.require_shared()
     require_original(project)
@@ -97,7 +97,7 @@ def _session(
     stop: StopRequest,
     clock: Clock,
 ) -> SessionOutcome:
-    """All of it but its end command; errors as `work`."""
+    """Run the session without its end command; raises the same errors as `work`."""
     settings = project.settings
     # A process that starts several sessions runs the end command for all of them: each reserves time for it.
     deadline = Deadline(
@@ -142,17 +142,17 @@ def _session(
         )
         loaded = Loaded(place, device, compiling=Compiling(device, report.note), copies=copies)
         lost: DeviceLost | None = None
-        with publisher or nullcontext(), copies:  # on leaving, what is left is published
+        with publisher or nullcontext(), copies:  # publishes the rest on exit
             try:
                 with telling(report.note), heartbeat:
                     ending, cause = _loop(place, loaded, options)
             except DeviceLost as error:
-                # To the queue it is as if the process had died.
+                # For the queue, this is as if the process had died.
                 lost, ending, cause = error, Ending.STOPPED, StopCause.by_lost_device(error.why)
                 with suppress(QueueError):
                     queue.end_session(session, reason=cause.reason, now=clock.now(), lost=True)
             except BaseException as error:
-                with suppress(QueueError):  # a full disk takes no more rows; the lease then runs out by itself
+                with suppress(QueueError):  # a full disk accepts no rows; the lease then expires by itself
                     queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
                 raise
             else:
@@ -167,7 +167,7 @@ def _session(
 
 
 def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
-    """The project's object store, if it has one, and who keeps an eye on it."""
+    """The project's object store, if it has one, and the watch that tracks whether it answers."""
     store = store_of(project.topology)
     if store is None:
         return None, None
@@ -199,10 +199,10 @@ def _publisher(
 
 
 def _meet_others(place: Workplace, loaded: Loaded) -> None:
-    """Take over what sessions with other databases have published since."""
+    """Adopt what sessions with other databases have published since the last look."""
     if place.publisher is None or not place.publisher.others:
         return
-    place.give_back_next("what others have published comes first")
+    place.give_back_next("adopting what other sessions have published")
     taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic(), spare=place.deadline.spare())
     if loaded.fold_key in taken:
         loaded.forget_fold()
@@ -222,7 +222,7 @@ def _loop(place: Workplace, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             done = StopCause(StopKind.LIMIT, f"did {place.jobs_done} jobs, as asked")
             return (Ending.STOPPED if left else _idle_ending(place)), done
         if not place.await_store():
-            continue  # a stop was requested meanwhile
+            continue  # a stop was requested in the meantime
         queue.reap_dead(by=place.session, now=clock.now())
         _meet_others(place, loaded)
         lease = _claim(place, loaded)
@@ -235,7 +235,7 @@ def _loop(place: Workplace, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         active = place.publisher.active_others if place.publisher is not None else []
         if active and not (options.forever or outlook.leased or outlook.delayed or outlook.is_exhausted):
             names = ", ".join(other.session.id for other in active)
-            why = f"what is left is being done by other sessions: {names}"
+            why = f"other sessions are doing what is left: {names}"
             return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
         if outlook.is_exhausted and not options.forever:
             ending = _idle_ending(place)
@@ -248,14 +248,16 @@ def _loop(place: Workplace, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             place.report.waiting("nothing is left to do; waiting for new jobs")
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
             rest = format_duration(outlook.next_at - clock.now())
-            place.report.waiting(f"{outlook.delayed} jobs rest after a failure; the next is due in {rest}")
+            place.report.waiting(
+                f"{outlook.delayed} failed jobs wait for their next attempt; the next is due in {rest}"
+            )
         else:
-            place.report.waiting(f"other sessions hold {outlook.leased} jobs; what is left needs theirs")
+            place.report.waiting(f"other sessions hold {outlook.leased} jobs, which the rest needs")
         queue.wait(POLL_SECONDS, stop.wait)
 
 
 def _claim(place: Workplace, loaded: Loaded) -> Lease | None:
-    """The next job: the one that was claimed with the last commit, or what the queue has, of searches too."""
+    """The next job: the one claimed with the last commit, or one from the queue, searches included."""
     lease = place.take_next()
     if lease is not None:
         return lease
@@ -265,14 +267,14 @@ def _claim(place: Workplace, loaded: Loaded) -> Lease | None:
 
 
 def _idle_ending(place: Workplace) -> Ending:
-    """Whether nothing is left at all, or only what a person must decide on; on cancelled jobs a person has."""
+    """Whether nothing is left, or only jobs that wait for a person. Cancelled jobs count as decided."""
     counts = place.queue.overview(now=place.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
     return Ending.BLOCKED if unfinished or place.is_search_stuck else Ending.DONE
 
 
 def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:
-    """Do one job; what goes wrong with it is told to the queue."""
+    """Do one job; report its failure to the queue."""
     place.report.job_started(lease.job)
     place.heartbeat.hold(lease)
     try:
@@ -281,18 +283,18 @@ def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:
         try:
             place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
         except LeaseLost as lost:
-            # The lease's loss stopped the job, or another session has taken it over; this session continues with other
-            # jobs.
+            # The job stopped because its lease is lost, or another session has taken it over. This session continues
+            # with other jobs.
             loaded.forget_fold()
             place.report.note(str(lost))
             return
-        place.report.note(f"{lease.job.label}: {stopped}; given back.")
+        place.report.note(f"{lease.job.label}: {stopped}; released.")
         return
     except (LeaseLost, Rewound) as error:
         loaded.forget_fold()
         place.report.note(str(error))
         if isinstance(error, CommitTaken):
-            place.give_back_once(lease, error, "the commit was there already")
+            place.give_back_once(lease, error, "its commit existed already")
         return
     except StoreError as error:
         loaded.forget_fold()
@@ -321,24 +323,24 @@ def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:
 
 
 def _ends_session(project: ProjectFolder, device: torch.device, error: Exception) -> tuple[MbqueueError, str] | None:
-    """What to end the session with, and why the job is given back, when its surroundings failed and not the job."""
+    """The error that ends the session and the reason for releasing the job, if the machine failed and not the job."""
     if is_disk_full(error):
         return DiskFull(_what_to_free(project)), "the disk is full"
     if (limited := why_limited(error)) is not None:
-        return limited, "a limit of the surroundings was reached"
+        return limited, "a limit of the system was reached"
     if (full := why_full(error, device)) is not None:
         return full, "the GPU's memory is full"
     return None
 
 
 def _would_come_out_the_same(error: Exception) -> bool:
-    """Whether an error is of the data, the spec or the arithmetic, not of a network or of a cache that is made anew."""
+    """Whether an error comes from the data, the spec or the arithmetic, not from a network or a damaged cache."""
     lasting = DataError | SpecError | CheckpointMisfit | TrainingError | ResultsError | RewoundBefore
     return isinstance(error, lasting) and not isinstance(error, SourceAway | CacheError)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error comes of a full disk or a used-up quota."""
+    """Whether the cause of an error is a full disk or an exhausted quota."""
     return any(
         isinstance(one, QueueDiskFull) or (isinstance(one, OSError) and one.errno in {errno.ENOSPC, errno.EDQUOT})
         for one in (error, *causes(error, hidden=True))
@@ -348,6 +350,6 @@ def is_disk_full(error: BaseException) -> bool:
 def _what_to_free(project: ProjectFolder) -> str:
     return (
         f"The disk of {project.live_dir} is full. Every commit so far is safe, and the session ends. Free some space: "
-        "caches of data sets that no experiment needs go with `mbqueue cache prune`, all of them (they are made again) "
-        f"with `mbqueue cache prune --all`; logs are in {project.logs_dir}. Then continue with: mbqueue work"
+        "`mbqueue cache prune` removes converted data that no experiment needs; with `--all` it "
+        f"removes all of it, which sessions rebuild. Logs are in {project.logs_dir}. Then continue with: mbqueue work"
     )

@@ -24,28 +24,28 @@ from mbqueue.session.storewatch import StoreWatch
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.train.fold import FoldRun
 
-#: No job is begun that has less time than this.
+#: A job needs at least this much time to be begun.
 SHORTEST_JOB_SECONDS = 5.0
-#: Why a job is given back that cannot be saved.
+#: The reason for releasing a job that cannot be saved.
 STORE_AWAY = "the object store does not answer"
 
 
 class Stopped(Exception):
-    """The job was asked to stop before its end; the message says why."""
+    """The job was asked to stop early; the message says why."""
 
 
 class Rewound(Exception):
-    """Checkpoints are damaged; the message says which epochs are done again."""
+    """Checkpoints are damaged; the message says which epochs are trained again."""
 
 
 @dataclass(kw_only=True)
 class Workplace:
-    """One session: the queue, the job that it holds, the time that it has, and whom it tells.
+    """One session: its queue, the job that it holds, its time, and who listens to it.
 
     Attributes:
-        jobs_done: jobs that the session committed; max_jobs: after so many it stops, None for no limit.
-        has_saved: whether a part of a job is kept.
-        is_search_stuck: whether a search wants another trial and cannot begin it.
+        jobs_done: jobs that the session committed; max_jobs: it stops after this many, None for no limit.
+        has_saved: whether a part of a job was saved.
+        is_search_stuck: whether a search wants another trial but cannot begin it.
         released_at: when the session last looked for trials whose checkpoints are to be removed; monotonic seconds.
     """
 
@@ -74,7 +74,7 @@ class Workplace:
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
         """Why the current job should stop now, or None; ``seconds_needed`` is what its next part takes.
 
-        Once there is no time for a next part the whole session stops: a job that is begun later would not have it.
+        If there is no time for a next part, the whole session stops: a job begun later would not have it either.
         """
         if self.heartbeat.withdrawn:
             return self.heartbeat.withdrawn
@@ -87,7 +87,7 @@ class Workplace:
         return self.stop_reason() is not None
 
     def stopped(self) -> Stopped:
-        """The exception for a part of a job that said it was stopped."""
+        """The exception to raise for a part of a job that was stopped."""
         return Stopped(self.stop_reason() or "asked to stop")
 
     def may_go_on(self) -> bool:
@@ -96,7 +96,7 @@ class Workplace:
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
             or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
-            # What others have published, or a store that is away, is looked after between two jobs.
+            # Adopting what others have published, and waiting for a store, happen between two jobs.
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )
@@ -104,7 +104,7 @@ class Workplace:
     # -- the job that is held --------------------------------------------------------------------------------------
 
     def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
-        """The next job that the queue has, preferably of the fold that is loaded; None when there is none now."""
+        """Claim the queue's next job, preferably of the loaded fold; None if there is none now."""
         return self.queue.claim(
             self.session,
             now=self.clock.now(),
@@ -127,7 +127,7 @@ class Workplace:
         skip_rest: str | None = None,
         prunes: bool = False,
     ) -> None:
-        """Commit the job (as `Leases.skip_rest` where a reason for that is given), and claim the next with it.
+        """Commit the job (as `Leases.skip_rest` if a reason is given), and claim the next in the same transaction.
 
         Raises:
             LeaseLost, QueueError: as `Leases.commit`.
@@ -154,13 +154,14 @@ class Workplace:
         except LeaseLost:
             raise
         except QueueError:
-            # A disk that failed may have written all the same; what was claimed with it is not to wait for its end.
+            # A failing disk may have written it anyway; then the job claimed with it must not stay leased until it
+            # expires.
             with suppress(QueueError):
                 self._next_lease = self._held_beside(lease)
             raise
 
     def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
-        """Do what only the holder of the lease may do to files, like removing what those before it left.
+        """Do what only the lease's holder may do to files, such as removing what earlier holders left.
 
         Raises:
             LeaseLost: when the lease is lost; then nothing was done. What is there may be the next holder's.
@@ -176,19 +177,19 @@ class Workplace:
         return None
 
     def give_back_next(self, reason: str, *, for_others: bool = False) -> None:
-        """Give back a job that was claimed with the last commit and not begun."""
+        """Release a job that was claimed with the last commit but not begun."""
         lease = self.take_next()
         if lease is not None:
-            with suppress(QueueError):  # it is lost already, or runs out
+            with suppress(QueueError):  # it is lost already, or will expire
                 self.queue.release(lease, reason=reason, now=self.clock.now(), for_others=for_others)
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
-        """Give back a job that was begun; nothing when its lease is lost."""
-        with suppress(QueueError):  # of a lease that is lost there is nothing to give back; one that is not runs out
+        """Release a job that was begun; do nothing if its lease is lost."""
+        with suppress(QueueError):  # a lost lease needs no release, and any other will expire
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
-        """Give a job back; a second time in this session it is a failure, or it would go round in circles."""
+        """Release a job; the second time in this session counts as a failure, or the job would circulate forever."""
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)
         else:
@@ -206,14 +207,14 @@ class Workplace:
         self.report.job_failed(lease.job, error, None if job.state is State.FAILED else job.not_before)
 
     def saved(self, seconds: float) -> None:
-        """Something was committed, which took ``seconds`` after it was staged."""
+        """Record that a commit took ``seconds`` after it was staged."""
         self.has_saved = True
         self.deadline.saw_save(seconds + (self.store.put_seconds if self.store is not None else 0.0))
         if self.publisher is not None:
             self.publisher.wake()
 
     def hold_on(self, error: StoreError) -> None:
-        """Wait a while after the object store did not answer; the lease is kept meanwhile.
+        """Wait a while after the object store did not answer; the lease is kept in the meantime.
 
         Raises:
             StoreError: when the session is to stop, or it was waited for long enough.
@@ -222,7 +223,9 @@ class Workplace:
         assert self.watch is not None
         pause = self.watch.pause(error)
         if self.watch.is_first_try:
-            with suppress(QueueError):  # one that is on the same lost network is told by the store's own note
+            with suppress(
+                QueueError
+            ):  # if the queue's server is on the same lost network, the store's own note says so
                 self.queue.note(f"DEGRADED: {error}", by=self.session, now=self.clock.now())
         if self.stop_reason(pause) is None:
             self.stop.wait(pause)
@@ -259,7 +262,7 @@ class Workplace:
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:
-            # SQLite keeps no checksums: a flipped bit in a learning rate would be trained with.
+            # SQLite keeps no checksums: training would use a learning rate with a flipped bit.
             raise SpecError(
                 f"The spec of {experiment.name} in {self.queue.database.name} is not the one that was enqueued: it "
                 "is damaged. Rebuild the queue from the checkpoints: mbqueue recover --force"
@@ -272,7 +275,7 @@ class Workplace:
         return experiment, spec
 
     def progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """A callback (done, total) that shows ``what`` to the watcher and, by the heartbeat, to the queue."""
+        """A callback (done, total) that reports progress of ``what`` to the listener and, by heartbeats, the queue."""
         pace = Pace(self.clock)
 
         def advanced(done: int, total: int) -> None:
@@ -297,13 +300,13 @@ class Workplace:
         return advanced_or_stopped
 
     def note_once(self, text: str) -> None:
-        """Tell a person something, unless this session has said the very same before: of a device, each fold would."""
+        """Report a message once a session: every fold would repeat what concerns the device."""
         if text not in self._noted:
             self._noted.add(text)
             self.report.note(text)
 
     def require_epochs(self, lease: Lease, experiment: Experiment, fold: FoldRun, epochs: int) -> None:
-        """Check that this many epochs of the fold have intact commits; otherwise put the lost ones back.
+        """Check that this many epochs of the fold have intact commits; otherwise queue the lost ones again.
 
         Raises:
             Rewound: the lease is given up.
@@ -316,10 +319,10 @@ class Workplace:
         raise Rewound(f"{why}. The epochs after it are queued again.")
 
     def damaged(self, lease: Lease, text: str) -> None:
-        """Say what was found damaged, and what is done about it; also among the events of the job."""
+        """Report what was found damaged and what happens next; also as an event of the job."""
         self.report.note(text)
         self.note_on(lease.job, text)
 
     def note_on(self, job: Job, text: str) -> None:
-        """Write a note among the events of a job."""
+        """Record a note as an event of the job."""
         self.queue.note(text, by=self.session, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)
