@@ -1,13 +1,12 @@
-"""What is published of the training: commits on the mount, which of them make the accepted chain, and which do not.
+"""Published training: the commits on the mount, and which of them form the accepted chain.
 
-A commit is two files, STEM-HASH.pt and STEM-HASH.json; HASH is the beginning of the manifest's own SHA-256, so no two
-commits share a name, and a manifest that was cut off is known by its name. A mount that made `name (1)` of a second
-file is read all the same.
+A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH begins the manifest's own SHA-256, so no two commits share
+a name, and a cut-off manifest is recognised. A second file that the mount renamed to `name (1)` is read too.
 
-Sessions that knew nothing of each other may have trained one fold from one commit on. Merging looks at the commits
-alone, by their one order (`mbqueue.storage.manifest`). The accepted chain is the greatest commit with the history in
-its manifest and the commit of its best epoch, which must be one of its own line: its history is the beginning of the
-other's, row for row with sessions and times. Commits of another line stay where they are and are reported.
+Sessions that did not see each other may have trained one fold twice. Merging uses only the commits and their order
+(`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its manifest, and the commit of
+its best epoch. That must be on the same line: its history is the beginning of the other's, row for row with sessions
+and times. Commits of another line stay and are reported.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mbqueue.storage.manifest import Damaged, Identity, Manifest
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import on_mount
 
-#: Commits of a line that are kept on the mount, besides that of its best epoch and those that are not settled yet.
+#: Commits of a line to keep on the mount, besides that of its best epoch and those that are not settled yet.
 KEPT = 2
 
 
@@ -30,8 +29,8 @@ class PublishedFold(Commits):
     """The commits of one fold on the mount.
 
     Args:
-        on_damaged: told the path and the reason of each file that is not what it should be, once each. It may still
-            be on its way, so it is looked at again the next time.
+        on_damaged: called once with the path and the reason for each damaged file. Its upload may still be running, so
+            it is read again next time.
     """
 
     def __init__(
@@ -45,14 +44,14 @@ class PublishedFold(Commits):
         self._seen_at: dict[str, float] = {}
 
     def has(self, commit: Commit) -> bool:
-        """Whether both files of a commit are there, whole or not."""
+        """Whether both files of a commit are there, damaged or not."""
         there = {(file.base, file.suffix) for _, _, file in self._files()}
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
-        """Remove commits of our own line that newer ones replace which have been on the mount for long enough.
+        """Remove commits of our own line that newer ones supersede which have been on the mount for long enough.
 
-        Only a whole one replaces others: what a machine that died was just uploading may stay cut off for ever.
+        Only an intact commit supersedes others, since a dying machine's last upload may stay cut off forever.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.
@@ -78,12 +77,12 @@ class PublishedFold(Commits):
 
 
 def experiment_folders(drive: Drive, folder: str) -> list[str]:
-    """Names in a folder that an experiment may have; a drive's own programs put other files there."""
+    """The names in a folder that an experiment may have; drives also put files of their own there."""
     return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
 
 
 def published_folds(drive: Drive) -> list[tuple[str, int]]:
-    """(experiment, fold) of everything that has commits on the mount."""
+    """(experiment, fold) of all folds with commits on the mount."""
     found = []
     for experiment in experiment_folders(drive, PUBLISHED_CHECKPOINTS):
         for name in drive.names(f"{PUBLISHED_CHECKPOINTS}/{experiment}"):

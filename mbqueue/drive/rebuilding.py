@@ -27,11 +27,11 @@ from mbqueue.storage.manifest import Manifest
 def rebuild_queue(
     project: ProjectFolder, fill: Callable[[Queue], None], *, lay: Callable[[Path], bool] = lambda _path: False
 ) -> None:
-    """Make the project's queue, which appears once it is whole and filled; none when there is nothing for it.
+    """Make the project's queue, which appears once it is complete; make none if there is nothing to put into it.
 
     Args:
-        fill: puts into it what is known.
-        lay: may put a database at the path that it is given, to begin with, and says whether it did.
+        fill: fills the new queue.
+        lay: may write an initial database to the given path, and returns whether it did.
     """
     building = project.live_dir / f"{files.TEMP_PREFIX}queue.db"
     for left in project.live_dir.glob(f"{building.name}*"):
@@ -50,7 +50,7 @@ def rebuild_queue(
 
 
 def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
-    """What the queue must record for a fold whose newest commit is this one; None for no commit at all."""
+    """What the queue must record for a fold with this newest commit; None for no commit."""
     if manifest is None:
         return Trained(
             experiment=experiment.name,
@@ -94,7 +94,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
 
 
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
-    """Let a pruned trial whose checkpoints were given up be as it was."""
+    """Restore a pruned trial whose checkpoints were given up from its spec."""
     for fold, history in released.histories.items():
         trained = Trained(
             experiment=name,
@@ -110,7 +110,7 @@ def _take_over_released(queue: Queue, name: str, released: Released, *, now: flo
 
 
 def is_sound(manifest: Manifest, source: str) -> bool:
-    """Whether a manifest says how its experiment was enqueued, in a form that can be trusted."""
+    """Whether a manifest has a valid record of how its experiment was enqueued."""
     try:
         if manifest.enqueued is None:
             return False

@@ -1,9 +1,9 @@
 """Resume a project on a mount where the last session left it.
 
-A live folder that is new gets the newest whole snapshot of the queue. Then, and whenever other sessions work beside
-this one, everything that is published is held against the live state: experiments that only another database knows
-are enqueued, folds whose accepted chain is further than here are taken over, with files verified, results too. What
-the queue says beyond the files that exist is queued again.
+A new live folder gets the newest intact snapshot of the queue. Then, and whenever other sessions work beside this one,
+everything published is compared with the live state. Experiments that only another database has are enqueued. Folds
+whose accepted chain is further are adopted, with verified files and results. What the queue has recorded beyond the
+existing files is queued again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def enter(
     reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
-        # A queue made of what is published would hide that files are an archive's, and files of before.
+        # A queue made from the mount would hide that some files are the archive's and others are older.
         if not project.queue_db.exists() and cut_off_restore(project) is None:
             reentry.restore()
         remember_root(project)
@@ -67,10 +67,10 @@ def enter(
 
 
 class Reentry:
-    """Takes what is published over into the live folder of one project.
+    """Adopts what is published into the live folder of one project.
 
     Args:
-        note: told, in a sentence, what a person should know.
+        note: called with sentences for the user.
     """
 
     def __init__(self, project: ProjectFolder, drive: Drive, *, note: Callable[[str], None], clock: Clock) -> None:
@@ -81,7 +81,7 @@ class Reentry:
         self._snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
-        """Remember a file of the mount that is not whole, and say so once. It stays: it may still be on its way."""
+        """Note a damaged file of the mount once. It stays, since its upload may still be running."""
         if self._found is not None:
             self._found[path] = why
         else:
@@ -89,7 +89,7 @@ class Reentry:
 
     @contextmanager
     def _remembering_at_once(self) -> Iterator[None]:
-        """What is found damaged within is written once: after a month of lost machines there may be hundreds."""
+        """Write all damaged files found in the block at once: after a month of lost machines there may be hundreds."""
         if self._found is not None:
             yield
             return
@@ -114,10 +114,10 @@ class Reentry:
         return self._folds[identity]
 
     def restore(self, *, from_snapshot: bool = True, further: Callable[[Queue], None] = lambda _queue: None) -> None:
-        """Make the live queue: from the newest whole snapshot, or empty, and then from everything newer.
+        """Make the live queue: from the newest intact snapshot, or empty, and then from everything newer.
 
         Args:
-            further: puts into it what is known beside that.
+            further: adds anything else to it.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None
@@ -150,12 +150,12 @@ class Reentry:
         by: str = "restore",
         on_taken: Callable[[tuple[int, int]], None] = lambda _fold: None,
     ) -> None:
-        """Hold everything published against the live state, and take over what is further.
+        """Compare everything published with the live state, and adopt what is further.
 
         Args:
-            at_start: also put back what the queue says beyond the files that exist.
-            on_taken: told (experiment id, fold) of each fold whose checkpoints were taken over; the mount may fail
-                after that.
+            at_start: also queue again what the queue has recorded beyond the existing files.
+            on_taken: called with (experiment id, fold) for each fold whose checkpoints were adopted, also if the mount
+                fails later.
         """
         with self._remembering_at_once():
             self._reconcile(queue, at_start, by, on_taken)
@@ -194,14 +194,14 @@ class Reentry:
         enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
-        with contextlib.suppress(QueueError):  # of other crystals: then the session's own `prepare` says so
+        with contextlib.suppress(QueueError):  # of other crystals: the session's own `prepare` reports that
             queue.adopt_result(
                 experiment.name, Kind.PREPARE, result=result, source="the mount", now=self._clock.now(), by=by
             )
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         if experiment.is_released:
-            return False  # its spec keeps what there was
+            return False  # its spec has the results
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
         here = Commits(in_folder(folder), identity)
@@ -218,7 +218,7 @@ class Reentry:
         try:
             contents = [(commit, published.checkpoint(commit)) for commit in chain]
         except Damaged:
-            return False  # it was whole a moment ago; the next time decides
+            return False  # it was intact a moment ago; try again next time
         taken = queue.adopt(
             trained_by(experiment, fold, manifest),
             now=self._clock.now(),
@@ -231,7 +231,7 @@ class Reentry:
         return taken
 
     def _take_over(self, here: Commits, folder: Path, chain: list[tuple[Commit, bytes]]) -> None:
-        """Put a chain's commits into the live folder; what is there of another line is kept aside."""
+        """Copy a chain's commits into the live folder, and move commits of another line aside."""
         newest = chain[-1][0].manifest
         on_line = {one.base for one in here.commits() if newest.continues(one.manifest)}
         for stem in here.bases():

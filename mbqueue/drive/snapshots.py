@@ -1,8 +1,8 @@
-"""Sealed snapshots of the queue's database: taken while it is used, published as a file that never changes, and
-checked as the untrusted data that they are before one is ever used.
+"""Snapshots of the queue's database: taken while it is in use, published as files that never change, and checked as
+untrusted data before use.
 
-Names on the mount: NUMBER-DATABASE-HASH.db and .json beside it, written last. DATABASE is the id of the live database
-that it was taken of, NUMBER grows with every snapshot that its database knows of, HASH begins the manifest's SHA-256.
+Names on the mount: NUMBER-DATABASE-HASH.db, and a .json beside it that is written last. DATABASE is the id of the live
+database, NUMBER grows with every snapshot that the database knows of, and HASH begins the manifest's SHA-256.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 
 FORMAT = 1
-#: So many snapshots of one line of databases are kept, besides those that are not settled yet.
+#: Snapshots of one line of databases to keep, besides those that are not settled yet.
 KEPT = 3
 #: No snapshot is larger: a queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
-#: Checking a snapshot must not take longer than this, whatever is in it; one of more than so many bytes may, in
-#: proportion.
+#: Seconds that checking a snapshot may take, whatever is in it; more in proportion above this many bytes.
 CHECK_SECONDS = 120.0
 _CHECKED_IN_TIME = 64 << 20
 
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
-#: What PostgreSQL holds.
+#: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
 #: Seconds since the epoch, in the year 8307: later ones have no date.
 _LATEST = 2e11
@@ -52,7 +51,7 @@ _MOST_SNAPSHOTS = 10**8 - 1
 
 
 class DamagedSnapshot(QueueError):
-    """A file that is no whole snapshot of a queue's database."""
+    """A file is no intact snapshot of a queue's database."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +59,11 @@ class Listing:
     """The manifest of a snapshot.
 
     Attributes:
-        number: grows along a line of databases.
+        number: grows along the line of databases.
         database: id of the live database.
         ancestry: database id → number of the snapshot from which a later database of this line continues.
         experiments: what `mbqueue recover` needs of each: spec, results_dir, priority, enqueued_at, prepare.
-        last_event: id of the database's last event; only one with more events is worth another snapshot.
+        last_event: id of the database's last event; another snapshot is due only after a later one.
     """
 
     number: int
@@ -79,11 +78,11 @@ class Listing:
     format: int = FORMAT
 
     def continues(self, other: Listing) -> bool:
-        """Whether everything that the other snapshot knows was known to the database of this one."""
+        """Whether this snapshot's database knew everything in the other snapshot."""
         return self.knew(other.number, other.database)
 
     def knew(self, number: int, database: str) -> bool:
-        """Whether the snapshot of that number of a database is this one, or one before it on its line."""
+        """Whether that number of a database is this snapshot, or an earlier one on its line."""
         return number <= (self.number if database == self.database else self.ancestry.get(database, -1))
 
 
@@ -97,10 +96,10 @@ class PublishedSnapshot:
 
 
 def take(queue_db: Path, target: Path) -> None:
-    """Copy a database that may be in use into one file, whole and checked.
+    """Copy a database that may be in use into one file, and check the copy.
 
     Raises:
-        QueueError: when the copy is not whole, or there is no room for it.
+        QueueError: if the copy is damaged, or the disk is full.
     """
     target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +120,11 @@ def take(queue_db: Path, target: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Make sure that a file is a whole database of this program and nothing else; runs nothing that is in it.
+    """Check that a file is an intact database of mbqueue and nothing else, without running anything in it.
 
     Raises:
-        DamagedSnapshot: when it is not.
-        SchemaTooNew: when a newer mbqueue wrote it.
+        DamagedSnapshot: if it is not.
+        SchemaTooNew: if a newer mbqueue wrote it.
     """
     size = path.stat().st_size
     deadline = time.monotonic() + CHECK_SECONDS * max(1.0, size / _CHECKED_IN_TIME)
@@ -155,7 +154,7 @@ def check(path: Path) -> None:
 
 
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
-    """What is wrong with a database before its rows are looked at, or None."""
+    """What is wrong with the structure of a database, or None."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
@@ -173,7 +172,7 @@ def _job(row: sqlite3.Row) -> None:
         raise TypeError(f"{job.label} has a result that is none")
 
 
-#: Everything that is read of a queue, and how.
+#: Queries for all rows that are ever read, with the readers of a row.
 _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
     ("SELECT * FROM experiments", Experiment.from_row),
     ("SELECT * FROM sessions", SessionRow.from_row),
@@ -183,7 +182,7 @@ _ROWS: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
 
 
 def _check_rows(db: sqlite3.Connection) -> None:
-    """Read every row as this program will, so that what breaks a reader breaks it here."""
+    """Read every row as mbqueue will later, so that a broken row fails here."""
     db.row_factory = sqlite3.Row
     for statement, read in _ROWS:
         for row in db.execute(statement):
@@ -196,7 +195,7 @@ def _check_rows(db: sqlite3.Connection) -> None:
 
 
 def check_experiment(name: object, results_dir: object, *, source: str) -> None:
-    """Refuse names that would lead out of the project.
+    """Refuse names that lead out of the project.
 
     Raises:
         DamagedSnapshot: for such a name.
@@ -212,7 +211,7 @@ class Snapshots:
     """The snapshots on a mount.
 
     Args:
-        on_damaged: told the path and the reason of each file that is not what it should be, once each.
+        on_damaged: called once with the path and the reason for each damaged file.
     """
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
@@ -222,7 +221,7 @@ class Snapshots:
         self._seen_at: dict[str, float] = {}
 
     def listed(self) -> list[PublishedSnapshot]:
-        """Every snapshot with a whole manifest, the oldest first. The databases are not looked at."""
+        """Every snapshot with an intact manifest, the oldest first. Databases are not read."""
         found = {}
         for name in self._drive.names(PUBLISHED_SNAPSHOTS):
             match = _NAME.fullmatch(name)
@@ -235,10 +234,10 @@ class Snapshots:
         return sorted(found.values(), key=lambda one: (one.listing.number, one.listing.taken_at, one.listing.sha256))
 
     def fetch_newest(self, target: Path) -> PublishedSnapshot | None:
-        """Copy the newest snapshot that is whole to a local file; None when there is none.
+        """Copy the newest intact snapshot to a local file; None if there is none.
 
         Raises:
-            SchemaTooNew: when a newer mbqueue wrote it: an older one must not be taken instead.
+            SchemaTooNew: if a newer mbqueue wrote it: an older one must not be used instead.
         """
         for snapshot in reversed(self.listed()):
             listing = snapshot.listing
@@ -258,7 +257,7 @@ class Snapshots:
         return None
 
     def publish(self, local: Path, facts: Mapping[str, Any]) -> PublishedSnapshot:
-        """Write a snapshot and then its manifest to the mount, both read back."""
+        """Write a snapshot and then its manifest to the mount, and read both back."""
         content = local.read_bytes()
         listing = Listing(**facts, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         text = (json.dumps(asdict(listing), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
@@ -268,7 +267,7 @@ class Snapshots:
         try:
             self._drive.write_new(f"{base}.json", text)
         except BaseException:
-            # The next try has another time in its manifest, and so another name.
+            # The next attempt has another time in its manifest, and so another name.
             with contextlib.suppress(OSError):
                 self._drive.remove(f"{base}.db")
             raise
@@ -276,10 +275,10 @@ class Snapshots:
         return self._known[base]
 
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
-        """Remove those that a published snapshot continues, except the newest few that have been there long enough.
+        """Remove snapshots that a published one continues, except the newest few settled ones.
 
-        What is before those few on their line goes too when it is no whole snapshot: a database whose session died
-        before it wrote the manifest, a second file of one name.
+        Damaged files before those few on their line are removed too: a database whose session died before it wrote
+        the manifest, or a second file with one name.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.
@@ -290,7 +289,7 @@ class Snapshots:
         kept, oldest = {ours[place].base for place in places}, ours[places[0]].listing.number
         replaced = {one.base for one in ours} - kept
         names = self._drive.names(PUBLISHED_SNAPSHOTS)
-        for suffix in ("json", "db"):  # one whose database is gone must not seem to exist
+        for suffix in ("json", "db"):  # a snapshot without its database must not seem to exist
             for match in filter(None, map(_NAME.fullmatch, names)):
                 base = f"{PUBLISHED_SNAPSHOTS}/{match[1]}-{match[2]}-{match[3]}"
                 is_before = int(match[1]) < oldest and newest.knew(int(match[1]), match[2])
@@ -334,7 +333,7 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     """Check a file's record of an experiment before it is enqueued.
 
     Raises:
-        DamagedSnapshot: when it is not what mbqueue writes, or what only a newer one does.
+        DamagedSnapshot: if mbqueue does not write such a record, or only a newer mbqueue does.
     """
     try:
         spec = parse_spec(one["spec"], source=source)

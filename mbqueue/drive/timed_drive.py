@@ -1,4 +1,4 @@
-"""Reading a mount that may begin to hang at any moment, by threads that are outlived."""
+"""Read a mount that may hang at any moment, in threads that can be abandoned."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Answer = TypeVar("Answer")
 class TimedDrive(Drive):
     """A drive whose reads have a time limit; it cannot be used for writing.
 
-    A thread that is left behind keeps what it reads in the end, so a mount that takes longer than the limit is still
-    read, in a few attempts.
+    An abandoned thread keeps what it finally reads, so a mount that is slower than the limit is still read, in a few
+    attempts.
 
     Args:
-        should_stop: ends the waiting, too.
+        should_stop: ends the waiting when it returns true.
     """
 
     def __init__(self, drive: Drive, *, should_stop: Callable[[], bool]) -> None:
@@ -31,7 +31,7 @@ class TimedDrive(Drive):
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Limit all reads in the block to this time; after it TimeoutError is raised.
+        """Limit all reads in the block together to this time, then raise TimeoutError.
 
         A request to stop raises InterruptedError. Both are OSErrors about the mount, not about a file.
         """
