@@ -105,8 +105,6 @@ class Keeping(OpenedProject):
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
             raise UsageError(f"The argument {wrong}, or sqlite.")
         with open_queue(self.folder) as source:
-            if to == "sqlite" and not self.folder.topology.queue_url:
-                raise UsageError(f"The queue is in a file already, {source.database.name}.")
             there = self._take_along(to)
             if to == "sqlite":
                 return copy_to_file(source, there.queue_db, now=self._clock.now())

@@ -126,7 +126,7 @@ def test_what_the_other_database_cannot_hold_is_refused_and_nothing_is_written(u
 
 
 def test_a_queue_is_not_moved_to_where_it_is_whatever_its_address(used, url, monkeypatch):
-    with pytest.raises(UsageError, match="in a file already"):
+    with pytest.raises(UsageError, match="a file already"):
         Project(used.root).migrate_queue("sqlite")
     with Queue(used.queue_db) as source, pytest.raises(UsageError, match="a file already"):
         copy_to_file(source, used.queue_db, now=15.0)
