@@ -123,7 +123,7 @@ class InvalidCrystals(DataError):
         rest = len(self.offenders) - self.LISTED
         more = f"\n  … and {rest} more" if rest > 0 else ""
         self.columns = columns
-        read = f"Of these columns: {columns}.\n" if columns else ""
+        read = f"The columns were: {columns}.\n" if columns else ""
         super().__init__(
             f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n{read}"
             "Fix them, or leave them out and list them: drop_invalid = true in [data] of an experiment "

@@ -89,7 +89,8 @@ class Columns:
             if wanted and chosen is None:
                 raise DataError(f"{source} has no column {wanted}, which was named as the {what} column. {there}")
         if structures and self.structure is None:
-            raise DataError(f"{source} has no column {' or '.join(structures)}. {there}")
+            separated = " Separate its columns by commas." if len(told) == 1 and re.search(r"[;\t|]", told[0]) else ""
+            raise DataError(f"{source} has no column {' or '.join(structures)}. {there}{separated}")
         self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:

@@ -141,7 +141,8 @@ def load(
         reader(gatherer, columns, path, progress)
         columns.close(str(path))
     if gatherer.offenders and not drop_invalid:
-        raise InvalidCrystals(name_or_path, gatherer.offenders, columns.described(gatherer.crystals().targets))
+        told = "" if columns.structure is None else columns.described(gatherer.crystals().targets)
+        raise InvalidCrystals(name_or_path, gatherer.offenders, told)
     if not len(gatherer):
         raise DataError(f"{path} holds no crystal that can be used.")
     crystals = gatherer.crystals()

@@ -173,7 +173,7 @@ def test_a_missing_target_is_not_filled_from_another_column(tmp_path):
     with pytest.raises(InvalidCrystals) as caught:
         load(path)
     assert reasons(caught) == {"b": "the target is missing"}
-    assert "Of these columns: target: e_form, 1 values from −2.1 to −2.1 (not target;" in str(caught.value)
+    assert "The columns were: target: e_form, 1 values from −2.1 to −2.1 (not target;" in str(caught.value)
     kept = load(path, drop_invalid=True)
     assert kept.crystals.targets.tolist() == [-2.1]
     assert kept.columns.startswith("target: e_form, 1 values from −2.1 to −2.1 (not target; --target-column chooses)")
@@ -471,6 +471,14 @@ def atoms_of(name: str, target: float):
     atoms = AseAtomsAdaptor.get_atoms(CRYSTALS[name], msonable=False)
     atoms.info = {"material_id": name, "e_form": target}
     return atoms
+
+
+def test_a_frame_of_xyz_that_gives_one_key_twice_is_refused(tmp_path):
+    text = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 id={} e_form=-1 note="a=1 a=2" {}\nFe 0 0 0\n'
+    (tmp_path / "t.extxyz").write_text(text.format("a", "") + text.format("b", "e_form=5") + text.format("c", ""))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.extxyz"))
+    assert reasons(caught) == {"b": "its comment line gives e_form twice; remove one of the two"}
 
 
 @pytest.mark.parametrize("form", ["t.extxyz", "t.xyz"])
