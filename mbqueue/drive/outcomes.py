@@ -21,6 +21,7 @@ from mbqueue.drive.published import experiment_folders
 from mbqueue.drive.reading import NOT_OURS, Reader
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.project import PUBLISHED_OUTCOMES
+from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Experiment, Job, Kind, State, history_row
 from mbqueue.results.record import RESULTS_FILE, recorded_names
 from mbqueue.results.tables import fold_files
@@ -44,6 +45,13 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
         "enqueued_at": experiment.enqueued_at,
         "prepare": None if prepare is None else dict(prepare),
     }
+
+
+def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
+    """What else a listing says of a pruned trial: ``pruned``, the reason. Commits do not tell that."""
+    record = next(job for job in jobs if job.kind is Kind.RECORD)
+    is_pruned = record.state is State.SKIPPED and record.changed_why.startswith(PRUNED)
+    return {"pruned": record.changed_why} if is_pruned else {}
 
 
 @dataclass(frozen=True, kw_only=True)

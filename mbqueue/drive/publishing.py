@@ -29,6 +29,7 @@ from mbqueue.drive.outcomes import (
     enqueued_facts,
     histories_of,
     result_files,
+    why_pruned,
 )
 from mbqueue.drive.publish_times import NoTime, Pace, Rounds
 from mbqueue.drive.reentry import Reentry
@@ -235,7 +236,7 @@ class Publisher:
             facts = {}
             for name, experiment in experiments.items():
                 prepare = next((job.result for job in jobs[name] if job.kind is Kind.PREPARE), None)
-                facts[name] = enqueued_facts(experiment, prepare)
+                facts[name] = enqueued_facts(experiment, prepare) | why_pruned(jobs[name])
                 for fold in experiment.spec["folds"]:
                     newest, others = self._publish_fold(experiment, fold)
                     aside += others

@@ -163,6 +163,7 @@ class Reentry:
     def _reconcile(self, queue: Queue, at_start: bool, by: str, on_taken: Callable[[tuple[int, int]], None]) -> None:
         for facts in self._known_experiments():
             self._enqueue(queue, facts, by)
+        pruned = self._pruned_elsewhere()
         for experiment in queue.experiments():
             for outcome in self._outcomes.listed(experiment.name):
                 if outcome.kind == Kind.PREPARE and outcome.spec_hash == experiment.spec_hash:
@@ -171,6 +172,19 @@ class Reentry:
                 if self._fold(queue, experiment, fold, at_start, by):
                     on_taken((experiment.id, fold))
             self._results(queue, experiment, at_start, by)
+            # One that a person has resumed here stays as it is.
+            if experiment.name in pruned and not experiment.spec.get("trial", {}).get("kept", True):
+                queue.prune(experiment.name, why=pruned[experiment.name], now=self._clock.now(), by=by)
+
+    def _pruned_elsewhere(self) -> dict[str, str]:
+        """Pruned trial → the reason, by the newest listing of each database."""
+        newest = {one.listing.database: one.listing for one in self._snapshots.listed()}
+        return {
+            one["spec"]["name"]: one["pruned"]
+            for listing in newest.values()
+            for one in listing.experiments
+            if "pruned" in one
+        }
 
     def _known_experiments(self) -> list[Mapping[str, Any]]:
         """The mount's records of experiments, oldest first: in snapshots, listings and manifests."""

@@ -26,6 +26,7 @@ from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import NAME_PATTERN, PUBLISHED_SNAPSHOTS
 from mbqueue.queue import sqlite_schema
+from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.jobs import Event, Experiment, Job, SessionRow
 from mbqueue.queue.schema import SCHEMA_VERSION
 from mbqueue.storage.mounted import Drive
@@ -341,6 +342,7 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
         is_known = isinstance(one["priority"], int) and abs(one["priority"]) <= _MOST_URGENT
         is_known = is_known and _is_time(one["enqueued_at"])
         is_known = is_known and (one["prepare"] is None or isinstance(one["prepare"]["dataset_hash"], str))
+        is_known = is_known and one.get("pruned", PRUNED).startswith(PRUNED)
     except DamagedSnapshot:
         raise
     except NOT_OURS as error:

@@ -6,7 +6,7 @@ the queue lets exist once. It is judged in the transaction that commits its epoc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,24 +31,8 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
         SearchUnavailable: when a search wants one, and Optuna is not installed.
         SpecError: when the spec refuses whatever a sampler draws.
     """
-    newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
-    for experiment in queue.trials():
-        trial = experiment.spec["trial"]
-        newest[trial["search"]["name"]] = (trial["number"], trial["search"])
-    wanting = {
-        name: search
-        for name, (number, search) in newest.items()
-        if not search["trials"] or number + 1 < search["trials"]
-    }
-    if not wanting:
-        return []
-    overview = queue.overview(now=now)
-    sessions = max(1, sum(session["state"] == "live" for session in overview["sessions"]))
     begun = []
-    for name, content in wanting.items():
-        search, trials = Search.model_validate(content), trials_of(overview, name)
-        if not _wants_another(search, trials, sessions):
-            continue
+    for search, trials in _wanting(queue, now):
         spec = trial_spec(search, trials)
         if spec is None:
             continue
@@ -61,6 +45,32 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
         if outcome.outcome is Outcome.CREATED:
             begun.append(spec.name)
     return begun
+
+
+def wants_trial(queue: Queue, *, now: float) -> bool:
+    """Whether any search wants another trial now."""
+    return any(True for _ in _wanting(queue, now))
+
+
+def _wanting(queue: Queue, now: float) -> Iterator[tuple[Search, list[Trial]]]:
+    """The searches that want another trial, with the trials that they have."""
+    newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for experiment in queue.trials():
+        trial = experiment.spec["trial"]
+        newest[trial["search"]["name"]] = (trial["number"], trial["search"])
+    wanting = {
+        name: search
+        for name, (number, search) in newest.items()
+        if not search["trials"] or number + 1 < search["trials"]
+    }
+    if not wanting:
+        return
+    overview = queue.overview(now=now)
+    sessions = max(1, sum(session["state"] == "live" for session in overview["sessions"]))
+    for name, content in wanting.items():
+        search, trials = Search.model_validate(content), trials_of(overview, name)
+        if _wants_another(search, trials, sessions):
+            yield search, trials
 
 
 def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:

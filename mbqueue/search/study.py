@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 #: Trials that are drawn at random before TPE begins to learn from them: a third of all, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: So often are settings drawn anew that the spec refuses together.
-_MOST_DRAWS = 50
+#: So often are settings drawn anew that the spec refuses together; after so many, at random, since a sampler that has
+#: learnt from few results may insist on what is refused. A grid does not insist.
+_MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
 #: Samplers that count what they have drawn: the study is brought about again as it came about.
 _COUNTING = {"qmc", "cmaes"}
 
@@ -94,6 +95,8 @@ def _drawn(optuna: Any, search: Search, trials: Sequence[Trial], draw: int) -> d
     study = optuna.create_study(study_name=search.name, sampler=_sampler(optuna, search, seed))
     for trial in trials:
         _add(optuna, study, search, trial)
+    if draw >= _STUBBORN_DRAWS and search.sampler != "grid":
+        study.sampler = optuna.samplers.RandomSampler(seed=seed)
     asked = study.ask()
     settings: dict[str, Value] = {}
     for key, setting in search.space.items():

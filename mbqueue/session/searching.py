@@ -19,8 +19,16 @@ RELEASE_SECONDS = 600.0
 
 
 def begin_trials(place: Workplace) -> None:
-    """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run."""
+    """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run.
+
+    Of sessions with other databases on one drive, only the one that started first does it. Otherwise two could give one
+    number to different settings. The others learn of its trials from its snapshots.
+    """
     now = place.clock.now()
+    earlier = place.publisher is not None and any(one.session.id < place.session for one in place.publisher.others)
+    place.is_search_left_to_others = earlier and steps.wants_trial(place.queue, now=now)
+    if earlier:
+        return
     day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
     try:
         begun = steps.begin_trials(

@@ -233,11 +233,12 @@ def _loop(place: Workplace, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         outlook = queue.outlook(now=clock.now())
         idle_since = clock.monotonic() if idle_since is None else idle_since
         active = place.publisher.active_others if place.publisher is not None else []
-        if active and not (options.forever or outlook.leased or outlook.delayed or outlook.is_exhausted):
+        is_exhausted = outlook.is_exhausted and not place.is_search_left_to_others
+        if active and not (options.forever or outlook.leased or outlook.delayed or is_exhausted):
             names = ", ".join(other.session.id for other in active)
             why = f"other sessions are doing what is left: {names}"
             return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
-        if outlook.is_exhausted and not options.forever:
+        if is_exhausted and not options.forever:
             ending = _idle_ending(place)
             return ending, StopCause(StopKind.EXHAUSTED, ending.value)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:

@@ -46,6 +46,7 @@ class Workplace:
         jobs_done: jobs that the session committed; max_jobs: it stops after this many, None for no limit.
         has_saved: whether a part of a job was saved.
         is_search_stuck: whether a search wants another trial but cannot begin it.
+        is_search_left_to_others: whether a search wants another trial, which a session on another machine begins.
         released_at: when the session last looked for trials whose checkpoints are to be removed; monotonic seconds.
     """
 
@@ -64,6 +65,7 @@ class Workplace:
     jobs_done: int = field(default=0, init=False)
     has_saved: bool = field(default=False, init=False)
     is_search_stuck: bool = field(default=False, init=False)
+    is_search_left_to_others: bool = field(default=False, init=False)
     released_at: float | None = field(default=None, init=False)
     _next_lease: Lease | None = field(default=None, init=False)
     _given_back: set[tuple[int, str]] = field(default_factory=set, init=False)

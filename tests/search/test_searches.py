@@ -85,6 +85,11 @@ def test_one_session_does_a_search_to_its_end_and_ends_most_trials_early(queue):
     assert best.state is TrialState.DONE
 
 
+def test_a_sampler_that_insists_on_settings_that_the_experiment_refuses_does_not_end_the_search(queue):
+    # With 4 epochs, unfreeze_epochs = 4 is refused.
+    assert len(searched(queue, make_search(epochs=4, reduction=2, trials=8))) == 8
+
+
 def test_of_a_pruned_trial_all_that_is_left_is_skipped_with_the_reason(queue):
     pruned = next(trial for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED)
     jobs = queue.jobs(experiment=pruned.experiment)
