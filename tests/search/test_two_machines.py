@@ -17,6 +17,7 @@ from mbqueue.experiment import Spec
 from mbqueue.project import ProjectFolder, Settings, init_project
 from mbqueue.queue.edges import PRUNED
 from mbqueue.queue.store import Queue
+from mbqueue.search import steps
 from mbqueue.search.trials import TrialState, trials_of
 from mbqueue.session import train
 
@@ -82,12 +83,21 @@ def start_two(root: Path, tmp_path: Path, clock: ManualClock) -> list[SteppedSes
 
 def test_two_machines_with_one_drive_share_a_search_and_neither_lose_nor_double_a_trial(root, tmp_path, clock):
     first, second = start_two(root, tmp_path, clock)
-    work_by_turns(clock, [first, second])
+    begun, begin = set(), steps.begin_trials
+
+    def noted(queue: Queue, **options: Any) -> list[str]:
+        names = begin(queue, **options)
+        begun.update({options["by"]} if names else ())
+        return names
+
+    with mock.patch.object(steps, "begin_trials", noted):
+        work_by_turns(clock, [first, second])
     ours = known(first)
     assert ours == known(second)
     assert epochs(ours) == ENDED
     assert {name for name, (_, state, _) in ours.items() if state is TrialState.PRUNED} == PRUNED_TRIALS
     assert min(first.commits, second.commits) > 0
+    assert begun == {first.id}, "the second could have drawn other settings for the same number"
     # A drive excludes nobody: until the two meet, both may train an epoch of one trial.
     assert first.steps_trained + second.steps_trained < 1.5 * sum(ENDED.values()) * STEPS
     for session in (first, second):
