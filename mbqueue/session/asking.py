@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mbqueue.experiment import Spec
 from mbqueue.queue.jobs import Experiment, Job
 from mbqueue.session.loaded import Loaded
-from mbqueue.session.workplace import Workplace
+from mbqueue.session.session import Session
 from mbqueue.train.backbone import kinds_needed
 from mbqueue.train.conditions import Conditions
 from mbqueue.train.family import family_of
@@ -38,7 +38,7 @@ class Question:
     what: str
 
 
-def ask(place: Workplace, loaded: Loaded, job: Job, experiment: Experiment, question: Question) -> NDArray[np.float64]:
+def ask(session: Session, loaded: Loaded, job: Job, experiment: Experiment, question: Question) -> NDArray[np.float64]:
     """Predictions of the rows, [N], in the target's unit.
 
     Args:
@@ -55,8 +55,8 @@ def ask(place: Workplace, loaded: Loaded, job: Job, experiment: Experiment, ques
     loaded.await_kernels()
     feed = feed_of(spec, family, data.crystals, data.graphs, frozen)
     extra = {**data.fingerprint, "frozen": None if frozen is None else frozen.digest(kinds_needed(spec))}
-    memory_file = place.project.device_limits
-    conditions = Conditions(spec, loaded.device, memory_file=memory_file, extra=extra, on_note=place.note_once)
+    memory_file = session.project.device_limits
+    conditions = Conditions(spec, loaded.device, memory_file=memory_file, extra=extra, on_note=session.note_once)
     assert job.fold is not None
     inference = Inference(
         spec,
@@ -66,18 +66,18 @@ def ask(place: Workplace, loaded: Loaded, job: Job, experiment: Experiment, ques
         data.crystals,
         conditions=conditions,
         device=loaded.device,
-        clock=place.clock,
-        on_note=place.note_once,
+        clock=session.clock,
+        on_note=session.note_once,
     )
     inference.check_kernels(question.rows)
     found = inference.predict(
         family.load_model(question.model),
         question.rows,
         strains=spec.train.test_strains,
-        should_stop=place.should_stop,
-        on_progress=place.progress_of(job, question.what),
+        should_stop=session.should_stop,
+        on_progress=session.progress_of(job, question.what),
         keep_in=question.keep_in,
     )
     if found is None:
-        raise place.stopped()
+        raise session.stopped()
     return found

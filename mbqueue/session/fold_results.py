@@ -22,8 +22,8 @@ from mbqueue.results.tables import (
     write_history,
     write_predictions,
 )
+from mbqueue.session.session import Session
 from mbqueue.session.shared_results import send_results
-from mbqueue.session.workplace import Workplace
 from mbqueue.task import target_of
 
 
@@ -46,7 +46,7 @@ class FoldResults:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
+def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
     """Write the fold's files, commit the job, and return the score in words.
 
     The files are written in a separate folder and renamed while the lease is known to be held, the predictions last.
@@ -56,7 +56,7 @@ def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: F
     """
     fold, spec = lease.job.fold, experiment.spec
     assert fold is not None
-    folder = place.project.working_results(experiment.results_dir)
+    folder = session.project.working_results(experiment.results_dir)
     staging = folder / f"{TEMP_PREFIX}fold_{fold}-fence_{lease.fence}"
 
     def sweep() -> None:
@@ -64,7 +64,7 @@ def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: F
             # Left by a session that died, or that lost this job and may not publish any more.
             shutil.rmtree(left_over, ignore_errors=True)
 
-    place.while_held(lease, sweep)
+    session.while_held(lease, sweep)
     make_folder(staging)
     try:
         if found.model is not None:
@@ -86,9 +86,9 @@ def commit_fold(place: Workplace, lease: Lease, experiment: Experiment, found: F
             **found.more,
             "files": facts,
         }
-        if place.store is not None:
-            send_results(place.store, experiment.name, staging, facts)
-        place.commit(lease, result=result, publish=publish)
+        if session.store is not None:
+            send_results(session.store, experiment.name, staging, facts)
+        session.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     target = target_of(spec)

@@ -24,20 +24,20 @@ from mbqueue.train.frozen import FrozenBackbone
 from mbqueue.train.shared_frozen import fetch_shards, send_shards
 
 if TYPE_CHECKING:
-    from mbqueue.session.workplace import Workplace
+    from mbqueue.session.session import Session
 
 
 class Loaded:
     """What one session keeps loaded on its device, so the next epoch finds the model there.
 
     Args:
-        place: the session that it is loaded for: its queue, its files and when it must stop.
+        session: the one that it is loaded for: its queue, its files and when it must stop.
         copies: keeps the crystals for other machines.
     """
 
-    def __init__(self, place: Workplace, device: torch.device, *, compiling: Compiling, copies: CrystalCopies) -> None:
+    def __init__(self, session: Session, device: torch.device, *, compiling: Compiling, copies: CrystalCopies) -> None:
         self.device = device
-        self._place, self._compiling, self._copies = place, compiling, copies
+        self._session, self._compiling, self._copies = session, compiling, copies
         self._data: LoadedData | None = None
         self._fold: tuple[tuple[int, int], FoldRun] | None = None
 
@@ -56,19 +56,19 @@ class Loaded:
         if data is None or data.wanted != spec.data or data.crystals.hash != experiment.dataset_hash:
             self._fold, self._data = None, None
             data = load_data(
-                self._place.project,
+                self._session.project,
                 spec.data,
                 seed=spec.seed,
                 target=spec.predicts,
                 dataset_hash=experiment.dataset_hash,
-                progress=lambda what: self._place.stoppable_progress_of(job, what),
-                should_stop=self._place.should_stop,
-                note=self._place.report.note,
-                store=self._place.store,
+                progress=lambda what: self._session.stoppable_progress_of(job, what),
+                should_stop=self._session.should_stop,
+                note=self._session.report.note,
+                store=self._session.store,
                 keep=self._copies.keep,
             )
             if data is None:
-                raise self._place.stopped()
+                raise self._session.stopped()
             self._data = data
         return data
 
@@ -78,19 +78,19 @@ class Loaded:
         Raises:
             Stopped: finished shards are kept.
         """
-        frozen = open_frozen(spec, data.crystals, self._place.project.cache_dir)
+        frozen = open_frozen(spec, data.crystals, self._session.project.cache_dir)
         with building(frozen.folder):
             self._complete(frozen, job, spec, data)
         return frozen
 
     def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
-        advanced = self._place.progress_of(job, "pretrained energies")
-        if self._place.store is not None:  # also replaces local outputs that differ from those that all others use
+        advanced = self._session.progress_of(job, "pretrained energies")
+        if self._session.store is not None:  # also replaces local outputs that differ from those that all others use
             fetch_shards(
-                self._place.store,
+                self._session.store,
                 frozen,
                 kinds_needed(spec),
-                should_stop=self._place.should_stop,
+                should_stop=self._session.should_stop,
                 on_progress=lambda progress: advanced(progress.done, progress.total),
             )
         if not is_prepared(spec, frozen):
@@ -99,35 +99,37 @@ class Loaded:
                 data.graphs,
                 frozen,
                 device=self.device,
-                should_stop=self._place.should_stop,
+                should_stop=self._session.should_stop,
                 on_progress=lambda progress: advanced(progress.done, progress.total),
-                on_note=self._place.note_once,
+                on_note=self._session.note_once,
             )
             if not finished:
-                raise self._place.stopped()
-        store = self._place.store if job.kind is Kind.PREPARE else None
-        should_stop = self._place.should_stop
+                raise self._session.stopped()
+        store = self._session.store if job.kind is Kind.PREPARE else None
+        should_stop = self._session.should_stop
         if store is not None and not send_shards(store, frozen, kinds_needed(spec), should_stop=should_stop):
-            raise self._place.stopped()
+            raise self._session.stopped()
 
     def place_of(self, identity: Identity) -> Place:
         """The place of a fold's commits."""
-        if self._place.store is not None:
-            return in_store(self._place.store, identity)
-        return in_folder(self._place.project.checkpoints_dir(identity.experiment, identity.fold))
+        if self._session.store is not None:
+            return in_store(self._session.store, identity)
+        return in_folder(self._session.project.checkpoints_dir(identity.experiment, identity.fold))
 
     def _checkpoints(self, lease: Lease, experiment: Experiment, fold: int) -> Checkpoints:
         identity = experiment.identity(fold)
-        folder = self._place.project.checkpoints_dir(experiment.name, fold)
+        folder = self._session.project.checkpoints_dir(experiment.name, fold)
         return Checkpoints(
             self.place_of(identity),
             identity,
-            lambda stem, why: self._place.damaged(lease, f"{stem} was set aside: {why}"),
-            near=None if self._place.store is None else folder,
-            mirror=None if self._place.publisher is None else PublishedFold(Drive(self._place.project.root), identity),
-            note=self._place.report.note,
+            lambda stem, why: self._session.damaged(lease, f"{stem} was set aside: {why}"),
+            near=None if self._session.store is None else folder,
+            mirror=None
+            if self._session.publisher is None
+            else PublishedFold(Drive(self._session.project.root), identity),
+            note=self._session.report.note,
             enqueued=enqueued_facts(experiment, self._prepared(experiment)),
-            hold_on=self._place.hold_on,
+            hold_on=self._session.hold_on,
         )
 
     @property
@@ -141,7 +143,7 @@ class Loaded:
 
     def is_kept_for_others(self) -> bool:
         """Wait until other machines have the crystals, or cannot get them; False when asked to stop before that."""
-        return self._copies.settled(self._place.should_stop)
+        return self._copies.settled(self._session.should_stop)
 
     def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:
         """The lease's fold, ready to train or predict; kept for the next job."""
@@ -154,7 +156,7 @@ class Loaded:
                 self._compiling.also(spec.train.precision)
             data = self.data_for(job, experiment, spec)
             checkpoints = self._checkpoints(lease, experiment, job.fold)
-            self._place.while_held(lease, checkpoints.sweep)
+            self._session.while_held(lease, checkpoints.sweep)
             frozen = self.frozen_for(job, spec, data)
             self.await_kernels()
             self._fold = (
@@ -167,15 +169,15 @@ class Loaded:
                     frozen=frozen,
                     checkpoints=checkpoints,
                     device=self.device,
-                    memory_file=self._place.project.device_limits,
+                    memory_file=self._session.project.device_limits,
                     fingerprint_extra={**data.fingerprint, "frozen": frozen.digest(kinds_needed(spec))},
-                    on_note=self._place.note_once,
-                    clock=self._place.clock,
+                    on_note=self._session.note_once,
+                    clock=self._session.clock,
                 ),
             )
-            self._place.note_on(job, LOADED_NOTE)
+            self._session.note_on(job, LOADED_NOTE)
         return self._fold[1]
 
     def _prepared(self, experiment: Experiment) -> dict[str, Any] | None:
-        jobs = self._place.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
+        jobs = self._session.queue.jobs(experiment=experiment.name, state=State.COMMITTED)
         return next((job.result for job in jobs if job.kind is Kind.PREPARE), None)

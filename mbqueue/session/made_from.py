@@ -19,8 +19,8 @@ from mbqueue.results.weights import fitted_weights
 from mbqueue.session.asking import Question, ask
 from mbqueue.session.fold_results import FoldResults
 from mbqueue.session.loaded import Loaded
+from mbqueue.session.session import Session
 from mbqueue.session.shared_results import fetch_results
-from mbqueue.session.workplace import Workplace
 from mbqueue.train.rows import common_validation, split_rows
 
 
@@ -42,14 +42,14 @@ class _Found:
         return next(job.result for job in of_fold if job.result is not None)
 
 
-def prepare(place: Workplace, spec: Spec) -> dict[str, Any]:
+def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     """The result of the `prepare` job: that of the members, since they have the same crystals.
 
     Raises:
         MembersNotRecorded: when one is not recorded just now; a later attempt may succeed.
         ResultsError: when results of one are damaged, or they are of different crystals.
     """
-    found = _members(place, spec)
+    found = _members(session, spec)
     first, *others = (dict(one.prepared) for one in found)
     for one, other in zip(found[1:], others, strict=True):
         if other["dataset_hash"] != first["dataset_hash"]:
@@ -60,20 +60,20 @@ def prepare(place: Workplace, spec: Spec) -> dict[str, Any]:
     return {key: first[key] for key in ("dataset_hash", "source", "official", "n", "widened", "dropped")}
 
 
-def predict(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec) -> FoldResults:
+def predict(session: Session, loaded: Loaded, lease: Lease, spec: Spec) -> FoldResults:
     """A fold's results.
 
     Raises:
         MembersNotRecorded, ResultsError: as `prepare`.
     """
     assert spec.made_from is not None
-    found = _members(place, spec)
+    found = _members(session, spec)
     if spec.made_from.weights is None:
-        return _again(place, loaded, lease, spec, found[0])
+        return _again(session, loaded, lease, spec, found[0])
     tables = {one.recorded.name: one.recorded.predictions[_fold_of(lease)] for one in found}
     weights, n_validation = dict.fromkeys(tables, 1 / len(tables)), 0
     if spec.made_from.weights == "fitted":
-        weights, n_validation = _fitted(place, loaded, lease, spec, found)
+        weights, n_validation = _fitted(session, loaded, lease, spec, found)
     return _blend(_fold_of(lease), found, tables, weights, n_validation)
 
 
@@ -82,20 +82,20 @@ def _fold_of(lease: Lease) -> int:
     return lease.job.fold
 
 
-def _again(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
+def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
     """Predict the fold's test part under strains with the member's model; history and model are the member's.
 
     Raises:
         Stopped: finished predictions are kept for the next session.
     """
     job, fold = lease.job, _fold_of(lease)
-    experiment, _ = place.experiment_of(job)
+    experiment, _ = session.experiment_of(job)
     crystals = loaded.data_for(job, experiment, spec).crystals
     rows = split_rows(crystals.targets, spec, fold).test
     path = model_file(member.recorded.folder, fold)
-    kept = place.project.predictions_dir(spec.name, f"fold_{fold}")
+    kept = session.project.predictions_dir(spec.name, f"fold_{fold}")
     predicted = ask(
-        place,
+        session,
         loaded,
         job,
         experiment,
@@ -112,7 +112,7 @@ def _again(place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, member: _
 
 
 def _fitted(
-    place: Workplace, loaded: Loaded, lease: Lease, spec: Spec, found: list[_Found]
+    session: Session, loaded: Loaded, lease: Lease, spec: Spec, found: list[_Found]
 ) -> tuple[dict[str, float], int]:
     """The weights that fit a fold's validation crystals best, and the number of these crystals. The test part is not
     used.
@@ -125,12 +125,12 @@ def _fitted(
     """
     assert spec.made_from is not None
     job, fold = lease.job, _fold_of(lease)
-    experiment, _ = place.experiment_of(job)
+    experiment, _ = session.experiment_of(job)
     members = [parse_spec(member.spec, source=member.experiment) for member in spec.made_from.members]
     targets = loaded.data_for(job, experiment, members[0]).crystals.targets
     rows = common_validation(targets, members, fold)
     require_enough(len(rows), len(members), fold=fold)
-    kept = place.project.predictions_dir(spec.name, f"fold_{fold}")
+    kept = session.project.predictions_dir(spec.name, f"fold_{fold}")
     predictions = {}
     for number, (one, member) in enumerate(zip(found, members, strict=True)):
         name = one.recorded.name
@@ -141,7 +141,7 @@ def _fitted(
             keep_in=kept / str(number),
             what=f"validation crystals by {name}",
         )
-        predictions[name] = ask(place, loaded, job, experiment, question)
+        predictions[name] = ask(session, loaded, job, experiment, question)
     weights = fitted_weights(predictions, targets[rows], is_class=spec.predicts.is_class)
     shutil.rmtree(kept, ignore_errors=True)
     return weights, len(rows)
@@ -169,29 +169,29 @@ def _sha256(recorded: Recorded, name: str) -> str:
     return str(recorded.content["run"]["files"][name]["sha256"])
 
 
-def _members(place: Workplace, spec: Spec) -> list[_Found]:
+def _members(session: Session, spec: Spec) -> list[_Found]:
     assert spec.made_from is not None
-    return [_member(place, member, spec) for member in spec.made_from.members]
+    return [_member(session, member, spec) for member in spec.made_from.members]
 
 
-def _member(place: Workplace, member: Member, spec: Spec) -> _Found:
+def _member(session: Session, member: Member, spec: Spec) -> _Found:
     name = member.experiment
-    entry = next((one for one in place.queue.experiments() if one.name == name), None)
+    entry = next((one for one in session.queue.experiments() if one.name == name), None)
     if entry is None or entry.spec_hash != hash_of_spec(member.spec):
         what = "is not in the queue" if entry is None else "has another spec in the queue"
         raise MembersNotRecorded(f"{name}, which {spec.name} is made from, {what}. Enqueue it as it was.")
-    jobs = place.queue.jobs(experiment=name)
+    jobs = session.queue.jobs(experiment=name)
     if not all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs):
         raise MembersNotRecorded(
             f"{name}, which {spec.name} is made from, is not recorded right now. Let sessions finish it, then: "
             f"mbqueue retry {spec.name}"
         )
-    working = place.project.working_results(entry.results_dir)
-    if place.store is not None:
-        fetch_results(place.store, entry, jobs, working)
+    working = session.project.working_results(entry.results_dir)
+    if session.store is not None:
+        fetch_results(session.store, entry, jobs, working)
     is_here = (working / RESULTS_FILE).exists()
     try:
-        recorded = read_recorded(working if is_here else place.project.root / entry.results_dir)
+        recorded = read_recorded(working if is_here else session.project.root / entry.results_dir)
     except ResultsError as error:
         again = f"mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
         raise advised(error, f"Restore it from a copy, or make it again and then {spec.name}: {again}") from None

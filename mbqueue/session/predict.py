@@ -9,10 +9,10 @@ from mbqueue.results.tables import Predictions
 from mbqueue.session import made_from
 from mbqueue.session.fold_results import FoldResults, commit_fold
 from mbqueue.session.loaded import Loaded
-from mbqueue.session.workplace import Workplace
+from mbqueue.session.session import Session
 
 
-def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Predict, write the fold's predictions and model, commit, and return the score in words.
 
     Raises:
@@ -22,18 +22,18 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     """
     job = lease.job
     assert job.fold is not None
-    experiment, spec = place.experiment_of(job)
+    experiment, spec = session.experiment_of(job)
     if spec.made_from is not None:
-        return commit_fold(place, lease, experiment, made_from.predict(place, loaded, lease, spec))
+        return commit_fold(session, lease, experiment, made_from.predict(session, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
-    place.require_epochs(lease, experiment, fold, _trained_epochs(place, experiment.name, job.fold))
+    session.require_epochs(lease, experiment, fold, _trained_epochs(session, experiment.name, job.fold))
     model = fold.best_model()
-    keep_in = place.project.predictions_dir(experiment.name, f"fold_{job.fold}")
+    keep_in = session.project.predictions_dir(experiment.name, f"fold_{job.fold}")
     predicted = fold.predict_test(
-        model, should_stop=place.should_stop, on_progress=place.progress_of(job, "crystals"), keep_in=keep_in
+        model, should_stop=session.should_stop, on_progress=session.progress_of(job, "crystals"), keep_in=keep_in
     )
     if predicted is None:
-        raise place.stopped()
+        raise session.stopped()
     data = loaded.data_for(job, experiment, spec)
     tested = data.crystals.select(fold.rows.test)
     found = FoldResults(
@@ -42,12 +42,12 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
         history=fold.history(),
         absent_elements=fold.absent_elements,
     )
-    told = commit_fold(place, lease, experiment, found)
+    told = commit_fold(session, lease, experiment, found)
     shutil.rmtree(keep_in, ignore_errors=True)
     return told
 
 
-def _trained_epochs(place: Workplace, experiment: str, fold: int) -> int:
+def _trained_epochs(session: Session, experiment: str, fold: int) -> int:
     """The last epoch of the fold that is committed in the queue; 0 if there is none."""
-    jobs = place.queue.jobs(experiment=experiment, fold=fold, state=State.COMMITTED)
+    jobs = session.queue.jobs(experiment=experiment, fold=fold, state=State.COMMITTED)
     return max((job.epoch or 0 for job in jobs if job.kind is Kind.TRAIN), default=0)

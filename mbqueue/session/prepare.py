@@ -10,11 +10,11 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.results.blending import enumerated, members_of
 from mbqueue.session import made_from
 from mbqueue.session.loaded import Loaded
-from mbqueue.session.workplace import Workplace
+from mbqueue.session.session import Session
 from mbqueue.task import Target
 
 
-def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Run the job, commit it, and return a summary.
 
     Raises:
@@ -23,18 +23,18 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
         Stopped: finished shards are kept; the next session does the rest.
     """
     job = lease.job
-    experiment, spec = place.experiment_of(job)
+    experiment, spec = session.experiment_of(job)
     if spec.made_from is not None:
-        found = made_from.prepare(place, spec)
-        place.commit(lease, result=found)
+        found = made_from.prepare(session, spec)
+        session.commit(lease, result=found)
         return f"made from {enumerated(members_of(experiment.spec))}, {found['n']} crystals"
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     loaded.frozen_for(job, spec, data)
     # Machines that share the store may have no other way to these crystals, and rely on the commit. On a drive it is
     # unknown when others will see a file, so there is no wait.
-    if place.store is not None and not loaded.is_kept_for_others():
-        raise place.stopped()
+    if session.store is not None and not loaded.is_kept_for_others():
+        raise session.stopped()
     widened = len(data.graphs.widened())
     result = {
         "dataset_hash": data.crystals.hash,
@@ -44,7 +44,7 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
         "widened": widened,
         "dropped": [list(entry) for entry in data.dropped],
     }
-    place.commit(lease, result=result)
+    session.commit(lease, result=result)
     text = f"{len(data.crystals)} crystals ready, {_told(data.crystals.targets, spec.predicts)}"
     if widened:
         text += f", {widened} with a widened cut-off so that no atom is isolated"

@@ -12,30 +12,30 @@ from mbqueue.results.record import broken_folds, record_experiment
 from mbqueue.results.scores import measures_of
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.record_inputs import fingerprint_changes, record_inputs, written_facts
+from mbqueue.session.session import Rewound, Session
 from mbqueue.session.shared_results import fetch_results, recorded_facts, send_results
-from mbqueue.session.workplace import Rewound, Workplace
 from mbqueue.storage.commits import Commits
 from mbqueue.task import target_of
 
 
-def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Score the folds, write results.json, RESULTS.md and matbench's file, commit, and return the score in words.
 
     Raises:
         Rewound: a fold's files are missing or damaged; it is predicted again, from its checkpoints.
     """
-    experiment, spec = place.experiment_of(lease.job)
-    folder = place.project.working_results(experiment.results_dir)
+    experiment, spec = session.experiment_of(lease.job)
+    folder = session.project.working_results(experiment.results_dir)
     make_folder(folder)
-    if place.store is not None:
+    if session.store is not None:
         try:
-            fetch_results(place.store, experiment, place.queue.jobs(experiment=experiment.name), folder)
+            fetch_results(session.store, experiment, session.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
-            place.report.note(str(error))  # missing files are then made again
-    written = written_facts(place.queue.jobs(experiment=experiment.name))
+            session.report.note(str(error))  # missing files are then made again
+    written = written_facts(session.queue.jobs(experiment=experiment.name))
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
-        place.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=place.clock.now(), lease=lease)
+        session.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=session.clock.now(), lease=lease)
         raise Rewound(f"{' '.join(broken.values())} What is missing is made again from the checkpoints.")
 
     def commit(content: dict[str, Any], publish: Callable[[], None]) -> None:
@@ -43,24 +43,23 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
         for name, score in content["summary"].items():
             if score is not None:
                 result |= {name: score["mean"], f"{name}_std": score["std"]}
-        if place.store is not None:
-            place.while_held(
-                lease, publish
-            )  # this folder is only on this machine; the files are sent to the store, then committed
+        if session.store is not None:
+            # This folder is only on this machine: the files are sent to the store, then committed.
+            session.while_held(lease, publish)
             result["files"] = recorded_facts(folder, content)
-            send_results(place.store, experiment.name, folder, result["files"])
-            place.commit(lease, result=result)
+            send_results(session.store, experiment.name, folder, result["files"])
+            session.commit(lease, result=result)
             return
-        place.commit(lease, result=result, publish=publish)
+        session.commit(lease, result=result, publish=publish)
 
     def passed_over(stem: str, why: str) -> None:
         lost = "If only it says that training was carried on with another device or library, that is not recorded."
-        place.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
+        session.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]
     commits = {one.fold: Commits(loaded.place_of(one), one, passed_over) for one in folds}
     changes = fingerprint_changes(commits)
-    inputs = record_inputs(place.queue, experiment, now=place.clock.now(), fingerprint_changes=changes)
+    inputs = record_inputs(session.queue, experiment, now=session.clock.now(), fingerprint_changes=changes)
     content = record_experiment(folder, inputs, commit=commit)
     target = target_of(experiment.spec)
     measure = next(one for one in measures_of(target) if content["summary"][one.key] is not None)

@@ -11,63 +11,63 @@ from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.errors import SearchUnavailable, SpecError, StoreError
 from mbqueue.experiment import Spec
 from mbqueue.search import steps
+from mbqueue.session.session import Session
 from mbqueue.session.shared_commits import remove_released
-from mbqueue.session.workplace import Workplace
 
 #: How often to look for trials that were pruned long enough ago.
 RELEASE_SECONDS = 600.0
 
 
-def begin_trials(place: Workplace) -> None:
+def begin_trials(session: Session) -> None:
     """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run.
 
     Of sessions with other databases on one drive, only the one that started first does it. Otherwise two could give one
     number to different settings. The others learn of its trials from its snapshots.
     """
-    now = place.clock.now()
-    earlier = place.publisher is not None and any(one.session.id < place.session for one in place.publisher.others)
-    place.is_search_left_to_others = earlier and steps.wants_trial(place.queue, now=now)
+    now = session.clock.now()
+    earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
+    session.is_search_left_to_others = earlier and steps.wants_trial(session.queue, now=now)
     if earlier:
         return
     day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
     try:
         begun = steps.begin_trials(
-            place.queue, results_dir=lambda name: place.project.results_folder(day, name), now=now, by=place.session
+            session.queue, results_dir=lambda name: session.project.results_folder(day, name), now=now, by=session.id
         )
     except (SearchUnavailable, SpecError) as error:
-        place.note_once(f"No trial can begin: {error}")
-        place.is_search_stuck = True
+        session.note_once(f"No trial can begin: {error}")
+        session.is_search_stuck = True
         return
-    place.is_search_stuck = False
+    session.is_search_stuck = False
     for name in begun:
-        _keep_wanted(place, name)
+        _keep_wanted(session, name)
 
 
-def release_pruned(place: Workplace) -> None:
+def release_pruned(session: Session) -> None:
     """Remove the checkpoints of trials that were pruned `pruned_hours` ago, at intervals, if the store answers."""
-    now = place.clock.monotonic()
-    if place.released_at is not None and now - place.released_at < RELEASE_SECONDS:
+    now = session.clock.monotonic()
+    if session.released_at is not None and now - session.released_at < RELEASE_SECONDS:
         return
-    place.released_at = now
-    after = place.project.settings.pruned_hours * 3600
-    for name in steps.release_pruned(place.queue, after_seconds=after, now=place.clock.now(), by=place.session):
-        _keep_wanted(place, name)
-    released = [trial for trial in place.queue.trials() if trial.is_released]
+    session.released_at = now
+    after = session.project.settings.pruned_hours * 3600
+    for name in steps.release_pruned(session.queue, after_seconds=after, now=session.clock.now(), by=session.id):
+        _keep_wanted(session, name)
+    released = [trial for trial in session.queue.trials() if trial.is_released]
     with suppress(StoreError):  # the next time
-        remove_released(place.project, released, place.store)
+        remove_released(session.project, released, session.store)
 
 
-def _keep_wanted(place: Workplace, name: str) -> None:
+def _keep_wanted(session: Session, name: str) -> None:
     try:
-        keep_wanted(place.project, place.queue, name)
+        keep_wanted(session.project, session.queue, name)
     except OSError as error:
-        place.report.note(f"{place.project.wanted_dir} cannot be written ({error}); recover would not know {name}.")
+        session.report.note(f"{session.project.wanted_dir} cannot be written ({error}); recover would not know {name}.")
 
 
-def verdict(place: Workplace, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:
+def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:
     """Why to prune a trial after the last epoch of a history; None to keep training it, or if it is no trial."""
     try:
-        return steps.verdict(place.queue, spec, fold=fold, history=history, now=place.clock.now())
+        return steps.verdict(session.queue, spec, fold=fold, history=history, now=session.clock.now())
     except SearchUnavailable as error:
-        place.note_once(f"{error} Until then this session prunes no trial.")
+        session.note_once(f"{error} Until then this session prunes no trial.")
         return None

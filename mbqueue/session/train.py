@@ -11,7 +11,7 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.results.tables import history_file, write_history
 from mbqueue.session.loaded import Loaded
 from mbqueue.session.searching import verdict
-from mbqueue.session.workplace import Workplace
+from mbqueue.session.session import Session
 from mbqueue.storage.own_commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
@@ -20,7 +20,7 @@ from mbqueue.train.outcome import StepReport
 _STEPS_REMEMBERED = 20
 
 
-def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
+def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Train the epoch from its newest commit, commit it, and return a summary.
 
     Raises:
@@ -30,18 +30,18 @@ def run(place: Workplace, loaded: Loaded, lease: Lease) -> str:
     job = lease.job
     assert job.fold is not None
     assert job.epoch is not None
-    experiment, spec = place.experiment_of(job)
+    experiment, spec = session.experiment_of(job)
     fold = loaded.fold_run(lease, experiment, spec)
-    place.require_epochs(lease, experiment, fold, job.epoch - 1)
-    return _Epoch(place, lease, spec, fold, experiment.results_dir).run()
+    session.require_epochs(lease, experiment, fold, job.epoch - 1)
+    return _Epoch(session, lease, spec, fold, experiment.results_dir).run()
 
 
 class _Epoch:
     """The epoch of one lease: trains it, and updates the queue, the display and the results folder."""
 
-    def __init__(self, place: Workplace, lease: Lease, spec: Spec, fold: FoldRun, results_dir: str) -> None:
-        self._place, self._lease, self._spec, self._fold = place, lease, spec, fold
-        self._history_path = history_file(place.project.working_results(results_dir), fold.fold)
+    def __init__(self, session: Session, lease: Lease, spec: Spec, fold: FoldRun, results_dir: str) -> None:
+        self._session, self._lease, self._spec, self._fold = session, lease, spec, fold
+        self._history_path = history_file(session.project.working_results(results_dir), fold.fold)
         self._step_seconds = 0.0
         self._checkpoint_seconds = 0.0
         self._is_committed = False
@@ -49,33 +49,33 @@ class _Epoch:
         self._skips: str | None = None
 
     def run(self) -> str:
-        place, job = self._place, self._lease.job
+        session, job = self._session, self._lease.job
         assert job.epoch is not None
         outcome = self._fold.run_epoch(
             job.epoch,
             fence=self._lease.fence,
-            session=place.session,
+            session=session.id,
             # Begin no step that cannot end and be saved before the deadline.
-            should_stop=lambda: place.stop_reason(self._step_seconds) is not None,
+            should_stop=lambda: session.stop_reason(self._step_seconds) is not None,
             on_step=self._tell,
             save=self._save,
-            checkpoint_seconds=place.project.settings.checkpoint_minutes * 60,
+            checkpoint_seconds=session.project.settings.checkpoint_minutes * 60,
         )
         if not outcome.finished:
-            raise place.stopped()
+            raise session.stopped()
         assert outcome.history_row is not None
         assert outcome.best is not None
         if not self._is_committed:
             # An earlier session died between publishing this epoch's commit and telling the queue: adopt it.
             history = self._fold.history()
             self._commit(history, outcome.best["epoch"], lambda: write_history(self._history_path, history))
-        place.report.epoch_finished(job, outcome.history_row, is_best=outcome.improved)
+        session.report.epoch_finished(job, outcome.history_row, is_best=outcome.improved)
         said = f"committed; best epoch so far {outcome.best['epoch']}"
         return f"{said}; {self._skips}" if self._skips else said
 
     def _save(self, staged: Staged) -> None:
         """Publish a commit while the lease is known to be held; that of the finished epoch ends the job."""
-        manifest, clock = staged.manifest, self._place.clock
+        manifest, clock = staged.manifest, self._session.clock
         began = clock.monotonic()
 
         def publish() -> None:
@@ -88,20 +88,20 @@ class _Epoch:
             self._commit(manifest.history, manifest.best["epoch"], publish)
         else:
             progress: dict[str, Any] = {"what": "step", "done": manifest.step, "total": manifest.steps_per_epoch}
-            progress["seconds"] = self._place.heartbeat.seconds
-            self._place.queue.save_progress(self._lease, progress=progress, publish=publish)
+            progress["seconds"] = self._session.heartbeat.seconds
+            self._session.queue.save_progress(self._lease, progress=progress, publish=publish)
         seconds = clock.monotonic() - began
         self._checkpoint_seconds += seconds
-        self._place.saved(seconds)
+        self._session.saved(seconds)
 
     def _commit(self, history: list[dict[str, Any]], best_epoch: int, publish: Callable[[], None]) -> None:
         patience = self._spec.train.patience
         if is_out_of_patience(patience, epoch=history[-1]["epoch"], best=best_epoch):
             self._skips = f"early stopping: no epoch was better than {best_epoch} for {patience} epochs"
-        pruned = verdict(self._place, self._spec, self._fold.fold, history)
+        pruned = verdict(self._session, self._spec, self._fold.fold, history)
         self._skips = pruned or self._skips
         result = {**history[-1], "best_epoch": best_epoch, "checkpoint_seconds": self._checkpoint_seconds}
-        self._place.commit(
+        self._session.commit(
             self._lease, result=result, publish=publish, skip_rest=self._skips, prunes=pruned is not None
         )
         self._is_committed = True
@@ -109,6 +109,6 @@ class _Epoch:
     def _tell(self, step: StepReport) -> None:
         self._step_seconds += (step.seconds - self._step_seconds) / min(step.step, _STEPS_REMEMBERED)
         rate = step.structures / step.seconds if step.seconds > 0 else 0.0
-        self._place.heartbeat.show({"what": "step", "done": step.step, "total": step.steps_per_epoch}, rate)
+        self._session.heartbeat.show({"what": "step", "done": step.step, "total": step.steps_per_epoch}, rate)
         facts = {"loss": step.loss, "MAE": step.mae, "structures/s": rate}
-        self._place.report.advanced(self._lease.job, "step", step.step, step.steps_per_epoch, facts)
+        self._session.report.advanced(self._lease.job, "step", step.step, step.steps_per_epoch, facts)

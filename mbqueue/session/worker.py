@@ -34,6 +34,7 @@ from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
 from mbqueue.queue.opening import open_queue, require_content, require_queue, what_is_lost
+from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.commits_binding import enter_place, require_same
 from mbqueue.session.compiling import Compiling
@@ -47,9 +48,9 @@ from mbqueue.session.originals import require_original
 from mbqueue.session.outcome import TIME_IS_UP, Ending, SessionOutcome, StopCause, StopKind
 from mbqueue.session.report import Report
 from mbqueue.session.searching import begin_trials, release_pruned
+from mbqueue.session.session import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Session, Stopped
 from mbqueue.session.stop import Deadline, StopRequest
 from mbqueue.session.storewatch import StoreWatch
-from mbqueue.session.workplace import SHORTEST_JOB_SECONDS, STORE_AWAY, Rewound, Stopped, Workplace
 from mbqueue.storage.objects import ObjectStore, store_of
 from mbqueue.train.arithmetic import device_name
 
@@ -85,10 +86,10 @@ def work(
     require_original(project)
     device = usable_device(options.device)
     with end_command_after(project.settings, note=report.note) if options.end_command else nullcontext():
-        return _session(project, options, device, report=report, stop=stop, clock=clock)
+        return _run(project, options, device, report=report, stop=stop, clock=clock)
 
 
-def _session(
+def _run(
     project: ProjectFolder,
     options: WorkOptions,
     device: torch.device,
@@ -98,6 +99,36 @@ def _session(
     clock: Clock,
 ) -> SessionOutcome:
     """Run the session without its end command; raises the same errors as `work`."""
+    with open_queue(project, wait=stop.wait) as queue:
+        queue.verify()
+        require_content(project, queue)
+        session = _begin(project, queue, options, device, report=report, stop=stop, clock=clock)
+        copies = CrystalCopies(
+            project, should_stop=lambda: stop.cause is not None, spare=session.deadline.spare, note=report.note
+        )
+        loaded = Loaded(session, device, compiling=Compiling(device, report.note), copies=copies)
+        with session.publisher or nullcontext(), copies:  # publishes the rest on exit
+            ending, cause, lost = _work_and_end(session, loaded, options)
+    if lost is not None:
+        # A script or cluster should start the next session only if this one made progress; otherwise they would die one
+        # after the other.
+        if not (session.jobs_done or session.has_saved):
+            raise lost
+        report.note(str(lost))
+    return SessionOutcome(session=session.id, ending=ending, cause=cause, jobs_done=session.jobs_done)
+
+
+def _begin(
+    project: ProjectFolder,
+    queue: Queue,
+    options: WorkOptions,
+    device: torch.device,
+    *,
+    report: Report,
+    stop: StopRequest,
+    clock: Clock,
+) -> Session:
+    """Check where the commits are, and begin the session in the queue and for the report."""
     settings = project.settings
     # A process that starts several sessions runs the end command for all of them: each reserves time for it.
     deadline = Deadline(
@@ -105,65 +136,57 @@ def _session(
         options.session_seconds,
         end_command_seconds=settings.end_command_seconds if settings.end_command else 0.0,
     )
-    with open_queue(project, wait=stop.wait) as queue:
-        queue.verify()
-        require_content(project, queue)
-        store, watch = _store(project, clock, report)
-        commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
-        session = queue.start_session(
-            device=device_name(device), now=clock.now(), alive_seconds=settings.lease_seconds, deadline_at=deadline.at
-        )
-        try:
-            require_same(queue, commits_place)
-        except QueueError as error:
-            queue.end_session(session, reason=str(error), now=clock.now())
-            raise
-        report.session_started(session, device_name(device), options.session_seconds)
-        if lost_before := what_is_lost(project, queue):
-            report.note(lost_before)
-        publisher = _publisher(project, session, clock, report, deadline, stop)
-        heartbeat = Heartbeat(queue, session, lease_seconds=settings.lease_seconds, clock=clock, on_trouble=report.note)
-        place = Workplace(
-            project=project,
-            queue=queue,
-            session=session,
-            clock=clock,
-            stop=stop,
-            deadline=deadline,
-            heartbeat=heartbeat,
-            report=report,
-            publisher=publisher,
-            store=store,
-            watch=watch,
-            max_jobs=options.max_jobs,
-        )
-        copies = CrystalCopies(
-            project, should_stop=lambda: stop.cause is not None, spare=deadline.spare, note=report.note
-        )
-        loaded = Loaded(place, device, compiling=Compiling(device, report.note), copies=copies)
-        lost: DeviceLost | None = None
-        with publisher or nullcontext(), copies:  # publishes the rest on exit
-            try:
-                with telling(report.note), heartbeat:
-                    ending, cause = _loop(place, loaded, options)
-            except DeviceLost as error:
-                # For the queue, this is as if the process had died.
-                lost, ending, cause = error, Ending.STOPPED, StopCause.by_lost_device(error.why)
-                with suppress(QueueError):
-                    queue.end_session(session, reason=cause.reason, now=clock.now(), lost=True)
-            except BaseException as error:
-                with suppress(QueueError):  # a full disk accepts no rows; the lease then expires by itself
-                    queue.end_session(session, reason=f"{type(error).__name__}: {error}", now=clock.now())
-                raise
-            else:
-                queue.end_session(session, reason=cause.reason, now=clock.now())
-    if lost is not None:
-        # A script or cluster should start the next session only if this one made progress; otherwise they would die one
-        # after the other.
-        if not (place.jobs_done or place.has_saved):
-            raise lost
-        report.note(str(lost))
-    return SessionOutcome(session=session, ending=ending, cause=cause, jobs_done=place.jobs_done)
+    store, watch = _store(project, clock, report)
+    commits_place = enter_place(project, queue, store, note=report.note, clock=clock)
+    session_id = queue.start_session(
+        device=device_name(device), now=clock.now(), alive_seconds=settings.lease_seconds, deadline_at=deadline.at
+    )
+    try:
+        require_same(queue, commits_place)
+    except QueueError as error:
+        queue.end_session(session_id, reason=str(error), now=clock.now())
+        raise
+    report.session_started(session_id, device_name(device), options.session_seconds)
+    if lost_before := what_is_lost(project, queue):
+        report.note(lost_before)
+    return Session(
+        id=session_id,
+        project=project,
+        queue=queue,
+        clock=clock,
+        stop=stop,
+        deadline=deadline,
+        heartbeat=Heartbeat(
+            queue, session_id, lease_seconds=settings.lease_seconds, clock=clock, on_trouble=report.note
+        ),
+        report=report,
+        publisher=_publisher(project, session_id, clock, report, deadline, stop),
+        store=store,
+        watch=watch,
+        max_jobs=options.max_jobs,
+    )
+
+
+def _work_and_end(
+    session: Session, loaded: Loaded, options: WorkOptions
+) -> tuple[Ending, StopCause, DeviceLost | None]:
+    """Do jobs until something ends the session, and record why; also the error if that is the loss of the GPU."""
+    queue, clock = session.queue, session.clock
+    try:
+        with telling(session.report.note), session.heartbeat:
+            ending, cause = _loop(session, loaded, options)
+    except DeviceLost as error:
+        # For the queue, this is as if the process had died.
+        cause = StopCause.by_lost_device(error.why)
+        with suppress(QueueError):
+            queue.end_session(session.id, reason=cause.reason, now=clock.now(), lost=True)
+        return Ending.STOPPED, cause, error
+    except BaseException as error:
+        with suppress(QueueError):  # a full disk accepts no rows; the lease then expires by itself
+            queue.end_session(session.id, reason=f"{type(error).__name__}: {error}", now=clock.now())
+        raise
+    queue.end_session(session.id, reason=cause.reason, now=clock.now())
+    return ending, cause, None
 
 
 def _store(project: ProjectFolder, clock: Clock, report: Report) -> tuple[ObjectStore, StoreWatch] | tuple[None, None]:
@@ -198,129 +221,129 @@ def _publisher(
     )
 
 
-def _meet_others(place: Workplace, loaded: Loaded) -> None:
+def _meet_others(session: Session, loaded: Loaded) -> None:
     """Adopt what sessions with other databases have published since the last look."""
-    if place.publisher is None or not place.publisher.others:
+    if session.publisher is None or not session.publisher.others:
         return
-    place.give_back_next("adopting what other sessions have published")
-    taken = place.publisher.reconcile(place.queue, now=place.clock.monotonic(), spare=place.deadline.spare())
+    session.give_back_next("adopting what other sessions have published")
+    taken = session.publisher.reconcile(session.queue, now=session.clock.monotonic(), spare=session.deadline.spare())
     if loaded.fold_key in taken:
         loaded.forget_fold()
 
 
-def _loop(place: Workplace, loaded: Loaded, options: WorkOptions) -> tuple[Ending, StopCause]:
-    queue, stop, clock = place.queue, place.stop, place.clock
+def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Ending, StopCause]:
+    queue, stop, clock = session.queue, session.stop, session.clock
     idle_since: float | None = None
     while True:
-        if not place.deadline.allows(SHORTEST_JOB_SECONDS):
+        if not session.deadline.allows(SHORTEST_JOB_SECONDS):
             stop.request(TIME_IS_UP)
         if stop.cause is not None:
-            place.give_back_next(stop.cause.reason)
+            session.give_back_next(stop.cause.reason)
             return Ending.STOPPED, stop.cause
-        if options.max_jobs is not None and place.jobs_done >= options.max_jobs:
+        if options.max_jobs is not None and session.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
-            done = StopCause(StopKind.LIMIT, f"did {place.jobs_done} jobs, as asked")
-            return (Ending.STOPPED if left else _idle_ending(place)), done
-        if not place.await_store():
+            done = StopCause(StopKind.LIMIT, f"did {session.jobs_done} jobs, as asked")
+            return (Ending.STOPPED if left else _idle_ending(session)), done
+        if not session.await_store():
             continue  # a stop was requested in the meantime
-        queue.reap_dead(by=place.session, now=clock.now())
-        _meet_others(place, loaded)
-        lease = _claim(place, loaded)
+        queue.reap_dead(by=session.id, now=clock.now())
+        _meet_others(session, loaded)
+        lease = _claim(session, loaded)
         if lease is not None:
-            _do(place, loaded, lease)
+            _do(session, loaded, lease)
             idle_since = None
             continue
         outlook = queue.outlook(now=clock.now())
         idle_since = clock.monotonic() if idle_since is None else idle_since
-        active = place.publisher.active_others if place.publisher is not None else []
-        is_exhausted = outlook.is_exhausted and not place.is_search_left_to_others
+        active = session.publisher.active_others if session.publisher is not None else []
+        is_exhausted = outlook.is_exhausted and not session.is_search_left_to_others
         if active and not (options.forever or outlook.leased or outlook.delayed or is_exhausted):
             names = ", ".join(other.session.id for other in active)
             why = f"other sessions are doing what is left: {names}"
             return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
         if is_exhausted and not options.forever:
-            ending = _idle_ending(place)
+            ending = _idle_ending(session)
             return ending, StopCause(StopKind.EXHAUSTED, ending.value)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
             why = f"nothing to claim for {idle}; others hold {outlook.leased} jobs"
             return Ending.STOPPED, StopCause(StopKind.IDLE, why)
         if outlook.is_exhausted:
-            place.report.waiting("nothing is left to do; waiting for new jobs")
+            session.report.waiting("nothing is left to do; waiting for new jobs")
         elif outlook.delayed and outlook.next_at is not None and not outlook.leased:
             rest = format_duration(outlook.next_at - clock.now())
-            place.report.waiting(
+            session.report.waiting(
                 f"{outlook.delayed} failed jobs wait for their next attempt; the next is due in {rest}"
             )
         else:
-            place.report.waiting(f"other sessions hold {outlook.leased} jobs, which the rest needs")
+            session.report.waiting(f"other sessions hold {outlook.leased} jobs, which the rest needs")
         queue.wait(POLL_SECONDS, stop.wait)
 
 
-def _claim(place: Workplace, loaded: Loaded) -> Lease | None:
+def _claim(session: Session, loaded: Loaded) -> Lease | None:
     """The next job: the one claimed with the last commit, or one from the queue, searches included."""
-    lease = place.take_next()
+    lease = session.take_next()
     if lease is not None:
         return lease
-    begin_trials(place)
-    release_pruned(place)
-    return place.claim(loaded.fold_key)
+    begin_trials(session)
+    release_pruned(session)
+    return session.claim(loaded.fold_key)
 
 
-def _idle_ending(place: Workplace) -> Ending:
+def _idle_ending(session: Session) -> Ending:
     """Whether nothing is left, or only jobs that wait for a person. Cancelled jobs count as decided."""
-    counts = place.queue.overview(now=place.clock.now())["jobs"]
+    counts = session.queue.overview(now=session.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
-    return Ending.BLOCKED if unfinished or place.is_search_stuck else Ending.DONE
+    return Ending.BLOCKED if unfinished or session.is_search_stuck else Ending.DONE
 
 
-def _do(place: Workplace, loaded: Loaded, lease: Lease) -> None:
+def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
     """Do one job; report its failure to the queue."""
-    place.report.job_started(lease.job)
-    place.heartbeat.hold(lease)
+    session.report.job_started(lease.job)
+    session.heartbeat.hold(lease)
     try:
-        summary = _HANDLERS[lease.job.kind](place, loaded, lease)
+        summary = _HANDLERS[lease.job.kind](session, loaded, lease)
     except Stopped as stopped:
         try:
-            place.queue.release(lease, reason=str(stopped), now=place.clock.now(), preempted=True)
+            session.queue.release(lease, reason=str(stopped), now=session.clock.now(), preempted=True)
         except LeaseLost as lost:
             # The job stopped because its lease is lost, or another session has taken it over. This session continues
             # with other jobs.
             loaded.forget_fold()
-            place.report.note(str(lost))
+            session.report.note(str(lost))
             return
-        place.report.note(f"{lease.job.label}: {stopped}; released.")
+        session.report.note(f"{lease.job.label}: {stopped}; released.")
         return
     except (LeaseLost, Rewound) as error:
         loaded.forget_fold()
-        place.report.note(str(error))
+        session.report.note(str(error))
         if isinstance(error, CommitTaken):
-            place.give_back_once(lease, error, "its commit existed already")
+            session.give_back_once(lease, error, "its commit existed already")
         return
     except StoreError as error:
         loaded.forget_fold()
-        place.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
+        session.report.note(f"{lease.job.label}: {error} Its steps since the last commit are not saved.")
         if isinstance(error, StoreAway):
-            place.give_back(lease, STORE_AWAY, for_others=True)
+            session.give_back(lease, STORE_AWAY, for_others=True)
         else:
-            place.give_back_once(lease, error, STORE_AWAY)
+            session.give_back_once(lease, error, STORE_AWAY)
         return
     except Exception as error:
         loaded.forget_fold()
-        ends = _ends_session(place.project, loaded.device, error)
+        ends = _ends_session(session.project, loaded.device, error)
         if ends is not None:
             found, reason = ends
-            place.give_back(lease, reason)
+            session.give_back(lease, reason)
             raise found from (None if found is error else error)
         why = why_lost(loaded.device)
         if why is not None:
             raise DeviceLost(why) from error
-        place.fail(lease, error, final=_would_come_out_the_same(error))
+        session.fail(lease, error, final=_would_come_out_the_same(error))
         return
     finally:
-        place.heartbeat.let_go()
-    place.jobs_done += 1
-    place.report.job_finished(lease.job, summary)
+        session.heartbeat.let_go()
+    session.jobs_done += 1
+    session.report.job_finished(lease.job, summary)
 
 
 def _ends_session(project: ProjectFolder, device: torch.device, error: Exception) -> tuple[MbqueueError, str] | None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.report import Report
+from mbqueue.session.session import Session
 from mbqueue.session.stop import StopRequest
-from mbqueue.session.workplace import Workplace
 from mbqueue.storage.commits import Commits
 from mbqueue.storage.manifest import Identity, Manifest
 from mbqueue.storage.places import in_folder, named_after
@@ -90,10 +90,10 @@ class SteppedSession:
         self.notes: list[str] = []
         self.lease: Lease | None = None
         self.commits = self.steps_trained = 0
-        self.place: Workplace
+        self.session: Session
         self.publisher: Publisher
         self.is_dead = self.is_over = self.is_idle = False
-        self._publishing = publishing
+        self.publishing = publishing
         self._error: BaseException | None = None
         self._stop = _PausingStop(self)
         self._awake, self._paused = threading.Semaphore(0), threading.Semaphore(0)
@@ -104,17 +104,17 @@ class SteppedSession:
 
     @property
     def id(self) -> str:
-        return self.place.session
+        return self.session.id
 
     @property
     def queue(self) -> Queue:
-        return self.place.queue
+        return self.session.queue
 
     def step(self) -> bool:
         """Claim a job, or work on it up to its next commit; whether there was something to do."""
         if self.is_over:
             return False
-        self.place.heartbeat.beat()
+        self.session.heartbeat.beat()
         self._resume()
         return not (self.is_idle or self.is_over)
 
@@ -171,50 +171,13 @@ class SteppedSession:
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
         """What differs from a real session while this one is awake."""
-        session = self
-
-        class SteppedWorkplace(Workplace):
-            def __init__(self, **fields: Any) -> None:
-                super().__init__(**fields)
-                session.place = self
-
-            def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
-                session.lease = None
-                session.pause()
-                session.lease = super().claim(loaded)
-                if session.lease is not None:
-                    session.pause()
-                return session.lease
-
-            def take_next(self) -> Lease | None:
-                session.lease = super().take_next()
-                return session.lease
-
-            def saved(self, seconds: float) -> None:
-                super().saved(seconds)
-                session.commits += 1
-                session.pause()
-
-        class SteppedPublisher(Publisher):
-            def __init__(self, *arguments: Any, **options: Any) -> None:
-                super().__init__(*arguments, **options | session._publishing)
-                session.publisher = self
-
-            def __enter__(self) -> SteppedPublisher:
-                self.round()
-                return self
-
-            def __exit__(self, *_exception: object) -> None:
-                if not session.is_dead:
-                    self.round(ended="the session is over")
-
         tiny_family.worker = self.number
         with ExitStack() as stack:
             stack.enter_context(
                 mock.patch.multiple(
                     worker,
-                    Workplace=SteppedWorkplace,
-                    Publisher=SteppedPublisher,
+                    Session=partial(_PausingSession, self),
+                    Publisher=partial(_QuietPublisher, self),
                     Heartbeat=_QuietHeartbeat,
                     CrystalCopies=_CopiesAtOnce,
                 )
@@ -227,6 +190,46 @@ class SteppedSession:
             )
             stack.enter_context(mock.patch.object(ProjectFolder, "cache_dir", _cache()))
             yield
+
+
+class _PausingSession(Session):
+    def __init__(self, stepped: SteppedSession, **fields: Any) -> None:
+        super().__init__(**fields)
+        self._stepped = stepped
+        stepped.session = self
+
+    def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
+        stepped = self._stepped
+        stepped.lease = None
+        stepped.pause()
+        stepped.lease = super().claim(loaded)
+        if stepped.lease is not None:
+            stepped.pause()
+        return stepped.lease
+
+    def take_next(self) -> Lease | None:
+        self._stepped.lease = super().take_next()
+        return self._stepped.lease
+
+    def saved(self, seconds: float) -> None:
+        super().saved(seconds)
+        self._stepped.commits += 1
+        self._stepped.pause()
+
+
+class _QuietPublisher(Publisher):
+    def __init__(self, stepped: SteppedSession, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options | stepped.publishing)
+        self._stepped = stepped
+        stepped.publisher = self
+
+    def __enter__(self) -> _QuietPublisher:
+        self.round()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if not self._stepped.is_dead:
+            self.round(ended="the session is over")
 
 
 class _Listening(Report):

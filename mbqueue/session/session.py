@@ -39,7 +39,7 @@ class Rewound(Exception):
 
 
 @dataclass(kw_only=True)
-class Workplace:
+class Session:
     """One session: its queue, the job that it holds, its time, and who listens to it.
 
     Attributes:
@@ -50,9 +50,9 @@ class Workplace:
         released_at: when the session last looked for trials whose checkpoints are to be removed; monotonic seconds.
     """
 
+    id: str
     project: ProjectFolder
     queue: Queue
-    session: str
     clock: Clock
     stop: StopRequest
     deadline: Deadline
@@ -108,7 +108,7 @@ class Workplace:
     def claim(self, loaded: tuple[int, int] | None) -> Lease | None:
         """Claim the queue's next job, preferably of the loaded fold; None if there is none now."""
         return self.queue.claim(
-            self.session,
+            self.id,
             now=self.clock.now(),
             lease_seconds=self.project.settings.lease_seconds,
             loaded=loaded,
@@ -172,10 +172,10 @@ class Workplace:
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
 
     def _held_beside(self, lease: Lease) -> Lease | None:
-        held = (job for job in self.queue.jobs(state=State.LEASED) if job.session == self.session)
+        held = (job for job in self.queue.jobs(state=State.LEASED) if job.session == self.id)
         for job in held:
             if job.id != lease.job.id and job.lease_expires_at is not None:
-                return Lease(job=job, session=self.session, fence=job.fence, expires_at=job.lease_expires_at)
+                return Lease(job=job, session=self.id, fence=job.fence, expires_at=job.lease_expires_at)
         return None
 
     def give_back_next(self, reason: str, *, for_others: bool = False) -> None:
@@ -225,10 +225,9 @@ class Workplace:
         assert self.watch is not None
         pause = self.watch.pause(error)
         if self.watch.is_first_try:
-            with suppress(
-                QueueError
-            ):  # if the queue's server is on the same lost network, the store's own note says so
-                self.queue.note(f"DEGRADED: {error}", by=self.session, now=self.clock.now())
+            # If the queue's server is on the same lost network, the store's own note says so.
+            with suppress(QueueError):
+                self.queue.note(f"DEGRADED: {error}", by=self.id, now=self.clock.now())
         if self.stop_reason(pause) is None:
             self.stop.wait(pause)
         if self.heartbeat.withdrawn:
@@ -327,4 +326,4 @@ class Workplace:
 
     def note_on(self, job: Job, text: str) -> None:
         """Record a note as an event of the job."""
-        self.queue.note(text, by=self.session, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)
+        self.queue.note(text, by=self.id, now=self.clock.now(), experiment_id=job.experiment_id, job_id=job.id)
