@@ -40,6 +40,7 @@ FULL = {
     "batch_size": 16,
     "lr": 1e-2,
     "layer_lr_decay": 0.3,
+    "huber_delta": 0.1,
     "weight_decay": 0.1,
     "ema_decay": 0.98,
     "validation": 0.1,
