@@ -98,7 +98,7 @@ def test_two_machines_with_one_drive_share_a_search_and_neither_lose_nor_double_
     assert {name for name, (_, state, _) in ours.items() if state is TrialState.PRUNED} == PRUNED_TRIALS
     assert min(first.commits, second.commits) > 0
     assert begun == {first.id}, "the second could have drawn other settings for the same number"
-    # A drive excludes nobody: until the two meet, both may train an epoch of one trial.
+    # A drive excludes no session: until the two meet, both may train an epoch of one trial.
     assert first.steps_trained + second.steps_trained < 1.5 * sum(ENDED.values()) * STEPS
     for session in (first, second):
         session.end()
