@@ -133,14 +133,20 @@ def bar(done: int, total: int, length: int = _BAR, *, ascii_only: bool = False) 
 
 
 def _tested(entry: Mapping[str, Any], plain: bool) -> str:
-    """The test MAE over the folds that have one; empty for fewer than two."""
-    tested = [fold["test_mae"] for fold in entry["folds"] if fold["test_mae"] is not None]
+    """The test score over the folds that have one; empty for fewer than two."""
+    key, label = _score(entry)
+    tested = [fold[key] for fold in entry["folds"] if fold[key] is not None]
     if len(tested) < 2:
         return ""
     mean = sum(tested) / len(tested)
     spread = math.sqrt(sum((value - mean) ** 2 for value in tested) / len(tested))
     score = f"{mean:.4f} {'+-' if plain else '±'} {spread:.4f} {entry['target']['unit']}".rstrip()
-    return f"test MAE {score} over {len(tested)} folds"
+    return f"{label} {score} over {len(tested)} folds"
+
+
+def _score(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and name of the test score of an experiment's target."""
+    return ("test_rocauc", "test ROC-AUC") if entry["target"]["kind"] == "class" else ("test_mae", "test MAE")
 
 
 #: Columns of the table of folds, and whether they are right-aligned. Written line by line, because rich's own table
@@ -159,7 +165,8 @@ def _mark(plain: bool) -> str:
 def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
     """The table. Where it is wider than ``width``, curves, then bars, then best epochs are left out."""
     folds = entry["folds"]
-    rows = [[(header, "dim") for header, _ in _COLUMNS], *(_cells(entry, fold, plain) for fold in folds)]
+    headers = [*(header for header, _ in _COLUMNS[:-1]), _score(entry)[1]]
+    rows = [[(header, "dim") for header in headers], *(_cells(entry, fold, plain) for fold in folds)]
     widths = [max(len(row[column][0]) for row in rows) for column in range(len(_COLUMNS))]
     left = [column for column in range(len(_COLUMNS)) if column != _CURVES]
     free = width - sum(widths[column] + 2 for column in left)
@@ -194,7 +201,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
         ("", ""),
         (_mae(fold["best_val_mae"], plain), ""),
         ("" if fold["best_epoch"] is None else str(fold["best_epoch"]), ""),
-        (_mae(fold["test_mae"], plain), "bold"),
+        (_mae(fold[_score(entry)[0]], plain), "bold"),
     ]
 
 

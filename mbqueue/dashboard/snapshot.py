@@ -29,7 +29,7 @@ _EXPERIMENT_COLUMNS = (
 )  # fmt: skip
 _FOLD_COLUMNS = (
     "experiment", "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch",
-    "last_val_mae", "test_mae", "seconds", "epoch_seconds",
+    "last_val_mae", "test_mae", "test_rocauc", "seconds", "epoch_seconds",
 )  # fmt: skip
 _SESSION_COLUMNS = (
     "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second", "job",

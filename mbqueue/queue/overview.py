@@ -12,7 +12,8 @@ the unit of the target.
                     chosen {search, trial, trials, folds[]} or null
                     preparing (progress of a prepare job that was begun) or null,
                     folds[]  fold, state, epochs_done, epochs_skipped, epochs_total, best_val_mae, best_epoch,
-                             last_val_mae, val_mae[], test_mae, seconds, epoch_seconds, jobs {state: count},
+                             last_val_mae, val_mae[], test_mae, test_rocauc (of classes, else null), seconds,
+                             epoch_seconds, jobs {state: count},
                              running {job, kind, epoch, session, progress, lease_expires_at} or null
     jobs            {state: count}, over all experiments
     sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
@@ -75,6 +76,9 @@ def _board(sql: Dialect) -> str:
 #: Jobs that were started and released: few, found by an index that leaves out paused jobs.
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
+
+#: In the index of the board, results are only numbers that every experiment has.
+_PREDICTED = "SELECT fold, result FROM jobs WHERE experiment_id = ? AND kind = 'predict' AND state = 'committed'"
 
 _EVENTS = """
     SELECT * FROM event_rows
@@ -202,6 +206,12 @@ class Reports(Part):
             for row in board:
                 group = _Group(**dict(row))
                 groups[group.experiment_id].append(group)
+            rocauc = {
+                (row["id"], predicted["fold"]): (_parsed(predicted["result"]) or {}).get("test_rocauc")
+                for row in experiments
+                if _target(row["spec"])["kind"] == "class"
+                for predicted in db.execute(_PREDICTED, (row["id"],))
+            }
             leased = db.execute("SELECT * FROM job_rows WHERE state = 'leased' ORDER BY id").fetchall()
             begun = [*leased, *db.execute(_BEGUN).fetchall()]
             if any(group.held for of_experiment in groups.values() for group in of_experiment):
@@ -232,6 +242,9 @@ class Reports(Part):
             if row["fold"] is not None and row["session_id"] not in dead
         }
         shown = [_experiment(row, groups[row["id"]], running, preparing.get(row["id"])) for row in experiments]
+        for row, one in zip(experiments, shown, strict=True):
+            for fold in one["folds"]:
+                fold["test_rocauc"] = rocauc.get((row["id"], fold["fold"]))
         return {
             "format": FORMAT,
             "project": project,
@@ -314,6 +327,7 @@ def _fold(group: _Group, running: Row | None) -> dict[str, Any]:
         "last_val_mae": known[-1] if known else None,
         "val_mae": val_mae,
         "test_mae": group.test_mae,
+        "test_rocauc": None,
         "seconds": group.seconds,
         "epoch_seconds": group.epoch_seconds,
         "jobs": _counts(group),

@@ -79,8 +79,11 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
             staging.rmdir()  # before the commit returns, so a death right after it leaves no files behind
             fsync_dir(folder)
 
+        target = target_of(spec)
+        scores = score(found.table.y_true, found.table.y_pred, target)
         result = {
             "test_mae": float(np.mean(found.table.abs_error)),
+            **({"test_rocauc": scores["rocauc"]} if target.is_class else {}),
             "n_test": len(found.table),
             "absent_elements": list(found.absent_elements),
             **found.more,
@@ -91,7 +94,5 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
         session.commit(lease, result=result, publish=publish)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    target = target_of(spec)
-    scores = score(found.table.y_true, found.table.y_pred, target)
     measure = next(one for one in measures_of(target) if scores[one.key] is not None)
     return f"test {measure.label} {target.with_unit(f'{scores[measure.key]:.4f}')} on {len(found.table)} crystals"

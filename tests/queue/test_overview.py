@@ -19,7 +19,7 @@ KEYS = {
     },
     "folds": {
         "fold", "state", "epochs_done", "epochs_skipped", "epochs_total", "best_val_mae", "best_epoch", "last_val_mae",
-        "val_mae", "test_mae", "seconds", "epoch_seconds", "jobs", "running",
+        "val_mae", "test_mae", "test_rocauc", "seconds", "epoch_seconds", "jobs", "running",
     },
     "sessions": {
         "id", "state", "host", "pid", "device", "started_at", "heartbeat_at", "deadline_at", "structures_per_second",

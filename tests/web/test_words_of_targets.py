@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def test_nothing_that_is_said_of_a_target_speaks_of_formation_energy_or_its_unit
         assert not wrong_words(text), place
     named = [f"enqueue {kind}_head", "status head", "board experiment&name=head", "RESULTS.md"]
     assert not [place for place in named if TARGETS[kind]["name"] not in said.get(place, "")]
+    score = "ROC-AUC" if kind == "class" else "MAE"
+    assert re.search(rf"test {score} 0\.\d{{4}} .*over 2 folds|test {score} \d", said["status head"]), said[
+        "status head"
+    ]
+    assert f"Test {score}" in said["board experiment&name=head"]
 
 
 def wrong_words(text: str) -> list[Any]:
