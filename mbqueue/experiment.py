@@ -330,9 +330,10 @@ class Spec(Section):
             return {**content, "target": {**_FIRST_TARGET, **said}}
         if isinstance(said, Mapping) and said.keys() == {"column"}:
             raise ValueError(
-                f"the target's column {said['column']!r} is none that is known to hold formation energies "
-                f"({', '.join(ENERGY_COLUMNS)}). Give its name and kind, too: [target] name and kind, or "
-                '--set target.name="band gap" --set target.kind=scalar'
+                f"column {said['column']!r} may hold any property: only {', '.join(ENERGY_COLUMNS)} are known to be "
+                'formation energies. Describe it under [target], or with --set target.name="formation energy" '
+                "--set target.unit=eV/atom --set target.kind=energy for energies per atom, and like "
+                '--set target.name="band gap" --set target.unit=eV --set target.kind=scalar for anything else'
             )
         return content
 

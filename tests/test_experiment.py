@@ -155,7 +155,9 @@ def test_another_target_is_another_spec() -> None:
 
 
 def test_a_column_that_is_not_known_to_hold_formation_energies_has_to_be_named() -> None:
-    with pytest.raises(SpecError, match=r"column 'gap' is none that is known .*target\.kind=scalar"):
+    with pytest.raises(
+        SpecError, match=r"column 'gap' may hold any property.*target\.kind=energy.*target\.kind=scalar"
+    ):
         parse_spec({"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "gap"}}, source="a")
     known = {"name": "a", "data": {"dataset": "mine.jsonl"}, "target": {"column": "formation_energy_per_atom"}}
     assert parse_spec(known, source="a").predicts.kind == "energy"

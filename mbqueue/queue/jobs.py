@@ -34,6 +34,15 @@ def published_seconds(note: str) -> float | None:
     return None if match is None else float(match[1])
 
 
+def error_message(traceback: str) -> str:
+    """The last exception of a traceback in one line: its class and its whole message. Empty for an empty text."""
+    lines = traceback.strip().splitlines()
+    inner = [i for i, line in enumerate(lines) if line.startswith(('  File "', "Traceback"))]
+    start = next((i for i in range(inner[-1] + 1, len(lines)) if lines[i][:1].strip()), 0) if inner else 0
+    said = [" ".join(line.split()) for line in lines[start:] if line.strip()]
+    return re.sub(r"(?<![.:;,])\n", "; ", "\n".join(said)).replace("\n", " ")
+
+
 #: The keys of a `train` job's result that are not in the epoch's history row.
 _BESIDE_THE_ROW = {"best_epoch", "checkpoint_seconds"}
 

@@ -15,7 +15,7 @@ from mbqueue.queue.claiming import LONGEST_LEASE_SECONDS, Claims, lease_of
 from mbqueue.queue.database import Bound, Rows, Statements, repeatable
 from mbqueue.queue.dialect import Dialect
 from mbqueue.queue.edges import HAS_ALL_IT_NEEDS, SKIP_ALL, SKIP_LATER_EPOCHS
-from mbqueue.queue.jobs import Job, Kind, Lease
+from mbqueue.queue.jobs import Job, Kind, Lease, error_message
 
 #: How many attempts may fail before a job becomes `failed`.
 MAX_FAILURES: Final = 5
@@ -269,7 +269,7 @@ class Leases(Claims):
         """Record that the attempt failed: retry after a growing delay, or become `failed` after the fifth failure.
 
         `final` means that another attempt would end the same way: the job becomes `failed` at once. `error` (a
-        traceback) is kept with the job, and its last line goes into the event. A failed job blocks only the jobs that
+        traceback) is kept with the job, and its message goes into the event. A failed job blocks only the jobs that
         need it. Returns the job as it is now.
 
         Raises:
@@ -277,7 +277,7 @@ class Leases(Claims):
         """
         with self.writing() as db:
             failures = lease.job.failures + 1
-            summary = error.strip().splitlines()[-1][:500] if error.strip() else "no message"
+            summary = error_message(error)[:500] or "no message"
             attempt = "final" if final else f"{failures} of {MAX_FAILURES}"
             self._fenced(
                 db,

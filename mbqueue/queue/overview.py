@@ -18,7 +18,7 @@ the unit of the target.
     jobs            {state: count}, over all experiments
     sessions[]      id, state (live, lost, died), host, pid, device, started_at, heartbeat_at, deadline_at,
                     structures_per_second, job {id, experiment, kind, fold, epoch, progress} or null
-    errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (last line)
+    errors[]        job, experiment, kind, fold, epoch, state, failures, at, retry_at, error (one line)
 
 State of a fold: the first that applies of running, done (predictions committed), failed, cancelled, pruned, paused,
 ready, waiting. State of an experiment: done (recorded), pruned, running, paused, ready, failed, cancelled, waiting.
@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.database import Part, Row, repeatable
 from mbqueue.queue.dialect import Dialect
-from mbqueue.queue.jobs import Event, Job, Kind, SessionRow, State
+from mbqueue.queue.jobs import Event, Job, Kind, SessionRow, State, error_message
 from mbqueue.queue.processes import is_gone
 from mbqueue.task import target_of
 
@@ -395,13 +395,12 @@ def _session(row: Row, leased: Iterable[Row], now: float, *, has_died: bool) -> 
 
 
 def _error(row: Row) -> dict[str, Any]:
-    lines = row["error"].strip().splitlines()
     return {
         "job": row["id"],
         **{key: row[key] for key in ("experiment", "kind", "fold", "epoch", "state", "failures")},
         "at": row["changed_at"],
         "retry_at": row["not_before"] or None,
-        "error": lines[-1] if lines else "",
+        "error": error_message(row["error"]),
     }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import replace
 
 import pytest
 
+from mbqueue.errors import InvalidCrystals
 from mbqueue.queue import State
 from mbqueue.queue.claiming import MAX_LOST_IN_A_ROW
 from mbqueue.queue.processes import ProcessIdentity, boot_id, this_process
@@ -235,6 +237,21 @@ def test_what_a_dead_process_held_of_another_experiment_changes_nothing_of_the_o
     world.enqueue("other", folds=(0,))
     (entry,) = _overview(world, experiment="other")["experiments"]
     assert (entry["state"], entry["jobs"]["ready"]) == ("ready", 1)
+
+
+def test_of_a_traceback_the_whole_last_message_is_shown_not_its_last_line(world):
+    try:
+        try:
+            int("x")
+        except ValueError as error:
+            raise InvalidCrystals("bad.csv", [("y", "no atoms")]) from error
+    except InvalidCrystals:
+        told = traceback.format_exc()
+    world.queue.fail(world.take(_trained(world)), error=told, now=world.now)
+    (error,) = _overview(world)["errors"]
+    start = "mbqueue.errors.InvalidCrystals: 1 entries of bad.csv cannot be used: y: no atoms; Fix them, or leave them"
+    assert error["error"].startswith(start)
+    assert start in world.queue.events()[-1].why
 
 
 def test_an_error_is_shown_until_its_job_is_committed(world):
