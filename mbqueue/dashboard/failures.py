@@ -33,6 +33,7 @@ def last_errors(
             subsequent_indent="    ",
             max_lines=lines,
             placeholder=" ..." if plain else " …",
+            break_on_hyphens=False,
         )
         yield from map(Text, told)
         yield Text(f"    {_what_next(group, now)}", "dim")
