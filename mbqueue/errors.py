@@ -33,7 +33,7 @@
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
     ├── StoreError               the object store is missing, refuses, or lacks what commits need
     │   └── StoreAway            it does not answer now; what is committed is safe
-    ├── MembersNotRecorded       a member of an experiment is not recorded now; a later attempt may succeed
+    ├── MembersNotRecorded       a member of an experiment is not recorded yet; sessions can finish it
     └── ResultsError             result files are missing, incomplete or contradict each other
 
 Only ``mbqueue.cli`` catches these. The message is one or more full sentences. It names the file, job or crystal, and
@@ -244,7 +244,7 @@ class StoreAway(StoreError):
 
 
 class MembersNotRecorded(MbqueueError):
-    """A member of an experiment is not recorded now; a later attempt may succeed."""
+    """A member of an experiment is not recorded yet, and sessions can finish it."""
 
 
 class ResultsError(MbqueueError):

@@ -61,6 +61,7 @@ _LAST_EPOCH = """
 _RELEASE = """
     UPDATE jobs SET state = 'ready', preemptions = preemptions + :preempted,
         session_id = NULL, lease_expires_at = NULL, affinity = CASE WHEN :for_others = 0 THEN affinity END,
+        not_before = CASE WHEN :rests = 1 THEN :now + :rest_seconds ELSE not_before END,
         changed_at = :now, changed_by = :session, changed_why = :why
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
@@ -250,17 +251,26 @@ class Leases(Claims):
 
     @repeatable
     def release(
-        self, lease: Lease, *, reason: str, now: float, preempted: bool = False, for_others: bool = False
+        self,
+        lease: Lease,
+        *,
+        reason: str,
+        now: float,
+        preempted: bool = False,
+        for_others: bool = False,
+        rest_seconds: float = 0.0,
     ) -> None:
         """Release the job unfinished; with `preempted`, count the attempt as preempted. Neither counts as a failure.
 
         `for_others` is for a session that stays alive but cannot do the job now: the fold is then no longer left to it.
+        No session claims the job before `rest_seconds` are over.
 
         Raises:
             LeaseLost: when the lease is lost.
         """
         with self.writing() as db:
             how = {"preempted": int(preempted), "for_others": int(for_others)}
+            how |= {"rests": int(rest_seconds > 0), "rest_seconds": rest_seconds}
             values = {"now": now, "session": lease.session, "why": f"released: {reason}", **how}
             self._fenced(db, _RELEASE, lease, values)
 

@@ -46,7 +46,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     """The result of the `prepare` job: that of the members, since they have the same crystals.
 
     Raises:
-        MembersNotRecorded: when one is not recorded just now; a later attempt may succeed.
+        MembersNotRecorded: when one is not recorded yet, and sessions can finish it.
         ResultsError: when results of one are damaged, or they are of different crystals.
     """
     found = _members(session, spec)
@@ -179,13 +179,18 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
     entry = next((one for one in session.queue.experiments() if one.name == name), None)
     if entry is None or entry.spec_hash != hash_of_spec(member.spec):
         what = "is not in the queue" if entry is None else "has another spec in the queue"
-        raise MembersNotRecorded(f"{name}, which {spec.name} is made from, {what}. Enqueue it as it was.")
-    jobs = session.queue.jobs(experiment=name)
-    if not all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs):
-        raise MembersNotRecorded(
-            f"{name}, which {spec.name} is made from, is not recorded right now. Let sessions finish it, then: "
-            f"mbqueue retry {spec.name}"
+        raise ResultsError(
+            f"{name}, which {spec.name} is made from, {what}. Enqueue it as it was, then: mbqueue retry {spec.name}"
         )
+    jobs = session.queue.jobs(experiment=name)
+    left = [job for job in jobs if job.state not in {State.COMMITTED, State.SKIPPED}]
+    if entry.paused or any(job.paused or job.state in {State.FAILED, State.CANCELLED} for job in left):
+        raise ResultsError(
+            f"{name}, which {spec.name} is made from, is not recorded, and waits for you (mbqueue status {name}). Once "
+            f"it is recorded: mbqueue retry {spec.name}"
+        )
+    if left:
+        raise MembersNotRecorded(f"{spec.name} is made from {name}, which is not recorded yet: it comes first.")
     working = session.project.working_results(entry.results_dir)
     if session.store is not None:
         fetch_results(session.store, entry, jobs, working)

@@ -19,6 +19,7 @@ from mbqueue.errors import (
     DiskFull,
     LeaseLost,
     MbqueueError,
+    MembersNotRecorded,
     QueueDiskFull,
     QueueError,
     ResultsError,
@@ -58,6 +59,8 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 
 #: How long a session with nothing to claim waits before it asks again.
 POLL_SECONDS = 2.0
+#: A job whose members are not recorded yet rests for this long.
+MEMBERS_SECONDS = 60.0
 #: How long publishing may continue after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
 
@@ -319,6 +322,13 @@ def _do(session: Session, loaded: Loaded, lease: Lease) -> None:
         session.report.note(str(error))
         if isinstance(error, CommitTaken):
             session.give_back_once(lease, error, "its commit existed already")
+        return
+    except MembersNotRecorded as error:
+        session.note_once(str(error))
+        with suppress(LeaseLost):
+            session.queue.release(
+                lease, reason="a member is not recorded yet", now=session.clock.now(), rest_seconds=MEMBERS_SECONDS
+            )
         return
     except StoreError as error:
         loaded.forget_fold()

@@ -130,6 +130,28 @@ def test_a_blend_comes_back_with_the_same_bytes_when_the_queue_is_lost(project):
     assert [predictions_file(project.results("both").folder, fold).read_bytes() for fold in (0, 1)] == before
 
 
+def test_a_blend_rests_until_its_members_are_recorded_at_the_cost_of_no_attempt(project, monkeypatch):
+    project.blend(["head.seed0", "head.seed1"], name="both", priority=5)
+    with open_queue(project.folder) as queue:
+        queue.rewind("head.seed0", {0: "test"}, to_epoch=1, now=0.0)
+    monkeypatch.setattr("mbqueue.session.worker.MEMBERS_SECONDS", 0.5)
+    lines = finish(project.folder)
+    assert any("both is made from head.seed0, which is not recorded yet" in line for line in lines)
+    with open_queue(project.folder, read_only=True) as queue:
+        jobs = queue.jobs(experiment="both")
+    assert [(job.state.value, job.failures, job.preemptions) for job in jobs] == [("committed", 0, 0)] * len(jobs)
+
+
+def test_a_blend_whose_member_waits_for_a_person_fails_with_what_to_do(project):
+    project.blend(["head.seed0", "head.seed1"], name="both", priority=5)
+    with open_queue(project.folder) as queue:
+        queue.rewind("head.seed0", {0: "test"}, to_epoch=1, now=0.0)
+    project.pause("head.seed0")
+    report = RememberedReport()
+    assert work(project.folder, WorkOptions(device="cpu"), report=report).ending is Ending.BLOCKED
+    assert any("waits for you" in line and "mbqueue retry both" in line for line in report.lines)
+
+
 def test_a_blend_survives_backup_and_restore(project, tmp_path):
     project.blend(["head.seed0", "head.seed1"], name="both")
     finish(project.folder)
