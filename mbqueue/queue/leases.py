@@ -270,8 +270,8 @@ class Leases(Claims):
         """
         with self.writing() as db:
             how = {"preempted": int(preempted), "for_others": int(for_others)}
-            how |= {"rests": int(rest_seconds > 0), "rest_seconds": rest_seconds}
-            values = {"now": now, "session": lease.session, "why": f"released: {reason}", **how}
+            rest = {"rests": int(rest_seconds > 0), "rest_seconds": rest_seconds}
+            values = {"now": now, "session": lease.session, "why": f"released: {reason}", **how, **rest}
             self._fenced(db, _RELEASE, lease, values)
 
     @repeatable
