@@ -194,17 +194,10 @@ class _Board:
             "read_only": self._read_only,
             "titles": _TITLES,
             "session_seconds": session_seconds,
+            "trials": _trials_by_search(overview),
         }
         if which == "overview":
             experiments = [entry for entry in overview["experiments"] if not entry["trial"]]
-            trials = {
-                search["name"]: [
-                    entry
-                    for entry in overview["experiments"]
-                    if entry["trial"] and entry["trial"]["search"] == search["name"]
-                ]
-                for search in overview["searches"]
-            }
             at_most = len(experiments) if request.query_params.get("all") else _SHOWN
             shown = sorted(by_interest(experiments)[:at_most])
             jobs_dir = self._project.folder.jobs_dir
@@ -212,7 +205,6 @@ class _Board:
                 **shared,
                 shown=[experiments[place] for place in shown],
                 not_shown=len(experiments) - len(shown),
-                trials=trials,
                 here=this_process().host,
                 times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
                 time=time_left(overview["experiments"], session_seconds, searches=overview["searches"]),
@@ -223,6 +215,9 @@ class _Board:
             return {"html": self._compared(shared, names), "figures": self._link("figures", name=names, paired="1")}
         entry = next((one for one in overview["experiments"] if one["name"] in names), None)
         if entry is None:
+            search = next((one for one in overview["searches"] if one["name"] in names), None)
+            if search is not None:
+                return {"html": self._templates.get_template("search.html").render(**shared, found=search)}
             return {"html": self._templates.get_template("unknown.html").render(**shared, names=names)}
         name = entry["name"]
         with contextlib.suppress(OSError):
@@ -366,6 +361,14 @@ def _spark(values: list[float | None]) -> str:
     low, high = min(y for _, y in known), max(y for _, y in known)
     span, last = (high - low) or 1.0, known[-1][0]
     return " ".join(f"{100 * place / last:.1f},{22 - 20 * (y - low) / span:.1f}" for place, y in known)
+
+
+def _trials_by_search(overview: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {search["name"]: [] for search in overview["searches"]}
+    for entry in overview["experiments"]:
+        if entry["trial"]:
+            found[entry["trial"]["search"]].append(entry)
+    return found
 
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,5 +268,17 @@ def test_a_search_is_one_row_that_opens_and_its_trials_are_pages(board: Board) -
     assert 'id="experiment-first"' in html
     page = part(board, f"experiment&name={trials[0]['name']}")["html"]
     assert "of the search hunt: train.lr=" in page
+    page = part(board, "experiment&name=hunt")["html"]
+    assert '<details id="trials-hunt" open>' in page
+    counts = ", ".join(f"{number} {state}" for state, number in search["trials"].items() if number)
+    assert f"of 12 trials ({counts})" in page
+    assert f"{search['epochs_saved']} epochs saved by pruning, about " in page
+    assert " used; " in page
+    assert " left</p>" in page
+    pruned = next(entry["name"] for entry in trials if entry["state"] == "pruned")
+    page = part(board, f"experiment&name={pruned}")["html"]
+    assert 'data-act="retry"' in page
+    assert 'data-act="cancel"' not in page
+    assert 'data-act="pause"' not in page
     assert board.act({"act": "pause", "experiment": "hunt"}).status == 200
     assert board.project.status().overview["searches"][0]["state"] == "paused"
