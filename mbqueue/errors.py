@@ -77,6 +77,11 @@ def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseExcept
         cause = cause.__cause__ or (cause.__context__ if hidden else None)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """For example ``1 job`` or ``2 jobs``; ``plural`` if it is not the noun with an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 class MbqueueError(Exception):
     """Root of the errors that mbqueue raises on purpose."""
 
@@ -125,7 +130,7 @@ class InvalidCrystals(DataError):
         self.columns = columns
         read = f"The columns were: {columns}.\n" if columns else ""
         super().__init__(
-            f"{len(self.offenders)} entries of {source} cannot be used:\n{listed}{more}\n{read}"
+            f"{counted(len(self.offenders), 'entry', 'entries')} of {source} cannot be used:\n{listed}{more}\n{read}"
             "Fix them, or leave them out and list them: drop_invalid = true in [data] of an experiment "
             "(--drop-invalid of enqueue), or --drop-invalid of prepare and predict."
         )

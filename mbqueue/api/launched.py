@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mbqueue.clock import SystemClock
+from mbqueue.errors import counted
 
 if TYPE_CHECKING:
     from mbqueue.session.outcome import SessionOutcome
@@ -59,7 +60,7 @@ class LaunchedSession:
             max_idle=self.max_idle,
             report=SpokenReport(_say),
         )
-        _say(f"session {outcome.session}: {outcome.jobs_done} jobs done; {outcome.reason}")
+        _say(f"session {outcome.session}: {counted(outcome.jobs_done, 'job')} done; {outcome.reason}")
         if self.is_to_be_continued(outcome):
             preemption()
         return outcome.reason

@@ -9,6 +9,7 @@ import typer
 
 from mbqueue.cli.console import print_json, print_line, say
 from mbqueue.cli.options import JsonOption, open_project
+from mbqueue.errors import counted
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
@@ -80,5 +81,5 @@ def _tell(outcome: EnqueueOutcome, *, as_json: bool) -> None:
     if outcome.outcome == "unchanged":
         print_line(f"{made.name}: already in the queue with this spec; nothing was changed.")
         return
-    print_line(f"{made.name}: enqueued, {outcome.n_jobs} jobs. Results will be in {made.results_dir}")
+    print_line(f"{made.name}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {made.results_dir}")
     say(f"{made.spec['description']}. Start a session with: mbqueue work")

@@ -9,6 +9,7 @@ import typer
 
 from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import open_project
+from mbqueue.errors import counted
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a queue that is not damaged; a copy is kept.")]
 
@@ -22,7 +23,7 @@ def recover(context: typer.Context, force: ForceOption = False) -> None:
     """
     found = open_project(context).recover(force=force)
     for experiment, fold, epochs in found.folds:
-        print_line(f"{experiment} fold {fold}: {epochs} epochs")
+        print_line(f"{experiment} fold {fold}: {counted(epochs, 'epoch')}")
     if found.replaced is not None:
         say(f"The old queue is now {found.replaced}")
 
@@ -33,7 +34,7 @@ def backup(context: typer.Context, file: Annotated[Path, typer.Argument(help="Th
     Example: mbqueue backup monday.tar
     """
     made = open_project(context).back_up(file)
-    print_line(f"{file}: {made.files} files, {made.commits} commits, {made.size / 1e6:.1f} MB")
+    print_line(f"{file}: {counted(made.files, 'file')}, {counted(made.commits, 'commit')}, {made.size / 1e6:.1f} MB")
 
 
 def restore(
@@ -46,7 +47,7 @@ def restore(
     Example: mbqueue restore monday.tar
     """
     found = open_project(context).restore(file, force=force)
-    print_line(f"{file}: {found.files} files, {found.commits} commits restored")
+    print_line(f"{file}: {counted(found.files, 'file')}, {counted(found.commits, 'commit')} restored")
 
 
 def migrate_queue(

@@ -10,6 +10,7 @@ import typer
 from mbqueue.api.opened import LOADING
 from mbqueue.cli.console import print_line, say
 from mbqueue.cli.options import IdColumnOption, TargetColumnOption, open_project
+from mbqueue.errors import counted
 
 
 def predict(
@@ -56,7 +57,9 @@ def predict(
     for crystal_id, reason in table.dropped:
         say(f"dropped {crystal_id}: {reason}")
     table.write(output, force=force)
-    print_line(f"{table.target.axis} of {len(table.crystals)} crystals by {len(models)} models: {output}")
+    print_line(
+        f"{table.target.axis} of {counted(len(table.crystals), 'crystal')} by {counted(len(models), 'model')}: {output}"
+    )
     if table.mae is not None:
         print_line(f"MAE against the dataset's own targets: {table.target.with_unit(f'{table.mae:.4f}')}")
         print_line(

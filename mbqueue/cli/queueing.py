@@ -19,6 +19,7 @@ from mbqueue.cli.options import (
     parse_seeds,
 )
 from mbqueue.clock import SystemClock, parse_duration, utc_text
+from mbqueue.errors import counted
 from mbqueue.queue.jobs import Event
 from mbqueue.task import Kind, target_of
 
@@ -103,9 +104,9 @@ def _enqueued(outcome: EnqueueOutcome) -> str:
     """What was done, in a line."""
     label, results = outcome.experiment.name, outcome.experiment.results_dir
     return {
-        "created": f"{label}: enqueued, {outcome.n_jobs} jobs. Results will be in {results}",
+        "created": f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {results}",
         "unchanged": f"{label}: already in the queue with this spec; nothing was changed.",
-        "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {outcome.n_jobs} jobs.",
+        "folds added": f"{label}: folds {', '.join(map(str, outcome.folds))} added, {counted(outcome.n_jobs, 'job')}.",
     }[outcome.outcome]
 
 
@@ -126,7 +127,7 @@ def promote(
     if outcome.outcome == "unchanged":
         print_line(f"{label}: already in the queue with this spec; nothing was changed.")
         return
-    print_line(f"{label}: enqueued, {outcome.n_jobs} jobs. {outcome.experiment.spec['description']}.")
+    print_line(f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. {outcome.experiment.spec['description']}.")
     say("Start a session with: mbqueue work")
 
 
@@ -157,7 +158,9 @@ def pause(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
     Example: mbqueue pause full_finetune --fold 2
     """
     changed = open_project(context).pause(experiment, fold=fold)
-    print_line(f"{_place(experiment, fold)}: paused ({changed} jobs). Resume with: mbqueue resume {experiment}")
+    print_line(
+        f"{_place(experiment, fold)}: paused ({counted(changed, 'job')}). Resume with: mbqueue resume {experiment}"
+    )
 
 
 def resume(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
@@ -166,7 +169,7 @@ def resume(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpt
     Example: mbqueue resume full_finetune
     """
     changed = open_project(context).resume(experiment, fold=fold)
-    print_line(f"{_place(experiment, fold)}: resumed ({changed} jobs).")
+    print_line(f"{_place(experiment, fold)}: resumed ({counted(changed, 'job')}).")
 
 
 def cancel(
@@ -184,7 +187,10 @@ def cancel(
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)
-    print_line(f"{_place(experiment, fold)}: {changed} jobs cancelled. Put them back with: mbqueue retry {experiment}")
+    print_line(
+        f"{_place(experiment, fold)}: {counted(changed, 'job')} cancelled. "
+        f"Put them back with: mbqueue retry {experiment}"
+    )
 
 
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
@@ -195,7 +201,7 @@ def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOpti
     Example: mbqueue retry full_finetune --fold 3
     """
     changed = open_project(context).retry(experiment, fold=fold)
-    print_line(f"{_place(experiment, fold)}: {changed} jobs will be retried.")
+    print_line(f"{_place(experiment, fold)}: {counted(changed, 'job')} will be retried.")
 
 
 def priority(
@@ -209,7 +215,7 @@ def priority(
     Example: mbqueue priority head_finetune 10 (a negative one after two dashes: -- -5)
     """
     changed = open_project(context).set_priority(experiment, value, fold=fold)
-    print_line(f"{_place(experiment, fold)}: priority {value} ({changed} jobs changed).")
+    print_line(f"{_place(experiment, fold)}: priority {value} ({counted(changed, 'job')} changed).")
 
 
 def _label(event: Event) -> str:

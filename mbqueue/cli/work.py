@@ -9,7 +9,7 @@ import typer
 
 from mbqueue.cli.console import outliving_readers, print_line, say
 from mbqueue.cli.options import open_project
-from mbqueue.errors import UsageError
+from mbqueue.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from mbqueue.api import Project
@@ -129,7 +129,7 @@ def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
 
 
 def _tell_end(outcome: SessionOutcome) -> None:
-    print_line(f"session {outcome.session}: {outcome.jobs_done} jobs done; {outcome.reason}")
+    print_line(f"session {outcome.session}: {counted(outcome.jobs_done, 'job')} done; {outcome.reason}")
 
 
 def _exit_with(ending: Ending) -> None:

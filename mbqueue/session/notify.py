@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, Self
 
+from mbqueue.errors import counted
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.outcome import SessionOutcome
 from mbqueue.session.report import Report
@@ -69,7 +70,7 @@ class Notifier(Report):
         if isinstance(outcome, Exception):
             why = f"{type(outcome).__name__}: {outcome}"
         else:
-            why = f"{outcome.jobs_done} jobs done; {outcome.reason}"
+            why = f"{counted(outcome.jobs_done, 'job')} done; {outcome.reason}"
         self._tell("session ended", f"session {self._session} ended: {why}")
 
     def _tell(self, event: NotifyEvent, text: str, job: Job | None = None) -> None:

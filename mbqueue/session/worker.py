@@ -30,6 +30,7 @@ from mbqueue.errors import (
     StoreError,
     TrainingError,
     causes,
+    counted,
 )
 from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
@@ -245,7 +246,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             return Ending.STOPPED, stop.cause
         if options.max_jobs is not None and session.jobs_done >= options.max_jobs:
             left = not queue.outlook(now=clock.now()).is_exhausted
-            done = StopCause(StopKind.LIMIT, f"did {session.jobs_done} jobs, as asked")
+            done = StopCause(StopKind.LIMIT, f"did {counted(session.jobs_done, 'job')}, as asked")
             return (Ending.STOPPED if left else _idle_ending(session)), done
         if not session.await_store():
             continue  # a stop was requested in the meantime
@@ -269,7 +270,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
             return ending, StopCause(StopKind.EXHAUSTED, ending.value)
         if options.idle_seconds is not None and clock.monotonic() - idle_since >= options.idle_seconds:
             idle = format_duration(options.idle_seconds)
-            why = f"nothing to claim for {idle}; others hold {outlook.leased} jobs"
+            why = f"nothing to claim for {idle}; others hold {counted(outlook.leased, 'job')}"
             return Ending.STOPPED, StopCause(StopKind.IDLE, why)
         if outlook.is_exhausted:
             session.report.waiting("nothing is left to do; waiting for new jobs")
@@ -279,7 +280,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
                 f"{outlook.delayed} failed jobs wait for their next attempt; the next is due in {rest}"
             )
         else:
-            session.report.waiting(f"other sessions hold {outlook.leased} jobs, which the rest needs")
+            session.report.waiting(f"other sessions hold {counted(outlook.leased, 'job')}, which the rest needs")
         queue.wait(POLL_SECONDS, stop.wait)
 
 

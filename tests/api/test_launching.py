@@ -247,4 +247,4 @@ def test_a_session_that_waits_for_others_can_give_its_machine_back(tmp_path: Pat
         assert queue.claim(other, now=now, lease_seconds=3600) is not None
     ended = work(project, WorkOptions(device="cpu", idle_seconds=0.01), report=RememberedReport())
     assert ended.ending is Ending.STOPPED
-    assert "others hold 1 jobs" in ended.reason
+    assert "others hold 1 job" in ended.reason

@@ -249,7 +249,7 @@ def test_of_a_traceback_the_whole_last_message_is_shown_not_its_last_line(world)
         told = traceback.format_exc()
     world.queue.fail(world.take(_trained(world)), error=told, now=world.now)
     (error,) = _overview(world)["errors"]
-    start = "mbqueue.errors.InvalidCrystals: 1 entries of bad.csv cannot be used: y: no atoms; Fix them, or leave them"
+    start = "mbqueue.errors.InvalidCrystals: 1 entry of bad.csv cannot be used: y: no atoms; Fix them, or leave them"
     assert error["error"].startswith(start)
     assert start in world.queue.events()[-1].why
 
