@@ -1,10 +1,10 @@
-"""Sessions that work with other databases of the same project make themselves known by small files on the mount.
+"""Sessions announce themselves to those that use other databases of the same project, by small files on the mount.
 
-Each announcement is a file of its own, SESSION-NUMBER.json, written once; the one before is removed after. They are
-advice: a mount cannot exclude anybody. What makes two sessions on one mount harmless is how commits are merged.
+Each announcement is a file of its own, SESSION-NUMBER.json, written once; then the one before is removed. Announcements
+only advise, since a mount excludes no session. Merging commits makes two sessions on one mount harmless.
 
-Clocks of machines differ, by hours where one is set wrong. So a session counts as live for a while after its number was
-seen to grow, by the observer's own clock. Its own times are used only when it is seen for the first time.
+Clocks of machines differ, by hours if one is set wrong. So a session counts as live for a while after the observer saw
+its number grow, by the observer's clock. Its own times are used only when it is seen for the first time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Announcement:
 
 @dataclass(frozen=True)
 class _Heard:
-    """When a session was last heard of, by its number; by the monotonic clock here."""
+    """When a session's number was last seen to grow, by this machine's monotonic clock."""
 
     number: int
     at: float
@@ -62,7 +62,7 @@ class _Heard:
 
 
 class Announcements:
-    """The announcements on a mount; makes those of one session."""
+    """The announcements on a mount; writes those of one session."""
 
     def __init__(self, drive: Drive, session: str, database: str, *, clock: Clock) -> None:
         self._drive, self._session, self._database, self._clock = drive, session, database, clock
@@ -71,7 +71,7 @@ class Announcements:
         self._heard: dict[str, _Heard] = {}
 
     def announce(self, row: SessionRow, folds: Iterable[tuple[str, int]], *, ended: str | None) -> None:
-        """Say that the session lives, and what it works on, or that it has ended."""
+        """Announce that the session lives, and what it works on, or that it has ended."""
         now = self._clock.now()
         seen = {key: getattr(row, key) for key in SeenSession.__dataclass_fields__}
         seen |= {"heartbeat_at": now, "alive_until": now + ALIVE_SECONDS}
@@ -113,7 +113,7 @@ class Announcements:
         living = []
         for _, found in sorted(newest.items()):
             heard = self._hear(found, now, mono)
-            # Sessions of the same database stand in that itself.
+            # Sessions with the same database are in that database.
             if found.ended is not None or found.database == self._database or heard.alive_until <= mono:
                 continue
             if not is_known_dead(found.session.identity):
@@ -125,13 +125,13 @@ class Announcements:
     def _hear(self, found: Announcement, now: float, mono: float) -> _Heard:
         before = self._heard.get(found.session.id)
         if before is None or found.number > before.number:
-            # Who announces itself anew lives, whatever its clock says.
+            # A session that announces itself again is alive, whatever its clock says.
             seconds = ALIVE_SECONDS if before else min(ALIVE_SECONDS, found.session.alive_until - now)
             before = self._heard[found.session.id] = _Heard(found.number, mono, mono + seconds)
         return before
 
     def _read(self, name: str) -> Announcement | None:
-        # One that is damaged or only half here is as good as none: the next will come.
+        # Ignore a damaged or partly uploaded one: the next will come.
         try:
             return _announcement(json.loads(self._drive.read(f"{PUBLISHED_SESSIONS}/{name}", at_most=LARGEST)))
         except (FileNotFoundError, *NOT_OURS):

@@ -1,9 +1,9 @@
 """The whole state of a project in one archive: `mbqueue backup` and `mbqueue restore`.
 
 A tar file: queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and last checksums.json with the size
-and SHA-256 of every other member. Sessions may work while it is made: the snapshot is taken first, and commits are
-read after it, so they are at least as far as it says; what they are further is taken over when it is restored.
-Caches are left out; they are made again.
+and SHA-256 of every other member. Sessions may work while it is made: the snapshot is taken first and commits are
+read after it, so they are at least as far as the snapshot. Restoring adopts what they are further. Caches are left out
+and made again.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _MEMBER = re.compile(
 
 
 class DamagedArchive(MbqueueError):
-    """An archive is not what `mbqueue backup` wrote; nothing was changed."""
+    """An archive is not what `mbqueue backup` wrote. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """What is in an archive: number of files, their bytes, and of how many commits."""
+    """The content of an archive: number of files, bytes and commits."""
 
     files: int
     size: int
@@ -65,12 +65,12 @@ class Backup:
 
 
 def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
-    """Write the archive; ``target`` appears only once it is whole, read back and found to be what `restore` takes.
+    """Write the archive; ``target`` appears only once the archive is complete and checked as `restore` would.
 
     Raises:
-        UsageError: when there is no queue, or ``target`` exists.
-        QueueError, DamagedSnapshot, DamagedArchive: when the database is damaged, or the archive is not what was
-            written; there is no archive then.
+        UsageError: if there is no queue, or ``target`` exists.
+        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or other bytes are read back; there is
+            no archive then.
     """
     if not project.queue_db.exists():
         raise UsageError(f"There is no queue at {project.queue_db}, so nothing to back up.")
@@ -80,7 +80,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
     checksums: dict[str, dict[str, object]] = {}
     try:
         take(project.queue_db, snapshot)
-        check(snapshot)  # as it will be checked when it is restored
+        check(snapshot)  # as `restore` will check it
         with files.replacing(target) as stream:
             with tarfile.open(fileobj=stream, mode="w") as archive:
                 for name, content in _contents(project, snapshot):
@@ -97,14 +97,14 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 
 
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
-    """Put an archive's state in place of the project's; checked whole before anything is touched.
+    """Replace the project's state by an archive's, after checking the whole archive.
 
-    What was there before is kept beside it (state/replaced-TIME, queue.db.replaced-TIME). Settings that would run other
-    commands than those that are there are only laid beside them, with a note.
+    The former state is kept beside it (state/replaced-TIME, queue.db.replaced-TIME). Settings that would run other
+    commands than the present ones are only written beside them, with a note.
 
     Raises:
-        DamagedArchive: when it is not what `back_up` wrote, in any byte; nothing was changed.
-        UsageError: when there is a queue and ``force`` is not given, or a session works with it.
+        DamagedArchive: if any byte is not what `back_up` wrote; nothing was changed.
+        UsageError: if there is a queue and ``force`` is not given, or a session works with it.
         QueueError: if that cannot be determined.
     """
     if not source.is_file():
@@ -122,7 +122,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
-                    # Of a trial that gave up its checkpoints, the spec has what there was.
+                    # The spec of a trial that gave up its checkpoints has its results.
                     for fold in () if experiment.is_released else experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
@@ -139,10 +139,10 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
 
 
 def _require_whole(folder: Path, source: Path) -> None:
-    """Make sure that every commit in a folder is whole, and of the fold that the folder is named after.
+    """Check that every commit in a folder is intact, and of the fold that the folder is named after.
 
     Raises:
-        DamagedArchive: when one is not.
+        DamagedArchive: if one is not.
     """
 
     def refuse(stem: str, why: str) -> None:
@@ -158,7 +158,7 @@ def _require_whole(folder: Path, source: Path) -> None:
 
 @contextmanager
 def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
-    """Within, and when it is cut off, commands that find no queue say that this is to be done again."""
+    """In the block, and after an interruption, commands that find no queue ask to restore again."""
     said = project.live_dir / RESTORING
     files.write_text(said, shlex.quote(str(source.absolute())))
     try:
@@ -169,9 +169,9 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 
 
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of everything, each file whole."""
+    """(name, bytes) of every member."""
     content = snapshot.read_bytes()
-    snapshot.unlink()  # before the archive is whole, or nothing would sweep it after a death between the two
+    snapshot.unlink()  # before the archive is complete, otherwise a death between the two would leave it
     yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
@@ -185,7 +185,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
                 try:
                     yield name, path.read_bytes()
                 except FileNotFoundError:
-                    continue  # replaced just now; the record that replaces it comes with the next backup
+                    continue  # just replaced; the next backup has its successor
     for path in sorted(project.jobs_dir.glob("*.toml")):
         if _MEMBER.fullmatch(f"jobs/{path.name}"):
             yield f"jobs/{path.name}", path.read_bytes()
@@ -194,17 +194,17 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
 
 
 def _commits(folder: Path) -> dict[str, bytes]:
-    """File name → bytes of a fold's newest commit and that of its best epoch, as they were at one instant.
+    """The files of a fold's newest commit and that of its best epoch, by name, all as of one instant.
 
     Raises:
-        QueueError: when the folder changes too fast to be read.
+        QueueError: if the folder changes too fast.
     """
     wrong: dict[str, str] = {}
     commits = Commits(in_folder(folder), named_after(folder), wrong.__setitem__)
     for _ in range(_TRIES):
         newest, chain = max(commits.bases(), key=order_of, default=None), commits.chain()
         if newest != (chain[-1].base if chain else None):
-            continue  # perhaps a newer commit took its place while it was read
+            continue  # a newer commit may have replaced it during the read
         with suppress(Damaged):  # the same
             return {
                 name: content
@@ -227,7 +227,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _unpack(source: Path, lay: Callable[[str, bytes], None]) -> Backup:
-    """Check an archive; ``lay`` is given the name and content of each of its files."""
+    """Check an archive; call ``lay`` with the name and content of each file."""
     try:
         with tarfile.open(source, mode="r:") as archive:
             return _lay_out(archive, source, lay)
@@ -300,22 +300,22 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
                 f"The archive's settings would run commands or call a web hook that {project.root} does not, or cannot "
                 f"be read, so they are not in force: they are in {settings}. Read them, and copy what you want."
             )
-        # They may say where the live folder is, so there is no instant without them.
+        # Settings may name the live folder, so they exist at every instant.
         if settings.exists():
             replaced.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(settings, replaced / settings.name)
         files.write_bytes(settings, (staging / SETTINGS_FILE).read_bytes())
-    shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the queue that is not there any more
+    shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the replaced queue
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
             keep_wanted(project, queue, experiment.name)
-    # The queue comes last: while it is missing, whatever was cut off is done again by another restore.
+    # The queue comes last: while it is missing, another `restore` repeats everything.
     (staging / "queue.db").replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 
 
 def _told_to_run(folder: Path) -> tuple[str, str, str] | None:
-    """What the settings in a folder let sessions run and call; None when they cannot be read."""
+    """The commands and addresses that a folder's settings let sessions use; None if they cannot be read."""
     try:
         settings = load_settings(folder)
     except (SpecError, OSError):

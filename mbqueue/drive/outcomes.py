@@ -1,8 +1,8 @@
-"""Results on the mount: the files that people read, and beside the checkpoints a listing of them that proves them.
+"""Results on the mount: the files that users read, and a listing beside the checkpoints that verifies them.
 
-Result files have names that people know (preds_fold_0.csv), so they are the only files on a mount that may take the
-place of others. They are copies: what counts is the listing, written once under a unique name, with the size and hash
-of every file. A file that does not fit any listing is made again from the checkpoints.
+Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. They are
+copies: what counts is the listing, written once under a unique name, with the size and hash of every file. A file that
+matches no listing is made again from the checkpoints.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAME = re.compile(rf"(?:prepare|record|fold_[0-4])-([0-9a-f]{{12}}){DUPLICATE}\
 
 
 def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is needed to enqueue an experiment again as it was; goes into manifests and listings."""
+    """The record for manifests and listings from which an experiment can be enqueued again."""
     return {
         "spec": experiment.spec,
         "results_dir": experiment.results_dir,
@@ -56,10 +56,10 @@ def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultListing:
-    """The listing of what a `prepare`, `predict` or `record` job left.
+    """The listing of the files of a `prepare`, `predict` or `record` job.
 
     Attributes:
-        chain: hash of the histories that it was made from; empty for `prepare`.
+        chain: hash of the histories behind the results; empty for `prepare`.
         files: those in the results folder.
         enqueued: see `enqueued_facts`.
     """
@@ -81,7 +81,7 @@ class ResultListing:
 
 
 def chain_hash(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
-    """Which training a prediction or a record was made of: hash of the rows of each fold."""
+    """The hash of the rows of each fold, which identifies the training behind a prediction or record."""
     return files.sha256_of_json({str(fold): list(histories[fold]) for fold in sorted(histories)})
 
 
@@ -99,7 +99,7 @@ class PublishedResults:
     """The listings and result files of a project on a mount.
 
     Args:
-        on_damaged: told the path and the reason of each file that is not what it should be, once each.
+        on_damaged: called once with the path and the reason for each damaged file.
     """
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None] = lambda _path, _why: None) -> None:
@@ -109,11 +109,11 @@ class PublishedResults:
         self._seen: dict[str, tuple[tuple[int, int], str]] = {}
 
     def experiments(self) -> list[str]:
-        """Experiments that have listings."""
+        """The experiments with listings."""
         return experiment_folders(self._drive, PUBLISHED_OUTCOMES)
 
     def listed(self, experiment: str) -> list[ResultListing]:
-        """Every whole listing of an experiment."""
+        """Every intact listing of an experiment."""
         found = {}
         for name in self._drive.names(f"{PUBLISHED_OUTCOMES}/{experiment}"):
             match = _NAME.fullmatch(name)
@@ -125,7 +125,7 @@ class PublishedResults:
         return [found[digits] for digits in sorted(found)]
 
     def publish(self, outcome: ResultListing, folder: Path) -> None:
-        """Copy an outcome's files from a local folder to the project's results, and then write its listing."""
+        """Copy a job's files from a local folder to the project's results, and then write their listing."""
         for file in outcome.files:
             content = (folder / file.name).read_bytes()
             if not file.fits(content):
@@ -137,9 +137,9 @@ class PublishedResults:
         self._drive.put(path, content)
 
     def are_whole(self, results_dir: str, listed: Sequence[ResultFile]) -> bool:
-        """Whether the result files on the mount are those listed; another session may have put its own there.
+        """Whether the result files on the mount match the listing; another session may have replaced them.
 
-        A file is read when it was never read before, or looks changed.
+        Reads a file only the first time and when its size or time changed.
         """
         for file in listed:
             path = f"{results_dir}/{file.name}"
@@ -153,7 +153,7 @@ class PublishedResults:
         return True
 
     def fetch(self, outcome: ResultListing, folder: Path) -> bool:
-        """Copy an outcome's files into a local folder; False, with nothing copied, when one is not whole."""
+        """Copy a job's files into a local folder; False, with nothing copied, if one is damaged."""
         contents = {}
         for file in outcome.files:
             path = f"{outcome.enqueued['results_dir']}/{file.name}"

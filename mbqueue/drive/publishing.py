@@ -1,9 +1,9 @@
-"""Bringing what is committed to the mount, beside the training.
+"""Publish committed work to the mount, beside the training.
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
-results, and then a snapshot of the queue, so that a snapshot never speaks of what is not there. What is superseded is
-removed only after its successor was read back and has had time to be uploaded. If the mount fails, training continues:
-the reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
+results, and then a snapshot of the queue, so that a snapshot never mentions missing files. Superseded files are removed
+only after their successor was read back and has had time to be uploaded. If the mount fails, training continues. The
+reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import in_folder
 from mbqueue.storage.results import total_bytes
 
-#: Between two rounds, when nothing is in the way.
+#: Seconds between two rounds without trouble.
 ROUND_SECONDS = 15.0
-#: Between two rounds after one that failed: doubled each time up to the longest.
+#: Seconds between two rounds after a failed one: doubled each time up to the longest.
 RETRY_SECONDS = 5.0
 LONGEST_RETRY_SECONDS = 300.0
-#: Between two snapshots while a session is running.
+#: Seconds between two snapshots while a session is running.
 SNAPSHOT_SECONDS = 60.0
-#: Between two looks at what other sessions have published.
+#: Seconds between two reads of what other sessions have published.
 RECONCILE_SECONDS = 30.0
-#: How long training waits for reading what others have published; then it continues without that.
+#: Seconds that training waits to read what others have published; then it continues without.
 READ_SECONDS = 30.0
-#: How long a session waits for its first round, so that its first claim knows of other sessions.
+#: Seconds that a session waits for its first round, so that its first claim knows of other sessions.
 FIRST_ROUND_SECONDS = 60.0
-#: How long the last round may take in a session without a deadline.
+#: Seconds that the last round may take in a session without a deadline.
 LAST_ROUND_SECONDS = 600.0
 
 
 class Publisher:
-    """Publishes what one live folder has, as a context from a thread of its own, or by `round` when asked to.
+    """Publishes the content of one live folder: in a thread as a context manager, or by a call of `round`.
 
-    Any number of sessions may share a live folder: one at a time publishes.
+    Any number of sessions may share a live folder; one at a time publishes.
 
     Args:
-        session: who publishes; None for a command, which announces nothing.
-        remaining: seconds until the session must be over; nothing is begun that takes longer.
-        should_stop: whether the session is to end: its main thread then waits for the mount no more.
-        on_published: told how long each round that wrote something took.
-        note: told, in a sentence and from the thread, what a person should know.
+        session: the publishing session; None for a command, which announces nothing.
+        remaining: seconds until the session must end; nothing starts that takes longer.
+        should_stop: whether the session is to end. Its main thread then stops waiting for the mount.
+        on_published: called with the duration of each round that wrote something.
+        note: called from the thread with sentences for the user.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Publisher:
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread has its own: what a thread has read of the mount is its own. And it waits for no mount.
+        # The main thread has a reader of its own, as threads share none, and it waits for no mount.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
@@ -117,7 +117,7 @@ class Publisher:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Publish what is left, as far as there is time; a mount that hangs is left behind."""
+        """Publish the rest while there is time; abandon a mount that hangs."""
         self._over.set()
         self._wake.set()
         self._thread.join(min(LAST_ROUND_SECONDS, max(5.0, self._remaining())))
@@ -127,31 +127,30 @@ class Publisher:
             )
 
     def wake(self) -> None:
-        """Something was committed."""
+        """Start a round soon: something was committed."""
         self._wake.set()
 
     @property
     def others(self) -> list[Announcement]:
-        """Living sessions that work with other databases of this project, as of the last round."""
+        """Living sessions with other databases of this project, as of the last round."""
         return self._other_sessions.living
 
     @property
     def active_others(self) -> list[Announcement]:
-        """Those of them that have announced themselves again since they were first seen, so that they surely live."""
+        """Those that have announced themselves again since they were first seen, and so are certainly alive."""
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
-        """Take over what other sessions have published further than here; nothing while the mount fails or hangs.
+        """Adopt what other sessions have published beyond this one's work; nothing while the mount fails or hangs.
 
-        What is read is read in threads that are left behind when they take too long; what is taken over then is taken
-        over here, in the caller's thread.
+        Threads read the mount and are abandoned when they take too long; the caller's thread adopts what they read.
 
         Args:
-            now: monotonic seconds; it does so once a while only.
-            spare: seconds that it may take at most, if they are fewer than `READ_SECONDS`.
+            now: monotonic seconds; most calls soon after another one do nothing.
+            spare: seconds that it may take, if fewer than `READ_SECONDS`.
 
         Returns:
-            (experiment id, fold) of the folds that were taken over.
+            (experiment id, fold) of the adopted folds.
         """
         is_early = self._reconciled_at is not None and now - self._reconciled_at < RECONCILE_SECONDS
         if is_early or spare <= 0:
@@ -171,10 +170,10 @@ class Publisher:
         return taken
 
     def round(self, *, ended: str | None = None) -> bool:
-        """Publish everything that is committed; whether it is now on the mount.
+        """Publish everything that is committed; return whether all of it is on the mount.
 
         Args:
-            ended: why the session is over, when this is its last round.
+            ended: why the session ended, if this is its last round.
         """
         began = self._clock.monotonic()
         self._wrote = False
@@ -185,7 +184,7 @@ class Publisher:
                     with Queue(self._project.queue_db) as queue:
                         self._other_sessions.meet(queue, self._session, ended)
         except Timeout:
-            return False  # another session of this machine is at it
+            return False  # another session of this machine publishes
         except NoTime as error:
             self._trouble(f"there was no time left: {error}")
             return False
@@ -213,11 +212,11 @@ class Publisher:
             self._begun.set()
             self._wake.wait(pause)
             if self._failures:
-                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # commits do not hurry a failing mount
+                self._over.wait(0 if self._over.is_set() else RETRY_SECONDS)  # commits do not shorten the pause
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._rounds.note(queue)  # of this machine's timeline; nothing that is worth another round
+            self._rounds.note(queue)  # in this machine's timeline; not worth another round
 
     # -- one round -----------------------------------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ class Publisher:
             self._note("The mount is back; everything that was committed is published.")
 
     def _seal(self, queue: Queue, published_event: int, *, final: bool) -> int | None:
-        """Take a snapshot before anything is published, when there is something new and it is due: its last event."""
+        """Take a snapshot before publishing, if one is due and there is something new; return its last event."""
         now = self._clock.monotonic()
         due = self._snapshot_at is None or final or now - self._snapshot_at >= SNAPSHOT_SECONDS
         if not due or _last_event(queue) == published_event:
@@ -266,7 +265,7 @@ class Publisher:
         return last_event
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
-        state = LiveState.load(self._project.publishing_file)  # only the publishing session changes these three, here
+        state = LiveState.load(self._project.publishing_file)  # only changed here, by the publishing session
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
         self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
@@ -289,10 +288,10 @@ class Publisher:
         self._snapshots.prune(published.listing, now=self._clock.monotonic(), steady_since=self._steady_since)
 
     def _publish_fold(self, experiment: Experiment, fold: int) -> tuple[Manifest | None, list[str]]:
-        """Publish a fold's commits: the newest that is on the mount now, and what lies there of other lines."""
+        """Publish a fold's commits; return the newest on the mount, and those of other lines there."""
         published = self._reentry.published_fold(experiment.identity(fold))
         if experiment.is_released:
-            # The snapshot that says so must have had time to be uploaded before what it speaks of is gone.
+            # The snapshot that records this must have had time to be uploaded before the files are removed.
             if self._clock.now() - experiment.spec["trial"]["released"]["at"] >= SETTLED_SECONDS:
                 published.clear()
             return None, []
@@ -315,7 +314,7 @@ class Publisher:
         if newest is None:
             return None, []
         commits = published.commits()
-        if self._session is not None:  # a command does not know for how long they have been there
+        if self._session is not None:  # a command does not know how long they have been there
             published.retire(newest, now=self._clock.monotonic(), steady_since=self._steady_since)
         return newest, [
             published.place.path(commit.base)
@@ -341,7 +340,7 @@ class Publisher:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
-                continue  # made again by the session's own check
+                continue  # the session's own check makes them again
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
             self._pace.require(total_bytes(found), self._remaining())

@@ -1,4 +1,4 @@
-"""Read a mount with suspicion: others wrote its files, which may be cut off or not come from mbqueue."""
+"""Read files from a mount as untrusted: they may be cut off, or not come from mbqueue."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mbqueue.errors import MbqueueError
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 
-#: What taking apart something that mbqueue did not write, or not this one, may raise.
+#: What parsing a file may raise that mbqueue, or this version of it, did not write.
 NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MbqueueError)
 
 Parsed = TypeVar("Parsed")
 
 
 def what_is_wrong(error: Exception) -> str:
-    """Why something is not ours, for people."""
+    """The reason to show for a file that cannot be used."""
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
@@ -28,7 +28,7 @@ class Reader:
     Incomplete files stay: their upload may still be running, and they are checked again next time.
 
     Args:
-        on_damaged: told the path and the reason.
+        on_damaged: called with the path and the reason.
     """
 
     def __init__(self, drive: Drive, on_damaged: Callable[[str, str], None]) -> None:
@@ -36,16 +36,16 @@ class Reader:
         self._told: set[str] = set()
 
     def tell(self, path: str, why: str) -> None:
-        """Tell of a file, unless that was done."""
+        """Report a file, once."""
         if path not in self._told:
             self._told.add(path)
             self._on_damaged(path, why)
 
     def parsed(self, path: str, digits: str, parse: Callable[[bytes], Parsed], *, at_most: int) -> Parsed | None:
-        """What ``parse`` makes of a file whose SHA-256 begins with ``digits``; None, and told, when it is not whole.
+        """Parse a file whose SHA-256 begins with ``digits``; report it and return None if it is damaged.
 
         Raises:
-            OSError: when it is the mount that fails.
+            OSError: if the mount fails.
         """
         try:
             content = self._drive.read(path, at_most=at_most)
@@ -59,15 +59,14 @@ class Reader:
         return None
 
     def whole(self, base: str, suffix: str, *, size: int, sha256: str, what: str) -> bytes | None:
-        """The bytes of a file, from any file of its name that has them; None, with a report about ``base``, if none
-        has.
+        """Read a file from any intact copy of its name; report ``base`` and return None if there is none.
 
         Args:
             base: path without the suffix.
-            what: is in it, for people.
+            what: the content's name in messages.
 
         Raises:
-            OSError: when it is the mount that fails.
+            OSError: if the mount fails.
         """
         why = f"its {what} is missing"
         folder, _, name = base.rpartition("/")

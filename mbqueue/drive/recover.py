@@ -1,4 +1,4 @@
-"""Rebuilding the queue from manifests alone, when its database is lost or damaged."""
+"""Rebuild the queue from manifests when its database is lost or damaged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Recovered:
 
     Attributes:
         folds: (experiment, fold, finished epochs).
-        replaced: where the database that was there before is now, or None.
+        replaced: where the former database is now, or None.
     """
 
     folds: list[tuple[str, int, int]]
@@ -45,22 +45,22 @@ class Recovered:
 def recover(
     project: ProjectFolder, *, force: bool, note: Callable[[str], None], clock: Clock, drive: Drive | None = None
 ) -> Recovered:
-    """Make a new queue of what the manifests say; of a split project, those on the mount and in the live folder.
+    """Make a new queue from the manifests; for a split project, from those on the mount and in the live folder.
 
-    Every experiment comes back as it was enqueued, with its finished epochs, also one that has no commit yet, and with
-    its priorities, pauses and cancellations (see `wanted`); predictions and records are made again (of a split
-    project, taken from the mount where they are whole). Where the live folder is gone, too, pauses are.
+    Every experiment returns as it was enqueued, with its finished epochs, priorities, pauses and cancellations (see
+    `wanted`), even without a commit. Predictions and records are made again, or taken from the mount of a split project
+    if they are intact there. If the live folder is gone, so are pauses.
 
-    What only the replaced queue has, and can be read there, comes back too: a queue that was begun after the real one
-    was lost, by hand or by an earlier version.
+    What only the replaced queue has returns too, if it can be read: it may have been started after the real queue was
+    lost.
 
-    Where the live folder has nothing and state/ has what sessions without one left there (the queue was on a server,
-    the project on a local disk), that is taken over first.
+    If the live folder is empty and sessions without one left work in state/ (the queue was on a server, or the project
+    on a local disk), that is moved there first.
 
     Raises:
-        UsageError: when there is a whole queue already, or what a restore left that was cut off, and ``force`` is not
-            given; or when a session works with it.
-        QueueError: when there is nothing to make a queue of.
+        UsageError: if an intact queue, or the rest of an interrupted restore, is there and ``force`` is not given; or
+            if a session works with it.
+        QueueError: if there is nothing to make a queue from.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
@@ -105,12 +105,12 @@ def recover(
 
 
 def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Path | None:
-    """Make room for another queue; returns where the one before is now, or None when there was none.
+    """Move the queue aside; return where it is now, or None if there was none.
 
     Raises:
-        UsageError: when it is whole and ``force`` is not given, or a session works with it.
+        UsageError: if it is intact and ``force`` is not given, or a session works with it.
         QueueError: if that is unknown: a newer mbqueue wrote it, it is locked, or its disk does not answer.
-        QueueMoved: when it is in another database now, and ``force`` is not given.
+        QueueMoved: if it is in another database now, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()
     if not path.exists():
@@ -128,11 +128,11 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
 
 
 def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[SessionRow, ...], bool]:
-    """The sessions of the queue that is there, as far as they can be read, and whether it is whole."""
+    """The sessions of the existing queue, as far as they can be read, and whether it is intact."""
     sessions: tuple[SessionRow, ...] = ()
     try:
         with Queue(project.queue_db, read_only=True) as queue:
-            with suppress(QueueError):  # what cannot be read is found damaged below, or not there either
+            with suppress(QueueError):  # what cannot be read is found damaged or missing below
                 sessions = queue.sessions()
             queue.verify()
             return sessions, not (has_lost_content(project, queue) or lost_experiments(project, queue))
@@ -146,7 +146,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
 
 def _note_what_only_it_has(project: ProjectFolder, replaced: Path) -> None:
     """Write the notes of experiments in a replaced queue that have neither notes nor commits."""
-    # A damaged queue is not believed, and commits say more than a second queue of the same name.
+    # A damaged queue proves nothing, and commits have more than a second queue with the same name.
     with suppress(QueueError), Queue(replaced, read_only=True) as queue:
         queue.verify()
         known = experiments_beside(project)
@@ -180,7 +180,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
 
 
 def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
-    """The commits in a folder that are of the fold it is named after, and of what the queue knows of that."""
+    """The commits in a folder that belong to the fold of its name, as the queue knows it."""
     identity = named_after(folder)
     known = next((one for one in queue.experiments() if one.name == identity.experiment), None)
     if known is not None:
@@ -189,7 +189,7 @@ def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Comm
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
-    """For manifests of before they said how their experiment was enqueued."""
+    """Enqueue from the experiment's file, for older manifests without a record of how it was enqueued."""
     try:
         spec = load_spec(project.experiment_file(manifest.experiment))
     except UsageError:
