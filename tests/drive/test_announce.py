@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ahead", [3 * 3600.0, 400 * 86_400.0, 0.0])
-def test_a_session_that_died_counts_as_living_for_minutes_only_however_far_its_clock_was_ahead(
+def test_a_dead_session_counts_as_live_for_minutes_only_however_far_its_clock_was_ahead(
     root: Path, ahead: float
 ) -> None:
     two = Two(root, ahead)
@@ -59,9 +59,7 @@ def test_a_session_that_died_counts_as_living_for_minutes_only_however_far_its_c
 
 
 @pytest.mark.parametrize("ahead", [3 * 3600.0, 0.0, -3 * 3600.0])
-def test_a_session_that_keeps_announcing_itself_lives_and_never_for_longer_than_minutes_ahead(
-    root: Path, ahead: float
-) -> None:
+def test_a_session_that_keeps_announcing_itself_counts_as_live_for_minutes_at_most(root: Path, ahead: float) -> None:
     two = Two(root, ahead)
     two.announce()
     two.seen()
@@ -73,14 +71,14 @@ def test_a_session_that_keeps_announcing_itself_lives_and_never_for_longer_than_
         assert one.session.alive_until == two.clock.now() + ALIVE_SECONDS
 
 
-def test_what_a_session_said_long_ago_does_not_make_it_live_for_a_machine_that_comes_later(root: Path) -> None:
+def test_an_old_announcement_does_not_make_a_session_live_on_a_new_machine(root: Path) -> None:
     two = Two(root, 0.0)
     two.announce()
     two.advance(ALIVE_SECONDS + 1.0)
     assert two.seen() == []
 
 
-def test_a_session_that_says_that_it_has_ended_has(root: Path) -> None:
+def test_a_session_that_announces_its_end_counts_as_ended(root: Path) -> None:
     two = Two(root, 3 * 3600.0)
     two.announce()
     assert two.seen()

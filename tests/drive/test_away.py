@@ -61,7 +61,7 @@ def test_status_answers_from_the_live_folder_degraded(folder: ProjectFolder, los
     assert str(folder.root) in told["publishing"]["why"]
 
 
-def test_a_live_folder_that_only_the_project_itself_names_is_found_while_that_is_away(
+def test_a_live_folder_named_only_in_the_project_is_found_while_the_drive_is_away(
     folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LIVE_VARIABLE)  # as with live_dir in mbqueue.toml, or below a link to a drive
@@ -85,7 +85,7 @@ def test_other_commands_say_that_the_drive_is_not_mounted_and_never_to_make_a_pr
 
 
 @LOSSES
-def test_nothing_is_published_into_what_lies_where_the_project_was(
+def test_nothing_is_published_into_another_folder_in_the_projects_place(
     folder: ProjectFolder, lose: object, clock: ManualClock
 ) -> None:
     assert callable(lose)
@@ -102,7 +102,7 @@ def test_nothing_is_published_into_what_lies_where_the_project_was(
 
 
 @pytest.mark.parametrize("error", [errno.ENOTCONN, errno.EIO, errno.ESTALE])
-def test_a_mount_that_fails_is_told_as_that(folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_a_failing_mount_is_reported_as_one(folder: ProjectFolder, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     def fails(_root: Path) -> bool:
         raise OSError(error, "injected")
 
@@ -127,7 +127,7 @@ def test_a_mount_that_hangs_is_not_waited_for(folder: ProjectFolder, hanging: No
     assert "has not answered" in told["publishing"]["why"]
 
 
-def test_a_folder_in_the_project_is_known_to_be_of_one_that_is_away(
+def test_a_folder_inside_a_project_that_is_away_is_recognised(
     folder: ProjectFolder,
 ) -> None:
     init_project(folder.root.parent.parent)  # one above the mount point is another one
@@ -136,9 +136,7 @@ def test_a_folder_in_the_project_is_known_to_be_of_one_that_is_away(
     assert (found.root, found.away) == (folder.root, "the project is not there")
 
 
-def test_a_project_of_before_there_were_ids_gets_one_when_it_is_published_next(
-    folder: ProjectFolder, clock: ManualClock
-) -> None:
+def test_a_project_without_an_id_gets_one_at_the_next_publishing(folder: ProjectFolder, clock: ManualClock) -> None:
     (known,) = ids_in(folder.state_dir)
     assert Belonging.of(folder.live_dir) == Belonging(root=str(folder.root), id=known)
     (folder.state_dir / f"project-{known}.json").unlink()
@@ -149,14 +147,14 @@ def test_a_project_of_before_there_were_ids_gets_one_when_it_is_published_next(
     assert another != known
 
 
-def test_a_second_machine_takes_the_id_that_is_there(folder: ProjectFolder, tmp_path: Path, clock: ManualClock) -> None:
+def test_a_second_machine_uses_the_existing_id(folder: ProjectFolder, tmp_path: Path, clock: ManualClock) -> None:
     session = SteppedSession(folder.root, tmp_path / "live2", clock)
     (known,) = ids_in(folder.state_dir)
     assert Belonging.of(session.project.live_dir) == Belonging(root=str(folder.root), id=known)
     session.end()
 
 
-def test_an_answer_in_time_is_passed_on_whatever_it_is() -> None:
+def test_an_answer_in_time_is_returned_or_raised() -> None:
     assert answer_within(60.0, lambda: 7) == 7
     with pytest.raises(ProjectNotFound, match="here"):
         answer_within(60.0, lambda: (_ for _ in ()).throw(ProjectNotFound("here")))

@@ -53,7 +53,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
 @pytest.mark.parametrize("harm", [flip, cut])
-def test_the_published_copy_of_that_very_commit_takes_the_place_of_the_damaged_one(
+def test_the_published_copy_of_a_damaged_commit_replaces_it(
     session: SteppedSession, suffix: str, harm: Callable[[Path], None]
 ) -> None:
     folder = session.project.checkpoints_dir("tiny", 0)
@@ -90,7 +90,7 @@ def test_without_a_mount_the_damaged_commit_is_set_aside_as_elsewhere(session: S
     assert len(damaged) == 1
 
 
-def test_a_copy_that_is_damaged_too_does_not_help(session: SteppedSession) -> None:
+def test_a_published_copy_that_is_damaged_too_is_not_used(session: SteppedSession) -> None:
     folder = session.project.checkpoints_dir("tiny", 0)
     flip(max(folder.glob("e*.pt")))
     flip(max((session.project.root / "state" / "checkpoints" / "tiny" / "fold_0").glob("*.pt")))

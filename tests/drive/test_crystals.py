@@ -56,7 +56,7 @@ def test_a_new_machine_takes_the_crystals_from_the_mount_and_needs_no_source(spl
     assert [note for note in notes if not note.startswith("target: ")] == []
 
 
-def test_crystals_that_are_damaged_here_are_taken_from_the_mount(split: ProjectFolder) -> None:
+def test_crystals_damaged_here_are_copied_from_the_mount(split: ProjectFolder) -> None:
     first = load(split, None, [])
     (split.root / SOURCE).unlink()
     file = first.graphs.folder / CRYSTALS_FILE
@@ -92,9 +92,7 @@ def test_prepare_on_a_new_machine_takes_the_crystals_that_an_experiment_was_prep
     assert len(project.prepare(DataSpec(dataset=SOURCE)).crystals) == 10
 
 
-def test_a_cache_that_is_emptied_while_it_is_built_is_no_success(
-    split: ProjectFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_emptying_a_cache_while_it_is_built_is_an_error(split: ProjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     build = GraphCache.build
 
     def emptied(crystals: Crystals, folder: Path, **options: Any) -> GraphCache | None:
@@ -121,7 +119,7 @@ def test_a_cache_cannot_be_pruned_while_it_is_built(split: ProjectFolder, monkey
     assert "just being built" in told[0]
 
 
-def test_crystals_that_are_not_whole_on_the_mount_are_read_from_their_source_with_a_note(split: ProjectFolder) -> None:
+def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note(split: ProjectFolder) -> None:
     first = load(split, None, [])
     (kept,) = (split.root / PUBLISHED_CRYSTALS).iterdir()
     kept.write_bytes(kept.read_bytes()[:-1])
@@ -142,7 +140,7 @@ def test_the_same_crystals_are_kept_once(split: ProjectFolder) -> None:
     assert len(list((split.root / PUBLISHED_CRYSTALS).iterdir())) == 1
 
 
-def test_a_mount_that_is_gone_costs_a_note_and_no_more(split: ProjectFolder) -> None:
+def test_a_lost_mount_only_causes_a_note(split: ProjectFolder) -> None:
     source = (split.root / SOURCE).read_bytes()
     shutil.rmtree(split.root)
     split.root.mkdir()

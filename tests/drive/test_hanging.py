@@ -88,7 +88,7 @@ def two(tmp_path: Path) -> Iterator[Two]:
     made.drive.back.set()
 
 
-def test_wherever_a_look_hangs_training_continues_and_all_converges_when_the_mount_is_back(
+def test_wherever_reading_the_mount_hangs_training_continues_and_converges_later(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)
@@ -126,7 +126,7 @@ def test_wherever_a_look_hangs_training_continues_and_all_converges_when_the_mou
     assert two.first.steps_trained + two.second.steps_trained == 8, "a step was done twice"
 
 
-def test_a_fold_that_was_taken_over_before_the_mount_hung_is_told(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_adopted_before_the_mount_hung_is_reported(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model that is loaded would be one of before."""
 
     def hang(*_arguments: object) -> None:
@@ -138,7 +138,7 @@ def test_a_fold_that_was_taken_over_before_the_mount_hung_is_told(two: Two, monk
     assert two.look() == [(experiment.id, fold)]
 
 
-def test_who_wishes_to_stop_does_not_wait_for_the_mount(two: Two) -> None:
+def test_a_stopping_session_does_not_wait_for_the_mount(two: Two) -> None:
     two.drive.hangs_at = two.drive.reads + 2
     threading.Thread(target=lambda: two.drive.hangs.wait(FOR_EVER) and two.stop.request(_terminated())).start()
     began = time.monotonic()
@@ -149,7 +149,7 @@ def test_who_wishes_to_stop_does_not_wait_for_the_mount(two: Two) -> None:
     assert told["state"] != "degraded", "nothing is known to be wrong with the mount"
 
 
-def test_a_session_begins_though_its_first_round_hangs(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_begins_even_if_its_first_round_hangs(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "FIRST_ROUND_SECONDS", 0.2)
     two.drive.hangs_at = two.drive.reads + 1
     publisher = Publisher(
@@ -168,9 +168,7 @@ def _terminated() -> StopCause:
     return StopCause(StopKind.SIGNAL, "SIGTERM", 15)
 
 
-def test_a_real_session_ends_when_told_to_during_a_look_that_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_real_session_stops_while_reading_the_mount_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     project = make_split_project(tmp_path)
     enqueue(project, small_spec(project, train__epochs=1))

@@ -57,7 +57,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
-def test_a_manifest_that_says_something_impossible_is_none(local: LocalProject, change: dict[str, Any]) -> None:
+def test_an_impossible_manifest_is_refused(local: LocalProject, change: dict[str, Any]) -> None:
     local.train(2).end()
     content = json.loads(next(local.project.all_checkpoints.glob("*/*/e0001-done-*.json")).read_bytes())
     assert manifest_of(changed(content, {}), source="the same").epoch == 1
@@ -65,7 +65,7 @@ def test_a_manifest_that_says_something_impossible_is_none(local: LocalProject, 
         manifest_of(changed(content, change), source="another")
 
 
-def test_recover_passes_over_a_manifest_that_says_something_impossible(local: LocalProject) -> None:
+def test_recover_skips_an_impossible_manifest(local: LocalProject) -> None:
     local.train(4).end()
     path = max(local.project.checkpoints_dir("tiny", 0).glob("e*.json"))
     path.write_bytes(changed(json.loads(path.read_bytes()), {"enqueued": {"x": 1}}))
@@ -92,7 +92,7 @@ def test_recover_passes_over_a_manifest_that_says_something_impossible(local: Lo
         "UPDATE events SET to_state = 'eaten'",
     ],
 )
-def test_a_snapshot_with_a_row_that_would_break_its_reader_is_none(local: LocalProject, harm: str) -> None:
+def test_a_snapshot_with_a_row_that_would_break_its_reader_is_refused(local: LocalProject, harm: str) -> None:
     local.train(1).end()
     copy = local.project.root / "copy.db"
     take(local.project.queue_db, copy)
@@ -107,7 +107,7 @@ def test_a_snapshot_with_a_row_that_would_break_its_reader_is_none(local: LocalP
 
 
 @pytest.mark.parametrize("change", [{"number": 2_147_483_648}, {"number": 7}, {"ancestry": {"00000000": 10**8}}])
-def test_a_snapshot_whose_manifest_has_another_number_than_its_name_is_none(
+def test_a_snapshot_whose_manifest_and_name_differ_in_number_is_refused(
     tmp_path: Path, local: LocalProject, change: dict[str, Any]
 ) -> None:
     root = init_project(tmp_path / "drive")[0].root
@@ -125,7 +125,7 @@ def test_a_snapshot_whose_manifest_has_another_number_than_its_name_is_none(
     assert "snapshot" in told[0]
 
 
-def test_an_archive_that_would_grow_when_it_is_unpacked_is_refused_before_anything_is_laid_out(
+def test_an_archive_bomb_is_refused_before_anything_is_unpacked(
     local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (tmp_path / "jobs.toml").open("wb") as stream:
@@ -141,7 +141,7 @@ def test_an_archive_that_would_grow_when_it_is_unpacked_is_refused_before_anythi
     assert laid == []
 
 
-def test_a_checkpoint_that_would_grow_when_it_is_read_is_refused_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_bomb_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, packed = io.BytesIO(), io.BytesIO()
     torch.save({"model": torch.zeros(1 << 20)}, plain)
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:

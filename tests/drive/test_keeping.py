@@ -87,7 +87,7 @@ def test_a_queue_that_was_begun_beside_the_checkpoints_of_a_lost_one_costs_no_ep
         assert {one.name for one in queue.experiments()} == {"tiny", second}
 
 
-def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(local: LocalProject) -> None:
+def test_recover_uses_the_newest_intact_commit_and_requeues_the_rest(local: LocalProject) -> None:
     local.train(4).end()
     folder = local.project.checkpoints_dir("tiny", 0)
     newest = folder / "e0002-done-f0001.pt"
@@ -101,7 +101,7 @@ def test_recover_takes_the_newest_whole_commit_and_queues_what_follows_it_again(
     assert states[2] is not State.COMMITTED
 
 
-def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_file(local: LocalProject) -> None:
+def test_manifests_without_a_spec_are_read_with_the_experiment_file(local: LocalProject) -> None:
     local.train(4).end()
     for path in local.project.checkpoints_dir("tiny", 0).glob("*.json"):
         content = json.loads(path.read_text())
@@ -121,7 +121,7 @@ def test_manifests_of_before_they_told_the_spec_are_read_with_the_experiments_fi
     assert len(epochs_and_rows(local.project)) == 2
 
 
-def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_worked_with(
+def test_recover_and_restore_refuse_to_replace_an_intact_queue_or_one_in_use(
     local: LocalProject, tmp_path: Path
 ) -> None:
     session = local.train(2)
@@ -137,7 +137,7 @@ def test_recover_and_restore_refuse_to_replace_a_whole_queue_or_one_that_is_work
         restore(local.project, tmp_path / "b.tar", force=False, note=note, clock=local.clock)
 
 
-def test_a_session_that_was_killed_a_moment_ago_is_not_in_the_way_of_recover(local: LocalProject) -> None:
+def test_a_session_killed_a_moment_ago_does_not_block_recover(local: LocalProject) -> None:
     local.train(2).die()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
@@ -162,7 +162,7 @@ def test_a_flipped_bit_in_a_definition_is_found_when_a_session_begins(
         queue.verify()
 
 
-def test_statistics_that_a_database_browser_made_are_no_damage(local: LocalProject, tmp_path: Path) -> None:
+def test_statistics_of_a_database_browser_do_not_count_as_damage(local: LocalProject, tmp_path: Path) -> None:
     local.train(1).end()
     with closing(sqlite3.connect(local.project.queue_db)) as browser:
         browser.execute("ANALYZE")
@@ -186,7 +186,7 @@ def test_a_queue_that_restore_would_refuse_is_not_backed_up(local: LocalProject,
     assert list(causes(raised.value)) == []
 
 
-def test_an_archive_that_is_not_read_back_as_it_was_written_is_none(
+def test_an_archive_that_reads_back_differently_is_not_kept(
     local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local.train(1).end()
@@ -201,9 +201,7 @@ def test_an_archive_that_is_not_read_back_as_it_was_written_is_none(
     assert list(tmp_path.glob("*backup*")) == []
 
 
-def test_a_backup_taken_while_a_session_works_restores_elsewhere_and_is_carried_on(
-    local: LocalProject, tmp_path: Path
-) -> None:
+def test_a_backup_taken_during_a_session_restores_elsewhere_and_resumes(local: LocalProject, tmp_path: Path) -> None:
     session = local.train(3)
     made = back_up(local.project, tmp_path / "b.tar", clock=local.clock)
     assert made.commits >= 1
@@ -226,7 +224,7 @@ def test_what_restore_replaces_is_kept(local: LocalProject, tmp_path: Path) -> N
     assert list(local.project.state_dir.glob("replaced-*/checkpoints/tiny/fold_0/*.pt"))
 
 
-def test_until_a_restore_that_was_cut_off_is_done_again_nothing_else_makes_a_queue(
+def test_after_an_interrupted_restore_only_restore_makes_a_queue(
     local: LocalProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = tmp_path / "a backup.tar"
@@ -272,7 +270,7 @@ RUNS = 'session = "1h"\nend_command = "rm -rf /"\n[notify]\nwebhook = "https://e
     ],
     ids=["other commands", "not readable", "the same commands", "no commands"],
 )
-def test_settings_of_an_archive_that_would_run_other_commands_are_only_laid_beside_those_there(
+def test_settings_of_an_archive_with_other_commands_are_only_written_beside_the_present_ones(
     local: LocalProject, tmp_path: Path, archived: str, there: str, is_put_in_place: bool
 ) -> None:
     local.train(1).end()
@@ -361,7 +359,7 @@ def test_a_hostile_or_damaged_archive_is_refused_and_nothing_is_changed(
     assert not Path("/tmp/outside").exists()
 
 
-def test_an_archive_that_is_cut_off_anywhere_is_said_to_be(local: LocalProject, tmp_path: Path) -> None:
+def test_an_archive_cut_off_anywhere_is_reported_as_cut_off(local: LocalProject, tmp_path: Path) -> None:
     local.train(2).end()
     whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
     back_up(local.project, whole, clock=local.clock)

@@ -217,7 +217,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", range(5))
-def test_sessions_on_a_drive_that_lies_converge_on_one_whole_chain_per_fold(part: int, fast_folder: Path) -> None:
+def test_sessions_on_an_unreliable_drive_converge_on_one_whole_chain_per_fold(part: int, fast_folder: Path) -> None:
     seeds = range(part, SCHEDULES, 5) if ONE_SEED is None else [int(ONE_SEED)][: 1 if part == 0 else 0]
     trained = deaths = aside = 0
     for seed in seeds:

@@ -92,9 +92,7 @@ def enqueue_in(live: Path, clock: ManualClock, *, epochs: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["desktop.ini", ".DS_Store", "Icon\r"])
-def test_files_that_a_drives_own_program_leaves_everywhere_are_in_nobodys_way(
-    root: Path, tmp_path: Path, clock: ManualClock, name: str
-) -> None:
+def test_files_of_the_drives_own_program_are_ignored(root: Path, tmp_path: Path, clock: ManualClock, name: str) -> None:
     enqueue_in(tmp_path / "live", clock, epochs=2)
     session = SteppedSession(root, tmp_path / "live", clock)
     for _ in range(4):
@@ -125,7 +123,7 @@ def published(root: Path, live: Path, clock: ManualClock, drive: Drive) -> Publi
     return Publisher(project, None, note=lambda _text: None, clock=clock, drive=drive)
 
 
-def test_snapshots_that_got_no_manifest_do_not_pile_up(root: Path, tmp_path: Path, clock: ManualClock) -> None:
+def test_snapshots_without_a_manifest_do_not_pile_up(root: Path, tmp_path: Path, clock: ManualClock) -> None:
     drive = NoRoomForManifests(root)
     publisher = published(root, tmp_path / "live", clock, drive)
     with Queue(tmp_path / "live" / "queue.db") as queue:
@@ -139,7 +137,7 @@ def test_snapshots_that_got_no_manifest_do_not_pile_up(root: Path, tmp_path: Pat
     assert len(names(root, "state/snapshots")) == 2
 
 
-def test_what_a_dead_session_left_of_a_snapshot_is_removed_with_those_of_its_time(
+def test_a_dead_sessions_partial_snapshot_is_removed_with_those_of_its_time(
     root: Path, tmp_path: Path, clock: ManualClock
 ) -> None:
     publisher = published(root, tmp_path / "live", clock, Drive(root))

@@ -35,7 +35,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def test_sessions_that_die_on_a_drive_that_lies_give_the_bytes_of_an_undisturbed_one(
+def test_sessions_that_die_on_an_unreliable_drive_give_the_bytes_of_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All sessions are of this one process, so none of them is known to be dead; their successors need not wait.

@@ -212,7 +212,7 @@ def test_a_mount_that_fails_degrades_the_session_and_gets_everything_when_it_is_
     assert (told["state"], told["why"]) == ("published", None)
 
 
-def test_how_long_publishing_took_is_noted_and_asks_for_no_more_publishing(mount: Mount) -> None:
+def test_noting_how_long_publishing_took_causes_no_more_publishing(mount: Mount) -> None:
     session = mount.session(drive=SlowDrive(mount.root, mount.clock))
     mount.train(session, 2)
     session.publish()
@@ -267,7 +267,7 @@ def test_no_file_is_begun_that_cannot_be_written_before_the_end(mount: Mount) ->
     assert "no time left" in told["why"]
 
 
-def test_a_second_session_hears_of_the_first_and_takes_another_fold(tmp_path: Path) -> None:
+def test_a_second_session_sees_the_first_and_takes_another_fold(tmp_path: Path) -> None:
     mount = Mount(tmp_path)
     mount.enqueue(folds=(0, 1))
     first = mount.session()
@@ -325,7 +325,7 @@ def test_of_two_lines_from_one_parent_the_further_one_is_accepted_and_the_other_
     assert all(first.id not in row["session"] for row in history)
 
 
-def test_equally_far_lines_are_decided_by_the_smaller_hash_wherever_one_looks_from(mount: Mount, deaf: None) -> None:
+def test_of_equally_far_lines_every_machine_accepts_the_smaller_hash(mount: Mount, deaf: None) -> None:
     first, second = mount.session(), mount.session()
     for session in (first, second):
         mount.train(session, 1)
@@ -404,7 +404,7 @@ def _run_sql(statement: str) -> Callable[[Path], None]:
     ],
     ids=["truncated", "garbled", "trigger", "view", "folder outside", "name outside", "no spec", "no version"],
 )
-def test_a_hostile_or_damaged_snapshot_is_passed_over_for_the_one_before(
+def test_a_hostile_or_damaged_snapshot_is_skipped_for_the_one_before(
     mount: Mount, harm: Callable[[Path], None]
 ) -> None:
     session = mount.session()
@@ -458,7 +458,7 @@ def test_a_snapshot_of_a_newer_mbqueue_is_refused_with_the_reason(mount: Mount) 
         ("parent", "/etc/passwd"),
     ],
 )
-def test_a_hostile_manifest_is_passed_over(mount: Mount, key: str, value: Any) -> None:
+def test_a_hostile_manifest_is_skipped(mount: Mount, key: str, value: Any) -> None:
     session = mount.session()
     mount.train(session, 1)
     session.end()
@@ -511,7 +511,7 @@ FACTS_OF_ANOTHER_MBQUEUE = pytest.mark.parametrize(
 
 
 @FACTS_OF_ANOTHER_MBQUEUE
-def test_a_snapshot_of_experiments_that_cannot_be_read_is_passed_over_for_the_one_before(
+def test_a_snapshot_with_unreadable_experiments_is_skipped_for_the_one_before(
     mount: Mount, change: Callable[[dict[str, Any]], None]
 ) -> None:
     base = _another_snapshot(mount, lambda listing: change(listing["experiments"][0]))
@@ -524,7 +524,7 @@ def test_a_snapshot_of_experiments_that_cannot_be_read_is_passed_over_for_the_on
 
 
 @pytest.mark.parametrize("value", [["tiny"], "tiny", None, {"00000000": "1"}])
-def test_a_snapshot_of_an_impossible_line_of_databases_is_passed_over(mount: Mount, value: Any) -> None:
+def test_a_snapshot_of_an_impossible_line_of_databases_is_skipped(mount: Mount, value: Any) -> None:
     base = _another_snapshot(mount, lambda listing: listing.update(ancestry=value))
     notes: list[str] = []
     enter(mount.machine(), note=notes.append, clock=mount.clock)
@@ -545,7 +545,7 @@ def _another_snapshot(mount: Mount, change: Callable[[dict[str, Any]], None]) ->
 
 
 @FACTS_OF_ANOTHER_MBQUEUE
-def test_commits_of_an_experiment_that_cannot_be_read_leave_the_others_alone(
+def test_an_unreadable_experiment_does_not_affect_the_others(
     mount: Mount, change: Callable[[dict[str, Any]], None]
 ) -> None:
     session = mount.session()

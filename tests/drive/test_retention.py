@@ -11,14 +11,14 @@ def after(seen_at: list[float], now: float, *, steady_since: float = 0.0) -> lis
     return [seen_at[place] for place in sorted(places)]
 
 
-def test_nothing_goes_before_what_replaces_it_has_been_there_long_enough() -> None:
+def test_nothing_is_removed_before_its_successor_is_settled() -> None:
     seen_at = [300.0 * number for number in range(1, 7)]
     assert after(seen_at, seen_at[-1]) == seen_at
     assert after(seen_at, seen_at[2] + SETTLED_SECONDS - 1.0) == seen_at
     assert after(seen_at, seen_at[2] + SETTLED_SECONDS) == seen_at[1:]
 
 
-def test_of_what_has_been_there_long_enough_the_newest_two_stay() -> None:
+def test_of_settled_files_the_newest_two_stay() -> None:
     seen_at = [15.0 * number for number in range(50)]
     assert after(seen_at, seen_at[-1] + SETTLED_SECONDS) == seen_at[-2:]
 
@@ -32,7 +32,7 @@ def test_short_epochs_do_not_fill_the_drive_and_what_is_settled_stays() -> None:
             assert sum(seen <= 15.0 * number - SETTLED_SECONDS for seen in kept) == 2
 
 
-def test_a_mount_that_fails_again_and_again_does_not_fill_the_drive() -> None:
+def test_a_mount_that_keeps_failing_does_not_fill_the_drive() -> None:
     kept: list[float] = []
     for number in range(480):
         now = 180.0 * number

@@ -54,7 +54,7 @@ def test_a_session_in_the_background_is_the_only_one_and_ends_gracefully(project
     assert "No session" in run(project.folder.root, "stop").stdout
 
 
-def test_a_session_that_cannot_start_is_told_with_what_it_said(
+def test_a_session_that_cannot_start_is_reported_with_its_last_lines(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "python"
@@ -66,7 +66,7 @@ def test_a_session_that_cannot_start_is_told_with_what_it_said(
     assert project.stop() == []
 
 
-def test_a_session_that_is_over_at_once_was_running_whatever_the_clocks_say(
+def test_a_session_that_ends_at_once_counts_as_started_whatever_the_clocks_say(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = tmp_path / "python"

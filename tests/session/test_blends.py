@@ -115,7 +115,7 @@ def test_a_blend_is_shown_reported_and_compared_as_any_other_experiment(project,
         project.model("both", fold=0)
 
 
-def test_a_blend_comes_back_with_the_same_bytes_when_the_queue_is_lost(project):
+def test_a_blend_is_rebuilt_with_the_same_bytes_after_the_queue_is_lost(project):
     project.blend(["head.seed0", "head.seed1"], name="both")
     finish(project.folder)
     folder = project.results("both").folder
@@ -161,7 +161,7 @@ def test_a_blend_survives_backup_and_restore(project, tmp_path):
     assert elsewhere.results("both").content["folds"] == project.results("both").content["folds"]
 
 
-def test_a_blend_reaches_the_next_machine_by_the_drive(recorded, tmp_path):
+def test_a_blend_reaches_the_next_machine_through_the_drive(recorded, tmp_path):
     here = make_split_project(tmp_path)
     write_crystals(here)
     own = Project(here.root)
@@ -191,7 +191,7 @@ def refused(project: Project, why: str, *members: str, error: type[MbqueueError]
     assert names(project) == before
 
 
-def test_what_makes_no_blend_is_refused_and_changes_nothing(project):
+def test_an_impossible_blend_is_refused_and_changes_nothing(project):
     refused(project, "two experiments or more", "head.seed0")
     refused(project, "head.seed0 is there twice", "head.seed0", "head.seed1", "head.seed0")
     refused(project, "There is no experiment other in the queue", "head.seed0", "other")
@@ -229,7 +229,7 @@ def test_damaged_results_are_refused_and_so_is_a_blend_of_a_blend(project):
     refused(project, "is not the file that was recorded", "head.seed0", "head.seed1", error=ResultsError, name="more")
 
 
-def test_a_member_that_is_damaged_before_the_blend_is_made_fails_it_with_what_to_do(project):
+def test_a_blend_fails_with_advice_if_a_member_was_damaged_since(project):
     project.blend(["head.seed0", "head.seed1"], name="both")
     path = predictions_file(project.results("head.seed1").folder, 1)
     whole = path.read_bytes()
@@ -358,7 +358,7 @@ def test_recorded_models_predict_again_under_strains(project):
     assert project.results("mixed").folds == (0, 1)
 
 
-def test_what_cannot_predict_again_is_refused_and_changes_nothing(project):
+def test_an_impossible_predict_again_is_refused_and_changes_nothing(project):
     before = names(project)
     for name, strains, error, why in (
         ("head.seed0", 0, UsageError, "Without strains"),
@@ -372,7 +372,7 @@ def test_what_cannot_predict_again_is_refused_and_changes_nothing(project):
     assert names(project) == before
 
 
-def test_what_is_made_from_a_search_s_choice_keeps_the_mark_of_its_folds(project):
+def test_a_blend_of_promoted_settings_marks_the_folds_that_chose_them(project):
     choice = {"search": "rates", "trial": 3, "trials": 12, "folds": [1]}
     chosen = {**project.spec("head.seed0"), "name": "best", "results_name": "", "chosen": choice}
     with open_queue(project.folder) as queue:

@@ -24,7 +24,7 @@ from mbqueue.session.worker import work
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."), "Tried to allocate.*nvidia-smi"),
     ],
 )
-def test_a_gpu_that_is_full_ends_the_session_and_its_job_is_ready_again(
+def test_a_full_gpu_ends_the_session_and_its_job_is_ready_again(
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
     project = make_project(tmp_path)
@@ -44,7 +44,7 @@ def test_a_gpu_that_is_full_ends_the_session_and_its_job_is_ready_again(
     assert session.end_reason.startswith("DeviceBusy")
 
 
-def test_what_holds_for_a_device_is_said_once_a_session(tmp_path: Path, report: RememberedReport) -> None:
+def test_a_note_about_the_device_appears_once_a_session(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path)
     spec = small_spec(project, "pretrained_infer", folds=[0, 1], train__precision="bf16")
     enqueue(project, spec)

@@ -17,7 +17,7 @@ from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import Ending, work
 
 
-def test_predictions_that_are_damaged_whenever_they_are_made_are_a_failure_with_its_reason(
+def test_predictions_that_are_damaged_every_time_fail_the_job_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, report = make_project(tmp_path), RememberedReport()
@@ -32,7 +32,7 @@ def test_predictions_that_are_damaged_whenever_they_are_made_are_a_failure_with_
     assert sum("predict: started" in line for line in report.lines) == 2
 
 
-def test_ids_that_a_table_may_read_otherwise_are_recorded_as_they_are(tmp_path: Path) -> None:
+def test_ids_that_a_spreadsheet_could_misread_are_recorded_unchanged(tmp_path: Path) -> None:
     project, report = make_project(tmp_path), RememberedReport()
     odd = ["=a", "+b", "-c", "@d", "'=e", "f,", 'g"', "h ö", "i|", "`j"]
     ids = [f"{text}{number}" for number, text in enumerate(odd)]

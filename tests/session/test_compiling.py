@@ -53,7 +53,7 @@ def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], 
 Predicts = Callable[[Callable[[], None]], None]
 
 
-def test_it_compiles_the_kernels_beside_what_the_session_does(predicts: Predicts) -> None:
+def test_kernels_are_compiled_while_the_session_works(predicts: Predicts) -> None:
     session_went_on, used = threading.Event(), []
 
     def compile_slowly() -> None:
@@ -95,7 +95,7 @@ def test_the_cpu_has_nothing_to_compile(predicts: Predicts) -> None:
     assert (predicted, told) == ([], [])
 
 
-def test_a_machine_hears_of_compiling_until_kernels_are_kept(predicts: Predicts, kept: Path) -> None:
+def test_compiling_is_noted_until_compiled_kernels_are_stored(predicts: Predicts, kept: Path) -> None:
     told: list[str] = []
     predicts(lambda: None)
     Compiling(CUDA, told.append).wait()
@@ -106,7 +106,7 @@ def test_a_machine_hears_of_compiling_until_kernels_are_kept(predicts: Predicts,
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ptxas failed\nwith details"), ModuleNotFoundError("no triton")])
-def test_kernels_that_do_not_compile_leave_the_device_to_plain_torch_which_is_told_once(
+def test_if_kernels_do_not_compile_plain_torch_is_used_and_noted_once(
     predicts: Predicts, kept: Path, error: Exception
 ) -> None:
     (kept / "kernel").mkdir(parents=True)
@@ -127,7 +127,7 @@ def test_kernels_that_do_not_compile_leave_the_device_to_plain_torch_which_is_to
     assert told[0].startswith(f"The fused GPU kernels are not used on NVIDIA L4: {reason}. Training runs on plain")
 
 
-def test_without_anything_to_try_them_on_the_kernels_are_left_to_the_check_of_the_first_batch(
+def test_without_a_sample_kernels_are_compiled_at_the_check_of_the_first_batch(
     monkeypatch: pytest.MonkeyPatch, kept: Path
 ) -> None:
     (kept / "kernel").mkdir(parents=True)
@@ -146,7 +146,7 @@ def test_without_anything_to_try_them_on_the_kernels_are_left_to_the_check_of_th
     assert len(told) == 1
 
 
-def test_what_the_kernels_are_tried_on_are_two_real_crystals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_tried_on_two_real_crystals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     model, batch = Compiling(CPU, pytest.fail)._tried_on()
     energies = compiling.chgnet.predict(model, batch)

@@ -49,7 +49,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     pair.original.stop()
 
 
-def test_the_copy_neither_stops_nor_waits_for_nor_believes_the_session_of_the_original(pair: Pair) -> None:
+def test_the_copy_neither_stops_nor_waits_for_nor_shows_the_originals_session(pair: Pair) -> None:
     assert pair.copy.stop() == []
     assert pair.session.is_running
     assert background.current(pair.copy.folder) is None
@@ -95,7 +95,7 @@ def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_show
     assert pair.session.is_running
 
 
-def test_a_project_that_was_moved_while_its_session_works_still_stops_it(pair: Pair, tmp_path: Path) -> None:
+def test_a_project_moved_while_its_session_runs_can_still_stop_it(pair: Pair, tmp_path: Path) -> None:
     pair.original.folder.root.rename(tmp_path / "moved")
     pair.original = Project(tmp_path / "moved")
     (stopped,) = pair.original.stop()

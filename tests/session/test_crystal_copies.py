@@ -79,7 +79,7 @@ def is_whole(project: ProjectFolder, target: Path, notes: list[str]) -> bool:
     return fetch_crystals(shelf_of(project), HASH, target, notes.append) and target.read_bytes() == CONTENT
 
 
-def test_a_copy_is_given_up_halfway_when_the_session_stops_and_the_next_session_makes_it(
+def test_a_stopping_session_abandons_the_copy_and_the_next_session_makes_it(
     split: ProjectFolder, tmp_path: Path
 ) -> None:
     notes: list[str] = []
@@ -105,7 +105,7 @@ def test_a_copy_is_given_up_halfway_when_the_session_stops_and_the_next_session_
     assert len(notes) == 1
 
 
-def test_what_a_killed_session_left_is_not_taken_for_whole_and_the_next_session_makes_it(
+def test_a_killed_sessions_partial_copy_does_not_count_and_the_next_session_makes_it(
     split: ProjectFolder, tmp_path: Path
 ) -> None:
     notes: list[str] = []
@@ -119,7 +119,7 @@ def test_what_a_killed_session_left_is_not_taken_for_whole_and_the_next_session_
     assert notes == []
 
 
-def test_a_copy_that_cannot_end_in_time_is_given_up(split: ProjectFolder) -> None:
+def test_a_copy_that_cannot_finish_in_time_is_abandoned(split: ProjectFolder) -> None:
     notes: list[str] = []
     drive = WatchedDrive(split.root)
     drive.before = lambda _left: time.sleep(0.02)  # type: ignore[method-assign]
@@ -130,7 +130,7 @@ def test_a_copy_that_cannot_end_in_time_is_given_up(split: ProjectFolder) -> Non
     assert "8.0 MB take" in notes[0]
 
 
-def test_a_drive_that_hangs_is_left_behind(split: ProjectFolder) -> None:
+def test_a_hanging_drive_is_abandoned(split: ProjectFolder) -> None:
     hangs, over = threading.Event(), threading.Event()
     drive, stop = WatchedDrive(split.root), StopRequest()
 
@@ -159,7 +159,7 @@ def test_sessions_of_one_machine_make_one_copy(split: ProjectFolder) -> None:
 
 
 @pytest.mark.parametrize("is_away", [False, True])
-def test_who_shares_a_store_waits_until_it_has_the_crystals_or_is_known_not_to(
+def test_with_a_store_prepare_waits_until_the_crystals_are_stored_or_storing_failed(
     split: ProjectFolder, s3: S3Server, monkeypatch: pytest.MonkeyPatch, is_away: bool
 ) -> None:
     notes: list[str] = []
@@ -185,7 +185,7 @@ def test_who_shares_a_store_waits_until_it_has_the_crystals_or_is_known_not_to(
     assert store.put_seconds == 0.0, "it would be taken for the time of a commit"
 
 
-def test_training_begins_while_the_drive_hangs_over_the_crystals(
+def test_training_begins_while_copying_crystals_to_the_drive_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)

@@ -33,7 +33,7 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 
 
-def test_two_sessions_at_once_give_what_one_gives_byte_for_byte(tmp_path: Path) -> None:
+def test_two_sessions_at_once_give_the_same_bytes_as_one(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = make_project(tmp_path / "alone", checkpoint_minutes=60.0)
@@ -55,7 +55,7 @@ def test_two_sessions_at_once_give_what_one_gives_byte_for_byte(tmp_path: Path) 
     assert said.stdout.count("nothing is left to do") == 2
 
 
-def test_one_that_dies_is_reported_and_the_others_continue_until_they_are_stopped(
+def test_a_dead_session_is_reported_and_the_others_continue_until_they_are_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -96,7 +96,7 @@ def test_a_session_without_a_listener_is_asked_to_stop_once() -> None:
     assert asked == ["stop"]
 
 
-def test_what_is_told_through_a_pipe_is_what_was_told(project: ProjectFolder) -> None:
+def test_messages_through_a_pipe_arrive_unchanged(project: ProjectFolder) -> None:
     enqueue(project, small_spec(project))
     with Queue(project.queue_db) as queue:
         (job, *_) = queue.jobs()
@@ -181,7 +181,7 @@ def test_each_session_sees_its_own_gpu(together: Together, report: RememberedRep
         (("STOPPED", "BLOCKED"), Ending.BLOCKED),
     ],
 )
-def test_work_is_left_when_no_session_found_the_end_of_it(
+def test_the_ending_is_stopped_unless_a_session_found_nothing_left(
     together: Together, endings: tuple[str, str], together_it_is: Ending
 ) -> None:
     outcome = together(
@@ -190,7 +190,7 @@ def test_work_is_left_when_no_session_found_the_end_of_it(
     assert (outcome.ending, outcome.jobs_done, outcome.failures) == (together_it_is, 4, ())
 
 
-def test_a_session_that_cannot_start_is_a_failure_with_what_it_said(
+def test_a_session_that_cannot_start_is_a_failure_with_its_last_lines(
     together: Together, report: RememberedReport
 ) -> None:
     outcome = together(
@@ -202,7 +202,7 @@ def test_a_session_that_cannot_start_is_a_failure_with_what_it_said(
     assert "note: error: no GPU 1" in report.lines
 
 
-def test_the_signal_is_passed_on_and_one_that_dies_of_it_before_it_began_is_no_failure(
+def test_a_forwarded_signal_that_kills_a_session_before_its_start_is_no_failure(
     together: Together, tmp_path: Path
 ) -> None:
     stop, up = StopRequest(), tmp_path / "up"

@@ -78,7 +78,7 @@ def test_the_end_command_runs_also_when_an_error_ends_the_session(
     assert (ending_project.root / "ended").exists()
 
 
-def test_the_end_command_is_left_out_when_asked(
+def test_no_end_command_skips_the_end_command(
     ending_project: ProjectFolder, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(worker._HANDLERS, Kind.PREPARE, lambda *_: "done")
@@ -109,7 +109,7 @@ def test_a_dataset_that_no_later_attempt_can_split_fails_at_once(tmp_path: Path,
         (StoreError("s"), False),
     ],
 )
-def test_what_a_later_attempt_may_cure_is_tried_again(
+def test_errors_that_a_later_attempt_may_cure_are_retried(
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, error: MbqueueError, is_final: bool
 ) -> None:
     project = make_project(tmp_path)
@@ -125,7 +125,7 @@ def test_what_a_later_attempt_may_cure_is_tried_again(
     assert (the_prepare_job(project).state is State.FAILED) is is_final
 
 
-def test_a_file_that_the_system_cannot_read_is_away_and_one_that_is_damaged_is_not(
+def test_an_unreadable_file_counts_as_unavailable_and_a_damaged_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "damaged.json.bz2"
@@ -142,7 +142,9 @@ def test_a_file_that_the_system_cannot_read_is_away_and_one_that_is_damaged_is_n
         pass
 
 
-def test_a_stop_is_heard_while_a_dataset_is_read_and_costs_no_attempt(tmp_path: Path, report: RememberedReport) -> None:
+def test_a_stop_while_a_dataset_is_read_takes_effect_and_costs_no_attempt(
+    tmp_path: Path, report: RememberedReport
+) -> None:
     project = make_project(tmp_path)
     lines = gzip.decompress(datasets.SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
     (tmp_path / "mine.jsonl").write_bytes(b"".join(lines * 3))
@@ -160,7 +162,7 @@ def test_a_stop_is_heard_while_a_dataset_is_read_and_costs_no_attempt(tmp_path: 
     assert (job.state, job.failures, job.preemptions) == (State.READY, 0, 1)
 
 
-def test_a_spec_that_is_not_the_enqueued_one_fails_at_once_and_following_the_advice_mends_it(
+def test_a_damaged_spec_fails_at_once_and_following_the_advice_repairs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = _worked_with_another_spec(tmp_path, "'$.train.lr', 1.0", capsys)
@@ -173,7 +175,7 @@ def test_a_spec_that_is_not_the_enqueued_one_fails_at_once_and_following_the_adv
     assert (outcome.jobs_done, the_prepare_job(project.folder).state) == (1, State.COMMITTED)
 
 
-def test_a_spec_of_another_version_fails_at_once_and_the_advice_is_not_to_fix_a_file(
+def test_a_spec_of_another_version_fails_at_once_and_the_advice_names_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = _worked_with_another_spec(tmp_path, "'$.train.of_tomorrow', 1", capsys, is_damage=False)

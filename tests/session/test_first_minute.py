@@ -33,14 +33,14 @@ Project(sys.argv[1]).work(report=First())
 """
 
 
-def test_a_session_says_that_it_loads_before_it_does(tmp_path: Path) -> None:
+def test_a_session_says_that_it_loads_before_it_loads(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     command = [sys.executable, "-c", STARTING, str(project.root)]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said.stdout == "loading PyTorch and CHGNet False\n"
 
 
-def test_a_new_machine_hears_of_compiling_once_and_another_call_not_at_all(tmp_path: Path) -> None:
+def test_compiling_on_a_new_machine_is_noted_once(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "code")}
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "prepare", "sample", "--limit"]
@@ -73,7 +73,7 @@ def increment_of(package: str, folder: Path) -> Callable[[float], float]:
     return increment
 
 
-def test_compiling_is_told_once_and_only_of_our_own_code(tmp_path: Path) -> None:
+def test_compiling_is_noted_once_and_only_for_our_own_code(tmp_path: Path) -> None:
     told: list[str] = []
     ours, theirs = (increment_of(package, tmp_path / package) for package in ("mbqueue", "others"))
     with telling(told.append):
@@ -86,7 +86,7 @@ def test_compiling_is_told_once_and_only_of_our_own_code(tmp_path: Path) -> None
     assert len(told) == 1
 
 
-def test_progress_is_told_from_nought_on(tmp_path: Path, report: RememberedReport) -> None:
+def test_progress_is_reported_from_zero(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path)
     enqueue(project, small_spec(project, "pretrained_infer"))
     told: list[tuple[str, int]] = []
@@ -108,7 +108,7 @@ def test_a_log_has_a_line_at_the_beginning_of_each_part_of_a_job() -> None:
     assert said == ["e prepare: started", "e prepare: converting 0/3", "e prepare: pretrained energies 0/3"]
 
 
-def test_commands_tell_their_progress_in_a_log_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_report_progress_in_a_log_too(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as progress:
         advanced = progress("converting")
         for done in range(4):

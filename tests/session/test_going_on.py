@@ -53,7 +53,7 @@ def test_a_session_claims_each_next_job_with_the_commit_of_the_one_before(infere
     assert all(committed[2] == claimed[2] for committed, claimed in pairwise(steps) if claimed[1] == "leased")
 
 
-def test_a_job_that_was_claimed_and_not_begun_is_given_back_as_it_was(inference: ProjectFolder) -> None:
+def test_a_claimed_job_that_was_not_begun_is_released_unchanged(inference: ProjectFolder) -> None:
     stop = StopRequest()
 
     class StopsBetween(RememberedReport):
@@ -80,14 +80,14 @@ def test_a_session_that_slept_claims_nothing_that_another_may_still_hold(
     assert outcome.ending is (Ending.DONE if may_reap else Ending.STOPPED)
 
 
-def test_after_as_many_jobs_as_asked_none_is_claimed(inference: ProjectFolder) -> None:
+def test_nothing_is_claimed_after_max_jobs(inference: ProjectFolder) -> None:
     outcome = work(inference, WorkOptions(device="cpu", max_jobs=1), report=RememberedReport())
     assert (outcome.ending, outcome.jobs_done) == (Ending.STOPPED, 1)
     with Queue(inference.queue_db, read_only=True) as queue:
         assert [job.fence for job in queue.jobs()] == [1, 0, 0]
 
 
-def test_a_commit_that_is_said_to_have_failed_and_did_not_leaves_no_job_behind(
+def test_a_commit_that_succeeds_but_reports_failure_leaves_no_job_leased(
     inference: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, lies = SqliteFile.writing, iter([True])

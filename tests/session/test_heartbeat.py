@@ -36,7 +36,7 @@ def lease_of_another(queue: Queue, project: ProjectFolder, clock: ManualClock) -
     return lease
 
 
-def test_a_lease_that_is_beaten_for_outlives_its_length(
+def test_heartbeats_keep_a_lease_beyond_its_length(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     queue, lease, heartbeat, _ = held
@@ -59,7 +59,7 @@ def test_a_lease_that_was_taken_back_is_withdrawn(
     assert "no longer holds" in heartbeat.withdrawn
 
 
-def test_a_beat_takes_back_what_others_let_run_out_and_keeps_its_own(
+def test_a_beat_takes_over_expired_leases_of_others_and_keeps_its_own(
     held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
 ) -> None:
     queue, lease, heartbeat, _ = held
@@ -72,7 +72,7 @@ def test_a_beat_takes_back_what_others_let_run_out_and_keeps_its_own(
         assert queue.job(other.job.id).state == state
 
 
-def test_of_two_sessions_on_a_machine_that_slept_the_first_to_wake_takes_nothing_from_the_other(
+def test_the_first_session_to_wake_on_a_machine_takes_no_lease_from_the_other(
     held: tuple[Queue, Lease, Heartbeat, list[str]], project: ProjectFolder, clock: ManualClock
 ) -> None:
     queue, _, heartbeat, troubles = held
@@ -106,7 +106,7 @@ def test_a_beat_that_itself_waited_long_for_its_server_takes_nothing_from_others
     assert queue.job(lease.job.id).state == "leased"
 
 
-def test_a_clock_that_was_set_back_keeps_no_session_from_taking_back_for_longer_than_a_lease(
+def test_after_a_clock_is_set_back_expired_leases_are_taken_over_within_a_lease(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     *_, heartbeat, _ = held
@@ -130,7 +130,7 @@ def test_a_paused_job_is_withdrawn_and_a_new_lease_starts_clean(
     assert heartbeat.withdrawn is None
 
 
-def test_what_is_shown_reaches_the_queue_with_the_next_beat(
+def test_progress_reaches_the_queue_with_the_next_beat(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     queue, lease, heartbeat, _ = held
@@ -141,7 +141,7 @@ def test_what_is_shown_reaches_the_queue_with_the_next_beat(
     assert queue.session(lease.session).structures_per_second == 12.5
 
 
-def test_a_beat_that_fails_is_told_and_withdraws_nothing(
+def test_a_failed_beat_is_reported_and_withdraws_nothing(
     held: tuple[Queue, Lease, Heartbeat, list[str]], clock: ManualClock
 ) -> None:
     queue, lease, heartbeat, troubles = held

@@ -33,7 +33,7 @@ def too_large_a_file() -> None:
 @pytest.mark.parametrize(
     ("fail", "limit"), [(out_of_memory, r"no memory left.*ulimit -v"), (too_large_a_file, r"size of a file.*ulimit -f")]
 )
-def test_it_is_named_and_the_job_keeps_its_attempts(
+def test_the_limit_is_named_and_the_job_keeps_its_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: object, limit: str
 ) -> None:
     project = make_project(tmp_path)
@@ -77,7 +77,7 @@ def test_a_command_without_memory_names_the_limit_instead_of_a_traceback(
     assert re.search(r"no memory left.*ulimit -v", " ".join(capsys.readouterr().err.split()))
 
 
-def test_a_library_that_is_not_found_under_a_limit_of_memory_may_have_had_no_room() -> None:
+def test_a_library_not_found_under_a_memory_limit_is_reported_as_that_limit() -> None:
     error = OSError("Could not find/load shared object file 'libllvmlite.so'")
     assert why_limited(error) is None
     before = resource.getrlimit(resource.RLIMIT_AS)

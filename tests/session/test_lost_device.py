@@ -46,7 +46,7 @@ def the_job(project: ProjectFolder, kind: Kind) -> Job:
         return next(job for job in queue.jobs() if job.kind is kind)
 
 
-def test_the_session_ends_and_its_job_is_as_one_whose_session_died(
+def test_the_session_ends_and_its_job_counts_as_preempted(
     tmp_path: Path, report: RememberedReport, broken: Broken
 ) -> None:
     make_project(tmp_path)
@@ -66,9 +66,7 @@ def test_the_session_ends_and_its_job_is_as_one_whose_session_died(
     assert (tmp_path / "ended").exists(), "the end command runs, for a machine may be paid by the hour"
 
 
-def test_a_job_that_breaks_every_gpu_rests_in_failed_at_last(
-    tmp_path: Path, report: RememberedReport, broken: Broken
-) -> None:
+def test_a_job_that_breaks_every_gpu_fails_in_the_end(tmp_path: Path, report: RememberedReport, broken: Broken) -> None:
     project = make_project(tmp_path)
     enqueue(project, small_spec(project, "pretrained_infer"))
     broken(Kind.PREPARE)
@@ -93,7 +91,7 @@ def test_a_session_that_had_saved_work_says_that_another_can_resume(
     assert launched.is_to_be_continued(outcome)
 
 
-def test_an_error_on_a_device_that_works_is_the_jobs_own(
+def test_an_error_on_a_working_device_counts_as_the_jobs(
     tmp_path: Path, report: RememberedReport, broken: Broken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path)
@@ -116,7 +114,7 @@ def test_an_error_on_a_device_that_works_is_the_jobs_own(
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
     ],
 )
-def test_a_gpu_counts_as_lost_when_it_can_multiply_no_more_though_it_has_memory(
+def test_a_gpu_that_allocates_but_cannot_multiply_counts_as_lost(
     monkeypatch: pytest.MonkeyPatch, error: RuntimeError, is_lost: bool
 ) -> None:
     def multiply(_device: torch.device) -> None:
@@ -134,7 +132,7 @@ def test_a_gpu_that_multiplies_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
     assert device_check.why_lost(CUDA) is None
 
 
-def test_a_gpu_that_this_torch_cannot_use_is_refused_with_the_way_round_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_this_torch_cannot_use_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     def multiply(_device: torch.device) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with …")
 

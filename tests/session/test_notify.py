@@ -28,7 +28,7 @@ def test_a_command_that_works_leaves_no_note(tmp_path: Path) -> None:
     assert "time is up" in (tmp_path / "told").read_text()
 
 
-def test_a_command_that_fails_is_noted_with_what_it_said() -> None:
+def test_a_failed_command_is_noted_with_its_last_line() -> None:
     (note,) = send(NotifySettings(command="echo no route >&2; exit 3"))
     assert "code 3: no route" in note
 
@@ -40,7 +40,7 @@ def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> N
     assert time.monotonic() - began < 30
 
 
-def test_a_command_that_leaves_a_daemon_with_its_standard_error_is_not_waited_for() -> None:
+def test_a_daemon_that_keeps_the_commands_standard_error_is_not_waited_for() -> None:
     began = time.monotonic()
     (note,) = send(NotifySettings(command="setsid sleep 20 & true", timeout_seconds=0.2))
     assert "longer than 0.2 s" in note
@@ -53,7 +53,7 @@ def test_a_web_hook_without_a_listener_is_noted_without_its_secret_path() -> Non
     assert "secret-token" not in note
 
 
-def test_no_hook_and_no_end_command_is_repeated_in_what_is_said_of_its_failure() -> None:
+def test_messages_about_a_failed_hook_or_end_command_do_not_repeat_it() -> None:
     (note,) = send(NotifySettings(command="exit 3; curl https://host/secret-token"))
     assert "notify.command" in note
     command = "echo no answer from https://host/services/T0123/s3cr3t-t0k3n >&2; exit 3"
@@ -81,14 +81,14 @@ def test_settings_that_may_hold_a_secret_do_not_show_it() -> None:
     assert "secret" not in repr(settings)
 
 
-def test_only_the_events_that_are_asked_for_are_told(tmp_path: Path) -> None:
+def test_only_the_chosen_events_are_sent(tmp_path: Path) -> None:
     send(NotifySettings(command=f"touch {tmp_path}/told", events=("job failed",)))
     assert not (tmp_path / "told").exists()
     send(NotifySettings(command=f"touch {tmp_path}/told", events=("job failed", "session ended")))
     assert (tmp_path / "told").exists()
 
 
-def test_a_hook_that_fails_changes_nothing_of_the_session_and_a_failed_job_is_told(tmp_path: Path) -> None:
+def test_a_failing_hook_does_not_affect_the_session_and_a_failed_job_is_notified(tmp_path: Path) -> None:
     from mbqueue.api import Project
 
     project = make_project(tmp_path / "project")

@@ -20,7 +20,7 @@ def job_of(kind: Kind) -> Job:
     return Job(**{**values, "kind": kind, "state": State.LEASED, "experiment": "small", "fold": 0})
 
 
-def test_a_pace_is_of_this_session_alone() -> None:
+def test_a_pace_covers_only_this_session() -> None:
     clock = ManualClock()
     pace = Pace(clock)
     pace.reached(1000)
@@ -44,7 +44,7 @@ def test_a_terminal_shows_megabytes_a_second_while_a_source_is_read() -> None:
     assert shown == ["small fold 0 prepare: reading 30000000/40000000, 2.5 M/s, 4s left"]
 
 
-def test_the_time_of_every_kind_of_job_counts(tmp_path: Path, report: RememberedReport) -> None:
+def test_the_time_of_every_kind_of_job_is_measured(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path)
     enqueue(project, small_spec(project, "pretrained_infer"))
     work(project, WorkOptions(device="cpu"), report=report)

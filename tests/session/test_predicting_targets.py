@@ -40,7 +40,7 @@ def test_a_model_file_says_what_it_predicts_unless_that_is_the_formation_energy(
     assert set(torch.load(tmp_path / "b.pth", weights_only=True)) == {"model"}
 
 
-def test_a_class_is_predicted_as_probabilities_of_which_the_mean_is_taken(project: Project, tmp_path: Path) -> None:
+def test_ensembles_of_a_class_average_probabilities(project: Project, tmp_path: Path) -> None:
     data = tmp_path / "new.jsonl"
     [logits] = project.predict(data, [saved(tmp_path / "a.pth", MODULUS)], device="cpu").predictions.each
     table = project.predict(data, [saved(tmp_path / f"{name}.pth", CLASS) for name in "bc"], device="cpu")
@@ -49,7 +49,7 @@ def test_a_class_is_predicted_as_probabilities_of_which_the_mean_is_taken(projec
     assert table.mae is None
 
 
-def test_models_of_different_targets_make_no_ensemble(project: Project, tmp_path: Path) -> None:
+def test_models_of_different_targets_are_refused_as_an_ensemble(project: Project, tmp_path: Path) -> None:
     models = [saved(tmp_path / "a.pth", MODULUS), saved(tmp_path / "b.pth", CLASS)]
     with pytest.raises(UsageError, match=r"predicts the bulk modulus \(GPa\), and .* the metallicity"):
         project.predict(tmp_path / "new.jsonl", models, device="cpu")

@@ -37,9 +37,7 @@ Project(sys.argv[1]).predict(DataSpec(dataset="sample", limit=40), [sys.argv[2]]
 """
 
 
-def test_a_prediction_that_is_killed_resumes_where_it_was_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_prediction_resumes_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(make_project(tmp_path / "project").root)
     model = tmp_path / "model.pth"
     write_bytes(model, chgnet.model_bytes(chgnet.load_pretrained("0.3.0")))

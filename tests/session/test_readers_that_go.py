@@ -62,7 +62,7 @@ def require_graceful_end(project: ProjectFolder, reason: str) -> None:
     assert reason in (project.root / "told").read_text()
 
 
-def test_a_session_whose_pipe_is_closed_works_on_and_ends_gracefully_when_it_is_told_to(project: ProjectFolder) -> None:
+def test_a_session_whose_pipe_is_closed_keeps_running_and_stops_gracefully(project: ProjectFolder) -> None:
     process = begin(project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     process.stdout.readline()
@@ -91,7 +91,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
     require_graceful_end(project, "SIGHUP")
 
 
-def test_a_listener_that_cannot_write_hears_nothing_more_and_the_others_hear_of_it(
+def test_a_listener_that_cannot_write_is_dropped_and_the_others_are_told(
     report: RememberedReport,
 ) -> None:
     class Full(Report):

@@ -18,7 +18,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.store import Queue
 
 
-def test_a_session_that_is_silent_but_lives_keeps_its_queue_and_one_that_lost_it_writes_nothing(
+def test_a_silent_live_session_keeps_its_queue_and_one_that_lost_it_writes_nothing(
     tmp_path: Path,
 ) -> None:
     project = make_project(tmp_path, lease_seconds=2.0)
@@ -67,7 +67,7 @@ def test_a_queue_that_a_newer_mbqueue_wrote_is_not_replaced(tmp_path: Path, cloc
     assert project.queue_db.exists()
 
 
-def test_a_queue_that_cannot_be_read_just_now_is_not_taken_for_damaged(
+def test_a_queue_that_cannot_be_read_now_does_not_count_as_damaged(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = _enqueued(tmp_path)
@@ -82,7 +82,7 @@ def test_a_queue_that_cannot_be_read_just_now_is_not_taken_for_damaged(
 
 
 @pytest.mark.parametrize("damage", ["garbage", "other tables", "empty"])
-def test_what_is_no_whole_queue_is_replaced_without_force(tmp_path: Path, clock: ManualClock, damage: str) -> None:
+def test_a_queue_that_is_not_intact_is_replaced_without_force(tmp_path: Path, clock: ManualClock, damage: str) -> None:
     project = _enqueued(tmp_path)
     if damage == "garbage":
         project.queue_db.write_bytes(b"not a database at all" * 500)
@@ -103,14 +103,14 @@ def test_what_is_no_whole_queue_is_replaced_without_force(tmp_path: Path, clock:
     assert aside.exists()
 
 
-def test_an_empty_queue_without_checkpoints_is_whole(tmp_path: Path, clock: ManualClock) -> None:
+def test_an_empty_queue_without_checkpoints_counts_as_intact(tmp_path: Path, clock: ManualClock) -> None:
     project = make_project(tmp_path)
     Queue(project.queue_db).close()
     with pytest.raises(UsageError, match="--force"):
         move_queue_aside(project, force=False, clock=clock)
 
 
-def test_a_session_that_this_process_ran_and_that_could_not_say_its_end_is_not_in_the_way(
+def test_a_session_of_this_process_that_could_not_record_its_end_does_not_block(
     tmp_path: Path, clock: ManualClock
 ) -> None:
     project = _enqueued(tmp_path)

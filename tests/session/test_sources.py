@@ -67,7 +67,7 @@ def test_a_source_that_did_not_change_is_read_once(own: ProjectFolder, reads: li
     assert (again.source, again.official, again.dropped) == (first.source, first.official, first.dropped)
 
 
-def test_the_columns_that_were_chosen_are_also_said_when_the_crystals_come_from_the_cache(own: ProjectFolder) -> None:
+def test_the_chosen_columns_are_also_printed_when_the_crystals_come_from_the_cache(own: ProjectFolder) -> None:
     notes: list[list[str]] = [[], []]
     for told in notes:
         load(own, note=told.append)
@@ -88,21 +88,23 @@ def test_new_content_of_the_same_size_and_time_is_read(own: ProjectFolder, reads
     assert len(reads) == 2
 
 
-def test_other_wishes_are_read_anew_and_remembered_by_themselves(own: ProjectFolder, reads: list[str]) -> None:
+def test_other_limits_and_seeds_are_read_again_and_remembered_separately(own: ProjectFolder, reads: list[str]) -> None:
     hashes = [load(own, **options).crystals.hash for options in ({}, {"limit": 8}, {"limit": 8, "seed": 1}) * 2]
     assert len(reads) == 3
     assert hashes[:3] == hashes[3:]
     assert len(set(hashes)) == 3
 
 
-def test_another_reader_reads_again(own: ProjectFolder, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_reader_reads_again(
+    own: ProjectFolder, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     load(own)
     monkeypatch.setattr(sources, "reader_version", lambda: "the next")
     load(own)
     assert len(reads) == 2
 
 
-def test_crystals_that_are_damaged_or_gone_are_read_again(own: ProjectFolder, reads: list[str]) -> None:
+def test_damaged_or_missing_crystals_are_read_again(own: ProjectFolder, reads: list[str]) -> None:
     first = load(own)
     file = first.graphs.folder / "crystals.bin"
     content = bytearray(file.read_bytes())

@@ -22,7 +22,7 @@ def test_a_signal_only_sets_a_flag_and_says_which(number: signal.Signals) -> Non
     assert stop.cause == StopCause(StopKind.SIGNAL, number.name, number)
 
 
-def test_the_handlers_from_before_are_put_back() -> None:
+def test_the_former_signal_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with graceful_signals(StopRequest()):
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -67,7 +67,7 @@ def test_the_first_reason_is_kept() -> None:
     assert stop.reason == "SIGTERM"
 
 
-def test_nothing_is_begun_that_cannot_end_and_be_saved_before_the_deadline(clock: ManualClock) -> None:
+def test_nothing_begins_that_cannot_be_saved_before_the_deadline(clock: ManualClock) -> None:
     deadline = Deadline(clock, 1000.0)
     assert deadline.allows(900)
     clock.advance(500)
@@ -96,7 +96,7 @@ def test_time_is_kept_for_the_end_command_but_no_more_than_a_share_of_a_short_se
     assert Deadline(clock, None, end_command_seconds=120.0).at is None
 
 
-def test_words_that_read_like_a_signal_are_none() -> None:
+def test_a_reason_that_reads_like_a_signal_is_not_one() -> None:
     stop = StopRequest()
     stop.request("SIGTERM")
     assert stop.cause == StopCause(StopKind.ASKED, "SIGTERM")

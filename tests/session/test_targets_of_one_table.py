@@ -36,7 +36,7 @@ def table(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("first", ["gap", "formation"])
-def test_experiments_on_all_columns_convert_once_and_share_what_the_backbone_gives(
+def test_experiments_on_all_columns_convert_once_and_share_the_backbones_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: RememberedReport, first: str
 ) -> None:
     converted: list[int] = []

@@ -73,7 +73,7 @@ def predictions(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_predict_never_takes_the_model_of_another_fold(exchanged: tuple[ProjectFolder, list[Path]], done: Path) -> None:
+def test_predict_never_uses_the_model_of_another_fold(exchanged: tuple[ProjectFolder, list[Path]], done: Path) -> None:
     project, folders = exchanged
     before = predictions(done)
     assert len(before) == 3
@@ -93,7 +93,7 @@ def test_predict_never_takes_the_model_of_another_fold(exchanged: tuple[ProjectF
     assert all("belongs to" in line for line in told)
 
 
-def test_recover_takes_no_commit_of_another_fold(exchanged: tuple[ProjectFolder, list[Path]]) -> None:
+def test_recover_ignores_commits_of_another_fold(exchanged: tuple[ProjectFolder, list[Path]]) -> None:
     project, folders = exchanged
     project.queue_db.unlink()
     notes: list[str] = []
@@ -105,7 +105,7 @@ def test_recover_takes_no_commit_of_another_fold(exchanged: tuple[ProjectFolder,
     assert all(list(folder.glob("e*.json")) for folder in folders), "what is another's stays where it is"
 
 
-def test_an_archive_of_mixed_up_commits_is_not_made(exchanged: tuple[ProjectFolder, list[Path]]) -> None:
+def test_backup_refuses_commits_in_the_wrong_folder(exchanged: tuple[ProjectFolder, list[Path]]) -> None:
     project, _ = exchanged
     archive = project.root.parent / "kept.tar"
     with pytest.raises(MbqueueError, match="belongs to"):
@@ -113,7 +113,7 @@ def test_an_archive_of_mixed_up_commits_is_not_made(exchanged: tuple[ProjectFold
     assert not archive.exists()
 
 
-def test_restore_refuses_an_archive_whose_commits_are_mixed_up(
+def test_restore_refuses_an_archive_with_commits_in_the_wrong_folder(
     exchanged: tuple[ProjectFolder, list[Path]], done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such an archive was made by a version that did not look."""

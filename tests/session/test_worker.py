@@ -122,7 +122,7 @@ def test_results_json_says_what_was_done(finished: tuple[ProjectFolder, Path, Se
 
 
 @pytest.mark.parametrize("experiment", ["head_finetune", "pretrained_infer"])
-def test_the_other_experiments_go_through_too(tmp_path: Path, report: RememberedReport, experiment: str) -> None:
+def test_the_other_experiments_finish_too(tmp_path: Path, report: RememberedReport, experiment: str) -> None:
     project = make_project(tmp_path)
     folder = enqueue(project, small_spec(project, experiment))
     outcome = work(project, WorkOptions(device="cpu"), report=report)
@@ -143,7 +143,7 @@ def test_early_stopping_skips_the_remaining_epochs_visibly(tmp_path: Path, repor
     assert states == [State.COMMITTED] * 2 + [State.SKIPPED] * 4
 
 
-def test_a_session_that_is_asked_to_stop_saves_the_step_and_the_next_carries_on(
+def test_a_session_that_is_asked_to_stop_saves_its_step_and_the_next_resumes(
     tmp_path: Path, report: RememberedReport
 ) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
@@ -204,7 +204,7 @@ def test_a_job_that_fails_keeps_its_traceback_and_the_session_continues_with_oth
         assert {job.state for job in queue.jobs(experiment="pretrained_infer")} == {State.COMMITTED}
 
 
-def test_damaged_checkpoints_are_set_aside_and_their_epochs_done_again(
+def test_damaged_checkpoints_are_set_aside_and_their_epochs_trained_again(
     tmp_path: Path, report: RememberedReport
 ) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
@@ -220,7 +220,7 @@ def test_damaged_checkpoints_are_set_aside_and_their_epochs_done_again(
     assert [row["epoch"] for row in read_history(folder / "history_fold_0.csv")] == [1, 2]
 
 
-def test_data_that_changed_since_it_was_prepared_is_refused(tmp_path: Path, report: RememberedReport) -> None:
+def test_data_that_changed_since_prepare_is_refused(tmp_path: Path, report: RememberedReport) -> None:
     import gzip
     import shutil
 
@@ -237,7 +237,7 @@ def test_data_that_changed_since_it_was_prepared_is_refused(tmp_path: Path, repo
     assert any("has changed since this experiment was prepared" in line for line in report.lines), report.lines
 
 
-def test_too_few_crystals_for_the_folds_fail_when_they_are_prepared(tmp_path: Path, report: RememberedReport) -> None:
+def test_too_few_crystals_for_the_folds_fail_in_prepare(tmp_path: Path, report: RememberedReport) -> None:
     import gzip
 
     project = make_project(tmp_path)
@@ -269,7 +269,7 @@ def test_a_session_that_starts_with_nothing_enqueued_says_so(tmp_path: Path, rep
         work(make_project(tmp_path), WorkOptions(device="cpu"), report=report)
 
 
-def test_a_device_that_is_not_there_is_refused(
+def test_a_missing_device_is_refused(
     finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]], report: RememberedReport
 ) -> None:
     for name in ("cuda:77", "abacus"):
@@ -277,9 +277,7 @@ def test_a_device_that_is_not_there_is_refused(
             work(finished[0], WorkOptions(device=name), report=report)
 
 
-def test_a_results_folder_that_was_deleted_is_made_again_from_the_checkpoints(
-    tmp_path: Path, report: RememberedReport
-) -> None:
+def test_a_deleted_results_folder_is_rebuilt_from_the_checkpoints(tmp_path: Path, report: RememberedReport) -> None:
     import shutil
 
     project = make_project(tmp_path, checkpoint_minutes=60.0)
@@ -292,7 +290,7 @@ def test_a_results_folder_that_was_deleted_is_made_again_from_the_checkpoints(
     assert (folder / "results.json").exists()
 
 
-def test_one_that_saw_files_missing_and_was_taken_for_dead_since_puts_nothing_back(
+def test_a_session_that_lost_its_lease_does_not_rebuild_missing_files(
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, look, calls = make_project(tmp_path), record.broken_folds, iter([True])
@@ -318,7 +316,7 @@ def test_one_that_saw_files_missing_and_was_taken_for_dead_since_puts_nothing_ba
 
 
 @pytest.mark.parametrize("slow", [(Loaded, "data_for"), (FoldRun, "predict_test")])
-def test_one_that_was_taken_for_dead_since_removes_no_file_of_its_successor(
+def test_a_session_that_lost_its_lease_removes_no_file_of_its_successor(
     tmp_path: Path, report: RememberedReport, monkeypatch: pytest.MonkeyPatch, slow: tuple[type, str]
 ) -> None:
     project, act = make_project(tmp_path, checkpoint_minutes=60.0), getattr(*slow)
@@ -346,9 +344,7 @@ def test_one_that_was_taken_for_dead_since_removes_no_file_of_its_successor(
     assert any("no longer holds" in line for line in report.lines)
 
 
-def test_a_damaged_commit_stays_where_it_is_when_results_are_recorded_and_is_told(
-    tmp_path: Path, report: RememberedReport
-) -> None:
+def test_recording_reports_a_damaged_commit_and_leaves_it_in_place(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     enqueue(project, small_spec(project, "head_finetune"))
     work(project, WorkOptions(device="cpu", max_jobs=4), report=report)  # all but the record

@@ -209,7 +209,7 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
     assert at > 4
 
 
-def test_a_local_copy_spares_the_download_and_is_not_believed_when_it_is_damaged(
+def test_an_intact_local_copy_saves_the_download_and_a_damaged_one_is_ignored(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     commits = machine(store, tmp_path)
@@ -238,7 +238,7 @@ def test_a_commit_that_its_holder_has_just_replaced_is_not_called_damaged(store:
     assert told == []
 
 
-def test_a_checkpoint_that_no_manifest_names_is_removed_once_it_is_old(
+def test_an_old_checkpoint_without_a_manifest_is_removed(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = machine(store, tmp_path)
@@ -272,7 +272,7 @@ def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectSto
     assert f"{prefix}/e0009-done-f0009.json.damaged".removeprefix(f"{prefix}/") in store.names(prefix)
 
 
-def test_a_shared_folder_that_is_not_mounted_any_more_lacks_nothing_and_takes_nothing(
+def test_an_unmounted_shared_folder_neither_reports_missing_objects_nor_accepts_any(
     s3: S3Server, tmp_path: Path
 ) -> None:
     """The folder under a mount point is empty; read as it is, every commit would be gone."""

@@ -60,7 +60,7 @@ def blobs() -> Iterator[ThreadingHTTPServer]:
     ("url", "condition"),
     [("az://box/prefix", "If-None-Match: *"), ("gs://box/prefix", "x-goog-if-generation-match: 0")],
 )
-def test_a_commit_is_put_on_the_condition_that_the_name_is_free(
+def test_a_commit_is_put_only_if_its_name_is_free(
     url: str, condition: str, blobs: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = f"http://127.0.0.1:{blobs.server_port}"
@@ -80,7 +80,7 @@ def test_a_commit_is_put_on_the_condition_that_the_name_is_free(
 
 
 @pytest.mark.parametrize("url", ["", "s3://bucket", "s3://bucket/a/b", "gs://bucket/a", "az://box/a", "file:///a/b"])
-def test_these_are_addresses(url: str) -> None:
+def test_valid_addresses_are_accepted(url: str) -> None:
     assert wrong_address(url) is None
 
 
@@ -100,13 +100,13 @@ def test_these_are_addresses(url: str) -> None:
         "file:///",
     ],
 )
-def test_these_are_not_and_what_they_hold_is_not_repeated(url: str) -> None:
+def test_invalid_addresses_are_refused_and_not_repeated(url: str) -> None:
     wrong = wrong_address(url)
     assert wrong
     assert "secret" not in wrong
 
 
-def test_a_server_elsewhere_is_not_talked_to_in_the_clear_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_to_another_machine_is_refused_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
@@ -121,7 +121,7 @@ def test_a_server_elsewhere_is_not_talked_to_in_the_clear_unless_asked_for(monke
     backend_of("s3://bucket/prefix", PATIENT)
 
 
-def test_without_credentials_it_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(StoreError, match="many-machines"):
         ObjectStore.open("az://box/prefix")

@@ -198,7 +198,7 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     assert finished_epochs(store) == {("full_finetune", 0): 1}
 
 
-def test_a_job_that_finds_the_store_away_is_given_back_and_done_once_it_answers(
+def test_a_job_that_finds_the_store_away_is_released_and_done_once_it_answers(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, _, backend = machine_with_a_faulty_store(shared, tmp_path, monkeypatch)
@@ -222,7 +222,7 @@ def test_a_job_that_finds_the_store_away_is_given_back_and_done_once_it_answers(
         assert (job.kind, job.failures, job.preemptions) == (Kind.TRAIN, 0, 1)
 
 
-def test_a_job_that_was_claimed_before_the_store_went_is_not_held_while_that_is_waited_for(
+def test_a_job_claimed_before_the_store_went_away_is_released_during_the_wait(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, _, backend = machine_with_a_faulty_store(shared, tmp_path, monkeypatch)
@@ -258,7 +258,7 @@ def test_a_job_that_was_claimed_before_the_store_went_is_not_held_while_that_is_
     assert meanwhile == [(State.READY, 1, 0), (2,)]
 
 
-def test_of_two_queues_on_one_store_the_second_takes_what_the_first_has_committed(
+def test_of_two_queues_on_one_store_the_second_adopts_the_firsts_commits(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a server was failed over: both gave out the same fence, and both workers finish the same epoch."""
@@ -305,7 +305,7 @@ def test_a_project_on_a_drive_with_a_store_publishes_nothing_to_the_drive(
     assert (publishing["state"], publishing["mount"].split(":")[0]) == ("published", "s3")
 
 
-def test_a_store_that_stays_away_ends_the_session_with_what_to_do_and_what_is_committed_is_safe(
+def test_a_store_that_stays_away_ends_the_session_with_advice_and_commits_are_safe(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, backend = faulty(shared[1])
@@ -342,7 +342,7 @@ def test_a_lost_queue_is_rebuilt_from_the_store_on_a_machine_that_has_nothing(
     assert any("predict: test MAE" in line for line in report.lines), report.lines
 
 
-def test_checkpoints_of_before_the_store_was_set_are_sent_to_it(
+def test_checkpoints_from_before_the_store_was_set_are_sent_to_it(
     plain: tuple[ProjectFolder, Path], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "moved"
@@ -387,7 +387,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
         ({STORE_VARIABLE: "file:///no/such/folder"}, "There is no folder"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_before_any_work(
+def test_an_unusable_store_is_reported_before_any_work(
     change: dict[str, str], expected: str, shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(tmp_path / "one", shared[0])
@@ -400,7 +400,7 @@ def test_a_store_that_cannot_be_used_is_told_before_any_work(
         assert queue.sessions() == ()
 
 
-def test_a_missing_obstore_is_told_with_what_to_install(
+def test_a_missing_obstore_is_reported_with_what_to_install(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(tmp_path / "one", shared[0])
@@ -426,7 +426,7 @@ class _Refusing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_refusal_is_told_as_one_without_any_key(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+def test_a_refusal_is_reported_without_any_key(monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
     with HTTPServer(("127.0.0.1", 0), _Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
@@ -446,7 +446,7 @@ def test_doctor_reports_the_store_and_leaves_nothing_there(shared: tuple[Path, s
     assert ObjectStore.open(shared[1]).check(), "still new"
 
 
-def test_a_store_that_writes_a_name_twice_is_refused(s3: S3Server) -> None:
+def test_a_store_that_overwrites_a_name_is_refused(s3: S3Server) -> None:
     store = ObjectStore.open(s3.new_store())
     real = store.bulk
 

@@ -96,7 +96,7 @@ def test_a_session_without_the_store_of_the_queue_is_refused_and_told_where_it_i
         assert sum(job.state == "committed" for job in queue.jobs()) == 2, "nothing is done again"
 
 
-def test_a_session_with_another_store_is_refused_and_leaves_that_as_it_was(
+def test_a_session_with_another_store_is_refused_and_changes_nothing_there(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("bare", "other"):
@@ -111,7 +111,7 @@ def test_a_session_with_another_store_is_refused_and_leaves_that_as_it_was(
         assert sorted(path.name for path in (tmp_path / name).rglob("*")) == before
 
 
-def test_a_share_that_is_not_mounted_is_not_taken_for_a_new_store(
+def test_an_unmounted_share_is_not_mistaken_for_a_new_store(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path
 ) -> None:
     """As after the machine was started again: the folder under the mount point is there, and empty."""
@@ -133,14 +133,14 @@ def test_a_share_that_is_mounted_elsewhere_is_the_same_store(
     assert session(project) == "did 0 jobs, as asked"
 
 
-def test_another_store_at_the_address_of_one_in_use_does_not_answer_for_it(share: ObjectStore) -> None:
+def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> None:
     share.check()
     share.put(MARKER, json.dumps({"format": 1, "id": "another"}).encode())
     with pytest.raises(StoreAway, match="another store is there now"):
         share.ping()
 
 
-def test_commands_do_not_look_for_results_in_a_place_that_is_not_the_queues(
+def test_commands_look_for_results_only_in_the_queues_place(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Else `retry` would take what is elsewhere for lost, and predict it again."""
@@ -162,14 +162,14 @@ def test_commands_do_not_look_for_results_in_a_place_that_is_not_the_queues(
     assert list((tmp_path / "other").iterdir()) == []
 
 
-def test_who_only_reads_needs_no_right_to_write(project: ProjectFolder, tmp_path: Path) -> None:
+def test_reading_needs_no_write_permission(project: ProjectFolder, tmp_path: Path) -> None:
     share = tmp_path / "share"
     before = {path: path.stat().st_mtime_ns for path in [share, *share.rglob("*")]}
     Project(project.root).back_up(tmp_path / "all.tar")
     assert {path: path.stat().st_mtime_ns for path in [share, *share.rglob("*")]} == before
 
 
-def test_a_queue_of_before_that_knew_of_no_place_is_told_only_of_one_that_has_its_epochs(
+def test_an_old_queue_without_a_place_records_only_one_that_has_its_epochs(
     share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(STORE_VARIABLE, share.url)
@@ -207,7 +207,7 @@ def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_a
             require_same(queue, CommitsPlace(id="moved since", kind="store", address="s3://a/b"))
 
 
-def test_machines_that_share_a_queue_and_nothing_else_do_not_both_work_with_it(
+def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one machine with a server of its own needs no store."""
@@ -248,7 +248,7 @@ def test_a_file_that_was_copied_from_a_server_works_beside_its_commits_and_nowhe
     assert place.address.endswith(str(project.live_dir))
 
 
-def test_two_machines_that_begin_a_shared_queue_without_a_store_are_told_while_nothing_is_done_yet(
+def test_two_machines_on_a_new_shared_queue_without_a_store_are_refused_before_any_work(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
@@ -288,7 +288,7 @@ def test_commits_are_moved_to_another_store_by_one_command(
         session(project)
 
 
-def test_a_move_that_was_cut_off_anywhere_is_finished_by_the_next(
+def test_a_move_interrupted_anywhere_is_finished_by_the_next(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "new").mkdir()
@@ -314,7 +314,7 @@ def test_a_move_that_was_cut_off_anywhere_is_finished_by_the_next(
     assert session(project) == "did 0 jobs, as asked"
 
 
-def test_a_manifest_of_the_same_size_that_is_another_is_not_taken_for_a_copy(
+def test_another_manifest_of_the_same_size_does_not_count_as_a_copy(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "new").mkdir()
@@ -327,7 +327,7 @@ def test_a_manifest_of_the_same_size_that_is_another_is_not_taken_for_a_copy(
     assert target.read(f"checkpoints/{EPOCH}.json", at_most=9) == b"[]"
 
 
-def test_commits_that_are_nowhere_are_not_given_up_unless_it_is_said(
+def test_missing_commits_are_given_up_only_with_lost(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "share").rename(tmp_path / "unmounted")
