@@ -261,13 +261,13 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
         given = Path(from_environment)
     if given is not None:
         root = given.expanduser()
-        root = root if root.is_absolute() else _working_folder() / root
+        root = root if root.is_absolute() else working_folder() / root
         return _looked_for([root], lambda: _project_at(root, given), while_away)
-    start = (start or _working_folder()).absolute()
+    start = (start or working_folder()).absolute()
     return _looked_for([start, *start.parents], lambda: _project_above(start), while_away)
 
 
-def _working_folder() -> Path:
+def working_folder() -> Path:
     """The working folder.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from mbqueue import __version__
-from mbqueue.cli.console import print_line
+from mbqueue.cli.console import print_line, say
+from mbqueue.errors import ProjectNotFound
+from mbqueue.project import ENVIRONMENT_VARIABLE, working_folder
 from mbqueue.topology import LIVE_VARIABLE
 
 #: Sections of `mbqueue --help`: command → its module in this package, and its line in the list.
@@ -109,6 +112,23 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _leave_a_folder_that_is_gone(project: Path | None) -> None:
+    """If the working folder is gone, work in the project that is named by its full path: there, libraries load.
+
+    Raises:
+        ProjectNotFound: when none is named so.
+    """
+    try:
+        working_folder()
+    except ProjectNotFound:
+        named = Path(project or os.environ.get(ENVIRONMENT_VARIABLE, "")).expanduser()
+        if not named.is_absolute():
+            raise
+        with suppress(OSError):  # it is gone, too, which the command says
+            os.chdir(named)
+            say(f"The working folder of this shell is gone. Relative paths now start at {named}.")
+
+
 @app.callback()
 def _root(
     project: Annotated[
@@ -127,6 +147,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    del project, debug, version  # used by options.current_project and cli.main
+    del debug, version  # used by cli.main
+    _leave_a_folder_that_is_gone(project)
     if live_dir is not None:
         os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # so that a background session gets it, too
