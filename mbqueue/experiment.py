@@ -433,7 +433,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The content of a file in jobs/.
 
     Raises:
-        SpecError: when the file cannot be read, or is not TOML.
+        SpecError: if the file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(read_small_text(path))
@@ -449,7 +449,7 @@ def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     """A copy of nested values, with dotted ``overrides`` applied.
 
     Raises:
-        SpecError: when a key goes through a value that is no section.
+        SpecError: if a key goes through a value that is no section.
     """
     copied = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
     for key, value in overrides.items():

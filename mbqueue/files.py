@@ -125,7 +125,7 @@ def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
     """Read the text of a plain file that people write.
 
     Raises:
-        FileNotFoundError, OSError: when it cannot be read.
+        FileNotFoundError, OSError: if it cannot be read.
         ValueError: if it is larger, not a plain file (a pipe would block), or not UTF-8.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -24,7 +24,7 @@ def require_writable(
         example: a name to suggest if the target is a folder.
 
     Raises:
-        UsageError: when the file is read, is there, is a folder, or has no folder.
+        UsageError: if the file is read, is there, is a folder, or has no folder.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder. Name the file to write, like {target / example}.")
@@ -62,7 +62,7 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
         makes: whether the command makes a file of this name.
 
     Raises:
-        UsageError: when it is there, is not a folder, or is one that is read.
+        UsageError: if it is there, is not a folder, or is one that is read.
     """
     there = target.resolve()
     for read in reads:

@@ -39,9 +39,9 @@ class Blending(Queueing, Results):
         Raises:
             UsageError: for fewer than two experiments, one that is given twice, is not in the queue or is a blend
                 itself; and when they differ in crystals, target or folds.
-            ResultsError: when one is not recorded, or its files are damaged; and when the members share too few
+            ResultsError: if one is not recorded, or its files are damaged; and when the members share too few
                 validation crystals to fit weights.
-            ExperimentExists: when the name is taken by another spec.
+            ExperimentExists: if the name is taken by another spec.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
         from mbqueue.results.blending import enumerated  # noqa: PLC0415
@@ -81,10 +81,10 @@ class Blending(Queueing, Results):
             priority: higher is worked on first.
 
         Raises:
-            UsageError: when it is not in the queue or is a blend, or no strain is asked for.
+            UsageError: if it is not in the queue or is a blend, or no strain is asked for.
             SpecError: for more than 100 pairs, or a wrong name.
-            ResultsError: when it is not recorded, or its files are damaged.
-            ExperimentExists: when the name is taken by another spec.
+            ResultsError: if it is not recorded, or its files are damaged.
+            ExperimentExists: if the name is taken by another spec.
         """
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
@@ -115,8 +115,8 @@ class Blending(Queueing, Results):
         """The verified results of an experiment of the queue that others may be made from.
 
         Raises:
-            UsageError: when it is not in the queue, or is a blend itself.
-            ResultsError: when it is not recorded, or its files are damaged.
+            UsageError: if it is not in the queue, or is a blend itself.
+            ResultsError: if it is not recorded, or its files are damaged.
         """
         from mbqueue.results.tables import is_blend  # noqa: PLC0415
 

@@ -39,8 +39,8 @@ class Data(OpenedProject):
             seed: draws the crystals if there is a limit.
 
         Raises:
-            DataError: when the dataset cannot be used.
-            UsageError: when there is no such dataset.
+            DataError: if the dataset cannot be used.
+            UsageError: if there is no such dataset.
         """
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.session.loading import load_data  # noqa: PLC0415
@@ -78,9 +78,9 @@ class Data(OpenedProject):
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
 
         Raises:
-            DataError: when the dataset cannot be used.
-            CheckpointError: when a file is no CHGNet model.
-            UsageError: when the device does not exist.
+            DataError: if the dataset cannot be used.
+            CheckpointError: if a file is no CHGNet model.
+            UsageError: if the device does not exist.
         """
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.experiment import DataSpec  # noqa: PLC0415

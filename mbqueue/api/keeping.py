@@ -57,7 +57,7 @@ class Keeping(OpenedProject):
         running.
 
         Raises:
-            UsageError: when the file exists, or there is no queue.
+            UsageError: if the file exists, or there is no queue.
         """
         from mbqueue.drive.archive import back_up  # noqa: PLC0415
 
@@ -95,8 +95,8 @@ class Keeping(OpenedProject):
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
 
         Raises:
-            UsageError: when a session works with the queue, there is none, or the other database is not empty.
-            QueueError: when a database cannot be reached or written; nothing was changed then.
+            UsageError: if a session works with the queue, there is none, or the other database is not empty.
+            QueueError: if a database cannot be reached or written; nothing was changed then.
         """
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
 
@@ -126,9 +126,9 @@ class Keeping(OpenedProject):
             lost: continue even if finished epochs cannot be found: they are trained again.
 
         Raises:
-            UsageError: when there is no queue.
-            QueueError: when a session works with it.
-            StoreError: when a finished epoch would be lost, or a store does not answer. The queue was not changed.
+            UsageError: if there is no queue.
+            QueueError: if a session works with it.
+            StoreError: if a finished epoch would be lost, or a store does not answer. The queue was not changed.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
 

@@ -67,7 +67,7 @@ class Launching(OpenedProject):
             options: of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
 
         Raises:
-            UsageError: when there is no Slurm or no submitit here, nothing to do, a queue that several machines cannot
+            UsageError: if there is no Slurm or no submitit here, nothing to do, a queue that several machines cannot
                 share, or an option is wrong.
             SessionError: if sbatch refuses a job; the message says why, and which jobs were submitted before.
         """

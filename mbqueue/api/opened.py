@@ -35,8 +35,8 @@ class OpenedProject:
         while_away: also when its drive is not mounted and a live folder of it is here: for `status`, and no more.
 
     Raises:
-        ProjectNotFound: when there is none.
-        SpecError: when its mbqueue.toml is wrong.
+        ProjectNotFound: if there is none.
+        SpecError: if its mbqueue.toml is wrong.
     """
 
     def __init__(self, path: str | Path | None = None, *, while_away: bool = False) -> None:

@@ -50,7 +50,7 @@ class Queueing(OpenedProject):
 
         Raises:
             SpecError: if the file or a key is wrong.
-            ExperimentExists: when the name is taken by another spec; the message lists what differs.
+            ExperimentExists: if the name is taken by another spec; the message lists what differs.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
         """
         # pydantic builds its checks during this import; commands that only read need not wait for it.
@@ -92,7 +92,7 @@ class Queueing(OpenedProject):
 
         Raises:
             SpecError, UsageError, DataError: as `enqueue`, and for the file of a search.
-            ExperimentExists: when one of the names is taken by another spec; nothing was enqueued then.
+            ExperimentExists: if one of the names is taken by another spec; nothing was enqueued then.
         """
         from mbqueue.experiment import load_spec  # noqa: PLC0415
         from mbqueue.search.file import is_search  # noqa: PLC0415

@@ -69,7 +69,7 @@ class Results(Searches):
         """The finished epochs of all folds, one row each; columns `fold` and those of history_fold_i.csv.
 
         Raises:
-            ResultsError: when there are none yet, or a file is damaged.
+            ResultsError: if there are none yet, or a file is damaged.
         """
         import pandas as pd  # noqa: PLC0415
 
@@ -80,7 +80,7 @@ class Results(Searches):
         """The test parts of all predicted folds; columns `fold` and those of preds_fold_i.csv.
 
         Raises:
-            ResultsError: when no fold is predicted yet, or a file is damaged.
+            ResultsError: if no fold is predicted yet, or a file is damaged.
         """
         import pandas as pd  # noqa: PLC0415
 
@@ -107,8 +107,8 @@ class Results(Searches):
         """The model of a fold's best epoch, on the CPU.
 
         Raises:
-            ResultsError: when the fold is not predicted yet, or the experiment is a blend, which has no model.
-            CheckpointError: when its file is damaged.
+            ResultsError: if the fold is not predicted yet, or the experiment is a blend, which has no model.
+            CheckpointError: if its file is damaged.
         """
         from mbqueue.results.blending import enumerated, members_of  # noqa: PLC0415
         from mbqueue.results.tables import is_blend, model_file  # noqa: PLC0415
@@ -143,7 +143,7 @@ class Results(Searches):
             The files written, the page first.
 
         Raises:
-            ResultsError: when there are no results yet, or a file is damaged.
+            ResultsError: if there are no results yet, or a file is damaged.
             UsageError: if the folder of `output` does not exist, or a file there must not be overwritten.
         """
         from mbqueue.results.report.markup import MARK  # noqa: PLC0415
@@ -182,7 +182,7 @@ class Results(Searches):
         """The target of an enqueued experiment.
 
         Raises:
-            UsageError: when there is no such experiment; lists those there are.
+            UsageError: if there is no such experiment; lists those there are.
         """
         from mbqueue.task import target_of  # noqa: PLC0415
 
@@ -192,7 +192,7 @@ class Results(Searches):
         """The frozen spec of an enqueued experiment, in plain JSON values.
 
         Raises:
-            UsageError: when there is no such experiment; lists those there are.
+            UsageError: if there is no such experiment; lists those there are.
         """
         with self._reading_queue(experiment) as queue:
             return dict(queue.experiment(experiment).spec)
@@ -201,7 +201,7 @@ class Results(Searches):
         """The folder of an enqueued experiment's newest files, which need not exist yet.
 
         Raises:
-            UsageError: when there is no such experiment; lists those there are.
+            UsageError: if there is no such experiment; lists those there are.
         """
         with self._reading_queue(experiment) as queue:
             return self._newest_results(queue.experiment(experiment).results_dir)

@@ -66,7 +66,7 @@ class Working(OpenedProject):
             stop: lets another thread request the end.
 
         Raises:
-            UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
+            UsageError: if an argument cannot be carried out, or nothing was ever enqueued.
             QueueError: if the queue cannot be read or written.
         """
         began = self._clock.monotonic()
@@ -135,7 +135,7 @@ class Working(OpenedProject):
             report_for: returns the report for a device's label.
 
         Raises:
-            UsageError: when an argument cannot be carried out, or nothing was ever enqueued.
+            UsageError: if an argument cannot be carried out, or nothing was ever enqueued.
         """
         from mbqueue.session.devices import Crew, parse_devices  # noqa: PLC0415
         from mbqueue.session.report import Report  # noqa: PLC0415

@@ -62,7 +62,7 @@ def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dic
     """The meta data and the arrays, mapped read-only; with ``verify`` every checksum is compared.
 
     Raises:
-        CacheError: when the file is missing, cut short, damaged or of another format.
+        CacheError: if the file is missing, cut short, damaged or of another format.
     """
     header, start = _read_header(path)
     arrays: dict[str, NDArray[Any]] = {}

@@ -118,7 +118,7 @@ def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progre
         progress: called with (crystals done, all) while missing shards are made.
 
     Raises:
-        CacheError: when what is made again cannot be written.
+        CacheError: if what is made again cannot be written.
     """
     try:
         crystals, _ = Crystals.open(stored.folder / CRYSTALS_FILE)

@@ -30,7 +30,7 @@ def removing(folder: Path) -> Iterator[bool]:
     """Whether no process builds in ``folder``; if so, none begins to within the block.
 
     Raises:
-        CacheError: when the file system has no locks, so that it is unknown.
+        CacheError: if the file system has no locks, so that it is unknown.
     """
     with _lock_file(folder) as stream:
         try:

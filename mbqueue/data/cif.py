@@ -60,7 +60,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
         name: the entry's id, which chooses a data block where several list atoms.
 
     Raises:
-        Unusable: when the file cannot be read, contradicts itself or leaves anything to be guessed.
+        Unusable: if the file cannot be read, contradicts itself or leaves anything to be guessed.
     """
     from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
     from pymatgen.io.cif import CifParser  # noqa: PLC0415

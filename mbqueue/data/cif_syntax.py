@@ -76,7 +76,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: when it breaks the rules of the format, so that something of it would be left out.
+        Unusable: if it breaks the rules of the format, so that something of it would be left out.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []

@@ -75,7 +75,7 @@ class Columns:
             structures: names of the column of structures, in order of preference; none when it needs no such column.
 
         Raises:
-            DataError: when a name stands twice, or no column can be what is needed.
+            DataError: if a name stands twice, or no column can be what is needed.
         """
         told = [str(name) for name in names]
         twice = sorted({name for name in told if told.count(name) > 1})
@@ -108,7 +108,7 @@ class Columns:
         """Raise unless what the user has named was seen, and a column of targets where they are required.
 
         Raises:
-            DataError: when it was not.
+            DataError: if it was not.
         """
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
@@ -132,7 +132,7 @@ class Columns:
         """Choose id, structure and target among columns without a heading; what the user has named comes first.
 
         Raises:
-            DataError: when the user has named what is none of ``names``.
+            DataError: if the user has named what is none of ``names``.
         """
         self.id, self.structure, self.target = self._wanted.id or chosen[0], chosen[1], self._wanted.target or chosen[2]
         self._is_open = False

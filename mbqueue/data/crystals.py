@@ -111,7 +111,7 @@ class Crystals:
         """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with free ``meta`` data.
 
         Raises:
-            CacheError: when it cannot be written; what was there before is kept.
+            CacheError: if it cannot be written; what was there before is kept.
         """
         joined = "".join(self.ids).encode()
         lengths = np.array([len(name.encode()) for name in self.ids], np.int32)
@@ -134,7 +134,7 @@ class Crystals:
         """Crystals written by ``save``, memory-mapped, and their meta data; every checksum is compared.
 
         Raises:
-            CacheError: when the file is missing, damaged or of another version.
+            CacheError: if the file is missing, damaged or of another version.
         """
         meta, arrays = read_arrays(path)
         if meta.get("format") != FORMAT:

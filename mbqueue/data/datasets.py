@@ -50,8 +50,8 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
     Imports nothing that takes time. Those of matbench's tasks pass whether they are on this machine or not.
 
     Raises:
-        UsageError: when there is no such name or path, or its form is not known.
-        DataError: when a file is empty, or a folder has no ``id_prop.csv`` and targets are required.
+        UsageError: if there is no such name or path, or its form is not known.
+        DataError: if a file is empty, or a folder has no ``id_prop.csv`` and targets are required.
     """
     if name_or_path in TASKS or name_or_path == SAMPLE_DATASET:
         return
@@ -110,9 +110,9 @@ def load(
         progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
 
     Raises:
-        UsageError: when there is no such data set.
+        UsageError: if there is no such data set.
         InvalidCrystals: listing every entry that cannot be used, unless ``drop_invalid``.
-        DataError: when it cannot be had or read, is of the wrong shape, or holds nothing that can be used.
+        DataError: if it cannot be had or read, is of the wrong shape, or holds nothing that can be used.
     """
     # Imported here, because `mbqueue enqueue` only checks, and must answer at once.
     from mbqueue.data import folders, formats, official  # noqa: PLC0415

@@ -173,7 +173,7 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
     """Atomic numbers, fractional coordinates [n, 3] and lattice [3, 3] of a ``Structure.as_dict()``.
 
     Raises:
-        Unusable: when it is not such a dictionary, or CHGNet has no use for its crystal.
+        Unusable: if it is not such a dictionary, or CHGNet has no use for its crystal.
     """
     if structure is None:
         raise Unusable("the structure is missing")

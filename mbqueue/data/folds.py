@@ -50,7 +50,7 @@ def test_rows(  # no test of pytest's
     folds in turn, which gives how many of each class a fold has; then shuffle which crystals these are, class by class.
 
     Raises:
-        DataError: when there are fewer crystals than folds.
+        DataError: if there are fewer crystals than folds.
     """
     if n < N_FOLDS:
         raise DataError(f"{n} crystals cannot be split into {N_FOLDS} folds. Give at least {N_FOLDS}.")
@@ -94,7 +94,7 @@ def validation_split(
     At least one row goes to each. With ``classes`` (of every row of the data set), each class is cut so.
 
     Raises:
-        DataError: when there are fewer than two rows.
+        DataError: if there are fewer than two rows.
     """
     if len(rows) < 2:
         raise DataError(f"A training part of {len(rows)} crystals cannot give any to validation. Give more crystals.")

@@ -149,7 +149,7 @@ def structure_in(text: str, name: str) -> Any:
     """``Structure.as_dict()`` of a structure in JSON, CIF or POSCAR; None when there is no text.
 
     Raises:
-        Unusable: when the text is none of these, or leaves anything to be guessed.
+        Unusable: if the text is none of these, or leaves anything to be guessed.
     """
     plain = _plain(text)
     if is_missing(plain):
@@ -189,7 +189,7 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
     """Rows that are not empty.
 
     Raises:
-        DataError: when it is no CSV in UTF-8.
+        DataError: if it is no CSV in UTF-8.
     """
     with _long_fields():
         try:

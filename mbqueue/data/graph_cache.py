@@ -112,7 +112,7 @@ class GraphCache:
         """An existing, complete cache.
 
         Raises:
-            CacheError: when a shard is missing, cut short, damaged in its index, or of other crystals, cut-offs or
+            CacheError: if a shard is missing, cut short, damaged in its index, or of other crystals, cut-offs or
                 converter version. ``build`` mends all of these.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)

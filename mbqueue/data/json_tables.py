@@ -47,8 +47,8 @@ class JsonTable:
         """Each row, in order.
 
         Raises:
-            DataError: when the file is damaged, is no table, or is one of another shape.
-            SourceAway: when the system cannot read it.
+            DataError: if the file is damaged, is no table, or is one of another shape.
+            SourceAway: if the system cannot read it.
         """
         try:
             yield from self._entries()

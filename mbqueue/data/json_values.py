@@ -37,8 +37,8 @@ def parse_json(text: bytes | memoryview) -> Any:
     """A JSON value; NaN and Infinity, which JSON does not have but Python writes, are read as such.
 
     Raises:
-        RepeatedKey: when an object in it has one key twice.
-        ValueError: when it is not JSON.
+        RepeatedKey: if an object in it has one key twice.
+        ValueError: if it is not JSON.
     """
     try:
         value = orjson.loads(text)

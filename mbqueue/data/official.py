@@ -46,7 +46,7 @@ def official_file(name: str) -> OfficialFile:
     """Where the file of a task is or will be; imports nothing of matminer.
 
     Raises:
-        DataError: when matminer is not installed.
+        DataError: if matminer is not installed.
     """
     spec = importlib.util.find_spec("matminer")
     if spec is None or not spec.submodule_search_locations:
@@ -80,8 +80,8 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
         clock: waits between attempts.
 
     Raises:
-        DataError: when the file that is there is another one.
-        SourceAway: when it cannot be had, what comes is another one, or it cannot be written.
+        DataError: if the file that is there is another one.
+        SourceAway: if it cannot be had, what comes is another one, or it cannot be written.
     """
     from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only ask for the path
 

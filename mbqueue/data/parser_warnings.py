@@ -59,7 +59,7 @@ def heard(parser: str) -> Iterator[list[str]]:
     exception and its warnings are told together, since often only the warnings say what is wrong.
 
     Raises:
-        Unusable: when the parser fails, or warns of anything that is not harmless.
+        Unusable: if the parser fails, or warns of anything that is not harmless.
     """
     kept: list[str] = []
     failure: Exception | None = None

@@ -30,7 +30,7 @@ def read_poscar(text: str) -> dict[str, Any]:
     """A crystal as ``Structure.as_dict()`` gives it.
 
     Raises:
-        Unusable: when the file cannot be read, or leaves anything to be guessed.
+        Unusable: if the file cannot be read, or leaves anything to be guessed.
     """
     from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
 

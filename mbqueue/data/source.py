@@ -35,8 +35,8 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     """The decompressed content of a plain, .gz or .bz2 file; ``progress`` is told bytes of the file, read and all.
 
     Raises:
-        DataError: when the file is empty, is no such archive or ends too early.
-        SourceAway: when the system cannot read it.
+        DataError: if the file is empty, is no such archive or ends too early.
+        SourceAway: if the system cannot read it.
     """
     try:
         with path.open("rb") as raw:
@@ -61,7 +61,7 @@ def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
     """The lines of an open file, in bounded memory.
 
     Raises:
-        DataError: when a line is longer than any entry could be.
+        DataError: if a line is longer than any entry could be.
     """
     number = 0
     while line := stream.readline(LONGEST_ROW + 1):

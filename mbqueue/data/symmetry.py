@@ -99,7 +99,7 @@ def parse_operation(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Rotation [3, 3] and translation [3] of an operation as CIF writes it, like ``-x, y+1/2, 0.5-z``.
 
     Raises:
-        Unusable: when it is none.
+        Unusable: if it is none.
     """
     rotation, translation = np.zeros((3, 3)), np.zeros(3)
     parts = text.replace(" ", "").lower().split(",")

@@ -114,7 +114,7 @@ class Claims(Part):
         number of jobs. A claim counts as a heartbeat of the session.
 
         Raises:
-            QueueError: when the session does not exist or has ended.
+            QueueError: if the session does not exist or has ended.
         """
         with self.writing() as db:
             taking_back = self._reap(db, by=session, now=now) if reap else ()

@@ -86,8 +86,8 @@ class Enqueueing(Part):
         first call set. New folds also put `record` back, so that it covers them.
 
         Raises:
-            ExperimentExists: when the name is taken by another spec; the message lists what differs.
-            UsageError: when another experiment already writes to `results_dir`, or the priority is out of bounds.
+            ExperimentExists: if the name is taken by another spec; the message lists what differs.
+            UsageError: if another experiment already writes to `results_dir`, or the priority is out of bounds.
         """
         require_priority(priority)
         with self.writing() as db:
@@ -114,7 +114,7 @@ class Enqueueing(Part):
         """One experiment by its name.
 
         Raises:
-            UsageError: when there is none; the message lists those there are.
+            UsageError: if there is none; the message lists those there are.
         """
         with self.reading() as db:
             return find_experiment(db, name)
@@ -124,7 +124,7 @@ class Enqueueing(Part):
         """One experiment by its id (`job.experiment_id`).
 
         Raises:
-            QueueError: when there is none.
+            QueueError: if there is none.
         """
         with self.reading() as db:
             row = db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone()
@@ -193,7 +193,7 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
     """One experiment by its name; ``to_change`` locks it until the transaction ends, as `Database.hold` does.
 
     Raises:
-        UsageError: when there is none; the message lists those there are.
+        UsageError: if there is none; the message lists those there are.
     """
     row = db.execute(_experiment_to_change if to_change else _EXPERIMENT, (name,)).fetchone()
     if row is None:
@@ -214,7 +214,7 @@ def require_priority(priority: int) -> None:
     """Refuse a priority that a database cannot hold.
 
     Raises:
-        UsageError: when it is that.
+        UsageError: if it is that.
     """
     if abs(priority) > MOST_URGENT:
         raise UsageError(f"A priority of {priority} is not between -{MOST_URGENT} and {MOST_URGENT}.")

@@ -191,7 +191,7 @@ class Leases(Claims):
         """Record the progress of an unfinished job, and call `publish` while the lease is known to be held.
 
         Raises:
-            LeaseLost: when the lease is lost; then `publish` was not called.
+            LeaseLost: if the lease is lost; then `publish` was not called.
         """
         with self.writing() as db:
             self._fenced(db, _SAVE_PROGRESS, lease, {"progress": _as_json(progress)})
@@ -215,7 +215,7 @@ class Leases(Claims):
             The jobs that became ready.
 
         Raises:
-            LeaseLost: when the lease is lost; then `publish` was not called.
+            LeaseLost: if the lease is lost; then `publish` was not called.
             QueueError: if `dataset_hash` is missing or differs from that of an earlier `prepare`.
         """
         with self.writing() as db:
@@ -266,7 +266,7 @@ class Leases(Claims):
         No session claims the job before `rest_seconds` are over.
 
         Raises:
-            LeaseLost: when the lease is lost.
+            LeaseLost: if the lease is lost.
         """
         with self.writing() as db:
             how = {"preempted": int(preempted), "for_others": int(for_others)}
@@ -283,7 +283,7 @@ class Leases(Claims):
         need it. Returns the job as it is now.
 
         Raises:
-            LeaseLost: when the lease is lost.
+            LeaseLost: if the lease is lost.
         """
         with self.writing() as db:
             failures = lease.job.failures + 1

@@ -30,9 +30,9 @@ def open_queue(
     Raises:
         QueueError: if it cannot be opened, or does not exist (reading only).
         QueueLost: if its file or its content is gone, but what it is rebuilt from still exists.
-        SchemaTooNew: when a newer mbqueue wrote it.
-        QueueMoved: when it is in another database now.
-        UsageError: when psycopg is not installed, or the URL cannot be read.
+        SchemaTooNew: if a newer mbqueue wrote it.
+        QueueMoved: if it is in another database now.
+        UsageError: if psycopg is not installed, or the URL cannot be read.
     """
     if project.topology.queue_url:
         return open_on_server(project.topology.queue_url, read_only=read_only, wait=wait)
@@ -50,7 +50,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
     """Whether anything was ever enqueued, so that there is a queue to open; ``wait`` as for `open_queue`.
 
     Raises:
-        QueueError: when its server cannot be reached.
+        QueueError: if its server cannot be reached.
         QueueLost, UsageError: as `open_queue`, if there was one.
     """
     if not project.topology.queue_url:
@@ -72,7 +72,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
     Raises:
         UsageError: if nothing was ever enqueued.
-        QueueError: when its server cannot be reached.
+        QueueError: if its server cannot be reached.
         QueueLost: if there was one.
     """
     if queue_exists(project, wait=wait):
@@ -151,7 +151,7 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
     """Refuse a queue that has lost its content.
 
     Raises:
-        QueueLost: when it has.
+        QueueLost: if it has.
     """
     if has_lost_content(project, queue):
         raise QueueLost(

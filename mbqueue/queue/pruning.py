@@ -41,7 +41,7 @@ class Pruning(Part):
             How many jobs were skipped.
 
         Raises:
-            UsageError: when there is no such experiment.
+            UsageError: if there is no such experiment.
         """
         with self.writing() as db:
             experiment_id = find_experiment(db, experiment, to_change=True).id
@@ -58,7 +58,7 @@ class Pruning(Part):
             Whether it was a pruned trial whose checkpoints were not given up yet.
 
         Raises:
-            UsageError: when there is no such experiment.
+            UsageError: if there is no such experiment.
         """
         with self.writing() as db:
             found = find_experiment(db, experiment, to_change=True)

@@ -50,8 +50,8 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
     """Whether the database has the schema that this program writes.
 
     Raises:
-        SchemaTooNew: when a newer mbqueue wrote it.
-        QueueMoved: when it is in another database now.
+        SchemaTooNew: if a newer mbqueue wrote it.
+        QueueMoved: if it is in another database now.
         DatabaseError: if it is damaged.
     """
     version = _version_of(connection)
@@ -72,7 +72,7 @@ def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
     The connection must be in autocommit mode (``isolation_level=None``).
 
     Raises:
-        SchemaTooNew: when a newer mbqueue wrote the database.
+        SchemaTooNew: if a newer mbqueue wrote the database.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:

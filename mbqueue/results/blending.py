@@ -18,7 +18,7 @@ def require_enough(n: int, members: int, *, fold: int) -> None:
     """Refuse to fit weights on too few crystals for the number of members.
 
     Raises:
-        ResultsError: when they are too few.
+        ResultsError: if they are too few.
     """
     fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
     if n < fewest:
@@ -37,7 +37,7 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
         weights: experiment → its weight; they sum to one.
 
     Raises:
-        ResultsError: when the tables are not of the same crystals and targets.
+        ResultsError: if the tables are not of the same crystals and targets.
     """
     (first, reference), *others = tables.items()
     for name, table in others:

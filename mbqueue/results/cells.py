@@ -29,7 +29,7 @@ def csv_rows(text: str) -> Iterable[list[str]]:
     """The rows of what `csv_text` gave, or of a table that was written without guarding formulas.
 
     Raises:
-        ValueError: when it is no CSV.
+        ValueError: if it is no CSV.
     """
     try:
         for cells in csv.reader(io.StringIO(text, newline=""), strict=True):

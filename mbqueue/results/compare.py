@@ -73,7 +73,7 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
 
     Raises:
         UsageError: for fewer than two.
-        ResultsError: when two predict other kinds of things or in other units, share no crystal, or disagree on a
+        ResultsError: if two predict other kinds of things or in other units, share no crystal, or disagree on a
             target (they are then of different data).
     """
     if len(recorded) < 2:

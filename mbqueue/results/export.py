@@ -81,7 +81,7 @@ def export_submission(
 
     Raises:
         ResultsError: with every reason, when the results are not all five official folds, or matbench refuses them.
-        UsageError: when the authors are empty; when the folder is there, unless ``force`` and it is an export.
+        UsageError: if the authors are empty; when the folder is there, unless ``force`` and it is an export.
     """
     for one in recorded:
         _require_comparable(one)

@@ -101,7 +101,7 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
         verify: compare every file with the size and SHA-256 in results.json.
 
     Raises:
-        ResultsError: when the folder is not complete, of another format, or a file is not what was recorded.
+        ResultsError: if the folder is not complete, of another format, or a file is not what was recorded.
     """
     path = folder / RESULTS_FILE
     content = _content_of(path)
@@ -142,7 +142,7 @@ def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
     """What is there of an experiment that is not recorded yet.
 
     Raises:
-        ResultsError: when a table is damaged.
+        ResultsError: if a table is damaged.
     """
     return Recorded(folder, unfinished_content(folder, inputs), is_complete=False)
 
@@ -155,7 +155,7 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
             same results in two places are those of the first.
 
     Raises:
-        ResultsError: when there is none; lists those that are there.
+        ResultsError: if there is none; lists those that are there.
     """
     places = list(results_dirs)
     found = [path.parent for place in places for path in place.glob(f"daily/*/*/{RESULTS_FILE}")]

@@ -44,7 +44,7 @@ def write_matbench_file(
         matbench's scores: {mae: {mean, max, min, std}, rmse: …, …}.
 
     Raises:
-        ResultsError: when matbench is missing, the ids are not those of the official folds, or matbench's
+        ResultsError: if matbench is missing, the ids are not those of the official folds, or matbench's
             validation fails.
     """
     with _quiet_matbench() as benchmark_class:
@@ -72,7 +72,7 @@ def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
     """Write the tasks of several files of ``write_matbench_file`` as one, after matbench's own validation.
 
     Raises:
-        ResultsError: when a file is missing or damaged, two are of one task, or matbench refuses one.
+        ResultsError: if a file is missing or damaged, two are of one task, or matbench refuses one.
     """
     with _quiet_matbench() as benchmark_class:
         tasks: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def read_matbench_scores(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Task → its scores, after matbench's own ``from_file`` checks (hash, ids, types).
 
     Raises:
-        ResultsError: when the file is missing or damaged, matbench is missing, or matbench refuses the content.
+        ResultsError: if the file is missing or damaged, matbench is missing, or matbench refuses the content.
     """
     content = _content(path)
     with _quiet_matbench() as benchmark_class:

@@ -132,7 +132,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
         The content of results.json.
 
     Raises:
-        ResultsError: when a fold's file is missing or damaged, folds overlap, or matbench is needed and not
+        ResultsError: if a fold's file is missing or damaged, folds overlap, or matbench is needed and not
             installed; nothing in the folder was changed then.
     """
     folds = sorted(inputs.folds)
@@ -186,7 +186,7 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
     ``folds`` are those with predictions, ``run.fold_seconds`` those with a history; ``run.files`` is empty.
 
     Raises:
-        ResultsError: when a table is damaged.
+        ResultsError: if a table is damaged.
     """
     histories = {
         f: read_history(history_file(folder, f)) for f in sorted(inputs.folds) if history_file(folder, f).exists()
@@ -203,7 +203,7 @@ def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, di
     """Name → size and SHA-256 of the fold's history and predictions, and of its model where it has one.
 
     Raises:
-        ResultsError: when one is missing.
+        ResultsError: if one is missing.
     """
     return {path.name: _facts(path) for path in fold_files(folder, fold, spec)}
 

@@ -89,7 +89,7 @@ def score(y_true: NDArray[np.float64], y_pred: NDArray[np.float64], target: Targ
     """Scores of predictions against targets, both float64 [N].
 
     Raises:
-        ResultsError: when there is nothing to score.
+        ResultsError: if there is nothing to score.
     """
     if len(y_true) == 0:
         raise ResultsError("A test part without crystals has no scores. Use a dataset of at least five crystals.")

@@ -116,7 +116,7 @@ def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Durably replace the history of a fold by ``rows``, the finished epochs from 1 on.
 
     Raises:
-        ResultsError: when a row has not exactly the columns of ``HISTORY_TYPES`` or the epochs are not 1, 2, 3, …;
+        ResultsError: if a row has not exactly the columns of ``HISTORY_TYPES`` or the epochs are not 1, 2, 3, …;
             the file is then as it was.
     """
     lines = []
@@ -139,7 +139,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of a history file, with the types of ``HISTORY_TYPES``.
 
     Raises:
-        ResultsError: when the file is missing or is not such a table.
+        ResultsError: if the file is missing or is not such a table.
     """
     rows: list[dict[str, Any]] = []
     for number, cells in _read(path, HISTORY_COLUMNS):
@@ -157,7 +157,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Durably replace the predictions of a fold.
 
     Raises:
-        ResultsError: when an id is doubled or a number is not finite; the file is then as it was.
+        ResultsError: if an id is doubled or a number is not finite; the file is then as it was.
     """
     if len(set(predictions.ids)) != len(predictions):
         seen: set[str] = set()
@@ -187,7 +187,7 @@ def read_predictions(path: Path) -> Predictions:
     """The predictions of a fold.
 
     Raises:
-        ResultsError: when the file is missing or is not such a table.
+        ResultsError: if the file is missing or is not such a table.
     """
     ids, compositions, n_atoms, y_true, y_pred = [], [], [], [], []
     for number, cells in _read(path, PREDICTION_COLUMNS):

@@ -28,7 +28,7 @@ def fitted_weights(
         targets: theirs, [V].
 
     Raises:
-        ResultsError: when the solver finds none.
+        ResultsError: if the solver finds none.
     """
     columns = np.stack(list(predictions.values()), axis=1)
     found = _likeliest(columns, targets) if is_class else _nearest(columns, targets)

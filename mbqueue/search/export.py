@@ -37,7 +37,7 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
     known stands in its user attributes.
 
     Raises:
-        SearchUnavailable: when Optuna is not installed.
+        SearchUnavailable: if Optuna is not installed.
     """
     with imported_optuna() as optuna, tempfile.TemporaryDirectory() as scratch:
         logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -60,7 +60,7 @@ def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
     when all are equally good. Keys that only some trials vary are left out.
 
     Raises:
-        SearchUnavailable: when Optuna is not installed.
+        SearchUnavailable: if Optuna is not installed.
     """
     rated = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
     keys = [key for key, setting in search.space.items() if not setting.when]

@@ -153,7 +153,7 @@ class Search(Section):
         """The base with settings laid over it, and other keys like ``name`` and ``folds``.
 
         Raises:
-            SpecError: when they do not go together.
+            SpecError: if they do not go together.
         """
         shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
         content = laid_over(self.base_spec, settings) | others
@@ -173,7 +173,7 @@ def is_search(path: Path) -> bool:
     """Whether a file of jobs/ describes a search.
 
     Raises:
-        SpecError: when it cannot be read, or is not TOML.
+        SpecError: if it cannot be read, or is not TOML.
     """
     return "search" in read_toml(path)
 

@@ -14,7 +14,7 @@ def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
     """The base of a search with its best settings, on all folds.
 
     Raises:
-        UsageError: when there is no such search, or none of its trials was trained to its end.
+        UsageError: if there is no such search, or none of its trials was trained to its end.
     """
     trials = trials_of(queue.overview(now=now), search)
     if not trials:

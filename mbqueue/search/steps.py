@@ -28,8 +28,8 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
     knows as many results as can be.
 
     Raises:
-        SearchUnavailable: when a search wants one, and Optuna is not installed.
-        SpecError: when the spec refuses whatever a sampler draws.
+        SearchUnavailable: if a search wants one, and Optuna is not installed.
+        SpecError: if the spec refuses whatever a sampler draws.
     """
     begun = []
     for search, trials in _wanting(queue, now):
@@ -95,7 +95,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     """Why a trial is to be pruned after the last epoch of a history that is about to be committed; None to continue.
 
     Raises:
-        SearchUnavailable: when Optuna is not installed.
+        SearchUnavailable: if Optuna is not installed.
     """
     if spec.trial is None:
         return None
@@ -138,7 +138,7 @@ def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
     For a queue that was made anew from commits, which do not tell what was pruned.
 
     Raises:
-        SearchUnavailable: when there are such trials, and Optuna is not installed.
+        SearchUnavailable: if there are such trials, and Optuna is not installed.
     """
     overview, pruned = queue.overview(now=now), []
     for search in search_names(overview):

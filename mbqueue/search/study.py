@@ -33,8 +33,8 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
     """The settings of the trial that follows; None when there are no others to try.
 
     Raises:
-        SearchUnavailable: when Optuna is not installed.
-        SpecError: when the spec refuses whatever is drawn.
+        SearchUnavailable: if Optuna is not installed.
+        SpecError: if the spec refuses whatever is drawn.
     """
     refused = ""
     with imported_optuna() as optuna:
@@ -61,7 +61,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
     folds with the best trial's, once a fold is at its end.
 
     Raises:
-        SearchUnavailable: when Optuna is not installed.
+        SearchUnavailable: if Optuna is not installed.
     """
     with imported_optuna() as optuna:
         study = optuna.create_study(
@@ -205,7 +205,7 @@ def imported_optuna() -> Iterator[Any]:
     """Optuna, silent while it is used.
 
     Raises:
-        SearchUnavailable: when it is not installed.
+        SearchUnavailable: if it is not installed.
     """
     try:
         import optuna  # noqa: PLC0415 - optional package, and slow to import

@@ -181,7 +181,7 @@ def newest_log(project: ProjectFolder) -> Path:
     """The log of the latest background session.
 
     Raises:
-        UsageError: when there is none.
+        UsageError: if there is none.
     """
     logs = sorted(project.logs_dir.glob("work-*.log"))
     if not logs:

@@ -47,7 +47,7 @@ def enter_place(
     Raises:
         StoreError: if the store is missing, refuses, ignores conditional puts or is a different store; or if the
             queue's commits are in a store and the project has none.
-        QueueError: when the folder is another one, or the store has more than the queue knows: that was made anew.
+        QueueError: if the folder is another one, or the store has more than the queue knows: that was made anew.
     """
     before = queue.commits_place()
     if store is None:

@@ -99,7 +99,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     A number counts the GPUs that this process may see, as CUDA does.
 
     Raises:
-        UsageError: when a name is none of these, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
+        UsageError: if a name is none of these, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
     """
     names = [name.strip() for name in names]
     if not any(names):

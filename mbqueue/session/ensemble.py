@@ -64,7 +64,7 @@ class EnsembleTable:
         """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model.
 
         Raises:
-            UsageError: when the file is one of `made_from`; without ``force``, when there is one that `write` did not
+            UsageError: if the file is one of `made_from`; without ``force``, when there is one that `write` did not
                 make.
         """
         path = Path(path)
@@ -104,9 +104,9 @@ def predict_dataset(
         strains: pairs of opposite small strains that each prediction is averaged over.
 
     Raises:
-        DataError: when the dataset cannot be used.
-        CheckpointError: when a file is no CHGNet model.
-        UsageError: when the device does not exist, or the models predict different targets.
+        DataError: if the dataset cannot be used.
+        CheckpointError: if a file is no CHGNet model.
+        UsageError: if the device does not exist, or the models predict different targets.
     """
     where, paths = usable_device(device), [Path(model) for model in models]
     loaded = [chgnet.load_model(path) for path in paths]
@@ -152,7 +152,7 @@ def _one_target(models: Sequence[Path]) -> Target:
     """The target that all models predict.
 
     Raises:
-        UsageError: when that is not one thing.
+        UsageError: if that is not one thing.
     """
     first = chgnet.target_of_model(models[0])
     for path in models[1:]:

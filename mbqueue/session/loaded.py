@@ -49,7 +49,7 @@ class Loaded:
         """The experiment's crystals and graphs; kept for the next job.
 
         Raises:
-            Stopped: when asked to stop while they are read or converted.
+            Stopped: if asked to stop while they are read or converted.
         """
         # With a limit, the crystals also depend on the seed; after `prepare`, the dataset's hash distinguishes them.
         data = self._data

@@ -74,7 +74,7 @@ def load_data(
             before this returns.
 
     Raises:
-        DataError: when the source cannot be used, or has changed since the experiment was prepared.
+        DataError: if the source cannot be used, or has changed since the experiment was prepared.
         CacheError: if the cache cannot be written, or is removed in the meantime.
     """
     shelf = shelf_of(project, store)

@@ -121,7 +121,7 @@ def _fitted(
 
     Raises:
         Stopped: only the predictions of finished batches are kept.
-        ResultsError: when too few crystals are in the validation part of every member.
+        ResultsError: if too few crystals are in the validation part of every member.
     """
     assert spec.made_from is not None
     job, fold = lease.job, _fold_of(lease)

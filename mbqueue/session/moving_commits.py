@@ -55,8 +55,8 @@ def move_commits(
         lost: continue even if finished epochs cannot be found: they are trained again.
 
     Raises:
-        StoreError: when a finished epoch would be lost, or a store does not answer.
-        QueueError: when a session works with the queue.
+        StoreError: if a finished epoch would be lost, or a store does not answer.
+        QueueError: if a session works with the queue.
     """
     queue.reap_dead(by="move-commits", now=clock.now())
     before = queue.commits_place()
@@ -119,7 +119,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
     Names contain the hash of the content, so the same name and size mean the same object, except for JSON objects.
 
     Raises:
-        StoreError: when a JSON object is there with another content.
+        StoreError: if a JSON object is there with another content.
     """
     there = target.listed("")
     names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}

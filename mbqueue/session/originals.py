@@ -28,7 +28,7 @@ def require_original(project: ProjectFolder) -> None:
     A project whose original is gone was moved, not copied. Copies on another machine are not recognised.
 
     Raises:
-        UsageError: when the project is such a copy.
+        UsageError: if the project is such a copy.
     """
     topology = project.topology
     if not (shared := topology.shared_by_copies):

@@ -19,7 +19,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
     Raises:
         MembersNotRecorded, ResultsError: of an experiment that is made from others, as `made_from.prepare`.
-        DataError: when the crystals are too few for the folds, or cannot be used.
+        DataError: if the crystals are too few for the folds, or cannot be used.
         Stopped: finished shards are kept; the next session does the rest.
     """
     job = lease.job

@@ -166,7 +166,7 @@ class Session:
         """Do what only the lease's holder may do to files, such as removing what earlier holders left.
 
         Raises:
-            LeaseLost: when the lease is lost; then nothing was done. What is there may be the next holder's.
+            LeaseLost: if the lease is lost; then nothing was done. What is there may be the next holder's.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
@@ -219,8 +219,8 @@ class Session:
         """Wait a while after the object store did not answer; the lease is kept in the meantime.
 
         Raises:
-            StoreError: when the session is to stop, or it was waited for long enough.
-            Stopped: when the job is to be given up.
+            StoreError: if the session is to stop, or it was waited for long enough.
+            Stopped: if the job is to be given up.
         """
         assert self.watch is not None
         pause = self.watch.pause(error)
@@ -236,10 +236,10 @@ class Session:
             raise error
 
     def await_store(self) -> bool:
-        """Wait until the object store answers, so that no job is begun that cannot be saved; False when asked to stop.
+        """Wait until the object store answers, so that no job is begun that cannot be saved; False if stopped.
 
         Raises:
-            StoreError: when it was waited for long enough.
+            StoreError: if it was waited for long enough.
         """
         while self.watch is not None and self.watch.why is not None:
             assert self.store is not None
@@ -259,7 +259,7 @@ class Session:
         """A job's experiment and its spec.
 
         Raises:
-            SpecError: when it is not the spec that was enqueued.
+            SpecError: if it is not the spec that was enqueued.
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:

@@ -82,7 +82,7 @@ class StoreWatch:
         """How long to wait before the next try, seconds.
 
         Raises:
-            StoreError: when it was waited for long enough; says what to do.
+            StoreError: if it was waited for long enough; says what to do.
         """
         with self._lock:
             away = 0.0 if self._away_since is None else self._clock.monotonic() - self._away_since

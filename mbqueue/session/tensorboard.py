@@ -23,7 +23,7 @@ class TensorBoardReport(Report):
     there on (``purge_step``). TensorBoard purges a whole run from a step on, so epochs need their own run.
 
     Raises:
-        UsageError: when the package tensorboard is not installed.
+        UsageError: if the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:

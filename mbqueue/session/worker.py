@@ -77,11 +77,11 @@ def work(
     """Run one session. If the queue's server does not answer at the start, the session waits, as it does later.
 
     Raises:
-        UsageError: when the device does not exist, or nothing was ever enqueued.
-        QueueError: when the queue cannot be read or written.
-        StoreError: when the queue's commits are elsewhere, or their store cannot be used.
-        DeviceLost: when the GPU stopped working before anything was saved; later the session only ends.
-        DeviceBusy: when others hold so much of the GPU's memory that nothing can be computed.
+        UsageError: if the device does not exist, or nothing was ever enqueued.
+        QueueError: if the queue cannot be read or written.
+        StoreError: if the queue's commits are elsewhere, or their store cannot be used.
+        DeviceLost: if the GPU stopped working before anything was saved; later the session only ends.
+        DeviceBusy: if others hold so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a `StopRequest` without a request is false

@@ -1,4 +1,4 @@
-"""How a device is made to calculate: precision, determinism, and what byte-equality depends on."""
+"""How a device calculates: precision, determinism, and the fingerprint of everything that changes result bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.train.gated import PRODUCTS
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one, else the CPU."""
+    """The device of that name; ``auto`` chooses CUDA if it is available, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -42,7 +42,7 @@ _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def usable_precision(device: torch.device, wanted: str) -> str:
-    """What products are computed in when ``wanted`` is asked for: float32 where the device does not have it."""
+    """The precision of products when ``wanted`` is requested: float32 if the device does not support it."""
     if device.type != "cuda" or wanted == "float32":
         return "float32"
     return wanted if torch.cuda.get_device_capability(device)[0] >= NEEDED_CAPABILITY[wanted] else "float32"
@@ -70,10 +70,10 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     )
     settings.allow_tf32 = precision == "tf32"
     settings.allow_bf16_reduced_precision_reduction = False  # sums stay float32
-    # With warnings only: an operation that some version of torch cannot do deterministically costs the last bits of
-    # an exact resume, which is no reason to refuse to train.
+    # Only warn: if some version of torch has no deterministic form of an operation, a resume may differ in its last
+    # bits, which is no reason to refuse to train.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Everything that is allocated is written before it is read, so filling it first is only a cost.
+    # All allocated memory is written before it is read, so filling it first would waste time.
     deterministic.fill_uninitialized_memory = False
     products = PRODUCTS.set(_PRODUCTS.get(precision))
     try:
@@ -87,10 +87,10 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def _keep_tf32(settings: Any) -> Callable[[], None]:
-    """Remembers which of PyTorch's settings allow tf32; calling what is returned puts them back.
+    """Remember which of PyTorch's settings allow tf32, and return a function that restores them.
 
-    There are two since 2.9, ``allow_tf32`` and ``fp32_precision``. Setting the first sets both; where the second was
-    set alone they disagree, and then the first cannot even be read.
+    PyTorch has had two since 2.9, ``allow_tf32`` and ``fp32_precision``. Setting the first sets both. If only the
+    second was set, they disagree, and reading the first raises an error.
     """
     newer = getattr(settings, "fp32_precision", None)
     try:
@@ -102,7 +102,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
         is_medium = torch.get_float32_matmul_precision() == "medium"
 
     def put_back() -> None:
-        if is_medium:  # allows tf32 too, and says more
+        if is_medium:  # covers tf32 and more
             torch.set_float32_matmul_precision("medium")
         else:
             settings.allow_tf32 = allowed
@@ -113,7 +113,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
-    """What byte-equality of two runs of the same work depends on, apart from the work.
+    """The fingerprint: everything besides the work itself that decides whether two runs give equal bytes.
 
     Args:
         precision: of training, as `usable_precision` gives it.
@@ -128,9 +128,9 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
         "subnormals": "zero in kernels" if device.type == "cpu" else "",
         "cuda": torch.version.cuda or "" if on_gpu else "",
-        # PyTorch's wheels bring it as a package, which may be renewed without them.
+        # PyTorch's wheels install it as a separate package, which can be upgraded on its own.
         "cublas": _cublas_version() if on_gpu else "",
-        # The driver's own word on tf32, which goes before PyTorch's.
+        # The driver's tf32 setting, which overrides PyTorch's.
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
         "torch": str(torch.__version__),
         "numpy": str(np.__version__),
@@ -145,9 +145,9 @@ def _library_versions() -> dict[str, str]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What is not the same in two fingerprints: key to [old, new]. What one of them does not tell is no difference."""
+    """The differences between two fingerprints: key to [old, new]. A key that only one of them has does not count."""
     if "precision" in old:
-        old = {"validated_in": old["precision"], **old}  # earlier versions of mbqueue did
+        old = {"validated_in": old["precision"], **old}  # earlier versions of mbqueue did this
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 
 

@@ -1,4 +1,4 @@
-"""Batches on their way to a device and figures on their way back, beside what the device computes."""
+"""Copy batches to a device and figures back while the device computes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Arrived:
     """A batch on its device.
 
     Attributes:
-        rows: row of each of its crystals in the dataset, in host memory.
-        batch: the batch; what is enqueued on the device's current stream may use it.
+        rows: the dataset row of each of its crystals, in host memory.
+        batch: the batch; work enqueued on the device's current stream may use it.
     """
 
     rows: list[int]
@@ -28,10 +28,10 @@ class Arrived:
 def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[list[Arrived], None, None]:
     """The batches of each step on ``device``.
 
-    To a GPU they travel on a stream of their own, from page-locked memory, while it still computes the step before.
+    Copies to a GPU use a separate stream and page-locked memory, so they overlap with the previous step.
 
     Raises:
-        OutOfMemory: when they do not fit.
+        OutOfMemory: if they do not fit.
     """
     if device.type != "cuda":
         for batches in steps:
@@ -50,14 +50,14 @@ def arriving(steps: Iterable[Sequence[Any]], device: torch.device) -> Generator[
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)
         for batch in there:
-            # The memory belongs to the copying stream, which would give it to the next batch too early.
+            # The memory belongs to the copying stream, which would reuse it for the next batch too early.
             for field in fields(batch):
                 getattr(batch, field.name).record_stream(computing)
         yield [Arrived(*pair) for pair in zip(rows, there, strict=True)]
 
 
 class Fetch:
-    """Tensors on their way to host memory; nothing waits for them before `wait`."""
+    """Tensors being copied to host memory; only `wait` blocks until they have arrived."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors, self._are_there = list(tensors), None

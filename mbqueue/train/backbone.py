@@ -1,4 +1,4 @@
-"""Preparing what the frozen backbone gives for every crystal of a dataset."""
+"""Compute and store the frozen backbone's outputs for every crystal of a dataset."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
-#: What goes through the backbone at once: a shard's crystals in their order, so many of them and so many directed bonds
-#: at most. The last digits depend on it, so neither the experiment nor the device has a say: it fits 4 GiB.
+#: The most crystals and directed bonds that go through the backbone at once, taken in the shard's order. The last
+#: digits depend on these limits, so they are the same for every experiment and device. They fit 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
-#: Of the free disk, how much features may take that no experiment has asked for.
+#: The share of the free disk that features may take when no experiment has asked for them.
 _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
     """The store of the experiment's pretrained backbone on its crystals, complete or not.
 
-    All scalars and classes of the same crystals share one.
+    All scalar and class targets of the same crystals share one store.
     """
     family = family_of(spec.model.pretrained)
     weights = family.weights_hash(family.load_pretrained(spec.model.pretrained))
-    # A backbone knows nothing of targets. Energies keep the name that they have always had, since machines share what
-    # is stored under it.
+    # A backbone does not depend on the target. The folder's name for energies must not change, because machines share
+    # what is stored under it.
     key = crystals.hash if spec.target.kind == "energy" else crystals.structures_hash
     return FrozenBackbone(
         frozen_folder(cache_dir, key, weights),
@@ -51,12 +51,12 @@ def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbo
 
 
 def is_prepared(spec: Spec, frozen: FrozenBackbone) -> bool:
-    """Whether all that the experiment needs is stored, byte for byte."""
+    """Whether everything that the experiment needs is stored and undamaged."""
     return not any(frozen.missing(kind, verify=True) for kind in kinds_needed(spec))
 
 
 def kinds_needed(spec: Spec) -> tuple[str, ...]:
-    """What of the frozen backbone an experiment uses."""
+    """The outputs of the frozen backbone that an experiment uses."""
     if spec.model.trainable == "head":
         return ("energies", "features")
     return ("energies",) if spec.target.kind == "energy" else ()
@@ -72,16 +72,17 @@ def prepare_frozen(
     on_progress: Callable[[Progress], None] = lambda _progress: None,
     on_note: Callable[[str], None] = lambda _note: None,
 ) -> bool:
-    """Compute and store what is missing, always in float32; False when asked to stop before the end.
+    """Compute and store the missing shards, always in float32; return False if stopped before the end.
 
-    Shards that this machine's cache has for another dataset are copied from there. Where the disk has room, features
-    are stored with energies, since one pass gives both.
+    Shards that this machine's cache has for another dataset are copied from there. If the disk has room, features are
+    stored together with energies, because one pass computes both.
 
-    On a device of one kind the bytes follow from a shard's crystals and the weights alone. Batches are cut further
-    where memory runs out, for the rest of that shard; the digest of what is stored (`FrozenBackbone.digest`) tells.
+    On one kind of device, the bytes depend only on a shard's crystals and the weights. The exception: if memory runs
+    out, the rest of that shard goes through in smaller batches. The digest of the stored bytes
+    (`FrozenBackbone.digest`) shows the difference.
 
     Raises:
-        DeviceTooSmall: when a single crystal does not fit the device.
+        DeviceTooSmall: if a single crystal does not fit the device.
     """
     if not kinds_needed(spec):
         return True
@@ -108,7 +109,7 @@ def prepare_frozen(
             batch_size=BATCH_CRYSTALS,
             max_bonds=BATCH_BONDS,
             device=device,
-            memory=DeviceMemory(None, ""),  # what was too much once, on a device that was full, may fit the next time
+            memory=DeviceMemory(None, ""),  # a batch that did not fit while the device was full may fit next time
             ids=cache.crystals.ids,
             should_stop=should_stop,
         )
@@ -124,7 +125,7 @@ def prepare_frozen(
         should_stop=should_stop,
         on_progress=on_progress,
     )
-    # Plain torch: what is stored must not depend on whether the GPU's kernels were checked before.
+    # Plain torch: the stored bytes must not depend on whether the GPU kernels were checked before.
     with calculating(device, "float32"), using(kernels=False):
         is_whole = preparing.run()
     if preparing.n_found:
@@ -138,11 +139,11 @@ def prepare_frozen(
 
 
 def _room_for_features(frozen: FrozenBackbone) -> tuple[bool, str]:
-    """Whether the features of all crystals are stored although none needs them yet, and a sentence about it."""
+    """Whether to store all features before any experiment needs them, and a sentence that explains it."""
     make_folder(frozen.folder)
     size = frozen.features_size
     free = shutil.disk_usage(frozen.folder.parent).free
     told = f"{size / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free"
     if size <= free * _SHARE_OF_DISK:
-        return True, f"Atom features are stored with the energies ({told}): to train the head needs no second pass."
-    return False, f"Atom features are not stored, for lack of room ({told}): to train the head needs a second pass."
+        return True, f"Atom features are stored with the energies ({told}), so training the head needs no second pass."
+    return False, f"The disk has no room to store atom features ({told}), so training the head will need a second pass."

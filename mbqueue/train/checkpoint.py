@@ -14,12 +14,12 @@ from mbqueue.train.state import TrainState, deserialise
 
 
 class Checkpoints(OwnCommits):
-    """The commits of one fold that is trained.
+    """The commits of one fold in training.
 
     Args:
         place, identity, on_wrong, own: as of `OwnCommits`.
-        hold_on: called when the place, an object store, does not take a commit: waits, or raises the error it is
-            given when there is no time to.
+        hold_on: called if the place is an object store and rejects a commit: waits, or raises the given error if no
+            time is left to wait.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Checkpoints(OwnCommits):
 
     @property
     def where(self) -> str:
-        """Where they are, for people."""
+        """Where the commits are, for messages."""
         return self.place.name
 
     def checkpoint(self, commit: Commit) -> bytes:
-        """As `Commits.checkpoint`; they are also those of the training state that the manifest describes."""
+        """As `Commits.checkpoint`, and check that the bytes are the training state that the manifest describes."""
         content = super().checkpoint(commit)
         self._state(commit.manifest, content)
         return content
@@ -49,8 +49,8 @@ class Checkpoints(OwnCommits):
         """The state of a commit.
 
         Raises:
-            Damaged: when the file is missing, or its size, hash or content is not as the manifest says.
-            OSError: when the file system fails, which says nothing about the file.
+            Damaged: if the file is missing, or its size, hash or content differs from the manifest.
+            OSError: if the file system fails; the file itself may be whole.
         """
         return self._state(commit.manifest, super().checkpoint(commit))
 
@@ -62,7 +62,7 @@ class Checkpoints(OwnCommits):
             raise Damaged(f"{path}: {error}") from error
         told = (state.spec_hash, state.dataset_hash, state.fold, state.epoch, state.complete, state.step)
         if told != (manifest.spec_hash, manifest.dataset_hash, manifest.fold, *manifest.work):
-            raise Damaged(f"{path} and its manifest are of different commits.")
+            raise Damaged(f"{path} and its manifest belong to different commits.")
         return state
 
 

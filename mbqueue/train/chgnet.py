@@ -1,6 +1,6 @@
-"""CHGNet, the first `ModelFamily`: in and out of files, what of it is trained, and what it computes.
+"""CHGNet, the first `ModelFamily`: reads and writes model files, selects the trained parameters, and computes energies.
 
-Files are those that `CHGNet.from_file` reads. The messages are in `mbqueue.train.forward`.
+`CHGNet.from_file` reads the same files. The message passing is in `mbqueue.train.forward`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PRETRAINED = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
     "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
 }
-#: What to do about a file that is no model.
-_GIVE = "Give a model_fold_*.pth of a results folder, or copy it again."
+#: The advice for a file that is not a model.
+_GIVE = "Use a model_fold_*.pth from a results folder, or copy the file again."
 _HEAD = ("mlp.", "readout_norm.", "composition_model.")
 make_batch = batches.make_batch
 predict = formation_energies
@@ -47,14 +47,14 @@ _BLOCK = re.compile(r"^(?:atom_conv|bond_conv|angle)_layers\.(\d+)\.")
 
 
 def load_pretrained(version: str) -> CHGNet:
-    """CHGNet's own pretrained weights, on the CPU; the same as `CHGNet.load(model_name=version)`, but silent.
+    """CHGNet's pretrained weights, on the CPU; the same as `CHGNet.load(model_name=version)`, but silent.
 
     Raises:
-        CheckpointError: when chgnet's file cannot be read.
+        CheckpointError: if chgnet's file cannot be read.
     """
     path = Path(str(resources.files("chgnet"))) / "pretrained" / PRETRAINED[version]
     content = _read(path)
-    # What CHGNet.load passes too: the weights were trained without that bias, and are named by their version.
+    # CHGNet.load passes the same arguments: the weights were trained without that bias and are named by version.
     return _build(content, path, mlp_out_bias=False, version=version)
 
 
@@ -62,8 +62,8 @@ def load_model(path: Path) -> CHGNet:
     """A model from a file with `model_bytes` or one written by CHGNet's trainer, on the CPU; nothing in it is executed.
 
     Raises:
-        CheckpointError: when the file is missing, damaged or no CHGNet.
-        TrainingError: when the model is built unlike the pretrained ones.
+        CheckpointError: if the file is missing, damaged or no CHGNet.
+        TrainingError: if its architecture differs from that of the pretrained models.
     """
     model = _build(_read(path), path)
     check_architecture(model)
@@ -73,7 +73,7 @@ def load_model(path: Path) -> CHGNet:
 def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> bytes:
     """The content of a file that `CHGNet.from_file` reads; equal models of equal targets give equal bytes.
 
-    A target other than formation energy is kept beside the model, where CHGNet does not look.
+    A target other than formation energy is recorded beside the model, where CHGNet ignores it.
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     buffer = io.BytesIO()
@@ -85,16 +85,18 @@ def model_bytes(model: CHGNet, target: Target = FORMATION_ENERGY.target) -> byte
 
 
 def target_of_model(path: Path) -> Target:
-    """What a model file predicts: its own record, else formation energy.
+    """The target that a model file records, or formation energy if it records none.
 
     Raises:
-        CheckpointError: when the file is missing, damaged or no CHGNet.
+        CheckpointError: if the file is missing, damaged or no CHGNet.
     """
     content = _read(path)
     try:
         return target_of(content)
     except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} does not say what it predicts: {error}. Copy it again or retrain.") from error
+        raise CheckpointError(
+            f"{path} has an unreadable record of what it predicts: {error}. Copy it again or retrain."
+        ) from error
 
 
 def copy_of(model: CHGNet) -> CHGNet:
@@ -117,7 +119,8 @@ def weights_hash(model: CHGNet) -> str:
 def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]:
     """The parameters that an experiment trains, by name, in the model's order.
 
-    Left out of ``all`` is what the energy does not depend on: the magnetic-moment head and the last angle update.
+    ``all`` leaves out the parameters that the energy does not depend on: the magnetic-moment head and the last angle
+    update.
     """
     dead = ("site_wise.", f"angle_layers.{model.n_conv - 2}.")
     if trainable == "none":
@@ -130,12 +133,12 @@ def trained_parameters(model: CHGNet, trainable: str) -> dict[str, nn.Parameter]
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter is of the read-out: ``mlp``, ``readout_norm`` and the element references."""
+    """Whether a parameter belongs to the read-out: ``mlp``, ``readout_norm`` and the element references."""
     return name.startswith(_HEAD)
 
 
 def depth(model: CHGNet, name: str) -> int:
-    """How many blocks a parameter is away from the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
+    """The number of blocks between a parameter and the read-out: 0 for the head, ``n_conv`` + 1 for the embeddings."""
     if is_head(name):
         return 0
     block = _BLOCK.match(name)
@@ -143,7 +146,7 @@ def depth(model: CHGNet, name: str) -> int:
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay makes sense for a parameter: not for element references, which are no weights of a net."""
+    """Whether weight decay applies to a parameter: not to element references, which are not network weights."""
     return not name.startswith("composition_model.")
 
 
@@ -156,14 +159,14 @@ def set_references(model: CHGNet, references: References) -> None:
 
 
 def reset_read_out(model: CHGNet) -> None:
-    """Zero the read-out's last layer, in place: the model predicts by its references alone, and learns from there."""
+    """Zero the read-out's last layer, in place, so that the model starts by predicting its references alone."""
     with torch.no_grad():
         for parameter in _last_layer(model).parameters():
             parameter.zero_()
 
 
 def scale_output(model: CHGNet, factor: float) -> None:
-    """Multiply what the model predicts, in place: in the read-out's last layer, and in the references."""
+    """Multiply the model's predictions, in place, by scaling the read-out's last layer and the references."""
     with torch.no_grad():
         for parameter in [*_last_layer(model).parameters(), model.composition_model.fc.weight]:
             parameter.mul_(factor)
@@ -193,12 +196,10 @@ def _read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read as a model file: {error}. {_GIVE}") from error
     except Exception:  # noqa: BLE001 - a damaged file gives RuntimeError, UnpicklingError, EOFError and more
-        # What some of them say is advice to load what is not trusted.
-        raise CheckpointError(
-            f"{path} cannot be read as a model file: it is damaged, or something else. {_GIVE}"
-        ) from None
+        # Some of their messages advise loading untrusted files.
+        raise CheckpointError(f"{path} cannot be read as a model file: it is damaged or not a model. {_GIVE}") from None
     if not isinstance(content, dict) or not {"model_args", "state_dict"} <= set(content.get("model", ())):
-        raise CheckpointError(f"{path} holds no CHGNet model: model.model_args and model.state_dict are missing.")
+        raise CheckpointError(f"{path} contains no CHGNet model: model.model_args and model.state_dict are missing.")
     return content
 
 
@@ -212,7 +213,7 @@ def _build(content: Mapping[str, Any], path: Path, **overrides: Any) -> CHGNet:
 
 
 def _construct(model_args: Mapping[str, Any]) -> CHGNet:
-    # CHGNet prints its size whenever it is made; standard output is for data.
+    # CHGNet prints its size when it is constructed; standard output is for data.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CHGNet(**model_args)

@@ -1,4 +1,4 @@
-"""Under what a fold computes: its precision, how many crystals at once, and all else that decides the last bits."""
+"""The conditions under which a fold computes: precision, micro-batch size, and all else that decides the last bits."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Conditions:
     Args:
         spec: the experiment.
         device: where to compute.
-        memory_file: JSON file that remembers, per device, what fits; None remembers nothing.
-        extra: what else byte-equality depends on.
-        on_note: told, in a sentence, where they are not what the experiment asks for.
+        memory_file: JSON file that remembers, per device, what fits; None disables it.
+        extra: further entries of the fingerprint.
+        on_note: called with a sentence when the conditions differ from what the experiment requests.
 
     Attributes:
-        precision: of the products of matrices in training.
+        precision: of matrix products in training.
         training, inference: how many crystals go through the device at once.
     """
 
@@ -43,10 +43,10 @@ class Conditions:
         self.precision = usable_precision(device, train.precision)
         if self.precision != train.precision:
             on_note(
-                f"{name} has no {train.precision} arithmetic, so products of matrices are computed in float32 there: "
+                f"{name} has no {train.precision} arithmetic, so it computes matrix products in float32: "
                 "more exact, and not slower."
                 if device.type == "cuda"
-                else f"{train.precision} is for GPUs; on {name} products of matrices are computed in float32."
+                else f"{train.precision} is for GPUs; {name} computes matrix products in float32."
             )
         kind = f"{name}|{spec.model.trainable}|{self.precision}"
         self.training = DeviceMemory(memory_file, f"{kind}|train", on_note=on_note)
@@ -55,16 +55,17 @@ class Conditions:
             if memory.limit < train.batch_size:
                 on_note(
                     f"{name} fits at most {memory.limit} crystals at once in {work}, so a batch of "
-                    f"{train.batch_size} goes through it in parts. To have more tried again, remove {memory.path}."
+                    f"{train.batch_size} is split into micro-batches. To make mbqueue try more again, remove "
+                    f"{memory.path}."
                 )
 
     def begin(self) -> None:
-        """A job begins: what was found too large while others held memory of the device is tried again."""
+        """Start a job: retry batch sizes that failed while other processes held the device's memory."""
         self.training.begin()
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What byte-equality with another run of the same work depends on."""
+        """Everything that decides whether another run of the same work gives equal bytes."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

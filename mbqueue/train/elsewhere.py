@@ -1,9 +1,9 @@
-"""What the cache holds of the same crystals for other datasets: more of them, or with other ids or targets.
+"""Find the same crystals in the caches of other datasets: larger ones, or ones with other ids or targets.
 
-The last digits of what the backbone gives depend on what goes through it together, so a shard is taken from another
-dataset only where that has a shard of the same crystals in the same order. Its bytes are those that computing would
-give. Crystals are known by their content: elements, coordinates and cell, bit for bit. Only this machine's cache is
-searched.
+The last digits of the backbone's outputs depend on which crystals go through it together. So a shard is copied from
+another dataset only if the same crystals form a shard there, in the same order. Its bytes equal those that computing
+would give. Crystals are identified by their content: elements, coordinates and cell, bit for bit. Only this machine's
+cache is searched.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def contents(crystals: Crystals, frozen: FrozenBackbone) -> list[bytes]:
 
 
 class Elsewhere:
-    """Finds shards of one dataset in what is stored for others.
+    """Finds shards of one dataset among those stored for other datasets.
 
     Args:
-        frozen: of the dataset, complete or not.
+        frozen: the dataset's own store, complete or not.
         crystals: the dataset.
     """
 
@@ -48,7 +48,7 @@ class Elsewhere:
         self._crystals = crystals
 
     def find(self, shard: int, kinds: Sequence[str]) -> tuple[FrozenBackbone, int] | None:
-        """Where all ``kinds`` of a shard are stored, byte for byte, and the shard there; None when they are not."""
+        """A store that has all ``kinds`` of a shard undamaged, and the shard's number there; None if there is none."""
         for source, there in self._places.get(shard, ()):
             if all(source.is_whole(kind, there, verify=True) for kind in kinds):
                 return source, there
@@ -56,7 +56,7 @@ class Elsewhere:
 
     @cached_property
     def _places(self) -> dict[int, list[tuple[FrozenBackbone, int]]]:
-        """For each shard that another dataset has, where."""
+        """For each shard that another dataset has: that dataset's store and the shard's number there."""
         others = self._others()
         if not others:
             return {}
@@ -78,7 +78,7 @@ class Elsewhere:
             try:
                 crystals, _ = Crystals.open(file)
             except CacheError:
-                continue  # damaged, or just being removed: then it is computed
+                continue  # damaged, or just being removed: the shard is computed instead
             for key in (crystals.hash, crystals.structures_hash):  # of energies, and of all other targets
                 folder = frozen_folder(cache_dir, key, self._frozen.weights)
                 if folder in folders:

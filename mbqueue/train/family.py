@@ -1,4 +1,4 @@
-"""What training needs of a kind of model: the seam `ModelFamily`. `mbqueue.train.chgnet` is the first."""
+"""The interface that a kind of model implements for training, `ModelFamily`. `mbqueue.train.chgnet` is the first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ModelFamily(Protocol):
     in the unit of the target; features of A atoms are [A, F].
     """
 
-    #: Names of pretrained weights → where their file is.
+    #: Names of pretrained weights → path of their file.
     PRETRAINED: dict[str, str]
 
     # -- in and out of files -------------------------------------------------------------------------------------
@@ -34,13 +34,13 @@ class ModelFamily(Protocol):
         """One of ``PRETRAINED``, on the CPU."""
 
     def load_model(self, path: Path, /) -> Any:
-        """A model that was saved, on the CPU."""
+        """A saved model, on the CPU."""
 
     def model_bytes(self, model: Any, target: Target, /) -> bytes:
-        """The content of a file that ``load_model`` and the family's own library read; equal models, equal bytes."""
+        """A file's content that ``load_model`` and the family's own library read; equal models give equal bytes."""
 
     def target_of_model(self, path: Path, /) -> Target:
-        """What a model that was saved predicts."""
+        """The target that a saved model predicts."""
 
     def copy_of(self, model: Any, /) -> Any:
         """An independent model of the same architecture and weights, on the CPU."""
@@ -54,22 +54,22 @@ class ModelFamily(Protocol):
         """The parameters that ``none``, ``head`` or ``all`` trains, by name, in the model's order."""
 
     def is_head(self, name: str, /) -> bool:
-        """Whether a parameter is of the head, which works on features of the frozen backbone."""
+        """Whether a parameter belongs to the head, which takes the frozen backbone's features."""
 
     def depth(self, model: Any, name: str, /) -> int:
-        """How many blocks a parameter is away from the read-out; 0 for the head."""
+        """The number of blocks between a parameter and the read-out; 0 for the head."""
 
     def decays(self, name: str, /) -> bool:
-        """Whether weight decay makes sense for a parameter."""
+        """Whether weight decay applies to a parameter."""
 
     def set_references(self, model: Any, references: References, /) -> None:
         """Put the element references into the model, in place."""
 
     def reset_read_out(self, model: Any, /) -> None:
-        """Let the model predict by its references alone, in place, in such a way that training starts from there."""
+        """Make the model predict its references alone, in place, so that training starts from there."""
 
     def scale_output(self, model: Any, factor: float, /) -> None:
-        """Multiply what the model predicts, in place."""
+        """Multiply the model's predictions, in place."""
 
     # -- what is computed ----------------------------------------------------------------------------------------
 
@@ -90,13 +90,13 @@ FAMILIES: tuple[ModelFamily, ...] = (chgnet,)
 
 
 def family_of(pretrained: str) -> ModelFamily:
-    """The family that some pretrained weights belong to.
+    """The family that pretrained weights belong to.
 
     Raises:
-        UsageError: for weights that no family has.
+        UsageError: if no family has these weights.
     """
     for family in FAMILIES:
         if pretrained in family.PRETRAINED:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.PRETRAINED)
-    raise UsageError(f"There are no pretrained weights {pretrained!r}. Use one of {known}.")
+    raise UsageError(f"No pretrained weights are named {pretrained!r}. Use one of {known}.")

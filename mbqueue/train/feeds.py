@@ -1,4 +1,4 @@
-"""What a training step is fed: batches of graphs, or of stored atom features of a frozen backbone."""
+"""The input of a training step: batches of graphs, or of atom features stored from a frozen backbone."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatch:
-    """B crystals of A atoms, as the features that a frozen backbone gives their atoms.
+    """B crystals with A atoms in total, as atom features from a frozen backbone.
 
     Attributes:
-        rows: row of each crystal in its dataset, int64 [B].
+        rows: dataset row of each crystal, int64 [B].
         targets: float32 [B].
         n_atoms: atoms per crystal, int64 [B].
         atomic_numbers: Z of each atom, int64 [A].
@@ -61,9 +61,9 @@ class FeatureBatch:
 
 
 class Feed(Protocol):
-    """Where batches come from, and how a model sees them."""
+    """A source of batches, and how a model predicts from them."""
 
-    #: Work per crystal, [N]; what ``max_bonds`` is compared with.
+    #: Work per crystal, [N]; ``max_bonds`` limits its sum over a batch.
     costs: NDArray[np.int64]
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> Any:
@@ -76,7 +76,7 @@ class Feed(Protocol):
 
 
 class GraphFeed:
-    """Batches of crystal graphs, for a model that is run as a whole."""
+    """Batches of crystal graphs, for running the whole model."""
 
     def __init__(self, family: ModelFamily, cache: GraphCache) -> None:
         self._family = family
@@ -93,7 +93,7 @@ class GraphFeed:
 
 
 class FeatureFeed:
-    """Batches of stored features, for a model of which only the head is run."""
+    """Batches of stored features, for running only the head."""
 
     def __init__(
         self,
@@ -106,12 +106,12 @@ class FeatureFeed:
         self._frozen = frozen
         self._numbers = atomic_numbers
         self._targets = targets
-        # Nothing of a crystal's bonds goes through the device here.
+        # No bonds go through the device here.
         self.costs = np.zeros(len(targets), dtype=np.int64)
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> FeatureBatch:
         """The batch of ``rows`` in host memory; stored features cannot be distorted."""
-        assert distortion is None, "stored features are those of the crystals as they are"
+        assert distortion is None, "stored features belong to the undistorted crystals"
         offsets = self._frozen.atom_offsets
         sizes = offsets[rows + 1] - offsets[rows]
         atoms = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
@@ -132,18 +132,18 @@ class FeatureFeed:
 def feed_of(
     spec: Spec, family: ModelFamily, crystals: Crystals, cache: GraphCache | None, frozen: FrozenBackbone | None
 ) -> Feed:
-    """What models of an experiment get of its crystals: stored features where only the head is trained, else graphs."""
+    """The model input of an experiment: stored features if only the head is trained, else graphs."""
     if spec.model.trainable == "head":
         assert frozen is not None, "a head experiment has a frozen backbone"
         return FeatureFeed(family, frozen, crystals.atomic_numbers, crystals.targets)
-    assert cache is not None, "only a head experiment does without graphs"
+    assert cache is not None, "only a head experiment needs no graphs"
     return GraphFeed(family, cache)
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
     """``rows`` cut, in order, into parts with limits on crystals and cost (0: no limit).
 
-    A crystal that is above the cost by itself makes a part of its own.
+    A single crystal above the cost limit gets a part to itself.
     """
     parts: list[Rows] = []
     start, cost = 0, 0
@@ -160,7 +160,7 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
 
 
 def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, None, None]:
-    """``make(0)`` … ``make(n − 1)``, made in a thread up to ``depth`` ahead of their use; errors come out in order.
+    """Yield ``make(0)`` … ``make(n − 1)``, computed in a thread up to ``depth`` ahead; errors are raised in order.
 
     Close the iterator (leaving a ``for`` over ``contextlib.closing``) to end the thread early.
     """
@@ -200,7 +200,7 @@ def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, N
 def host_batches(
     feed: Feed, parts_of: Sequence[Sequence[Rows]], *, pinned: bool, distortion: Distortion | None = None
 ) -> Generator[list[Any], None, None]:
-    """For each sequence of parts, its batches in host memory, made ahead of time."""
+    """For each sequence of parts, yield its batches in host memory, made ahead of time."""
 
     def make(index: int) -> list[Any]:
         batches = [feed.load(rows, distortion) for rows in parts_of[index]]
@@ -210,8 +210,8 @@ def host_batches(
 
 
 def _pinned(batch: Any) -> Any:
-    """The batch in page-locked memory, or as it is where the machine has none left: then only its copy waits."""
+    """The batch in page-locked memory, or unchanged if none is left: then only its copy to the device blocks."""
     try:
         return batch.pin()
-    except RuntimeError:  # of a GPU that stopped working, the copy tells
+    except RuntimeError:  # if the GPU has failed, the copy reports it
         return batch

@@ -1,4 +1,4 @@
-"""One fold of one experiment: built, resumed, trained epoch by epoch, and asked for its predictions."""
+"""Build, resume and train one fold of one experiment epoch by epoch, and predict with it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from mbqueue.train.stepper import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class _Lease:
-    """Under which lease, and how often, commits are written."""
+    """The lease under which commits are written, and how often."""
 
     fence: int
     session: str
@@ -51,20 +51,20 @@ class _Lease:
 class FoldRun:
     """One fold of one experiment, ready to train or predict.
 
-    It may be kept for all epochs of the fold: each `run_epoch` first checks that the newest commit is still the
-    one it continues, and reads that when it is not.
+    You can keep it for all epochs of the fold: each `run_epoch` first checks whether the newest commit is the state in
+    memory, and loads the commit if it is not.
 
     Args:
         spec: the experiment.
         fold: 0 to 4.
         crystals: the dataset.
-        cache: its packed graphs; None will do for a head experiment.
-        frozen: what the pretrained backbone gives for it, prepared.
+        cache: its packed graphs; may be None for a head experiment.
+        frozen: the pretrained backbone's outputs for it, already prepared.
         checkpoints: the fold's commits.
         device: where to compute.
-        memory_file: JSON file that remembers, per device, what fits; None remembers nothing.
-        fingerprint_extra: what else byte-equality depends on (the graph converter's version).
-        on_note: told, in a sentence, what a person should know (another fingerprint, less memory than hoped).
+        memory_file: JSON file that remembers, per device, what fits; None disables it.
+        fingerprint_extra: further entries of the fingerprint (the graph converter's version).
+        on_note: called with a sentence for the user (a changed fingerprint, less memory than expected).
         clock: measures the epochs.
     """
 
@@ -106,7 +106,7 @@ class FoldRun:
         )
         self._start = start_of(spec, self.family, crystals, frozen, self.rows.train)
         self.absent_elements = self._start.absent
-        # The learner of the newest commit; None when that has to be read first.
+        # The learner of the newest commit; None if that commit must be read first.
         self._learner: Learner | None = None
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -122,23 +122,23 @@ class FoldRun:
         save: Save,
         checkpoint_seconds: float = 300.0,
     ) -> EpochOutcome:
-        """Train and validate one epoch, from wherever its newest commit is; commit at its end, or when stopped.
+        """Train and validate one epoch, starting at its newest commit; commit at its end, or when stopped.
 
-        An epoch that is finished already is not done again: its outcome comes at once.
+        If the epoch is already finished, its outcome is returned at once.
 
         Args:
-            epoch: from 1; the one before must be finished.
-            fence: of the lease under which commits are written.
+            epoch: from 1; the previous one must be finished.
+            fence: fence of the lease under which commits are written.
             session: name of the working session.
-            should_stop: asked before every step and every batch of the validation.
-            on_step: told after every step.
+            should_stop: called before every training step and every validation batch.
+            on_step: called after every step.
             save: publishes a staged commit inside the queue's fence.
-            checkpoint_seconds: between two commits in mid-epoch.
+            checkpoint_seconds: seconds between two mid-epoch commits.
 
         Raises:
-            NonFiniteLoss: nothing of it is kept; the last commit stands.
-            DeviceTooSmall, DeviceBusy: naming the crystal.
-            CheckpointError: when the epoch before is not there.
+            NonFiniteLoss: if the loss or gradient is not finite; the last commit stays the newest.
+            DeviceTooSmall, DeviceBusy: if a single crystal does not fit; the error names it.
+            CheckpointError: if no commit of the previous epoch exists.
             LeaseLost: from ``save``.
         """
         lease = _Lease(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
@@ -147,7 +147,7 @@ class FoldRun:
         with calculating(self.device, self._conditions.precision), Saver(self._checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
-                # Whatever ends the work early leaves a state that no commit has, so the next call reads one.
+                # An error leaves a state that no commit holds, so the next call must read one.
                 self._learner = None
                 learner.open_epoch(epoch, session)
                 finished = self._train(learner, saver, lease, should_stop, on_step)
@@ -158,7 +158,7 @@ class FoldRun:
             return self._outcome(learner)
 
     def _enter(self, epoch: int, session: str) -> Learner:
-        """The learner at the newest commit of at most this epoch."""
+        """The learner at the newest commit, ignoring commits of later epochs."""
         commit = self._checkpoints.newest(at_most_epoch=epoch)
         newest = None if commit is None else commit.manifest
         learner = self._learner
@@ -187,12 +187,12 @@ class FoldRun:
     def _tell_changes(self, changes: dict[str, list[Any]], manifest: Manifest) -> None:
         told = ", ".join(f"{key} {old!r} → {new!r}" for key, (old, new) in changes.items())
         self._note(
-            f"Fold {self.fold} resumes from {manifest.stem} under other conditions ({told}): "
+            f"Fold {self.fold} resumes from {manifest.stem} under different conditions ({told}): "
             "the result may differ in its last digits from an uninterrupted run's."
         )
 
     def _facts(self, learner: Learner, lease: _Lease) -> dict[str, Any]:
-        # Since the commit before, the device may have run out of memory.
+        # The device may have run out of memory since the previous commit.
         learner.compute_under(self._conditions.fingerprint(), lease.session)
         return {
             **learner.facts(fence=lease.fence, session=lease.session, now=self._clock.now()),
@@ -208,7 +208,7 @@ class FoldRun:
         should_stop: Callable[[], bool],
         on_step: Callable[[StepReport], None],
     ) -> bool:
-        """The epoch's remaining steps; False when asked to stop between two of them."""
+        """Run the epoch's remaining steps; return False if stopped between two of them."""
         train = self.spec.train
         steps = epoch_batches(
             self.rows.train,
@@ -257,7 +257,7 @@ class FoldRun:
                 except OutOfMemory as full:
                     shortage = full.shortage
             stepper.settle()
-            if shortage is not None:  # and nothing refers to the failed step any more
+            if shortage is not None:  # and no reference to the failed step remains
                 self._conditions.training.make_room(shortage, self.device, self._crystals.ids)
         return True
 
@@ -265,12 +265,12 @@ class FoldRun:
         train = self.spec.train
         if not (train.strain or train.jitter):
             return None
-        # One stream per seed, fold and epoch; within it the data room gives each row its own.
+        # One random stream per seed, fold and epoch; `mbqueue.data` derives one per row from it.
         stream = np.random.SeedSequence([self.spec.seed, self.fold, epoch]).generate_state(1, np.uint64)[0]
         return Distortion(strain=train.strain, jitter=train.jitter, seed=int(stream >> np.uint64(1)))
 
     def _validate(self, learner: Learner, should_stop: Callable[[], bool]) -> bool:
-        """Finish the epoch: validate the weights that are kept, and write its row; False when asked to stop."""
+        """Finish the epoch: validate the weights to keep and write the history row; return False if stopped."""
         began, own_mae = self._clock.monotonic(), 0.0
         if learner.needs_own_mae:
             own = self._validation(learner, should_stop)
@@ -285,7 +285,7 @@ class FoldRun:
         return True
 
     def _validation(self, learner: Learner, should_stop: Callable[[], bool]) -> tuple[float, float] | None:
-        """Loss and MAE on the validation part of the weights that the model has; None when asked to stop."""
+        """Validation loss and MAE of the model's current weights; None if stopped."""
         with calculating(self.device, "float32"):
             found = self._inference.outputs(learner.model, self.rows.validation, should_stop=should_stop)
         if found is None:
@@ -312,22 +312,23 @@ class FoldRun:
     # -- results -------------------------------------------------------------------------------------------------
 
     def finished_epochs(self) -> int:
-        """How many epochs the newest whole commit has finished."""
+        """The number of epochs finished in the newest whole commit."""
         newest = self._checkpoints.newest()
         return 0 if newest is None else newest.manifest.finished_epochs
 
     def history(self) -> list[dict[str, Any]]:
-        """One row per finished epoch, as the newest whole commit has it."""
+        """One row per finished epoch, from the newest whole commit."""
         newest = self._checkpoints.newest()
         return [] if newest is None else newest.manifest.history
 
     def best_model(self) -> Any:
-        """The best epoch's model (averaged weights where these are kept), on the CPU; with no epochs, the first one.
+        """The best epoch's model (with averaged weights if averaging is on), on the CPU; without epochs, the initial
+        model.
 
-        Its output is in the unit of the target; of a class, logits.
+        Its output is in the unit of the target; for a class target, it is logits.
 
         Raises:
-            CheckpointError: when no epoch is finished.
+            CheckpointError: if no epoch is finished.
         """
         model = self.family.copy_of(self._start.model)
         if self.spec.train.epochs:
@@ -351,7 +352,7 @@ class FoldRun:
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
         keep_in: Path | None = None,
     ) -> NDArray[np.float64] | None:
-        """Predictions of the test rows, in the order of ``rows.test``; None when asked to stop.
+        """Predictions of the test rows, in the order of ``rows.test``; None if stopped.
 
         Without epochs the model is the pretrained one, and its predictions of the undistorted crystals come from the
         store. Arguments and errors as `Inference.predict`.

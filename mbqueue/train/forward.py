@@ -1,11 +1,11 @@
 """CHGNet's energy for a whole batch at once, with a stock model's own parameters.
 
-What is computed is `chgnet.model.CHGNet._compute` for the energy, rearranged without approximation:
+The computation equals `chgnet.model.CHGNet._compute` for the energy, rearranged without approximation:
 
 * The first linear layer of a gated MLP sees a concatenation [a ‖ b ‖ c]; here it is the sum of three smaller layers,
   applied per atom, per undirected bond and per angle before anything is gathered. Core and gate share one product.
-* Lengths and angles come with the batch: with no forces asked, they are constants of the data set.
-* The last angle update feeds nothing, so it is left out (its parameters get no gradient in CHGNet either).
+* Lengths and angles come with the batch: without forces, they are constants of the dataset.
+* Nothing uses the last angle update, so it is left out (its parameters get no gradient in CHGNet either).
 * Bond features change only where a bond has angles, so bond convolution works on short bonds only.
 """
 
@@ -41,7 +41,7 @@ def formation_energies(model: CHGNet, batch: Batch) -> Tensor:
 
 
 def energies(model: CHGNet, batch: Batch) -> Tensor:
-    """Interaction energy of each crystal, eV/atom, [B]: CHGNet without its element references."""
+    """Interaction energy of each crystal, eV/atom, [B]: CHGNet's energy without element references."""
     return read_out(model, atom_features(model, batch), batch.atom_crystal, batch.n_atoms)
 
 
@@ -65,10 +65,10 @@ def read_out(model: CHGNet, features: Tensor, atom_crystal: Tensor, n_atoms: Ten
 
 
 def check_architecture(model: CHGNet) -> None:
-    """Refuse a model that is not built like the pretrained ones.
+    """Check that a model has the architecture of the pretrained ones.
 
     Raises:
-        TrainingError: naming each model argument that differs.
+        TrainingError: if it differs; the error names each model argument that does.
     """
     needed = {
         "gMLP_norm": "layer",
@@ -95,7 +95,7 @@ def check_architecture(model: CHGNet) -> None:
         wrong.append("composition_model = None")
     if wrong:
         raise TrainingError(
-            f"This CHGNet is built unlike the pretrained ones: {', '.join(wrong)}. Use 0.3.0 or r2scan."
+            f"This CHGNet's architecture differs from the pretrained ones: {', '.join(wrong)}. Use 0.3.0 or r2scan."
         )
 
 
@@ -143,7 +143,7 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
         message = messages.of_angles(*shares[:2], angles, shares[2], short_weights, Gate.of(layer.twoBody_bond))
         out = layer.mlp_out.layers[1]
         if out.bias is not None:
-            # Then bonds without an angle change too.
+            # With such a bias, bonds without an angle change too.
             bonds = bonds + out.bias
         bonds = messages.add_to_shorts(bonds, linear(message, out.weight))
         if block < model.n_conv - 2:
@@ -154,7 +154,7 @@ def atom_features(model: CHGNet, batch: Batch) -> Tensor:
 
 
 def _gpu_forward(model: CHGNet, batch: Batch) -> ModuleType | None:
-    """`mbqueue.train.triton_forward`, where the device uses its kernels, and model and batch suit them."""
+    """`mbqueue.train.triton_forward` if the device uses its kernels and they support the model and batch, else None."""
     args = model.model_args
     has_kernels = args["n_conv"] == 4 and not args.get("mlp_out_bias") and batch.bond_length.dtype == torch.float32
     if not (has_kernels and uses_kernels(batch.bond_length.device)):
@@ -175,7 +175,7 @@ def _convolve_atoms(
 
 
 def _first_of_angles(gated: GatedMLP, index: int, atoms: Tensor, short: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first layer on [bond i ‖ bond j ‖ angle ‖ centre]: shares [A, 128] and [S, 256], and the angles' matrix."""
+    """The first layer on [bond i ‖ bond j ‖ angle ‖ centre] as shares [A, 128] and [S, 256] and the angles' matrix."""
     weight, bias = _first(gated, index)  # [128, 256]
     of_atoms = linear(atoms, weight[:, 192:], bias)
     of_shorts = linear(short, torch.cat([weight[:, :64], weight[:, 64:128]]))

@@ -1,12 +1,12 @@
-"""What the pretrained, frozen backbone gives for each crystal: computed once, stored, shared by folds and experiments.
+"""The frozen backbone's outputs for each crystal: computed once, stored, and shared by folds and experiments.
 
-Two things are stored, in shards of a fixed number of crystals: interaction energies (the closed-form element
-references of every experiment need them) and atom features (the head trains from them). A shard is a .npy file with a
-.json beside it that carries its size and SHA-256 and is written last; only then does the shard exist, so preparing can
-stop anywhere and resume later. The folder belongs to one dataset and one set of weights.
+Two outputs are stored, in shards of a fixed number of crystals: interaction energies (for the closed-form element
+references of every experiment) and atom features (for training the head). A shard is a .npy file with a .json beside it
+that holds its size and SHA-256. The .json is written last, and the shard exists only then, so preparing can stop
+anywhere and resume later. A folder belongs to one dataset and one set of weights.
 
-Two devices do not agree in the last digits. So a shard that is whole is never written again; several processes
-share the work by one lock per shard; and what there is has a digest, which is part of a training's fingerprint.
+Two devices differ in the last digits. So a whole shard is never rewritten, processes share the work with one lock per
+shard, and a digest of the stored bytes is part of a training's fingerprint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbqueue.files import make_folder, replacing, sha256_of_file, write_bytes, w
 FORMAT = 1
 #: Crystals in a shard: about 15 MB of features.
 SHARD_SIZE = 2048
-#: Numbers that the backbone gives for each atom.
+#: Features per atom.
 FEATURES = 64
 FROZEN_PREFIX = "frozen-"
 #: Seconds between checks for a stop while waiting for another process's shard.
@@ -47,7 +47,7 @@ class FrozenBackbone:
 
     Args:
         folder: where the shards are (see `frozen_folder`).
-        atom_offsets: first atom of each crystal, int64 [N + 1].
+        atom_offsets: index of each crystal's first atom, int64 [N + 1].
         dataset_hash: hash of the crystals.
         weights: hash of the weights.
     """
@@ -61,7 +61,7 @@ class FrozenBackbone:
 
     @property
     def n_shards(self) -> int:
-        """How many shards the dataset has."""
+        """The number of shards of the dataset."""
         return -(-(len(self.atom_offsets) - 1) // SHARD_SIZE)
 
     def rows_of(self, shard: int) -> NDArray[np.int64]:
@@ -70,15 +70,15 @@ class FrozenBackbone:
 
     @property
     def features_size(self) -> int:
-        """How many bytes the features of all crystals take."""
+        """The size of all crystals' features, in bytes."""
         return int(self.atom_offsets[-1]) * FEATURES * 4
 
     def missing(self, kind: str, *, verify: bool = False) -> list[int]:
-        """Shards of ``energies`` or ``features`` that are not there; with ``verify`` also those with other bytes."""
+        """The shards of ``energies`` or ``features`` that are missing; with ``verify``, also the damaged ones."""
         return [shard for shard in range(self.n_shards) if not self.is_whole(kind, shard, verify=verify)]
 
     def is_whole(self, kind: str, shard: int, *, verify: bool = False) -> bool:
-        """Whether a shard of ``energies`` or ``features`` is there; with ``verify`` also with the right bytes."""
+        """Whether a shard of ``energies`` or ``features`` exists; with ``verify``, also whether its bytes are right."""
         path = self._path(kind, shard)
         try:
             listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
@@ -91,10 +91,11 @@ class FrozenBackbone:
 
     @contextmanager
     def making(self, shard: int, *, wait_seconds: float = -1) -> Iterator[None]:
-        """Held by the one process of all on this machine that makes or fetches a shard; its death lets it go.
+        """The lock of a shard: one process on this machine holds it to make or fetch the shard; it is freed if that
+        process dies.
 
         Raises:
-            Timeout: when another one holds it for ``wait_seconds``.
+            Timeout: if another process holds it for ``wait_seconds``.
         """
         make_folder(self.folder / "locks")
         with FileLock(self.folder / "locks" / f"{shard:05d}.lock", timeout=wait_seconds):
@@ -113,14 +114,14 @@ class FrozenBackbone:
         self._maps.pop(shard, None)
 
     def sha256(self, kind: str, shard: int) -> str:
-        """The SHA-256 of a shard that is there."""
+        """The SHA-256 of a stored shard."""
         return str(json.loads(self._path(kind, shard).with_suffix(".json").read_bytes())["sha256"])
 
     def digest(self, kinds: Sequence[str]) -> str:
-        """What the bytes of all shards of these kinds are, in 16 characters; they are read from now on as they are.
+        """A digest of all shards of these kinds, 16 characters; later reads of features use the files as mapped now.
 
         Raises:
-            CacheError: when a shard is not there.
+            CacheError: if a shard is not there.
         """
         digest = hashlib.sha256()
         for kind in kinds:
@@ -134,13 +135,13 @@ class FrozenBackbone:
         return digest.hexdigest()[:16]
 
     def exported(self, kind: str, shard: int) -> tuple[bytes, dict[str, Any]]:
-        """The bytes of a shard, and its listing, for another machine."""
+        """The bytes of a shard and its listing, to copy to another machine."""
         path = self._path(kind, shard)
         listing: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
         return path.read_bytes(), listing
 
     def install(self, kind: str, shard: int, content: bytes, listing: dict[str, Any]) -> bool:
-        """Durably store a shard that another machine made; False when it is not whole, or of something else."""
+        """Durably store a shard from another machine; False if it is damaged or belongs to another store."""
         facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if listing != {**self._identity, **facts}:
             return False
@@ -154,7 +155,7 @@ class FrozenBackbone:
         """Interaction energy of every crystal, eV/atom, [N].
 
         Raises:
-            CacheError: when they are not complete.
+            CacheError: if any are missing or damaged.
         """
         missing = self.missing("energies", verify=True)
         if missing:
@@ -165,7 +166,7 @@ class FrozenBackbone:
         """Atom features of the crystals of ``rows``, concatenated, [A, 64].
 
         Raises:
-            CacheError: when a shard is not there.
+            CacheError: if a shard is not there.
         """
         parts = []
         for row in rows:
@@ -179,7 +180,7 @@ class FrozenBackbone:
         return np.concatenate(parts)
 
     def shard(self, kind: str, shard: int) -> NDArray[np.float32]:
-        """The energies [B] or the features [A, 64] of a shard that is there."""
+        """The energies [B] or the features [A, 64] of a stored shard."""
         return np.array(self._open(kind, shard))
 
     def _path(self, kind: str, shard: int) -> Path:
@@ -200,32 +201,33 @@ class FrozenBackbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far preparing is: crystals done and in all."""
+    """Progress of preparing: crystals done and in total."""
 
     done: int
     total: int
 
 
-#: For rows, and what is told how many of them are done: their atom features [A, 64] and interaction energies [B];
-#: None to stop.
+#: Computes atom features [A, 64] and interaction energies [B] of rows, and reports the number of rows done; None if
+#: stopped.
 Compute = Callable[[NDArray[np.int64], Callable[[int], None]], tuple[NDArray[np.float32], NDArray[np.float32]] | None]
-#: For a shard and some kinds: where all of them are stored for the same crystals, and the shard there; else None.
+#: For a shard and some kinds: a store that has all of them for the same crystals, and the shard's number there; else
+#: None.
 Find = Callable[[int, Sequence[str]], tuple[FrozenBackbone, int] | None]
 
 
 @dataclass(kw_only=True)
 class Preparing:
-    """Computes and stores what is missing of some kinds, shard by shard.
+    """Computes and stores missing shards of some kinds, one by one.
 
     Attributes:
-        frozen: where it is stored.
-        compute: gives both kinds for rows of a shard.
-        kinds: what is needed.
-        keeps_features: store features too wherever the backbone runs, although only energies are needed.
-        find: where else a shard's crystals may be stored; what it finds is copied.
-        should_stop: asked while another process is waited for.
-        on_progress: told how far this is.
-        n_found, n_computed: crystals so far, by where what was missing of them came from.
+        frozen: the store to fill.
+        compute: computes both kinds for rows of a shard.
+        kinds: the kinds that are needed.
+        keeps_features: also store features whenever the backbone runs, even if only energies are needed.
+        find: finds another store with a shard's crystals, to copy from.
+        should_stop: called while waiting for another process.
+        on_progress: called with the progress.
+        n_found, n_computed: crystals so far whose missing shards were copied or computed.
     """
 
     frozen: FrozenBackbone
@@ -239,11 +241,11 @@ class Preparing:
     n_computed: int = 0
 
     def run(self) -> bool:
-        """Do it; False when it was stopped before the end.
+        """Make the missing shards; return False if stopped before the end.
 
-        Only shards that are missing or damaged are written. What is there may be another machine's, which all machines
-        use, and this one's would differ in the last digits. Those that another process makes meanwhile are waited for,
-        and made if it dies.
+        Only missing or damaged shards are written: a stored one may come from another machine and be shared by all, and
+        this machine's bytes would differ in the last digits. If another process is making a shard, this one waits for
+        it, and makes the shard if that process dies.
         """
         frozen = self.frozen
         missing = sorted({shard for kind in self.kinds for shard in frozen.missing(kind, verify=True)})
@@ -273,7 +275,7 @@ class Preparing:
         return True
 
     def _make(self, shard: int, tell: Callable[[int], None]) -> bool:
-        """Make what is missing of a shard whose lock is held, if anything still is; False to stop."""
+        """Make whatever is still missing of a shard whose lock is held; return False if stopped."""
         frozen = self.frozen
         missing = [kind for kind in self.kinds if not frozen.is_whole(kind, shard, verify=True)]
         if not missing:
@@ -290,7 +292,9 @@ class Preparing:
             return False
         if self.keeps_features and "features" not in self.kinds and not frozen.is_whole("features", shard, verify=True):
             missing.append("features")
-        for kind in sorted(missing, reverse=True):  # features first: a reader of the energies finds them
+        for kind in sorted(
+            missing, reverse=True
+        ):  # features first, so that every reader who finds the energies finds the features too
             frozen.write(kind, shard, computed[kind == "energies"])
         self.n_computed += len(rows)
         return True

@@ -1,8 +1,8 @@
 """CHGNet's gated messages on the CPU in float32, through the compiled kernels, with their gradients.
 
-Work is cut into a fixed number of ranges of whole crystals, about equal in cost. Threads take range after range; what
-each range adds up (gradients of the weights) is summed in the order of ranges, so the number of threads changes
-nothing.
+The work is divided into a fixed number of ranges of whole crystals with about equal cost. Threads take one range after
+another. The ranges' weight gradients are summed in a fixed order, so the result does not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _ranges(borders: Array) -> list[tuple[int, int]]:
 
 def _blocks_transposed(weight: Array) -> Array:
     """The two square matrices of core and gate, each transposed, one below the other."""
-    # Row by row, or the kernels would be compiled for strides and run at a third of the speed.
+    # Contiguous rows: otherwise the kernels would be compiled for strides and run at a third of the speed.
     return np.ascontiguousarray(np.concatenate([weight[:64].T, weight[64:].T]))
 
 
@@ -101,11 +101,11 @@ def _threads() -> ThreadPoolExecutor:
 
 @contextmanager
 def _subnormals_as_zero() -> Iterator[None]:
-    """Let this thread take numbers below 1.2e-38 for zero.
+    """Make this thread treat numbers below 1.2e-38 as zero.
 
-    Gates that are shut and weights near the cut-off give gradients that small. They change no sum, but some processors
-    take a hundred times as long over each (`python -m benchmarks.training --subnormals` shows what that costs). It is
-    set for each piece of work, and not once, so that results do not depend on what else has run in the thread.
+    Closed gates and weights near the cut-off give gradients that small. They change no sum, but some processors need a
+    hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). The mode is set for
+    every piece of work, so that results do not depend on what ran in the thread before.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)
@@ -116,7 +116,7 @@ def _subnormals_as_zero() -> Iterator[None]:
 
 
 def _for_each(ranges: list[tuple[int, int]], run: Callable[[int, int, int], None]) -> None:
-    """``run(number, begin, end)`` for all ranges, on as many threads as torch uses."""
+    """Call ``run(number, begin, end)`` for all ranges, on as many threads as torch uses."""
     numbers = itertools.count()
 
     def work() -> None:
@@ -251,10 +251,10 @@ def _kernels() -> ModuleType:
 
 
 def _matrices(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """For each range, room for the gradient of a [128, 64] matrix."""
+    """A buffer per range for the gradient of a [128, 64] matrix."""
     return np.zeros((len(ranges), 128, 64), np.float32)
 
 
 def _norms(ranges: list[tuple[int, int]]) -> NDArray[np.float32]:
-    """For each range, room for the gradients of scale, shift and bias, [3, 128]."""
+    """A buffer per range for the gradients of scale, shift and bias, [3, 128]."""
     return np.zeros((len(ranges), 3, 128), np.float32)

@@ -1,7 +1,7 @@
-"""CHGNet's gated messages in plain torch operations: every device, every dtype, and the measure of the fast ones.
+"""CHGNet's gated messages in plain torch operations: for every device and dtype, and the reference for the kernels.
 
 A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). Its two halves are kept side by side, "core ‖ gate", 128
-wide, and its first linear layer comes in as the sum of what each part of the concatenated input contributes.
+wide. The first linear layer is the sum of the shares that each part of the concatenated input contributes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from mbqueue.data.batch import Batch
 from mbqueue.train.segments import Index
 
-#: What matrix products of messages are computed in; their results, and everything else, keep the dtype of the weights.
+#: The precision of matrix products in messages; their results, and everything else, keep the dtype of the weights.
 PRODUCTS: ContextVar[torch.dtype | None] = ContextVar("PRODUCTS", default=None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: torch.dtype | None = None) -> Tensor:
-    """x · weightᵀ + bias; the product in ``products``, or in what `PRODUCTS` says."""
+    """x · weightᵀ + bias; the product has the precision ``products`` or, by default, that of `PRODUCTS`."""
     dtype = products or PRODUCTS.get()
     if dtype is None:
         return functional.linear(x, weight, bias)
@@ -38,11 +38,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: t
 
 
 def gradient_scale(structures: int) -> float:
-    """What the loss of a step over so many structures is multiplied by, and its gradient divided by.
+    """The factor by which a step's loss is multiplied and its gradient divided, for this number of structures.
 
-    It is a power of two, so that it rounds nothing. float16 has no numbers below 6e-8, and a bond's gradient is often
-    smaller: with the scale, each crystal's loss counts 4096 times. Larger scales would leave too little room below
-    65504, the largest float16, for a crystal whose energy is wrong by several eV.
+    It is a power of two, so it rounds nothing. float16 has no numbers below 6e-8, and a bond's gradient is often
+    smaller, so each crystal's loss is multiplied by 4096. Larger scales would leave too little room below 65504, the
+    largest float16, for a crystal whose energy is wrong by several eV.
     """
     return 2.0 ** (12 + math.ceil(math.log2(structures))) if PRODUCTS.get() == torch.float16 else 1.0
 
@@ -51,7 +51,7 @@ class _HalfProduct(torch.autograd.Function):
     """x · weightᵀ of numbers rounded to float16, summed in float32, as tensor cores do it; its gradients likewise.
 
     A product of two float16 is exact in float32, so float32 products of the rounded numbers are the same. They are not
-    faster: this is the measure, and the fallback, of the kernels that are.
+    faster: this is the reference for the kernels, and their fallback.
     """
 
     @staticmethod
@@ -75,12 +75,12 @@ class Gate:
     """The parameters of a gated MLP after its first linear layer, core above gate.
 
     Attributes:
-        second: second linear layers, [128, 64]; None where there is only one layer.
+        second: second linear layers, [128, 64]; None if there is only one layer.
         bias: theirs, [128].
         scale: of the layer norms, [128].
         shift: of the layer norms, [128].
-        products: as `PRODUCTS` was when it was made. It is kept, because torch computes gradients for a GPU in threads
-            of its own, where a context variable has its default.
+        products: value of `PRODUCTS` at construction. It is stored because torch computes GPU gradients in its own
+            threads, where a context variable has its default.
     """
 
     second: Tensor | None
@@ -91,7 +91,7 @@ class Gate:
 
     @classmethod
     def of(cls, gated: GatedMLP) -> Gate:
-        """Those of a stock layer."""
+        """The parameters of a stock layer."""
         core, gate = gated.mlp_core.layers, gated.mlp_gate.layers
         has_second = len(core) == 4
         return cls(
@@ -120,12 +120,12 @@ class PlainMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch."""
 
     def __init__(self, batch: Batch) -> None:
-        # Made on the host, unless the batch came to a GPU and has them.
+        # Made on the host, unless the batch is on a GPU and brings them.
         batch = batch.ordered()
         by_undirected = torch.stack([batch.bond_first, batch.bond_reverse.index_select(0, batch.bond_first)], dim=1)
         pairs = torch.arange(0, 2 * len(batch.bond_length) + 1, 2, dtype=torch.int32, device=by_undirected.device)
         self._center = Index(batch.bond_center, None, batch.bond_offsets)
-        # The bonds that end at an atom are the reverses of those that begin there.
+        # The bonds that end at an atom are the reverses of those that start there.
         self._neighbor = Index(batch.bond_neighbor, batch.bond_reverse, batch.bond_offsets)
         self._undirected = Index(batch.bond_undirected, by_undirected.flatten(), pairs)
         self._angle_center = Index(batch.angle_center, batch.angle_by_center, batch.by_center_offsets)
@@ -134,12 +134,12 @@ class PlainMessages:
         self._short = Index(batch.short_bond, None, batch.short_offsets)
 
     def shorts_of(self, bonds: Tensor) -> Tensor:
-        """The rows of the short bonds, [S, …], from those of all undirected ones, [U, …]."""
+        """The rows of the short bonds, [S, …], taken from those of all undirected bonds, [U, …]."""
         return self._short.gather(bonds)
 
     def add_to_shorts(self, bonds: Tensor, x: Tensor) -> Tensor:
-        """``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short ones."""
-        # Each segment is one row or none. On CUDA, adding by index would sort, and check every index, each time.
+        """``bonds``, [U, …], with ``x``, [S, …], added to the rows of the short bonds."""
+        # Each segment has one row or none. On CUDA, adding by index would sort and check every index each time.
         return bonds + self._short.sum(x)
 
     def of_bonds(self, atoms: Tensor, bonds: Tensor, weights: Tensor, gate: Gate) -> Tensor:
@@ -190,12 +190,12 @@ class PlainMessages:
 
 
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``work(*inputs)``; only the inputs are kept for its gradient, and the work is done again there.
+    """``work(*inputs)``; only the inputs are kept for the gradient, which repeats the work.
 
-    A message keeps one row of 128 numbers so, instead of about 700: memory is what limits the batch on a GPU.
+    A message then keeps one row of 128 numbers instead of about 700; on a GPU, memory limits the batch.
     """
     if not torch.is_grad_enabled():
         return work(*inputs)
-    # Nothing in here draws random numbers, and saving their state would wait for the device.
+    # The work draws no random numbers, and saving the generator's state would wait for the device.
     out: Tensor = checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False)
     return out

@@ -1,4 +1,4 @@
-"""Which way a device computes messages: by the fused GPU kernels once they have agreed with plain torch, or plainly."""
+"""Choose how a device computes messages: with the fused GPU kernels if they agree with plain torch, else without."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from mbqueue.data.machine_code import keep_gpu_code
 from mbqueue.train.arithmetic import calculating, device_name
 from mbqueue.train.kernel_check import check
 
-#: How far energies and gradients of the two ways may be apart, relative to their size. In reduced precision both ways
-#: round, in different places.
+#: The largest relative difference allowed between energies and gradients of the two paths. In reduced precision, both
+#: paths round, in different places.
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 5e-2}
 
-#: So many crystals fit any GPU, and have bonds and angles of all kinds.
+#: Few enough crystals to fit any GPU, and enough to have bonds and angles of all kinds.
 CHECKED_CRYSTALS = 16
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Precisions in which the kernels agreed, and why they are not used (empty: they are)."""
+    """The precisions in which the kernels agreed, and why they are not used (empty: they are used)."""
 
     precisions: frozenset[str]
     reason: str
 
 
 _verdicts: dict[str, _Verdict] = {}
-#: What `using` says, in the thread that it says it in.
+#: The choice made by `using`, for the thread that made it.
 _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the device computes with the fused kernels: if they agreed with plain torch, or if `using` says so."""
+    """Whether the device computes with the fused kernels: if they agreed with plain torch, or as `using` chose."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -65,15 +65,15 @@ def check_once(
     batch: Batch,
     note: Callable[[str], None],
 ) -> None:
-    """Let a GPU use the kernels if they give what plain torch gives, in float32 and in ``precision``.
+    """Let a GPU use the kernels if they agree with plain torch in float32 and in ``precision``.
 
-    Each precision is checked once in a process. If one fails, the device computes plainly from then on.
+    Each precision is checked once per process. If one fails, the device uses plain torch from then on.
 
     Args:
         model: pretrained, on the device; its gradients are lost.
         predict: the predictions of ``model`` for a batch, [B].
-        batch: on the device, a few crystals.
-        note: told, in a sentence, when the kernels are not used.
+        batch: a few crystals, on the device.
+        note: called with a sentence if the kernels are not used.
     """
     before = _verdicts.get(str(device), _Verdict(frozenset(), ""))
     missing = [each for each in dict.fromkeys(("float32", precision)) if each not in before.precisions]
@@ -89,13 +89,13 @@ def check_once(
 
 
 def leave_out(device: torch.device, reason: str, note: Callable[[str], None]) -> None:
-    """Let the device compute plainly from now on, whatever it is checked for, and tell why, once."""
+    """Make the device use plain torch from now on, in every precision, and report the reason once."""
     if _verdicts.get(str(device), _Verdict(frozenset(), "")).reason:
         return
     _verdicts[str(device)] = _Verdict(frozenset(), reason)
     note(
         f"The fused GPU kernels are not used on {device_name(device)}: {reason}. Training runs on plain torch "
-        "operations instead, which is slower and just as exact. README.md says which versions of Triton work."
+        "operations instead, which is slower and just as exact. README.md lists the versions of Triton that work."
     )
 
 
@@ -127,7 +127,7 @@ def _difference(
 
 
 def described(device: torch.device) -> dict[str, str]:
-    """What byte-equality depends on, for a GPU's fingerprint: the way, its version and how its work is cut."""
+    """The GPU's part of the fingerprint: the path, its version and its tiles."""
     if device.type != "cuda":
         return {}
     if not uses_kernels(device):

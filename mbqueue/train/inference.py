@@ -1,4 +1,4 @@
-"""Predict rows of a dataset by a model of its experiment: in validation, in predictions, in blends."""
+"""Predict rows of a dataset with models of an experiment: for validation, predictions and blends."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from mbqueue.train.step import infer, listed
 
 
 class Inference:
-    """Models of one experiment, asked for rows of its dataset on one device.
+    """Runs models of one experiment on rows of its dataset, on one device.
 
     Args:
-        spec: whose batches are computed.
-        fold: 0 to 4, for messages and for what is kept.
-        family: that the models are of.
-        feed: what models get of each crystal.
+        spec: the experiment.
+        fold: 0 to 4, for messages and for partial predictions.
+        family: the family of the models.
+        feed: the models' input.
         crystals: the dataset.
-        conditions: how much fits the device.
+        conditions: the device's limits.
         device: where to compute.
         clock: decides how often partial predictions are written.
-        on_note: told, in a sentence, what a person should know.
+        on_note: called with a sentence for the user.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Inference:
         self._conditions, self._device, self._clock, self._note = conditions, device, clock, on_note
 
     def check_kernels(self, rows: Rows) -> None:
-        """Let a GPU use its kernels if they give what plain torch gives for the first crystals of ``rows``."""
+        """Let a GPU use its kernels if they agree with plain torch on the first crystals of ``rows``."""
         if self._device.type != "cuda" or not isinstance(self._feed, GraphFeed):
             return
         check_once(
@@ -83,15 +83,15 @@ class Inference:
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
         keep_in: Path | None = None,
     ) -> NDArray[np.float64] | None:
-        """Predictions of ``rows``, [N], in the target's unit; None when asked to stop.
+        """Predictions of ``rows``, [N], in the target's unit; None if stopped.
 
         Args:
-            model: in the unit of the target (of a class, giving logits); it is moved to the device.
+            model: gives values in the unit of the target (logits for a class target); it is moved to the device.
             strains: pairs of opposite small strains that each crystal is averaged over besides itself.
-            stored: what the model gives for the crystals as they are, [N], where that is known already.
-            should_stop: asked before every batch.
-            on_progress: told crystals done and in all, each as often as there are strains.
-            keep_in: folder that keeps what is computed, so that a prediction which is cut off resumes where it was.
+            stored: the model's outputs for the undistorted crystals, [N], if known already.
+            should_stop: called before every batch.
+            on_progress: called with the crystals done and in total, each counted once per strain.
+            keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
         Raises:
             DeviceTooSmall, DeviceBusy: naming the crystal.
@@ -142,7 +142,7 @@ class Inference:
         on_done: Callable[[int], None] = lambda _more: None,
         kept: Kept | None = None,
     ) -> NDArray[np.float64] | None:
-        """What the model, which is on the device, gives for ``rows``, [N]; None when asked to stop.
+        """Outputs for ``rows``, [N], of a model on the device; None if stopped.
 
         Raises:
             DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `predict`.
@@ -168,7 +168,7 @@ class Inference:
         return None if found is None else self._finite(found.astype(np.float64), rows)
 
     def _key_of(self, model: nn.Module) -> str:
-        """Hash all that the model's outputs depend on, except the strains."""
+        """Hash everything that the model's outputs depend on, except the strains."""
         return sha256_of_json(
             {
                 "model": hashlib.sha256(self._family.model_bytes(model, self._spec.predicts)).hexdigest(),
@@ -180,13 +180,13 @@ class Inference:
         )
 
     def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
-        """The output for ``rows``, if it is finite."""
+        """The outputs for ``rows``, if they are finite."""
         bad = rows[~np.isfinite(output)]
         if len(bad):
             raise NonFiniteLoss(
                 f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite, so they are "
-                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. When these are nearly all, training "
-                "diverged: enqueue the experiment under another name with a lower train.lr. Else look at their "
-                "distances."
+                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. If these are nearly all, training "
+                "diverged: enqueue the experiment under another name with a lower train.lr. Otherwise check their "
+                "interatomic distances."
             )
         return output

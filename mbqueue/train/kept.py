@@ -1,4 +1,4 @@
-"""What a long prediction has computed so far, on disk, so that one that is cut off resumes where it was."""
+"""Keep a long prediction's outputs on disk, so that it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mbqueue.errors import CacheError
 from mbqueue.files import make_folder
 from mbqueue.train.feeds import Rows
 
-#: How much of a prediction may be computed again.
+#: How often outputs are written: an interruption loses at most this much work.
 WRITE_SECONDS = 10.0
-#: How long a prediction that is not resumed is kept.
+#: How long an unfinished prediction is kept.
 FORGET_SECONDS = 7 * 86400.0
 
 
 class Kept:
-    """Outputs of the first crystals of one pass, in their order. They end at the end of a batch, so the pass continues
-    with the batches that it would have had.
+    """The outputs of a pass's first crystals, in their order. They end at a batch border, so a resumed pass has the
+    same batches as an uninterrupted one.
 
     Args:
         path: its file.
-        key: of everything that the outputs depend on; what is there under another is begun anew.
-        clock: says when to write.
+        key: hash of everything that the outputs depend on; a file with another key is started afresh.
+        clock: decides when to write.
     """
 
     def __init__(self, path: Path, key: str, *, clock: Clock | None = None) -> None:
@@ -39,17 +39,17 @@ class Kept:
 
     @property
     def outputs(self) -> NDArray[np.float32]:
-        """What there is, float32 [n]."""
+        """The outputs so far, float32 [n]."""
         return np.concatenate(self._parts)
 
     def add(self, part: NDArray[np.float32]) -> None:
-        """One more batch; written with those before it every ten seconds."""
+        """Add a batch; all outputs are written every ten seconds."""
         self._parts.append(part)
         if self._clock.monotonic() - self._written_at >= WRITE_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write what there is. A disk that does not take it costs time only if this is cut off, and nothing else."""
+        """Write the outputs so far. A failed write costs time only if the prediction is interrupted."""
         self._written_at = self._clock.monotonic()
         with suppress(OSError):
             make_folder(self._path.parent)
@@ -64,9 +64,9 @@ class Kept:
 
 
 def forget_old(folder: Path, *, now: float) -> None:
-    """Remove what was kept in ``folder`` and not written for a week."""
+    """Remove files in ``folder`` that were not written for a week."""
     for path in folder.glob("*.bin"):
-        with suppress(OSError):  # another process removes it too, or it cannot be removed: it is only in the way
+        with suppress(OSError):  # another process removed it, or it cannot be removed: it only takes up space
             if now - path.stat().st_mtime > FORGET_SECONDS:
                 path.unlink()
 
@@ -78,11 +78,11 @@ def infer_kept(
     *,
     on_done: Callable[[int], None],
 ) -> NDArray[np.float32] | None:
-    """The outputs for all ``rows``, of which only those that are not kept are computed; None when stopped.
+    """The outputs for all ``rows``; only those not on disk are computed. None if stopped.
 
     Args:
-        infer: for rows, and what is told each batch: their outputs; None when stopped. Usually `step.infer`.
-        on_done: told how many crystals more are done.
+        infer: computes outputs of rows, and passes each batch to a callback; None if stopped. Usually `step.infer`.
+        on_done: called with the number of crystals newly done.
     """
     there = kept.outputs if kept is not None else np.empty(0, np.float32)
     if len(there):
@@ -97,7 +97,7 @@ def infer_kept(
 
     try:
         found = infer(rows[len(there) :], part_is_done)
-    finally:  # also when the person at the keyboard ends it
+    finally:  # also on Ctrl-C
         if kept is not None:
             kept.write()
     return None if found is None else np.concatenate([there, found[0]])

@@ -1,4 +1,4 @@
-"""Whether the fused GPU kernels give what plain torch gives, on one batch."""
+"""Check on one batch whether the fused GPU kernels agree with plain torch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Predict = Callable[[Any, Batch], Tensor]
 
 
 def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance: float = 1e-4) -> str | None:
-    """Why ``fused`` cannot take the place of ``plain``; None when values and gradients agree.
+    """Why ``fused`` cannot replace ``plain``; None if values and gradients agree.
 
     Values may differ by ``tolerance`` relative to the largest, and the gradient of each parameter relative to its own
-    size; one that is below a hundredth of the whole gradient is measured by that, for it is made of rounding.
+    size. A gradient below a hundredth of the whole is mostly rounding error, so it is compared with that hundredth.
 
     Args:
         model: its gradients are lost.
         batch: on the device.
         plain: the model's predictions for a batch, [B]: the reference.
-        fused: the same in another way; any exception that it raises is a reason.
+        fused: the same with the kernels; an exception that it raises becomes the reason.
     """
     expected = _results(model, batch, plain)
     try:
         found = _results(model, batch, fused)
-    except Exception as error:  # noqa: BLE001  whatever Triton, its compiler or the driver raise
+    except Exception as error:  # noqa: BLE001  Triton, its compiler and the driver raise many types
         return told(error)
     values = expected.pop("")
     distance = float((found.pop("") - values).abs().max() / values.abs().max().clamp_min(1e-30))
@@ -45,12 +45,12 @@ def check(model: Any, batch: Batch, plain: Predict, fused: Predict, *, tolerance
 
 
 def told(error: BaseException) -> str:
-    """What an exception of Triton, its compiler or the driver says first; they are pages long."""
+    """The first line of an exception of Triton, its compiler or the driver; the full text can be pages long."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _results(model: Any, batch: Batch, predict: Predict) -> dict[str, Tensor]:
-    """Gradients by the parameters' names, and the values under an empty one."""
+    """Gradients by parameter name, and the values under an empty name."""
     model.zero_grad(set_to_none=True)
     values = predict(model, batch)
     # Weighted, so that errors of opposite sign cannot hide each other.

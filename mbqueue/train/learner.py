@@ -1,4 +1,4 @@
-"""What training changes: the model with its optimizer, and the count of what was done. In memory, in and out."""
+"""The state that training changes, in memory: the model, its optimizer, and the counts of epochs and steps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from mbqueue.train.step import StepResult
 
 
 class Learner:
-    """A fold's training between two steps; fresh, it is before the first.
+    """A fold's training between two steps; a new one is before the first step.
 
     Args:
         spec: the experiment.
         fold: 0 to 4.
-        dataset_hash: of the crystals.
-        first: the model to start from; it is copied.
-        device: where the copy lives.
+        dataset_hash: hash of the crystals.
+        first: the initial model; it is copied.
+        device: where to put the copy.
         steps_per_epoch: optimizer steps of an epoch.
     """
 
@@ -55,7 +55,7 @@ class Learner:
             WeightSoup(self.trained, spec.train.soup, of_best=spec.train.soup_of == "best") if spec.train.soup else None
         )
         self.epoch, self.step, self.complete, self.steps_done = 0, 0, True, 0
-        self._begun = 0  # steps that the device computes, or has computed, and that are not counted yet
+        self._begun = 0  # steps begun on the device but not counted yet
         self.sums = _no_sums()
         self.best: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
@@ -66,10 +66,10 @@ class Learner:
         self.parent: Manifest | None = None
 
     def restore(self, state: TrainState, manifest: Manifest) -> None:
-        """Take the place of a commit's state.
+        """Load a commit's state.
 
         Raises:
-            CheckpointMisfit: when it does not fit the model.
+            CheckpointMisfit: if the state does not fit the model.
         """
         try:
             self.model.load_state_dict(state.model)
@@ -92,7 +92,7 @@ class Learner:
         restore_random_states(state.random, self._device)
 
     def compute_under(self, fingerprint: dict[str, Any], session: str) -> dict[str, list[Any]]:
-        """Note what byte-equality depends on from now on; returns what of it changed, which is remembered."""
+        """Set the fingerprint of the coming steps; return, and record, its changes."""
         changes = differences(self.fingerprint, fingerprint)
         if changes:
             self.changes.append({"epoch": self.epoch, "step": self.step, "session": session, "changes": changes})
@@ -101,12 +101,12 @@ class Learner:
 
     @property
     def finished_epochs(self) -> int:
-        """How many epochs are trained and validated."""
+        """The number of epochs trained and validated."""
         return self.epoch if self.complete else self.epoch - 1
 
     @property
     def has_news(self) -> bool:
-        """Whether there are steps that the newest commit does not have."""
+        """Whether there are steps that the newest commit does not contain."""
         if self.parent is None:
             return self.step > 0
         return self.step > 0 and self.parent.work != (self.epoch, self.complete, self.step)
@@ -120,7 +120,7 @@ class Learner:
         return learning_rate(self._spec.train, step, self._spec.train.epochs * self.steps_per_epoch)
 
     def open_epoch(self, epoch: int, session: str) -> None:
-        """Begin the epoch after a finished one, or continue it; the session is noted as one that worked on it."""
+        """Start the next epoch, or continue the current one, and record the session as one that worked on it."""
         if self.complete:
             self.epoch, self.step, self.complete = epoch, 0, False
             self.sums, self.seconds, self.sessions = _no_sums(), 0.0, []
@@ -128,13 +128,13 @@ class Learner:
             self.sessions.append(session)
 
     def begin(self) -> None:
-        """Note that the coming optimizer step is begun."""
+        """Record that the next optimizer step has begun."""
         self._begun += 1
         if self.average is not None:
             self.average.update(self.steps_done + self._begun)
 
     def count(self, result: StepResult, seconds: float) -> None:
-        """Note that the oldest step that was begun is finished."""
+        """Record that the oldest unfinished step is finished."""
         self._begun -= 1
         self.step += 1
         self.steps_done += 1
@@ -146,11 +146,11 @@ class Learner:
 
     @property
     def needs_own_mae(self) -> bool:
-        """Whether an epoch's own weights must be validated before those that are kept."""
+        """Whether an epoch's own weights must be validated in addition to the averaged ones."""
         return self.soup is not None and self.soup.of_best
 
     def kept_weights(self, own_mae: float = 0.0) -> AbstractContextManager[None]:
-        """Within the block the model has the weights that are validated and kept: its own, or an average of them.
+        """Within the block, the model has the weights to validate and keep: its own or their average.
 
         Args:
             own_mae: validation MAE of its own weights, if `needs_own_mae`.
@@ -161,7 +161,7 @@ class Learner:
         return nullcontext() if average is None else average.applied()
 
     def close_epoch(self, *, val_loss: float, val_mae: float, seconds: float) -> None:
-        """Note that the epoch is validated: write its history row, and remember it if it is the best so far."""
+        """Record that the epoch is validated: write its history row, and mark it if it is the best so far."""
         self.seconds += seconds
         self.complete = True
         if self.soup is not None:
@@ -186,7 +186,7 @@ class Learner:
             self.best = {"epoch": self.epoch, "val_mae": val_mae}
 
     def state(self) -> TrainState:
-        """A copy of the state in host memory; all steps that were begun must be counted."""
+        """A copy of the state in host memory; all begun steps must be counted first."""
         assert not self._begun
         optimizer = optimizer_tensors(self.optimizer, self.trained)
         average = self.average or self.soup
@@ -210,7 +210,7 @@ class Learner:
         )
 
     def facts(self, *, fence: int, session: str, now: float) -> dict[str, Any]:
-        """The fields of the current state's manifest that do not come from elsewhere; names the best commit."""
+        """The manifest fields that this state determines, including the best commit."""
         if self.best is not None and "commit" not in self.best:
             self.best["commit"] = stem_of(epoch=self.epoch, step=None, fence=fence)
         return {

@@ -1,4 +1,4 @@
-"""How many crystals go through a device at once: learned from running out of memory, and remembered."""
+"""The number of crystals that fit a device at once: learned from out-of-memory errors, and remembered."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mbqueue.train.arithmetic import device_name
 
 #: More crystals than any batch has.
 UNLIMITED = 1 << 20
-#: A GPU is free when no more than this is in use after a failed attempt was cleared away: a process's own context and
+#: A GPU counts as free if at most this much is in use after a failed attempt is cleared: a process's context and
 #: libraries take up to 0.6 GiB, a screen about as much.
 _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """What a device had too little memory for.
+    """The crystals that did not fit a device, and the error.
 
     Attributes:
-        rows: of the crystals that went through it at once.
-        said: what PyTorch said.
+        rows: rows of the crystals in the micro-batch.
+        said: PyTorch's message.
     """
 
     rows: Sequence[int]
@@ -38,7 +38,7 @@ class Shortage:
 class OutOfMemory(Exception):
     """A device ran out of memory.
 
-    Make room only after the ``except`` that caught it: its traceback holds the tensors of the failed attempt.
+    Free memory only after leaving the ``except`` that caught it: its traceback holds the failed attempt's tensors.
     """
 
     def __init__(self, shortage: Shortage) -> None:
@@ -47,7 +47,7 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error reports too little memory on a GPU, by whichever library that had to allocate."""
+    """Whether an error reports that a GPU is out of memory, whichever library raised it."""
     if not isinstance(error, RuntimeError):
         return False
     text = str(error)
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def bytes_in_use(device: torch.device) -> tuple[int, int]:
-    """How much of a GPU's memory all processes use, and how much it has; (0, 0) for the host's."""
+    """A GPU's memory in use by all processes, and in total, in bytes; (0, 0) for the CPU."""
     if device.type != "cuda":
         return 0, 0
     free, total = torch.cuda.mem_get_info(device)
@@ -63,15 +63,15 @@ def bytes_in_use(device: torch.device) -> tuple[int, int]:
 
 
 class DeviceMemory:
-    """The largest number of crystals per micro-batch that is known to fit on a device, for one kind of work.
+    """The largest micro-batch known to fit a device, for one kind of work.
 
-    What is learned while others hold part of the device's memory is true for that moment only: it is not written down,
-    and `begin` forgets it.
+    A limit learned while other processes hold part of the device's memory is temporary: it is not written to the file,
+    and `begin` discards it.
 
     Args:
-        path: JSON file that remembers it for all experiments; None remembers nothing.
+        path: JSON file that remembers it for all experiments; None disables it.
         key: the device and the kind of work, such as ``NVIDIA L4|train|all|float32``.
-        on_note: told, in a sentence, whenever there is to be less.
+        on_note: called with a sentence whenever the limit shrinks.
     """
 
     def __init__(self, path: Path | None, key: str, *, on_note: Callable[[str], None] = lambda _note: None) -> None:
@@ -82,18 +82,18 @@ class DeviceMemory:
         self.limit = self._learned
 
     def begin(self) -> None:
-        """A piece of work begins: only what the device bears when it is free counts."""
+        """Start a piece of work with the limit of the free device."""
         self.limit = self._learned
 
     def make_room(self, shortage: Shortage, device: torch.device, ids: Sequence[str]) -> None:
-        """Free what the failed attempt left, and take half of its number of crystals as the limit from now on.
+        """Free the failed attempt's memory, and set the limit to half its number of crystals.
 
         Args:
             ids: of every crystal of the dataset.
 
         Raises:
-            DeviceTooSmall: naming the crystal, when it was alone, also on the device.
-            DeviceBusy: when it was alone, but others hold memory of the device.
+            DeviceTooSmall: if it was a single crystal on a free device; the error names it.
+            DeviceBusy: if it was a single crystal, but other processes hold memory of the device.
         """
         gc.collect()
         if device.type == "cuda":
@@ -105,9 +105,9 @@ class DeviceMemory:
             crystal = ids[shortage.rows[0]]
             if not is_free:
                 raise DeviceBusy(
-                    f"The crystal {crystal} does not fit what others leave of the GPU's memory: {held} without it. End "
-                    "what else runs there (nvidia-smi lists it; a notebook's kernel keeps memory until it is "
-                    "restarted), then: mbqueue work"
+                    f"The crystal {crystal} does not fit the GPU memory that other processes leave free: {held} "
+                    "without it. End the other processes (nvidia-smi lists them; a notebook's kernel keeps memory "
+                    "until it is restarted), then run: mbqueue work"
                 )
             raise DeviceTooSmall(
                 f"The crystal {crystal} alone does not fit the memory of {device}. Use a device with more memory, or "
@@ -118,14 +118,14 @@ class DeviceMemory:
             self._learned = self.limit
             self._remember()
         self._on_note(
-            f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once; from now on at most "
-            f"{self.limit} go together, which changes nothing but the last digits."
-            + ("" if is_free else f" Others hold memory there ({held}), so more is tried again with the next job.")
+            f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, at most "
+            f"{self.limit} run at once, which changes only the last digits of results."
+            + ("" if is_free else f" Other processes hold memory there ({held}), so the next job tries more again.")
         )
 
     def _remembered(self) -> int:
         entry = self._read().get(self._key)
-        # Earlier versions wrote a bare number without checking that the device was free: that is learned anew.
+        # Earlier versions wrote a bare number without checking that the device was free; the limit is learned again.
         limit = entry.get("limit") if isinstance(entry, dict) else None
         return max(1, limit) if isinstance(limit, int) else UNLIMITED
 
@@ -139,6 +139,6 @@ class DeviceMemory:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            # It is only a memory: without it, running out of memory once teaches the limit again.
+            # The file only saves time: without it, one out-of-memory error finds the limit again.
             return {}
         return content if isinstance(content, dict) else {}

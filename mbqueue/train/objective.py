@@ -1,4 +1,4 @@
-"""What a model's output stands for, and what training makes small: by the kind of the target.
+"""The meaning of a model's output, and the loss that training minimises, by kind of target.
 
 | kind | the output of the model in training | prediction |
 |---|---|---|
@@ -24,9 +24,9 @@ class Objective:
     """The loss of one fold's training, and its metrics.
 
     Attributes:
-        spec: how the fold is trained.
+        spec: the training options.
         kind: of the target.
-        scale: what outputs are multiplied by, a power of two, so that no digit is lost; 1 except for scalars.
+        scale: factor of the outputs: a power of two, so that no digit is lost; 1 except for scalars.
     """
 
     spec: TrainSpec

@@ -1,4 +1,4 @@
-"""Which parameters are trained, at which rate, and what is averaged."""
+"""The trained parameters, their learning rates, and weight averages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
-#: What to do about a whole checkpoint of the same spec whose parameters are others.
+#: The advice for an undamaged checkpoint of the same spec with different parameters.
 ADVICE = "Another version of mbqueue wrote it. Use that version, or train under a new name (--name)."
 
 
 def open_for_training(
     family: ModelFamily, model: nn.Module, trained: dict[str, nn.Parameter], *, head_only: bool
 ) -> None:
-    """Ask gradients of the trained parameters (of the head's alone with ``head_only``), and of no others."""
+    """Require gradients of the trained parameters (only the head's with ``head_only``) and of no others."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, parameter in trained.items():
@@ -70,22 +70,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]
 ) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state by parameter name; parameters that had no step yet are not in it."""
+    """The optimizer's state by parameter name, without parameters that have had no step yet."""
     return {name: dict(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Restore the tensors that `optimizer_tensors` returned.
 
     Raises:
-        CheckpointMisfit: when a name is not among the trained parameters.
+        CheckpointMisfit: if a name is not among the trained parameters.
     """
     foreign = tensors.keys() - trained.keys()
     if foreign:
         raise CheckpointMisfit(
-            f"The checkpoint has optimizer state of parameters that are not trained: {sorted(foreign)}. {ADVICE}"
+            f"The checkpoint has optimizer state for parameters that are not trained: {sorted(foreign)}. {ADVICE}"
         )
     content: dict[str, Any] = optimizer.state_dict()
     index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
@@ -106,15 +106,15 @@ class WeightAverage:
         self._live = trained
 
     def update(self, steps_done: int) -> None:
-        """Take in the weights after optimizer step ``steps_done`` (from 1)."""
+        """Update the average with the weights after optimizer step ``steps_done`` (from 1)."""
         share = 1 - min(self.decay, (1 + steps_done) / (10 + steps_done))
         torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in self._live.values()], share)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back the averages of a checkpoint.
+        """Restore the averages of a checkpoint.
 
         Raises:
-            CheckpointMisfit: when its names are not those of the trained parameters.
+            CheckpointMisfit: if its names are not those of the trained parameters.
         """
         if tensors.keys() != self.tensors.keys():
             raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
@@ -122,19 +122,19 @@ class WeightAverage:
             tensor.copy_(tensors[name])
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within the block the model carries the averages; after it, its own weights again."""
+        """Within the block, the model has the averaged weights; after it, its own again."""
         return carrying(self._live, self.tensors)
 
 
 class WeightSoup:
-    """Mean of the trained parameters at the ends of several epochs, of fewer until there are as many.
+    """Mean of the trained parameters at the ends of several epochs, or of all epochs while there are fewer.
 
-    Of the last epochs it is "latest weight averaging" (Kaddour, arXiv 2209.14981). Of the best epochs it is the uniform
-    soup (Wortsman et al., arXiv 2203.05482) of one training, whose ingredients are chosen by validation.
+    Over the last epochs, it is "latest weight averaging" (Kaddour, arXiv 2209.14981). Over the best epochs, it is a
+    uniform soup (Wortsman et al., arXiv 2203.05482) of one training, with ingredients chosen by validation.
 
     Attributes:
-        of_best: whether the best epochs are averaged, by the validation MAE of their own weights, in place of the last.
-        tensors: the mean; before the first epoch's end, none.
+        of_best: whether the best epochs, by validation MAE of their own weights, are averaged instead of the last ones.
+        tensors: the mean; empty before the first epoch's end.
         ends: parameters at the ends of earlier epochs that a later mean may need, oldest first.
         end_maes: validation MAE of each of `ends`; empty unless `of_best`.
     """
@@ -148,14 +148,14 @@ class WeightSoup:
         self._maes: list[float] = []
 
     def stir(self, own_mae: float = 0.0) -> None:
-        """Let `tensors` be the mean with the current weights, which are those at the end of an epoch.
+        """Add the current weights, those at the end of an epoch, to the mean in `tensors`.
 
         Args:
-            own_mae: their validation MAE; matters only for the best epochs.
+            own_mae: their validation MAE; used only for a soup of the best epochs.
         """
         ends = [*self.ends, {name: p.detach().clone() for name, p in self._live.items()}]
         maes = [*self.end_maes, own_mae]
-        # Oldest first, since the last digits depend on the order; of equally good epochs the earlier.
+        # Oldest first, because the last digits depend on the order; of equally good epochs, take the earlier.
         best = sorted(range(len(maes)), key=maes.__getitem__)[: self._epochs]
         chosen = sorted(best) if self.of_best else range(len(ends))[-self._epochs :]
         self._window = [ends[number] for number in chosen]
@@ -168,33 +168,33 @@ class WeightSoup:
             self.tensors[name] = total / len(self._window)
 
     def keep(self) -> None:
-        """Note that the epoch that was stirred in is over."""
+        """Record that the epoch just added is over."""
         is_too_old = not self.of_best and len(self._window) == self._epochs
         self.ends, self.end_maes = self._window[1:] if is_too_old else self._window, self._maes
 
     def restore(self, tensors: dict[str, Tensor], ends: list[dict[str, Tensor]], end_maes: list[float]) -> None:
-        """Put back what a checkpoint has.
+        """Restore the state of a checkpoint.
 
         Raises:
-            CheckpointMisfit: when its names are not those of the trained parameters, or MAEs are missing.
+            CheckpointMisfit: if its names are not those of the trained parameters, or MAEs are missing.
         """
         if any(part and part.keys() != self._live.keys() for part in (tensors, *ends)):
             raise CheckpointMisfit(f"The averaged weights in the checkpoint are not those of this experiment. {ADVICE}")
         if len(end_maes) != (len(ends) if self.of_best else 0):
-            raise CheckpointMisfit(f"The checkpoint lacks validation MAEs of the soup's epochs. {ADVICE}")
+            raise CheckpointMisfit(f"The checkpoint lacks the validation MAEs of the soup's epochs. {ADVICE}")
         self.tensors, *self.ends = (
             {name: tensor.to(self._live[name].device) for name, tensor in part.items()} for part in (tensors, *ends)
         )
         self.end_maes = list(end_maes)
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within the block the model carries the mean; after it, its own weights again."""
+        """Within the block, the model has the mean weights; after it, its own again."""
         return carrying(self._live, self.tensors)
 
 
 @contextmanager
 def carrying(live: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block the parameters are ``tensors``; after it, what they were."""
+    """Within the block, the parameters are ``tensors``; after it, the old values again."""
     own = [p.data for p in live.values()]
     try:
         for name, parameter in live.items():

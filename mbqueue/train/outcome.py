@@ -1,4 +1,4 @@
-"""What training returns to its caller: after a step, and when it leaves an epoch."""
+"""The results of training that its caller sees: of a step and of an epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StepReport:
         lr: learning rate.
         grad_norm: norm of the gradient before clipping.
         structures: in this step.
-        seconds: this step took, waiting for data included.
+        seconds: duration of the step, including the wait for data.
     """
 
     epoch: int
@@ -38,14 +38,14 @@ class EpochOutcome:
     """How working on an epoch ended.
 
     Attributes:
-        finished: whether the epoch is trained, validated and committed; else it was asked to stop.
+        finished: whether the epoch is trained, validated and committed; if not, it was stopped.
         epoch: from 1.
         step: steps of the epoch that are committed.
         steps_per_epoch: steps in all.
         commit: stem of the newest commit; None when there is none yet.
-        history_row: the epoch's row, when finished.
+        history_row: the epoch's row, if finished.
         best: epoch, val_mae and commit of the best finished epoch, if any.
-        improved: whether this epoch is that one.
+        improved: whether this epoch is the best one.
     """
 
     finished: bool

@@ -1,4 +1,4 @@
-"""Predictions for any crystals by any models: ensembles, and averages over small strains."""
+"""Predict any crystals with any models: ensembles, and averages over small strains."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from mbqueue.train.step import infer
 
 @dataclass(frozen=True, kw_only=True)
 class EnsemblePredictions:
-    """What M models say about N crystals.
+    """Predictions of M models for N crystals.
 
     Attributes:
-        each: prediction of each model, in its unit, float64 [M, N].
+        each: each model's predictions, in its unit, float64 [M, N].
     """
 
     each: NDArray[np.float64]
@@ -47,15 +47,15 @@ class EnsemblePredictions:
         return np.asarray(self.each.std(axis=0))
 
 
-#: Standard deviation of the components of the strains that predictions are averaged over.
+#: Standard deviation of the strain components over which predictions are averaged.
 STRAIN_SIZE = 0.005
 _BATCH_SIZE = 64
 
 
 def opposite_strains(pairs: int, size: float = STRAIN_SIZE) -> list[Distortion | None]:
-    """What a prediction is averaged over: the crystal as it is, and pairs of opposite random strains.
+    """The distortions over which a prediction is averaged: none, and pairs of opposite random strains.
 
-    Opposite ones, because the first-order change of the energy then cancels.
+    Opposite strains cancel the first-order change of the energy.
     """
     distortions: list[Distortion | None] = [None]
     for pair in range(pairs):
@@ -78,15 +78,15 @@ def predict_crystals(
     """Formation energies of all crystals of ``cache``, in their order.
 
     Args:
-        family: that the models are of.
+        family: the family of the models.
         models: with their element references, see `ModelFamily.load_model`.
         strains: pairs of `opposite_strains` that each crystal is averaged over besides itself.
         strain_size: standard deviation of the strains' components.
-        on_progress: told crystals done and in all, each as often as there are models and strains.
-        keep_in: folder that keeps what is computed, so that a prediction which is cut off resumes where it was.
+        on_progress: called with the crystals done and in total, each counted once per model and strain.
+        keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.
 
     Raises:
-        DeviceTooSmall: when a single crystal does not fit the device.
+        DeviceTooSmall: if a single crystal does not fit the device.
     """
     rows = np.arange(len(cache))
     distortions = opposite_strains(strains, strain_size)
@@ -138,7 +138,7 @@ def predict_crystals(
 
 
 def _digest(model: nn.Module) -> str:
-    """Of all that is learned, references and scale included."""
+    """Hash all learned values, including references and scale."""
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -1,8 +1,8 @@
-"""The linear model of the composition that every training starts from, fitted in closed form.
+"""Fit the linear model of the composition from which every training starts.
 
-CHGNet's prediction is the mean over atoms of what its read-out gives, plus one number for each element in proportion
-to its share (CHGNet's AtomRef). For an energy the read-out's part is known, and the numbers are reference energies.
-For any other target they are a regression of the target on the composition.
+CHGNet's prediction is the mean of its read-out over atoms, plus one number for each element in proportion to its share
+(CHGNet's AtomRef). For an energy, the read-out's part is known, and the numbers are reference energies. For any other
+target, they are a regression of the target on the composition.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 #: Elements that CHGNet knows, H to Pu.
 N_ELEMENTS = 94
-#: Strengths of the ridge to choose from, in crystals.
+#: Candidate ridge strengths, in crystals.
 _RIDGES = 10.0 ** np.arange(-3, 2.01, 0.5)
-#: Of logistic regression, whose left-out error has no closed form: as much as one crystal of the element says.
+#: Ridge strength of logistic regression, whose leave-one-out error has no closed form: the weight of one crystal.
 _LOGISTIC_RIDGE = 1.0
 _NEWTON_STEPS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """What each element adds to a prediction, in proportion to its share.
+    """The contribution of each element to a prediction, in proportion to its share.
 
     Attributes:
-        values: in the unit of the model's output, float64 [94], element Z at Z − 1.
+        values: contributions in the unit of the model's output, float64 [94], element Z at index Z − 1.
         absent: atomic numbers of the elements that were not in the fit, ascending.
     """
 
@@ -34,7 +34,7 @@ class References:
     absent: tuple[int, ...]
 
     def predict(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The composition's part of the output, [N], of shares [N, 94]."""
+        """The composition's part of the output, [N], for shares [N, 94]."""
         return shares @ self.values
 
 
@@ -53,10 +53,10 @@ def compositions(atomic_numbers: NDArray[np.uint8], atom_offsets: NDArray[np.int
 def fit_references(
     shares: NDArray[np.float64], targets: NDArray[np.float64], interaction: NDArray[np.floating]
 ) -> References:
-    """References that minimise the squared error of interaction energy + references against the targets.
+    """Fit references that minimise the squared error of interaction energy + references against the targets.
 
-    Of elements that always come in a fixed ratio, only the sum is determined; the smallest solution is taken. Elements
-    that no crystal has get 0.
+    For elements that always occur in a fixed ratio, only the sum is determined; the smallest solution is taken.
+    Elements missing from all crystals get 0.
 
     Args:
         shares: share of each element in each crystal, [N, 94] (see `compositions`).
@@ -72,11 +72,11 @@ def fit_references(
 
 
 def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -> References:
-    """Ridge regression of a scalar on the composition, drawn towards the mean of the targets.
+    """Ridge regression of a scalar on the composition, regularised towards the mean of the targets.
 
-    Shares add up to one, so a mean added to every element's value is a mean added to every prediction. An element that
-    no crystal has gets the mean. The strength is the one with the least squared error of crystals left out one at a
-    time, in closed form: r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
+    Shares add up to one, so adding the mean to every element's value adds it to every prediction. An element missing
+    from all crystals gets the mean. The strength minimises the leave-one-out squared error, which has a closed form:
+    r_i / (1 − h_i), with the residuals r and the diagonal h of the hat matrix.
 
     Args:
         shares: [N, 94]. targets: [N].
@@ -98,9 +98,9 @@ def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -
 
 
 def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> References:
-    """Logistic regression of a class on the composition with a ridge, drawn towards the log-odds of all classes.
+    """Logistic ridge regression of a class on the composition, regularised towards the overall log-odds.
 
-    Newton's method from there; an element that no crystal has gets the log-odds of all.
+    Newton's method starts from there. An element missing from all crystals gets the overall log-odds.
 
     Args:
         shares: [N, 94]. classes: 0 or 1, both of them there, [N].
@@ -123,9 +123,9 @@ def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> Re
 
 
 def spread_of(residuals: NDArray[np.float64]) -> float:
-    """The power of two next to the standard deviation of normal residuals with this mean absolute value; at least 2⁻³⁰.
+    """The power of two nearest the standard deviation of normal residuals with this mean absolute value; at least 2⁻³⁰.
 
-    From the mean absolute value, since a few outliers (a refractive index of 60) must not set the scale of all others.
+    It uses the mean absolute value, so that a few outliers (a refractive index of 60) do not set the scale for all.
     """
     spread = float(np.abs(residuals).mean()) * np.sqrt(np.pi / 2)
     return float(2.0 ** np.round(np.log2(max(spread, 2.0**-30))))

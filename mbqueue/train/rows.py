@@ -1,4 +1,4 @@
-"""Which rows of a dataset each part of a fold has."""
+"""The dataset rows of each part of a fold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbqueue.train.feeds import Rows
 
 @dataclass(frozen=True, kw_only=True)
 class FoldRows:
-    """Which rows of the dataset a fold trains on, validates on and is tested on; ascending, disjoint."""
+    """The dataset rows that a fold uses for training, validation and test; ascending and disjoint."""
 
     train: Rows
     validation: Rows
@@ -24,7 +24,7 @@ class FoldRows:
 
 
 def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
-    """The fold's rows of a dataset with these targets, [N]; without epochs nothing is held out for validation."""
+    """A fold's rows of a dataset with these targets, [N]; without epochs, no rows are held out for validation."""
     n, classes = len(targets), targets if spec.predicts.is_class else None
     outer = train_rows(n, fold, classes=classes)
     train, validation = outer, outer[:0]
@@ -36,7 +36,7 @@ def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
 
 
 def common_validation(targets: NDArray[np.float64], specs: Iterable[Spec], fold: int) -> Rows:
-    """Rows that are in the validation part of every experiment, so that none of them was trained on these; ascending.
+    """Rows in the validation part of every experiment, on which none of them was trained; ascending.
 
     Args:
         targets: of every crystal of the dataset, [N]; the split depends on their values only for classes.

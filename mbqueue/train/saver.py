@@ -1,4 +1,4 @@
-"""Commits made during training: staged by a background thread, published at a step border."""
+"""Commits during training: staged by a background thread, published between two steps."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Save = Callable[[Staged], None]
 
 
 class Saver:
-    """Turns states into commits of one fold; one at a time.
+    """Turns states into commits of one fold, one at a time.
 
-    Use it as a context: on leaving, a commit that was staged but not published is removed.
+    Use it as a context manager: leaving removes a commit that was staged but not published.
     """
 
     def __init__(self, checkpoints: Checkpoints, save: Save) -> None:
@@ -41,39 +41,39 @@ class Saver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a commit is being staged or waits for `publish_if_ready`."""
+        """Whether a commit is being staged, or is waiting for `publish_if_ready`."""
         return self._pending is not None
 
     def start(self, state: TrainState, facts: Mapping[str, Any]) -> None:
-        """Begin to stage a commit in the background. ``state`` must share no memory with the training."""
+        """Start staging a commit in the background. ``state`` must share no memory with the training."""
         assert self._pending is None
         self._pending = self._thread.submit(lambda: self._checkpoints.stage(serialise(state), facts))
 
     def publish_if_ready(self) -> Manifest | None:
-        """Publish what `start` began, if it is staged by now; else None at once.
+        """Publish the commit that `start` began, if it is staged; otherwise return None at once.
 
-        Where an object store does not answer it is dropped: training continues, and the next one is soon due.
+        If an object store does not answer, the commit is dropped: training continues, and the next one is due soon.
 
         Raises:
             LeaseLost: from the queue; nothing was published.
-            OSError: when staging failed.
+            OSError: if staging failed.
         """
         if self._pending is None or not self._pending.done():
             return None
         pending, self._pending = self._pending, None
         try:
             return self._publish(pending.result())
-        except StoreError:  # which the store has told already
+        except StoreError:  # already reported by the store
             return None
 
     def save_now(self, state: TrainState, facts: Mapping[str, Any]) -> Manifest:
-        """Stage and publish a commit before returning; one that is still pending is older, and dropped.
+        """Stage and publish a commit before returning; an older pending commit is dropped.
 
-        Where an object store does not answer it is tried again, as long as `Checkpoints.hold_on` has patience. The
-        same bytes are tried, so a commit of which only the answer was lost is known again.
+        If an object store does not answer, the commit is retried for as long as `Checkpoints.hold_on` allows. Retries
+        send the same bytes, so a commit that arrived although its answer was lost is recognised.
 
         Raises:
-            StoreError: when there is no more time to wait.
+            StoreError: if no time is left to wait.
         """
         self._drop_pending()
         content = serialise(state)
@@ -90,7 +90,7 @@ class Saver:
             staged.discard()
         if not staged.is_published:
             raise CheckpointError(f"The commit {staged.manifest.stem} was accepted but not published.")
-        with suppress(StoreError):  # what is superseded is removed with the next commit
+        with suppress(StoreError):  # the next commit removes superseded files
             self._checkpoints.prune()
         return staged.manifest
 

@@ -1,8 +1,8 @@
-"""Gathers and segment sums whose gradients are segment sums and gathers again: no atomics, one order of summation.
+"""Gathers and segment sums whose gradients are segment sums and gathers: no atomics, one fixed summation order.
 
-`index_select` has a gradient that adds with atomics on a GPU, in whatever order threads come. Here every index comes
-with an order that sorts it, so each row of the gradient is the sum of a segment, in the same order every time.
-Nothing here waits for the device.
+On a GPU, the gradient of `index_select` adds with atomics, in whatever order threads run. Here every index has an order
+that sorts it, so each row of the gradient sums a segment in the same order every time. Nothing here waits for the
+device.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Index:
-    """Rows to gather, and how to sum by them.
+    """Rows to gather, and the order in which to sum over them.
 
     Attributes:
-        rows: which row each gathered one comes from, int32 or int64 [n].
-        order: the order of the n that sorts ``rows`` (stable); None where they are sorted.
-        offsets: where the segment of each of the N rows begins in that order, and n, int32 or int64 [N + 1].
+        rows: source row of each gathered row, int32 or int64 [n].
+        order: the stable order of the n that sorts ``rows``; None if they are sorted.
+        offsets: start of each source row's segment in that order, then n, int32 or int64 [N + 1].
     """
 
     rows: Tensor
@@ -30,7 +30,7 @@ class Index:
 
     @classmethod
     def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
-        """The index into ``n`` rows; sorted by ``order`` where that is known, else here."""
+        """The index into ``n`` rows, sorted by ``order`` if given, else here."""
         if is_sorted:
             ascending = rows
         else:
@@ -45,7 +45,7 @@ class Index:
         return out
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum of the rows of ``x`` [n, …] that belong to each of the N, [N, …]."""
+        """For each of the N source rows, the sum of its rows of ``x`` [n, …], [N, …]."""
         out: Tensor = _Sum.apply(x, self)  # type: ignore[no-untyped-call]
         return out
 
@@ -81,7 +81,7 @@ class _Sum(torch.autograd.Function):
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows] for rows that are all different: on the CPU, less work than an `Index`."""
+    """x[rows] for distinct rows: on the CPU, less work than an `Index`."""
     out: Tensor = _Take.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 

@@ -1,9 +1,9 @@
-"""What a frozen backbone gives, in the object store: made once, on whichever machine prepares, and read by the others.
+"""Share a frozen backbone's outputs in the object store: one machine computes them, and the others read them.
 
-Energies and features of 132,752 crystals take a GPU minutes and a CPU hours, so they are kept; graphs are not, because
-they are made from the crystals faster than a link of 100 MB/s brings them. A shard is KIND-NUMBER-HASH.npy, and
-KIND-NUMBER.json, put by `create`: of two machines that made one shard the first decides which bytes all others use, for
-two devices do not agree in the last digits.
+Energies and features of 132,752 crystals take minutes on a GPU and hours on a CPU, so they are shared. Graphs are not,
+because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard is KIND-NUMBER-HASH.npy and
+KIND-NUMBER.json. Two devices differ in the last digits, so the .json is written by `create`: the first machine to make
+a shard decides the bytes that all others use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mbqueue.train.frozen import FrozenBackbone, Progress
 
 LARGEST_LISTING = 1 << 16
 LARGEST_SHARD = 1 << 30
-#: Requests at once: most of a small object's time is waiting.
+#: Concurrent requests: a small object mostly waits for the answer.
 _AT_ONCE = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -28,13 +28,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def send_shards(
     store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
 ) -> bool:
-    """Put every whole shard into the store that is not there; one that another machine put first replaces this one's.
+    """Upload every whole shard that the store lacks; if another machine's is there first, it replaces this one's.
 
     Returns:
-        False when it was stopped before the end.
+        False if stopped before the end.
 
     Raises:
-        StoreError: when the store does not take or give them.
+        StoreError: if the store cannot be read or written.
     """
     prefix = _prefix(frozen)
     there = set(store.names(prefix))
@@ -66,12 +66,12 @@ def fetch_shards(
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Take from the store every shard that is whole there and missing or another here; the rest is to be computed.
+    """Download every whole shard that is missing here or differs; the rest must be computed.
 
-    Another one is of a cache that this machine filled before it knew of the store.
+    A shard can differ if this machine filled its cache before it used the store.
 
     Raises:
-        StoreError: when the store does not give them.
+        StoreError: if the store cannot be read.
     """
     prefix = _prefix(frozen)
     there = set(store.names(prefix))
@@ -96,7 +96,7 @@ def fetch_shards(
 
 
 def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[str, int]]) -> Iterator[None]:
-    """Do what there is to do for each shard, and tell after each; after the first error nothing more is begun."""
+    """Process each shard and report progress after each; after the first error, start no more."""
     has_failed = threading.Event()
 
     def unless_failed(kind: str, shard: int) -> None:
@@ -118,19 +118,19 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
 
 
 def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[str]) -> bool:
-    """Whether the store has no other bytes of a shard than this machine, by the names alone."""
+    """Whether the store and this machine have the same bytes of a shard, judged by file names alone."""
     files = {name for name in there if name.startswith(f"{kind}-{shard:05d}-")}
     return files == {_file(kind, shard, frozen.sha256(kind, shard))}
 
 
 def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> None:
-    """Make a shard what the store has, if that is whole."""
+    """Replace a shard by the store's, if that is whole."""
     prefix = _prefix(frozen)
     try:
         listing = json.loads(store.read(f"{prefix}/{_listing(kind, shard)}", at_most=LARGEST_LISTING))
         size = int(listing["size"])
         if not _SHA256.fullmatch(listing["sha256"]) or not 0 <= size <= LARGEST_SHARD:
-            return  # of another program
+            return  # written by another program
         content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=size)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return

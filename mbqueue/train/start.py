@@ -1,4 +1,4 @@
-"""Where a fold's training starts: the pretrained model, with what its target needs fitted on the training part."""
+"""The start of a fold's training: the pretrained model, fitted to the target by composition on the training part."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mbqueue.train.references import References, compositions, fit_classes, fit_
 
 @dataclass(frozen=True)
 class Start:
-    """A model that predicts the target already, from compositions at least.
+    """The initial model; it already predicts the target, at least from the composition.
 
     Attributes:
-        model: on the CPU; its output is that of the objective.
-        objective: what is trained from here.
+        model: the model, on the CPU; its output is as the objective defines.
+        objective: the objective of the training.
         absent: atomic numbers of the elements that the training part lacks, ascending.
-        outputs: what the model gives for every crystal of the dataset, from what is stored, float64 [N].
+        outputs: the model's output for every crystal of the dataset, computed from stored outputs, float64 [N].
     """
 
     model: Any
@@ -38,8 +38,8 @@ def start_of(
 ) -> Start:
     """The start of an experiment, fitted in closed form on the training ``rows``.
 
-    For an energy, references of the elements around the pretrained energies. For a scalar or a class, the composition
-    alone: the read-out's last layer is reset to zero, so that training begins at that fit.
+    For an energy, fit element references on top of the pretrained energies. For a scalar or a class, fit the
+    composition alone, and reset the read-out's last layer to zero, so that training starts from that fit.
     """
     model = family.load_pretrained(spec.model.pretrained)
     all_shares = compositions(crystals.atomic_numbers, crystals.atom_offsets)
@@ -56,6 +56,6 @@ def start_of(
         scale = spread_of(targets - references.predict(shares))
         references = References(values=references.values / scale, absent=references.absent)
     family.set_references(model, references)
-    # The model's references are float32, and what it predicts is to be what is said of it.
+    # The model's references are float32; `outputs` must equal its predictions.
     outputs = interaction + all_shares @ references.values.astype(np.float32).astype(np.float64)
     return Start(model, Objective(spec.train, kind, scale), references.absent, outputs)

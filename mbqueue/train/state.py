@@ -1,4 +1,4 @@
-"""Everything that changes the next training step, as one structure, and its bytes."""
+"""Everything that affects the next training step, as one structure, and its serialisation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _Tensors = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A fold between two steps. Two equal states continue alike, bit by bit, under the same fingerprint.
+    """A fold between two steps. Equal states continue identically, bit for bit, under the same fingerprint.
 
-    Nothing that differs between two runs of the same work is in here (times, sessions, fences): equal work gives
-    equal bytes. The learning rate is a pure function of ``steps_done``, the order of samples one of seed, fold and
+    It contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work gives
+    equal bytes. The learning rate is a pure function of ``steps_done``, and the sample order one of seed, fold and
     epoch, so neither a scheduler nor a sampler has state.
 
     Attributes:
@@ -33,18 +33,18 @@ class TrainState:
         dataset_hash: hash of the crystals.
         fold: 0 to 4.
         epoch: the epoch being trained, from 1.
-        step: optimizer steps done in it.
+        step: optimizer steps done in this epoch.
         complete: whether the epoch is trained and validated.
-        steps_done: optimizer steps done in all epochs.
+        steps_done: optimizer steps done over all epochs.
         sums: running sums of the epoch: loss, abs_error (over structures), grad_norm (over steps), structures.
         best: epoch and val_mae of the best finished epoch, or None.
         model: the model's state dict.
         optimizer: AdamW's tensors by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
-            they are here so that nothing that ever does can break an exact resume.
+            they are saved so that code which does still resumes exactly.
         ends: trained weights at the ends of earlier epochs, oldest first; empty except for a weight soup.
-        end_maes: validation MAE of each of them; empty except for a soup of the best epochs.
+        end_maes: validation MAE of each of ``ends``; empty except for a soup of the best epochs.
     """
 
     spec_hash: str
@@ -70,16 +70,16 @@ def serialise(state: TrainState) -> bytes:
     parts = {field.name: _canonical(getattr(state, field.name)) for field in dataclasses.fields(state)}
     for younger in ("ends", "end_maes"):
         if not parts[younger]:
-            del parts[younger]  # states without a soup keep the bytes that they have always had
+            del parts[younger]  # states without a soup keep the same bytes as in earlier versions
     torch.save(parts, buffer)
     return buffer.getvalue()
 
 
 def _canonical(value: Any) -> Any:
-    """The same value built afresh, with one object for all equal strings.
+    """A copy of a value that uses one object for all equal strings.
 
-    Pickle writes an object that it has seen before as a reference, so bytes depend on which equal objects happen to
-    be the same one, and that differs between a fresh state and one that was loaded.
+    Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object. That
+    differs between a fresh state and a loaded one.
     """
     if isinstance(value, dict):
         return {sys.intern(key): _canonical(part) for key, part in value.items()}
@@ -92,25 +92,25 @@ def deserialise(content: bytes) -> TrainState:
     """The state in a checkpoint file, on the CPU; nothing in it is executed.
 
     Raises:
-        CheckpointError: when the bytes are damaged or something else.
+        CheckpointError: if the bytes are damaged or not a checkpoint.
     """
     try:
         _require_unpacked(content)
         parts = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return TrainState(**parts)
     except Exception as error:
-        # torch.load has no error of its own: damage gives RuntimeError, UnpicklingError, EOFError, KeyError and more.
+        # torch.load has no error type for damage: it raises RuntimeError, UnpicklingError, EOFError, KeyError and more.
         raise CheckpointError(f"The checkpoint cannot be read: {error}.") from error
 
 
 def _require_unpacked(content: bytes) -> None:
-    """Refuse an archive that would grow beyond its own size when it is read: `serialise` packs nothing."""
+    """Refuse an archive that would expand when read: `serialise` does not compress."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is packed, as mbqueue never does it")
+        raise ValueError("it is compressed, but mbqueue never compresses checkpoints")
     if sum(entry.file_size for entry in entries) > len(content):
-        raise ValueError("what is in it is larger than it is itself")
+        raise ValueError("its contents are larger than the file")
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> _Tensors:
@@ -124,7 +124,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
     version, words, python_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        # Asking for it starts CUDA, which a session on the CPU may be there to do without.
+        # Reading it starts CUDA, which a CPU session must avoid.
         "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "numpy": [
             str(name),
@@ -138,10 +138,11 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what `random_states` gave; that of a GPU only on one."""
+    """Restore the result of `random_states`; a GPU's state only on a GPU."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and device.type == "cuda":
-        # Earlier versions kept that of every GPU of the machine: all alike, since all get one seed and nothing draws.
+        # Earlier versions saved the state of every GPU in the machine. All are equal, because all get one seed and
+        # nothing draws.
         torch.cuda.set_rng_state(states["cuda"][0], device)
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -150,7 +151,7 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all random generators, so that a fold starts alike in every process."""
+    """Seed all random generators, so that a fold starts identically in every process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""One optimizer step, and inference over many crystals: the two things that are done with batches."""
+"""The two operations on batches: an optimizer step, and inference over many crystals."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LISTED = 70
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimizer step gave.
+    """The result of one optimizer step.
 
     Attributes:
         loss: sum of the loss over the step's structures.
         abs_error: sum of the absolute errors, in the unit of the target.
         grad_norm: norm of the gradient before clipping.
-        structures: how many.
+        structures: number of structures in the step.
     """
 
     loss: float
@@ -43,13 +43,14 @@ class StepResult:
 
 
 class Guard:
-    """Keeps a step that is not finite, and all steps after it, from the weights without asking the device.
+    """Prevents a non-finite step, and all steps after it, from changing the weights, without waiting for the device.
 
-    The optimizer reads the flag where it lives (``found_inf`` of AdamW) and then leaves weights and moments alone.
+    The optimizer reads the flag on the device (``found_inf`` of AdamW) and skips the update of weights and moments if
+    it is set.
 
     Args:
-        optimizer: a fused one; from now on it follows the flag.
-        device: where the flag lives.
+        optimizer: a fused optimizer; from now on it obeys the flag.
+        device: the device that holds the flag.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -57,17 +58,17 @@ class Guard:
         optimizer.found_inf = self._is_raised  # type: ignore[attr-defined]
 
     def see(self, figures: Tensor) -> None:
-        """Raise the flag for good if one of ``figures`` is not finite."""
-        # Zero times their sum is zero, or no number at all: few operations, since each is a launch.
+        """Set the flag permanently if one of ``figures`` is not finite."""
+        # Zero times their sum is zero or NaN. This takes few operations, and each one is a kernel launch.
         torch.maximum(self._is_raised, (figures.sum() * 0).ne(0), out=self._is_raised)
 
 
 class Step:
-    """A step of the optimizer that the device may still be computing.
+    """An optimizer step that the device may still be computing.
 
     Args:
         figures: sum of the loss, sum of the absolute errors and norm of the gradient, float64 [3], on the device.
-        rows: of the step's crystals.
+        rows: rows of the step's crystals.
         rate: its learning rate.
     """
 
@@ -77,21 +78,21 @@ class Step:
         self._figures = Fetch([figures])
 
     def result(self, ids: Sequence[str]) -> StepResult:
-        """Wait for what the step gave.
+        """Wait for the step's result.
 
         Args:
             ids: id of every crystal of the dataset, for errors.
 
         Raises:
-            NonFiniteLoss: with the ids of the crystals; the weights are as before the step.
+            NonFiniteLoss: if it is not finite; the error names the crystals, and the weights are unchanged.
         """
         [figures] = self._figures.wait()
         loss, error, norm = figures.tolist()
         if not math.isfinite(loss + norm):
             raise NonFiniteLoss(
-                f"The loss ({loss}) or the gradient norm ({norm}) is not finite; the weights are as before the step. "
-                f"The batch: {', '.join(ids[row] for row in self._rows)}. Look at these crystals' targets and "
-                "distances, or lower train.lr, then retry."
+                f"The loss ({loss}) or the gradient norm ({norm}) is not finite; the weights are unchanged. "
+                f"The batch: {', '.join(ids[row] for row in self._rows)}. Check these crystals' targets and "
+                "interatomic distances, or lower train.lr, then retry."
             )
         return StepResult(loss=loss, abs_error=error, grad_norm=norm, structures=len(self._rows))
 
@@ -107,17 +108,17 @@ def begin_step(
     parameters: Sequence[nn.Parameter],
     rate: float,
 ) -> Step:
-    """Begin one step of the optimizer over the crystals of all ``batches`` together, without waiting for a GPU.
+    """Begin one optimizer step over the crystals of all ``batches`` together, without waiting for a GPU.
 
     Args:
         batches: the micro-batches; their gradients add up to that of one batch.
-        objective: what is made small.
-        guard: of the optimizer.
-        parameters: what is trained in this step.
+        objective: the loss to minimise.
+        guard: the optimizer's guard.
+        parameters: the parameters trained in this step.
         rate: the learning rate.
 
     Raises:
-        OutOfMemory: before the weights are touched.
+        OutOfMemory: if a batch does not fit; the weights are unchanged.
     """
     rows = [row for arrived in batches for row in arrived.rows]
     optimizer.zero_grad(set_to_none=True)
@@ -127,14 +128,14 @@ def begin_step(
         for arrived in batches:
             _add_gradient(model, feed, arrived.batch, objective=objective, structures=len(rows), totals=totals)
         for parameter in parameters:
-            # A parameter that this batch does not reach (no angles in it) must still decay and keep its momentum,
+            # A parameter without a gradient in this batch (one without angles) must still decay and keep its momentum,
             # or the result would depend on how crystals are batched.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         scale = gradient_scale(len(rows))
         if scale != 1:
             torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], 1 / scale)
-        # Clipping by infinity only measures.
+        # Clipping at infinity only measures the norm.
         norm = nn.utils.clip_grad_norm_(parameters, objective.spec.clip_norm or math.inf)
         figures = torch.cat([totals, norm[None].double()])
         guard.see(figures)
@@ -144,8 +145,8 @@ def begin_step(
         optimizer.zero_grad(set_to_none=True)
         raise OutOfMemory(Shortage(arrived.rows, str(error))) from error
     set_learning_rate(optimizer, rate)
-    # Out of memory in here would leave some weights changed and others not. It is not caught, so that the job ends and
-    # resumes from its last commit; there is hardly a way to it, since what the gradient took is free again.
+    # Running out of memory here would leave only some weights changed. The error is not caught, so the job ends and
+    # resumes from its last commit. It is unlikely, because the gradient's memory is free again.
     optimizer.step()
     return Step(figures, rows, rate)
 
@@ -155,7 +156,7 @@ def _add_gradient(
 ) -> None:
     """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
 
-    What it takes on the device is gone when it returns or fails, as its locals are.
+    Its device memory is freed when it returns or fails, together with its locals.
     """
     output = feed.predict(model, batch)
     loss = objective.loss_sum(output, batch.targets)
@@ -165,7 +166,7 @@ def _add_gradient(
 
 
 def listed(ids: Sequence[str]) -> str:
-    """Ids of crystals for an error: all, or the first 70 and how many more."""
+    """Ids of crystals for an error message: all, or the first 70 and the number of others."""
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
     return ", ".join(ids[:_LISTED]) + more
 
@@ -184,14 +185,15 @@ def infer(
     should_stop: Callable[[], bool] = lambda: False,
     on_part: Callable[[list[Tensor]], None] = lambda _part: None,
 ) -> list[NDArray[np.float32]] | None:
-    """What ``compute`` gives for all ``rows``, in their order, without autograd; None when stopped.
+    """Call ``compute`` for all ``rows``, in their order, without autograd; return None if stopped.
 
     Args:
-        compute: for a batch on the device, tensors whose first dimension is crystals or atoms; they are concatenated.
-        on_part: told, batch by batch in their order, what was computed.
+        compute: returns, for a batch on the device, tensors whose first dimension is crystals or atoms; they are
+            concatenated.
+        on_part: called with the outputs of each batch, in order.
 
     Raises:
-        DeviceTooSmall, DeviceBusy: when a single crystal does not fit the device.
+        DeviceTooSmall, DeviceBusy: if a single crystal does not fit the device.
     """
     found: list[list[Tensor]] = []
     done = 0
@@ -216,7 +218,7 @@ def infer(
                         raise
                     shortage = Shortage(arrived.rows, str(error))
                     break
-                # A GPU computes this batch while the one before is read.
+                # A GPU computes this batch while the previous one is read.
                 if running is not None:
                     keep(running.wait())
                 running = begun

@@ -1,4 +1,4 @@
-"""An epoch's steps: on a GPU each is begun before what the one before gave is read."""
+"""Run an epoch's steps: on a GPU, each begins before the previous one's result is read."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mbqueue.train.step import Guard, Step, begin_step
 
 
 def steps_in_flight(device: torch.device) -> int:
-    """How many steps may be begun and not counted: on the CPU none, since nothing would overlap."""
+    """The number of steps that may be begun but not counted: none on the CPU, where nothing would overlap."""
     return 1 if device.type == "cuda" else 0
 
 
 class Stepper:
-    """Begins a learner's steps and counts them once their results are known.
+    """Begins a learner's steps, and counts them once their results are known.
 
-    A step counts in the learner only then, so `settle` before its state is copied.
+    The learner's state includes only counted steps, so call `settle` before copying it.
 
     Args:
-        learner: what is trained.
-        feed: where its batches come from.
-        objective: what is made small.
-        device: where.
+        learner: the learner to train.
+        feed: the source of batches.
+        objective: the loss to minimise.
+        device: where to compute.
         ids: id of every crystal of the dataset, for errors.
         clock: measures the steps.
         on_step: called after every counted step.
@@ -56,11 +56,12 @@ class Stepper:
         self._counted_at = clock.monotonic()
 
     def step(self, batches: Sequence[Arrived]) -> None:
-        """Begin a step over all ``batches`` together, and count those that should be finished.
+        """Begin a step over all ``batches`` together, and count the steps that should be finished.
 
         Raises:
-            NonFiniteLoss: with the ids of the crystals; the weights are as before that step.
-            OutOfMemory: the step was not begun.
+            NonFiniteLoss: if a step is not finite; the error names its crystals, and the weights are as before that
+                step.
+            OutOfMemory: if a batch does not fit; the step has not begun.
         """
         learner = self._learner
         step = begin_step(
@@ -78,7 +79,7 @@ class Stepper:
         self.settle(leave=self._lead)
 
     def settle(self, *, leave: int = 0) -> None:
-        """Wait for the steps that were begun, except for the last ``leave``, and count them.
+        """Wait for all begun steps except the last ``leave``, and count them.
 
         Raises:
             NonFiniteLoss: as `step`.

@@ -1,13 +1,13 @@
-"""CHGNet's energy on a GPU by fused kernels, with a gradient written by hand: few launches, and few bytes kept.
+"""CHGNet's energy on a GPU with fused kernels and a hand-written gradient: few launches, little memory.
 
-What is computed is what `mbqueue.train.forward` computes, in another order:
+It computes the same as `mbqueue.train.forward`, in another order:
 
-* All parameters are gathered into one vector, in which what belongs together lies together (`Weights`); so are their
-  gradients, which come back as views of one vector.
-* Bonds have features of their own only where they are short. All others keep their first ones, so their shares of the
-  four atom convolutions are products of the basis with matrices of 31 columns, and need no [U, 64] in between.
-* What several layers take of atoms or short bonds is one product, and what gradients add up is added by the product
-  that computes the last part.
+* All parameters are gathered into one vector that keeps related ones together (`Weights`). Their gradients are views of
+one vector, too.
+* Only short bonds have features that change. All others keep their initial ones, so their shares of the four atom
+convolutions are products of the basis with matrices of 31 columns, and need no intermediate [U, 64].
+* The shares that several layers take from atoms or short bonds are one product. Gradients are accumulated by the
+product that computes the last part.
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ class _ReadOut(torch.autograd.Function):
 
 
 class _Layout:
-    """Where each of the backbone's parameters goes in the vector of all of them, and back.
+    """Maps the backbone's parameters into one vector, and gradients back.
 
     Attributes:
-        parameters: what the energy depends on, except the read-out.
-        index: for each place in the vector, the place in the concatenated parameters, or the zero behind them.
-        back: for each place in the concatenated parameters, the place in the vector.
-        shapes: of the pieces of the vector, in order, by name.
+        parameters: all that the energy depends on, except the read-out's.
+        index: for each position in the vector, the position in the concatenated parameters, or that of the zero after
+            them.
+        back: for each position in the concatenated parameters, the position in the vector.
+        shapes: shapes of the vector's pieces, in order, by name.
     """
 
     def __init__(self, model: CHGNet, device: torch.device) -> None:
@@ -103,24 +104,24 @@ class _Layout:
         index = torch.cat([piece.flatten() for piece in pieces.values()])
         back, start = torch.empty(total + 1, dtype=torch.long), 0
         for name, piece in pieces.items():
-            if name != "waves":  # sine and cosine share each frequency: their sum comes under another name
+            if name != "waves":  # sine and cosine share each frequency: their sum is stored under another name
                 back[piece.flatten()] = torch.arange(start, start + piece.numel())
             start += piece.numel()
         self.back, self.index = back[:total].to(device), index.to(device)
         self._zero = torch.zeros(1, device=device)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """The pieces of a vector by name."""
+        """The pieces of a vector, by name."""
         parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
     def arranged(self, parameters: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The pieces by name, from the parameters."""
+        """The pieces of the parameters, by name."""
         flat = torch.cat([*(parameter.flatten() for parameter in parameters), self._zero.to(parameters[0].dtype)])
         return self.views(flat.index_select(0, self.index))
 
     def of_parameters(self, vector: Tensor) -> list[Tensor]:
-        """Gradients of the parameters, from the vector of those of the pieces."""
+        """Gradients of the parameters, from the vector of the pieces' gradients."""
         flat = vector.index_select(0, self.back)
         parts = torch.split(flat, [parameter.numel() for parameter in self.parameters])
         return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
@@ -130,9 +131,9 @@ _layouts: WeakKeyDictionary[CHGNet, _Layout] = WeakKeyDictionary()
 
 
 def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor]:
-    """Places of the weights in the parameters ``p``, in the order and shapes in which they are used.
+    """Positions of the weights in the parameters ``p``, in the order and shapes in which they are used.
 
-    Core stands above gate everywhere. What a kernel's partial sums have side by side, lies so here, too.
+    Core is above gate everywhere. Pieces that are adjacent in a kernel's partial sums are adjacent here, too.
     """
 
     def padded(x: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         return torch.cat([both(layer, "3.weight").flatten(), both(layer, "3.bias"), norms(layer)])
 
     def wide(x: Tensor) -> Tensor:
-        """Padded to 64 numbers, as their gradients come."""
+        """Padded to 64 numbers, as their gradients are."""
         return torch.cat([x, zero.expand(64 - len(x))])
 
     bases = "bond_basis_expansion.rbf_expansion"
@@ -196,9 +197,9 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
     for block in range(1, n_conv - 1):
         together = [pieces.pop(f"angle shorts {block - 1}"), pieces.pop(f"bond shorts {block}"), of_bonds[block]]
         pieces[f"shorts {block}"] = torch.cat(together)  # [256 ‖ 256 ‖ 128, 64]
-    # After the copies above: gradients of the shares come here.
+    # After the copies above: the gradients of the shares go here.
     pieces["bond shares"] = torch.cat(of_bonds)  # [4 · 128, 64]
-    pieces["frequencies"] = waves  # last: 15 numbers, and what follows would not be aligned to 16 bytes
+    pieces["frequencies"] = waves  # last, because it has 15 numbers: anything after it would not be aligned to 16 bytes
     return pieces
 
 
@@ -218,7 +219,7 @@ def _gate(piece: Tensor, *, is_angle: bool = False) -> tuple[Tensor | None, Gate
 
 @dataclass
 class _Kept:
-    """What the gradient needs of a forward pass, besides the weights."""
+    """The tensors of a forward pass that the gradient needs, besides the weights."""
 
     plan: Plan
     bases: dict[str, Basis]
@@ -311,13 +312,13 @@ def _forward(model: CHGNet, batch: OrderedBatch, w: dict[str, Tensor]) -> tuple[
 
 
 class _Gradient:
-    """The gradients of the weights ``w``, written into ``d`` from that of the atom features, last layer first.
+    """Computes the gradients of the weights ``w`` into ``d`` from the gradient of the atom features, last layer first.
 
     Attributes:
-        short: gradient of the short bonds at the layer that was reached.
-        angle: that of the angles.
+        short: gradient of the short bonds at the current layer.
+        angle: gradient of the angles.
         weights: that of the bonds' weights.
-        short_weights: that of the short bonds' weights.
+        short_weights: gradient of the short bonds' weights.
     """
 
     def __init__(self, batch: OrderedBatch, w: dict[str, Tensor], kept: _Kept, d: dict[str, Tensor]) -> None:
@@ -328,7 +329,7 @@ class _Gradient:
         self.short = self.angle = self.weights = self.short_weights = cast(Tensor, None)
 
     def write(self, atom: Tensor) -> None:
-        """All of them, from the gradient of the atom features, [A, 64]."""
+        """Compute all gradients from that of the atom features, [A, 64]."""
         w, d, kept = self._w, self._d, self._kept
         for block in reversed(range(self._n_conv)):
             shares = [self._atom_layer(block, atom)]
@@ -343,7 +344,7 @@ class _Gradient:
         self._bases()
 
     def _atom_layer(self, block: int, atom: Tensor) -> Tensor:
-        """An atom convolution: the gradient of the atoms' share in it."""
+        """Back-propagate through an atom convolution; return the gradient of the atoms' share."""
         w, kept = self._w, self._kept
         self._later.multiply(atom, kept.totals[block], self._d[f"atom out {block}"])
         _, gate = _gate(w[f"atom layer {block}"])
@@ -361,7 +362,7 @@ class _Gradient:
         return found.atoms
 
     def _angle_layer(self, block: int) -> Tensor:
-        """An angle update: the gradient of the atoms' share in it."""
+        """Back-propagate through an angle update; return the gradient of the atoms' share."""
         w, kept = self._w, self._kept
         first, gate = _gate(w[f"angle layer {block}"], is_angle=True)
         found = triton_angles.update_backward(
@@ -375,7 +376,7 @@ class _Gradient:
         return found.atoms
 
     def _bond_layer(self, block: int) -> Tensor:
-        """A bond convolution: the gradient of the atoms' share in it."""
+        """Back-propagate through a bond convolution; return the gradient of the atoms' share."""
         w, kept, out = self._w, self._kept, f"bond out {block}"
         self._later.multiply(self.short, kept.messages[block], self._d[out])
         first, gate = _gate(w[f"bond layer {block}"], is_angle=True)
@@ -391,12 +392,12 @@ class _Gradient:
         return found.atoms
 
     def _short_layer(self, share: Tensor, weight: Tensor, out: Tensor, block: int) -> None:
-        """A layer on short bonds as they are before ``block``; ``share`` is the gradient of what it gave."""
+        """Back-propagate ``share``, the gradient of a layer's output, to the short bonds before ``block``."""
         self._later.multiply(share, self._kept.shorts[block], out)
         self.short = share @ weight if self.short is None else torch.addmm(self.short, share, weight)
 
     def _bases(self) -> None:
-        """Frequencies and embeddings, and what bonds that are not short add to their shares' gradient."""
+        """Compute gradients of frequencies and embeddings, and the long bonds' part of the shares' gradient."""
         w, d, bases, later = self._w, self._d, self._kept.bases, self._later
         matrices, size = self._kept.matrices, self._w["bonds"].numel()
         of_bonds, of_matrices = torch.empty_like(w["bonds"]), torch.empty_like(matrices)

@@ -1,4 +1,4 @@
-"""CHGNet's gated messages on a GPU through Triton kernels, with their gradients: only the inputs are kept for them."""
+"""CHGNet's gated messages on a GPU with Triton kernels, and their gradients, for which only the inputs are kept."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from mbqueue.errors import TrainingError
 from mbqueue.train.gated import PRODUCTS, Gate, PlainMessages
 from mbqueue.train.kernels.tiles import PARTIALS, TILES, Tiles, tiles_of
 
-#: Columns of the widest arrays that have a row for each atom or short bond, and for each directed bond or angle.
+#: Columns of the widest array with a row per atom or short bond, and of the widest with a row per directed bond or
+#: angle.
 _WIDEST, _WIDE = 640, 128
 
 
 def fits(batch: Batch) -> bool:
-    """Whether the kernels can address all of the batch: they compute places in arrays in int32."""
+    """Whether the kernels can address the whole batch: they compute array positions in int32."""
     many = max(len(batch.bond_center), len(batch.angle))
     few = max(len(batch.atomic_numbers), len(batch.short_bond))
     return max(many * _WIDE, few * _WIDEST) < 2**31
@@ -26,12 +27,12 @@ def fits(batch: Batch) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the kernels need to know of a batch.
+    """The batch, tiles and precision that the kernels work with.
 
     Attributes:
-        batch: with its orders, on the device.
-        tiles: how the work is cut.
-        precision: of matrix products: float32, tf32, bf16 or fp16; their sums are float32.
+        batch: the batch with its orders, on the device.
+        tiles: how the work is divided.
+        precision: precision of matrix products: float32, tf32, bf16 or fp16; their sums are float32.
     """
 
     batch: OrderedBatch
@@ -40,10 +41,10 @@ class Plan:
 
     @classmethod
     def of(cls, batch: Batch, tiles: Tiles | None = None, precision: str | None = None) -> Plan:
-        """For ``batch``; unless given, the tiles are the device's own and the precision is `products_in_use`.
+        """The plan for ``batch``; by default, with the tiles of the device and the precision `products_in_use`.
 
         Raises:
-            TrainingError: when the batch is larger than the kernels can address; see `fits`.
+            TrainingError: if the kernels cannot address the batch; see `fits`.
         """
         if not fits(batch):
             raise TrainingError(
@@ -59,14 +60,14 @@ class Plan:
         return cls(batch.ordered(), tiles or TILES[min(TILES)], precision or products_in_use())
 
     def shares(self, n_rows: int, rows: int) -> tuple[int, int]:
-        """Programs, and tiles of ``rows`` for each of them, for all of ``n_rows``: by their number alone."""
+        """Divide ``n_rows`` into programs: their number, and the tiles of ``rows`` in each, from these counts alone."""
         tiles = -(-n_rows // rows)
         per_program = max(1, -(-tiles // PARTIALS))
         return -(-tiles // per_program), per_program
 
 
 def products_in_use() -> str:
-    """What `PRODUCTS` and torch's own setting say that matrix products on a GPU are computed in."""
+    """The precision of matrix products on a GPU, from `PRODUCTS` and torch's own setting."""
     named = {torch.bfloat16: "bf16", torch.float16: "fp16"}
     dtype = PRODUCTS.get()
     if dtype is not None:
@@ -103,7 +104,7 @@ class TritonMessages(PlainMessages):
 
 
 def _parameters(partials: Tensor, matrices: int) -> list[Tensor]:
-    """Gradients of so many matrices [128, 64], and of vectors [128] after them, from their partial sums."""
+    """Gradients of the matrices [128, 64], and of the vectors [128] after them, from their partial sums."""
     from mbqueue.train.kernels.triton_sums import add_partials  # noqa: PLC0415  only where triton is
 
     sums = add_partials(partials)
@@ -173,6 +174,6 @@ class _Update(torch.autograd.Function):
 
 
 def _gate(parts: Any) -> Gate:
-    """Second layers, their bias, scale and shift, as the kernels take them; the plan has the precision."""
+    """Second layers, their bias, scale and shift, in the form that the kernels take; the plan has the precision."""
     second, bias, scale, shift = parts
     return Gate(second, bias, scale, shift, products=None)

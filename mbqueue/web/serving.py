@@ -42,7 +42,7 @@ def serve(
         on_address: called with the URL to open, once the port is bound.
 
     Raises:
-        UsageError: when the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
+        UsageError: if the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
     """
     server, listener, token = listening_server(project, host, port, read_only=read_only, is_embedded=False)
     on_address(_url(host, listener.getsockname()[1], token))
@@ -100,7 +100,7 @@ def listening_server(
         is_embedded: for a notebook's frame, which always has a token.
 
     Raises:
-        UsageError: when the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
+        UsageError: if the port is taken, the host is not this machine's, or `mbqueue[board]` is not installed.
     """
     try:
         import uvicorn  # noqa: PLC0415 - an extra

@@ -24,7 +24,7 @@ def test_a_fold_that_resumes_with_features_of_other_bytes_says_so(tmp_path: Path
     frozen.write("features", 0, np.nextafter(frozen.features(np.arange(40)), np.float32(9)))
     report.lines.clear()
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
-    assert [line for line in report.lines if "under other conditions (frozen '" in line], report.lines
+    assert [line for line in report.lines if "under different conditions (frozen '" in line], report.lines
 
 
 def test_a_fold_that_resumes_with_the_same_features_says_nothing(tmp_path: Path, report: RememberedReport) -> None:
@@ -32,4 +32,4 @@ def test_a_fold_that_resumes_with_the_same_features_says_nothing(tmp_path: Path,
     enqueue(project, small_spec(project, "head_finetune"))
     work(project, WorkOptions(device="cpu", max_jobs=2), report=report)
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
-    assert not [line for line in report.lines if "under other conditions" in line], report.lines
+    assert not [line for line in report.lines if "under different conditions" in line], report.lines

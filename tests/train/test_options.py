@@ -223,7 +223,7 @@ def test_a_soup_of_the_best_epochs_is_the_mean_of_those_with_the_lowest_error_of
         soup.keep()
     assert found == [1.0, 1.5, 1.5, 6.0, 6.0, 16.0]
     assert ([float(end["w"]) for end in soup.ends], soup.end_maes) == ([2.0, 30.0], [0.3, 0.1])
-    with pytest.raises(CheckpointMisfit, match="lacks validation MAEs of the soup's epochs"):
+    with pytest.raises(CheckpointMisfit, match="lacks the validation MAEs of the soup's epochs"):
         soup.restore(soup.tensors, soup.ends, [0.3])
 
 

@@ -166,7 +166,7 @@ def test_pretrained_models_are_chgnets_own() -> None:
         ours = load_pretrained(version)
         assert ours.model_args == stock.model_args
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), stock.parameters(), strict=True))
-    with pytest.raises(UsageError, match=r"no pretrained weights '0\.1'"):
+    with pytest.raises(UsageError, match=r"pretrained weights are named '0\.1'"):
         family_of("0.1")
 
 
@@ -188,7 +188,7 @@ def test_a_model_file_cannot_run_code(tmp_path: Path) -> None:
         assert "torch" not in str(caught.value), "PyTorch's advice is not for people who mistook a file"
         assert len(str(caught.value).splitlines()) == 1
     torch.save({"weights": 1}, path)
-    with pytest.raises(CheckpointError, match="holds no CHGNet model"):
+    with pytest.raises(CheckpointError, match="contains no CHGNet model"):
         load_model(path)
     assert not (tmp_path / "owned").exists()
 

@@ -219,7 +219,7 @@ def test_other_conditions_are_reported_and_recorded_and_work_continues(
     run._note = told.append
     assert helpers.train_epoch(run, 1, fence=2, session="s2").finished
     assert len(told) == 1
-    assert "under other conditions (torch '1.0+" in told[0]
+    assert "under different conditions (torch '1.0+" in told[0]
     [change] = json.loads((tmp_path / "e0001-done-f0002.json").read_text())["fingerprint_changes"]
     assert (change["epoch"], change["step"], change["session"], list(change["changes"])) == (1, 1, "s2", ["torch"])
     helpers.train_epoch(run, 2, fence=3)

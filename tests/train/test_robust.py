@@ -150,7 +150,9 @@ def test_a_crystal_that_does_not_fit_beside_others_condemns_nothing(
 ) -> None:
     shrink_device(monkeypatch, bears=0)
     busy(monkeypatch, 13.2)
-    with pytest.raises(DeviceBusy, match=r"crystal-\d+ does not fit what others leave.*13\.2 of 15\.0 GiB"):
+    with pytest.raises(
+        DeviceBusy, match=r"crystal-\d+ does not fit the GPU memory that other processes leave free.*13\.2 of 15\.0 GiB"
+    ):
         helpers.train_epoch(bench.run(tmp_path / "c", memory_file=tmp_path / "memory.json"), 1)
     assert not (tmp_path / "memory.json").exists()
 

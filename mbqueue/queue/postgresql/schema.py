@@ -197,7 +197,7 @@ def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
     """Create or upgrade the tables: all of it or nothing, also when several processes try at once.
 
     Raises:
-        SchemaTooNew: when a newer mbqueue wrote them.
+        SchemaTooNew: if a newer mbqueue wrote them.
     """
     from psycopg import sql  # noqa: PLC0415 - optional package
 

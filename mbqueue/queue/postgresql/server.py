@@ -105,8 +105,8 @@ class PostgresServer(Database):
 
     Raises:
         QueueError: if the server cannot be reached, or there is no queue (reading only).
-        SchemaTooNew: when a newer mbqueue wrote it.
-        QueueMoved: when it is in another database now.
+        SchemaTooNew: if a newer mbqueue wrote it.
+        QueueMoved: if it is in another database now.
     """
 
     dialect = POSTGRESQL
@@ -309,7 +309,7 @@ def exists(url: str, *, wait: Wait | None = None) -> bool:
     """Whether there is a queue at a URL; ``wait`` as for `PostgresServer`.
 
     Raises:
-        QueueError: when its server cannot be reached.
+        QueueError: if its server cannot be reached.
     """
     address = parse_address(url)
 

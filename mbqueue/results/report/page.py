@@ -39,7 +39,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         timeline: what each session did when; without it only the sessions' hours are drawn, from the histories.
 
     Raises:
-        ResultsError: when a table is missing or damaged.
+        ResultsError: if a table is missing or damaged.
     """
     plots = {name: plot(name, figure) for name, figure in draw(recorded, timeline=timeline).items()}
     content, target = recorded.content, recorded.target

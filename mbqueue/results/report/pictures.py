@@ -24,7 +24,7 @@ def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None
     """Refuse a folder that has other pictures of these figures.
 
     Raises:
-        UsageError: when one is there, unless ``force``; or when the folder is a file.
+        UsageError: if one is there, unless ``force``; or when the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
@@ -37,7 +37,7 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
     """Write every figure of a report to ``folder``/NAME.png, at twice the resolution of a screen.
 
     Raises:
-        ResultsError: when kaleido (which plotly draws pictures with) or the browser that it needs is missing.
+        ResultsError: if kaleido (which plotly draws pictures with) or the browser that it needs is missing.
     """
     files.make_folder(folder)
     # There, so that all of them are drawn before the first takes its place.

@@ -1,4 +1,4 @@
-"""Messages of angles to bonds, the angles' own update, and their gradients."""
+"""Messages from angles to bonds, the angle update, and their gradients."""
 
 from __future__ import annotations
 
@@ -109,16 +109,16 @@ def angles_backward(
     Args:
         begin: first angle.
         end: one after the last.
-        graph: as there.
-        inputs: as there.
-        weights: as there.
-        weight: as there.
-        gate: as there.
+        graph: as in ``angles_forward``.
+        inputs: as in ``angles_forward``.
+        weights: as in ``angles_forward``.
+        weight: as in ``angles_forward``.
+        gate: as in ``angles_forward``.
         backs: the first layer's matrix for angles, and the second layers, as they are, [128, 64] each.
-        d_out: gradient by ``out``.
-        d_inputs: gradients by ``inputs``, added to.
-        d_weights: that by ``weights``, added to.
-        sums: for this range alone: gradients by first and second layers, [128, 64]; by scale, shift, bias [3, 128].
+        d_out: gradient of ``out``.
+        d_inputs: gradients of ``inputs``, added to.
+        d_weights: gradient of ``weights``, added to.
+        sums: for this range alone: gradients of first and second layers, [128, 64]; of scale, shift, bias [3, 128].
     """
     _, bond_i, bond_j = graph
     second, bias, scale, shift = gate
@@ -161,14 +161,14 @@ def angles_backward(
 def update_forward(
     begin: int, end: int, graph: Any, inputs: Any, weight: Any, scale: Any, shift: Any, out: Any
 ) -> None:
-    """New features of angles ``begin`` to ``end``: the old ones plus a gated layer, into ``out`` [T, 64].
+    """Write new features of angles ``begin`` to ``end``, the old ones plus a gated layer, to ``out`` [T, 64].
 
     Args:
         begin: first angle.
         end: one after the last.
         graph: as in ``angles_forward``.
-        inputs: as there.
-        weight: as there.
+        inputs: as in ``angles_forward``.
+        weight: as in ``angles_forward``.
         scale: of the norms, [128].
         shift: of the norms, [128].
         out: is written.
@@ -194,15 +194,15 @@ def update_backward(
     Args:
         begin: first angle.
         end: one after the last.
-        graph: as there.
-        inputs: as there.
-        weight: as there.
-        scale: as there.
-        shift: as there.
+        graph: as in ``update_forward``.
+        inputs: as in ``update_forward``.
+        weight: as in ``update_forward``.
+        scale: as in ``update_forward``.
+        shift: as in ``update_forward``.
         weight_back: the first layer's matrix for angles as it is, [128, 64].
-        d_out: gradient by ``out``.
-        d_inputs: gradients by ``inputs``, added to; that by the angles begins as ``d_out``.
-        sums: for this range alone: gradient by the first layer [128, 64]; by scale, shift, bias [3, 128].
+        d_out: gradient of ``out``.
+        d_inputs: gradients of ``inputs``, added to; the angles' gradient starts as ``d_out``.
+        sums: for this range alone: gradient of the first layer [128, 64]; of scale, shift, bias [3, 128].
     """
     d_first, d_norm = sums
     pre, d = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 128), np.float32)

@@ -1,4 +1,4 @@
-"""What the kernels do with a block of rows: products with matrices, layer norms, gates; compiled into each of them.
+"""Operations on a block of rows, compiled into each kernel: products with matrices, layer norms, gates.
 
 A block is [64, 64] or [64, 128], float32, and stays in the processor's cache. "Core ‖ gate" are the two halves, 64
 columns each, of a gated MLP.
@@ -22,13 +22,12 @@ _ONE = np.float32(1)
 _ZERO = np.float32(0)
 _64TH = np.float32(1 / 64)
 
-#: What may be changed for speed. Without nnan and ninf: what is not a number must come out as not a number, so that
-#: the step is refused.
+#: Fast-math flags, without nnan and ninf: a NaN must stay a NaN, so that the step is rejected.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def _inlined(function: Function) -> Function:
-    """Compiled into its callers, so that offsets and sizes are constants there; else loops are not vectorised."""
+    """Inline the function where offsets and sizes are constants; otherwise its loops are not vectorised."""
     return compiled(function, fastmath=FAST, forceinline=True)
 
 
@@ -49,7 +48,7 @@ def sigmoid(x: Any) -> Any:
     exp(y) = 2^n · exp(r) with n = round(y / ln 2); the polynomial of exp(r) is Cephes' expf.
     """
     y = -x
-    # Written so that nan passes: every comparison with it is false.
+    # Written so that NaN passes through: every comparison with it is false.
     y = np.float32(87.0) if y > np.float32(87.0) else y
     y = np.float32(-87.0) if y < np.float32(-87.0) else y
     n = np.floor(y * np.float32(1.44269504088896341) + np.float32(0.5))
@@ -134,7 +133,7 @@ def add_outer(x: Any, x0: int, y: Any, y0: int, out: Any, o0: int) -> None:
 def normalise(z: Any, n: int, inverse: Any) -> None:
     """Layer norm without its scale and shift, of both halves of ``n`` rows in place; 1/σ goes to ``inverse`` [., 2]."""
     for r in range(n):
-        # Both halves in each loop: their sums do not wait for each other.
+        # Both halves in each loop, so that their sums run in parallel.
         core, gate = _ZERO, _ZERO
         for j in range(64):
             core += z[r, j]
@@ -157,7 +156,7 @@ def normalise(z: Any, n: int, inverse: Any) -> None:
 
 @_inlined
 def through_norm(d: Any, z: Any, inverse: Any, gamma: Any, r: int, sums: Any) -> None:
-    """Turn row ``r`` of ``d`` from the gradient after the norm's scale and shift into that before the norm.
+    """Convert row ``r`` of ``d`` from the gradient after the norm's scale and shift to the gradient before the norm.
 
     ``sums`` rows 0 to 2 collect the gradients of scale, shift and of the bias before the norm.
     """
@@ -217,7 +216,7 @@ def gated(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
 
 @_inlined
 def gated_back(z: Any, r: int, j: int, scale: Any, shift: Any) -> Any:
-    """Output as of ``gated``, and its derivatives by the scaled and shifted core and gate."""
+    """The output of ``gated``, and its derivatives with respect to the scaled and shifted core and gate."""
     x = z[r, j] * scale[j] + shift[j]
     s = sigmoid(x)
     gate = sigmoid(z[r, 64 + j] * scale[64 + j] + shift[64 + j])

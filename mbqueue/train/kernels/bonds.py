@@ -1,4 +1,4 @@
-"""Messages of bonds to atoms, and their gradients."""
+"""Messages from bonds to atoms, and their gradients."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def bonds_backward(
     Args:
         begin: first bond.
         end: one after the last.
-        graph: as there.
-        inputs: as there.
-        gate: as there.
+        graph: as in ``bonds_forward``.
+        inputs: as in ``bonds_forward``.
+        gate: as in ``bonds_forward``.
         second_back: the second layers as they are, [128, 64].
-        d_out: gradient by ``out``.
-        d_inputs: gradients by ``inputs``, added to.
-        sums: for this range alone: gradient by the second layers [128, 64]; by scale, shift and bias [3, 128].
+        d_out: gradient of ``out``.
+        d_inputs: gradients of ``inputs``, added to.
+        sums: for this range alone: gradient of the second layers [128, 64]; of scale, shift and bias [3, 128].
     """
     center, neighbor, undirected = graph
     second, bias, scale, shift = gate

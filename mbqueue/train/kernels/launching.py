@@ -1,4 +1,4 @@
-"""The one place that launches Triton kernels, with every option that changes their bytes."""
+"""Launch all Triton kernels, with every option that affects their result bytes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-#: Launches by kernel name, since the counter was last cleared.
+#: Number of launches by kernel name, since the counter was last cleared.
 launches: Counter[str] = Counter()
 
-#: Multiplications and additions may be joined, here as in the offline tests; loops are not pipelined, since rows are
+#: Multiplications and additions may be fused, as in the offline tests. Loops are not pipelined, because rows are
 #: gathered through indices.
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}
 
 
 def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any) -> None:
-    """Run ``programs`` programs of ``kernel``; none where there is nothing to do.
+    """Run ``programs`` programs of ``kernel``; 0 launches nothing.
 
     Args:
         kernel: made by ``triton.jit``.
-        programs: how many; a function of the batch alone.
-        args: its arguments; the first is a tensor, whose device runs it.
-        warps: warps in a program.
+        programs: number of programs; must depend on the batch alone.
+        args: its arguments; the first is a tensor on the device that runs it.
+        warps: warps per program.
         constants: its ``constexpr`` arguments.
     """
     if programs == 0:
@@ -34,5 +34,5 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int, **constants: Any)
 
 
 def room(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Memory that a kernel fills."""
+    """Uninitialised memory for a kernel to fill."""
     return torch.empty(shape, dtype=like.dtype, device=like.device)

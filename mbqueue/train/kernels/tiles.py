@@ -1,19 +1,19 @@
-"""How the GPU kernels cut their work, by chip. There is no auto-tuning: the same chip gives the same bytes."""
+"""How the GPU kernels divide their work, by chip. There is no auto-tuning: the same chip gives the same bytes."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-#: Goes up whenever the kernels give other bytes.
+#: Increase it whenever the kernels' result bytes change.
 VERSION = 2
 
-#: A weight gradient is the sum of so many partial sums at most: programs own fixed ranges of rows, whatever the number
-#: of multiprocessors.
+#: The most partial sums in a weight gradient: programs own fixed ranges of rows, whatever the number of
+#: multiprocessors.
 PARTIALS = 512
 
-#: The same on every chip: rows that a program holds of a basis, how many partial sums its gradient has at most, atoms
-#: in a tile of the read-out, rows of partial sums and of gathered gradients, rows of a product that gives a weight's
-#: gradient, atoms of an element.
+#: The same on every chip: a program's rows of a basis, the most partial sums in its gradient, atoms in a tile of the
+#: read-out, rows of partial sums and of gathered gradients, rows of a product that computes a weight's gradient, atoms
+#: of an element.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 
@@ -56,7 +56,7 @@ class Tiles:
     resident: bool
 
     def described(self) -> dict[str, int]:
-        """How all kernels cut their work, by name, for the fingerprint."""
+        """How all kernels divide their work, by name, for the fingerprint."""
         return {
             **asdict(self),
             "partials": PARTIALS,
@@ -81,10 +81,10 @@ TILES = {
 
 
 def tiles_of(capability: int) -> Tiles:
-    """Those of the newest chip in the table that is not newer than ``capability``, 10 · major + minor.
+    """The tiles of the newest chip in the table that is not newer than ``capability``, 10 · major + minor.
 
     Raises:
-        KeyError: when the chip is older than all of them.
+        KeyError: if the chip is older than all in the table.
     """
     known = [each for each in TILES if each <= capability]
     if not known:

@@ -1,4 +1,4 @@
-"""Messages of angles to bonds on a GPU, the angles' own update, and their gradients."""
+"""Messages from angles to bonds on a GPU, the angle update, and their gradients."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_messages import Plan
 
-#: Columns of the partial sums of messages: gradients of first and second [128, 64], bias, scale and shift.
+#: Columns of a message's partial sums: gradients of the first and second layer [128, 64], bias, scale and shift.
 COLUMNS = 2 * 128 * 64 + 3 * 128
-#: Those of the update: first, scale and shift.
+#: Columns of the update's partial sums: gradients of the first layer, scale and shift.
 UPDATE_COLUMNS = 128 * 64 + 2 * 128
 
 
@@ -65,7 +65,7 @@ def _first_layer(
 
 @triton.jit
 def _away(number, RESIDENT: tl.constexpr):  # noqa: N803
-    """Nought. Unless it is known to be, a matrix at that offset is not kept in shared memory from tile to tile."""
+    """Zero. The compiler keeps a matrix at this offset in shared memory between tiles only if it knows the offset."""
     if RESIDENT:
         return 0
     return tl.minimum(number, 0) * WIDTH
@@ -77,7 +77,7 @@ def angles_forward_kernel(
     n_shorts, atoms_stride, shorts_stride, weights_stride,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, SHORTS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums of the messages to ``SHORTS`` short bonds, one program for them all."""
+    """Sum the messages to ``SHORTS`` short bonds in one program."""
     begin_short = tl.program_id(0) * SHORTS
     begin = tl.load(offsets + begin_short)
     end = tl.load(offsets + tl.minimum(begin_short + SHORTS, n_shorts))
@@ -139,10 +139,11 @@ def angles_backward_kernel(  # noqa: PLR0912, PLR0915  one pass over the data
     IS_UPDATE: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RESIDENT: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Gradients of messages, or of the update, from ``tiles`` tiles of angles.
+    """Gradients of the messages or of the update, from ``tiles`` tiles of angles.
 
-    Those by the inputs (``OF_INPUTS``) or else those by the gate's parameters, as of bonds. The first layer's matrix
-    has a kernel of its own. An update has one layer, so that its norms' gradients are few: they come with the inputs'.
+    Computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters, as for bonds. The first layer's
+    matrix has a separate kernel. An update has one layer, so its norms' gradients are small and are computed with the
+    inputs'.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -230,7 +231,7 @@ def first_backward_kernel(
     d_pre, angles, partials, n_angles, tiles,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Gradient by the first layer's matrix for angles, from ``tiles`` tiles."""
+    """Gradient of the first layer's matrix for angles, from ``tiles`` tiles."""
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
     d_core = tl.zeros([WIDTH, WIDTH], partials.dtype.element_ty)
@@ -251,7 +252,7 @@ def angles_forward(
     """Sum of each short bond's messages from its angles, [S, 64]; see `PlainMessages.of_angles`.
 
     Args:
-        plan: of the batch.
+        plan: the batch's plan.
         atoms: [A, 128]; this, ``shorts`` and ``weights`` may have any stride between rows.
         shorts: [S, 256].
         angles: contiguous [T, 64].
@@ -292,16 +293,16 @@ def angles_backward(
     """Gradients of ``angles_forward``; partial sums are of first ‖ second ‖ bias ‖ scale ‖ shift.
 
     Args:
-        plan: as there, and the next six.
+        plan: as in ``angles_forward``, like the other inputs.
         atoms: [A, 128].
         shorts: [S, 256].
         angles: [T, 64].
         first: [128, 64].
         weights: [S, 64].
         gate: what comes after the first layer.
-        d_total: gradient by the sums, contiguous [S, 64].
+        d_total: gradient of the sums, contiguous [S, 64].
         d_weights: is added to and returned, instead of a new tensor; [S, 64], rows of any stride.
-        d_angles: likewise; contiguous [T, 64].
+        d_angles: the same for angles; contiguous [T, 64].
     """
     batch, tiles = plan.batch, plan.tiles
     n_angles, n_shorts = len(batch.angle), len(batch.short_bond)
@@ -344,13 +345,13 @@ def update_backward(
     """Gradients of ``update_forward``; partial sums are of first ‖ scale ‖ shift.
 
     Args:
-        plan: as there, and the next five.
+        plan: as in ``update_forward``, like the other inputs.
         atoms: [A, 128].
         shorts: [S, 256].
         angles: [T, 64].
         first: [128, 64].
         gate: what comes after the first layer.
-        d_out: gradient by the new features, contiguous [T, 64]; that by the old ones contains it.
+        d_out: gradient of the new features, contiguous [T, 64]; it is a part of the old features' gradient.
     """
     batch, tiles = plan.batch, plan.tiles
     n_angles, n_shorts = len(batch.angle), len(batch.short_bond)

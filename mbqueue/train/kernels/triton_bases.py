@@ -1,10 +1,11 @@
-"""GPU kernels for basis functions with the layers that they feed, and their gradients.
+"""GPU kernels for basis functions and the layers that use them, and their gradients.
 
-Bases are never written: a program computes them for its rows, and multiplies them by the matrices of all layers that
-they feed. Gradients recompute them. A program owns its output rows, or writes partial sums over a fixed range of rows.
+Bases are never written to memory: a program computes them for its rows and multiplies them by the matrices of all
+layers that use them. Gradients recompute them. A program owns its output rows, or writes partial sums over a fixed
+range of rows.
 """
 
-# Triton compiles the annotations of a kernel, too, so there are none but of constants.
+# Triton also compiles a kernel's annotations, so only constants have them.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from mbqueue.train.kernels.launching import launch, room
 from mbqueue.train.kernels.tiles import BASIS_PARTIALS, BASIS_ROWS
 
-#: A basis has 31 functions; they are padded with one that is zero.
+#: A basis has 31 functions, padded with a zero function.
 WIDTH = 32
 
 _RADIAL, _FOURIER = 0, 1
@@ -42,7 +43,7 @@ def _envelope(x, inv_cutoff, norm):
 
 @triton.jit
 def _basis(x, f, k, inv_cutoff, norm, half_root, kind: tl.constexpr):
-    """[rows, 32] basis functions of [rows] lengths or angles; f and k are frequency and number of each, [32]."""
+    """[rows, 32] basis functions of [rows] lengths or angles; f and k are their frequencies and numbers, [32]."""
     if kind == 0:
         return _envelope(x, inv_cutoff, norm)[:, None] * tl.sin((x * inv_cutoff)[:, None] * f[None, :])
     phase = x[:, None] * f[None, :]
@@ -53,7 +54,7 @@ def _basis(x, f, k, inv_cutoff, norm, half_root, kind: tl.constexpr):
 
 @triton.jit
 def _basis_slope(x, f, k, inv_cutoff, norm, kind: tl.constexpr):
-    """The derivatives of `_basis` by the frequencies."""
+    """The derivatives of `_basis` with respect to the frequencies."""
     if kind == 0:
         scaled = x * inv_cutoff
         return (_envelope(x, inv_cutoff, norm) * scaled)[:, None] * tl.cos(scaled[:, None] * f[None, :])
@@ -80,7 +81,7 @@ def basis_forward(
     rows: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """``out``: [n, 64] from the matrix ``first`` [64, 32], then [n, 128] for each 128 rows of ``rest``."""
+    """Fill ``out``: [n, 64] from the matrix ``first`` [64, 32], then [n, 128] for every 128 rows of ``rest``."""
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     k, column = tl.arange(0, 32), tl.arange(0, 64)
     mask = row < n
@@ -161,12 +162,12 @@ def basis_backward(
 
 
 class Basis:
-    """One of CHGNet's bases, multiplied by the matrices of all layers that it feeds.
+    """One of CHGNet's bases, multiplied by the matrices of all layers that use it.
 
     Args:
         values: lengths in Å, or angles in radian, [N].
         chosen: rows of ``values`` to take, int32 [n]; None takes all.
-        radial: CHGNet's radial basis; None is its Fourier basis.
+        radial: CHGNet's radial basis; None for its Fourier basis.
         precision: of the products, "ieee" or "tf32".
     """
 
@@ -182,9 +183,9 @@ class Basis:
         }
 
     def forward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None = None) -> list[Tensor]:
-        """[n, 64] from the matrix ``first``, [64, 32], and [n, 128] for each 128 rows of ``rest``, [128 · m, 32].
+        """[n, 64] from the matrix ``first``, [64, 32], and [n, 128] for every 128 rows of ``rest``, [128 · m, 32].
 
-        ``frequencies`` are one for each of the 32 functions, [32].
+        ``frequencies`` has one value for each of the 32 functions, [32].
         """
         more = 0 if rest is None else len(rest) // 128
         out = room(first, self._n * (64 + 128 * more))
@@ -197,10 +198,11 @@ class Basis:
         return [part.view(self._n, 128 if number else 64) for number, part in enumerate(parts)]
 
     def backward(self, frequencies: Tensor, first: Tensor, rest: Tensor | None, gradients: list[Tensor]) -> Tensor:
-        """Partial sums, [P, m · (64 · 32 + 64)]: gradients of m matrices [64, 32], then m times of the frequencies.
+        """Partial sums, [P, m · (64 · 32 + 64)]: gradients of m matrices [64, 32], then m parts of the frequencies'
+        gradient.
 
-        The matrices are ``first`` and each 64 rows of ``rest``; ``gradients`` are those of what they gave. Each of the
-        m parts of the frequencies' gradient is followed by 32 zeros.
+        The matrices are ``first`` and every 64 rows of ``rest``; ``gradients`` are those of their outputs. Each of the
+        m parts is followed by 32 zeros.
         """
         pieces = 2 * len(gradients) - 1
         rows_each = BASIS_ROWS * triton.cdiv(self._n, BASIS_ROWS * BASIS_PARTIALS)

@@ -1,4 +1,4 @@
-"""Messages of bonds to atoms on a GPU, and their gradients."""
+"""Messages from bonds to atoms on a GPU, and their gradients."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from mbqueue.train.gated import Gate
     from mbqueue.train.triton_messages import Plan
 
-#: Columns of the partial sums: gradients of second [128, 64], bias, scale and shift.
+#: Columns of the partial sums: gradients of the second layer [128, 64], bias, scale and shift.
 COLUMNS = 128 * 64 + 3 * 128
 
 
 class BondGradients(NamedTuple):
-    """Gradients of ``bonds_forward``; those of its gate as partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
+    """Gradients of ``bonds_forward``; the gate's are partial sums, [P, second ‖ bias ‖ scale ‖ shift]."""
 
     atoms: Tensor
     bonds: Tensor
@@ -72,7 +72,7 @@ def bonds_forward_kernel(
     n_atoms, atoms_stride, bonds_stride, shorts_stride, weights_stride,
     HAS_SHORTS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, ATOMS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums of the messages to ``ATOMS`` atoms, one program for them all."""
+    """Sum the messages to ``ATOMS`` atoms in one program."""
     first = tl.program_id(0) * ATOMS
     begin = tl.load(offsets + first)
     end = tl.load(offsets + tl.minimum(first + ATOMS, n_atoms))
@@ -110,10 +110,10 @@ def bonds_backward_kernel(  # noqa: PLR0915  one pass over the data
     HAS_SHORTS: tl.constexpr, ADDS: tl.constexpr, OF_INPUTS: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Gradients from ``tiles`` tiles of undirected bonds, each in its two directions, row after row.
+    """Gradients from ``tiles`` tiles of undirected bonds, whose two directions are adjacent rows.
 
-    Those by the inputs (``OF_INPUTS``) or else those by the gate's parameters: what they share is computed twice, since
-    the registers of a multiprocessor do not hold both.
+    Computes the gradients of the inputs (``OF_INPUTS``) or of the gate's parameters. The shared part is computed twice,
+    because a multiprocessor's registers do not hold both.
     """
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
@@ -185,7 +185,7 @@ def _store_sums_of_two(
     tile, by_weight, d_core, d_gate, d_bonds, d_shorts, d_weights, short_offsets, n_bonds, d_weights_stride,
     HAS_SHORTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Store for each undirected bond of a tile the sum of what its two directions give."""
+    """Store the sum over the two directions of each undirected bond of a tile."""
     column = tl.arange(0, WIDTH)[None, :]
     bond = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
     mask = (bond < n_bonds)[:, None]
@@ -215,12 +215,12 @@ def bonds_forward(
     """Sum of each atom's messages from its bonds, [A, 64]; see `PlainMessages.of_bonds`.
 
     Args:
-        plan: of the batch.
+        plan: the batch's plan.
         atoms: [A, 256]; this and the next two may have any stride between rows.
         bonds: [U, 128].
         weights: [U, 64].
         gate: what comes after the first layer.
-        shorts: what short bonds have instead of their row in ``bonds``, [S, 128].
+        shorts: the short bonds' shares, used instead of their rows in ``bonds``, [S, 128].
     """
     batch, tiles = plan.batch, plan.tiles
     out = room(atoms, len(batch.atomic_numbers), 64)
@@ -242,13 +242,13 @@ def bonds_backward(
     """Gradients of ``bonds_forward``.
 
     Args:
-        plan: as there.
-        atoms: as there.
-        bonds: as there.
-        weights: as there.
-        gate: as there.
-        d_total: gradient by the sums, contiguous [A, 64].
-        shorts: as there; the gradient by ``bonds`` is then 0 in the rows of short bonds.
+        plan: as in ``bonds_forward``.
+        atoms: as in ``bonds_forward``.
+        bonds: as in ``bonds_forward``.
+        weights: as in ``bonds_forward``.
+        gate: as in ``bonds_forward``.
+        d_total: gradient of the sums, contiguous [A, 64].
+        shorts: as in ``bonds_forward``; the gradient of ``bonds`` is then 0 in the rows of short bonds.
         d_weights: is added to and returned, instead of a new tensor; [U, 64], rows of any stride.
     """
     batch, tiles = plan.batch, plan.tiles

@@ -1,7 +1,7 @@
-"""What the Triton kernels do with a tile of rows: products with matrices, layer norms, gates, and their gradients.
+"""Operations of the Triton kernels on a tile of rows: products with matrices, layer norms, gates and their gradients.
 
-A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums are in the dtype of the tensors: float32 on a
-GPU; the interpreter also takes float64. Each function is the counterpart of one in `blocks`.
+A tile is [rows, 64]; core and gate of a gated MLP are two tiles. Sums have the dtype of the tensors: float32 on a GPU;
+the interpreter also accepts float64. Each function is the counterpart of one in `blocks`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import triton.language as tl
 #: Layer norm's epsilon, as in torch and CHGNet.
 EPSILON = tl.constexpr(1e-5)
 WIDTH = tl.constexpr(64)
-#: Numbers of core's and gate's matrix, [128, 64]: so many columns of partial sums come before those of vectors.
+#: Size of core's and gate's matrix, [128, 64]: the columns of partial sums before those of vectors.
 MATRICES = tl.constexpr(2 * 64 * 64)
 
 
-#: The interpreter multiplies in the dtype of the sum, so numbers are rounded as tensor cores take them, and back.
+#: The interpreter multiplies in the dtype of the sum, so numbers are first rounded as tensor cores round them.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
 def _rounded(x, PRECISION: tl.constexpr):  # noqa: N803
-    """``x`` with the digits that ``PRECISION`` keeps; tensor cores cut tf32 off."""
+    """``x`` rounded to ``PRECISION``; tensor cores truncate to tf32."""
     if PRECISION == "bf16":
         return x.to(tl.bfloat16).to(x.dtype)
     if PRECISION == "fp16":
@@ -48,10 +48,10 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
-    """``x`` itself, which the compiler computes once before it becomes a factor of tensor cores.
+    """``x`` itself, but computed only once before it becomes a factor on tensor cores.
 
-    Several threads hold each number of such a factor. Without this, each of them computes the number by itself, from
-    the loads on, and once more for every product.
+    Several threads hold each number of such a factor. Without this, each thread would compute the number itself,
+    starting from the loads, and repeat that for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
@@ -79,17 +79,17 @@ def _halves(x, WIDE: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def _part_of(matrix, first, down, right, LONG: tl.constexpr):  # noqa: N803
-    """``LONG`` rows, from ``first`` on, of a matrix [64, 64] that steps by ``down`` and ``right``."""
+    """``LONG`` rows, starting at ``first``, of a matrix [64, 64] with strides ``down`` and ``right``."""
     row, column = first + tl.arange(0, LONG), tl.arange(0, WIDTH)
     return tl.load(matrix + row[:, None] * down + column[None, :] * right)
 
 
 @triton.jit
 def times(x, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """x @ a matrix [64, 64] in memory that steps by ``down`` and ``right``."""
+    """x @ a matrix [64, 64] in memory with strides ``down`` and ``right``."""
     if PRECISION != "float32":
         return product(x, _part_of(matrix, 0, down, right, WIDTH), PRECISION)
-    # Without tensor cores a thread holds its part of the whole sum's length in registers: keep that short.
+    # Without tensor cores, a thread holds its part of the whole summed dimension in registers, so keep it short.
     left, right_half = _halves(x, 64)
     x0, x1 = _halves(left, 32)
     x2, x3 = _halves(right_half, 32)
@@ -110,7 +110,7 @@ def half_of(vector, half):
 def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: tl.constexpr = True):  # noqa: N803
     """Second linear layer of one half after SiLU."""
     hidden = pre * sigmoid(pre)
-    if IS_BACKWARD or PRECISION != "fp16":  # fp16 is for T4, whose registers do not suffice for it going forward
+    if IS_BACKWARD or PRECISION != "fp16":  # fp16 is for the T4, whose registers are too few for it in the forward pass
         hidden = settled(hidden, PRECISION)
     return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
 
@@ -135,10 +135,11 @@ def gated(core, gate, scale, shift):
 
 @triton.jit
 def gated_back(core, gate, scale, shift):
-    """Output as of ``gated``, and what its gradient needs.
+    """The output of ``gated``, and the values that its gradient needs.
 
     Returns:
-        the output; its derivatives by the scaled and shifted core and gate; the normalised core and gate; their 1/σ.
+        the output; its derivatives with respect to the scaled and shifted core and gate; the normalised core and gate;
+        their 1/σ.
     """
     core, core_inverse = normalised(core)
     gate, gate_inverse = normalised(gate)
@@ -150,21 +151,21 @@ def gated_back(core, gate, scale, shift):
 
 @triton.jit
 def through_norm(d, z, inverse, scale, half):
-    """The gradient before a norm from that after its scale and shift; ``z`` is its normalised input."""
+    """The gradient before a norm, from that after its scale and shift; ``z`` is the normalised input."""
     d = d * half_of(scale, half)
     return inverse * (d - tl.sum(d, axis=1)[:, None] / WIDTH - z * (tl.sum(d * z, axis=1)[:, None] / WIDTH))
 
 
 @triton.jit
 def power_below(x):
-    """The power of two at or below each positive float32; 1 where it is zero or no longer normal."""
+    """The largest power of two not above each positive float32; 1 for zero and subnormal numbers."""
     power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     return tl.where(power > 0, power, 1.0)
 
 
 @triton.jit
 def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N803
-    """As ``times``, where the rows of ``d`` are gradients: they may be too small for float16, so each is scaled."""
+    """Like ``times``, for rows of ``d`` that are gradients: they may be too small for float16, so each is scaled."""
     if PRECISION == "fp16":
         size = power_below(tl.max(tl.abs(d), axis=1))[:, None]
         return times(d / size, matrix, down, right, PRECISION) * size
@@ -173,10 +174,10 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 
 @triton.jit
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
-    """Σ over rows of d ⊗ x, [64, 64], where ``d`` is a gradient: in float16 scaled by its largest entry.
+    """Σ over rows of d ⊗ x, [64, 64], for a gradient ``d``, which is scaled by its largest entry in float16.
 
-    Call it in another block than products of [rows, 64]: those that depend on each other in one block share their
-    layout on tensor cores, and the one for [64, 64] makes every warp hold all rows of the others.
+    Do not call it in the same block as products of [rows, 64]: dependent products in a block share a layout on tensor
+    cores, and the layout for [64, 64] makes every warp hold all rows of the others.
     """
     x = settled(x, PRECISION)
     if PRECISION == "fp16":

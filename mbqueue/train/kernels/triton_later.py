@@ -1,6 +1,6 @@
-"""Sums and products over rows that nothing waits for, computed together at the end of a gradient by a GPU."""
+"""Deferred sums and products over rows, computed together on a GPU at the end of a backward pass."""
 
-# Triton compiles the annotations of a kernel, too, so there are none but of constants.
+# Triton also compiles a kernel's annotations, so only constants have them.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mbqueue.train.kernels.tiles import PRODUCT_ROWS, SUM_ROWS
 
 @triton.jit
 def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
-    """Each program adds up 64 columns of an array of partial sums, in a fixed order.
+    """Add up 64 columns of an array of partial sums per program, in a fixed order.
 
-    ``table``, int64 [programs, 4]: addresses of the columns and of their sum, rows, columns between two rows.
+    ``table``, int64 [programs, 4]: addresses of the columns and of their sum, number of rows, stride between rows.
     """
     job = table + tl.program_id(0) * 4
     partials = tl.load(job).to(tl.pointer_type(dtype))
@@ -35,10 +35,10 @@ def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
 
 @triton.jit
 def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, precision: tl.constexpr):
-    """Each program computes 64 rows of the gradient of a layer's matrix, and of its bias.
+    """Compute 64 rows of the gradient of a layer's matrix, and of its bias, per program.
 
-    ``table``, int64 [programs, 6]: addresses of 64 columns of the gradient of the layer's output, of its input
-    [n, 64], of the matrix' and of the bias' gradient (0 for none); n, and columns of the output.
+    ``table``, int64 [programs, 6]: addresses of 64 columns of the output's gradient, of the input [n, 64], of the
+    matrix's gradient and of the bias's gradient (0 for none); then n, and the number of output columns.
     """
     job = table + tl.program_id(0) * 6
     d_out = tl.load(job).to(tl.pointer_type(dtype))
@@ -61,9 +61,9 @@ def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, prec
 
 
 class Later:
-    """Sums over rows that nothing waits for: noted while the gradient is computed, and launched together at its end.
+    """Deferred sums over rows: recorded during the backward pass, and launched together at its end.
 
-    Two launches take the place of about forty. What is noted must stay as it is until `run`.
+    Two launches replace about forty. Recorded tensors must not change until `run`.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Later:
         self._held: list[Tensor] = []
 
     def add(self, partials: Tensor, out: Tensor) -> None:
-        """Note that ``out``, with a multiple of 64 numbers, becomes the sum over the rows of ``partials``, [P, …]."""
+        """Record that ``out``, with a multiple of 64 numbers, becomes the sum over the rows of ``partials``, [P, …]."""
         self._held += [partials, out]
         size, columns = partials.element_size(), partials.stride(0)
         for start in range(0, out.numel(), 64):
@@ -80,7 +80,7 @@ class Later:
             self._sums.append([*addresses, len(partials), columns])
 
     def multiply(self, d_out: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor | None = None) -> None:
-        """Note that ``d_weight``, [m, 64], becomes ``d_out``ᵀ · ``x``, and ``d_bias`` the sum over rows of ``d_out``.
+        """Record that ``d_weight``, [m, 64], becomes ``d_out``ᵀ · ``x``, and ``d_bias`` the sum over rows of ``d_out``.
 
         ``d_out`` is [n, m] with m a multiple of 64, and ``x`` is [n, 64]; all are contiguous.
         """
@@ -92,7 +92,7 @@ class Later:
             self._products.append([*addresses, len(d_out), columns])
 
     def run(self, precision: str) -> None:
-        """Compute all that was noted, products in ``precision``."""
+        """Compute everything recorded, with products in ``precision``."""
         like = self._held[0]
         dtype = {torch.float32: tl.float32, torch.float64: tl.float64}[like.dtype]
         numbers = [number for job in [*self._sums, *self._products] for number in job]

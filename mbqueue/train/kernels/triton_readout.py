@@ -1,6 +1,6 @@
 """GPU kernels for the read-out: the energy of each crystal from the features of its atoms, and the gradients."""
 
-# Triton compiles the annotations of a kernel, too, so there are none but of constants.
+# Triton also compiles a kernel's annotations, so only constants have them.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def read_out_backward(
     block: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Gradient of the features, and by atom what the weights' gradients are sums of.
+    """Gradient of the features, and each atom's contribution to the weights' gradients.
 
-    ``inputs``, [3, A, 64], are those of the layers; ``gradients``, [7, A, 64], those of the layers' outputs, of the
-    norm's scale and shift, of the last layer's weight, and of the site's energy.
+    ``inputs``, [3, A, 64], are the inputs of the layers. ``gradients``, [7, A, 64], are those of the layers' outputs,
+    the norm's scale and shift, the last layer's weight, and the site's energy.
     """
     crystal = tl.program_id(0)
     column = tl.arange(0, 64)
@@ -136,8 +136,8 @@ def read_out_backward(
         tl.store(gradients + 6 * size + place, d_site + tl.zeros_like(d), mask=mask)
 
 
-#: What `energies_forward` takes as one vector: norm's scale and shift, three layers (matrix, bias), last layer (weight,
-#: bias), references of the 94 elements.
+#: Sizes of the parts of the weight vector of `energies_forward`: the norm's scale and shift, three layers (matrix,
+#: bias), the last layer (weight, bias), references of the 94 elements.
 READ_OUT_SIZES = (64, 64, *[64 * 64, 64] * 3, 64, 1, 94)
 
 
@@ -145,8 +145,8 @@ def energies_forward(features: Tensor, weights: Tensor, n_atoms: Tensor, numbers
     """Formation energy of each crystal, eV/atom, [B].
 
     Args:
-        features: of the atoms, [A, 64].
-        weights: of the read-out, see `READ_OUT_SIZES`.
+        features: atom features, [A, 64].
+        weights: the read-out's weights, see `READ_OUT_SIZES`.
         n_atoms: atoms per crystal, int64 [B].
         numbers: atomic numbers, int64 [A].
         precision: of the products, "ieee" or "tf32".

@@ -1,4 +1,4 @@
-"""Sums of rows that other kernels wrote, on a GPU: one program owns each row of the result, and adds in one order."""
+"""Sum rows of other kernels' outputs on a GPU: one program owns each row of the result and adds in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mbqueue.train.kernels.triton_gate import WIDTH
 
 @triton.jit
 def bonds_to_atoms_kernel(d_pre, reverse, offsets, d_atoms, ROWS: tl.constexpr):  # noqa: N803
-    """Sum of each atom's rows as a centre, and as a neighbour: those of the reverse bonds."""
+    """Sum of each atom's rows as a centre, and as a neighbour (the rows of the reverse bonds)."""
     atom = tl.program_id(0)
     begin, end = tl.load(offsets + atom), tl.load(offsets + atom + 1)
     column = tl.arange(0, 2 * WIDTH)[None, :]
@@ -36,9 +36,9 @@ def angles_to_shorts_kernel(
     d_shorts, d_weights, weights_stride, d_weights_stride,
     HAS_WEIGHTS: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sum of each short bond's rows as the first and as the second bond of angles, and the gradient by its weight.
+    """Sum of each short bond's rows as the first and as the second bond of angles, and the gradient of its weight.
 
-    ``products`` [T, 64] is message times the gradient by the first bond's sum.
+    ``products`` [T, 64] is the message times the gradient of the first bond's sum.
     """
     short = tl.program_id(0)
     column, wide = tl.arange(0, WIDTH)[None, :], tl.arange(0, 2 * WIDTH)[None, :]
@@ -134,8 +134,8 @@ def by_number(x: Tensor, order: Tensor, offsets: Tensor, out: Tensor | None = No
     Args:
         x: one row for each atom.
         order: atoms sorted by atomic number, int32 [A].
-        offsets: first place in ``order`` of each atomic number from 1, int32 [95].
-        out: where to write them; None makes room.
+        offsets: first position in ``order`` of each atomic number from 1, int32 [95].
+        out: where to write them; None allocates memory.
     """
     out = room(x, len(offsets) - 1, 64) if out is None else out
     launch(sum_by_number, len(out), x, order, offsets, out, warps=1, ROWS=ELEMENT_ROWS)
