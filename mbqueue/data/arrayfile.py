@@ -1,4 +1,4 @@
-"""Files of named arrays: one header of JSON, then the arrays as in memory, so that they can be mapped.
+"""Files of named arrays: a JSON header, then the arrays as in memory, so that they can be memory-mapped.
 
     bytes 0–7    MBQARR1\\n
     bytes 8–15   length of the header, little-endian
@@ -6,8 +6,8 @@
     header       {"meta": …, "size": bytes of the file, "arrays": [{name, dtype, shape, offset, sha256 or null}, …]}
     arrays       each at a multiple of 64 bytes
 
-No pickle: a file can hold numbers and JSON, and nothing that runs. A file is written under a temporary name and
-renamed when it is whole.
+No pickle: a file can hold numbers and JSON, but no code. A file is written under a temporary name and renamed when it
+is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PREFIX = 48
 def write_arrays(
     path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, unhashed: tuple[str, ...] = ()
 ) -> None:
-    """Durably replace ``path``. Arrays named in ``unhashed`` get no checksum here (their reader has its own)."""
+    """Durably replace ``path``. Arrays named in ``unhashed`` get no checksum here (their readers check them)."""
     entries: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     offset = 0
@@ -59,10 +59,10 @@ def write_arrays(
 
 
 def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The meta data and the arrays, mapped read-only; with ``verify`` every checksum is compared.
+    """The metadata and the arrays, mapped read-only; with ``verify``, every checksum is compared.
 
     Raises:
-        CacheError: if the file is missing, cut short, damaged or of another format.
+        CacheError: if the file is missing, truncated, damaged or in another format.
     """
     header, start = _read_header(path)
     arrays: dict[str, NDArray[Any]] = {}
@@ -73,7 +73,7 @@ def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dic
         begin = start + entry["offset"]
         raw = np.asarray(whole[begin : begin + count * dtype.itemsize])
         if verify and entry["sha256"] is not None and hashlib.sha256(raw.data).hexdigest() != entry["sha256"]:
-            raise CacheError(f"{path} is damaged: its {entry['name']} are not what was written. Remove it.")
+            raise CacheError(f"{path} is damaged: the checksum of its {entry['name']} is wrong. Remove it.")
         arrays[entry["name"]] = raw.view(dtype).reshape(entry["shape"])
     return header["meta"], arrays
 
@@ -94,9 +94,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     except OSError as error:
         raise CacheError(f"{path} cannot be read: {error}.") from error
     if prefix[:8] != _MAGIC or hashlib.sha256(text).digest() != prefix[16:]:
-        raise CacheError(f"{path} is damaged or is not a file of mbqueue: its header does not hold. Remove it.")
+        raise CacheError(f"{path} is damaged or was not written by mbqueue: its header is invalid. Remove it.")
     header: dict[str, Any] = json.loads(text)
     start = _padded(_PREFIX + length)
     if size != start + header["size"]:
-        raise CacheError(f"{path} is {size} bytes long and should be {start + header['size']}. Remove it.")
+        raise CacheError(f"{path} has {size} bytes instead of {start + header['size']}. Remove it.")
     return header, start

@@ -1,4 +1,4 @@
-"""Crystals in files of ase: extended XYZ, and its databases in SQLite."""
+"""Read crystals from ase's files: extended XYZ and SQLite databases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEY = re.compile(r"(?:^|\s)([A-Za-z_][\w.-]*)\s*=")
 
 def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
     """Frames with their id and target in the comment line, as ``id=…`` and ``e_form=…``."""
-    from ase.io import iread  # noqa: PLC0415  only its own files need it
+    from ase.io import iread  # noqa: PLC0415  only ase's files need it
 
     frames = iread(path, index=":", format="extxyz", do_not_split_by_at_sign=True)
     repeated = _repeated_keys(path)
@@ -33,7 +33,7 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def read_database(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Rows with id and target as key-value pairs; without an id they are named by their number in the database."""
+    """Rows with id and target as key-value pairs; rows without an id are named by their number in the database."""
     from ase.db import connect  # noqa: PLC0415  as above
 
     def rows() -> Iterator[_Row]:
@@ -75,21 +75,21 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]
                 elif repeated:
                     gatherer.refuse(str(name), f"its comment line gives {repeated} twice; remove one of the two")
                 elif "occupancy" in atoms.info:
-                    gatherer.refuse(str(name), "it has occupancies, so it is disordered")
+                    gatherer.refuse(str(name), "it has partial occupancies, so it is disordered")
                 else:
                     gatherer.add(str(name), _as_dict(atoms), target)
     except Unusable as unusable:
-        raise DataError(f"{path} cannot be read beyond row {number}: {unusable}.") from unusable
+        raise DataError(f"{path} cannot be read after row {number}: {unusable}.") from unusable
 
 
 def _cells(atoms: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a crystal in the file, numbers of its calculator included."""
+    """The key-value pairs of a crystal in the file, including its calculator's results."""
     results = atoms.calc.results if atoms.calc is not None else {}
     return {key: _plain(value) for key, value in {**results, **named}.items()}
 
 
 def _plain(value: Any) -> Any:
-    """A number or text of numpy as Python's own."""
+    """Convert a NumPy number or string to Python's type."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 

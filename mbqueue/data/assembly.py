@@ -1,6 +1,6 @@
 """The compiled core of batching: packed records in, one large disconnected graph out.
 
-Indices within a crystal are unsigned: Numba then need not check for negative ones.
+Indices within a crystal are unsigned, so Numba need not check for negative ones.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
-#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, and how it serves for acos beyond: fdlibm's e_acos.c
-#: (Sun Microsystems 1993), whose error is below one unit in the last place of a float64.
+#: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993), which
+#: also reduces acos beyond 1/2 to it. Its error is below one unit in the last place of a float64.
 _P = (
     1.66666666666666657415e-01,
     -3.25565818622400915405e-01,
@@ -50,20 +50,20 @@ def _numbers(part: Any, width: int, numbers: Any) -> Any:
 
 @compiled
 def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short: Any) -> Any:
-    """What ``conversion.pack_rows`` wrote for one crystal.
+    """Unpack a record that ``conversion.pack_rows`` wrote for one crystal.
 
     Args:
         record: uint8.
         shape: atoms n, directed bonds D, short directed bonds s, 1 if the record is wide; int64 [4].
-        per_atom: filled with the bonds that begin at each atom, uint32 [n].
+        per_atom: filled with the number of bonds that start at each atom, uint32 [n].
         ends: filled with first and second directed bond of each undirected one, within the crystal, uint32 [2, U + 1];
-            the last place is only for work.
-        images: filled with the image of each undirected bond, uint32 [3 U], to be read as int8 (int32 if wide).
-        short: filled with the directed bonds that take part in angles, within the crystal, ascending, and their
+            the last element is scratch. images: filled with the image of each undirected bond, uint32 [3 U]; its values
+        are int8 (int32 if wide). short: filled with the directed bonds that take part in angles, within the crystal,
+        ascending, and their
             roles, uint32 [2, s].
 
     Returns:
-        whether the record makes sense; of an unsound one the rest means nothing.
+        whether the record is valid; if not, the outputs are meaningless.
     """
     n_directed = shape[1]
     n_pairs = n_directed // 2
@@ -88,7 +88,7 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, place - 1] >= short[0, place]:
             return False
 
-    # What is no second bond is a first one; without a branch, since which of the two it is cannot be guessed.
+    # A bond that is not a second one is a first one. There is no branch, because it would be unpredictable.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0
@@ -106,7 +106,7 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
 
 @compiled
 def _vector(here: Any, there: Any, images: Any, pair: Any, half: int, cart: Any, lattice: Any) -> Any:
-    """From one atom to an image of another, Å."""
+    """The vector from one atom to an image of another, Å."""
     i = float((np.int64(images[3 * pair]) ^ half) - half)
     j = float((np.int64(images[3 * pair + 1]) ^ half) - half)
     k = float((np.int64(images[3 * pair + 2]) ^ half) - half)
@@ -118,9 +118,9 @@ def _vector(here: Any, there: Any, images: Any, pair: Any, half: int, cart: Any,
 
 @compiled
 def _join(bases: Any, per_atom: Any, ends: Any, images: Any, half: int, cart: Any, lattice: Any, bonds: Any) -> Any:
-    """Fill centre, neighbour, undirected and reverse of a crystal's directed bonds, four of int32 [D], ``bonds``.
+    """Fill ``bonds`` with centre, neighbour, undirected and reverse of a crystal's directed bonds, four int32 [D].
 
-    ``bases`` are the numbers of its first atom, directed and undirected bond.
+    ``bases`` are the indices of its first atom, directed bond and undirected bond.
 
     Returns:
         squared length of each undirected bond, Å², float64 [U].
@@ -150,13 +150,13 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
     """The atoms of B crystals, one crystal after the other.
 
     Args:
-        begins: where the atoms of each begin in ``numbers`` (uint8) and ``frac`` (fractional coordinates, float64
-            [all, 3]), and ``n_atoms``, how many they are, int64 [B].
+        begins: index of each crystal's first atom in ``numbers`` (uint8) and ``frac`` (fractional coordinates, float64
+            [all, 3]); ``n_atoms``: atoms per crystal, int64 [B].
         lattices: float64 [B, 3, 3], Å.
 
     Returns:
-        Z int64 [A]; crystal int64 [A]; Cartesian coordinates, Å, float64 [A, 3]. Unlike ``graphs.cartesian`` the last
-        are not pymatgen's to the last bit, which only the choice of bonds depends on.
+        Z int64 [A]; crystal int64 [A]; Cartesian coordinates, Å, float64 [A, 3]. Unlike those of ``graphs.cartesian``,
+        these coordinates may differ from pymatgen's in the last bit, which matters only for choosing bonds.
     """
     total = 0
     for count in n_atoms:
@@ -176,7 +176,7 @@ def atoms_of(begins: Any, n_atoms: Any, numbers: Any, frac: Any, lattices: Any) 
 
 @compiled
 def arc_cosines(cosines: Any, angles: Any) -> None:
-    """acos of each of ``cosines``, float64 within ±1, into ``angles``, float32; many at once, as libm's cannot be."""
+    """Write acos of ``cosines``, float64 within ±1, to ``angles``, float32; vectorised, unlike libm's."""
     p0, p1, p2, p3, p4, p5 = _P
     q1, q2, q3, q4 = _Q
     for place in range(len(cosines)):
@@ -198,8 +198,8 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
     Args:
         bonds: the short directed ones, uint32 [s].
         undirected: undirected bond of each directed one, counted from ``half0``, int32 [D].
-        number: filled with the number of each undirected bond that is short, uint32 [U].
-        short_bond: filled with the undirected bond of each number, int32 [S + 1].
+        number: filled with the number of each short undirected bond, uint32 [U].
+        short_bond: filled with the undirected bond for each number, int32 [S + 1].
 
     Returns:
         whether there are S.
@@ -225,19 +225,19 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
 def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
     bases: Any, joined: Any, ends: Any, images: Any, half: int, short: Any, cart: Any, lattice: Any, out: Any
 ) -> Any:
-    """A crystal's short bonds and angles.
+    """Compute a crystal's short bonds and angles.
 
     Args:
-        bases: numbers of the crystal's first atom, directed bond, undirected bond, short bond and angle.
+        bases: indices of the crystal's first atom, directed bond, undirected bond, short bond and angle.
         joined: centre and undirected bond of its directed bonds, int32 [D], and ``_join``'s squares.
-        ends, images, half, short: as of ``unpack`` and ``_vector``.
+        ends, images, half, short: as in ``unpack`` and ``_vector``.
         cart: float64 [n, 3], Å; lattice: float64 [3, 3], Å.
         out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
-            float32 [T]. All but the last have one place more, because a bond or an angle that does not count is
-            written too, and then written over.
+            float32 [T]. All but the last have one extra element, because a bond or angle that does not count is also
+            written, and then overwritten.
 
     Returns:
-        whether there are S short bonds and T angles; of an unsound crystal the rest means nothing.
+        whether there are S short bonds and T angles; if not, the outputs are meaningless.
     """
     atom0, _, half0, short0, angle0 = bases
     center, undirected, squares = joined
@@ -249,7 +249,7 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
     if not _number_short(bonds, undirected, half0, number, short_bond):
         return False
 
-    # Where the one or two directed bonds of each stand in ``short``; and those that are second bonds, atom by atom.
+    # Positions in ``short`` of the one or two directed bonds of each, and the second bonds of each atom.
     places = np.full((n_short, 2), -1, np.int32)
     table = np.empty((4, len(bonds)), np.uint32)
     atoms, which, ranks, seconds = table[0], table[1], table[2], table[3]
@@ -313,7 +313,7 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
 
 @compiled
 def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, cart: Any, lattices: Any) -> Any:
-    """B records as one graph with lengths and angles.
+    """Combine B records into one graph with lengths and angles.
 
     Args:
         records: the records, one after the other, uint8; starts: where each begins, and the end, int64 [B + 1].
@@ -324,12 +324,12 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
     Returns:
         centre, neighbour, undirected and reverse of each directed bond int32 [4, D]; bond_length float32 [U];
         short_bond int32 [S]; angle_center, angle_bond_i, angle_bond_j, angle_by_j int32 [4, T]; angle float32 [T];
-        and the number of the first unsound record, -1 if all are sound. Lengths and angles are computed in float64
-        and rounded once.
+        and the number of the first invalid record, -1 if all are valid. Lengths and angles are computed in float64 and
+        rounded once.
     """
     n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1
-    # One piece of memory for all: the allocator keeps that for the next batch, where it gives many pieces back to the
-    # system, which has to clear them again.
+    # One block of memory for all: the allocator keeps it for the next batch. It would return many small blocks to the
+    # system, which would then have to clear new ones.
     room = np.empty(4 * (n_directed + n_places) + n_short + 1, np.int32)
     bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
     numbers, short_bond = room[: 4 * n_places].reshape((4, n_places)), room[4 * n_places :]

@@ -1,4 +1,4 @@
-"""What a model is given: many crystal graphs, concatenated once into flat tensors."""
+"""The input of a model: many crystal graphs, concatenated into flat tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from mbqueue.data.elements import MAX_ATOMIC_NUMBER
 from mbqueue.data.orders import first_places, offsets_of, sorted_by
 
-#: The alignment in bytes of tensors in one buffer, as any kernel may expect it.
+#: The alignment of tensors in one buffer, in bytes, sufficient for any kernel.
 _ALIGNMENT = 64
 
 
@@ -21,10 +21,11 @@ _ALIGNMENT = 64
 class Batch:
     """B crystals as one disconnected graph: A atoms, D directed and U = D/2 undirected bonds, S short bonds, T angles.
 
-    All indices count within the batch; those of bonds and angles are int32, which takes half as long as torch's own
-    int64 to write and to send to a GPU. A bond is an edge of CHGNet's atom graph (up to the atom cut-off, 6 Å); a short
-    bond is an undirected bond that takes part in the bond graph (at most the bond cut-off, 3 Å, and part of at least
-    one angle). An angle is an ordered pair (i, j) of distinct directed short bonds that share their centre atom.
+    All indices count within the batch; those of bonds and angles are int32, which halves the time to write them and
+    send them to a GPU compared with torch's usual int64. A bond is an edge of CHGNet's atom graph (up to the atom
+    cut-off, 6 Å); a short bond is an undirected bond that takes part in the bond graph (at most the bond cut-off, 3 Å,
+    and part of at least one angle). An angle is an ordered pair (i, j) of distinct directed short bonds that share
+    their centre atom.
 
     Attributes:
         rows: row of each crystal in its dataset, int64 [B].
@@ -41,8 +42,8 @@ class Batch:
         angle_center: centre atom of each angle, int32 [T].
         angle_bond_i: first bond of each angle, index into ``short_bond``, ascending, int32 [T].
         angle_bond_j: second bond of each angle, index into ``short_bond``, int32 [T].
-        angle_by_j: the order of angles that sorts them by ``angle_bond_j`` (stable), int32 [T]. There is no reverse
-            of every angle: CHGNet takes a bond of exactly the cut-off as i but not as j.
+        angle_by_j: the order of angles that sorts them by ``angle_bond_j`` (stable), int32 [T]. Not every angle has a
+            reverse: CHGNet accepts a bond of exactly the cut-off length as i but not as j.
         angle: value of each angle, radian, float32 [T]: acos((1 - 1e-6) · cos), as CHGNet takes it.
     """
 
@@ -70,7 +71,7 @@ class Batch:
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``; asynchronous only from pinned memory and with ``non_blocking``.
 
-        To a GPU it takes its orders along (`OrderedBatch`), so that nothing is sorted there.
+        On the way to a GPU it is converted to an `OrderedBatch`, so that the GPU does not have to sort.
         """
         batch = self if device.type == "cpu" else self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
@@ -81,11 +82,11 @@ class Batch:
         return type(batch)(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def pin(self) -> Batch:
-        """The same batch, ordered, in page-locked memory, from which a copy to a GPU need not wait."""
+        """The same batch, ordered, in page-locked memory, which can be copied to a GPU asynchronously."""
         return self.packed(pinned=True)
 
     def packed(self, *, pinned: bool) -> Batch:
-        """The same batch, ordered, in one piece of memory, which one copy brings to a GPU."""
+        """The same batch, ordered, in one block of memory, which a single copy brings to a GPU."""
         batch = self.ordered()
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         sizes = [-(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
@@ -97,7 +98,7 @@ class Batch:
         return type(batch)(**views)
 
     def ordered(self) -> OrderedBatch:
-        """The same batch, which is on the CPU, with its orders and offsets."""
+        """The same batch, on the CPU, with its orders and offsets."""
         return OrderedBatch(
             **{f.name: getattr(self, f.name) for f in fields(self)},
             **{name: torch.from_numpy(array) for name, array in _orders(self).items()},
@@ -106,20 +107,20 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedBatch(Batch):
-    """A batch that knows how to sum by each of its indices; all int32.
+    """A batch with the orders and offsets to sum over each of its indices; all int32.
 
-    An offset says where a row's segment begins in its order; the next one says where it ends. Orders are stable.
+    An offset is the start of a row's segment in its order; the next offset is its end. Orders are stable.
 
     Attributes:
-        bond_offsets: the directed bonds of each centre atom, which are in order, [A + 1].
+        bond_offsets: the directed bonds of each centre atom, already in order, [A + 1].
         bond_first: the first directed bond of each undirected one, [U]; the second is its reverse.
-        short_offsets: the short bond that each undirected bond is: a segment of one or none, [U + 1].
-        angle_offsets: the angles of each first bond, which are in order, [S + 1].
+        short_offsets: the short bond of each undirected bond: a segment of length one or zero, [U + 1].
+        angle_offsets: the angles of each first bond, already in order, [S + 1].
         by_j_offsets: the angles of each second bond in ``angle_by_j``, [S + 1].
         angle_by_center: the order of angles that sorts them by centre atom, [T].
         by_center_offsets: the angles of each centre atom in that order, [A + 1].
         atom_by_number: the order of atoms that sorts them by atomic number, [A].
-        by_number_offsets: the atoms of each atomic number from 1 on in that order, [95].
+        by_number_offsets: the atoms of each atomic number, from 1, in that order, [95].
     """
 
     bond_offsets: Tensor
@@ -138,12 +139,12 @@ class OrderedBatch(Batch):
 
 
 def _place(tensor: Tensor) -> int:
-    """Where a tensor begins in its storage, in bytes."""
+    """The offset of a tensor in its storage, in bytes."""
     return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _view(whole: Tensor, start: int, like: Tensor) -> Tensor:
-    """The bytes of ``whole`` from ``start`` on, as a tensor like another."""
+    """The bytes of ``whole`` from ``start``, as a tensor with the shape and dtype of another."""
     return whole[start : start + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
 
 

@@ -1,4 +1,4 @@
-"""From the cache to batches: concatenated, with lengths and angles, ready for the device."""
+"""Make batches from the graph cache: concatenated, with lengths and angles, ready for the device."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mbqueue.errors import CacheError
 class Distortion:
     """A random strain of each cell and a random shift of each atom: a pure function of ``seed`` and the row.
 
-    How crystals are put into batches, and in which order, makes no difference to what each of them gets.
+    It does not depend on how crystals are batched, or in which order.
 
     Attributes:
         strain: standard deviation of the six components of a symmetric strain; 0 is off.
         jitter: standard deviation of each Cartesian component of an atom's shift, Å; 0 is off.
-        seed: any int of 64 bits; another one for each epoch.
+        seed: any 64-bit integer; use a different one for each epoch.
     """
 
     strain: float = 0.0
@@ -37,10 +37,10 @@ class Distortion:
 def make_batch(
     cache: GraphCache, rows: NDArray[np.int64] | Sequence[int], distortion: Distortion | None = None
 ) -> Batch:
-    """The crystals of ``rows`` as one graph, on the CPU.
+    """Combine the crystals of ``rows`` into one graph, on the CPU.
 
-    Bonds stay those of the crystal as it is; with ``distortion`` their lengths and angles are those of the distorted
-    one, so a bond may be longer than the cut-off (CHGNet's radial basis is then zero).
+    The bonds are those of the undistorted crystal. With ``distortion``, their lengths and angles are those of the
+    distorted one, so a bond may exceed the cut-off (where CHGNet's radial basis is zero).
     """
     rows = np.asarray(rows, np.int64)
     crystals = cache.crystals
@@ -58,7 +58,7 @@ def make_batch(
     )
     if unsound >= 0:
         raise CacheError(
-            f"The stored graph of {crystals.ids[rows[unsound]]} in {cache.folder} makes no sense. Remove that folder."
+            f"The stored graph of {crystals.ids[rows[unsound]]} in {cache.folder} is invalid. Remove that folder."
         )
     return Batch(
         rows=torch.from_numpy(rows.copy()),
@@ -81,7 +81,7 @@ def make_batch(
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The same, not to be written: what is mapped from a file is so, and Numba compiles for each kind anew."""
+    """A read-only view: mapped arrays are read-only, and Numba would compile again for writable ones."""
     view = array.view()
     view.flags.writeable = False
     return view

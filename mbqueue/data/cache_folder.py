@@ -1,4 +1,4 @@
-"""The content of a project's cache folder: list, check and remove it. All of it can be rebuilt."""
+"""List, check and remove the content of a project's cache folder. All of it can be rebuilt."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class StoredCache:
     """One folder of the cache.
 
     Attributes:
-        folder: where it is.
-        kind: "graphs" (crystals and their graphs) or "frozen" (what a frozen backbone gives for them).
-        dataset: first 16 characters of the hash of the crystals; of a frozen backbone, perhaps of their structures'.
-        structures: of graphs, first 16 characters of the hash of the crystals' structures; else empty.
-        current: False for graphs that another version of the converter made, which nothing will ever use.
-        source: name or path of the data set; empty where that is not known.
-        n_crystals: 0 where that is not known.
-        n_shards: shards of graphs that are there, by their names; 0 for kind "frozen".
-        n_shards_needed: shards of a finished cache; 0 where that is not known.
+        folder: its path.
+        kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
+        dataset: first 16 characters of the crystals' hash; for a frozen backbone, possibly of the structures' hash.
+        structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
+        current: False for graphs that another version of the converter made; this version cannot use them.
+        source: name or path of the dataset; empty if unknown.
+        n_crystals: number of crystals; 0 if unknown.
+        n_shards: number of graph shards present, judged by file names; 0 for kind "frozen".
+        n_shards_needed: number of shards of a finished cache; 0 if unknown.
         size: bytes on disk.
-        used_at: when a file in it was last written, seconds since the epoch.
+        used_at: time of the last write to a file in it, seconds since the epoch.
     """
 
     folder: Path
@@ -51,22 +51,22 @@ class StoredCache:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether shards are still to be made."""
+        """Whether shards are still missing."""
         return self.n_shards < self.n_shards_needed
 
     @property
     def how_far(self) -> str:
         """The state of an unfinished cache in words."""
-        return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; mbqueue prepare carries on"
+        return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; run mbqueue prepare to continue"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What verifying a cache of graphs gave.
+    """The result of verifying a graph cache.
 
     Attributes:
-        wrong: a sentence for each thing that was not as it should be; a cache that is only unfinished has none.
-        left: those that still are so.
+        wrong: one sentence per problem; an unfinished cache is not a problem.
+        left: the problems that remain.
     """
 
     wrong: list[str]
@@ -74,7 +74,7 @@ class Verdict:
 
 
 def stored_caches(cache_dir: Path) -> list[StoredCache]:
-    """Every cache in ``cache_dir``, the newest first; what is not of mbqueue's making is left out."""
+    """Every cache in ``cache_dir``, newest first; files that mbqueue did not make are left out."""
     found = []
     for folder in sorted(cache_dir.iterdir()) if cache_dir.is_dir() else []:
         name = _NAME.fullmatch(folder.name)
@@ -90,7 +90,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
                 if name["version"] == str(CONVERTER_VERSION):
                     n_shards, n_shards_needed = count_shards(crystals, folder)
             except CacheError:
-                pass  # half made, or damaged: `verify` shows which
+                pass  # unfinished or damaged: `verify` distinguishes them
         found.append(
             StoredCache(
                 folder=folder,
@@ -110,15 +110,15 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
 
 
 def verify_graphs(stored: StoredCache, *, repair: bool = False, progress: Progress | None = None) -> Verdict:
-    """Compare every byte of a cache of graphs with its checksums.
+    """Compare every byte of a graph cache with its checksums.
 
     Args:
         stored: a cache of kind "graphs".
-        repair: make again what is missing or damaged; the binary crystals themselves cannot be, from here.
-        progress: called with (crystals done, all) while missing shards are made.
+        repair: remake missing or damaged shards; the binary crystals cannot be remade from here.
+        progress: called with (crystals done, total) while missing shards are made.
 
     Raises:
-        CacheError: if what is made again cannot be written.
+        CacheError: if a remade shard cannot be written.
     """
     try:
         crystals, _ = Crystals.open(stored.folder / CRYSTALS_FILE)
@@ -143,20 +143,20 @@ def prune_caches(
     keep_sources: Collection[str] = (),
     note: Callable[[str], None] = lambda _text: None,
 ) -> list[StoredCache]:
-    """Remove every cache that nothing asks to be kept, and tell which; what is not current is never kept.
+    """Remove every cache that is outdated or that no argument keeps, and return the removed ones.
 
-    A cache that is just being built stays. A process that reads one of them can finish.
+    A cache that is being built stays. A process that is reading a removed cache can finish.
 
     Args:
-        keep: hashes of data sets.
-        keep_sources: names or paths of data sets whose crystals are perhaps just being prepared, by a hash that is
-            not known yet: between the cache and the job's commit, the backbone takes its time.
-        note: called for each cache that stays because it is being built.
+        keep: hashes of datasets to keep.
+        keep_sources: names or paths of datasets that may be in preparation, so that their hash is not known yet: the
+            backbone runs between writing the cache and committing the job.
+        note: called with a sentence for each cache that stays because it is being built.
     """
     stored = stored_caches(cache_dir)
     kept = {dataset[:16] for dataset in keep} | {cache.dataset for cache in stored if cache.source in keep_sources}
     kept |= {cache.structures for cache in stored if cache.structures and cache.dataset in kept}
-    # Of a dataset whose crystals are not here it is not known which backbone's features are theirs.
+    # Without the dataset's crystals, it is unknown which backbone features belong to it.
     is_known = {dataset[:16] for dataset in keep} <= {cache.dataset for cache in stored if cache.structures}
     removed = []
     for cache in stored:
@@ -168,5 +168,5 @@ def prune_caches(
                 shutil.rmtree(cache.folder)
                 removed.append(cache)
             else:
-                note(f"{cache.folder.name} stays: it is just being built.")
+                note(f"{cache.folder.name} stays because it is being built.")
     return removed

@@ -1,7 +1,7 @@
-"""Locks of a folder of the cache: builders share it, and a process that removes it has it alone.
+"""Locks of a cache folder: shared between builders, exclusive for a process that removes the folder.
 
-The lock is a file beside the folder, in ``locks/``, so that it outlives the folder. The system frees it with the
-process.
+The lock is a file in ``locks/``, beside the folder, so that it outlives the folder. The system frees it when the
+process ends.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Keep ``folder`` from being pruned within the block; waits while a process prunes it."""
+    """Within the block, prevent pruning of ``folder``; first wait for a process that is pruning it."""
     with ExitStack() as stack:
-        with suppress(OSError):  # of a cache that cannot be written nothing is pruned, and it can be read all the same
+        with suppress(OSError):  # a read-only cache is never pruned, and can still be read
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
 def removing(folder: Path) -> Iterator[bool]:
-    """Whether no process builds in ``folder``; if so, none begins to within the block.
+    """Whether no process is building in ``folder``; if so, none can start within the block.
 
     Raises:
-        CacheError: if the file system has no locks, so that it is unknown.
+        CacheError: if the file system does not support locks.
     """
     with _lock_file(folder) as stream:
         try:
@@ -40,8 +40,8 @@ def removing(folder: Path) -> Iterator[bool]:
             return
         except OSError as error:
             raise CacheError(
-                f"It is unknown whether a session builds in {folder}: its file system has no locks ({error}). When no "
-                "session runs, remove the folder by hand."
+                f"Cannot tell whether a session is building in {folder}: its file system has no locks ({error}). If no "
+                "session is running, remove the folder by hand."
             ) from error
         yield True
 

@@ -1,8 +1,8 @@
-"""Crystals from CIF files: pymatgen builds them, and what it built is checked against what the file says.
+"""Read crystals from CIF files: pymatgen builds them, and the result is checked against the file.
 
-pymatgen repairs what it does not understand: without symmetry the asymmetric unit becomes the cell, a label
-becomes the element that it begins with, an occupancy of ``.`` becomes 0. So its warnings are errors
-(``parser_warnings``), nothing that it would guess is left to it, and the composition is compared with the file's own.
+pymatgen guesses where a file is unclear: without symmetry, the asymmetric unit becomes the cell; a label becomes the
+element that it begins with; an occupancy of ``.`` becomes 0. So its warnings are errors (``parser_warnings``), files
+that would need a guess are rejected, and the composition is compared with the file's.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 from mbqueue.data.symmetry import Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
-#: Å³ per atom. Of 37,248 crystals of the Materials Project the emptiest is cesium, 123. A CIF beyond this that does not
-#: say how many atoms its cell has is taken for one that lost some: its asymmetric unit stands for the cell. A bound
-#: by elements would catch little more: rock salt's unit in its cell has 3.4 times the usual volume of its atoms, and
-#: seven of those crystals have more, up to 6.0 times.
+#: Å³ per atom. Of 37,248 crystals in the Materials Project, cesium has the most, 123. If a CIF exceeds this and does
+#: not state the number of atoms in its cell, atoms are assumed missing: the asymmetric unit was taken for the cell. A
+#: limit per element would catch little more: with only rock salt's asymmetric unit in the cell, its atoms have 3.4
+#: times their usual volume, and seven of those crystals exceed that, up to 6.0 times.
 LARGEST_VOLUME_PER_ATOM = 250.0
-#: g/cm³, likewise; the lightest of those crystals are two of hydrogen, 0.039 and 0.107, then helium, 0.46.
+#: The same for density, g/cm³; the least dense of those crystals are two of hydrogen, 0.039 and 0.107, then helium,
+#: 0.46.
 SMALLEST_DENSITY = 0.03
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
-#: An element at the begin of a type symbol or label; no letter may follow it (``OH``, ``CA1`` say nothing certain).
+#: An element at the start of a type symbol or label; no letter may follow it (``OH`` and ``CA1`` are ambiguous).
 _ELEMENT = re.compile(r"([A-Z][a-z]?)(?![A-Za-z])")
 _AMOUNT = re.compile(r"([A-Z][a-z]?)(\d+\.?\d*|\.\d+|)\Z")
 _GROUP = re.compile(r"\(([A-Za-z\d. ]*)\)(\d*\.?\d*)")
@@ -44,11 +45,11 @@ _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 _SYMBOLS = ("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt")
 _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
-#: How far amounts may be from the file's formula, by share; formulas are rounded (``Al0.67``).
+#: Largest relative difference between amounts and the file's formula; formulas are rounded (``Al0.67``).
 _FORMULA_TOLERANCE = 0.01
-#: How far volume and density may be from what the file says, by share: cells are rounded, atomic masses are revised.
+#: Largest relative difference of volume and density from the file's: cells are rounded, atomic masses are revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
-#: From here on a file's density proves the number of atoms in its cell.
+#: A density this close to the file's proves the number of atoms in its cell.
 _DENSITY_PROOF = 0.03
 
 
@@ -57,10 +58,10 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
 
     Args:
         text: the CIF.
-        name: the entry's id, which chooses a data block where several list atoms.
+        name: the entry's id, which selects a data block if several list atoms.
 
     Raises:
-        Unusable: if the file cannot be read, contradicts itself or leaves anything to be guessed.
+        Unusable: if the file cannot be read, contradicts itself or is ambiguous.
     """
     from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
     from pymatgen.io.cif import CifParser  # noqa: PLC0415
@@ -81,7 +82,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     structure = Structure.from_sites(structures[0], properties=structures[0].properties)
     counts = _counts(structure)
     if set(counts) != elements:
-        raise Unusable(f"pymatgen read the elements {_listed(counts)}, and the file names {_listed(elements)}")
+        raise Unusable(f"pymatgen read the elements {_listed(counts)}, but the file names {_listed(elements)}")
     is_confirmed = _check_volume(block, structure, is_confirmed=_check_formula(block, counts))
     rotations, translations = operations_of(parser.symmetry_operations)
     is_listed = bool(listed)
@@ -102,8 +103,9 @@ def _chosen(blocks: list[CifBlock], name: str) -> CifBlock:
         named = [block for block in found if block.name == name]
         if len(named) != 1:
             raise Unusable(
-                f"it has {len(found)} crystals ({', '.join(block.name for block in found[:8])}), and none of these "
-                "data blocks alone has the entry's id; give each a file or row of its own, or its block's name as id"
+                f"it has {len(found)} crystals ({', '.join(block.name for block in found[:8])}), but not exactly "
+                "one of these data blocks has the entry's id; give each a separate file or row, or use its block's "
+                "name as id"
             )
         found = named
     if not found:
@@ -113,7 +115,7 @@ def _chosen(blocks: list[CifBlock], name: str) -> CifBlock:
 
 def _number(value: str, tag: str) -> float:
     if not _NUMBER.match(value):
-        raise Unusable(f"{tag} is {value[:40]!r}, which is no number")
+        raise Unusable(f"{tag} is {value[:40]!r}, which is not a number")
     return float(value.partition("(")[0])
 
 
@@ -125,7 +127,7 @@ def _check_cell(block: CifBlock) -> None:
 
 
 def _check_atoms(block: CifBlock) -> set[str]:
-    """Raise unless each atom has an element, three coordinates and an occupancy that need no guess; the elements."""
+    """Check that each atom has an unambiguous element, coordinates and occupancy; return the elements."""
     if set(_COORDINATES) - set(block.columns):
         raise Unusable("its atoms are not in a loop_ with _atom_site_fract_x, _y and _z")
     labels = block.columns.get("_atom_site_label")
@@ -137,7 +139,7 @@ def _check_atoms(block: CifBlock) -> set[str]:
     flags = block.columns.get("_atom_site_calc_flag", ["."] * len(labels))
     coords = [block.columns[tag] for tag in _COORDINATES]
     if len({len(column) for column in (labels, kinds, occupancies, groups, flags, *coords)}) != 1:
-        raise Unusable("the columns of its atoms are of different lengths")
+        raise Unusable("the columns of its atoms have different lengths")
     elements = set()
     for row, label in enumerate(labels):
         found = _ELEMENT.match(kinds[row])
@@ -152,7 +154,7 @@ def _check_atoms(block: CifBlock) -> set[str]:
             _number(column[row], f"{tag} of atom {label[:40]!r}")
         if occupancies[row] in (".", "?"):
             raise Unusable(
-                f"the occupancy of atom {label[:40]!r} is unknown ({occupancies[row]!r}); write 1 if it is full"
+                f"the occupancy of atom {label[:40]!r} is unknown ({occupancies[row]!r}); write 1 if the site is full"
             )
         if _number(occupancies[row], f"_atom_site_occupancy of atom {label[:40]!r}") <= 0:
             raise Unusable(f"atom {label[:40]!r} has an occupancy of {occupancies[row]}; is it there?")
@@ -180,7 +182,7 @@ def _listed(symbols: set[str] | Mapping[str, float]) -> str:
 
 
 def _formula(text: str | None) -> dict[str, float] | None:
-    """Amounts of elements in ``Na1 Cl1`` or ``Mg(OH)2``; None when it is no such formula."""
+    """Amounts of elements in ``Na1 Cl1`` or ``Mg(OH)2``; None if it is not such a formula."""
     if text is None:
         return None
     while (group := _GROUP.search(text)) is not None:
@@ -205,9 +207,9 @@ def _written(amounts: Mapping[str, float]) -> str:
 
 
 def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
-    """Compare the cell's composition with the file's; whether that proves how many atoms there are.
+    """Compare the cell's composition with the file's; return whether that proves the number of atoms.
 
-    The formula holds for one of Z units. pymatgen writes that of the whole cell, and the unit beside it as
+    The formula is that of one of Z units. pymatgen writes the formula of the whole cell, and that of the unit as
     ``_chemical_formula_structural``.
     """
     told = block.value(_FORMULA)
@@ -215,7 +217,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
     formula = unit if told is None else _formula(told)
     if formula is None:
         if told is not None:
-            raise Unusable(f"its {_FORMULA} {told[:60]!r} is no sum of elements")
+            raise Unusable(f"its {_FORMULA} {told[:60]!r} is not a chemical formula")
         return False
     found = _written(counts)
     if set(formula) != set(counts) or min(formula.values()) <= 0:
@@ -239,7 +241,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
 
 
 def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | None, z: float) -> bool:
-    """Whether a formula is that of ``z`` units, which pymatgen rounds down."""
+    """Whether a formula is that of ``z`` units, a number that pymatgen rounds down."""
     if unit is None or set(unit) != set(formula):
         return False
     ratios = {formula[symbol] / unit[symbol] for symbol in unit}
@@ -247,40 +249,40 @@ def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | 
 
 
 def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> bool:
-    """Compare volume and density with the file's; whether the number of atoms is proved, by this or before."""
+    """Compare volume and density with the file's; return whether the number of atoms is proved now."""
     volume = float(structure.volume)
     told = block.value("_cell_volume")
     if told is not None:
         stated = _number(told, "_cell_volume")
         if abs(volume - stated) > _VOLUME_TOLERANCE * stated:
-            raise Unusable(f"its cell has {volume:.5g} Å³, and its _cell_volume is {told}")
+            raise Unusable(f"its cell has {volume:.5g} Å³, but its _cell_volume is {told}")
     numbers = np.array([site.specie.Z for site in structure if site.is_ordered], np.int64)
     if len(numbers) < len(structure):
-        return is_confirmed  # another check refuses disorder, with its reason
+        return is_confirmed  # another check rejects disorder
     density = density_of(numbers, volume)
     told = block.value("_exptl_crystal_density_diffrn")
     if told is not None:
         stated = _number(told, "_exptl_crystal_density_diffrn")
         if abs(density - stated) > _DENSITY_TOLERANCE * stated:
             raise Unusable(
-                f"its cell comes out with {density:.4g} g/cm³, and its _exptl_crystal_density_diffrn is {told}: atoms "
-                "are missing or too many"
+                f"its cell has {density:.4g} g/cm³, but its _exptl_crystal_density_diffrn is {told}: it has too "
+                "few or too many atoms"
             )
         is_confirmed |= abs(density - stated) <= _DENSITY_PROOF * stated
     if not is_confirmed and (volume / len(numbers) > LARGEST_VOLUME_PER_ATOM or density < SMALLEST_DENSITY):
         raise Unusable(
-            f"it has {volume / len(numbers):.4g} Å³ per atom and {density:.2g} g/cm³, like no crystal: are atoms "
-            f"missing? If not, give {_FORMULA} and _cell_formula_units_Z"
+            f"it has {volume / len(numbers):.4g} Å³ per atom and {density:.2g} g/cm³, less dense than any "
+            f"crystal: are atoms missing? If not, give {_FORMULA} and _cell_formula_units_Z"
         )
     return is_confirmed
 
 
 def _space_group(block: CifBlock) -> int | None:
-    """Number of the space group that the file names, by its number or else by its symbol; None when that is unknown."""
+    """Number of the space group that the file names, by number or else by symbol; None if unknown."""
     told = block.value(*_NUMBERS)
     if told is not None:
         if not (told.isdecimal() and 1 <= int(told) <= 230):
-            raise Unusable(f"its space group number {told[:40]!r} is none from 1 to 230")
+            raise Unusable(f"its space group number {told[:40]!r} is not between 1 and 230")
         return int(told)
     symbol = block.value(*_SYMBOLS)
     if symbol is None:

@@ -1,4 +1,4 @@
-"""The data blocks of a CIF, read by the format's own rules and independently of the parser that builds the crystal.
+"""Read the data blocks of a CIF by the format's rules, independently of the parser that builds the crystal.
 
 Source of the rules: Hall, Allen & Brown, Acta Cryst. A47, 655 (1991), and the CIF 1.1 syntax of the IUCr.
 """
@@ -21,7 +21,7 @@ _TOKEN = re.compile(
 )
 
 
-#: Tags whose letters have another case somewhere: CIF does not distinguish them, pymatgen does.
+#: Tags with upper-case letters: CIF ignores case, pymatgen does not.
 _SPELLINGS = {
     tag.lower(): tag
     for tag in (
@@ -41,10 +41,10 @@ class CifBlock:
     """One data block.
 
     Attributes:
-        name: what stands behind ``data_``.
-        text: its source, from ``data_`` to where the next block begins, with tags and keywords as pymatgen spells them.
-        items: values of tags outside of loops; tags are in lower case.
-        columns: values of tags in loops, one for each row.
+        name: the text after ``data_``.
+        text: its source, from ``data_`` to the start of the next block, with tags and keywords in pymatgen's spelling.
+        items: values of tags outside loops; tags are in lower case.
+        columns: values of tags in loops, one per row.
     """
 
     name: str
@@ -58,9 +58,9 @@ class CifBlock:
         return any(tag.startswith("_atom_site_fract_") for tag in (*self.columns, *self.items))
 
     def value(self, *tags: str) -> str | None:
-        """The value of the first of ``tags`` that has one and stands outside of loops; None when none has.
+        """The value of the first of ``tags`` that has one outside loops; None if none has.
 
-        ``?`` (unknown) and ``.`` (inapplicable) are no values.
+        ``?`` (unknown) and ``.`` (inapplicable) do not count as values.
         """
         for tag in tags:
             if self.items.get(tag, "?").strip() not in ("", "?", "."):
@@ -68,7 +68,7 @@ class CifBlock:
         return None
 
     def listed(self, tag: str) -> list[str]:
-        """The values of a tag, in a loop or outside of one; none when it is not there."""
+        """The values of a tag, in a loop or outside; empty if the tag is missing."""
         return self.columns.get(tag, [self.items[tag]] if tag in self.items else [])
 
 
@@ -76,7 +76,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if it breaks the rules of the format, so that something of it would be left out.
+        Unusable: if it breaks the format's rules, so that a parser would skip a part of it.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []
@@ -87,7 +87,7 @@ def blocks_of(text: str) -> list[CifBlock]:
             blocks.append(CifBlock(token[5:]))
             begins.append(begin)
         elif not blocks:
-            raise Unusable(f"{token[:40]!r} stands before the first data_ line")
+            raise Unusable(f"{token[:40]!r} comes before the first data_ line")
         elif word == "loop_":
             _read_loop(blocks[-1], tokens)
         elif word.startswith("_"):
@@ -101,7 +101,7 @@ def blocks_of(text: str) -> list[CifBlock]:
 
 
 def _respelled(match: re.Match[str]) -> str:
-    """A token; a tag or keyword in capital letters as pymatgen spells it."""
+    """A token; tags and keywords in pymatgen's spelling."""
     token = match[0]
     if match["word"] is None:
         return token
@@ -120,7 +120,7 @@ def _read_loop(block: CifBlock, tokens: _Tokens) -> None:
         raise Unusable("a loop_ has no tags")
     if not values or len(values) % len(tags):
         raise Unusable(
-            f"the loop of {tags[0]} has {len(tags)} columns and {len(values)} values, which is no whole table"
+            f"the loop of {tags[0]} has {len(tags)} columns and {len(values)} values, so its last row is incomplete"
         )
     for place, tag in enumerate(tags):
         block.columns[tag] = values[place :: len(tags)]
@@ -132,7 +132,7 @@ def _check_new(block: CifBlock, tag: str) -> None:
 
 
 class _Tokens:
-    """Tokens of a CIF as (place, text, whether it was quoted), with one token of look-ahead."""
+    """Tokens of a CIF as (position, text, whether it was quoted), with one token of look-ahead."""
 
     def __init__(self, text: str) -> None:
         self._matches = (match for match in _TOKEN.finditer(text) if not match[0].startswith("#"))

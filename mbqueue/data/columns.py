@@ -1,4 +1,4 @@
-"""Which columns of a table are id, structure and target: chosen once for the whole table, and said."""
+"""Choose a table's columns of id, structure and target, once for the whole table, and describe the choice."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mbqueue.task import ENERGY_COLUMNS
 ID_NAMES = ("id", "material_id", "mbid", "jid")
 STRUCTURE_NAMES = ("structure", "cif")
 
-#: How a value that is missing is written: the words of pandas, in any case.
+#: Spellings of a missing value: pandas' words, in any case.
 _MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null", "none")) | frozenset(
     ("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
 )
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell says that there is no value: null, NaN, an empty cell, ``N/A`` and the like."""
+    """Whether a cell means that the value is missing: null, NaN, an empty cell, ``N/A`` and the like."""
     if isinstance(value, str):
         return value.strip().casefold() in _MISSING
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -37,7 +37,7 @@ def is_no_id(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
-    """Names of columns that the user has chosen; empty where mbqueue shall choose."""
+    """Names of columns that the user has chosen; empty if mbqueue should choose."""
 
     id: str = ""
     target: str = ""
@@ -47,15 +47,15 @@ class Columns:
     """The columns of one table.
 
     Attributes:
-        id, structure, target: names of the columns; None where there is none, or none was seen yet.
-        targets_required: whether a table without a column of targets is refused.
-        passed_over: further columns that could be the target.
+        id, structure, target: names of the columns; None if there is none, or none has been seen yet.
+        targets_required: whether a table without a target column is rejected.
+        passed_over: other columns that could be the target.
     """
 
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Nothing is chosen yet. ``target_names`` may be the target, in order of preference, if none is wanted."""
+        """No column is chosen yet. ``target_names`` are candidates in order of preference, if the user named none."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
@@ -67,15 +67,15 @@ class Columns:
         self._seen: dict[Any, None] = {}  # names of columns, in their order
 
     def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
-        """Choose from the heading of a table.
+        """Choose from a table's heading.
 
         Args:
             names: the heading.
-            source: of the table, for messages.
-            structures: names of the column of structures, in order of preference; none when it needs no such column.
+            source: the table's name, for messages.
+            structures: candidate names of the structure column, in order of preference; empty if none is needed.
 
         Raises:
-            DataError: if a name stands twice, or no column can be what is needed.
+            DataError: if a name occurs twice, or a needed column is missing.
         """
         told = [str(name) for name in names]
         twice = sorted({name for name in told if told.count(name) > 1})
@@ -94,21 +94,21 @@ class Columns:
         self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
-        """Id, structure and target of a row of a table without a heading; a column is chosen once it is seen."""
+        """Id, structure and target of a row of a table without a heading; a column is chosen when first seen."""
         if self._is_open:
             self._seen |= dict.fromkeys(row)
             self._see(row.keys(), STRUCTURE_NAMES)
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """Have no column of ids unless one was seen by now."""
+        """Decide that there is no id column unless one has been seen."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:
-        """Raise unless what the user has named was seen, and a column of targets where they are required.
+        """Check that the columns that the user named, and a target column if one is required, have been seen.
 
         Raises:
-            DataError: if it was not.
+            DataError: if one has not.
         """
         for wanted, chosen, what in ((self._wanted.id, self.id, "id"), (self._wanted.target, self.target, "target")):
             if wanted and chosen is None:
@@ -124,28 +124,30 @@ class Columns:
     def _require_target(self, absent: str, there: str) -> None:
         if self.target is None and self.targets_required:
             raise DataError(
-                f"{absent} {' or '.join(self._target_names)}. {there} Name the column of targets with "
+                f"{absent} {' or '.join(self._target_names)}. {there} Name the target column with "
                 "--target-column, or column in [target] of the experiment."
             )
 
     def take(self, names: Collection[str], source: str, *, chosen: tuple[str | None, str | None, str | None]) -> None:
-        """Choose id, structure and target among columns without a heading; what the user has named comes first.
+        """Choose id, structure and target among columns without a heading; the user's choice comes first.
 
         Raises:
-            DataError: if the user has named what is none of ``names``.
+            DataError: if the user has named a column that is not in ``names``.
         """
         self.id, self.structure, self.target = self._wanted.id or chosen[0], chosen[1], self._wanted.target or chosen[2]
         self._is_open = False
         for name in (self._wanted.id, self._wanted.target):
             if name and name not in names:
-                raise DataError(f"{source} has no heading, so no column {name}. Its columns are {', '.join(names)}.")
+                raise DataError(
+                    f"{source} has no heading, so it has no column {name}. Its columns are {', '.join(names)}."
+                )
 
     def names_id(self, heading: Iterable[str]) -> bool:
-        """Whether a row may be a heading: it names a column of ids."""
+        """Whether a row may be a heading: it names an id column."""
         return _chosen(self._wanted.id, ID_NAMES, set(heading)) is not None
 
     def described(self, targets: NDArray[np.float64]) -> str:
-        """The columns that were taken, and what the targets [N], nan where missing, are like."""
+        """Describe the chosen columns and the targets [N], nan where missing."""
         known = targets[np.isfinite(targets)]
         if self.target is None or not len(known):
             text = f"target: {self.target or 'none'}, no values"

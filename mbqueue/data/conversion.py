@@ -1,6 +1,6 @@
 """The compiled core of the converter: crystals in, packed graphs out.
 
-Written in plain loops, because every array expression costs Numba half a second to compile.
+It uses plain loops, because Numba needs half a second to compile every array expression.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from mbqueue.data import machine_code, neighbors
 from mbqueue.data.neighbors import find_bonds, sufficient_cutoff
 
-#: Roles of a directed bond in the angles at its centre: as their first bond, as their second.
+#: Roles of a directed bond in the angles at its centre: first bond, second bond.
 AS_I = 1
 AS_J = 2
 
@@ -38,7 +38,7 @@ def _hash(center: int, neighbor: int, i: int, j: int, k: int) -> int:
 
 @compiled
 def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
-    """Which two directed bonds make one undirected bond; these are numbered by first appearance.
+    """Pair directed bonds into undirected ones, which are numbered by first appearance.
 
     Returns:
         undirected int32 [D], first directed bond of each undirected one int32 [U], and the second, -1 if it is not
@@ -90,7 +90,7 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
 
 @compiled
 def _drop_unpaired(per_atom: Any, slots: Any, squares: Any, undirected: Any, second: Any) -> int:
-    """Take bonds without a reverse out of the first three, in place; the number of bonds that stay."""
+    """Remove bonds without a reverse from the first three arrays, in place; return the number that remain."""
     bond = kept = 0
     for center in range(len(per_atom)):
         before = kept
@@ -105,10 +105,10 @@ def _drop_unpaired(per_atom: Any, slots: Any, squares: Any, undirected: Any, sec
 
 @compiled
 def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutoff: float) -> Any:
-    """Directed bonds that take part in angles, and how.
+    """Directed bonds that take part in angles, and their roles.
 
-    CHGNet makes an angle of every undirected bond of at most ``cutoff`` (its length is that of its first directed
-    bond), either way round, with every other directed bond at the same centre that is shorter than ``cutoff``.
+    CHGNet pairs every undirected bond of at most ``cutoff`` (measured by its first directed bond), in both directions,
+    with every other directed bond at the same centre that is shorter than ``cutoff``.
 
     Returns:
         the bonds int32 [s], ascending; their roles uint8 [s]; the number of angles.
@@ -129,7 +129,7 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
             short[n_short], roles[n_short] = here, role
             n_short += int(role != 0)
         bond += per_atom[center]
-        # A bond that finds no partner at this centre is in no angle.
+        # A bond without a partner at this centre is in no angle.
         end, n_short = n_short, begin
         for place in range(begin, end):
             is_i, is_j = roles[place] & AS_I, roles[place] >> 1
@@ -147,10 +147,10 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
 
 @compiled
 def graph_of(cart: Any, lattice: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
-    """The whole graph of one crystal.
+    """Compute the graph of one crystal.
 
-    A directed bond whose reverse was lost to rounding exactly at the cut-off is left out (CHGNet would raise an error
-    there; its radial basis is zero at that length).
+    A directed bond whose reverse was lost to rounding at the cut-off is left out (CHGNet would raise an error; its
+    radial basis is zero at that length).
 
     Returns:
         bonds per atom int64 [n], copy that is the neighbour int32 [D], copies int32 [P, 4], undirected int32 [D],
@@ -180,16 +180,17 @@ def _put(records: Any, at: int, value: int, width: int) -> int:
 
 @compiled
 def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
-    """The graphs of N consecutive crystals as records of bytes.
+    """Pack the graphs of N consecutive crystals as records of bytes.
 
-    A record holds, in this order, little-endian, in 2 bytes each (4 if the record is wide, which it is with more than
-    65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected one [U];
-    directed bonds that take part in angles [s]. Then the image of each undirected bond, seen from its first directed
-    one, [U, 3] in 1 byte (4 if wide); and the roles in angles in 1 byte [s]. The rest follows: undirected bonds are
-    numbered in the order of their first directed ones, and the neighbour of one is the centre of the other.
+    A record contains these values in this order, little-endian, with 2 bytes each (4 if the record is wide: with more
+    than 65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected one [U];
+    directed bonds that take part in angles [s]. Then follow the image of each undirected bond, relative to its first
+    directed one, [U, 3] with 1 byte each (4 if wide), and the roles in angles with 1 byte each [s]. The rest can be
+    derived: undirected bonds are numbered in the order of their first directed ones, and the neighbour of one directed
+    bond is the centre of the other.
 
     Args:
-        atom_offsets: where each crystal's atoms begin in ``cart``, int64 [N + 1], first 0.
+        atom_offsets: index of each crystal's first atom in ``cart``, int64 [N + 1], starting with 0.
         cart: Cartesian coordinates, Å, float64 [A, 3].
         lattices: float64 [N, 3, 3], Å.
         atom_cutoff: longest bond, Å.

@@ -26,14 +26,14 @@ FORMAT = "mbqueue crystals 1"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crystals:
-    """N crystals of A atoms in all. Two with the same ``hash`` are the same.
+    """N crystals with A atoms in total. Two objects with the same ``hash`` are equal.
 
     Attributes:
-        ids: name of each crystal, all different.
-        targets: in their unit, float64 [N]; nan only where crystals are given without (for prediction).
+        ids: unique name of each crystal.
+        targets: in their unit, float64 [N]; nan only for crystals without a target (for prediction).
         atom_offsets: atoms of crystal i are ``atom_offsets[i]`` to ``atom_offsets[i + 1]``, int64 [N + 1].
         atomic_numbers: Z of each atom, 1–94, uint8 [A].
-        frac_coords: fractional coordinates as they were given (not wrapped into the cell), float64 [A, 3].
+        frac_coords: fractional coordinates as given (not wrapped into the cell), float64 [A, 3].
         lattices: rows are lattice vectors, Å, float64 [N, 3, 3].
     """
 
@@ -55,7 +55,7 @@ class Crystals:
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 over everything that the attributes say, ids and targets included, in their order."""
+        """Hex SHA-256 over all attributes, including ids and targets, in order."""
         digest = hashlib.sha256(f"{FORMAT}\n{len(self)}\n".encode())
         digest.update(json.dumps(self.ids, ensure_ascii=False, separators=(",", ":")).encode())
         for array in (self.targets, self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
@@ -64,7 +64,7 @@ class Crystals:
 
     @cached_property
     def structures_hash(self) -> str:
-        """Hex SHA-256 over cells and atoms alone: what does not change when another column is the target."""
+        """Hex SHA-256 over cells and atoms alone; it does not depend on the target column."""
         digest = hashlib.sha256(f"{FORMAT} structures\n{len(self)}\n".encode())
         for array in (self.atom_offsets, self.atomic_numbers, self.frac_coords, self.lattices):
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
@@ -87,7 +87,7 @@ class Crystals:
 
     def structure(self, row: int) -> Structure:
         """One crystal as a pymatgen ``Structure``."""
-        from pymatgen.core import Lattice, Structure  # noqa: PLC0415  it takes a second, and training has no need of it
+        from pymatgen.core import Lattice, Structure  # noqa: PLC0415  it takes a second, and training does not need it
 
         atoms = slice(self.atom_offsets[row], self.atom_offsets[row + 1])
         symbols = [symbol_of(int(number)) for number in self.atomic_numbers[atoms]]
@@ -103,15 +103,15 @@ class Crystals:
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
             amounts[key >> 8][symbol_of(key & 255)] = count
         with warnings.catch_warnings():
-            # pymatgen sorts by electronegativity and warns that every noble gas has none.
+            # pymatgen sorts by electronegativity, and warns that noble gases have none.
             warnings.simplefilter("ignore")
             return [Composition(amount).reduced_formula for amount in amounts]
 
     def save(self, path: Path, meta: dict[str, Any] | None = None) -> None:
-        """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with free ``meta`` data.
+        """Durably write the binary form, about 100 MB for matbench's 132,752 crystals, with any ``meta`` data.
 
         Raises:
-            CacheError: if it cannot be written; what was there before is kept.
+            CacheError: if it cannot be written; the previous file is kept.
         """
         joined = "".join(self.ids).encode()
         lengths = np.array([len(name.encode()) for name in self.ids], np.int32)
@@ -131,14 +131,14 @@ class Crystals:
 
     @classmethod
     def open(cls, path: Path) -> tuple[Crystals, dict[str, Any]]:
-        """Crystals written by ``save``, memory-mapped, and their meta data; every checksum is compared.
+        """Crystals written by ``save``, memory-mapped, and their metadata; every checksum is compared.
 
         Raises:
-            CacheError: if the file is missing, damaged or of another version.
+            CacheError: if the file is missing, damaged or from another version.
         """
         meta, arrays = read_arrays(path)
         if meta.get("format") != FORMAT:
-            raise CacheError(f"{path} is not of the format {FORMAT!r}. Remove it.")
+            raise CacheError(f"{path} does not have the format {FORMAT!r}. Remove it.")
         joined, lengths = arrays["ids"].tobytes(), arrays["id_lengths"]
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = (ends - lengths).tolist()
@@ -150,6 +150,6 @@ class Crystals:
             frac_coords=arrays["frac_coords"],
             lattices=arrays["lattices"],
         )
-        # The arrays have just been compared with their checksums, which were taken together with this hash.
+        # The arrays just matched their checksums, which were computed together with this hash.
         crystals.__dict__["hash"] = meta["hash"]
         return crystals, meta

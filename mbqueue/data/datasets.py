@@ -1,4 +1,4 @@
-"""Data sets by name or path."""
+"""Load datasets by name or path."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Crystals and where they are from.
+    """Crystals and their source.
 
     Attributes:
-        crystals: what can be used, in the order of the source.
-        columns: which columns were taken, and what the targets are like; a sentence for people.
-        dropped: (id, reason) of what was left out, in order; empty unless that was asked for.
-        source: name or path, for people.
-        official: whether this is the dataset of a task of matbench, whole and in its order.
+        crystals: the usable crystals, in the order of the source.
+        columns: a sentence that describes the chosen columns and the targets.
+        dropped: (id, reason) of each crystal left out, in order; empty unless ``drop_invalid`` was set.
+        source: name or path, for messages.
+        official: whether this is the complete dataset of a matbench task, in its order.
     """
 
     crystals: Crystals
@@ -45,12 +45,12 @@ class Dataset:
 
 
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
-    """Raise what ``load`` would raise at once, as far as that can be told without reading the data.
+    """Raise the errors that ``load`` would raise and that can be found without reading the data.
 
-    Imports nothing that takes time. Those of matbench's tasks pass whether they are on this machine or not.
+    It imports nothing slow. Matbench tasks pass whether or not they are on this machine.
 
     Raises:
-        UsageError: if there is no such name or path, or its form is not known.
+        UsageError: if there is no such name or path, or its format is unknown.
         DataError: if a file is empty, or a folder has no ``id_prop.csv`` and targets are required.
     """
     if name_or_path in TASKS or name_or_path == SAMPLE_DATASET:
@@ -58,24 +58,24 @@ def check_dataset(name_or_path: str, *, project_root: Path | None = None, target
     path = _path_of(name_or_path, project_root)
     if not path.exists():
         raise UsageError(
-            f"There is no data set {name_or_path!r}: it is neither a task of matbench (mbqueue tasks lists them) nor "
+            f"There is no dataset {name_or_path!r}: it is neither a matbench task (mbqueue tasks lists them) nor "
             f"{SAMPLE_DATASET!r}, and there is no file or folder {path}."
         )
     if path.is_dir():
         if targets_required and not (path / "id_prop.csv").is_file():
             raise DataError(f"The folder {path} has no id_prop.csv. Give {_FORMS}.")
     elif not path.name.endswith(_SUFFIXES):
-        raise UsageError(f"{path} is of no known form. Give {_FORMS}.")
+        raise UsageError(f"The format of {path} is unknown. Give {_FORMS}.")
     elif path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
 
 
 def is_at_hand(name_or_path: str, *, project_root: Path | None = None) -> bool:
-    """Whether a data set is on this machine, so that ``load`` needs no download."""
+    """Whether a dataset is on this machine, so that ``load`` needs no download."""
     if name_or_path == SAMPLE_DATASET:
         return True
     if name_or_path in TASKS:
-        from mbqueue.data.official import official_file  # noqa: PLC0415  a check of the sample needs none of it
+        from mbqueue.data.official import official_file  # noqa: PLC0415  checking the sample does not need it
 
         try:
             return official_file(name_or_path).path.exists()
@@ -96,25 +96,25 @@ def load(
     id_column: str = "",
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set; one of matbench's is downloaded first if it is not on this machine.
+    """Read a dataset; one of matbench's is downloaded first if it is not on this machine.
 
     Args:
-        name_or_path: a task of matbench, ``sample``, or a file or folder (see ``formats``).
-        project_root: what a relative path is relative to; by default the working folder.
-        limit: keep only so many crystals, drawn with ``seed``, in their order; 0 keeps all.
-        seed: seeds that draw.
-        drop_invalid: leave out what cannot be used, instead of raising ``InvalidCrystals``.
-        targets_required: whether an entry without a target is invalid; else its target is nan (for prediction).
-        target: what is to be predicted: its kind and its column.
-        id_column: name of the column of ids; empty for one that is known (``columns``).
-        progress: called with (bytes, all bytes) of what is being downloaded, then of what is being read.
+        name_or_path: a matbench task, ``sample``, or a file or folder (see ``formats``).
+        project_root: base of relative paths; by default the working folder.
+        limit: keep only this number of crystals, drawn with ``seed``, in their order; 0 keeps all.
+        seed: the seed of that draw.
+        drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.
+        targets_required: whether an entry without a target is invalid; if not, its target is nan (for prediction).
+        target: the target's kind and column.
+        id_column: name of the id column; empty to choose a known name (``columns``).
+        progress: called with (bytes, total bytes) of the download, then of reading.
 
     Raises:
-        UsageError: if there is no such data set.
+        UsageError: if there is no such dataset.
         InvalidCrystals: listing every entry that cannot be used, unless ``drop_invalid``.
-        DataError: if it cannot be had or read, is of the wrong shape, or holds nothing that can be used.
+        DataError: if it cannot be downloaded or read, is malformed, or contains no usable crystal.
     """
-    # Imported here, because `mbqueue enqueue` only checks, and must answer at once.
+    # Imported here, because `mbqueue enqueue` only checks the dataset, and must answer at once.
     from mbqueue.data import folders, formats, official  # noqa: PLC0415
     from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415
     from mbqueue.data.entries import Gatherer  # noqa: PLC0415
@@ -133,18 +133,20 @@ def load(
         formats.read_official(gatherer, columns, path, progress, task)
         count = len(gatherer) + len(gatherer.offenders)
         if count != file.n:
-            raise DataError(f"{path} has {count} entries and should have {file.n}. Remove it; it is then downloaded.")
+            raise DataError(
+                f"{path} has {count} entries instead of {file.n}. Remove it, and mbqueue downloads it again."
+            )
     else:
         path = SAMPLE_FILE if name_or_path == SAMPLE_DATASET else _path_of(name_or_path, project_root)
         reader = folders.read_folder if path.is_dir() else formats.reader_of(path)
-        assert reader is not None, "check_dataset knows the forms"
+        assert reader is not None, "check_dataset accepts only known formats"
         reader(gatherer, columns, path, progress)
         columns.close(str(path))
     if gatherer.offenders and not drop_invalid:
         told = "" if columns.structure is None else columns.described(gatherer.crystals().targets)
         raise InvalidCrystals(name_or_path, gatherer.offenders, told)
     if not len(gatherer):
-        raise DataError(f"{path} holds no crystal that can be used.")
+        raise DataError(f"{path} contains no usable crystal.")
     crystals = gatherer.crystals()
     told = columns.described(crystals.targets)
     whole = not gatherer.offenders

@@ -1,11 +1,12 @@
-"""Density of a cell, and what is too dense for any crystal."""
+"""Density of a cell."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Standard atomic weights of H to Pu, g/mol, after a nought (IUPAC 2005; of elements without one, the longest-lived).
+#: Standard atomic weights of H to Pu, g/mol, after a zero (IUPAC 2005; for elements without one, of the longest-lived
+#: isotope).
 # fmt: off
 _MASSES = np.array(
     [
@@ -21,10 +22,10 @@ _MASSES = np.array(
     ]
 )
 # fmt: on
-#: g/cm³ of one g/mol in an Å³: 10²⁴ over Avogadro's number.
+#: One g/mol per Å³ in g/cm³: 10²⁴ over Avogadro's number.
 _GRAMS_PER_CM3 = 1.66053907
 
 
 def density_of(atomic_numbers: NDArray[np.integer], volume: float) -> float:
-    """g/cm³ of a cell of ``volume`` Å³ with these atoms (Z from 1 to 94)."""
+    """Density, g/cm³, of a cell of ``volume`` Å³ with these atoms (Z from 1 to 94)."""
     return float(_MASSES[atomic_numbers].sum()) * _GRAMS_PER_CM3 / volume

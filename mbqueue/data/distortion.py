@@ -1,4 +1,4 @@
-"""Random strain and shifts for augmentation, the same for a crystal whatever batch it is in."""
+"""Random strain and shifts for augmentation, independent of the batch that a crystal is in."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _normal(key: Any, number: int) -> float:
 
 @compiled
 def distort(cart: Any, lattices: Any, n_atoms: Any, rows: Any, strain: float, jitter: float, seed: int) -> Any:
-    """Strained and shaken copies of B crystals.
+    """Return strained copies of B crystals with randomly shifted atoms.
 
     Args:
         cart: Cartesian coordinates, Å, float64 [A, 3].
         lattices: float64 [B, 3, 3], Å, rows are vectors.
-        n_atoms: int64 [B]; rows: row of each crystal in its data set, int64 [B].
+        n_atoms: int64 [B]; rows: dataset row of each crystal, int64 [B].
         strain: standard deviation of the components of the symmetric strain ε; vectors v become v (1 + ε).
         jitter: standard deviation of each component of an atom's shift, Å, added after the strain.
         seed: chooses the streams, one per row.

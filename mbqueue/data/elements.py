@@ -1,4 +1,4 @@
-"""Atomic numbers by symbol, and which of them CHGNet knows."""
+"""Atomic numbers by symbol, and the elements that CHGNet knows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One entry of a data set (id, structure as pymatgen's dictionary, target) at a time, gathered into flat arrays.
+"""Gather a dataset's entries (id, structure as pymatgen's dictionary, target) into flat arrays, one at a time.
 
-An entry that cannot be used leaves nothing in the arrays, only its id and the reason.
+Of an unusable entry, only its id and the reason are kept.
 """
 
 from __future__ import annotations
@@ -20,34 +20,36 @@ from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 from mbqueue.task import FORMATION_ENERGY, Target
 
-#: Two atoms nearer than this, Å, are taken for two at one place: one atom, say, whose copies by symmetry do not meet
-#: because a CIF rounds 1/3 to 0.333. The shortest distance of all is that of H₂, 0.74.
+#: Two atoms closer than this, Å, count as overlapping: often one atom whose symmetry copies do not coincide because a
+#: CIF rounds 1/3 to 0.333. The shortest real distance is that of H₂, 0.74.
 OVERLAP = 0.3
-#: Whatever is beyond is no formation energy in eV/atom, nor any property in a sensible unit, and float32 could not
-#: square it.
+#: No formation energy in eV/atom and no property in a sensible unit exceeds this, and float32 could not hold its
+#: square.
 LARGEST_TARGET = 1e6
-#: What a class may be given as, besides numbers.
+#: Spellings of a class besides numbers.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
-#: Cells below this volume per atom, Å³, are taken for flat; other checks come before the one of dense cells.
+#: Cells below this volume per atom, Å³, count as flat; other checks run before the density check.
 MIN_VOLUME_PER_ATOM = 0.1
-#: Å³ per atom. Of 37,248 crystals of the Materials Project, C3N4 is the densest by this measure, 5.57, and diamond
-#: next, 5.71; metallic hydrogen would have 3. What is denser has atoms twice, or a wrong cell.
+#: Å³ per atom. Of 37,248 crystals in the Materials Project, C3N4 is the densest by this measure, 5.57, followed by
+#: diamond, 5.71; metallic hydrogen would have 3. A denser cell has duplicate atoms or a wrong lattice.
 SMALLEST_VOLUME_PER_ATOM = 2.5
 #: g/cm³. The densest of those crystals is plutonium, 24.6; among stable elements osmium, 22.0.
 LARGEST_DENSITY = 30.0
-#: A cell so skewed or so thin that more periodic images than this lie within 6 Å is refused.
+#: Cells so skewed or thin that more periodic images than this are within 6 Å are rejected.
 MAX_IMAGES = 2_000_000
-#: The converter keeps a number for each cube of 6 Å, and coordinates of each copy of an atom; so many cubes fill a box
-#: of 1,300 Å.
+#: The converter stores a number for each cube of 6 Å, and coordinates of each copy of an atom. This many cubes fill a
+#: box of 1,300 Å.
 MAX_CUBES = 10_000_000
-#: Bonds, and angles, of one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million; a batch counts in 32 bits.
+#: The most bonds, and angles, in one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million. A batch counts in 32
+#: bits.
 MAX_BONDS = 10_000_000
-#: Occupancies this near to 1 are whole (pymatgen's tolerance).
+#: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
 
 
-#: What does not come back from a CSV, or goes into no UTF-8: control characters, line separators, halves of surrogates.
-#: Invisible ones make two ids look alike: zero-width and formatting characters, fillers, variation selectors.
+#: Characters that a CSV does not preserve or that UTF-8 cannot encode: control characters, line separators, lone
+#: surrogates. Invisible ones would make two ids look alike: zero-width and formatting characters, fillers, variation
+#: selectors.
 _UNFIT = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
     r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
@@ -56,14 +58,14 @@ _UNFIT = re.compile(
 
 
 class Unusable(Exception):
-    """Why an entry cannot be used."""
+    """An entry cannot be used; the message is the reason."""
 
 
 class Gatherer:
     """Collects entries into ``Crystals``.
 
     Attributes:
-        offenders: (id, reason) of every entry that cannot be used, in order.
+        offenders: (id, reason) of every unusable entry, in order.
         targets_required: whether an entry without a target is an offender; if not, its target is nan.
     """
 
@@ -72,7 +74,7 @@ class Gatherer:
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
-        self._names: dict[str, str] = {}  # by what is left of them without blanks
+        self._names: dict[str, str] = {}  # by their form without whitespace
         self._ids: list[str] = []
         self._targets = array("d")
         self._counts = array("q")
@@ -81,24 +83,27 @@ class Gatherer:
         self._lattices = array("d")
 
     def __len__(self) -> int:
-        """Number of entries that can be used, so far."""
+        """Number of usable entries so far."""
         return len(self._ids)
 
     def refuse(self, name: str, reason: str) -> None:
-        """Note an entry that cannot be used, or not even be read."""
+        """Record an entry that cannot be used or read."""
         self.offenders.append((_shown(name), _writable(reason)))
 
     def add(self, name: str, structure: Any, target: Any) -> None:
-        """Take one entry, or note why not."""
-        bare = " ".join(name.split())  # of no-break spaces, too
+        """Add an entry, or record why it cannot be used."""
+        bare = " ".join(name.split())  # no-break spaces, too
         if bare in self._names:
             other = self._names[bare]
             self.refuse(
-                name, "the id is given twice" if other == name else f"its id is that of {other!r} except for blanks"
+                name, "the id occurs twice" if other == name else f"its id differs from {other!r} only in whitespace"
             )
             return
         if _UNFIT.search(name):
-            self.refuse(name, "its id has control or invisible characters, or ones that no file can hold")
+            self.refuse(
+                name,
+                "its id has control characters, invisible characters, or characters that cannot be saved to a file",
+            )
             return
         try:
             value = self._target(target)
@@ -115,7 +120,7 @@ class Gatherer:
         self._lattices.frombytes(matrix.tobytes())
 
     def crystals(self) -> Crystals:
-        """What was gathered."""
+        """The gathered crystals."""
         return Crystals(
             ids=self._ids,
             targets=np.array(self._targets, np.float64),
@@ -133,7 +138,7 @@ class Gatherer:
         if self._kind == "class":
             return _class_of(target)
         try:
-            # Python would take True for 1 and "1_0" for 10.
+            # Python would read True as 1 and "1_0" as 10.
             value = float(target) if not isinstance(target, bool) and "_" not in str(target) else None
         except (TypeError, ValueError, OverflowError):
             value = None
@@ -146,26 +151,26 @@ class Gatherer:
 
 
 def _class_of(target: Any) -> float:
-    """1 or 0, for a number or a word that says so."""
+    """1 or 0, from a number or a word."""
     try:
         value = _CLASSES[target] if isinstance(target, bool) or target in _CLASSES else float(target)
     except (TypeError, ValueError):
         value = math.nan
     if value not in (0.0, 1.0):
         raise Unusable(
-            f"the target {target!r:.100} is no class: give 0 or 1, or true or false; if it is missing, leave the cell "
-            "empty"
+            f"the target {target!r:.100} is not a class: give 0 or 1, or true or false; if it is missing, leave "
+            "the cell empty"
         )
     return value
 
 
 def _shown(name: str) -> str:
-    """An id with what cannot be printed spelled out."""
+    """An id with unprintable characters escaped."""
     return _UNFIT.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 def _writable(text: str) -> str:
-    """``text`` with the halves of surrogate pairs, which JSON may tell and UTF-8 has not, spelled out."""
+    """``text`` with lone surrogates escaped, which JSON allows but UTF-8 does not."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -173,7 +178,7 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
     """Atomic numbers, fractional coordinates [n, 3] and lattice [3, 3] of a ``Structure.as_dict()``.
 
     Raises:
-        Unusable: if it is not such a dictionary, or CHGNet has no use for its crystal.
+        Unusable: if it is not such a dictionary, or CHGNet does not support its crystal.
     """
     if structure is None:
         raise Unusable("the structure is missing")
@@ -187,13 +192,13 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
     if not numbers:
         raise Unusable("it has no atoms")
     if coords.shape != (len(numbers), 3):
-        raise Unusable("its coordinates are not three for each atom")
+        raise Unusable("it does not have three coordinates for each atom")
     check_density(numbers, check_geometry(coords, matrix))
     return numbers, coords, matrix
 
 
 def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> float:
-    """Volume in Å³ of a cell; raise ``Unusable`` for one that no graph can be made of."""
+    """Volume of a cell, Å³; raise ``Unusable`` if no graph can be made from it."""
     if not np.isfinite(coords).all():
         atom = int(np.flatnonzero(~np.isfinite(coords).all(axis=1))[0])
         raise Unusable(f"the coordinates of atom {atom} are not finite")
@@ -206,9 +211,7 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
     if images > MAX_IMAGES:
         raise Unusable("its cell is too skewed or too thin; give its reduced (Niggli) cell")
     if not (all_images <= MAX_IMAGES and cubes <= MAX_CUBES):
-        raise Unusable(
-            "its atoms lie too far apart; wrap their coordinates into the cell, and give it less empty space"
-        )
+        raise Unusable("its atoms are too far apart; wrap their coordinates into the cell, and reduce its empty space")
     if most > MAX_BONDS:
         n_bonds, n_angles, overlap = count_neighbors(coords, matrix, OVERLAP, MAX_BONDS)
         if max(n_bonds, n_angles) > MAX_BONDS:
@@ -216,8 +219,8 @@ def check_geometry(coords: NDArray[np.float64], matrix: NDArray[np.float64]) -> 
     if overlap >= 0:
         first, second = divmod(overlap, n_atoms)
         if first == second:
-            raise Unusable(f"atom {first} and its own periodic image are at one place")
-        raise Unusable(f"atoms {first} and {second} are at one place")
+            raise Unusable(f"atom {first} overlaps its own periodic image")
+        raise Unusable(f"atoms {first} and {second} overlap")
     return float(volume)
 
 
@@ -227,7 +230,7 @@ def check_density(numbers: bytes, volume: float) -> None:
     if volume < SMALLEST_VOLUME_PER_ATOM * len(numbers) or density > LARGEST_DENSITY:
         raise Unusable(
             f"it has {volume / len(numbers):.3g} Å³ per atom and {density:.3g} g/cm³, denser than any crystal: are "
-            "atoms listed twice, or is its cell another one?"
+            "atoms listed twice, or is its cell wrong?"
         )
 
 
@@ -235,15 +238,15 @@ def _lattice_matrix(lattice: Any) -> NDArray[np.float64]:
     pbc = lattice.get("pbc", True)
     if not (all(pbc) if isinstance(pbc, list | tuple) else pbc in (None, True)):
         raise Unusable(
-            "it is not periodic in all three directions (its pbc), and CHGNet was trained on crystals that are; make "
-            "it so with at least 12 Å of vacuum"
+            "it is not periodic in all three directions (pbc), and CHGNet was trained on periodic crystals; make "
+            "it periodic with at least 12 Å of vacuum"
         )
     if "matrix" in lattice:
         matrix = np.array(lattice["matrix"], np.float64).reshape(-1)
         if matrix.shape != (9,):
             raise Unusable("its lattice is not a 3×3 matrix")
         return matrix.reshape(3, 3)
-    from pymatgen.core import Lattice  # noqa: PLC0415  only old files tell lattices by lengths and angles
+    from pymatgen.core import Lattice  # noqa: PLC0415  only old files give lattices by lengths and angles
 
     return np.array(Lattice.from_dict(lattice).matrix, np.float64)
 
@@ -262,5 +265,5 @@ def _atomic_number(species: Any) -> int:
     if abs(occupancy - 1) > _OCCUPANCY_TOLERANCE:
         raise Unusable(f"it is disordered ({symbol} occupies a site to {occupancy:g})")
     if number > MAX_ATOMIC_NUMBER:
-        raise Unusable(f"CHGNet does not know {symbol} (Z = {number}, and it ends at {MAX_ATOMIC_NUMBER})")
+        raise Unusable(f"CHGNet does not know {symbol} (Z = {number}; the largest is {MAX_ATOMIC_NUMBER})")
     return number

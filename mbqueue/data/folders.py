@@ -1,4 +1,4 @@
-"""Folders of structure files, as CGCNN and ALIGNN have them, and folders of POSCARs."""
+"""Read folders of structure files, as CGCNN and ALIGNN use them, and folders of POSCARs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mbqueue.errors import DataError, SourceAway
 
 LISTING = "id_prop.csv"
 _SUFFIXES = (".cif", ".vasp", ".poscar")
-#: What VASP calls its files, in a folder for each crystal.
+#: VASP's file names, in one folder per crystal.
 _VASP_NAMES = ("POSCAR", "CONTCAR")
 
 
 def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """A file for each id of ``id_prop.csv``; without that list, and where targets are not needed, every file there is.
+    """Read the file of each id in ``id_prop.csv``; without that list, and if no targets are needed, all files.
 
     The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR`` or ``id/CONTCAR``, or the id itself.
     """
@@ -30,7 +30,7 @@ def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
     if not listed and gatherer.targets_required:
         raise DataError(f"The folder {path} has no {LISTING} with ids and targets.")
     rows = read_listing(columns, path / LISTING) if listed else _every_file(path)
-    columns.structure = "a file each"
+    columns.structure = "one file each"
     names_of: dict[str, str] = {}
     for number, (name, target, why) in enumerate(rows, 1):
         try:
@@ -44,13 +44,13 @@ def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def _structure_of(folder: Path, name: str, why: str, names_of: dict[str, str]) -> Any:
-    """The structure of a row that nothing speaks against; ``names_of`` is told whose file it is."""
+    """The structure of a valid row; ``names_of`` records which id a file belongs to."""
     if why:
         raise Unusable(why)
     file = _file_of(folder, name)
     owner = names_of.setdefault(os.path.realpath(file), name)
     if owner != name:
-        raise Unusable(f"its file {file.name} is that of {owner}, too")
+        raise Unusable(f"its file {file.name} also belongs to {owner}")
     return _read(file, name)
 
 
@@ -60,20 +60,20 @@ def _file_of(folder: Path, name: str) -> Path:
         names.insert(0, name)
     try:
         found = [folder / file for file in names if (folder / file).is_file()]
-    except ValueError:  # a null byte is in no name
+    except ValueError:  # no file name has a null byte
         found = []
     if not found:
         raise Unusable(f"there is no file {names[0]}" + (f" (or {', '.join(names[1:])})" if names[0] != name else ""))
     if len(found) > 1:
-        raise Unusable(f"there are several files of that name: {', '.join(str(f.relative_to(folder)) for f in found)}")
+        raise Unusable(f"several files have that name: {', '.join(str(f.relative_to(folder)) for f in found)}")
     return found[0]
 
 
 def _read(file: Path, name: str) -> Any:
     try:
         text = decoded_text(file.read_bytes())
-    except OSError as error:  # which says nothing of the crystal
-        raise SourceAway(f"{file} cannot be read just now ({error}).") from error
+    except OSError as error:  # the crystal may be fine
+        raise SourceAway(f"{file} cannot be read at the moment ({error}).") from error
     try:
         return read_cif(text, name.removesuffix(".cif")) if file.suffix == ".cif" else read_poscar(text)
     except Unusable as unusable:

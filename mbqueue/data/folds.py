@@ -1,4 +1,4 @@
-"""Which crystals train, validate and test in a fold, and in which order. Pure functions, all of them."""
+"""The crystals for training, validation and test in a fold, and their order. All are pure functions."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.task import N_FOLDS
 
-#: How many batches' crystals are sorted by size together: few enough that each batch stays a random draw of its size.
+#: The number of batches whose crystals are sorted by size together: few enough that each batch is a random draw of its
+#: size.
 _WINDOW = 16
 
-#: The seed of matbench's own folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
+#: The seed of matbench's folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
 _MATBENCH_SEED = 18012019
 
 
 def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = False) -> None:
-    """Raise ``DataError`` unless crystals with these targets, [N], make folds that all have a test part, a training
-    part and a validation part of ``share``, and there is something to learn.
+    """Check that targets, [N], are not all equal, and that every fold has a test, a training and a validation part (of
+    ``share``). Raises ``DataError`` if not.
     """
     n = len(targets)
     if is_class:
         ones = int(np.count_nonzero(targets))
         if min(ones, n - ones) < N_FOLDS:
             raise DataError(
-                f"{ones} of the {n} crystals are of class 1 and {n - ones} of class 0, and {N_FOLDS} folds need "
-                f"{N_FOLDS} of each. Give more of the rarer one, or check that the right column is the target."
+                f"{ones} of the {n} crystals are in class 1 and {n - ones} in class 0, but {N_FOLDS} folds need "
+                f"{N_FOLDS} of each. Give more of the rarer class, or check that the target column is the right one."
             )
     elif n >= N_FOLDS and (targets == targets[0]).all():
         raise DataError(
-            f"The target is {targets[0]:g} for all {n} crystals: there is nothing to learn. Check that the right "
-            "column is the target."
+            f"The target is {targets[0]:g} for all {n} crystals, so there is nothing to learn. Check that the "
+            "target column is the right one."
         )
     for fold in range(N_FOLDS):
         classes = targets if is_class else None
         validation_split(train_rows(n, fold, classes=classes), share, 0, fold, classes=classes)
 
 
-def test_rows(  # no test of pytest's
+def test_rows(  # not a pytest test
     n: int,
     fold: int,
     *,
@@ -45,9 +46,9 @@ def test_rows(  # no test of pytest's
 ) -> NDArray[np.int64]:
     """Rows of the test part of ``fold`` (0–4) of a data set of ``n`` crystals, ascending.
 
-    scikit-learn's rules. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs of which the first
-    n mod 5 are one longer, sort each. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted classes out to the
-    folds in turn, which gives how many of each class a fold has; then shuffle which crystals these are, class by class.
+    It follows scikit-learn. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs, of which the
+    first n mod 5 are one longer, and sort each. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted classes to
+    the folds in turn, which gives each fold's number per class, then shuffle the crystals of each class.
 
     Raises:
         DataError: if there are fewer crystals than folds.
@@ -67,10 +68,10 @@ def test_rows(  # no test of pytest's
 
 
 def _stratified(classes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The fold of whose test part each crystal is, [N]."""
+    """The fold in whose test part each crystal is, [N]."""
     values, firsts = np.unique(classes, return_index=True)
     generator = np.random.RandomState(_MATBENCH_SEED)
-    in_order = values[np.argsort(firsts)]  # scikit-learn numbers classes by where each is met first
+    in_order = values[np.argsort(firsts)]  # scikit-learn numbers classes by first appearance
     dealt = np.repeat(np.arange(len(in_order)), [np.count_nonzero(classes == value) for value in in_order])
     fold_of = np.empty(len(classes), np.int64)
     for number, value in enumerate(in_order):
@@ -82,22 +83,24 @@ def _stratified(classes: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def train_rows(n: int, fold: int, *, classes: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
-    """Rows of the training part of ``fold``: all that are not in its test part, ascending."""
+    """Rows of the training part of ``fold``: all rows outside its test part, ascending."""
     return np.setdiff1d(np.arange(n), test_rows(n, fold, classes=classes), assume_unique=True)
 
 
 def validation_split(
     rows: NDArray[np.int64], share: float, seed: int, fold: int, *, classes: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A fold's training part cut in two: what trains, and the ``share`` that chooses the best epoch; both ascending.
+    """Split a fold's training part into rows for training and a ``share`` that selects the best epoch; both ascending.
 
-    At least one row goes to each. With ``classes`` (of every row of the data set), each class is cut so.
+    Each part has at least one row. With ``classes`` (of every row of the dataset), each class is split this way.
 
     Raises:
         DataError: if there are fewer than two rows.
     """
     if len(rows) < 2:
-        raise DataError(f"A training part of {len(rows)} crystals cannot give any to validation. Give more crystals.")
+        raise DataError(
+            f"A training part of {len(rows)} crystals is too small to split off a validation part. Give more crystals."
+        )
     if classes is not None:
         of_class = [rows[classes[rows] == value] for value in np.unique(classes[rows])]
         parts = [validation_split(part, share, seed, fold) for part in of_class]
@@ -121,11 +124,11 @@ def epoch_batches(
     *,
     sizes: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
-    """The batches of epoch ``epoch`` of ``fold``, each of ``rows`` once.
+    """The batches of epoch ``epoch`` of ``fold``, with each of ``rows`` once.
 
-    Plainly they are ``epoch_order``, cut; the last one may be short. With ``sizes`` (of every row of the data set)
-    each is of crystals of similar size: the order is sorted by size within windows of 16 batches, cut, and the batches
-    are shuffled. The short one, of crystals of any size, then stands anywhere.
+    By default, ``epoch_order`` is cut into batches; the last one may be short. With ``sizes`` (of every row of the
+    dataset), each batch has crystals of similar size: the order is sorted by size within windows of 16 batches and cut,
+    and the batches are shuffled. The short batch, with crystals of any size, can then be anywhere.
     """
     order = epoch_order(rows, seed, fold, epoch)
     whole = len(order) - len(order) % batch_size
@@ -140,16 +143,16 @@ def epoch_batches(
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
-    """``limit`` of ``n`` rows drawn with ``seed``, ascending; all of them when ``limit`` is 0 or not below ``n``."""
+    """``limit`` of ``n`` rows drawn with ``seed``, ascending; all rows if ``limit`` is 0 or at least ``n``."""
     if limit <= 0 or limit >= n:
         return np.arange(n)
     return np.sort(_generator("limit", seed).permutation(n)[:limit])
 
 
 def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
-    """A generator for one purpose: streams of different purposes or numbers have nothing in common.
+    """A random generator for one purpose: streams for different purposes or numbers are independent.
 
-    ``RandomState`` and not ``Generator``, because NumPy promises that the former's streams never change: a session
-    with another NumPy must not find another validation part.
+    It is a ``RandomState``, not a ``Generator``, because NumPy guarantees that its streams never change: another
+    version of NumPy must give the same validation part.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([*purpose.encode(), 256, *numbers])))

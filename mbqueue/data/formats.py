@@ -1,6 +1,6 @@
-"""Readers of the forms in which data sets come; each feeds a ``Gatherer`` and chooses ``Columns``.
+"""Readers of the dataset formats; each feeds a ``Gatherer`` and chooses ``Columns``.
 
-``docs/how-to/data.md`` lists the forms.
+``docs/how-to/data.md`` lists the formats.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Reader = Callable[[Gatherer, Columns, Path, Progress | None], None]
 
 
 def reader_of(path: Path) -> Reader | None:
-    """The reader for a file, by its name; None for a form that is not known."""
+    """The reader for a file, chosen by its name; None if the format is unknown."""
     name = path.name.removesuffix(".gz").removesuffix(".bz2")
     tables: dict[str, Reader] = {".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv}
     of_ase: dict[str, Reader] = {".extxyz": read_extxyz, ".xyz": read_extxyz, ".db": read_database}
@@ -36,7 +36,7 @@ def reader_of(path: Path) -> Reader | None:
 
 
 def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """A table in JSON; rows without a column of ids are named by the table's index or, without one, their position."""
+    """Read a JSON table; without an id column, rows are named by the table's index or else by position."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         columns.fix_id()
         if columns.id is None:
@@ -48,14 +48,14 @@ def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progre
 
 
 def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
-    """matminer's file of a task, its rows named as matbench names them (index 0: …-000001)."""
+    """Read matminer's file of a task, with rows named as in matbench (index 0: …-000001)."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         place = entry.key if isinstance(entry.key, int) else number
         gatherer.add(task.id_of(place), entry.structure, entry.target)
 
 
 def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """One JSON object a line: an id, a structure, a target."""
+    """Read one JSON object per line: an id, a structure, a target."""
     with opened(path, progress) as stream:
         for number, line in enumerate(lines_of(stream, path), 1):
             text = line.removeprefix(codecs.BOM_UTF8).strip()
@@ -78,7 +78,7 @@ def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: 
 
 
 def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """A table with a heading, of which one column holds structures as text: CIF, POSCAR or JSON."""
+    """Read a table with a heading and a column of structures as text: CIF, POSCAR or JSON."""
     with opened(path, progress) as stream:
         decoded = (
             line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines_of(stream, path))
@@ -94,13 +94,13 @@ def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progres
                 continue
             name, structure, target = columns.cells(dict(zip(heading, row, strict=True)))
             if is_no_id(name):
-                gatherer.refuse(f"row {number}", f"it has nothing in column {columns.id}")
+                gatherer.refuse(f"row {number}", f"column {columns.id} is empty")
             else:
                 add(gatherer, name, structure, target)
 
 
 def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
-    """Id, target and why not, empty where nothing is wrong, of each row of an ``id_prop.csv``.
+    """Id, target and problem (empty if there is none) of each row of an ``id_prop.csv``.
 
     It has two columns without a heading, or any columns with one.
     """
@@ -127,8 +127,8 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def uneven(found: int, expected: int, *, headless: bool = False) -> str:
-    """Why a row is refused whose cells are not those of the heading."""
-    against = f"and there is no heading that names more than {expected}" if headless else f"and the heading {expected}"
+    """The problem of a row whose number of cells differs from the heading's."""
+    against = f"and no heading names more than {expected}" if headless else f"and the heading {expected}"
     return (
         f"it has {found} cells, {against}; write numbers with a decimal point, and texts with commas in quotation marks"
     )
@@ -146,10 +146,10 @@ def add(gatherer: Gatherer, name: str, structure: Any, target: Any) -> None:
 
 
 def structure_in(text: str, name: str) -> Any:
-    """``Structure.as_dict()`` of a structure in JSON, CIF or POSCAR; None when there is no text.
+    """``Structure.as_dict()`` of a structure in JSON, CIF or POSCAR; None if there is no text.
 
     Raises:
-        Unusable: if the text is none of these, or leaves anything to be guessed.
+        Unusable: if the text is none of these, or is ambiguous.
     """
     plain = _plain(text)
     if is_missing(plain):
@@ -170,7 +170,7 @@ def structure_in(text: str, name: str) -> Any:
 
 
 def decoded_text(content: bytes) -> str:
-    """The text of a file, whatever its byte-order mark and line ends; what is no text becomes ``�``."""
+    """The text of a file with any byte-order mark and line ends; invalid bytes become ``�``."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return _plain(content.decode("utf-16" if wide else "utf-8", errors="replace"))
 
@@ -180,27 +180,27 @@ def _plain(text: str) -> str:
 
 
 def _looks_like_poscar(text: str) -> bool:
-    """Whether the second line is a number, as the scale of a POSCAR is, and no line begins a data block."""
+    """Whether the second line is a number, like the scale of a POSCAR, and no line starts a data block."""
     lines = text.split("\n", 2)
     return len(lines) > 2 and "data_" not in text.lower() and lines[1].strip()[:1] in tuple("+-.0123456789")
 
 
 def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
-    """Rows that are not empty.
+    """Yield the rows that are not empty.
 
     Raises:
-        DataError: if it is no CSV in UTF-8.
+        DataError: if the file is not CSV in UTF-8.
     """
     with _long_fields():
         try:
             yield from (row for row in csv.reader(lines) if row)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not a table in CSV and UTF-8 ({error}).") from error
+            raise DataError(f"{path} is not a CSV table in UTF-8 ({error}).") from error
 
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Fields of CSV of any length: a CIF of 2,000 atoms is longer than the module's limit."""
+    """Allow CSV fields of any length: a CIF of 2,000 atoms exceeds the csv module's limit."""
     before = csv.field_size_limit(1 << 30)
     try:
         yield

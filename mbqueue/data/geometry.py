@@ -1,4 +1,4 @@
-"""Compiled checks of a cell: its volume, how far a neighbour search in it goes, atoms at one place, atoms too close."""
+"""Compiled checks of a cell: its volume, the extent of a neighbour search, overlapping atoms, atoms too close."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def _spacings(lattice: Any, spacings: Any) -> float:
-    """The volume, Å³; distances between the planes of the lattice, Å, are filled into ``spacings``, float64 [3]."""
+    """The volume, Å³; fills ``spacings``, float64 [3], with the distances between lattice planes, Å."""
     volume = 0.0
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
@@ -28,10 +28,10 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 
 @compiled
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
-    """What can make a cell useless, as far as it is quickly told.
+    """Compute the quick measures that can make a cell unusable.
 
-    A search for bonds takes the atoms as they are given. So what it has to look at grows with the box around all of
-    them, which is far larger than the cell where coordinates are not wrapped into it.
+    A bond search takes atoms at their given coordinates. So its work grows with the box around all of them, which is
+    far larger than the cell if coordinates are not wrapped into it.
 
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.
@@ -39,11 +39,11 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         overlap: atoms nearer than this, Å, are at one place.
 
     Returns:
-        volume, Å³ (0 for a flat cell, and then all else too); in a search to 6 Å: periodic images around one atom,
-        images around all atoms; cubes of 6 Å in the box around all atoms, or the copies of atoms in it, if these are
-        more; a number that neither bonds nor angles exceed; the first two atoms at one place as i · n + j, or -1. An
-        atom's own image is not looked at, and of others only the nearest by fractional coordinates: where lattice
-        planes are less than twice ``overlap`` apart, that number is infinite, and ``count_neighbors`` looks at all.
+        volume, Å³ (0 for a flat cell, and then all else is 0); for a search up to 6 Å: periodic images around one atom,
+        images around all atoms; cubes of 6 Å in the box around all atoms, or the copies of atoms in it, if there are
+        more; an upper bound on bonds and on angles; the first two overlapping atoms as i · n + j, or -1. An atom's own
+        images are not checked, and of other atoms only the nearest image by fractional coordinates. If lattice planes
+        are less than twice ``overlap`` apart, the upper bound is infinite, and ``count_neighbors`` checks all images.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)
@@ -83,17 +83,17 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
 
 @compiled
 def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> Any:
-    """Bonds and angles of a cell, counted over all images of all pairs; given up once either is above ``limit``.
+    """Count bonds and angles of a cell over all images of all pairs; stop once either exceeds ``limit``.
 
     Args:
         frac: fractional coordinates, float64 [n, 3].
         lattice: rows are lattice vectors, Å, float64 [3, 3].
         overlap: atoms nearer than this, Å, are at one place; an atom and its own image, too.
-        limit: of bonds, and of angles.
+        limit: the most bonds, and the most angles.
 
     Returns:
-        directed bonds of up to 6 Å; pairs of bonds of up to 3 Å at one atom (CHGNet's angles), as far as they were
-        counted; the first two atoms at one place as i · n + j, or -1.
+        directed bonds of up to 6 Å; pairs of bonds of up to 3 Å at one atom (CHGNet's angles), both as far as counted;
+        the first two overlapping atoms as i · n + j, or -1.
     """
     spacings = np.empty(3)
     _spacings(lattice, spacings)

@@ -1,12 +1,12 @@
-"""Packed graphs on disk: built once, in parallel, shard by shard; memory-mapped ever after.
+"""Packed graphs on disk: built once, in parallel, shard by shard, and then memory-mapped.
 
-A folder holds ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
-``locks/``. A shard says which structures (their hash), cut-offs and converter version it is of, so one that is outdated
-is noticed like one that is damaged. It is written under its final name only when whole, so a builder may die at any
-instant: the next one makes what is missing. Two builders share the work through one lock per shard.
+A folder contains ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
+``locks/``. A shard records the hash of its structures, its cut-offs and its converter version, so an outdated shard is
+detected like a damaged one. It gets its final name only when complete, so a builder may die at any time: the next one
+makes the missing shards. Builders share the work through one lock per shard.
 
-What opening checks: every shard's length, key and index. What reading checks: each record's CRC-32, at its first use
-in a process. A shard that fails is rebuilt alone.
+Opening checks every shard's length, key and index. Reading checks each record's CRC-32 at its first use in a process.
+Only shards that fail are rebuilt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mbqueue.data.graphs import ATOM_CUTOFF, BOND_CUTOFF, CONVERTER_VERSION, con
 from mbqueue.errors import CacheError
 from mbqueue.files import TEMP_PREFIX, make_folder
 
-#: Where the crystals themselves are kept, beside their graphs.
+#: The file of the crystals themselves, beside their graphs.
 CRYSTALS_FILE = "crystals.bin"
 
 SHARD_CRYSTALS = 2048
@@ -57,7 +57,7 @@ def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
 
 
 def count_shards(crystals: Crystals, folder: Path) -> tuple[int, int]:
-    """How many shards of the graphs of ``crystals`` are in ``folder``, by their names; and how many all are."""
+    """The number of shards in ``folder``, judged by file names, and the total that ``crystals`` need."""
     n_shards = len(shard_borders(crystals.atom_offsets)) - 1
     return sum(_shard_path(folder, number).is_file() for number in range(n_shards)), n_shards
 
@@ -75,7 +75,7 @@ class _Shard:
 
     @property
     def stops(self) -> NDArray[np.int64]:
-        """Where each record ends."""
+        """The end of each record."""
         return np.append(self.index[1:, 0], len(self.records))
 
 
@@ -83,11 +83,11 @@ class GraphCache:
     """The graphs of one set of crystals, open for reading.
 
     Attributes:
-        crystals: what the graphs are of.
-        folder: where the shards lie.
-        index: int64 [N, 6], as in ``PackedGraphs``, starts counted within a shard.
+        crystals: the crystals of the graphs.
+        folder: the folder of the shards.
+        index: int64 [N, 6], as in ``PackedGraphs``, with starts relative to a shard.
         cutoffs: atom cut-off used for each crystal, Å, float64 [N].
-        atom_cutoff, bond_cutoff: the cut-offs that were asked for, Å.
+        atom_cutoff, bond_cutoff: the requested cut-offs, Å.
     """
 
     def __init__(self, crystals: Crystals, folder: Path, *, atom_cutoff: float, bond_cutoff: float) -> None:
@@ -109,11 +109,11 @@ class GraphCache:
     def open(
         cls, crystals: Crystals, folder: Path, *, atom_cutoff: float = ATOM_CUTOFF, bond_cutoff: float = BOND_CUTOFF
     ) -> GraphCache:
-        """An existing, complete cache.
+        """Open an existing, complete cache.
 
         Raises:
-            CacheError: if a shard is missing, cut short, damaged in its index, or of other crystals, cut-offs or
-                converter version. ``build`` mends all of these.
+            CacheError: if a shard is missing, truncated, damaged in its index, or has other crystals, cut-offs or
+                another converter version. ``build`` repairs all of these.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         cache._take([cache._read(number) for number in range(len(cache._borders) - 1)])
@@ -131,19 +131,19 @@ class GraphCache:
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> GraphCache | None:
-        """Open the cache after making every shard that is missing or of no use, on all cores.
+        """Make all missing or unusable shards on all cores, then open the cache.
 
         Args:
             crystals: what to convert.
-            folder: made if it does not exist.
+            folder: created if it does not exist.
             atom_cutoff: longest bond, Å.
             bond_cutoff: longest bond that takes part in angles, Å.
             workers: threads; by default the cores that this process may use.
-            progress: called with (crystals done, all) at the beginning and after each shard.
-            should_stop: asked before each shard; a later call carries on.
+            progress: called with (crystals done, total) at the start and after each shard.
+            should_stop: called before each shard; a later call continues.
 
         Returns:
-            The open cache, or None when ``should_stop`` said so before it was complete.
+            The open cache, or None if ``should_stop`` stopped it before it was complete.
         """
         cache = cls(crystals, folder, atom_cutoff=atom_cutoff, bond_cutoff=bond_cutoff)
         make_folder(folder / "locks")
@@ -165,11 +165,11 @@ class GraphCache:
             return shard
 
         if progress is not None:
-            progress(0, len(crystals))  # on a new machine the first shard waits for its code to be compiled
+            progress(0, len(crystals))  # on a new machine, the first shard waits until its code is compiled
         numbers = range(len(cache._borders) - 1)
         with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
             shards = list(pool.map(lambda number: finish(number, wait=False), numbers))
-            # What another process was making meanwhile: wait for it, and make it if that process died.
+            # Wait for shards that another process was making, and make them if that process died.
             shards = list(pool.map(lambda number: shards[number] or finish(number, wait=True), numbers))
         whole = [shard for shard in shards if shard is not None]
         if len(whole) < len(shards):
@@ -195,13 +195,13 @@ class GraphCache:
         return self.crystals.n_atoms
 
     def widened(self) -> NDArray[np.int64]:
-        """Rows whose cut-off was raised because an atom would have been isolated, ascending."""
+        """Rows whose cut-off was raised to avoid isolated atoms, ascending."""
         return np.flatnonzero(self.cutoffs > self.atom_cutoff)
 
     def records(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The packed graphs of ``rows``, one after the other, and where each begins, and the end, int64 [B + 1].
+        """The packed graphs of ``rows``, one after the other, and their offsets, int64 [B + 1].
 
-        Each is compared with its checksum at its first use. A damaged shard is made again from the crystals.
+        Each graph is compared with its checksum at its first use. A damaged shard is remade from the crystals.
         """
         for row in rows[~self._checked[rows]].tolist():
             self._check(row)
@@ -214,7 +214,7 @@ class GraphCache:
 
     @classmethod
     def problems(cls, crystals: Crystals, folder: Path) -> list[str]:
-        """A sentence for each shard that is there and not what it should be; reads all of them."""
+        """A sentence for each shard that exists but is wrong; reads all of them."""
         cache = cls(crystals, folder, atom_cutoff=ATOM_CUTOFF, bond_cutoff=BOND_CUTOFF)
         found = []
         for number in range(len(cache._borders) - 1):
@@ -226,18 +226,18 @@ class GraphCache:
         return found
 
     def damaged(self) -> list[int]:
-        """Numbers of the shards with a byte that is not what was written; reads all of them."""
+        """Numbers of the shards that fail a checksum; reads all of them."""
         return [number for number, shard in enumerate(self._shards) if not _is_whole(shard)]
 
     def repair(self, number: int) -> None:
-        """Make one shard again, unless another thread or process has done so meanwhile."""
+        """Remake a shard unless another thread or process has done so meanwhile."""
         with self._mending:
             shard = self._read_or_make(number, wait=True)
             if not _is_whole(shard):
                 self._path(number).unlink(missing_ok=True)
                 shard = self._read_or_make(number, wait=True)
             self._shards[number] = shard
-            # Another machine's arithmetic may have found a bond more or less, exactly at the cut-off.
+            # Another machine's arithmetic may find one bond more or fewer, exactly at the cut-off.
             rows = slice(*self._borders[number : number + 2])
             self.index[rows], self.cutoffs[rows], self._stops[rows] = shard.index, shard.cutoffs, shard.stops
 
@@ -274,9 +274,9 @@ class GraphCache:
 
     def _opened(self, path: Path, number: int) -> _Shard:
         meta, arrays = read_arrays(path)
-        # Shards of earlier versions name the crystals together with their targets.
+        # Shards of earlier versions record a hash of the crystals that includes their targets.
         if meta not in (key := self._key(number), {**key, "crystals": self.crystals.hash}):
-            raise CacheError(f"{path} holds other graphs than these. It has to be made again.")
+            raise CacheError(f"{path} contains different graphs. It must be remade.")
         return _Shard(
             records=arrays["records"],
             index=arrays["index"],
@@ -285,7 +285,7 @@ class GraphCache:
         )
 
     def _read_or_make(self, number: int, *, wait: bool) -> _Shard:
-        """Raises Timeout when another process is making this shard and ``wait`` is false."""
+        """Raises Timeout if another process is making this shard and ``wait`` is false."""
         try:
             return self._read(number)
         except CacheError:
@@ -316,14 +316,14 @@ class GraphCache:
             try:
                 write_arrays(path, self._key(number), arrays, unhashed=("records",))
             except OSError as error:
-                raise CacheError(f"{path} cannot be written: {error}. What is made so far is kept.") from error
+                raise CacheError(f"{path} cannot be written: {error}. Finished shards are kept.") from error
         return self._read(number)
 
     def _link_twin(self, number: int) -> bool:
-        """Take a whole shard of the same structures from the cache of another dataset; False where there is none.
+        """Link a whole shard of the same structures from another dataset's cache; False if there is none.
 
-        Another column of the same table is another dataset with the same graphs. Both folders then name one file, which
-        takes its space once and stays until both are removed.
+        Another column of the same table is another dataset with the same graphs. Both folders then link to one file,
+        which takes its space once and stays until both are removed.
         """
         path = self._path(number)
         for twin in sorted(self.folder.parent.glob(f"*-{CONVERTER_VERSION}/{path.name}")):
@@ -334,7 +334,7 @@ class GraphCache:
                 os.link(twin, link)
                 link.replace(path)
             except (CacheError, OSError):
-                continue  # of other crystals, or just being removed; or this file system has no links
+                continue  # it has other crystals, is being removed, or the file system has no hard links
             return True
         return False
 

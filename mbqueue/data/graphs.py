@@ -1,4 +1,4 @@
-"""Crystal graphs as CHGNet's ``CrystalGraphConverter(algorithm="fast")`` makes them, many at a time."""
+"""Make the crystal graphs of CHGNet's ``CrystalGraphConverter(algorithm="fast")``, many at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mbqueue.data.crystals import Crystals
 ATOM_CUTOFF = 6.0
 BOND_CUTOFF = 3.0
 
-#: Goes up whenever the records of the same crystals would come out otherwise.
+#: Increase it whenever the records of the same crystals would change.
 CONVERTER_VERSION = 2
 
 
@@ -26,7 +26,7 @@ class PackedGraphs:
         records: uint8 [bytes], one record after the other.
         index: int64 [N, 6]: start of the record, directed bonds, short directed bonds, short undirected bonds,
             angles, 1 if the record is wide.
-        cutoffs: atom cut-off used, Å, float64 [N]; above the one asked for where an atom would have been isolated.
+        cutoffs: atom cut-off used, Å, float64 [N]; above the requested one if an atom would have been isolated.
     """
 
     records: NDArray[np.uint8]
@@ -44,8 +44,7 @@ class Graph:
         directed2undirected: int64 [D].
         undirected2directed: int64 [U].
         bond_graph: centre, undirected and directed first bond, undirected and directed second bond, int64 [T, 5],
-            in the order in which batches have the angles.
-        cutoff: atom cut-off used, Å.
+            in the order of the angles in batches. cutoff: atom cut-off used, Å.
     """
 
     atom_graph: NDArray[np.int64]
@@ -59,10 +58,10 @@ class Graph:
 def cartesian(
     frac_coords: NDArray[np.float64], lattices: NDArray[np.float64], n_atoms: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Cartesian coordinates, Å, float64 [A, 3], to the last bit what pymatgen's ``site.coords`` are on this machine.
+    """Cartesian coordinates, Å, float64 [A, 3], equal to pymatgen's ``site.coords`` on this machine to the last bit.
 
-    pymatgen takes ``np.dot(frac, matrix)`` for every site, whose rounding is that of the BLAS beneath NumPy; a stack
-    of 1×3 times 3×3 products goes through the same routine.
+    pymatgen computes ``np.dot(frac, matrix)`` for every site, with the rounding of NumPy's BLAS; a stack of 1×3 times
+    3×3 products uses the same routine.
     """
     product: NDArray[np.float64] = np.matmul(frac_coords[:, None, :], np.repeat(lattices, n_atoms, axis=0))
     return product[:, 0, :]
@@ -76,11 +75,11 @@ def convert(
     atom_cutoff: float = ATOM_CUTOFF,
     bond_cutoff: float = BOND_CUTOFF,
 ) -> PackedGraphs:
-    """The graphs of crystals ``first`` to ``stop``, a pure function of their geometry; releases the GIL.
+    """Make the graphs of crystals ``first`` to ``stop``, a pure function of their geometry; releases the GIL.
 
-    An atom that no other lies near enough to is given company: its crystal's cut-off is raised to the next multiple
-    of 0.5 Å at which every atom has a bond (CHGNet's radial basis is zero beyond 6 Å, so such a bond carries no
-    message, but the graph is whole).
+    If an atom has no neighbour within the cut-off, its crystal's cut-off is raised to the next multiple of 0.5 Å at
+    which every atom has a bond. CHGNet's radial basis is zero beyond 6 Å, so such a bond carries no message, but the
+    graph is complete.
     """
     stop = len(crystals) if stop is None else stop
     atoms = slice(crystals.atom_offsets[first], crystals.atom_offsets[stop])
@@ -97,7 +96,7 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     per_atom, ends = np.empty(n_atoms, np.uint32), np.empty((2, n_directed // 2 + 1), np.uint32)
     images, places = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)
     shape = np.array([n_atoms, n_directed, n_short, wide])
-    assert unpack(packed.records[start:], shape, per_atom, ends, images, places), "a record that was just made"
+    assert unpack(packed.records[start:], shape, per_atom, ends, images, places), "the record was just made"
     (first, second), (short, roles) = ends[:, :-1].astype(np.int64), places.astype(np.int64)
     center = np.repeat(np.arange(n_atoms), per_atom)
     undirected, reverse, sign = np.empty((3, n_directed), np.int64)

@@ -1,8 +1,8 @@
-"""A JSON document read from its begin to its end, in bounded memory.
+"""Read a JSON document from start to end in bounded memory.
 
-The reader is asked for members, items and values in the order in which they stand. Where a value ends is found by a
-compiled scanner; it is parsed by orjson, by itself. What stands between values is checked, so a document is read as
-JSON or not at all; of what is passed over, only brackets and strings are followed.
+The caller requests members, items and values in the order of the document. A compiled scanner finds the end of a value,
+and orjson parses it. The text between values is checked, so a document that is not JSON is rejected. In skipped values,
+only brackets and strings are checked.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mbqueue.data.source import Source
 _CHUNK = 4 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*")
-#: A number or a word, up to what ends it.
+#: A number or a word, up to the character that ends it.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
-#: How much of the text a message shows.
+#: Characters of the text that a message shows.
 _SHOWN = 30
-#: Deeper brackets are refused; those of a structure are seven deep.
+#: The deepest nesting accepted; a structure has seven levels.
 _DEEPEST = 1000
 
 
 class NotJson(Exception):
-    """Why a document is no JSON."""
+    """A document is not JSON; the message is the reason."""
 
 
 class CutShort(NotJson):
@@ -40,10 +40,10 @@ class CutShort(NotJson):
 
 @compiled
 def _end_of_value(text: Any, place: Any, state: Any) -> Any:
-    """Where the object, list or string ends that is read at ``place``; -1 when it ends beyond ``text``, -2 when its
-    brackets do not match or are nested too deeply.
+    """Find the end of the object, list or string at ``place``; -1 if it ends beyond ``text``, -2 if its brackets do not
+    match or are nested too deeply.
 
-    ``state`` (depth, 1 in a string, 1 after a backslash, then the open brackets) is carried from one piece of the
+    ``state`` (depth, 1 inside a string, 1 after a backslash, then the open brackets) carries over from one piece of the
     document to the next.
     """
     depth, in_string, escaped = state[0], state[1], state[2]
@@ -79,10 +79,10 @@ def _end_of_value(text: Any, place: Any, state: Any) -> Any:
 
 
 class JsonStream:
-    """One document; an iteration over members or items takes each value before asking for the next.
+    """One document. While iterating over members or items, read or skip each value before advancing.
 
-    Every method raises ``NotJson`` where the document is none, ``CutShort`` where it ends too early, and
-    ``RepeatedKey`` where an object has one key twice.
+    Every method raises ``NotJson`` if the document is not JSON, ``CutShort`` if it ends too early, and ``RepeatedKey``
+    if an object has a key twice.
     """
 
     def __init__(self, stream: Source) -> None:
@@ -95,7 +95,7 @@ class JsonStream:
         self._state = np.zeros(3 + _DEEPEST, np.int64)
 
     def peek(self) -> str:
-        """The first character of what comes next, blanks passed over; empty at the end."""
+        """The next character after whitespace; empty at the end."""
         while True:
             found = _SPACE.match(self._text, self._place)
             self._place = found.end() if found else self._place
@@ -105,11 +105,11 @@ class JsonStream:
                 return ""
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that comes next; none twice."""
+        """The keys of the next object, each once."""
         seen: set[str] = set()
         for _ in self._parts("{", "}"):
             if self.peek() != '"':
-                raise NotJson(f"a key has to stand where {self._shown()} stands")
+                raise NotJson(f"{self._shown()} should be a key")
             key: str = self.value()
             if key in seen:
                 raise RepeatedKey(key)
@@ -118,11 +118,11 @@ class JsonStream:
             yield key
 
     def items(self) -> Iterator[int]:
-        """The positions in the list that comes next."""
+        """The positions in the next list."""
         return self._parts("[", "]")
 
     def value(self) -> Any:
-        """Parse what comes next."""
+        """Parse the next value."""
         begin, end = self._span()
         try:
             return parse_json(memoryview(self._text)[begin:end])
@@ -132,13 +132,13 @@ class JsonStream:
             raise NotJson(str(error)) from error
 
     def skip(self) -> None:
-        """Pass over what comes next; only its brackets and strings are followed."""
+        """Skip the next value; only its brackets and strings are checked."""
         self._span(keep=False)
 
     def end(self) -> None:
-        """Raise unless nothing is left."""
+        """Check that nothing is left."""
         if self.peek():
-            raise NotJson(f"{self._shown()} stands behind its end")
+            raise NotJson(f"{self._shown()} comes after its end")
 
     def _parts(self, opening: str, closing: str) -> Iterator[int]:
         self._take(opening)
@@ -147,7 +147,7 @@ class JsonStream:
             if number:
                 self._take(",")
             if self.peek() == closing:
-                raise NotJson(f"a comma stands before {closing!r}")
+                raise NotJson(f"there is a comma before {closing!r}")
             yield number
             number += 1
         self._take(closing)
@@ -157,14 +157,14 @@ class JsonStream:
         if not found:
             raise CutShort("it ends in the middle")
         if found != character:
-            raise NotJson(f"{character!r} has to stand where {self._shown()} stands")
+            raise NotJson(f"{self._shown()} should be {character!r}")
         self._place += 1
 
     def _shown(self) -> str:
         return _readable(self._text[self._place : self._place + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
-        """Where in the text the value begins and ends that comes next; it is passed over, and dropped unless kept."""
+        """Skip the next value; return its start and end in the text. Its text is dropped unless it is kept."""
         first = self.peek()
         if not first:
             raise CutShort("it ends in the middle")
@@ -193,12 +193,12 @@ class JsonStream:
             if end < len(self._text) or end - self._place > _LONGEST_BARE or not self._refill():
                 break
         if end == self._place or end - self._place > _LONGEST_BARE:
-            raise NotJson(f"a value has to stand where {self._shown()} stands")
+            raise NotJson(f"{self._shown()} should be a value")
         begin, self._place = self._place, end
         return begin, end
 
     def _refill(self) -> bool:
-        """Read on; what lies before the place is dropped. Whether there was anything."""
+        """Read more and drop the text before the current position; return whether anything was read."""
         chunk = self._stream.read(_CHUNK)
         if self._at_begin:
             chunk = chunk.removeprefix(_BYTE_ORDER_MARK)

@@ -1,4 +1,4 @@
-"""Tables in JSON, of the shapes in which matminer, pandas, monty and CHGNet write them, entry by entry."""
+"""Read JSON tables in the layouts of matminer, pandas, monty and CHGNet, entry by entry."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Entry(NamedTuple):
     """One row of a table.
 
     Attributes:
-        key: what the table calls the row, by its index or as a key; None when it does not.
-        id, structure, target: its cells in the columns that were chosen.
+        key: the row's name in the table's index or as a key; None if it has none.
+        id, structure, target: its cells in the chosen columns.
     """
 
     key: Any
@@ -47,17 +47,19 @@ class JsonTable:
         """Each row, in order.
 
         Raises:
-            DataError: if the file is damaged, is no table, or is one of another shape.
+            DataError: if the file is damaged, is not a table, or has another layout.
             SourceAway: if the system cannot read it.
         """
         try:
             yield from self._entries()
         except CutShort as error:
-            raise DataError(f"{self._path} is cut short: its JSON ends in the middle. Get it again.") from error
+            raise DataError(
+                f"{self._path} is truncated: its JSON ends in the middle. Download or copy it again."
+            ) from error
         except RepeatedKey as error:
             raise DataError(f"{self._path} cannot be read: {error}.") from error
         except NotJson as error:
-            raise DataError(f"{self._path} is not a table in JSON ({error}). It has to be {SHAPES}.") from error
+            raise DataError(f"{self._path} is not a JSON table ({error}). It must be {SHAPES}.") from error
 
     def _entries(self) -> Iterator[Entry]:
         with self._open() as stream:
@@ -70,10 +72,10 @@ class JsonTable:
             yield from self._by(outline)
 
     def _first_pass(self, stream: JsonStream) -> Generator[Entry, None, dict[str, Any] | None]:
-        """Yield the rows of the split form when its names come before them, as matminer writes it.
+        """Yield the rows of the split form if its names come before them, as in matminer's files.
 
         Returns:
-            Otherwise each key with the first character of its value, ``index`` and ``columns`` with their lists.
+            otherwise, each key with the first character of its value, and ``index`` and ``columns`` with their lists.
         """
         outline: dict[str, Any] = {}
         is_read = False
@@ -90,7 +92,7 @@ class JsonTable:
         return None if is_read else outline
 
     def _by(self, outline: Mapping[str, Any]) -> Iterator[Entry]:
-        """Read again what was not in the usual order, now that all keys are known."""
+        """Read a document in an unusual order again, now that all keys are known."""
         names = [key for key in outline if not key.startswith("@")]
         if outline.get("data") == '"':
             self._open = _text_of(self._values("data"))
@@ -140,20 +142,22 @@ class JsonTable:
         for number in stream.items():
             row = stream.value()
             if not isinstance(row, list) or len(row) != len(names):
-                raise DataError(f"Row {number} of {self._path} has not the cells that its columns {names} say.")
+                raise DataError(f"Row {number} of {self._path} does not have one cell for each of its columns {names}.")
             if index is not None and number >= len(index):
-                raise DataError(f"{self._path} has more rows than its index names ({len(index)}).")
+                raise DataError(f"{self._path} has more rows than its index ({len(index)}).")
             row.append(None)
             yield Entry(None if index is None else index[number], *(row[place] for place in places))
             count += 1
         if index is not None and count < len(index):
-            raise DataError(f"{self._path} has {count} rows and its index names {len(index)}. Which rows are missing?")
+            raise DataError(
+                f"{self._path} has {count} rows, but its index has {len(index)}. Check which rows are missing."
+            )
 
     def _column_wise(self, names: list[str]) -> Iterator[Entry]:
         """An object of columns; each is a list, or an object of cells by index."""
         self._columns.choose(names, str(self._path))
         ids, targets = (self._column(name) for name in (self._columns.id, self._columns.target))
-        assert self._columns.structure is not None, "choose saw to it"
+        assert self._columns.structure is not None, "`choose` ensures it"
         count = 0
         for stream in self._at(self._columns.structure):
             by_key = stream.peek() == "{"
@@ -164,8 +168,8 @@ class JsonTable:
         for name, column in ((self._columns.id, ids), (self._columns.target, targets)):
             if column is not None and len(column) != count:
                 raise DataError(
-                    f"{self._path} has {count} cells in column {self._columns.structure} and {len(column)} in {name}. "
-                    "Which are missing?"
+                    f"{self._path} has {count} cells in column {self._columns.structure}, but {len(column)} in {name}. "
+                    "Check which are missing."
                 )
 
     def _column(self, name: str | None) -> Mapping[Any, Any] | None:
@@ -179,7 +183,7 @@ class JsonTable:
         return content
 
     def _by_key(self, names: list[str]) -> Iterator[Entry]:
-        """An object of rows or structures by id; or, as in the MPtrj dataset of CHGNet, of such objects."""
+        """An object of rows or structures by id or, as in CHGNet's MPtrj dataset, of such objects."""
         with self._open() as stream:
             for key in stream.members():
                 if key not in names:
@@ -195,7 +199,7 @@ class JsonTable:
                     yield Entry(key, *self._columns.cells(_as_row(row)))
 
     def _choose_by_content(self, named: Mapping[str, Any]) -> None:
-        """Choose the columns of rows that have no names by what the first one holds."""
+        """Choose the columns of rows without names by the first row's cells."""
 
         def only(fits: Callable[[Any], bool]) -> str | None:
             found = [name for name, cell in named.items() if fits(cell)]
@@ -214,7 +218,7 @@ class JsonTable:
             )
 
     def _at(self, wanted: str) -> Iterator[JsonStream]:
-        """The stream where the value of a key of the outermost object begins."""
+        """The stream at the start of the value of one of the outermost object's keys."""
         with self._open() as stream:
             for key in stream.members():
                 if key == wanted:
@@ -256,7 +260,7 @@ def _is_structure_text(value: Any) -> bool:
 
 
 def _as_row(value: Any) -> Mapping[str, Any]:
-    """A row; a structure that stands for itself, as an object or as text, is its only cell."""
+    """A row; if it is a bare structure, as an object or text, that is its only cell."""
     if isinstance(value, str) or _is_structure(value):
         return {STRUCTURE_NAMES[0]: value}
     return value  # type: ignore[no-any-return]

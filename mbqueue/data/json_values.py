@@ -1,4 +1,4 @@
-"""JSON values, parsed. An object that has one key twice is refused: parsers silently keep the last value."""
+"""Parse JSON values. An object with a duplicate key is rejected, because parsers silently keep the last value."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import orjson
 
 from mbqueue.data.machine_code import compiled
 
-#: How much of a key a message shows.
+#: Characters of a key that a message shows.
 _SHOWN = 60
-#: orjson refuses deeper brackets.
+#: orjson's deepest nesting.
 _DEEPEST = 1024
 #: Constants of the FNV-1a hash.
 _OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
@@ -27,14 +27,14 @@ class RepeatedKey(ValueError):
     """
 
     def __init__(self, key: str, where: str = "") -> None:
-        """``where`` is the beginning of the text that has it; empty if the reader of the message knows."""
+        """``where`` is the start of the text that contains it; empty if the context is clear."""
         self.key = key
-        there = f"in what begins with {where}" if where else "in one object"
+        there = f"in the value that starts with {where}" if where else "in one object"
         super().__init__(f"the key {key[:_SHOWN]!r} appears twice {there}; remove one of the two")
 
 
 def parse_json(text: bytes | memoryview) -> Any:
-    """A JSON value; NaN and Infinity, which JSON does not have but Python writes, are read as such.
+    """Parse a JSON value, including NaN and Infinity, which Python writes although JSON does not have them.
 
     Raises:
         RepeatedKey: if an object in it has one key twice.
@@ -57,7 +57,7 @@ def _parse_slowly(text: bytes | memoryview) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these members; raises ``RepeatedKey`` when two have one key."""
+    """The object of these members; raises ``RepeatedKey`` if two have the same key."""
     members = dict(pairs)
     if len(members) < len(pairs):
         keys = sorted(key for key, _ in pairs)
@@ -67,7 +67,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @compiled
 def _end_of_string(text: Any, place: Any) -> Any:
-    """Where the string ends whose first character is at ``place``: the place of its closing quotation mark."""
+    """The position of the closing quotation mark of the string whose first character is at ``place``."""
     while text[place] != 0x22:
         place += 2 if text[place] == 0x5C else 1
     return place
@@ -87,12 +87,12 @@ def _count_keys(text: Any) -> Any:
 
 @compiled
 def _may_repeat_a_key(text: Any) -> Any:
-    """Whether two keys of one object in ``text``, which is JSON, have one hash, or a key has an escape."""
+    """Whether two keys of one object in ``text``, which is valid JSON, have the same hash, or a key has an escape."""
     n_keys, size = _count_keys(text), 2
     while size < 2 * n_keys:
         size *= 2
     seen = np.zeros(size, np.uint64)
-    owners = np.zeros(_DEEPEST + 1, np.uint64)  # a number for the object or list that is open at each depth
+    owners = np.zeros(_DEEPEST + 1, np.uint64)  # number of the open object or list at each depth
     depth = n_opened = place = 0
     begin = end = 0  # of the last string
     while place < len(text):

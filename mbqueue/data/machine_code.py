@@ -1,4 +1,4 @@
-"""How the numerical kernels become machine code."""
+"""Compile the numerical kernels to machine code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function, **options: Any) -> Function:
-    """``function`` as machine code, made at its first call, kept on disk, and run without the GIL.
+    """Compile ``function`` at its first call, cache the code on disk, and run it without the GIL.
 
-    Numba keeps it beside the source or, where that cannot be written, in the user's cache folder, and makes it again
-    when the source file has changed. It does not see changes in other files: see ``compiled_with``. ``options`` are
-    further ones of ``numba.njit``.
+    Numba stores the code beside the source or, if that folder is read-only, in the user's cache folder, and recompiles
+    when the source file has changed. It does not notice changes in other files; see ``compiled_with``. ``options`` are
+    passed to ``numba.njit``.
     """
     make = partial(numba.njit, nogil=True, error_model="numpy", **options)
     try:
@@ -36,9 +36,9 @@ def compiled(function: Function, **options: Any) -> Function:
 
 
 def keep_gpu_code() -> Path | None:
-    """Let Triton keep its compiled kernels where Numba keeps its own, unless TRITON_CACHE_DIR names another folder.
+    """Make Triton cache its compiled kernels where Numba does, unless TRITON_CACHE_DIR names another folder.
 
-    Returns that folder; None where nothing can be kept. Call it before Triton is imported.
+    Returns that folder; None if no folder is writable. Call it before importing Triton.
     """
     named = os.environ.get("TRITON_CACHE_DIR")
     if named:
@@ -59,17 +59,17 @@ def keep_gpu_code() -> Path | None:
 @cache
 def _tell_that_nothing_is_kept() -> None:
     logging.getLogger("mbqueue").warning(
-        "There is no folder for compiled code: neither %s nor the user's cache folder can be written, so every process "
-        "compiles anew, which takes about 20 s. Set NUMBA_CACHE_DIR to a folder that can be written.",
+        "There is no folder for compiled code: neither %s nor the user's cache folder is writable, so every process "
+        "compiles again, which takes about 20 s. Set NUMBA_CACHE_DIR to a writable folder.",
         Path(__file__).parent,
     )
 
 
 @contextmanager
 def telling(note: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, ``note`` is told, once and from any thread, when kernels of this package are being compiled.
+    """Within the block, call ``note`` once, from any thread, when kernels of this package are being compiled.
 
-    What is compiled already comes from the disk, and nothing is told.
+    Loading compiled code from disk does not call it.
     """
     listener = _Compiling(note)
     event.register("numba:compile", listener)
@@ -86,7 +86,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
-        if is_ours and self._first.acquire(blocking=False):  # for ever: once is enough
+        if is_ours and self._first.acquire(blocking=False):  # never released: one note is enough
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
             self._note(
                 "Compiling the numerical code for this processor, which takes about 20 s"
@@ -100,7 +100,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 def compiled_with(*modules: ModuleType, **options: Any) -> Callable[[Function], Function]:
     """``compiled`` with ``options``, for functions that call compiled functions of other ``modules``.
 
-    The code on disk is named after the content of those too, so that none with old parts in it is ever run.
+    The name of the code on disk includes a hash of those modules, so outdated code is never run.
     """
     digest = 0
     for module in modules:

@@ -1,12 +1,12 @@
-"""Compiled neighbour search: the bonds of a crystal, in pymatgen's order.
+"""Compiled neighbour search: finds the bonds of a crystal, in pymatgen's order.
 
-CHGNet numbers its bonds by the order of pymatgen's ``find_points_in_spheres``: by centre atom; then by the cube of
-edge ``cutoff`` in which the neighbour lies (x, y, z ascending, the 27 cubes around the centre's own); then, within a
-cube, by periodic image (i, j, k) and atom, both descending. To give the same order where rounding decides (an atom
-exactly on a cell face, a bond exactly at the cut-off), the sums here are in pymatgen's own order, and the Cartesian
-coordinates that come in have to be NumPy's (see ``graphs.cartesian``).
+CHGNet numbers its bonds by the order of pymatgen's ``find_points_in_spheres``: by centre atom; then by the neighbour's
+cube of edge ``cutoff`` (x, y, z ascending, the 27 cubes around the centre's); then, within a cube, by periodic image
+(i, j, k) and atom, both descending. To give the same order if rounding decides (an atom exactly on a cell face, a bond
+exactly at the cut-off), sums are computed in pymatgen's order, and the Cartesian coordinates must be NumPy's (see
+``graphs.cartesian``).
 
-Written in plain loops, because every array expression costs Numba half a second to compile.
+It uses plain loops, because Numba needs half a second to compile every array expression.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CUTOFF_STEP = 0.5
 
 @compiled
 def _repeats(lattice: Any, cutoff: float, repeats: Any) -> None:
-    """Periodic images to look at along each lattice vector: (cutoff + 0.15 Å) over the spacing of the planes.
+    """Periodic images to search along each lattice vector: (cutoff + 0.15 Å) over the spacing of the planes.
 
-    Filled into ``repeats``, float64 [3].
+    They are written to ``repeats``, float64 [3].
     """
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
@@ -40,7 +40,7 @@ def _repeats(lattice: Any, cutoff: float, repeats: Any) -> None:
 
 @compiled
 def _fractional(cart: Any, m: Any) -> Any:
-    """Fractional coordinates, float64 [n, 3], of Cartesian ones."""
+    """Convert Cartesian to fractional coordinates, float64 [n, 3]."""
     factor = 1.0 / (
         m[0, 0] * (m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1])
         + m[0, 1] * (m[1, 2] * m[2, 0] - m[1, 0] * m[2, 2])
@@ -60,12 +60,13 @@ def _fractional(cart: Any, m: Any) -> Any:
 
 @compiled
 def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR0912, PLR0915  one pass over the data
-    """All periodic copies of the atoms inside the box around the cell's atoms, ``cutoff`` wider on all sides.
+    """Find all periodic copies of the atoms inside the box around the cell's atoms, extended by ``cutoff`` on all
+    sides.
 
     Returns:
         P copies sorted by cube: coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32
-        [P, 4]; where each cube's copies begin int64 [cubes + 1]; cubes along each axis int64 [3]; lower corner of the
-        box float64 [3].
+        [P, 4]; the offsets of each cube's copies int64 [cubes + 1]; cubes along each axis int64 [3]; lower corner of
+        the box float64 [3].
     """
     n_atoms = len(cart)
     low, high, repeats = np.empty(3), np.empty(3), np.empty(3)
@@ -98,7 +99,7 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR09
             cell_low[axis] = min(cell_low[axis], cell[atom, axis])
             cell_high[axis] = max(cell_high[axis], cell[atom, axis])
 
-    # The first pass counts the images that reach into the box at all, the second takes their atoms.
+    # The first pass counts the images that reach into the box, the second collects their atoms.
     found, count = 0, 0
     points, copies = np.empty((0, 3)), np.empty((0, 4), np.int32)
     cubes = np.empty(0, np.int64)
@@ -140,7 +141,7 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR09
                             count += 1
     for cube in range(len(starts) - 1):
         starts[cube + 1] += starts[cube]
-    # ``ends`` runs backwards from the end of each cube, so that the last copy found comes first.
+    # ``ends`` moves backwards from the end of each cube, so that the last copy found comes first.
     sorted_points, sorted_copies = np.empty((count, 3)), np.empty((count, 4), np.int32)
     ends = starts.copy()
     for point in range(count):
@@ -159,9 +160,9 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
     """Directed bonds of one crystal, in pymatgen's order.
 
     Args:
-        cart: Cartesian coordinates, Å, float64 [n, 3]; no two atoms at one place.
+        cart: Cartesian coordinates, Å, float64 [n, 3]; no two atoms coincide.
         lattice: rows are lattice vectors, Å, float64 [3, 3].
-        cutoff: longest bond, Å; ``cutoff² + 1e-8`` is what is compared, as in pymatgen.
+        cutoff: longest bond, Å; squared lengths are compared with ``cutoff² + 1e-8``, as in pymatgen.
 
     Returns:
         bonds per atom int64 [n]; for each bond the copy that is its neighbour int32 [D] and its squared length, Å²,
@@ -192,7 +193,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Written in any case and counted if near: a branch would often be guessed wrong.
+                    # Always written, but counted only if near: a branch would often be mispredicted.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before
@@ -222,7 +223,7 @@ def _nearest(cart: Any, frac: Any, lattice: Any, atom: int, reach: float) -> flo
 
 @compiled
 def sufficient_cutoff(cart: Any, lattice: Any, per_atom: Any, cutoff: float) -> float:
-    """The least whole multiple of half an ångström above ``cutoff`` at which no atom is without a bond."""
+    """The smallest multiple of 0.5 Å above ``cutoff`` at which every atom has a bond."""
     frac = _fractional(cart, lattice)
     needed = cutoff
     for atom in range(len(cart)):

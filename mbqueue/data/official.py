@@ -1,4 +1,4 @@
-"""The files of matbench's tasks: where matminer keeps them, and getting one over a connection that breaks."""
+"""Locate the files of matbench's tasks, and download them, resuming after broken connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.files import fsync_dir, sha256_of_file
 
 Progress = Callable[[int, int], None]
 
-#: Attempts in a row that may bring not one new byte.
+#: Consecutive attempts that may bring no new byte.
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60.0
 _CHUNK = 1 << 18
@@ -27,10 +27,10 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """matminer's metadata of a data set.
+    """matminer's metadata of a dataset.
 
     Attributes:
-        path: where matminer looks for it: ``$MATMINER_DATA``, else matminer's own folder.
+        path: its path for matminer: in ``$MATMINER_DATA``, else in matminer's own folder.
         url: where to download it.
         sha256: hex digest of the file.
         n: number of entries.
@@ -43,14 +43,14 @@ class OfficialFile:
 
 
 def official_file(name: str) -> OfficialFile:
-    """Where the file of a task is or will be; imports nothing of matminer.
+    """The file of a task, present or not; does not import matminer.
 
     Raises:
         DataError: if matminer is not installed.
     """
     spec = importlib.util.find_spec("matminer")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("matminer is not installed, which knows where the data set is. Run: pip install matminer")
+        raise DataError("matminer, which locates the dataset, is not installed. Run: pip install matminer")
     folder = Path(spec.submodule_search_locations[0]) / "datasets"
     metadata = json.loads((folder / "dataset_metadata.json").read_text(encoding="utf-8"))[name]
     home = Path(os.environ.get("MATMINER_DATA") or folder).expanduser()
@@ -63,33 +63,32 @@ def official_file(name: str) -> OfficialFile:
 
 
 def is_whole(file: OfficialFile) -> bool:
-    """Whether the file that is there has the digest that matminer knows; takes part of a second."""
+    """Whether the file exists and has the digest that matminer lists; takes a fraction of a second."""
     return sha256_of_file(file.path) == file.sha256
 
 
 def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock | None = None) -> Path:
-    """The file, downloaded if it is not there yet; one that is there is compared with its digest.
+    """Download the file if it is missing; compare an existing file with its digest.
 
-    A partial file is ``NAME.part`` beside it; a broken connection resumes where it broke (HTTP
-    Range), in this call or in a later one. Only a whole file whose digest is right gets the final name. Two processes
-    take turns.
+    A partial file is ``NAME.part`` beside it; after a broken connection, the download resumes there (HTTP Range), in
+    this call or a later one. Only a complete file with the right digest gets the final name. Two processes take turns.
 
     Args:
         file: what to get.
-        progress: called with (bytes there, all bytes; 0 if not known).
+        progress: called with (bytes present, total bytes; 0 if unknown).
         clock: waits between attempts.
 
     Raises:
-        DataError: if the file that is there is another one.
-        SourceAway: if it cannot be had, what comes is another one, or it cannot be written.
+        DataError: if the existing file has another digest.
+        SourceAway: if it cannot be downloaded or written, or the download has another digest.
     """
-    from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only ask for the path
+    from filelock import FileLock  # noqa: PLC0415  `mbqueue doctor` and `enqueue` only need the path
 
     if file.path.exists():
         if not is_whole(file):
             raise DataError(
-                f"{file.path} is not the file that matbench means: its SHA-256 is another. Move it away, and it is "
-                "downloaded; to use it as data of your own, give its new path as the data set."
+                f"{file.path} is not matbench's file: its SHA-256 is different. Move it away, and mbqueue downloads "
+                "matbench's; to use yours, give its new path as the dataset."
             )
         return file.path
     try:
@@ -99,7 +98,7 @@ def fetch(file: OfficialFile, *, progress: Progress | None = None, clock: Clock 
                 _fetch(file, progress, clock or SystemClock())
     except OSError as error:
         raise SourceAway(
-            f"{file.path} cannot be written: {error}. Point MATMINER_DATA at a folder with room for the data set."
+            f"{file.path} cannot be written: {error}. Set MATMINER_DATA to a folder with room for the dataset."
         ) from error
     return file.path
 
@@ -114,10 +113,11 @@ def _fetch(file: OfficialFile, progress: Progress | None, clock: Clock) -> None:
         part.unlink()
         if began_anew:
             raise SourceAway(
-                f"What {file.url} gives is not {file.path.name} (its SHA-256 is another). Try later, or put the file "
-                f"at {file.path} yourself."
+                f"The download from {file.url} is not {file.path.name} (its SHA-256 is different). Try later, or put "
+                f"the file at {file.path} yourself."
             )
-        began_anew = True  # the old part may have been of another file; only a fresh one convicts the server
+        # The old partial file may have been another file; only a fresh download shows that the server is wrong.
+        began_anew = True
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
     part.replace(file.path)
@@ -135,7 +135,9 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code != HTTPStatus.TOO_MANY_REQUESTS:
-                raise SourceAway(f"{file.url} cannot be had: {error}. Put the file at {file.path} yourself.") from error
+                raise SourceAway(
+                    f"{file.url} cannot be downloaded: {error}. Put the file at {file.path} yourself."
+                ) from error
             problem = error
         except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
             problem = error
@@ -143,21 +145,21 @@ def _complete(file: OfficialFile, part: Path, progress: Progress | None, clock: 
         fruitless = 0 if there > before else fruitless + 1
         if fruitless >= _ATTEMPTS:
             raise SourceAway(
-                f"{file.url} cannot be downloaded: {problem}. The first {there} bytes are kept; a later try resumes "
+                f"{file.url} cannot be downloaded: {problem}. The first {there} bytes are kept; the next try resumes "
                 "from there."
             )
         clock.sleep(2.0**fruitless)
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> bool:
-    """Add to ``part`` what one connection gives; whether that was the rest."""
+    """Append one connection's bytes to ``part``; return whether the file is complete."""
     begin = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})  # noqa: S310  matminer's
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            # Nothing lies beyond what is there: the digest will tell whether that is the file.
+            # There are no bytes beyond those present: the digest decides whether they are the file.
             error.close()
             return True
         raise

@@ -1,4 +1,4 @@
-"""Counting sorts and the offsets of segments, by which a batch's rows are summed."""
+"""Counting sorts and segment offsets, for summing a batch's rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mbqueue.data.machine_code import compiled
 
 @compiled
 def offsets_of(rows: Any, n: int) -> Any:
-    """Where the segment of each of ``n`` rows begins once ``rows`` is sorted, and the end; int32 [n + 1]."""
+    """The start of each of ``n`` rows' segment in sorted ``rows``, and the end; int32 [n + 1]."""
     offsets = np.zeros(n + 1, np.int32)
     for row in rows:
         offsets[row + 1] += 1
@@ -22,7 +22,7 @@ def offsets_of(rows: Any, n: int) -> Any:
 
 @compiled
 def sorted_by(rows: Any, offsets: Any) -> Any:
-    """The stable order that sorts ``rows``, int32 [len(rows)], from what ``offsets_of`` gave for them."""
+    """The stable order that sorts ``rows``, int32 [len(rows)], given the result of ``offsets_of`` for them."""
     free = offsets.copy()
     order = np.empty(len(rows), np.int32)
     for place in range(len(rows)):
@@ -33,7 +33,7 @@ def sorted_by(rows: Any, offsets: Any) -> Any:
 
 @compiled
 def first_places(rows: Any, n: int) -> Any:
-    """Where each of ``n`` numbers, all of which are there, stands first in ``rows``, int32 [n]."""
+    """The first position of each number below ``n`` in ``rows``, which must contain all of them, int32 [n]."""
     first = np.empty(n, np.int32)
     for place in range(len(rows) - 1, -1, -1):
         first[rows[place]] = place

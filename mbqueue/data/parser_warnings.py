@@ -1,4 +1,4 @@
-"""What pymatgen's and ase's parsers warn of: an error for the entry, unless a list says why it is harmless."""
+"""Turn warnings of pymatgen's and ase's parsers into errors for the entry, except those listed as harmless."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from mbqueue.data.entries import Unusable
 
-#: (pattern, reason): the only warnings that a crystal may be read in spite of. ``tests/data/test_parser_warnings.py``
-#: lists every warning that the installed parsers can give, and fails when a new version brings one that is not listed.
+#: (pattern, reason): the only warnings that do not reject a crystal. ``tests/data/test_parser_warnings.py`` lists every
+#: warning of the installed parsers, and fails if a new version has one that is not listed.
 HARMLESS = (
     (
         r"\d+ fractional coordinates rounded to ideal values",
@@ -18,22 +18,22 @@ HARMLESS = (
     ),
     (
         r"No _symmetry_equiv_pos_as_xyz type key found\. Spacegroup from \S+ used\.",
-        "the symbol is the file's own; whether it has one meaning and fits the cell is checked in data/symmetry.py",
+        "the symbol comes from the file; data/symmetry.py checks that it is unambiguous and fits the cell",
     ),
     (
         r"A 1-line symmetry op P1 CIF is detected!",
-        "the operation is the file's own, and checked in data/symmetry.py",
+        "the operation comes from the file, and data/symmetry.py checks it",
     ),
     (r"Keys changed to match new magCIF specification\.", "only the spelling of tags is changed"),
     (r"No Pauling electronegativity for ", "noble gases have none; pymatgen sorts atoms by it"),
     (r"No data available for electronegativity for ", "as above"),
     (
         r"Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed\.",
-        "which atoms VASP may move is no part of the crystal",
+        "the crystal does not depend on which atoms VASP may move",
     ),
     (
         r"Selective dynamics toggled with Fluorine element detected\.",
-        "a fluoride with a flag F; species come from the line of elements, and data/poscar.py checks the columns",
+        "a fluoride with a flag F; species come from the element line, and data/poscar.py checks the columns",
     ),
 )
 #: Warnings about Python code, not about a file.
@@ -46,20 +46,20 @@ def is_harmless(message: str) -> bool:
 
 
 def concerns(messages: Iterable[str]) -> list[str]:
-    """Those that are not harmless, each once, on one line."""
+    """The warnings that are not harmless, each once, on one line."""
     shown = (" ".join(message.split()) for message in messages if not is_harmless(message))
     return list(dict.fromkeys(shown))
 
 
 @contextmanager
 def heard(parser: str) -> Iterator[list[str]]:
-    """Read a structure within the block; what the parser warns of becomes ``Unusable``, in the parser's own words.
+    """Read a structure within the block; the parser's warnings become ``Unusable``, in its own words.
 
-    The list that is yielded takes warnings that the parser keeps instead of giving them. When the parser raises, its
-    exception and its warnings are told together, since often only the warnings say what is wrong.
+    Append warnings that the parser stores instead of issuing to the yielded list. If the parser raises, its exception
+    and warnings are reported together, because often only the warnings name the problem.
 
     Raises:
-        Unusable: if the parser fails, or warns of anything that is not harmless.
+        Unusable: if the parser fails, or issues a warning that is not listed as harmless.
     """
     kept: list[str] = []
     failure: Exception | None = None
@@ -69,7 +69,7 @@ def heard(parser: str) -> Iterator[list[str]]:
             yield kept
         except Unusable:
             raise
-        except Exception as error:  # noqa: BLE001  pymatgen's parsers raise whatever they stumble upon
+        except Exception as error:  # noqa: BLE001  pymatgen's parsers raise exceptions of any type
             failure = error
     told = [str(one.message) for one in given if not issubclass(one.category, _ABOUT_CODE)]
     said = concerns([*kept, *told])

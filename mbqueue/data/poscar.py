@@ -1,7 +1,7 @@
-"""Crystals from POSCAR files (VASP 5 and 6): pymatgen builds them, after the lines were found to mean one thing only.
+"""Read crystals from POSCAR files (VASP 5 and 6): pymatgen builds them after a check that the lines are unambiguous.
 
-pymatgen names the species of a VASP 4 file H, He, Li, …, passes over what is beyond the counts, and splits numbers that
-run together. All of that is refused here.
+pymatgen names the species of a VASP 4 file H, He, Li, …, ignores lines beyond the counts, and splits numbers that run
+together. Such files are rejected here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 
-#: The first letters by which a line says how coordinates are meant, ``Direct``, ``Fractional`` or ``Cartesian``.
+#: First letters of the line that names the coordinates: ``Direct``, ``Fractional`` or ``Cartesian``.
 _MODES = "dDfFcCkK"
 _CARTESIAN = "cCkK"
 #: Whether VASP may move an atom.
@@ -30,7 +30,7 @@ def read_poscar(text: str) -> dict[str, Any]:
     """A crystal as ``Structure.as_dict()`` gives it.
 
     Raises:
-        Unusable: if the file cannot be read, or leaves anything to be guessed.
+        Unusable: if the file cannot be read or is ambiguous.
     """
     from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
 
@@ -41,7 +41,7 @@ def read_poscar(text: str) -> dict[str, Any]:
 
 
 def _check_lines(lines: list[str]) -> None:
-    """Raise unless the lines of a POSCAR are those of the format, and as many atoms are listed as are counted."""
+    """Check that the lines follow the POSCAR format, and that the listed atoms match the counts."""
     if len(lines) < _SPECIES_LINE + 3:
         raise Unusable("it ends before its coordinates")
     scale = _numbers(lines[1], 1, "the scale in line 2")[0]
@@ -54,22 +54,22 @@ def _check_lines(lines: list[str]) -> None:
         flags = 0
     mode = lines[place] if place < len(lines) else ""
     if mode[:1] not in tuple(_MODES):
-        raise Unusable(f"line {place + 1} is {mode[:40]!r} where Direct or Cartesian has to stand")
+        raise Unusable(f"line {place + 1} is {mode[:40]!r} instead of Direct or Cartesian")
     if mode[0] in _CARTESIAN and scale < 0:
         raise Unusable("pymatgen misreads Cartesian coordinates under a negative scale; write a positive one")
     expected = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
     atoms = lines[place + 1 : place + 1 + len(expected)]
     for number, (symbol, line) in enumerate(zip_longest(expected, atoms), 1):
         if line is None:
-            raise Unusable(f"it counts {len(expected)} atoms and lists {len(atoms)}")
+            raise Unusable(f"its counts give {len(expected)} atoms, but it lists {len(atoms)}")
         _check_atom(line.split(), symbol, flags, f"atom {number}")
     rest = lines[place + 1 + len(expected)] if place + 1 + len(expected) < len(lines) else ""
     if rest and not rest.lower().startswith("l"):
-        raise Unusable(f"it counts {len(expected)} atoms, and after them stands {rest[:40]!r}")
+        raise Unusable(f"its counts give {len(expected)} atoms, but after them comes {rest[:40]!r}")
 
 
 def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
-    """Symbols, counts and the place of the line after them."""
+    """Symbols, counts and the index of the line after them."""
     place = _SPECIES_LINE
     symbols: list[str] = []
     while place < len(lines) and lines[place] and not lines[place][0].isdigit():
@@ -81,16 +81,16 @@ def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
         place += 1
     if not symbols:
         raise Unusable(
-            "it names no elements, as in VASP 4; put a line with the elements in order before that with their counts"
+            "it names no elements, as in VASP 4; add a line with the elements in order before the line of counts"
         )
     counts: list[int] = []
     n_lines = place - _SPECIES_LINE
     for line in lines[place : place + n_lines]:
         if not all(word.isdecimal() for word in line.split()):
-            raise Unusable(f"{line[:40]!r} is no line of counts of atoms")
+            raise Unusable(f"{line[:40]!r} is not a line of atom counts")
         counts += [int(word) for word in line.split()]
     if len(symbols) != len(counts):
-        raise Unusable(f"it names {len(symbols)} elements and has {len(counts)} counts of atoms")
+        raise Unusable(f"it names {len(symbols)} elements but has {len(counts)} atom counts")
     return symbols, counts, place + n_lines
 
 
@@ -98,10 +98,10 @@ def _check_atom(words: list[str], symbol: str, flags: int, what: str) -> None:
     _numbers(" ".join(words[:3]), 3, f"the coordinates of {what}")
     told = words[3 : 3 + flags]
     if len(told) != flags or set(told) - _FLAGS:
-        raise Unusable(f"{what} has {' '.join(told)!r} where T or F has to stand three times")
+        raise Unusable(f"{what} has {' '.join(told)!r} instead of T or F three times")
     named = _SYMBOL.match(words[3 + flags]) if len(words) > 3 + flags else None
     if named is not None and named[1] in ATOMIC_NUMBERS and named[1] != symbol:
-        raise Unusable(f"{what} is {symbol} by the line of elements and {named[1]} by its own line")
+        raise Unusable(f"{what} is {symbol} according to the element line, but {named[1]} on its own line")
 
 
 def _numbers(line: str, count: int, what: str) -> list[float]:

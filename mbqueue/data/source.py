@@ -1,4 +1,4 @@
-"""Files of datasets: opened, unpacked and read in bounded memory."""
+"""Open, decompress and read dataset files in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from mbqueue.errors import DataError, SourceAway
 
 Progress = Callable[[int, int], None]
 
-#: No row or line of a data set is longer than this, bytes; a 2,000-atom cell takes 0.5 MB.
+#: The longest row or line of a dataset, bytes; a 2,000-atom cell takes 0.5 MB.
 LONGEST_ROW = 1 << 28
 
 
 class Source(Protocol):
-    """What is asked of an open file."""
+    """The interface of an open file."""
 
     def read(self, length: int = -1, /) -> bytes:
-        """Up to ``length`` bytes; none at the end."""
+        """Up to ``length`` bytes; empty at the end."""
         ...
 
     def readline(self, length: int = -1, /) -> bytes:
-        """The next line, of which no more than ``length`` bytes; nothing at the end."""
+        """The next line, at most ``length`` bytes; empty at the end."""
         ...
 
 
 @contextmanager
 def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
-    """The decompressed content of a plain, .gz or .bz2 file; ``progress`` is told bytes of the file, read and all.
+    """Open a plain, .gz or .bz2 file, decompressed; ``progress`` is called with bytes of the file, read and total.
 
     Raises:
-        DataError: if the file is empty, is no such archive or ends too early.
+        DataError: if the file is empty, is not such an archive or ends too early.
         SourceAway: if the system cannot read it.
     """
     try:
@@ -52,7 +52,7 @@ def opened(path: Path, progress: Progress | None = None) -> Iterator[Source]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
     except OSError as error:
-        if error.errno is None:  # so bz2 says that it is damaged
+        if error.errno is None:  # bz2 raises this for damaged data
             raise DataError(f"{path} is cut short or damaged ({error}). Get it again.") from error
         raise SourceAway(f"{path} cannot be read: {error}.") from error
 
@@ -67,12 +67,14 @@ def lines_of(stream: Source, path: Path) -> Iterator[bytes]:
     while line := stream.readline(LONGEST_ROW + 1):
         number += 1
         if len(line) > LONGEST_ROW:
-            raise DataError(f"Line {number} of {path} is longer than {LONGEST_ROW >> 20} MiB. Is it another file?")
+            raise DataError(
+                f"Line {number} of {path} is longer than {LONGEST_ROW >> 20} MiB. Check that it is the right file."
+            )
         yield line
 
 
 class _Watched:
-    """A stream that reports how far its file has been read."""
+    """A stream that reports its position in the file."""
 
     def __init__(self, stream: Source, raw: IO[bytes], size: int, progress: Progress) -> None:
         self._stream, self._raw, self._size, self._progress = stream, raw, size, progress

@@ -1,4 +1,4 @@
-"""Whether the symmetry operations that a parser applied are those that a CIF means."""
+"""Check that the symmetry operations that a parser applied are those of the CIF."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
 
-#: Translations are counted in this part of a lattice vector: every fraction with a denominator up to 12 is whole.
+#: Translations are counted in this fraction of a lattice vector, so that all with a denominator up to 12 are integers.
 _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
-#: How far a translation such as 0.33 may be from the fraction that it stands for.
+#: Largest difference between a translation such as 0.33 and the fraction that it rounds.
 _TRANSLATION_TOLERANCE = 0.005
-#: An operation may change lengths and angles of the cell by this share, since cells are rounded and measured.
+#: Largest relative change of the cell's lengths and angles by an operation, because cells are rounded and measured.
 _METRIC_TOLERANCE = 0.03
 #: Space groups that International Tables A describe with two choices of origin.
 _TWO_ORIGINS = frozenset(
     (48, 50, 59, 68, 70, 85, 86, 88, 125, 126, 129, 130, 133, 134, 137, 138, 141, 142, 201, 203, 222, 224, 227, 228)
 )
-#: Monoclinic and orthorhombic groups, whose number does not say how the axes are named.
+#: Monoclinic and orthorhombic groups, whose number does not determine the order of the axes.
 _SEVERAL_AXES = range(3, 75)
 #: (last space group number, rotations and reflections up to it from the number before), International Tables A.
 _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
 )
-#: Weights of the entries of an operation in a number that stands for it.
+#: Weights of an operation's entries in the number that encodes it.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
-    """Operations that a parser applied, and what the file states about them.
+    """Operations that a parser applied, and the file's statements about them.
 
     Attributes:
         rotations: of fractional coordinates, [n, 3, 3].
         translations: in lattice vectors, [n, 3].
-        origin: ``listed`` in the file, or made from its space group's ``symbol`` or ``number``.
-        number: of the space group that the file names; None when it names none.
+        origin: ``listed`` in the file, or derived from its space group's ``symbol`` or ``number``.
+        number: number of the space group that the file names; None if it names none.
     """
 
     rotations: NDArray[np.float64]
@@ -51,15 +51,15 @@ class Symmetry:
 
 
 def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confirmed: bool) -> None:
-    """Raise unless the operations form a group, fit the cell and can be meant in no other way.
+    """Check that the operations form a group, fit the cell and are unambiguous.
 
     Args:
-        symmetry: what was applied.
+        symmetry: the applied operations.
         lattice: rows are lattice vectors, Å, [3, 3].
-        is_confirmed: whether the number of atoms in the cell was found right by another way.
+        is_confirmed: whether another check has confirmed the number of atoms in the cell.
 
     Raises:
-        Unusable: with the reason.
+        Unusable: if they do not; the message is the reason.
     """
     rotations = _check_rotations(symmetry.rotations)
     _check_group(rotations, symmetry.translations)
@@ -67,19 +67,17 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confi
     if is_confirmed:
         return
     number = symmetry.number
-    confirm = (
-        "Give all its symmetry operations, or _chemical_formula_sum and _cell_formula_units_Z, which would settle it"
-    )
+    confirm = "Give all its symmetry operations, or _chemical_formula_sum and _cell_formula_units_Z, to make it clear"
     if symmetry.origin == "number" and number in _SEVERAL_AXES:
         raise Unusable(
-            f"its symmetry is only given as space group {number}, whose axes have several settings. {confirm}"
+            f"its symmetry is given only as space group {number}, whose axes have several settings. {confirm}"
         )
     if symmetry.origin != "listed" and number in _TWO_ORIGINS:
         raise Unusable(f"space group {number} has two choices of origin, and the file does not say which. {confirm}")
     n_point = len(np.unique(rotations.reshape(-1, 9), axis=0))
     if number is not None and n_point != (expected := point_group_order(number)):
         raise Unusable(
-            f"space group {number} has {expected} rotations and reflections, and its symmetry operations have "
+            f"space group {number} has {expected} rotations and reflections, but its symmetry operations have "
             f"{n_point}. {confirm}"
         )
 
@@ -99,7 +97,7 @@ def parse_operation(text: str) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Rotation [3, 3] and translation [3] of an operation as CIF writes it, like ``-x, y+1/2, 0.5-z``.
 
     Raises:
-        Unusable: if it is none.
+        Unusable: if it is not an operation.
     """
     rotation, translation = np.zeros((3, 3)), np.zeros(3)
     parts = text.replace(" ", "").lower().split(",")
@@ -121,20 +119,20 @@ def check_taken(
     rotations: NDArray[np.float64],
     translations: NDArray[np.float64],
 ) -> None:
-    """Raise unless the operations that the parser applied are those ``listed`` in the file."""
+    """Check that the parser applied the operations ``listed`` in the file."""
     if len(rotations) != len(listed):
-        raise Unusable(f"pymatgen took {len(rotations)} of its {len(listed)} symmetry operations")
+        raise Unusable(f"pymatgen applied {len(rotations)} of its {len(listed)} symmetry operations")
     for number, (rotation, translation) in enumerate(listed):
         if not (
             np.array_equal(rotation, rotations[number]) and np.allclose(translation, translations[number], atol=1e-6)
         ):
-            raise Unusable(f"pymatgen did not take its symmetry operation {number + 1} as it is")
+            raise Unusable(f"pymatgen changed its symmetry operation {number + 1}")
 
 
 def _check_rotations(rotations: NDArray[np.float64]) -> NDArray[np.int64]:
     whole = np.rint(rotations).astype(np.int64)
     if not np.allclose(rotations, whole, atol=1e-6) or not (np.abs(np.rint(np.linalg.det(whole))) == 1).all():
-        raise Unusable("one of its symmetry operations is no rotation or reflection of the lattice")
+        raise Unusable("one of its symmetry operations is not a rotation or reflection of the lattice")
     return whole
 
 
@@ -146,8 +144,8 @@ def _check_group(rotations: NDArray[np.int64], translations: NDArray[np.float64]
     missing = int((~np.isin(_keys(products, moved), known)).sum())
     if missing:
         raise Unusable(
-            f"its {len(rotations)} symmetry operations are no group ({missing:,} products of two are not among them): "
-            "some are missing or wrong"
+            f"its {len(rotations)} symmetry operations are not a group ({missing:,} products of two are not among "
+            "them): some are missing or wrong"
         )
 
 
@@ -158,7 +156,7 @@ def _units(translation: float) -> int:
 
 
 def _keys(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number for each operation [n], equal for those that differ by whole lattice vectors."""
+    """A number for each operation [n], equal for operations that differ by whole lattice vectors."""
     keys: NDArray[np.int64] = np.concatenate([rotations.reshape(-1, 9), shifts % _UNITS], axis=1) @ _WEIGHTS
     return keys
 

@@ -46,15 +46,15 @@ BAD = {
     "nearly-flat-cell": (changed(lattice__matrix=[[4, 0, 0], [0, 4, 0], [4, 4, 1e-9]]), "too small for 2 atoms"),
     "endless-needle": (changed(lattice__matrix=[[1e9, 0, 0], [0, 1e-4, 0], [0, 0, 1e-4]]), "too skewed or too thin"),
     "sheared-cell": (changed(lattice__matrix=[[1, 0, 0], [1e12, 4, 0], [0, 1e12, 4]]), "too skewed or too thin"),
-    "far-away": (changed(sites__1__abc=[1e15, 0.5, 0.5]), "atoms lie too far apart"),
-    "unwrapped": (changed(sites__1__abc=[1000.5, 1000.5, 1000.5]), "atoms lie too far apart"),
+    "far-away": (changed(sites__1__abc=[1e15, 0.5, 0.5]), "atoms are too far apart"),
+    "unwrapped": (changed(sites__1__abc=[1000.5, 1000.5, 1000.5]), "atoms are too far apart"),
     "unwrapped-crowd": (
         Structure(cubic(30), ["Fe"] * 2000, 40 * np.random.default_rng(0).uniform(size=(2000, 3))).as_dict(),
-        "atoms lie too far apart",
+        "atoms are too far apart",
     ),
     "empty-cube": (
         Structure(cubic(1e5), ["Fe"] * 4, [[0, 0, 0], [2e-5, 0, 0], [0.5, 0.5, 0.5], [0.50002, 0.5, 0.5]]).as_dict(),
-        "atoms lie too far apart",
+        "atoms are too far apart",
     ),
     "needle": (
         Structure(Lattice.orthorhombic(4000, 0.02, 0.02), ["Fe"], [[0, 0, 0]]).as_dict(),
@@ -66,11 +66,11 @@ BAD = {
     ),
     "own-image": (
         Structure(Lattice.orthorhombic(100, 100, 0.005), ["Fe"], [[0, 0, 0]]).as_dict(),
-        "atom 0 and its own periodic image are at one place",
+        "atom 0 overlaps its own periodic image",
     ),
     "slab": (changed(lattice__pbc=[True, True, False]), "not periodic in all three directions"),
     "molecule": (changed(lattice__pbc=False), "not periodic in all three directions"),
-    "one-place": (changed(sites__1__abc=[1.0, -1.0, 1e-9]), "atoms 0 and 1 are at one place"),
+    "one-place": (changed(sites__1__abc=[1.0, -1.0, 1e-9]), "atoms 0 and 1 overlap"),
     "half-occupied": (
         changed(sites__0__species=[{"element": "Na", "occu": 0.5}]),
         "disordered (Na occupies a site to 0.5)",
@@ -88,7 +88,7 @@ BAD = {
     "no-atoms": (changed(sites=[]), "it has no atoms"),
     "two-coordinates": (changed(sites__0__abc=[0, 0]), "not a pymatgen structure"),
     "no-lattice": ({"sites": []}, "not a pymatgen structure (KeyError: 'lattice')"),
-    "text": ("NaCl", "its CIF cannot be used: 'NaCl' stands before the first data_ line"),
+    "text": ("NaCl", "its CIF cannot be used: 'NaCl' comes before the first data_ line"),
     "nothing": (None, "the structure is missing"),
     "half-a-character": (changed(sites__0__species=[{"element": "\ud800", "occu": 1}]), "is not an element"),
     "words-for-numbers": (changed(sites__0__abc=["a", 0, 0]), "not a pymatgen structure"),
@@ -111,7 +111,10 @@ def test_an_id_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(InvalidCrystals) as caught:
         load(source)
     assert caught.value.offenders == (
-        ("\\ud800x", "its id has control or invisible characters, or ones that no file can hold"),
+        (
+            "\\ud800x",
+            "its id has control characters, invisible characters, or characters that cannot be saved to a file",
+        ),
     )
     assert str(caught.value).encode()
     assert load(source, drop_invalid=True).crystals.hash
@@ -144,7 +147,7 @@ IS_METAL = Target(name="metallicity", unit="", kind="class", column="is_metal")
 @pytest.mark.parametrize("value", [2, 0.5, "maybe", [1], "1_0"])
 def test_a_class_that_is_neither_0_nor_1_is_refused(tmp_path, value):
     rows = [{**entry(name="good"), "is_metal": True}, {**entry(name="bad"), "is_metal": value}]
-    with pytest.raises(InvalidCrystals, match=r"bad: the target .* is no class: give 0 or 1, or true or false"):
+    with pytest.raises(InvalidCrystals, match=r"bad: the target .* is not a class: give 0 or 1, or true or false"):
         load(write(tmp_path / "bad.jsonl", rows), target=IS_METAL)
 
 
@@ -170,7 +173,7 @@ def test_all_offenders_are_named_at_once_and_the_rest_can_be_had_without_them(tm
     with pytest.raises(InvalidCrystals) as caught:
         load(source)
     assert [name for name, _ in caught.value.offenders] == [*BAD, "first"]
-    assert caught.value.offenders[-1][1] == "the id is given twice"
+    assert caught.value.offenders[-1][1] == "the id occurs twice"
     kept = load(source, drop_invalid=True)
     assert kept.crystals.ids == ["first", "last"]
     assert kept.dropped == list(caught.value.offenders)
@@ -179,7 +182,7 @@ def test_all_offenders_are_named_at_once_and_the_rest_can_be_had_without_them(tm
 
 def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path):
     source = write(tmp_path / "bad.jsonl", [entry(BAD["flat-cell"][0])])
-    with pytest.raises(DataError, match="holds no crystal that can be used"):
+    with pytest.raises(DataError, match="contains no usable crystal"):
         load(source, drop_invalid=True)
 
 
@@ -226,45 +229,48 @@ def table(rows: str, *, index: str = "[0]", columns: str = '["structure", "e_for
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("hello", "'{' has to stand where 'hello' stands"),
+        ("hello", "'hello' should be '{'"),
         ('{"a": 1}', "'a' is 1, neither a structure nor an object"),
-        ("[]", "holds no crystal"),
+        ("[]", "contains no usable crystal"),
         ("[1, 2, 3]", "row 0 is 1, neither an object nor a list"),
         ("[{}, 5, null]", "row 1 is 5, neither an object nor a list"),
         ("[{}, null, {}]", "row 1 is None, neither an object nor a list"),
         ("[null, {}]", "row 0 is None"),
-        ("[{} {}]", "',' has to stand where '{}]' stands"),
-        ("[{} garbage {}]", "',' has to stand where 'garbage {}]' stands"),
-        ("[{},, {}]", "a value has to stand where ', {}]' stands"),
-        ("[{},]", "a comma stands before ']'"),
-        ("[{}}", "',' has to stand where '}' stands"),
-        (table("null, [{}, 1]"), "Row 0 of .* has not the cells"),
-        (table("[{}, 1], 7"), "Row 1 of .* has not the cells"),
-        (table("[{}, 1] [{}, 1]"), r"',' has to stand where '\[\{\}, 1\]"),
-        (table("[{}, 1]").replace("]]}", "]}}"), "',' has to stand where '}}' stands"),
-        (table("[{}, 1]").replace("]]}", "]]]"), "is not a table in JSON"),
-        (table("[{}, 1]").replace("[0]", "[0] xx"), r"',' has to stand where 'xx, "),
-        (table("[{}, 1]").replace('{"index"', '{xx "index"'), "is not a table in JSON"),
-        (table("[{}, 1]")[:-1] + ' "more": 1}', "',' has to stand where '\"more"),
+        ("[{} {}]", "'{}]' should be ','"),
+        ("[{} garbage {}]", "'garbage {}]' should be ','"),
+        ("[{},, {}]", "', {}]' should be a value"),
+        ("[{},]", "there is a comma before ']'"),
+        ("[{}}", "'}' should be ','"),
+        (table("null, [{}, 1]"), "Row 0 of .* does not have one cell for each"),
+        (table("[{}, 1], 7"), "Row 1 of .* does not have one cell for each"),
+        (table("[{}, 1] [{}, 1]"), r"'\[\{\}, 1\].* should be ','"),
+        (table("[{}, 1]").replace("]]}", "]}}"), "'}}' should be ','"),
+        (table("[{}, 1]").replace("]]}", "]]]"), "is not a JSON table"),
+        (table("[{}, 1]").replace("[0]", "[0] xx"), r"'xx, .* should be ','"),
+        (table("[{}, 1]").replace('{"index"', '{xx "index"'), "is not a JSON table"),
+        (table("[{}, 1]")[:-1] + ' "more": 1}', "'\"more.* should be ','"),
         (table("[{}, 1]")[:-1] + ', "data": [[{}, 1]]}', "the key 'data' appears twice"),
-        (table("[{}, 1]")[:-1] + ', "note": [1}}', "is not a table in JSON"),
-        (table("[{}, 1]") + " xx", "'xx' stands behind its end"),
+        (table("[{}, 1]")[:-1] + ', "note": [1}}', "is not a JSON table"),
+        (table("[{}, 1]") + " xx", "'xx' comes after its end"),
         (table('"a": [{}, 1]').replace('"data": [', '"data": {').replace("]]}", "]}}"), "'data' is not a list"),
         (table("[{}, 1]", index='["a", "b"]'), "has 1 rows and its index names 2"),
         (table("", index='["a", "b"]'), "has 0 rows and its index names 2"),
         (table("[1]", columns='["e_form"]'), "has no column structure or cif. It has: e_form"),
         (table("[{}, 1]", columns='["structure", "energy"]'), "has no column e_form or .* It has: structure, energy"),
-        ('[{"id": "a", "structure": {}, "e_form": 1}', "is cut short"),
-        ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{"sites"', "is cut short"),
-        ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{}, 1, 2]]}', "Row 0 of .* has not the cells"),
+        ('[{"id": "a", "structure": {}, "e_form": 1}', "is truncated"),
+        ('{"index": [0], "columns": ["structure", "e_form"], "data": [[{"sites"', "is truncated"),
+        (
+            '{"index": [0], "columns": ["structure", "e_form"], "data": [[{}, 1, 2]]}',
+            "Row 0 of .* does not have one cell for each",
+        ),
         ('{"index": [], "columns": ["structure", "e_form"], "data": [[{}, 1]]}', "more rows than its index"),
         ('{"index": 3, "columns": {"a": 1}, "data": []}', "'columns' is not a list"),
         ('{"data": [[{}, 1]]}', "0: it is not a pymatgen structure"),
-        ('[{"id": "a", nonsense}]', "is not a table in JSON"),
-        ("[]]", "']' stands behind its end"),
-        ("][]", r"'\{' has to stand where '\]\[\]' stands"),
-        ("[] []", r"'\[\]' stands behind its end"),
-        ("{[]}", "a key has to stand where"),
+        ('[{"id": "a", nonsense}]', "is not a JSON table"),
+        ("[]]", "']' comes after its end"),
+        ("][]", r"'\]\[\]' should be '\{'"),
+        ("[] []", r"'\[\]' comes after its end"),
+        ("{[]}", "should be a key"),
     ],
 )
 def test_json_of_another_shape_is_refused(tmp_path, content, reason):
@@ -279,7 +285,7 @@ def test_a_row_that_is_none_gives_no_other_row_its_name(tmp_path, order):
     salt = SALT.as_dict()
     content = {"index": ["a", "b"], "columns": ["structure", "e_form"], "data": [None, [salt, -2.0]]}
     (tmp_path / "table.json").write_text(json.dumps({key: content[key] for key in order}))
-    with pytest.raises(DataError, match=r"Row 0 of .* has not the cells"):
+    with pytest.raises(DataError, match=r"Row 0 of .* does not have one cell for each"):
         load(str(tmp_path / "table.json"), drop_invalid=True)
 
 
@@ -301,7 +307,7 @@ def test_a_line_or_row_longer_than_any_entry_is_refused_without_being_held(tmp_p
     pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
     (tmp_path / name).write_bytes(pack(content + bytes(1 << 25)))
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"Line 2 of .* is longer than 1 MiB|a value has to stand where"):
+    with pytest.raises(DataError, match=r"Line 2 of .* is longer than 1 MiB|should be a value"):
         load(str(tmp_path / name))
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()

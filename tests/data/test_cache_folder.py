@@ -73,7 +73,7 @@ def test_a_cache_with_shards_to_make_is_unfinished_and_not_damaged(some_crystals
     for number in (0, 3, 6):
         (folder / f"shard-{number:05d}.bin").unlink()
     graphs = by_name(cache_dir)[folder.name]
-    assert graphs.how_far == "unfinished, 4 of 7 shards; mbqueue prepare carries on"
+    assert graphs.how_far == "unfinished, 4 of 7 shards; run mbqueue prepare to continue"
     assert verify_graphs(graphs) == Verdict(wrong=[], left=[])
     assert verify_graphs(graphs, repair=True) == Verdict(wrong=[], left=[])
     assert not by_name(cache_dir)[folder.name].is_unfinished
@@ -95,7 +95,7 @@ def test_pruning_leaves_a_cache_alone_that_is_being_built_and_says_so(some_cryst
     with building(folder), building(folder):
         removed = prune_caches(cache_dir, note=told.append)
     assert folder not in [cache.folder for cache in removed]
-    assert told == [f"{folder.name} stays: it is just being built."]
+    assert told == [f"{folder.name} stays because it is being built."]
     assert sorted(folder.rglob("*")) == before
     assert [cache.folder for cache in prune_caches(cache_dir)] == [folder]
 

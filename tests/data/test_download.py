@@ -105,7 +105,7 @@ def test_a_file_is_fetched_once_and_progress_is_told(server, file):
 def test_another_file_of_its_name_is_not_taken_for_it(server, file):
     file.path.parent.mkdir()
     file.path.write_bytes(CONTENT[:-1])
-    with pytest.raises(DataError, match="its SHA-256 is another"):
+    with pytest.raises(DataError, match="its SHA-256 is different"):
         fetch(file, clock=FakeClock())
     assert file.path.read_bytes() == CONTENT[:-1]
     assert server.begins == []
@@ -149,7 +149,7 @@ def test_a_part_of_another_file_is_thrown_away_and_fetched_anew(server, file):
 
 def test_a_file_with_another_digest_never_gets_the_name(server, file):
     server.content = CONTENT[:-1] + b"!"
-    with pytest.raises(DataError, match="its SHA-256 is another"):
+    with pytest.raises(DataError, match="its SHA-256 is different"):
         fetch(file, clock=FakeClock())
     assert [p.name for p in file.path.parent.iterdir()] == ["set.json.gz.lock"]
 
@@ -184,7 +184,7 @@ def test_a_server_that_is_busy_is_asked_again(server, file):
 
 def test_a_folder_that_cannot_be_written_is_named(file, tmp_path):
     (tmp_path / "home").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match="Point MATMINER_DATA at a folder"):
+    with pytest.raises(DataError, match="Set MATMINER_DATA to a folder"):
         fetch(file, clock=FakeClock())
 
 

@@ -96,7 +96,7 @@ def test_the_validation_part_depends_on_seed_and_fold_only():
 
 
 def test_one_row_cannot_be_split():
-    with pytest.raises(DataError, match="cannot give any to validation"):
+    with pytest.raises(DataError, match="is too small to split off a validation part"):
         folds.validation_split(np.arange(1), 0.5, seed=0, fold=0)
 
 

@@ -163,7 +163,7 @@ def test_a_cache_of_something_else_is_not_used(crystals, tmp_path, monkeypatch, 
         monkeypatch.setattr(cache_module, "CONVERTER_VERSION", 10**6)
     else:
         crystals = crystals.select(np.arange(len(crystals))[::-1])
-    with pytest.raises(CacheError, match="holds other graphs"):
+    with pytest.raises(CacheError, match="contains different graphs"):
         GraphCache.open(crystals, tmp_path, **options)
     rebuilt = build(crystals, tmp_path, **options)
     assert_same_batches(rebuilt, build(crystals, tmp_path / "fresh", **options))

@@ -175,11 +175,11 @@ def test_the_file_of_a_task_gets_the_ids_of_matbench_and_its_own_target(frame, t
     assert file.path == tmp_path / f"{task.dataset}.json.gz"
     assert file.n == task.n
     store_dataframe_as_json(table, str(file.path), compression="gz", pbar=False)
-    with pytest.raises(DataError, match="its SHA-256 is another"):
+    with pytest.raises(DataError, match="its SHA-256 is different"):
         load(task.dataset)
     file = replace(file, sha256=sha256_of_file(file.path))
     monkeypatch.setattr(official, "official_file", lambda _name: file)
-    with pytest.raises(DataError, match=f"has 25 entries and should have {task.n}"):
+    with pytest.raises(DataError, match=f"has 25 entries instead of {task.n}"):
         load(task.dataset)
     file = replace(file, n=len(frame))
     ours = load(task.dataset)
@@ -229,10 +229,10 @@ def test_checking_a_data_set_imports_nothing_that_takes_time(tmp_path):
 
 
 def test_checking_names_what_is_missing_or_of_no_known_form(tmp_path: Path):
-    with pytest.raises(UsageError, match="There is no data set 'sampel'"):
+    with pytest.raises(UsageError, match="There is no dataset 'sampel'"):
         check_dataset("sampel", project_root=tmp_path)
     (tmp_path / "data.xlsx").write_text("x")
-    with pytest.raises(UsageError, match="of no known form"):
+    with pytest.raises(UsageError, match=r"The format of .* is unknown"):
         check_dataset("data.xlsx", project_root=tmp_path)
     (tmp_path / "data.jsonl").touch()
     with pytest.raises(DataError, match="is empty"):

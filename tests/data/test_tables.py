@@ -77,7 +77,7 @@ def test_a_decimal_comma_in_id_prop_is_refused_and_is_no_other_number(tmp_path):
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path))
     found = reasons(caught)
-    assert found["row 1"].startswith("it has 3 cells, and there is no heading that names more than 2")
+    assert found["row 1"].startswith("it has 3 cells, and no heading names more than 2")
     assert found["c"].startswith("the target '-1,5' is not a number")
     assert list(found) == ["row 1", "c"]
 
@@ -89,7 +89,7 @@ def test_id_prop_may_have_further_columns_when_a_heading_names_them(tmp_path):
     (tmp_path / "id_prop.csv").write_text("e_form,id,note\n" + rows)
     assert_all_three(load(str(tmp_path)), ids=list(CRYSTALS))
     (tmp_path / "id_prop.csv").write_text(rows)
-    with pytest.raises(InvalidCrystals, match="no heading that names more than 2"):
+    with pytest.raises(InvalidCrystals, match="no heading names more than 2"):
         load(str(tmp_path))
 
 
@@ -271,7 +271,7 @@ def test_ids_that_differ_only_in_blanks_are_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path / "t.jsonl"))
-    assert reasons(caught) == dict.fromkeys(["mp-1 ", "\u00a0mp-1"], "its id is that of 'mp-1' except for blanks")
+    assert reasons(caught) == dict.fromkeys(["mp-1 ", "\u00a0mp-1"], "its id differs from 'mp-1' only in whitespace")
 
 
 def test_ids_that_differ_only_in_the_kind_of_their_blanks_are_refused(tmp_path):
@@ -279,7 +279,7 @@ def test_ids_that_differ_only_in_the_kind_of_their_blanks_are_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path / "t.jsonl"))
-    assert reasons(caught) == dict.fromkeys(["mp\u00a01", "mp  1"], "its id is that of 'mp 1' except for blanks")
+    assert reasons(caught) == dict.fromkeys(["mp\u00a01", "mp  1"], "its id differs from 'mp 1' only in whitespace")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_an_id_with_a_control_or_invisible_character_is_refused_and_shown(tmp_pa
         load(str(tmp_path / "t.jsonl"))
     ((shown, reason),) = caught.value.offenders
     assert shown == name.encode("unicode_escape").decode()
-    assert reason == "its id has control or invisible characters, or ones that no file can hold"
+    assert reason == "its id has control characters, invisible characters, or characters that cannot be saved to a file"
 
 
 @pytest.mark.parametrize("second", ["salt.cif", "./salt", "link"])
@@ -302,14 +302,14 @@ def test_one_file_under_two_ids_is_refused(tmp_path, second):
     with pytest.raises(InvalidCrystals) as caught:
         load(str(tmp_path))
     assert list(reasons(caught)) == [second]
-    assert reasons(caught)[second].endswith("is that of salt, too")
+    assert reasons(caught)[second].endswith("also belongs to salt")
 
 
 def test_two_files_for_one_id_are_refused(tmp_path):
     (tmp_path / "salt.cif").write_text(CIF)
     (tmp_path / "salt.vasp").write_text(SALT.to(fmt="poscar"))
     (tmp_path / "id_prop.csv").write_text("salt,-1\n")
-    with pytest.raises(InvalidCrystals, match=r"several files of that name: salt\.cif, salt\.vasp"):
+    with pytest.raises(InvalidCrystals, match=r"several files have that name: salt\.cif, salt\.vasp"):
         load(str(tmp_path))
 
 
@@ -513,14 +513,14 @@ def test_a_molecule_in_xyz_and_what_ase_cannot_read_are_refused(tmp_path):
     with pytest.raises(InvalidCrystals, match="water: it is not periodic in all three directions"):
         load(str(tmp_path / "m.xyz"))
     (tmp_path / "bad.extxyz").write_text("2\nno frame\nO 0 0\n")
-    with pytest.raises(DataError, match=r"bad\.extxyz cannot be read beyond row 0: ase says"):
+    with pytest.raises(DataError, match=r"bad\.extxyz cannot be read after row 0: ase says"):
         load(str(tmp_path / "bad.extxyz"))
     (tmp_path / "bad.db").write_text("this is no database of ase")
-    with pytest.raises(DataError, match=r"bad\.db cannot be read beyond row 0: ase says"):
+    with pytest.raises(DataError, match=r"bad\.db cannot be read after row 0: ase says"):
         load(str(tmp_path / "bad.db"))
 
 
 def test_what_is_of_no_known_form_is_told_which_are(tmp_path):
     (tmp_path / "t.xlsx").write_text("x")
-    with pytest.raises(UsageError, match=r"of no known form\. Give \.json.*\.jsonl.*\.csv.*\.extxyz or \.db of ase"):
+    with pytest.raises(UsageError, match=r"is unknown\. Give \.json.*\.jsonl.*\.csv.*\.extxyz or \.db of ase"):
         load(str(tmp_path / "t.xlsx"))

@@ -46,12 +46,12 @@ WRONG = {
     ),
     "operations-cut-short": (
         operations("x, y, z", "-x, -y, z", "z, x, y"),
-        r"3 symmetry operations are no group \(\d+ products",
+        r"3 symmetry operations are not a group \(\d+ products",
     ),
     "operation-misspelt": (operations("x, y, z", "-x, -y, w"), "symmetry operation '-x, -y, w' is not understood"),
     "operation-in-two-parts": (operations("x, y, z", "-x, -y"), "symmetry operation '-x, -y' is not understood"),
-    "operation-not-a-rotation": (operations("x, y, z", "x, y, x"), "no rotation or reflection"),
-    "operations-without-quotes": (NO_Z.replace(SYMBOL, LISTED + "x, y, z\n"), "is not understood|no whole table"),
+    "operation-not-a-rotation": (operations("x, y, z", "x, y, x"), "not a rotation or reflection"),
+    "operations-without-quotes": (NO_Z.replace(SYMBOL, LISTED + "x, y, z\n"), "is not understood|last row is incomplete"),
     "rhombohedral-axes": (
         without(RHOMBOHEDRAL, "loop_\n_sym", "_symmetry_eq", "x,", "y,", "z,", "-").replace("R -3 m :R'\n", "R -3 m'\n")
         .replace("166\nloop_\nloop_", "166\nloop_"),
@@ -60,14 +60,14 @@ WRONG = {
     "rhombohedral-axes-by-number": (
         TUNGSTEN.replace("229", "166"), "do not fit its cell",
     ),
-    "other-origin": (SILICON.replace("Si 0 0 0", "Si 0.125 0.125 0.125"), "comes out with 4.658 g/cm³"),
+    "other-origin": (SILICON.replace("Si 0 0 0", "Si 0.125 0.125 0.125"), "its cell has 4.658 g/cm³"),
     "origin-not-said": (without(SILICON, "_exptl"), "space group 227 has two choices of origin"),
     "axes-not-said": (
         TUNGSTEN.replace("_length_b 3.165", "_length_b 5.1").replace("_length_c 3.165", "_length_c 7.2")
         .replace("229", "62").replace("W 0 0 0", "W 0.1 0.25 0.2"),
         "whose axes have several settings",
     ),
-    "number-that-is-none": (TUNGSTEN.replace("229", "231"), "space group number '231' is none from 1 to 230"),
+    "number-that-is-none": (TUNGSTEN.replace("229", "231"), "space group number '231' is not between 1 and 230"),
     "magnetic-without-operations": (
         NO_Z + "loop_\n_atom_site_moment_label\n_atom_site_moment_crystalaxis_x\nNa1 1.0\n",
         "No magnetic symmetry detected, using primitive symmetry",
@@ -94,22 +94,22 @@ WRONG = {
     "occupancy-a-dot": (SALT.replace("1.000(1)", "."), r"occupancy of atom 'Na1' is unknown \('.'\)"),
     "occupancy-a-question": (SALT.replace("1.000(1)", "?"), "occupancy of atom 'Na1' is unknown"),
     "occupancy-nought": (SALT.replace("1.000(1)", "0"), "has an occupancy of 0"),
-    "occupancy-with-a-comma": (SALT.replace("1.000(1)", "0,5"), "is '0,5', which is no number"),
+    "occupancy-with-a-comma": (SALT.replace("1.000(1)", "0,5"), "is '0,5', which is not a number"),
     "occupancy-a-half": (NO_Z.replace("1.000(1)", "0.5").replace("'Na1 Cl1'", "'Na0.5 Cl1'"), "disordered"),
     "occupancy-above-one": (
         SALT.replace("1.000(1)", "1.00002"), r"ValueError: .*; Some occupancies \(\[1.00002\]\) sum to > 1!",
     ),
     "atom-twice": (SALT + "Na2 Na1+ 0 0 0 1\n", r"Some occupancies \(\[2.0\]\) sum to > 1!"),
     "atoms-of-the-whole-cell-and-symmetry": (SALT + "Na2 Na1+ 0.5 0.5 0 1\n", "sum to > 1!"),
-    "atom-beside-its-image": (BISMUTH.replace("0 0 0.2339", "0.002 0.001 0.2339"), "at one place"),
+    "atom-beside-its-image": (BISMUTH.replace("0 0 0.2339", "0.002 0.001 0.2339"), "overlap"),
     "alternatives": (
         SALT.replace("_atom_site_occupancy\n", "_atom_site_occupancy\n_atom_site_disorder_group\n")
         .replace("1.000(1)", "1 A").replace("0.5 1.\n", "0.5 1 .\n"),
         "one of several alternatives",
     ),
     "coordinate-a-dot": (BISMUTH.replace("0 0 0.2339", "0 0 ."), "_atom_site_fract_z of atom 'Bi1' is '.'"),
-    "coordinate-with-a-comma": (BISMUTH.replace("0.2339", "0,2339"), "is '0,2339', which is no number"),
-    "coordinate-with-another-minus": (BISMUTH.replace("0 0 0.2339", "0 0 −0.2339"), "which is no number"),
+    "coordinate-with-a-comma": (BISMUTH.replace("0.2339", "0,2339"), "is '0,2339', which is not a number"),
+    "coordinate-with-another-minus": (BISMUTH.replace("0 0 0.2339", "0 0 −0.2339"), "which is not a number"),
     "atoms-outside-of-a-loop": (
         BISMUTH.split("loop_")[0] + "_atom_site_label Bi1\n_atom_site_fract_x 0.25\n_atom_site_fract_y 0\n"
         "_atom_site_fract_z 0\n",
@@ -117,21 +117,21 @@ WRONG = {
     ),
     "cartesian-atoms": (BISMUTH.replace("_fract_", "_Cartn_"), "lists no atoms with fractional coordinates"),
     # the cell
-    "cell-with-a-comma": (SALT.replace("a 5.6402(2)", "a 5,6402"), "_cell_length_a is '5,6402', which is no number"),
+    "cell-with-a-comma": (SALT.replace("a 5.6402(2)", "a 5,6402"), "_cell_length_a is '5,6402', which is not a number"),
     "angle-left-out": (SALT.replace("_cell_angle_gamma 90.", "_symmetry_cell_setting cubic"), "no _cell_angle_gamma"),
     "angle-a-dot": (SALT.replace("_cell_angle_gamma 90.\n", "_cell_angle_gamma .\n"), "_cell_angle_gamma is '.'"),
     "other-volume": (SALT + "_cell_volume 358.8\n", "has 179.43 Å³, and its _cell_volume is 358.8"),
-    "other-density": (SALT + "_exptl_crystal_density_diffrn 4.33\n", "comes out with 2.163 g/cm³"),
+    "other-density": (SALT + "_exptl_crystal_density_diffrn 4.33\n", "its cell has 2.163 g/cm³"),
     "empty": (
-        BISMUTH.replace("4.546", "14.546").replace("11.862", "61.862"), "Å³ per atom and .* like no crystal",
+        BISMUTH.replace("4.546", "14.546").replace("11.862", "61.862"), "Å³ per atom .* less dense than any crystal",
     ),
     # the file
-    "two-crystals": (SALT + BISMUTH, r"it has 2 crystals \(NaCl, Bi\), and none of these data blocks"),
+    "two-crystals": (SALT + BISMUTH, r"it has 2 crystals \(NaCl, Bi\), but not exactly one of these data blocks"),
     "two-of-one-name": (SALT.replace("data_NaCl", "data_crystal") * 2, "it has 2 crystals"),
     "cell-twice": (SALT + "_cell_length_a 5\n", "_cell_length_a is given twice"),
-    "loop-cut-short": (SALT.removesuffix("1.\n"), "which is no whole table"),
+    "loop-cut-short": (SALT.removesuffix("1.\n"), "its last row is incomplete"),
     "value-without-a-tag": (SALT.replace(Z4, "_cell_formula_units_Z 4 5\n"), "'5' belongs to no tag"),
-    "not-a-cif": ("Na 0 0 0\nCl 0.5 0.5 0.5\n", "'Na' stands before the first data_ line"),
+    "not-a-cif": ("Na 0 0 0\nCl 0.5 0.5 0.5\n", "'Na' comes before the first data_ line"),
     "nothing": ("", "lists no atoms"),
 }  # fmt: skip
 
@@ -165,9 +165,9 @@ WRONG_POSCARS = {
     "element-in-capitals": (POSCAR.replace("Na Cl\n1", "NA CL\n1"), "'NA' in line 6 is not an element"),
     "element-without-count": (POSCAR.replace("1 1\n", "2\n"), "names 2 elements and has 1 counts"),
     "count-without-element": (POSCAR.replace("Na Cl\n1", "Na\n1"), "names 1 elements and has 2 counts"),
-    "more-atoms-than-counted": (POSCAR + "0.25 0.25 0.25\n", "counts 2 atoms, and after them stands '0.25"),
+    "more-atoms-than-counted": (POSCAR + "0.25 0.25 0.25\n", "counts give 2 atoms, but after them comes '0.25"),
     "fewer-atoms-than-counted": (POSCAR.replace("1 1\n", "1 2\n"), "coordinates of atom 3 is ''"),
-    "no-mode": (POSCAR.replace("Direct\n", ""), "where Direct or Cartesian has to stand"),
+    "no-mode": (POSCAR.replace("Direct\n", ""), "instead of Direct or Cartesian"),
     "numbers-run-together": (POSCAR.replace("0.5 0.5 0.5\n", "0.5-0.5-0.5\n"), "coordinates of atom 2"),
     "decimal-commas": (POSCAR.replace("0.5 0.5 0.5\n", "0,5 0,5 0,5\n"), "coordinates of atom 2 is '0,5 0,5 0,5'"),
     "volume-and-cartesian": (
@@ -177,7 +177,7 @@ WRONG_POSCARS = {
         POSCAR.replace("0.5 0.5 0.5\n", "0.5 0.5 0.5 Na\n"), "atom 2 is Cl by the line of elements and Na by its own",
     ),
     "flags-that-are-none": (
-        POSCAR.replace("Direct\n", "Selective dynamics\nDirect\n"), "where T or F has to stand three times",
+        POSCAR.replace("Direct\n", "Selective dynamics\nDirect\n"), "instead of T or F three times",
     ),
     "cut-short": (POSCAR[:40], "it ends before its coordinates"),
     "two-numbers-in-a-vector": (POSCAR.replace("0.5 0.5 0.0\n", "0.5 0.5\n"), "a lattice vector is '0.5 0.5'"),

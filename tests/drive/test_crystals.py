@@ -85,7 +85,7 @@ def test_prepare_on_a_new_machine_takes_the_crystals_that_an_experiment_was_prep
     (split.root / SOURCE).unlink()
     assert project.prepare(DataSpec(dataset=SOURCE)).crystals.hash == first.crystals.hash
     assert "not on this machine" in caplog.text
-    with pytest.raises(UsageError, match="There is no data set"):
+    with pytest.raises(UsageError, match="There is no dataset"):
         project.prepare(DataSpec(dataset=SOURCE, limit=8))
     # What is there is read, as it is now.
     (split.root / SOURCE).write_bytes(b"".join(source.splitlines(keepends=True)[:10]))
@@ -116,7 +116,7 @@ def test_a_cache_cannot_be_pruned_while_it_is_built(split: ProjectFolder, monkey
     monkeypatch.setattr(GraphCache, "build", pruned)
     loaded = load(split, None, [])
     assert (loaded.graphs.folder / CRYSTALS_FILE).exists()
-    assert "just being built" in told[0]
+    assert "it is being built" in told[0]
 
 
 def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note(split: ProjectFolder) -> None:
