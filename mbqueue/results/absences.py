@@ -1,4 +1,4 @@
-"""Elements that a fold's test part has and its training part lacks: crystals with them are predicted badly."""
+"""Elements in a fold's test part that its training part lacks: crystals with them are predicted badly."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mbqueue.task import Target
 def absences(
     folds: Mapping[str, Mapping[str, Any]], predictions: Mapping[int, Predictions], target: Target
 ) -> list[str]:
-    """One sentence for each set of folds that miss the same elements; none for elements that no test crystal has.
+    """One sentence per set of folds that lack the same elements; elements in no test crystal are left out.
 
     Args:
-        folds: as in results.json, with the ``absent_elements`` of each fold's training part.
+        folds: as in results.json, with ``absent_elements`` of each fold's training part.
         predictions: fold → its test part.
     """
     missing: dict[tuple[str, ...], list[str]] = {}

@@ -1,4 +1,4 @@
-"""Blends: predictions of several experiments weighed into one."""
+"""Blends: weighted means of several experiments' predictions."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import numpy as np
 from mbqueue.errors import ResultsError
 from mbqueue.results.tables import Predictions
 
-#: The fewest crystals to fit weights on: in all, and for each member.
+#: The fewest crystals to fit weights on: in total, and per member.
 FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 
 def require_enough(n: int, members: int, *, fold: int) -> None:
-    """Refuse to fit weights on too few crystals for the number of members.
+    """Check that there are enough crystals to fit weights for the number of members.
 
     Raises:
-        ResultsError: if they are too few.
+        ResultsError: if there are too few.
     """
     fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
     if n < fewest:
         raise ResultsError(
-            f"In fold {fold}, {n} crystals are in the validation part of every member. To fit the weights of {members} "
-            f"members takes at least {fewest}. Blend with --weights mean, or train members that share "
+            f"In fold {fold}, {n} crystals are in the validation part of every member. Fitting the weights of "
+            f"{members} members needs at least {fewest}. Blend with --weights mean, or train members that share "
             "train.validation_seed and train.validation."
         )
 
 
 def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predictions:
-    """The weighted mean of several experiments' predictions of one test part; of a class, of its probabilities.
+    """The weighted mean of several experiments' predictions (for a class, probabilities) for one test part.
 
     Args:
         tables: experiment → its predictions.
         weights: experiment → its weight; they sum to one.
 
     Raises:
-        ResultsError: if the tables are not of the same crystals and targets.
+        ResultsError: if the tables have different crystals or targets.
     """
     (first, reference), *others = tables.items()
     for name, table in others:
         if list(table.ids) != list(reference.ids) or not np.array_equal(table.y_true, reference.y_true):
             raise ResultsError(
-                f"The test parts of {first} and {name} are not of the same crystals and targets, so they make no blend."
+                f"The test parts of {first} and {name} have different crystals or targets, so they cannot be blended."
             )
     y_pred = np.zeros(len(reference))
     for name, table in tables.items():
@@ -52,7 +52,7 @@ def blended(tables: Mapping[str, Predictions], weights: Mapping[str, float]) -> 
 
 
 def members_of(spec: Mapping[str, Any]) -> list[str]:
-    """The names of the experiments that one is made from; empty for one that is made from none."""
+    """The names of the experiments that a spec is made from; empty if there are none."""
     return [member["experiment"] for member in spec.get("made_from", {}).get("members", ())]
 
 

@@ -1,8 +1,8 @@
-"""Text in files that people open: cells of a CSV that no spreadsheet runs, and Markdown that shows it as it is.
+"""Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
-A CSV is read back exactly. A spreadsheet takes a cell for a formula when it begins with ``=``, ``+``, ``-`` or ``@``,
-also after a tab or a carriage return (OWASP, CSV injection). So such a cell that is no number is written behind an
-apostrophe, and one that begins with apostrophes before such a character behind one more.
+A CSV is read back exactly. A spreadsheet treats a cell as a formula if it begins with ``=``, ``+``, ``-`` or ``@``,
+also after a tab or a carriage return (OWASP, CSV injection). So an apostrophe is put before such a cell unless it is a
+number, and before one that already begins with apostrophes and such a character.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&#~])")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV with lines that end in ``\\n``; floats have the fewest digits that read back the same."""
+    """A table as CSV with ``\\n`` line ends; floats have the fewest digits that read back the same."""
     lines = [columns, *rows]
     return "".join(",".join(_written(cell) for cell in line) + "\n" for line in lines)
 
 
 def csv_rows(text: str) -> Iterable[list[str]]:
-    """The rows of what `csv_text` gave, or of a table that was written without guarding formulas.
+    """The rows of a text from `csv_text`, or of a table written without escaping formulas.
 
     Raises:
-        ValueError: if it is no CSV.
+        ValueError: if it is not CSV.
     """
     try:
         for cells in csv.reader(io.StringIO(text, newline=""), strict=True):
@@ -48,12 +48,12 @@ def _written(cell: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text as one line of Markdown that shows it as it is."""
+    """A text as one line of Markdown that shows it literally."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
 def markdown_code(text: str) -> str:
-    """A text as code in a line of Markdown, whatever backticks are in it."""
+    """A text as code in a line of Markdown, with any backticks in it."""
     line = " ".join(text.split())
     longest = max(map(len, re.findall("`+", line)), default=0)
     fence = "`" * (longest + 1)

@@ -1,7 +1,8 @@
-"""Folds on which the settings of an experiment were chosen: their scores are marked wherever they are shown.
+"""Mark the scores of folds on which an experiment's settings were chosen.
 
-A search compares trials by their validation MAE, and `promote` enqueues the best one. Of the folds of the trials, that
-validation MAE is the lowest of many. Their test parts took no part in it. A blend has the marks of its members.
+A search compares trials by their validation MAE, and `promote` enqueues the best one. On the trials' folds, that
+validation MAE is the lowest of many, so it is too good. Their test parts took no part in the choice. A blend has the
+marks of its members.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Stands behind the number of such a fold, or its score; the second where a terminal knows ASCII alone.
+#: The mark after the number or score of such a fold; the second is for ASCII terminals.
 MARK, ASCII_MARK = "†", "*"
 
 
 def chosen_on(spec: Mapping[str, Any]) -> tuple[int, ...]:
-    """The folds on which the settings of a spec (plain JSON values) were chosen; none for most experiments."""
+    """The folds on which the settings of a spec (plain JSON values) were chosen; empty for most experiments."""
     return tuple(sorted({fold for choice in _choices(spec) for fold in choice["folds"]}))
 
 
 def marked(fold: int | str, spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """The number of a fold, with the mark where it took part in the choice."""
+    """The number of a fold, with the mark if it took part in the choice."""
     return f"{fold} {mark}" if int(fold) in chosen_on(spec) else str(fold)
 
 
 def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
-    """What the mark means, in a few sentences; empty where no fold has it."""
+    """The meaning of the mark, in a few sentences; empty if no fold has it."""
     choices = _choices(spec)
     if not choices:
         return ""
@@ -42,10 +43,10 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
 
 
 def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What `promote` keeps, of the experiment and of those that it is made from, each once."""
+    """The choices that `promote` recorded for the experiment and its members, each once."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
-    # A blend has the mark of its members, with the folds of all; which search chose what, they say themselves.
+    # A blend has the marks of its members, for the folds of all; each member's record names its search.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for place, choice in enumerate(found) if choice not in found[:place]]
 

@@ -1,9 +1,9 @@
-"""Experiments side by side, and differences paired by crystal.
+"""Compare experiments side by side, with differences paired by crystal.
 
-For crystals that two experiments both predicted, d = |error of B| − |error of A|: below 0 where B is better. The
-interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. It covers the
-choice of crystals. It does not cover what another seed of the same training would change, nor the dependence that
-folds share most of their training data; for that the differences of the folds are given one by one.
+For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
+interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. It covers the choice
+of crystals. It does not cover the effect of another training seed, nor the dependence between folds, which share most
+of their training data; so the difference of each fold is given as well.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """How experiment ``b`` differs from ``a`` on the ``n`` crystals that both predicted, in the unit of their target.
+    """The difference between experiments ``a`` and ``b`` on the ``n`` crystals that both predicted, in the target's
+    unit.
 
     Attributes:
         mae_a, mae_b: on these crystals alone.
         mean, low, high: of |error b| − |error a|, with its 95 % interval; None for fewer than two crystals.
         share_better: share of these crystals on which b's error is smaller.
-        per_fold: fold → mean difference, for folds that hold the same crystals in both.
+        per_fold: fold → mean difference, for folds with the same crystals in both.
         differences: float64 [n].
     """
 
@@ -49,14 +50,14 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """In words, at the 95 % level."""
+        """The verdict in words, at the 95 % level."""
         if self.low is None or self.high is None:
             return "too few common crystals to tell"
         if self.high < 0:
             return f"{self.b} is better"
         if self.low > 0:
             return f"{self.a} is better"
-        return "no difference that these crystals can show"
+        return "no significant difference on these crystals"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,26 +73,27 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
     """Compare two or more recorded experiments on the same crystals.
 
     Raises:
-        UsageError: for fewer than two.
-        ResultsError: if two predict other kinds of things or in other units, share no crystal, or disagree on a
-            target (they are then of different data).
+        UsageError: if there are fewer than two.
+        ResultsError: if two have different kinds or units of target, share no crystal, or disagree on a target value
+            (they then have different data).
     """
     if len(recorded) < 2:
-        raise UsageError("A comparison takes two experiments or more.")
+        raise UsageError("Name at least two experiments to compare.")
     labels = _labels(recorded)
     first = recorded[0].target
     for label, one in zip(labels, recorded, strict=True):
         if (one.target.kind, one.target.unit) != (first.kind, first.unit):
             raise ResultsError(
                 f"{labels[0]} predicts the {first.axis}, kind {first.kind}, and {label} the {one.target.axis}, kind "
-                f"{one.target.kind}: their errors cannot be compared. Compare experiments with one target and unit."
+                f"{one.target.kind}: their errors cannot be compared. Compare experiments with the same target and "
+                "unit."
             )
     pairs = [_pair(recorded[i], recorded[j], labels[i], labels[j]) for i, j in combinations(range(len(recorded)), 2)]
     return Comparison(recorded=tuple(recorded), labels=labels, pairs=tuple(pairs))
 
 
 def _labels(recorded: Sequence[Recorded]) -> tuple[str, ...]:
-    """Names; with the day where a name is there twice."""
+    """Names; with the day if a name occurs twice."""
     names = [one.name for one in recorded]
     return tuple(
         name if names.count(name) == 1 else f"{name} ({one.content['run']['enqueued_on']})"
@@ -109,7 +111,7 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
         first = rows_a[unequal[0]]
         raise ResultsError(
             f"{label_a} and {label_b} have different targets for {unequal.size} crystals, first {all_a.ids[first]}. "
-            "They are of different data; compare experiments on the same dataset."
+            "Their data differ; compare experiments on the same dataset."
         )
     error_a, error_b = all_a.abs_error[rows_a], all_b.abs_error[rows_b]
     differences = error_b - error_a
@@ -135,7 +137,7 @@ def _pair(a: Recorded, b: Recorded, label_a: str, label_b: str) -> PairedDiffere
 
 
 def _common_rows(a: Predictions, b: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the crystals that are in both, in the order of a."""
+    """Rows of the common crystals, in the order of a."""
     row_in_b = {crystal_id: row for row, crystal_id in enumerate(b.ids)}
     rows = [(row, row_in_b[crystal_id]) for row, crystal_id in enumerate(a.ids) if crystal_id in row_in_b]
     table = np.array(rows, dtype=np.int64).reshape(-1, 2)
@@ -146,7 +148,7 @@ def _margin(differences: NDArray[np.float64]) -> float | None:
     n = len(differences)
     if n < 2:
         return None
-    # Slow to import, and only comparisons need it; its type stubs are a package of their own.
+    # Slow to import, and only comparisons need it; its type stubs are a separate package.
     from scipy import stats  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))

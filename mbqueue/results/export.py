@@ -2,7 +2,8 @@
 
 matbench's own form (https://matbench.materialsproject.org/How%20To%20Use/3submit/): a folder
 ``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code; here the code is the spec of each
-experiment and a script that runs them through mbqueue. Of a general-purpose algorithm one folder has all its tasks.
+experiment and a script that runs them through mbqueue. For a general-purpose algorithm, one folder contains all its
+tasks.
 """
 
 from __future__ import annotations
@@ -72,23 +73,23 @@ def export_submission(
     """Write the submission folder below ``parent``, whole or not at all, and return it.
 
     Args:
-        recorded: verified results folders, one for each task.
-        parent: where the folder ``matbench_v0.1_ALGORITHM`` is made.
-        authors: as they shall stand on the leaderboard.
-        algorithm: short name on the leaderboard; by default that of the experiment; of several tasks it is needed.
-        notes: said before the note on the overlap with the pretraining data, which is always there.
-        force: also in place of an earlier export.
+        recorded: verified results folders, one per task.
+        parent: where to create the folder ``matbench_v0.1_ALGORITHM``.
+        authors: authors as the leaderboard should show them.
+        algorithm: short name on the leaderboard; by default the experiment's; required for several tasks.
+        notes: text before the note on the overlap with the pretraining data, which is always included.
+        force: replace an earlier export.
 
     Raises:
-        ResultsError: with every reason, when the results are not all five official folds, or matbench refuses them.
-        UsageError: if the authors are empty; when the folder is there, unless ``force`` and it is an export.
+        ResultsError: if the results are not all five official folds, or matbench rejects them; it lists every reason.
+        UsageError: if the authors are empty, or the folder exists, unless ``force`` is set and it is an export.
     """
     for one in recorded:
         _require_comparable(one)
     if not authors.strip():
         raise UsageError("The leaderboard names authors. Give them with --authors.")
     if len(recorded) > 1 and not algorithm:
-        raise UsageError("Several tasks are of one algorithm. Name it with --algorithm.")
+        raise UsageError("An export of several tasks needs a name for their algorithm. Give it with --algorithm.")
     algorithm = algorithm or recorded[0].name
     target = parent / f"matbench_v0.1_{re.sub(r'[^A-Za-z0-9._-]+', '_', algorithm)}"
     require_folder(target, force=force, reads=[one.folder for one in recorded], makes=_is_ours)
@@ -100,7 +101,7 @@ def export_submission(
 
 
 def _is_ours(name: str) -> bool:
-    """Whether an export makes a file of this name."""
+    """Whether an export can contain a file of this name."""
     return name in ("results.json.gz", "info.json", "run_experiment.py") or fnmatch(name, "experiment*.toml")
 
 
@@ -125,7 +126,7 @@ def _write(folder: Path, recorded: Sequence[Recorded], info: Mapping[str, Any]) 
 def _add_steps(
     spec: Mapping[str, Any], file: str, enqueued: dict[str, Mapping[str, Any]], made: list[list[str]]
 ) -> None:
-    """Add what makes an experiment again: the files to enqueue, and then the commands that make it from others."""
+    """Add the files and commands that reproduce an experiment: those to enqueue, then those that blend or average."""
     made_from = spec.get("made_from")
     if made_from is None:
         enqueued[file] = spec
@@ -149,13 +150,13 @@ def _require_comparable(recorded: Recorded) -> None:
         why = "\n".join(f"  - {reason}" for reason in reasons)
         raise ResultsError(
             f"The results of {recorded.name} cannot go to the leaderboard:\n{why}\n"
-            "It takes all five folds of the whole official file of a task (mbqueue tasks lists them): limit 0, and "
-            "drop_invalid false."
+            "The leaderboard needs all five folds of a task's whole official file (mbqueue tasks lists them): limit 0, "
+            "and drop_invalid false."
         )
 
 
 def spec_as_toml(spec: Mapping[str, Any]) -> str:
-    """A spec as a TOML file that ``load_spec`` reads back to the same spec."""
+    """A spec as a TOML file that ``load_spec`` reads back unchanged."""
     top = [f"{key} = {_toml(value)}" for key, value in spec.items() if not isinstance(value, Mapping)]
     sections = [
         "\n".join([f"\n[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())])
@@ -199,11 +200,11 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
 def _compare_with_matbench(recorded: Recorded) -> None:
     path = recorded.folder / MATBENCH_FILE
     scores = read_matbench_scores(path)[recorded.content["dataset"]["name"]]
-    # Of a class, what matbench calls rocauc is computed from labels.
+    # For a class, matbench computes its rocauc from labels.
     theirs = scores["rocauc" if recorded.target.is_class else "mae"]["mean"]
     ours = recorded.content["summary"][recorded.board_measure.key]["mean"]
     if abs(theirs - ours) > 1e-9:
         raise ResultsError(
-            f"{path} scores {theirs:.6f} by matbench, results.json says {ours:.6f}: the files are of different "
+            f"matbench scores {path} at {theirs:.6f}, but results.json has {ours:.6f}: the files come from different "
             "runs. Restore them from a copy, or enqueue the experiment under another name."
         )

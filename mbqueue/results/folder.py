@@ -1,4 +1,4 @@
-"""Finding and reading recorded experiments."""
+"""Find and read recorded experiments."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mbqueue.results.tables import RESTORE, Predictions, history_file, predictio
 from mbqueue.storage.results import ResultFile
 from mbqueue.task import Target, target_of
 
-#: No results.json is larger: 130,000 dropped entries with their reasons take 20 MB.
+#: The largest results.json accepted: 130,000 dropped entries with their reasons take 20 MB.
 LARGEST_RESULTS = 256 << 20
-#: What `run` held before results.json had a checksum of itself.
+#: The keys of `run` before results.json had its own checksum.
 _RUN_BEFORE_CHECKSUMS = frozenset(
     {"recorded_at", "enqueued_on", "versions", "devices", "sessions", "hours", "fold_seconds", "fingerprint_changes"}
     | {"files"}
@@ -29,10 +29,10 @@ _RUN_BEFORE_CHECKSUMS = frozenset(
 
 @dataclass(frozen=True)
 class Recorded:
-    """A results folder: the content of results.json, and the tables of its folds, read when asked for.
+    """A results folder: the content of results.json, and the tables of its folds, read on demand.
 
     Attributes:
-        is_complete: False for what is there of an experiment that is not recorded yet (``read_unfinished``).
+        is_complete: False for an experiment that is not recorded yet (``read_unfinished``).
     """
 
     folder: Path
@@ -46,21 +46,21 @@ class Recorded:
 
     @property
     def target(self) -> Target:
-        """What it predicts."""
+        """The predicted target."""
         return target_of(self.content["spec"])
 
     @property
     def measure(self) -> Measure:
-        """The score that says most of it."""
+        """The most telling score."""
         return measures_of(self.target)[0]
 
     @property
     def board_measure(self) -> Measure:
-        """The score to put beside a leaderboard's; where there is none, the one that says most."""
+        """The score to compare with a leaderboard's; without a leaderboard, the most telling one."""
         return leaderboard_measure(self.target) if self.content["leaderboard"]["rows"] else self.measure
 
     def spread(self, measure: Measure) -> dict[str, float] | None:
-        """Mean and standard deviation of a score over the folds; None where a fold has no such score."""
+        """Mean and standard deviation of a score over the folds; None if a fold has no such score."""
         found: dict[str, float] | None = self.content["summary"][measure.key]
         return found
 
@@ -71,7 +71,7 @@ class Recorded:
 
     @cached_property
     def histories(self) -> dict[int, list[dict[str, Any]]]:
-        """Fold → rows of its history; of an unfinished experiment also folds without predictions."""
+        """Fold → rows of its history; for an unfinished experiment, also of folds without predictions."""
         folds = sorted(int(fold) for fold in self.content["run"]["fold_seconds"])
         return {fold: read_history(history_file(self.folder, fold)) for fold in folds}
 
@@ -94,14 +94,14 @@ class Recorded:
 
 
 def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
-    """The results in ``folder``.
+    """Read the results in ``folder``.
 
     Args:
         folder: results/daily/DATE/NAME.
         verify: compare every file with the size and SHA-256 in results.json.
 
     Raises:
-        ResultsError: if the folder is not complete, of another format, or a file is not what was recorded.
+        ResultsError: if the folder is incomplete, has another format, or a file differs from its record.
     """
     path = folder / RESULTS_FILE
     content = _content_of(path)
@@ -112,10 +112,10 @@ def read_recorded(folder: Path, *, verify: bool = True) -> Recorded:
 
 
 def _content_of(path: Path) -> dict[str, Any]:
-    """What is in a results.json that is whole."""
+    """The content of an undamaged results.json."""
     try:
         if path.stat().st_size > LARGEST_RESULTS:
-            raise ResultsError(f"{path} is larger than any that mbqueue writes. {RESTORE}")
+            raise ResultsError(f"{path} is too large to be mbqueue's. {RESTORE}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         state = "is not complete yet" if path.parent.is_dir() else "does not exist"
@@ -126,20 +126,20 @@ def _content_of(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path} cannot be read: {error}. {RESTORE}") from error
     run = content.get("run") if isinstance(content, dict) else None
     if not isinstance(run, dict) or not isinstance(run.get("files"), dict):
-        raise ResultsError(f"{path} is not what mbqueue writes. {RESTORE}")
-    # Before anything in it is believed, its format included: one flipped bit makes another digit of a number.
+        raise ResultsError(f"{path} does not have mbqueue's format. {RESTORE}")
+    # Check this before trusting anything in it, even its format: one flipped bit can change a digit.
     has_checksum = "checksum" in run or not run.keys() <= _RUN_BEFORE_CHECKSUMS
     if has_checksum and run.get("checksum") != checksum_of(content):
-        raise ResultsError(f"{path} is not what was written: its checksum is another. {RESTORE}")
+        raise ResultsError(f"{path} has changed since it was written: its checksum is wrong. {RESTORE}")
     if content.get("format") != FORMAT:
         raise ResultsError(f"{path} has format {content.get('format')!r}, this mbqueue reads {FORMAT}. Update mbqueue.")
     if any(Path(name).name != name for name in run["files"]):
-        raise ResultsError(f"{path} names files outside its folder: it is not what mbqueue writes. {RESTORE}")
+        raise ResultsError(f"{path} names files outside its folder, which mbqueue never does. {RESTORE}")
     return dict(content)
 
 
 def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
-    """What is there of an experiment that is not recorded yet.
+    """The results so far of an experiment that is not recorded yet.
 
     Raises:
         ResultsError: if a table is damaged.
@@ -148,14 +148,14 @@ def read_unfinished(folder: Path, inputs: RecordInputs) -> Recorded:
 
 
 def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
-    """The newest complete results folder called ``name`` (its folder name or the experiment's).
+    """Find the newest complete results folder named ``name`` (by folder or experiment).
 
     Args:
-        results_dirs: where to look. Newer is the later day of enqueueing, and of one day the later recording, so the
-            same results in two places are those of the first.
+        results_dirs: where to look. The newest has the latest day of enqueueing, then the latest recording; of equal
+            copies in two places, the first place wins.
 
     Raises:
-        ResultsError: if there is none; lists those that are there.
+        ResultsError: if there is none; the error lists those that exist.
     """
     places = list(results_dirs)
     found = [path.parent for place in places for path in place.glob(f"daily/*/*/{RESULTS_FILE}")]
@@ -165,13 +165,13 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
         return max(named, key=lambda folder: (folder.parent.name, recorded_at(folder)))
     known = ", ".join(sorted({folder.name for folder in found})) or "none"
     raise ResultsError(
-        f"There are no complete results of {name!r} in {' or '.join(map(str, places))}. Complete are: {known}. "
-        "`mbqueue status` shows the progress of the others."
+        f"There are no complete results of {name!r} in {' or '.join(map(str, places))}. The complete ones are: "
+        f"{known}. `mbqueue status` shows the progress of the others."
     )
 
 
 def recorded_at(folder: Path) -> str:
-    """When the results in a folder were recorded; empty, which is before all others, where that cannot be read."""
+    """When a folder's results were recorded; empty, which sorts first, if that cannot be read."""
     return _facts(folder)[1]
 
 
@@ -186,6 +186,6 @@ def _facts(folder: Path) -> tuple[str, str]:
 
 def _verify(path: Path, facts: dict[str, Any]) -> None:
     if not path.exists():
-        raise ResultsError(f"{path} is gone, though {RESULTS_FILE} names it. {RESTORE}")
+        raise ResultsError(f"{path} is missing, but {RESULTS_FILE} lists it. {RESTORE}")
     if not ResultFile(path.name, facts["size"], facts["sha256"]).is_whole(path):
-        raise ResultsError(f"{path} is not the file that was recorded. {RESTORE}")
+        raise ResultsError(f"{path} differs from the recorded file. {RESTORE}")

@@ -1,4 +1,4 @@
-"""matbench's leaderboards, and when a score may be set beside one."""
+"""matbench's leaderboards, and the conditions for comparing a score with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from mbqueue.task import N_FOLDS, TASKS, Target
 
-#: The published scores, with their source: data that a person can renew.
+#: The published scores and their source, in a file that you can update.
 FILE = Path(__file__).with_name("leaderboards.toml")
 
 _ENERGY_NOTE = (
@@ -35,7 +35,7 @@ _COMPOSITION_NOTE = (
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
-    """What the pretraining of an experiment's models has seen of the crystals and of what is predicted."""
+    """How much of the crystals and the target the models' pretraining has seen."""
     if target.kind == "energy":
         return _ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())
@@ -57,7 +57,7 @@ def leaderboard(dataset: str) -> tuple[Published, ...]:
 
 
 def source() -> str:
-    """Where the published scores are from."""
+    """The source of the published scores."""
     return str(tomllib.loads(FILE.read_text(encoding="utf-8"))["source"])
 
 
@@ -68,7 +68,7 @@ def _boards() -> dict[str, tuple[Published, ...]]:
 
 
 def reasons_against(*, dataset: str, official: bool, n: int, dropped: int, folds: Collection[int]) -> list[str]:
-    """Why an experiment's mean score is no leaderboard score; empty when it is one."""
+    """Why an experiment's mean score is not a leaderboard score; empty if it is one."""
     reasons = []
     task = TASKS.get(dataset)
     if task is None:

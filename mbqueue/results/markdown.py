@@ -1,4 +1,4 @@
-"""RESULTS.md: what results.json says, for people."""
+"""RESULTS.md: the content of results.json, for people."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _FILE_NOTES = {
     "preds": "one row per test crystal: target, prediction, error",
     "model": "weights of the best epoch; `CHGNet.from_file` loads them",
     "matbench": "the submission file of matbench, validated by matbench 0.6",
-    "results": "everything on this page and more, for programs",
+    "results": "everything on this page and more, in JSON",
 }
 _CLASS_SCORES = (
     "Targets are 0 or 1, predictions probabilities of 1; above 0.5 a crystal counts as of class 1. MAE is of the "
     "probability. What matbench 0.6 calls rocauc is the balanced accuracy here, since it turns probabilities into "
     "classes first."
 )
-#: At most this many dropped entries are listed; results.json has them all.
+#: The most dropped entries to list; results.json has all of them.
 _DROPPED_LISTED = 20
 
 
 def results_markdown(
     content: dict[str, Any], file_names: Sequence[str], *, predictions: Mapping[int, Predictions]
 ) -> str:
-    """The page for the ``content`` of results.json (see mbqueue.results.record)."""
+    """Format the ``content`` of results.json as a page (see mbqueue.results.record)."""
     spec, dataset, run = content["spec"], content["dataset"], content["run"]
     target = target_of(spec)
     lines = [f"# {content['experiment']}", ""]
@@ -67,8 +67,8 @@ def results_markdown(
     lines += [f"{name} ({official}): {dataset['n']:,} crystals. Source: {source}.", ""]
     if dataset["widened_cutoffs"]:
         lines += [
-            f"In {dataset['widened_cutoffs']:,} crystals the neighbour cut-off was widened, because an atom had "
-            "no neighbour within CHGNet's own; none was left out for that.",
+            f"In {dataset['widened_cutoffs']:,} crystals, the neighbour cut-off was widened because an atom had "
+            "no neighbour within CHGNet's cut-off; no crystal was left out for that.",
             "",
         ]
     for said in absences(content["folds"], predictions, target):
@@ -146,14 +146,14 @@ def _how(content: dict[str, Any], target: Target) -> list[str]:
         changes = change["changes"].items()
         what = ", ".join(f"{key}: {markdown(str(old))} → {markdown(str(new))}" for key, (old, new) in changes)
         lines.append(
-            f"- resumed under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
-            f"step {change['step']} ({what}): the last digits may differ from those of a run without that"
+            f"- resumed under different conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"step {change['step']} ({what}): the last digits may differ from those of an uninterrupted run"
         )
     return lines
 
 
 def _made(content: dict[str, Any]) -> list[str]:
-    """Of what a blend was made."""
+    """The members of a blend and their weights."""
     members = members_of(content["spec"])
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]
@@ -173,9 +173,7 @@ def _made(content: dict[str, Any]) -> list[str]:
 def _trained(spec: dict[str, Any], target: Target) -> list[str]:
     model, train = spec.get("model", {}), spec.get("train", {})
     trained = {
-        "none": "nothing but the element references"
-        if target.kind == "energy"
-        else "the model of the composition alone",
+        "none": "only the element references" if target.kind == "energy" else "only the composition model",
         "head": "the read-out on frozen atom features",
         "all": "all weights",
     }.get(model.get("trainable"), "")
@@ -191,7 +189,7 @@ def _trained(spec: dict[str, Any], target: Target) -> list[str]:
 
 
 def _files(names: Sequence[str]) -> list[str]:
-    """One line per kind of file."""
+    """List the files, one line per kind."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.split("_")[0].split(".")[0], []).append(f"`{name}`")

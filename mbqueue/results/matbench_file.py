@@ -1,8 +1,7 @@
-"""matbench_results.json.gz: a task as matbench's own classes record, score and validate it.
+"""Write matbench_results.json.gz: a task, recorded, scored and validated by matbench's classes.
 
-``MatbenchTask`` wants the dataset's frame with Structure objects, but ``record`` and ``scores`` touch ids and
-targets only. So the task gets a frame of those, made from the predictions themselves, and nothing is downloaded
-or decoded.
+``MatbenchTask`` expects the dataset's frame with Structure objects, but ``record`` and ``scores`` use only ids and
+targets. So the task gets a frame of those, made from the predictions, and nothing is downloaded or decoded.
 """
 
 from __future__ import annotations
@@ -23,29 +22,28 @@ from mbqueue.results.scores import CLASS_THRESHOLD
 from mbqueue.results.tables import RESTORE, Predictions
 from mbqueue.task import Task
 
-#: Where matbench's own talk goes that is not for the user: above every level it uses.
+#: A log level above all that matbench uses, to silence it.
 _SILENT = logging.CRITICAL + 1
 
 
 def write_matbench_file(
     path: Path, predictions: Mapping[int, Predictions], task: Task, *, parameters: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """Write all five official folds as ``MatbenchBenchmark.to_file`` does, gzipped, after its own validation.
+    """Write all five official folds like ``MatbenchBenchmark.to_file``, gzipped, after matbench's validation.
 
-    The bytes depend on the inputs and on the date stamp (and the hash over it) that matbench puts in.
+    The bytes depend on the inputs and on matbench's date stamp (and the hash over it).
 
     Args:
         path: the .json.gz file.
         predictions: fold → its test part, in any order of rows.
-        task: whose folds they are.
-        parameters: plain values that matbench keeps beside each fold.
+        task: the task of the folds.
+        parameters: plain values that matbench stores with each fold.
 
     Returns:
         matbench's scores: {mae: {mean, max, min, std}, rmse: …, …}.
 
     Raises:
-        ResultsError: if matbench is missing, the ids are not those of the official folds, or matbench's
-            validation fails.
+        ResultsError: if matbench is missing, the ids differ from the official folds', or matbench's validation fails.
     """
     with _quiet_matbench() as benchmark_class:
         import pandas as pd  # noqa: PLC0415 - only this file needs it, and recording is rare
@@ -55,31 +53,33 @@ def write_matbench_file(
         index = [crystal_id for table in predictions.values() for crystal_id in table.ids]
         targets = [value for table in predictions.values() for value in table.y_true.tolist()]
         if task.target.is_class:
-            targets = [value > CLASS_THRESHOLD for value in targets]  # matbench knows classes as true and false
+            targets = [value > CLASS_THRESHOLD for value in targets]  # matbench represents classes as true and false
         theirs.df = pd.DataFrame({theirs.metadata.input_type: None, theirs.metadata.target: targets}, index=index)
         for fold, key in theirs.folds_map.items():
             official_ids = theirs.validation[key].test
             theirs.record(fold, _in_order(predictions, fold, official_ids, task), params=dict(parameters))
         benchmark.add_metadata({"algorithm": "CHGNet through mbqueue"})
         if errors := benchmark.validate():
-            raise ResultsError(f"matbench refuses the results for {path}:\n{errors[task.dataset]}")
+            raise ResultsError(f"matbench rejected the results for {path}:\n{errors[task.dataset]}")
         scores = _plain_scores(theirs)
         _write(path, benchmark)
     return scores
 
 
 def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
-    """Write the tasks of several files of ``write_matbench_file`` as one, after matbench's own validation.
+    """Merge several files of ``write_matbench_file`` into one, after matbench's validation.
 
     Raises:
-        ResultsError: if a file is missing or damaged, two are of one task, or matbench refuses one.
+        ResultsError: if a file is missing or damaged, two have the same task, or matbench rejects one.
     """
     with _quiet_matbench() as benchmark_class:
         tasks: dict[str, Any] = {}
         for part in parts:
             for task in benchmark_class.from_dict(_content(part)).tasks:
                 if task.dataset_name in tasks:
-                    raise ResultsError(f"{task.dataset_name} is there twice, in {part} too. Export one of them.")
+                    raise ResultsError(
+                        f"{task.dataset_name} occurs twice, the second time in {part}. Export only one of them."
+                    )
                 tasks[task.dataset_name] = task
         merged = benchmark_class(autoload=False, subset=list(tasks))
         merged.tasks_map.update(tasks)
@@ -90,17 +90,17 @@ def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
 
 
 def read_matbench_scores(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Task → its scores, after matbench's own ``from_file`` checks (hash, ids, types).
+    """Task → its scores, after the checks of matbench's ``from_file`` (hash, ids, types).
 
     Raises:
-        ResultsError: if the file is missing or damaged, matbench is missing, or matbench refuses the content.
+        ResultsError: if the file is missing or damaged, or matbench is missing or rejects the content.
     """
     content = _content(path)
     with _quiet_matbench() as benchmark_class:
         try:
             benchmark = benchmark_class.from_dict(content)
         except Exception as error:
-            raise ResultsError(f"matbench refuses {path}: {error}") from error
+            raise ResultsError(f"matbench rejected {path}: {error}") from error
         return {task.dataset_name: _plain_scores(task) for task in benchmark.tasks}
 
 
@@ -109,7 +109,7 @@ def _content(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError as error:
         raise ResultsError(
-            f"There is no file {path}. It is written when all five official folds are recorded."
+            f"There is no file {path}. mbqueue writes it when all five official folds are recorded."
         ) from error
     except (OSError, EOFError, ValueError) as error:
         raise ResultsError(f"{path} is damaged: {error}. {RESTORE}") from error
@@ -117,7 +117,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, benchmark: Any) -> None:
-    """As ``MatbenchBenchmark.to_file`` does, gzipped."""
+    """Write a benchmark like ``MatbenchBenchmark.to_file``, gzipped."""
     plain = files.temp_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,9 +130,9 @@ def _write(path: Path, benchmark: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_matbench() -> Iterator[Any]:
-    """matbench's MatbenchBenchmark class, with its log and prints kept off standard output while it is used.
+    """matbench's MatbenchBenchmark class, with its log and prints kept off standard output within the block.
 
-    On import matbench binds a log handler to ``sys.stdout`` and talks at every call; standard output is for data.
+    On import, matbench binds a log handler to ``sys.stdout`` and logs at every call; standard output is for data.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate
@@ -142,7 +142,7 @@ def _quiet_matbench() -> Iterator[Any]:
             raise ResultsError(
                 f"The official task needs matbench ({error}). Install it without its outdated pins:\n"
                 "  pip install --no-deps matbench==0.6\n"
-                "then try again: mbqueue retry NAME, where it is the record job that failed."
+                "then, if a record job failed, run: mbqueue retry NAME"
             ) from error
         logger = logging.getLogger("matbench")
         level = logger.level
@@ -155,14 +155,14 @@ def _quiet_matbench() -> Iterator[Any]:
 
 def _in_order(predictions: Mapping[int, Predictions], fold: int, official_ids: list[str], task: Task) -> list[float]:
     if fold not in predictions:
-        raise ResultsError(f"Fold {fold} is missing: matbench takes all five folds or none.")
+        raise ResultsError(f"Fold {fold} is missing: matbench needs all five folds.")
     table = predictions[fold]
     by_id = dict(zip(table.ids, table.y_pred.tolist(), strict=True))
     if by_id.keys() != set(official_ids):
         odd = sorted(by_id.keys() ^ set(official_ids))
         raise ResultsError(
-            f"The test part of fold {fold} is not the official one: {len(odd)} ids differ, first {odd[0]}. "
-            f"Only the whole official file of {task.dataset} makes a matbench file."
+            f"The test part of fold {fold} is not the official one: {len(odd)} ids differ, the first is {odd[0]}. "
+            f"A matbench file needs the whole official file of {task.dataset}."
         )
     return [by_id[crystal_id] for crystal_id in official_ids]
 

@@ -1,7 +1,7 @@
-"""Recording an experiment: from the tables of its folds to results.json, RESULTS.md and the matbench file.
+"""Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
-The folder is complete exactly when it has a results.json: that file is removed first and written last, and it
-carries size and SHA-256 of every other file and a checksum of itself. Its format (``"format": 1``):
+A folder is complete if and only if it has a results.json: that file is removed first and written last. It contains size
+and SHA-256 of every other file, and a checksum of itself. Its format (``"format": 1``):
 
     format           1
     experiment       name in the queue
@@ -63,7 +63,7 @@ MATBENCH_FILE = "matbench_results.json.gz"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """What was trained and tested on."""
+    """The data used for training and testing."""
 
     name: str
     source: str
@@ -76,7 +76,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFacts:
-    """One session that worked on the experiment, and for how long."""
+    """A session that worked on the experiment, and its duration."""
 
     id: str
     device: str
@@ -85,18 +85,18 @@ class SessionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordInputs:
-    """Everything that is recorded and not in the tables of the folds.
+    """Everything to record besides the tables of the folds.
 
     Attributes:
         experiment: name in the queue.
         spec: ``Spec.to_json()``; spec_hash: ``Spec.hash``.
-        folds: folds to record; each must have its history, predictions and model in the folder.
+        folds: folds to record; the folder must contain the history, predictions and model of each.
         versions: library name → version.
-        sessions: those that worked on it, in order.
-        fingerprint_changes: where a fold resumed with another device, library or micro-batch than before:
-            dicts with fold, epoch, step and changes ({key: [before, after]}).
-        absent_elements: fold → elements that its training part lacks, whose reference energy is therefore 0.
-        blends: fold → how a blend was made of its members, as its entry in ``folds`` has it.
+        sessions: the sessions that worked on it, in order.
+        fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
+            epoch, step and changes ({key: [before, after]}).
+        absent_elements: fold → elements that its training part lacks, whose reference energy is 0.
+        blends: fold → how a blend was made from its members, as in its entry of ``folds``.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """
 
@@ -114,7 +114,7 @@ class RecordInputs:
     blends: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
-#: Given the content of results.json and what publishes the files.
+#: Called with the content of results.json and a function that publishes the files.
 Commit = Callable[[dict[str, Any], Callable[[], None]], None]
 
 
@@ -125,15 +125,16 @@ def _publish_at_once(_content: dict[str, Any], publish: Callable[[], None]) -> N
 def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _publish_at_once) -> dict[str, Any]:
     """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
 
-    The files are made under temporary names first. ``commit`` is then given the content of results.json and a function
-    that renames them, results.json last; it calls that where something fast may be done, and only if it may.
+    The files are first written under temporary names. ``commit`` then receives the content of results.json and a fast
+    function that renames them, results.json last. It calls the function inside the queue's fence, if the lease still
+    holds.
 
     Returns:
         The content of results.json.
 
     Raises:
         ResultsError: if a fold's file is missing or damaged, folds overlap, or matbench is needed and not
-            installed; nothing in the folder was changed then.
+            installed; the folder is then unchanged.
     """
     folds = sorted(inputs.folds)
     predictions = {fold: read_predictions(predictions_file(folder, fold)) for fold in folds}
@@ -165,7 +166,9 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
                 (folder / old).unlink(missing_ok=True)
             for path in [*made, staging / RESULTS_FILE]:
                 path.replace(folder / path.name)
-            for left_over in folder.glob(f"{prefix}*"):  # this one, too: a death after the commit leaves nothing behind
+            for left_over in folder.glob(
+                f"{prefix}*"
+            ):  # this one, too, so that a crash after the commit leaves nothing behind
                 shutil.rmtree(left_over, ignore_errors=True)
             files.fsync_dir(folder)
 
@@ -174,16 +177,16 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
-    """The checksum that results.json must carry of the rest of its content."""
+    """The checksum that results.json must have over the rest of its content."""
     rest = {**content, "run": {key: value for key, value in content["run"].items() if key != "checksum"}}
-    # As it will be read back: JSON has no tuples, and its keys are text.
+    # As it will be read back: JSON has no tuples, and its keys are strings.
     return files.sha256_of_json(json.loads(json.dumps(rest)))
 
 
 def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
-    """The content of results.json for the finished folds; nothing is written.
+    """Compute the content of results.json for the finished folds without writing it.
 
-    ``folds`` are those with predictions, ``run.fold_seconds`` those with a history; ``run.files`` is empty.
+    ``folds`` contains those with predictions, ``run.fold_seconds`` those with a history; ``run.files`` is empty.
 
     Raises:
         ResultsError: if a table is damaged.
@@ -200,7 +203,7 @@ def unfinished_content(folder: Path, inputs: RecordInputs) -> dict[str, Any]:
 
 
 def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, dict[str, int | str]]:
-    """Name → size and SHA-256 of the fold's history and predictions, and of its model where it has one.
+    """Name → size and SHA-256 of the fold's history, predictions and, if it has one, model.
 
     Raises:
         ResultsError: if one is missing.
@@ -209,7 +212,7 @@ def fold_facts(folder: Path, fold: int, spec: Mapping[str, Any]) -> dict[str, di
 
 
 def recorded_names(content: Mapping[str, Any]) -> list[str]:
-    """The files that `record_experiment` itself wrote, results.json last: it says that all others are there."""
+    """The files that `record_experiment` wrote, with results.json last, because it marks the folder as complete."""
     return [*(name for name in content["run"]["files"] if "_fold_" not in name), RESULTS_FILE]
 
 
@@ -220,13 +223,13 @@ def broken_folds(
     *,
     facts: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> dict[int, str]:
-    """Fold → what is wrong, for the folds whose history, predictions or model are missing or damaged.
+    """Fold → the problem, for folds whose history, predictions or model are missing or damaged.
 
-    For the worker: such a fold only has to be predicted again, its checkpoints hold all that is needed.
+    The worker only has to predict such a fold again, because its checkpoints contain everything.
 
     Args:
-        spec: of the experiment, as plain JSON values.
-        facts: fold → what `fold_facts` gave when its files were written; a fold that is not in it is only read.
+        spec: the experiment's spec, as plain JSON values.
+        facts: fold → the result of `fold_facts` when its files were written; other folds are only checked by reading.
     """
     found = {}
     for fold in folds:
@@ -240,7 +243,7 @@ def broken_folds(
         written = (facts or {}).get(fold, there)
         changed = [name for name, fact in there.items() if written.get(name) != fact]
         if changed:
-            found[fold] = f"{', '.join(changed)} in {folder}: not the bytes that were written."
+            found[fold] = f"{', '.join(changed)} in {folder} changed since being written."
     return found
 
 
@@ -308,7 +311,7 @@ def _content(
 
 
 def _published(dataset: str, target: Target) -> Sequence[Published]:
-    """The leaderboard of the dataset; for formation energies of other crystals matbench's, to have an idea."""
+    """The leaderboard of the dataset; for formation energies of other crystals, matbench's for orientation."""
     is_like_the_first = target == FORMATION_ENERGY.target
     return leaderboard(FORMATION_ENERGY.dataset if dataset not in TASKS and is_like_the_first else dataset)
 
@@ -320,14 +323,14 @@ def _refuse_overlap(folder: Path, predictions: Mapping[int, Predictions]) -> Non
             if crystal_id in owner:
                 raise ResultsError(
                     f"Crystal {crystal_id} is in the test part of fold {owner[crystal_id]} and of fold {fold} in "
-                    f"{folder}; the files are of different runs. Restore the right ones from a copy, or enqueue the "
+                    f"{folder}; the files come from different runs. Restore the right ones from a copy, or enqueue the "
                     "experiment under another name."
                 )
             owner[crystal_id] = fold
 
 
 def _parameters(inputs: RecordInputs) -> dict[str, Any]:
-    """What matbench keeps beside each fold's predictions: the spec, flat, with its hash."""
+    """The parameters that matbench stores with each fold's predictions: the flattened spec and its hash."""
     flat: dict[str, Any] = {"spec_hash": inputs.spec_hash, "seed": inputs.spec.get("seed")}
     for section in ("model", "train"):
         flat |= {f"{section}.{key}": value for key, value in dict(inputs.spec.get(section, {})).items()}
@@ -338,4 +341,4 @@ def _facts(path: Path) -> dict[str, int | str]:
     try:
         return ResultFile.of(path).facts
     except FileNotFoundError as error:
-        raise ResultsError(f"There is no file {path}, which the fold's predict job has written. {RESTORE}") from error
+        raise ResultsError(f"There is no file {path}, although the fold's predict job wrote it. {RESTORE}") from error

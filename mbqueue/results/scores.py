@@ -1,6 +1,6 @@
 """Scores of a fold and of an experiment, as matbench defines them.
 
-Of numbers, with targets t and predictions p, all but mape in their unit:
+For numbers, with targets t and predictions p (all except mape in their unit):
 
     mae        mean |p − t|
     rmse       sqrt(mean (p − t)²)
@@ -8,7 +8,7 @@ Of numbers, with targets t and predictions p, all but mape in their unit:
     max_error  max |p − t|
     mape       mean |(t − p) / t| over |t| > 1e-5 (a share, not per cent)
 
-Of classes, with targets 0 or 1 and predicted probabilities p of 1, which stand for 1 above 0.5:
+For classes, with targets 0 or 1 and predicted probabilities p of class 1 (above 0.5 counts as class 1):
 
     rocauc             area under the curve of true against false positive rate, over all thresholds of p
     accuracy           share of right classes
@@ -17,8 +17,9 @@ Of classes, with targets 0 or 1 and predicted probabilities p of 1, which stand 
     log_loss           mean of −log of the probability given to the right class, none taken for below 1e-12
     mae                mean |p − t|
 
-matbench 0.6 turns probabilities into classes before it computes its ``rocauc``, so that one is `balanced_accuracy`
-here. Over folds: mean and population standard deviation (``numpy.std``), as in ``MatbenchTask.scores``.
+matbench 0.6 turns probabilities into classes before it computes its ``rocauc``, which therefore equals
+`balanced_accuracy` here. Over folds: mean and population standard deviation (``numpy.std``), as in
+``MatbenchTask.scores``.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from numpy.typing import NDArray
 from mbqueue.errors import ResultsError
 from mbqueue.task import Target
 
-#: Targets smaller than this do not count in mape (matbench.data_ops.mean_absolute_percentage_error).
+#: mape ignores targets smaller than this (matbench.data_ops.mean_absolute_percentage_error).
 MAPE_THRESHOLD = 1e-5
-#: Above this probability a crystal counts as of class 1 (matbench.constants.CLF_THRESH).
+#: Above this probability, a crystal counts as class 1 (matbench.constants.CLF_THRESH).
 CLASS_THRESHOLD = 0.5
 _LEAST_PROBABILITY = 1e-12
 
-#: Score → value; None where it is not defined. ``n`` is how many crystals.
+#: Score → value; None if it is not defined. ``n`` is the number of crystals.
 Scores = dict[str, float | int | None]
 
 
@@ -47,9 +48,9 @@ class Measure:
     """A score, for people.
 
     Attributes:
-        key: in results.json.
-        label: over a column.
-        is_error: whether less is better, and it has the unit of the target.
+        key: key in results.json.
+        label: column heading.
+        is_error: whether lower is better and it has the target's unit.
     """
 
     key: str
@@ -81,7 +82,7 @@ def measures_of(target: Target) -> tuple[Measure, ...]:
 
 
 def leaderboard_measure(target: Target) -> Measure:
-    """The score that stands beside those of matbench's leaderboard."""
+    """The score that matbench's leaderboard lists."""
     return _CLASS_MEASURES[2] if target.is_class else _MAE
 
 
@@ -123,10 +124,10 @@ def _of_classes(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
 
 
 def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: how often one of class 1 has the higher probability; a tie counts half (Mann-Whitney).
+    """Area under the ROC curve: the share of pairs in which class 1 has the higher probability (Mann-Whitney).
 
     Args:
-        is_one: [N], some of them and not all. probability: [N].
+        is_one: [N], with both values present. probability: [N]; ties count half.
     """
     _, place, counts = np.unique(probability, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
@@ -137,7 +138,7 @@ def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> floa
 def over_folds(
     scores: Iterable[Mapping[str, float | int | None]], target: Target
 ) -> dict[str, dict[str, float] | None]:
-    """``{"mae": {"mean": …, "std": …}, …}`` over folds; None where a fold has no such score."""
+    """``{"mae": {"mean": …, "std": …}, …}`` over folds; None if a fold has no such score."""
     per_fold = list(scores)
     summary: dict[str, dict[str, float] | None] = {}
     for measure in measures_of(target):

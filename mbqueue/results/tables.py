@@ -1,7 +1,7 @@
 """The two tables of a fold: its history (one row per epoch) and its predictions (one row per test crystal).
 
-Both are CSV, written as a whole and in one piece. Numbers are written with the fewest digits that read back as the
-same float64, so equal runs give equal bytes and a file can stand in for the arrays it came from.
+Both are CSV files that are replaced atomically. Numbers have the fewest digits that read back as the same float64, so
+equal runs give equal bytes and no precision is lost.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ HISTORY_TYPES: dict[str, type] = {
     "device": str,
 }
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
-#: What depends on the machine and the hour, not on the experiment: everything else is equal in equal runs.
+#: Columns that depend on the machine and time; all others are equal in equal runs.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
-#: What to do about a file that was written whole and is not any more.
+#: The advice for a file that was damaged after it was written.
 RESTORE = "Restore it from a copy, or enqueue the experiment under another name."
 
 
 def advised(error: ResultsError, advice: str) -> ResultsError:
-    """The same error with advice of the caller's in place of `RESTORE`."""
+    """The same error with the caller's advice instead of `RESTORE`."""
     return ResultsError(f"{str(error).removesuffix(RESTORE)}{advice}")
 
 
@@ -66,17 +66,17 @@ def model_file(folder: Path, fold: int) -> Path:
 
 
 def fold_files(folder: Path, fold: int, spec: Mapping[str, Any]) -> list[Path]:
-    """What a fold's predict job leaves in a results folder; a blend has no model of its own.
+    """The files that a fold's predict job writes to a results folder; a blend has no model.
 
     Args:
-        spec: of the experiment, as plain JSON values.
+        spec: the experiment's spec, as plain JSON values.
     """
     files_of = [history_file, predictions_file] if is_blend(spec) else [history_file, predictions_file, model_file]
     return [file_of(folder, fold) for file_of in files_of]
 
 
 def is_blend(spec: Mapping[str, Any]) -> bool:
-    """Whether the predictions of an experiment are those of several others, weighed."""
+    """Whether an experiment's predictions are the weighted mean of others'."""
     return len(spec.get("made_from", {}).get("members", ())) > 1
 
 
@@ -101,7 +101,7 @@ class Predictions:
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.compositions), len(self.n_atoms), len(self.y_true), len(self.y_pred)}
         if len(lengths) != 1:
-            raise ResultsError(f"The columns of a table of predictions differ in length: {sorted(lengths)} rows.")
+            raise ResultsError(f"The columns of a prediction table differ in length: {sorted(lengths)} rows.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,23 +113,21 @@ class Predictions:
 
 
 def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Durably replace the history of a fold by ``rows``, the finished epochs from 1 on.
+    """Durably replace the history of a fold by ``rows``, the finished epochs from 1.
 
     Raises:
-        ResultsError: if a row has not exactly the columns of ``HISTORY_TYPES`` or the epochs are not 1, 2, 3, …;
-            the file is then as it was.
+        ResultsError: if the columns of a row differ from ``HISTORY_TYPES``, or the epochs are not 1, 2, 3, …; the file
+            is then unchanged.
     """
     lines = []
     for number, row in enumerate(rows, start=1):
         if set(row) != set(HISTORY_COLUMNS):
             odd = ", ".join(sorted(set(row) ^ set(HISTORY_COLUMNS)))
-            raise ResultsError(
-                f"Row {number} for {path.name} lacks or should not have: {odd}. {path} was left as it was."
-            )
+            raise ResultsError(f"Row {number} for {path.name} lacks or should not have: {odd}. {path} is unchanged.")
         if row["epoch"] != number:
             raise ResultsError(
-                f"Row {number} for {path.name} is of epoch {row['epoch']}; epochs must run 1, 2, 3, … without gap or "
-                f"repeat. {path} was left as it was."
+                f"Row {number} for {path.name} has epoch {row['epoch']}; epochs must run 1, 2, 3, … without gap or "
+                f"repeat. {path} is unchanged."
             )
         lines.append([kind(row[column]) for column, kind in HISTORY_TYPES.items()])
     files.write_text(path, csv_text(HISTORY_COLUMNS, lines))
@@ -157,7 +155,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Durably replace the predictions of a fold.
 
     Raises:
-        ResultsError: if an id is doubled or a number is not finite; the file is then as it was.
+        ResultsError: if an id occurs twice or a number is not finite; the file is then unchanged.
     """
     if len(set(predictions.ids)) != len(predictions):
         seen: set[str] = set()
@@ -169,8 +167,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     if bad.size:
         first = int(bad[0])
         raise ResultsError(
-            f"{bad.size} rows for {path.name} are not finite, first {predictions.ids[first]}: target {y_true[first]}, "
-            f"prediction {y_pred[first]}. Nothing was written; look at the fold's training history."
+            f"{bad.size} rows for {path.name} are not finite, the first is {predictions.ids[first]}: target "
+            f"{y_true[first]}, prediction {y_pred[first]}. Nothing was written; check the fold's training history."
         )
     columns = (
         predictions.ids,
@@ -207,9 +205,9 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
-    """Pairs (line number, cells) below the header line; every line is as long as the header."""
+    """Yield (line number, cells) below the header line; every line has as many cells as the header."""
     try:
-        text = path.read_bytes().decode()  # as it was written: read as text, a carriage return would be another end
+        text = path.read_bytes().decode()  # keep line ends as written: text mode would treat a carriage return as one
     except FileNotFoundError as error:
         raise ResultsError(f"There is no file {path}. `mbqueue status` shows the progress of its fold.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -221,7 +219,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]
     except ValueError as error:
         raise ResultsError(f"{path} is not a table: {error}. {RESTORE}") from error
     if not lines or lines[0] != list(columns):
-        raise ResultsError(f"{path} does not begin with the columns {', '.join(columns)}; it is not mbqueue's.")
+        raise ResultsError(f"{path} does not start with the columns {', '.join(columns)}; mbqueue did not write it.")
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) != len(columns):
             raise _damaged(path, number, f"{len(cells)} cells instead of {len(columns)}")

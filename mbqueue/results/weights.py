@@ -1,4 +1,4 @@
-"""The weights of a blend, fitted on crystals that none of its members was trained on."""
+"""Fit the weights of a blend on crystals on which none of its members was trained."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from scipy import optimize, sparse
 
 from mbqueue.errors import ResultsError
 
-#: Probabilities nearer to 0 or 1 count as this far off, so that no single crystal decides.
+#: Probabilities closer to 0 or 1 count as this far away, so that no single crystal dominates.
 _SUREST = 1e-6
 
 
 def fitted_weights(
     predictions: Mapping[str, NDArray[np.float64]], targets: NDArray[np.float64], *, is_class: bool
 ) -> dict[str, float]:
-    """The weights, not negative and of sum one, of the blend that fits some targets best.
+    """Fit non-negative weights with sum one, so that the blend fits the targets best.
 
-    The mean absolute error is made smallest, which is a linear program (variables: the weights and a bound on each
-    crystal's error); of classes the log loss, which is convex in the weights.
+    Minimises the mean absolute error, which is a linear program (variables: the weights and a bound on each crystal's
+    error); for classes, the log loss, which is convex in the weights.
 
     Args:
-        predictions: member → its predictions for crystals that it was not trained on, [V].
-        targets: theirs, [V].
+        predictions: member → its predictions for crystals on which it was not trained, [V].
+        targets: the crystals' targets, [V].
 
     Raises:
-        ResultsError: if the solver finds none.
+        ResultsError: if the solver fails.
     """
     columns = np.stack(list(predictions.values()), axis=1)
     found = _likeliest(columns, targets) if is_class else _nearest(columns, targets)

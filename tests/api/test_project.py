@@ -181,7 +181,7 @@ def test_a_report_of_what_is_not_finished_shows_resumes_under_other_conditions(w
     torch.set_num_threads(before)
     (page,) = project.report("moved", output=tmp_path / "moved.html")
     assert "Not finished." in page.read_text()
-    assert "Resumed under other conditions at fold 0, epoch 1" in page.read_text()
+    assert "Resumed under different conditions at fold 0, epoch 1" in page.read_text()
 
 
 def test_results_that_are_only_in_the_live_folder_are_found_and_said_to_be_there(

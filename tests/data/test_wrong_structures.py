@@ -51,7 +51,7 @@ WRONG = {
     "operation-misspelt": (operations("x, y, z", "-x, -y, w"), "symmetry operation '-x, -y, w' is not understood"),
     "operation-in-two-parts": (operations("x, y, z", "-x, -y"), "symmetry operation '-x, -y' is not understood"),
     "operation-not-a-rotation": (operations("x, y, z", "x, y, x"), "not a rotation or reflection"),
-    "operations-without-quotes": (NO_Z.replace(SYMBOL, LISTED + "x, y, z\n"), "is not understood|last row is incomplete"),
+    "operations-without-quotes": (NO_Z.replace(SYMBOL, LISTED + "x, y, z\n"), "is not understood|row is incomplete"),
     "rhombohedral-axes": (
         without(RHOMBOHEDRAL, "loop_\n_sym", "_symmetry_eq", "x,", "y,", "z,", "-").replace("R -3 m :R'\n", "R -3 m'\n")
         .replace("166\nloop_\nloop_", "166\nloop_"),

@@ -55,7 +55,7 @@ def test_the_interval_is_students(make):
 def test_an_experiment_against_its_equal_differs_by_nothing(make):
     pair = only_pair(make("a"), make("b"))
     assert (pair.mean, pair.low, pair.high, pair.share_better) == (0.0, 0.0, 0.0, 0.0)
-    assert pair.verdict == "no difference that these crystals can show"
+    assert pair.verdict == "no significant difference on these crystals"
 
 
 def test_the_better_experiment_is_named_whichever_comes_first(make):

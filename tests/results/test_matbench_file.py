@@ -67,7 +67,7 @@ def test_a_changed_prediction_is_noticed_by_matbench_own_hash(tmp_path, recorded
     data[next(iter(data))] += 0.1
     changed = tmp_path / "changed.json.gz"
     changed.write_bytes(gzip.compress(json.dumps(content).encode()))
-    with pytest.raises(ResultsError, match="matbench refuses"):
+    with pytest.raises(ResultsError, match="matbench rejected"):
         read_matbench_scores(changed)
 
 

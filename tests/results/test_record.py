@@ -187,7 +187,7 @@ def test_the_newest_results_of_a_name_are_found_by_folder_or_experiment(tmp_path
     record_experiment(newer, inputs)
     assert newest_folder([results], "small") == recorded_folder
     assert newest_folder([results], "small_renamed") == newer
-    with pytest.raises(ResultsError, match="Complete are: small, small_renamed"):
+    with pytest.raises(ResultsError, match="The complete ones are: small, small_renamed"):
         newest_folder([results], "big")
 
 
@@ -216,7 +216,7 @@ def test_the_page_shows_a_resume_under_other_conditions(tmp_path, fill, inputs):
     change = {"fold": 1, "epoch": 2, "step": 30, "changes": {"device": ["Tesla T4", "NVIDIA L4"]}}
     record_experiment(fill(tmp_path), dataclasses.replace(inputs, fingerprint_changes=[change]))
     page = (tmp_path / "RESULTS.md").read_text()
-    assert "resumed under other conditions at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
+    assert "resumed under different conditions at fold 1, epoch 2, step 30 (device: Tesla T4 → NVIDIA L4)" in page
 
 
 def test_every_file_on_the_page_is_in_the_folder(recorded_folder):

@@ -226,7 +226,7 @@ def test_damaged_results_are_refused_and_so_is_a_blend_of_a_blend(project):
     refused(project, "both is a blend and has no models of its own", "both", "head.seed0", name="more")
     path = predictions_file(project.results("head.seed1").folder, 1)
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
-    refused(project, "is not the file that was recorded", "head.seed0", "head.seed1", error=ResultsError, name="more")
+    refused(project, "differs from the recorded file", "head.seed0", "head.seed1", error=ResultsError, name="more")
 
 
 def test_a_blend_fails_with_advice_if_a_member_was_damaged_since(project):

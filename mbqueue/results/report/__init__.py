@@ -1,5 +1,5 @@
 """The report of a recorded experiment: one HTML file that needs nothing but a browser.
 
-`analysis` computes, `figures` draws with plotly, `page` puts the file together. Heavy (plotly): import it only where
-a report is asked for.
+`analysis` computes, `figures` draws with plotly, and `page` assembles the file. plotly is slow to import, so import
+this package only to write a report.
 """

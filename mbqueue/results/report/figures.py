@@ -1,7 +1,7 @@
 """The report's figures, drawn with plotly from the numbers of `analysis`.
 
-Everything that grows with the number of crystals is binned before it gets here, so a report on 132,752 crystals is
-as quick to open as one on a hundred.
+Data that grow with the number of crystals are binned before, so a report on 132,752 crystals opens as quickly as one on
+a hundred.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mbqueue.results.scores import Measure
 from mbqueue.results.tables import Predictions
 from mbqueue.task import Target
 
-#: Okabe and Ito's colours, which colour-blind readers can tell apart; one per fold.
+#: Okabe and Ito's colours, which colour-blind readers can distinguish; one per fold.
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"
-#: Up to so many crystals each is a point of the parity plot.
+#: Up to this many crystals, each is a point of the parity plot.
 _MOST_POINTS = 3000
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
-#: On an axis of more decades than this, only powers of ten are named: other labels would be printed over each other.
+#: On an axis with more decades than this, only powers of ten have labels, because more would overlap.
 _DECADES_OF_ROUND_TICKS = 1.5
 
 
 def leaderboard(name: str, mean: float, board: Mapping[str, Any], measure: Measure, target: Target) -> go.Figure:
-    """This run among the leaderboard's models, best on top; errors on a logarithmic axis."""
+    """This run and the leaderboard's models, best on top; errors on a logarithmic axis."""
     entries = [(float(row[measure.key]), str(row["name"]), False) for row in board["rows"]] + [(mean, name, True)]
     entries.sort(reverse=measure.is_error)
     own = FOLD_COLOURS[0] if board["comparable"] else "#7fb8d8"
@@ -123,12 +123,12 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     if max((len(rows) for rows in histories.values()), default=0) <= 10:
-        figure.update_xaxes(dtick=1)  # else half epochs would be named
+        figure.update_xaxes(dtick=1)  # otherwise half epochs would have labels
     return styled(figure, height=520)
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Labels of a logarithmic axis on which ``values`` lie."""
+    """Labels of a logarithmic axis for ``values``."""
     drawn = [value for value in values if np.isfinite(value) and value > 0]
     if not drawn:
         return {}
@@ -142,7 +142,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def parity(predictions: Predictions, target: Target) -> go.Figure:
-    """Predictions against targets: every crystal as a point with its id, or of many their density."""
+    """Predictions against targets: each crystal as a point with its id or, for many, their density."""
     density = parity_density(predictions)
     few = len(predictions) <= _MOST_POINTS
     low, high = float(density.edges[0]), float(density.edges[-1])
@@ -178,7 +178,7 @@ def _points(predictions: Predictions) -> go.Scatter:
 
 
 def _density(density: Density) -> go.Heatmap:
-    """Crystals per bin, with logarithmic colours."""
+    """Number of crystals per bin, with logarithmic colours."""
     counts = density.counts.astype(float)
     with np.errstate(divide="ignore"):
         shade = np.where(counts > 0, np.log10(counts), np.nan)
@@ -203,7 +203,7 @@ def _density(density: Density) -> go.Heatmap:
 
 
 def _round_counts(largest: int) -> list[int]:
-    """What a logarithmic colour bar names: powers of ten, with 2 and 5 of each below a hundred, and the largest."""
+    """Labels of a logarithmic colour bar: powers of ten, 2 and 5 times those below a hundred, and the largest value."""
     steps = (1, 2, 5) if largest < 100 else (1,)
     rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
     return [count for count in rounds if count <= largest / 1.3] + [largest]
@@ -223,7 +223,7 @@ def errors(distribution: ErrorDistribution, target: Target) -> go.Figure:
             hovertemplate=f"{bin_text}: %{{y:,}} crystals<extra></extra>",
         )
     )
-    # A logarithmic axis counts in decades: positions of lines and labels are given as logarithms.
+    # A logarithmic axis counts in decades, so positions of lines and labels are logarithms.
     for step, (share, value) in enumerate(distribution.quantiles.items()):
         if value <= 0:
             continue

@@ -1,4 +1,4 @@
-"""The report as one HTML file: what is said, in which order."""
+"""The report as one HTML file: its texts and their order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mbqueue.task import Target
 
 REPORT_FILE = "report.html"
 
-#: Figures that stand side by side.
+#: Figures shown side by side.
 _FAILS_ON = ("by-atoms", "by-target", "by-elements")
 _MP_ID = re.compile(r"(mp|mvc)-\d+")
 _MP_URL = "https://next-gen.materialsproject.org/materials"
@@ -36,7 +36,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     Args:
         recorded: a results folder; the report reads all of its tables.
         path: the .html file.
-        timeline: what each session did when; without it only the sessions' hours are drawn, from the histories.
+        timeline: the sessions' activities; without it, only their hours are drawn, from the histories.
 
     Raises:
         ResultsError: if a table is missing or damaged.
@@ -119,7 +119,7 @@ def _classes(plots: Mapping[str, str]) -> list[str]:
 
 
 def draw(recorded: Recorded, *, timeline: Sequence[sessions.Span] = ()) -> dict[str, go.Figure]:
-    """The report's figures by name, in its order; those that there is no data for are left out."""
+    """The report's figures by name, in order; figures without data are left out."""
     content, histories, target = recorded.content, recorded.histories, recorded.target
     found = {}
     if recorded.folds:
@@ -213,7 +213,7 @@ def _scores(recorded: Recorded) -> str:
     foot = ["all", "", *over_folds, "", "", ""]
     target = recorded.target
     told = (
-        "Predictions are probabilities of class 1; above 0.5 a crystal counts as of it."
+        "Predictions are probabilities of class 1; above 0.5, a crystal counts as class 1."
         if target.is_class
         else f"Errors of the {escape(target.axis)}; MAPE as a share, over targets beyond ±1e-5."
     )
@@ -274,8 +274,9 @@ def _sessions(recorded: Recorded, plots: Sequence[str], timeline: Sequence[sessi
     for change in run["fingerprint_changes"]:
         what = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in change["changes"].items())
         lines.append(
-            f"<p>Resumed under other conditions at fold {change['fold']}, epoch {change['epoch']}, "
-            f"step {change['step']} ({escape(what)}): the last digits may differ from those of a run without that.</p>"
+            f"<p>Resumed under different conditions at fold {change['fold']}, epoch {change['epoch']}, "
+            f"step {change['step']} ({escape(what)}): the last digits may differ from those of an "
+            "uninterrupted run.</p>"
         )
     return lines
 

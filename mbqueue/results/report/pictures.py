@@ -13,7 +13,7 @@ from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 
 WIDTH_PIXELS = 1100
-#: Figures that stand two or three in a row on the page keep about that shape.
+#: Figures that share a row on the page keep about that shape.
 _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
     ("roc", "reliability", "confusion"), 480
 )
@@ -21,26 +21,26 @@ _SCALE = 2
 
 
 def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None:
-    """Refuse a folder that has other pictures of these figures.
+    """Check that a folder has no other pictures of these figures.
 
     Raises:
-        UsageError: if one is there, unless ``force``; or when the folder is a file.
+        UsageError: if it has one, unless ``force`` is set, or if the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
     there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").exists()]
     if there and not force:
-        raise UsageError(f"{there[0]} is there already. Name another folder, or replace its pictures with --force.")
+        raise UsageError(f"{there[0]} already exists. Name another folder, or replace its pictures with --force.")
 
 
 def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]:
     """Write every figure of a report to ``folder``/NAME.png, at twice the resolution of a screen.
 
     Raises:
-        ResultsError: if kaleido (which plotly draws pictures with) or the browser that it needs is missing.
+        ResultsError: if kaleido, with which plotly draws pictures, or its browser is missing.
     """
     files.make_folder(folder)
-    # There, so that all of them are drawn before the first takes its place.
+    # In a temporary folder, so that all are drawn before the first one is moved into place.
     with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as scratch:
         drawn = [Path(scratch, f"{name}.png") for name in figures]
         widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]

@@ -1,4 +1,4 @@
-"""Figures of the sessions: when they worked, and where their time went."""
+"""Figures of the sessions: when they worked, and how they spent their time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
-#: The kind of time that runs beside the others.
+#: The kind of time that overlaps the others.
 PUBLISH = "publish"
 CUT_OFF, LOST = "cut off", "lost to deaths"
 
@@ -28,7 +28,7 @@ _KIND_COLOURS = {
     "failed": "#D55E00",
     PUBLISH: "#882255",
 }
-#: Height of a bar, and of what lies beside it, as shares of a session's row.
+#: Height of a bar, and of the thin line below it, as shares of a session's row.
 _BAR, _BESIDE = 0.7, 0.14
 
 
@@ -78,7 +78,7 @@ def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def timeline(spans: Sequence[Span]) -> go.Figure:
-    """When each session did what; publishing is a thin line below the bar of its session."""
+    """The activity of each session over time; publishing is a thin line below the session's bar."""
     sessions = list(dict.fromkeys((span.session, span.device) for span in spans))
     labels = {session: f"{number}. {device}" for number, (session, device) in enumerate(sessions, start=1)}
     figure = go.Figure()
@@ -110,7 +110,7 @@ def kinds_of(spans: Sequence[Span]) -> list[str]:
 
 
 def seconds_by_kind(spans: Sequence[Span]) -> dict[tuple[str, str], dict[str, float]]:
-    """(session, device) → kind → seconds, sessions in the order of the spans. `publish` is beside the others."""
+    """(session, device) → kind → seconds, sessions in the order of the spans. `publish` overlaps the others."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for span in spans:
         kinds = found.setdefault((span.session, span.device), {})
