@@ -1,5 +1,5 @@
-"""Searches: trying settings of an experiment, and spending epochs only on those that are promising.
+"""Searches: try settings of an experiment, and spend epochs only on promising ones.
 
-A trial is an experiment of the queue whose spec names its search, so all that is known of a search stands in
-the queue. Optuna's study is built from that whenever it is asked, and never kept (`mbqueue.search.study`).
+A trial is an experiment in the queue whose spec names its search, so the queue holds everything about a search.
+Optuna's study is rebuilt from the queue for every question, and never stored (`mbqueue.search.study`).
 """

@@ -1,6 +1,6 @@
-"""A search as a study of Optuna's: in a file for optuna-dashboard, and for its evaluator of importance.
+"""Export a search as an Optuna study: to a file for optuna-dashboard, and to compute importances.
 
-Unlike the studies of `mbqueue.search.study`, which ask what comes next, these only show what is known.
+Unlike the studies of `mbqueue.search.study`, which choose the next step, these only show results.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mbqueue.search.file import Search
 from mbqueue.search.study import distribution, imported_optuna
 from mbqueue.search.trials import Trial, TrialState
 
-#: Fewer trials say nothing of what matters.
+#: The fewest trials from which importances are computed.
 _FEWEST_TRIALS = 4
-#: Optuna's names of states.
+#: Optuna's names of the states.
 _STATES = {
     TrialState.OPEN: "RUNNING",
     TrialState.DONE: "COMPLETE",
@@ -30,11 +30,11 @@ _STATES = {
 
 
 def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
-    """Write the trials of a search into an SQLite file of Optuna's, under the search's name, and return its path.
+    """Write the trials of a search to an Optuna SQLite file, under the search's name, and return its path.
 
-    Trial n is Optuna's trial n. Its value is the validation MAE that trials are compared by, of pruned trials too; its
-    intermediate values are the means of the validation MAE over the folds that have reached that epoch. What else is
-    known stands in its user attributes.
+    Trial n is Optuna's trial n. Its value, also for pruned trials, is the validation MAE by which trials are compared.
+    Its intermediate values are means of the validation MAE over the folds that have reached that epoch. Other facts are
+    in its user attributes.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -54,10 +54,10 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 
 
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
-    """Key → its share in how good the best trials are, by Optuna's PED-ANOVA; the shares add up to 1.
+    """Key → its importance for the best trials, by Optuna's PED-ANOVA; the importances add up to 1.
 
-    Each trial counts with the value it has, however many epochs it was given. Empty with fewer than four trials, or
-    when all are equally good. Keys that only some trials vary are left out.
+    Each trial counts with its current value, however many epochs it had. The result is empty with fewer than four
+    trials, or if all are equally good. Keys that only some trials vary are left out.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -83,7 +83,7 @@ def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _frozen(optuna: Any, search: Search, trial: Trial) -> Any:
-    """A trial as Optuna keeps it."""
+    """A trial in Optuna's form."""
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     curves = {f"val_mae_fold_{fold}": list(curve) for fold, curve in trial.curves.items() if curve}
     return optuna.trial.create_trial(

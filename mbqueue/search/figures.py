@@ -17,15 +17,15 @@ from mbqueue.task import Target
 
 _FAINT = "rgba(154, 154, 154, 0.45)"
 _BEST, _KEPT, _OPEN = FOLD_COLOURS[1], FOLD_COLOURS[0], FOLD_COLOURS[2]
-#: Labels on an axis of the parallel coordinates.
+#: The most labels on an axis of the parallel coordinates.
 _TICKS = 5
 
 
 def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], target: Target) -> dict[str, go.Figure]:
-    """The figures by name, in their order; those that there is no data for are left out.
+    """The figures by name, in order; figures without data are left out.
 
     Args:
-        shares: what `mbqueue.search.export.importances` says.
+        shares: the result of `mbqueue.search.export.importances`.
     """
     rated = [trial for trial in trials if trial.value is not None]
     if not rated:
@@ -37,7 +37,7 @@ def draw(search: Search, trials: Sequence[Trial], shares: Mapping[str, float], t
 
 
 def history(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """What each trial reached, by number, and the best of those trained to their end until then."""
+    """The result of each trial, by number, and the best fully trained one so far."""
     values = [trial.value for trial in trials if trial.value is not None]
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
@@ -74,7 +74,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
-    """One line for each trial through its settings, coloured by what it reached; the base's where it varies none."""
+    """One line per trial through its settings, coloured by result; settings it does not vary come from the base."""
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []
     for key, setting in search.space.items():
@@ -101,7 +101,7 @@ def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target
 
 
 def importance(shares: Mapping[str, float]) -> go.Figure:
-    """How much each setting matters, the most important on top."""
+    """The importance of each setting, the highest on top."""
     ranked = sorted(shares.items(), key=lambda item: item[1])
     figure = go.Figure(
         go.Bar(
@@ -121,7 +121,7 @@ def importance(shares: Mapping[str, float]) -> go.Figure:
 
 
 def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
-    """Validation MAE over epochs of every trial, the mean over its folds; pruned ones are faint."""
+    """Validation MAE of every trial over epochs, averaged over its folds; pruned trials are faint."""
     figure = go.Figure()
     for name, shown, colour in _groups(trials):
         x: list[int | None] = []
@@ -129,7 +129,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
         text: list[str] = []
         for trial in shown:
             curve = trial.mean_curve
-            x += [*range(1, len(curve) + 1), None]  # the gap parts two trials
+            x += [*range(1, len(curve) + 1), None]  # the gap separates two trials
             y += [*curve, None]
             text += [_label(trial)] * (len(curve) + 1)
         is_faint = colour == _FAINT
@@ -154,7 +154,7 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def _groups(trials: Sequence[Trial]) -> list[tuple[str, list[Trial], str]]:
-    """(name, trials, colour) of what is drawn alike, from the back to the front."""
+    """(name, trials, colour) of each group of trials, from back to front."""
     best = best_of(trials)
     rest = [trial for trial in trials if trial is not best]
     named = [
@@ -178,8 +178,8 @@ def shown(value: Any) -> str:
 
 
 def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
-    """An axis of numbers; plotly's parallel coordinates know no logarithmic one."""
-    if not is_log or min(column) <= 0:  # where the base has 0, which no range on such a scale does
+    """A numeric axis; plotly's parallel coordinates have no logarithmic one."""
+    if not is_log or min(column) <= 0:  # the base may have 0, which no logarithmic range contains
         return {"values": column, "tickformat": ".4~g"}
     placed = [math.log10(value) for value in column]
     low, high = min(placed), max(placed)
@@ -188,7 +188,7 @@ def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
 
 
 def _steps(column: Sequence[Any]) -> dict[str, Any]:
-    """An axis of choices, evenly spaced: in the order of their size where they are numbers."""
+    """An axis of evenly spaced choices; numbers are sorted."""
     choices = {shown(value): value for value in column}
     if all(isinstance(value, int | float) for value in choices.values()):
         choices = dict(sorted(choices.items(), key=lambda item: item[1]))

@@ -1,4 +1,4 @@
-"""Search files: what [search] in a file of jobs/ may say, checked against the experiment that it varies."""
+"""Read search files: [search] in a file of jobs/, checked against the experiment that it varies."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mbqueue.errors import SpecError
 from mbqueue.experiment import KEPT_BY_COMMANDS, Section, Spec, laid_over, parse_spec, read_toml
 from mbqueue.task import N_FOLDS
 
-#: What a search may be called: its trials add ``.000`` to it.
+#: Allowed names of a search; its trials append ``.000``.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$"
 MOST_TRIALS = 1000
 
-#: What a key of [search.space] may be.
+#: The allowed values of a key in [search.space].
 FORMS = (
     "write { low = 1e-4, high = 1e-2 }, with log = true or a step if you like, or { choices = [32, 64] }. A value that "
     "is the same in all trials belongs in the base"
 )
 
 Value = bool | int | float | str
-#: Keys of a spec that are no settings.
+#: Keys of a spec that are not settings.
 _FIXED = {"name", "results_name", "description", "folds", *KEPT_BY_COMMANDS}
-#: Sections with which trials would no longer be compared by the same thing.
+#: Sections that must be the same in all trials, so that their validation MAEs are comparable.
 _COMPARED_BY = {"data", "target"}
 
 
@@ -43,11 +43,11 @@ class Setting(Section):
     """One key of [search.space]: a range, or choices.
 
     Attributes:
-        low, high: both are tried. Where the experiment has an integer, so do they.
-        log: whether the range is searched on a logarithmic scale.
-        step: between values; without it every value between is tried.
-        choices: the values, in place of a range.
-        when: other key → its values with which this key is varied; with others it has the value of the base.
+        low, high: the inclusive ends of the range; integers if the experiment has an integer there.
+        log: whether to search the range on a logarithmic scale.
+        step: distance between values; without it, the range is continuous.
+        choices: the values, instead of a range.
+        when: other key → the values for which this key is varied; otherwise it has the base's value.
     """
 
     low: Number | None = None
@@ -81,7 +81,7 @@ class Setting(Section):
 
     @property
     def corners(self) -> list[Value]:
-        """The values that the spec must take for all others to be taken."""
+        """The values to check: if the spec accepts these, it accepts all others."""
         if self.choices is not None:
             return self.choices
         assert self.low is not None
@@ -109,7 +109,7 @@ class Search(Section):
     space: dict[str, Setting] = Field(min_length=1, description="Key of the experiment → the values to try.")
     trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Settings to try; 0 for as many as `gpu_hours` allows.")
     gpu_hours: float = Field(
-        0.0, ge=0, strict=False, description="Begin no trial after this many GPU-hours; 0 is no limit."
+        0.0, ge=0, strict=False, description="Start no trial after this many GPU-hours; 0 is no limit."
     )
     folds: Annotated[list[int], AfterValidator(_folds)] = Field([0], description="The folds that each trial runs on.")
     sampler: Literal["tpe", "qmc", "grid", "random", "cmaes"] = Field(
@@ -126,7 +126,7 @@ class Search(Section):
         ge=2,
         description="`halving` and `hyperband` keep one trial in this many, and give it this many times the epochs.",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seeds what the sampler draws.")
+    seed: int = Field(0, ge=0, lt=2**31, description="The sampler's seed.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Search:
@@ -146,25 +146,25 @@ class Search(Section):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """The whole search as plain JSON values."""
+        """The complete search as plain JSON values."""
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """The base with settings laid over it, and other keys like ``name`` and ``folds``.
+        """The base with the settings, and other keys like ``name`` and ``folds``, replaced.
 
         Raises:
-            SpecError: if they do not go together.
+            SpecError: if the combination is invalid.
         """
         shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
         content = laid_over(self.base_spec, settings) | others
         return parse_spec(content, source=f"{self.base} with {shown or 'its own settings'}")
 
     def base_value(self, key: str) -> Any:
-        """What the base has under a dotted key."""
+        """The base's value under a dotted key."""
         return _at(self.base_spec, key)
 
     def is_integer(self, key: str) -> bool:
-        """Whether the base has an integer there, so that its range has only integers."""
+        """Whether the base has an integer there, so that the range has only integers."""
         value = self.base_value(key)
         return isinstance(value, int) and not isinstance(value, bool)
 
@@ -173,31 +173,33 @@ def is_search(path: Path) -> bool:
     """Whether a file of jobs/ describes a search.
 
     Raises:
-        SpecError: if it cannot be read, or is not TOML.
+        SpecError: if the file cannot be read or is not TOML.
     """
     return "search" in read_toml(path)
 
 
 def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
-    """The search in a TOML file, checked.
+    """Read and check the search in a TOML file.
 
     Args:
-        base: gives the spec of an experiment by its name or file.
-        name: in place of what the file says.
+        base: returns the spec of an experiment, given its name or file.
+        name: replaces the name in the file.
 
     Raises:
-        SpecError: naming every wrong key, its value and what is allowed.
+        SpecError: if the search is invalid; the error lists every wrong key, its value and the allowed ones.
     """
     content = read_toml(path)
     search = content.pop("search")
     top = {key: content.pop(key) for key in ("name", "description") if key in content}
     if not isinstance(search, Mapping):
-        raise wrong_search(path, ["search: must be one table, [search]"])
+        raise wrong_search(path, ["search: must be a table, [search]"])
     if content:
         wrong = ", ".join(content)
-        raise wrong_search(path, [f"{wrong}: beside the table [search] a search file has only name and description"])
+        raise wrong_search(
+            path, [f"{wrong}: besides the table [search], a search file may contain only name and description"]
+        )
     if "base_spec" in search:
-        raise wrong_search(path, ["base_spec: there is no such key. The experiment that is varied is base"])
+        raise wrong_search(path, ["base_spec: there is no such key. Use base to name the experiment to vary"])
     try:
         found = Search.model_validate({"name": path.stem, **top, **search} | ({"name": name} if name else {}))
     except ValidationError as error:
@@ -212,7 +214,7 @@ def load_search(path: Path, *, base: Any, name: str | None = None) -> Search:
 
 
 def _grid_size(search: Search) -> int | None:
-    """How many settings a grid has that the experiment takes, if any; None for other samplers, and for very many."""
+    """The number of valid settings in a grid; None for other samplers, and for very large grids."""
     if search.sampler != "grid":
         return None
     points: list[dict[str, Value]] = [{}]
@@ -251,7 +253,7 @@ def _is_taken(search: Search, point: Mapping[str, Value]) -> bool:
 
 
 def _problems(search: Search) -> Iterator[str]:
-    """What of a search does not go with its base."""
+    """The settings of a search that do not fit its base."""
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
         yield f"pruner = {search.pruner!r}: {search.base} trains no epochs that could be pruned"
     elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
@@ -264,7 +266,7 @@ def _problems(search: Search) -> Iterator[str]:
             yield f"space.{key}: an experiment has no such setting.{meant} {keys}"
             continue
         if key.split(".")[0] in _COMPARED_BY:
-            yield f"space.{key}: trials are compared by validation MAE, so all have the data and target of the base"
+            yield f"space.{key}: trials are compared by validation MAE, so all must have the base's data and target"
             continue
         is_number = isinstance(search.base_value(key), int | float) and not isinstance(search.base_value(key), bool)
         if setting.choices is None and not is_number:
@@ -272,7 +274,7 @@ def _problems(search: Search) -> Iterator[str]:
             continue
         whole = [value for value in (*setting.corners, setting.step) if value is not None]
         if setting.choices is None and search.is_integer(key) and not all(isinstance(value, int) for value in whole):
-            yield f"space.{key}: {key} is an integer, so low, high and step are, too"
+            yield f"space.{key}: {key} is an integer, so low, high and step must be integers"
             continue
         if search.sampler == "grid" and setting.choices is None and setting.step is None:
             yield f'space.{key}: sampler = "grid" needs choices, or a step'
@@ -292,13 +294,13 @@ def _most_epochs(search: Search) -> float:
 
 
 def _as_in(search: Search, key: str, value: Value) -> Value:
-    """A value as a trial has it: a range of numbers may be written with integers."""
+    """A value in a trial's type: integers in the file may stand for floats."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_number and isinstance(_at(search.base_spec, key), float) else value
 
 
 def _at(content: Mapping[str, Any], key: str) -> Any:
-    """What is under a dotted key; None where there is no value."""
+    """The value under a dotted key; None if there is none."""
     found: Any = content
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -333,11 +335,11 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def reasons(error: SpecError) -> str:
-    """What an experiment refuses, without its name and the advice."""
+    """The problems of an invalid experiment, without its name and the advice."""
     return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
 
 
 def wrong_search(path: Path, problems: list[str]) -> SpecError:
-    """The error of a search file with these problems, each with its key."""
+    """The error for a search file with these problems, each with its key."""
     lines = "\n".join(f"  {problem}" for problem in problems)
     return SpecError(f"{path} is not a valid search:\n{lines}\nNothing was enqueued. Fix the file.")

@@ -1,4 +1,4 @@
-"""Making an experiment of the best settings that a search has found."""
+"""Make an experiment from the best settings of a search."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mbqueue.task import N_FOLDS
 
 
 def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
-    """The base of a search with its best settings, on all folds.
+    """The base of a search with the best settings, on all folds.
 
     Raises:
-        UsageError: if there is no such search, or none of its trials was trained to its end.
+        UsageError: if there is no such search, or none of its trials is fully trained.
     """
     trials = trials_of(queue.overview(now=now), search)
     if not trials:
-        raise UsageError(f"{search} is no search. Enqueue one first: a file in jobs/ with [search].")
+        raise UsageError(f"{search} is not a search. Enqueue one first: a file in jobs/ with [search].")
     best = best_of(trials)
     if best is None:
-        raise UsageError(f"No trial of {search} was trained to its end yet. See mbqueue status {search}.")
+        raise UsageError(f"No trial of {search} is fully trained yet. Run mbqueue status {search} to see its progress.")
     found = Search.model_validate(queue.experiment(best.experiment).spec["trial"]["search"])
     return found.spec_with(
         best.settings,

@@ -18,9 +18,9 @@ from mbqueue.search.trials import Trial, best_of
 from mbqueue.task import Target
 
 _HEADINGS = {
-    "history": "What each trial reached",
-    "parallel-coordinates": "Settings and what they reached",
-    "importance": "Which settings matter",
+    "history": "Results of the trials",
+    "parallel-coordinates": "Settings and results",
+    "importance": "Importance of the settings",
     "learning-curves": "Learning curves",
 }
 
@@ -37,8 +37,8 @@ def write_report(
     """Write the report of a search, finished or not, to ``path`` and return it.
 
     Args:
-        summary: as of `mbqueue.search.summary.summaries`.
-        figures: as of `mbqueue.search.figures.draw`.
+        summary: from `mbqueue.search.summary.summaries`.
+        figures: from `mbqueue.search.figures.draw`.
     """
     body = [*_head(search, trials, summary, target)]
     for name, figure in figures.items():
@@ -46,7 +46,7 @@ def write_report(
     body += [
         f"<h2>Trials, the best first{escape(target.in_unit)}</h2>",
         _trials(trials),
-        "<h2>What was searched</h2>",
+        "<h2>Search space</h2>",
         _space(search),
     ]
     files.write_text(path, page(search.name, body))
@@ -69,7 +69,7 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
     lines.append(f"<p>Search, {summary['state']}: {len(trials)}{wanted} trials ({counts}). {spent}.</p>")
     best = best_of(trials)
     if best is None:
-        return [*lines, "<p>No trial was trained to its end yet.</p>"]
+        return [*lines, "<p>No trial is fully trained yet.</p>"]
     folds = ", ".join(map(str, search.folds))
     unit = f" {escape(target.unit)}" if target.unit else ""
     return [
@@ -85,18 +85,18 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
 
 
 def _said(name: str, search: Search) -> str:
-    """What stands above a figure."""
+    """The text above a figure."""
     mean = ", the mean over folds" if len(search.folds) > 1 else ""
     conditional = [key for key, setting in search.space.items() if setting.when]
     return {
         "history": f"The best validation MAE of each trial{mean}. Faint: pruned before its last epoch. The line is the "
-        "best of the trials that were trained to their end.",
+        "best of the fully trained trials.",
         "parallel-coordinates": "Each line is a trial. Where a trial does not vary a setting, it has the value of "
         f"{escape(search.base)}. Drag along an axis to select trials.",
-        "importance": "Optuna's PED-ANOVA: how differently the best tenth of the trials is spread over a setting's "
-        "values than all trials. Pruned trials count with the validation MAE that they reached. A few trials can only "
-        "hint at it."
-        + (f" Left out, as only some trials vary them: {escape(', '.join(conditional))}." if conditional else ""),
+        "importance": "Optuna's PED-ANOVA: how much the best tenth of the trials differs from all trials in its "
+        "distribution over a setting's values. Pruned trials count with the validation MAE that "
+        "they reached. A few trials can only hint at it."
+        + (f" Left out because only some trials vary them: {escape(', '.join(conditional))}." if conditional else ""),
         "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
     }[name]
 

@@ -41,7 +41,7 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
                 spec, results_dir=results_dir(spec.name), priority=trials[-1].priority, now=now, by=by
             )
         except ExperimentExists:
-            continue  # another session began it, and knew another result
+            continue  # another session began it, with other results known
         if outcome.outcome is Outcome.CREATED:
             begun.append(spec.name)
     return begun
@@ -78,7 +78,7 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
     settings = next_settings(search, trials)
     if settings is None:
         return None
-    number = trials[-1].number + 1 if trials else 0  # a lost queue may have come back with gaps
+    number = trials[-1].number + 1 if trials else 0  # a rebuilt queue may have gaps
     trial = {"search": search.to_json(), "number": number, "settings": settings}
     shown = ", ".join(f"{key} = {value}" for key, value in settings.items())
     return search.spec_with(
@@ -92,7 +92,7 @@ def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
 
 
 def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[str, Any]], now: float) -> str | None:
-    """Why a trial is to be pruned after the last epoch of a history that is about to be committed; None to continue.
+    """Why to prune a trial after the last epoch of a history about to be committed; None to continue.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -111,7 +111,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     curves = {**own.curves, fold: [row["val_mae"] for row in history]}
     is_trained = all(len(curve) == spec.train.epochs for curve in curves.values())
     judged = [replace(trial, curves=curves) if trial.number == number else trial for trial in trials]
-    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # maybe since this session has read the spec
+    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # perhaps after this session read the spec
     if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
         return None
     best = best_of(trials)
@@ -122,7 +122,7 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
 
 
 def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -> list[str]:
-    """Give up the checkpoints of trials pruned longer ago than ``after_seconds``; return those trials' names."""
+    """Discard checkpoints of trials pruned more than ``after_seconds`` ago; return those trials' names."""
     is_trial = {trial.name for trial in queue.trials() if not trial.is_released}
     due = [
         job.experiment
@@ -133,9 +133,9 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
-    """Prune the open trials that no session works on and that a pruner would end where they are; their names.
+    """Prune open trials without a session that the pruner would end at their current epoch; return their names.
 
-    For a queue that was made anew from commits, which do not tell what was pruned.
+    For a queue rebuilt from commits, which do not record pruning.
 
     Raises:
         SearchUnavailable: if there are such trials, and Optuna is not installed.

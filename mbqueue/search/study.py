@@ -1,7 +1,7 @@
-"""Optuna's answers about a search: the settings of the next trial, and whether one is worth more epochs.
+"""Ask Optuna for the settings of a search's next trial, and whether a trial is worth more epochs.
 
-Its study is built from the trials in the queue each time. So nothing of it can be lost, and what it says is a function
-of the search, its seed, the trial's number and what is committed. Optuna is imported when a search first asks.
+The study is built from the trials in the queue each time. So it cannot be lost, and its answers are a function of the
+search, its seed, the trial's number and the commits. Optuna is imported at the first question.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mbqueue.search.trials import Trial, TrialState
 if TYPE_CHECKING:
     import optuna
 
-#: Trials that are drawn at random before TPE begins to learn from them: a third of all, at most ten.
+#: Random trials before TPE starts to learn from them: a third of all, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: So often are settings drawn anew that the spec refuses together; after so many, at random, since a sampler that has
-#: learnt from few results may insist on what is refused. A grid does not insist.
+#: The most draws of settings for a trial if the spec rejects the combination. After `_STUBBORN_DRAWS`, settings are
+#: drawn at random, because a sampler that has learned from few results may repeat the rejected ones. A grid does not.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: Samplers that count what they have drawn: the study is brought about again as it came about.
+#: Samplers that count their draws: the study is rebuilt in the order of the trials.
 _COUNTING = {"qmc", "cmaes"}
 
 
 def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] | None:
-    """The settings of the trial that follows; None when there are no others to try.
+    """The settings of the next trial; None if there are no more to try.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
-        SpecError: if the spec refuses whatever is drawn.
+        SpecError: if the spec rejects all drawn settings.
     """
     refused = ""
     with imported_optuna() as optuna:
@@ -50,15 +50,15 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
                 continue
             return settings
     raise SpecError(
-        f"the experiment refuses all {_MOST_DRAWS} settings drawn from the space of {search.name}, {refused}"
+        f"the experiment rejects all {_MOST_DRAWS} settings drawn from the space of {search.name}, {refused}"
     )
 
 
 def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: int) -> bool:
-    """Whether the pruner would end a trial after the newest epoch of a fold, which its curves have.
+    """Whether the pruner would end a trial after the newest epoch of a fold, which its curves include.
 
-    Halving and Hyperband compare the same epoch of the same fold among all trials; Wilcoxon compares the best epochs of
-    folds with the best trial's, once a fold is at its end.
+    Halving and Hyperband compare the same epoch of the same fold among all trials; Wilcoxon compares the folds' best
+    epochs with the best trial's when a fold ends.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -70,7 +70,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
             pruner=_pruner(optuna, search, trials),
         )
         judged = False
-        # The one that is judged comes last in time, but keeps its number, by which Hyperband knows its bracket.
+        # The judged trial comes last in time, but keeps its number, from which Hyperband derives its bracket.
         replayed = [study.ask() for _ in trials]
         for trial, replay in sorted(zip(trials, replayed, strict=True), key=lambda pair: pair[0].number == number):
             for step, value in _steps(search, trial, fold):
@@ -106,7 +106,7 @@ def _drawn(optuna: Any, search: Search, trials: Sequence[Trial], draw: int) -> d
 
 
 def _suggested(asked: Any, key: str, values: Any) -> Value:
-    """What an Optuna trial gets for a key; which keys it asks for depends on what it got before."""
+    """Sample an Optuna trial's value for a key; the keys to sample depend on earlier values."""
     if hasattr(values, "choices"):
         chosen: Value = asked.suggest_categorical(key, values.choices)
         return chosen
@@ -116,7 +116,7 @@ def _suggested(asked: Any, key: str, values: Any) -> Value:
 
 
 def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None:
-    """Let a study know of a trial that is in the queue."""
+    """Add a trial from the queue to a study."""
     states = optuna.trial.TrialState
     distributions = {key: distribution(optuna, search, key, search.space[key]) for key in trial.settings}
     values = dict(enumerate(trial.curves[min(trial.curves)], start=1)) if trial.curves else {}
@@ -139,7 +139,7 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
         return
     study.enqueue_trial(dict(trial.settings))
     asked = study.ask()
-    asked.relative_params  # noqa: B018 - has the sampler draw, and count, what it drew for this trial
+    asked.relative_params  # noqa: B018 - makes the sampler repeat, and count, its draw for this trial
     for key, values_of_key in distributions.items():
         _suggested(asked, key, values_of_key)
     for step, reported in values.items():
@@ -151,7 +151,7 @@ def _add(optuna: Any, study: optuna.Study, search: Search, trial: Trial) -> None
 
 
 def distribution(optuna: Any, search: Search, key: str, setting: Setting) -> Any:
-    """What Optuna calls the values of a setting."""
+    """Optuna's distribution of a setting's values."""
     if setting.choices is not None:
         return optuna.distributions.CategoricalDistribution(tuple(setting.choices))
     assert setting.low is not None
@@ -176,7 +176,7 @@ def _sampler(optuna: Any, search: Search, seed: int) -> Any:
     if search.sampler == "cmaes":
         return samplers.CmaEsSampler(seed=search.seed, independent_sampler=apart, warn_independent_sampling=False)
     if search.sampler == "grid":
-        return samplers.BruteForceSampler(seed=seed)  # unlike Optuna's GridSampler, it knows conditional keys
+        return samplers.BruteForceSampler(seed=seed)  # unlike Optuna's GridSampler, it supports conditional keys
     return apart
 
 
@@ -195,14 +195,14 @@ def _pruner(optuna: Any, search: Search, trials: Sequence[Trial]) -> Any:
 
 
 def _seed(search: Search, number: int, draw: int) -> int:
-    """For what is drawn for one trial alone."""
+    """A seed for the draws of a single trial."""
     text = f"{search.seed} {number} {draw}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 @contextmanager
 def imported_optuna() -> Iterator[Any]:
-    """Optuna, silent while it is used.
+    """Optuna, silenced within the block.
 
     Raises:
         SearchUnavailable: if it is not installed.
@@ -216,5 +216,5 @@ def imported_optuna() -> Iterator[Any]:
         ) from error
     optuna.logging.get_logger("optuna").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls parts experimental that it has had for years
+        warnings.simplefilter("ignore")  # Optuna marks parts as experimental that it has had for years
         yield optuna

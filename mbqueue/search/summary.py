@@ -1,4 +1,4 @@
-"""Searches in few words: what `status` shows of one, from the trials in the queue."""
+"""Summaries of searches for `status`, from the trials in the queue."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def _state(trials: Sequence[Trial], wanted: int, budget_seconds: float) -> str:
 
 
 def _left(trials: Sequence[Trial], wanted: int, budget_seconds: float, per_epoch: float) -> float | None:
-    """About how many seconds are left; None before the first epoch.
+    """Estimate the remaining seconds; None before the first epoch.
 
-    Trials are taken to train as many epochs as those that have ended, and all of them while none has. Trials that have
-    not begun take at most what is left of the GPU-hours.
+    Trials are assumed to train as many epochs as ended ones did, or all epochs while none has ended. Trials not yet
+    started take at most the remaining GPU-hours.
     """
     if not per_epoch:
         return None

@@ -1,4 +1,4 @@
-"""The trials of a search, as the queue's overview has them."""
+"""The trials of a search, from the queue's overview."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from mbqueue.queue.store import Queue
 
-#: After this many failed trials in a row the search waits for a person.
+#: After this many failed trials in a row, the search waits for you to step in.
 MOST_FAILED_IN_A_ROW = 3
-#: After the name of the search, in that of a trial.
+#: The suffix of a trial's name, after the search's name.
 _NUMBER = ".{:03d}"
 
 
 class TrialState(StrEnum):
-    """How far a trial is."""
+    """The state of a trial."""
 
     OPEN = "open"
     DONE = "done"
@@ -27,15 +27,15 @@ class TrialState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One setting that is tried.
+    """One trial of a search.
 
     Attributes:
-        experiment: its name in the queue.
-        settings: dotted key → value, of the keys that the search varies.
+        experiment: the trial's name in the queue.
+        settings: dotted key → value, for the keys that the search varies.
         curves: fold → validation MAE of each committed epoch.
-        epochs: of one fold, as enqueued.
-        is_trained: whether every fold has trained all that it will.
-        seconds: spent on it. `epoch_seconds`: on its committed epochs alone.
+        epochs: epochs per fold, as enqueued.
+        is_trained: whether every fold has finished training.
+        seconds: time spent on it. `epoch_seconds`: time spent on its committed epochs.
     """
 
     number: int
@@ -52,30 +52,30 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """What is compared: the mean over folds of each one's best validation MAE so far; None before the first."""
+        """The folds' mean best validation MAE so far, by which trials are compared; None before the first epoch."""
         best = [min(curve) for curve in self.curves.values() if curve]
         return sum(best) / len(best) if best else None
 
     @property
     def mean_curve(self) -> list[float]:
-        """Epoch by epoch, the mean validation MAE over the folds that have reached it."""
+        """Per epoch, the mean validation MAE over the folds that have reached it."""
         longest = max((len(curve) for curve in self.curves.values()), default=0)
         reached = [[curve[epoch] for curve in self.curves.values() if epoch < len(curve)] for epoch in range(longest)]
         return [sum(values) / len(values) for values in reached]
 
     @property
     def epochs_done(self) -> int:
-        """Over all folds."""
+        """Committed epochs over all folds."""
         return sum(len(curve) for curve in self.curves.values())
 
 
 def trial_name(search: str, number: int) -> str:
-    """The experiment that is a trial of a search."""
+    """The experiment name of a search's trial."""
     return search + _NUMBER.format(number)
 
 
 def trials_of(overview: Mapping[str, Any], search: str) -> list[Trial]:
-    """The trials of a search, by number, from what `Queue.overview` gives."""
+    """The trials of a search, by number, from `Queue.overview`."""
     found = [
         _trial(entry) for entry in overview["experiments"] if entry["trial"] and entry["trial"]["search"] == search
     ]
@@ -83,7 +83,7 @@ def trials_of(overview: Mapping[str, Any], search: str) -> list[Trial]:
 
 
 def experiments_of(queue: Queue, name: str) -> list[str]:
-    """The trials of a search by the name of that, oldest first; of an experiment, itself."""
+    """The names of a search's trials, oldest first; for an experiment, its own name."""
     found = [trial.name for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == name]
     return found or [name]
 
@@ -94,13 +94,13 @@ def search_names(overview: Mapping[str, Any]) -> list[str]:
 
 
 def needs_a_person(trials: Sequence[Trial]) -> bool:
-    """Whether too many trials have failed in a row for the search to begin more by itself."""
+    """Whether so many trials have failed in a row that the search starts no more by itself."""
     last = trials[-MOST_FAILED_IN_A_ROW:]
     return len(last) == MOST_FAILED_IN_A_ROW and all(trial.state is TrialState.FAILED for trial in last)
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The trial with the lowest value among those that were trained to their end; None while there is none."""
+    """The fully trained trial with the lowest value; None while there is none."""
     ended = [trial for trial in trials if trial.is_trained and trial.value is not None]
     return min(ended, key=lambda trial: (trial.value, trial.number), default=None)
 

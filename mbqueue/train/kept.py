@@ -66,7 +66,7 @@ class Kept:
 def forget_old(folder: Path, *, now: float) -> None:
     """Remove files in ``folder`` that were not written for a week."""
     for path in folder.glob("*.bin"):
-        with suppress(OSError):  # another process removed it, or it cannot be removed: it only takes up space
+        with suppress(OSError):  # another process removed it, or it cannot be removed: it only wastes space
             if now - path.stat().st_mtime > FORGET_SECONDS:
                 path.unlink()
 

@@ -62,7 +62,7 @@ def test_verifying_finds_a_flipped_bit_and_mends_it_only_when_asked(some_crystal
     assert verify_graphs(graphs) == Verdict(wrong=[], left=[])
     shard.write_bytes(shard.read_bytes()[:-1])
     repaired = verify_graphs(graphs, repair=True)
-    assert "should be" in repaired.wrong[0]
+    assert "instead of" in repaired.wrong[0]
     assert repaired.left == []
 
 

@@ -170,7 +170,7 @@ def test_what_came_before_the_server_fell_silent_is_kept(server, file):
 
 def test_a_file_that_is_not_there_is_told_at_once(server, file):
     server.status = 404
-    with pytest.raises(DataError, match=r"cannot be had: HTTP Error 404.*Put the file at"):
+    with pytest.raises(DataError, match=r"cannot be downloaded: HTTP Error 404.*Put the file at"):
         fetch(file, clock=FakeClock())
     assert len(server.begins) == 1
 

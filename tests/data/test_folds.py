@@ -181,5 +181,5 @@ def test_a_constant_target_is_refused():
 
 @pytest.mark.parametrize("ones", [0, 4, 20])
 def test_too_few_crystals_of_a_class_are_refused(ones):
-    with pytest.raises(DataError, match=f"{ones} of the 20 crystals are of class 1"):
+    with pytest.raises(DataError, match=f"{ones} of the 20 crystals are in class 1"):
         folds.check_folds((np.arange(20) < ones).astype(float), 0.05, is_class=True)

@@ -227,7 +227,7 @@ def test_columns_can_be_named(tmp_path, form):
 def test_a_target_that_is_no_energy_is_never_read_from_a_column_of_energies(tmp_path, kind):
     gap = Target(name="gap", unit="", kind=kind)
     (tmp_path / "t.jsonl").write_text(json.dumps(entry(target=1)))
-    with pytest.raises(DataError, match=r"No row of .* has target\. They have: .*e_form.* Name the column"):
+    with pytest.raises(DataError, match=r"No row of .* has target\. They have: .*e_form.* Name the target column"):
         load(str(tmp_path / "t.jsonl"), target=gap)
     (tmp_path / "t.jsonl").write_text(json.dumps(entry(target=9) | {"target": 1}))
     assert load(str(tmp_path / "t.jsonl"), target=gap).crystals.targets.tolist() == [1]
@@ -368,7 +368,7 @@ def test_structures_by_id_or_in_a_list_as_monty_writes_them_are_read(tmp_path):
     in_list = load(str(tmp_path / "list.json.gz"), targets_required=False)
     assert_all_three(in_list, ids=["0", "1", "2"], targets=missing)
     assert load(str(tmp_path / "one.json"), targets_required=False).crystals.compositions() == ["NaCl"]
-    with pytest.raises(DataError, match=r"dict.json has e_form or .* They have: structure. Name the column"):
+    with pytest.raises(DataError, match=r"dict.json has e_form or .* They have: structure. Name the target column"):
         load(str(tmp_path / "dict.json"))
 
 
@@ -435,14 +435,14 @@ def test_columns_of_different_lengths_are_refused(tmp_path):
     content = chgnet_rows()
     content["energy_per_atom"] = TARGETS[:2]
     (tmp_path / "t.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="has 3 cells in column structure and 2 in energy_per_atom"):
+    with pytest.raises(DataError, match="has 3 cells in column structure, but 2 in energy_per_atom"):
         load(str(tmp_path / "t.json"))
 
 
 @pytest.mark.parametrize("content", ['{"a": 1, "b": 2}', '{"a": [1], "b": 2}', '"text"', "3", "[1]"])
 def test_json_that_is_no_table_is_told_which_shapes_are_read(tmp_path, content):
     (tmp_path / "t.json").write_text(content)
-    with pytest.raises(DataError, match=r"It has to be a list of objects or of structures; an object of structures"):
+    with pytest.raises(DataError, match=r"It must be a list of objects or of structures; an object of structures"):
         load(str(tmp_path / "t.json"))
 
 

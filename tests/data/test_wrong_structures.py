@@ -42,7 +42,7 @@ WRONG = {
     "asymmetric-unit-as-p1": (SALT.replace("F m -3 m", "P 1"), "which is 1 times its _chemical_formula_sum, Cl1 Na1"),
     "asymmetric-unit-with-one-operation": (
         NO_Z.replace(SYMBOL, SYMBOL + LISTED + "'x, y, z'\n"),
-        "space group 225 has 48 rotations and reflections, and its symmetry operations have 1",
+        "space group 225 has 48 rotations and reflections, but its symmetry operations have 1",
     ),
     "operations-cut-short": (
         operations("x, y, z", "-x, -y, z", "z, x, y"),
@@ -120,7 +120,7 @@ WRONG = {
     "cell-with-a-comma": (SALT.replace("a 5.6402(2)", "a 5,6402"), "_cell_length_a is '5,6402', which is not a number"),
     "angle-left-out": (SALT.replace("_cell_angle_gamma 90.", "_symmetry_cell_setting cubic"), "no _cell_angle_gamma"),
     "angle-a-dot": (SALT.replace("_cell_angle_gamma 90.\n", "_cell_angle_gamma .\n"), "_cell_angle_gamma is '.'"),
-    "other-volume": (SALT + "_cell_volume 358.8\n", "has 179.43 Å³, and its _cell_volume is 358.8"),
+    "other-volume": (SALT + "_cell_volume 358.8\n", "has 179.43 Å³, but its _cell_volume is 358.8"),
     "other-density": (SALT + "_exptl_crystal_density_diffrn 4.33\n", "its cell has 2.163 g/cm³"),
     "empty": (
         BISMUTH.replace("4.546", "14.546").replace("11.862", "61.862"), "Å³ per atom .* less dense than any crystal",
@@ -163,8 +163,8 @@ WRONG_POSCARS = {
     ),
     "not-an-element": (POSCAR.replace("Na Cl\n1", "A B\n1"), "'A' in line 6 is not an element"),
     "element-in-capitals": (POSCAR.replace("Na Cl\n1", "NA CL\n1"), "'NA' in line 6 is not an element"),
-    "element-without-count": (POSCAR.replace("1 1\n", "2\n"), "names 2 elements and has 1 counts"),
-    "count-without-element": (POSCAR.replace("Na Cl\n1", "Na\n1"), "names 1 elements and has 2 counts"),
+    "element-without-count": (POSCAR.replace("1 1\n", "2\n"), "names 2 elements but has 1 atom counts"),
+    "count-without-element": (POSCAR.replace("Na Cl\n1", "Na\n1"), "names 1 elements but has 2 atom counts"),
     "more-atoms-than-counted": (POSCAR + "0.25 0.25 0.25\n", "counts give 2 atoms, but after them comes '0.25"),
     "fewer-atoms-than-counted": (POSCAR.replace("1 1\n", "1 2\n"), "coordinates of atom 3 is ''"),
     "no-mode": (POSCAR.replace("Direct\n", ""), "instead of Direct or Cartesian"),
@@ -174,7 +174,7 @@ WRONG_POSCARS = {
         POSCAR.replace("5.64\n", "-45\n").replace("Direct", "Cartesian"), "negative scale",
     ),
     "other-element-beside-the-atom": (
-        POSCAR.replace("0.5 0.5 0.5\n", "0.5 0.5 0.5 Na\n"), "atom 2 is Cl by the line of elements and Na by its own",
+        POSCAR.replace("0.5 0.5 0.5\n", "0.5 0.5 0.5 Na\n"), "is Cl according to the element line, but Na on its own",
     ),
     "flags-that-are-none": (
         POSCAR.replace("Direct\n", "Selective dynamics\nDirect\n"), "instead of T or F three times",

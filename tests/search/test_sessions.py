@@ -138,7 +138,7 @@ def test_the_best_is_promoted_and_says_so(searched):
     assert run(searched.root, "cancel", "tuned", "--yes").returncode == 0
     wrong = run(searched.root, "promote", "tuned")
     assert wrong.returncode == 2
-    assert "tuned is no search" in wrong.stderr
+    assert "tuned is not a search" in wrong.stderr
 
 
 def test_a_pruned_trial_makes_no_blend_and_the_error_says_what_to_do(searched):
