@@ -113,5 +113,5 @@ def test_two_runs_of_one_name_are_told_apart_by_their_day(make, tmp_path):
 
 
 def test_one_experiment_alone_is_refused(make):
-    with pytest.raises(UsageError, match="two experiments or more"):
+    with pytest.raises(UsageError, match="at least two experiments"):
         compare([make("a")])

@@ -125,13 +125,13 @@ def test_folds_that_share_a_crystal_are_refused(recorded_folder, inputs):
 def test_a_file_changed_after_recording_is_noticed(recorded_folder):
     path = recorded_folder / "preds_fold_0.csv"
     path.write_text(path.read_text().replace("x-0-0001", "x-0-9999"))
-    with pytest.raises(ResultsError, match=r"preds_fold_0\.csv is not the file that was recorded"):
+    with pytest.raises(ResultsError, match=r"preds_fold_0\.csv differs from the recorded file"):
         read_recorded(recorded_folder)
 
 
 def test_a_file_lost_after_recording_is_noticed(recorded_folder):
     (recorded_folder / "model_fold_0.pth").unlink()
-    with pytest.raises(ResultsError, match=r"model_fold_0\.pth is gone"):
+    with pytest.raises(ResultsError, match=r"model_fold_0\.pth is missing"):
         read_recorded(recorded_folder)
 
 
