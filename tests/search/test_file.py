@@ -118,7 +118,7 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ("trials = 3", 'trials = 3\nsampler = "magic"', r"sampler = 'magic': .*'tpe'"),
         ("trials = 3", "trial = 3", "trial: there is no such key. Known here: .*trials"),
         ("log = true", "logarithmic = true", r"space\.train\.lr\.logarithmic: there is no such key. Known here: low"),
-        ("[search.space]", "[train]\nlr = 1.0\n[search.space]", "beside the table .search. .* name and description"),
+        ("[search.space]", "[train]\nlr = 1.0\n[search.space]", "besides the table .search. .* name and description"),
         ('base = "small"', "", "base: is missing"),
     ],
 )  # fmt: skip
@@ -162,7 +162,7 @@ def test_a_space_that_the_experiment_refuses_as_a_whole_is_an_error_that_names_t
     space += '"train.soup" = { choices = [2] }\n"train.ema_decay" = { choices = [0.5] }\n'
     write(SEARCH[: SEARCH.index('"train.lr"')].replace("trials = 3", f'trials = 3\nsampler = "{sampler}"') + space)
     with pytest.raises(
-        SpecError, match=r"(?s)hunt\.toml is not a valid search:.*space: .* refuses all 50 .*soup"
+        SpecError, match=r"(?s)hunt\.toml is not a valid search:.*space: .* rejects all 50 .*soup"
     ) as caught:
         Project(project.root).enqueue("hunt")
     assert len(str(caught.value).splitlines()) == 3
