@@ -46,8 +46,8 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     """The result of the `prepare` job: that of the members, since they have the same crystals.
 
     Raises:
-        MembersNotRecorded: when one is not recorded yet, and sessions can finish it.
-        ResultsError: when results of one are damaged, or they are of different crystals.
+        MembersNotRecorded: if one is not recorded yet, and sessions can finish it.
+        ResultsError: if results of one are damaged, or they are of different crystals.
     """
     found = _members(session, spec)
     first, *others = (dict(one.prepared) for one in found)
