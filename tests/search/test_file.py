@@ -118,7 +118,7 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ("trials = 3", 'trials = 3\nsampler = "magic"', r"sampler = 'magic': .*'tpe'"),
         ("trials = 3", "trial = 3", "trial: there is no such key. Known here: .*trials"),
         ("log = true", "logarithmic = true", r"space\.train\.lr\.logarithmic: there is no such key. Known here: low"),
-        ("[search.space]", "[train]\nlr = 1.0\n[search.space]", "besides the table .search. .* name and description"),
+        ("[search.space]", "[train]\nlr = 1.0\n[search.space]", "besides the table .search., .* name and description"),
         ('base = "small"', "", "base: is missing"),
     ],
 )  # fmt: skip
