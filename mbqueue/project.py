@@ -282,10 +282,10 @@ def working_folder() -> Path:
         ) from None
 
 
-def _looked_for(places: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
-    """What ``look`` finds, unless one of the places belongs to a known project that is not there now."""
+def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
+    """What ``look`` finds, unless one of the paths belongs to a known project that is not there now."""
     given = os.environ.get(LIVE_VARIABLE)
-    known = next(((place, live) for place in places if (live := live_dir_of(place, given)) is not None), None)
+    known = next(((path, live) for path in paths if (live := live_dir_of(path, given)) is not None), None)
     if known is None:
         return look()
     root, live = known

@@ -168,7 +168,7 @@ class _Dashboard:
         n_drawn = len(shown) if len(shown) <= room else max(1, room - 2)
         n_whole = min(n_drawn, _EXPERIMENTS_SHOWN)
         first = by_interest(shown)[:n_whole]
-        tables = [height(experiment(shown[place], width, plain)) + 1 for place in first]
+        tables = [height(experiment(shown[position], width, plain)) + 1 for position in first]
         # Plus a line for each other experiment, one for those that are not drawn, and a blank one.
         others = (n_drawn < len(shown)) + 1
         while n_whole and n_drawn - n_whole + others * (n_whole < len(shown)) + sum(tables[:n_whole]) > room:
@@ -182,16 +182,16 @@ class _Dashboard:
             if self.overview["experiments"]:
                 return []
             return [Text("Nothing is enqueued. Start with: mbqueue enqueue NAME (the files in jobs/)."), Text("")]
-        places = by_interest(shown)
-        whole, drawn = set(places[:n_whole]), sorted(places[:n_drawn])
+        positions = by_interest(shown)
+        whole, drawn = set(positions[:n_whole]), sorted(positions[:n_drawn])
         parts: list[RenderableType] = []
-        for place in drawn:
-            if place in whole:
-                parts += [*experiment(shown[place], width, plain), Text("")]
+        for position in drawn:
+            if position in whole:
+                parts += [*experiment(shown[position], width, plain), Text("")]
             else:
-                parts.append(one_line(shown[place], width, plain))
+                parts.append(one_line(shown[position], width, plain))
         if len(drawn) < len(shown):
-            parts.append(left_out(shown, [shown[place] for place in drawn]))
+            parts.append(left_out(shown, [shown[position] for position in drawn]))
         if len(drawn) < len(shown) or drawn[-1] not in whole:
             parts.append(Text(""))
         return parts

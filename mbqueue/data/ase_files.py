@@ -98,7 +98,7 @@ def _as_dict(atoms: Any) -> dict[str, Any]:
     return {
         "lattice": {"matrix": atoms.cell.tolist(), "pbc": atoms.pbc.tolist()},
         "sites": [
-            {"species": [{"element": symbol, "occu": 1}], "abc": place}
-            for symbol, place in zip(atoms.get_chemical_symbols(), coords.tolist(), strict=True)
+            {"species": [{"element": symbol, "occu": 1}], "abc": position}
+            for symbol, position in zip(atoms.get_chemical_symbols(), coords.tolist(), strict=True)
         ],
     }

@@ -31,19 +31,19 @@ def _numbers(part: Any, width: int, numbers: Any) -> Any:
     """Fill ``numbers``, uint32 [n], from ``part``, uint8 [n · width], and return the largest, 0 if there is none."""
     largest = np.uint32(0)
     if width == 2:
-        for place in range(np.uint64(len(numbers))):
-            number = np.uint32(part[2 * place]) | np.uint32(part[2 * place + np.uint64(1)]) << np.uint32(8)
-            numbers[place] = number
+        for position in range(np.uint64(len(numbers))):
+            number = np.uint32(part[2 * position]) | np.uint32(part[2 * position + np.uint64(1)]) << np.uint32(8)
+            numbers[position] = number
             largest = max(largest, number)
     elif width == 1:
-        for place in range(np.uint64(len(numbers))):
-            numbers[place] = part[place]
+        for position in range(np.uint64(len(numbers))):
+            numbers[position] = part[position]
     else:
-        for place in range(np.uint64(len(numbers))):
+        for position in range(np.uint64(len(numbers))):
             number = np.uint32(0)
             for byte in range(np.uint64(4)):
-                number |= np.uint32(part[4 * place + byte]) << np.uint32(8 * byte)
-            numbers[place] = number
+                number |= np.uint32(part[4 * position + byte]) << np.uint32(8 * byte)
+            numbers[position] = number
             largest = max(largest, number)
     return largest
 
@@ -84,8 +84,8 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         total += n_bonds
     if total != n_directed or (n_directed and largest >= n_directed):
         return False
-    for place in range(1, len(short[0])):
-        if short[0, place - 1] >= short[0, place]:
+    for position in range(1, len(short[0])):
+        if short[0, position - 1] >= short[0, position]:
             return False
 
     # A bond that is not a second one is a first one. There is no branch, because it would be unpredictable.
@@ -179,8 +179,8 @@ def arc_cosines(cosines: Any, angles: Any) -> None:
     """Write acos of ``cosines``, float64 within ±1, to ``angles``, float32; vectorised, unlike libm's."""
     p0, p1, p2, p3, p4, p5 = _P
     q1, q2, q3, q4 = _Q
-    for place in range(len(cosines)):
-        x = cosines[place]
+    for position in range(len(cosines)):
+        x = cosines[position]
         size = abs(x)
         inner = size < 0.5
         z = x * x if inner else 0.5 * (1.0 - size)
@@ -188,7 +188,7 @@ def arc_cosines(cosines: Any, angles: Any) -> None:
         share = z * (p0 + z * (p1 + z * (p2 + z * (p3 + z * (p4 + z * p5)))))
         share /= 1.0 + z * (q1 + z * (q2 + z * (q3 + z * q4)))
         outside = 2.0 * (root + root * share)
-        angles[place] = 0.5 * math.pi - (x + x * share) if inner else (outside if x > 0 else math.pi - outside)
+        angles[position] = 0.5 * math.pi - (x + x * share) if inner else (outside if x > 0 else math.pi - outside)
 
 
 @compiled
@@ -206,8 +206,8 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
     """
     for pair in range(len(number)):
         number[pair] = 0
-    for place in range(len(bonds)):
-        number[np.uint64(undirected[bonds[place]] - half0)] = 1
+    for position in range(len(bonds)):
+        number[np.uint64(undirected[bonds[position]] - half0)] = 1
     total = np.int64(0)
     for pair in range(len(number)):
         total += number[pair]
@@ -250,27 +250,27 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
         return False
 
     # Positions in ``short`` of the one or two directed bonds of each, and the second bonds of each atom.
-    places = np.full((n_short, 2), -1, np.int32)
+    positions = np.full((n_short, 2), -1, np.int32)
     table = np.empty((4, len(bonds)), np.uint32)
     atoms, which, ranks, seconds = table[0], table[1], table[2], table[3]
     units, second_units = np.empty((len(bonds), 3)), np.empty((len(bonds), 3))
     n_first, blocks = np.zeros(len(cart), np.uint32), np.empty(len(cart) + 1, np.uint32)
     filled = n_seconds = np.uint32(0)
-    for place in range(np.uint64(len(bonds))):
-        bond, is_first, is_second = bonds[place], roles[place] & AS_I, (roles[place] & AS_J) // AS_J
+    for position in range(np.uint64(len(bonds))):
+        bond, is_first, is_second = bonds[position], roles[position] & AS_I, (roles[position] & AS_J) // AS_J
         pair = np.uint64(undirected[bond] - half0)
         atom, one = np.uint32(center[bond] - atom0), number[pair]
         while filled <= atom:
             blocks[filled] = n_seconds
             filled += np.uint32(1)
-        atoms[place], which[place], seconds[n_seconds] = atom, one, one
-        places[one, 0 if places[one, 0] < 0 else 1] = place
+        atoms[position], which[position], seconds[n_seconds] = atom, one, one
+        positions[one, 0 if positions[one, 0] < 0 else 1] = position
         here, there = np.uint64(center[ends[0, pair]] - atom0), np.uint64(center[ends[1, pair]] - atom0)
         vector = _vector(here, there, images, pair, half, cart, lattice)
         share = (1.0 if ends[0, pair] == bond else -1.0) / math.sqrt(squares[pair])
         for axis in range(3):
-            units[place, axis] = second_units[n_seconds, axis] = share * vector[axis]
-        ranks[place] = n_seconds if is_second else len(bonds)
+            units[position, axis] = second_units[n_seconds, axis] = share * vector[axis]
+        ranks[position] = n_seconds if is_second else len(bonds)
         n_first[atom] += is_first
         n_seconds += np.uint32(is_second)
     while filled <= len(cart):
@@ -278,10 +278,10 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
         filled += np.uint32(1)
     counts = np.zeros(n_short + 1, np.uint32)
     total = 0
-    for place in range(len(bonds)):
-        if roles[place] & AS_J:
-            partners = n_first[atoms[place]] - (roles[place] & AS_I)
-            counts[which[place] + 1] += partners
+    for position in range(len(bonds)):
+        if roles[position] & AS_J:
+            partners = n_first[atoms[position]] - (roles[position] & AS_I)
+            counts[which[position] + 1] += partners
             total += partners
     if total != n_angles:
         return False
@@ -292,7 +292,7 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
     angle_count = np.uint64(0)
     for bond in range(n_short):
         for side in range(2):
-            at = places[bond, side]
+            at = positions[bond, side]
             if at < 0 or not roles[at] & AS_I:
                 continue
             atom, itself = atoms[at], ranks[at]

@@ -78,7 +78,7 @@ class Batch:
         if len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) == 1:
             whole = torch.empty(0, dtype=torch.uint8).set_(batch.rows.untyped_storage())
             there = whole.to(device, non_blocking=non_blocking)
-            return type(batch)(**{name: _view(there, _place(tensor), tensor) for name, tensor in tensors.items()})
+            return type(batch)(**{name: _view(there, _start(tensor), tensor) for name, tensor in tensors.items()})
         return type(batch)(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def pin(self) -> Batch:
@@ -138,7 +138,7 @@ class OrderedBatch(Batch):
         return self
 
 
-def _place(tensor: Tensor) -> int:
+def _start(tensor: Tensor) -> int:
     """The offset of a tensor in its storage, in bytes."""
     return int(tensor.storage_offset()) * tensor.element_size()
 

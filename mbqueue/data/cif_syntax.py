@@ -122,8 +122,8 @@ def _read_loop(block: CifBlock, tokens: _Tokens) -> None:
         raise Unusable(
             f"the loop of {tags[0]} has {len(tags)} columns and {len(values)} values, so its last row is incomplete"
         )
-    for place, tag in enumerate(tags):
-        block.columns[tag] = values[place :: len(tags)]
+    for position, tag in enumerate(tags):
+        block.columns[tag] = values[position :: len(tags)]
 
 
 def _check_new(block: CifBlock, tag: str) -> None:

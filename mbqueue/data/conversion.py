@@ -60,9 +60,9 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
             centers[bond] = center
             found = -1
             if other <= center:
-                place = _hash(other, center, -i, -j, -k) & mask
-                while table[place] >= 0 and found < 0:
-                    known = first[table[place]]
+                position = _hash(other, center, -i, -j, -k) & mask
+                while table[position] >= 0 and found < 0:
+                    known = first[table[position]]
                     back = slots[known]
                     if (
                         centers[known] == other
@@ -71,16 +71,16 @@ def pair_bonds(per_atom: Any, slots: Any, copies: Any) -> Any:
                         and copies[back, 2] == -j
                         and copies[back, 3] == -k
                     ):
-                        found = table[place]
-                    place = (place + 1) & mask
+                        found = table[position]
+                    position = (position + 1) & mask
             if found >= 0:
                 second[found] = bond
                 undirected[bond] = found
             else:
-                place = _hash(center, other, i, j, k) & mask
-                while table[place] >= 0:
-                    place = (place + 1) & mask
-                table[place] = count
+                position = _hash(center, other, i, j, k) & mask
+                while table[position] >= 0:
+                    position = (position + 1) & mask
+                table[position] = count
                 first[count], second[count] = bond, -1
                 undirected[bond] = count
                 count += 1
@@ -131,8 +131,8 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
         bond += per_atom[center]
         # A bond without a partner at this centre is in no angle.
         end, n_short = n_short, begin
-        for place in range(begin, end):
-            is_i, is_j = roles[place] & AS_I, roles[place] >> 1
+        for position in range(begin, end):
+            is_i, is_j = roles[position] & AS_I, roles[position] >> 1
             partners_j, partners_i = n_j - is_j, n_i - is_i
             role = 0
             if is_i and partners_j > 0:
@@ -140,7 +140,7 @@ def _short_bonds(per_atom: Any, squares: Any, undirected: Any, first: Any, cutof
                 n_angles += partners_j
             if is_j and partners_i > 0:
                 role += AS_J
-            short[n_short], roles[n_short] = short[place], role
+            short[n_short], roles[n_short] = short[position], role
             n_short += int(role != 0)
     return short[:n_short], roles[:n_short], n_angles
 
@@ -236,9 +236,9 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
                 at = _put(records, at, copies[slots[bond], axis], image_width)
         seen = np.zeros(n_undirected, np.uint8)
         n_short = 0
-        for place in range(len(short)):
-            at = _put(records, at, roles[place], 1)
-            n_short += 1 - seen[undirected[short[place]]]
-            seen[undirected[short[place]]] = 1
+        for position in range(len(short)):
+            at = _put(records, at, roles[position], 1)
+            n_short += 1 - seen[undirected[short[position]]]
+            seen[undirected[short[position]]] = 1
         index[row, 3] = n_short
     return records[:at], index, cutoffs

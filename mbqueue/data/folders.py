@@ -88,10 +88,10 @@ def _names_in(folder: Path) -> Iterator[str]:
     for file in sorted(folder.rglob("*")):
         if not file.is_file():
             continue
-        place = file.relative_to(folder)
+        relative = file.relative_to(folder)
         if file.suffix in _SUFFIXES:
-            yield str(place.with_suffix(""))
-        elif file.name in _VASP_NAMES and place.parent != Path():
-            yield str(place.parent)
+            yield str(relative.with_suffix(""))
+        elif file.name in _VASP_NAMES and relative.parent != Path():
+            yield str(relative.parent)
         elif file.name.startswith(_VASP_NAMES):
-            yield str(place)
+            yield str(relative)

@@ -139,7 +139,7 @@ def epoch_batches(
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     if sizes is None:
         return batches
-    return [batches[place] for place in _generator("batches", seed, fold, epoch).permutation(len(batches))]
+    return [batches[position] for position in _generator("batches", seed, fold, epoch).permutation(len(batches))]
 
 
 def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:

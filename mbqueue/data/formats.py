@@ -50,8 +50,8 @@ def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progre
 def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
     """Read matminer's file of a task, with rows named as in matbench (index 0: …-000001)."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
-        place = entry.key if isinstance(entry.key, int) else number
-        gatherer.add(task.id_of(place), entry.structure, entry.target)
+        position = entry.key if isinstance(entry.key, int) else number
+        gatherer.add(task.id_of(position), entry.structure, entry.target)
 
 
 def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:

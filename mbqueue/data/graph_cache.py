@@ -207,10 +207,10 @@ class GraphCache:
             self._check(row)
         numbers = self._firsts.searchsorted(rows, side="right") - 1
         starts, stops = self.index[rows, 0], self._stops[rows]
-        places = zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        ranges = zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True)
         borders = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(stops - starts, out=borders[1:])
-        return np.concatenate([self._shards[number].records[begin:end] for number, begin, end in places]), borders
+        return np.concatenate([self._shards[number].records[begin:end] for number, begin, end in ranges]), borders
 
     @classmethod
     def problems(cls, crystals: Crystals, folder: Path) -> list[str]:
@@ -243,9 +243,9 @@ class GraphCache:
 
     def _check(self, row: int) -> None:
         number = bisect_right(self._borders, row) - 1
-        place = row - self._borders[number]
+        position = row - self._borders[number]
         shard = self._shards[number]
-        if zlib.crc32(shard.records[self.index[row, 0] : self._stops[row]].data) != shard.checksums[place]:
+        if zlib.crc32(shard.records[self.index[row, 0] : self._stops[row]].data) != shard.checksums[position]:
             self.repair(number)
         self._checked[row] = True
 
@@ -340,5 +340,5 @@ class GraphCache:
 
 
 def _is_whole(shard: _Shard) -> bool:
-    places = zip(shard.index[:, 0].tolist(), shard.stops.tolist(), shard.checksums.tolist(), strict=True)
-    return all(zlib.crc32(shard.records[begin:end].data) == checksum for begin, end, checksum in places)
+    ranges = zip(shard.index[:, 0].tolist(), shard.stops.tolist(), shard.checksums.tolist(), strict=True)
+    return all(zlib.crc32(shard.records[begin:end].data) == checksum for begin, end, checksum in ranges)

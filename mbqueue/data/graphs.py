@@ -94,10 +94,10 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     """One packed graph in the form of CHGNet's ``CrystalGraph``."""
     start, n_directed, n_short, _, n_angles, wide = packed.index[row].tolist()
     per_atom, ends = np.empty(n_atoms, np.uint32), np.empty((2, n_directed // 2 + 1), np.uint32)
-    images, places = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)
+    images, positions = np.empty(3 * (n_directed // 2), np.uint32), np.empty((2, n_short), np.uint32)
     shape = np.array([n_atoms, n_directed, n_short, wide])
-    assert unpack(packed.records[start:], shape, per_atom, ends, images, places), "the record was just made"
-    (first, second), (short, roles) = ends[:, :-1].astype(np.int64), places.astype(np.int64)
+    assert unpack(packed.records[start:], shape, per_atom, ends, images, positions), "the record was just made"
+    (first, second), (short, roles) = ends[:, :-1].astype(np.int64), positions.astype(np.int64)
     center = np.repeat(np.arange(n_atoms), per_atom)
     undirected, reverse, sign = np.empty((3, n_directed), np.int64)
     undirected[first] = undirected[second] = np.arange(len(first))
@@ -107,9 +107,9 @@ def graph(packed: PackedGraphs, row: int, n_atoms: int) -> Graph:
     angles = []
     for i in short[np.lexsort((short, undirected[short]))]:
         if roles[np.searchsorted(short, i)] & AS_I:
-            for place in np.flatnonzero(center[short] == center[i]):
-                j = short[place]
-                if j != i and roles[place] & AS_J:
+            for position in np.flatnonzero(center[short] == center[i]):
+                j = short[position]
+                if j != i and roles[position] & AS_J:
                     angles.append((center[i], undirected[i], i, undirected[j], j))
     assert len(angles) == n_angles, "counted when the record was made"
     return Graph(

@@ -39,9 +39,9 @@ class CutShort(NotJson):
 
 
 @compiled
-def _end_of_value(text: Any, place: Any, state: Any) -> Any:
-    """Find the end of the object, list or string at ``place``; -1 if it ends beyond ``text``, -2 if its brackets do not
-    match or are nested too deeply.
+def _end_of_value(text: Any, position: Any, state: Any) -> Any:
+    """Find the end of the object, list or string at ``position``; -1 if it ends beyond ``text``, -2 if its brackets do
+    not match or are nested too deeply.
 
     ``state`` (depth, 1 inside a string, 1 after a backslash, then the open brackets) carries over from one piece of the
     document to the next.
@@ -49,9 +49,9 @@ def _end_of_value(text: Any, place: Any, state: Any) -> Any:
     depth, in_string, escaped = state[0], state[1], state[2]
     deepest = len(state) - 3
     end = len(text)
-    while place < end:
-        byte = text[place]
-        place += 1
+    while position < end:
+        byte = text[position]
+        position += 1
         if in_string:
             if escaped:
                 escaped = 0
@@ -60,7 +60,7 @@ def _end_of_value(text: Any, place: Any, state: Any) -> Any:
             elif byte == 0x22:
                 in_string = 0
                 if depth == 0:
-                    return place
+                    return position
         elif byte == 0x22:
             in_string = 1
         elif byte in (0x5B, 0x7B):
@@ -73,7 +73,7 @@ def _end_of_value(text: Any, place: Any, state: Any) -> Any:
             if depth < 0 or state[3 + depth] != byte - 2:
                 return -2
             if depth == 0:
-                return place
+                return position
     state[0], state[1], state[2] = depth, in_string, escaped
     return -1
 
@@ -90,17 +90,17 @@ class JsonStream:
         self._stream = stream
         self._text = b""
         self._bytes = np.empty(0, np.uint8)
-        self._place = 0
+        self._position = 0
         self._at_begin = True
         self._state = np.zeros(3 + _DEEPEST, np.int64)
 
     def peek(self) -> str:
         """The next character after whitespace; empty at the end."""
         while True:
-            found = _SPACE.match(self._text, self._place)
-            self._place = found.end() if found else self._place
-            if self._place < len(self._text):
-                return chr(self._text[self._place])
+            found = _SPACE.match(self._text, self._position)
+            self._position = found.end() if found else self._position
+            if self._position < len(self._text):
+                return chr(self._text[self._position])
             if not self._refill():
                 return ""
 
@@ -158,10 +158,10 @@ class JsonStream:
             raise CutShort("it ends in the middle")
         if found != character:
             raise NotJson(f"{self._shown()} should be {character!r}")
-        self._place += 1
+        self._position += 1
 
     def _shown(self) -> str:
-        return _readable(self._text[self._place : self._place + _SHOWN])
+        return _readable(self._text[self._position : self._position + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
         """Skip the next value; return its start and end in the text. Its text is dropped unless it is kept."""
@@ -170,7 +170,7 @@ class JsonStream:
             raise CutShort("it ends in the middle")
         if first not in '{["':
             return self._bare()
-        begin, scanned = self._place, self._place
+        begin, scanned = self._position, self._position
         state = self._state
         state[:3] = 0
         while (end := _end_of_value(self._bytes, scanned, state)) < 0:
@@ -179,22 +179,22 @@ class JsonStream:
             length = len(self._text) - begin
             if length > source.LONGEST_ROW and keep:
                 raise NotJson("a value does not end")
-            self._place = begin if keep else len(self._text)
+            self._position = begin if keep else len(self._text)
             if not self._refill():
                 raise CutShort("it ends in the middle")
             begin, scanned = 0, length if keep else 0
-        self._place = end
+        self._position = end
         return begin, end
 
     def _bare(self) -> tuple[int, int]:
         while True:
-            found = _BARE.match(self._text, self._place)
-            end = found.end() if found else self._place
-            if end < len(self._text) or end - self._place > _LONGEST_BARE or not self._refill():
+            found = _BARE.match(self._text, self._position)
+            end = found.end() if found else self._position
+            if end < len(self._text) or end - self._position > _LONGEST_BARE or not self._refill():
                 break
-        if end == self._place or end - self._place > _LONGEST_BARE:
+        if end == self._position or end - self._position > _LONGEST_BARE:
             raise NotJson(f"{self._shown()} should be a value")
-        begin, self._place = self._place, end
+        begin, self._position = self._position, end
         return begin, end
 
     def _refill(self) -> bool:
@@ -203,9 +203,9 @@ class JsonStream:
         if self._at_begin:
             chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
             self._at_begin = False
-        self._text = self._text[self._place :] + chunk
+        self._text = self._text[self._position :] + chunk
         self._bytes = np.frombuffer(self._text, np.uint8)
-        self._place = 0
+        self._position = 0
         return bool(chunk)
 
 

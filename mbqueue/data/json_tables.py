@@ -119,7 +119,7 @@ class JsonTable:
             opening = stream.peek()
             row = stream.value()
             if opening == "[":
-                named = {str(place): cell for place, cell in enumerate(row)}
+                named = {str(position): cell for position, cell in enumerate(row)}
                 if number == 0:
                     self._choose_by_content(named)
                 yield Entry(None, *self._columns.cells(named))
@@ -137,7 +137,7 @@ class JsonTable:
         self._columns.choose(columns, str(self._path))
         names = [str(name) for name in columns]
         chosen = [self._columns.id, self._columns.structure, self._columns.target]
-        places = [len(names) if name is None else names.index(name) for name in chosen]
+        positions = [len(names) if name is None else names.index(name) for name in chosen]
         count = 0
         for number in stream.items():
             row = stream.value()
@@ -146,7 +146,7 @@ class JsonTable:
             if index is not None and number >= len(index):
                 raise DataError(f"{self._path} has more rows than its index ({len(index)}).")
             row.append(None)
-            yield Entry(None if index is None else index[number], *(row[place] for place in places))
+            yield Entry(None if index is None else index[number], *(row[position] for position in positions))
             count += 1
         if index is not None and count < len(index):
             raise DataError(

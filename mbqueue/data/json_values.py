@@ -66,22 +66,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @compiled
-def _end_of_string(text: Any, place: Any) -> Any:
-    """The position of the closing quotation mark of the string whose first character is at ``place``."""
-    while text[place] != 0x22:
-        place += 2 if text[place] == 0x5C else 1
-    return place
+def _end_of_string(text: Any, position: Any) -> Any:
+    """The position of the closing quotation mark of the string whose first character is at ``position``."""
+    while text[position] != 0x22:
+        position += 2 if text[position] == 0x5C else 1
+    return position
 
 
 @compiled
 def _count_keys(text: Any) -> Any:
-    n_keys, place = 0, 0
-    while place < len(text):
-        if text[place] == 0x22:
-            place = _end_of_string(text, place + 1)
-        elif text[place] == 0x3A:
+    n_keys, position = 0, 0
+    while position < len(text):
+        if text[position] == 0x22:
+            position = _end_of_string(text, position + 1)
+        elif text[position] == 0x3A:
             n_keys += 1
-        place += 1
+        position += 1
     return n_keys
 
 
@@ -93,13 +93,13 @@ def _may_repeat_a_key(text: Any) -> Any:
         size *= 2
     seen = np.zeros(size, np.uint64)
     owners = np.zeros(_DEEPEST + 1, np.uint64)  # number of the open object or list at each depth
-    depth = n_opened = place = 0
+    depth = n_opened = position = 0
     begin = end = 0  # of the last string
-    while place < len(text):
-        byte = text[place]
+    while position < len(text):
+        byte = text[position]
         if byte == 0x22:
-            begin = place + 1
-            place = end = _end_of_string(text, begin)
+            begin = position + 1
+            position = end = _end_of_string(text, begin)
         elif byte in (0x5B, 0x7B):
             n_opened += 1
             depth += 1
@@ -118,5 +118,5 @@ def _may_repeat_a_key(text: Any) -> Any:
                     return True
                 slot = (slot + 1) & (size - 1)
             seen[slot] = key
-        place += 1
+        position += 1
     return False

@@ -134,8 +134,8 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR09
                             copies[count, 2], copies[count, 3] = j - shift[atom, 1], k - shift[atom, 2]
                             cube = 0
                             for axis in range(3):
-                                place = math.floor((points[count, axis] - low[axis] + TOLERANCE) / cutoff)
-                                cube = cube * n_cubes[axis] + min(int(place), n_cubes[axis] - 1)
+                                along = math.floor((points[count, axis] - low[axis] + TOLERANCE) / cutoff)
+                                cube = cube * n_cubes[axis] + min(int(along), n_cubes[axis] - 1)
                             cubes[count] = cube
                             starts[cube + 1] += 1
                             count += 1

@@ -25,9 +25,9 @@ def sorted_by(rows: Any, offsets: Any) -> Any:
     """The stable order that sorts ``rows``, int32 [len(rows)], given the result of ``offsets_of`` for them."""
     free = offsets.copy()
     order = np.empty(len(rows), np.int32)
-    for place in range(len(rows)):
-        order[free[rows[place]]] = place
-        free[rows[place]] += 1
+    for position in range(len(rows)):
+        order[free[rows[position]]] = position
+        free[rows[position]] += 1
     return order
 
 
@@ -35,6 +35,6 @@ def sorted_by(rows: Any, offsets: Any) -> Any:
 def first_places(rows: Any, n: int) -> Any:
     """The first position of each number below ``n`` in ``rows``, which must contain all of them, int32 [n]."""
     first = np.empty(n, np.int32)
-    for place in range(len(rows) - 1, -1, -1):
-        first[rows[place]] = place
+    for position in range(len(rows) - 1, -1, -1):
+        first[rows[position]] = position
     return first

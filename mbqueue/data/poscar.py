@@ -47,51 +47,51 @@ def _check_lines(lines: list[str]) -> None:
     scale = _numbers(lines[1], 1, "the scale in line 2")[0]
     for line in lines[_LATTICE_LINES]:
         _numbers(line, 3, "a lattice vector")
-    symbols, counts, place = _species(lines)
-    if lines[place][:1] in ("s", "S"):
-        flags, place = 3, place + 1
+    symbols, counts, position = _species(lines)
+    if lines[position][:1] in ("s", "S"):
+        flags, position = 3, position + 1
     else:
         flags = 0
-    mode = lines[place] if place < len(lines) else ""
+    mode = lines[position] if position < len(lines) else ""
     if mode[:1] not in tuple(_MODES):
-        raise Unusable(f"line {place + 1} is {mode[:40]!r} instead of Direct or Cartesian")
+        raise Unusable(f"line {position + 1} is {mode[:40]!r} instead of Direct or Cartesian")
     if mode[0] in _CARTESIAN and scale < 0:
         raise Unusable("pymatgen misreads Cartesian coordinates under a negative scale; write a positive one")
     expected = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
-    atoms = lines[place + 1 : place + 1 + len(expected)]
+    atoms = lines[position + 1 : position + 1 + len(expected)]
     for number, (symbol, line) in enumerate(zip_longest(expected, atoms), 1):
         if line is None:
             raise Unusable(f"its counts give {len(expected)} atoms, but it lists {len(atoms)}")
         _check_atom(line.split(), symbol, flags, f"atom {number}")
-    rest = lines[place + 1 + len(expected)] if place + 1 + len(expected) < len(lines) else ""
+    rest = lines[position + 1 + len(expected)] if position + 1 + len(expected) < len(lines) else ""
     if rest and not rest.lower().startswith("l"):
         raise Unusable(f"its counts give {len(expected)} atoms, but after them comes {rest[:40]!r}")
 
 
 def _species(lines: list[str]) -> tuple[list[str], list[int], int]:
     """Symbols, counts and the index of the line after them."""
-    place = _SPECIES_LINE
+    position = _SPECIES_LINE
     symbols: list[str] = []
-    while place < len(lines) and lines[place] and not lines[place][0].isdigit():
-        for word in lines[place].split():
+    while position < len(lines) and lines[position] and not lines[position][0].isdigit():
+        for word in lines[position].split():
             found = _SPECIES.match(word)
             if found is None or found[1] not in ATOMIC_NUMBERS:
-                raise Unusable(f"{word[:40]!r} in line {place + 1} is not an element")
+                raise Unusable(f"{word[:40]!r} in line {position + 1} is not an element")
             symbols.append(found[1])
-        place += 1
+        position += 1
     if not symbols:
         raise Unusable(
             "it names no elements, as in VASP 4; add a line with the elements in order before the line of counts"
         )
     counts: list[int] = []
-    n_lines = place - _SPECIES_LINE
-    for line in lines[place : place + n_lines]:
+    n_lines = position - _SPECIES_LINE
+    for line in lines[position : position + n_lines]:
         if not all(word.isdecimal() for word in line.split()):
             raise Unusable(f"{line[:40]!r} is not a line of atom counts")
         counts += [int(word) for word in line.split()]
     if len(symbols) != len(counts):
         raise Unusable(f"it names {len(symbols)} elements but has {len(counts)} atom counts")
-    return symbols, counts, place + n_lines
+    return symbols, counts, position + n_lines
 
 
 def _check_atom(words: list[str], symbol: str, flags: int, what: str) -> None:

@@ -91,7 +91,7 @@ class _Watched:
         return line
 
     def _tell(self) -> None:
-        place = self._raw.tell()
-        if place != self._told:
-            self._told = place
-            self._progress(place, self._size)
+        position = self._raw.tell()
+        if position != self._told:
+            self._told = position
+            self._progress(position, self._size)

@@ -26,15 +26,15 @@ def places_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady_si
         steady_since: since when the mount has not failed; a mount that is gone uploads nothing.
     """
     before = now - SETTLED_SECONDS
-    settled = [place for place, at in enumerate(seen_at) if max(at, steady_since) <= before]
+    settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]
     # While none is settled, the oldest is most likely on the drive.
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now
     # On a mount that keeps failing nothing settles, and these reach back further.
     apart = max(SETTLED_SECONDS, now - last) / SPACED
-    for place in newer:
-        if seen_at[place] - last >= apart:
-            keep.add(place)
-            last = seen_at[place]
+    for position in newer:
+        if seen_at[position] - last >= apart:
+            keep.add(position)
+            last = seen_at[position]
     return keep | set(newer[-NEWEST:])

@@ -131,8 +131,8 @@ class Adopting(Part):
         """
         with self.writing() as db:
             experiment_id = find_experiment(db, trained.experiment, to_change=True).id
-            place = {"experiment_id": experiment_id, "fold": trained.fold, "now": now, "by": by}
-            jobs = db.execute(_JOBS_OF_FOLD, place).fetchall()
+            scope = {"experiment_id": experiment_id, "fold": trained.fold, "now": now, "by": by}
+            jobs = db.execute(_JOBS_OF_FOLD, scope).fetchall()
             if any(job["state"] == "leased" for job in jobs):
                 return False
             if publish is not None:
@@ -142,8 +142,8 @@ class Adopting(Part):
             changed = 0
             if any(job["state"] == "committed" and job["epoch"] > agreed for job in jobs):
                 put_back = f"the published chain that is accepted ends with {trained.source}"
-                changed += db.execute(REWIND, {**place, "to_epoch": agreed, "why": put_back}).rowcount
-            for job in db.execute(_JOBS_OF_FOLD, place).fetchall():
+                changed += db.execute(REWIND, {**scope, "to_epoch": agreed, "why": put_back}).rowcount
+            for job in db.execute(_JOBS_OF_FOLD, scope).fetchall():
                 if job["epoch"] <= agreed:
                     continue
                 if job["epoch"] > len(trained.history):
@@ -153,16 +153,16 @@ class Adopting(Part):
                 if job["state"] == "cancelled":
                     break
                 if job["state"] == "failed":
-                    db.execute(_WAIT, {**place, "id": job["id"], "why": why})
+                    db.execute(_WAIT, {**scope, "id": job["id"], "why": why})
                 row = trained.history[job["epoch"] - 1]
                 best = best_epoch(trained.history[: job["epoch"]])
                 assert best is not None
                 last = job["epoch"] == len(trained.history) and not trained.is_within
                 result = json.dumps({**row, "best_epoch": best[0]}, allow_nan=False, ensure_ascii=False)
                 values = {"id": job["id"], "result": result, "fence": trained.fence if last else 0, "why": why}
-                changed += db.execute(_adopt, {**place, **values}).rowcount
+                changed += db.execute(_adopt, {**scope, **values}).rowcount
             if trained.skip_rest:
-                skip = {**place, "epoch": len(trained.history), "why": f"early stopping, as {trained.source} says"}
+                skip = {**scope, "epoch": len(trained.history), "why": f"early stopping, as {trained.source} says"}
                 db.execute(_BACK_TO_WAITING, skip)
                 changed += db.execute(SKIP_LATER_EPOCHS, skip).rowcount
             if changed:
@@ -195,11 +195,11 @@ class Adopting(Part):
         """
         with self.writing() as db:
             found = find_experiment(db, experiment, to_change=True)
-            place = {"experiment_id": found.id, "now": now, "by": by, "why": f"adopted from {source}"}
+            scope = {"experiment_id": found.id, "now": now, "by": by, "why": f"adopted from {source}"}
             job = db.execute(
                 "SELECT id, state FROM jobs WHERE experiment_id = :experiment_id AND kind = :kind "
                 "AND coalesce(fold, -1) = :fold AND epoch IS NULL",
-                {**place, "kind": kind.value, "fold": -1 if fold is None else fold},
+                {**scope, "kind": kind.value, "fold": -1 if fold is None else fold},
             ).fetchone()
             if job is None or job["state"] not in {"waiting", "ready", "failed"}:
                 return False
@@ -213,9 +213,9 @@ class Adopting(Part):
                     )
                 db.execute("UPDATE experiments SET dataset_hash = ? WHERE id = ?", (result["dataset_hash"], found.id))
             if job["state"] == "failed":
-                db.execute(_WAIT, {**place, "id": job["id"]})
+                db.execute(_WAIT, {**scope, "id": job["id"]})
             text = json.dumps(dict(result), allow_nan=False, ensure_ascii=False)
-            changed = db.execute(_adopt, {**place, "id": job["id"], "result": text, "fence": 0}).rowcount
+            changed = db.execute(_adopt, {**scope, "id": job["id"], "result": text, "fence": 0}).rowcount
             settle(db, found.id, by=by, now=now)
             return bool(changed)
 

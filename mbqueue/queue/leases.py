@@ -334,8 +334,8 @@ class Leases(Claims):
     def _keep_dataset_hash(self, db: Statements, job: Job, dataset_hash: object) -> None:
         if not isinstance(dataset_hash, str):
             raise QueueError(f"The result of {job.label} lacks dataset_hash.")
-        place = {"experiment_id": job.experiment_id, "dataset_hash": dataset_hash}
-        if not db.execute(_SET_DATASET_HASH, place).rowcount:
+        scope = {"experiment_id": job.experiment_id, "dataset_hash": dataset_hash}
+        if not db.execute(_SET_DATASET_HASH, scope).rowcount:
             raise QueueError(
                 f"The crystals of {job.experiment} have changed since it was first prepared (their hash is now "
                 f"{dataset_hash[:16]}). Put the old data back, or enqueue it under a new name (--name)."
@@ -349,10 +349,10 @@ class Leases(Claims):
         """What makes ready the jobs that waited for this one; with ``skip_rest`` it first skips the later epochs."""
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
-            place = {"experiment_id": job.experiment_id, "fold": job.fold}
+            scope = {"experiment_id": job.experiment_id, "fold": job.fold}
             how = {"epoch": job.epoch, "by": lease.session, "now": now, "why": skip_rest}
-            db.execute(SKIP_LATER_EPOCHS, {**place, **how})
-            done = db.execute(_LAST_EPOCH, place).fetchone()["id"]
+            db.execute(SKIP_LATER_EPOCHS, {**scope, **how})
+            done = db.execute(_LAST_EPOCH, scope).fetchone()["id"]
         started = int(job.kind is not Kind.PREPARE)
         return _UNLOCK, {"id": done, "fold": job.fold, "session": lease.session, "now": now, "started": started}
 

@@ -225,14 +225,14 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, .
     narrow = (
         {row["attname"] for row in db.execute(_NARROW, (table,))} if target.database.dialect is POSTGRESQL else set()
     )
-    places = [place for place, column in enumerate(columns) if column in narrow]
+    positions = [position for position, column in enumerate(columns) if column in narrow]
     while chunk := list(islice(rows, _ROWS_AT_ONCE)):
         for row in chunk:
-            for place in places:
-                if row[place] is not None and abs(row[place]) > _LARGEST_NARROW:
+            for position in positions:
+                if row[position] is not None and abs(row[position]) > _LARGEST_NARROW:
                     raise QueueError(
-                        f"Row {row[0]} of {table} has {columns[place]} = {row[place]}, which {target.database.name} "
-                        "cannot hold. Nothing was changed."
+                        f"Row {row[0]} of {table} has {columns[position]} = {row[position]}, which "
+                        f"{target.database.name} cannot hold. Nothing was changed."
                     )
         db.executemany(statement, chunk)
 

@@ -42,8 +42,8 @@ STARTS_WAITING = Rule(
 FOLLOWS_THE_TABLE = Rule(
     name="jobs_follow_the_table",
     event="UPDATE OF state",
-    breaks=lambda place: (
-        f"NOT EXISTS (SELECT 1 FROM {place}transitions WHERE from_state = OLD.state AND to_state = NEW.state)"
+    breaks=lambda schema_prefix: (
+        f"NOT EXISTS (SELECT 1 FROM {schema_prefix}transitions WHERE from_state = OLD.state AND to_state = NEW.state)"
     ),
     says="not in the table of transitions",
 )

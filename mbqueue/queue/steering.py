@@ -70,7 +70,7 @@ def _held(sql: Dialect) -> str:
     return f"SELECT 1 FROM jobs WHERE id = ? AND fence = ? AND state = 'leased' {sql.lock}"
 
 
-class _Place(TypedDict):
+class _Scope(TypedDict):
     experiment_id: int
     fold: int | None
 
@@ -106,12 +106,12 @@ class Steering(Part):
         """
         require_priority(priority)
         with self.writing() as db:
-            place = _place(db, experiment, fold)
+            scope = _scope(db, experiment, fold)
             if fold is None:
-                db.execute("UPDATE experiments SET priority = ? WHERE id = ?", (priority, place["experiment_id"]))
-            changed = db.execute(_SET_PRIORITY, {**place, "priority": priority}).rowcount
+                db.execute("UPDATE experiments SET priority = ? WHERE id = ?", (priority, scope["experiment_id"]))
+            changed = db.execute(_SET_PRIORITY, {**scope, "priority": priority}).rowcount
             if changed:
-                _note(db, place, f"priority set to {priority}", by=by, now=now)
+                _note(db, scope, f"priority set to {priority}", by=by, now=now)
             return changed
 
     @repeatable
@@ -122,7 +122,7 @@ class Steering(Part):
             How many jobs were cancelled.
         """
         with self.writing() as db:
-            return db.execute(_CANCEL, {**_place(db, experiment, fold), "now": now, "by": by}).rowcount
+            return db.execute(_CANCEL, {**_scope(db, experiment, fold), "now": now, "by": by}).rowcount
 
     @repeatable
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
@@ -135,11 +135,11 @@ class Steering(Part):
             How many jobs this changed.
         """
         with self.writing() as db:
-            place = _place(db, experiment, fold)
-            changed = db.execute(_RETRY, {**place, "now": now, "by": by}).rowcount
-            changed += db.execute(_HURRY, place).rowcount
-            changed += take_up(db, place["experiment_id"], by=by, now=now)
-            settle(db, place["experiment_id"], by=by, now=now)
+            scope = _scope(db, experiment, fold)
+            changed = db.execute(_RETRY, {**scope, "now": now, "by": by}).rowcount
+            changed += db.execute(_HURRY, scope).rowcount
+            changed += take_up(db, scope["experiment_id"], by=by, now=now)
+            settle(db, scope["experiment_id"], by=by, now=now)
             return changed
 
     @repeatable
@@ -175,45 +175,45 @@ class Steering(Part):
         if not folds:
             return 0
         with self.writing() as db:
-            places = [(_place(db, experiment, fold), why) for fold, why in folds.items()]
+            scopes = [(_scope(db, experiment, fold), why) for fold, why in folds.items()]
             if lease is not None:
                 _require(db, lease)
                 _require_progress(db, lease, next(iter(folds.values())))
                 by = lease.session
             how = {"to_epoch": to_epoch, "now": now, "by": by}
-            changed = sum(db.execute(REWIND, {**place, "why": why, **how}).rowcount for place, why in places)
-            settle(db, places[0][0]["experiment_id"], by=by, now=now)
+            changed = sum(db.execute(REWIND, {**scope, "why": why, **how}).rowcount for scope, why in scopes)
+            settle(db, scopes[0][0]["experiment_id"], by=by, now=now)
             return changed
 
     def _set_paused(self, experiment: str, fold: int | None, *, paused: bool, by: str, now: float) -> int:
         with self.writing() as db:
-            place = _place(db, experiment, fold)
+            scope = _scope(db, experiment, fold)
             if fold is None:
-                db.execute("UPDATE experiments SET paused = ? WHERE id = ?", (int(paused), place["experiment_id"]))
-            changed = db.execute(_PAUSE_JOBS, {**place, "paused": int(paused)}).rowcount
+                db.execute("UPDATE experiments SET paused = ? WHERE id = ?", (int(paused), scope["experiment_id"]))
+            changed = db.execute(_PAUSE_JOBS, {**scope, "paused": int(paused)}).rowcount
             if changed:
-                _note(db, place, "paused" if paused else "resumed", by=by, now=now)
+                _note(db, scope, "paused" if paused else "resumed", by=by, now=now)
             return changed
 
 
-def _place(db: Statements, experiment: str, fold: int | None) -> _Place:
-    place: _Place = {"experiment_id": find_experiment(db, experiment, to_change=True).id, "fold": fold}
+def _scope(db: Statements, experiment: str, fold: int | None) -> _Scope:
+    scope: _Scope = {"experiment_id": find_experiment(db, experiment, to_change=True).id, "fold": fold}
     if fold is not None:
         query = "SELECT 1 FROM jobs WHERE experiment_id = :experiment_id AND fold = :fold LIMIT 1"
-        if db.execute(query, place).fetchone() is None:
+        if db.execute(query, scope).fetchone() is None:
             raise UsageError(f"{experiment} has no fold {fold} in the queue. Add it: mbqueue enqueue --folds {fold}")
-    return place
+    return scope
 
 
-def _note(db: Statements, place: _Place, why: str, *, by: str, now: float) -> None:
-    where = "" if place["fold"] is None else f"fold {place['fold']} "
-    note(db, where + why, by=by, now=now, experiment_id=place["experiment_id"])
+def _note(db: Statements, scope: _Scope, why: str, *, by: str, now: float) -> None:
+    where = "" if scope["fold"] is None else f"fold {scope['fold']} "
+    note(db, where + why, by=by, now=now, experiment_id=scope["experiment_id"])
 
 
 def _require_progress(db: Statements, lease: Lease, why: str) -> None:
     job = lease.job
-    place = {"experiment_id": job.experiment_id, "id": job.id}
-    rewound = db.execute(_REWOUND, {**place, "session": lease.session, "why": why}).fetchone()
+    scope = {"experiment_id": job.experiment_id, "id": job.id}
+    rewound = db.execute(_REWOUND, {**scope, "session": lease.session, "why": why}).fetchone()
     if rewound["same"]:
         raise RewoundBefore(
             f"{job.label}: {why} The same damage was found before, and remaking the files did not help. "

@@ -48,7 +48,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     of_members = [choice for member in members for choice in _choices(member["spec"])]
     # A blend has the marks of its members, for the folds of all; each member's record names its search.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
-    return [choice for place, choice in enumerate(found) if choice not in found[:place]]
+    return [choice for position, choice in enumerate(found) if choice not in found[:position]]
 
 
 def _folds(folds: list[int] | tuple[int, ...]) -> str:

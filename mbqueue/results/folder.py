@@ -157,15 +157,15 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     Raises:
         ResultsError: if there is none; the error lists those that exist.
     """
-    places = list(results_dirs)
-    found = [path.parent for place in places for path in place.glob(f"daily/*/*/{RESULTS_FILE}")]
+    folders = list(results_dirs)
+    found = [path.parent for results_dir in folders for path in results_dir.glob(f"daily/*/*/{RESULTS_FILE}")]
     named = [folder for folder in found if folder.name == name]
     named = named or [folder for folder in found if _facts(folder)[0] == name]
     if named:
         return max(named, key=lambda folder: (folder.parent.name, recorded_at(folder)))
     known = ", ".join(sorted({folder.name for folder in found})) or "none"
     raise ResultsError(
-        f"There are no complete results of {name!r} in {' or '.join(map(str, places))}. The complete ones are: "
+        f"There are no complete results of {name!r} in {' or '.join(map(str, folders))}. The complete ones are: "
         f"{known}. `mbqueue status` shows the progress of the others."
     )
 

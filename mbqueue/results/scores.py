@@ -129,8 +129,8 @@ def roc_auc(is_one: NDArray[np.bool_], probability: NDArray[np.float64]) -> floa
     Args:
         is_one: [N], with both values present. probability: [N]; ties count half.
     """
-    _, place, counts = np.unique(probability, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, position, counts = np.unique(probability, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[position]
     ones = int(is_one.sum())
     return float((ranks[is_one].sum() - ones * (ones + 1) / 2) / (ones * (len(is_one) - ones)))
 

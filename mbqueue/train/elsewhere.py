@@ -61,12 +61,12 @@ class Elsewhere:
         if not others:
             return {}
         wanted = {content: shard for shard, content in enumerate(contents(self._crystals, self._frozen))}
-        places: dict[int, list[tuple[FrozenBackbone, int]]] = {}
+        sources: dict[int, list[tuple[FrozenBackbone, int]]] = {}
         for source, crystals in others:
             for there, content in enumerate(contents(crystals, source)):
                 if content in wanted:
-                    places.setdefault(wanted[content], []).append((source, there))
-        return places
+                    sources.setdefault(wanted[content], []).append((source, there))
+        return sources
 
     def _others(self) -> list[tuple[FrozenBackbone, Crystals]]:
         own, cache_dir = self._frozen.folder, self._frozen.folder.parent

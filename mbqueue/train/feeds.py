@@ -147,12 +147,12 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
     """
     parts: list[Rows] = []
     start, cost = 0, 0
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         more = int(costs[row])
-        full = place - start >= largest_count or (largest_cost and cost + more > largest_cost)
-        if full and place > start:
-            parts.append(rows[start:place])
-            start, cost = place, 0
+        full = position - start >= largest_count or (largest_cost and cost + more > largest_cost)
+        if full and position > start:
+            parts.append(rows[start:position])
+            start, cost = position, 0
         cost += more
     if len(rows):
         parts.append(rows[start:])

@@ -95,11 +95,11 @@ class _Layout:
         dead = ("site_wise.", "readout_norm.", "mlp.", "composition_model.", f"angle_layers.{model.n_conv - 2}.")
         named = {name: p for name, p in model.named_parameters() if not name.startswith(dead)}
         self.parameters = list(named.values())
-        total, places = 0, {}
+        total, positions = 0, {}
         for name, parameter in named.items():
-            places[name] = torch.arange(total, total + parameter.numel()).view(parameter.shape)
+            positions[name] = torch.arange(total, total + parameter.numel()).view(parameter.shape)
             total += parameter.numel()
-        pieces = _pieces(places, model.n_conv, zero=torch.tensor([total]))
+        pieces = _pieces(positions, model.n_conv, zero=torch.tensor([total]))
         self.shapes = {name: piece.shape for name, piece in pieces.items()}
         index = torch.cat([piece.flatten() for piece in pieces.values()])
         back, start = torch.empty(total + 1, dtype=torch.long), 0

@@ -65,8 +65,8 @@ class Figures:
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 
         folder = self._project.results_folder(entry["name"])
-        places = {fold["fold"]: history_file(folder, fold["fold"]) for fold in entry["folds"]}
-        histories = {fold: read_history(path) for fold, path in places.items() if path.is_file()}
+        paths = {fold["fold"]: history_file(folder, fold["fold"]) for fold in entry["folds"]}
+        histories = {fold: read_history(path) for fold, path in paths.items() if path.is_file()}
         if not any(histories.values()):
             return {}
         return {_CURVES: figures.learning_curves(histories, self._project.target(entry["name"]))}
@@ -105,9 +105,9 @@ class Figures:
         from mbqueue.results.report.comparison import paired_differences, sections  # noqa: PLC0415
 
         comparison = self._project.compare(names)
-        place = '<div class="figure" id="figure-paired" data-figure="paired"></div>'
+        placeholder = '<div class="figure" id="figure-paired" data-figure="paired"></div>'
         figure = b'{"paired":' + paired_differences(comparison).to_json().encode() + b"}"
-        return "\n".join(sections(comparison, place)), figure
+        return "\n".join(sections(comparison, placeholder)), figure
 
     def _state_of_files(self, name: str) -> tuple[tuple[str, int, int], ...]:
         folder = self._project.results_folder(name)

@@ -203,7 +203,7 @@ class _Board:
             jobs_dir = self._project.folder.jobs_dir
             html = self._templates.get_template("overview.html").render(
                 **shared,
-                shown=[experiments[place] for place in shown],
+                shown=[experiments[position] for position in shown],
                 not_shown=len(experiments) - len(shown),
                 here=this_process().host,
                 times={entry["name"]: time_left([entry], session_seconds) for entry in experiments},
@@ -355,12 +355,12 @@ def _part_done(job: Mapping[str, Any] | None) -> float:
 
 def _spark(values: list[float | None]) -> str:
     """Points of an SVG polyline, 100 wide and 24 high, for a curve on a logarithmic scale; empty for fewer than two."""
-    known = [(place, math.log(value)) for place, value in enumerate(values) if value is not None and value > 0]
+    known = [(position, math.log(value)) for position, value in enumerate(values) if value is not None and value > 0]
     if len(known) < 2:
         return ""
     low, high = min(y for _, y in known), max(y for _, y in known)
     span, last = (high - low) or 1.0, known[-1][0]
-    return " ".join(f"{100 * place / last:.1f},{22 - 20 * (y - low) / span:.1f}" for place, y in known)
+    return " ".join(f"{100 * position / last:.1f},{22 - 20 * (y - low) / span:.1f}" for position, y in known)
 
 
 def _trials_by_search(overview: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -88,8 +88,8 @@ def parse_address(url: str) -> Address:
 
 def _is_plain(base: str) -> bool:
     """Whether a URL is unambiguous up to its options: at most one @, and none in the database's name."""
-    place, _, database = base.partition("//")[2].partition("/")
-    return place.count("@") <= 1 and "@" not in database
+    server, _, database = base.partition("//")[2].partition("/")
+    return server.count("@") <= 1 and "@" not in database
 
 
 def _is_sound(options: Mapping[str, Any]) -> bool:

@@ -201,7 +201,7 @@ def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
     """
     from psycopg import sql  # noqa: PLC0415 - optional package
 
-    place = sql.Identifier(schema)
+    identifier = sql.Identifier(schema)
     with connection.transaction():
         # The lock of processes that create tables, in any schema of this database.
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('mbqueue'), hashtext('schema'))")
@@ -210,10 +210,10 @@ def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
         if version == SCHEMA_VERSION:
             return
         if connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:
-            connection.execute(sql.SQL("CREATE SCHEMA {}").format(place))
-        connection.execute(sql.SQL("SET LOCAL search_path TO {}, pg_temp").format(place))
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(identifier))
+        connection.execute(sql.SQL("SET LOCAL search_path TO {}, pg_temp").format(identifier))
         for statement in _statements_from(version):
-            connection.execute(statement.replace("{schema}", place.as_string(connection)).encode())
+            connection.execute(statement.replace("{schema}", identifier.as_string(connection)).encode())
         connection.execute("CREATE TABLE IF NOT EXISTS mbqueue_schema (version integer NOT NULL)")
         connection.execute("DELETE FROM mbqueue_schema")
         connection.execute("INSERT INTO mbqueue_schema VALUES (%s)", (SCHEMA_VERSION,))

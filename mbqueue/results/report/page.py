@@ -241,7 +241,7 @@ def _verdicts(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
 def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
     cells = [
         [
-            str(place),
+            str(position),
             _link(row),
             escape(row.composition),
             str(row.fold),
@@ -250,7 +250,7 @@ def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
             number(row.y_pred),
             f"<b>{number(row.abs_error)}</b>",
         ]
-        for place, row in enumerate(rows, start=1)
+        for position, row in enumerate(rows, start=1)
     ]
     head = ["#", "Crystal", "Composition", "Fold", "Atoms", "Target", "Prediction", "Error"]
     return table(head, cells, left=(1, 2)) + (
@@ -289,8 +289,8 @@ def _where_time_went(timeline: Sequence[sessions.Span]) -> str:
         return [format_duration(spent[kind]) if spent.get(kind) else "–" for kind in kinds]
 
     rows = [
-        [f"{place}. {escape(device)}", *cells(spent)]
-        for place, ((_, device), spent) in enumerate(of_sessions.items(), start=1)
+        [f"{position}. {escape(device)}", *cells(spent)]
+        for position, ((_, device), spent) in enumerate(of_sessions.items(), start=1)
     ]
     total = {kind: sum(spent.get(kind, 0.0) for spent in of_sessions.values()) for kind in kinds}
     words = [text for kind, text in _MEANING.items() if kind in kinds]

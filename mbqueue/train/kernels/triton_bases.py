@@ -94,11 +94,11 @@ def basis_forward(
         weight = tl.load(matrix + k[:, None] + column[None, :] * 32)
         result = tl.dot(basis, weight, input_precision=precision, out_dtype=x.dtype)
         if piece == 0:
-            place = out + row.to(tl.int64)[:, None] * 64
+            pointer = out + row.to(tl.int64)[:, None] * 64
         else:
             start = n.to(tl.int64) * (64 + (piece - 1) // 2 * 128) + (piece - 1) % 2 * 64
-            place = out + start + row.to(tl.int64)[:, None] * 128
-        tl.store(place + column[None, :], result, mask=mask[:, None])
+            pointer = out + start + row.to(tl.int64)[:, None] * 128
+        tl.store(pointer + column[None, :], result, mask=mask[:, None])
 
 
 @triton.jit(do_not_specialize=["n", "rows_each"])

@@ -28,8 +28,8 @@ def add_all_partials_kernel(table, dtype: tl.constexpr, rows: tl.constexpr):
     total = tl.zeros([64], dtype)
     for start in range(0, count, rows):
         row = start + tl.arange(0, rows)
-        place = partials + row[:, None] * stride + column[None, :]
-        total += tl.sum(tl.load(place, mask=(row < count)[:, None], other=0.0), axis=0)
+        pointer = partials + row[:, None] * stride + column[None, :]
+        total += tl.sum(tl.load(pointer, mask=(row < count)[:, None], other=0.0), axis=0)
     tl.store(out + column, total)
 
 

@@ -20,8 +20,8 @@ from mbqueue.train.kernels.triton_sums import by_number
 def _first_atom(n_atoms, crystal, block: tl.constexpr):
     total = tl.zeros([block], tl.int64)
     for start in range(0, crystal, block):
-        place = start + tl.arange(0, block)
-        total += tl.load(n_atoms + place, mask=place < crystal, other=0)
+        position = start + tl.arange(0, block)
+        total += tl.load(n_atoms + position, mask=position < crystal, other=0)
     return tl.sum(total, axis=0)
 
 
@@ -103,8 +103,8 @@ def read_out_backward(
     for start in range(0, count, tile):
         atom = start + tl.arange(0, tile)
         mask = (atom < count)[:, None]
-        place = (begin + atom)[:, None] * 64 + column[None, :]
-        normed, root = normalised(tl.load(features + place, mask=mask, other=0.0))
+        position = (begin + atom)[:, None] * 64 + column[None, :]
+        normed, root = normalised(tl.load(features + position, mask=mask, other=0.0))
         input_1 = normed * scale + tl.load(weights + 64 + column)[None, :]
         pre_1 = _layer(input_1, one, one + 4096, column, precision)
         gate_1 = sigmoid(pre_1)
@@ -123,17 +123,17 @@ def read_out_backward(
         scaled = d * scale
         mean = tl.sum(scaled, axis=1)[:, None] / 64.0
         along = tl.sum(scaled * normed, axis=1)[:, None] / 64.0
-        tl.store(d_features + place, (scaled - mean - normed * along) * root, mask=mask)
-        tl.store(inputs + place, input_1, mask=mask)
-        tl.store(inputs + size + place, input_2, mask=mask)
-        tl.store(inputs + 2 * size + place, input_3, mask=mask)
-        tl.store(gradients + place, d_1, mask=mask)
-        tl.store(gradients + size + place, d_2, mask=mask)
-        tl.store(gradients + 2 * size + place, d_3, mask=mask)
-        tl.store(gradients + 3 * size + place, d * normed, mask=mask)
-        tl.store(gradients + 4 * size + place, d, mask=mask)
-        tl.store(gradients + 5 * size + place, d_site * pre_3 * gate_3, mask=mask)
-        tl.store(gradients + 6 * size + place, d_site + tl.zeros_like(d), mask=mask)
+        tl.store(d_features + position, (scaled - mean - normed * along) * root, mask=mask)
+        tl.store(inputs + position, input_1, mask=mask)
+        tl.store(inputs + size + position, input_2, mask=mask)
+        tl.store(inputs + 2 * size + position, input_3, mask=mask)
+        tl.store(gradients + position, d_1, mask=mask)
+        tl.store(gradients + size + position, d_2, mask=mask)
+        tl.store(gradients + 2 * size + position, d_3, mask=mask)
+        tl.store(gradients + 3 * size + position, d * normed, mask=mask)
+        tl.store(gradients + 4 * size + position, d, mask=mask)
+        tl.store(gradients + 5 * size + position, d_site * pre_3 * gate_3, mask=mask)
+        tl.store(gradients + 6 * size + position, d_site + tl.zeros_like(d), mask=mask)
 
 
 #: Sizes of the parts of the weight vector of `energies_forward`: the norm's scale and shift, three layers (matrix,

@@ -101,9 +101,9 @@ def sum_by_number(x, order, offsets, out, ROWS: tl.constexpr):  # noqa: N803
     begin, end = tl.load(offsets + number), tl.load(offsets + number + 1)
     total = tl.zeros([64], out.dtype.element_ty)
     for start in range(begin, end, ROWS):
-        place = start + tl.arange(0, ROWS)
-        mask = place < end
-        row = tl.load(order + place, mask=mask, other=0)
+        position = start + tl.arange(0, ROWS)
+        mask = position < end
+        row = tl.load(order + position, mask=mask, other=0)
         total += tl.sum(tl.load(x + row[:, None] * 64 + column[None, :], mask=mask[:, None], other=0.0), axis=0)
     tl.store(out + number * 64 + column, total)
 
