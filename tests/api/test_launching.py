@@ -189,7 +189,9 @@ def test_each_session_is_a_job_of_its_own(project: ProjectFolder, programs: Prog
     assert all((project.launched_dir / f"{job.job_id}_submitted.pkl").exists() for job in jobs)
 
 
-def test_a_refusal_of_sbatch_is_told_with_what_was_submitted_before(project: ProjectFolder, programs: Programs) -> None:
+def test_a_refusal_of_sbatch_is_reported_with_the_jobs_submitted_before(
+    project: ProjectFolder, programs: Programs
+) -> None:
     enqueue(project, small_spec(project))
     done = project.root / "done"
     programs(
@@ -200,7 +202,7 @@ def test_a_refusal_of_sbatch_is_told_with_what_was_submitted_before(project: Pro
         Project(project.root).launch_slurm(time="2h", gpus=2)
 
 
-def test_what_cannot_be_launched_is_told_before_anything_is_submitted(
+def test_an_impossible_launch_is_refused_before_anything_is_submitted(
     project: ProjectFolder, programs: Programs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here = Project(project.root)

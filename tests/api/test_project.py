@@ -150,7 +150,7 @@ def test_the_predictions_are_those_of_the_files(worked: Worked) -> None:
     assert predictions["fold"].tolist() == [0] * len(files[0]) + [1] * len(files[1])
 
 
-def test_the_model_of_a_fold_is_a_chgnet_and_a_missing_one_is_told(worked: Worked) -> None:
+def test_the_model_of_a_fold_is_a_chgnet_and_a_missing_one_is_an_error(worked: Worked) -> None:
     from chgnet.model import CHGNet
 
     assert isinstance(worked.project.model("head_finetune", 1), CHGNet)
@@ -169,7 +169,9 @@ def test_an_experiment_that_is_not_finished_is_reported_as_far_as_it_is(worked: 
     assert "fold 0" in worked.half_report.lower()
 
 
-def test_a_report_of_what_is_not_finished_shows_resumes_under_other_conditions(worked: Worked, tmp_path: Path) -> None:
+def test_a_report_of_an_unfinished_experiment_shows_resumes_under_other_conditions(
+    worked: Worked, tmp_path: Path
+) -> None:
     shutil.copytree(worked.project.folder.root, tmp_path / "project")
     (tmp_path / "project" / "mbqueue.toml").unlink()  # its hooks are another test's
     project = Project(tmp_path / "project")
@@ -184,7 +186,7 @@ def test_a_report_of_what_is_not_finished_shows_resumes_under_other_conditions(w
     assert "Resumed under different conditions at fold 0, epoch 1" in page.read_text()
 
 
-def test_results_that_are_only_in_the_live_folder_are_found_and_said_to_be_there(
+def test_results_that_are_only_in_the_live_folder_are_found_with_a_note(
     worked: Worked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MBQUEUE_LIVE_DIR", str(tmp_path / "live"))
@@ -237,7 +239,7 @@ def test_tensorboard_files_hold_every_epoch_and_step(worked: Worked) -> None:
     assert [event.step for event in steps.Scalars("step/loss")] == list(range(1, 9))
 
 
-def test_results_that_were_deleted_are_told_and_made_again_by_retry(worked: Worked, tmp_path: Path) -> None:
+def test_deleted_results_are_reported_and_rebuilt_by_retry(worked: Worked, tmp_path: Path) -> None:
     copied = tmp_path / "project"
     shutil.copytree(worked.project.folder.root, copied)
     project = Project(copied)

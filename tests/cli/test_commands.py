@@ -44,7 +44,7 @@ def test_enqueueing_the_same_thing_twice_changes_nothing_and_says_so(mbqueue: Co
     assert mbqueue("events", "--json").out == before
 
 
-def test_a_changed_spec_under_the_same_name_is_refused_with_what_differs(mbqueue: Command) -> None:
+def test_a_changed_spec_under_the_same_name_is_refused_with_the_differences(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--set", "train.lr=3e-4")
     assert said.code == USAGE
@@ -61,13 +61,13 @@ def test_a_changed_spec_under_a_new_name_is_another_experiment(mbqueue: Command)
     assert names["short"]["results_dir"].endswith("/short")
 
 
-def test_more_folds_are_added_to_what_is_there(mbqueue: Command) -> None:
+def test_more_folds_are_added_to_an_experiment(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0")
     said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-2")
     assert "folds 1, 2 added" in said.out
 
 
-def test_a_priority_that_does_not_count_any_more_is_told(mbqueue: Command) -> None:
+def test_the_priority_of_a_second_enqueue_is_ignored_with_a_note(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--priority", "2")
     said = mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--priority", "5")
     assert "stays 2" in said.err
@@ -135,7 +135,7 @@ def test_priority_is_set_for_an_experiment(mbqueue: Command) -> None:
     assert json.loads(mbqueue("status", "--json").out)["experiments"][0]["priority"] == 7
 
 
-def test_events_tell_what_happened_to_which_job(mbqueue: Command) -> None:
+def test_events_show_what_happened_to_which_job(mbqueue: Command) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--epochs", "1", "--folds", "0")
     mbqueue("cancel", "full_finetune", "--yes")
     lines = mbqueue("events", "full_finetune").out.splitlines()
@@ -245,7 +245,7 @@ def test_seeds_and_a_seed_do_not_go_together(mbqueue: Command) -> None:
     assert "The seed is given both" in said.err
 
 
-def test_init_makes_a_project_and_says_what_is_next(mbqueue: Command, tmp_path: Path) -> None:
+def test_init_makes_a_project_and_prints_the_next_step(mbqueue: Command, tmp_path: Path) -> None:
     said = mbqueue("init", str(tmp_path / "fresh"))
     assert said.code == 0
     assert "mbqueue enqueue" in said.err

@@ -162,7 +162,7 @@ def test_predict_says_that_an_error_on_crystals_that_were_trained_on_is_no_score
     assert "results.json" in said.out
 
 
-def test_columns_can_be_named_and_are_said(
+def test_columns_can_be_named_and_are_printed(
     mbqueue: Command, project: ProjectFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [json.loads(line) for line in gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines()[:6]]
@@ -181,7 +181,7 @@ def test_enqueueing_the_head_for_energies_for_another_target_names_the_one_that_
     assert "fits better" not in mbqueue("enqueue", "head_finetune").err
 
 
-def test_predict_takes_missing_targets_and_drops_what_cannot_be_used(
+def test_predict_accepts_missing_targets_and_drops_unusable_entries(
     mbqueue: Command, project: ProjectFolder, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines()[:3]]

@@ -52,7 +52,7 @@ def states(project: ProjectFolder) -> dict[str, tuple[State, bool, int]]:
 
 
 @pytest.mark.parametrize("loss", ["gone", "damaged"])
-def test_recover_brings_back_what_has_no_commit_and_what_was_paused_cancelled_or_urgent(
+def test_recover_restores_experiments_without_commits_and_pauses_cancellations_and_priorities(
     mbqueue: Command, project: ProjectFolder, loss: str
 ) -> None:
     for arguments in (
@@ -89,7 +89,7 @@ def test_recover_brings_back_what_has_no_commit_and_what_was_paused_cancelled_or
     ],
     ids=["folder", "name", "priority", "fold", "empty"],
 )
-def test_a_damaged_or_hostile_note_of_what_was_asked_for_is_passed_over(
+def test_a_damaged_or_hostile_record_of_an_experiment_is_skipped(
     mbqueue: Command, project: ProjectFolder, caplog: pytest.LogCaptureFixture, hostile: Callable[[dict], dict]
 ) -> None:
     assert mbqueue("enqueue", "full_finetune", *SMALL).code == 0

@@ -41,7 +41,7 @@ FAILURE, USAGE = 1, 2
         (("work", "--forever", "--session", "1h"), ["--forever"]),
     ],
 )
-def test_a_mistake_is_answered_with_what_to_do(mbqueue: Command, arguments: tuple[str, ...], said: list[str]) -> None:
+def test_a_mistake_is_answered_with_advice(mbqueue: Command, arguments: tuple[str, ...], said: list[str]) -> None:
     answer = mbqueue(*arguments)
     assert answer.code in {FAILURE, USAGE}
     assert answer.out == ""
@@ -88,7 +88,7 @@ def test_a_spec_edited_after_enqueueing_is_not_mixed_in(mbqueue: Command, projec
     assert "train.batch_size: 64 in the queue, 32 now" in answer.err
 
 
-def test_a_damaged_queue_is_told_as_such(mbqueue: Command, project: ProjectFolder) -> None:
+def test_a_damaged_queue_is_reported_as_damaged(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample")
     for path in project.state_dir.glob("queue.db*"):
         path.unlink()
@@ -98,7 +98,7 @@ def test_a_damaged_queue_is_told_as_such(mbqueue: Command, project: ProjectFolde
     assert "damaged" in answer.err
 
 
-def test_a_state_folder_that_is_gone_is_told_as_no_project(mbqueue: Command, project: ProjectFolder) -> None:
+def test_a_folder_without_state_is_not_a_project(mbqueue: Command, project: ProjectFolder) -> None:
     shutil.rmtree(project.state_dir)
     answer = mbqueue("status")
     assert answer.code == USAGE
@@ -124,7 +124,7 @@ def test_the_traceback_is_shown_on_request_only(mbqueue: Command, project: Proje
         (("retry", "full_finetune", "--fold", "4"), ["no fold 4", "mbqueue enqueue --folds 4"]),
     ],
 )
-def test_a_mistake_with_an_experiment_in_the_queue_is_answered_with_what_to_do(
+def test_a_mistake_with_an_experiment_in_the_queue_is_answered_with_advice(
     mbqueue: Command, arguments: tuple[str, ...], said: list[str]
 ) -> None:
     mbqueue("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0")
@@ -151,7 +151,7 @@ def test_a_second_session_in_the_background_is_refused(mbqueue: Command, project
     assert "mbqueue logs" in answer.err
 
 
-def test_a_gpu_that_is_not_there_is_told(mbqueue: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(mbqueue: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     def no_gpu(*arguments: object, **options: object) -> None:
@@ -165,7 +165,7 @@ def test_a_gpu_that_is_not_there_is_told(mbqueue: Command, monkeypatch: pytest.M
     assert "NVIDIA driver" in answer.err
 
 
-def test_tensorboard_that_is_not_installed_is_told(mbqueue: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_reported(mbqueue: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -184,7 +184,7 @@ def test_a_drive_that_is_not_mounted_is_thought_of(
     assert "mount that first" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_with_what_can_be_freed(
+def test_a_full_disk_is_reported_with_what_can_be_freed(
     mbqueue: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -197,7 +197,7 @@ def test_a_full_disk_is_told_with_what_can_be_freed(
     assert "mbqueue cache prune" in answer.err
 
 
-def test_a_queue_that_cannot_be_opened_is_told_with_where_to_look(mbqueue: Command, project: ProjectFolder) -> None:
+def test_an_unopenable_queue_is_reported_with_where_to_look(mbqueue: Command, project: ProjectFolder) -> None:
     project.queue_db.mkdir()
     answer = mbqueue("status")
     assert answer.code == FAILURE
@@ -205,7 +205,7 @@ def test_a_queue_that_cannot_be_opened_is_told_with_where_to_look(mbqueue: Comma
     assert "permissions" in answer.err
 
 
-def test_a_project_that_may_not_be_read_is_told_with_where_to_look(
+def test_an_unreadable_project_is_reported_with_where_to_look(
     mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(path: Path) -> str:
@@ -226,9 +226,7 @@ def test_a_hook_that_is_misspelt_in_the_settings_is_named(mbqueue: Command, proj
     assert "notify.webhok" in answer.err
 
 
-def test_a_results_folder_that_was_deleted_is_told_with_how_to_make_it_again(
-    mbqueue: Command, project: ProjectFolder
-) -> None:
+def test_a_deleted_results_folder_is_reported_with_how_to_rebuild_it(mbqueue: Command, project: ProjectFolder) -> None:
     mbqueue("enqueue", "pretrained_infer", "--dataset", "sample", "--folds", "0", "--set", "data.limit=20")
     assert mbqueue("work", "--device", "cpu").code == 0
     (folder,) = project.results_dir.glob("daily/*/*")
@@ -242,7 +240,7 @@ def test_a_results_folder_that_was_deleted_is_told_with_how_to_make_it_again(
     assert mbqueue("report", "pretrained_infer").code == 0
 
 
-def test_matbench_that_is_missing_at_export_is_told_with_how_to_install_it(
+def test_export_without_matbench_says_how_to_install_it(
     mbqueue: Command, project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project.results_dir / "daily" / "2026-01-01" / "whole"

@@ -33,7 +33,7 @@ def run(
 
 
 @pytest.mark.parametrize("command", [("status",), ("--project", "here", "status"), ("init", "new")])
-def test_a_working_folder_that_is_gone_is_said_to_be(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_missing_working_folder_is_reported(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "gone").mkdir()
     said = run(tmp_path / "gone", *command, remove=tmp_path / "gone")
     assert said.returncode == 2, said.stderr

@@ -63,7 +63,7 @@ def test_a_long_name_takes_no_digit_from_a_number(comparison, width):
         assert "0.0200" in drawn
 
 
-def test_the_pair_is_told_with_its_interval_and_verdict(comparison):
+def test_the_pair_is_shown_with_its_interval_and_verdict(comparison):
     drawn = draw(comparison)
     assert "second against first on 100 common crystals: second is better" in drawn
     assert "95% interval -0.00150 to -0.00050" in drawn
@@ -73,7 +73,7 @@ def test_a_score_that_does_not_compare_with_the_leaderboard_says_why(comparison)
     assert "first cannot be compared with the leaderboard: folds 2, 3, 4" in draw(comparison)
 
 
-def test_too_few_crystals_for_an_interval_are_said_to_be(comparison):
+def test_too_few_crystals_for_an_interval_are_reported(comparison):
     few = dataclasses.replace(comparison.pairs[0], n=1, low=None, high=None)
     drawn = draw(dataclasses.replace(comparison, pairs=(few,)))
     assert "too few common crystals to tell" in drawn

@@ -92,7 +92,7 @@ def work_through(queue, *, epochs, identity=None):
     return session
 
 
-def test_a_real_queue_is_told_fold_by_fold(queue):
+def test_a_real_queue_is_shown_fold_by_fold(queue):
     session = work_through(queue, epochs=2)
     lines = draw(queue.overview(now=NOW)).splitlines()
     fold_0, fold_1 = (next(line for line in lines if line.startswith(f"{fold} ")) for fold in (0, 1))
@@ -102,7 +102,7 @@ def test_a_real_queue_is_told_fold_by_fold(queue):
     assert "    small fold 0 epoch 3 49 %, 311.2 crystals/s, ends in 1h00m" in lines
 
 
-def test_a_session_that_was_just_killed_is_shown_as_dead_with_what_it_left(queue):
+def test_a_session_just_killed_is_shown_as_dead_with_its_job(queue):
     with holding_open(queue.database.file) as pid:
         session = work_through(queue, epochs=2, identity=identity_of(pid))
         living = queue.overview(now=NOW)
@@ -115,7 +115,7 @@ def test_a_session_that_was_just_killed_is_shown_as_dead_with_what_it_left(queue
     assert "No session is running. Start one with: mbqueue work" in lines
 
 
-def test_time_left_is_told_in_hours_and_in_sessions(queue):
+def test_time_left_is_shown_in_hours_and_in_sessions(queue):
     work_through(queue, epochs=2)
     overview = queue.overview(now=NOW)
     used, left = gpu_seconds(overview["experiments"][0])
@@ -162,7 +162,7 @@ def test_a_failed_job_is_shown_with_the_command_that_tries_it_again(queue):
     assert "No session is running. Start one with: mbqueue work" in lines
 
 
-def test_a_job_that_rests_after_a_failure_says_when_it_is_tried_again(queue):
+def test_a_failed_job_shows_its_next_attempt(queue):
     work_through(queue, epochs=0)
     overview = queue.overview(now=NOW)
     error = {"job": 1, "experiment": "small", "kind": "prepare", "fold": None, "epoch": None, "state": "ready"}
@@ -211,7 +211,7 @@ def test_an_output_without_blocks_gets_ascii():
     assert "test MAE 0.0250 +- 0.0050 eV/atom over 2 folds" in drawn
 
 
-def test_of_very_many_experiments_those_are_drawn_that_matter_and_the_others_counted():
+def test_of_very_many_experiments_the_important_ones_are_drawn_and_the_others_counted():
     overview = overview_of([fold_entry(state="running")])
     (entry,) = overview["experiments"]
     many = [{**entry, "name": f"old-{i}", "state": "done"} for i in range(500)]
@@ -267,7 +267,7 @@ def test_in_a_terminal_of_24_lines_sessions_totals_and_errors_are_always_seen():
     assert "mbqueue retry third --fold 0" in drawn
 
 
-def test_what_is_done_becomes_one_line_before_what_runs():
+def test_finished_experiments_shrink_to_a_line_before_running_ones():
     lines = draw(busy_overview(), height=24, fits_height=True).splitlines()
     assert "first  done  100/100 epochs, test MAE 0.0300 ± 0.0000 eV/atom over 5 folds" in lines
     assert sum(line[:1].isdigit() for line in lines) == 5  # the folds of the running one
@@ -278,7 +278,7 @@ def test_with_room_enough_nothing_becomes_one_line():
 
 
 @pytest.mark.parametrize("height", [16, 20, 24, 40])
-def test_of_any_number_of_experiments_and_sessions_no_more_is_drawn_than_fits(height):
+def test_the_view_fits_the_screen_with_any_number_of_experiments_and_sessions(height):
     overview = busy_overview()
     overview["experiments"] += [five_folds(f"old-{i}", "done", done=20) for i in range(50)]
     overview["sessions"] = [session_entry(i) for i in range(12)]
@@ -288,14 +288,14 @@ def test_of_any_number_of_experiments_and_sessions_no_more_is_drawn_than_fits(he
     assert {"Sessions", "Last errors"} <= set(lines)
 
 
-def test_the_same_error_of_several_folds_is_told_once():
+def test_the_same_error_of_several_folds_is_shown_once():
     overview = {**busy_overview(), "errors": [error_entry(fold) for fold in range(5)]}
     lines = draw(overview).splitlines()
     told = lines.index("  third folds 0, 1, 2, 3, 4 epoch 1: 3 crystals cannot be used.")
     assert lines[told + 1 :] == ["    failed 3 times each; retry with: mbqueue retry third"]
 
 
-def test_a_long_error_is_told_whole_and_without_the_path_of_its_class():
+def test_a_long_error_is_shown_whole_without_the_path_of_its_class():
     said = "torch.cuda.OutOfMemoryError: " + " ".join(f"word{i}" for i in range(25))
     drawn = draw({**busy_overview(), "errors": [error_entry(error=said)]})
     assert f"third fold 0 epoch 1: {said.removeprefix('torch.cuda.')}" in " ".join(drawn.split())
@@ -424,7 +424,7 @@ def test_a_lost_mount_is_shown_with_its_reason_and_what_a_death_now_would_cost()
     assert "2 files on the drive are damaged" in drawn
 
 
-def test_what_is_all_published_is_shown_so():
+def test_a_fully_published_project_is_shown_as_published():
     told = publishing(state="published", why=None, since=None, others=[], aside=[], damaged={})
     told["folds"][0]["seconds_at_risk"] = 0.0
     drawn = draw({**overview_of([fold_entry()]), "publishing": told})

@@ -45,7 +45,7 @@ def test_work_is_drawn_from_claim_to_commit_and_the_rest_is_idle(queue):
     ]
 
 
-def test_a_job_given_back_in_good_order_is_work(queue):
+def test_time_of_a_released_job_counts_as_work(queue):
     session = start(queue, 0.0)
     queue.release(queue.claim(session, now=0.0, lease_seconds=100), reason="deadline", now=40.0)
     queue.end_session(session, reason="deadline", now=40.0)
@@ -81,7 +81,7 @@ def test_sessions_without_events_are_idle_throughout(queue):
     assert drawn(queue) == [("idle", "", 10.0, 40.0)]
 
 
-def test_loading_and_saving_are_told_apart_from_the_work(queue):
+def test_loading_and_saving_are_shown_apart_from_the_work(queue):
     session = start(queue, 0.0)
     prepare(queue, session, 0.0)
     lease = queue.claim(session, now=10.0, lease_seconds=100)
@@ -100,7 +100,7 @@ def test_loading_and_saving_are_told_apart_from_the_work(queue):
     ]
 
 
-def test_of_a_death_only_what_was_done_again_is_lost(queue):
+def test_after_a_death_only_repeated_work_counts_as_lost(queue):
     first = start(queue, 0.0)
     prepare(queue, first, 0.0)
     dead = queue.start_session(

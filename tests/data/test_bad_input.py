@@ -281,7 +281,7 @@ def test_json_of_another_shape_is_refused(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("order", [("index", "columns", "data"), ("data", "columns", "index")])
-def test_a_row_that_is_none_gives_no_other_row_its_name(tmp_path, order):
+def test_an_invalid_row_gives_its_name_to_no_other_row(tmp_path, order):
     salt = SALT.as_dict()
     content = {"index": ["a", "b"], "columns": ["structure", "e_form"], "data": [None, [salt, -2.0]]}
     (tmp_path / "table.json").write_text(json.dumps({key: content[key] for key in order}))
@@ -340,7 +340,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
         load(str(tmp_path / "damaged.jsonl.gz"), drop_invalid=True)
 
 
-def test_what_only_has_the_name_of_an_archive_is_refused(tmp_path):
+def test_a_file_that_only_has_an_archives_name_is_refused(tmp_path):
     (tmp_path / "text.jsonl.gz").write_text(json.dumps(entry()))
     with pytest.raises(DataError, match="cut short or damaged"):
         load(str(tmp_path / "text.jsonl.gz"))

@@ -34,7 +34,7 @@ def by_name(cache_dir: Path) -> dict:
     return {cache.folder.name: cache for cache in stored_caches(cache_dir)}
 
 
-def test_caches_are_told_with_source_size_and_use(some_crystals, cache_dir):
+def test_caches_are_listed_with_source_size_and_use(some_crystals, cache_dir):
     caches = by_name(cache_dir)
     assert len(caches) == 3
     graphs = caches[folder_name(some_crystals)]
@@ -135,13 +135,13 @@ def test_the_lock_of_a_builder_that_was_killed_does_not_block_others(tmp_path):
         assert is_alone
 
 
-def test_pruning_keeps_what_may_just_be_being_prepared(some_crystals, cache_dir):
+def test_pruning_keeps_data_that_may_be_in_preparation(some_crystals, cache_dir):
     removed = prune_caches(cache_dir, keep_sources=["sample"])
     assert [cache.folder.name for cache in removed] == ["0123456789abcdef-0"], "the frozen ones are of that data, too"
     assert len(prune_caches(cache_dir, keep_sources=["other"])) == 2
 
 
-def test_pruning_keeps_what_is_in_use_and_what_is_not_its_own(some_crystals, cache_dir):
+def test_pruning_keeps_data_in_use_and_files_of_others(some_crystals, cache_dir):
     removed = prune_caches(cache_dir, keep=[some_crystals.hash])
     assert [cache.folder.name for cache in removed] == ["0123456789abcdef-0"]
     assert len(prune_caches(cache_dir)) == 2

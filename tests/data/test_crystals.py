@@ -101,12 +101,12 @@ def test_a_binary_form_that_is_cut_short_is_noticed(sample, tmp_path, length):
         Crystals.open(path)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(CacheError, match="There is no file"):
         Crystals.open(tmp_path / "none.bin")
 
 
-def test_a_disk_that_is_full_is_told_with_the_file(some_crystals, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file(some_crystals, tmp_path, monkeypatch):
     def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 

@@ -92,7 +92,7 @@ def file(server: Server, tmp_path: Path) -> OfficialFile:
     )
 
 
-def test_a_file_is_fetched_once_and_progress_is_told(server, file):
+def test_a_file_is_downloaded_once_with_progress(server, file):
     told = []
     path = fetch(file, progress=lambda done, total: told.append((done, total)), clock=FakeClock())
     assert path.read_bytes() == CONTENT
@@ -102,7 +102,7 @@ def test_a_file_is_fetched_once_and_progress_is_told(server, file):
     assert sorted(p.name for p in path.parent.iterdir()) == ["set.json.gz", "set.json.gz.lock"]
 
 
-def test_another_file_of_its_name_is_not_taken_for_it(server, file):
+def test_another_file_of_the_same_name_is_refused(server, file):
     file.path.parent.mkdir()
     file.path.write_bytes(CONTENT[:-1])
     with pytest.raises(DataError, match="its SHA-256 is different"):
@@ -119,7 +119,7 @@ def test_a_connection_that_breaks_resumes_where_it_broke(server, file):
     assert clock.waits == [1.0, 1.0]
 
 
-def test_what_an_earlier_process_got_is_not_fetched_again(server, file):
+def test_a_partial_download_of_an_earlier_process_is_resumed(server, file):
     file.path.parent.mkdir()
     file.path.with_name("set.json.gz.part").write_bytes(CONTENT[:2_500_000])
     assert fetch(file, clock=FakeClock()).read_bytes() == CONTENT
@@ -140,7 +140,7 @@ def test_a_server_without_ranges_starts_over(server, file):
     assert fetch(file, clock=FakeClock()).read_bytes() == CONTENT
 
 
-def test_a_part_of_another_file_is_thrown_away_and_fetched_anew(server, file):
+def test_a_partial_download_of_another_file_is_discarded(server, file):
     file.path.parent.mkdir()
     file.path.with_name("set.json.gz.part").write_bytes(b"x" * 1_000_000)
     assert fetch(file, clock=FakeClock()).read_bytes() == CONTENT
@@ -154,7 +154,7 @@ def test_a_file_with_another_digest_never_gets_the_name(server, file):
     assert [p.name for p in file.path.parent.iterdir()] == ["set.json.gz.lock"]
 
 
-def test_what_came_before_the_server_fell_silent_is_kept(server, file):
+def test_bytes_from_before_the_server_fell_silent_are_kept(server, file):
     server.cut = 0
     file.path.parent.mkdir()
     file.path.with_name("set.json.gz.part").write_bytes(CONTENT[:500])
@@ -168,7 +168,7 @@ def test_what_came_before_the_server_fell_silent_is_kept(server, file):
     assert fetch(file, clock=FakeClock()).read_bytes() == CONTENT
 
 
-def test_a_file_that_is_not_there_is_told_at_once(server, file):
+def test_a_file_missing_on_the_server_is_reported_at_once(server, file):
     server.status = 404
     with pytest.raises(DataError, match=r"cannot be downloaded: HTTP Error 404.*Put the file at"):
         fetch(file, clock=FakeClock())

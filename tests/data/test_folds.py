@@ -147,7 +147,7 @@ def test_crystals_of_a_grouped_batch_are_of_a_size_and_batches_come_in_any_order
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
 
 
-def test_what_is_drawn_stays_the_same_with_every_version_of_numpy():
+def test_draws_are_the_same_with_every_version_of_numpy():
     # Values as they came out when this was written: a change here would silently re-draw every validation part.
     assert folds.epoch_order(np.arange(8), seed=0, fold=0, epoch=1).tolist() == EPOCH
     assert folds.validation_split(np.arange(20), 0.2, seed=0, fold=0)[1].tolist() == VALIDATION

@@ -69,7 +69,7 @@ def test_shards_are_cut_by_crystals_and_by_atoms(monkeypatch):
     assert shard_borders(np.zeros(1, np.int64)) == [0]
 
 
-def test_an_opened_cache_gives_what_the_built_one_gave(crystals, tmp_path):
+def test_an_opened_cache_equals_the_built_one(crystals, tmp_path):
     built = build(crystals, tmp_path)
     opened = GraphCache.open(crystals, tmp_path)
     assert_same_batches(built, opened)
@@ -78,7 +78,7 @@ def test_an_opened_cache_gives_what_the_built_one_gave(crystals, tmp_path):
     assert opened.damaged() == []
 
 
-def test_what_is_written_does_not_depend_on_the_number_of_workers(crystals, tmp_path):
+def test_the_written_bytes_do_not_depend_on_the_number_of_workers(crystals, tmp_path):
     build(crystals, tmp_path / "one", workers=1)
     build(crystals, tmp_path / "four", workers=4)
     assert contents(tmp_path / "one") == contents(tmp_path / "four")
@@ -99,7 +99,7 @@ def test_progress_counts_every_crystal_once(crystals, tmp_path):
     assert told == [(done, 70) for done in range(0, 80, 10)]
 
 
-def test_a_build_that_was_told_to_stop_is_carried_on(crystals, tmp_path):
+def test_a_stopped_build_resumes(crystals, tmp_path):
     asked = []
 
     def stop_after_three() -> bool:
@@ -117,7 +117,7 @@ def test_a_build_that_was_told_to_stop_is_carried_on(crystals, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "header", "index", "gone", "other"])
-def test_a_useless_shard_is_noticed_when_opening_and_made_again_alone(crystals, tmp_path, damage):
+def test_a_damaged_shard_is_found_on_opening_and_rebuilt_alone(crystals, tmp_path, damage):
     build(crystals, tmp_path)
     whole, before = contents(tmp_path), times(tmp_path)
     bad = shards(tmp_path)[4]
@@ -249,7 +249,7 @@ def test_crystals_of_an_isolated_atom_are_counted(tmp_path):
     assert GraphCache.open(cache.crystals, tmp_path).cutoffs.tolist() == [6.0, 9.5, 6.0]
 
 
-def test_a_disk_that_is_full_is_told_and_what_is_made_stays(crystals, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_finished_shards_stay(crystals, tmp_path, monkeypatch):
     write = cache_module.write_arrays
 
     def full(path, *arguments, **options):

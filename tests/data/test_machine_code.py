@@ -52,7 +52,7 @@ numba.njit = refuse
 """
 
 
-def test_where_no_folder_can_be_written_it_is_compiled_all_the_same_and_said_once(tmp_path):
+def test_without_a_writable_folder_code_is_compiled_anyway_with_one_note(tmp_path):
     script = tmp_path / "kernel.py"
     script.write_text(
         f"{REFUSING}\n"

@@ -147,7 +147,7 @@ def test_an_unknown_warning_refuses_the_entry_with_the_parsers_sentence():
         guess()
 
 
-def test_what_a_failing_parser_had_warned_of_is_told_with_its_error():
+def test_a_failing_parsers_warnings_are_reported_with_its_error():
     with pytest.raises(Unusable, match="the parser says: KeyError: 'x'; a column is guessed; another one"):
         fail()
 

@@ -46,7 +46,7 @@ def frame(sample) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", ["frame.json.gz", "frame.json.bz2", "frame.json"])
-def test_a_file_of_matminer_gives_what_matminer_loads(frame, tmp_path, name):
+def test_a_file_of_matminer_gives_the_same_as_matminer(frame, tmp_path, name):
     from matminer.utils.io import load_dataframe_from_json, store_dataframe_as_json
 
     path = tmp_path / name
@@ -136,7 +136,7 @@ def test_a_csv_with_cifs_is_read(tmp_path):
     assert ours.targets.tolist() == [0, -0.5]
 
 
-def test_crystals_may_come_without_targets_when_that_is_said(tmp_path):
+def test_crystals_may_lack_targets_if_that_is_allowed(tmp_path):
     line = entry(name="new")
     del line["e_form"]
     (tmp_path / "new.jsonl").write_text(json.dumps(line))
@@ -207,7 +207,7 @@ def test_reading_reports_its_progress(tmp_path):
     assert told == sorted(told)
 
 
-def test_the_sample_is_what_its_notice_says(sample):
+def test_the_sample_matches_its_notice(sample):
     crystals = sample.crystals
     assert len(crystals) == 700
     assert (crystals.n_atoms.min(), crystals.n_atoms.max()) == (1, 25)
@@ -228,7 +228,7 @@ def test_checking_a_data_set_imports_nothing_that_takes_time(tmp_path):
     assert answer.stdout.strip() == "[]"
 
 
-def test_checking_names_what_is_missing_or_of_no_known_form(tmp_path: Path):
+def test_checking_names_missing_files_and_unknown_formats(tmp_path: Path):
     with pytest.raises(UsageError, match="There is no dataset 'sampel'"):
         check_dataset("sampel", project_root=tmp_path)
     (tmp_path / "data.xlsx").write_text("x")

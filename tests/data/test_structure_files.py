@@ -31,7 +31,7 @@ def assert_is(crystals, expected: Structure) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("style", CIF_STYLES + POSCAR_STYLES, ids=lambda style: style.__name__)
-def test_what_a_program_writes_is_read_with_its_composition_and_density(sample, tmp_path, style, row):
+def test_cifs_of_common_programs_are_read_with_their_composition_and_density(sample, tmp_path, style, row):
     text, expected = written(style, sample.crystals.structure(row))
     suffix = ".vasp" if style in POSCAR_STYLES else ".cif"
     assert_is(read_one(tmp_path, "crystal", text, suffix), expected)

@@ -233,7 +233,7 @@ def test_a_target_that_is_no_energy_is_never_read_from_a_column_of_energies(tmp_
     assert load(str(tmp_path / "t.jsonl"), target=gap).crystals.targets.tolist() == [1]
 
 
-def test_a_spec_without_a_column_of_ids_has_the_hash_of_before_there_was_one():
+def test_a_spec_without_a_column_of_ids_keeps_the_hash_of_earlier_versions():
     content = Spec(name="a", data=DataSpec(dataset="x.csv")).to_json()
     from mbqueue.experiment import hash_of_spec
 
@@ -325,7 +325,7 @@ def frame(structures) -> pd.DataFrame:
 
 @pytest.mark.parametrize("orient", ["split", "records", "index", "columns", "table"])
 @pytest.mark.parametrize("as_text", [False, True])
-def test_what_pandas_writes_is_read_in_every_orient(tmp_path, orient, as_text):
+def test_json_of_pandas_is_read_in_every_orient(tmp_path, orient, as_text):
     table = frame([crystal.to_json() if as_text else crystal.as_dict() for crystal in CRYSTALS.values()])
     table.to_json(tmp_path / "t.json", orient=orient)
     assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
@@ -339,7 +339,7 @@ def test_without_a_column_of_ids_the_index_names_the_rows(tmp_path, orient, ids)
     assert_all_three(load(str(tmp_path / "t.json")), ids=[str(int(ids) + step * row) for row in range(3)])
 
 
-def test_rows_without_any_names_are_read_by_what_they_hold(tmp_path):
+def test_rows_without_names_are_recognised_by_their_content(tmp_path):
     table = frame([crystal.as_dict() for crystal in CRYSTALS.values()])
     table.drop(columns="note").to_json(tmp_path / "t.json", orient="values")
     data = load(str(tmp_path / "t.json"))
@@ -440,7 +440,7 @@ def test_columns_of_different_lengths_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"a": 1, "b": 2}', '{"a": [1], "b": 2}', '"text"', "3", "[1]"])
-def test_json_that_is_no_table_is_told_which_shapes_are_read(tmp_path, content):
+def test_json_that_is_not_a_table_is_refused_with_the_accepted_shapes(tmp_path, content):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"It must be a list of objects or of structures; an object of structures"):
         load(str(tmp_path / "t.json"))
@@ -508,7 +508,7 @@ def test_a_database_of_ase_is_read(tmp_path):
     assert load(str(tmp_path / "bare.db")).crystals.ids == ["1"]
 
 
-def test_a_molecule_in_xyz_and_what_ase_cannot_read_are_refused(tmp_path):
+def test_molecules_in_xyz_and_files_that_ase_cannot_read_are_refused(tmp_path):
     (tmp_path / "m.xyz").write_text("2\nid=water e_form=1.0\nO 0 0 0\nH 0 0 1\n")
     with pytest.raises(InvalidCrystals, match="water: it is not periodic in all three directions"):
         load(str(tmp_path / "m.xyz"))
@@ -520,7 +520,7 @@ def test_a_molecule_in_xyz_and_what_ase_cannot_read_are_refused(tmp_path):
         load(str(tmp_path / "bad.db"))
 
 
-def test_what_is_of_no_known_form_is_told_which_are(tmp_path):
+def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path):
     (tmp_path / "t.xlsx").write_text("x")
     with pytest.raises(UsageError, match=r"is unknown\. Give \.json.*\.jsonl.*\.csv.*\.extxyz or \.db of ase"):
         load(str(tmp_path / "t.xlsx"))

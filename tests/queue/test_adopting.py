@@ -50,7 +50,7 @@ def test_the_epochs_of_a_chain_become_committed_with_its_rows_and_the_next_one_r
     assert world.queue.events()[-2].why == "fold 0: 2 epochs adopted from commit e.json"
 
 
-def test_adopting_what_the_queue_says_already_changes_nothing(world):
+def test_adopting_known_commits_changes_nothing(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=3)
     commit_epochs(world, session, 2)
@@ -62,7 +62,7 @@ def test_adopting_what_the_queue_says_already_changes_nothing(world):
 @pytest.mark.parametrize(
     "chain", [trained(1), trained(2, history=[row(1), row(2, 0.25)])], ids=["shorter", "other rows"]
 )
-def test_what_the_chain_does_not_have_is_put_back_with_the_predictions(world, chain):
+def test_epochs_that_the_chain_lacks_are_rewound_with_the_predictions(world, chain):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=3)
     commit_epochs(world, session, 3)
@@ -186,7 +186,7 @@ def test_a_clock_elsewhere_that_is_far_ahead_keeps_no_fold_for_ever(world):
     assert world.queue.session("there").alive_until == world.now + LONGEST_LEASE_SECONDS
 
 
-def test_in_a_copy_every_session_ends_and_what_they_held_is_given_back_uncounted(world):
+def test_in_a_copy_every_session_ends_and_its_jobs_are_released_uncounted(world):
     one, two = world.session(), world.session()
     world.prepared(one, folds=(0, 1), epochs=2)
     leases = [world.take(one), world.take(two)]

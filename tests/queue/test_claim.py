@@ -39,7 +39,7 @@ def test_a_claim_raises_the_fence_and_names_the_holder(world):
     assert world.take(session).fence == 2
 
 
-def test_a_job_given_back_for_others_is_not_left_to_the_session_that_lives_on(world):
+def test_a_job_released_for_others_is_not_left_to_its_former_session(world):
     one, two = world.session(), world.session()
     world.prepared(one, folds=(0,), epochs=3)
     world.queue.release(world.take(one), reason="test", now=world.now)

@@ -16,7 +16,7 @@ OTHER = CommitsPlace(id="22", kind="store", address="s3://bucket/two")
 FOLDER = CommitsPlace(id="33", kind="folder", address="host:/project/state")
 
 
-def test_a_new_queue_knows_no_place_and_then_the_one_it_was_told(world, open_queue):
+def test_a_new_queue_has_no_place_until_one_is_recorded(world, open_queue):
     assert world.queue.commits_place() is None
     world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
     assert open_queue().commits_place() == STORE
@@ -24,7 +24,7 @@ def test_a_new_queue_knows_no_place_and_then_the_one_it_was_told(world, open_que
     assert (event.by, event.why) == ("a", "commits are in s3://bucket/one (id 11)")
 
 
-def test_of_two_that_tell_it_at_once_the_first_is_heard(world):
+def test_of_two_places_recorded_at_once_the_first_counts(world):
     """The second has looked before the first one told."""
     world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
     with pytest.raises(QueueError, match=r"s3://bucket/one \(id 11\)"):

@@ -117,7 +117,7 @@ def test_a_lease_from_a_clock_far_ahead_counts_as_run_out(world):
     assert world.claim(world.session()) is not None
 
 
-def test_the_longest_lease_is_kept_from_a_claimant_whose_clock_is_behind(world):
+def test_a_claimant_whose_clock_is_behind_cannot_take_the_longest_lease(world):
     world.enqueue()
     world.take(world.session(), seconds=86_400)
     world.now -= 3600
@@ -139,7 +139,7 @@ def test_a_retry_set_by_a_clock_far_ahead_is_due_at_once(world):
     assert world.claim(world.session()) is not None
 
 
-def test_commit_writes_the_result_and_makes_ready_what_waited(world):
+def test_commit_writes_the_result_and_makes_waiting_jobs_ready(world):
     lease = _epoch_one(world)
     ready = world.queue.commit(lease, result={"epoch": 1, "val_mae": 0.04}, now=world.now)
     assert [job.label for job in ready] == ["full fold 0 epoch 2"]
@@ -189,7 +189,7 @@ def test_publish_must_not_use_the_queue(world):
     assert world.find("full fold 0 epoch 1").state == "leased"
 
 
-def test_what_is_not_json_is_refused_and_the_lease_is_kept(world):
+def test_a_result_that_is_not_json_is_refused_and_the_lease_is_kept(world):
     lease = _epoch_one(world)
     for wrong in (float("nan"), object()):
         with pytest.raises(QueueError, match="not valid JSON"):
@@ -231,7 +231,7 @@ def test_a_release_is_no_failure_and_counts_as_preemption_only_when_it_was_one(w
     assert world.queue.events()[-1].why == "released: deadline"
 
 
-def test_a_failed_job_comes_back_after_growing_delays_and_then_rests_with_its_traceback(world):
+def test_a_failed_job_is_retried_after_growing_delays_and_then_fails_with_its_traceback(world):
     lease = _epoch_one(world)
     other = world.session(alive_seconds=1e9)
     delays = []
@@ -271,7 +271,7 @@ def test_a_failed_job_blocks_only_its_own_fold(world):
     assert world.states()["fold 0 epoch 2"] == "waiting"
 
 
-def test_a_job_that_kills_every_holder_rests_in_failed(world):
+def test_a_job_that_kills_every_holder_fails_in_the_end(world):
     _epoch_one(world)
     for _ in range(MAX_LOST_IN_A_ROW - 1):
         world.now += 61
@@ -322,7 +322,7 @@ def both(world, lease, **options):
     return world.queue.commit_and_claim(lease, result=result, now=world.now, lease_seconds=60.0, **options)
 
 
-def test_a_commit_with_a_claim_gives_what_the_two_give_one_after_the_other(world) -> None:
+def test_a_commit_with_a_claim_equals_the_two_in_turn(world) -> None:
     session = world.session()
     world.enqueue()
     lease = world.take(session)
@@ -374,7 +374,7 @@ def test_a_commit_with_a_claim_counts_as_a_heartbeat_of_a_session_that_was_not_h
     assert world.queue.session(session).alive_until == pytest.approx(world.now + 60.0)
 
 
-def test_what_needs_more_than_the_epoch_is_not_claimed_with_its_commit(world) -> None:
+def test_a_job_that_needs_more_than_the_epoch_is_not_claimed_with_its_commit(world) -> None:
     session = world.session()
     world.prepared(session, folds=(0,))
     world.enqueue("other")
@@ -450,7 +450,7 @@ def test_when_publishing_fails_the_commit_and_the_claim_are_undone_and_the_lease
     assert both(world, lease) is not None
 
 
-def test_a_commit_with_a_claim_passes_over_what_is_paused_and_ends_with_what_there_is(world) -> None:
+def test_a_commit_with_a_claim_skips_paused_jobs(world) -> None:
     session = world.session()
     world.prepared(session)
     lease = world.take(session)

@@ -82,7 +82,7 @@ def test_recover_mends_it_even_after_another_was_begun(lost: Project) -> None:
         lost.recover()
 
 
-def test_a_second_queue_is_told_to_lack_something_and_what_only_it_has_is_kept_as_it_was(lost: Project) -> None:
+def test_recover_merges_a_second_queue_and_keeps_what_only_it_has(lost: Project) -> None:
     spec = load_spec(lost.folder.experiment_file("full_finetune"), overrides={"data.dataset": "sample"})
     with Queue(lost.folder.queue_db) as queue:
         queue.enqueue(spec, results_dir="results/full", now=0.0)

@@ -63,7 +63,7 @@ def url(postgres_server: RunningServer) -> str:
     return postgres_server.url()
 
 
-def test_a_queue_comes_back_from_postgresql_row_by_row_as_it_was(used, url):
+def test_a_queue_comes_back_from_postgresql_with_the_same_rows(used, url):
     with Queue(used.queue_db) as queue:
         before = dump(queue)
     made = Project(used.root).migrate_queue(url)
@@ -117,7 +117,7 @@ def test_nothing_is_copied_into_a_queue_that_is_in_use(used, url, make_spec):
         assert dump(queue) == before
 
 
-def test_what_the_other_database_cannot_hold_is_refused_and_nothing_is_written(used, url):
+def test_values_that_the_other_database_cannot_hold_are_refused_and_nothing_is_written(used, url):
     with Queue(used.queue_db) as source, open_on_server(url) as target:
         source.note("a NUL: \x00", by="test", now=14.0)
         with pytest.raises(QueueError, match="cannot be stored unchanged"):
@@ -140,7 +140,7 @@ def test_a_queue_is_not_moved_to_where_it_is_whatever_its_address(used, url, mon
     assert Project(used.root).status().overview["experiments"]
 
 
-def test_an_empty_queue_is_not_taken_for_one_that_was_moved_into_a_file(used, url, monkeypatch):
+def test_an_empty_queue_is_not_mistaken_for_one_moved_into_a_file(used, url, monkeypatch):
     open_on_server(url).close()
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
     with pytest.raises(UsageError, match="Move it and the files beside it"):
@@ -196,7 +196,7 @@ def test_a_queue_that_is_lost_where_it_was_moved_to_is_rebuilt_when_asked_for(us
     assert list(used.queue_db.parent.glob("queue.db.replaced-*"))
 
 
-def test_a_queue_goes_to_and_fro_as_often_as_one_likes(used, url, make_spec, monkeypatch):
+def test_a_queue_can_be_moved_back_and_forth_any_number_of_times(used, url, make_spec, monkeypatch):
     for number, (place, target) in enumerate((("sqlite", url), (url, "sqlite")) * 2):
         monkeypatch.setenv("MBQUEUE_QUEUE", place)
         project = Project(used.root)
@@ -280,7 +280,7 @@ def test_a_run_that_died_between_the_copy_and_the_mark_is_completed_by_the_next(
         assert dump(queue) == before
 
 
-def test_another_queue_does_not_take_the_place_of_one_that_was_moved(used, url, make_spec, monkeypatch):
+def test_another_queue_does_not_replace_one_that_was_moved(used, url, make_spec, monkeypatch):
     Project(used.root).migrate_queue(url)
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
     Project(used.root).migrate_queue("sqlite")
@@ -294,7 +294,7 @@ def test_another_queue_does_not_take_the_place_of_one_that_was_moved(used, url, 
         open_on_server(url)
 
 
-def test_what_another_version_left_of_a_queue_that_was_moved_is_not_taken_back(used, url, postgres_server, monkeypatch):
+def test_remains_of_a_queue_moved_by_another_version_are_not_reused(used, url, postgres_server, monkeypatch):
     Project(used.root).migrate_queue(url)
     monkeypatch.setenv("MBQUEUE_QUEUE", url)
     Project(used.root).migrate_queue("sqlite")
@@ -315,7 +315,7 @@ def test_a_number_that_the_server_cannot_hold_is_named(used, url):
         assert queue.jobs()
 
 
-def test_the_role_of_sessions_is_told_that_moving_is_for_the_owner(used, url, postgres_server, monkeypatch):
+def test_moving_by_the_sessions_role_is_refused_with_the_owner_named(used, url, postgres_server, monkeypatch):
     Project(used.root).migrate_queue(url)
     place = url.rpartition("=")[2]
     postgres_server.sql(

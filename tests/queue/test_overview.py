@@ -102,7 +102,7 @@ def test_a_running_job_shows_who_does_it_and_how_far_it_is(world):
     assert (row["state"], row["job"]["epoch"], row["job"]["progress"]) == ("live", 2, {"done": 3, "total": 9})
 
 
-def test_a_fold_says_what_state_it_is_in(world):
+def test_a_folds_state_is_derived_from_its_jobs(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
     assert _fold(world)["state"] == "ready"
@@ -118,7 +118,7 @@ def test_a_fold_says_what_state_it_is_in(world):
     assert _fold(world)["state"] == "cancelled"
 
 
-def test_an_experiment_says_what_state_it_is_in(world):
+def test_an_experiments_state_is_derived_from_its_folds(world):
     def state():
         return _overview(world)["experiments"][0]["state"]
 
@@ -160,7 +160,7 @@ def test_one_experiment_can_be_asked_for(world):
     assert _overview(world, experiment="c")["experiments"] == []
 
 
-def test_a_session_that_is_no_longer_heard_of_is_lost_and_one_that_ended_is_gone(world):
+def test_a_silent_session_is_lost_and_an_ended_one_is_left_out(world):
     session = world.session()
     ended = world.session()
     world.queue.end_session(ended, reason="done", now=world.now)
@@ -211,7 +211,7 @@ def _once_too_often(world):
 
 
 @pytest.mark.parametrize("working", [_preparing, _training, _predicting, _paused_meanwhile, _once_too_often])
-def test_what_a_dead_process_of_this_machine_held_is_shown_as_the_next_session_will_find_it(world, working):
+def test_a_job_of_a_dead_process_is_shown_as_the_next_session_will_find_it(world, working):
     session, lease = working(world)
     shown = _overview(world)
     (row,) = (row for row in shown["sessions"] if row["id"] == session)
@@ -232,14 +232,14 @@ def test_of_a_process_on_another_machine_only_its_silence_tells(world, boot):
     assert _fold(world)["running"]["job"] == lease.job.id
 
 
-def test_what_a_dead_process_held_of_another_experiment_changes_nothing_of_the_one_that_is_asked_for(world):
+def test_a_dead_processs_job_of_another_experiment_does_not_affect_this_one(world):
     _training(world)
     world.enqueue("other", folds=(0,))
     (entry,) = _overview(world, experiment="other")["experiments"]
     assert (entry["state"], entry["jobs"]["ready"]) == ("ready", 1)
 
 
-def test_of_a_traceback_the_whole_last_message_is_shown_not_its_last_line(world):
+def test_an_error_is_shown_with_its_whole_message_not_its_last_line(world):
     try:
         try:
             int("x")

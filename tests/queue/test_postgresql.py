@@ -137,7 +137,7 @@ def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, 
             assert 0.1 < time.monotonic() - began < 20
 
 
-def test_a_waiting_worker_that_is_told_to_stop_stops(queue):
+def test_a_waiting_worker_stops_when_asked(queue):
     over = threading.Event()
     queue.wait(60.0, over.wait)
     threading.Timer(0.1, over.set).start()
@@ -189,7 +189,7 @@ def documented_rights(place: str) -> str:
     return " ".join(re.sub(r"\bmbqueue\b", place, grant) for grant in grants)
 
 
-def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgres_server, make_spec):
+def test_a_worker_needs_only_the_documented_rights(queue, url, postgres_server, make_spec):
     queue.enqueue(make_spec(epochs=1), results_dir="r", now=0.0)
     place = parse_address(url).schema
     postgres_server.sql(f"DROP ROLE IF EXISTS worker; CREATE ROLE worker LOGIN; {documented_rights(place)}")
@@ -212,7 +212,7 @@ def test_a_worker_needs_no_more_rights_than_the_documents_say(queue, url, postgr
     postgres_server.sql("DROP OWNED BY worker; DROP ROLE worker")
 
 
-def test_a_role_that_may_not_make_the_tables_is_told_who_does(url, postgres_server):
+def test_a_role_that_may_not_create_the_tables_gets_advice(url, postgres_server):
     postgres_server.sql("DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN")
     with pytest.raises(QueueError, match=r"permission denied.*the role that owns them.*mbqueue enqueue") as caught:
         open_on_server(url.replace("postgres@", "visitor@"))
@@ -333,7 +333,7 @@ def test_triggers_that_were_disabled_are_missed(queue, url, postgres_server):
         queue.verify()
 
 
-def test_text_that_postgresql_cannot_hold_is_kept_as_far_as_it_can_be(queue, make_spec):
+def test_text_that_postgresql_cannot_hold_is_stored_with_replacements(queue, make_spec):
     queue.enqueue(make_spec(), results_dir="r", now=0.0)
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
     lease = queue.claim(session, now=0.0, lease_seconds=60)

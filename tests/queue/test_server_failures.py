@@ -343,7 +343,7 @@ class _Starts:
         return False
 
 
-def test_who_may_wait_finds_opens_and_verifies_a_queue_whose_server_is_away(queue, url, postgres_server):
+def test_with_waiting_a_queue_whose_server_is_away_is_found_opened_and_verified(queue, url, postgres_server):
     postgres_server.stop()
     starts = _Starts(postgres_server)
     assert exists(url, wait=starts)
@@ -357,7 +357,7 @@ def test_who_may_wait_finds_opens_and_verifies_a_queue_whose_server_is_away(queu
         opened.verify()
 
 
-def test_who_may_wait_waits_for_a_server_that_has_no_connection_left(queue, url, postgres_server):
+def test_with_waiting_a_server_without_free_connections_is_waited_for(queue, url, postgres_server):
     postgres_server.sql("CREATE ROLE crowd LOGIN CONNECTION LIMIT 0 IN ROLE postgres")
     waited = []
 
@@ -370,7 +370,7 @@ def test_who_may_wait_waits_for_a_server_that_has_no_connection_left(queue, url,
     assert len(waited) == 1
 
 
-def test_who_does_not_wait_is_told_at_once_that_the_server_is_away(queue, url, postgres_server, monkeypatch):
+def test_without_waiting_an_unreachable_server_is_an_error_at_once(queue, url, postgres_server, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waited"))
     postgres_server.stop()
     try:
@@ -382,7 +382,7 @@ def test_who_does_not_wait_is_told_at_once_that_the_server_is_away(queue, url, p
         postgres_server.start()
 
 
-def test_what_waiting_would_not_mend_is_told_at_once(url):
+def test_errors_that_waiting_would_not_cure_are_raised_at_once(url):
     def wait(_seconds: float) -> bool:
         pytest.fail("it waited")
 
@@ -392,7 +392,7 @@ def test_what_waiting_would_not_mend_is_told_at_once(url):
             call()
 
 
-def test_who_waits_for_a_server_can_give_up(queue, url, postgres_server):
+def test_waiting_for_a_server_can_be_given_up(queue, url, postgres_server):
     postgres_server.stop()
     try:
         with pytest.raises(QueueError, match="cannot be reached"):
@@ -411,7 +411,7 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
     assert queue.reap_expired(by="test", now=0.0) == 1
 
 
-def test_a_transaction_whose_worker_is_silent_is_given_up_and_its_commit_is_refused(url, make_spec, monkeypatch):
+def test_a_silent_workers_transaction_is_rolled_back_and_its_commit_refused(url, make_spec, monkeypatch):
     monkeypatch.setattr(
         server_module, "SILENCE_SECONDS", 1
     )  # before the connection is made, which says it to the server
@@ -441,7 +441,7 @@ def test_while_a_commit_publishes_no_session_takes_its_job_whatever_the_time(que
     assert queue.job(lease.job.id).state is State.COMMITTED
 
 
-def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, url, make_spec, monkeypatch):
+def test_two_folds_that_commit_at_once_make_ready_the_job_that_needs_both(queue, url, make_spec, monkeypatch):
     queue.enqueue(make_spec(folds=(0, 1), epochs=0), results_dir="r", now=0.0)
     sessions = [queue.start_session(device="cpu", now=0.0, alive_seconds=3600) for _ in range(2)]
     queue.commit(queue.claim(sessions[0], now=0.0, lease_seconds=60), result={"dataset_hash": "d"}, now=0.0)
@@ -469,7 +469,7 @@ def test_two_folds_that_commit_at_the_same_moment_open_what_needs_both(queue, ur
     assert record.state is State.READY
 
 
-def test_one_experiment_enqueued_by_eight_at_once_is_there_once(queue, url, make_spec):
+def test_an_experiment_enqueued_by_eight_processes_at_once_exists_once(queue, url, make_spec):
     outcomes = []
 
     def enqueue(fold: int) -> None:

@@ -42,7 +42,7 @@ def test_an_ended_session_has_no_heartbeat(world):
         world.queue.heartbeat(session, now=world.now, alive_seconds=60)
 
 
-def test_ending_a_session_gives_back_what_it_holds_once(world):
+def test_ending_a_session_releases_its_job_once(world):
     session = world.session()
     world.enqueue()
     lease = world.take(session)
@@ -119,7 +119,7 @@ def test_sessions_of_other_machines_are_never_reaped_as_dead(world):
     assert world.queue.reap_dead(by="me", now=world.now, is_dead=lambda _: True) == ()
 
 
-def test_a_job_whose_process_dies_each_time_rests_in_failed(world):
+def test_a_job_whose_process_dies_each_time_fails_in_the_end(world):
     world.enqueue()
     me = world.session()
     for _ in range(MAX_LOST_IN_A_ROW):

@@ -123,7 +123,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(world, read_only):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_version_that_a_flipped_bit_made_is_not_taken_for_that_of_a_newer_mbqueue(world, read_only):
+def test_a_version_with_a_flipped_bit_is_not_mistaken_for_a_newer_mbqueues(world, read_only):
     path = _path(world)
     world.queue.close()
     _sql(path, f"PRAGMA user_version = {schema.SCHEMA_VERSION + (1 << 24)}")

@@ -48,7 +48,7 @@ def test_a_queue_whose_file_is_gone_is_not_written_into_nowhere(tmp_path: Path) 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN])
 @pytest.mark.parametrize("free", [0, 10**9])
-def test_an_io_error_on_a_full_disk_is_told_as_the_full_disk(
+def test_an_io_error_on_a_full_disk_is_reported_as_the_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, free: int
 ) -> None:
     with Queue(tmp_path / "queue.db") as queue:
@@ -60,7 +60,7 @@ def test_an_io_error_on_a_full_disk_is_told_as_the_full_disk(
         assert ("cache prune" in str(explained)) is (free == 0)
 
 
-def test_a_file_format_that_no_sqlite_knows_is_told_as_damage(tmp_path: Path) -> None:
+def test_a_file_format_that_no_sqlite_knows_is_reported_as_damage(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     Queue(path).close()
     settle(path)

@@ -70,7 +70,7 @@ def test_a_priority_that_not_every_database_can_hold_is_refused(world, priority)
     assert [one.priority for one in world.queue.experiments()] == [-(2**31) + 1]
 
 
-def test_cancel_stops_what_is_left_and_keeps_what_is_committed(world):
+def test_cancel_drops_unfinished_jobs_and_keeps_committed_ones(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
     lease = world.take(session)
@@ -220,7 +220,7 @@ def find_damage(world, session, why):
     return lease
 
 
-def test_what_is_found_damaged_again_after_it_was_made_again_is_not_made_a_third_time(world):
+def test_files_damaged_again_after_a_rebuild_are_not_rebuilt_a_third_time(world):
     session = world.session()
     world.prepared(session, folds=(0,), epochs=2)
     find_damage(world, session, "no good")

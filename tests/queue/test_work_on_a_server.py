@@ -16,7 +16,7 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 
 
-def test_a_session_on_a_server_that_crashes_gives_what_one_on_a_file_gives(tmp_path, postgres_server: PostgresServer):
+def test_a_session_on_a_crashing_server_gives_the_same_as_one_on_a_file(tmp_path, postgres_server: PostgresServer):
     on_file = make_project(tmp_path / "on_file")
     there = enqueue(on_file, small_spec(on_file, train__epochs=1))
     beside = start(on_file.root, "work")
@@ -61,7 +61,7 @@ def test_a_session_that_begins_while_the_server_is_away_waits_for_it(tmp_path, p
     assert (outcome.reason, stop.waits > 0) == ("did 0 jobs, as asked", True)
 
 
-def test_a_session_that_waits_on_a_server_takes_what_is_enqueued_at_once(tmp_path, postgres_server: PostgresServer):
+def test_a_session_waiting_on_a_server_claims_new_jobs_at_once(tmp_path, postgres_server: PostgresServer):
     root = make_project(tmp_path / "project").root
     with (root / "mbqueue.toml").open("a") as settings:
         settings.write(f'queue = "{postgres_server.url()}"\n')

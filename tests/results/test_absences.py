@@ -24,13 +24,13 @@ def test_elements_of_no_test_crystal_are_not_named():
     assert absences({"0": {"absent_elements": ["Ac", "Xe"]}}, {0: crystals("NaCl")}, FORMATION_ENERGY.target) == []
 
 
-def test_folds_that_miss_the_same_elements_are_told_once():
+def test_folds_that_miss_the_same_elements_are_named_once():
     folds = {str(fold): {"absent_elements": ["Ac", "Xe"]} for fold in range(3)}
     (said,) = absences(folds, {fold: crystals("NaCl", "XeF2") for fold in range(3)}, FORMATION_ENERGY.target)
     assert said.startswith("Folds 0, 1, 2: Xe not in their training part")
 
 
-def test_folds_that_miss_others_are_told_by_themselves():
+def test_folds_that_miss_other_elements_are_named_separately():
     folds = {str(fold): {"absent_elements": ["Xe", "Ac"]} for fold in range(2)}
     found = absences(folds, {0: crystals("XeF2"), 1: crystals("Ac2O3")}, FORMATION_ENERGY.target)
     assert [said.split(" not")[0] for said in found] == ["Fold 0: Xe", "Fold 1: Ac"]

@@ -18,7 +18,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
 @example([("a\rb", "c\r\nd"), ("'=1", "''=1"), ("\r", "'"), ("=1+1", "-1"), ('"', ",")])
-def test_any_text_comes_back_as_it_was(rows):
+def test_any_text_is_read_back_unchanged(rows):
     assert list(csv_rows(csv_text(["one", "two"], rows)))[1:] == [list(row) for row in rows]
 
 

@@ -67,7 +67,7 @@ def test_the_better_experiment_is_named_whichever_comes_first(make):
     assert only_pair(b, a).verdict == "a is better"
 
 
-def test_differences_of_the_folds_are_told_one_by_one(make):
+def test_differences_of_the_folds_are_listed_one_by_one(make):
     a, b = make("a"), make("b", seed=1)
     expected = {fold: b.predictions[fold].abs_error.mean() - a.predictions[fold].abs_error.mean() for fold in (0, 1)}
     assert only_pair(a, b).per_fold == pytest.approx(expected)
@@ -106,7 +106,7 @@ def test_three_experiments_make_three_pairs(make):
     assert [(pair.a, pair.b) for pair in comparison.pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
-def test_two_runs_of_one_name_are_told_apart_by_their_day(make, tmp_path):
+def test_two_runs_of_one_name_are_distinguished_by_their_day(make, tmp_path):
     a = make("a")
     later = Recorded(a.folder, {**a.content, "run": {**a.content["run"], "enqueued_on": "2026-12-24"}})
     assert compare([a, later]).labels == ("a (2026-11-20)", "a (2026-12-24)")

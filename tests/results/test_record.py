@@ -64,7 +64,7 @@ def test_best_epoch_is_the_earliest_of_equals():
     assert best_epoch([]) is None
 
 
-def test_folds_that_stopped_early_are_told(tmp_path, fill, inputs):
+def test_folds_that_stopped_early_are_reported(tmp_path, fill, inputs):
     spec = {**inputs.spec, "train": {**inputs.spec["train"], "epochs": 5, "patience": 2}}
     fill(tmp_path, folds=(0,), epochs=5)
     fill(tmp_path, folds=(1,), epochs=3)
@@ -158,7 +158,7 @@ def test_any_flipped_bit_in_results_json_is_noticed(recorded_folder):
         assert content == json.loads(whole), f"byte {place} {whole[place : place + 1]!r}"  # blanks say nothing
 
 
-def test_results_of_before_they_had_a_checksum_are_read(recorded_folder):
+def test_results_without_a_checksum_are_read(recorded_folder):
     path = recorded_folder / "results.json"
     content = json.loads(path.read_text())
     del content["run"]["checksum"]
@@ -191,7 +191,7 @@ def test_the_newest_results_of_a_name_are_found_by_folder_or_experiment(tmp_path
         newest_folder([results], "big")
 
 
-def test_of_the_same_results_in_two_places_the_later_recording_is_taken(tmp_path, recorded_folder, fill, inputs):
+def test_of_results_in_two_places_the_later_recording_is_used(tmp_path, recorded_folder, fill, inputs):
     live, published = tmp_path / "live", recorded_folder.parents[2]
     newer = fill(live / "daily" / recorded_folder.parent.name / recorded_folder.name)
     record_experiment(newer, dataclasses.replace(inputs, recorded_at=inputs.recorded_at + 60.0))

@@ -242,17 +242,17 @@ def test_the_verdict_follows_gap_and_epochs_since_the_best(history, kind):
 
 
 @pytest.mark.parametrize("last", [0.021, 0.06])
-def test_a_rise_since_the_best_epoch_is_told_however_late_it_came(last):
+def test_a_rise_since_the_best_epoch_is_reported_however_late_it_came(last):
     assert f"validation rose by {last / 0.018 - 1:.0%}" in analysis.verdict(0, late_rise(last)).text
 
 
-def test_a_fold_that_overfits_is_told_with_the_gap_of_its_best_epoch_and_of_its_last():
+def test_an_overfitting_fold_is_reported_with_the_gaps_of_its_best_and_last_epoch():
     text = analysis.verdict(0, rows(0.03, 0.02, 0.03, 0.04, 0.05, train=(0.03, 0.02, 0.01, 0.005, 0.003))).text
     assert "at epoch 2 the gap to the training MAE is small" in text
     assert "at epoch 5 validation is 16.7 times the training MAE" in text
 
 
-def test_a_gap_that_only_came_later_is_told():
+def test_a_gap_after_the_best_epoch_is_reported():
     text = analysis.verdict(0, rows(0.03, 0.0305, 0.0309, 0.0309, train=(0.03, 0.02, 0.01, 0.005))).text
     assert "at epoch 4 validation is 6.2 times the training MAE" in text
 

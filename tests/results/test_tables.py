@@ -28,7 +28,7 @@ def test_history_has_exactly_the_promised_columns(tmp_path, history):
     )
 
 
-def test_history_reads_back_as_it_was_written(tmp_path, history):
+def test_history_is_read_back_unchanged(tmp_path, history):
     rows = history(5)
     write_history(tmp_path / "h.csv", rows)
     assert read_history(tmp_path / "h.csv") == rows

@@ -66,7 +66,7 @@ def console_text(comparison: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_nothing_speaks_of_formation_energy_or_its_unit(recorded_of: Any, tmp_path: Path, kind: str) -> None:
+def test_no_text_mentions_formation_energy_or_its_unit(recorded_of: Any, tmp_path: Path, kind: str) -> None:
     one, other = recorded_of(kind), recorded_of(kind, "another")
     comparison = compare([one, other])
     texts = {path.name: path.read_text() for path in one.folder.iterdir() if path.suffix in (".md", ".json", ".csv")}

@@ -23,7 +23,7 @@ def benchmark() -> Any:
 
 
 @pytest.mark.parametrize("recipe", ["recipe_head", "recipe_full"])
-def test_the_recipes_search_what_is_shipped_with_the_values_that_are_given(benchmark, tmp_path, recipe):
+def test_the_recipes_search_the_shipped_files_with_the_given_values(benchmark, tmp_path, recipe):
     file = ROOT / "benchmarks" / f"{recipe}.toml"
     values = {"dataset": "/data/a file.jsonl.gz", "limit": 300, "epochs": 3, "validation": 0.2}
     base = benchmark.prepare(tmp_path, file, values)

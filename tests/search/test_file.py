@@ -122,7 +122,7 @@ def test_the_same_search_again_changes_nothing_and_another_under_its_name_is_ref
         ('base = "small"', "", "base: is missing"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_error_that_says_what_and_where_and_nothing_is_enqueued(project, write, old, new, says):
+def test_an_impossible_search_is_one_error_with_its_place_and_nothing_is_enqueued(project, write, old, new, says):
     write(SEARCH.replace(old, new))
     with pytest.raises(SpecError, match=rf"(?s)hunt\.toml is not a valid search:.*{says}") as caught:
         Project(project.root).enqueue("hunt")

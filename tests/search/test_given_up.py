@@ -112,7 +112,7 @@ def test_local_checkpoints_are_removed_and_a_lost_queue_still_comes_back_with_th
         assert known(queue) == before
 
 
-def test_what_a_death_left_of_the_checkpoints_is_removed_by_the_next_session(local, clock):
+def test_checkpoints_left_by_a_death_are_removed_by_the_next_session(local, clock):
     project, session = local
     give_up(project, session.queue, clock)
     left = project.checkpoints_dir(NAMES[0], 0)

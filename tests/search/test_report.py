@@ -58,7 +58,7 @@ def test_the_report_shows_every_trial_however_far_the_search_is(project, searche
         Project(project.root).report("hunt")
 
 
-def test_the_figures_hold_what_the_queue_holds(searched):
+def test_the_figures_show_what_the_queue_has(searched):
     search = make_search()
     trials = searched(search)
     figures = draw(search, trials, {}, target_of(search.base_spec))

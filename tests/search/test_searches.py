@@ -90,7 +90,7 @@ def test_a_sampler_that_insists_on_settings_that_the_experiment_refuses_does_not
     assert len(searched(queue, make_search(epochs=4, reduction=2, trials=8))) == 8
 
 
-def test_of_a_pruned_trial_all_that_is_left_is_skipped_with_the_reason(queue):
+def test_the_rest_of_a_pruned_trial_is_skipped_with_the_reason(queue):
     pruned = next(trial for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED)
     jobs = queue.jobs(experiment=pruned.experiment)
     assert {job.state for job in jobs} == {State.COMMITTED, State.SKIPPED}
@@ -121,7 +121,7 @@ def test_a_trial_runs_as_the_experiment_with_its_settings_would(queue):
     assert spec.hash == alone.hash
 
 
-def test_two_sessions_have_two_trials_open_and_one_that_is_alone_has_one(queue):
+def test_two_sessions_open_two_trials_and_a_single_one_opens_one(queue):
     enqueue(queue, make_search())
     one, two = start_session(queue), start_session(queue)
     begun = [steps.begin_trials(queue, results_dir=str, now=NOW, by=by) for by in (one, two, one)]
@@ -285,7 +285,7 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
     assert "† took part in the choice of the settings, the best of 12 trials of hunt" in captured.get()
 
 
-def test_trials_of_a_queue_made_anew_are_pruned_again_where_they_are(queue):
+def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     found = searched(queue, make_search())
     pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
     for trial in pruned:  # as it comes from manifests: committed epochs, and nothing skipped
@@ -369,7 +369,7 @@ def released(queue: Queue, *, seconds: float) -> list[str]:
     return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")
 
 
-def test_checkpoints_are_given_up_a_while_after_a_trial_was_pruned_and_only_those(queue):
+def test_checkpoints_of_pruned_trials_are_removed_after_a_while(queue):
     pruned = {trial.experiment for trial in searched(queue, make_search()) if trial.state is TrialState.PRUNED}
     assert released(queue, seconds=0.0) == []
     before = shown(trials(queue))

@@ -141,7 +141,7 @@ def test_the_best_is_promoted_and_says_so(searched):
     assert "tuned is not a search" in wrong.stderr
 
 
-def test_a_pruned_trial_makes_no_blend_and_the_error_says_what_to_do(searched):
+def test_a_pruned_trial_cannot_be_blended_and_the_error_says_what_to_do(searched):
     pruned = next(entry["name"] for entry in trials(searched) if entry["state"] == "pruned")
     done = next(entry["name"] for entry in trials(searched) if entry["state"] == "done")
     blend, again = ("blend", done, pruned, "--name=b"), ("predict-again", pruned, "--test-strains=1", "--name=s")
@@ -150,7 +150,7 @@ def test_a_pruned_trial_makes_no_blend_and_the_error_says_what_to_do(searched):
         assert (told.returncode, f"{pruned} was pruned, so it has no results" in told.stderr) == (1, True)
 
 
-def test_what_takes_the_name_of_a_trial_is_told_in_few_lines(searched):
+def test_an_experiment_with_a_trials_name_is_reported_in_few_lines(searched):
     told = run(searched.root, "promote", "rates", "--name", "rates.000")
     assert (told.returncode, "already in the queue with another spec" in told.stderr) == (2, True)
     assert len(told.stderr.splitlines()) <= 24

@@ -86,7 +86,7 @@ def test_a_trial_that_is_still_open_is_not_suggested_again():
     assert following not in (None, settings)
 
 
-def test_what_the_spec_refuses_together_is_drawn_again_and_what_it_always_refuses_is_an_error():
+def test_refused_combinations_are_drawn_again_and_settings_always_refused_are_an_error():
     space = {"train.epochs": {"choices": [2, 8]}, "train.unfreeze_epochs": {"low": 0, "high": 4, "step": 2}}
     for one in suggested(make_search(space=space, trials=20, sampler="random"), 20):
         assert one.settings["train.unfreeze_epochs"] < one.settings["train.epochs"]

@@ -99,7 +99,7 @@ def test_a_damaged_commit_is_set_aside_and_the_one_before_is_taken(commits: Kept
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[1]", '{"format": 1, "epoch": 2'])
-def test_a_manifest_that_is_none_is_set_aside(commits: Kept, text: str) -> None:
+def test_an_invalid_manifest_is_set_aside(commits: Kept, text: str) -> None:
     commits.write("e0002-s000001-f0002.json", text.encode())
     told: list[str] = []
     newest = commits.checkpoints(lambda stem, _why: told.append(stem)).newest()
@@ -223,7 +223,7 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
     assert names(local) == sorted([*before, "e0001-done-f0001.pt.damaged"])
 
 
-def test_what_a_queue_in_a_file_has_published_beside_them_is_neither_a_commit_nor_garbage(local: Path) -> None:
+def test_files_published_by_a_queue_in_a_file_are_neither_commits_nor_garbage(local: Path) -> None:
     """On a cluster's file system both are in state/checkpoints."""
     for suffix in (".json", ".pt"):
         content = (local / f"e0001-done-f0001{suffix}").read_bytes()

@@ -188,7 +188,7 @@ def test_weights_that_are_not_numbers_do_not_come_out_as_numbers(bench: Any) -> 
             assert energies(model, make_batch(bench.cache, np.arange(4))).isnan().all(), name
 
 
-def test_the_forward_leaves_the_state_dict_as_it_was(bench: Any) -> None:
+def test_the_forward_does_not_change_the_state_dict(bench: Any) -> None:
     model = load_pretrained("0.3.0")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     formation_energies(model, make_batch(bench.cache, np.arange(4))).sum().backward()
@@ -204,7 +204,7 @@ def test_inference_needs_no_gradients(bench: Any) -> None:
     assert features.shape[1] == 64
 
 
-def test_a_model_of_another_build_is_refused_with_what_differs() -> None:
+def test_a_model_of_another_build_is_refused_with_the_differences() -> None:
     with redirect_stdout(io.StringIO()):
         model = CHGNet(gMLP_norm="batch")
     with pytest.raises(TrainingError, match="gMLP_norm = 'batch' instead of 'layer'"):

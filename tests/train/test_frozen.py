@@ -127,7 +127,7 @@ def test_a_device_that_ran_out_of_memory_for_one_shard_computes_the_others_as_ev
     assert made(plain)["features-00001.npy"] == made(cut)["features-00001.npy"]
 
 
-def test_the_digest_tells_other_bytes_of_what_an_experiment_uses_and_nothing_else(
+def test_the_digest_changes_only_with_the_bytes_that_an_experiment_uses(
     bench: Any, helpers: Any, tmp_path: Path
 ) -> None:
     spec = helpers.small_spec(trainable="head")
@@ -174,7 +174,7 @@ def test_two_processes_that_prepare_at_once_share_the_work_and_end_with_the_same
     assert sorted(computed) == [0, 2, 4, 6]
 
 
-def test_one_that_waits_for_another_process_can_be_stopped(tmp_path: Path) -> None:
+def test_waiting_for_another_process_can_be_stopped(tmp_path: Path) -> None:
     def opened() -> FrozenBackbone:
         return FrozenBackbone(tmp_path, atom_offsets=np.arange(9), dataset_hash="d", weights="w")
 
@@ -188,7 +188,7 @@ def test_one_that_waits_for_another_process_can_be_stopped(tmp_path: Path) -> No
         assert not preparing.run()
 
 
-def test_a_damaged_shard_is_noticed_and_made_again(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_found_and_rebuilt(bench: Any, helpers: Any, tmp_path: Path) -> None:
     spec = helpers.small_spec(trainable="head")
     frozen = open_frozen(spec, bench.crystals, tmp_path)
     assert not is_prepared(spec, frozen)
@@ -230,7 +230,7 @@ def test_the_same_crystals_with_other_ids_targets_or_companions_are_not_computed
         assert np.array_equal(frozen.features(np.arange(len(rows))), first.features(rows))
 
 
-def test_what_the_cache_holds_for_other_datasets_does_not_change_a_bit(
+def test_other_datasets_in_the_cache_change_no_bit(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen_module, "SHARD_SIZE", 10)
@@ -263,7 +263,7 @@ def test_what_the_cache_holds_for_other_datasets_does_not_change_a_bit(
     assert Elsewhere(moved_frozen, moved).find(1, ("energies",)) is not None
 
 
-def test_one_pass_gives_energies_and_features_where_the_disk_has_room(
+def test_one_pass_gives_energies_and_features_if_the_disk_has_room(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrained, head = helpers.small_spec(trainable="none", epochs=0), helpers.small_spec(trainable="head")

@@ -65,7 +65,7 @@ def test_both_ways_give_the_same_bytes_twice_and_after_a_stop_at_every_step(foun
         assert found["resume"][way]["stops"] >= 2
 
 
-def test_time_and_peak_memory_are_told_by_batch_size_and_way(found: dict[str, Any]) -> None:
+def test_time_and_peak_memory_are_printed_by_batch_size_and_method(found: dict[str, Any]) -> None:
     assert list(found["speed"]) == ["1", "2"]
     for kinds in found["speed"].values():
         assert list(kinds) == ["training", "inference"]
@@ -122,7 +122,7 @@ def test_a_way_that_does_not_fit_has_no_figures_and_the_others_have(gpu: Any) ->
     assert rows[-1].endswith("| 2.0 ms | 1.5 ms |")
 
 
-def test_a_part_that_fails_is_told_and_the_others_run(
+def test_a_failing_part_is_reported_and_the_others_run(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fails(*_args: Any) -> None:

@@ -68,7 +68,7 @@ def test_kernels_are_used_once_they_agree_and_the_fingerprint_tells_their_versio
     assert described(CPU) == {}
 
 
-def test_kernels_that_are_wrong_are_left_out_which_is_said_once() -> None:
+def test_wrong_kernels_are_not_used_with_one_note() -> None:
     told: list[str] = []
     checked("float32", 1e-3, told)
     checked("float32", 0.0, told)

@@ -108,7 +108,7 @@ def test_a_gpu_without_an_arithmetic_computes_in_float32(
     assert usable_precision(CPU, precision) == "float32"
 
 
-def test_what_is_asked_for_and_not_there_is_told_and_the_arithmetic_that_is_used_is_recorded(
+def test_a_missing_precision_is_noted_and_the_one_used_is_recorded(
     helpers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -200,7 +200,7 @@ def _absent(name: str) -> str:
     return "1.0"
 
 
-def test_what_an_older_commit_does_not_tell_is_no_difference() -> None:
+def test_facts_that_an_older_commit_lacks_do_not_count_as_differences() -> None:
     now = fingerprint(CPU, "float32")
     older = {key: value for key, value in now.items() if key not in {"cublas", "tf32_override", "validated_in"}}
     assert differences(older, now) == {}

@@ -113,7 +113,7 @@ def test_a_cap_on_bonds_gives_the_same_training(bench: Any, helpers: Any, tmp_pa
     assert rows[1]["val_mae"] == pytest.approx(rows[0]["val_mae"], rel=1e-3)
 
 
-def test_what_the_energy_does_not_depend_on_is_not_trained() -> None:
+def test_parameters_that_the_energy_does_not_depend_on_are_not_trained() -> None:
     names = trained_parameters(load_pretrained("0.3.0"), "all").keys()
     assert not any(name.startswith(("site_wise", "angle_layers.2")) for name in names)
     assert "composition_model.fc.weight" in names
@@ -183,7 +183,7 @@ def test_averaged_weights_follow_their_formula() -> None:
     assert float(live["w"].detach()) == 7.0
 
 
-def test_averaged_weights_are_what_is_validated_and_kept(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_averaged_weights_are_validated_and_kept(bench: Any, helpers: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path, ema_decay=0.9)
     outcome = helpers.train_epoch(run, 1)
     rows = run.rows.validation
@@ -249,7 +249,7 @@ def test_the_best_epochs_of_a_soup_are_those_whose_own_weights_validate_best(
     assert run.history()[kept - 1]["val_mae"] == min(row["val_mae"] for row in run.history())
 
 
-def test_a_soup_is_what_is_validated_and_kept(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_soup_is_validated_and_kept(bench: Any, helpers: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path, soup=2)
     ends = []
     for epoch in (1, 2):

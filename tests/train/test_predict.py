@@ -127,7 +127,7 @@ def test_a_prediction_that_is_cut_off_resumes_where_it_was_and_ends_with_the_sam
     assert np.array_equal(run.predict_test(model, keep_in=kept), whole)
 
 
-def test_what_is_kept_of_a_prediction_is_of_one_model_and_undamaged(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_kept_prediction_resumes_only_for_its_model_and_undamaged(bench: Any, helpers: Any, tmp_path: Path) -> None:
     run = bench.run(tmp_path / "commits", batch_size=4)
     helpers.train_epoch(run, 1)
     model, kept = run.best_model(), tmp_path / "kept"

@@ -226,7 +226,7 @@ def test_other_conditions_are_reported_and_recorded_and_work_continues(
     assert len(told) == 1, "it is said once"
 
 
-def test_a_commit_of_an_earlier_version_resumes_without_a_word(bench: Any, helpers: Any, tmp_path: Path) -> None:
+def test_a_commit_of_an_earlier_version_resumes_without_a_note(bench: Any, helpers: Any, tmp_path: Path) -> None:
     straight(bench, helpers, tmp_path / "whole")
     helpers.train_epoch(bench.run(tmp_path / "older"), 1, stop_after=1)
     path = tmp_path / "older" / "e0001-s000001-f0001.json"

@@ -106,7 +106,7 @@ def busy(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     monkeypatch.setattr(memory_module, "bytes_in_use", lambda _device: (int(gib * 2**30), 15 << 30))
 
 
-def test_what_is_learned_while_others_hold_memory_is_for_that_job_alone(
+def test_a_limit_learned_while_others_hold_memory_is_for_that_job_alone(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, told = tmp_path / "memory.json", list[str]()
@@ -137,7 +137,7 @@ def test_a_process_own_share_does_not_make_a_device_busy(tmp_path: Path, monkeyp
     assert memory.limit == 2
 
 
-def test_a_limit_that_an_earlier_version_wrote_without_looking_is_learned_anew(tmp_path: Path) -> None:
+def test_an_unchecked_limit_of_an_earlier_version_is_learned_again(tmp_path: Path) -> None:
     (tmp_path / "memory.json").write_text('{"k": 1, "other": 3}')
     memory = DeviceMemory(tmp_path / "memory.json", "k")
     assert memory.limit == memory_module.UNLIMITED
@@ -201,7 +201,7 @@ def test_memory_that_another_library_could_not_get_is_a_shortage_too() -> None:
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-def test_weights_that_diverge_in_the_last_step_are_told_by_the_validation(
+def test_weights_that_diverge_in_the_last_step_are_found_by_the_validation(
     bench: Any, helpers: Any, tmp_path: Path
 ) -> None:
     run = bench.run(tmp_path)

@@ -68,7 +68,7 @@ def test_training_begins_at_the_model_of_the_composition(
 
 @pytest.mark.parametrize("trainable", ["all", "head"])
 @pytest.mark.parametrize("kind", ["scalar", "class"])
-def test_training_learns_what_the_composition_does_not_say(
+def test_training_learns_what_the_composition_does_not_explain(
     bench_of: Any, helpers: Any, tmp_path: Path, kind: str, trainable: str
 ) -> None:
     bench = bench_of(kind)
@@ -151,7 +151,7 @@ def test_a_scalars_loss_is_that_of_targets_in_units_of_the_scale() -> None:
     assert float(objective.abs_error_sum(output, target)) == 16.0 + 256.0
 
 
-def test_scalars_and_classes_of_the_same_crystals_share_what_the_frozen_backbone_gives(
+def test_scalars_and_classes_of_the_same_crystals_share_the_frozen_backbones_output(
     bench_of: Any, helpers: Any, tmp_path: Path
 ) -> None:
     scalar, one_class = (bench_of(kind) for kind in ("scalar", "class"))
@@ -164,9 +164,7 @@ def test_scalars_and_classes_of_the_same_crystals_share_what_the_frozen_backbone
 
 
 @pytest.mark.parametrize("trainable", ["all", "none"])
-def test_a_scalar_that_is_not_trained_on_features_needs_nothing_of_the_frozen_backbone(
-    helpers: Any, trainable: str
-) -> None:
+def test_a_scalar_not_trained_on_features_needs_no_frozen_backbone(helpers: Any, trainable: str) -> None:
     options = {"epochs": 0} if trainable == "none" else {}
     assert kinds_needed(helpers.small_spec(kind="scalar", trainable=trainable, **options)) == ()
     assert kinds_needed(helpers.small_spec(kind="energy", trainable=trainable, **options)) == ("energies",)

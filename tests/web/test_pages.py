@@ -48,11 +48,11 @@ def test_text_from_outside_is_shown_as_text(board: Board) -> None:
     assert "<img" not in part(board, "compare&name=%3Cimg%3E&name=b")["html"]
 
 
-def test_an_experiment_that_is_not_there_is_said_to_be_not_there(board: Board) -> None:
+def test_a_missing_experiment_is_reported(board: Board) -> None:
     assert "no experiment other here" in part(board, "experiment&name=other")["html"]
 
 
-def test_what_did_not_change_is_not_sent_again(board: Board) -> None:
+def test_an_unchanged_part_is_not_sent_again(board: Board) -> None:
     first = board.get("/part?part=overview")
     assert board.get("/part?part=overview", If_None_Match=first.headers["etag"]).status == 304
     assert board.act({"act": "pause", "experiment": "first"}).status == 200
@@ -79,9 +79,7 @@ def test_the_page_of_an_experiment_says_that_the_queue_is_away(board: Board) -> 
     assert "queue" in answer.json["trouble"]
 
 
-def test_a_comparison_is_made_again_only_when_a_file_of_it_changed(
-    board: Board, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_is_recomputed_only_after_a_file_changed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     board.project.enqueue("full_finetune", dataset="sample", folds=[0], epochs=1, name="second")
     folder = board.project.results_folder("first")
     folder.mkdir(parents=True)
@@ -139,7 +137,7 @@ def test_the_queue_is_read_once_for_all_pages(project: ProjectFolder, clock: Man
     assert len(looks) == 3
 
 
-def test_what_changes_during_a_look_is_looked_for_again(clock: ManualClock) -> None:
+def test_a_change_during_a_read_is_read_again(clock: ManualClock) -> None:
     looks: list[float] = []
 
     def look() -> None:

@@ -101,7 +101,7 @@ def test_in_colab_the_frame_is_colabs_own(project: ProjectFolder, monkeypatch: p
         urllib.request.urlopen(f"http://127.0.0.1:{port}/")
 
 
-def test_an_address_of_all_interfaces_is_told_by_the_machines_name(project: ProjectFolder) -> None:
+def test_an_address_of_all_interfaces_is_shown_with_the_machines_name(project: ProjectFolder) -> None:
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.root), "board", "--port", "0"]
     with subprocess.Popen([*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -31,7 +31,7 @@ def table(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_nothing_that_is_said_of_a_target_speaks_of_formation_energy_or_its_unit(
+def test_no_text_about_another_target_mentions_formation_energy_or_its_unit(
     make_board: MakeBoard,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
