@@ -7,17 +7,19 @@ but its hash never changes.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mbqueue.errors import SpecError
-from mbqueue.files import read_small_text, sha256_of_json
+from mbqueue.experiment_file import laid_over, read_toml
+from mbqueue.files import sha256_of_json
 from mbqueue.project import NAME_PATTERN
+from mbqueue.provenance import KEPT_BY_COMMANDS, Choice, MadeFrom, TrialOf
+from mbqueue.section import Section
 from mbqueue.task import ENERGY_COLUMNS, FORMATION_ENERGY, KINDS, N_FOLDS, TASKS, Kind, Target
 
 OFFICIAL_DATASET = FORMATION_ENERGY.dataset
@@ -40,12 +42,6 @@ def _folds(folds: tuple[int, ...]) -> tuple[int, ...]:
     if sorted(set(folds)) != sorted(folds) or min(folds) < 0 or max(folds) >= N_FOLDS:
         raise ValueError(f"distinct numbers from 0 to {N_FOLDS - 1}")
     return tuple(sorted(folds))
-
-
-class Section(BaseModel):
-    """A table of a file that people write: it has no unknown keys, and no values of the wrong type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSpec(Section):
@@ -205,8 +201,6 @@ class TrainSpec(Section):
 
 #: The keys that change no fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
-#: The keys that only commands write, if a spec has them.
-KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 #: Keys that specs of earlier versions lack, with the values that those ran with. A key with that value is not hashed,
 #: so such experiments resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
@@ -215,83 +209,6 @@ _YOUNGER: dict[str, dict[str, Any]] = {
 }
 #: The target of specs without one. It is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
-
-
-class Released(Section):
-    """What is kept of a pruned trial whose checkpoints were removed.
-
-    Attributes:
-        at: when, in seconds since the epoch.
-        why: it was pruned.
-        histories: fold → one row per finished epoch.
-    """
-
-    at: float = Field(strict=False)
-    why: str
-    histories: dict[str, list[dict[str, Any]]]
-
-
-class TrialOf(Section):
-    """What a search keeps in the spec of each of its trials (`mbqueue.search`); no file in jobs/ has it.
-
-    Attributes:
-        search: the whole search, as plain JSON values.
-        number: the trial's number, from 0.
-        settings: dotted key → value, for the keys that the search varies.
-        kept: a person has resumed it after it was pruned, so it is not pruned again.
-        released: set once its checkpoints were given up.
-    """
-
-    search: dict[str, Any]
-    number: int = Field(ge=0)
-    settings: dict[str, Any]
-    kept: bool = False
-    released: Released | None = None
-
-
-class Member(Section):
-    """An experiment whose recorded results another one is made from.
-
-    Attributes:
-        experiment: its name in the queue.
-        spec: its whole spec, as plain JSON values.
-    """
-
-    experiment: str = Field(pattern=NAME_PATTERN)
-    spec: dict[str, Any]
-
-
-class MadeFrom(Section):
-    """What `blend` and `predict-again` keep in the spec of an experiment that trains nothing; no file in jobs/ has it.
-
-    Attributes:
-        members: the experiments that are blended, or the one whose models predict again.
-        weights: how a blend weighs its members: equally, or as fitted on their validation parts; None for no blend.
-    """
-
-    members: Annotated[tuple[Member, ...], Field(min_length=1, strict=False)]
-    weights: Literal["mean", "fitted"] | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> MadeFrom:
-        if (self.weights is None) != (len(self.members) == 1):
-            raise ValueError("a blend has weights and at least two members; another has neither")
-        return self
-
-
-class Choice(Section):
-    """What `promote` keeps in the spec of an experiment; no file in jobs/ has it.
-
-    Attributes:
-        search: whose best settings these are.
-        trial: that had them; trials: how many there were.
-        folds: on whose validation parts the trials were compared.
-    """
-
-    search: str
-    trial: int
-    trials: int
-    folds: list[int]
 
 
 class Spec(Section):
@@ -427,62 +344,6 @@ def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec
             raise SpecError(f"{path} has the key {key}, which only commands of mbqueue write. Remove it from the file.")
     content.setdefault("name", path.stem)
     return parse_spec(laid_over(content, overrides or {}), source=str(path))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a file in jobs/.
-
-    Raises:
-        SpecError: if the file cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(read_small_text(path))
-    except FileNotFoundError as error:
-        raise SpecError(f"There is no experiment file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} cannot be read: {error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is not valid TOML: {error}.") from error
-
-
-def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested values, with dotted ``overrides`` applied.
-
-    Raises:
-        SpecError: if a key goes through a value that is no section.
-    """
-    copied = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
-    for key, value in overrides.items():
-        _lay_over(copied, key, value)
-    return copied
-
-
-def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """``["train.lr=3e-4"]`` as ``{"train.lr": 3e-4}``; values are read as TOML, bare words as strings.
-
-    Raises:
-        SpecError: for anything that is not KEY=VALUE.
-    """
-    overrides: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        key, text = key.strip(), text.strip()
-        if not equals or not key or not text:
-            raise SpecError(f"--set {assignment!r} is not KEY=VALUE. Write it like --set train.lr=3e-4.")
-        try:
-            overrides[key] = tomllib.loads(f"value = {text}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            overrides[key] = text
-    return overrides
-
-
-def _lay_over(content: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-        if not isinstance(content, dict):
-            raise SpecError(f"--set {dotted}: {section} is a single value, it has no key {key}.")
-    content[key] = value
 
 
 def _explain(error: ValidationError, source: str, advice: str) -> str:

@@ -25,7 +25,20 @@ ROWS = [
     {"drive", "search"},
     {"queue", "train", "results"},
     {"data", "storage"},
-    {"experiment", "history", "task", "settings", "project", "belonging", "mounts", "buckets", "files"}
+    {
+        "experiment",
+        "experiment_file",
+        "provenance",
+        "section",
+        "history",
+        "task",
+        "settings",
+        "project",
+        "belonging",
+        "mounts",
+        "buckets",
+        "files",
+    }
     | {"errors", "clock", "limits", "outputs", "topology"},
 ]
 #: The ground is one floor: its modules may use each other.

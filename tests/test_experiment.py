@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mbqueue.errors import SpecError
-from mbqueue.experiment import Spec, hash_of_spec, load_spec, parse_overrides, parse_spec
+from mbqueue.experiment import Spec, hash_of_spec, load_spec, parse_spec
+from mbqueue.experiment_file import parse_overrides
 from mbqueue.files import sha256_of_json
 from mbqueue.task import FORMATION_ENERGY, TASKS, Task, target_of
 

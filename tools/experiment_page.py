@@ -16,7 +16,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mbqueue.experiment import KEPT_BY_COMMANDS, DataSpec, ModelSpec, Spec, TargetSpec, TrainSpec
+from mbqueue.experiment import DataSpec, ModelSpec, Spec, TargetSpec, TrainSpec
+from mbqueue.provenance import KEPT_BY_COMMANDS
 from mbqueue.settings import NotifySettings, Settings, fields_of, is_section
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "experiment-file.md"

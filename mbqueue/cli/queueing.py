@@ -59,7 +59,7 @@ def enqueue(
 
     Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
     """
-    from mbqueue.experiment import parse_overrides
+    from mbqueue.experiment_file import parse_overrides
 
     chosen = {"data.id_column": id_column, "target.column": target_column}
     columns = {key: column for key, column in chosen.items() if column}

@@ -14,9 +14,10 @@ from typing import Any
 from mbqueue import files
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.errors import QueueError
-from mbqueue.experiment import Released, parse_spec
+from mbqueue.experiment import parse_spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
+from mbqueue.provenance import Released
 from mbqueue.queue.adopting import Trained
 from mbqueue.queue.jobs import Experiment
 from mbqueue.queue.sqlite import settle

@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from mbqueue.errors import SpecError
-from mbqueue.experiment import KEPT_BY_COMMANDS, Section, Spec, laid_over, parse_spec, read_toml
+from mbqueue.experiment import Spec, parse_spec
+from mbqueue.experiment_file import laid_over, read_toml
+from mbqueue.provenance import KEPT_BY_COMMANDS
+from mbqueue.section import Section
 from mbqueue.task import N_FOLDS
 
 #: Allowed names of a search; its trials append ``.000``.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mbqueue.errors import MembersNotRecorded, ResultsError
-from mbqueue.experiment import Member, Spec, hash_of_spec, parse_spec
+from mbqueue.experiment import Spec, hash_of_spec, parse_spec
+from mbqueue.provenance import Member
 from mbqueue.queue.jobs import Job, Kind, Lease, State
 from mbqueue.results.blending import blended, require_enough
 from mbqueue.results.folder import Recorded, read_recorded

@@ -40,8 +40,8 @@ from mbqueue.train.stepper import Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lease:
-    """The lease under which commits are written, and how often."""
+class _Writer:
+    """Who writes commits, and how often."""
 
     fence: int
     session: str
@@ -141,7 +141,7 @@ class FoldRun:
             CheckpointError: if no commit of the previous epoch exists.
             LeaseLost: from ``save``.
         """
-        lease = _Lease(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
+        writer = _Writer(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
         self._conditions.begin()
         self._inference.check_kernels(self.rows.train)
         with calculating(self.device, self._conditions.precision), Saver(self._checkpoints, save) as saver:
@@ -150,10 +150,10 @@ class FoldRun:
                 # An error leaves a state that no commit holds, so the next call must read one.
                 self._learner = None
                 learner.open_epoch(epoch, session)
-                finished = self._train(learner, saver, lease, should_stop, on_step)
+                finished = self._train(learner, saver, writer, should_stop, on_step)
                 finished = finished and self._validate(learner, should_stop)
                 if learner.has_news:
-                    learner.parent = saver.save_now(learner.state(), self._facts(learner, lease))
+                    learner.parent = saver.save_now(learner.state(), self._facts(learner, writer))
                 self._learner = learner
             return self._outcome(learner)
 
@@ -191,11 +191,11 @@ class FoldRun:
             "the result may differ in its last digits from an uninterrupted run's."
         )
 
-    def _facts(self, learner: Learner, lease: _Lease) -> dict[str, Any]:
+    def _facts(self, learner: Learner, writer: _Writer) -> dict[str, Any]:
         # The device may have run out of memory since the previous commit.
-        learner.compute_under(self._conditions.fingerprint(), lease.session)
+        learner.compute_under(self._conditions.fingerprint(), writer.session)
         return {
-            **learner.facts(fence=lease.fence, session=lease.session, now=self._clock.now()),
+            **learner.facts(fence=writer.fence, session=writer.session, now=self._clock.now()),
             "fingerprint": learner.fingerprint,
             "absent_elements": list(self.absent_elements),
         }
@@ -204,7 +204,7 @@ class FoldRun:
         self,
         learner: Learner,
         saver: Saver,
-        lease: _Lease,
+        writer: _Writer,
         should_stop: Callable[[], bool],
         on_step: Callable[[StepReport], None],
     ) -> bool:
@@ -249,10 +249,10 @@ class FoldRun:
                         stepper.step(batches)
                         learner.parent = saver.publish_if_ready() or learner.parent
                         now = self._clock.monotonic()
-                        if now - last_commit >= lease.checkpoint_seconds and not saver.is_busy:
+                        if now - last_commit >= writer.checkpoint_seconds and not saver.is_busy:
                             stepper.settle()
                             if learner.step < len(steps):
-                                saver.start(learner.state(), self._facts(learner, lease))
+                                saver.start(learner.state(), self._facts(learner, writer))
                                 last_commit = now
                 except OutOfMemory as full:
                     shortage = full.shortage

@@ -7,6 +7,7 @@ from typing import Any
 
 from mbqueue.api import Project
 from mbqueue.errors import UsageError
+from mbqueue.experiment_file import parse_overrides
 
 #: How long stopping waits before it reports; sessions keep saving after that.
 _STOP_WAIT_SECONDS = 5.0
@@ -75,8 +76,6 @@ def _stop(project: Project, given: Mapping[str, Any]) -> str:
 
 
 def _enqueue(project: Project, given: Mapping[str, Any]) -> str:
-    from mbqueue.experiment import parse_overrides  # noqa: PLC0415 - pydantic is slow to import
-
     experiment = _text(given, "experiment")
     if experiment not in [path.stem for path in project.folder.jobs_dir.glob("*.toml")]:
         raise UsageError(f"There is no experiment {experiment!r} in jobs/.")
