@@ -188,7 +188,7 @@ def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[P
             if content["dataset"]["hash"] == dataset_hash:
                 return True
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a model may lie anywhere, beside anything
+            continue  # a model file may be anywhere, beside any other files
     try:
         if not is_queue_there(project):
             return False

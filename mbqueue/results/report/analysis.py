@@ -27,7 +27,7 @@ _RISE, _DOUBLED = 1.05, 2.0
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # Gap between validation and training, as a ratio.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
-#: With fewer epochs nothing can be told from a curve.
+#: With fewer epochs a curve is not judged.
 _FEWEST_EPOCHS = 3
 #: Ratios above it are told as being above it.
 _LARGEST_RATIO = 100
