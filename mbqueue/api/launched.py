@@ -50,7 +50,7 @@ class LaunchedSession:
     def __call__(self) -> str:
         """Run one session; return why it ended."""
         from mbqueue.api import Project  # noqa: PLC0415 - the package imports this module
-        from mbqueue.session.narration import SpokenReport  # noqa: PLC0415
+        from mbqueue.session.narration import Narration  # noqa: PLC0415
 
         preemption = self._preemption_handler()
         seconds = self.session_seconds(SystemClock().now())
@@ -58,7 +58,7 @@ class LaunchedSession:
             session=f"{seconds:.0f}s",
             device=self.device,
             max_idle=self.max_idle,
-            report=SpokenReport(_say),
+            report=Narration(_say),
         )
         _say(f"session {outcome.session}: {counted(outcome.jobs_done, 'job')} done; {outcome.reason}")
         if self.is_to_be_continued(outcome):

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from mbqueue.session.narration import SpokenReport
+from mbqueue.session.narration import Narration
 
 
 class Screen:
@@ -33,9 +33,9 @@ class Screen:
         if self._is_moving:
             self._live.stop()
 
-    def report(self, label: str = "") -> SpokenReport:
+    def report(self, label: str = "") -> Narration:
         """Shows one session; labels distinguish several."""
-        return SpokenReport(
+        return Narration(
             lambda text, style: self._line(label, text, style),
             show=(lambda text: self._move(label, text)) if self._is_moving else None,
         )

@@ -20,7 +20,6 @@ class Dialect(ABC):
         table, keyed_table: the end of a table's definition, and of a table with no columns besides its key.
         often_changed: the end of the definition of a table whose rows change often.
         lock, skip_locked: ends a SELECT and locks its rows; ``skip_locked`` also skips rows that are locked already.
-        greatest: the larger of two values.
         or_else: the first value that is not NULL, spelt as in the index of a job's identity.
         claim_covers: further columns of the index that claims search.
         board_index: after the table of jobs, names the index that the dashboard's query reads.
@@ -36,7 +35,6 @@ class Dialect(ABC):
     often_changed: ClassVar[str]
     lock: ClassVar[str]
     skip_locked: ClassVar[str]
-    greatest: ClassVar[str]
     or_else: ClassVar[str]
     claim_covers: ClassVar[str]
     board_index: ClassVar[str]
@@ -74,7 +72,6 @@ class _Sqlite(Dialect):
     table = often_changed = " STRICT"
     keyed_table = " STRICT, WITHOUT ROWID"
     lock = skip_locked = ""  # SQLite has one writer at a time
-    greatest = "max"
     or_else = "ifnull"  # SQLite does not use an index on ifnull(…) for coalesce(…)
     claim_covers = ", not_before, affinity"
     board_index = " INDEXED BY jobs_board"
@@ -111,7 +108,6 @@ class _Postgresql(Dialect):
     often_changed = " WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000)"
     lock = "FOR NO KEY UPDATE"
     skip_locked = "FOR NO KEY UPDATE SKIP LOCKED"
-    greatest = "greatest"
     or_else = "coalesce"
     claim_covers = ""
     board_index = ""

@@ -18,7 +18,7 @@ LOG_SECONDS = 15.0
 Style = str | None
 
 
-class SpokenReport(Report):
+class Narration(Report):
     """Prints what happens, one line at a time.
 
     Args:

@@ -15,7 +15,7 @@ from small_project import RememberedReport, enqueue, make_project, small_spec
 
 from mbqueue.cli.datasets import progress_bars
 from mbqueue.data.machine_code import telling
-from mbqueue.session.narration import SpokenReport
+from mbqueue.session.narration import Narration
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import work
 
@@ -99,7 +99,7 @@ def test_progress_is_reported_from_zero(tmp_path: Path, report: RememberedReport
 
 def test_a_log_has_a_line_at_the_beginning_of_each_part_of_a_job() -> None:
     said: list[str] = []
-    report = SpokenReport(lambda text, _style: said.append(text))
+    report = Narration(lambda text, _style: said.append(text))
     job = SimpleNamespace(label="e prepare", progress=None)
     report.job_started(job)  # type: ignore[arg-type]
     for what in ("converting", "pretrained energies"):

@@ -9,7 +9,7 @@ from small_project import ManualClock, RememberedReport, enqueue, make_project, 
 
 from mbqueue.queue.jobs import Job, Kind, State
 from mbqueue.queue.opening import open_queue
-from mbqueue.session.narration import SpokenReport
+from mbqueue.session.narration import Narration
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.pace import Pace
 from mbqueue.session.worker import work
@@ -32,14 +32,14 @@ def test_a_pace_covers_only_this_session() -> None:
 
 def test_a_log_says_how_fast_a_job_is_and_how_long_it_takes() -> None:
     said: list[str] = []
-    spoken = SpokenReport(lambda text, _style: said.append(text))
+    spoken = Narration(lambda text, _style: said.append(text))
     spoken.advanced(job_of(Kind.PREDICT), "crystals", 1600, 21_578, {"per second": 57.08})
     assert said == ["small fold 0 predict: crystals 1600/21578, 57.1/s, 5m50s left"]
 
 
 def test_a_terminal_shows_megabytes_a_second_while_a_source_is_read() -> None:
     shown: list[str] = []
-    spoken = SpokenReport(lambda *_: None, show=shown.append)
+    spoken = Narration(lambda *_: None, show=shown.append)
     spoken.advanced(job_of(Kind.PREPARE), "reading", 30_000_000, 40_000_000, {"per second": 2.5e6})
     assert shown == ["small fold 0 prepare: reading 30000000/40000000, 2.5 M/s, 4s left"]
 
