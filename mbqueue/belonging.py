@@ -1,11 +1,11 @@
-"""Which project on a drive a live folder belongs to, and where that folder is, even while the drive is not mounted.
+"""Match live folders with their projects on a drive, and find them even while the drive is not mounted.
 
-An empty mount point, another folder in its place, or a new project of the same name all look like a project that has
+An empty mount point, another folder in its place, and a new project of the same name all look like a project that has
 lost everything. So a project on a drive gets an id when a live folder first publishes: a file that is named after the
-id and never changes. Two machines that do so at once create two ids, and each checks for its own.
+id and never changes. If two machines do so at once, they create two ids, and each checks its own.
 
-The path of the live folder is in mbqueue.toml, on the drive, or follows from the resolved path of the project, which
-needs the drive. So it is also noted on the machine, beside the default live folders.
+Finding the live folder's path needs the drive: the path is in mbqueue.toml or derived from the project's resolved path.
+So it is also recorded on the machine, beside the default live folders.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def id_file(project_id: str) -> str:
 
 
 def ids_in(state: Path) -> list[str]:
-    """The ids in a project's state folder, sorted; none before a live folder has published to it."""
+    """The ids in a project's state folder, sorted; empty until a live folder has published to it."""
     return sorted(match[1] for path in state.iterdir() if (match := _ID_FILE.fullmatch(path.name)))
 
 
@@ -75,7 +75,7 @@ class Belonging:
             files.write_json(live / BELONGING_FILE, asdict(self))
 
     def missing(self, state: Path) -> str | None:
-        """Why a state folder is not that of this project; None if nothing contradicts it.
+        """Why a state folder does not belong to this project; None if nothing contradicts it.
 
         Raises:
             OSError: if the mount fails.
@@ -96,7 +96,7 @@ def default_live_dir(root: Path, resolved: str) -> Path:
 
 
 def note_live_dir(root: Path, live: Path) -> None:
-    """Note on this machine where the live folder of the project at ``root`` is, unless it is the default."""
+    """Record on this machine the live folder of the project at ``root``, unless it is the default."""
     if live in {default_live_dir(root, str(root)), _noted_live_dir(root)}:
         return
     with suppress(OSError):  # the home folder is not writable: only `status` without the drive needs this note
@@ -105,7 +105,7 @@ def note_live_dir(root: Path, live: Path) -> None:
 
 
 def live_dir_of(root: Path, given: str | None) -> Path | None:
-    """The live folder that is known to belong to the project at ``root``: the one given, the default, or the one noted.
+    """The live folder known to belong to the project at ``root``: the one given, the default, or the recorded one.
 
     Does not access the drive.
     """
@@ -131,10 +131,10 @@ def _note_of(root: Path) -> Path:
 def answer_within(
     seconds: float, ask: Callable[[], Answer], *, should_stop: Callable[[], bool] = lambda: False
 ) -> Answer:
-    """What ``ask`` returns or raises. If it hangs on a mount, its thread is left behind.
+    """Return or raise the result of ``ask``, called in a thread. If it hangs on a mount, the thread is left running.
 
     Raises:
-        TimeoutError: if it takes longer. InterruptedError: if a request to stop ends the wait.
+        TimeoutError: if the call takes too long. InterruptedError: if a request to stop ends the wait.
     """
     end = time.monotonic() + seconds
     answers: queue.SimpleQueue[tuple[Answer] | BaseException] = queue.SimpleQueue()
@@ -142,7 +142,7 @@ def answer_within(
     def run() -> None:
         try:
             answers.put((ask(),))
-        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             answers.put(error)
 
     threading.Thread(target=run, name="mbqueue-look", daemon=True).start()
@@ -153,7 +153,7 @@ def answer_within(
             if should_stop():
                 raise InterruptedError("the wait was ended by a request to stop") from None
             if time.monotonic() >= end:
-                raise TimeoutError(f"it has not answered for {seconds:.0f} s") from None
+                raise TimeoutError(f"it did not answer within {seconds:.0f} s") from None
         else:
             break
     if isinstance(answer, BaseException):

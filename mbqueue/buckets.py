@@ -34,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def wrong_address(text: str) -> str | None:
-    """What is wrong with the address of a store, or None. Never repeats the address: it may contain a secret."""
+    """The problem with a store's address, or None. It never repeats the address, which may contain a secret."""
     try:
         parts = urlsplit(text)
     except ValueError:
@@ -43,9 +43,9 @@ def wrong_address(text: str) -> str | None:
     folders = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     wrong = {
         "must begin with s3://, gs://, az:// or file:///": parts.scheme not in _SCHEMES,
-        "must not hold credentials or parameters (@, ?, #): keys are read from the environment (AWS_ACCESS_KEY_ID …), "
+        "must not contain credentials or parameters (@, ?, #): keys come from the environment (AWS_ACCESS_KEY_ID …), "
         "see docs/how-to/many-machines.md": "@" in parts.netloc or bool(parts.query or parts.fragment),
-        "must name a folder by its full path, file:///…": is_folder and (bool(parts.netloc) or not folders),
+        "must name a folder by its absolute path, file:///…": is_folder and (bool(parts.netloc) or not folders),
         "must name a bucket, like s3://bucket/prefix": not is_folder and not _NAME.fullmatch(parts.netloc),
         "must have a prefix of letters, digits, and . _ - between slashes": not is_folder
         and not all(_NAME.fullmatch(folder) for folder in folders),
@@ -54,7 +54,7 @@ def wrong_address(text: str) -> str | None:
 
 
 def backend_of(url: str, client: dict[str, Any]) -> Any:
-    """The store at an address; makes no request.
+    """Open the store at an address; makes no request.
 
     Raises:
         UsageError: if obstore is not installed, or the address is wrong. StoreError: if the configuration is
@@ -67,7 +67,7 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
         from obstore.exceptions import BaseError  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(
-            f"The project keeps its checkpoints in {url}, and obstore, which reads it, is not installed. "
+            f"The project keeps its checkpoints in {url}, but obstore, which is needed to read it, is not installed. "
             "Install it: pip install 'mbqueue[objects]'"
         ) from error
     parts = urlsplit(url)
@@ -114,7 +114,7 @@ def _needs_http(environment: Mapping[str, str]) -> bool:
 
 
 def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Profiles and ~/.aws, which obstore does not read, through boto3 if it is installed and needed."""
+    """Credentials from profiles and ~/.aws, which obstore cannot read, through boto3 if installed and needed."""
     named = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     if any(environment.get(name) for name in named) or not (
         environment.get("AWS_PROFILE") or Path("~/.aws/credentials").expanduser().exists()
@@ -134,7 +134,7 @@ def _boto3_chain(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _LocalFolder:
-    """A shared folder, with two promises that obstore does not make.
+    """A shared folder, with two guarantees that obstore does not give.
 
     Written data survives a power loss, and an empty mount point is an error, not an empty store.
     """
@@ -177,7 +177,7 @@ class _LocalFolder:
                 raise FileNotFoundError(f"NoSuchBucket: there is no folder {self._root}")
             self._store = self._make(self._root)
         if path != MARKER and not (self._root / MARKER).exists():
-            raise OSError(f"{self._root / MARKER} is gone. Is the folder still mounted?")
+            raise OSError(f"{self._root / MARKER} is missing. Check that the folder is still mounted.")
         return self._store
 
 

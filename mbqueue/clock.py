@@ -1,7 +1,7 @@
-"""Time is passed in: tests control the clock, and no test sleeps to be right.
+"""Clocks, which callers pass in, so that tests control time and need not sleep.
 
 Wall time (``now``) is recorded and compared between machines. Monotonic time measures durations within a process, so
-that setting the clock does no harm there.
+setting the system clock does not affect them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The machine's clock."""
 
     def now(self) -> float:
         return time.time()
@@ -47,7 +47,7 @@ class SystemClock:
 
 
 def backoff(tries: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after so many failures in a row: doubled each time, from ``first`` to ``longest``."""
+    """Seconds to wait after a number of failures in a row: doubled each time, from ``first`` to ``longest``."""
     return min(longest, first * 2.0 ** min(tries - 1, 30))
 
 
@@ -55,7 +55,7 @@ def parse_duration(text: str) -> float:
     """Seconds in a duration such as ``1h50m``, ``90m``, ``45s`` or ``2d``.
 
     Raises:
-        UsageError: for anything else, including zero.
+        UsageError: if the text is anything else, including zero.
     """
     compact = text.strip().lower().replace(" ", "")
     parts = _PART.findall(compact)

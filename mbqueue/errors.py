@@ -45,7 +45,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-#: What to do about a file system error.
+#: Advice for file system errors.
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. All saved work is safe. Free some space and resume: mbqueue cache prune removes "
     "converted data that nothing needs.",
@@ -59,7 +59,7 @@ _REMEDIES = {
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about an error of the operating system; empty if there is no better advice than its own text."""
+    """Advice for an error of the operating system; empty if its text says enough."""
     return _REMEDIES.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
@@ -67,7 +67,7 @@ def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseExcept
     """The causes of an error, each once, even if an error is among its own causes.
 
     Args:
-        hidden: also errors whose handling raised another.
+        hidden: include errors whose handling raised another.
     """
     seen = {id(error)}
     cause = error.__cause__ or (error.__context__ if hidden else None)
@@ -173,7 +173,7 @@ class QueueLost(QueueError):
 
 
 class QueueDamaged(QueueError):
-    """The queue's file is damaged: its content is not what was written."""
+    """The queue's file is damaged: its content has changed since it was written."""
 
 
 class QueueDiskFull(QueueError):

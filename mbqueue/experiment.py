@@ -199,7 +199,7 @@ class TrainSpec(Section):
         return self
 
 
-#: The keys that change no fold's result.
+#: Keys that do not affect a fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
 #: Keys that specs of earlier versions lack, with the values that those ran with. A key with that value is not hashed,
 #: so such experiments resume.
@@ -300,7 +300,7 @@ class Spec(Section):
 
 
 def hash_of_spec(content: Mapping[str, Any]) -> str:
-    """`Spec.hash` of a spec that is plain JSON values, as `Spec.to_json` gives it."""
+    """`Spec.hash` of a spec in plain JSON values, as returned by `Spec.to_json`."""
     told_apart_by = {key: value for key, value in content.items() if key not in _NOT_HASHED}
     if told_apart_by.get("target") == _FIRST_TARGET:
         del told_apart_by["target"]
@@ -316,12 +316,12 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
 
 
 def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix the file or the --set options.") -> Spec:
-    """Make a spec from nested plain values, and check it.
+    """Make and check a spec from nested plain values.
 
     Args:
         content: sections and keys, as in an experiment file.
-        source: what they are from, for messages.
-        advice: what to do if they are wrong.
+        source: their origin, for messages.
+        advice: advice if they are wrong.
 
     Raises:
         SpecError: naming every wrong key, its value and what is allowed.
@@ -329,7 +329,7 @@ def parse_spec(content: Mapping[str, Any], *, source: str, advice: str = "Fix th
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
-        raise SpecError(_explain(error, source, advice)) from None  # its content is reported in plainer words
+        raise SpecError(_explain(error, source, advice)) from None  # reported below in plainer words
 
 
 def load_spec(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Spec:
@@ -366,7 +366,7 @@ def _is_name(problem: Mapping[str, Any]) -> bool:
 
 
 def _meant(key: tuple[int | str, ...]) -> str:
-    """The other sections that have a key which its own lacks; empty if none has it."""
+    """Other sections that have an unknown key; empty if none has it."""
     found = [
         ".".join([*map(str, name), str(key[-1])]) for name, section in _sections() if key[-1] in section.model_fields
     ]

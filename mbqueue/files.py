@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMP_PREFIX = ".tmp-"
-#: A temp file that is unchanged for this long was left by a dead process.
+#: A temp file unchanged for this long was left by a dead process.
 LEFT_OVER_SECONDS = 600.0
 _CHUNK = 1 << 20
-#: What a file system without hard links answers.
+#: Error codes of a file system without hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -40,7 +40,7 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    # Without this a power loss may remove the folder, and all that is synced in it.
+    # Without this, a power loss could remove the folder and everything synced in it.
     fsync_dir(folder.parent)
 
 
@@ -117,12 +117,12 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Durably replace ``path`` by ``content`` as indented JSON with a final newline; nan and inf are refused."""
+    """Durably replace ``path`` by ``content`` as indented JSON with a final newline; nan and inf are rejected."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
-    """Read the text of a plain file that people write.
+    """Read the text of a plain, hand-written file.
 
     Raises:
         FileNotFoundError, OSError: if it cannot be read.

@@ -1,6 +1,6 @@
-"""The history of a fold: which epoch is best, and whether training should stop early.
+"""Find the best epoch in a fold's history, and decide whether training stops early.
 
-A history is the rows of ``history_fold_i.csv``, in the order of the epochs, as `mbqueue.results.tables` has them.
+A history is the rows of ``history_fold_i.csv`` in epoch order, as read by `mbqueue.results.tables`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None
 
 
 def is_out_of_patience(patience: int, *, epoch: int, best: int) -> bool:
-    """Whether a fold stops after ``epoch``, since no epoch was better than ``best`` for ``patience`` epochs.
+    """Whether a fold stops after ``epoch`` because no epoch was better than ``best`` for ``patience`` epochs.
 
-    With a patience of 0 it never stops.
+    With a patience of 0, it never stops.
     """
     return 0 < patience <= epoch - best

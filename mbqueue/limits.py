@@ -1,4 +1,4 @@
-"""Limits of the machine or the shell: errors that say nothing about a job or a file."""
+"""Recognise errors that come from limits of the machine or the shell, not from a job or a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mbqueue.errors import LimitReached, causes
 
 
 def why_limited(error: BaseException) -> LimitReached | None:
-    """The limit that an error comes from, memory or the size of a file; None for any other error."""
+    """A sentence about the limit, memory or file size, that caused an error; None for any other error."""
     for one in (error, *causes(error, hidden=True)):
         number = one.errno if isinstance(one, OSError) else None
         if number == errno.EFBIG:
@@ -19,9 +19,9 @@ def why_limited(error: BaseException) -> LimitReached | None:
                 "(ulimit -f). Raise it (ulimit -f unlimited), then run the command again."
             )
         soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
-        # A library that finds no room in the address space is said to be missing.
+        # If the address space is full, loading a library reports it as missing.
         is_library = isinstance(one, ImportError | OSError) and "shared object" in str(one)
-        # A GPU without memory says so in other words; PyTorch's allocator of the host in these.
+        # PyTorch's host allocator uses these words; GPU errors use others.
         is_memory = isinstance(one, MemoryError) or number == errno.ENOMEM or "can't allocate memory" in str(one)
         if is_memory or (is_library and soft != resource.RLIM_INFINITY):
             told = "all of the machine's" if soft == resource.RLIM_INFINITY else _bytes(soft)

@@ -9,7 +9,7 @@ from pathlib import Path
 #: File systems whose writes reach other machines late, or whose locks other machines do not see. Google Drive in Colab
 #: is a FUSE mount. Any other type counts as local.
 _REMOTE = re.compile(r"^(fuse(\..*)?|nfs\d?|cifs|smb.*|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|drvfs|sshfs|davfs.*)$")
-#: Those of them that clusters share: all machines see a file once it is closed, and a rename at once and as a whole.
+#: File systems among them that clusters share: all machines see a file once it is closed, and renames are atomic.
 _CLUSTERED = re.compile(r"^(nfs\d?|ceph|glusterfs|lustre|gpfs|beegfs)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -35,7 +35,7 @@ class Mount:
 
     @property
     def is_clustered(self) -> bool:
-        """Whether this is a network file system that the machines of a cluster can share commits on."""
+        """Whether this is a network file system on which a cluster's machines can share commits."""
         return _CLUSTERED.match(self.fstype) is not None
 
 

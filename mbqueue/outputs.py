@@ -1,4 +1,4 @@
-"""Outputs that a person names: never overwrite a file that is read, nor a file that mbqueue did not make, unasked."""
+"""Protect files from output paths that the user names: inputs always, and files not made by mbqueue unless forced."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from mbqueue.errors import UsageError
 def require_writable(
     target: Path, *, force: bool, reads: Iterable[Path] = (), ours: bytes | None = None, example: str = "output"
 ) -> None:
-    """Refuse an output that must not be written, before anything is computed for it.
+    """Check that an output may be written, before anything is computed for it.
 
     Args:
         target: the file to write.
         force: overwrite an existing file, but never one that is read.
         reads: what the command reads; a folder stands for everything in it.
-        ours: what a file of mbqueue's own of this kind contains near its beginning; such a file may be replaced.
+        ours: text near the start of mbqueue's files of this kind; a file that contains it may be replaced.
         example: a name to suggest if the target is a folder.
 
     Raises:
-        UsageError: if the file is read, is there, is a folder, or has no folder.
+        UsageError: if the file is an input, already exists, is a folder, or is in no existing folder.
     """
     if target.is_dir():
         raise UsageError(f"{target} is a folder. Name the file to write, like {target / example}.")
     if not target.parent.is_dir():
-        raise UsageError(f"There is no folder {target.parent} to write {target.name} into. Make it, or name another.")
+        raise UsageError(f"There is no folder {target.parent} to write {target.name} into. Create it, or name another.")
     there = target.resolve()
     for read in reads:
         source = read.resolve()
         if there == source or (source.is_dir() and there.is_relative_to(source)) or _is_same(target, read):
             raise UsageError(f"{target} would be overwritten, but this command reads it ({read}). Name another file.")
     if target.exists() and not force and not (ours is not None and _begins_with(target, ours)):
-        raise UsageError(f"{target} is there already. Name another file, or replace it with --force.")
+        raise UsageError(f"{target} already exists. Name another file, or replace it with --force.")
 
 
 def page_for(given: Path, name: str) -> Path:
-    """The file to write for ``given``; if that is an existing folder, the file of that name in it.
+    """The file to write for ``given``; if that is an existing folder, the file named ``name`` in it.
 
     Raises:
         UsageError: if its folder does not exist: a mistyped folder is not created.
@@ -48,21 +48,21 @@ def page_for(given: Path, name: str) -> Path:
     if given.is_dir():
         return given / name
     if not given.parent.is_dir():
-        raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Make it, or name another.")
+        raise UsageError(f"There is no folder {given.parent} to write {given.name} into. Create it, or name another.")
     return given
 
 
 def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: Callable[[str], bool]) -> None:
-    """Refuse a folder that a command is to make as a whole, before anything is computed for it.
+    """Check that a command may create a folder, before anything is computed for it.
 
     Args:
-        target: the folder; one that is empty may be there.
-        force: also in place of one that is there, as long as the command could have made all that is in it.
+        target: the folder; it may exist if it is empty.
+        force: replace an existing folder, if the command could have made everything in it.
         reads: folders that the command reads.
-        makes: whether the command makes a file of this name.
+        makes: whether the command makes a file with this name.
 
     Raises:
-        UsageError: if it is there, is not a folder, or is one that is read.
+        UsageError: if it already exists, is not a folder, or is an input.
     """
     there = target.resolve()
     for read in reads:
@@ -70,23 +70,23 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
         if there.is_relative_to(source) or source.is_relative_to(there):
             raise UsageError(f"{target} would be overwritten, but this command reads {read}. Name another folder.")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{target} is there already and is not a folder. Name another folder.")
+        raise UsageError(f"{target} already exists and is not a folder. Name another folder.")
     names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     if foreign := [name for name in names if not makes(name)]:
         raise UsageError(
-            f"{target} is there already and holds {foreign[0]}, which this command does not make. Name another folder, "
-            "or move that file."
+            f"{target} already exists and contains {foreign[0]}, which this command does not make. Name another "
+            "folder, or move that file."
         )
     if names and not force:
-        raise UsageError(f"{target} is there already. Name another folder, or replace it with --force.")
+        raise UsageError(f"{target} already exists. Name another folder, or replace it with --force.")
 
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of ``target`` when the block ends without an error.
+    """Yield a folder to fill, which replaces ``target`` when the block ends without an error.
 
-    On an error, and after a death, ``target`` is as it was; only a death between the last two renames leaves it under
-    the temporary name.
+    After an error or a crash, ``target`` is unchanged; only a crash between the last two renames leaves it under the
+    temporary name.
     """
     files.make_folder(target.parent)
     staging = files.temp_beside(target)

@@ -1,4 +1,4 @@
-"""The map of a project's folders. Other modules only name files in them.
+"""The layout of a project's folders. Other modules only name files in them.
 
     PROJECT/
     ├── mbqueue.toml                settings (optional)
@@ -60,7 +60,7 @@ ENVIRONMENT_VARIABLE = "MBQUEUE_PROJECT"
 #: The form of an experiment's name, and so of its folders.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-#: How long to wait for a drive before the local notes about its project have to do.
+#: How long to wait for a drive before using only the local records about its project.
 LOOK_SECONDS = 20.0
 
 #: Where published files are, relative to the project's folder on the drive, for `mbqueue.storage.mounted.Drive`.
@@ -112,7 +112,7 @@ class ProjectFolder:
 
     @property
     def store_file(self) -> Path:
-        """Why commits do not reach the store, while that is so."""
+        """The file that says why commits do not reach the store; it exists only in that case."""
         return self.live_dir / "store.json"
 
     @property
@@ -122,7 +122,7 @@ class ProjectFolder:
 
     @property
     def home_file(self) -> Path:
-        """In which folder the project was last, so that a copy is recognised (`mbqueue.session.originals`)."""
+        """The record of the project's last folder, to recognise copies (`mbqueue.session.originals`)."""
         return self.state_dir / "home.json"
 
     @property
@@ -137,17 +137,17 @@ class ProjectFolder:
 
     @property
     def state_dir(self) -> Path:
-        """The program's own files; in a split project, the published ones."""
+        """The program's files; in a split project, the published ones."""
         return self.root / "state"
 
     @property
     def results_dir(self) -> Path:
-        """What people read."""
+        """The results."""
         return self.root / "results"
 
     @property
     def never_outputs(self) -> tuple[Path, ...]:
-        """What commands read of the project itself, so that none writes an output over it, even with --force."""
+        """The project's files that commands read; no output may overwrite them, even with --force."""
         return (self.root / SETTINGS_FILE, self.state_dir, self.live_dir)
 
     @property
@@ -167,21 +167,21 @@ class ProjectFolder:
 
     @property
     def launched_dir(self) -> Path:
-        """Files and logs of submitted cluster jobs, which all machines must see."""
+        """Files and logs of submitted cluster jobs, visible to all machines."""
         return self.state_dir / "logs" / "launched"
 
     @property
     def background_file(self) -> Path:
-        """The process of the background session."""
+        """The file that records the process of the background session."""
         return self.live_dir / "background.json"
 
     def predictions_dir(self, *names: str) -> Path:
-        """What interrupted predictions computed; of a fold until it is predicted, of `mbqueue predict` for a week."""
+        """Outputs of interrupted predictions: kept until a fold is predicted, or a week for `mbqueue predict`."""
         return self.live_dir.joinpath("predictions", *names)
 
     @property
     def device_limits(self) -> Path:
-        """How many crystals at once fit on each device when nothing else uses it."""
+        """The file that records how many crystals fit each device when nothing else uses it."""
         return self.live_dir / "device_limits.json"
 
     @property
@@ -199,7 +199,7 @@ class ProjectFolder:
 
     @property
     def wanted_dir(self) -> Path:
-        """What people asked for each experiment, for `mbqueue recover`."""
+        """The requests for each experiment, for `mbqueue recover`."""
         return self.live_dir / "wanted"
 
     @property
@@ -223,7 +223,7 @@ class ProjectFolder:
         return self.live_dir / "publishing.json"
 
     def working_results(self, results_dir: str) -> Path:
-        """Where sessions write the results that people find at ``results_dir``, a path relative to the root."""
+        """Where sessions write the results that appear at ``results_dir``, a path relative to the root."""
         return (self.root if self.live is None else self.live) / results_dir
 
     def results_folder(self, day: str, folder_name: str) -> str:
@@ -234,7 +234,7 @@ class ProjectFolder:
         """The spec file of an experiment, given its name in jobs/ or its path.
 
         Raises:
-            UsageError: if there is none; lists those that exist.
+            UsageError: if there is none; the error lists those that exist.
         """
         direct = Path(name_or_file)
         if direct.suffix == ".toml" and direct.is_file():
@@ -254,7 +254,7 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
             `ProjectFolder.away`).
 
     Raises:
-        ProjectNotFound: says where it looked and how to create a project, or that its drive is not mounted.
+        ProjectNotFound: if there is none, or its drive is not mounted; the error says where it looked and what to do.
         SpecError: if mbqueue.toml is wrong.
     """
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
@@ -271,7 +271,7 @@ def working_folder() -> Path:
     """The working folder.
 
     Raises:
-        ProjectNotFound: if it is gone, as after a drive was mounted again.
+        ProjectNotFound: if it no longer exists, for example after remounting a drive.
     """
     try:
         return Path.cwd()
@@ -311,7 +311,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
         return ProjectFolder(root, Settings(), live, why)
     raise ProjectNotFound(
         f"{root} is on a drive that is not mounted, or does not answer: {why}. Mount it, and resume (in Colab: "
-        "drive.mount with force_remount=True). What is not published yet is safe here, and mbqueue status shows it. "
+        "drive.mount with force_remount=True). Unpublished work is safe here, and mbqueue status shows it. "
         f"If this is another or a new project, move the old live folder away: {live}"
     )
 

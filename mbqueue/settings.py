@@ -1,10 +1,9 @@
 """mbqueue.toml: how sessions behave. None of it changes a result.
 
-A setting is one field: its name, type, default, bounds and description. docs/reference/experiment-file.md is made from
-them.
-Settings are plain dataclasses, checked here, because every command reads them, and importing pydantic alone takes
-longer than all the rest of `mbqueue status`. Experiments (mbqueue.experiment) use pydantic, since few commands read
-them.
+A setting is one field: its name, type, default, bounds and description. docs/reference/experiment-file.md is generated
+from them. Settings are plain dataclasses, checked here, because every command reads them, and importing pydantic alone
+takes longer than all the rest of `mbqueue status`. Experiments (mbqueue.experiment) use pydantic, since few commands
+read them.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _duration(text: str) -> str | None:
 
 
 def wrong_queue_url(text: str) -> str | None:
-    """What is wrong with the URL of a queue, or None. Never repeats the URL: it may contain a password."""
+    """The problem with a queue's URL, or None. It never repeats the URL, which may contain a password."""
     fits = not text or text.startswith(("postgresql://", "postgres://"))
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 
@@ -49,10 +48,10 @@ _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 
 def _wrong_shared_url(text: str) -> str | None:
-    """As `wrong_queue_url`, for a URL in a file that people share and back up."""
+    """Like `wrong_queue_url`, for a URL in a file that may be shared and backed up."""
     names = {unquote(option.partition("=")[0]) for option in text.partition("?")[2].split("&")}
     if _PASSWORD.search(text) or names & {"password", "sslpassword"}:
-        return "must not hold a password: put that into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
+        return "must not contain a password: put it into ~/.pgpass or PGPASSWORD, or the whole URL into MBQUEUE_QUEUE"
     return wrong_queue_url(text)
 
 
@@ -69,7 +68,7 @@ def _setting(
 ) -> Any:
     """Make a field of a section. ``check`` returns what is wrong with a value of the right type, or None.
 
-    A secret field is left out of the repr, and so of logs and tracebacks.
+    A secret field is left out of the repr, so it does not appear in logs and tracebacks.
     """
     metadata = {"description": description, "gt": gt, "ge": ge, "le": le, "pattern": pattern, "check": check}
     return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)
@@ -96,12 +95,12 @@ class NotifySettings:
 class Settings:
     """The whole file."""
 
-    session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` gets another.", check=_duration)
+    session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` sets another.", check=_duration)
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
     pruned_hours: float = _setting(24.0, "How long the checkpoints of a pruned trial of a search are kept.", ge=0)
     lease_seconds: float = _setting(120.0, "How long a silent session keeps its job.", ge=1)
     live_dir: str = _setting(
-        "", "Local folder for what changes, if the project is on a drive; by default one below ~/.cache."
+        "", "Local folder for live state, if the project is on a drive; by default one below ~/.cache."
     )
     queue: str = _setting(
         "",

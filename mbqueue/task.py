@@ -1,4 +1,4 @@
-"""What is predicted, for which crystals: the seam `Task`. All other modules take names, units and kinds from it.
+"""Tasks: the predicted target and its dataset. All other modules take names, units and kinds from here.
 
 The tasks are the nine structure tasks of matbench v0.1, with formation energy first. Training, scores and reports know
 a target only through `Target`.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 N_FOLDS = 5
 
 Kind = Literal["energy", "scalar", "class"]
-#: What each kind is, in words.
+#: A description of each kind.
 KINDS: dict[Kind, str] = {
     "energy": "a total energy per atom, up to a reference of each element",
     "scalar": "any other number that does not grow with the cell",
@@ -65,8 +65,8 @@ class Target:
 
     @property
     def fine(self) -> tuple[float, Target]:
-        """For small differences: a factor, and this target in the resulting unit (meV/atom for eV/atom)."""
-        if re.match(r"eV(?![\w²³^*])", self.unit):  # a thousandth of an eV², in contrast, is no meV²
+        """For small differences: a factor, and this target in the scaled unit (meV/atom for eV/atom)."""
+        if re.match(r"eV(?![\w²³^*])", self.unit):  # a thousandth of an eV² is not a meV²
             return 1000.0, Target(name=self.name, unit=f"m{self.unit}", kind=self.kind)
         return 1.0, self
 
@@ -78,7 +78,7 @@ class Task:
     Attributes:
         dataset: its name, also in experiment files.
         n: the number of its crystals.
-        target: what is predicted.
+        target: the predicted target.
     """
 
     dataset: str
@@ -107,7 +107,7 @@ TASKS: dict[str, Task] = {
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # Of the whole cell, which has five atoms in each of them: a number for each crystal like any other.
+        # For the whole cell, which has five atoms in every crystal, so it is a scalar like any other.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),

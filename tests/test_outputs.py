@@ -28,7 +28,7 @@ def test_a_file_of_another_is_only_written_over_when_that_is_asked_for(tmp_path:
     target = tmp_path / "notes.csv"
     require_writable(target, force=False, ours=b"mark")
     target.write_text("my notes")
-    with pytest.raises(UsageError, match=r"notes\.csv is there already.*--force"):
+    with pytest.raises(UsageError, match=r"notes\.csv already exists.*--force"):
         require_writable(target, force=False, ours=b"mark")
     require_writable(target, force=True, ours=b"mark")
     target.write_text("mark, and more")

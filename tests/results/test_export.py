@@ -69,7 +69,7 @@ def test_an_earlier_export_is_replaced_when_asked_for_and_no_other_folder_ever_i
     assert json.loads((folder / "info.json").read_text())["authors"] == "B"
     (folder / "notebook.ipynb").write_text("mine")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match=r"holds notebook\.ipynb"):
+    with pytest.raises(UsageError, match=r"contains notebook\.ipynb"):
         export_submission([official], tmp_path, authors="C", force=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -111,7 +111,7 @@ def test_an_export_writes_over_nothing_unasked_and_only_of_a_search(project, sea
     searched(make_search(), 1)
     found = Project(project.root)
     path = found.export_study("hunt", tmp_path / "s.db")
-    with pytest.raises(UsageError, match=r"s\.db is there already.*--force"):
+    with pytest.raises(UsageError, match=r"s\.db already exists.*--force"):
         found.export_study("hunt", path)
     assert found.export_study("hunt", path, force=True) == path
     with pytest.raises(UsageError, match="this command reads it"):

@@ -128,7 +128,7 @@ def test_a_search_has_a_report_and_an_export(searched, tmp_path):
     told = run(searched.root, "export-study", "rates", "--output", str(tmp_path / "study.db")).stdout
     assert told == f"{tmp_path / 'study.db'}\n"
     again = run(searched.root, "export-study", "rates", "--output", str(tmp_path / "study.db"))
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
 
 def test_the_best_is_promoted_and_says_so(searched):

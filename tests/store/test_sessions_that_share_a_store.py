@@ -383,7 +383,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
     [
         ({STORE_VARIABLE: "s3://no-such-bucket/prefix"}, "There is no bucket"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
-        ({STORE_VARIABLE: "s3://key:very-secret@bucket"}, "must not hold credentials"),
+        ({STORE_VARIABLE: "s3://key:very-secret@bucket"}, "must not contain credentials"),
         ({STORE_VARIABLE: "file:///no/such/folder"}, "There is no folder"),
     ],
 )
