@@ -47,7 +47,7 @@ class Blending(Queueing, Results):
         from mbqueue.results.blending import enumerated  # noqa: PLC0415
 
         if len(experiments) < 2:
-            raise UsageError("A blend is made of two experiments or more. Name them: mbqueue blend A B --name AB")
+            raise UsageError("A blend needs at least two experiments. Name them: mbqueue blend A B --name AB")
         if twice := [one for one in experiments if experiments.count(one) > 1]:
             raise UsageError(f"{twice[0]} is there twice. Give different experiments.")
         found = [self._recorded_member(one) for one in experiments]

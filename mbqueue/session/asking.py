@@ -1,4 +1,4 @@
-"""Asking a recorded model of another experiment for rows of the dataset."""
+"""Predict rows of the dataset with another experiment's recorded model."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class BackgroundSession:
 
     @property
     def is_running(self) -> bool:
-        """Whether its process lives, as far as this machine can tell."""
+        """Whether its process is alive, as far as this machine can tell."""
         return self.process.boot_id == this_process().boot_id and not is_known_dead(self.process)
 
 
@@ -93,7 +93,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
         running = current(project)
         if running is not None and running.is_running:
             raise UsageError(
-                f"A session runs in the background already ({', '.join(running.sessions) or 'starting'}, process "
+                f"A session is already running in the background ({', '.join(running.sessions) or 'starting'}, process "
                 f"{running.process.pid}). See it with: mbqueue logs -f. End it with: mbqueue stop"
             )
         before = {row.id for row in _sessions(project)}
@@ -214,7 +214,7 @@ def _starting_alone(project: ProjectFolder) -> Iterator[None]:
         with FileLock(project.background_file.with_suffix(".lock"), timeout=0):
             yield
     except Timeout as error:
-        raise UsageError("A session is just being started in the background. Look at it with: mbqueue logs") from error
+        raise UsageError("A session is starting in the background. See its log with: mbqueue logs") from error
 
 
 def _wait_until_at_work(
@@ -306,7 +306,7 @@ def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bo
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:
-    """An identity that a copy of the live folder does not share, but another path to it does."""
+    """An identity that is the same for all paths to the live folder, but differs for a copy of it."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
 
@@ -324,9 +324,9 @@ def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:
 
 def _reason(project: ProjectFolder, session: str | None) -> str:
     if session is None:
-        return "it had not begun to work"
+        return "it had not started to work"
     with open_queue(project, read_only=True) as queue:
-        return queue.session(session).end_reason or "its process is gone without a word; the next session carries on"
+        return queue.session(session).end_reason or "its process ended without a report; the next session continues"
 
 
 def _write(project: ProjectFolder, session: BackgroundSession) -> None:

@@ -46,8 +46,9 @@ def enter_place(
 
     Raises:
         StoreError: if the store is missing, refuses, ignores conditional puts or is a different store; or if the
-            queue's commits are in a store and the project has none.
-        QueueError: if the folder is another one, or the store has more than the queue knows: that was made anew.
+            queue's commits are in a store but the project has none.
+        QueueError: if the folder is a different one, or the store has more than the queue knows, because the queue is
+            new.
     """
     before = queue.commits_place()
     if store is None:
@@ -68,7 +69,7 @@ def enter_place(
             raise elsewhere(before, f"{store.url} lacks {missing}, of which this machine has no checkpoints either")
         raise StoreError(
             f"{store.url} {'is new' if is_new else 'is not known to the queue'}, and the queue has epochs whose "
-            f"checkpoints are neither there nor on this machine: {missing}. Is the address right? If another machine "
+            f"checkpoints are neither there nor on this machine: {missing}. Check the address. If another machine "
             f"has the checkpoints, start the first session there: it sends them. {_HOW}"
         )
     send_local_results(project, queue, store)

@@ -80,13 +80,13 @@ class Compiling:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):
                 self._note(
-                    "Compiling the GPU kernels for this machine beside the loading of data, which takes up to a minute"
+                    "Compiling the GPU kernels for this machine while the data load, which takes up to a minute"
                     + ("." if kept is None else ", once per machine.")
                 )
             return self._tried_on()
         except Exception as error:  # noqa: BLE001  files, memory or the driver failed: the session continues without it
             self._note(
-                f"The GPU kernels could not be compiled beside the loading of data ({told(error)}), so they are "
+                f"The GPU kernels could not be compiled while the data loaded ({told(error)}), so they are "
                 "compiled at the first batch, which takes up to a minute."
             )
             return None

@@ -58,7 +58,7 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     if not is_out_of_memory(error):
         return None
     return DeviceBusy(
-        f"{device} has too little memory left for the model itself ({_first_line(error)}). End what else runs there "
+        f"{device} has too little memory left for the model itself ({_first_line(error)}). End the other processes "
         "(nvidia-smi lists it; a notebook's kernel keeps memory until it is restarted), then: mbqueue work"
     )
 

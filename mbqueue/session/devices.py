@@ -96,7 +96,7 @@ class DevicesOutcome:
 def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     """The devices of names like ``0``, ``cuda:1``, ``cpu`` or a GPU's UUID; the same one twice gets two sessions.
 
-    A number counts the GPUs that this process may see, as CUDA does.
+    A number is an index among the GPUs visible to this process, as in CUDA.
 
     Raises:
         UsageError: if a name is none of these, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
@@ -146,7 +146,7 @@ class _Worker:
 
 
 class Crew:
-    """The processes, one a device.
+    """The processes, one per device.
 
     Args:
         options: how each session runs, except for the device.
@@ -219,8 +219,8 @@ class Crew:
             self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
-        # Threads are left as they are: on the CPU the last bits of a result depend on their number, and each session is
-        # to give what it would give alone.
+        # Threads are left as they are: on the CPU the last bits of a result depend on their number, and each session
+        # must give the same result as alone.
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible

@@ -51,7 +51,7 @@ class EnsembleTable:
 
     @property
     def mae(self) -> float | None:
-        """Mean absolute error of the ensemble against the targets, in their unit; None when a crystal has none.
+        """Mean absolute error of the ensemble against the targets, in their unit; None if a crystal has no target.
 
         This is not a test score if a model was trained on the crystals.
         """
@@ -64,8 +64,7 @@ class EnsembleTable:
         """Durably write a CSV: id, composition, n_atoms, y_pred, spread, and y_pred_0, y_pred_1, … of each model.
 
         Raises:
-            UsageError: if the file is one of `made_from`; without ``force``, when there is one that `write` did not
-                make.
+            UsageError: if the file is one of `made_from` or, without ``force``, exists and was not made by `write`.
         """
         path = Path(path)
         require_table(path, self.made_from, force=force)
@@ -105,7 +104,7 @@ def predict_dataset(
 
     Raises:
         DataError: if the dataset cannot be used.
-        CheckpointError: if a file is no CHGNet model.
+        CheckpointError: if a file is not a CHGNet model.
         UsageError: if the device does not exist, or the models predict different targets.
     """
     where, paths = usable_device(device), [Path(model) for model in models]
@@ -152,15 +151,15 @@ def _one_target(models: Sequence[Path]) -> Target:
     """The target that all models predict.
 
     Raises:
-        UsageError: if that is not one thing.
+        UsageError: if their targets differ.
     """
     first = chgnet.target_of_model(models[0])
     for path in models[1:]:
         other = chgnet.target_of_model(path)
         if (other.name, other.unit, other.kind) != (first.name, first.unit, first.kind):
             raise UsageError(
-                f"{models[0]} predicts the {first.axis}, and {path} the {other.axis}, so they cannot be averaged. Give "
-                "models of one target."
+                f"{models[0]} predicts the {first.axis}, but {path} the {other.axis}, so they cannot be averaged. Use "
+                "models with the same target."
             )
     return first
 
@@ -172,7 +171,7 @@ def read_files(project: ProjectFolder, dataset: str, models: Sequence[str | Path
 
 
 def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None:
-    """Refuse a file that predictions may not be written to.
+    """Check that predictions may be written to a file.
 
     Raises:
         UsageError: as `EnsembleTable.write`.
@@ -181,7 +180,7 @@ def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether an experiment in the queue, or one whose results lie beside a model, has this dataset."""
+    """Whether an experiment in the queue, or one with results beside a model, has this dataset."""
     for folder in {path.parent for path in models}:
         try:
             content = json.loads((folder / RESULTS_FILE).read_bytes())

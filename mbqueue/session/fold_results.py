@@ -34,9 +34,9 @@ class FoldResults:
     Attributes:
         table: predictions of its test part.
         model: bytes of its model file; None for a blend, which has none.
-        history: one row for each epoch that its model was trained.
+        history: one row per trained epoch.
         absent_elements: atomic numbers of elements that its training part lacks.
-        more: what else the job's result holds.
+        more: other entries of the job's result.
     """
 
     table: Predictions
@@ -61,7 +61,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
 
     def sweep() -> None:
         for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
-            # Left by a session that died, or that lost this job and may not publish any more.
+            # Left by a session that died, or that lost this job and may no longer publish.
             shutil.rmtree(left_over, ignore_errors=True)
 
     session.while_held(lease, sweep)

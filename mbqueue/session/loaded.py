@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Loaded:
-    """What one session keeps loaded on its device, so the next epoch finds the model there.
+    """The data and model that a session keeps loaded on its device, ready for the next epoch.
 
     Args:
-        session: the one that it is loaded for: its queue, its files and when it must stop.
+        session: the session, with its queue, its files and its reasons to stop.
         copies: keeps the crystals for other machines.
     """
 

@@ -44,7 +44,7 @@ class LoadedData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What byte-equality depends on in the data, besides its hash."""
+        """The data's entries in the fingerprint, besides its hash."""
         return {"converter": CONVERTER_VERSION}
 
 
@@ -129,7 +129,9 @@ def load_data(
             return None
         n_shards, n_needed = count_shards(crystals, folder)
         if n_shards < n_needed or not file.exists():
-            raise CacheError(f"Files of {folder} were removed while it was being built. The next try makes them again.")
+            raise CacheError(
+                f"Files of {folder} were removed while it was being built. The next attempt makes them again."
+            )
     return LoadedData(
         wanted=wanted,
         crystals=crystals,
@@ -147,7 +149,7 @@ def _cached(project: ProjectFolder, dataset_hash: str) -> Path:
 def _read_before(
     project: ProjectFolder, key: str | None, dataset_hash: str | None, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
-    """What reading the source would give, known from an earlier reading; None if it must be read."""
+    """The result of an earlier reading of the source; None if it must be read."""
     known = None if key is None or dataset_hash is not None else remembered(project.cache_dir, key)
     if known is None:
         return None
@@ -178,7 +180,7 @@ def _from_shelf(
 def _opened(
     path: Path, dataset_hash: str, note: Callable[[str], None], otherwise: str
 ) -> tuple[Crystals, dict[str, Any]] | None:
-    """The crystals in a file, and what is stored with them; None if it is damaged or has other crystals."""
+    """The crystals in a file, and their metadata; None if it is damaged or has other crystals."""
     try:
         crystals, meta = Crystals.open(path)
     except CacheError as error:

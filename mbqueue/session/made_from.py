@@ -55,8 +55,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
     for one, other in zip(found[1:], others, strict=True):
         if other["dataset_hash"] != first["dataset_hash"]:
             raise ResultsError(
-                f"{found[0].recorded.name} and {one.recorded.name} are of different crystals, so they cannot be "
-                "combined."
+                f"{found[0].recorded.name} and {one.recorded.name} have different crystals, so they cannot be combined."
             )
     return {key: first[key] for key in ("dataset_hash", "source", "official", "n", "widened", "dropped")}
 
@@ -200,7 +199,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
         recorded = read_recorded(working if is_here else session.project.root / entry.results_dir)
     except ResultsError as error:
         again = f"mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
-        raise advised(error, f"Restore it from a copy, or make it again and then {spec.name}: {again}") from None
+        raise advised(error, f"Restore it from a copy, or make it and then {spec.name} again: {again}") from None
     if missing := set(spec.folds) - set(recorded.folds):
         raise ResultsError(f"{name} has no recorded fold {min(missing)}, which {spec.name} is made from.")
     return _Found(recorded, jobs)

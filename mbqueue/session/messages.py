@@ -1,4 +1,4 @@
-"""A session's messages as lines of JSON, from the worker process to the one that started it.
+"""Send a session's messages as lines of JSON from the worker process to the one that started it.
 
     {"event": "starting", "what": …}
     {"event": "session_started", "session": …, "device": …, "seconds": …}
@@ -41,7 +41,7 @@ class ToldError(Exception):
 
 
 class JsonLines(Report):
-    """Writes what happens to ``stream``, a line each; thread-safe.
+    """Writes each event to ``stream`` as a line; thread-safe.
 
     Args:
         stream: unbuffered, so nothing is left unwritten when the process ends.

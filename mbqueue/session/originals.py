@@ -25,7 +25,7 @@ from mbqueue.project import ProjectFolder
 def require_original(project: ProjectFolder) -> None:
     """Record this project's folder, and refuse a copy that uses the queue or the store of its original.
 
-    A project whose original is gone was moved, not copied. Copies on another machine are not recognised.
+    A project whose original no longer exists was moved, not copied. Copies on another machine are not recognised.
 
     Raises:
         UsageError: if the project is such a copy.

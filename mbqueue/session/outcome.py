@@ -31,7 +31,7 @@ class StopKind(Enum):
     IDLE = "idle"
     """It found nothing to claim for as long as it was to wait."""
     OTHERS = "others"
-    """Sessions elsewhere are doing what is left."""
+    """Sessions elsewhere hold the remaining jobs."""
     DEVICE_LOST = "device lost"
     """Its GPU stopped working."""
 
@@ -41,7 +41,7 @@ class StopCause:
     """Why a session stops.
 
     Attributes:
-        kind: what programs decide on.
+        kind: the kind, for programs.
         reason: the same in words.
         signal: the signal's number, if ``kind`` is SIGNAL.
     """

@@ -49,7 +49,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if widened:
         text += f", {widened} with a widened cut-off so that no atom is isolated"
     if data.dropped:
-        text += f", {len(data.dropped)} dropped as asked"
+        text += f", {len(data.dropped)} dropped as requested"
     return text
 
 

@@ -36,7 +36,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
         session.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=session.clock.now(), lease=lease)
-        raise Rewound(f"{' '.join(broken.values())} What is missing is made again from the checkpoints.")
+        raise Rewound(f"{' '.join(broken.values())} Missing files are made again from the checkpoints.")
 
     def commit(content: dict[str, Any], publish: Callable[[], None]) -> None:
         result: dict[str, Any] = {}
@@ -53,8 +53,8 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         session.commit(lease, result=result, publish=publish)
 
     def passed_over(stem: str, why: str) -> None:
-        lost = "If only it says that training was carried on with another device or library, that is not recorded."
-        session.damaged(lease, f"The commit {stem} is passed over: {why} {lost}")
+        lost = "If only this commit shows that training resumed with another device or library, that is not recorded."
+        session.damaged(lease, f"The commit {stem} is skipped: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]
     commits = {one.fold: Commits(loaded.place_of(one), one, passed_over) for one in folds}

@@ -48,7 +48,7 @@ class Report:
 
 class Relay(Report):
     """Passes all events on to several listeners, in order. A listener that can no longer write (full disk, lost reader)
-    is dropped, and the others are told. A failing report never stops the work.
+    is dropped, and the others still get them. A failing report never stops the work.
     """
 
     def __init__(self, *listeners: Report) -> None:
@@ -90,4 +90,4 @@ class Relay(Report):
                 event(listener)
             except OSError as error:
                 self._listeners = tuple(one for one in self._listeners if one is not listener)
-                self.note(f"{type(listener).__name__} cannot write any more and gets no more events: {error}")
+                self.note(f"{type(listener).__name__} can no longer write and gets no more events: {error}")

@@ -374,7 +374,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
     url = s3.new_store()
     monkeypatch.setenv(STORE_VARIABLE, url)
     for _ in range(2):  # the second try finds the same
-        with pytest.raises(StoreError, match="Is the address right"):
+        with pytest.raises(StoreError, match="Check the address"):
             work(ProjectFolder(root), WorkOptions(device="cpu"), report=RememberedReport())
 
 

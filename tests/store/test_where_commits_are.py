@@ -176,7 +176,7 @@ def test_an_old_queue_without_a_place_records_only_one_that_has_its_epochs(
     project = make_project(tmp_path / "project")
     done(project, jobs=2)
     share.check()
-    with pytest.raises(StoreError, match=r"full_finetune fold 0 \(0 of 1 epochs\).*Is the address right"):
+    with pytest.raises(StoreError, match=r"full_finetune fold 0 \(0 of 1 epochs\).*Check the address"):
         session(project)
     assert place_of(project) is None
     with_an_epoch(share)
