@@ -1,4 +1,4 @@
-"""Fixtures that every room shares."""
+"""Fixtures that all test folders share."""
 
 from __future__ import annotations
 

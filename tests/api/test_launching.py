@@ -1,4 +1,4 @@
-"""Sessions as jobs: in time, requeued when their machine is taken away, refused where they could not work."""
+"""Sessions as cluster jobs: they end in time, are requeued when preempted, and are refused where they cannot work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API on a small real experiment: worked on in two sessions, with hooks and event files."""
+"""The API on a small real experiment: run in two sessions, with hooks and event files."""
 
 from __future__ import annotations
 

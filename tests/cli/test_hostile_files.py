@@ -1,4 +1,4 @@
-"""Files of a project from another author: an error with the file's name, at once."""
+"""Project files from an untrusted author: an immediate error that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No command writes over what it reads, or over what it did not make, and none computes first."""
+"""No command overwrites its inputs or foreign files, and each checks that before it computes."""
 
 from __future__ import annotations
 

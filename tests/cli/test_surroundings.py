@@ -1,4 +1,4 @@
-"""Surroundings that are unlike those of a developer: each gets a clear sentence, or works."""
+"""Environments unlike a developer's: each works, or gets a clear sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard, drawn from the overview of a real queue and from made-up ones."""
+"""The dashboard, drawn from the overview of a real queue and from artificial ones."""
 
 from __future__ import annotations
 

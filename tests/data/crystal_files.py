@@ -1,4 +1,4 @@
-"""A crystal written as the programs that people use write it: text of a CIF or POSCAR, and the cell that it means."""
+"""A crystal in the formats of common programs: the text of a CIF or POSCAR, and the cell that it describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be used is named with its reason, all of it at once; or left out with a report; never replaced."""
+"""Unusable entries are all named with their reasons at once, or left out with a report; they are never replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches hold what CHGNet would compute, whatever crystals they are made of."""
+"""Batches of any crystals contain what CHGNet would compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The content of the cache folder is listed, checked and thrown away."""
+"""The content of the cache folder is listed, checked and removed."""
 
 from __future__ import annotations
 

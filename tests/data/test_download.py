@@ -1,4 +1,4 @@
-"""The official file comes whole or not at all, over a connection that breaks."""
+"""Over a breaking connection, the official file arrives whole or not at all."""
 
 from __future__ import annotations
 

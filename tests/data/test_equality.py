@@ -1,4 +1,4 @@
-"""The comparison with pymatgen and CHGNet over whole files finds what is equal and names what is not."""
+"""Comparing whole files with pymatgen and CHGNet counts what is equal and names what is not."""
 
 from __future__ import annotations
 

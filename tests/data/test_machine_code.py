@@ -1,4 +1,4 @@
-"""Compiled code on disk is never of an older source."""
+"""Compiled code on disk never comes from older source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every warning of the installed parsers is on a list; one that is not known as harmless refuses the entry."""
+"""Every warning of the installed parsers is listed; one not known to be harmless rejects the entry."""
 
 from __future__ import annotations
 

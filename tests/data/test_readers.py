@@ -1,4 +1,4 @@
-"""Every form of data set gives the crystals that pymatgen reads from it."""
+"""Every dataset format gives the crystals that pymatgen reads from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: which columns are taken, what does not fit its heading, and the shapes in which programs write them."""
+"""Tables: the choice of columns, rows that do not fit the heading, and the layouts that programs write."""
 
 from __future__ import annotations
 

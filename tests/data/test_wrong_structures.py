@@ -1,4 +1,4 @@
-"""A file that a parser would read as another crystal than it means is refused, and the reason reaches the user."""
+"""A file that a parser would misread as another crystal is rejected, and the user sees the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who counts as living on a mount, whatever the clocks of the machines say."""
+"""Which sessions on a mount count as alive, whatever the machines' clocks say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster's file system, where the live folder depends on where the queue is: nothing gets lost between the two."""
+"""A cluster's file system, where the live folder depends on the queue's place: nothing is lost between the two."""
 
 from __future__ import annotations
 

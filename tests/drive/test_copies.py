@@ -1,4 +1,4 @@
-"""A damaged commit of the live folder is mended from its published copy, byte for byte."""
+"""A damaged commit in the live folder is repaired from its published copy, byte for byte."""
 
 from __future__ import annotations
 

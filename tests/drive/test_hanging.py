@@ -1,4 +1,4 @@
-"""A mount that begins to hang while it is read stops neither training nor the end of a session."""
+"""A mount that starts to hang during a read stops neither training nor the end of a session."""
 
 from __future__ import annotations
 

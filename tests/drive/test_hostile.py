@@ -1,4 +1,4 @@
-"""Files whose checksums are right and whose content is not: passed over, wherever they are read."""
+"""Files with correct checksums but wrong content are skipped wherever they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What writing to a mount leaves behind when it fails."""
+"""What a failed write to a mount leaves behind."""
 
 from __future__ import annotations
 

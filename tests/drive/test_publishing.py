@@ -1,4 +1,4 @@
-"""What reaches a mount, when, and what happens while it fails; with real sessions that move on step by step."""
+"""What reaches a mount and when, also while it fails; with real sessions that advance step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A queue on every backend, with a clock that stands still until a test moves it.
+"""A queue on every backend, with a clock that only tests advance.
 
 The behaviour tests ask only for `world` (or `open_queue`), so a further backend is one more entry in `BACKENDS`.
 """

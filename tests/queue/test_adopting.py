@@ -1,4 +1,4 @@
-"""Taking over what another database of the project says: commits, sessions of other machines, whole copies."""
+"""Adopting the content of another database of the project: commits, sessions of other machines, whole copies."""
 
 from __future__ import annotations
 

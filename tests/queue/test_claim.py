@@ -1,4 +1,4 @@
-"""Which job a claim gives, and to whom."""
+"""Which job a claim returns, and to which session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue's word on where its commits are, on every backend."""
+"""The queue's record of where its commits are, on every backend."""
 
 from __future__ import annotations
 

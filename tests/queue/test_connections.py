@@ -1,4 +1,4 @@
-"""One queue with several connections: opened again, by readers, threads and forked processes."""
+"""One queue with several connections: from readers, threads and forked processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the holder of a lease may do, and what a former holder may not."""
+"""What the holder of a lease may do, but a former holder may not."""
 
 from __future__ import annotations
 

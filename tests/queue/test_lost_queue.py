@@ -1,4 +1,4 @@
-"""The queue's file is gone, its work is there: every command says so, none begins another, recover mends it."""
+"""The queue's file is lost but its work exists: every command reports it, none makes a new one, recover repairs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the queue on PostgreSQL has: a dialect, one clock, wake-up, roles, secrets, a schema with a version."""
+"""Features of the queue on PostgreSQL only: dialect, one clock, wake-up, roles, secrets, a versioned schema."""
 
 from __future__ import annotations
 

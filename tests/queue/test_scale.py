@@ -1,4 +1,4 @@
-"""The queue is as quick with many jobs as with few."""
+"""The queue is as fast with many jobs as with few."""
 
 from __future__ import annotations
 

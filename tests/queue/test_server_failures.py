@@ -1,4 +1,4 @@
-"""What PostgreSQL and the way to it can do: vanish, come back, be cut in the middle of a commit. With real ones."""
+"""A real PostgreSQL server and its connection fail: they vanish, return, or are cut during a commit."""
 
 from __future__ import annotations
 

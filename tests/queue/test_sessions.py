@@ -1,4 +1,4 @@
-"""Sessions, their deaths, and the list of events."""
+"""Sessions, their crashes, and the list of events."""
 
 from __future__ import annotations
 

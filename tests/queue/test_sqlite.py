@@ -1,4 +1,4 @@
-"""What only the SQLite file can do: be old, new, damaged, read-only."""
+"""States of the SQLite file only: old, new, damaged, read-only."""
 
 from __future__ import annotations
 

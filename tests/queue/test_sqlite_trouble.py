@@ -1,4 +1,4 @@
-"""What becomes of a SQLite queue whose disk is full, whose folder is read-only, or whose file was replaced."""
+"""A SQLite queue whose disk is full, whose folder is read-only, or whose file was replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any order of commands, on the queue and on a plain model of it: both always agree, and the invariants hold.
+"""Any order of commands, on the queue and on a simple model of it: both always agree, and the invariants hold.
 
 The invariants: one accepted commit per (experiment, fold, epoch), unless it was rewound; epoch n never before
 epoch n − 1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded; no job goes round in

@@ -1,4 +1,4 @@
-"""What a person does to jobs, and rewinding."""
+"""User actions on jobs, and rewinding."""
 
 from __future__ import annotations
 

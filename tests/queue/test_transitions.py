@@ -1,4 +1,4 @@
-"""The table of transitions, and that the database holds everybody to it."""
+"""The table of transitions, and that the database enforces it."""
 
 from __future__ import annotations
 

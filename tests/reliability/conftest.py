@@ -1,4 +1,4 @@
-"""A small real experiment, from `init` to its results, and what must hold after whatever was done to it."""
+"""A small real experiment, from `init` to its results, and the invariants that must hold after any fault."""
 
 from __future__ import annotations
 

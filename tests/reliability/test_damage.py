@@ -1,4 +1,4 @@
-"""Flipped bits and cut files, of every kind that a project has: noticed, or without effect; always survived."""
+"""Flipped bits and truncated files of every kind in a project: detected or without effect, and always survived."""
 
 from __future__ import annotations
 

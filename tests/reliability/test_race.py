@@ -1,4 +1,4 @@
-"""Two workers on one queue that are frozen, in turn, beyond their leases."""
+"""Two workers on one queue, frozen in turn for longer than their leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a report and a comparison on 132,752 made-up crystals in a real headless browser, and look for trouble.
+"""Open a report and a comparison on 132,752 artificial crystals in a real headless browser, and check for errors.
 
 Not collected by pytest, because a bare machine has no browser; the continuous integration installs one and runs
 

@@ -1,4 +1,4 @@
-"""A small recorded experiment, made up: five folds of a few crystals."""
+"""A small artificial recorded experiment: five folds of a few crystals."""
 
 from __future__ import annotations
 

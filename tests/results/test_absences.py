@@ -1,4 +1,4 @@
-"""Which elements that training lacked are worth a word."""
+"""Which elements missing from training are reported."""
 
 from __future__ import annotations
 

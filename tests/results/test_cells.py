@@ -1,4 +1,4 @@
-"""Cells of a CSV come back exactly and run in no spreadsheet; Markdown shows a text as it is."""
+"""Cells of a CSV read back exactly and run in no spreadsheet; Markdown shows a text literally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures name and draw, where data are few, many or spread wide."""
+"""What the figures label and draw for few, many or widely spread data."""
 
 from __future__ import annotations
 

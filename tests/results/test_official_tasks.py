@@ -1,4 +1,4 @@
-"""Every task of matbench, from recorded folds to files that matbench itself accepts."""
+"""Every matbench task, from recorded folds to files that matbench accepts."""
 
 from __future__ import annotations
 

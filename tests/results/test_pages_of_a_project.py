@@ -1,4 +1,4 @@
-"""Where a project's report and comparison are written, and what is refused before anything is."""
+"""Where a project's report and comparison are written, and what is refused before writing."""
 
 from __future__ import annotations
 

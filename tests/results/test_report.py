@@ -1,4 +1,4 @@
-"""The report: what it computes, and the file as a parser sees it. How it looks in a browser: browser_check.py."""
+"""The report: its numbers, and the file as a parser sees it. browser_check.py checks it in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of blends: what is fitted, to what."""
+"""Weights of blends: how they are fitted."""
 
 from __future__ import annotations
 

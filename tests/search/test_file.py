@@ -1,4 +1,4 @@
-"""Search files: what they may say, and one clear error for each thing that they may not."""
+"""Search files: what they may contain, and one clear error for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of pruned trials that are removed: wherever they are, whatever is lost after that."""
+"""Removed checkpoints of pruned trials: in every place, and after any later loss."""
 
 from __future__ import annotations
 

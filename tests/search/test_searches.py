@@ -1,4 +1,4 @@
-"""Searches in the queue, on both databases: begun and judged exactly once, through deaths and commands."""
+"""Searches in the queue, on both databases: trials start and are judged exactly once, through crashes and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Optuna is asked: suggestions and verdicts that are functions of the search and of what is committed."""
+"""Optuna's suggestions and verdicts are functions of the search and the commits."""
 
 from __future__ import annotations
 

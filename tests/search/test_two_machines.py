@@ -1,4 +1,4 @@
-"""A search on two machines with one drive: each has a queue of its own, and they meet through what they publish."""
+"""A search on two machines with one drive: each has its own queue, and they cooperate through what they publish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session in the background: one at a time, followed, ended gracefully. Real processes."""
+"""A session in the background: one at a time, followed, stopped gracefully. Real processes."""
 
 from __future__ import annotations
 

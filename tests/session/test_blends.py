@@ -1,4 +1,4 @@
-"""Blends of recorded experiments: small head finetunes of some crystals of the sample, and what is made of them."""
+"""Blends of recorded experiments: small head finetunes on some crystals of the sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU whose memory others hold costs no attempt, and what is said of a device is said once."""
+"""A GPU whose memory is held by others costs no attempt, and a device is reported once."""
 
 from __future__ import annotations
 

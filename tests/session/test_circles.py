@@ -1,4 +1,4 @@
-"""Work that never comes to its end because what it makes is damaged by being made: it ends, with the reason."""
+"""Work whose every output is damaged while being made ends with the reason instead of repeating forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU kernels are compiled beside loading. A failure is reported once, and the session continues without them."""
+"""The GPU kernels compile during loading. A failure is reported once, and the session continues without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A project that was copied with `cp -r` while a session works in the original: nothing of the copy touches that."""
+"""A project copied with `cp -r` while a session runs in the original: the copy never affects the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crystals are kept for other machines beside the training, and no session waits for a slow drive because of them."""
+"""Crystals are copied for other machines during training, and no session waits for a slow drive because of that."""
 
 from __future__ import annotations
 

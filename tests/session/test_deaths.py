@@ -1,4 +1,4 @@
-"""Real sessions that die or freeze: nothing that is kept changes by one bit."""
+"""Real sessions that die or freeze: no result changes by one bit."""
 
 from __future__ import annotations
 

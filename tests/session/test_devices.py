@@ -1,4 +1,4 @@
-"""Several sessions on one machine: as one in their results, their end and their output."""
+"""Several sessions on one machine act like one in their results, ending and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session does about an error: whether it tries again, and that it ends as any other does."""
+"""How a session handles an error: whether it retries, and that it ends normally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a new machine everything has to be loaded and compiled once; the session says so meanwhile."""
+"""On a new machine, everything must be loaded and compiled once; the session reports it meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one job to the next: claimed with the commit of the one before, and given back when the session must end."""
+"""The next job is claimed with the previous one's commit, and released if the session must end."""
 
 from __future__ import annotations
 

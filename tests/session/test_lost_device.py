@@ -1,4 +1,4 @@
-"""A GPU that stops working takes its session along, and nothing else."""
+"""A GPU that stops working ends its session, and nothing else."""
 
 from __future__ import annotations
 

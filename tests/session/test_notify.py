@@ -1,4 +1,4 @@
-"""Hooks that fail or hang: noted, and without effect on the session."""
+"""Hooks that fail or hang are noted, and do not affect the session."""
 
 from __future__ import annotations
 

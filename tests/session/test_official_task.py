@@ -1,4 +1,4 @@
-"""Each task of matbench by its name, from `enqueue` to the file that matbench accepts."""
+"""Each matbench task by name, from `enqueue` to the file that matbench accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process says to the sessions that it starts is what they do."""
+"""Sessions run with the options of the process that starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a job is, in what a person reads."""
+"""The speed of a job, in logs and terminals."""
 
 from __future__ import annotations
 

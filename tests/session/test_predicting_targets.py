@@ -1,4 +1,4 @@
-"""`predict` by models of scalars and classes: in their unit, as probabilities, and never of two things at once."""
+"""`predict` with models of scalars and classes: in their unit, as probabilities, and never for two targets at once."""
 
 from __future__ import annotations
 

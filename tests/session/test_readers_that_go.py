@@ -1,4 +1,4 @@
-"""The reader of a session may go away at any moment: the session keeps running, and ends as it would have."""
+"""The reader of a session may disappear at any moment: the session keeps running and ends normally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A queue is replaced only when no session uses it; a session that used it all the same writes no more."""
+"""A queue is replaced only when no session uses it; a session that still uses the old one writes nothing more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source is read once on a machine, and again when anything that decides what it gives is another."""
+"""A source is read once per machine, and again only if something changes that affects the result."""
 
 from __future__ import annotations
 

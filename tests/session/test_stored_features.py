@@ -1,4 +1,4 @@
-"""What a frozen backbone gave is part of what a training depends on, and a session that finds other bytes says so."""
+"""A frozen backbone's outputs are part of the fingerprint, and a session that finds other bytes reports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commits in the place of another fold or experiment are never taken for those, by any reader."""
+"""No reader mistakes commits for those of another fold or experiment."""
 
 from __future__ import annotations
 

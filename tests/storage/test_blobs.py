@@ -1,4 +1,4 @@
-"""What every place for blobs promises (`mbqueue.storage.blobs`), by one suite that each of them runs."""
+"""The guarantees of every place for blobs (`mbqueue.storage.blobs`), in one suite that runs on each place."""
 
 from __future__ import annotations
 

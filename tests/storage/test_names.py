@@ -1,4 +1,4 @@
-"""Names of commits' files are made and read in one place, and say the same in both directions."""
+"""Names of commits' files are formatted and parsed in one module, and round-trip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a listed result file is, and when a copy of it counts (`mbqueue.storage.results`)."""
+"""Listed result files, and when a copy of one counts (`mbqueue.storage.results`)."""
 
 from __future__ import annotations
 

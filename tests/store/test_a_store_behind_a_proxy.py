@@ -1,4 +1,4 @@
-"""A store behind a proxy that answers in its stead while it restarts, and one that hangs while others wait for it."""
+"""A store behind a proxy that answers for it during a restart, and a store that hangs while others wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is expensive to make and the same everywhere: made once, taken from the store by every other machine."""
+"""Expensive shared data: one machine makes them, and every other downloads them from the store."""
 
 from __future__ import annotations
 

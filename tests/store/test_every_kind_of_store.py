@@ -1,4 +1,4 @@
-"""Addresses, and what each kind of store is asked for when a commit is made."""
+"""Addresses, and the requests of each kind of store for a commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions with nothing in common but the queue and the object store."""
+"""Sessions that share only the queue and the object store."""
 
 from __future__ import annotations
 

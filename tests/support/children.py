@@ -1,4 +1,4 @@
-"""Processes that work with a queue, and what must be so when they have done all of it."""
+"""Processes that work with a queue, and the invariants once all work is done."""
 
 from __future__ import annotations
 

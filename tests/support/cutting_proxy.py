@@ -1,4 +1,4 @@
-"""A TCP proxy before a PostgreSQL server that cuts a connection just where a test wants it."""
+"""A TCP proxy for a PostgreSQL server that cuts a connection exactly where a test wants."""
 
 from __future__ import annotations
 

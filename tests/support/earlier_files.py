@@ -1,4 +1,4 @@
-"""Files of the version at commit 63f7668, packed small: what users of that version have (see tests/earlier/write.py).
+"""Files of the version at commit 63f7668, compressed: what its users have (see tests/earlier/write.py).
 
 A checkpoint of head_finetune holds CHGNet's own weights, which every installation has. So each of these tensors is
 replaced by its SHA-256 when the files are packed, and put back when they are unpacked.

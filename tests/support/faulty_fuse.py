@@ -1,4 +1,4 @@
-"""A file system in user space that passes everything on to a folder, and fails when told to.
+"""A file system in user space that forwards everything to a folder, and fails on request.
 
     python faulty_fuse.py FOLDER MOUNTPOINT CONTROL
 

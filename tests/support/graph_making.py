@@ -1,4 +1,4 @@
-"""Batches of any shape: graphs that no crystal has, but whose indices keep what `Batch` promises."""
+"""Batches of any shape: graphs that no crystal has, but with indices as `Batch` documents them."""
 
 from __future__ import annotations
 

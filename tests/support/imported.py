@@ -1,4 +1,4 @@
-"""What Python source imports, in every way of writing it."""
+"""Find the imports of Python source, in every syntax."""
 
 from __future__ import annotations
 

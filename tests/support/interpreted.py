@@ -1,4 +1,4 @@
-"""Triton's interpreter, made quick enough for tests, and told in which order programs run."""
+"""Triton's interpreter, made fast enough for tests, with a chosen order of programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commits in a folder, on an S3 server and in a shared folder, seen by plain names whatever the place calls them."""
+"""Commits in a folder, on an S3 server and in a shared folder, under the same plain names."""
 
 from __future__ import annotations
 

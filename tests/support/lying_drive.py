@@ -1,4 +1,4 @@
-"""A drive that lies: one cloud, and for every client a folder that shows what that client can see of it.
+"""A drive that lies: one cloud, and for each client a folder with what that client can see.
 
 What a client writes is in its own folder at once, and is uploaded later, file by file, in any order; what is uploaded
 reaches the other clients later still, in any order; removals are as slow, and may overtake uploads. A client that dies

@@ -1,4 +1,4 @@
-"""Classes that the rule of matbench deals out to the folds that it ships, where the real classes are elsewhere."""
+"""Artificial classes that matbench's rule deals to its own folds, for tests without the real classes."""
 
 from __future__ import annotations
 

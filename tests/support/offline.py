@@ -1,4 +1,4 @@
-"""The GPU kernels compiled for chips that are not there, and ``cuobjdump``'s figures of the code."""
+"""The GPU kernels compiled for absent chips, and ``cuobjdump``'s figures of the code."""
 
 from __future__ import annotations
 

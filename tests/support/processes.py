@@ -1,4 +1,4 @@
-"""Real `mbqueue` processes for tests: start, kill, freeze, compare what they leave."""
+"""Real `mbqueue` processes for tests: start, kill and freeze them, and compare their files."""
 
 from __future__ import annotations
 

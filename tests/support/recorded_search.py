@@ -1,4 +1,4 @@
-"""Workers that do a search whose trainings are recorded: real queue, real suggestions and verdicts, no model."""
+"""Workers for a search with recorded trainings: real queue, real suggestions and verdicts, no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and the other places where commits can be kept."""
+"""An S3 server on loopback, and the other places for commits."""
 
 from __future__ import annotations
 

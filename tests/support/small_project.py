@@ -1,4 +1,4 @@
-"""A small real project, a report that remembers, and a clock that only moves when told."""
+"""A small real project, a report that remembers events, and a clock that only tests advance."""
 
 from __future__ import annotations
 

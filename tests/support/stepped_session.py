@@ -1,4 +1,4 @@
-"""Real sessions that move on only when a test says so, on a model of one layer.
+"""Real sessions that advance only when a test lets them, on a model with one layer.
 
 A session runs `mbqueue.session.worker.work` in a thread that is awake only during `SteppedSession.step`. It pauses
 before and after it claims a job, after each commit of training, and when there is nothing to claim. So tests can
