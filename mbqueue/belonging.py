@@ -48,7 +48,7 @@ def ids_in(state: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Belonging:
-    """What a live folder records of its project.
+    """A live folder's record of its project.
 
     Attributes:
         root: the project's folder when it was last seen.

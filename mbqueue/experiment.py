@@ -62,7 +62,7 @@ class DataSpec(Section):
 
 
 class TargetSpec(Section):
-    """[target]: what is predicted."""
+    """[target]: the property to predict."""
 
     name: str = Field(min_length=1, max_length=80, pattern=_PLAIN, description="In words, for reports: `band gap`.")
     unit: str = Field(

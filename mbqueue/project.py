@@ -94,7 +94,7 @@ class ProjectFolder:
 
     @cached_property
     def topology(self) -> Topology:
-        """Where the queue, the live state, the commits and the results are.
+        """The locations of the queue, the live state, the commits and the results.
 
         Raises:
             UsageError: if an environment variable that sets one of them is wrong.
@@ -127,7 +127,7 @@ class ProjectFolder:
 
     @property
     def live_dir(self) -> Path:
-        """What changes while sessions run; always on a local disk."""
+        """The live state, which sessions change; always on a local disk."""
         return self.live if self.live is not None else self.state_dir
 
     @property
@@ -219,11 +219,11 @@ class ProjectFolder:
 
     @property
     def publishing_file(self) -> Path:
-        """The file that says what is published, and why something is not."""
+        """The record of published files, and of errors in publishing."""
         return self.live_dir / "publishing.json"
 
     def working_results(self, results_dir: str) -> Path:
-        """Where sessions write the results that appear at ``results_dir``, a path relative to the root."""
+        """The folder where sessions write the results that appear at ``results_dir``, a path relative to the root."""
         return (self.root if self.live is None else self.live) / results_dir
 
     def results_folder(self, day: str, folder_name: str) -> str:

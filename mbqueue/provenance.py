@@ -9,16 +9,16 @@ from pydantic import Field, model_validator
 from mbqueue.project import NAME_PATTERN
 from mbqueue.section import Section
 
-#: The keys that only commands write, if a spec has them.
+#: Keys that only commands write.
 KEPT_BY_COMMANDS = ("trial", "chosen", "made_from")
 
 
 class Released(Section):
-    """What is kept of a pruned trial whose checkpoints were removed.
+    """The record of a pruned trial whose checkpoints were removed.
 
     Attributes:
-        at: when, in seconds since the epoch.
-        why: it was pruned.
+        at: time of pruning, seconds since the epoch.
+        why: the reason for pruning.
         histories: fold → one row per finished epoch.
     """
 
@@ -28,14 +28,14 @@ class Released(Section):
 
 
 class TrialOf(Section):
-    """What a search keeps in the spec of each of its trials (`mbqueue.search`).
+    """The part that a search adds to the spec of each trial (`mbqueue.search`).
 
     Attributes:
         search: the whole search, as plain JSON values.
         number: the trial's number, from 0.
         settings: dotted key → value, for the keys that the search varies.
-        kept: a person has resumed it after it was pruned, so it is not pruned again.
-        released: set once its checkpoints were given up.
+        kept: whether a user resumed it after it was pruned, so that it is not pruned again.
+        released: set once its checkpoints were discarded.
     """
 
     search: dict[str, Any]
@@ -46,7 +46,7 @@ class TrialOf(Section):
 
 
 class Member(Section):
-    """An experiment whose recorded results another one is made from.
+    """A member: an experiment from whose recorded results another one is made.
 
     Attributes:
         experiment: its name in the queue.
@@ -58,11 +58,12 @@ class Member(Section):
 
 
 class MadeFrom(Section):
-    """What `blend` and `predict-again` keep in the spec of an experiment that trains nothing.
+    """The part that `blend` and `predict-again` add to the spec of an experiment without training.
 
     Attributes:
         members: the experiments that are blended, or the one whose models predict again.
-        weights: how a blend weighs its members: equally, or as fitted on their validation parts; None for no blend.
+        weights: how a blend weights its members: equally, or fitted on their validation parts; None if it is not a
+            blend.
     """
 
     members: Annotated[tuple[Member, ...], Field(min_length=1, strict=False)]
@@ -76,12 +77,12 @@ class MadeFrom(Section):
 
 
 class Choice(Section):
-    """What `promote` keeps in the spec of an experiment.
+    """The part that `promote` adds to the spec of an experiment.
 
     Attributes:
-        search: whose best settings these are.
-        trial: that had them; trials: how many there were.
-        folds: on whose validation parts the trials were compared.
+        search: the search with these best settings.
+        trial: the best trial; trials: the number of trials.
+        folds: the folds whose validation parts the trials were compared on.
     """
 
     search: str

@@ -198,7 +198,7 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
 
 
 def _problem(kind: Any, allowed: Mapping[str, Any], value: Any) -> str | None:
-    """What is wrong with a value, or None."""
+    """The problem with a value, or None."""
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
         fits = isinstance(value, list) and all(one in choices for one in value)

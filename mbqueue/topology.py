@@ -1,4 +1,4 @@
-"""Where everything of a project is, decided once from its settings, the environment and the mount table.
+"""Decide once, from a project's settings, the environment and the mount table, where its files are.
 
 | project on | queue | live state | commits and results | mirrored |
 |---|---|---|---|---|
@@ -30,7 +30,7 @@ QUEUE_VARIABLE = "MBQUEUE_QUEUE"
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Where the queue, the live state, the commits and the results of a project are.
+    """The locations of a project's queue, live state, commits and results.
 
     Attributes:
         root: the project's folder.
@@ -68,12 +68,12 @@ class Topology:
 
     @property
     def publishes_to(self) -> str:
-        """Where other machines find what sessions commit; empty if that is the project's folder itself."""
+        """The place where other machines find commits; empty if it is the project's folder."""
         return self.store or (str(self.root) if self.is_mirrored else "")
 
     @property
     def shared_by_copies(self) -> str:
-        """What a copy of the project's folder would share with it, while the rest is its own; empty if nothing.
+        """The parts that a copy of the project's folder would share with it; empty if nothing.
 
         On a drive it is empty, too: `mbqueue.belonging` tells live folders apart there.
         """

@@ -135,7 +135,7 @@ class Blending(Queueing, Results):
 
 
 def _member(recorded: Recorded) -> dict[str, Any]:
-    """What the spec of an experiment that is made from it keeps; that it was a trial of a search is not of it."""
+    """The member's spec as kept by an experiment made from it, without its part as a trial of a search."""
     spec = {key: value for key, value in recorded.content["spec"].items() if key != "trial"}
     return {"experiment": recorded.name, "spec": spec}
 

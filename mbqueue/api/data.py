@@ -118,7 +118,7 @@ class Data(OpenedProject):
     def _prepared_hash(self, data: DataSpec, target_column: str, seed: int) -> str | None:
         """Hash of the crystals that an experiment in the queue was prepared with, if their source is not available.
 
-        An existing file is read anew: it may have changed since.
+        An existing file is read again, because it may have changed.
         """
         from mbqueue.data.datasets import is_at_hand  # noqa: PLC0415
         from mbqueue.experiment import parse_spec  # noqa: PLC0415

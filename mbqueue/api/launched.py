@@ -66,7 +66,7 @@ class LaunchedSession:
         return outcome.reason
 
     def session_seconds(self, now: float) -> float:
-        """How long a session that begins now may last, given the job's start as Slurm reports it, else now."""
+        """The time for a session that starts now, from the job's start as Slurm reports it, else from now."""
         end = now + self.seconds
         if END_VARIABLE in os.environ:
             end = float(os.environ[END_VARIABLE])

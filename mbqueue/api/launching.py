@@ -132,7 +132,7 @@ class Launching(OpenedProject):
     def _session(
         self, time: str, gpus: int | None, workers: int | None, max_idle: str | None
     ) -> tuple[LaunchedSession, int]:
-        """What each job runs, and the number of jobs."""
+        """The command of each job, and the number of jobs."""
         if (gpus is None) == (workers is None):
             raise UsageError("Give either the number of GPUs (--gpus 5) or of sessions without one (--workers 5).")
         count = gpus or workers or 0

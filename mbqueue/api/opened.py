@@ -69,7 +69,7 @@ class OpenedProject:
         self._publish()
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:
-        """Note what was asked for an experiment; a failure to do so undoes nothing."""
+        """Record the requests for an experiment; a failure to write undoes nothing."""
         from mbqueue.drive.asked_for import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
@@ -101,7 +101,7 @@ class OpenedProject:
             fetch_results(store, entry, jobs, self.folder.working_results(entry.results_dir))
 
     def _newest_results(self, results_dir: str) -> Path:
-        """Where the newest files of a results folder are.
+        """The folder with the newest files of a results folder.
 
         On a drive, that is the place with the later record, or the live folder if both are the same. Without a record,
         it is where sessions here write results.

@@ -213,7 +213,7 @@ class Queueing(OpenedProject):
             if begins_more:  # also when its newest trial has ended, and in the middle of this
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
-            if begins_more and fold is None and cancelled[newest]:  # what is cancelled begins no other by itself
+            if begins_more and fold is None and cancelled[newest]:  # a cancelled job starts no other by itself
                 queue.resume(newest, now=now, by="cancel")
             return sum(cancelled.values())
 

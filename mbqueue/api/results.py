@@ -165,7 +165,7 @@ class Results(Searches):
         return [write_report(recorded, page, timeline=spans), *pictures]
 
     def timeline(self, experiment: str) -> list[Span]:
-        """What each session that worked on an experiment did when; empty if the queue is gone."""
+        """The activities over time of each session that worked on an experiment; empty if the queue is lost."""
         from mbqueue.dashboard.timeline import timeline  # noqa: PLC0415
 
         if not is_queue_there(self.folder):
@@ -268,7 +268,7 @@ class Results(Searches):
 
     @property
     def _results_dirs(self) -> list[Path]:
-        """Where recorded results can be; on a drive also in the live folder."""
+        """The folders that can contain recorded results; on a drive, also the live folder's."""
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BlendWeights(StrEnum):
-    """How a blend weighs its members."""
+    """The weights of a blend's members."""
 
     MEAN = "mean"
     FITTED = "fitted"
@@ -54,7 +54,7 @@ def predict_again(
 ) -> None:
     """Predict the test parts of a recorded experiment again, averaged over small strains, without training.
 
-    The result is an experiment of its own with the same models.
+    The result is a separate experiment with the same models.
 
     Example: mbqueue predict-again full_finetune --test-strains 8 --name full.strained
     """
@@ -63,7 +63,7 @@ def predict_again(
 
 
 def _tell(outcome: EnqueueOutcome, *, as_json: bool) -> None:
-    """Say what was enqueued."""
+    """Print the enqueued experiment."""
     made = outcome.experiment
     if as_json:
         members = [member["experiment"] for member in made.spec["made_from"]["members"]]

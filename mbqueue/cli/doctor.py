@@ -31,7 +31,7 @@ MATBENCH = "0.6"
 #: Space for the cache and checkpoints of the full dataset, with a margin.
 NEEDED_BYTES = 8e9
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
-#: Width of the column that names what was checked.
+#: Width of the column with the names of the checks.
 _WIDTH = 12
 
 
@@ -190,7 +190,7 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
 
 
 def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
-    """Where the queue's commits are, if known, and what keeps a session here from starting."""
+    """Report where the queue's commits are, if known, and any reason why a session cannot start here."""
     from mbqueue.queue.opening import open_queue, queue_exists
     from mbqueue.session.commits_binding import opened_store
 

@@ -1,4 +1,4 @@
-"""What commands share: the current project and common options."""
+"""The current project and options that commands share."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def enqueue(
 
 
 def _enqueued(outcome: EnqueueOutcome) -> str:
-    """What was done, in a line."""
+    """One line that describes the action."""
     label, results = outcome.experiment.name, outcome.experiment.results_dir
     return {
         "created": f"{label}: enqueued, {counted(outcome.n_jobs, 'job')}. Results will be in {results}",

@@ -1,4 +1,4 @@
-"""How `mbqueue status` draws an experiment: a table of its folds, or one line if there is little room."""
+"""Draw an experiment for `mbqueue status`: as a table of its folds, or as one line if there is little room."""
 
 from __future__ import annotations
 

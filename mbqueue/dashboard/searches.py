@@ -1,4 +1,4 @@
-"""How `mbqueue status` draws a search: two lines, and with `mbqueue status NAME` a table of its trials."""
+"""Draw a search for `mbqueue status`: two lines, and for `mbqueue status NAME` a table of its trials."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ Height = Callable[[Iterable[RenderableType]], int]
 
 
 class _Limits(NamedTuple):
-    """How much is shown below the experiments."""
+    """The amount of detail below the experiments."""
 
     sessions: int
     errors: int
@@ -213,7 +213,7 @@ class _Dashboard:
 
 
 def _publishing(publishing: Mapping[str, Any] | None, now: float) -> Iterable[RenderableType]:
-    """What a project on a drive has published, and what would be lost if this machine died now."""
+    """Show what a project on a drive has published, and what would be lost if this machine died now."""
     if publishing is None:
         return
     yield Text("")
@@ -272,7 +272,7 @@ def _sessions(
 
 
 def _left(job: Mapping[str, Any] | None) -> str:
-    """What a dead session has left behind."""
+    """Show the remains of a dead session."""
     if job is None:
         return "held no job"
     at = _progress(job)

@@ -1,6 +1,6 @@
 """Sessions announce themselves to those that use other databases of the same project, by small files on the mount.
 
-Each announcement is a file of its own, SESSION-NUMBER.json, written once; then the one before is removed. Announcements
+Each announcement is a separate file, SESSION-NUMBER.json, written once; then the previous one is removed. Announcements
 only advise, since a mount excludes no session. Merging commits makes two sessions on one mount harmless.
 
 Clocks of machines differ, by hours if one is set wrong. So a session counts as live for a while after the observer saw

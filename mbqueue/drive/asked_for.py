@@ -25,7 +25,7 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 
 def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
-    """Write what was requested of an experiment, unless the file says so already."""
+    """Write the requests for an experiment, unless the file already contains them."""
     experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
     folds = {}
     for fold in experiment.spec["folds"]:
@@ -51,7 +51,7 @@ def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
         if path.read_text(encoding="utf-8") == text:
             return
     except (OSError, ValueError):
-        pass  # missing or damaged: write it anew
+        pass  # missing or damaged: write it again
     files.write_text(path, text)
 
 

@@ -1,4 +1,4 @@
-"""What a live folder remembers about publishing, and what `mbqueue status` shows of it."""
+"""A live folder's record of publishing, and its summary for `mbqueue status`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class LiveState:
 
 
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
-    """What is committed, what of it is published, and what would be lost if this machine died now.
+    """The committed and the published work, and what would be lost if this machine died now.
 
     None when what is committed is where it belongs. In a store a commit is there before the queue calls it committed,
     so nothing is ever at risk, and no folds are listed. Keys:
@@ -190,7 +190,7 @@ def agree_on_project(project: ProjectFolder, drive: Drive) -> None:
     """Check that the live folder belongs to the project on the mount; give the project an id if it has none.
 
     Raises:
-        OSError: if it belongs to another one, or the mount fails.
+        OSError: if the folder belongs to another project, or the mount fails.
     """
     known = Belonging.of(project.live_dir) or Belonging(root=str(project.root))
     drive.belonging = known

@@ -21,7 +21,7 @@ from mbqueue.storage.places import in_folder, named_after
 
 
 def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Callable[[str], None]) -> None:
-    """Copy commits and users' requests from one live folder to another; keep what is there already.
+    """Copy commits and users' requests from one live folder to another without replacing any.
 
     Args:
         differs: called for each commit that differs in the target.

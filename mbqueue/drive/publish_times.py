@@ -38,7 +38,7 @@ class NoTime(Exception):
 
 
 class Pace:
-    """How long a file takes on this mount: a fixed time, and a time for each byte."""
+    """The time to write a file to this mount: a fixed time, and a time per byte."""
 
     def __init__(self) -> None:
         self._file_seconds = 0.0

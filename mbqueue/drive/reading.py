@@ -11,7 +11,7 @@ from mbqueue.errors import MbqueueError
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 
-#: What parsing a file may raise that mbqueue, or this version of it, did not write.
+#: Errors from parsing a file that mbqueue, or this version of it, did not write.
 NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MbqueueError)
 
 Parsed = TypeVar("Parsed")

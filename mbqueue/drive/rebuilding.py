@@ -1,4 +1,4 @@
-"""Rebuild a queue from commits and from what was enqueued.
+"""Rebuild a queue from commits and users' requests.
 
 A session on a new machine and `recover` use it: an empty database, or a snapshot, gets every known experiment
 (`enqueue_again`) and every fold as far as its commits go (`trained_by`). `restore` starts from the archive's database,
@@ -51,7 +51,7 @@ def rebuild_queue(
 
 
 def trained_by(experiment: Experiment, fold: int, manifest: Manifest | None) -> Trained:
-    """What the queue must record for a fold with this newest commit; None for no commit."""
+    """The queue's entries for a fold with this newest commit; None if there is no commit."""
     if manifest is None:
         return Trained(
             experiment=experiment.name,

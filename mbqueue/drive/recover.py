@@ -31,7 +31,7 @@ from mbqueue.storage.places import in_folder, named_after
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """What `recover` found.
+    """The findings of `recover`.
 
     Attributes:
         folds: (experiment, fold, finished epochs).

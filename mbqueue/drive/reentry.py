@@ -41,7 +41,7 @@ ASIDE = "aside"
 def enter(
     project: ProjectFolder, *, note: Callable[[str], None], clock: Clock | None = None, drive: Drive | None = None
 ) -> None:
-    """Make sure that a mirrored project has a live queue, made from what is published.
+    """Ensure that a mirrored project has a live queue, rebuilt from published files if necessary.
 
     Raises:
         OSError: when the mount fails while there is no live queue yet.
@@ -67,7 +67,7 @@ def enter(
 
 
 class Reentry:
-    """Adopts what is published into the live folder of one project.
+    """Adopts published files into the live folder of one project.
 
     Args:
         note: called with sentences for the user.
@@ -150,7 +150,7 @@ class Reentry:
         by: str = "restore",
         on_taken: Callable[[tuple[int, int]], None] = lambda _fold: None,
     ) -> None:
-        """Compare everything published with the live state, and adopt what is further.
+        """Compare everything published with the live state, and adopt all further progress.
 
         Args:
             at_start: also queue again what the queue has recorded beyond the existing files.

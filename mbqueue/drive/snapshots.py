@@ -35,7 +35,7 @@ from mbqueue.storage.names import DUPLICATE, HIGHEST_FENCE
 FORMAT = 1
 #: Snapshots of one line of databases to keep, besides those that are not settled yet.
 KEPT = 3
-#: No snapshot is larger: a queue of 100,000 jobs takes 60 MB.
+#: The largest snapshot accepted: a queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
 #: Seconds that checking a snapshot may take, whatever is in it; more in proportion above this many bytes.
@@ -155,7 +155,7 @@ def check(path: Path) -> None:
 
 
 def _wrong_structure(db: sqlite3.Connection) -> str | None:
-    """What is wrong with the structure of a database, or None."""
+    """The problem with a database's structure, or None."""
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"

@@ -66,7 +66,7 @@ def _adopt(sql: Dialect) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How far a verified chain of commits has trained a fold.
+    """The progress of a fold in a verified chain of commits.
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
@@ -255,7 +255,7 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """How many leading epochs the queue has committed with exactly the rows of a history."""
+    """The number of leading epochs that the queue has committed with exactly the rows of a history."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

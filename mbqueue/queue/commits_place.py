@@ -43,7 +43,7 @@ class CommitsPlaces(Part):
 
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
-        """Where the commits are; None if it was never recorded, as in a queue that no session has worked with."""
+        """The place of the commits; None if it was never recorded, as in a queue that no session has used."""
         with self.reading() as db:
             row = db.execute(_READ).fetchone()
         return None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])

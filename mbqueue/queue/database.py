@@ -1,4 +1,4 @@
-"""What the queue needs from any database: transactions, statements, rows, and a way to wait for changes.
+"""The interface of a database to the queue: transactions, statements, rows, and a way to wait for changes.
 
 Statements are written once, in the SQL that SQLite and PostgreSQL share. `mbqueue.queue.dialect` has the words in which
 the two differ.
@@ -37,7 +37,7 @@ class Rows(Protocol):
 
     @property
     def rowcount(self) -> int:
-        """How many rows the statement changed."""
+        """The number of rows that the statement changed."""
         ...
 
     def fetchone(self) -> Any:

@@ -96,7 +96,7 @@ class Enqueueing(Part):
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
-            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # which the hash does not tell
+            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash does not cover it
             if is_other_kind or experiment.spec_hash != spec.hash:
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic

@@ -29,7 +29,7 @@ def published_note(seconds: float) -> str:
 
 
 def published_seconds(note: str) -> float | None:
-    """How long publishing took, or None for any other note."""
+    """The duration of publishing, or None for any other note."""
     match = _PUBLISHED.fullmatch(note)
     return None if match is None else float(match[1])
 
@@ -53,7 +53,7 @@ def history_row(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Kind(StrEnum):
-    """What a job does. Every experiment has one `prepare` and one `record`."""
+    """The kind of a job. Every experiment has one `prepare` and one `record`."""
 
     PREPARE = "prepare"
     TRAIN = "train"
@@ -89,7 +89,7 @@ class Job:
         lost_in_a_row: leases that ran out, or whose process died, since work was last saved.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for at once.
         progress: what the worker last saved of an unfinished job; None once the job is finished.
-        result: what was committed.
+        result: the committed result.
         error: traceback of the last failure.
     """
 

@@ -346,7 +346,9 @@ class Leases(Claims):
         db.execute(SKIP_ALL, values)
 
     def _unlocking(self, db: Statements, lease: Lease, now: float, skip_rest: str | None) -> Bound:
-        """What makes ready the jobs that waited for this one; with ``skip_rest`` it first skips the later epochs."""
+        """Statements that make the jobs waiting for this one ready; with ``skip_rest``, they first skip later
+        epochs.
+        """
         job, done = lease.job, lease.job.id
         if skip_rest is not None:
             scope = {"experiment_id": job.experiment_id, "fold": job.fold}

@@ -48,7 +48,7 @@ _ONE_MOVER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Migrated:
-    """What was copied.
+    """The counts of copied rows.
 
     Attributes:
         rows: table → number of rows.

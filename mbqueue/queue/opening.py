@@ -119,7 +119,7 @@ def _require_not_lost(project: ProjectFolder) -> None:
 
 
 def experiments_beside(project: ProjectFolder) -> set[str]:
-    """Names of the experiments for which the live folder has commits, or notes of what was enqueued."""
+    """Names of the experiments for which the live folder has commits or recorded requests."""
     trained = {path.parent.parent.name for path in project.live_dir.glob("checkpoints/*/fold_*/e*.json")}
     return trained | {path.stem for path in project.wanted_dir.glob("*.json")}
 
@@ -132,7 +132,7 @@ def lost_experiments(project: ProjectFolder, queue: Queue) -> list[str]:
 
 
 def what_is_lost(project: ProjectFolder, queue: Queue) -> str:
-    """What to tell of a queue that was begun after another one was lost; empty if it lacks nothing."""
+    """A warning about a queue created after another one was lost; empty if it lacks nothing."""
     names = ", ".join(lost_experiments(project, queue))
     if not names:
         return ""

@@ -50,7 +50,7 @@ class Pruning(Part):
 
     @repeatable
     def give_up_checkpoints(self, experiment: str, *, now: float, by: str = "prune") -> bool:
-        """Give up the checkpoints of a pruned trial: its spec keeps its histories, and `retry` begins it anew.
+        """Discard the checkpoints of a pruned trial: its spec keeps its histories, and `retry` starts it again.
 
         The caller removes the checkpoints afterwards.
 

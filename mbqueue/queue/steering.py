@@ -1,4 +1,4 @@
-"""What a person may do to jobs, and the rewind of a fold whose checkpoint is damaged.
+"""User actions on jobs, and the rewind of a fold whose checkpoint is damaged.
 
 Each method takes an experiment, or one fold of it, and who asks (`by`, for the events).
 """

@@ -35,7 +35,7 @@ _COMPOSITION_NOTE = (
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
-    """How much of the crystals and the target the models' pretraining has seen."""
+    """A note on which of the crystals and targets the models' pretraining has seen."""
     if target.kind == "energy":
         return _ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())

@@ -1,4 +1,4 @@
-"""What sessions do for searches between their jobs: begin the next trial, and judge an epoch as it is committed.
+"""A session's work for searches between its jobs: start the next trial, and judge an epoch as it is committed.
 
 Both happen exactly once. A trial begins by being enqueued under the name that its number gives, which
 the queue lets exist once. It is judged in the transaction that commits its epoch, under the fence of that job.

@@ -158,7 +158,7 @@ def stop(
         One entry for each session; empty if no such session runs here.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # The process that started others is asked, too; it passes the request on and has no outcome of its own.
+    # The process that started others is asked, too; it passes the request on and reports no outcome.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]

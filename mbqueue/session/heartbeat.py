@@ -89,7 +89,7 @@ class Heartbeat:
             self._lease, self._progress = None, None
 
     def show(self, progress: dict[str, Any], structures_per_second: float | None = None) -> None:
-        """What the next beat tells the queue about the held job."""
+        """The next beat's report to the queue about the held job."""
         with self._lock:
             self._progress = {**progress, "seconds": self.seconds}
             self._rate = structures_per_second or self._rate

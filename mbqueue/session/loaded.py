@@ -138,7 +138,7 @@ class Loaded:
         return self._fold[0] if self._fold else None
 
     def forget_fold(self) -> None:
-        """Drop the loaded fold, so that the next job reads it anew."""
+        """Drop the loaded fold, so that the next job reads it again."""
         self._fold = None
 
     def is_kept_for_others(self) -> bool:

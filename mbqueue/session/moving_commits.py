@@ -31,7 +31,7 @@ from mbqueue.storage.objects import ObjectStore, store_of
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """What a move did.
+    """The result of a move.
 
     Attributes:
         source, target: where the commits were and are, for messages; the source is empty if the queue had recorded

@@ -9,7 +9,7 @@ NO_DEADLINE = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """How a session is to run.
+    """The options of a session.
 
     Attributes:
         session_seconds: its length; None for no deadline.

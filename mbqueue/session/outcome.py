@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Ending(Enum):
-    """How a session ended."""
+    """The ending of a session."""
 
     DONE = "nothing is left to do"
     STOPPED = "stopped with work left"
@@ -16,7 +16,7 @@ class Ending(Enum):
 
 
 class StopKind(Enum):
-    """What ended a session, for programs; `StopCause` has the words for people."""
+    """The kind of cause that ended a session, for programs; `StopCause` has the text."""
 
     EXHAUSTED = "exhausted"
     """Nothing is left to do."""

@@ -1,4 +1,4 @@
-"""What the queue knows about an experiment, in the form that recording and reporting need. Without torch."""
+"""Convert the queue's facts about an experiment to the form that recording and reporting need. Without torch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def record_inputs(
 
 
 def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
-    """Where training resumed with another device, library or micro-batch: fold, epoch, step and changes.
+    """Resumes with another device, library or micro-batch: fold, epoch, step and changes of each.
 
     Args:
         commits: those of each fold; nothing is changed there.

@@ -16,7 +16,7 @@ class Report:
     """
 
     def starting(self, what: str) -> None:
-        """What the session does before it can begin; called right after its start."""
+        """The session prepares to start; ``what`` names the current step."""
 
     def session_started(self, session: str, device: str, seconds: float | None) -> None:
         """The session begins; ``seconds`` is its length, None for no deadline."""

@@ -1,4 +1,4 @@
-"""What a session does for the searches of its queue, between its jobs (`mbqueue.search.steps`)."""
+"""Advance the searches of a session's queue between its jobs (`mbqueue.search.steps`)."""
 
 from __future__ import annotations
 

@@ -320,7 +320,7 @@ class Session:
         raise Rewound(f"{why}. The epochs after it are queued again.")
 
     def damaged(self, lease: Lease, text: str) -> None:
-        """Report what was found damaged and what happens next; also as an event of the job."""
+        """Report damage and its consequence, also as an event of the job."""
         self.report.note(text)
         self.note_on(lease.job, text)
 

@@ -47,7 +47,7 @@ def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[
 
 
 def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store: ObjectStore | None) -> None:
-    """Remove what is left of the checkpoints of released trials, on this machine and in the store.
+    """Remove the remaining checkpoints of released trials, on this machine and in the store.
 
     Raises:
         StoreError: when the store does not answer; what was not removed is the next time.

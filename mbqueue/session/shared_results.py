@@ -1,8 +1,8 @@
 """Result files of jobs that other machines did, by way of the object store. Without torch.
 
-What a job left is listed, with sizes and hashes, in the result that the queue holds of it: written by the very
-transaction that committed the job, so there is one truth and nothing to merge. The files are in the store under names
-that contain their hash. They are sent before the job is committed, and never change.
+The queue lists a job's files, with sizes and hashes, in the job's result. The same transaction commits the job and the
+list, so there is nothing to merge. The files are in the store under names that contain their hash. They are sent before
+the job is committed, and never change.
 """
 
 from __future__ import annotations

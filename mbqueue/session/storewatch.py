@@ -79,7 +79,7 @@ class StoreWatch:
         return trouble.get("why") if is_news and is_fresh else None
 
     def pause(self, error: StoreError) -> float:
-        """How long to wait before the next attempt, seconds.
+        """The wait before the next attempt, in seconds.
 
         Raises:
             StoreError: if it was waited for long enough; says what to do.

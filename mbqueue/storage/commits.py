@@ -93,8 +93,8 @@ class Commits:
         return chain[-1] if chain else None
 
     def chain(self, *, at_most_epoch: int | None = None, above: Manifest | None = None) -> list[Commit]:
-        """What is needed to resume: the intact commit with the most work, preceded by that of its best epoch if that is
-        another one. Empty if there is none.
+        """The commits needed to resume: the intact one with the most work, preceded by that of its best epoch if it is
+        a different one. Empty if there is none.
 
         A commit counts as intact only together with the commit of its best epoch: without that, the fold's result is
         lost and must be trained again. Others are skipped and reported.

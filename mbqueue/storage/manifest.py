@@ -21,9 +21,9 @@ from mbqueue.storage.names import HIGHEST_FENCE, is_stem, stem_of
 from mbqueue.task import N_FOLDS
 
 FORMAT = 1
-#: No manifest is larger: 10,000 epochs of history take 4 MB.
+#: The largest manifest accepted: 10,000 epochs of history take 4 MB.
 LARGEST_MANIFEST = 16 << 20
-#: No checkpoint is larger. CHGNet's take 5 MB.
+#: The largest checkpoint accepted. CHGNet's take 5 MB.
 LARGEST_CHECKPOINT = 1 << 30
 
 #: Orders the commits of a fold; the greatest is accepted.
@@ -34,7 +34,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What it takes to resume from a commit, and to rebuild the queue from manifests alone.
+    """Everything needed to resume from a commit, and to rebuild the queue from manifests alone.
 
     Attributes:
         best: epoch, val_mae and commit (stem) of the best finished epoch, or None.
@@ -81,12 +81,12 @@ class Manifest:
 
     @property
     def finished_epochs(self) -> int:
-        """How many epochs the commit has finished."""
+        """The number of epochs that the commit has finished."""
         return self.epoch if self.complete else self.epoch - 1
 
     @property
     def work(self) -> tuple[int, bool, int]:
-        """How far the commit has trained: epoch, whether that is finished, step."""
+        """The progress of the commit: epoch, whether it is finished, step."""
         return self.epoch, self.complete, self.step
 
     @property
@@ -114,7 +114,7 @@ class Manifest:
 
 
 class Damaged(CheckpointError):
-    """A commit's files are not what was written. They are set aside, and the commit before is used."""
+    """A commit's files have changed since they were written. They are set aside, and the commit before is used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,7 +180,7 @@ class Drive:
         return True
 
     def move(self, path: str, target: str) -> bool:
-        """Rename a file by writing it anew, since a mount may undo renames; False if it does not exist."""
+        """Rename a file by writing a copy, because a mount may undo renames; False if it does not exist."""
         try:
             content = self.read(path, at_most=_LARGEST_MOVED)
         except FileNotFoundError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: Digits of a hash in a name.
 HASH_DIGITS = 12
-#: No fence is higher: it counts the claims of one job. Names have room for higher ones.
+#: The highest fence accepted: it counts the claims of one job. Names have room for higher ones.
 HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")
@@ -41,7 +41,7 @@ class CommitFile:
 
     @property
     def finished_epochs(self) -> int:
-        """How many epochs the commit has finished."""
+        """The number of epochs that the commit has finished."""
         epoch, is_finished, *_ = order_of(self.stem)
         return epoch if is_finished else epoch - 1
 

@@ -1,4 +1,4 @@
-"""Where the commits of a fold are stored, and the names of their files there (`mbqueue.storage.names`).
+"""The places of a fold's commits, and the names of their files there (`mbqueue.storage.names`).
 
 | place | manifest | checkpoint |
 |---|---|---|
@@ -82,5 +82,5 @@ def fold_folder(top: str, identity: Identity) -> str:
 
 
 def named_after(folder: Path) -> Identity:
-    """What the folder EXPERIMENT/fold_i is named after; the hashes are not known."""
+    """The identity in the name of a folder EXPERIMENT/fold_i, without the hashes."""
     return Identity(experiment=folder.parent.name, fold=int(folder.name.removeprefix("fold_")))

@@ -72,7 +72,7 @@ class ResultFile(NamedTuple):
             return False
 
     def read(self, blobs: Blobs, path: str) -> bytes:
-        """Its bytes, from a place.
+        """The file's bytes, read from a place.
 
         Raises:
             FileNotFoundError: if the place has no such file, or one with other bytes.

@@ -36,7 +36,7 @@ class Checkpoints(OwnCommits):
 
     @property
     def where(self) -> str:
-        """Where the commits are, for messages."""
+        """The place of the commits, for messages."""
         return self.place.name
 
     def checkpoint(self, commit: Commit) -> bytes:

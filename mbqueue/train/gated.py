@@ -163,7 +163,7 @@ class PlainMessages:
     def of_angles(
         self, atoms: Tensor, shorts: Tensor, angles: Tensor, first: Tensor, weights: Tensor, gate: Gate
     ) -> Tensor:
-        """Sum of each short bond's messages from the angles that it is the first bond of, [S, 64].
+        """Sum of each short bond's messages from the angles whose first bond it is, [S, 64].
 
         Args:
             atoms: the first layer's share of the centre (with its bias), [A, 128].

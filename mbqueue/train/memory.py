@@ -15,7 +15,7 @@ from mbqueue.errors import DeviceBusy, DeviceTooSmall
 from mbqueue.files import write_json
 from mbqueue.train.arithmetic import device_name
 
-#: More crystals than any batch has.
+#: No limit: more crystals than any batch has.
 UNLIMITED = 1 << 20
 #: A GPU counts as free if at most this much is in use after a failed attempt is cleared: a process's context and
 #: libraries take up to 0.6 GiB, a screen about as much.

@@ -35,7 +35,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOutcome:
-    """How working on an epoch ended.
+    """The outcome of work on an epoch.
 
     Attributes:
         finished: whether the epoch is trained, validated and committed; if not, it was stopped.

@@ -1,4 +1,4 @@
-"""What the buttons do: they call the same methods of `mbqueue.Project` as the command line."""
+"""The buttons' actions, which call the same methods of `mbqueue.Project` as the command line."""
 
 from __future__ import annotations
 

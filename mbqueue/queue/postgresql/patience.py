@@ -41,7 +41,7 @@ class Patience:
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_away = False
-        # A generator of its own: the state of `random` is part of checkpoints.
+        # A separate generator, because the state of `random` is part of checkpoints.
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:

@@ -1,4 +1,4 @@
-"""What the report tells, as numbers and words; no drawing here."""
+"""Compute the report's numbers and sentences, without drawing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mbqueue.results.report.elements import POSITIONS, elements_of
 from mbqueue.results.scores import CLASS_THRESHOLD, roc_auc
 from mbqueue.results.tables import Predictions
 
-#: Shares of the crystals at which the error distribution is told.
+#: Shares of the crystals at which the report gives quantiles of the error.
 QUANTILES = (0.5, 0.9, 0.99)
 #: Errors below this are drawn at it: float32 predictions carry no more.
 SMALLEST_ERROR = 1e-5
@@ -35,7 +35,7 @@ _LARGEST_RATIO = 100
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one fold's training went.
+    """A summary of one fold's training.
 
     Attributes:
         kind: untrained, too few epochs, diverged, overfits, unsettled (it rose only lately, or training did too),
@@ -169,7 +169,7 @@ class Reliability:
 
 
 def reliability(predictions: Predictions) -> Reliability:
-    """How far predicted probabilities are those that come true; empty bins are left out."""
+    """The calibration of predicted probabilities; empty bins are left out."""
     which = np.clip((predictions.y_pred * 10).astype(int), 0, 9)
     counts = np.bincount(which, minlength=10)
     there = counts > 0
@@ -193,7 +193,7 @@ class ErrorDistribution:
 
 
 def error_distribution(abs_error: NDArray[np.float64]) -> ErrorDistribution:
-    """How large the errors are; those below ``SMALLEST_ERROR`` count in the first bin."""
+    """The distribution of errors; those below ``SMALLEST_ERROR`` count in the first bin."""
     clipped = np.maximum(abs_error, SMALLEST_ERROR)
     top = np.ceil(np.log10(clipped.max()) * 10 + 0.5) / 10
     edges = np.logspace(np.log10(SMALLEST_ERROR), max(top, -4.0), 61)

@@ -36,7 +36,7 @@ def paired_differences(comparison: Comparison) -> go.Figure:
 
 
 def sections(comparison: Comparison, paired_plot: str) -> list[str]:
-    """What is said of the compared experiments, as HTML.
+    """The text about the compared experiments, as HTML.
 
     Args:
         paired_plot: the HTML that shows `paired_differences`.
@@ -109,7 +109,7 @@ def paired(pairs: Sequence[PairedDifference], target: Target) -> go.Figure:
 
 
 def _wrapped(name: str) -> str:
-    """A name over lines, so that a long one leaves room for what is drawn."""
+    """A name split over lines, so that a long one leaves room for the figure."""
     return "<br>".join(escape(part) for part in textwrap.wrap(name, _NAME_COLUMNS))
 
 

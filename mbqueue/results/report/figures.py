@@ -356,7 +356,7 @@ def styled(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
 
 
 def _nested(values: Any, digits: int) -> list[list[float | None]]:
-    """As lists, rounded, with None for what is not a number: short in the file, and valid JSON."""
+    """As lists of rounded numbers, with None for NaN: short in the file, and valid JSON."""
     return [[None if np.isnan(value) else round(float(value), digits) for value in row] for row in values]
 
 
