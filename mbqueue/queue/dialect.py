@@ -53,7 +53,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def job_check(self, condition: str) -> str:
-        """A row's rule in the definition of the table of jobs; empty where a trigger enforces it."""
+        """A row's rule in the definition of the table of jobs; empty if a trigger enforces it."""
 
     @abstractmethod
     def event_of(self, table: str) -> str:

@@ -66,7 +66,7 @@ def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
     """Resumes with another device, library or micro-batch: fold, epoch, step and changes of each.
 
     Args:
-        commits: those of each fold; nothing is changed there.
+        commits: the commits of each fold, which are only read.
     """
     newest = {fold: of_fold.manifests()[-1:] for fold, of_fold in commits.items()}
     return [

@@ -37,8 +37,8 @@ class Listed:
 
     Attributes:
         size: in bytes; -1 where finding it out is slow.
-        tag: changes with the content; empty where that is unknown.
-        modified: in seconds since the epoch, by the clock of the place; 0 where finding it out is slow.
+        tag: changes with the content; empty if that is unknown.
+        modified: in seconds since the epoch, by the clock of the place; 0 if finding it out is slow.
     """
 
     size: int

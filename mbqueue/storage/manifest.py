@@ -156,7 +156,7 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     """Parse the manifest of the commit named ``stem``.
 
     Raises:
-        Damaged: if it is no manifest, or that of another commit.
+        Damaged: if it is not a manifest, or the manifest of another commit.
         ForeignCommit: if it belongs to another experiment, spec, dataset or fold.
         CheckpointMisfit: if its format is newer.
     """
@@ -171,7 +171,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     """Parse a manifest and check every field, so that nothing in it leads to another folder or breaks a reader.
 
     Raises:
-        Damaged: if it is no manifest.
+        Damaged: if it is not a manifest.
         CheckpointMisfit: if its format is newer.
     """
     if len(content) > LARGEST_MANIFEST:

@@ -147,7 +147,7 @@ class Roc:
 
 
 def roc(predictions: Predictions) -> Roc | None:
-    """The curve of a class; None where the test part has only one class. At most some hundred points of it."""
+    """The ROC curve of a class, at most some hundred points; None if the test part has only one class."""
     is_one = predictions.y_true > CLASS_THRESHOLD
     if is_one.all() or not is_one.any():
         return None
