@@ -26,6 +26,8 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if spec.made_from is not None:
         return commit_fold(session, lease, experiment, made_from.predict(session, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
+    # While it trained, this session may have failed to remove a temporary file, and no later session may load the fold.
+    session.while_held(lease, fold.checkpoints.sweep)
     session.require_epochs(lease, experiment, fold, _trained_epochs(session, experiment.name, job.fold))
     model = fold.best_model()
     keep_in = session.project.predictions_dir(experiment.name, f"fold_{job.fold}")

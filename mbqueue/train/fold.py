@@ -87,7 +87,7 @@ class FoldRun:
         self.family = family_of(spec.model.pretrained)
         self.rows = split_rows(crystals.targets, spec, fold)
         self.steps_per_epoch = -(-len(self.rows.train) // spec.train.batch_size)
-        self._crystals, self._checkpoints = crystals, checkpoints
+        self._crystals, self.checkpoints = crystals, checkpoints
         self._note, self._clock = on_note, clock or SystemClock()
         self._feed = feed_of(spec, self.family, crystals, cache, frozen)
         self._conditions = Conditions(
@@ -144,7 +144,7 @@ class FoldRun:
         writer = _Writer(fence=fence, session=session, checkpoint_seconds=checkpoint_seconds)
         self._conditions.begin()
         self._inference.check_kernels(self.rows.train)
-        with calculating(self.device, self._conditions.precision), Saver(self._checkpoints, save) as saver:
+        with calculating(self.device, self._conditions.precision), Saver(self.checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
                 # An error leaves a state that no commit holds, so the next call must read one.
@@ -159,7 +159,7 @@ class FoldRun:
 
     def _enter(self, epoch: int, session: str) -> Learner:
         """The learner at the newest commit, ignoring commits of later epochs."""
-        commit = self._checkpoints.newest(at_most_epoch=epoch)
+        commit = self.checkpoints.newest(at_most_epoch=epoch)
         newest = None if commit is None else commit.manifest
         learner = self._learner
         if learner is None or (learner.parent and learner.parent.sha256) != (newest and newest.sha256):
@@ -172,14 +172,14 @@ class FoldRun:
                 steps_per_epoch=self.steps_per_epoch,
             )
             if commit is not None:
-                learner.restore(self._checkpoints.load(commit), commit.manifest)
+                learner.restore(self.checkpoints.load(commit), commit.manifest)
             changes = learner.compute_under(self._conditions.fingerprint(), session)
             if newest is not None and changes:
                 self._tell_changes(changes, newest)
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
                 f"Epoch {epoch} of fold {self.fold} cannot start: the newest whole commit in "
-                f"{self._checkpoints.where} has finished {learner.finished_epochs} epochs. "
+                f"{self.checkpoints.where} has finished {learner.finished_epochs} epochs. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
         return learner
@@ -313,12 +313,12 @@ class FoldRun:
 
     def finished_epochs(self) -> int:
         """The number of epochs finished in the newest whole commit."""
-        newest = self._checkpoints.newest()
+        newest = self.checkpoints.newest()
         return 0 if newest is None else newest.manifest.finished_epochs
 
     def history(self) -> list[dict[str, Any]]:
         """One row per finished epoch, from the newest whole commit."""
-        newest = self._checkpoints.newest()
+        newest = self.checkpoints.newest()
         return [] if newest is None else newest.manifest.history
 
     def best_model(self) -> Any:
@@ -338,10 +338,10 @@ class FoldRun:
         return model
 
     def _best_weights(self) -> dict[str, Tensor]:
-        chain = self._checkpoints.chain()
+        chain = self.checkpoints.chain()
         if not chain or chain[-1].manifest.best is None:
-            raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self._checkpoints.where}.")
-        state = self._checkpoints.load(chain[0])
+            raise CheckpointError(f"No epoch of fold {self.fold} is finished in {self.checkpoints.where}.")
+        state = self.checkpoints.load(chain[0])
         return {**state.model, **state.average}
 
     def predict_test(
