@@ -116,8 +116,8 @@ class Adopting(Part):
 
         Epochs that the chain has finished become committed with its rows. If the queue has different rows, or more
         epochs than the chain, those epochs and the fold's `predict` and `record` are rewound first. Failed epochs that
-        the chain has finished become committed, too. A person cancelled the cancelled ones, so nothing from there on
-        changes. A fold with a held lease is left alone.
+        the chain has finished become committed, too. From a cancelled epoch on, nothing changes, because a person
+        cancelled it. A fold with a held lease is left alone.
 
         Args:
             publish: moves the chain's files into place, while no session can claim the fold. If it raises, nothing is
@@ -183,7 +183,7 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Adopt a `prepare`, `predict` or `record` that another machine has done, if all that it needs is done.
+        """Adopt a `prepare`, `predict` or `record` that another machine has done, if everything that it needs is done.
 
         The result of a `prepare` must hold `dataset_hash`.
 
@@ -238,7 +238,7 @@ class Adopting(Part):
     def end_all_sessions(self, *, reason: str, now: float, by: str) -> int:
         """End every session and release its jobs: this database is a copy, and no session works with it.
 
-        None counts as preempted: the sessions may still be running with the original database.
+        No job counts as preempted: the sessions may still be running with the original database.
         """
         with self.writing() as db:
             values = {"now": now, "by": by, "why": f"lease given back: {reason}", "reason": reason}

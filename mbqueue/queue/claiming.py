@@ -1,4 +1,4 @@
-"""Claim a job: which one a session gets, and which expired leases are taken back."""
+"""Choose the job that a session claims, and take back expired leases."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _claim_statement(sql: Dialect) -> str:
     """
 
 
-# What a claim after an epoch's commit would find: the one job that needs that epoch. It is claimed while it is still
+# The only job that needs the committed epoch: an ordinary claim would find it, too. It is claimed while it is still
 # waiting, since making it ready first would update its row, and the indexes that claims search, twice. A session
 # without a heartbeat for half a lease is left out: it makes an ordinary claim, which counts as a heartbeat. There is no
 # ORDER BY: without statistics PostgreSQL would walk the primary key of `needs` from its head.
@@ -108,7 +108,7 @@ class Claims(Part):
         """Claim the job that this session should do next, under a new fence; None if there is none for it now.
 
         With `reap`, expired leases are taken back first. Order: the fold that the session has `loaded` (experiment id,
-        fold); then higher priority; then a fold in progress before a new one; then age. Left out are paused jobs, jobs
+        fold); then higher priority; then a fold in progress before a new one; then age. A claim skips paused jobs, jobs
         whose next attempt is due later, and jobs whose fold another live session worked on last (unless that session is
         busy with another job), so that two workers take different folds. The time of a claim does not grow with the
         number of jobs. A claim counts as a heartbeat of the session.

@@ -25,7 +25,7 @@ class CommitsPlace:
 
     Attributes:
         id: identifies it, wherever it is mounted and whatever its address is; also written in the place itself.
-        address: where it was when the queue recorded it, for people to read: a URL without secrets, or HOST:FOLDER.
+        address: its address when the queue recorded it, for people to read: a URL without secrets, or HOST:FOLDER.
     """
 
     id: str
@@ -34,7 +34,7 @@ class CommitsPlace:
 
     @property
     def shown(self) -> str:
-        """For people."""
+        """The place, for messages."""
         return f"{self.address} (id {self.id})"
 
 
@@ -57,7 +57,8 @@ class CommitsPlaces(Part):
             changes.
 
         Raises:
-            QueueError: if it has, or if a session works with the queue: that session would keep using the old place.
+            QueueError: if another process has recorded a different place, or if a session works with the queue: that
+                session would keep using the old place.
         """
         with self.writing() as db:
             if self.database.dialect is POSTGRESQL:

@@ -93,7 +93,7 @@ class Database(ABC):
 
     @abstractmethod
     def verify(self) -> None:
-        """Raise QueueError when the database is found to be damaged."""
+        """Raise QueueError if the database is damaged."""
 
     @abstractmethod
     def instant(self, db: Statements, now: float) -> float:

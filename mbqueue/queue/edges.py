@@ -1,4 +1,4 @@
-"""Which job needs which, and making jobs ready once all that they need is done."""
+"""Record which job needs which, and make jobs ready once everything that they need is done."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _links(sql: Dialect) -> Iterator[str]:
     """
 
 
-#: A condition on a row of jobs: all that it needs is done.
+#: A condition on a row of jobs: everything that it needs is done.
 HAS_ALL_IT_NEEDS = """
     NOT EXISTS (SELECT 1 FROM needs JOIN jobs AS needed ON needed.id = needs.needed_id
                 WHERE needs.job_id = jobs.id AND needed.state NOT IN ('committed', 'skipped'))
@@ -73,7 +73,7 @@ SKIP_ALL = """
     WHERE experiment_id = :experiment_id AND state IN ('waiting', 'ready')
 """
 
-#: How the reason begins for which the jobs of a pruned trial are skipped; `retry` puts those jobs back.
+#: The beginning of the reason for skipping the jobs of a pruned trial; `retry` puts those jobs back.
 PRUNED = "pruned: "
 
 

@@ -114,7 +114,7 @@ class Enqueueing(Part):
         """One experiment by its name.
 
         Raises:
-            UsageError: if there is none; the message lists those there are.
+            UsageError: if there is none; the message lists the existing ones.
         """
         with self.reading() as db:
             return find_experiment(db, name)
@@ -193,7 +193,7 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
     """One experiment by its name; ``to_change`` locks it until the transaction ends, as `Database.hold` does.
 
     Raises:
-        UsageError: if there is none; the message lists those there are.
+        UsageError: if there is none; the message lists the existing ones.
     """
     row = db.execute(_experiment_to_change if to_change else _EXPERIMENT, (name,)).fetchone()
     if row is None:
@@ -206,7 +206,7 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
 
 
 def _experiment_to_change(sql: Dialect) -> str:
-    """Also locks it, as `Database.hold` does."""
+    """One experiment by its name, locked as by `Database.hold`."""
     return f"{_EXPERIMENT} {sql.lock}"
 
 
@@ -214,7 +214,7 @@ def require_priority(priority: int) -> None:
     """Refuse a priority that a database cannot hold.
 
     Raises:
-        UsageError: if it is that.
+        UsageError: if it is out of bounds.
     """
     if abs(priority) > MOST_URGENT:
         raise UsageError(f"A priority of {priority} is not between -{MOST_URGENT} and {MOST_URGENT}.")

@@ -87,7 +87,7 @@ class Job:
         affinity: the session that last worked on this fold; while it is live and idle, the job is left to it.
         failures: attempts that ended with an error. `preemptions`: attempts that were preempted.
         lost_in_a_row: leases that ran out, or whose process died, since work was last saved.
-        not_before: earliest time of the next attempt (seconds since the epoch), 0 for at once.
+        not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
         progress: what the worker last saved of an unfinished job; None once the job is finished.
         result: the committed result.
         error: traceback of the last failure.

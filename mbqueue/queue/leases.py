@@ -1,4 +1,4 @@
-"""All that only the holder of a lease may do.
+"""Operations that only the holder of a lease may perform.
 
 Every write here carries the job's id and the fence of the lease. If it changes no row, the lease is lost, and nothing
 was written, neither to the database nor (through `publish`) to a folder.
@@ -24,7 +24,7 @@ RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
 
-#: Made once: json.dumps makes a new encoder for each call with other than its default options.
+#: Made once: json.dumps makes a new encoder for each call with non-default options.
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 _ROW = "SELECT * FROM job_rows WHERE id = ?"
@@ -204,7 +204,7 @@ class Leases(Claims):
     ) -> tuple[Job, ...]:
         """Finish the job: check the fence, call `publish`, write `result`, make ready the jobs that waited for it.
 
-        All of it is one write transaction, so no session can take the job over while `publish` runs; `publish` should
+        This is one write transaction, so no session can take the job over while `publish` runs; `publish` should
         only rename files. If `publish` raises, nothing is written and the lease is still held. If the process dies
         between `publish` and the end of the transaction, the files exist and the job is still leased. Those files are
         legitimate, since the fence was checked, and the next holder of the job adopts them.

@@ -69,7 +69,7 @@ def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
 
 
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
-    """Fill an empty queue with the content of another, and mark that one as moved (`mbqueue.queue.moved`).
+    """Fill an empty queue with the content of another, and mark the source as moved (`mbqueue.queue.moved`).
 
     All rows are read back and compared before they are committed. A target counts as empty if it was moved away itself
     and has nothing that the source lacks. A target that continues the source's events was filled by a run that died
@@ -115,7 +115,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
                     _copy(old, target, new)
                 settle(building)
                 if path.exists():
-                    settle(path)  # or a death between the renames would leave it without its mark
+                    settle(path)  # otherwise a crash between the renames would leave it unmarked
                     set_aside(path, "moved", now=now)
                 building.replace(path)
                 files.fsync_dir(path.parent)
@@ -155,7 +155,7 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
 
 
 def _take_back(target: Queue, old: Statements, new: Statements) -> None:
-    """Empty a target that was moved away, if the source knows all that happened there."""
+    """Empty a target that was moved away, if the source knows everything that happened there."""
     version = version_before(new)
     if version is None:
         return

@@ -23,13 +23,12 @@ def open_queue(
     Unless ``read_only``, create it if it does not exist.
 
     Args:
-        wait: waits for the given seconds and returns True to give up. With it, as in a session, an unreachable server
-            is waited for. Without it, as in a command that a person waits for, an unreachable server is an error at
-            once.
+        wait: waits for the given seconds and returns True to give up. With it, as in a session, opening waits for an
+            unreachable server. Without it, as in a command, an unreachable server is an error at once.
 
     Raises:
         QueueError: if it cannot be opened, or does not exist (reading only).
-        QueueLost: if its file or its content is gone, but what it is rebuilt from still exists.
+        QueueLost: if its file or its content is gone, but the files to rebuild it from still exist.
         SchemaTooNew: if a newer mbqueue wrote it.
         QueueMoved: if it is in another database now.
         UsageError: if psycopg is not installed, or the URL cannot be read.
@@ -63,7 +62,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether a queue exists now; a lost one does not. For commands that can do without: results are files."""
+    """Whether a queue exists now (a lost one does not), for commands that work without one: results are files."""
     return queue_exists(project) if project.topology.queue_url else project.queue_db.exists()
 
 
@@ -81,7 +80,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
 
 def require_no_cut_off_restore(project: ProjectFolder) -> None:
-    """Refuse a project that is half from an archive and half from before.
+    """Refuse a project that an interrupted restore left half replaced.
 
     Raises:
         UsageError: if it is.
@@ -143,7 +142,7 @@ def what_is_lost(project: ProjectFolder, queue: Queue) -> str:
 
 
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
-    """Whether a queue is empty although there are checkpoints, so that something emptied it."""
+    """Whether a queue is empty although there are checkpoints, which means that something emptied it."""
     return not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json"))
 
 
@@ -169,7 +168,7 @@ def open_on_server(
 ) -> Queue:
     """Open the queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
 
-    With ``even_moved`` also one that was moved away, for moving it back (`mbqueue.queue.migrating`).
+    With ``even_moved``, also open one that was moved away, to move it back (`mbqueue.queue.migrating`).
     """
     _require_psycopg()
     from mbqueue.queue.postgresql.server import PostgresServer  # noqa: PLC0415 - optional package

@@ -363,7 +363,7 @@ def _with_work(group: _Group, fold: int | None, progress: Mapping[str, Any]) -> 
 
 
 def _given_back(group: _Group, job: Row) -> _Group:
-    """A group of jobs as it will be once the next session has released what a dead one held."""
+    """A group of jobs as it will be once the next session has released the jobs of a dead one."""
     if group.fold != job["fold"]:
         return group
     state = State.READY if job["lost_in_a_row"] + 1 < MAX_LOST_IN_A_ROW else State.FAILED

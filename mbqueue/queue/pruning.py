@@ -1,4 +1,4 @@
-"""Pruned trials of searches: ending them, giving up their checkpoints, and taking them up again."""
+"""Prune trials of searches, discard their checkpoints, and resume them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPEC = "UPDATE experiments SET spec = :spec WHERE id = :experiment_id"
 
 
 class Pruning(Part):
-    """prune, give_up_checkpoints."""
+    """Prune trials, and discard their checkpoints."""
 
     @repeatable
     def prune(self, experiment: str, *, why: str, now: float, by: str = "prune") -> int:
@@ -78,7 +78,7 @@ class Pruning(Part):
 
 
 def take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Let a pruned trial train to its end, a released one from the beginning; how many jobs that changed."""
+    """Let a pruned trial train to its end, a released one from the beginning; return how many jobs changed."""
     values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
     changed = db.execute(_TAKE_UP, values).rowcount
     if not changed:

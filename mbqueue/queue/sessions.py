@@ -1,4 +1,4 @@
-"""Sessions: which ones run, since when, on what, and whether they are alive."""
+"""Record sessions: when and where they run, and whether they are alive."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Sessions(Part):
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
         """End the session and release what it still holds as preempted; do nothing if it has ended.
 
-        With ``lost`` its jobs count as those of a session that died: a job that this happens to repeatedly becomes
+        With ``lost``, its jobs count as those of a session that died; a job that is lost repeatedly becomes
         `failed`.
         """
         with self.writing() as db:
@@ -192,14 +192,14 @@ def at_work(database: Database, db: Statements, *, now: float) -> SessionRow | N
 
 
 def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool:
-    """Whether a session may still write: its heartbeat is recent, or its process is alive, however long silent.
+    """Whether a session may still write: its heartbeat is recent, or its process is alive, even if silent.
 
     Args:
         queue_file: as for `mbqueue.queue.processes.is_gone`.
     """
     if row.ended_at is not None or is_gone(row.identity, queue_file):
         return False  # killed a moment ago on this machine: its heartbeat is recent, but its process is dead
-    # A session of the process that asks is over, even if it could not record its end.
+    # A session of the calling process is over, even if it could not record its end.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 
 

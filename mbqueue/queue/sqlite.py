@@ -126,7 +126,7 @@ class SqliteFile(Database):
         """Check the integrity of the whole file. It does not find what SQLite cannot see, such as a changed digit.
 
         Raises:
-            QueueDamaged: if it is.
+            QueueDamaged: if the file is damaged.
         """
         with self.reading() as db:
             found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -171,11 +171,11 @@ class SqliteFile(Database):
         return ()
 
     def leases_run_out(self, _db: Statements) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait: SQLite announces no changes, so the caller looks again."""
+        """Wait: SQLite announces no changes, so the caller checks again."""
         is_over(seconds)
 
     def _connection(self) -> sqlite3.Connection:

@@ -67,7 +67,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
 
 
 def upgrade(connection: sqlite3.Connection, *, path: object) -> None:
-    """Create or upgrade the schema: all of it or nothing, also when several processes try at once.
+    """Create or upgrade the schema: all of it or nothing, even when several processes try at once.
 
     The connection must be in autocommit mode (``isolation_level=None``).
 

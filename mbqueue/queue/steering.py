@@ -157,10 +157,10 @@ class Steering(Part):
 
         Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` become waiting; the
         epoch after `to_epoch` becomes ready. Sessions that hold one of these jobs lose their leases. A worker that
-        finds the damage passes its own `lease` on one of these jobs. It must still hold that lease, and has given it up
-        when this returns. Its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled
-        jobs stay as they are. If a session finds the same damage again, remaking the files does not help, so they are
-        not rewound again; nor is a job that its holders have rewound `MAX_REWINDS` times without committing it.
+        finds the damage passes its own `lease` on one of these jobs. It must still hold that lease, which this call
+        gives up. Its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay
+        as they are. If a session finds the same damage again, remaking the files does not help, so this call refuses.
+        It also refuses a job that its holders have rewound `MAX_REWINDS` times without committing it.
 
         Args:
             folds: fold → reason; if empty, nothing is done.

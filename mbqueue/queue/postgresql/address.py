@@ -51,7 +51,7 @@ def parse_address(url: str) -> Address:
     """The parts of ``postgresql://[USER@]HOST[:PORT]/DATABASE[?schema=NAME&…]``; the other options are libpq's.
 
     Raises:
-        UsageError: if it is not such a URL, or libpq may read it differently than it was meant: libpq takes the end
+        UsageError: if it is not such a URL, or libpq may misread it: libpq takes the end
             of a password that contains @ or / for a host. The message does not repeat the URL, since it may contain a
             password.
     """

@@ -38,7 +38,7 @@ class Listener:
     def wait(self, is_over: Callable[[float], bool]) -> bool:
         """Wait for an announcement; False if listening does not work and the caller must poll.
 
-        Returns at once if it has only just begun to listen, since earlier announcements were missed.
+        Returns at once if it has only just begun to listen, since it has missed earlier announcements.
         """
         try:
             if self._connection is None:

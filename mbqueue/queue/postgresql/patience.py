@@ -36,7 +36,7 @@ def _sleep(seconds: float) -> bool:
 
 
 class Patience:
-    """With one server; says once that it is away, and once that it answers again."""
+    """Retries with one server; reports once that it is away, and once that it answers again."""
 
     def __init__(self, name: str) -> None:
         self._name = name

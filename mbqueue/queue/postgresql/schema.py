@@ -174,7 +174,7 @@ def version_of(connection: Connection[Any], schema: str) -> int:
 
 
 def where_moved(connection: Connection[Any], schema: str) -> Any:
-    """The target and time of a moved queue's move."""
+    """The target and time of a queue's move."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
     return connection.execute(sql.SQL("SELECT target, at FROM {}").format(sql.Identifier(schema, "moved"))).fetchone()
@@ -194,7 +194,7 @@ def _statements_from(version: int) -> Iterator[str]:
 
 
 def upgrade(connection: Connection[Any], schema: str, *, name: str) -> None:
-    """Create or upgrade the tables: all of it or nothing, also when several processes try at once.
+    """Create or upgrade the tables: all of it or nothing, even when several processes try at once.
 
     Raises:
         SchemaTooNew: if a newer mbqueue wrote them.

@@ -33,7 +33,7 @@ SILENCE_SECONDS = 300
 #: For this long after the server's start no lease is taken back: holders could not renew while it was down.
 GRACE_SECONDS = 60.0
 
-# Without sequential scans: the planner has no statistics on a new queue, and each statement here finds few rows by an
+# Sequential scans are off: the planner has no statistics on a new queue, and each statement here finds few rows by an
 # index.
 _BEGIN_WRITING = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
