@@ -92,7 +92,7 @@ class Announcements:
                 self._drive.remove(f"{PUBLISHED_SESSIONS}/{name}")
 
     def others(self) -> list[Announcement]:
-        """The newest announcements of living sessions with other databases; those of a week ago are removed.
+        """The newest announcements of living sessions with other databases; those older than a week are removed.
 
         The times of their last sign of life, and until when they count as living, are by the clock here.
         """

@@ -2,8 +2,8 @@
 
 A tar file: queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and last checksums.json with the size
 and SHA-256 of every other member. Sessions may work while it is made: the snapshot is taken first and commits are
-read after it, so they are at least as far as the snapshot. Restoring adopts what they are further. Caches are left out
-and made again.
+read after it, so they are at least as far as the snapshot. Restoring adopts the work that only the commits have. Caches
+are left out and made again.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _require_whole(folder: Path, source: Path) -> None:
 
 @contextmanager
 def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
-    """In the block, and after an interruption, commands that find no queue ask to restore again."""
+    """Within the block, and after an interruption, commands that find no queue ask to restore again."""
     said = project.live_dir / RESTORING
     files.write_text(said, shlex.quote(str(source.absolute())))
     try:
@@ -205,7 +205,7 @@ def _commits(folder: Path) -> dict[str, bytes]:
         newest, chain = max(commits.bases(), key=order_of, default=None), commits.chain()
         if newest != (chain[-1].base if chain else None):
             continue  # a newer commit may have replaced it during the read
-        with suppress(Damaged):  # the same
+        with suppress(Damaged):  # likewise, a newer commit may have replaced it
             return {
                 name: content
                 for commit in chain

@@ -1,7 +1,7 @@
 """The requests of users, in a small file beside the queue for each experiment: how it was enqueued, what is paused or
 cancelled, and its priority.
 
-Every command that changes one writes it, so that `mbqueue recover` also restores what is in no commit.
+Every command that changes one writes it, so that `mbqueue recover` also restores what no commit contains.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An experiment's crystals in binary for other machines, on the drive or in the object store.
 
-Graphs are not kept there: they take six times the space (109 MB are matbench's 132,752 crystals), and converting
+Graphs are not kept there: they take six times the space (matbench's 132,752 crystals take 109 MB), and converting
 crystals to graphs takes seconds.
 """
 

@@ -38,8 +38,8 @@ class LiveState:
         last_event: the queue is published up to this event.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
         published_at: when everything committed was last on the mount.
-        trouble: why something is not, and since when; None without trouble.
-        aside: published commits that are not of an accepted chain.
+        trouble: why something is not published, and since when; None without trouble.
+        aside: published commits that belong to no accepted chain.
         damaged: path → reason, of damaged files on the mount.
         others: (session, host, device, folds) of living sessions with other databases.
     """
@@ -98,7 +98,7 @@ class LiveState:
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
     """The committed and the published work, and what would be lost if this machine died now.
 
-    None when what is committed is where it belongs. In a store a commit is there before the queue calls it committed,
+    None if committed work needs no publishing. In a store a commit is there before the queue calls it committed,
     so nothing is ever at risk, and no folds are listed. Keys:
 
         mount            the project's folder, or the address of the store
@@ -107,7 +107,7 @@ def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
         published_at     when everything was last published
         folds[]          experiment, fold, committed, published (stems), seconds_at_risk (of training)
         others[]         living sessions with other databases: session, host, device, folds
-        aside[]          published commits that are not of an accepted chain
+        aside[]          published commits that belong to no accepted chain
         damaged          path → reason, of damaged files on the mount
     """
     mount = project.topology.publishes_to

@@ -1,4 +1,4 @@
-"""Move commits and results along when a queue moves to where another folder is the live one.
+"""Move commits and results along with a queue when its move changes the live folder.
 
 This happens on a cluster's file system: with the queue on a server, the machines share the commits in state/; with the
 queue in a file, commits are in a live folder on a local disk. Nothing is removed, so you can move back.
@@ -67,7 +67,7 @@ def follow_snapshots(project: ProjectFolder) -> None:
 
 
 def stray_state(project: ProjectFolder) -> Path | None:
-    """A queue or commit that sessions without a live folder left in state/ of a split project, where none is read."""
+    """A queue or commit in a split project's state/, left by sessions without a live folder. Nothing reads it there."""
     unsplit = project.unsplit
     if unsplit.queue_db.exists():
         return unsplit.queue_db

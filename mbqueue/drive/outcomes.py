@@ -48,7 +48,7 @@ def enqueued_facts(experiment: Experiment, prepare: Mapping[str, Any] | None) ->
 
 
 def why_pruned(jobs: Sequence[Job]) -> dict[str, str]:
-    """``pruned``: why a trial was pruned, if it was, for a listing. Commits do not record that."""
+    """The entry ``pruned`` of a listing: why a trial was pruned, if it was. Commits do not record that."""
     record = next(job for job in jobs if job.kind is Kind.RECORD)
     is_pruned = record.state is State.SKIPPED and record.changed_why.startswith(PRUNED)
     return {"pruned": record.changed_why} if is_pruned else {}

@@ -49,7 +49,7 @@ class PublishedFold(Commits):
         return {(commit.base, "json"), (commit.base, "pt")} <= there
 
     def retire(self, ours: Manifest, *, now: float, steady_since: float) -> None:
-        """Remove commits of our own line that newer ones supersede which have been on the mount for long enough.
+        """Remove superseded commits of our own line once their successors have been on the mount long enough.
 
         Only an intact commit supersedes others, since a dying machine's last upload may stay cut off forever.
 

@@ -141,7 +141,7 @@ class Publisher:
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
-        """Adopt what other sessions have published beyond this one's work; nothing while the mount fails or hangs.
+        """Adopt what other sessions have published beyond this one's work; do nothing while the mount fails or hangs.
 
         Threads read the mount and are abandoned when they take too long; the caller's thread adopts what they read.
 
@@ -340,7 +340,7 @@ class Publisher:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
-                continue  # the session's own check makes them again
+                continue  # the session itself finds that files are missing, and makes them again
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
             self._pace.require(total_bytes(found), self._remaining())

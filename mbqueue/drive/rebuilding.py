@@ -1,8 +1,8 @@
 """Rebuild a queue from commits and users' requests.
 
-A session on a new machine and `recover` use it: an empty database, or a snapshot, gets every known experiment
-(`enqueue_again`) and every fold as far as its commits go (`trained_by`). `restore` starts from the archive's database,
-and shares `trained_by`.
+A session on a new machine and `recover` fill an empty database, or a snapshot, with every known experiment
+(`enqueue_again`) and with every fold as far as its commits go (`trained_by`). `restore` starts from the archive's
+database, and shares `trained_by`.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def recover(
     `wanted`), even without a commit. Predictions and records are made again, or taken from the mount of a split project
     if they are intact there. If the live folder is gone, so are pauses.
 
-    What only the replaced queue has returns too, if it can be read: it may have been started after the real queue was
-    lost.
+    Experiments that only the replaced queue has return too, if it can be read: they may have been started after the
+    real queue was lost.
 
     If the live folder is empty and sessions without one left work in state/ (the queue was on a server, or the project
     on a local disk), that is moved there first.
@@ -132,7 +132,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
     sessions: tuple[SessionRow, ...] = ()
     try:
         with Queue(project.queue_db, read_only=True) as queue:
-            with suppress(QueueError):  # what cannot be read is found damaged or missing below
+            with suppress(QueueError):  # the checks below find whether it is damaged or missing
                 sessions = queue.sessions()
             queue.verify()
             return sessions, not (has_lost_content(project, queue) or lost_experiments(project, queue))

@@ -1,9 +1,9 @@
 """Resume a project on a mount where the last session left it.
 
 A new live folder gets the newest intact snapshot of the queue. Then, and whenever other sessions work beside this one,
-everything published is compared with the live state. Experiments that only another database has are enqueued. Folds
-whose accepted chain is further are adopted, with verified files and results. What the queue has recorded beyond the
-existing files is queued again.
+everything published is compared with the live state. mbqueue enqueues the experiments that only another database has.
+It adopts folds whose accepted chain is further, with verified files and results. It queues recorded work again if its
+files are missing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def enter(
     """Ensure that a mirrored project has a live queue, rebuilt from published files if necessary.
 
     Raises:
-        OSError: when the mount fails while there is no live queue yet.
-        SchemaTooNew: when the newest snapshot was written by a newer mbqueue.
+        OSError: if the mount fails while there is no live queue yet.
+        SchemaTooNew: if the newest snapshot was written by a newer mbqueue.
     """
     if project.queue_db.exists():
         remember_root(project)
@@ -153,7 +153,7 @@ class Reentry:
         """Compare everything published with the live state, and adopt all further progress.
 
         Args:
-            at_start: also queue again what the queue has recorded beyond the existing files.
+            at_start: also queue recorded work again if its files are missing.
             on_taken: called with (experiment id, fold) for each fold whose checkpoints were adopted, also if the mount
                 fails later.
         """
@@ -172,7 +172,7 @@ class Reentry:
                 if self._fold(queue, experiment, fold, at_start, by):
                     on_taken((experiment.id, fold))
             self._results(queue, experiment, at_start, by)
-            # One that a person has resumed here stays as it is.
+            # A trial that a person has resumed here stays as it is.
             if experiment.name in pruned and not experiment.spec.get("trial", {}).get("kept", True):
                 queue.prune(experiment.name, why=pruned[experiment.name], now=self._clock.now(), by=by)
 
@@ -215,7 +215,7 @@ class Reentry:
 
     def _fold(self, queue: Queue, experiment: Experiment, fold: int, at_start: bool, by: str) -> bool:
         if experiment.is_released:
-            return False  # its spec has the results
+            return False  # its spec keeps its histories, so no commits are needed
         folder = self._project.checkpoints_dir(experiment.name, fold)
         identity = experiment.identity(fold)
         here = Commits(in_folder(folder), identity)

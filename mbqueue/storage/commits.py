@@ -1,4 +1,4 @@
-"""The commits of one fold in one place: a checkpoint and its manifest each.
+"""The commits of one fold in one place, each a checkpoint and its manifest.
 
 A commit exists once its manifest does. Staging writes the checkpoint durably, which is slow and may run in a background
 thread. Publishing creates the manifest, which is fast and happens inside the queue's fence, so a worker that lost its
@@ -160,7 +160,7 @@ class Commits:
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # A name with a hash was compared with it. A file under any other name may be a person's.
+        # A name with a hash was checked against the content. A file under any other name may be a person's.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"

@@ -128,7 +128,7 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The fold, for messages."""
         return f"{self.experiment} fold {self.fold}"
 
     def require(self, manifest: Manifest, *, source: str) -> None:
@@ -179,7 +179,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     try:
         parts = json.loads(content)
         checksum, format_number = parts.pop("checksum"), int(parts["format"])
-        # Before any field is used, the format included: one flipped bit makes another digit of a number.
+        # Check this before using any field, the format included: one flipped bit turns a digit into another.
         is_whole = sha256_of_json(parts) == checksum
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"The manifest {source} cannot be read: {error!r:.200}.") from error

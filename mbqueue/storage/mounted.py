@@ -97,7 +97,7 @@ class Drive:
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """Size and time of a file, which counts as unchanged while they are. Raises as `read`."""
+        """Size and time of a file; as long as both stay the same, the file counts as unchanged. Raises as `read`."""
         with _about(path):
             found = (self.root / path).stat()
         return found.st_size, found.st_mtime_ns
@@ -157,7 +157,7 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name follows from its content; ``before_piece`` as in `write_new`.
 
-        If another content has that name (the same file, cut off), it stays, and the new file gets a number, as on a
+        If the name has other content (the same file, cut off), that file stays, and the new one gets a number, as on a
         drive; readers try all of them. If too many are damaged, no upload is pending, and the last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")

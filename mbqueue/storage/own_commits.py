@@ -235,8 +235,8 @@ class OwnCommits(Commits):
             self.near.sweep()
         elif isinstance(self.place.blobs, Folder):
             self.place.blobs.sweep(self.place.folder)
-            # Left by a death while a commit was published, removed or set aside. The name contains that writer's
-            # fence, so no other session writes to it.
+            # Left by a process that died while it published, removed or set aside a commit. The name contains that
+            # writer's fence, so no other session writes to it.
             files = self._files()
             named = {file.base for _, _, file in files if self.place.is_manifest(file)}
             self._remove_unnamed(files, named, older_by=None)

@@ -1,7 +1,7 @@
-"""Result files: which bytes a file must have, and reading them from any place for blobs.
+"""Result files: check their bytes, and read them from any place for blobs.
 
-What lists the files differs: `results.json` in a folder, a listing beside the commits on a mount, the job's row in the
-queue with an object store. What a listed file is, and when a copy of it counts, is the same everywhere and is decided
+Each place lists the files differently: `results.json` in a folder, a listing beside the commits on a mount, the job's
+row in the queue with an object store. The check of a listed file, and of a copy, is the same everywhere and is defined
 here.
 """
 
