@@ -2,8 +2,8 @@
 
 Each place contains its id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
 first session tells the queue (`mbqueue.queue.commits_place`), and one that would read or write elsewhere is refused,
-since it would find no commits, train again from the start and overwrite rows of the queue. An SQLite
-file without a store needs none of this: it is next to its commits.
+since it would find no commits, train again from the start and overwrite rows of the queue. A SQLite file without a
+store needs none of this: it is next to its commits.
 
 The recorded place changes by itself only if nothing can be lost: from a folder to a store or another folder that has
 every epoch which the queue counts as done, while no session runs. Otherwise use `mbqueue move-commits`

@@ -25,7 +25,7 @@ from mbqueue.train.kernel_check import told
 class Compiling:
     """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
-    `also` adds the precision of an experiment, which is known later. If a kernel does not compile, the device uses
+    `also` adds the precision of an experiment, which is known only later. If a kernel does not compile, the device uses
     plain torch, and one note says so. If no sample can be made to try the kernels on, they are compiled when they are
     checked on the first batch; a note says that, too.
 
@@ -56,7 +56,7 @@ class Compiling:
         thread.start()
 
     def wait(self) -> None:
-        """Wait until everything that can be compiled is."""
+        """Wait until every kernel that can be compiled is compiled."""
         for thread in self._threads.values():
             thread.join()
 

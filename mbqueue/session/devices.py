@@ -69,7 +69,7 @@ class Failure:
 
     @property
     def why(self) -> str:
-        """In words."""
+        """The failure in words."""
         return f"was ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
 
 

@@ -97,9 +97,9 @@ def predict_dataset(
     Partial predictions are kept for a week, so that an interrupted prediction resumes.
 
     Args:
-        wanted: which crystals; they need no target.
+        wanted: the crystals to predict; they need no target.
         models: model_fold_*.pth files.
-        target_column: of the dataset's table, to compare with; by default one that is known.
+        target_column: the column of the dataset's table to compare with; by default a known one.
         strains: pairs of opposite small strains that each prediction is averaged over.
 
     Raises:

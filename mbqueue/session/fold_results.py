@@ -52,7 +52,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
     The files are written in a separate folder and renamed while the lease is known to be held, the predictions last.
 
     Raises:
-        LeaseLost: the results folder is unchanged.
+        LeaseLost: if the lease is lost; the results folder is unchanged.
     """
     fold, spec = lease.job.fold, experiment.spec
     assert fold is not None

@@ -19,9 +19,9 @@ BEATS_PER_LEASE = 4
 class Heartbeat:
     """Renews the session and its lease, and reports the job's progress to the queue.
 
-    A beat that fails (the database is busy, say) does no harm: the next one tries again, and the fence checks
-    everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken over, or the
-    queue was replaced) or the job was paused.
+    A beat that fails (for example because the database is busy) does no harm: the next one tries again, and the fence
+    checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken over, or
+    the queue was replaced) or the job was paused.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Heartbeat:
     def may_reap(self) -> bool:
         """Whether this session may take over expired leases.
 
-        Not within a lease's length after this session itself was silent for that long (its machine slept, was cut off,
-        or its clock was changed): other sessions may have been silent with it and must get time to renew.
+        It may not for a lease's length after this session itself was silent for that long (its machine slept, was cut
+        off, or its clock was changed): other sessions may have been silent with it and must get time to renew.
         """
         now = self._clock.now()
         with self._lock:
@@ -89,13 +89,13 @@ class Heartbeat:
             self._lease, self._progress = None, None
 
     def show(self, progress: dict[str, Any], structures_per_second: float | None = None) -> None:
-        """The next beat's report to the queue about the held job."""
+        """Set what the next beat reports to the queue about the held job."""
         with self._lock:
             self._progress = {**progress, "seconds": self.seconds}
             self._rate = structures_per_second or self._rate
 
     def beat(self) -> None:
-        """One beat."""
+        """Renew the session and its lease once."""
         with self._lock:
             lease, progress, rate = self._lease, self._progress, self._rate
         now = self._clock.now()

@@ -62,11 +62,11 @@ def load_data(
     store: ObjectStore | None = None,
     keep: Callable[[Shelf, Path, str], None] | None = None,
 ) -> LoadedData | None:
-    """The crystals and graphs that a [data] section asks for; None when asked to stop before they are whole.
+    """The crystals and graphs that a [data] section asks for; None if asked to stop before they are complete.
 
     Args:
         seed: draws the crystals if the section has a limit.
-        dataset_hash: of the crystals, once the experiment was prepared. If the cache has them, the source is not read.
+        dataset_hash: of the crystals, once the experiment is prepared. If the cache has them, the source is not read.
         store: the project's object store, if it has one that is already open.
         target: the kind and column of the property to predict.
         targets_required: whether a crystal without a target is an error; else its target is nan.

@@ -48,7 +48,7 @@ def prepare(session: Session, spec: Spec) -> dict[str, Any]:
 
     Raises:
         MembersNotRecorded: if one is not recorded yet, and sessions can finish it.
-        ResultsError: if results of one are damaged, or they are of different crystals.
+        ResultsError: if a member's results are damaged, or members have different crystals.
     """
     found = _members(session, spec)
     first, *others = (dict(one.prepared) for one in found)

@@ -19,8 +19,8 @@ class WorkOptions:
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
         devices: run a session on each of these instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
-        end_command: whether to run the one of mbqueue.toml. A process that starts several sessions runs it once all
-            have ended.
+        end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs it once
+            all have ended.
     """
 
     session_seconds: float | None = None
@@ -33,7 +33,7 @@ class WorkOptions:
     end_command: bool = True
 
     def arguments(self) -> list[str]:
-        """The options of `mbqueue work` that say the same."""
+        """The same options as arguments of `mbqueue work`."""
         values = {
             "--session": NO_DEADLINE if self.session_seconds is None else _duration(self.session_seconds),
             "--max-jobs": self.max_jobs,

@@ -16,9 +16,9 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Predict, write the fold's predictions and model, commit, and return the score in words.
 
     Raises:
-        Stopped: nothing was written.
+        Stopped: if asked to stop; nothing was written.
         Rewound: checkpoints are damaged; the epochs after the newest whole one are queued again.
-        MembersNotRecorded, ResultsError: of an experiment that is made from others.
+        MembersNotRecorded, ResultsError: for an experiment that is made from others.
     """
     job = lease.job
     assert job.fold is not None

@@ -18,9 +18,9 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Run the job, commit it, and return a summary.
 
     Raises:
-        MembersNotRecorded, ResultsError: of an experiment that is made from others, as `made_from.prepare`.
+        MembersNotRecorded, ResultsError: for an experiment that is made from others, as `made_from.prepare`.
         DataError: if the crystals are too few for the folds, or cannot be used.
-        Stopped: finished shards are kept; the next session does the rest.
+        Stopped: if asked to stop; finished shards are kept, and the next session does the rest.
     """
     job = lease.job
     experiment, spec = session.experiment_of(job)

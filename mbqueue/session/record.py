@@ -22,7 +22,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     """Score the folds, write results.json, RESULTS.md and matbench's file, commit, and return the score in words.
 
     Raises:
-        Rewound: a fold's files are missing or damaged; it is predicted again, from its checkpoints.
+        Rewound: if a fold's files are missing or damaged; the fold is predicted again from its checkpoints.
     """
     experiment, spec = session.experiment_of(lease.job)
     folder = session.project.working_results(experiment.results_dir)
@@ -31,7 +31,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         try:
             fetch_results(session.store, experiment, session.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
-            session.report.note(str(error))  # missing files are then made again
+            session.report.note(str(error))  # the check below makes missing files again
     written = written_facts(session.queue.jobs(experiment=experiment.name))
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:

@@ -27,7 +27,7 @@ def record_inputs(
         fingerprint_changes: where training resumed with another device or library, from the checkpoints.
 
     Raises:
-        ResultsError: if its data are not prepared yet, so that nothing can be there.
+        ResultsError: if its data are not prepared yet, so it can have no results.
     """
     jobs = queue.jobs(experiment=experiment.name)
     (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]

@@ -21,8 +21,8 @@ RELEASE_SECONDS = 600.0
 def begin_trials(session: Session) -> None:
     """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run.
 
-    Of sessions with other databases on one drive, only the one that started first does it. Otherwise two could give one
-    number to different settings. The others learn of its trials from its snapshots.
+    If sessions on one drive use different databases, only the one that started first does this. Otherwise two could
+    give one number to different settings. The others learn of its trials from its snapshots.
     """
     now = session.clock.now()
     earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
@@ -53,7 +53,7 @@ def release_pruned(session: Session) -> None:
     for name in steps.release_pruned(session.queue, after_seconds=after, now=session.clock.now(), by=session.id):
         _keep_wanted(session, name)
     released = [trial for trial in session.queue.trials() if trial.is_released]
-    with suppress(StoreError):  # the next time
+    with suppress(StoreError):  # the next call tries again
         remove_released(session.project, released, session.store)
 
 

@@ -24,7 +24,7 @@ from mbqueue.session.storewatch import StoreWatch
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.train.fold import FoldRun
 
-#: A job needs at least this much time to be begun.
+#: A job begins only if at least this much time is left.
 SHORTEST_JOB_SECONDS = 5.0
 #: The reason for releasing a job that cannot be saved.
 STORE_AWAY = "the object store does not answer"
@@ -116,7 +116,7 @@ class Session:
         )
 
     def take_next(self) -> Lease | None:
-        """The job that was claimed with the last commit, if one was."""
+        """The job that was claimed with the last commit, if any."""
         lease, self._next_lease = self._next_lease, None
         return lease
 
@@ -156,8 +156,8 @@ class Session:
         except LeaseLost:
             raise
         except QueueError:
-            # A failing disk may have written it anyway; then the job claimed with it must not stay leased until it
-            # expires.
+            # A failing disk may have written the commit anyway. Find the lease that was claimed with it, so that the
+            # job is not blocked until the lease expires.
             with suppress(QueueError):
                 self._next_lease = self._held_beside(lease)
             raise
@@ -219,7 +219,7 @@ class Session:
         """Wait a while after the object store did not answer; the lease is kept in the meantime.
 
         Raises:
-            StoreError: if the session is to stop, or it was waited for long enough.
+            StoreError: if the session is to stop, or has waited long enough.
             Stopped: if the job is to be given up.
         """
         assert self.watch is not None
@@ -239,7 +239,7 @@ class Session:
         """Wait until the object store answers, so that no job is begun that cannot be saved; False if stopped.
 
         Raises:
-            StoreError: if it was waited for long enough.
+            StoreError: if the session has waited long enough.
         """
         while self.watch is not None and self.watch.why is not None:
             assert self.store is not None
@@ -290,7 +290,7 @@ class Session:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """The same for work that cannot be stopped otherwise: reading and downloading resume where they broke off."""
+        """As `progress_of`, but raises to stop reading and downloading, which resume where they broke off."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:
@@ -301,7 +301,7 @@ class Session:
         return advanced_or_stopped
 
     def note_once(self, text: str) -> None:
-        """Report a message once a session: every fold would repeat what concerns the device."""
+        """Report a message once per session; otherwise every fold would repeat a message about the device."""
         if text not in self._noted:
             self._noted.add(text)
             self.report.note(text)

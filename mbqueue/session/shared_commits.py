@@ -1,4 +1,4 @@
-"""The commits of a project in the object store: which there are, sending and fetching them. Without torch."""
+"""List, send and fetch the commits of a project in the object store. Without torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store:
     """Remove the remaining checkpoints of released trials, on this machine and in the store.
 
     Raises:
-        StoreError: when the store does not answer; what was not removed is the next time.
+        StoreError: if the store does not answer; the next call removes the rest.
     """
     names = {trial.name for trial in trials}
     if not names:
@@ -58,7 +58,7 @@ def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store:
     for folder in project.fold_dirs():
         if folder.parent.name in names:
             Commits(in_folder(folder), named_after(folder)).clear()
-            with suppress(OSError):  # what a person may want to see, set aside as damaged, stays
+            with suppress(OSError):  # a folder with damaged files stays: a person may want to see them
                 folder.rmdir()
                 folder.parent.rmdir()
     for experiment, fold in finished_epochs(store) if store is not None else ():
@@ -76,9 +76,9 @@ def send_fold(
     epochs: int,
     note: Callable[[str], None],
 ) -> bool:
-    """Put a fold's newest commit and that of its best epoch into the store; whether they are there now.
+    """Put a fold's newest commit and that of its best epoch into the store; return whether they are there now.
 
-    They are not when this machine lacks them, or when the store has another commit under one of their names.
+    They are not if this machine lacks them, or if the store has another commit under one of their names.
     """
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))

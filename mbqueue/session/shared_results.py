@@ -1,4 +1,4 @@
-"""Result files of jobs that other machines did, by way of the object store. Without torch.
+"""Share the result files of jobs with other machines through the object store. Without torch.
 
 The queue lists a job's files, with sizes and hashes, in the job's result. The same transaction commits the job and the
 list, so there is nothing to merge. The files are in the store under names that contain their hash. They are sent before
@@ -35,7 +35,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
-    """Put into a store what folds that were predicted before it was set have left on this machine."""
+    """Put into a store the files of folds that this machine predicted before the store was set."""
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
@@ -45,18 +45,18 @@ def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore)
 
 
 def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of what `record` wrote itself."""
+    """Size and SHA-256 of the files that `record` wrote itself."""
     of_results = ResultFile.of(folder / RESULTS_FILE).facts
     return {name: content["run"]["files"].get(name, of_results) for name in recorded_names(content)}
 
 
 def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job], folder: Path) -> None:
-    """Copy to ``folder`` what committed jobs left and is not there with these very bytes.
+    """Copy the files of committed jobs to ``folder``, except those already there with the same bytes.
 
     The histories of folds that are still being trained are written from the queue, which has them row by row.
 
     Raises:
-        ResultsError: when a file is not in the store, or not what was sent.
+        ResultsError: if a file is missing from the store, or differs from the one sent.
     """
     done = [job for job in jobs if job.state is State.COMMITTED and job.result is not None]
     predicted = {job.fold for job in done if job.kind is Kind.PREDICT}
@@ -70,7 +70,7 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
     lost = {name: file for name, file in listed.items() if not file.is_whole(folder / name)}
     is_recorded = any(job.kind is Kind.RECORD for job in done)
     if not is_recorded or (lost and RESULTS_FILE in listed):
-        (folder / RESULTS_FILE).unlink(missing_ok=True)  # it says that the folder is complete
+        (folder / RESULTS_FILE).unlink(missing_ok=True)  # this file marks the folder as complete
         if RESULTS_FILE in listed:
             lost[RESULTS_FILE] = listed[RESULTS_FILE]
     for fold, history in rows.items():

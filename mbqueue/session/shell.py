@@ -24,8 +24,8 @@ def run_shell(
         variables: added to its environment.
 
     Raises:
-        TimeoutError: it took too long.
-        OSError: it ended with a code other than 0; the message has the last line of its output, without words of the
+        TimeoutError: if it took too long.
+        OSError: if it ended with a code other than 0; the message has the last line of its output, without words of the
             command that may be secret, because logs keep such messages.
     """
     process = subprocess.Popen(

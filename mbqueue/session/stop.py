@@ -24,8 +24,8 @@ INTERRUPTED = 130
 class StopRequest:
     """A request to stop one session; thread-safe; the first cause is kept.
 
-    A flag, not a `threading.Event`: a signal handler interrupts the thread that may be waiting for the event and hold
-    its lock, so that setting the event would deadlock.
+    This is a flag, not a `threading.Event`: a signal handler may interrupt a thread that is waiting for the event and
+    holds its lock, so setting the event would deadlock.
     """
 
     #: How often a wait checks for a request.

@@ -82,7 +82,7 @@ class StoreWatch:
         """The wait before the next attempt, in seconds.
 
         Raises:
-            StoreError: if it was waited for long enough; says what to do.
+            StoreError: if the session has waited long enough; the message says what to do.
         """
         with self._lock:
             away = 0.0 if self._away_since is None else self._clock.monotonic() - self._away_since

@@ -77,7 +77,7 @@ class _Run:
         self._newest = 0
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Add the values of a step; hide what the run has of this and later steps."""
+        """Add the values of a step; hide the run's earlier values of this and later steps."""
         if self._writer is None or step <= self._newest:
             # Imported only when asked for: it takes a second.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415

@@ -81,7 +81,7 @@ def work(
         QueueError: if the queue cannot be read or written.
         StoreError: if the queue's commits are elsewhere, or their store cannot be used.
         DeviceLost: if the GPU stopped working before anything was saved; later the session only ends.
-        DeviceBusy: if others hold so much of the GPU's memory that nothing can be computed.
+        DeviceBusy: if other processes hold so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
     stop = StopRequest() if stop is None else stop  # not "or": a `StopRequest` without a request is false
@@ -174,7 +174,7 @@ def _begin(
 def _work_and_end(
     session: Session, loaded: Loaded, options: WorkOptions
 ) -> tuple[Ending, StopCause, DeviceLost | None]:
-    """Do jobs until something ends the session, and record why; also the error if that is the loss of the GPU."""
+    """Do jobs until something ends the session, and record why; return the error, too, if the GPU is lost."""
     queue, clock = session.queue, session.clock
     try:
         with telling(session.report.note), session.heartbeat:
