@@ -140,14 +140,14 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
 
 @cache
 def _library_versions() -> dict[str, str]:
-    # Kept, since looking up a version parses the package's metadata, and every commit has a fingerprint.
+    # Cached, since looking up a version parses the package's metadata, and every commit has a fingerprint.
     return {name: version(name) for name in ("chgnet", "numba", "mbqueue")}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The differences between two fingerprints: key to [old, new]. A key that only one of them has does not count."""
     if "precision" in old:
-        old = {"validated_in": old["precision"], **old}  # earlier versions of mbqueue did this
+        old = {"validated_in": old["precision"], **old}  # earlier versions of mbqueue validated in that precision
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 
 

@@ -17,7 +17,7 @@ class Checkpoints(OwnCommits):
     """The commits of one fold in training.
 
     Args:
-        place, identity, on_wrong, own: as of `OwnCommits`.
+        place, identity, on_wrong, own: as for `OwnCommits`.
         hold_on: called if the place is an object store and rejects a commit: waits, or raises the given error if no
             time is left to wait.
     """

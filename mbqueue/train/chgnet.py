@@ -62,7 +62,7 @@ def load_model(path: Path) -> CHGNet:
     """A model from a file with `model_bytes` or one written by CHGNet's trainer, on the CPU; nothing in it is executed.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or no CHGNet.
+        CheckpointError: if the file is missing, damaged or not a CHGNet model.
         TrainingError: if its architecture differs from that of the pretrained models.
     """
     model = _build(_read(path), path)
@@ -88,7 +88,7 @@ def target_of_model(path: Path) -> Target:
     """The target that a model file records, or formation energy if it records none.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or no CHGNet.
+        CheckpointError: if the file is missing, damaged or not a CHGNet model.
     """
     content = _read(path)
     try:

@@ -121,7 +121,7 @@ class FrozenBackbone:
         """A digest of all shards of these kinds, 16 characters; later reads of features use the files as mapped now.
 
         Raises:
-            CacheError: if a shard is not there.
+            CacheError: if a shard is missing.
         """
         digest = hashlib.sha256()
         for kind in kinds:
@@ -166,7 +166,7 @@ class FrozenBackbone:
         """Atom features of the crystals of ``rows``, concatenated, [A, 64].
 
         Raises:
-            CacheError: if a shard is not there.
+            CacheError: if a shard is missing.
         """
         parts = []
         for row in rows:

@@ -76,7 +76,7 @@ class Gate:
 
     Attributes:
         second: second linear layers, [128, 64]; None if there is only one layer.
-        bias: theirs, [128].
+        bias: biases of the second layers, [128].
         scale: of the layer norms, [128].
         shift: of the layer norms, [128].
         products: value of `PRODUCTS` at construction. It is stored because torch computes GPU gradients in its own
@@ -120,7 +120,7 @@ class PlainMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch."""
 
     def __init__(self, batch: Batch) -> None:
-        # Made on the host, unless the batch is on a GPU and brings them.
+        # The orders are made on the host, unless the batch is on a GPU and brings them.
         batch = batch.ordered()
         by_undirected = torch.stack([batch.bond_first, batch.bond_reverse.index_select(0, batch.bond_first)], dim=1)
         pairs = torch.arange(0, 2 * len(batch.bond_length) + 1, 2, dtype=torch.int32, device=by_undirected.device)

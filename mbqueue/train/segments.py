@@ -30,7 +30,7 @@ class Index:
 
     @classmethod
     def of(cls, rows: Tensor, n: int, order: Tensor | None = None, *, is_sorted: bool = False) -> Index:
-        """The index into ``n`` rows, sorted by ``order`` if given, else here."""
+        """The index into ``n`` rows. ``order`` sorts ``rows``; if it is not given, it is computed."""
         if is_sorted:
             ascending = rows
         else:
@@ -45,7 +45,7 @@ class Index:
         return out
 
     def sum(self, x: Tensor) -> Tensor:
-        """For each of the N source rows, the sum of its rows of ``x`` [n, …], [N, …]."""
+        """The sum of each source row's rows of ``x``: [n, …] to [N, …]."""
         out: Tensor = _Sum.apply(x, self)  # type: ignore[no-untyped-call]
         return out
 

@@ -42,7 +42,7 @@ class TrainState:
         optimizer: AdamW's tensors by parameter name.
         average: averaged weights by parameter name; empty when averaging is off.
         random: states of the random generators of torch, the GPU, NumPy and Python. Training draws from none of them;
-            they are saved so that code which does still resumes exactly.
+            they are saved so that code that does draw still resumes exactly.
         ends: trained weights at the ends of earlier epochs, oldest first; empty except for a weight soup.
         end_maes: validation MAE of each of ``ends``; empty except for a soup of the best epochs.
     """
