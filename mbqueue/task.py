@@ -107,7 +107,7 @@ TASKS: dict[str, Task] = {
         FORMATION_ENERGY,
         _task("matbench_mp_gap", 106_113, "gap pbe", "scalar", "PBE band gap", "eV"),
         _task("matbench_mp_is_metal", 106_113, "is_metal", "class", "metallicity"),
-        # For the whole cell, which has five atoms in every crystal, so it is a scalar like any other.
+        # This energy is of the whole cell. Every cell has five atoms, so it is a scalar like any other.
         _task("matbench_perovskites", 18_928, "e_form", "scalar", "heat of formation of the cell", "eV/unit cell"),
         _task("matbench_log_kvrh", 10_987, "log10(K_VRH)", "scalar", "logarithm of the bulk modulus", "log10(GPa)"),
         _task("matbench_log_gvrh", 10_987, "log10(G_VRH)", "scalar", "logarithm of the shear modulus", "log10(GPa)"),

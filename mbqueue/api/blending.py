@@ -27,7 +27,7 @@ class Blending(Queueing, Results):
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
         It is an experiment like any other, whose jobs take seconds; those of fitted weights need the data and a model's
-        time for the validation parts. Of a class, probabilities are averaged.
+        time for the validation parts. For a class target, it averages probabilities.
 
         Args:
             experiments: two or more, of the same crystals, target and folds.

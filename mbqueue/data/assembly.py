@@ -88,7 +88,7 @@ def unpack(record: Any, shape: Any, per_atom: Any, ends: Any, images: Any, short
         if short[0, position - 1] >= short[0, position]:
             return False
 
-    # A bond that is not a second one is a first one. There is no branch, because it would be unpredictable.
+    # Every bond is a first one unless it is a second one. A branch here would be unpredictable, so there is none.
     is_first = np.ones(n_directed, np.uint8)
     for pair in range(n_pairs):
         is_first[second[pair]] = 0

@@ -127,7 +127,7 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def uneven(found: int, expected: int, *, headless: bool = False) -> str:
-    """The problem of a row whose number of cells differs from the heading's."""
+    """Describe a row whose number of cells differs from the heading's."""
     against = f"and no heading names more than {expected}" if headless else f"and the heading {expected}"
     return (
         f"it has {found} cells, {against}; write numbers with a decimal point, and texts with commas in quotation marks"

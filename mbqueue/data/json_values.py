@@ -20,7 +20,7 @@ _OFFSET, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 
 class RepeatedKey(ValueError):
-    """An object has one key twice.
+    """An object repeats a key.
 
     Attributes:
         key: that key.

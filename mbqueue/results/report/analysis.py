@@ -27,9 +27,9 @@ _RISE, _DOUBLED = 1.05, 2.0
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # Gap between validation and training, as a ratio.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
-#: With fewer epochs a curve is not judged.
+#: A curve with fewer epochs is not judged.
 _FEWEST_EPOCHS = 3
-#: Ratios above it are told as being above it.
+#: Larger ratios are reported as being above this one.
 _LARGEST_RATIO = 100
 
 
