@@ -182,7 +182,7 @@ class TrainSpec(Section):
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32",
         description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `tf32` and `bf16` "
-        "need an Ampere GPU or newer, `fp16` a Volta, a T4 or newer. `bf16` rounds "
+        "need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` rounds "
         "what goes into the products of the messages, what comes out, and their gradients, those of the weights "
         "included; `fp16` rounds what goes into them and sums in float32. Weights, sums of messages, validation and "
         "predictions are float32.",

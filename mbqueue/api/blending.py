@@ -158,7 +158,7 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
     if (ours.name, ours.unit, ours.kind) != (theirs.name, theirs.unit, theirs.kind):
         what = f"{first.name} predicts the {ours.axis}, and {other.name} the {theirs.axis}"
     elif first.content["dataset"]["hash"] != other.content["dataset"]["hash"]:
-        what = f"{first.name} and {other.name} are of different crystals or targets (the hash of the data differs)"
+        what = f"{first.name} and {other.name} have different crystals or targets (the hash of the data differs)"
     elif first.folds != other.folds:
         folds = [", ".join(map(str, one.folds)) for one in (first, other)]
         what = f"{first.name} has the folds {folds[0]}, and {other.name} {folds[1]}"

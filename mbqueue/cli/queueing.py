@@ -134,7 +134,7 @@ def promote(
 def events(
     context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Only this experiment.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only the last 2h, or another length.")] = None,
+    since: Annotated[str | None, typer.Option(help="Show only events from the last 2h, or any other duration.")] = None,
     limit: Annotated[int, typer.Option(help="Show at most this many of the newest.", min=1, max=10**9)] = 50,
     as_json: JsonOption = False,
 ) -> None:

@@ -22,9 +22,9 @@ _FILE_NOTES = {
     "results": "everything on this page and more, in JSON",
 }
 _CLASS_SCORES = (
-    "Targets are 0 or 1, predictions probabilities of 1; above 0.5 a crystal counts as of class 1. MAE is of the "
-    "probability. What matbench 0.6 calls rocauc is the balanced accuracy here, since it turns probabilities into "
-    "classes first."
+    "Targets are 0 or 1, and predictions are probabilities of class 1. Above 0.5, a crystal counts as class 1. MAE is "
+    "of the probability. What matbench 0.6 calls rocauc is the balanced accuracy here, since it turns probabilities "
+    "into classes first."
 )
 #: The most dropped entries to list; results.json has all of them.
 _DROPPED_LISTED = 20

@@ -289,7 +289,7 @@ class _Board:
         try:
             given = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise UsageError("The act is not JSON.") from error
+            raise UsageError("The request is not valid JSON.") from error
         if not isinstance(given, dict) or not isinstance(given.get("act"), str):
             raise UsageError("The act has no name.")
         said = await run_in_threadpool(act, self._project, given["act"], given)

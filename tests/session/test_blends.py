@@ -215,7 +215,7 @@ def test_experiments_of_other_crystals_folds_or_targets_are_refused(project):
     project.enqueue("head_finetune", name="gap", **{**given, "settings": {**SMALL["settings"], **target}})
     refused(project, "fewer is not recorded yet", "head.seed0", "fewer", error=ResultsError)
     finish(project.folder)
-    refused(project, "of different crystals or targets", "head.seed0", "fewer")
+    refused(project, "have different crystals or targets", "head.seed0", "fewer")
     refused(project, "has the folds 0, 1, and one_fold 0", "head.seed0", "one_fold")
     refused(project, r"predicts the formation energy \(eV/atom\), and gap the gap \(eV\)", "head.seed0", "gap")
 
