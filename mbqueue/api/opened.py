@@ -32,7 +32,8 @@ class OpenedProject:
 
     Args:
         path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
-        while_away: also when its drive is not mounted and a live folder of it is here: for `status`, and no more.
+        while_away: open it even if its drive is not mounted, as long as this machine has its live folder; only for
+            `status`.
 
     Raises:
         ProjectNotFound: if there is none.

@@ -182,7 +182,7 @@ class Results(Searches):
         """The target of an enqueued experiment.
 
         Raises:
-            UsageError: if there is no such experiment; lists those there are.
+            UsageError: if there is no such experiment; the message lists the existing ones.
         """
         from mbqueue.task import target_of  # noqa: PLC0415
 
@@ -192,7 +192,7 @@ class Results(Searches):
         """The frozen spec of an enqueued experiment, in plain JSON values.
 
         Raises:
-            UsageError: if there is no such experiment; lists those there are.
+            UsageError: if there is no such experiment; the message lists the existing ones.
         """
         with self._reading_queue(experiment) as queue:
             return dict(queue.experiment(experiment).spec)
@@ -201,7 +201,7 @@ class Results(Searches):
         """The folder of an enqueued experiment's newest files, which need not exist yet.
 
         Raises:
-            UsageError: if there is no such experiment; lists those there are.
+            UsageError: if there is no such experiment; the message lists the existing ones.
         """
         with self._reading_queue(experiment) as queue:
             return self._newest_results(queue.experiment(experiment).results_dir)

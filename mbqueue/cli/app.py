@@ -116,7 +116,7 @@ def _leave_a_folder_that_is_gone(project: Path | None) -> None:
     """If the working folder is gone, work in the project that is named by its full path: there, libraries load.
 
     Raises:
-        ProjectNotFound: when none is named so.
+        ProjectNotFound: if no project has that name.
     """
     try:
         working_folder()

@@ -1,6 +1,6 @@
 """Gather a dataset's entries (id, structure as pymatgen's dictionary, target) into flat arrays, one at a time.
 
-Of an unusable entry, only its id and the reason are kept.
+For an unusable entry, only its id and the reason are kept.
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ def examine(frac: Any, lattice: Any, overlap: float) -> Any:
         volume, Å³ (0 for a flat cell, and then all else is 0); for a search up to 6 Å: periodic images around one atom,
         images around all atoms; cubes of 6 Å in the box around all atoms, or the copies of atoms in it, if there are
         more; an upper bound on bonds and on angles; the first two overlapping atoms as i · n + j, or -1. An atom's own
-        images are not checked, and of other atoms only the nearest image by fractional coordinates. If lattice planes
-        are less than twice ``overlap`` apart, the upper bound is infinite, and ``count_neighbors`` checks all images.
+        images are not checked. For other atoms, only the nearest image by fractional coordinates is checked. If lattice
+        planes are less than twice ``overlap`` apart, the upper bound is infinite, and ``count_neighbors`` checks all
+        images.
     """
     n_atoms = len(frac)
     spacings = np.empty(3)

@@ -37,7 +37,7 @@ class LiveState:
         ancestry: database id → number of the snapshot from which this line of databases continues.
         last_event: the queue is published up to this event.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
-        published_at: when everything committed was last on the mount.
+        published_at: the last time at which everything committed was on the mount.
         trouble: why something is not published, and since when; None without trouble.
         aside: published commits that belong to no accepted chain.
         damaged: path → reason, of damaged files on the mount.

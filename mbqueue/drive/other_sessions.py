@@ -1,4 +1,4 @@
-"""Sessions that work on the same project with other databases: find them, and leave their folds alone."""
+"""Find sessions that work on the same project with other databases, and leave their folds alone."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Publisher:
 
     @property
     def others(self) -> list[Announcement]:
-        """Living sessions with other databases of this project, as of the last round."""
+        """Living sessions that use other databases of this project, as of the last round."""
         return self._other_sessions.living
 
     @property

@@ -52,7 +52,7 @@ _MOST_SNAPSHOTS = 10**8 - 1
 
 
 class DamagedSnapshot(QueueError):
-    """A file is no intact snapshot of a queue's database."""
+    """A file is not an intact snapshot of a queue's database."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +346,6 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     except DamagedSnapshot:
         raise
     except NOT_OURS as error:
-        raise DamagedSnapshot(f"{source} says what cannot be read of an experiment: {what_is_wrong(error)}") from error
+        raise DamagedSnapshot(f"{source} has an unreadable record of an experiment: {what_is_wrong(error)}") from error
     if not is_known:
-        raise DamagedSnapshot(f"{source} is not what mbqueue writes of an experiment.")
+        raise DamagedSnapshot(f"{source} is not a record of an experiment that mbqueue writes.")

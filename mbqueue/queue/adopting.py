@@ -86,7 +86,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenSession:
-    """A session that works with another copy of this project's database, as it announced itself."""
+    """A session that works with another copy of this project's database, as described in its announcement."""
 
     id: str
     host: str

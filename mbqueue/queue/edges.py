@@ -10,7 +10,7 @@ from mbqueue.queue.dialect import Dialect
 
 # prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
 # Subqueries, since for a join either database may scan a fold's epochs once per epoch. The + in "+later.fold" is for
-# SQLite: it uses an index on an expression only if the other side is no plain column.
+# SQLite: it uses an index on an expression only if the other side is not a plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""

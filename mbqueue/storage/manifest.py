@@ -119,7 +119,7 @@ class Damaged(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The fold whose commits are wanted. A hash that is None is unknown and not compared."""
+    """The fold that commits must belong to. A hash that is None is unknown and not compared."""
 
     experiment: str
     fold: int

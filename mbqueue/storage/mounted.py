@@ -106,7 +106,7 @@ class Drive:
         """The bytes of a plain file, cut off after ``at_most`` + 1.
 
         Raises:
-            Unreadable: if it is a link or no plain file, or may not be read.
+            Unreadable: if it is a link or not a plain file, or may not be read.
             FileNotFoundError: if there is none.
         """
         with _about(path):
