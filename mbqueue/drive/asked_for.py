@@ -63,7 +63,7 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
             found.append(_read(path))
         except (OSError, *NOT_OURS) as error:
             why = what_is_wrong(error)
-            note(f"{path} is skipped: it is not a record of an experiment that mbqueue writes ({why}).")
+            note(f"{path} is passed over: it is not a record of an experiment that mbqueue writes ({why}).")
     return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
 
