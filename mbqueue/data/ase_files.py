@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mbqueue.data.columns import Columns, is_no_id
+from mbqueue.data.columns import Columns, inexact_id, is_no_id
 from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.parser_warnings import heard
 from mbqueue.data.source import Progress
@@ -72,6 +72,8 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]
                     name = number if key is None else key
                 if is_no_id(name):
                     gatherer.refuse(f"row {number}", f"it has no {columns.id}")
+                elif why := inexact_id(name):
+                    gatherer.refuse(str(name), why)
                 elif repeated:
                     gatherer.refuse(str(name), f"its comment line gives {repeated} twice; remove one of the two")
                 elif "occupancy" in atoms.info:

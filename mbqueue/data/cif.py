@@ -43,6 +43,10 @@ _OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation.xyz", "_space_group_symop_magn_operation_xyz")
 _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 _SYMBOLS = ("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt")
+_OTHER_SYMBOLS = (
+    *("_space_group_name_hall", "_symmetry_space_group_name_hall"),
+    *("_space_group_name_h-m_full", "_space_group_name_h-m_ref"),
+)
 _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
 #: Largest relative difference between amounts and the file's formula; formulas are rounded (``Al0.67``).
@@ -69,7 +73,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     block = _chosen(blocks_of(text), name)
     _check_cell(block)
     elements = _check_atoms(block)
-    number = _space_group(block)
+    number, names = _space_group(block)
     listed = [parse_operation(text) for tag in _OPERATIONS for text in block.listed(tag)]
     with heard("pymatgen") as kept:
         parser = CifParser.from_str(block.text, check_cif=False)
@@ -92,7 +96,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
         check_taken(listed, rotations, translations)
     from_symbol = any("Spacegroup from" in warning for warning in parser.warnings)
     origin = "listed" if is_listed else "symbol" if from_symbol else "number"
-    symmetry = Symmetry(rotations=rotations, translations=translations, origin=origin, number=number)
+    symmetry = Symmetry(rotations=rotations, translations=translations, origin=origin, number=number, names=names)
     check_symmetry(symmetry, np.asarray(structure.lattice.matrix), is_confirmed=is_confirmed)
     return structure.as_dict()  # type: ignore[no-any-return]
 
@@ -277,19 +281,20 @@ def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> boo
     return is_confirmed
 
 
-def _space_group(block: CifBlock) -> int | None:
-    """Number of the space group that the file names, by number or else by symbol; None if unknown."""
+def _space_group(block: CifBlock) -> tuple[int | None, tuple[str, ...]]:
+    """Number of the space group that the file names, by number or else by symbol, and its names; None if unknown."""
+    from pymatgen.symmetry.groups import SpaceGroup  # noqa: PLC0415  as above
+
+    names = [name for tag in (*_SYMBOLS, *_OTHER_SYMBOLS) if (name := block.value(tag)) is not None]
     told = block.value(*_NUMBERS)
     if told is not None:
         if not (told.isdecimal() and 1 <= int(told) <= 230):
             raise Unusable(f"its space group number {told[:40]!r} is not between 1 and 230")
-        return int(told)
+        return int(told), (*names, str(SpaceGroup.from_int_number(int(told)).symbol))
     symbol = block.value(*_SYMBOLS)
     if symbol is None:
-        return None
-    from pymatgen.symmetry.groups import SpaceGroup  # noqa: PLC0415  as above
-
+        return None, tuple(names)
     try:
-        return int(SpaceGroup("".join(symbol.split())).int_number)
+        return int(SpaceGroup("".join(symbol.split())).int_number), tuple(names)
     except (ValueError, KeyError):
-        return None
+        return None, tuple(names)

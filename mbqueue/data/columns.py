@@ -35,6 +35,13 @@ def is_no_id(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else is_missing(value)
 
 
+def inexact_id(value: Any) -> str:
+    """Why a cell cannot be an id as it is written: only texts and whole numbers keep their text; empty if it can."""
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return ""
+    return f"its id was read as {type(value).__name__}, whose text may be another than the file's; write ids as text"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
     """Names of columns that the user has chosen; empty if mbqueue should choose."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from mbqueue.data.ase_files import read_database, read_extxyz
 from mbqueue.data.cif import read_cif
-from mbqueue.data.columns import ID_NAMES, Columns, is_missing, is_no_id
+from mbqueue.data.columns import ID_NAMES, Columns, inexact_id, is_missing, is_no_id
 from mbqueue.data.entries import Gatherer, Unusable
 from mbqueue.data.json_tables import JsonTable
 from mbqueue.data.json_values import RepeatedKey, parse_json
@@ -44,7 +44,7 @@ def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progre
         elif is_no_id(entry.id):
             gatherer.refuse(f"row {number}", f"it has no id in column {columns.id}")
         else:
-            add(gatherer, str(entry.id), entry.structure, entry.target)
+            add(gatherer, entry.id, entry.structure, entry.target)
 
 
 def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
@@ -74,7 +74,7 @@ def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: 
                 wanted = columns.id or ", ".join(ID_NAMES)
                 gatherer.refuse(f"line {number}", f"it is not an object with {'' if columns.id else 'one of '}{wanted}")
             else:
-                add(gatherer, str(name), structure, target)
+                add(gatherer, name, structure, target)
 
 
 def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
@@ -134,8 +134,12 @@ def uneven(found: int, expected: int, *, headless: bool = False) -> str:
     )
 
 
-def add(gatherer: Gatherer, name: str, structure: Any, target: Any) -> None:
-    """Add an entry whose structure may be text."""
+def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
+    """Add an entry whose structure may be text, by the id that its file gives."""
+    name = str(given)
+    if why := inexact_id(given):
+        gatherer.refuse(name, why)
+        return
     if isinstance(structure, str):
         try:
             structure = structure_in(structure, name)

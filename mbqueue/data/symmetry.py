@@ -29,6 +29,10 @@ _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
 )
+#: Lattice points in the cell of each kind of lattice; R in hexagonal axes, since in its own axes it has one.
+_LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
+#: Largest difference between an angle of a cell in hexagonal axes and 90 or 120 degrees.
+_ANGLE_TOLERANCE = 0.5
 #: Weights of an operation's entries in the number that encodes it.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
@@ -42,12 +46,14 @@ class Symmetry:
         translations: in lattice vectors, [n, 3].
         origin: ``listed`` in the file, or derived from its space group's ``symbol`` or ``number``.
         number: number of the space group that the file names; None if it names none.
+        names: its names in the file (Hermann-Mauguin, Hall), and the standard one of its number.
     """
 
     rotations: NDArray[np.float64]
     translations: NDArray[np.float64]
     origin: str
     number: int | None
+    names: tuple[str, ...]
 
 
 def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confirmed: bool) -> None:
@@ -80,6 +86,28 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confi
             f"space group {number} has {expected} rotations and reflections, but its symmetry operations have "
             f"{n_point}. {confirm}"
         )
+    n_points = int((rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2)).sum())
+    for name in symmetry.names:
+        expected = _lattice_points(name, lattice)
+        if n_points < expected:
+            raise Unusable(
+                f"space group {name!r} has {expected} lattice points in this cell, but its symmetry operations have "
+                f"{n_points}. {confirm}"
+            )
+        if len(rotations) == 1 and number is None and "".join(name.split()).upper() != "P1":
+            raise Unusable(f"its symmetry operations are those of P 1, but it names space group {name!r}. {confirm}")
+
+
+def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
+    """Lattice points in a cell, by the letter of a space group's name; 1 if it has no such letter."""
+    letter = name.strip().lstrip("-").strip()[:1].upper()
+    if letter == "R":
+        lengths = np.linalg.norm(lattice, axis=1)
+        cosines = [lattice[i] @ lattice[j] / (lengths[i] * lengths[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
+        angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+        if not np.allclose(angles, (90, 90, 120), atol=_ANGLE_TOLERANCE):
+            return 1
+    return _LATTICE_POINTS.get(letter, 1)
 
 
 def point_group_order(number: int) -> int:

@@ -293,7 +293,9 @@ class Publisher:
         if experiment.is_released:
             # The snapshot that records this must have had time to be uploaded before the files are removed.
             if self._clock.now() - experiment.spec["trial"]["released"]["at"] >= SETTLED_SECONDS:
-                published.clear()
+                # Another machine may have begun a trial of this name with other settings: its commits stay.
+                for commit in published.commits():
+                    published.remove(commit)
             return None, []
         newest = None
         identity = experiment.identity(fold)

@@ -66,9 +66,7 @@ def recover(
     with FileLock(project.entering_lock, timeout=600):
         if not force:
             require_no_cut_off_restore(project)
-        replaced = move_queue_aside(project, force=force, clock=clock)
-        if replaced is not None:
-            _note_what_only_it_has(project, replaced)
+        replaced = move_queue_aside(project, force=force, clock=clock, beforehand=_note_what_only_it_has)
         if project.topology.is_split:
             take_commits(project.unsplit, project, differs=note)
         asked = wanted(project, note)
@@ -104,8 +102,18 @@ def recover(
     return Recovered(folds=found, replaced=replaced)
 
 
-def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Path | None:
+def move_queue_aside(
+    project: ProjectFolder,
+    *,
+    force: bool,
+    clock: Clock,
+    beforehand: Callable[[ProjectFolder], None] = lambda _project: None,
+) -> Path | None:
     """Move the queue aside; return where it is now, or None if there was none.
+
+    Args:
+        beforehand: called once the queue may be moved, while it is still in place, so that a crash or a full disk there
+            changes nothing.
 
     Raises:
         UsageError: if it is intact and ``force`` is not given, or a session works with it.
@@ -124,6 +132,7 @@ def move_queue_aside(project: ProjectFolder, *, force: bool, clock: Clock) -> Pa
         )
     if is_whole and not force:
         raise UsageError(f"There is a queue at {path}, and it is whole. To replace it all the same, add --force.")
+    beforehand(project)
     return set_aside(path, "replaced", now=now)
 
 
@@ -144,10 +153,10 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
         return sessions, False
 
 
-def _note_what_only_it_has(project: ProjectFolder, replaced: Path) -> None:
-    """Write the notes of experiments in a replaced queue that have neither notes nor commits."""
+def _note_what_only_it_has(project: ProjectFolder) -> None:
+    """Write the notes of experiments in the queue to be replaced that have neither notes nor commits."""
     # A damaged queue proves nothing, and commits have more than a second queue with the same name.
-    with suppress(QueueError), Queue(replaced, read_only=True) as queue:
+    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:
         queue.verify()
         known = experiments_beside(project)
         for experiment in queue.experiments():

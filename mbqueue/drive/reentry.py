@@ -26,6 +26,7 @@ from mbqueue.drive.published import PublishedFold, published_folds
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.snapshots import PublishedSnapshot, Snapshots
 from mbqueue.errors import QueueError
+from mbqueue.experiment import hash_of_spec
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Experiment, Job, Kind, State
 from mbqueue.queue.opening import cut_off_restore
@@ -173,14 +174,18 @@ class Reentry:
                     on_taken((experiment.id, fold))
             self._results(queue, experiment, at_start, by)
             # A trial that a person has resumed here stays as it is.
-            if experiment.name in pruned and not experiment.spec.get("trial", {}).get("kept", True):
-                queue.prune(experiment.name, why=pruned[experiment.name], now=self._clock.now(), by=by)
+            why = pruned.get((experiment.name, experiment.spec_hash))
+            if why is not None and not experiment.spec.get("trial", {}).get("kept", True):
+                queue.prune(experiment.name, why=why, now=self._clock.now(), by=by)
 
-    def _pruned_elsewhere(self) -> dict[str, str]:
-        """Pruned trial → the reason, by the newest listing of each database."""
+    def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
+        """(pruned trial, hash of its spec) → the reason, by the newest listing of each database.
+
+        Two machines that did not see each other may have begun a trial of one name with different settings.
+        """
         newest = {one.listing.database: one.listing for one in self._snapshots.listed()}
         return {
-            one["spec"]["name"]: one["pruned"]
+            (one["spec"]["name"], hash_of_spec(one["spec"])): one["pruned"]
             for listing in newest.values()
             for one in listing.experiments
             if "pruned" in one

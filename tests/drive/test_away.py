@@ -124,7 +124,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_mount_that_hangs_is_not_waited_for(folder: ProjectFolder, hanging: None) -> None:
     told = Project(folder.root, while_away=True).status().overview
-    assert "has not answered" in told["publishing"]["why"]
+    assert "did not answer" in told["publishing"]["why"]
 
 
 def test_a_folder_inside_a_project_that_is_away_is_recognised(

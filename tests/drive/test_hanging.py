@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,7 +186,8 @@ def test_a_real_session_stops_while_reading_the_mount_hangs(tmp_path: Path, monk
         stop.request(_terminated())
 
     monkeypatch.setattr(Drive, "names", hang)
-    others: Any = property(lambda _self: [object()])
+    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # started later than this session
+    others: Any = property(lambda _self: [other])
     with monkeypatch.context() as patched:
         patched.setattr(Publisher, "others", others)
         threading.Thread(target=terminate).start()

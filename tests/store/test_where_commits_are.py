@@ -322,7 +322,7 @@ def test_another_manifest_of_the_same_size_does_not_count_as_a_copy(
     assert target.check()
     target.create(f"checkpoints/{EPOCH}.json", b"[]")
     monkeypatch.setenv(STORE_VARIABLE, target.url)
-    with pytest.raises(StoreError, match="is there already"):
+    with pytest.raises(StoreError, match="exists already"):
         Project(project.root).move_commits()
     assert target.read(f"checkpoints/{EPOCH}.json", at_most=9) == b"[]"
 
