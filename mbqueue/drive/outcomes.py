@@ -79,6 +79,13 @@ class ResultListing:
         """Beginning of the listing's name."""
         return self.kind if self.fold is None else f"fold_{self.fold}"
 
+    def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
+        """Whether it lists files with other settings in an experiment's results folder.
+
+        Machines that do not see each other may begin a trial of one name with different settings.
+        """
+        return self.spec_hash != experiment.spec_hash and self.enqueued["results_dir"] == experiment.results_dir
+
 
 def chain_hash(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
     """The hash of the rows of each fold, which identifies the training behind a prediction or record."""

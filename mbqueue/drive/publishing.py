@@ -332,7 +332,12 @@ class Publisher:
 
     def _publish_outcomes(self, experiment: Experiment, jobs: Sequence[Job], enqueued: dict[str, Any]) -> None:
         histories = histories_of(jobs)
-        listed = {(one.kind, one.fold, one.chain) for one in self._outcomes.listed(experiment.name)}
+        published = self._outcomes.listed(experiment.name)
+        if any(one.files and one.is_another_in_the_folder_of(experiment) for one in published):
+            why = "another machine's results of this name, with other settings, are there; those of this one stay in"
+            self._reentry.damaged(experiment.results_dir, f"{why} {self._project.live_dir}")
+            return
+        listed = {(one.kind, one.fold, one.chain) for one in published}
         folder = self._project.working_results(experiment.results_dir)
         for job in jobs:
             if job.state is not State.COMMITTED or job.kind is Kind.TRAIN or job.result is None:

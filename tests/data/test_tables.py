@@ -294,6 +294,15 @@ def test_an_id_with_a_control_or_invisible_character_is_refused_and_shown(tmp_pa
     assert reason == "its id has control characters, invisible characters, or characters that cannot be saved to a file"
 
 
+@pytest.mark.parametrize("form", ["t.json", "t.jsonl"])
+@pytest.mark.parametrize("written", ["1e2", "0.10", "true", "123456789012345678901234567890", "[1]"])
+def test_an_id_that_would_not_keep_its_text_is_refused(tmp_path, form, written):
+    row = json.dumps(entry(name="ID")).replace('"ID"', written)
+    (tmp_path / form).write_text(f"[{row}]" if form == "t.json" else row)
+    with pytest.raises(InvalidCrystals, match="write ids as text"):
+        load(str(tmp_path / form))
+
+
 @pytest.mark.parametrize("second", ["salt.cif", "./salt", "link"])
 def test_one_file_under_two_ids_is_refused(tmp_path, second):
     (tmp_path / "salt.cif").write_text(CIF)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymatgen.symmetry.groups import SpaceGroup
 
 from mbqueue.data.datasets import load
 from mbqueue.errors import InvalidCrystals
@@ -21,6 +22,7 @@ RHOMBOHEDRAL, _ = BY_HAND["bismuth, rhombohedral axes with operations"]
 Z4 = "_cell_formula_units_Z 4\n"
 NO_Z = SALT.replace(Z4, "")
 SYMBOL = "_symmetry_space_group_name_H-M 'F m -3 m'\n"
+PRIMITIVE_CUBIC = SpaceGroup("Pm-3m").symmetry_ops
 LISTED = "loop_\n_symmetry_equiv_pos_as_xyz\n"
 
 
@@ -43,6 +45,18 @@ WRONG = {
     "asymmetric-unit-with-one-operation": (
         NO_Z.replace(SYMBOL, SYMBOL + LISTED + "'x, y, z'\n"),
         "space group 225 has 48 rotations and reflections, but its symmetry operations have 1",
+    ),
+    "operations-of-the-primitive-lattice": (
+        NO_Z.replace(SYMBOL, SYMBOL + LISTED + "".join(f"'{one.as_xyz_str()}'\n" for one in PRIMITIVE_CUBIC)),
+        "space group 'F m -3 m' has 4 lattice points in this cell, but its symmetry operations have 1",
+    ),
+    "hall-symbol-and-one-operation": (
+        NO_Z.replace(SYMBOL, "_space_group_name_Hall '-P 4 2 3'\n" + LISTED + "'x, y, z'\n"),
+        "operations are those of P 1, but it names space group '-P 4 2 3'",
+    ),
+    "hall-symbol-of-another-lattice": (
+        operations("x, y, z", "-x, -y, -z").replace(LISTED, "_space_group_name_Hall '-F 4 2 3'\n" + LISTED),
+        "space group '-F 4 2 3' has 4 lattice points in this cell, but its symmetry operations have 1",
     ),
     "operations-cut-short": (
         operations("x, y, z", "-x, -y, z", "z, x, y"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def test_recover_merges_a_second_queue_and_keeps_what_only_it_has(lost: Project)
     assert _queue(lost.folder).state == "ok"
     found = {one["name"]: one["paused"] for one in lost.status().overview["experiments"]}
     assert found == {"head_finetune": False, "full_finetune": True}
+
+
+def test_recover_that_is_cut_off_loses_nothing_of_a_second_queue(
+    lost: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_spec(lost.folder.experiment_file("full_finetune"), overrides={"data.dataset": "sample"})
+    with Queue(lost.folder.queue_db) as queue:
+        queue.enqueue(spec, results_dir="results/full", now=0.0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mbqueue.drive.recover.keep_wanted", full)
+        with pytest.raises(OSError, match="No space"):
+            lost.recover()
+    lost.recover()
+    names = {one["name"] for one in lost.status().overview["experiments"]}
+    assert names == {"head_finetune", "full_finetune"}
 
 
 def test_a_project_where_nothing_was_ever_enqueued_has_lost_nothing(tmp_path: Path) -> None:
