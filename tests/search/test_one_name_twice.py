@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -43,55 +42,99 @@ def drive(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_trial_that_one_machine_prunes_stays_done_on_the_other_with_other_settings(
-    tmp_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = ManualClock()
-    begin, next_settings = steps.begin_trials, steps.next_settings
-    beginner = ""
+class Pair:
+    """Two sessions that draw different settings for one trial."""
 
-    def begun_by(queue: Queue, **options: Any) -> Any:
-        nonlocal beginner
-        beginner = options["by"]
-        return begin(queue, **options)
+    def __init__(self, drive: Path, folder: Path, patch: pytest.MonkeyPatch, *, first_prunes: bool) -> None:
+        self.drive, self.clock, self.patch = drive, ManualClock(), patch
+        begin, next_settings = steps.begin_trials, steps.next_settings
+        beginner = ""
 
-    def drawn(search: Any, trials: Any) -> Any:
-        found = next_settings(search, trials)
-        return found and {"train.lr": found["train.lr"] * (1.1 if beginner == second.id else 1.0)}
+        def begun_by(queue: Queue, **options: Any) -> Any:
+            nonlocal beginner
+            beginner = options["by"]
+            return begin(queue, **options)
 
-    def verdict(session: Any, spec: Any, _fold: int, history: list[Any]) -> str | None:
-        prunes = spec.name == TRIAL and session.id == first.id and len(history) == 1
-        return f"{PRUNED}it was bad" if prunes else None
+        def drawn(search: Any, trials: Any) -> Any:
+            found = next_settings(search, trials)
+            return found and {"train.lr": found["train.lr"] * (1.1 if beginner == self.second.id else 1.0)}
 
-    monkeypatch.setattr(steps, "begin_trials", begun_by)
-    monkeypatch.setattr(steps, "next_settings", drawn)
-    monkeypatch.setattr(train, "verdict", verdict)
-    first = SteppedSession(drive, tmp_path / "live1", clock)
-    clock.advance(20.0)
-    second = SteppedSession(drive, tmp_path / "live2", clock)
-    with monkeypatch.context() as unseen:
-        unseen.setattr(Announcements, "others", lambda _self: [])
-        for _ in range(60):
-            for session in (first, second):
-                clock.advance(20.0)
+        def verdict(session: Any, spec: Any, _fold: int, history: list[Any]) -> str | None:
+            prunes = first_prunes and spec.name == TRIAL and session.id == self.first.id and len(history) == 1
+            return f"{PRUNED}it was bad" if prunes else None
+
+        patch.setattr(steps, "begin_trials", begun_by)
+        patch.setattr(steps, "next_settings", drawn)
+        patch.setattr(train, "verdict", verdict)
+        self.first = SteppedSession(drive, folder / "live1", self.clock)
+        self.clock.advance(20.0)
+        self.second = SteppedSession(drive, folder / "live2", self.clock)
+
+    def states(self) -> tuple[TrialState | None, TrialState | None]:
+        return state_of(self.first), state_of(self.second)
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            for session in (self.first, self.second):
+                self.clock.advance(20.0)
                 session.step()
                 session.publish()
-            if (state_of(first), state_of(second)) == (TrialState.PRUNED, TrialState.DONE):
-                break
-    for session in itertools.islice(itertools.cycle((first, second)), 20):
-        clock.advance(20.0)
-        session.step()
-        session.publish()
-    assert state_of(second) is TrialState.DONE
-    (recorded,) = drive.glob(f"results/daily/*/{TRIAL}/results.json")
-    of_second = second.queue.experiment(TRIAL).spec
-    assert json.loads(recorded.read_bytes())["spec"] == of_second
-    second.end()
-    clock.advance(25 * 3600.0)
-    for _ in range(20):
-        clock.advance(60.0)
-        first.step()
-        first.publish()
+
+    def work_unseen_until(self, *states: TrialState) -> None:
+        """Work without seeing each other's announcements until the trial has these states."""
+        with self.patch.context() as unseen:
+            unseen.setattr(Announcements, "others", lambda _self: [])
+            for _ in range(60):
+                self.turn()
+                if self.states() == states:
+                    return
+        raise AssertionError(self.states())
+
+    def recorded(self) -> Any:
+        """The spec in the results on the drive."""
+        (path,) = self.drive.glob(f"results/daily/*/{TRIAL}/results.json")
+        return json.loads(path.read_bytes())["spec"]
+
+
+def test_a_trial_that_one_machine_gives_up_keeps_the_commits_of_the_other(
+    tmp_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(drive, tmp_path, monkeypatch, first_prunes=True)
+    pair.work_unseen_until(TrialState.PRUNED, TrialState.DONE)
+    pair.turn(10)
+    of_second = pair.second.queue.experiment(TRIAL).spec
+    assert pair.recorded() == of_second
+    pair.second.end()
+    pair.clock.advance(25 * 3600.0)
+    for _ in range(60):
+        pair.clock.advance(60.0)
+        pair.first.step()
+        pair.first.publish()
     manifests = [json.loads(path.read_bytes()) for path in drive.glob(f"state/checkpoints/{TRIAL}/fold_0/*.json")]
-    assert {one["spec_hash"] for one in manifests} >= {hash_of_spec(of_second)}
-    first.end()
+    assert {one["spec_hash"] for one in manifests} == {hash_of_spec(of_second)}
+    pair.first.end()
+
+
+def test_a_trial_that_one_machine_prunes_goes_on_with_the_settings_of_the_other(
+    tmp_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(drive, tmp_path, monkeypatch, first_prunes=True)
+    pair.work_unseen_until(TrialState.PRUNED, TrialState.OPEN)
+    pair.turn(20)
+    assert state_of(pair.second) is not TrialState.PRUNED
+    pair.first.end()
+    pair.second.end()
+
+
+def test_recorded_results_of_a_trial_are_not_replaced_by_those_of_other_settings(
+    tmp_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(drive, tmp_path, monkeypatch, first_prunes=False)
+    pair.work_unseen_until(TrialState.DONE, TrialState.DONE)
+    specs = [session.queue.experiment(TRIAL).spec for session in (pair.first, pair.second)]
+    assert specs[0] != specs[1]
+    assert pair.recorded() == specs[0], "the first machine recorded it first"
+    pair.turn(10)
+    assert pair.recorded() == specs[0]
+    pair.first.end()
+    pair.second.end()
