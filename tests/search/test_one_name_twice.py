@@ -115,7 +115,7 @@ def test_a_trial_that_one_machine_gives_up_keeps_the_commits_of_the_other(
     pair.first.end()
 
 
-def test_a_trial_that_one_machine_prunes_goes_on_with_the_settings_of_the_other(
+def test_a_trial_that_one_machine_prunes_continues_with_the_settings_of_the_other(
     tmp_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = Pair(drive, tmp_path, monkeypatch, first_prunes=True)

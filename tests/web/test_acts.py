@@ -86,7 +86,7 @@ def test_one_session_of_this_machine_is_stopped_and_no_other(board: Board) -> No
         ),
         ({}, "no name"),
         ([1], "no name"),
-        (b"{", "not JSON"),
+        (b"{", "not valid JSON"),
     ],
 )
 def test_an_act_that_cannot_be_done_says_why_and_changes_nothing(board: Board, given: Any, said: str) -> None:
