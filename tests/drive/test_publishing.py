@@ -62,7 +62,7 @@ class Mount:
             session.step()
 
     def train(self, session: SteppedSession, commits: int) -> None:
-        """Until it has published so many more commits of training."""
+        """Work until the session has published this many more commits of training."""
         goal = session.commits + commits
         for _ in range(20):
             if session.commits == goal:

@@ -63,7 +63,7 @@ def epochs(found: dict[str, Any]) -> dict[str, int]:
 
 
 def work_by_turns(clock: ManualClock, sessions: list[SteppedSession], turns: int = 200) -> None:
-    """Until all of them know every trial as ended, or for so many turns."""
+    """Take turns until all sessions know every trial as ended, at most this many times."""
     over = {TrialState.DONE, TrialState.PRUNED}
     for _ in range(turns):
         for session in sessions:

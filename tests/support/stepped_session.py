@@ -329,7 +329,7 @@ class LocalProject:
             queue.enqueue(tiny_spec(), results_dir=RESULTS, now=clock.now(), priority=3)
 
     def train(self, commits: int) -> SteppedSession:
-        """A session that has published so many commits, and is still running."""
+        """A session that has published this many commits and is still running."""
         session = SteppedSession(self.project.root, self.project.live, self.clock)
         self.sessions.append(session)
         while session.commits < commits:
