@@ -213,9 +213,9 @@ class ProjectFolder:
         return self.live_dir / "publishing.lock"
 
     @property
-    def shelving_lock(self) -> Path:
+    def crystals_lock(self) -> Path:
         """Held by the session that keeps crystals for other machines."""
-        return self.live_dir / "shelving.lock"
+        return self.live_dir / "crystals.lock"
 
     @property
     def publishing_file(self) -> Path:

@@ -26,37 +26,37 @@ _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
 
 @dataclass(frozen=True)
-class Shelf:
+class SharedCrystals:
     """A folder of crystals that other machines see. Names contain the content's hash, so files never change."""
 
-    place: Drive | ObjectStore
+    blobs: Drive | ObjectStore
     folder: str
 
     @property
     def name(self) -> str:
         """The address to show."""
-        return f"{self.place.url if isinstance(self.place, ObjectStore) else self.place.root}/{self.folder}"
+        return f"{self.blobs.url}/{self.folder}"
 
 
-def shelf_of(project: ProjectFolder, store: ObjectStore | None = None) -> Shelf | None:
+def shared_crystals_of(project: ProjectFolder, store: ObjectStore | None = None) -> SharedCrystals | None:
     """The place of a project's crystals for other machines; None if no other machine can see one."""
     store = store or store_of(project.topology)
     if store is not None:
-        return Shelf(store, STORED_CRYSTALS)
+        return SharedCrystals(store, STORED_CRYSTALS)
     if not project.topology.is_split:
         return None
-    return Shelf(Drive(project.root, Belonging.of(project.live_dir)), PUBLISHED_CRYSTALS)
+    return SharedCrystals(Drive(project.root, Belonging.of(project.live_dir)), PUBLISHED_CRYSTALS)
 
 
 def publish_crystals(
-    shelf: Shelf,
+    shared: SharedCrystals,
     file: Path,
     dataset_hash: str,
     note: Callable[[str], None],
     *,
     before_piece: Callable[[int], None] = lambda _left: None,
 ) -> None:
-    """Copy a binary file of crystals to the shelf, once; report a drive or store that fails.
+    """Copy a binary file of crystals to where other machines find it, once; report a drive or store that fails.
 
     Args:
         before_piece: called before each piece with the number of bytes left. An exception ends the copy and removes it.
@@ -67,29 +67,29 @@ def publish_crystals(
         return  # pruned in the meantime
     name = f"{dataset_hash[:16]}-{hashlib.sha256(content).hexdigest()}.bin"
     try:
-        if isinstance(shelf.place, Drive):
-            shelf.place.put(f"{shelf.folder}/{name}", content, before_piece=before_piece)
-        elif name not in shelf.place.names(shelf.folder):
+        if isinstance(shared.blobs, Drive):
+            shared.blobs.put(f"{shared.folder}/{name}", content, before_piece=before_piece)
+        elif name not in shared.blobs.names(shared.folder):
             before_piece(len(content))
-            shelf.place.put(f"{shelf.folder}/{name}", content)
+            shared.blobs.put(f"{shared.folder}/{name}", content)
     except (OSError, StoreError) as error:
-        note(f"The crystals could not be kept in {shelf.name} ({error}); other machines read them from their source.")
+        note(f"The crystals could not be kept in {shared.name} ({error}); other machines read them from their source.")
 
 
-def fetch_crystals(shelf: Shelf | None, dataset_hash: str, target: Path, note: Callable[[str], None]) -> bool:
-    """Copy the binary file of crystals from the shelf to ``target``; return whether an intact one was there."""
-    if shelf is None:
+def fetch_crystals(shared: SharedCrystals | None, dataset_hash: str, target: Path, note: Callable[[str], None]) -> bool:
+    """Copy shared crystals to a local file; return whether an intact file was there."""
+    if shared is None:
         return False
     try:
-        for name in shelf.place.names(shelf.folder):
+        for name in shared.blobs.names(shared.folder):
             match = _NAME.fullmatch(name)
             if not match or match[1] != dataset_hash[:16]:
                 continue
-            content = shelf.place.read(f"{shelf.folder}/{name}", at_most=LARGEST_BYTES)
+            content = shared.blobs.read(f"{shared.folder}/{name}", at_most=LARGEST_BYTES)
             if hashlib.sha256(content).hexdigest() == match[2]:
                 files.write_bytes(target, content)
                 return True
-            note(f"{shelf.name}/{name} is not whole (still uploading?); the source is read instead.")
+            note(f"{shared.name}/{name} is not whole (still uploading?); the source is read instead.")
     except (OSError, StoreError) as error:
-        note(f"The crystals in {shelf.name} cannot be read ({error}); their source is read instead.")
+        note(f"The crystals in {shared.name} cannot be read ({error}); their source is read instead.")
     return False

@@ -134,10 +134,7 @@ class PublishedResults:
     def publish(self, outcome: ResultListing, folder: Path) -> None:
         """Copy a job's files from a local folder to the project's results, and then write their listing."""
         for file in outcome.files:
-            content = (folder / file.name).read_bytes()
-            if not file.fits(content):
-                raise OSError(None, f"{folder / file.name} changed while it was published")
-            self._put(f"{outcome.enqueued['results_dir']}/{file.name}", content)
+            self._put(f"{outcome.enqueued['results_dir']}/{file.name}", file.written_in(folder))
         content = (json.dumps(asdict(outcome), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
         digits = hashlib.sha256(content).hexdigest()[:12]
         path = f"{PUBLISHED_OUTCOMES}/{outcome.experiment}/{outcome.stem}-{digits}.json"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from mbqueue.drive.retention import places_to_keep
+from mbqueue.drive.retention import positions_to_keep
 from mbqueue.project import NAME_PATTERN, PUBLISHED_CHECKPOINTS
 from mbqueue.storage.commits import Commit, Commits
 from mbqueue.storage.manifest import Damaged, Identity, Manifest
@@ -59,8 +59,8 @@ class PublishedFold(Commits):
         line = [one for one in self.commits() if ours.continues(one.manifest)]
         whole = [one for one in line if one.base in self._seen_at or self._is_whole(one)]
         self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in whole}
-        places = places_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since)
-        kept = [whole[place].manifest for place in sorted(places)]
+        positions = positions_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since)
+        kept = [whole[position].manifest for position in sorted(positions)]
         needed = {one.stem for one in kept} | {one.best["commit"] for one in kept if one.best}
         for commit in line:
             is_replaced = commit.base in self._seen_at or (kept and commit.manifest.rank < kept[0].rank)

@@ -17,7 +17,7 @@ NEWEST = 8
 SPACED = 6
 
 
-def places_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady_since: float) -> set[int]:
+def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady_since: float) -> set[int]:
     """The positions of the files to keep in a line; at most ``kept`` + `NEWEST` + `SPACED`.
 
     Args:

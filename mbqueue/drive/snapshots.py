@@ -21,7 +21,7 @@ from typing import Any
 
 from mbqueue import files
 from mbqueue.drive.reading import NOT_OURS, Reader, what_is_wrong
-from mbqueue.drive.retention import places_to_keep
+from mbqueue.drive.retention import positions_to_keep
 from mbqueue.errors import QueueError, SchemaTooNew
 from mbqueue.experiment import parse_spec
 from mbqueue.project import NAME_PATTERN, PUBLISHED_SNAPSHOTS
@@ -286,8 +286,8 @@ class Snapshots:
         """
         ours = [one for one in self.listed() if newest.continues(one.listing)]
         self._seen_at = {one.base: self._seen_at.get(one.base, now) for one in ours}
-        places = sorted(places_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since))
-        kept, oldest = {ours[place].base for place in places}, ours[places[0]].listing.number
+        positions = sorted(positions_to_keep([*self._seen_at.values()], now, kept=KEPT, steady_since=steady_since))
+        kept, oldest = {ours[position].base for position in positions}, ours[positions[0]].listing.number
         replaced = {one.base for one in ours} - kept
         names = self._drive.names(PUBLISHED_SNAPSHOTS)
         for suffix in ("json", "db"):  # a snapshot without its database must not seem to exist

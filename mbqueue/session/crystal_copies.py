@@ -17,7 +17,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from mbqueue.drive.crystals import Shelf, publish_crystals
+from mbqueue.drive.crystals import SharedCrystals, publish_crystals
 from mbqueue.drive.publish_times import NoTime, Pace
 from mbqueue.project import ProjectFolder
 from mbqueue.storage.objects import ObjectStore
@@ -63,15 +63,15 @@ class CrystalCopies:
         self._over.set()
         self._wait(STOP_SECONDS, lambda: False)
 
-    def keep(self, shelf: Shelf, file: Path, dataset_hash: str) -> None:
-        """Copy a binary file of crystals to the shelf, unless it is there; returns at once."""
+    def keep(self, shared: SharedCrystals, file: Path, dataset_hash: str) -> None:
+        """Copy a binary file of crystals to where other machines find it, unless it is there; returns at once."""
         if dataset_hash in self._threads:
             return
-        if isinstance(shelf.place, ObjectStore):
+        if isinstance(shared.blobs, ObjectStore):
             # A store's last put time is used to estimate commits, so these large puts must not count.
-            shelf = replace(shelf, place=replace(shelf.place))
+            shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
-            target=self._keep, args=(shelf, file, dataset_hash), name="mbqueue-shelving", daemon=True
+            target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True
         )
         self._threads[dataset_hash] = thread
         thread.start()
@@ -92,7 +92,7 @@ class CrystalCopies:
                 thread.join(_LOOK_SECONDS)
         return True
 
-    def _keep(self, shelf: Shelf, file: Path, dataset_hash: str) -> None:
+    def _keep(self, shared: SharedCrystals, file: Path, dataset_hash: str) -> None:
         pace, before = Pace(), (0, 0.0)
 
         def go_on(left: int) -> None:
@@ -105,7 +105,7 @@ class CrystalCopies:
             pace.require(left, self._spare())
             before = left, now
 
-        lock = FileLock(self._project.shelving_lock)
+        lock = FileLock(self._project.crystals_lock)
         try:
             while not lock.is_locked:
                 try:
@@ -114,11 +114,11 @@ class CrystalCopies:
                     if self._should_end():
                         raise NoTime("the session ends") from None
             try:
-                publish_crystals(shelf, file, dataset_hash, self._note, before_piece=go_on)
+                publish_crystals(shared, file, dataset_hash, self._note, before_piece=go_on)
             finally:
                 lock.release()
         except NoTime as error:
             self._gave_up = True
-            self._note(f"The crystals are not kept in {shelf.name} yet ({error}); the next session does it.")
+            self._note(f"The crystals are not kept in {shared.name} yet ({error}); the next session does it.")
         except OSError as error:
-            self._note(f"The crystals are not kept in {shelf.name} yet: {error}")
+            self._note(f"The crystals are not kept in {shared.name} yet: {error}")

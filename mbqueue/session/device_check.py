@@ -9,7 +9,7 @@ from mbqueue.train.arithmetic import calculating, pick_device
 from mbqueue.train.memory import is_out_of_memory
 
 
-def usable_device(name: str | None) -> torch.device:
+def tested_device(name: str | None) -> torch.device:
     """Return the named device after testing it; by default the first GPU, else the CPU.
 
     Raises:

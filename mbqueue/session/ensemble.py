@@ -19,7 +19,7 @@ from mbqueue.project import ProjectFolder
 from mbqueue.queue.opening import is_queue_there, open_queue
 from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
-from mbqueue.session.device_check import usable_device
+from mbqueue.session.device_check import tested_device
 from mbqueue.session.loading import Progress, load_data
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train import chgnet
@@ -107,7 +107,7 @@ def predict_dataset(
         CheckpointError: if a file is not a CHGNet model.
         UsageError: if the device does not exist, or the models predict different targets.
     """
-    where, paths = usable_device(device), [Path(model) for model in models]
+    where, paths = tested_device(device), [Path(model) for model in models]
     loaded = [chgnet.load_model(path) for path in paths]
     target = _one_target(paths)
     data = load_data(

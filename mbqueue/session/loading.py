@@ -12,7 +12,7 @@ from mbqueue.data.cache_lock import building
 from mbqueue.data.crystals import Crystals
 from mbqueue.data.graph_cache import CRYSTALS_FILE, GraphCache, count_shards, folder_name
 from mbqueue.data.graphs import CONVERTER_VERSION
-from mbqueue.drive.crystals import Shelf, fetch_crystals, publish_crystals, shelf_of
+from mbqueue.drive.crystals import SharedCrystals, fetch_crystals, publish_crystals, shared_crystals_of
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
@@ -60,7 +60,7 @@ def load_data(
     target: Target = FORMATION_ENERGY.target,
     targets_required: bool = True,
     store: ObjectStore | None = None,
-    keep: Callable[[Shelf, Path, str], None] | None = None,
+    keep: Callable[[SharedCrystals, Path, str], None] | None = None,
 ) -> LoadedData | None:
     """The crystals and graphs that a [data] section asks for; None if asked to stop before they are complete.
 
@@ -77,12 +77,12 @@ def load_data(
         DataError: if the source cannot be used, or has changed since the experiment was prepared.
         CacheError: if the cache cannot be written, or is removed in the meantime.
     """
-    shelf = shelf_of(project, store)
+    shared = shared_crystals_of(project, store)
     found, is_new, is_kept, columns = None, False, False, ""
     if dataset_hash is not None:
         found = _from_cache(project, dataset_hash, note)
         if found is None:
-            found = _from_shelf(project, shelf, dataset_hash, note)
+            found = _from_shared(project, shared, dataset_hash, note)
             is_kept = found is not None
     key = None
     if found is None:
@@ -119,11 +119,11 @@ def load_data(
             crystals.save(file, meta)
         if is_new and key is not None:
             remember(project.cache_dir, key, crystals.hash, meta | {"columns": columns})
-        if shelf is not None and not is_kept:
+        if shared is not None and not is_kept:
             if keep is not None:
-                keep(shelf, file, crystals.hash)
+                keep(shared, file, crystals.hash)
             else:
-                publish_crystals(shelf, file, crystals.hash, note)
+                publish_crystals(shared, file, crystals.hash, note)
         graphs = GraphCache.build(crystals, folder, progress=progress("converting"), should_stop=should_stop)
         if graphs is None:
             return None
@@ -169,11 +169,11 @@ def _from_cache(
     return _opened(path, dataset_hash, note, "fetched or read again") if path.exists() else None
 
 
-def _from_shelf(
-    project: ProjectFolder, shelf: Shelf | None, dataset_hash: str, note: Callable[[str], None]
+def _from_shared(
+    project: ProjectFolder, shared: SharedCrystals | None, dataset_hash: str, note: Callable[[str], None]
 ) -> tuple[Crystals, dict[str, Any]] | None:
     path = _cached(project, dataset_hash)
-    is_there = fetch_crystals(shelf, dataset_hash, path, note)
+    is_there = fetch_crystals(shared, dataset_hash, path, note)
     return _opened(path, dataset_hash, note, "read from their source again") if is_there else None
 
 

@@ -31,7 +31,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts
     there = store.names(f"{STORED_RESULTS}/{experiment}")
     for file in ResultFile.all_in(facts):
         if file.hashed_name not in there:
-            store.put(_path(experiment, file), (folder / file.name).read_bytes())
+            store.put(_path(experiment, file), file.written_in(folder))
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:

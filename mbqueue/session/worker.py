@@ -41,7 +41,7 @@ from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.commits_binding import enter_place, require_same
 from mbqueue.session.compiling import Compiling
 from mbqueue.session.crystal_copies import CrystalCopies
-from mbqueue.session.device_check import usable_device, why_full, why_lost
+from mbqueue.session.device_check import tested_device, why_full, why_lost
 from mbqueue.session.ending import end_command_after
 from mbqueue.session.heartbeat import Heartbeat
 from mbqueue.session.loaded import Loaded
@@ -88,7 +88,7 @@ def work(
     require_queue(project, wait=stop.wait)
     project.topology.require_shared()
     require_original(project)
-    device = usable_device(options.device)
+    device = tested_device(options.device)
     with end_command_after(project.settings, note=report.note) if options.end_command else nullcontext():
         return _run(project, options, device, report=report, stop=stop, clock=clock)
 

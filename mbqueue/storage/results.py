@@ -71,6 +71,17 @@ class ResultFile(NamedTuple):
         except FileNotFoundError:
             return False
 
+    def written_in(self, folder: Path) -> bytes:
+        """The file's bytes in the folder where the job wrote it, to be sent to another place.
+
+        Raises:
+            OSError: if they have changed since, or the file is missing.
+        """
+        content = (folder / self.name).read_bytes()
+        if not self.fits(content):
+            raise OSError(None, "the file changed after its job wrote it", str(folder / self.name))
+        return content
+
     def read(self, blobs: Blobs, path: str) -> bytes:
         """The file's bytes, read from a place.
 

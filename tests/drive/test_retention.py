@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mbqueue.drive.retention import NEWEST, SETTLED_SECONDS, SPACED, places_to_keep
+from mbqueue.drive.retention import NEWEST, SETTLED_SECONDS, SPACED, positions_to_keep
 
 
 def after(seen_at: list[float], now: float, *, steady_since: float = 0.0) -> list[float]:
     """What is left of files that were seen at these times."""
-    places = places_to_keep(seen_at, now, kept=2, steady_since=steady_since)
+    places = positions_to_keep(seen_at, now, kept=2, steady_since=steady_since)
     return [seen_at[place] for place in sorted(places)]
 
 

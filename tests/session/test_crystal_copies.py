@@ -14,7 +14,7 @@ import torch
 from s3_server import S3Server
 from small_project import RememberedReport, enqueue, make_split_project, small_spec
 
-from mbqueue.drive.crystals import Shelf, fetch_crystals, shelf_of
+from mbqueue.drive.crystals import SharedCrystals, fetch_crystals, shared_crystals_of
 from mbqueue.errors import StoreAway
 from mbqueue.project import PUBLISHED_CRYSTALS, STORED_CRYSTALS, ProjectFolder
 from mbqueue.session import crystal_copies as module
@@ -64,10 +64,10 @@ def split(tmp_path: Path) -> ProjectFolder:
 def kept(project: ProjectFolder, notes: list[str], drive: Drive | None = None, **options: Any) -> CrystalCopies:
     """A session that keeps the crystals; returned while it is at it."""
     asked = {"should_stop": lambda: False, "spare": lambda: float("inf"), **options}
-    shelving = CrystalCopies(project, note=notes.append, **asked)
-    shelf = Shelf(drive or Drive(project.root), PUBLISHED_CRYSTALS)
-    shelving.keep(shelf, project.live_dir / "crystals.bin", HASH)
-    return shelving
+    copying = CrystalCopies(project, note=notes.append, **asked)
+    shared = SharedCrystals(drive or Drive(project.root), PUBLISHED_CRYSTALS)
+    copying.keep(shared, project.live_dir / "crystals.bin", HASH)
+    return copying
 
 
 def on_the_drive(project: ProjectFolder) -> list[Path]:
@@ -76,7 +76,7 @@ def on_the_drive(project: ProjectFolder) -> list[Path]:
 
 
 def is_whole(project: ProjectFolder, target: Path, notes: list[str]) -> bool:
-    return fetch_crystals(shelf_of(project), HASH, target, notes.append) and target.read_bytes() == CONTENT
+    return fetch_crystals(shared_crystals_of(project), HASH, target, notes.append) and target.read_bytes() == CONTENT
 
 
 def test_a_stopping_session_abandons_the_copy_and_the_next_session_makes_it(
@@ -92,15 +92,15 @@ def test_a_stopping_session_abandons_the_copy_and_the_next_session_makes_it(
             stop.request(ASKED)
 
     drive.before = ask  # type: ignore[method-assign]
-    with kept(split, notes, drive, should_stop=lambda: stop.cause is not None) as shelving:
-        assert not shelving.settled(lambda: False)
+    with kept(split, notes, drive, should_stop=lambda: stop.cause is not None) as copying:
+        assert not copying.settled(lambda: False)
     assert len(pieces) == 2
     assert on_the_drive(split) == []
     assert not is_whole(split, tmp_path / "fetched", [])
     (note,) = notes
     assert "the next session does it" in note
-    with kept(split, notes) as shelving:
-        assert shelving.settled(lambda: False)
+    with kept(split, notes) as copying:
+        assert copying.settled(lambda: False)
     assert is_whole(split, tmp_path / "fetched", notes)
     assert len(notes) == 1
 
@@ -124,8 +124,8 @@ def test_a_copy_that_cannot_finish_in_time_is_abandoned(split: ProjectFolder) ->
     drive = WatchedDrive(split.root)
     drive.before = lambda _left: time.sleep(0.02)  # type: ignore[method-assign]
     # 4 of 5 pieces are left after the first one took 0.02 s.
-    with kept(split, notes, drive, spare=lambda: 0.01) as shelving:
-        assert not shelving.settled(lambda: False)
+    with kept(split, notes, drive, spare=lambda: 0.01) as copying:
+        assert not copying.settled(lambda: False)
     assert on_the_drive(split) == []
     assert "8.0 MB take" in notes[0]
 
@@ -173,13 +173,13 @@ def test_with_a_store_prepare_waits_until_the_crystals_are_stored_or_storing_fai
         put(self, path, content)
 
     monkeypatch.setattr(ObjectStore, "put", slow)
-    shelving = CrystalCopies(split, should_stop=lambda: False, spare=lambda: float("inf"), note=notes.append)
-    with shelving:
-        shelving.keep(Shelf(store, STORED_CRYSTALS), split.live_dir / "crystals.bin", HASH)
+    copying = CrystalCopies(split, should_stop=lambda: False, spare=lambda: float("inf"), note=notes.append)
+    with copying:
+        copying.keep(SharedCrystals(store, STORED_CRYSTALS), split.live_dir / "crystals.bin", HASH)
         asked = iter([False, True])
-        assert not shelving.settled(lambda: next(asked)), "who is to stop does not wait"
+        assert not copying.settled(lambda: next(asked)), "who is to stop does not wait"
         may_end.set()
-        assert shelving.settled(lambda: False)
+        assert copying.settled(lambda: False)
     assert len(store.names(STORED_CRYSTALS)) == (0 if is_away else 1)
     assert bool(notes) == is_away
     assert store.put_seconds == 0.0, "it would be taken for the time of a commit"

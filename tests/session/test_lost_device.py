@@ -139,7 +139,7 @@ def test_a_gpu_that_this_torch_cannot_use_is_refused_with_advice(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device_check, "multiply", multiply)
     with pytest.raises(UsageError, match=r"no kernel image.*--device cpu") as told:
-        device_check.usable_device(None)
+        device_check.tested_device(None)
     assert "None" not in str(told.value)
     assert "Leave --device out" not in str(told.value), "that is what was done"
 
@@ -148,5 +148,5 @@ def test_cublas_is_told_to_be_deterministic_before_the_first_product(monkeypatch
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seen: list[str | None] = []
     monkeypatch.setattr(device_check, "multiply", lambda _: seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-    device_check.usable_device("cuda")
+    device_check.tested_device("cuda")
     assert seen == [":4096:8"]

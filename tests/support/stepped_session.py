@@ -269,8 +269,8 @@ class _QuietHeartbeat(Heartbeat):
 
 
 class _CopiesAtOnce(CrystalCopies):
-    def keep(self, shelf: Any, file: Path, dataset_hash: str) -> None:
-        self._keep(shelf, file, dataset_hash)
+    def keep(self, shared: Any, file: Path, dataset_hash: str) -> None:
+        self._keep(shared, file, dataset_hash)
 
 
 class _AtOnce(Executor):
