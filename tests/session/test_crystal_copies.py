@@ -197,7 +197,7 @@ def test_training_begins_while_copying_crystals_to_the_drive_hangs(
     def slow(self: Drive, path: str, content: bytes, **options: Any) -> None:
         if path.startswith(PUBLISHED_CRYSTALS):
             hangs.set()
-            if not over.wait(30):
+            if not over.wait(300):
                 waited.append(path)
         write_new(self, path, content, **options)
 
