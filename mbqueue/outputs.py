@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mbqueue import files
 from mbqueue.errors import UsageError
+from mbqueue.project import from_here
 
 
 def require_writable(
@@ -26,13 +27,13 @@ def require_writable(
     Raises:
         UsageError: if the file is an input, already exists, is a folder, or is in no existing folder.
     """
+    there = from_here(target).resolve()
     if target.is_dir():
         raise UsageError(f"{target} is a folder. Name the file to write, like {target / example}.")
     if not target.parent.is_dir():
         raise UsageError(f"There is no folder {target.parent} to write {target.name} into. Create it, or name another.")
-    there = target.resolve()
     for read in reads:
-        source = read.resolve()
+        source = from_here(read).resolve()
         if there == source or (source.is_dir() and there.is_relative_to(source)) or _is_same(target, read):
             raise UsageError(f"{target} would be overwritten, but this command reads it ({read}). Name another file.")
     if target.exists() and not force and not (ours is not None and _begins_with(target, ours)):
@@ -45,6 +46,7 @@ def page_for(given: Path, name: str) -> Path:
     Raises:
         UsageError: if its folder does not exist: a mistyped folder is not created.
     """
+    from_here(given)
     if given.is_dir():
         return given / name
     if not given.parent.is_dir():
@@ -64,9 +66,9 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
     Raises:
         UsageError: if it already exists, is not a folder, or is an input.
     """
-    there = target.resolve()
+    there = from_here(target).resolve()
     for read in reads:
-        source = read.resolve()
+        source = from_here(read).resolve()
         if there.is_relative_to(source) or source.is_relative_to(there):
             raise UsageError(f"{target} would be overwritten, but this command reads {read}. Name another folder.")
     if target.is_symlink() or (target.exists() and not target.is_dir()):

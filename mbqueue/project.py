@@ -260,15 +260,14 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
         given = Path(from_environment)
     if given is not None:
-        root = given.expanduser()
-        root = root if root.is_absolute() else working_folder() / root
+        root = from_here(given.expanduser())
         return _looked_for([root], lambda: _project_at(root, given), while_away)
     start = (start or working_folder()).absolute()
     return _looked_for([start, *start.parents], lambda: _project_above(start), while_away)
 
 
 def working_folder() -> Path:
-    """The working folder.
+    """The working folder, which relative paths need, and PyTorch and Numba while they load.
 
     Raises:
         ProjectNotFound: if it no longer exists, for example after remounting a drive.
@@ -280,6 +279,15 @@ def working_folder() -> Path:
             "The working folder of this shell is gone: it was removed, or its drive was mounted again. Change to one "
             f"that exists, for example with: cd {os.environ.get('PWD') or '~'}"
         ) from None
+
+
+def from_here(path: Path) -> Path:
+    """A path that the user gave, made absolute.
+
+    Raises:
+        ProjectNotFound: if it is relative to a working folder that is gone.
+    """
+    return path if path.is_absolute() else working_folder() / path
 
 
 def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
@@ -343,7 +351,7 @@ def _opened(root: Path) -> ProjectFolder:
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
     """Make ``root`` a project; return it and the files that were written. Existing files stay as they are."""
-    root = root.expanduser().absolute()
+    root = from_here(root.expanduser())
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Give a folder for the project.")
     for folder in ("jobs", "state", "results"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import MbqueueError
+from mbqueue.project import working_folder
 from mbqueue.queue.opening import open_queue, queue_exists
 from mbqueue.task import FORMATION_ENERGY
 
@@ -41,7 +42,9 @@ class Data(OpenedProject):
         Raises:
             DataError: if the dataset cannot be used.
             UsageError: if there is no such dataset.
+            ProjectNotFound: if the working folder is gone.
         """
+        working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.session.loading import load_data  # noqa: PLC0415
 
@@ -81,7 +84,9 @@ class Data(OpenedProject):
             DataError: if the dataset cannot be used.
             CheckpointError: if a file is no CHGNet model.
             UsageError: if the device does not exist.
+            ProjectNotFound: if the working folder is gone.
         """
+        working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.experiment import DataSpec  # noqa: PLC0415
         from mbqueue.session.ensemble import predict_dataset  # noqa: PLC0415

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import QueueError, SearchUnavailable, UsageError
-from mbqueue.project import ProjectFolder
+from mbqueue.project import ProjectFolder, from_here
 from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
 from mbqueue.settings import wrong_queue_url
 
@@ -67,7 +67,7 @@ class Keeping(OpenedProject):
         if queue_exists(self.folder):
             open_queue(self.folder, read_only=True).close()  # not for a queue that was moved away, for example
         self._fetch_commits()
-        return back_up(self.folder, Path(file), clock=self._clock)
+        return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
         """Replace this project's state with an archive; the old state is kept beside it.
@@ -81,7 +81,7 @@ class Keeping(OpenedProject):
         self.folder.topology.require_queue_file(
             "Restoring", "then move it to the server: MBQUEUE_QUEUE=sqlite mbqueue migrate-queue URL"
         )
-        return restore(self.folder, Path(file), force=force, note=tell, clock=self._clock)
+        return restore(self.folder, from_here(Path(file)), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:
         """Move the queue into an empty database without loss; the settings stay as they are.

@@ -10,6 +10,7 @@ from mbqueue.api.opened import tell
 from mbqueue.api.searches import Searches
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.outputs import page_for, require_writable
+from mbqueue.project import working_folder
 from mbqueue.queue.opening import is_queue_there, open_queue
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ class Results(Searches):
         Raises:
             ResultsError: if the fold is not predicted yet, or the experiment is a blend, which has no model.
             CheckpointError: if its file is damaged.
+            ProjectNotFound: if the working folder is gone.
         """
+        working_folder()
         from mbqueue.results.blending import enumerated, members_of  # noqa: PLC0415
         from mbqueue.results.tables import is_blend, model_file  # noqa: PLC0415
         from mbqueue.train.chgnet import load_model  # noqa: PLC0415

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mbqueue.api.opened import LOADING, OpenedProject, tell
 from mbqueue.clock import parse_duration
 from mbqueue.errors import UsageError
+from mbqueue.project import working_folder
 
 if TYPE_CHECKING:
     from mbqueue.session.background import BackgroundSession, StoppedSession
@@ -68,7 +69,9 @@ class Working(OpenedProject):
         Raises:
             UsageError: if an argument cannot be carried out, or nothing was ever enqueued.
             QueueError: if the queue cannot be read or written.
+            ProjectNotFound: if the working folder is gone.
         """
+        working_folder()
         began = self._clock.monotonic()
         options = self._options(
             session=session,

@@ -6,12 +6,16 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small_project import make_project
 
-from mbqueue.experiment import load_spec
+import mbqueue
+from mbqueue import Project
+from mbqueue.errors import ProjectNotFound
+from mbqueue.experiment import DataSpec, load_spec
 from mbqueue.project import find_project
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.results.tables import HISTORY_COLUMNS
@@ -48,6 +52,51 @@ def test_a_project_named_by_its_full_path_needs_no_working_folder(tmp_path: Path
     assert said.returncode == 0, said.stderr
     assert "device" in said.stdout, "PyTorch cannot be loaded from such a folder"
     assert f"Relative paths now start at {project.root}." in " ".join(said.stderr.split())
+
+
+IN_PYTHON: dict[str, Callable[[Project], object]] = {
+    "the nearest project": lambda _project: Project(),
+    "a relative project": lambda _project: Project("here"),
+    "a new project here": lambda _project: Project.create(),
+    "a new relative project": lambda _project: Project.create("here"),
+    "status": lambda _project: mbqueue.status(),
+    "prepare": lambda project: project.prepare(DataSpec(dataset="sample")),
+    "work": lambda project: project.work(),
+    "predict": lambda project: project.predict("sample", ["model.pth"]),
+    "model": lambda project: project.model("full_finetune", 0),
+    "compare": lambda project: project.compare(["full_finetune"], html="page.html"),
+    "report": lambda project: project.report("full_finetune", output="page.html"),
+    "back_up": lambda project: project.back_up("all.tar"),
+    "restore": lambda project: project.restore("all.tar"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PYTHON)
+def test_python_gets_the_same_sentence_for_a_missing_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    project = Project(make_project(tmp_path / "project").root)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(
+        ProjectNotFound, match=r"The working folder of this shell is gone: .* Change to one that exists"
+    ):
+        IN_PYTHON[name](project)
+
+
+def test_what_needs_no_working_folder_works_without_one_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_project(tmp_path / "project")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    project = Project(tmp_path / "project")
+    project.enqueue("full_finetune", dataset="sample")
+    assert "full_finetune" in str(project.status())
+    assert project.back_up(tmp_path / "all.tar").files > 0
+    assert Project.create(tmp_path / "new").folder.root == tmp_path / "new"
 
 
 def test_files_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
