@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mbqueue.data.columns import Columns, inexact_id, is_no_id
 from mbqueue.data.entries import Gatherer, Unusable
@@ -14,20 +14,48 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.source import Progress
 from mbqueue.errors import DataError
 
-#: A crystal, its cells, its key in the file, and which of its keys is given twice.
-_Row = tuple[Any, Mapping[str, Any], Any, str]
-_QUOTED = re.compile(r"""("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\])""")
-_KEY = re.compile(r"(?:^|\s)([A-Za-z_][\w.-]*)\s*=")
+#: What a backslash, quotes or brackets keep together in a comment line, as ase reads it.
+_TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
+#: An equals sign or a word of a comment line.
+_PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
+#: A quotation mark or bracket without its partner, to which ase adds the rest of the line.
+_OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
+#: A text that every program reads alike: bare, or in quotes.
+_TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")
+
+
+class _Row(NamedTuple):
+    """One crystal of a file.
+
+    Attributes:
+        atoms: as ase reads it.
+        cells: its key-value pairs, as ase reads them.
+        key: its name in the file; None if it has none.
+        comment: the text of its pairs in extended XYZ; else empty.
+    """
+
+    atoms: Any
+    cells: Mapping[str, Any]
+    key: Any = None
+    comment: str = ""
 
 
 def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
     """Frames with their id and target in the comment line, as ``id=…`` and ``e_form=…``."""
     from ase.io import iread  # noqa: PLC0415  only ase's files need it
+    from ase.io.extxyz import key_val_str_to_dict  # noqa: PLC0415
 
-    frames = iread(path, index=":", format="extxyz", do_not_split_by_at_sign=True)
-    repeated = _repeated_keys(path)
-    rows = ((atoms, _cells(atoms, atoms.info), None, next(repeated, "")) for atoms in frames)
-    _read(gatherer, columns, path, rows)
+    comments: list[str] = []
+
+    def parse(comment: str) -> Any:
+        comments.append(comment)
+        return key_val_str_to_dict(comment)
+
+    def rows() -> Iterator[_Row]:
+        for atoms in iread(path, index=":", format="extxyz", do_not_split_by_at_sign=True, properties_parser=parse):
+            yield _Row(atoms, _cells(atoms, atoms.info), comment=comments.pop() if comments else "")
+
+    _read(gatherer, columns, path, rows())
     if progress is not None:
         progress(path.stat().st_size, path.stat().st_size)
 
@@ -41,47 +69,98 @@ def read_database(gatherer: Gatherer, columns: Columns, path: Path, progress: Pr
             total = database.count()
             for number, row in enumerate(database.select(), 1):
                 atoms = row.toatoms()
-                yield atoms, _cells(atoms, row.key_value_pairs), row.id, ""
+                yield _Row(atoms, _cells(atoms, row.key_value_pairs), key=row.id)
                 if progress is not None:
                     progress(number, total)
 
+    columns.row_names = "the number in the database"
     _read(gatherer, columns, path, rows())
-
-
-def _repeated_keys(path: Path) -> Iterator[str]:
-    """For each frame the key that its comment line gives twice, of which ase keeps the last value; or nothing."""
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            if not line.strip().isdecimal():
-                continue  # an empty line or a vector of the cell, after the atoms
-            keys = sorted(_KEY.findall(_QUOTED.sub("", next(stream, ""))))
-            yield next((key for key, following in itertools.pairwise(keys) if key == following), "")
-            for _ in range(int(line)):
-                next(stream, "")
 
 
 def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]) -> None:
     number = 0
     try:
         with heard("ase"):
-            for number, (atoms, cells, key, repeated) in enumerate(rows):
-                name, _, target = columns.cells(cells)
+            for number, row in enumerate(rows):
+                name, _, target = columns.cells(row.cells)
                 columns.fix_id()
                 columns.structure = "Atoms"
                 if columns.id is None:
-                    name = number if key is None else key
+                    name = number if row.key is None else row.key
+                try:
+                    written = _written(row.comment)
+                    name, target = _as_written(written, columns, name, target)
+                except Unusable as unusable:
+                    gatherer.refuse(f"row {number}", str(unusable))
+                    continue
                 if is_no_id(name):
                     gatherer.refuse(f"row {number}", f"it has no {columns.id}")
                 elif why := inexact_id(name):
                     gatherer.refuse(str(name), why)
-                elif repeated:
+                elif repeated := _repeated(written):
                     gatherer.refuse(str(name), f"its comment line gives {repeated} twice; remove one of the two")
-                elif "occupancy" in atoms.info:
+                elif "occupancy" in row.atoms.info:
                     gatherer.refuse(str(name), "it has partial occupancies, so it is disordered")
                 else:
-                    gatherer.add(str(name), _as_dict(atoms), target)
+                    gatherer.add(str(name), _as_dict(row.atoms), target)
     except Unusable as unusable:
         raise DataError(f"{path} cannot be read after row {number}: {unusable}.") from unusable
+
+
+def _written(comment: str) -> list[tuple[str, str | None]]:
+    """Each key of an extended XYZ comment line with the text of its value; None if it has none.
+
+    Raises:
+        Unusable: if a quotation mark or bracket in it is not closed.
+    """
+    unclosed = next((found["open"] for found in _OPEN.finditer(comment) if found["open"]), None)
+    if unclosed is not None:
+        raise Unusable(f"its comment line has {unclosed} without its partner; put the text in double quotes")
+    pairs: list[tuple[str, str | None]] = []
+    before = ""
+    for part in _PART.findall(comment):
+        if before == "=" or (part == "=" and pairs):
+            key, text = pairs.pop()
+            pairs.append((key, (text + part if text is not None else "")))
+        else:
+            pairs.append((part, None))
+        before = part
+    return [(_text(key) or key, text) for key, text in pairs]
+
+
+def _text(written: str) -> str | None:
+    """The text that a value of a comment line stands for; None if programs read it differently."""
+    found = _TEXT.fullmatch(written)
+    if found is None:
+        return None
+    return (found["bare"] or found["double"] or found["single"] or "").replace('\\"', '"')
+
+
+def _repeated(written: list[tuple[str, str | None]]) -> str:
+    """The first key that is given twice, of which ase keeps the last value; empty if there is none."""
+    counts = Counter(key for key, _ in written)
+    return next((key for key, text in written if text is not None and counts[key] > 1), "")
+
+
+def _as_written(written: list[tuple[str, str | None]], columns: Columns, name: Any, target: Any) -> tuple[Any, Any]:
+    """Id and target by the text of the file: ase reads ``007`` as 7, ``1e5`` as 100000.0 and ``1_0`` as 10.
+
+    Raises:
+        Unusable: if the text of the id is ambiguous.
+    """
+    texts = dict(written)
+    if (of_target := texts.get(columns.target or "")) is not None and not isinstance(target, bool):
+        target = _text(of_target) if _text(of_target) is not None else target
+    if (of_id := texts.get(columns.id or "")) is not None:
+        name = _text(of_id)
+        if name is None or name.startswith("_JSON "):
+            raise Unusable(
+                f"its {columns.id} {of_id:.60} is no plain text, and programs read it differently; write it in double "
+                "quotes, without backslashes"
+            )
+    elif columns.id in texts:
+        name = None
+    return name, target
 
 
 def _cells(atoms: Any, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Columns:
 
     Attributes:
         id, structure, target: names of the columns; None if there is none, or none has been seen yet.
+        row_names: what names the rows if there is no id column.
         targets_required: whether a table without a target column is rejected.
         passed_over: other columns that could be the target.
     """
@@ -66,6 +67,7 @@ class Columns:
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
+        self.row_names = "the position"
         self.passed_over: tuple[str, ...] = ()
         self._wanted = wanted
         self._target_names = target_names
@@ -101,10 +103,20 @@ class Columns:
         self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
-        """Id, structure and target of a row of a table without a heading; a column is chosen when first seen."""
+        """Id, structure and target of a row of a table without a heading; a column is chosen when first seen.
+
+        Raises:
+            DataError: if the row has an id, and the rows before it have none.
+        """
         if self._is_open:
             self._seen |= dict.fromkeys(row)
             self._see(row.keys(), STRUCTURE_NAMES)
+        is_named_otherwise = self.id is None and not self._may_have_id and not self._wanted.id
+        if is_named_otherwise and (late := _chosen("", ID_NAMES, set(row))) is not None:
+            raise DataError(
+                f"The first rows have no {late}, and a later one has {row[late]!r:.60}. Give every row its {late}, or "
+                "none."
+            )
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
@@ -165,7 +177,7 @@ class Columns:
                 text += f", {len(targets) - len(known):,} missing"
         if self.passed_over:
             text += f" (not {', '.join(self.passed_over)}; --target-column chooses)"
-        return f"{text}; id: {self.id or 'the position'}; structure: {self.structure}"
+        return f"{text}; id: {self.id or self.row_names}; structure: {self.structure}"
 
     def _see(self, names: Iterable[Any], structures: Sequence[str]) -> None:
         there = set(names)

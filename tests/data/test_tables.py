@@ -490,6 +490,91 @@ def test_a_frame_of_xyz_that_gives_one_key_twice_is_refused(tmp_path):
     assert reasons(caught) == {"b": "its comment line gives e_form twice; remove one of the two"}
 
 
+XYZ_FRAME = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 {}\nFe 0 0 0\n'
+
+#: What a comment line gives as id, and the id.
+XYZ_IDS = {
+    "007": "007",
+    "1e5": "1e5",
+    "T": "T",
+    "true": "true",
+    "1_000": "1_000",
+    "0x1F": "0x1F",
+    "1.0": "1.0",
+    "-0": "-0",
+    "1,2": "1,2",
+    "a=b": "a=b",
+    "12345678901234567890123": "12345678901234567890123",
+    '"007"': "007",
+    "'1e5'": "1e5",
+    '"1 2"': "1 2",
+    '" T "': " T ",
+    r'"a\"b"': 'a"b',
+    '"[1]"': "[1]",
+}
+
+
+@pytest.mark.parametrize("key", ["id", "uid", "my_name", '"my name"'])
+def test_ids_of_extended_xyz_are_the_text_of_the_comment_line(tmp_path, key):
+    column = "" if key == "id" else key.strip('"')
+    for written, name in XYZ_IDS.items():
+        comments = [f"{key}=first e_form=-1", f'{key}={written} note="id=5" e_form=-1', f"e_form=-1 {key} = 7e0"]
+        (tmp_path / "t.extxyz").write_text("".join(map(XYZ_FRAME.format, comments)))
+        assert load(str(tmp_path / "t.extxyz"), id_column=column).crystals.ids == ["first", name, "7e0"]
+
+
+@pytest.mark.parametrize("name", ["007", "1e5", "T", "a b", 'a"b', "{a}", "[a]", "a,b", "é", "1_0", "_JSON"])
+def test_ids_that_ase_writes_to_extended_xyz_are_read_back(tmp_path, name):
+    frames = [atoms_of("mp-3", -1.0), atoms_of("mp-3", -2.0)]
+    frames[1].info["material_id"] = name
+    ase.io.write(tmp_path / "t.extxyz", frames, format="extxyz")
+    assert load(str(tmp_path / "t.extxyz")).crystals.ids == ["mp-3", name]
+
+
+@pytest.mark.parametrize(
+    ("comment", "reason"),
+    [
+        (r"id=a\b", r"its id a\b is no plain text, and programs read it differently; write it in double quotes"),
+        (r'id="a\\b"', "is no plain text"),
+        (r'id="a\nb"', "is no plain text"),
+        ("id=[7]", "is no plain text"),
+        ("id={a b}", "is no plain text"),
+        ('id=a"b c"d', "is no plain text"),
+        ("id=a\u00a0b", "is no plain text"),
+        ('id="_JSON [1]"', "is no plain text"),
+        ("id", "it has no id"),
+        ("note=it's id=7", "its comment line has ' without its partner"),
+        ('id="7', 'its comment line has " without its partner'),
+        ("id=7 id=8", "its comment line gives id twice"),
+    ],
+)
+def test_an_id_of_extended_xyz_that_programs_read_differently_is_refused(tmp_path, comment, reason):
+    frames = ["id=first e_form=-1", f"e_form=-1 {comment}", "id=last e_form=-1"]
+    (tmp_path / "t.extxyz").write_text("".join(map(XYZ_FRAME.format, frames)))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.extxyz"))
+    ((_, told),) = caught.value.offenders
+    assert reason in told
+    assert load(str(tmp_path / "t.extxyz"), drop_invalid=True).crystals.ids == ["first", "last"]
+
+
+def test_a_target_of_extended_xyz_is_the_text_of_the_comment_line(tmp_path):
+    frames = ["id=a e_form=-1.5", "id=b e_form=1_0", 'id=c e_form="0.25"']
+    (tmp_path / "t.extxyz").write_text("".join(map(XYZ_FRAME.format, frames)))
+    with pytest.raises(InvalidCrystals, match="the target '1_0' is not a number"):
+        load(str(tmp_path / "t.extxyz"))
+    assert load(str(tmp_path / "t.extxyz"), drop_invalid=True).crystals.targets.tolist() == [-1.5, 0.25]
+
+
+@pytest.mark.parametrize("form", ["t.extxyz", "t.json"])
+def test_ids_that_begin_after_the_first_rows_are_refused(tmp_path, form):
+    frames = "".join(map(XYZ_FRAME.format, ["e_form=-1", "id=7 e_form=-1"]))
+    rows = [{"structure": SALT.as_dict(), "e_form": -1}, entry(name="7")]
+    (tmp_path / form).write_text(frames if form == "t.extxyz" else json.dumps(rows))
+    with pytest.raises(DataError, match=r"The first rows have no id, and a later one has '?7'?\. Give"):
+        load(str(tmp_path / form))
+
+
 @pytest.mark.parametrize("form", ["t.extxyz", "t.xyz"])
 def test_extended_xyz_is_read(tmp_path, form):
     frames = [atoms_of(name, target) for name, target in zip(CRYSTALS, TARGETS, strict=True)]
