@@ -6,7 +6,7 @@ For an unusable entry, only its id and the reason are kept.
 from __future__ import annotations
 
 import math
-import re
+import unicodedata
 from array import array
 from typing import Any
 
@@ -47,14 +47,13 @@ MAX_BONDS = 10_000_000
 _OCCUPANCY_TOLERANCE = 1e-8
 
 
-#: Characters that a CSV does not preserve or that UTF-8 cannot encode: control characters, line separators, lone
-#: surrogates. Invisible ones would make two ids look alike: zero-width and formatting characters, fillers, variation
-#: selectors.
-_UNFIT = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
-    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
-    r"\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
-)
+#: Unicode's categories of characters that a CSV does not preserve, that UTF-8 cannot encode or that are invisible:
+#: control and format characters, surrogates, private and unassigned ones, separators of lines and paragraphs.
+_UNFIT_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+#: Invisible characters of other categories: joiners, fillers, blank letters and notes, variation selectors.
+_INVISIBLE = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\U00016fe4\U0001d159"
+) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 
 
 class Unusable(Exception):
@@ -74,7 +73,7 @@ class Gatherer:
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
-        self._names: dict[str, str] = {}  # by their form without whitespace
+        self._names: dict[str, str] = {}  # by a form that ids which look alike have in common
         self._ids: list[str] = []
         self._targets = array("d")
         self._counts = array("q")
@@ -92,14 +91,11 @@ class Gatherer:
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Add an entry, or record why it cannot be used."""
-        bare = " ".join(name.split())  # no-break spaces, too
-        if bare in self._names:
-            other = self._names[bare]
-            self.refuse(
-                name, "the id occurs twice" if other == name else f"its id differs from {other!r} only in whitespace"
-            )
+        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # no-break spaces, too
+        if shape in self._names:
+            self.refuse(name, _likeness(name, self._names[shape]))
             return
-        if _UNFIT.search(name):
+        if not all(map(_is_fit, name)):
             self.refuse(
                 name,
                 "its id has control characters, invisible characters, or characters that cannot be saved to a file",
@@ -111,7 +107,7 @@ class Gatherer:
         except Unusable as unusable:
             self.refuse(name, str(unusable))
             return
-        self._names[bare] = name
+        self._names[shape] = name
         self._ids.append(name)
         self._targets.append(value)
         self._counts.append(len(numbers))
@@ -166,7 +162,23 @@ def _class_of(target: Any) -> float:
 
 def _shown(name: str) -> str:
     """An id with unprintable characters escaped."""
-    return _UNFIT.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+    return "".join(one if _is_fit(one) else one.encode("unicode_escape").decode() for one in name)
+
+
+def _is_fit(character: str) -> bool:
+    """Whether a character may be in an id: it is visible, or a blank, and files preserve it."""
+    return " " <= character <= "~" or not (
+        unicodedata.category(character) in _UNFIT_CATEGORIES or character in _INVISIBLE
+    )
+
+
+def _likeness(name: str, other: str) -> str:
+    """Why two ids that look alike cannot both be there."""
+    if name == other:
+        return "the id occurs twice"
+    if name.split() == other.split():
+        return f"its id differs from {other!r} only in whitespace"
+    return f"its id {name!a} is the same text as the id {other!a}, in another form of Unicode"
 
 
 def _writable(text: str) -> str:

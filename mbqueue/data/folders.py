@@ -63,7 +63,9 @@ def _file_of(folder: Path, name: str) -> Path:
     except ValueError:  # no file name has a null byte
         found = []
     if not found:
-        raise Unusable(f"there is no file {names[0]}" + (f" (or {', '.join(names[1:])})" if names[0] != name else ""))
+        others = f" (or {', '.join(names[1:])})" if names[0] != name else ""
+        blanks = "; remove the blanks around the id" if name != name.strip() else ""
+        raise Unusable(f"there is no file {names[0]}{others}{blanks}")
     if len(found) > 1:
         raise Unusable(f"several files have that name: {', '.join(str(f.relative_to(folder)) for f in found)}")
     return found[0]

@@ -121,8 +121,9 @@ def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
         if len(cells) != len(names):
             found.append((f"row {number}", None, uneven(len(row), len(names), headless=names is not heading)))
             continue
-        name, _, target = columns.cells(dict(zip(names, (cell.strip() for cell in cells), strict=True)))
-        found.append((f"row {number}", None, "it has no id") if is_no_id(name) else (name, target, ""))
+        name, _, target = columns.cells(dict(zip(names, cells, strict=True)))
+        told = target.strip() if target is not None else None
+        found.append((f"row {number}", None, "it has no id") if is_no_id(name) else (name, told, ""))
     return found
 
 

@@ -283,7 +283,13 @@ def test_ids_that_differ_only_in_the_kind_of_their_blanks_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [f"a{c}b" for c in "\r\n\t\x00\x1b\x85\u2028\u200b\u200d\u2060\u2800\u3164\ufe0f\ufeff\U000e0041"]
+    "name",
+    [
+        f"a{c}b"
+        for c in "\r\n\t\x00\x1b\x85\u2028\u2029\u200b\u200d\u2060\u2065\u2800\u3164\ufe0f\ufeff\U000e0041"
+        "\xad\u0600\u06dd\u070f\u180e\u08e2\ue000\uf8ff\ufff0\ufff9\ufffe\U0001d173\U0001bca0\U00013430\U0001d159"
+        "\U00016fe4\U000110bd\U000e0100\U000f0000"
+    ],
 )
 def test_an_id_with_a_control_or_invisible_character_is_refused_and_shown(tmp_path, name):
     (tmp_path / "t.jsonl").write_text(json.dumps(entry(name=name)))
@@ -292,6 +298,43 @@ def test_an_id_with_a_control_or_invisible_character_is_refused_and_shown(tmp_pa
     ((shown, reason),) = caught.value.offenders
     assert shown == name.encode("unicode_escape").decode()
     assert reason == "its id has control characters, invisible characters, or characters that cannot be saved to a file"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("\u00e9-1", "e\u0301-1"),
+        ("\u212b-1", "\u00c5-1"),
+        ("\u2126 1", "\u03a9\u00a01"),
+        ("\uac00", "\u1100\u1161"),
+        ("a\u0323\u0307", "a\u0307\u0323"),
+    ],
+)
+def test_ids_that_are_one_text_in_two_forms_of_unicode_are_refused_with_both_named(tmp_path, first, second):
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(entry(name=name)) for name in (first, second, "a")))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.jsonl"))
+    told = f"its id {second!a} is the same text as the id {first!a}, in another form of Unicode"
+    assert reasons(caught) == {second: told}
+    assert load(str(tmp_path / "t.jsonl"), drop_invalid=True).crystals.ids == [first, "a"]
+
+
+def test_visible_characters_of_any_script_are_kept_in_ids(tmp_path):
+    names = [
+        "Fe₂O₃",
+        "α-Al2O3",
+        "硅",
+        "Ünü",
+        "a\u0301",
+        "mp-1 ~!",
+        "a\u00a0b",
+        "\u05e9\u05c1",
+        "क्ष",
+        "−1°",
+        "\U0001f9ca",
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(entry(name=name)) for name in names))
+    assert load(str(tmp_path / "t.jsonl")).crystals.ids == names
 
 
 @pytest.mark.parametrize("form", ["t.json", "t.jsonl"])
@@ -312,6 +355,33 @@ def test_one_file_under_two_ids_is_refused(tmp_path, second):
         load(str(tmp_path))
     assert list(reasons(caught)) == [second]
     assert reasons(caught)[second].endswith("also belongs to salt")
+
+
+def test_ids_of_id_prop_keep_their_blanks_as_in_other_tables_and_name_the_file_exactly(tmp_path):
+    for name in ("a", "b ", " c", "d e"):
+        (tmp_path / f"{name}.cif").write_text(CIF)
+    (tmp_path / "id_prop.csv").write_text("a, -1 \nb ,-2\n c,-3\nd e,-4\n")
+    crystals = load(str(tmp_path)).crystals
+    assert crystals.ids == ["a", "b ", " c", "d e"]
+    assert crystals.targets.tolist() == [-1, -2, -3, -4]
+    write_csv(tmp_path / "t.csv", "id,cif,e_form", *([name, CIF, "-1"] for name in crystals.ids))
+    assert load(str(tmp_path / "t.csv")).crystals.ids == crystals.ids
+
+
+@pytest.mark.parametrize("heading", ["", "id,e_form\n"])
+@pytest.mark.parametrize("name", ["a ", " a", "\ta", "a\u00a0"])
+def test_an_id_of_id_prop_with_blanks_around_it_is_no_other_files_id(tmp_path, name, heading):
+    (tmp_path / "a.cif").write_text(CIF)
+    (tmp_path / "id_prop.csv").write_text(f"{heading}{name},-1\n")
+    with pytest.raises(
+        InvalidCrystals, match=r"there is no file .*\.cif .*; remove the blanks around the id\n"
+    ) as caught:
+        load(str(tmp_path))
+    assert len(caught.value.offenders) == 1
+    (tmp_path / "id_prop.csv").write_text(f"{heading}a,-1\n{name},-2\n")
+    (tmp_path / f"{name}.cif").write_text(CIF)
+    with pytest.raises(InvalidCrystals, match="its id differs from 'a' only in whitespace"):
+        load(str(tmp_path))
 
 
 def test_two_files_for_one_id_are_refused(tmp_path):
