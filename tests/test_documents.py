@@ -116,8 +116,6 @@ NAMED_IN_TEXT = {
     "mbqueue events rates.003": "tests/search/test_sessions.py",
     "mbqueue retry rates.003": "tests/search/test_searches.py",
     "mbqueue resume rates": "tests/search/test_sessions.py",
-    "mbqueue needs Python 3.11 or newer": "Makefile",  # what it says
-    "make PYTHON=python3.12 demo": "Makefile",
     "make test-oldest": "Makefile",
     "pip install mfusepy": "tests/drive/fuse_check.py",
     "pip install 'mbqueue[png]'": "pyproject.toml",
