@@ -19,7 +19,7 @@ from mbqueue.train.gated import PRODUCTS
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; ``auto`` chooses CUDA if it is available, else the CPU."""
+    """The device called ``name``; ``auto`` selects CUDA if it is available, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -42,7 +42,7 @@ _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def usable_precision(device: torch.device, wanted: str) -> str:
-    """The precision of products when ``wanted`` is requested: float32 if the device does not support it."""
+    """The precision of matrix products: ``wanted``, or float32 if the device does not support it."""
     if device.type != "cuda" or wanted == "float32":
         return "float32"
     return wanted if torch.cuda.get_device_capability(device)[0] >= NEEDED_CAPABILITY[wanted] else "float32"
@@ -50,18 +50,18 @@ def usable_precision(device: torch.device, wanted: str) -> str:
 
 @contextmanager
 def calculating(device: torch.device, precision: str) -> Iterator[None]:
-    """Within the block, matrix products have this precision (GPU only) and CUDA algorithms are deterministic ones.
+    """Within the block, use deterministic CUDA algorithms, and this precision for matrix products (GPU only).
 
-    Blocks may be nested; the inner one counts.
+    Blocks can be nested; the innermost one applies.
     """
     if device.type != "cuda":
         yield
         return
-    # cuBLAS reads this when its first handle is made; without it, deterministic algorithms are refused.
+    # cuBLAS reads this when it creates its first handle. Without it, PyTorch refuses deterministic algorithms.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.backends.cuda.matmul
     put_tf32_back = _keep_tf32(settings)
-    deterministic: Any = torch.utils.deterministic  # a module with a property that its stubs do not have
+    deterministic: Any = torch.utils.deterministic  # the type stubs lack a property of this module
     before = (
         settings.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
@@ -70,8 +70,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
     )
     settings.allow_tf32 = precision == "tf32"
     settings.allow_bf16_reduced_precision_reduction = False  # sums stay float32
-    # Only warn: if some version of torch has no deterministic form of an operation, a resume may differ in its last
-    # bits, which is no reason to refuse to train.
+    # Only warn: some version of torch may lack a deterministic form of an operation. A resume could then differ in its
+    # last bits, which is no reason to refuse to train.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # All allocated memory is written before it is read, so filling it first would waste time.
     deterministic.fill_uninitialized_memory = False
@@ -89,8 +89,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
 def _keep_tf32(settings: Any) -> Callable[[], None]:
     """Remember which of PyTorch's settings allow tf32, and return a function that restores them.
 
-    PyTorch has had two since 2.9, ``allow_tf32`` and ``fp32_precision``. Setting the first sets both. If only the
-    second was set, they disagree, and reading the first raises an error.
+    PyTorch 2.9 and later have two such settings, ``allow_tf32`` and ``fp32_precision``. Setting the first sets both. If
+    only the second was set, reading the first raises an error.
     """
     newer = getattr(settings, "fp32_precision", None)
     try:
@@ -113,7 +113,7 @@ def _keep_tf32(settings: Any) -> Callable[[], None]:
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
-    """The fingerprint: everything besides the work itself that decides whether two runs give equal bytes.
+    """The fingerprint: everything besides the work itself that affects the bytes of the result.
 
     Args:
         precision: of training, as `usable_precision` gives it.
@@ -128,7 +128,7 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
         "subnormals": "zero in kernels" if device.type == "cpu" else "",
         "cuda": torch.version.cuda or "" if on_gpu else "",
-        # PyTorch's wheels install it as a separate package, which can be upgraded on its own.
+        # cuBLAS is a package separate from PyTorch, and can be upgraded without it.
         "cublas": _cublas_version() if on_gpu else "",
         # The driver's tf32 setting, which overrides PyTorch's.
         "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE", "") if on_gpu else "",
@@ -140,19 +140,19 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, Any]:
 
 @cache
 def _library_versions() -> dict[str, str]:
-    # Cached, since looking up a version parses the package's metadata, and every commit has a fingerprint.
+    # Cached: every commit has a fingerprint, and looking up a version parses the package's metadata.
     return {name: version(name) for name in ("chgnet", "numba", "mbqueue")}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The differences between two fingerprints: key to [old, new]. A key that only one of them has does not count."""
+    """The differences between two fingerprints: key to [old, new]. Keys that only one of them has are ignored."""
     if "precision" in old:
-        old = {"validated_in": old["precision"], **old}  # earlier versions of mbqueue validated in that precision
+        old = {"validated_in": old["precision"], **old}  # earlier versions validated in this precision
     return {key: [old[key], new[key]] for key in sorted(old.keys() & new.keys()) if old[key] != new[key]}
 
 
 def _cublas_version() -> str:
-    # Wheels for CUDA 11 and 12 name it with that number, later ones without.
+    # The package is nvidia-cublas-cu11 or -cu12 for CUDA 11 and 12, and nvidia-cublas for later versions.
     for name in (f"nvidia-cublas-cu{(torch.version.cuda or '').partition('.')[0]}", "nvidia-cublas"):
         with suppress(PackageNotFoundError):
             return version(name)

@@ -25,15 +25,15 @@ from mbqueue.train.gpu_path import using
 from mbqueue.train.memory import DeviceMemory
 from mbqueue.train.step import infer
 
-#: The most crystals and directed bonds that go through the backbone at once, taken in the shard's order. The last
-#: digits depend on these limits, so they are the same for every experiment and device. They fit 4 GiB.
+#: The most crystals and directed bonds in one batch of the backbone. The last digits depend on these limits, so they
+#: are the same for every experiment and device. Such a batch fits 4 GiB.
 BATCH_CRYSTALS, BATCH_BONDS = 64, 65_536
-#: The share of the free disk that features may take when no experiment has asked for them.
+#: The largest share of the free disk space to fill with features that no experiment needs yet.
 _SHARE_OF_DISK = 0.25
 
 
 def open_frozen(spec: Spec, crystals: Crystals, cache_dir: Path) -> FrozenBackbone:
-    """The store of the experiment's pretrained backbone on its crystals, complete or not.
+    """The store of the pretrained backbone's outputs for the experiment's crystals, complete or not.
 
     All scalar and class targets of the same crystals share one store.
     """
@@ -77,9 +77,9 @@ def prepare_frozen(
     Shards that this machine's cache has for another dataset are copied from there. If the disk has room, features are
     stored together with energies, because one pass computes both.
 
-    On one kind of device, the bytes depend only on a shard's crystals and the weights. The exception: if memory runs
-    out, the rest of that shard goes through in smaller batches. The digest of the stored bytes
-    (`FrozenBackbone.digest`) shows the difference.
+    On one kind of device, the bytes depend only on a shard's crystals and the weights, with one exception: if memory
+    runs out, smaller batches compute the rest of that shard. The digest of the stored bytes (`FrozenBackbone.digest`)
+    shows the difference.
 
     Raises:
         DeviceTooSmall: if a single crystal does not fit the device.
@@ -130,8 +130,8 @@ def prepare_frozen(
         is_whole = preparing.run()
     if preparing.n_found:
         on_note(
-            f"Of {preparing.n_found:,} crystals what the backbone gives was in the cache already; it ran on "
-            f"{preparing.n_computed:,}."
+            f"The cache already had the backbone's outputs for {preparing.n_found:,} crystals. The backbone ran on "
+            f"{preparing.n_computed:,} others."
         )
     if preparing.n_computed and "features" not in preparing.kinds:
         on_note(why)

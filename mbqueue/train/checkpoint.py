@@ -18,8 +18,7 @@ class Checkpoints(OwnCommits):
 
     Args:
         place, identity, on_wrong, own: as for `OwnCommits`.
-        hold_on: called if the place is an object store and rejects a commit: waits, or raises the given error if no
-            time is left to wait.
+        hold_on: called when an object store rejects a commit. It waits, or raises the given error if no time is left.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Checkpoints(OwnCommits):
         return self.place.name
 
     def checkpoint(self, commit: Commit) -> bytes:
-        """As `Commits.checkpoint`, and check that the bytes are the training state that the manifest describes."""
+        """Read a checkpoint, and check that its bytes are the training state that the manifest describes."""
         content = super().checkpoint(commit)
         self._state(commit.manifest, content)
         return content

@@ -37,7 +37,7 @@ PRETRAINED = {
     "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
     "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
 }
-#: The advice for a file that is not a model.
+#: What to do about a file that is not a model.
 _GIVE = "Use a model_fold_*.pth from a results folder, or copy the file again."
 _HEAD = ("mlp.", "readout_norm.", "composition_model.")
 make_batch = batches.make_batch
@@ -196,7 +196,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read as a model file: {error}. {_GIVE}") from error
     except Exception:  # noqa: BLE001 - a damaged file gives RuntimeError, UnpicklingError, EOFError and more
-        # Some of their messages advise loading untrusted files.
+        # Leave out PyTorch's message: some versions of it advise loading untrusted files.
         raise CheckpointError(f"{path} cannot be read as a model file: it is damaged or not a model. {_GIVE}") from None
     if not isinstance(content, dict) or not {"model_args", "state_dict"} <= set(content.get("model", ())):
         raise CheckpointError(f"{path} contains no CHGNet model: model.model_args and model.state_dict are missing.")

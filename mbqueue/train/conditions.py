@@ -1,4 +1,4 @@
-"""The conditions under which a fold computes: precision, micro-batch size, and all else that decides the last bits."""
+"""The conditions under which a fold computes: precision, micro-batch size, and whatever else affects the last bits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Conditions:
             if memory.limit < train.batch_size:
                 on_note(
                     f"{name} fits at most {memory.limit} crystals at once in {work}, so a batch of "
-                    f"{train.batch_size} is split into micro-batches. To make mbqueue try more again, remove "
+                    f"{train.batch_size} is split into micro-batches. To make mbqueue try larger ones again, delete "
                     f"{memory.path}."
                 )
 
@@ -65,7 +65,7 @@ class Conditions:
         self.inference.begin()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides whether another run of the same work gives equal bytes."""
+        """Everything besides the work itself that affects the bytes of the result."""
         return {
             **fingerprint(self._device, self.precision),
             **described(self._device),

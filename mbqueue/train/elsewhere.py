@@ -78,8 +78,8 @@ class Elsewhere:
             try:
                 crystals, _ = Crystals.open(file)
             except CacheError:
-                continue  # damaged, or just being removed: the shard is computed instead
-            for key in (crystals.hash, crystals.structures_hash):  # of energies, and of all other targets
+                continue  # damaged, or being removed by another process
+            for key in (crystals.hash, crystals.structures_hash):  # for energies, and for all other targets
                 folder = frozen_folder(cache_dir, key, self._frozen.weights)
                 if folder in folders:
                     folders.remove(folder)

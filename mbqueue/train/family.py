@@ -28,7 +28,7 @@ class ModelFamily(Protocol):
     #: Names of pretrained weights → path of their file.
     PRETRAINED: dict[str, str]
 
-    # -- in and out of files -------------------------------------------------------------------------------------
+    # -- model files ---------------------------------------------------------------------------------------------
 
     def load_pretrained(self, version: str, /) -> Any:
         """One of ``PRETRAINED``, on the CPU."""
@@ -37,7 +37,7 @@ class ModelFamily(Protocol):
         """A saved model, on the CPU."""
 
     def model_bytes(self, model: Any, target: Target, /) -> bytes:
-        """A file's content that ``load_model`` and the family's own library read; equal models give equal bytes."""
+        """The content of a file for ``load_model`` and the family's own library; equal models give equal bytes."""
 
     def target_of_model(self, path: Path, /) -> Target:
         """The target that a saved model predicts."""
@@ -48,7 +48,7 @@ class ModelFamily(Protocol):
     def weights_hash(self, model: Any, /) -> str:
         """Hex SHA-256 of the weights that ``frozen`` depends on."""
 
-    # -- what is trained -----------------------------------------------------------------------------------------
+    # -- parameters ----------------------------------------------------------------------------------------------
 
     def trained_parameters(self, model: Any, trainable: str, /) -> dict[str, nn.Parameter]:
         """The parameters that ``none``, ``head`` or ``all`` trains, by name, in the model's order."""
@@ -71,7 +71,7 @@ class ModelFamily(Protocol):
     def scale_output(self, model: Any, factor: float, /) -> None:
         """Multiply the model's predictions, in place."""
 
-    # -- what is computed ----------------------------------------------------------------------------------------
+    # -- batches and predictions ---------------------------------------------------------------------------------
 
     def make_batch(self, cache: GraphCache, rows: NDArray[np.int64], distortion: Distortion | None, /) -> Batch:
         """The graphs of some crystals as one batch in host memory."""

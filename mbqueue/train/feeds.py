@@ -106,7 +106,7 @@ class FeatureFeed:
         self._frozen = frozen
         self._numbers = atomic_numbers
         self._targets = targets
-        # No bonds go through the device here.
+        # The head needs no bonds.
         self.costs = np.zeros(len(targets), dtype=np.int64)
 
     def load(self, rows: Rows, distortion: Distortion | None = None) -> FeatureBatch:
@@ -141,7 +141,7 @@ def feed_of(
 
 
 def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_cost: int) -> list[Rows]:
-    """``rows`` cut, in order, into parts with limits on crystals and cost (0: no limit).
+    """Cut ``rows``, in order, into parts with limits on crystals and cost (0: no limit).
 
     A single crystal above the cost limit gets a part to itself.
     """
@@ -162,7 +162,7 @@ def pack(rows: Rows, costs: NDArray[np.int64], *, largest_count: int, largest_co
 def ahead(make: Callable[[int], T], n: int, *, depth: int = 2) -> Generator[T, None, None]:
     """Yield ``make(0)`` … ``make(n − 1)``, computed in a thread up to ``depth`` ahead; errors are raised in order.
 
-    Close the iterator (leaving a ``for`` over ``contextlib.closing``) to end the thread early.
+    Close the iterator, for example with ``contextlib.closing``, to end the thread early.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -210,7 +210,7 @@ def host_batches(
 
 
 def _pinned(batch: Any) -> Any:
-    """The batch in page-locked memory, or unchanged if none is left: then only its copy to the device blocks."""
+    """The batch in page-locked memory; unchanged if none is left, which makes only its copy to the device slower."""
     try:
         return batch.pin()
     except RuntimeError:  # if the GPU has failed, the copy reports it

@@ -41,7 +41,7 @@ from mbqueue.train.stepper import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class _Writer:
-    """Who writes commits, and how often."""
+    """The session that writes commits, its fence, and the time between commits."""
 
     fence: int
     session: str
@@ -147,7 +147,7 @@ class FoldRun:
         with calculating(self.device, self._conditions.precision), Saver(self.checkpoints, save) as saver:
             learner = self._enter(epoch, session)
             if not (learner.complete and learner.epoch == epoch):
-                # An error leaves a state that no commit holds, so the next call must read one.
+                # After an error, no commit matches the state in memory, so the next call must read one.
                 self._learner = None
                 learner.open_epoch(epoch, session)
                 finished = self._train(learner, saver, writer, should_stop, on_step)
@@ -179,7 +179,7 @@ class FoldRun:
         if learner.finished_epochs < epoch - 1:
             raise CheckpointError(
                 f"Epoch {epoch} of fold {self.fold} cannot start: the newest whole commit in "
-                f"{self.checkpoints.where} has finished {learner.finished_epochs} epochs. "
+                f"{self.checkpoints.where} contains only {learner.finished_epochs} finished epochs. "
                 f"Train from epoch {learner.finished_epochs + 1} again."
             )
         return learner
@@ -355,7 +355,7 @@ class FoldRun:
         """Predictions of the test rows, in the order of ``rows.test``; None if stopped.
 
         Without epochs the model is the pretrained one, and its predictions of the undistorted crystals come from the
-        store. Arguments and errors as `Inference.predict`.
+        store. Arguments and errors are those of `Inference.predict`.
         """
         self._conditions.begin()
         self._inference.check_kernels(self.rows.train)

@@ -107,7 +107,7 @@ class FrozenBackbone:
         with replacing(path) as stream:
             array = np.ascontiguousarray(values, dtype=np.float32)
             np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-            # Not by `array.tofile`: its error for a full disk or a limit on the size of files does not say which it is.
+            # `array.tofile` raises the same error for a full disk and for a limit on the size of files.
             stream.write(array.data)
         listing = {**self._identity, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         write_json(path.with_suffix(".json"), listing)
@@ -275,7 +275,7 @@ class Preparing:
         return True
 
     def _make(self, shard: int, tell: Callable[[int], None]) -> bool:
-        """Make whatever is still missing of a shard whose lock is held; return False if stopped."""
+        """Make what a shard still lacks, with its lock held; return False if stopped."""
         frozen = self.frozen
         missing = [kind for kind in self.kinds if not frozen.is_whole(kind, shard, verify=True)]
         if not missing:

@@ -41,7 +41,7 @@ class FusedMessages:
         atoms = np.concatenate([[0], np.cumsum(batch.n_atoms.numpy())])
         bonds = np.searchsorted(
             self.bonds[0], atoms
-        )  # first bond of each crystal; its undirected ones begin at half that
+        )  # first directed bond of each crystal; its first undirected bond has half that index
         shorts = np.searchsorted(batch.short_bond.numpy(), bonds // 2)
         angles = np.searchsorted(self.angles[1], shorts)
         self.bond_ranges = _ranges(bonds)
@@ -81,7 +81,7 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 
 
 def _ranges(borders: Array) -> list[tuple[int, int]]:
-    """At most 32 ranges of rows of about the same length, cut at the borders of crystals."""
+    """At most 32 ranges of rows, of about equal length, that end where a crystal ends."""
     total = int(borders[-1])
     wanted = np.arange(1, _RANGES) * total / _RANGES
     cuts = np.unique(np.concatenate([[0, total], borders[np.searchsorted(borders, wanted)]]))
@@ -90,7 +90,7 @@ def _ranges(borders: Array) -> list[tuple[int, int]]:
 
 def _blocks_transposed(weight: Array) -> Array:
     """The two square matrices of core and gate, each transposed, one below the other."""
-    # Contiguous rows: otherwise the kernels would be compiled for strides and run at a third of the speed.
+    # Contiguous: compiled for strided arrays, the kernels would run at a third of the speed.
     return np.ascontiguousarray(np.concatenate([weight[:64].T, weight[64:].T]))
 
 
@@ -103,9 +103,9 @@ def _threads() -> ThreadPoolExecutor:
 def _subnormals_as_zero() -> Iterator[None]:
     """Make this thread treat numbers below 1.2e-38 as zero.
 
-    Closed gates and weights near the cut-off give gradients that small. They change no sum, but some processors need a
-    hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). The mode is set for
-    every piece of work, so that results do not depend on what ran in the thread before.
+    Closed gates and weights near the cut-off give gradients that small. They change no sum, but some processors take a
+    hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). Every piece of work
+    sets the mode, so that results do not depend on what ran in the thread before.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

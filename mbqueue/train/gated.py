@@ -48,10 +48,10 @@ def gradient_scale(structures: int) -> float:
 
 
 class _HalfProduct(torch.autograd.Function):
-    """x · weightᵀ of numbers rounded to float16, summed in float32, as tensor cores do it; its gradients likewise.
+    """x · weightᵀ and its gradients as tensor cores compute them: inputs rounded to float16, sums in float32.
 
-    A product of two float16 is exact in float32, so float32 products of the rounded numbers are the same. They are not
-    faster: this is the reference for the kernels, and their fallback.
+    A product of two float16 numbers is exact in float32, so this computes float32 products of the rounded numbers. It
+    is not faster than float32: it is the reference for the kernels, and their fallback.
     """
 
     @staticmethod
@@ -120,7 +120,7 @@ class PlainMessages:
     """The three gathers-and-sums of CHGNet's blocks, on one batch."""
 
     def __init__(self, batch: Batch) -> None:
-        # The orders are made on the host, unless the batch is on a GPU and brings them.
+        # A batch on a GPU already has these orders; for others, the host computes them here.
         batch = batch.ordered()
         by_undirected = torch.stack([batch.bond_first, batch.bond_reverse.index_select(0, batch.bond_first)], dim=1)
         pairs = torch.arange(0, 2 * len(batch.bond_length) + 1, 2, dtype=torch.int32, device=by_undirected.device)
@@ -149,7 +149,7 @@ class PlainMessages:
             atoms: the first layer's share of centre (with its bias) ‖ neighbour, [A, 256].
             bonds: its share of the bond, [U, 128].
             weights: the bonds' weights, [U, 64].
-            gate: what comes after the first layer.
+            gate: the layers after the first.
         """
         of_center, of_neighbor = atoms.chunk(2, dim=1)
         pre = self._center.gather(of_center) + self._neighbor.gather(of_neighbor)
@@ -171,7 +171,7 @@ class PlainMessages:
             angles: angle features, [T, 64].
             first: the first layer's matrix for them, [128, 64].
             weights: the short bonds' weights, [S, 64].
-            gate: what comes after the first layer.
+            gate: the layers after the first.
         """
 
         def total(pre: Tensor, weights: Tensor) -> Tensor:
@@ -190,9 +190,9 @@ class PlainMessages:
 
 
 def _recomputed(work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``work(*inputs)``; only the inputs are kept for the gradient, which repeats the work.
+    """Return ``work(*inputs)``, and keep only the inputs for the gradient, which repeats the work.
 
-    A message then keeps one row of 128 numbers instead of about 700; on a GPU, memory limits the batch.
+    A message then keeps 128 numbers instead of about 700, so larger batches fit a GPU.
     """
     if not torch.is_grad_enabled():
         return work(*inputs)

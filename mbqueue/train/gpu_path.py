@@ -27,19 +27,19 @@ CHECKED_CRYSTALS = 16
 
 @dataclass(frozen=True)
 class _Verdict:
-    """The precisions in which the kernels agreed, and why they are not used (empty: they are used)."""
+    """The precisions in which the kernels agreed with plain torch, and the reason not to use them (empty: none)."""
 
     precisions: frozenset[str]
     reason: str
 
 
 _verdicts: dict[str, _Verdict] = {}
-#: The choice made by `using`, for the thread that made it.
+#: This thread's choice, made by `using`.
 _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the device computes with the fused kernels: if they agreed with plain torch, or as `using` chose."""
+    """Whether the device computes with the fused kernels: the choice of `using`, or else the result of the check."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -49,7 +49,7 @@ def uses_kernels(device: torch.device) -> bool:
 
 @contextmanager
 def using(*, kernels: bool) -> Iterator[None]:
-    """Within the block, this thread computes with the kernels, unchecked, or without them."""
+    """Within the block, this thread uses the kernels without checking them, or does not use them."""
     token = _chosen.set(kernels)
     try:
         yield

@@ -87,7 +87,7 @@ class Inference:
 
         Args:
             model: gives values in the unit of the target (logits for a class target); it is moved to the device.
-            strains: pairs of opposite small strains that each crystal is averaged over besides itself.
+            strains: pairs of opposite small strains; each prediction is a mean over the crystal and its strained forms.
             stored: the model's outputs for the undistorted crystals, [N], if known already.
             should_stop: called before every batch.
             on_progress: called with the crystals done and in total, each counted once per strain.
@@ -180,13 +180,13 @@ class Inference:
         )
 
     def _finite(self, output: NDArray[np.float64], rows: Rows) -> NDArray[np.float64]:
-        """The outputs for ``rows``, if they are finite."""
+        """Return ``output`` if it is finite for all ``rows``; otherwise raise."""
         bad = rows[~np.isfinite(output)]
         if len(bad):
             raise NonFiniteLoss(
                 f"Fold {self._fold}: the predictions of {len(bad)} of {len(rows)} crystals are not finite, so they are "
-                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. If these are nearly all, training "
-                "diverged: enqueue the experiment under another name with a lower train.lr. Otherwise check their "
-                "interatomic distances."
+                f"not kept: {listed([self._crystals.ids[row] for row in bad])}. If nearly all crystals are affected, "
+                "training diverged: enqueue the experiment under another name with a lower train.lr. Otherwise check "
+                "these crystals' interatomic distances."
             )
         return output

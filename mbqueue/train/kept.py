@@ -23,7 +23,7 @@ FORGET_SECONDS = 7 * 86400.0
 
 
 class Kept:
-    """The outputs of a pass's first crystals, in their order. They end at a batch border, so a resumed pass has the
+    """The outputs so far of one pass over the crystals, in order. They end at a batch border, so a resumed pass has the
     same batches as an uninterrupted one.
 
     Args:
@@ -43,7 +43,7 @@ class Kept:
         return np.concatenate(self._parts)
 
     def add(self, part: NDArray[np.float32]) -> None:
-        """Add a batch; all outputs are written every ten seconds."""
+        """Add a batch, and write all outputs if the last write was ten seconds ago."""
         self._parts.append(part)
         if self._clock.monotonic() - self._written_at >= WRITE_SECONDS:
             self.write()

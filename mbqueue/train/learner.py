@@ -29,7 +29,7 @@ from mbqueue.train.step import StepResult
 
 
 class Learner:
-    """A fold's training between two steps; a new one is before the first step.
+    """A fold's training between two steps; a new one has not taken any step.
 
     Args:
         spec: the experiment.

@@ -17,8 +17,8 @@ from mbqueue.train.arithmetic import device_name
 
 #: No limit: more crystals than any batch has.
 UNLIMITED = 1 << 20
-#: A GPU counts as free if at most this much is in use after a failed attempt is cleared: a process's context and
-#: libraries take up to 0.6 GiB, a screen about as much.
+#: A GPU counts as free if at most this much memory is in use after a failed attempt is cleared. A process's context
+#: and libraries take up to 0.6 GiB, and a screen takes about as much.
 _FREE_BYTES, _FREE_SHARE = 1 << 30, 0.1
 
 
@@ -105,9 +105,9 @@ class DeviceMemory:
             crystal = ids[shortage.rows[0]]
             if not is_free:
                 raise DeviceBusy(
-                    f"The crystal {crystal} does not fit the GPU memory that other processes leave free: {held} "
-                    "without it. End the other processes (nvidia-smi lists them; a notebook's kernel keeps memory "
-                    "until it is restarted), then run: mbqueue work"
+                    f"The crystal {crystal} does not fit the GPU memory that other processes leave free: {held}. "
+                    "End the other processes (nvidia-smi lists them; a notebook's kernel keeps memory until it is "
+                    "restarted), then run: mbqueue work"
                 )
             raise DeviceTooSmall(
                 f"The crystal {crystal} alone does not fit the memory of {device}. Use a device with more memory, or "
@@ -120,7 +120,7 @@ class DeviceMemory:
         self._on_note(
             f"{device_name(device)} ran out of memory with {len(shortage.rows)} crystals at once. From now on, at most "
             f"{self.limit} run at once, which changes only the last digits of results."
-            + ("" if is_free else f" Other processes hold memory there ({held}), so the next job tries more again.")
+            + ("" if is_free else f" Other processes use its memory ({held}), so the next job tries more again.")
         )
 
     def _remembered(self) -> int:

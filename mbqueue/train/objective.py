@@ -26,7 +26,7 @@ class Objective:
     Attributes:
         spec: the training options.
         kind: of the target.
-        scale: factor of the outputs: a power of two, so that no digit is lost; 1 except for scalars.
+        scale: factor of the outputs: a power of two, so that scaling is exact; 1 except for scalars.
     """
 
     spec: TrainSpec

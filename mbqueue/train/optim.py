@@ -14,8 +14,8 @@ from mbqueue.errors import CheckpointMisfit
 from mbqueue.experiment import TrainSpec
 from mbqueue.train.family import ModelFamily
 
-#: The advice for an undamaged checkpoint of the same spec with different parameters.
-ADVICE = "Another version of mbqueue wrote it. Use that version, or train under a new name (--name)."
+#: What to do about an undamaged checkpoint of the same spec that has different parameters.
+ADVICE = "Another version of mbqueue wrote this checkpoint. Use that version, or train under a new name (--name)."
 
 
 def open_for_training(
@@ -97,7 +97,7 @@ class WeightAverage:
     """Exponential moving average of the trained parameters.
 
     After optimizer step t (from 1) the average moves by 1 − min(decay, (1 + t) / (10 + t)) towards the weights, so
-    that a short run is not held at its first weights.
+    the first weights do not dominate a short run.
     """
 
     def __init__(self, trained: dict[str, nn.Parameter], decay: float) -> None:
@@ -155,7 +155,7 @@ class WeightSoup:
         """
         ends = [*self.ends, {name: p.detach().clone() for name, p in self._live.items()}]
         maes = [*self.end_maes, own_mae]
-        # Oldest first, because the last digits depend on the order; of equally good epochs, take the earlier.
+        # Oldest first, because the last digits depend on the order. Among equally good epochs, the earlier ones win.
         best = sorted(range(len(maes)), key=maes.__getitem__)[: self._epochs]
         chosen = sorted(best) if self.of_best else range(len(ends))[-self._epochs :]
         self._window = [ends[number] for number in chosen]

@@ -80,7 +80,7 @@ def predict_crystals(
     Args:
         family: the family of the models.
         models: with their element references, see `ModelFamily.load_model`.
-        strains: pairs of `opposite_strains` that each crystal is averaged over besides itself.
+        strains: from `opposite_strains`; each prediction is a mean over the crystal and its strained forms.
         strain_size: standard deviation of the strains' components.
         on_progress: called with the crystals done and in total, each counted once per model and strain.
         keep_in: folder for partial predictions, so that an interrupted prediction resumes where it stopped.

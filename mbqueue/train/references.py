@@ -55,8 +55,8 @@ def fit_references(
 ) -> References:
     """Fit references that minimise the squared error of interaction energy + references against the targets.
 
-    For elements that always occur in a fixed ratio, only the sum is determined; the smallest solution is taken.
-    Elements missing from all crystals get 0.
+    For elements that always occur in a fixed ratio, the data determine only the sum; the fit takes the solution of
+    smallest norm. Elements missing from all crystals get 0.
 
     Args:
         shares: share of each element in each crystal, [N, 94] (see `compositions`).
@@ -100,10 +100,10 @@ def fit_composition(shares: NDArray[np.float64], targets: NDArray[np.float64]) -
 def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> References:
     """Logistic ridge regression of a class on the composition, regularised towards the overall log-odds.
 
-    Newton's method starts from there. An element missing from all crystals gets the overall log-odds.
+    Newton's method starts from these log-odds, and an element missing from all crystals keeps them.
 
     Args:
-        shares: [N, 94]. classes: 0 or 1, both of them there, [N].
+        shares: [N, 94]. classes: 0 or 1, [N]; both must occur.
     """
     present = _present(shares)
     share_of_ones = float(classes.mean())

@@ -36,7 +36,7 @@ def split_rows(targets: NDArray[np.float64], spec: Spec, fold: int) -> FoldRows:
 
 
 def common_validation(targets: NDArray[np.float64], specs: Iterable[Spec], fold: int) -> Rows:
-    """Rows in the validation part of every experiment, on which none of them was trained; ascending.
+    """Rows that all experiments hold out for validation, so none of them trained on these rows; ascending.
 
     Args:
         targets: of every crystal of the dataset, [N]; the split depends on their values only for classes.

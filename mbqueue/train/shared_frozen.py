@@ -28,7 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def send_shards(
     store: ObjectStore, frozen: FrozenBackbone, kinds: Sequence[str], *, should_stop: Callable[[], bool]
 ) -> bool:
-    """Upload every whole shard that the store lacks; if another machine's is there first, it replaces this one's.
+    """Upload every whole shard that the store lacks; if another machine stored one first, use that one.
 
     Returns:
         False if stopped before the end.
@@ -113,7 +113,7 @@ def _several_at_once(work: Callable[[str, int], None], shards: Sequence[tuple[st
             for one in [pool.submit(unless_failed, *shard) for shard in shards]:
                 yield one.result()
         except BaseException:
-            has_failed.set()  # the caller may have enough shards
+            has_failed.set()  # also if the caller closes this generator early
             raise
 
 
@@ -124,13 +124,13 @@ def _only_ours(frozen: FrozenBackbone, kind: str, shard: int, there: Collection[
 
 
 def _take(store: ObjectStore, frozen: FrozenBackbone, kind: str, shard: int) -> None:
-    """Replace a shard by the store's, if that is whole."""
+    """Replace a shard with the store's copy, if that copy is undamaged."""
     prefix = _prefix(frozen)
     try:
         listing = json.loads(store.read(f"{prefix}/{_listing(kind, shard)}", at_most=LARGEST_LISTING))
         size = int(listing["size"])
         if not _SHA256.fullmatch(listing["sha256"]) or not 0 <= size <= LARGEST_SHARD:
-            return  # written by another program
+            return  # mbqueue did not write this listing
         content = store.read(f"{prefix}/{_file(kind, shard, listing['sha256'])}", at_most=size)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return

@@ -247,7 +247,7 @@ def test_a_commit_of_an_earlier_version_resumes_without_a_note(bench: Any, helpe
 
 def test_commits_of_another_spec_are_set_aside(bench: Any, helpers: Any, tmp_path: Path) -> None:
     helpers.train_epoch(bench.run(tmp_path), 1)
-    with pytest.raises(CheckpointError, match="has finished 0 epochs"):
+    with pytest.raises(CheckpointError, match="contains only 0 finished epochs"):
         helpers.train_epoch(bench.run(tmp_path, lr=2e-3), 2)
     assert (tmp_path / "e0001-done-f0001.pt.damaged").exists()
 

@@ -81,7 +81,7 @@ def angles_forward(
         weights: the short bonds' weights, [S, 64].
         weight: the first layer's matrix for angles, [128, 64] (transposed, core above gate).
         gate: as in ``bonds_forward``.
-        out: is added to.
+        out: the array to add to.
     """
     _, bond_i, bond_j = graph
     second, bias, scale, shift = gate
@@ -114,7 +114,7 @@ def angles_backward(
         weights: as in ``angles_forward``.
         weight: as in ``angles_forward``.
         gate: as in ``angles_forward``.
-        backs: the first layer's matrix for angles, and the second layers, as they are, [128, 64] each.
+        backs: the first layer's matrix for angles, and the second layers, not transposed, [128, 64] each.
         d_out: gradient of ``out``.
         d_inputs: gradients of ``inputs``, added to.
         d_weights: gradient of ``weights``, added to.
@@ -171,7 +171,7 @@ def update_forward(
         weight: as in ``angles_forward``.
         scale: of the norms, [128].
         shift: of the norms, [128].
-        out: is written.
+        out: the array to write.
     """
     pre, features = np.zeros((ROWS, 128), np.float32), np.zeros((ROWS, 64), np.float32)
     inverse = np.empty((ROWS, 2), np.float32)
@@ -199,7 +199,7 @@ def update_backward(
         weight: as in ``update_forward``.
         scale: as in ``update_forward``.
         shift: as in ``update_forward``.
-        weight_back: the first layer's matrix for angles as it is, [128, 64].
+        weight_back: the first layer's matrix for angles, not transposed, [128, 64].
         d_out: gradient of ``out``.
         d_inputs: gradients of ``inputs``, added to; the angles' gradient starts as ``d_out``.
         sums: for this range alone: gradient of the first layer [128, 64]; of scale, shift, bias [3, 128].

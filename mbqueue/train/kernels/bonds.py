@@ -47,7 +47,7 @@ def bonds_forward(begin: int, end: int, graph: Any, inputs: Any, gate: Any, out:
         inputs: the first layer's share of centre (with its bias) ‖ neighbour [A, 256], that of the bond [U, 128], and
             the bonds' weights [U, 64].
         gate: second layers [128, 64] (transposed, core above gate), their bias, scale and shift of the norms, [128].
-        out: is added to.
+        out: the array to add to.
     """
     center, _, undirected = graph
     second, bias, scale, shift = gate
@@ -78,7 +78,7 @@ def bonds_backward(
         graph: as in ``bonds_forward``.
         inputs: as in ``bonds_forward``.
         gate: as in ``bonds_forward``.
-        second_back: the second layers as they are, [128, 64].
+        second_back: the second layers, not transposed, [128, 64].
         d_out: gradient of ``out``.
         d_inputs: gradients of ``inputs``, added to.
         sums: for this range alone: gradient of the second layers [128, 64]; of scale, shift and bias [3, 128].

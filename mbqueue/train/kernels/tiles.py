@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-#: Increase it whenever the kernels' result bytes change.
+#: Increase this whenever the kernels' result bytes change.
 VERSION = 2
 
-#: The most partial sums in a weight gradient: programs own fixed ranges of rows, whatever the number of
-#: multiprocessors.
+#: The most partial sums in a weight gradient. Each program owns a fixed range of rows, so the sums do not depend on
+#: the number of multiprocessors.
 PARTIALS = 512
 
-#: The same on every chip: a program's rows of a basis, the most partial sums in its gradient, atoms in a tile of the
-#: read-out, rows of partial sums and of gathered gradients, rows of a product that computes a weight's gradient, atoms
-#: of an element.
+#: Sizes for every chip, in this order: a program's rows of a basis; partial sums in that basis's gradient, at most;
+#: atoms in a tile of the read-out; rows of partial sums and of gathered gradients; rows of a product that computes a
+#: weight's gradient; atoms of an element.
 BASIS_ROWS, BASIS_PARTIALS, READ_OUT_ATOMS, SUM_ROWS, PRODUCT_ROWS, ELEMENT_ROWS = 32, 256, 16, 16, 32, 32
 
 

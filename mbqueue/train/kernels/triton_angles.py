@@ -65,7 +65,7 @@ def _first_layer(
 
 @triton.jit
 def _away(number, RESIDENT: tl.constexpr):  # noqa: N803
-    """Zero. The compiler keeps a matrix at this offset in shared memory between tiles only if it knows the offset."""
+    """Return zero: a constant if RESIDENT. Only a matrix at a constant offset stays in shared memory between tiles."""
     if RESIDENT:
         return 0
     return tl.minimum(number, 0) * WIDTH
@@ -258,7 +258,7 @@ def angles_forward(
         angles: contiguous [T, 64].
         first: contiguous [128, 64].
         weights: [S, 64].
-        gate: what comes after the first layer.
+        gate: the layers after the first.
     """
     batch, tiles = plan.batch, plan.tiles
     out = room(atoms, len(batch.short_bond), 64)
@@ -299,9 +299,9 @@ def angles_backward(
         angles: [T, 64].
         first: [128, 64].
         weights: [S, 64].
-        gate: what comes after the first layer.
+        gate: the layers after the first.
         d_total: gradient of the sums, contiguous [S, 64].
-        d_weights: is added to and returned, instead of a new tensor; [S, 64], rows of any stride.
+        d_weights: if given, is added to and returned; [S, 64], rows of any stride.
         d_angles: the same for angles; contiguous [T, 64].
     """
     batch, tiles = plan.batch, plan.tiles
@@ -350,7 +350,7 @@ def update_backward(
         shorts: [S, 256].
         angles: [T, 64].
         first: [128, 64].
-        gate: what comes after the first layer.
+        gate: the layers after the first.
         d_out: gradient of the new features, contiguous [T, 64]; it is a part of the old features' gradient.
     """
     batch, tiles = plan.batch, plan.tiles

@@ -219,7 +219,7 @@ def bonds_forward(
         atoms: [A, 256]; this and the next two may have any stride between rows.
         bonds: [U, 128].
         weights: [U, 64].
-        gate: what comes after the first layer.
+        gate: the layers after the first.
         shorts: the short bonds' shares, used instead of their rows in ``bonds``, [S, 128].
     """
     batch, tiles = plan.batch, plan.tiles
@@ -249,7 +249,7 @@ def bonds_backward(
         gate: as in ``bonds_forward``.
         d_total: gradient of the sums, contiguous [A, 64].
         shorts: as in ``bonds_forward``; the gradient of ``bonds`` is then 0 in the rows of short bonds.
-        d_weights: is added to and returned, instead of a new tensor; [U, 64], rows of any stride.
+        d_weights: if given, is added to and returned; [U, 64], rows of any stride.
     """
     batch, tiles = plan.batch, plan.tiles
     n_atoms, n_bonds = len(batch.atomic_numbers), len(batch.bond_length)

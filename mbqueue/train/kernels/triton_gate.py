@@ -48,10 +48,10 @@ def product(x, y, PRECISION: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def settled(x, PRECISION: tl.constexpr):  # noqa: N803
-    """``x`` itself, but computed only once before it becomes a factor on tensor cores.
+    """Return ``x``, computed only once before it becomes a factor on tensor cores.
 
-    Several threads hold each number of such a factor. Without this, each thread would compute the number itself,
-    starting from the loads, and repeat that for every product.
+    Several threads hold each number of such a factor. Without this function, each thread would compute the number from
+    the loads on, again for every product.
     """
     if PRECISION == "float32" or _INTERPRETED:
         return x
@@ -110,7 +110,7 @@ def half_of(vector, half):
 def second_layer(pre, second, bias, half, PRECISION: tl.constexpr, IS_BACKWARD: tl.constexpr = True):  # noqa: N803
     """Second linear layer of one half after SiLU."""
     hidden = pre * sigmoid(pre)
-    if IS_BACKWARD or PRECISION != "fp16":  # fp16 is for the T4, whose registers are too few for it in the forward pass
+    if IS_BACKWARD or PRECISION != "fp16":  # fp16 runs on the T4, which has too few registers here
         hidden = settled(hidden, PRECISION)
     return times(hidden, second + half * (WIDTH * WIDTH), 1, WIDTH, PRECISION) + half_of(bias, half)
 
