@@ -30,7 +30,7 @@ def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
     if not listed and gatherer.targets_required:
         raise DataError(f"The folder {path} has no {LISTING} with ids and targets.")
     rows = read_listing(columns, path / LISTING) if listed else _every_file(path)
-    columns.structure = "one file each"
+    columns.structure, columns.row_names = "one file each", "the name of the file"
     names_of: dict[str, str] = {}
     for number, (name, target, why) in enumerate(rows, 1):
         try:

@@ -39,12 +39,11 @@ def read_json(gatherer: Gatherer, columns: Columns, path: Path, progress: Progre
     """Read a JSON table; without an id column, rows are named by the table's index or else by position."""
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         columns.fix_id()
-        if columns.id is None:
-            add(gatherer, str(number if entry.key is None else entry.key), entry.structure, entry.target)
-        elif is_no_id(entry.id):
-            gatherer.refuse(f"row {number}", f"it has no id in column {columns.id}")
+        name, source = (entry.key, columns.row_names) if columns.id is None else (entry.id, f"column {columns.id}")
+        if is_no_id(name):
+            gatherer.refuse(f"row {number}", f"it has no id in {source}")
         else:
-            add(gatherer, entry.id, entry.structure, entry.target)
+            add(gatherer, name, entry.structure, entry.target)
 
 
 def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None, task: Task) -> None:
@@ -52,6 +51,7 @@ def read_official(gatherer: Gatherer, columns: Columns, path: Path, progress: Pr
     for number, entry in enumerate(JsonTable(path, columns, progress).entries()):
         position = entry.key if isinstance(entry.key, int) else number
         gatherer.add(task.id_of(position), entry.structure, entry.target)
+    columns.row_names = "the position, as matbench names it"
 
 
 def read_json_lines(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Iterator, Mapping
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ class Entry(NamedTuple):
     """One row of a table.
 
     Attributes:
-        key: the row's name in the table's index or as a key; None if it has none.
+        key: the row's name in the table's index or as a key; its position if there is neither.
         id, structure, target: its cells in the chosen columns.
     """
 
@@ -75,13 +76,14 @@ class JsonTable:
         """Yield the rows of the split form if its names come before them, as in matminer's files.
 
         Returns:
-            otherwise, each key with the first character of its value, and ``index`` and ``columns`` with their lists.
+            otherwise, each key with the first character of its value, and ``index``, ``columns`` and ``schema`` with
+            their content.
         """
         outline: dict[str, Any] = {}
         is_read = False
         for key in stream.members():
             outline[key] = stream.peek()
-            if key in ("index", "columns") and outline[key] == "[":
+            if (key, outline[key]) in (("index", "["), ("columns", "["), ("schema", "{")):
                 outline[key] = stream.value()
             elif key == "data" and outline[key] == "[" and {"index", "columns"} <= set(outline):
                 yield from self._split(stream, outline)
@@ -104,17 +106,22 @@ class JsonTable:
                         raise NotJson("'data' is not a list")
                     yield from self._split(stream, outline)
                 else:
-                    yield from self._rows(stream)
+                    yield from self._rows(stream, index=_index_of(outline.get("schema")))
         elif {"lattice", "sites"} <= set(outline):
             with self._open() as stream:
-                yield Entry(None, *self._columns.cells({STRUCTURE_NAMES[0]: stream.value()}))
+                yield Entry(0, *self._columns.cells({STRUCTURE_NAMES[0]: stream.value()}))
         elif all(outline[name] == "[" for name in names) or set(names) & set(STRUCTURE_NAMES):
             yield from self._column_wise(names)
         else:
             yield from self._by_key(names)
 
-    def _rows(self, stream: JsonStream) -> Iterator[Entry]:
-        """A list of objects, structures (as objects or as text) or, from ``orient="values"``, cells."""
+    def _rows(self, stream: JsonStream, *, index: Sequence[str] = ()) -> Iterator[Entry]:
+        """A list of objects, structures (as objects or as text) or, from ``orient="values"``, cells.
+
+        ``index`` are the columns that were the index of the table.
+        """
+        if len(index) == 1:
+            self._columns.row_names = "the index" if index[0] == "index" else f"the index {index[0]}"
         for number in stream.items():
             opening = stream.peek()
             row = stream.value()
@@ -122,9 +129,15 @@ class JsonTable:
                 named = {str(position): cell for position, cell in enumerate(row)}
                 if number == 0:
                     self._choose_by_content(named)
-                yield Entry(None, *self._columns.cells(named))
+                yield Entry(number, *self._columns.cells(named))
             elif opening in '{"':
-                yield Entry(None, *self._columns.cells(_as_row(row)))
+                cells = self._columns.cells(_as_row(row))
+                if len(index) > 1 and self._columns.id is None:
+                    raise DataError(
+                        f"The index of {self._path} has {len(index)} levels ({', '.join(index)}). Name the column of "
+                        "ids with --id-column."
+                    )
+                yield Entry(row.get(index[0]) if index and opening == "{" else number, *cells)
             else:
                 raise NotJson(f"row {number} is {row!r:.40}, neither an object nor a list")
 
@@ -138,6 +151,8 @@ class JsonTable:
         names = [str(name) for name in columns]
         chosen = [self._columns.id, self._columns.structure, self._columns.target]
         positions = [len(names) if name is None else names.index(name) for name in chosen]
+        if index is not None:
+            self._columns.row_names = "the index"
         count = 0
         for number in stream.items():
             row = stream.value()
@@ -146,7 +161,7 @@ class JsonTable:
             if index is not None and number >= len(index):
                 raise DataError(f"{self._path} has more rows than its index ({len(index)}).")
             row.append(None)
-            yield Entry(None if index is None else index[number], *(row[position] for position in positions))
+            yield Entry(number if index is None else index[number], *(row[position] for position in positions))
             count += 1
         if index is not None and count < len(index):
             raise DataError(
@@ -161,9 +176,11 @@ class JsonTable:
         count = 0
         for stream in self._at(self._columns.structure):
             by_key = stream.peek() == "{"
+            if by_key:
+                self._columns.row_names = "the index"
             for key in stream.members() if by_key else stream.items():
                 cells = [None if column is None else column.get(key) for column in (ids, targets)]
-                yield Entry(key if by_key else None, cells[0], stream.value(), cells[1])
+                yield Entry(key, cells[0], stream.value(), cells[1])
                 count += 1
         for name, column in ((self._columns.id, ids), (self._columns.target, targets)):
             if column is not None and len(column) != count:
@@ -184,6 +201,7 @@ class JsonTable:
 
     def _by_key(self, names: list[str]) -> Iterator[Entry]:
         """An object of rows or structures by id or, as in CHGNet's MPtrj dataset, of such objects."""
+        self._columns.row_names = "the key"
         with self._open() as stream:
             for key in stream.members():
                 if key not in names:
@@ -244,6 +262,24 @@ def _text_of(text: str) -> Callable[[], AbstractContextManager[JsonStream]]:
         yield JsonStream(io.BytesIO(content))
 
     return open_text
+
+
+def _index_of(schema: Any) -> list[str]:
+    """The columns that were the index of a table in pandas' ``orient="table"``; empty if there are none.
+
+    pandas names them as primary key, unless they repeat a value.
+    """
+    if not isinstance(schema, dict):
+        return []
+    key, fields = schema.get("primaryKey"), schema.get("fields")
+    if isinstance(key, str):
+        return [key]
+    if isinstance(key, list):
+        return [str(name) for name in key]
+    names = (
+        [str(column.get("name")) for column in fields if isinstance(column, dict)] if isinstance(fields, list) else []
+    )
+    return [name for name in names if re.fullmatch(r"index|level_\d+", name)]
 
 
 def _is_row(value: Any) -> bool:

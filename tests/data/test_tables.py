@@ -410,12 +410,74 @@ def test_json_of_pandas_is_read_in_every_orient(tmp_path, orient, as_text):
     assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
 
 
-@pytest.mark.parametrize(("orient", "ids"), [("split", "10"), ("index", "10"), ("columns", "10"), ("records", "0")])
-def test_without_a_column_of_ids_the_index_names_the_rows(tmp_path, orient, ids):
+#: What names the rows of a table without a column of ids.
+NAMED_BY = {"split": "the index", "index": "the key", "columns": "the index", "table": "the index"}
+
+
+@pytest.mark.parametrize("index", [[10, 20, 30], list(CRYSTALS), ["007", "1e5", "T"], [2, 1, 0]], ids=str)
+@pytest.mark.parametrize("orient", [*NAMED_BY, "records", "values"])
+def test_without_a_column_of_ids_the_index_names_the_rows(tmp_path, orient, index):
+    table = frame([crystal.as_dict() for crystal in CRYSTALS.values()]).drop(columns=["material_id", "note"])
+    table.set_index(pd.Index(index)).to_json(tmp_path / "t.json", orient=orient)
+    data = load(str(tmp_path / "t.json"))
+    assert_all_three(data, ids=[str(name) for name in (index if orient in NAMED_BY else range(3))])
+    assert f"; id: {NAMED_BY.get(orient, 'the position')};" in data.columns
+
+
+@pytest.mark.parametrize("schema_last", [False, True])
+def test_the_index_of_a_pandas_table_is_its_primary_key_unless_a_column_of_ids_is_there_or_named(tmp_path, schema_last):
+    table = frame([crystal.as_dict() for crystal in CRYSTALS.values()]).set_index(pd.Index(["x", "y", "z"], name="mp"))
+    content = json.loads(table.to_json(orient="table"))
+    without = json.loads(table.drop(columns="material_id").to_json(orient="table"))
+    for name, one in (("with.json", content), ("without.json", without)):
+        keys = reversed(one) if schema_last else one
+        (tmp_path / name).write_text(json.dumps({key: one[key] for key in keys}))
+    assert_all_three(load(str(tmp_path / "with.json")), ids=list(CRYSTALS))
+    assert_all_three(load(str(tmp_path / "with.json"), id_column="mp"), ids=["x", "y", "z"])
+    data = load(str(tmp_path / "without.json"))
+    assert_all_three(data, ids=["x", "y", "z"])
+    assert "; id: the index mp;" in data.columns
+
+
+@pytest.mark.parametrize("orient", ["split", "table"])
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        (["a", "b", "a"], "the id occurs twice"),
+        (["a", None, "b"], "it has no id in the index"),
+        ([0.5, 1e20, 1.0], "its id was read as float"),
+        (["a", "a\u200b", "b"], "invisible characters"),
+    ],
+    ids=str,
+)
+def test_an_index_that_names_no_rows_is_refused(tmp_path, orient, index, reason):
     table = frame([crystal.as_dict() for crystal in CRYSTALS.values()]).drop(columns="material_id")
-    table.to_json(tmp_path / "t.json", orient=orient)
-    step = 10 if ids == "10" else 1
-    assert_all_three(load(str(tmp_path / "t.json")), ids=[str(int(ids) + step * row) for row in range(3)])
+    table.set_index(pd.Index(index)).to_json(tmp_path / "t.json", orient=orient)
+    with pytest.raises(InvalidCrystals, match=reason):
+        load(str(tmp_path / "t.json"))
+
+
+def test_an_index_with_several_levels_names_no_rows_and_one_of_them_can_be_named(tmp_path):
+    table = frame([crystal.as_dict() for crystal in CRYSTALS.values()]).drop(columns="material_id")
+    table.index = pd.MultiIndex.from_tuples([("a", 1), ("b", 1), ("c", 1)], names=["mp", "run"])
+    table.to_json(tmp_path / "table.json", orient="table")
+    with pytest.raises(DataError, match=r"The index of .* has 2 levels \(mp, run\)\. Name the column of ids with --id"):
+        load(str(tmp_path / "table.json"))
+    assert_all_three(load(str(tmp_path / "table.json"), id_column="mp"), ids=["a", "b", "c"])
+    table.to_json(tmp_path / "split.json", orient="split")
+    with pytest.raises(InvalidCrystals, match="its id was read as list"):
+        load(str(tmp_path / "split.json"))
+
+
+@pytest.mark.parametrize(
+    "schema", [{}, {"primaryKey": 3}, {"fields": 3}, {"fields": [3, {"name": 4}]}, {"primaryKey": []}]
+)
+def test_a_schema_without_an_index_leaves_the_position(tmp_path, schema):
+    rows = [{"structure": SALT.as_dict(), "e_form": -1.0}] * 2
+    (tmp_path / "t.json").write_text(json.dumps({"schema": schema, "data": rows}))
+    data = load(str(tmp_path / "t.json"))
+    assert data.crystals.ids == ["0", "1"]
+    assert "; id: the position;" in data.columns
 
 
 def test_rows_without_names_are_recognised_by_their_content(tmp_path):
@@ -444,6 +506,7 @@ def test_structures_by_id_or_in_a_list_as_monty_writes_them_are_read(tmp_path):
     missing = [math.nan] * 3
     by_id = load(str(tmp_path / "dict.json"), targets_required=False)
     assert_all_three(by_id, ids=list(CRYSTALS), targets=missing)
+    assert "; id: the key;" in by_id.columns
     in_list = load(str(tmp_path / "list.json.gz"), targets_required=False)
     assert_all_three(in_list, ids=["0", "1", "2"], targets=missing)
     assert load(str(tmp_path / "one.json"), targets_required=False).crystals.compositions() == ["NaCl"]
@@ -537,6 +600,7 @@ def test_a_folder_of_poscars_is_read(tmp_path):
     (tmp_path / "each" / "id_prop.csv").unlink()
     bare = load(str(tmp_path / "each"), targets_required=False)
     assert_all_three(bare, ids=list(CRYSTALS), targets=[math.nan] * 3)
+    assert "; id: the name of the file;" in bare.columns
     with pytest.raises(DataError, match=r"has no id_prop\.csv"):
         check_dataset(str(tmp_path / "each"))
     flat = tmp_path / "flat"
@@ -669,7 +733,9 @@ def test_a_database_of_ase_is_read(tmp_path):
     assert told == [(1, 3), (2, 3), (3, 3)]
     with ase.db.connect(tmp_path / "bare.db") as database:
         database.write(atoms_of("mp-1", 0), e_form=-1.0)
-    assert load(str(tmp_path / "bare.db")).crystals.ids == ["1"]
+    bare = load(str(tmp_path / "bare.db"))
+    assert bare.crystals.ids == ["1"]
+    assert "; id: the number in the database;" in bare.columns
 
 
 def test_molecules_in_xyz_and_files_that_ase_cannot_read_are_refused(tmp_path):
