@@ -18,6 +18,7 @@ from mbqueue.data.density import density_of
 from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
+from mbqueue.data.space_groups import space_group_of
 from mbqueue.data.symmetry import Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
 #: Å³ per atom. Of 37,248 crystals in the Materials Project, cesium has the most, 123. If a CIF exceeds this and does
@@ -41,12 +42,6 @@ _CELL = tuple(
 _COORDINATES = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 _OPERATIONS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
 _MAGNETIC_OPERATIONS = ("_space_group_symop_magn_operation.xyz", "_space_group_symop_magn_operation_xyz")
-_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
-_SYMBOLS = ("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt")
-_OTHER_SYMBOLS = (
-    *("_space_group_name_hall", "_symmetry_space_group_name_hall"),
-    *("_space_group_name_h-m_full", "_space_group_name_h-m_ref"),
-)
 _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
 #: Largest relative difference between amounts and the file's formula; formulas are rounded (``Al0.67``).
@@ -73,7 +68,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     block = _chosen(blocks_of(text), name)
     _check_cell(block)
     elements = _check_atoms(block)
-    number, names = _space_group(block)
+    number, names = space_group_of(block)
     listed = [parse_operation(text) for tag in _OPERATIONS for text in block.listed(tag)]
     with heard("pymatgen") as kept:
         parser = CifParser.from_str(block.text, check_cif=False)
@@ -279,22 +274,3 @@ def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> boo
             f"crystal: are atoms missing? If not, give {_FORMULA} and _cell_formula_units_Z"
         )
     return is_confirmed
-
-
-def _space_group(block: CifBlock) -> tuple[int | None, tuple[str, ...]]:
-    """Number of the space group that the file names, by number or else by symbol, and its names; None if unknown."""
-    from pymatgen.symmetry.groups import SpaceGroup  # noqa: PLC0415  as above
-
-    names = [name for tag in (*_SYMBOLS, *_OTHER_SYMBOLS) if (name := block.value(tag)) is not None]
-    told = block.value(*_NUMBERS)
-    if told is not None:
-        if not (told.isdecimal() and 1 <= int(told) <= 230):
-            raise Unusable(f"its space group number {told[:40]!r} is not between 1 and 230")
-        return int(told), (*names, str(SpaceGroup.from_int_number(int(told)).symbol))
-    symbol = block.value(*_SYMBOLS)
-    if symbol is None:
-        return None, tuple(names)
-    try:
-        return int(SpaceGroup("".join(symbol.split())).int_number), tuple(names)
-    except (ValueError, KeyError):
-        return None, tuple(names)

@@ -21,6 +21,8 @@ _TOKEN = re.compile(
 )
 
 
+#: Values that say that a value is unknown or inapplicable.
+_UNKNOWN = ("", "?", ".")
 #: Tags with upper-case letters: CIF ignores case, pymatgen does not.
 _SPELLINGS = {
     tag.lower(): tag
@@ -63,9 +65,24 @@ class CifBlock:
         ``?`` (unknown) and ``.`` (inapplicable) do not count as values.
         """
         for tag in tags:
-            if self.items.get(tag, "?").strip() not in ("", "?", "."):
+            if self.items.get(tag, "?").strip() not in _UNKNOWN:
                 return self.items[tag].strip()
         return None
+
+    def statements(self, *tags: str) -> list[tuple[str, str]]:
+        """Each known value of any of ``tags`` with its tag, outside loops and in them.
+
+        A dot in a tag of the file, as newer dictionaries write it, counts as an underscore.
+        """
+        given = [(tag, [value]) for tag, value in self.items.items()] + list(self.columns.items())
+        return [
+            (tag, value.strip())
+            for wanted in tags
+            for tag, values in given
+            if tag.replace(".", "_") == wanted
+            for value in dict.fromkeys(values)
+            if value.strip() not in _UNKNOWN
+        ]
 
     def listed(self, tag: str) -> list[str]:
         """The values of a tag, in a loop or outside; empty if the tag is missing."""

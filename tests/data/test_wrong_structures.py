@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymatgen.symmetry import groups
 from pymatgen.symmetry.groups import SpaceGroup
 
 from mbqueue.data.datasets import load
+from mbqueue.data.space_groups import number_of, number_of_hall
 from mbqueue.errors import InvalidCrystals
 from tests.data.crystal_making import entry
 from tests.data.test_structure_files import BY_HAND, read_one
@@ -52,11 +55,15 @@ WRONG = {
     ),
     "hall-symbol-and-one-operation": (
         NO_Z.replace(SYMBOL, "_space_group_name_Hall '-P 4 2 3'\n" + LISTED + "'x, y, z'\n"),
-        "operations are those of P 1, but it names space group '-P 4 2 3'",
+        "space group 221 has 48 rotations and reflections, but its symmetry operations have 1",
+    ),
+    "unknown-hall-symbol-and-one-operation": (
+        NO_Z.replace(SYMBOL, "_space_group_name_Hall '-P 4 2 3 (x,y,z+1/8)'\n" + LISTED + "'x, y, z'\n"),
+        r"operations are those of P 1, but it names space group '-P 4 2 3 \(x,y,z\+1/8\)'",
     ),
     "hall-symbol-of-another-lattice": (
-        operations("x, y, z", "-x, -y, -z").replace(LISTED, "_space_group_name_Hall '-F 4 2 3'\n" + LISTED),
-        "space group '-F 4 2 3' has 4 lattice points in this cell, but its symmetry operations have 1",
+        operations("x, y, z", "-x, -y, -z").replace(LISTED, "_space_group_name_Hall '-F 2 (x,y,z)'\n" + LISTED),
+        r"space group '-F 2 \(x,y,z\)' has 4 lattice points in this cell, but its symmetry operations have 1",
     ),
     "operations-cut-short": (
         operations("x, y, z", "-x, -y, z", "z, x, y"),
@@ -148,6 +155,66 @@ WRONG = {
     "not-a-cif": ("Na 0 0 0\nCl 0.5 0.5 0.5\n", "'Na' comes before the first data_ line"),
     "nothing": ("", "lists no atoms"),
 }  # fmt: skip
+
+
+#: Statements about salt, whose file names F m -3 m, that contradict it or each other.
+CONTRADICTIONS = {
+    "_symmetry_Int_Tables_number 1": "symbol-and-number",
+    "_symmetry_Int_Tables_number 221": "another lattice",
+    "_symmetry_Int_Tables_number 226": "the same rotations and lattice",
+    "_space_group_IT_number 1": "newer tag",
+    "_space_group.IT_number 1": "dictionary with dots",
+    "_SPACE_GROUP_IT_NUMBER 1": "capitals",
+    "_SYMMETRY_INT_TABLES_NUMBER '1'": "capitals and quotes",
+    "loop_\n_symmetry_Int_Tables_number\n1": "loop",
+    "loop_\n_space_group.id\n_space_group.IT_number\n1 226": "loop with dots",
+    "loop_\n_space_group_IT_number\n225\n226": "loop of two",
+    "_symmetry_Int_Tables_number 225\n_space_group_IT_number 226": "two numbers",
+    "_space_group_name_H-M_alt 'P 1'": "two symbols",
+    "_space_group_name_h-m_full 'F 4/m -3 2/c'": "full symbol",
+    "_space_group.name_H-M_full 'F 4/m -3 2/c'": "full symbol with dots",
+    "_SPACE_GROUP.NAME_H-M_REF P-1": "reference symbol",
+    "loop_\n_space_group_name_H-M_full\n'P 1'": "full symbol in a loop",
+    "_space_group_name_H-M_alt 'P 21/n'": "monoclinic short",
+    "_space_group_name_H-M_alt 'P2(1)/c'": "SHELX",
+    "_space_group_name_H-M_alt 'R -3 m H'": "ICSD",
+    "_space_group_name_H-M_alt 'Fm3c'": "old cubic",
+    "_space_group_name_H-M_alt 'C m c a'": "old orthorhombic",
+    "_space_group_name_Hall '-F 4a 2 3'": "Hall",
+    "_symmetry.space_group_name_Hall 'P 1'": "Hall with dots",
+    "_space_group_name_Hall 'P 32'": "Hall that differs by a blank",
+}
+
+
+@pytest.mark.parametrize("statement", CONTRADICTIONS)
+def test_a_space_group_that_contradicts_itself_is_refused_even_if_the_atoms_are_proved(tmp_path, statement):
+    with pytest.raises(InvalidCrystals, match=r"its space group is contradictory: \S+ is .*, but \S+ is "):
+        read_one(tmp_path, "salt", SALT.replace(SYMBOL, SYMBOL + statement + "\n"), ".cif")
+
+
+AGREEMENTS = (
+    *("_symmetry_Int_Tables_number 225", "_space_group.IT_number 225", "loop_\n_space_group_IT_number\n225"),
+    *("_space_group_name_H-M_alt Fm-3m", "_space_group_name_H-M_full 'F 4/m -3 2/m'", "_space_group_name_H-M_alt Fm3m"),
+    *("_space_group_name_Hall '-F 4 2 3'", "_space_group_name_H-M_alt 'F m -3 m (origin at -1)'"),
+    *("_space_group_IT_number ?", "_space_group_name_H-M_full .", "_space_group_name_H-M_full 'unknown to us'"),
+    *("_parent_space_group.IT_number 1", "_space_group_crystal_system cubic", "_space_group_name_H-M_alt FM-3M"),
+)
+
+
+@pytest.mark.parametrize("statement", AGREEMENTS)
+def test_statements_about_a_space_group_that_agree_or_say_nothing_are_accepted(tmp_path, statement):
+    text = SALT.replace(SYMBOL, SYMBOL + statement + "\n")
+    assert read_one(tmp_path, "salt", text, ".cif").structure(0).formula == "Na4 Cl4"
+
+
+@pytest.mark.parametrize("kind", ["hermann_mauguin", "universal_h_m", "short_h_m", "hermann_mauguin_u", "hall"])
+def test_symbols_of_the_settings_that_pymatgen_knows_have_their_number_or_none(kind):
+    settings = json.loads((Path(groups.__file__).parent / "symm_ops.json").read_text())
+    find = number_of_hall if kind == "hall" else number_of
+    found = {(setting[kind], setting["number"]): find(setting[kind].strip()) for setting in settings}
+    assert {key: number for key, number in found.items() if number not in (None, key[1])} == {}
+    standard = [number for (symbol, _), number in found.items() if "(" not in symbol]
+    assert sum(number is None for number in standard) < len(standard) / 25
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -1,0 +1,121 @@
+"""The numbers of the space groups that symbols in CIFs name, by the tables of spglib."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import cache
+from typing import Any
+
+from mbqueue.data.cif_syntax import CifBlock
+from mbqueue.data.entries import Unusable
+
+#: Tags, with the dots of newer dictionaries as underscores.
+_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+_HERMANN_MAUGUIN = (
+    *("_symmetry_space_group_name_h-m", "_space_group_name_h-m_alt", "_space_group_name_h-m_full"),
+    *("_space_group_name_h-m_ref", "_symmetry_pdbx_full_space_group_name_h-m"),
+)
+_HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
+_LARGEST_HALL_NUMBER = 530
+#: Groups with a centred lattice in a setting that International Tables do not list, and spellings before 1992, when a
+#: glide plane along two axes became ``e``.
+_FURTHER = {
+    **{1: ("A1", "B1", "C1", "F1", "I1"), 2: ("A-1", "B-1", "C-1", "F-1", "I-1")},
+    39: ("Abm2", "Bma2", "B2cm", "C2mb", "Cm2a", "Ac2m"),
+    41: ("Aba2", "Bba2", "B2cb", "C2cb", "Cc2a", "Ac2a"),
+    64: ("Cmca", "Ccmb", "Abma", "Acam", "Bbcm", "Bmab"),
+    67: ("Cmma", "Cmmb", "Abmm", "Acmm", "Bmcm", "Bmam"),
+    68: ("Ccca", "Cccb", "Abaa", "Acaa", "Bbcb", "Bbab"),
+}
+_MONOCLINIC = range(3, 16)
+#: Cubic groups whose ``-3`` was once written ``3``, as in Fm3m.
+_CUBIC_WITH_INVERSION = (*range(200, 207), *range(221, 231))
+
+
+def space_group_of(block: CifBlock) -> tuple[int | None, tuple[str, ...]]:
+    """The number of the space group that a data block names, None if unknown; its names there, and the standard one.
+
+    Raises:
+        Unusable: if a number is none, or two statements contradict each other.
+    """
+    stated: dict[int, str] = {}
+    names = []
+    for tag, value in block.statements(*_NUMBERS):
+        if not (value.isdecimal() and 1 <= int(value) <= 230):
+            raise Unusable(f"its space group number {value[:40]!r} is not between 1 and 230")
+        stated.setdefault(int(value), f"{tag} is {int(value)}")
+    for tags, find in ((_HERMANN_MAUGUIN, number_of), (_HALL, number_of_hall)):
+        for tag, name in block.statements(*tags):
+            names.append(name)
+            if (number := find(name)) is not None:
+                stated.setdefault(number, f"{tag} is {name[:40]!r}, which is space group {number}")
+    if len(stated) > 1:
+        raise Unusable(f"its space group is contradictory: {', but '.join(list(stated.values())[:2])}")
+    number = next(iter(stated), None)
+    standard = () if number is None else (_standard_symbols()[number],)
+    return number, (*names, *standard)
+
+
+def number_of(symbol: str) -> int | None:
+    """The number of the group of a Hermann-Mauguin symbol in any usual setting and spelling; None if unknown.
+
+    A choice of origin or axes after it is allowed: ``F d -3 m :2``, ``F d -3 m S``, ``R -3 m H``, ``R-3m(h)``.
+    """
+    text = re.sub(r"\((\d)\)", r"\1", symbol.partition(":")[0])  # SHELX writes P2(1)/c
+    key = _key(re.sub(r"\([^)]*\)", "", text))
+    known = _hermann_mauguin()
+    return known.get(key) or (known.get(key[:-1]) if key.endswith(("h", "r", "s", "z")) else None)
+
+
+def number_of_hall(symbol: str) -> int | None:
+    """The number of the group of a Hall symbol that spglib's table has; None if it is another."""
+    return _hall().get(_hall_key(symbol))
+
+
+@cache
+def _hermann_mauguin() -> dict[str, int]:
+    found: dict[str, set[int]] = {}
+    given = [(kind.number, (kind.international_full, *kind.international.split("="))) for kind in _settings()]
+    for number, texts in (*given, *_FURTHER.items()):
+        for text in texts:
+            spellings = {_key(text)}
+            if number in _MONOCLINIC:  # P 1 21/n 1 is also P 21/n
+                lattice, *axes = text.split()
+                spellings.add(_key(lattice + "".join(axis for axis in axes if axis != "1")))
+            if number in _CUBIC_WITH_INVERSION:
+                spellings |= {spelling.replace("-3", "3") for spelling in spellings}
+            for spelling in spellings:
+                found.setdefault(spelling, set()).add(number)
+    return {spelling: min(numbers) for spelling, numbers in found.items() if len(numbers) == 1}
+
+
+@cache
+def _hall() -> dict[str, int]:
+    return {_hall_key(kind.hall_symbol): kind.number for kind in _settings()}
+
+
+@cache
+def _standard_symbols() -> dict[int, str]:
+    return {kind.number: kind.international_short for kind in reversed(_settings())}
+
+
+@cache
+def _settings() -> list[Any]:
+    """Every setting in International Tables, the standard one of each group first."""
+    from spglib import get_spacegroup_type  # noqa: PLC0415  only CIFs need it
+
+    with warnings.catch_warnings():
+        # spglib 2.8 announces with every call that it will raise errors.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return [get_spacegroup_type(hall_number) for hall_number in range(1, _LARGEST_HALL_NUMBER + 1)]
+
+
+def _hall_key(symbol: str) -> str:
+    """A Hall symbol with single blanks, which matter: ``P 32`` is a threefold screw axis, ``P 3 2`` two axes."""
+    return " ".join(symbol.replace("_", " ").split()).lower()
+
+
+def _key(symbol: str) -> str:
+    """A Hermann-Mauguin symbol without blanks, underscores and case."""
+    return re.sub(r"[\s_]", "", symbol).lower()
