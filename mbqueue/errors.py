@@ -16,6 +16,7 @@
     │   ├── RewoundBefore        remaking damaged files gave the same damage
     │   ├── ForbiddenTransition  a change of state that the table of transitions does not allow
     │   ├── SchemaTooNew         the database was written by a newer mbqueue
+    │   ├── QueueMissing         nothing was ever enqueued
     │   ├── QueueLost            its file or content is gone, but can be rebuilt
     │   ├── QueueDamaged         its file is damaged
     │   ├── QueueDiskFull        the disk of its file is full; nothing was changed
@@ -166,6 +167,10 @@ class ForbiddenTransition(QueueError):
 
 class SchemaTooNew(QueueError):
     """The database was written by a newer mbqueue than this one."""
+
+
+class QueueMissing(QueueError):
+    """There is no queue, since nothing was ever enqueued."""
 
 
 class QueueLost(QueueError):

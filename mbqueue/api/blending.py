@@ -9,7 +9,7 @@ from mbqueue.api.queueing import Queueing
 from mbqueue.api.results import Results
 from mbqueue.errors import ResultsError, UsageError
 from mbqueue.queue.jobs import Kind, State
-from mbqueue.queue.opening import open_queue
+from mbqueue.queue.opening import anything, open_queue
 
 if TYPE_CHECKING:
     from mbqueue.queue.enqueue import EnqueueOutcome
@@ -120,7 +120,7 @@ class Blending(Queueing, Results):
         """
         from mbqueue.results.tables import is_blend  # noqa: PLC0415
 
-        with open_queue(self.folder, read_only=True) as queue:
+        with open_queue(self.folder, read_only=True, refuses=anything) as queue:
             spec = queue.experiment(name).spec
             jobs = queue.jobs(experiment=name)
             is_recorded = all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import MbqueueError
 from mbqueue.project import working_folder
-from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.queue.opening import anything, open_queue, queue_exists
 from mbqueue.task import FORMATION_ENERGY
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Data(OpenedProject):
         needed: set[str] = set()
         unprepared: set[str] = set()
         if queue_exists(self.folder) and not everything:
-            with open_queue(self.folder, read_only=True) as queue:
+            with open_queue(self.folder, read_only=True, refuses=anything) as queue:
                 states = {entry["name"]: entry["state"] for entry in queue.overview(now=0.0)["experiments"]}
                 unfinished = [experiment for experiment in queue.experiments() if states[experiment.name] != "done"]
             needed = {experiment.dataset_hash for experiment in unfinished if experiment.dataset_hash is not None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.errors import QueueError, SearchUnavailable, UsageError
 from mbqueue.project import ProjectFolder, from_here
-from mbqueue.queue.opening import open_on_server, open_queue, queue_exists
+from mbqueue.queue.opening import anything, open_on_server, open_queue, queue_exists
 from mbqueue.settings import wrong_queue_url
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Keeping(OpenedProject):
             raise UsageError(f"There is no queue in {self.folder.root} to move. For a new one, just set `queue`.")
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
             raise UsageError(f"The argument {wrong}, or sqlite.")
-        with open_queue(self.folder) as source:
+        with open_queue(self.folder, refuses=anything) as source:
             there = self._take_along(to)
             if to == "sqlite":
                 return copy_to_file(source, there.queue_db, now=self._clock.now())
@@ -136,7 +136,7 @@ class Keeping(OpenedProject):
             raise UsageError(
                 f"There is no queue in {self.folder.root}, so there are no commits either. Just set `store`."
             )
-        with open_queue(self.folder) as queue:
+        with open_queue(self.folder, refuses=anything) as queue:
             return move_commits(self.folder, queue, lost=lost, note=tell, clock=self._clock)
 
     def _take_along(self, to: str) -> ProjectFolder:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mbqueue.clock import SystemClock
-from mbqueue.errors import ResultsError
+from mbqueue.errors import QueueLost, ResultsError, StoreError
 from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import Kind, State
-from mbqueue.queue.opening import open_queue
+from mbqueue.queue.opening import anything, how_to_recover, nothing, open_queue
 from mbqueue.queue.store import Queue
 from mbqueue.search.trials import experiments_of
 
@@ -52,8 +52,9 @@ class OpenedProject:
         return f"{type(self).__name__}({str(self.folder.root)!r})"
 
     @contextmanager
-    def _reading_queue(self, experiment: str | None) -> Iterator[Queue]:
-        with open_queue(self.folder, read_only=True) as queue:
+    def _reading_queue(self, experiment: str | None, *, before_adding: bool = False) -> Iterator[Queue]:
+        refuses = anything if before_adding else nothing
+        with open_queue(self.folder, read_only=True, refuses=refuses) as queue:
             if experiment is not None:
                 for name in experiments_of(queue, experiment):
                     queue.experiment(name)  # an unknown name is an error that lists the known ones
@@ -62,7 +63,7 @@ class OpenedProject:
     @contextmanager
     def _writing_queue(self, experiment: str) -> Iterator[Queue]:
         # A command that only steers does not create a queue.
-        open_queue(self.folder, read_only=True).close()
+        open_queue(self.folder, read_only=True, refuses=lambda lost: lost.concerns(experiment)).close()
         with open_queue(self.folder) as queue:
             yield queue
             for name in experiments_of(queue, experiment):
@@ -77,6 +78,28 @@ class OpenedProject:
             keep_wanted(self.folder, queue, experiment)
         except OSError as error:
             tell(f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover would not know of this.")
+
+    def _require_no_earlier_commits(self, queue: Queue) -> None:
+        """With an object store, refuse to begin a queue where the store has the commits of an earlier one.
+
+        Raises:
+            QueueLost: if it has.
+        """
+        if not (self.folder.topology.store and queue.is_empty()):
+            return
+        from mbqueue.session.shared_commits import finished_epochs  # noqa: PLC0415 - only projects with a store need it
+        from mbqueue.storage.objects import store_of  # noqa: PLC0415
+
+        store, names = store_of(self.folder.topology), list[str]()
+        assert store is not None
+        with contextlib.suppress(StoreError):  # it is new, or away, which the first session reports
+            names = sorted({experiment for experiment, _ in finished_epochs(store)})
+        if names:
+            raise QueueLost(
+                f"{store.url} has commits of {names[0]}{' and others' * (len(names) > 1)}, and this queue is new, so "
+                "an earlier one was lost. Nothing was changed. First bring them back: "
+                f"{how_to_recover(self.folder)}. For a new project, set another prefix as `store`."
+            )
 
     def _publish(self) -> None:
         """Publish the changes of a project on a drive; if the mount fails, they are published later."""

@@ -12,7 +12,7 @@ from mbqueue.api.opened import OpenedProject, tell
 from mbqueue.dashboard.snapshot import Status
 from mbqueue.errors import ExperimentExists, SpecError, StoreError, UsageError
 from mbqueue.queue.jobs import Event, State
-from mbqueue.queue.opening import open_queue
+from mbqueue.queue.opening import anything, open_queue
 from mbqueue.search.summary import summaries
 from mbqueue.search.trials import experiments_of
 
@@ -52,6 +52,7 @@ class Queueing(OpenedProject):
             SpecError: if the file or a key is wrong.
             ExperimentExists: if the name is taken by another spec; the message lists what differs.
             UsageError, DataError: if the experiment or its dataset does not exist, or a restore was interrupted.
+            QueueLost: if the queue, or a part of it, was lost.
         """
         # pydantic builds its checks during this import; commands that only read need not wait for it.
         from mbqueue.experiment import load_spec  # noqa: PLC0415
@@ -111,7 +112,7 @@ class Queueing(OpenedProject):
             suffix = f".seed{seed}"
             own = {"seed": seed, "name": base.name + suffix, "results_name": base.folder_name + suffix}
             specs.append(load_spec(path, overrides=overrides | own))
-        with open_queue(self.folder) as queue:
+        with open_queue(self.folder, refuses=anything) as queue:
             there = {one.name: one.spec_hash for one in queue.experiments()}
         # A name that another spec has is refused before any experiment is enqueued.
         taken_first = sorted(specs, key=lambda spec: there.get(spec.name, spec.hash) == spec.hash)
@@ -131,7 +132,7 @@ class Queueing(OpenedProject):
         """
         from mbqueue.search.promotion import promoted  # noqa: PLC0415
 
-        with self._reading_queue(search) as queue:
+        with self._reading_queue(search, before_adding=True) as queue:
             spec = promoted(queue, search, name=name or f"{search}-best", now=self._clock.now())
         return self._put(spec, priority=priority)
 
@@ -154,7 +155,7 @@ class Queueing(OpenedProject):
             return load_spec(file)
 
         search = load_search(path, name=name, base=base_spec)
-        with open_queue(self.folder) as queue:
+        with open_queue(self.folder, refuses=anything) as queue:
             there = [trial for trial in queue.trials() if trial.spec["trial"]["search"]["name"] == search.name]
             if there and there[0].spec["trial"]["search"] == search.to_json():
                 return EnqueueOutcome(outcome=Outcome.UNCHANGED, experiment=there[0], folds=(), n_jobs=0)
@@ -178,12 +179,13 @@ class Queueing(OpenedProject):
         now = self._clock.now()
         day = datetime.fromtimestamp(now).astimezone().strftime("%Y-%m-%d")
         results_dir = self.folder.results_folder(day, spec.folder_name)
-        with open_queue(self.folder) as queue:
+        with open_queue(self.folder, refuses=anything) as queue:
             if spec.trial is None and experiments_of(queue, spec.name) != [spec.name]:
                 raise ExperimentExists(
                     f"{spec.name} is the name of a search in the queue. Nothing was changed. Enqueue it with another: "
                     f"--name {spec.name}-2"
                 )
+            self._require_no_earlier_commits(queue)
             outcome = queue.enqueue(spec, results_dir=results_dir, priority=priority, now=now)
             self._keep_wanted(queue, spec.name)
         self._publish()

@@ -197,7 +197,8 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
     place = None
     try:
         if queue_exists(project):
-            with open_queue(project, read_only=True) as queue:
+            # What it lacks is reported with the queue.
+            with open_queue(project, read_only=True, note=lambda _text: None) as queue:
                 place = queue.commits_place()
                 opened_store(project, queue)
     except (UsageError, StoreError) as error:
@@ -208,19 +209,20 @@ def _commits(project: ProjectFolder) -> tuple[CommitsPlace | None, str]:
 
 
 def _queue(project: ProjectFolder) -> Finding:
-    from mbqueue.queue.opening import open_queue, queue_exists, what_is_lost
+    from mbqueue.queue.opening import open_queue, queue_exists
 
+    lost: list[str] = []
     try:
         if not queue_exists(project):
             return Finding(
                 "queue", "ok", f"nothing is enqueued yet{'; its server answers' * bool(project.topology.queue_url)}"
             )
-        with open_queue(project, read_only=True) as queue:
+        with open_queue(project, read_only=True, note=lost.append) as queue:
             queue.verify()
-            found, lost = queue.database.name, what_is_lost(project, queue)
+            found = queue.database.name
     except MbqueueError as error:
         return Finding("queue", "problem", "cannot be used", str(error))
-    if trouble := project.topology.why_not_shared or lost:
+    if trouble := project.topology.why_not_shared or "".join(lost):
         return Finding("queue", "problem", found, trouble)
     return Finding("queue", "ok", found)
 

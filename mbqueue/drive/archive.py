@@ -28,9 +28,10 @@ from mbqueue.drive.asked_for import keep_wanted
 from mbqueue.drive.rebuilding import trained_by
 from mbqueue.drive.recover import move_queue_aside
 from mbqueue.drive.snapshots import check, take
-from mbqueue.errors import MbqueueError, QueueError, SpecError, UsageError
+from mbqueue.errors import MbqueueError, QueueError, QueueLost, SpecError, UsageError
 from mbqueue.project import ProjectFolder
-from mbqueue.queue.opening import RESTORING
+from mbqueue.queue.lost import lost_parts, traces
+from mbqueue.queue.opening import RESTORING, cut_off_restore
 from mbqueue.queue.sqlite import settle
 from mbqueue.queue.store import Queue
 from mbqueue.settings import SETTINGS_FILE, load_settings
@@ -105,10 +106,13 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
     Raises:
         DamagedArchive: if any byte is not what `back_up` wrote; nothing was changed.
         UsageError: if there is a queue and ``force`` is not given, or a session works with it.
+        QueueLost: if the queue, or a part of it, was lost, and ``force`` is not given.
         QueueError: if that cannot be determined.
     """
     if not source.is_file():
         raise UsageError(f"There is no file {source}.")
+    if not force:
+        _require_nothing_lost(project)
     project.live_dir.mkdir(parents=True, exist_ok=True)
     staging = project.live_dir / f"{files.TEMP_PREFIX}restore"
     shutil.rmtree(staging, ignore_errors=True)
@@ -136,6 +140,28 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return found
+
+
+def _require_nothing_lost(project: ProjectFolder) -> None:
+    """Refuse to replace what `recover` would bring back.
+
+    Raises:
+        QueueLost: if there is anything.
+    """
+    if cut_off_restore(project) is not None:
+        return
+    is_lost = bool(traces(project))
+    if project.queue_db.exists():
+        try:
+            with Queue(project.queue_db, read_only=True) as queue:
+                is_lost = bool(lost_parts(project, queue))
+        except QueueError:
+            return  # what that means is decided before the queue is moved
+    if is_lost:
+        raise QueueLost(
+            f"There are checkpoints or notes in {project.live_dir} whose queue was lost. Nothing was changed. First "
+            "bring them back: mbqueue recover. To put the archive in their place, add --force; they are kept beside it."
+        )
 
 
 def _require_whole(folder: Path, source: Path) -> None:
@@ -283,8 +309,8 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, target)
 
-    if (staging / "checkpoints").exists():
-        put(staging / "checkpoints", project.all_checkpoints, "checkpoints")
+    (staging / "checkpoints").mkdir(exist_ok=True)
+    put(staging / "checkpoints", project.all_checkpoints, "checkpoints")
     results = project.working_results("results")
     for path in sorted((staging / "results").rglob("*")):
         if path.is_file():
@@ -305,7 +331,8 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             replaced.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(settings, replaced / settings.name)
         files.write_bytes(settings, (staging / SETTINGS_FILE).read_bytes())
-    shutil.rmtree(project.wanted_dir, ignore_errors=True)  # of the replaced queue
+    (staging / "wanted").mkdir()
+    put(staging / "wanted", project.wanted_dir, "wanted")
     with Queue(staging / "queue.db", read_only=True) as queue:
         for experiment in queue.experiments():
             keep_wanted(project, queue, experiment.name)

@@ -26,6 +26,11 @@ _OVER = {State.COMMITTED, State.SKIPPED, State.CANCELLED}
 
 def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
     """Write the requests for an experiment, unless the file already contains them."""
+    write_wanted(project, requests_of(queue, name))
+
+
+def requests_of(queue: Queue, name: str) -> dict[str, Any]:
+    """The requests for an experiment, as the queue has them."""
     experiment, jobs = queue.experiment(name), queue.jobs(experiment=name)
     folds = {}
     for fold in experiment.spec["folds"]:
@@ -37,7 +42,7 @@ def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
             and all(job.state in _OVER for job in of_fold),
         }
     record = [job.state for job in jobs if job.kind is Kind.RECORD]
-    content = {
+    return {
         "format": FORMAT,
         **enqueued_facts(experiment, None),
         "spec_hash": experiment.spec_hash,
@@ -45,8 +50,22 @@ def keep_wanted(project: ProjectFolder, queue: Queue, name: str) -> None:
         "cancelled": record == [State.CANCELLED],
         "folds": folds,
     }
-    text = json.dumps(content | {"checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
-    path = project.wanted_dir / f"{name}.json"
+
+
+def merged(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The requests of two queues for one experiment: those of the first, and the folds that only the later one has."""
+    folds = dict(later["folds"]) | dict(first.get("folds", {}))
+    adds = sorted(set(folds) - set(first.get("folds", folds)))
+    is_over = first.get("cancelled", later["cancelled"])
+    spec = first["spec"] | {"folds": sorted({*first["spec"]["folds"], *later["spec"]["folds"]})}
+    # Where the first was cancelled as a whole, each of its folds says so, too.
+    return {**later, **first, "spec": spec, "folds": folds, "cancelled": is_over and not adds}
+
+
+def write_wanted(project: ProjectFolder, content: Mapping[str, Any]) -> None:
+    """Write the requests for an experiment, unless the file already contains them."""
+    text = json.dumps({**content, "checksum": files.sha256_of_json(content)}, indent=2, ensure_ascii=False) + "\n"
+    path = project.wanted_dir / f"{content['spec']['name']}.json"
     try:
         if path.read_text(encoding="utf-8") == text:
             return

@@ -14,7 +14,7 @@ from typing import Any
 from mbqueue import files
 from mbqueue.drive.snapshots import check_enqueued
 from mbqueue.errors import QueueError
-from mbqueue.experiment import parse_spec
+from mbqueue.experiment import Spec, parse_spec
 from mbqueue.history import is_out_of_patience
 from mbqueue.project import ProjectFolder
 from mbqueue.provenance import Released
@@ -79,7 +79,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     """Enqueue an experiment from a file's record of it (`enqueued_facts`); return whether it was new to the queue."""
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
-    if spec.name in known and known[spec.name].spec_hash != spec.hash:
+    if spec.name in known and not _is_of(known[spec.name], spec):
         note(f"{spec.name} is published with another spec than the queue's; those commits are left aside.")
         return False
     if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
@@ -92,6 +92,11 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     if spec.trial is not None and spec.trial.released is not None:
         _take_over_released(queue, spec.name, spec.trial.released, now=now, by=by)
     return True
+
+
+def _is_of(experiment: Experiment, spec: Spec) -> bool:
+    is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash does not cover it
+    return not is_other_kind and experiment.spec_hash == spec.hash
 
 
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from mbqueue.clock import Clock
-from mbqueue.drive.asked_for import keep_wanted, steer_as_wanted, wanted
+from mbqueue.clock import Clock, utc_text
+from mbqueue.drive.asked_for import keep_wanted, merged, requests_of, steer_as_wanted, wanted, write_wanted
 from mbqueue.drive.moving import take_commits
 from mbqueue.drive.rebuilding import enqueue_again, is_sound, rebuild_queue, trained_by
 from mbqueue.drive.reentry import Reentry
 from mbqueue.errors import QueueDamaged, QueueError, QueueMoved, UsageError
 from mbqueue.experiment import hash_of_spec, load_spec
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.enqueue import different_keys
 from mbqueue.queue.jobs import Kind, SessionRow, State
-from mbqueue.queue.opening import experiments_beside, has_lost_content, lost_experiments, require_no_cut_off_restore
+from mbqueue.queue.lost import lost_parts, lost_traces
+from mbqueue.queue.opening import has_lost_content, require_no_cut_off_restore
 from mbqueue.queue.sessions import may_be_at_work
 from mbqueue.queue.sqlite import set_aside
 from mbqueue.queue.store import Queue
-from mbqueue.storage.commits import Commits, passed_over
+from mbqueue.storage.commits import Commits, OnWrong, passed_over
 from mbqueue.storage.manifest import Manifest
 from mbqueue.storage.mounted import Drive
+from mbqueue.storage.own_commits import OwnCommits
 from mbqueue.storage.places import in_folder, named_after
+
+#: A message names at most this many keys of a spec.
+_MOST_KEYS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +59,9 @@ def recover(
     `wanted`), even without a commit. Predictions and records are made again, or taken from the mount of a split project
     if they are intact there. If the live folder is gone, so are pauses.
 
-    Experiments that only the replaced queue has return too, if it can be read: they may have been started after the
-    real queue was lost.
+    Experiments and folds that only the replaced queue has return too, if it can be read: it may have been begun after
+    the real queue was lost. Two specs cannot have one name: that of the checkpoints returns, without checkpoints that
+    of the note. A note says what is left aside and where, before it is.
 
     If the live folder is empty and sessions without one left work in state/ (the queue was on a server, or the project
     on a local disk), that is moved there first.
@@ -66,17 +75,20 @@ def recover(
     with FileLock(project.entering_lock, timeout=600):
         if not force:
             require_no_cut_off_restore(project)
-        replaced = move_queue_aside(project, force=force, clock=clock, beforehand=_note_what_only_it_has)
+        replaced = move_queue_aside(
+            project, force=force, clock=clock, beforehand=lambda _project: _keep_requests(project, note)
+        )
         if project.topology.is_split:
             take_commits(project.unsplit, project, differs=note)
-        asked = wanted(project, note)
+        noted, trained = wanted(project, note), _trained(project)
+        asked = [one for one in noted if not _is_other(trained.get(one["spec"]["name"]), one)]
 
         def fill(queue: Queue) -> None:
-            known = {experiment.name for experiment in queue.experiments()}
+            known = {(one.name, fold) for one in queue.experiments() for fold in one.spec["folds"]}
             for one in asked:
                 enqueue_again(queue, one, now=clock.now(), by="recover", note=note)
             for folder in project.fold_dirs():
-                if folder.parent.name not in known:
+                if (folder.parent.name, named_after(folder).fold) not in known:
                     _restore_fold(project, queue, folder, note, clock.now())
             for one in asked:
                 steer_as_wanted(queue, one, now=clock.now())
@@ -86,6 +98,9 @@ def recover(
             reentry.restore(from_snapshot=False, further=fill)
         else:
             rebuild_queue(project, fill)
+        if project.queue_db.exists():
+            overruled = {one["spec"]["name"] for one in noted if one not in asked}
+            _leave_aside(project, {one["spec"]["name"] for one in asked}, overruled, note, clock.now())
     if not project.queue_db.exists():
         places = " or ".join(filter(None, [str(project.live_dir), project.topology.publishes_to]))
         before = f" The database that was there is now {replaced}." if replaced is not None else ""
@@ -144,7 +159,7 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
             with suppress(QueueError):  # the checks below find whether it is damaged or missing
                 sessions = queue.sessions()
             queue.verify()
-            return sessions, not (has_lost_content(project, queue) or lost_experiments(project, queue))
+            return sessions, not (has_lost_content(project, queue) or lost_parts(project, queue))
     except QueueMoved:
         if not even_moved:
             raise
@@ -153,15 +168,107 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
         return sessions, False
 
 
-def _note_what_only_it_has(project: ProjectFolder) -> None:
-    """Write the notes of experiments in the queue to be replaced that have neither notes nor commits."""
-    # A damaged queue proves nothing, and commits have more than a second queue with the same name.
-    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:
-        queue.verify()
-        known = experiments_beside(project)
-        for experiment in queue.experiments():
-            if experiment.name not in known and hash_of_spec(experiment.spec) == experiment.spec_hash:
-                keep_wanted(project, queue, experiment.name)
+def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
+    """Add the requests in the queue to be replaced to the notes of users' requests, or say why not."""
+    noted, trained = {one["spec"]["name"]: one for one in wanted(project, lambda _text: None)}, _trained(project)
+    try:
+        with Queue(project.queue_db, read_only=True) as queue:
+            queue.verify()  # a damaged queue proves nothing
+            found = [requests_of(queue, experiment.name) for experiment in queue.experiments()]
+    except QueueMoved:
+        return
+    except QueueError as error:
+        note(f"Nothing is taken from the queue that is replaced: {error}")
+        return
+    for one in found:
+        name = one["spec"]["name"]
+        before = trained.get(name) or noted.get(name)
+        if hash_of_spec(one["spec"]) != one["spec_hash"]:
+            note(f"The spec of {name} in the queue that is replaced is damaged, so it is not taken from there.")
+        elif before is None:
+            write_wanted(project, one)
+        elif _is_other(before, one):
+            note(
+                f"{name} has other settings in the queue that is replaced than in its "
+                f"{'checkpoints' if name in trained else 'note'} ({_differences(before, one)}). The former stay in "
+                f"that file, which is kept as {project.queue_db.name}.replaced-TIME beside the new queue. To use them, "
+                f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
+            )
+        elif not _is_other(noted.get(name), one):
+            write_wanted(project, merged(noted.get(name, before), one))
+
+
+def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
+    """Experiment → how it was enqueued, by the commits that have the most work of it."""
+    works: dict[str, dict[str, int]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    for folder in project.fold_dirs():
+        identity = named_after(folder)
+        for spec_hash in {one.spec_hash for one in Commits(in_folder(folder), identity).manifests()}:
+            newest = Commits(in_folder(folder), replace(identity, spec_hash=spec_hash)).newest()
+            if newest is not None and is_sound(manifest := newest.manifest, str(folder)):
+                assert manifest.enqueued is not None
+                done = works.setdefault(manifest.experiment, {})
+                done[spec_hash] = done.get(spec_hash, 0) + manifest.epoch
+                if done[spec_hash] == max(done.values()):
+                    records[manifest.experiment] = {**manifest.enqueued, "spec_hash": spec_hash}
+    return records
+
+
+def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
+    """Whether two records of one name are of different experiments."""
+    if before is None:
+        return False
+    is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the hash does not cover it
+    return is_other_kind or bool(before["spec_hash"] != one["spec_hash"])
+
+
+def _differences(before: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    return ", ".join(different_keys(before["spec"], one["spec"])[:_MOST_KEYS]) or "its place in a search"
+
+
+def _leave_aside(
+    project: ProjectFolder, asked: set[str], overruled: set[str], note: Callable[[str], None], now: float
+) -> None:
+    """Move what the new queue does not have out of the way, with a note of each, and write the notes of the rest.
+
+    Args:
+        asked: names whose notes were used; ``overruled`` those whose commits are of another spec than their notes.
+    """
+    stamp = utc_text(now).replace(":", "")
+    aside = next(
+        folder
+        for folder in (project.live_dir / f"aside-{stamp}{f'-{number}' * (number > 1)}" for number in count(1))
+        if not folder.exists()
+    )
+
+    def take(path: Path, why: str) -> None:
+        target = aside / path.relative_to(project.live_dir)
+        note(f"{path} is left aside, since {why}. It is kept as {target}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+
+    for path in project.wanted_dir.glob("*.json"):
+        if path.stem not in asked:
+            is_of_others = path.stem in overruled
+            take(path, "its settings are not those of the checkpoints" if is_of_others else "it is damaged")
+    with Queue(project.queue_db) as queue:
+        known = {experiment.name: experiment for experiment in queue.experiments()}
+        for trace, lost in lost_traces(project, queue):
+            path = Path(trace.path)
+            if lost.ahead and lost.fold is not None:
+                identity = known[trace.experiment].identity(lost.fold)
+                OwnCommits(in_folder(path), identity, _set_aside_in(trace.path, note)).newest()
+            elif lost.is_of_other_spec:
+                take(path, f"{trace.experiment} returned with other settings")
+            else:
+                take(path, f"{trace.experiment} could not be enqueued from it")
+        for name in known:
+            keep_wanted(project, queue, name)
+
+
+def _set_aside_in(where: str, note: Callable[[str], None]) -> OnWrong:
+    return lambda base, why: note(f"{where}/{base} is renamed to {base}.damaged: {why}")
 
 
 def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Callable[[str], None], now: float) -> None:
@@ -169,7 +276,10 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     if found is None:
         return
     newest = found.manifest
-    if is_sound(newest, str(folder)):
+    folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
+    if newest.fold in folds:
+        pass  # enqueued by its note, or on the mount
+    elif is_sound(newest, str(folder)):
         assert newest.enqueued is not None
         enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):

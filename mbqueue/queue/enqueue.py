@@ -139,6 +139,12 @@ class Enqueueing(Part):
             return tuple(Experiment.from_row(row) for row in db.execute("SELECT * FROM experiments ORDER BY id"))
 
     @repeatable
+    def is_empty(self) -> bool:
+        """Whether nothing was ever enqueued."""
+        with self.reading() as db:
+            return db.execute("SELECT id FROM experiments LIMIT 1").fetchone() is None
+
+    @repeatable
     def trials(self) -> tuple[Experiment, ...]:
         """The experiments that are trials of a search, oldest first."""
         query = """SELECT * FROM experiments WHERE spec LIKE '%"trial": {%' ORDER BY id"""
@@ -246,13 +252,18 @@ def _read(db: Statements, experiment_id: int) -> Experiment:
     return Experiment.from_row(db.execute("SELECT * FROM experiments WHERE id = ?", (experiment_id,)).fetchone())
 
 
-def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], taken: set[str]) -> str:
+def different_keys(there: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted keys that make two specs different experiments, those with short values first."""
     old_values, new_values = dict(_flat(there)), dict(_flat(new))
-    different = [
+    return [
         key
         for key in sorted({*old_values, *new_values}, key=lambda key: (key.split(".")[0] in _LONG_KEYS, key))
         if key not in _FREE_KEYS and old_values.get(key) != new_values.get(key)
     ]
+
+
+def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], taken: set[str]) -> str:
+    old_values, new_values, different = dict(_flat(there)), dict(_flat(new)), different_keys(there, new)
     lines = [
         f"  {key}: {_short(old_values.get(key))} in the queue, {_short(new_values.get(key))} now"
         for key in different[:_MOST_SHOWN]

@@ -5,18 +5,44 @@ Every command opens the queue here, so all of them report a lost queue alike, an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 
-from mbqueue.errors import QueueLost, UsageError
+from mbqueue.errors import QueueLost, QueueMissing, UsageError
 from mbqueue.project import ProjectFolder
+from mbqueue.queue.lost import Lost, described, lost_parts, traces
 from mbqueue.queue.store import Queue
 
 #: A file in the live folder while `mbqueue restore` replaces its content; it names the archive.
 RESTORING = "restoring"
 
+_log = logging.getLogger("mbqueue")
+
+
+@cache
+def note_once(text: str) -> None:
+    """Report a note through Python's logging, the first time that this process has it."""
+    _log.warning(text)
+
+
+def nothing(_lost: Lost) -> bool:
+    """The ``refuses`` of commands that only read."""
+    return False
+
+
+def anything(_lost: Lost) -> bool:
+    """The ``refuses`` of commands that would add to a queue that lacks parts of an earlier one."""
+    return True
+
 
 def open_queue(
-    project: ProjectFolder, *, read_only: bool = False, wait: Callable[[float], bool] | None = None
+    project: ProjectFolder,
+    *,
+    read_only: bool = False,
+    wait: Callable[[float], bool] | None = None,
+    refuses: Callable[[Lost], bool] = nothing,
+    note: Callable[[str], None] = note_once,
 ) -> Queue:
     """Open the queue of a project: on the server that MBQUEUE_QUEUE or its settings name, else in its SQLite file.
 
@@ -25,6 +51,8 @@ def open_queue(
     Args:
         wait: waits for the given seconds and returns True to give up. With it, as in a session, opening waits for an
             unreachable server. Without it, as in a command, an unreachable server is an error at once.
+        refuses: of the parts of a lost queue that this one lacks, whether one must be brought back first.
+        note: called with a sentence if the queue lacks parts and ``refuses`` none.
 
     Raises:
         QueueError: if it cannot be opened, or does not exist (reading only).
@@ -33,12 +61,19 @@ def open_queue(
         QueueMoved: if it is in another database now.
         UsageError: if psycopg is not installed, or the URL cannot be read.
     """
-    if project.topology.queue_url:
-        return open_on_server(project.topology.queue_url, read_only=read_only, wait=wait)
-    _require_not_lost(project)
-    queue = Queue(project.queue_db, read_only=read_only)
+    if not read_only:
+        _require_not_lost(project, wait=wait)
+    try:
+        if project.topology.queue_url:
+            queue = open_on_server(project.topology.queue_url, read_only=read_only, wait=wait)
+        else:
+            queue = Queue(project.queue_db, read_only=read_only)
+    except QueueMissing:
+        _require_not_lost(project, wait=wait)
+        raise
     try:
         require_content(project, queue)
+        _require_whole(project, queue, read_only=read_only, refuses=refuses, note=note)
     except BaseException:
         queue.close()
         raise
@@ -52,18 +87,21 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
         QueueError: if its server cannot be reached.
         QueueLost, UsageError: as `open_queue`, if there was one.
     """
-    if not project.topology.queue_url:
-        _require_not_lost(project)
-        return project.queue_db.exists()
-    _require_psycopg()
-    from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
-
-    return exists(project.topology.queue_url, wait=wait)
+    is_there = _is_there(project, wait=wait)
+    if not is_there:
+        _require_not_lost(project, wait=wait)
+    return is_there
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether a queue exists now (a lost one does not), for commands that work without one: results are files."""
-    return queue_exists(project) if project.topology.queue_url else project.queue_db.exists()
+    """Whether a queue exists now, for commands that work without one, since results are files; a lost one is noted."""
+    try:
+        return queue_exists(project)
+    except (QueueLost, UsageError) as error:
+        if isinstance(error, UsageError) and project.topology.queue_url:
+            raise
+        note_once(str(error))
+        return False
 
 
 def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
@@ -100,50 +138,38 @@ def cut_off_restore(project: ProjectFolder) -> str | None:
         return None
 
 
-def _require_not_lost(project: ProjectFolder) -> None:
-    """Refuse a project whose queue file is gone.
+def _is_there(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> bool:
+    if not project.topology.queue_url:
+        return project.queue_db.exists()
+    _require_psycopg()
+    from mbqueue.queue.postgresql.server import exists  # noqa: PLC0415 - optional package
+
+    return exists(project.topology.queue_url, wait=wait)
+
+
+def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] | None = None) -> None:
+    """Refuse a project whose queue is gone.
 
     Raises:
         QueueLost: if experiments that it held still exist.
         UsageError: if it is gone because a restore was interrupted.
     """
-    if project.queue_db.exists():
+    on_server = bool(project.topology.queue_url)
+    if not on_server and project.queue_db.exists():
         return
-    require_no_cut_off_restore(project)
-    if experiments_beside(project):
+    if not on_server:
+        require_no_cut_off_restore(project)
+    if traces(project) and not _is_there(project, wait=wait):
+        name = "the server that is set" if on_server else project.queue_db
         raise QueueLost(
-            f"There is no queue at {project.queue_db}, but there are checkpoints or notes of experiments, so it was "
-            "lost. Rebuild it from them: mbqueue recover"
+            f"There is no queue at {name}, but there are checkpoints or notes of experiments in {project.live_dir}, so "
+            f"it was lost{_or_elsewhere(project)}. Rebuild it from them: {how_to_recover(project)}"
         )
 
 
-def experiments_beside(project: ProjectFolder) -> set[str]:
-    """Names of the experiments for which the live folder has commits or recorded requests."""
-    trained = {path.parent.parent.name for path in project.live_dir.glob("checkpoints/*/fold_*/e*.json")}
-    return trained | {path.stem for path in project.wanted_dir.glob("*.json")}
-
-
-def lost_experiments(project: ProjectFolder, queue: Queue) -> list[str]:
-    """Experiments that were trained here and are not in the queue: an earlier queue that held them was lost."""
-    if project.topology.queue_url:
-        return []
-    return sorted(experiments_beside(project) - {experiment.name for experiment in queue.experiments()})
-
-
-def what_is_lost(project: ProjectFolder, queue: Queue) -> str:
-    """A warning about a queue created after another one was lost; empty if it lacks nothing."""
-    names = ", ".join(lost_experiments(project, queue))
-    if not names:
-        return ""
-    return (
-        f"The queue lacks {names}, of which there are checkpoints or notes: it was begun after an earlier queue was "
-        "lost. When no session runs, bring them back: mbqueue recover"
-    )
-
-
 def has_lost_content(project: ProjectFolder, queue: Queue) -> bool:
-    """Whether a queue is empty although there are checkpoints, which means that something emptied it."""
-    return not queue.experiments() and any(project.state_dir.glob("checkpoints/*/fold_*/e*.json"))
+    """Whether a queue is empty although there are checkpoints or notes, which means that something emptied it."""
+    return queue.is_empty() and bool(traces(project) or any(project.state_dir.glob("checkpoints/*/fold_*/e*.json")))
 
 
 def require_content(project: ProjectFolder, queue: Queue) -> None:
@@ -154,13 +180,47 @@ def require_content(project: ProjectFolder, queue: Queue) -> None:
     """
     if has_lost_content(project, queue):
         raise QueueLost(
-            f"{queue.database.name} is empty, but there are checkpoints, so its content was lost"
-            + (
-                " or is still in the queue from before: mbqueue migrate-queue --help"
-                if project.topology.queue_url
-                else ". Rebuild it from them: mbqueue recover"
-            )
+            f"{queue.database.name} is empty, but there are checkpoints or notes of experiments in "
+            f"{project.live_dir}, so its content was lost{_or_elsewhere(project)}. Rebuild it from them: "
+            f"{how_to_recover(project)}"
         )
+
+
+def _require_whole(
+    project: ProjectFolder,
+    queue: Queue,
+    *,
+    read_only: bool,
+    refuses: Callable[[Lost], bool],
+    note: Callable[[str], None],
+) -> None:
+    """Note, or refuse, a queue that lacks parts of an earlier one; arguments and errors as for `open_queue`."""
+    lost = lost_parts(project, queue)
+    if lost and not read_only:
+        with queue.writing():
+            pass  # another process may be about to count epochs whose commits exist
+        lost = lost_parts(project, queue)
+    if not lost:
+        return
+    lacking = (
+        f"The queue lacks {described(lost)}. Checkpoints or notes of that are in {project.live_dir}, so an earlier "
+        "queue was lost or replaced."
+    )
+    if any(map(refuses, lost)):
+        raise QueueLost(f"{lacking} Nothing was changed. First bring them back: {how_to_recover(project)}")
+    note(f"{lacking} When no session runs, bring them back: {how_to_recover(project)}")
+
+
+def _or_elsewhere(project: ProjectFolder) -> str:
+    is_there = project.topology.queue_url and project.queue_db.exists()
+    return " or is still in the queue from before (mbqueue migrate-queue --help)" if is_there else ""
+
+
+def how_to_recover(project: ProjectFolder) -> str:
+    """The commands that rebuild the queue from its files, for messages."""
+    if not project.topology.queue_url:
+        return "mbqueue recover"
+    return "MBQUEUE_QUEUE=sqlite mbqueue recover, then move it to an empty schema: mbqueue migrate-queue --help"
 
 
 def open_on_server(

@@ -168,6 +168,16 @@ class Reports(Part):
             return tuple(Job.from_row(row) for row in rows)
 
     @repeatable
+    def finished_epochs(self) -> dict[tuple[str, int], int]:
+        """(experiment, fold) → the last epoch that is committed or skipped, for folds that have one."""
+        query = (
+            "SELECT experiment, fold, max(epoch) AS epoch FROM job_rows "
+            "WHERE kind = 'train' AND state IN ('committed', 'skipped') GROUP BY experiment, fold"
+        )
+        with self.reading() as db:
+            return {(row["experiment"], row["fold"]): row["epoch"] for row in db.execute(query)}
+
+    @repeatable
     def events(
         self,
         *,

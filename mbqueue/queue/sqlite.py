@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mbqueue.clock import utc_text
-from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueReplaced
+from mbqueue.errors import ForbiddenTransition, QueueDamaged, QueueDiskFull, QueueError, QueueMissing, QueueReplaced
 from mbqueue.files import fsync_dir, make_folder
 from mbqueue.limits import size_of_files
 from mbqueue.queue import sqlite_schema
@@ -105,7 +105,7 @@ class SqliteFile(Database):
         self._open: list[tuple[int, sqlite3.Connection]] = []
         self._file: tuple[int, int] | None = None
         if read_only and not self.path.exists():
-            raise QueueError(f"There is no queue at {self.path}. Enqueue an experiment first: mbqueue enqueue NAME")
+            raise QueueMissing(f"There is no queue at {self.path}. Enqueue an experiment first: mbqueue enqueue NAME")
         try:
             with self._translating():
                 self._make_current()

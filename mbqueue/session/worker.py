@@ -35,7 +35,7 @@ from mbqueue.errors import (
 from mbqueue.limits import why_limited
 from mbqueue.project import ProjectFolder
 from mbqueue.queue.jobs import Kind, Lease
-from mbqueue.queue.opening import open_queue, require_content, require_queue, what_is_lost
+from mbqueue.queue.opening import open_queue, require_queue
 from mbqueue.queue.store import Queue
 from mbqueue.session import predict, prepare, record, train
 from mbqueue.session.commits_binding import enter_place, require_same
@@ -103,9 +103,10 @@ def _run(
     clock: Clock,
 ) -> SessionOutcome:
     """Run the session without its end command; raises the same errors as `work`."""
-    with open_queue(project, wait=stop.wait) as queue:
+    with open_queue(
+        project, wait=stop.wait, refuses=lambda lost: lost.is_overwritten_by_work, note=report.note
+    ) as queue:
         queue.verify()
-        require_content(project, queue)
         session = _begin(project, queue, options, device, report=report, stop=stop, clock=clock)
         copies = CrystalCopies(
             project, should_stop=lambda: stop.cause is not None, spare=session.deadline.spare, note=report.note
@@ -151,8 +152,6 @@ def _begin(
         queue.end_session(session_id, reason=str(error), now=clock.now())
         raise
     report.session_started(session_id, device_name(device), options.session_seconds)
-    if lost_before := what_is_lost(project, queue):
-        report.note(lost_before)
     return Session(
         id=session_id,
         project=project,

@@ -1,24 +1,40 @@
-"""The queue's file is lost but its work exists: every command reports it, none makes a new one, recover repairs it."""
+"""The queue is lost but its work exists: every command reports it, none begins a second one, recover repairs it."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from lost_queues import LACKS, STATES, commit, spec_of
+from processes import run
 from small_project import RememberedReport, make_project
 from typer.testing import CliRunner
 
 from mbqueue.api import Project
 from mbqueue.cli.app import app
 from mbqueue.cli.doctor import _queue
-from mbqueue.errors import QueueLost, UsageError
+from mbqueue.errors import MbqueueError, QueueLost, UsageError
 from mbqueue.experiment import load_spec
-from mbqueue.queue.opening import open_queue, queue_exists
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.opening import note_once, open_queue, queue_exists
 from mbqueue.queue.store import Queue
 from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import work
+from mbqueue.web.acts import act
+
+TO_DO = "mbqueue recover"
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Project:
+    """A project with an experiment of two folds, one of which has a commit."""
+    project = Project(make_project(tmp_path / "project").root)
+    project.enqueue("head_finetune", dataset="sample", folds=[0, 1], epochs=5)
+    commit(project.folder, spec_of(project, folds=[0, 1], **{"train.epochs": 5}), 0, epoch=1)
+    return project
 
 
 @pytest.fixture
@@ -29,30 +45,145 @@ def lost(tmp_path: Path) -> Project:
     return project
 
 
-COMMANDS: dict[str, Callable[[Project], object]] = {
+NO_QUEUE = {"gone", "emptied"}
+TRAINS_OVER = {"with other settings", "other settings, no note", "an older one"}
+
+
+def _worked(project: Project) -> str:
+    report = RememberedReport()
+    work(project.folder, WorkOptions(device="cpu", max_jobs=0), report=report)
+    return "\n".join(report.lines)
+
+
+def _search(project: Project) -> Path:
+    path = project.folder.jobs_dir / "rates.toml"
+    search = '[search]\nbase = "full_finetune"\ntrials = 2\nsampler = "grid"\n'
+    path.write_text(search + '[search.space]\n"train.lr" = { choices = [1e-3, 1e-2] }\n')
+    return path
+
+
+#: These only read the queue.
+READING: dict[str, Callable[[Project], object]] = {
     "status": lambda project: project.status(),
     "events": lambda project: project.events(),
-    "enqueue": lambda project: project.enqueue("full_finetune", dataset="sample"),
-    "enqueue it again": lambda project: project.enqueue("head_finetune", dataset="sample"),
+}
+#: These read files where there is no queue.
+READING_FILES: dict[str, Callable[[Project], object]] = {
+    "is it a search": lambda project: project.is_search("head_finetune"),
+    "results": lambda project: project.results("head_finetune"),
+    "timeline": lambda project: project.timeline("head_finetune"),
+    "stop": lambda project: project.stop(),
+}
+#: These add to the queue, take it elsewhere, or remove what its experiments need.
+ADDING: dict[str, Callable[[Project], object]] = {
+    "enqueue": lambda project: project.enqueue("pretrained_infer", dataset="sample"),
+    "enqueue it again": lambda project: project.enqueue("head_finetune", dataset="sample", folds=[0, 1], epochs=5),
+    "enqueue other settings": lambda project: project.enqueue("head_finetune", dataset="sample", folds=[3]),
+    "enqueue seeds": lambda project: project.enqueue_seeds("pretrained_infer", [0, 1], dataset="sample"),
+    "enqueue a search": lambda project: project.enqueue(_search(project)),
+    "enqueue on the board": lambda project: act(project, "enqueue", {"experiment": "pretrained_infer"}),
+    "promote": lambda project: project.promote("head_finetune"),
+    "blend": lambda project: project.blend(["head_finetune", "full_finetune"], name="blend"),
+    "predict again": lambda project: project.predict_again("head_finetune", test_strains=2, name="again"),
+    "migrate the queue": lambda project: project.migrate_queue("sqlite"),
+    "move commits": lambda project: project.move_commits(),
+    "prune the cache": lambda project: project.prune_cache(),
+}
+#: These write a note that would replace the one of the lost queue.
+STEERING: dict[str, Callable[[Project], object]] = {
     "pause": lambda project: project.pause("head_finetune"),
     "resume": lambda project: project.resume("head_finetune"),
     "cancel": lambda project: project.cancel("head_finetune"),
     "retry": lambda project: project.retry("head_finetune"),
     "priority": lambda project: project.set_priority("head_finetune", 3),
-    "work": lambda project: project.work(device="cpu"),
-    "work in the background": lambda project: project.work_in_background(),
-    "prune the cache": lambda project: project.prune_cache(),
-    "migrate the queue": lambda project: project.migrate_queue("sqlite"),
-    "move commits": lambda project: project.move_commits(),
-    "back up": lambda project: project.back_up(project.folder.root / "backup.tar"),
+    "pause on the board": lambda project: act(project, "pause", {"experiment": "head_finetune"}),
 }
+WORKING: dict[str, Callable[[Project], object]] = {
+    "work": _worked,
+}
+COMMANDS = READING | READING_FILES | ADDING | STEERING | WORKING
 
 
+def content_of(folder: ProjectFolder) -> Mapping[str, object]:
+    """All that a command could make worse: the queue's experiments, notes, and commits."""
+    files = {str(path): path.read_bytes() for path in folder.live_dir.glob("wanted/*")}
+    files |= {str(path): path.read_bytes() for path in folder.live_dir.glob("checkpoints/*/*/*")}
+    if not folder.queue_db.exists():
+        return files
+    with Queue(folder.queue_db, read_only=True) as queue:
+        return files | {one.name: (one.spec, one.paused, one.priority) for one in queue.experiments()}
+
+
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_says_that_it_is_lost_and_begins_no_other(lost: Project, command: str) -> None:
-    with pytest.raises(QueueLost, match=r"it was lost.*mbqueue recover"):
-        COMMANDS[command](lost)
-    assert not lost.folder.queue_db.exists()
+def test_every_command_says_what_is_lost_and_none_makes_it_worse(
+    whole: Project, command: str, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if command == "enqueue a search":
+        pytest.importorskip("optuna")
+    lose, said = STATES[state]
+    lose(whole)
+    before = content_of(whole.folder)
+    note_once.cache_clear()
+    is_refused, told = False, ""
+    try:
+        told = str(COMMANDS[command](whole))
+    except QueueLost as error:
+        is_refused, told = True, str(error)
+    except MbqueueError:
+        pass  # there are no results, for example
+    assert is_refused is refuses(command, state), told
+    told += caplog.text
+    assert said in told
+    assert TO_DO in told
+    assert told.count(said) == 1, "it is said once"
+    assert content_of(whole.folder) == before
+
+
+def refuses(command: str, state: str) -> bool:
+    if state == "gone":
+        return command not in READING_FILES
+    if state == "emptied":
+        return True
+    if command in WORKING:
+        return state in TRAINS_OVER
+    return command in ADDING or command in STEERING
+
+
+@pytest.mark.parametrize("state", ["of another experiment", "with fewer folds"])
+def test_commands_in_a_terminal_say_it_once_beside_their_output(whole: Project, state: str) -> None:
+    STATES[state][0](whole)
+    done = run(whole.folder.root, "status", "--json")
+    assert done.returncode == 0
+    assert [one["state"] for one in json.loads(done.stdout)["experiments"]] == ["ready"]
+    assert done.stderr.count(LACKS) == 1
+    done = run(whole.folder.root, "enqueue", "pretrained_infer", "--dataset", "sample")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert STATES[state][1] in done.stderr
+    assert f"First bring them back: {TO_DO}" in done.stderr
+
+
+def test_an_experiment_that_is_not_lost_can_be_steered(whole: Project, caplog: pytest.LogCaptureFixture) -> None:
+    STATES["of another experiment"][0](whole)
+    note_once.cache_clear()
+    assert whole.pause("full_finetune") > 0
+    assert LACKS in caplog.text
+
+
+def test_a_session_does_not_give_the_names_of_lost_trials_to_others(whole: Project) -> None:
+    pytest.importorskip("optuna")
+    whole.recover(force=True)
+    whole.enqueue(_search(whole))
+    with open_queue(whole.folder) as queue:
+        facts = json.loads((whole.folder.wanted_dir / "rates.000.json").read_bytes())
+        assert [one.name for one in queue.trials()] == ["rates.000"]
+    lost_note = whole.folder.wanted_dir / "rates.001.json"
+    lost_note.write_text(json.dumps(facts))
+    with pytest.raises(QueueLost, match=r"rates\.001"):
+        whole.work(device="cpu", max_jobs=0)
+    with pytest.raises(QueueLost, match=r"rates\.001"):
+        whole.pause("rates")
 
 
 def test_cancel_says_so_instead_of_asking_for_confirmation(lost: Project) -> None:
@@ -110,7 +241,7 @@ def test_recover_that_is_cut_off_loses_nothing_of_a_second_queue(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mbqueue.drive.recover.keep_wanted", full)
+        patched.setattr("mbqueue.drive.recover.write_wanted", full)
         with pytest.raises(OSError, match="No space"):
             lost.recover()
     lost.recover()

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 
-from mbqueue.errors import QueueError
+from mbqueue.errors import QueueError, QueueMissing
 from mbqueue.queue.database import Bound, Database, Result, Rows, Statements
 from mbqueue.queue.dialect import POSTGRESQL
 from mbqueue.queue.moved import MOVED_VERSION, moved_error
@@ -301,7 +301,7 @@ class PostgresServer(Database):
         if version == SCHEMA_VERSION:
             return
         if self.read_only and version == 0:
-            raise QueueError(f"There is no queue at {self.name}. Enqueue an experiment first: mbqueue enqueue NAME")
+            raise QueueMissing(f"There is no queue at {self.name}. Enqueue an experiment first: mbqueue enqueue NAME")
         schema.upgrade(connection, self.address.schema, name=self.name)
 
 

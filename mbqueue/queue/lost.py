@@ -1,0 +1,199 @@
+"""What a project's files say was trained or asked for, and the queue does not know: an earlier queue was lost.
+
+Every command compares both when it opens the queue (`mbqueue.queue.opening`). So this lists names, and reads only the
+notes and the first bytes of one manifest of each fold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mbqueue.errors import QueueError
+from mbqueue.project import ProjectFolder
+from mbqueue.queue.jobs import Experiment
+from mbqueue.queue.store import Queue
+from mbqueue.storage.names import CommitFile, commit_file, order_of
+
+#: Messages name at most this many lost parts.
+_NAMED = 8
+_FOLD = re.compile(r"fold_([0-4])")
+#: The first keys of a manifest.
+_HEAD = re.compile(rb'"experiment": "([^"]*)",\s*"spec_hash": "([^"]*)",\s*"dataset_hash": "[^"]*",\s*"fold": (\d)')
+_HEAD_BYTES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What a note, or the commits of one fold, say about an experiment.
+
+    Attributes:
+        path: the note, or the folder of the fold.
+        fold: None if the file is a note that cannot be read.
+        spec_hash: None if it is unknown.
+        epochs: finished epochs, by the name of the newest commit; 0 for a note.
+    """
+
+    path: str
+    experiment: str
+    fold: int | None
+    spec_hash: str | None
+    epochs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """A part of an experiment that the queue lacks.
+
+    Attributes:
+        fold: None if the whole experiment is missing.
+        is_of_other_spec: whether the queue has another spec under this name.
+        is_of_known_search: whether the queue has a search that would give its name to another trial.
+        ahead: finished epochs of the fold that the queue counts as not done.
+    """
+
+    experiment: str
+    fold: int | None = None
+    is_of_other_spec: bool = False
+    is_of_known_search: bool = False
+    ahead: int = 0
+
+    @property
+    def is_overwritten_by_work(self) -> bool:
+        """Whether a session would set these commits aside, replace this note, or train these epochs again."""
+        return self.is_of_other_spec or self.is_of_known_search or self.ahead > 0
+
+    def concerns(self, name: str) -> bool:
+        """Whether it belongs to the experiment or the search of this name."""
+        return name in (self.experiment, self.experiment.rpartition(".")[0])
+
+
+def traces(project: ProjectFolder) -> list[Trace]:
+    """What notes and commits in the live folder say about experiments."""
+    found: list[Trace] = []
+    for note in _entries(project.wanted_dir):
+        if note.name.endswith(".json"):
+            found += _of_note(note)
+    for experiment in _entries(project.all_checkpoints):
+        for folder in _entries(experiment):
+            if match := _FOLD.fullmatch(folder.name):
+                found += _of_commits(experiment.name, int(match[1]), folder)
+    return found
+
+
+def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
+    """The traces that the queue does not explain, and what it lacks of each."""
+    # Files are listed before the queue is read: the queue knows an experiment and its folds before any file does.
+    found = traces(project)
+    if not found:
+        return []
+    known = {experiment.name: experiment for experiment in queue.experiments()}
+    done = queue.finished_epochs() if any(trace.epochs > 1 for trace in found) else {}
+    return [(trace, lost) for trace in found if (lost := _lost_of(trace, known, done)) is not None]
+
+
+def lost_parts(project: ProjectFolder, queue: Queue) -> list[Lost]:
+    """The parts of experiments that the project's files have and the queue lacks."""
+    lost = {lost for _, lost in lost_traces(project, queue)}
+    if not lost or _is_in_file(project, lost):
+        return []
+    return sorted(lost, key=lambda one: (one.experiment, -1 if one.fold is None else one.fold, one.ahead))
+
+
+def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[str, int], int]) -> Lost | None:
+    experiment = known.get(trace.experiment)
+    if experiment is None:
+        search = trace.experiment.rpartition(".")[0]
+        searches = {(one.spec.get("trial") or {}).get("search", {}).get("name") for one in known.values()}
+        return Lost(experiment=trace.experiment, is_of_known_search=search in searches)
+    if trace.spec_hash not in (None, experiment.spec_hash):
+        return Lost(experiment=trace.experiment, is_of_other_spec=True)
+    if trace.fold is None or experiment.is_released:
+        return None
+    if trace.fold not in experiment.spec["folds"]:
+        return Lost(experiment=trace.experiment, fold=trace.fold)
+    # A session publishes a commit just before the queue counts its epoch.
+    ahead = trace.epochs - done.get((trace.experiment, trace.fold), 0)
+    return Lost(experiment=trace.experiment, fold=trace.fold, ahead=ahead) if ahead > 1 else None
+
+
+def described(lost: Sequence[Lost]) -> str:
+    """The lost parts, for a sentence after "the queue lacks"."""
+    folds: dict[str, list[int]] = {}
+    for one in lost:
+        if one.fold is not None and not one.ahead:
+            folds.setdefault(one.experiment, []).append(one.fold)
+    told = dict.fromkeys(_part(one, folds) for one in lost)
+    shown = list(told)[:_NAMED]
+    more = len(told) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _part(one: Lost, folds: dict[str, list[int]]) -> str:
+    if one.is_of_other_spec:
+        return f"{one.experiment} with other settings than the queue's"
+    if one.ahead:
+        return f"{one.ahead} finished epochs of {one.experiment} fold {one.fold}"
+    if one.fold is None:
+        return one.experiment
+    numbers = folds[one.experiment]
+    return f"{one.experiment} fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _is_in_file(project: ProjectFolder, lost: Iterable[Lost]) -> bool:
+    """Whether the queue is on a server, and a file here has everything: the project's own queue from before."""
+    if not project.topology.queue_url or not project.queue_db.exists():
+        return False
+    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # it was moved, or is damaged
+        return {one.experiment for one in lost} <= {experiment.name for experiment in queue.experiments()}
+    return False
+
+
+def _entries(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _of_note(note: os.DirEntry[str]) -> list[Trace]:
+    experiment = note.name.removesuffix(".json")
+    try:
+        with open(note, "rb") as stream:  # noqa: PTH123 - a project may have a thousand, and a Path takes half the time
+            content = json.loads(stream.read())
+        spec_hash = str(content["spec_hash"])
+        return [
+            Trace(path=note.path, experiment=experiment, fold=int(fold), spec_hash=spec_hash)
+            for fold in content["spec"]["folds"]
+        ]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return [Trace(path=note.path, experiment=experiment, fold=None, spec_hash=None)]
+
+
+def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Trace]:
+    files = [file for entry in _entries(folder) if (file := commit_file(entry.name)) and _is_manifest(file)]
+    if not files:
+        return []
+    newest = max(files, key=lambda file: order_of(file.stem))
+    try:
+        with open(f"{folder.path}/{newest.stem}.json", "rb", buffering=0) as stream:  # noqa: PTH123 - as above
+            head = _HEAD.search(stream.read(_HEAD_BYTES))
+    except OSError:
+        head = None
+    if head is None:
+        return [Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=None)]
+    name, spec_hash, number = (part.decode(errors="replace") for part in head.groups())
+    if (name, int(number)) != (experiment, fold):
+        return []  # moved here by hand, which the fold's next session reports
+    return [
+        Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=spec_hash, epochs=newest.finished_epochs)
+    ]
+
+
+def _is_manifest(file: CommitFile) -> bool:
+    return file.suffix == "json" and not file.digits
