@@ -1,4 +1,4 @@
-"""Elements in a fold's test part that its training part lacks: crystals with them are predicted badly."""
+"""Elements in a fold's test part that its training part lacks: predictions of crystals with them are poor."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def absences(
 
 
 def _sentence(folds: list[str], elements: tuple[str, ...], target: Target) -> str:
-    which, theirs = ("Fold", "its") if len(folds) == 1 else ("Folds", "their")
-    so = "the reference energy is 0" if target.kind == "energy" else "it counts as an average element"
+    has = f"Fold {folds[0]} has" if len(folds) == 1 else f"Folds {', '.join(folds)} have"
+    it = "it" if len(elements) == 1 else "each"
+    so = f"{it} has a reference energy of 0" if target.kind == "energy" else f"{it} counts as an average element"
     return (
-        f"{which} {', '.join(folds)}: {', '.join(elements)} not in {theirs} training part, so {so} and test crystals "
-        "with it are predicted badly."
+        f"{has} no training crystal with {', '.join(elements)}, so {so}. Predictions of test crystals with "
+        f"{'this element' if len(elements) == 1 else 'these elements'} are poor."
     )

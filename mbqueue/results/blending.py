@@ -10,7 +10,7 @@ import numpy as np
 from mbqueue.errors import ResultsError
 from mbqueue.results.tables import Predictions
 
-#: The fewest crystals to fit weights on: in total, and per member.
+#: The minimum number of crystals for fitting weights: in total, and per member.
 FEWEST_CRYSTALS, FEWEST_PER_MEMBER = 30, 10
 
 
@@ -23,8 +23,8 @@ def require_enough(n: int, members: int, *, fold: int) -> None:
     fewest = max(FEWEST_CRYSTALS, FEWEST_PER_MEMBER * members)
     if n < fewest:
         raise ResultsError(
-            f"In fold {fold}, {n} crystals are in the validation part of every member. Fitting the weights of "
-            f"{members} members needs at least {fewest}. Blend with --weights mean, or train members that share "
+            f"In fold {fold}, the members' validation parts share {n} crystals. Fitting the weights of {members} "
+            f"members needs at least {fewest}. Blend with --weights mean, or train members that share "
             "train.validation_seed and train.validation."
         )
 

@@ -1,8 +1,8 @@
 """Escape text for CSV cells, so that no spreadsheet runs it, and for Markdown, so that it appears literally.
 
-A CSV is read back exactly. A spreadsheet treats a cell as a formula if it begins with ``=``, ``+``, ``-`` or ``@``,
-also after a tab or a carriage return (OWASP, CSV injection). So an apostrophe is put before such a cell unless it is a
-number, and before one that already begins with apostrophes and such a character.
+mbqueue reads its own CSV files back exactly. A spreadsheet treats a cell as a formula if it begins with ``=``, ``+``,
+``-`` or ``@``, also after a tab or a carriage return (OWASP, CSV injection). So such cells get a leading apostrophe,
+except numbers. Cells in which apostrophes precede such a character get one more.
 """
 
 from __future__ import annotations

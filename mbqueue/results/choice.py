@@ -1,8 +1,8 @@
 """Mark the scores of folds on which an experiment's settings were chosen.
 
-A search compares trials by their validation MAE, and `promote` enqueues the best one. On the trials' folds, that
-validation MAE is the lowest of many, so it is too good. Their test parts took no part in the choice. A blend has the
-marks of its members.
+A search compares trials by their validation MAE, and `promote` enqueues the best one. On the trials' folds, its
+validation MAE is the lowest of many, and so too optimistic. The choice did not use the test parts of these folds. A
+blend has the marks of its members.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: The mark after the number or score of such a fold; the second is for ASCII terminals.
+#: The mark after the number or score of a fold that took part in the choice; the second is for ASCII terminals.
 MARK, ASCII_MARK = "†", "*"
 
 
@@ -30,15 +30,15 @@ def choice_note(spec: Mapping[str, Any], mark: str = MARK) -> str:
     if not choices:
         return ""
     said = " ".join(
-        f"Trial {choice['trial']} was the best of {choice['trials']} of the search {choice['search']} by the "
-        f"validation MAE of {_folds(choice['folds'])}."
+        f"Trial {choice['trial']} had the lowest validation MAE on {_folds(choice['folds'])} among the "
+        f"{choice['trials']} trials of the search {choice['search']}."
         for choice in choices
     )
     folds = _folds(chosen_on(spec))
     return (
-        f"{mark} {folds.capitalize()} took part in the choice of these settings. {said} So that validation MAE is too "
-        f"good. The test crystals of {folds} took no part; those of the other folds were among the crystals that the "
-        "trials were trained and validated on."
+        f"{mark} {folds.capitalize()} took part in the choice of these settings. {said} The lowest of many validation "
+        f"MAEs is too optimistic. The choice did not use the test crystals of {folds}. The trials were trained and "
+        "validated on crystals that include the test crystals of the other folds."
     )
 
 
@@ -46,7 +46,7 @@ def _choices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The choices that `promote` recorded for the experiment and its members, each once."""
     members = (spec.get("made_from") or {}).get("members", ())
     of_members = [choice for member in members for choice in _choices(member["spec"])]
-    # A blend has the marks of its members, for the folds of all; each member's record names its search.
+    # A blend takes the choices of all its members, and each names its search.
     found = of_members or ([spec["chosen"]] if spec.get("chosen") else [])
     return [choice for position, choice in enumerate(found) if choice not in found[:position]]
 

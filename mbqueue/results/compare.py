@@ -1,9 +1,9 @@
 """Compare experiments side by side, with differences paired by crystal.
 
 For crystals that two experiments both predicted, d = |error of B| − |error of A|, which is negative if B is better. The
-interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. It covers the choice
-of crystals. It does not cover the effect of another training seed, nor the dependence between folds, which share most
-of their training data; so the difference of each fold is given as well.
+interval is mean(d) ± t · s / √n, with Student's t at n − 1 degrees of freedom for the 95 % level. The interval covers
+the choice of crystals, but neither the effect of another training seed, nor the dependence between folds, which share
+most of their training data. So the comparison also has the difference of each fold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PairedDifference:
     unit.
 
     Attributes:
-        mae_a, mae_b: on these crystals alone.
+        mae_a, mae_b: each experiment's MAE on these crystals.
         mean, low, high: of |error b| − |error a|, with its 95 % interval; None for fewer than two crystals.
         share_better: share of these crystals on which b's error is smaller.
         per_fold: fold → mean difference, for folds with the same crystals in both.
@@ -93,7 +93,7 @@ def compare(recorded: Sequence[Recorded]) -> Comparison:
 
 
 def _labels(recorded: Sequence[Recorded]) -> tuple[str, ...]:
-    """Names; with the day if a name occurs twice."""
+    """The experiments' names; a name that occurs twice is followed by the day."""
     names = [one.name for one in recorded]
     return tuple(
         name if names.count(name) == 1 else f"{name} ({one.content['run']['enqueued_on']})"
@@ -148,7 +148,7 @@ def _margin(differences: NDArray[np.float64]) -> float | None:
     n = len(differences)
     if n < 2:
         return None
-    # Slow to import, and only comparisons need it; its type stubs are a separate package.
+    # scipy is slow to import, and only comparisons need it; its type stubs are a separate package.
     from scipy import stats  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415
 
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))

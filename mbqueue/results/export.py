@@ -1,9 +1,8 @@
 """The submission folder for the matbench leaderboard.
 
-matbench's own form (https://matbench.materialsproject.org/How%20To%20Use/3submit/): a folder
-``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code; here the code is the spec of each
-experiment and a script that runs them through mbqueue. For a general-purpose algorithm, one folder contains all its
-tasks.
+matbench asks for a folder ``matbench_v0.1_ALGORITHM`` with results.json.gz, info.json and source code
+(https://matbench.materialsproject.org/How%20To%20Use/3submit/). Here the source code is the spec of each experiment and
+a script that runs them through mbqueue. For a general-purpose algorithm, one folder contains all its tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _BIBTEX = (
 )
 
 _SCRIPT = '''\
-"""Runs this submission's experiments again, in as many sessions as it takes: start it until it says it is done.
+"""Runs this submission's experiments again. If a session ends early, start the script again, until it is done.
 
 Needs mbqueue{version} (and, for matbench's file, `pip install --no-deps matbench==0.6`).
 """
@@ -76,7 +75,7 @@ def export_submission(
         recorded: verified results folders, one per task.
         parent: where to create the folder ``matbench_v0.1_ALGORITHM``.
         authors: authors as the leaderboard should show them.
-        algorithm: short name on the leaderboard; by default the experiment's; required for several tasks.
+        algorithm: short name on the leaderboard; by default the experiment's name. Several tasks require it.
         notes: text before the note on the overlap with the pretraining data, which is always included.
         force: replace an earlier export.
 
@@ -126,7 +125,7 @@ def _write(folder: Path, recorded: Sequence[Recorded], info: Mapping[str, Any]) 
 def _add_steps(
     spec: Mapping[str, Any], file: str, enqueued: dict[str, Mapping[str, Any]], made: list[list[str]]
 ) -> None:
-    """Add the files and commands that reproduce an experiment: those to enqueue, then those that blend or average."""
+    """Add what reproduces an experiment: files to enqueue, then commands that blend or average."""
     made_from = spec.get("made_from")
     if made_from is None:
         enqueued[file] = spec
@@ -150,8 +149,8 @@ def _require_comparable(recorded: Recorded) -> None:
         why = "\n".join(f"  - {reason}" for reason in reasons)
         raise ResultsError(
             f"The results of {recorded.name} cannot go to the leaderboard:\n{why}\n"
-            "The leaderboard needs all five folds of a task's whole official file (mbqueue tasks lists them): limit 0, "
-            "and drop_invalid false."
+            "The leaderboard needs all five folds of the whole official file of a task, with limit 0 and drop_invalid "
+            "false. `mbqueue tasks` lists the tasks."
         )
 
 
@@ -177,8 +176,8 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
     overlaps = dict.fromkeys(one.content["notes"]["pretraining_overlap"] for one in experiments)
     members = members_of(spec)
     trained = {
-        "none": "Nothing but a linear model of the composition is fitted, in closed form, on each fold's training part"
-        " (of energies: element references around those of the pretrained weights).",
+        "none": "Only a linear model of the composition is fitted, in closed form, on each fold's training part. For "
+        "energies, these are element references on top of the pretrained weights.",
         "head": "The read-out layers are finetuned on the frozen atom features of the pretrained backbone.",
         "all": "All weights are finetuned, starting from the pretrained ones.",
     }
@@ -200,7 +199,7 @@ def _info(experiments: Sequence[Recorded], *, authors: str, algorithm: str, note
 def _compare_with_matbench(recorded: Recorded) -> None:
     path = recorded.folder / MATBENCH_FILE
     scores = read_matbench_scores(path)[recorded.content["dataset"]["name"]]
-    # For a class, matbench computes its rocauc from labels.
+    # For a class, matbench computes rocauc from predicted labels, not from probabilities.
     theirs = scores["rocauc" if recorded.target.is_class else "mae"]["mean"]
     ours = recorded.content["summary"][recorded.board_measure.key]["mean"]
     if abs(theirs - ours) > 1e-9:

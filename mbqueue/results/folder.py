@@ -51,12 +51,12 @@ class Recorded:
 
     @property
     def measure(self) -> Measure:
-        """The most telling score."""
+        """The main score."""
         return measures_of(self.target)[0]
 
     @property
     def board_measure(self) -> Measure:
-        """The score to compare with a leaderboard's; without a leaderboard, the most telling one."""
+        """The score to compare with the leaderboard; without a leaderboard, the main score."""
         return leaderboard_measure(self.target) if self.content["leaderboard"]["rows"] else self.measure
 
     def spread(self, measure: Measure) -> dict[str, float] | None:
@@ -115,7 +115,7 @@ def _content_of(path: Path) -> dict[str, Any]:
     """The content of an undamaged results.json."""
     try:
         if path.stat().st_size > LARGEST_RESULTS:
-            raise ResultsError(f"{path} is too large to be mbqueue's. {RESTORE}")
+            raise ResultsError(f"{path} is larger than any file that mbqueue writes. {RESTORE}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         state = "is not complete yet" if path.parent.is_dir() else "does not exist"
@@ -127,12 +127,15 @@ def _content_of(path: Path) -> dict[str, Any]:
     run = content.get("run") if isinstance(content, dict) else None
     if not isinstance(run, dict) or not isinstance(run.get("files"), dict):
         raise ResultsError(f"{path} does not have mbqueue's format. {RESTORE}")
-    # Check this before trusting anything in it, even its format: one flipped bit can change a digit.
+    # Check the checksum before trusting anything in the file, even its format: one flipped bit can change a digit.
     has_checksum = "checksum" in run or not run.keys() <= _RUN_BEFORE_CHECKSUMS
     if has_checksum and run.get("checksum") != checksum_of(content):
         raise ResultsError(f"{path} has changed since it was written: its checksum is wrong. {RESTORE}")
     if content.get("format") != FORMAT:
-        raise ResultsError(f"{path} has format {content.get('format')!r}, this mbqueue reads {FORMAT}. Update mbqueue.")
+        raise ResultsError(
+            f"{path} has format {content.get('format')!r}, but this version of mbqueue reads format {FORMAT}. Update "
+            "mbqueue."
+        )
     if any(Path(name).name != name for name in run["files"]):
         raise ResultsError(f"{path} names files outside its folder, which mbqueue never does. {RESTORE}")
     return dict(content)
@@ -151,8 +154,8 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
     """Find the newest complete results folder named ``name`` (by folder or experiment).
 
     Args:
-        results_dirs: where to look. The newest has the latest day of enqueueing, then the latest recording; of equal
-            copies in two places, the first place wins.
+        results_dirs: where to look. The newest was enqueued on the latest day, and among those recorded last. Among
+            equal copies, the first folder of `results_dirs` wins.
 
     Raises:
         ResultsError: if there is none; the error lists those that exist.
@@ -171,12 +174,12 @@ def newest_folder(results_dirs: Iterable[Path], name: str) -> Path:
 
 
 def recorded_at(folder: Path) -> str:
-    """When a folder's results were recorded; empty, which sorts first, if that cannot be read."""
+    """When a folder's results were recorded; an empty text, which sorts first, if results.json cannot be read."""
     return _facts(folder)[1]
 
 
 def _facts(folder: Path) -> tuple[str, str]:
-    """(experiment, when it was recorded)."""
+    """The experiment's name, and when it was recorded."""
     try:
         recorded = read_recorded(folder, verify=False)
     except ResultsError:

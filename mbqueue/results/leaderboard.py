@@ -15,27 +15,27 @@ from mbqueue.task import N_FOLDS, TASKS, Target
 FILE = Path(__file__).with_name("leaderboards.toml")
 
 _ENERGY_NOTE = (
-    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project, and so has seen most of the "
-    "crystals of this benchmark, test parts included, with DFT energies closely related to the target. "
-    "The other models on the leaderboard were trained on the fold's training part alone. A score from pretrained "
-    "weights is therefore not evidence of better generalisation than theirs; say so wherever it is shown."
+    "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. So it has seen most crystals "
+    "of this benchmark, including the test parts, with DFT energies closely related to the target. The other models "
+    "on the leaderboard were trained only on the fold's training part. A better score from pretrained weights is "
+    "therefore not evidence of better generalisation. Say so wherever you show it."
 )
 _OTHER_NOTE = (
     "CHGNet was pretrained on MPtrj, relaxation trajectories from the Materials Project. It may have seen many of "
-    "these crystals, test parts included, with their energies, forces, stresses and magnetic moments, though never "
-    "with this target. Models that were trained on the fold's training part alone had no such help; say so "
-    "wherever a score is shown."
+    "these crystals, including test crystals, with their energies, forces, stresses and magnetic moments, but never "
+    "with this target. Models trained only on the fold's training part did not have this advantage. Say so wherever "
+    "you show a score."
 )
 
 
 _COMPOSITION_NOTE = (
-    "This model knows a crystal only by its composition. It was fitted on the fold's training part alone, without "
+    "This model uses only the composition of a crystal. It was fitted on the fold's training part alone, without "
     "CHGNet's pretrained weights."
 )
 
 
 def overlap_note(target: Target, spec: Mapping[str, Any]) -> str:
-    """A note on which of the crystals and targets the models' pretraining has seen."""
+    """A note on what the pretraining has seen of the crystals and targets."""
     if target.kind == "energy":
         return _ENERGY_NOTE
     members = (spec.get("made_from") or {}).get("members", ())

@@ -22,9 +22,9 @@ _FILE_NOTES = {
     "results": "everything on this page and more, in JSON",
 }
 _CLASS_SCORES = (
-    "Targets are 0 or 1, and predictions are probabilities of class 1. Above 0.5, a crystal counts as class 1. MAE is "
-    "of the probability. What matbench 0.6 calls rocauc is the balanced accuracy here, since it turns probabilities "
-    "into classes first."
+    "Targets are 0 or 1, and predictions are probabilities of class 1. Above 0.5, a crystal counts as class 1. The MAE "
+    "compares the probability with the target. The rocauc of matbench 0.6 is the balanced accuracy here, because "
+    "matbench turns probabilities into classes first."
 )
 #: The most dropped entries to list; results.json has all of them.
 _DROPPED_LISTED = 20
@@ -45,21 +45,22 @@ def results_markdown(
         folds = f"fold {stopped[0]}" if len(stopped) == 1 else f"folds {', '.join(stopped)}"
         lines += [
             "",
-            f"Stopped early: {folds}. No epoch was better than the best one for {spec['train']['patience']} epochs, so "
-            f"the rest of the {spec['train']['epochs']} were not trained.",
+            f"Stopped early: {folds}. The validation MAE did not improve for {spec['train']['patience']} epochs, so "
+            f"the rest of the {spec['train']['epochs']} epochs were skipped.",
         ]
     lines += [
         "",
         _CLASS_SCORES
         if target.is_class
-        else f"Errors of the {target.axis}; MAPE as a share, over targets beyond ±1e-5, as matbench defines it.",
+        else f"The errors are of the {target.axis}. As in matbench, MAPE is a share and leaves out targets within "
+        "±1e-5.",
         "The spread is the population standard deviation over folds.",
         "",
     ]
     if note := choice_note(spec):
         lines += [markdown(note), ""]
     if content["leaderboard"]["rows"]:
-        lines += ["## Beside the matbench leaderboard", "", *_leaderboard(content, target), ""]
+        lines += ["## Comparison with the matbench leaderboard", "", *_leaderboard(content, target), ""]
     lines += ["## Overlap with the pretraining data", "", content["notes"]["pretraining_overlap"], ""]
     lines += ["## Data", ""]
     official = "the official dataset" if dataset["official"] else "not the official benchmark dataset"
@@ -67,8 +68,8 @@ def results_markdown(
     lines += [f"{name} ({official}): {dataset['n']:,} crystals. Source: {source}.", ""]
     if dataset["widened_cutoffs"]:
         lines += [
-            f"In {dataset['widened_cutoffs']:,} crystals, the neighbour cut-off was widened because an atom had "
-            "no neighbour within CHGNet's cut-off; no crystal was left out for that.",
+            f"In {dataset['widened_cutoffs']:,} crystals, an atom had no neighbour within CHGNet's cut-off. mbqueue "
+            "widened the cut-off for these crystals, and left none of them out.",
             "",
         ]
     for said in absences(content["folds"], predictions, target):
@@ -125,10 +126,10 @@ def _leaderboard(content: dict[str, Any], target: Target) -> list[str]:
     if board["comparable"]:
         mean = content["summary"][measure.key]["mean"]
         rows.append((mean, f"**{content['experiment']}** (this run; see the overlap below)"))
-        lines += ["All five official folds, scored by matbench: the number below is a leaderboard score.", ""]
+        lines += ["matbench scored all five official folds, so the number below is a leaderboard score.", ""]
     else:
         why = "; ".join(board["reasons_against"])
-        lines += [f"**Not comparable with the leaderboard**: {why}. Its rows are only there for orientation.", ""]
+        lines += [f"**Not comparable with the leaderboard**: {why}. The table is only for orientation.", ""]
     lines += [f"| Model | {measure.label}{target.in_unit} |", "|---|---:|"]
     return lines + [f"| {name} | {value:.4f} |" for value, name in sorted(rows, reverse=not measure.is_error)]
 
@@ -153,13 +154,13 @@ def _how(content: dict[str, Any], target: Target) -> list[str]:
 
 
 def _made(content: dict[str, Any]) -> list[str]:
-    """The members of a blend and their weights."""
+    """How an experiment was made from others: a blend's members and weights, or a model and its strains."""
     members = members_of(content["spec"])
     if not is_blend(content["spec"]):
         strains = content["spec"]["train"]["test_strains"]
         return [
-            f"- the models of {members[0]}; each prediction is a mean over the crystal and {strains} pairs of opposite "
-            "small strains"
+            f"- the models of {members[0]}; each prediction is a mean over the crystal and {strains} pairs of small, "
+            "opposite strains"
         ]
     head = ["Fold", *members]
     lines = [f"- the weighted mean of the predictions of {enumerated(members)}; the time below is the blend's own"]

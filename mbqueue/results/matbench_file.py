@@ -1,7 +1,7 @@
-"""Write matbench_results.json.gz: a task, recorded, scored and validated by matbench's classes.
+"""Write matbench_results.json.gz: matbench's classes record, score and validate a task.
 
 ``MatbenchTask`` expects the dataset's frame with Structure objects, but ``record`` and ``scores`` use only ids and
-targets. So the task gets a frame of those, made from the predictions, and nothing is downloaded or decoded.
+targets. So mbqueue makes a frame of ids and targets from the predictions, and downloads nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mbqueue.results.scores import CLASS_THRESHOLD
 from mbqueue.results.tables import RESTORE, Predictions
 from mbqueue.task import Task
 
-#: A log level above all that matbench uses, to silence it.
+#: A log level above those that matbench uses, to silence matbench.
 _SILENT = logging.CRITICAL + 1
 
 
@@ -31,7 +31,7 @@ def write_matbench_file(
 ) -> dict[str, dict[str, float]]:
     """Write all five official folds like ``MatbenchBenchmark.to_file``, gzipped, after matbench's validation.
 
-    The bytes depend on the inputs and on matbench's date stamp (and the hash over it).
+    The bytes depend only on the inputs, and on matbench's date stamp and its hash.
 
     Args:
         path: the .json.gz file.
@@ -85,12 +85,12 @@ def merge_matbench_files(path: Path, parts: Sequence[Path]) -> None:
         merged.tasks_map.update(tasks)
         merged.add_metadata({"algorithm": "CHGNet through mbqueue"})
         if errors := merged.validate():
-            raise ResultsError(f"matbench refuses the results for {path}:\n" + "\n".join(errors.values()))
+            raise ResultsError(f"matbench rejected the results for {path}:\n" + "\n".join(errors.values()))
         _write(path, merged)
 
 
 def read_matbench_scores(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Task → its scores, after the checks of matbench's ``from_file`` (hash, ids, types).
+    """Return each task's scores, after the checks of matbench's ``from_file`` (hash, ids, types).
 
     Raises:
         ResultsError: if the file is missing or damaged, or matbench is missing or rejects the content.
@@ -130,9 +130,9 @@ def _write(path: Path, benchmark: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet_matbench() -> Iterator[Any]:
-    """matbench's MatbenchBenchmark class, with its log and prints kept off standard output within the block.
+    """Within the block, provide matbench's MatbenchBenchmark class, and keep its log off standard output.
 
-    On import, matbench binds a log handler to ``sys.stdout`` and logs at every call; standard output is for data.
+    On import, matbench binds a log handler to ``sys.stdout``, and it logs at every call. Standard output is for data.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # matbench 0.6 and matminer use calls that newer Pythons deprecate

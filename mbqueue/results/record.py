@@ -1,7 +1,7 @@
 """Record an experiment: write results.json, RESULTS.md and the matbench file from the tables of its folds.
 
-A folder is complete if and only if it has a results.json: that file is removed first and written last. It contains size
-and SHA-256 of every other file, and a checksum of itself. Its format (``"format": 1``):
+A folder is complete if and only if it has a results.json: recording removes that file first, and writes it last. The
+file contains the size and SHA-256 of every other file, and its own checksum. Its format (``"format": 1``):
 
     format           1
     experiment       name in the queue
@@ -9,19 +9,19 @@ and SHA-256 of every other file, and a checksum of itself. Its format (``"format
     dataset          name, source, hash, n (crystals used), official, dropped ([{id, reason}]),
                      widened_cutoffs (crystals whose cut-off was widened so that no atom is isolated)
     folds            {"0": {n_test, scores (see mbqueue.results.scores),
-                     epochs, best_epoch, best_val_mae (both null where nothing was trained),
-                     absent_elements (not in its training part);
-                     where the settings were chosen on it also took_part_in_choice (true);
-                     of a blend also blend {weights {member: weight}, n_validation (crystals that they were fitted
-                     on; 0 for a mean), made_from {member: SHA-256 of its predictions}}}, …}
-    summary          {score: {mean, std}, …} over the recorded folds; null where a fold has no such score
+                     epochs, best_epoch, best_val_mae (both null if nothing was trained),
+                     absent_elements (missing from its training part);
+                     took_part_in_choice (true; only if the settings were chosen on this fold);
+                     blend {weights {member: weight}, n_validation (crystals on which they were fitted; 0 for a
+                     mean), made_from {member: SHA-256 of its predictions}} (only for a blend)}, …}
+    summary          {score: {mean, std}, …} over the recorded folds; null if a fold has no such score
     leaderboard      comparable (bool), reasons_against (list of str), rows ([{name, mae}];
-                     of a class balanced_accuracy instead)
-    notes            pretraining_overlap, choice (only where the settings were chosen on a fold)
-    run              what may differ between equal runs, and nothing outside it may: recorded_at, enqueued_on,
-                     versions, devices, sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes
-                     ([{fold, epoch, step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of all
-                     the rest of results.json, as canonical JSON; results of before it was added lack it)
+                     balanced_accuracy instead of mae for a class)
+    notes            pretraining_overlap, choice (only if the settings were chosen on a fold)
+    run              everything that may differ between equal runs: recorded_at, enqueued_on, versions, devices,
+                     sessions ([{id, device, seconds}]), hours, fold_seconds, fingerprint_changes ([{fold, epoch,
+                     step, changes}]), files ({name: {size, sha256}}), checksum (SHA-256 of the rest of
+                     results.json, as canonical JSON; missing from files of earlier versions)
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class RecordInputs:
         fingerprint_changes: one entry per resume with a different device, library or micro-batch: dicts with fold,
             epoch, step and changes ({key: [before, after]}).
         absent_elements: fold → elements that its training part lacks, whose reference energy is 0.
-        blends: fold → how a blend was made from its members, as in its entry of ``folds``.
+        blends: fold → ``blend`` in that fold's entry of results.json.
         enqueued_on: day, YYYY-MM-DD; recorded_at: seconds since the epoch.
     """
 
@@ -168,7 +168,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
                 path.replace(folder / path.name)
             for left_over in folder.glob(
                 f"{prefix}*"
-            ):  # this one, too, so that a crash after the commit leaves nothing behind
+            ):  # including this one, so that a crash after the commit leaves nothing behind
                 shutil.rmtree(left_over, ignore_errors=True)
             files.fsync_dir(folder)
 
@@ -179,7 +179,7 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
 def checksum_of(content: Mapping[str, Any]) -> str:
     """The checksum that results.json must have over the rest of its content."""
     rest = {**content, "run": {key: value for key, value in content["run"].items() if key != "checksum"}}
-    # As it will be read back: JSON has no tuples, and its keys are strings.
+    # Hash the content as a reader gets it: JSON has no tuples, and its keys are strings.
     return files.sha256_of_json(json.loads(json.dumps(rest)))
 
 
@@ -229,7 +229,7 @@ def broken_folds(
 
     Args:
         spec: the experiment's spec, as plain JSON values.
-        facts: fold → the result of `fold_facts` when its files were written; other folds are only checked by reading.
+        facts: fold → the result of `fold_facts` when its files were written; for other folds, only read the files.
     """
     found = {}
     for fold in folds:
@@ -243,7 +243,7 @@ def broken_folds(
         written = (facts or {}).get(fold, there)
         changed = [name for name, fact in there.items() if written.get(name) != fact]
         if changed:
-            found[fold] = f"{', '.join(changed)} in {folder} changed since being written."
+            found[fold] = f"{', '.join(changed)} in {folder} changed after mbqueue wrote the fold's results."
     return found
 
 
@@ -311,7 +311,7 @@ def _content(
 
 
 def _published(dataset: str, target: Target) -> Sequence[Published]:
-    """The leaderboard of the dataset; for formation energies of other crystals, matbench's for orientation."""
+    """The leaderboard of the dataset; for formation energies of other crystals, that of matbench_mp_e_form."""
     is_like_the_first = target == FORMATION_ENERGY.target
     return leaderboard(FORMATION_ENERGY.dataset if dataset not in TASKS and is_like_the_first else dataset)
 

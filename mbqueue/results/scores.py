@@ -14,7 +14,7 @@ For classes, with targets 0 or 1 and predicted probabilities p of class 1 (above
     accuracy           share of right classes
     balanced_accuracy  mean of the shares of right classes among those of class 1 and those of class 0
     f1                 2 TP / (2 TP + FP + FN)
-    log_loss           mean of −log of the probability given to the right class, none taken for below 1e-12
+    log_loss           mean of −log of the probability given to the right class, which counts as at least 1e-12
     mae                mean |p − t|
 
 matbench 0.6 turns probabilities into classes before it computes its ``rocauc``, which therefore equals
@@ -77,7 +77,7 @@ _CLASS_MEASURES = (
 
 
 def measures_of(target: Target) -> tuple[Measure, ...]:
-    """The scores of a target, the most telling one first."""
+    """The scores of a target, the main one first."""
     return _CLASS_MEASURES if target.is_class else _NUMBER_MEASURES
 
 

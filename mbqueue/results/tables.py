@@ -19,8 +19,8 @@ from mbqueue import files
 from mbqueue.errors import ResultsError
 from mbqueue.results.cells import csv_rows, csv_text
 
-#: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target (the loss in its own),
-#: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping; ``session`` names
+#: Columns of history_fold_{i}.csv and their types. MAEs are in the unit of the target, losses in that of the loss.
+#: ``lr`` is that of the epoch's last step, ``grad_norm`` the mean over its steps before clipping. ``session`` names
 #: every session that worked on the epoch, joined by ``+``.
 HISTORY_TYPES: dict[str, type] = {
     "epoch": int,
@@ -36,9 +36,9 @@ HISTORY_TYPES: dict[str, type] = {
     "device": str,
 }
 HISTORY_COLUMNS = tuple(HISTORY_TYPES)
-#: Columns that depend on the machine and time; all others are equal in equal runs.
+#: Columns that depend on the machine and on time. Equal runs have equal values in all other columns.
 TIMING_COLUMNS = ("seconds", "structures_per_second", "session", "device")
-#: The advice for a file that was damaged after it was written.
+#: What to do about a file that was damaged after mbqueue wrote it.
 RESTORE = "Restore it from a copy, or enqueue the experiment under another name."
 
 
@@ -61,7 +61,7 @@ def predictions_file(folder: Path, fold: int) -> Path:
 
 
 def model_file(folder: Path, fold: int) -> Path:
-    """model_fold_{fold}.pth of a results folder (written by the training room, loads with ``CHGNet.from_file``)."""
+    """model_fold_{fold}.pth of a results folder; ``CHGNet.from_file`` loads it."""
     return folder / f"model_fold_{fold}.pth"
 
 
@@ -123,7 +123,9 @@ def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     for number, row in enumerate(rows, start=1):
         if set(row) != set(HISTORY_COLUMNS):
             odd = ", ".join(sorted(set(row) ^ set(HISTORY_COLUMNS)))
-            raise ResultsError(f"Row {number} for {path.name} lacks or should not have: {odd}. {path} is unchanged.")
+            raise ResultsError(
+                f"Row {number} for {path.name} has missing or unknown columns: {odd}. {path} is unchanged."
+            )
         if row["epoch"] != number:
             raise ResultsError(
                 f"Row {number} for {path.name} has epoch {row['epoch']}; epochs must run 1, 2, 3, … without gap or "
@@ -207,7 +209,7 @@ def read_predictions(path: Path) -> Predictions:
 def _read(path: Path, columns: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
     """Yield (line number, cells) below the header line; every line has as many cells as the header."""
     try:
-        text = path.read_bytes().decode()  # keep line ends as written: text mode would treat a carriage return as one
+        text = path.read_bytes().decode()  # text mode would treat a carriage return as a line end
     except FileNotFoundError as error:
         raise ResultsError(f"There is no file {path}. `mbqueue status` shows the progress of its fold.") from error
     except (OSError, UnicodeDecodeError) as error:

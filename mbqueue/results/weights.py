@@ -18,10 +18,10 @@ _SUREST = 1e-6
 def fitted_weights(
     predictions: Mapping[str, NDArray[np.float64]], targets: NDArray[np.float64], *, is_class: bool
 ) -> dict[str, float]:
-    """Fit non-negative weights with sum one, so that the blend fits the targets best.
+    """Fit non-negative weights that add up to one, so that the blend fits the targets best.
 
-    Minimises the mean absolute error, which is a linear program (variables: the weights and a bound on each crystal's
-    error); for classes, the log loss, which is convex in the weights.
+    For numbers, minimise the mean absolute error, as a linear program whose variables are the weights and a bound on
+    each crystal's error. For classes, minimise the log loss, which is convex in the weights.
 
     Args:
         predictions: member → its predictions for crystals on which it was not trained, [V].

@@ -21,8 +21,8 @@ from mbqueue.results.report.page import write_report
 
 CHOSEN = {"search": "rates", "trial": 3, "trials": 12, "folds": [0]}
 NOTE = (
-    "Fold 0 took part in the choice of these settings. Trial 3 was the best of 12 of the search rates by the "
-    "validation MAE of fold 0."
+    "Fold 0 took part in the choice of these settings. Trial 3 had the lowest validation MAE on fold 0 among the 12 "
+    "trials of the search rates."
 )
 
 
@@ -93,9 +93,9 @@ def test_a_blend_of_the_choices_of_two_searches_names_each_with_its_own_folds():
     first, second = ({"search": name, "trial": 1, "trials": 3, "folds": [fold]} for fold, name in enumerate("ab"))
     members = [{"spec": {"chosen": chosen}} for chosen in (first, second)]
     note = choice_note({"chosen": {**first, "folds": [0, 1]}, "made_from": {"members": members}})
-    assert "search a by the validation MAE of fold 0." in note
-    assert "search b by the validation MAE of fold 1." in note
-    assert "of folds 0, 1." not in note
+    assert "on fold 0 among the 3 trials of the search a." in note
+    assert "on fold 1 among the 3 trials of the search b." in note
+    assert "on folds 0, 1" not in note
 
 
 def test_what_was_chosen_changes_no_hash():

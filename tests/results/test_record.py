@@ -71,7 +71,7 @@ def test_folds_that_stopped_early_are_reported(tmp_path, fill, inputs):
     record_experiment(tmp_path, dataclasses.replace(inputs, spec=spec))
     content = json.loads((tmp_path / "results.json").read_text())
     assert [content["folds"][fold]["stopped_early"] for fold in ("0", "1")] == [False, True]
-    assert "Stopped early: fold 1. No epoch was better" in (tmp_path / "RESULTS.md").read_text()
+    assert "Stopped early: fold 1. The validation MAE did not improve" in (tmp_path / "RESULTS.md").read_text()
 
 
 def test_an_experiment_without_training_has_no_best_epoch(tmp_path, fill, inputs):

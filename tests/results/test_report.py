@@ -167,7 +167,7 @@ def test_a_timeline_is_drawn_when_its_spans_are_known(recorded, tmp_path):
     # The table of where the time went: by session, and in all; publishing is said to be beside the work.
     assert "1. L4 10m00s 1m00s –" in page.text
     assert "all 10m00s 1m00s 1m40s" in page.text
-    assert "in a thread beside the work" in page.text
+    assert "A thread does this beside the work" in page.text
 
 
 def test_the_worst_crystals_are_linked_by_their_own_id_or_formula():
@@ -308,7 +308,7 @@ def test_a_comparison_is_one_file_with_the_leaderboard_and_the_paired_plot(recor
     assert page.fetched == []
     assert "later against small" in page.text
     assert "MAE of the reference" in page.text
-    assert "left of 0: better than the reference" in page.text
+    assert "A value below 0 is better than the reference" in page.text
     assert all(row.name in page.text for row in leaderboard("matbench_mp_e_form"))
 
 

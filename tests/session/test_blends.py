@@ -329,7 +329,7 @@ def test_a_blend_of_fitted_weights_is_made_again_with_the_same_bytes(fitted, tmp
 
 
 def test_too_few_shared_validation_crystals_are_refused(project):
-    why = "In fold 0, 8 crystals are in the validation part of every member"
+    why = "In fold 0, the members' validation parts share 8 crystals"
     refused(project, why, "head.seed0", "head.seed1", error=ResultsError, weights="fitted")
 
 

@@ -16,20 +16,21 @@ from mbqueue.results.tables import Predictions
 
 #: Shares of the crystals at which the report gives quantiles of the error.
 QUANTILES = (0.5, 0.9, 0.99)
-#: Errors below this are drawn at it: float32 predictions carry no more.
+#: Smaller errors are drawn at this value, because float32 predictions are not more precise.
 SMALLEST_ERROR = 1e-5
 _PARITY_BINS = 160
 _ROC_POINTS = 400
 
-# A rise of the validation MAE since the best epoch counts from here on; from the second one on however late it came.
+# The validation MAE has risen if it exceeds that of the best epoch by this factor. A fold whose training MAE fell
+# meanwhile overfits if the best epoch is long ago, or the factor is at least the second one.
 _RISE, _DOUBLED = 1.05, 2.0
-# Else a fold overfits only when its best epoch lies so far back: share of its epochs, and at least so many.
+# The best epoch is long ago if at least this share of the epochs, and this many epochs, follow it.
 _LONG_AGO_SHARE, _LONG_AGO_EPOCHS = 0.2, 2
 # Gap between validation and training, as a ratio.
 _SMALL_GAP, _LARGE_GAP = 1.25, 2.0
-#: A curve with fewer epochs is not judged.
+#: The fewest epochs from which to judge a curve.
 _FEWEST_EPOCHS = 3
-#: Larger ratios are reported as being above this one.
+#: The report shows larger ratios as "more than" this one.
 _LARGEST_RATIO = 100
 
 
@@ -38,10 +39,10 @@ class Verdict:
     """A summary of one fold's training.
 
     Attributes:
-        kind: untrained, too few epochs, diverged, overfits, unsettled (it rose only lately, or training did too),
-            improving or settled.
-        text: says why.
-        is_doubtful: whether a reader should look closer, whatever the kind.
+        kind: untrained, too few epochs, diverged, overfits, unsettled (the validation MAE rose only recently, or the
+            training MAE rose too), improving or settled.
+        text: the reason.
+        is_doubtful: whether you should look closer at the training.
     """
 
     fold: int
@@ -53,8 +54,8 @@ class Verdict:
 def verdict(fold: int, history: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether a fold overfits, from the gap of training and validation MAE and what came after the best epoch.
 
-    The training MAE is the running mean over its epoch, of a model that still changes, so early in training it is
-    above the validation MAE; only a gap the other way means memorising.
+    The training MAE is a running mean over the epoch, while the model still changes. So early in training it is above
+    the validation MAE. Only a training MAE below the validation MAE is a sign of memorising.
     """
     best = best_epoch(history)
     if best is None:
@@ -103,7 +104,7 @@ def _times(ratio: float) -> str:
 
 
 def _by(ratio: float) -> str:
-    """``by 12 %``, or ``to 17.0 times that`` where the share would be a long number."""
+    """``by 12 %``, or ``to 17.0 times that`` if the MAE rose to at least ten times its value."""
     return f"by {ratio - 1:.0%}" if ratio < 10 else f"to {_times(ratio)} that"
 
 
@@ -147,12 +148,12 @@ class Roc:
 
 
 def roc(predictions: Predictions) -> Roc | None:
-    """The ROC curve of a class, at most some hundred points; None if the test part has only one class."""
+    """The ROC curve of a class, with at most 401 points; None if the test part has only one class."""
     is_one = predictions.y_true > CLASS_THRESHOLD
     if is_one.all() or not is_one.any():
         return None
     order = np.argsort(-predictions.y_pred, kind="stable")
-    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # of crystals with equal probabilities
+    ends = np.flatnonzero(np.diff(predictions.y_pred[order], append=np.inf))  # last of each run of equal probabilities
     true, false = np.cumsum(is_one[order])[ends], np.cumsum(~is_one[order])[ends]
     kept = np.unique(np.linspace(0, len(ends) - 1, min(len(ends), _ROC_POINTS)).astype(int))
     rates = [np.concatenate([[0.0], counts[kept] / counts[-1]]) for counts in (false, true)]
@@ -161,7 +162,7 @@ def roc(predictions: Predictions) -> Roc | None:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Crystals in ten bins of their predicted probability: its mean, the share of class 1, and how many they are."""
+    """For bins of the predicted probability: its mean, the share of class 1, and the number of crystals."""
 
     predicted: NDArray[np.float64]
     observed: NDArray[np.float64]
@@ -169,7 +170,7 @@ class Reliability:
 
 
 def reliability(predictions: Predictions) -> Reliability:
-    """The calibration of predicted probabilities; empty bins are left out."""
+    """The calibration of predicted probabilities in ten bins; empty bins are left out."""
     which = np.clip((predictions.y_pred * 10).astype(int), 0, 9)
     counts = np.bincount(which, minlength=10)
     there = counts > 0
@@ -215,7 +216,7 @@ class Trend:
 
 
 def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[np.float64]) -> Trend:
-    """Errors in the bins between ``edges`` (the last one closed); centres are the means of the values inside."""
+    """Errors in the bins between ``edges``; the last bin is closed, and a centre is the mean of the bin's values."""
     which = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     rows = []
     for index in np.unique(which):
@@ -228,7 +229,7 @@ def trend(values: NDArray[Any], abs_error: NDArray[np.float64], edges: NDArray[n
 
 
 def by_atoms(predictions: Predictions) -> Trend:
-    """Errors against the number of atoms in the cell, in bins that grow by half."""
+    """Errors against the number of atoms in the cell, in bins whose edges grow by half."""
     largest = int(predictions.n_atoms.max())
     edges = [1]
     while edges[-1] <= largest:
@@ -237,14 +238,14 @@ def by_atoms(predictions: Predictions) -> Trend:
 
 
 def by_target(predictions: Predictions, bins: int = 30) -> Trend:
-    """Errors against the target, in equal bins over the middle 99.8 % (the rest joins the outer bins)."""
+    """Errors against the target, in equal bins over the middle 99.8 %; the outer bins include the rest."""
     low, high = np.quantile(predictions.y_true, (0.001, 0.999))
     edges = np.linspace(low, high if high > low else low + 1e-9, bins + 1)
     return trend(predictions.y_true, predictions.abs_error, edges)
 
 
 def by_element_count(predictions: Predictions) -> Trend:
-    """Errors by how many elements the crystal has."""
+    """Errors by the number of elements in the crystal."""
     n_elements = np.array([len(elements_of(formula)) for formula in predictions.compositions])
     edges = np.arange(n_elements.min(), n_elements.max() + 2) - 0.5
     return trend(n_elements, predictions.abs_error, edges)
@@ -263,7 +264,7 @@ def by_element(predictions: Predictions) -> dict[str, tuple[float, int]]:
 
 @dataclass(frozen=True)
 class Worst:
-    """One crystal of the list of the worst."""
+    """One of the crystals with the largest errors."""
 
     fold: int
     id: str
@@ -291,8 +292,8 @@ def session_hours(
     """Per session in order: id, device, hours of finished epochs by fold, and the rest of its time.
 
     The time of an epoch that several sessions worked on (``first+second``) is divided evenly between them.
-    The rest is what finished epochs do not account for: start-up, preparation, predictions, and epochs that a death
-    or a deadline cut off.
+    The rest is the time outside finished epochs: start-up, preparation, predictions, and epochs that a death or a
+    deadline cut off.
     """
     trained: dict[str, dict[int, float]] = {}
     devices: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The report's figures of a class: what takes the place of predictions against numbers."""
+"""The report's figures for classes, instead of the plot of predictions against targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def roc_curve(curves: Mapping[int, Roc | None]) -> go.Figure:
                 mode="lines",
                 name=f"fold {fold}: {curve.area:.4f}",
                 line={"color": FOLD_COLOURS[fold % len(FOLD_COLOURS)], "width": 2},
-                hovertemplate="%{y:.3f} of class 1 found, %{x:.3f} of class 0 taken for it<extra></extra>",
+                hovertemplate="true positive rate %{y:.3f}, false positive rate %{x:.3f}<extra></extra>",
             )
         )
     figure.update_xaxes(title="false positive rate", range=[0, 1], constrain="domain")
@@ -37,7 +37,7 @@ def roc_curve(curves: Mapping[int, Roc | None]) -> go.Figure:
 
 
 def reliability(found: Reliability) -> go.Figure:
-    """The share of class 1 against the predicted probability, in ten bins, and how many crystals each bin has."""
+    """The share of class 1 against the predicted probability, in ten bins sized by their number of crystals."""
     figure = go.Figure(
         [
             go.Scatter(line={"color": QUIET, "dash": "dash", "width": 1}, **_DIAGONAL),
@@ -48,7 +48,7 @@ def reliability(found: Reliability) -> go.Figure:
                 line={"color": FOLD_COLOURS[0]},
                 marker={"size": 6 + 14 * np.sqrt(found.counts / found.counts.max())},
                 customdata=found.counts.tolist(),
-                hovertemplate="predicted %{x:.3f}, came true %{y:.3f}: %{customdata:,} crystals<extra></extra>",
+                hovertemplate="predicted %{x:.3f}, observed %{y:.3f}: %{customdata:,} crystals<extra></extra>",
             ),
         ]
     )

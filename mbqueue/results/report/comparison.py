@@ -19,7 +19,7 @@ from mbqueue.results.report.markup import number, page, plot, spread, table
 from mbqueue.results.scores import Measure
 from mbqueue.task import N_FOLDS, Target
 
-#: Columns of a name beside the plot.
+#: The width of a name beside the plot, in characters.
 _NAME_COLUMNS = 28
 
 
@@ -31,7 +31,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
 
 
 def paired_differences(comparison: Comparison) -> go.Figure:
-    """The comparison's one figure."""
+    """The only figure of the comparison."""
     return paired(comparison.pairs, comparison.recorded[0].target)
 
 
@@ -61,14 +61,14 @@ def sections(comparison: Comparison, paired_plot: str) -> list[str]:
             if (note := choice_note(one.content["spec"]))
         ),
         *(
-            f"<p>{escape(label)} does not compare with the leaderboard: {escape('; '.join(reasons))}.</p>"
+            f"<p>{escape(label)} is not comparable with the leaderboard: {escape('; '.join(reasons))}.</p>"
             for label, one in labelled
             if (reasons := one.content["leaderboard"]["reasons_against"])
         ),
         "<h2>Differences paired by crystal</h2>",
-        "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval; "
-        "left of 0: better than the reference. “A against B” has B as the reference. The interval covers the choice of "
-        "crystals, not what another seed of the same training would change.</p>",
+        "<p>Mean of |error| − |error of the reference| over the crystals that both predicted, with its 95 % interval. "
+        "A value below 0 is better than the reference. In “A against B”, B is the reference. The interval covers the "
+        "choice of crystals, but not the effect of another training seed.</p>",
         paired_plot,
         table(
             ["", "Crystals", "MAE", "MAE of the reference", "Difference", "95 % interval", "Better on", ""],

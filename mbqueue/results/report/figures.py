@@ -1,6 +1,6 @@
 """The report's figures, drawn with plotly from the numbers of `analysis`.
 
-Data that grow with the number of crystals are binned before, so a report on 132,752 crystals opens as quickly as one on
+Data that grow with the number of crystals are binned first, so a report on 132,752 crystals opens as quickly as one on
 a hundred.
 """
 
@@ -25,7 +25,7 @@ from mbqueue.task import Target
 FOLD_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 INK, _GRID, QUIET = "#222222", "#e3e3e3", "#9a9a9a"
 _SCALE = "Viridis"
-#: Up to this many crystals, each is a point of the parity plot.
+#: Up to this number of crystals, the parity plot draws each one as a point.
 _MOST_POINTS = 3000
 _ROUND_NUMBERS = [m * 10**power for power in range(4) for m in (1, 2, 5)]
 #: On an axis with more decades than this, only powers of ten have labels, because more would overlap.
@@ -123,7 +123,7 @@ def learning_curves(histories: Mapping[int, Sequence[Mapping[str, Any]]], target
     figure.update_yaxes(title="learning rate", exponentformat="e", rangemode="tozero", nticks=4, row=2, col=1)
     figure.update_xaxes(title="epoch", row=2, col=1)
     if max((len(rows) for rows in histories.values()), default=0) <= 10:
-        figure.update_xaxes(dtick=1)  # otherwise half epochs would have labels
+        figure.update_xaxes(dtick=1)  # otherwise plotly labels half epochs
     return styled(figure, height=520)
 
 
@@ -203,7 +203,7 @@ def _density(density: Density) -> go.Heatmap:
 
 
 def _round_counts(largest: int) -> list[int]:
-    """Labels of a logarithmic colour bar: powers of ten, 2 and 5 times those below a hundred, and the largest value."""
+    """Labels of a logarithmic colour bar: powers of ten, the largest value, and below 100 also 2, 5, 20 and 50."""
     steps = (1, 2, 5) if largest < 100 else (1,)
     rounds = [step * 10**power for power in range(len(str(largest))) for step in steps]
     return [count for count in rounds if count <= largest / 1.3] + [largest]
@@ -285,7 +285,7 @@ def trend(data: Trend, target: Target, *, title: str, log_x: bool = False) -> go
 
 
 def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) -> go.Figure:
-    """MAE over the crystals that contain an element, in the fine unit, and how many crystals that are."""
+    """For each element, the MAE over the crystals that contain it, in the fine unit, and their number."""
     factor, fine = target.fine
     shade = np.full((N_ROWS, N_COLUMNS), np.nan)
     absent = np.full((N_ROWS, N_COLUMNS), np.nan)
@@ -300,7 +300,7 @@ def periodic_table(by_element: Mapping[str, tuple[float, int]], target: Target) 
         else:
             absent[row, column] = 0.0
             text[row, column] = symbol
-    # Two rare elements must not wash out the other eighty: colours leave out the outer 5 % on either side.
+    # The colour scale leaves out the outer 5 % on either side, so that a few rare elements do not wash out the others.
     low, high = np.nanquantile(shade, (0.05, 0.95)).tolist() if by_element else (0.0, 1.0)
     shared = {"x": list(range(N_COLUMNS)), "y": list(range(N_ROWS)), "xgap": 2, "ygap": 2}
     figure = go.Figure(
@@ -356,7 +356,7 @@ def styled(figure: go.Figure, *, height: int, legend: bool = True) -> go.Figure:
 
 
 def _nested(values: Any, digits: int) -> list[list[float | None]]:
-    """As lists of rounded numbers, with None for NaN: short in the file, and valid JSON."""
+    """Lists of rounded numbers, with None for NaN, so that the JSON is short and valid."""
     return [[None if np.isnan(value) else round(float(value), digits) for value in row] for row in values]
 
 

@@ -1,6 +1,6 @@
 """HTML in strings: the frame of the file, tables and plots.
 
-A Content-Security-Policy in the head forbids every request, so the file is known to work without a network.
+A Content-Security-Policy in the head forbids every request, so the file always works without a network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
 
-#: Stands near the beginning of every page that mbqueue writes.
+#: A mark near the beginning of every page that mbqueue writes.
 MARK = b'http-equiv="Content-Security-Policy" content="default-src'
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _STYLE = """
@@ -35,7 +35,7 @@ th { font-weight: 600; border-bottom-color: #9a9a9a } tfoot td { font-weight: 60
 @media (max-width: 60rem) { .two, .three { grid-template-columns: 1fr } }
 @media print { h2 { break-after: avoid } .plot { break-inside: avoid; min-width: 0 } .wide { overflow: visible } }
 """
-# A plot is drawn while the page is still being read, and so may be drawn for another width than it ends up with.
+# plotly draws while the page still loads, when the final width is not known, so resize all plots at the end.
 _FIT = """
 addEventListener("load", () => document.querySelectorAll(".js-plotly-plot").forEach((p) => Plotly.Plots.resize(p)));
 """
@@ -61,7 +61,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def plot(name: str, figure: go.Figure) -> str:
-    """A figure as ``<div id="plot-NAME">``; its one button saves it as PNG. Where the page is narrow, it scrolls."""
+    """A figure as ``<div id="plot-NAME">``, with a button that saves it as PNG. It scrolls on a narrow page."""
     html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -84,7 +84,7 @@ def table(
     foot: Sequence[str] = (),
     style: str = "",
 ) -> str:
-    """A table; cells are HTML (escape what comes from outside), the columns ``left`` are flush left."""
+    """A table of cells in HTML (escape outside text first); the columns ``left`` are flush left."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         opened = [f'<{tag} class="left">' if column in left else f"<{tag}>" for column in range(len(cells))]

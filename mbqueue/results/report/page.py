@@ -36,7 +36,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     Args:
         recorded: a results folder; the report reads all of its tables.
         path: the .html file.
-        timeline: the sessions' activities; without it, only their hours are drawn, from the histories.
+        timeline: the sessions' activities; without it, the report shows only their hours, from the histories.
 
     Raises:
         ResultsError: if a table is missing or damaged.
@@ -51,7 +51,7 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
         ]
     if "leaderboard" in plots:
         body += [
-            "<h2>Beside the matbench leaderboard</h2>",
+            "<h2>Comparison with the matbench leaderboard</h2>",
             _comparability(content["leaderboard"]),
             plots["leaderboard"],
         ]
@@ -70,11 +70,11 @@ def write_report(recorded: Recorded, path: Path, *, timeline: Sequence[sessions.
     if recorded.folds:
         body += [
             *(_classes(plots) if target.is_class else _numbers(plots)),
-            "<h2>What it fails on</h2>",
+            "<h2>Where the errors are large</h2>",
             f'<div class="row three">{"".join(plots[name] for name in _FAILS_ON if name in plots)}</div>',
             "<h2>Error by element</h2>",
-            f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element, and in "
-            "italics how many these are. The colours leave out the outer 5 % of the elements on either side.</p>",
+            f"<p>Mean absolute error{target.fine[1].in_unit} over the test crystals that contain the element; their "
+            "number is in italics. The colour scale leaves out the outer 5 % of the elements on either side.</p>",
             plots["periodic-table"],
             "<h2>The 50 worst crystals</h2>",
             _worst(analysis.worst(recorded.predictions), target),
@@ -95,7 +95,7 @@ def _numbers(plots: Mapping[str, str]) -> list[str]:
         "<h2>Predictions against targets</h2>",
         plots["parity"],
         "</section><section>",
-        "<h2>How large the errors are</h2>",
+        "<h2>Distribution of errors</h2>",
         plots["errors"],
         "</section></div>",
     ]
@@ -113,8 +113,8 @@ def _classes(plots: Mapping[str, str]) -> list[str]:
         "<h2>Confusion matrix</h2>",
         plots["confusion"],
         "</section></div>",
-        "<p>The reliability diagram shows which share of the crystals with some predicted probability is of class 1; "
-        "on the diagonal the probabilities are right. The confusion matrix takes 0.5 as the threshold.</p>",
+        "<p>The reliability diagram shows the share of class 1 among crystals with similar predicted probabilities. "
+        "Well-calibrated probabilities are on the diagonal. The confusion matrix uses a threshold of 0.5.</p>",
     ]
 
 
@@ -169,7 +169,7 @@ def _head(recorded: Recorded) -> list[str]:
             f"{n:,} entr{'y' if n == 1 else 'ies'} could not be used and {'was' if n == 1 else 'were'} left out."
         )
     if dataset["widened_cutoffs"]:
-        facts.append(f"The neighbour cut-off was widened for {dataset['widened_cutoffs']:,}.")
+        facts.append(f"The neighbour cut-off was widened for {dataset['widened_cutoffs']:,} crystals.")
     lines = [
         f"<h1>{escape(recorded.name)}</h1>",
         f'<p class="quiet">{escape(content["spec"].get("description") or "")}</p>',
@@ -188,9 +188,9 @@ def _head(recorded: Recorded) -> list[str]:
 
 def _comparability(board: Mapping[str, Any]) -> str:
     if board["comparable"]:
-        return "<p>All five official folds, scored by matbench: the mean is a leaderboard score.</p>"
+        return "<p>matbench scored all five official folds, so the mean is a leaderboard score.</p>"
     why = escape("; ".join(board["reasons_against"]))
-    return f"<p><b>Not comparable with the leaderboard:</b> {why}. The other models are only there for orientation.</p>"
+    return f"<p><b>Not comparable with the leaderboard:</b> {why}. The other models are shown for orientation.</p>"
 
 
 def _scores(recorded: Recorded) -> str:
@@ -215,7 +215,7 @@ def _scores(recorded: Recorded) -> str:
     told = (
         "Predictions are probabilities of class 1; above 0.5, a crystal counts as class 1."
         if target.is_class
-        else f"Errors of the {escape(target.axis)}; MAPE as a share, over targets beyond ±1e-5."
+        else f"The errors are of the {escape(target.axis)}. MAPE is a share and leaves out targets within ±1e-5."
     )
     absent = "".join(
         f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions, recorded.target)
@@ -225,7 +225,7 @@ def _scores(recorded: Recorded) -> str:
         table(head, rows, foot=foot)
         + (f'<div class="note">{escape(choice)}</div>' if choice else "")
         + absent
-        + f'<p class="quiet">{told} Last line: mean and population standard deviation over folds.</p>'
+        + f'<p class="quiet">{told} The last line is the mean and population standard deviation over folds.</p>'
     )
 
 
@@ -254,8 +254,8 @@ def _worst(rows: Sequence[analysis.Worst], target: Target) -> str:
     ]
     head = ["#", "Crystal", "Composition", "Fold", "Atoms", "Target", "Prediction", "Error"]
     return table(head, cells, left=(1, 2)) + (
-        f'<p class="quiet">Target and prediction: {escape(target.axis)}. The links lead to the Materials Project: to '
-        "the entry where the id is one of its own, else to its entries of the same formula.</p>"
+        f'<p class="quiet">Target and prediction: {escape(target.axis)}. Each link opens the Materials Project: the '
+        "entry of that id, or, for other ids, a search for the formula.</p>"
     )
 
 
@@ -298,14 +298,14 @@ def _where_time_went(timeline: Sequence[sessions.Span]) -> str:
 
 
 _MEANING = {
-    "checkpoint": "<b>checkpoint</b>: what saving took of finished epochs, drawn at their end.",
+    "checkpoint": "<b>checkpoint</b>: time that finished epochs spent on saving, drawn at their end.",
     "idle": "<b>idle</b>: start-up, waiting, and jobs of other experiments.",
-    sessions.CUT_OFF: "<b>cut off</b>: attempts that a death or a lost lease ended, and of which it is not known yet "
-    "what was kept: all that was saved by the last checkpoint.",
-    sessions.LOST: "<b>lost to deaths</b>: what had to be done again after a death or a lost lease, and the warming up "
-    "for it, drawn at the end of the attempt; the rest of it was saved, and counts as work.",
-    sessions.PUBLISH: "<b>publish</b>: bringing commits to the drive, in a thread beside the work, so it adds nothing "
-    "to the other columns; after a session's work has ended, it is what the session waited for.",
+    sessions.CUT_OFF: "<b>cut off</b>: attempts that ended with a death or a lost lease, if the next attempt has not "
+    "shown yet how much of them was saved.",
+    sessions.LOST: "<b>lost to deaths</b>: work that was repeated after a death or a lost lease, and the warm-up for "
+    "it, drawn at the end of the attempt. The rest of the attempt was saved, and counts as work.",
+    sessions.PUBLISH: "<b>publish</b>: copying commits to the drive. A thread does this beside the work, so it takes "
+    "no time from the other columns. After the work has ended, it is the time that the session waited.",
 }
 
 

@@ -13,7 +13,7 @@ from mbqueue import files
 from mbqueue.errors import ResultsError, UsageError
 
 WIDTH_PIXELS = 1100
-#: Figures that share a row on the page keep about that shape.
+#: Widths of the figures that share a row on the page, so that they keep about the same shape.
 _NARROW_PIXELS = {"parity": 680, "errors": 680, "by-atoms": 480, "by-target": 480, "by-elements": 480} | dict.fromkeys(
     ("roc", "reliability", "confusion"), 480
 )
@@ -21,10 +21,10 @@ _SCALE = 2
 
 
 def require_pictures(names: Iterable[str], folder: Path, *, force: bool) -> None:
-    """Check that a folder has no other pictures of these figures.
+    """Check that writing these figures to a folder would not replace any picture.
 
     Raises:
-        UsageError: if it has one, unless ``force`` is set, or if the folder is a file.
+        UsageError: if it would, unless ``force`` is set, or if the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder for the pictures.")
@@ -40,12 +40,12 @@ def write_pictures(figures: Mapping[str, go.Figure], folder: Path) -> list[Path]
         ResultsError: if kaleido, with which plotly draws pictures, or its browser is missing.
     """
     files.make_folder(folder)
-    # In a temporary folder, so that all are drawn before the first one is moved into place.
+    # Draw all of them in a temporary folder before moving the first one into place.
     with tempfile.TemporaryDirectory(prefix=files.TEMP_PREFIX, dir=folder) as scratch:
         drawn = [Path(scratch, f"{name}.png") for name in figures]
         widths = [_NARROW_PIXELS.get(name, WIDTH_PIXELS) for name in figures]
         try:
-            # All in one call: every call starts a browser.
+            # Draw them in one call, because every call starts a browser.
             plotly.io.write_images(list(figures.values()), drawn, width=widths, scale=_SCALE)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise ResultsError(

@@ -34,7 +34,7 @@ _BAR, _BESIDE = 0.7, 0.14
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A stretch of time of one session, in seconds since the epoch; ``kind`` as in the legend of the timeline."""
+    """A stretch of one session's time, in seconds since the epoch; ``kind`` is a name in the timeline's legend."""
 
     session: str
     device: str
@@ -68,7 +68,7 @@ def session_bars(sessions: Sequence[Mapping[str, Any]]) -> go.Figure:
             name="everything else",
             orientation="h",
             marker={"color": "#cccccc"},
-            hovertemplate="%{x:.2f} h<extra>start-up, data, predictions, work cut off</extra>",
+            hovertemplate="%{x:.2f} h<extra>start-up, data, predictions, interrupted epochs</extra>",
         )
     )
     figure.update_layout(barmode="stack")
