@@ -17,7 +17,7 @@ from mbqueue.search.file import Search
 from mbqueue.search.study import distribution, imported_optuna
 from mbqueue.search.trials import Trial, TrialState
 
-#: The fewest trials from which importances are computed.
+#: Importances need at least this number of trials.
 _FEWEST_TRIALS = 4
 #: Optuna's names of the states.
 _STATES = {
@@ -32,9 +32,9 @@ _STATES = {
 def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
     """Write the trials of a search to an Optuna SQLite file, under the search's name, and return its path.
 
-    Trial n is Optuna's trial n. Its value, also for pruned trials, is the validation MAE by which trials are compared.
-    Its intermediate values are means of the validation MAE over the folds that have reached that epoch. Other facts are
-    in its user attributes.
+    Trial n is Optuna's trial n. A trial's value, also for pruned trials, is the validation MAE by which the search
+    compares trials. The intermediate values are means of the validation MAE over the folds that have reached that
+    epoch. The user attributes have the other facts.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -56,8 +56,8 @@ def write_study(search: Search, trials: Sequence[Trial], path: Path) -> Path:
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
     """Key → its importance for the best trials, by Optuna's PED-ANOVA; the importances add up to 1.
 
-    Each trial counts with its current value, however many epochs it had. The result is empty with fewer than four
-    trials, or if all are equally good. Keys that only some trials vary are left out.
+    Each trial counts with its current value, whether or not it has trained all epochs. With fewer than four trials, or
+    if all are equally good, the result is empty. Keys that only some trials vary are left out.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.

@@ -74,7 +74,7 @@ def history(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def parallel_coordinates(search: Search, trials: Sequence[Trial], target: Target) -> go.Figure:
-    """One line per trial through its settings, coloured by result; settings it does not vary come from the base."""
+    """One line per trial through its settings, coloured by result; other settings have the base's values."""
     values = [trial.value for trial in trials if trial.value is not None]
     dimensions = []
     for key, setting in search.space.items():
@@ -154,14 +154,14 @@ def learning_curves(trials: Sequence[Trial], target: Target) -> go.Figure:
 
 
 def _groups(trials: Sequence[Trial]) -> list[tuple[str, list[Trial], str]]:
-    """(name, trials, colour) of each group of trials, from back to front."""
+    """The groups of trials to draw, from back to front: name, trials, colour."""
     best = best_of(trials)
     rest = [trial for trial in trials if trial is not best]
     named = [
         ("pruned", [trial for trial in rest if trial.state is TrialState.PRUNED], _FAINT),
         ("failed or cancelled", [t for t in rest if t.state in {TrialState.FAILED, TrialState.CANCELLED}], QUIET),
-        ("under way", [trial for trial in rest if trial.state is TrialState.OPEN], _OPEN),
-        ("trained to the end", [trial for trial in rest if trial.state is TrialState.DONE], _KEPT),
+        ("in progress", [trial for trial in rest if trial.state is TrialState.OPEN], _OPEN),
+        ("fully trained", [trial for trial in rest if trial.state is TrialState.DONE], _KEPT),
         ("best", [] if best is None else [best], _BEST),
     ]
     return [group for group in named if group[1]]
@@ -173,13 +173,13 @@ def _label(trial: Trial) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value in few digits."""
+    """A setting's value as text; a float has at most four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _scale(column: Sequence[float], is_log: bool) -> dict[str, Any]:
-    """A numeric axis; plotly's parallel coordinates have no logarithmic one."""
-    if not is_log or min(column) <= 0:  # the base may have 0, which no logarithmic range contains
+    """A numeric axis. plotly's parallel coordinates have no logarithmic axes, so this one shows logarithms."""
+    if not is_log or min(column) <= 0:  # the base's value may be 0, which has no logarithm
         return {"values": column, "tickformat": ".4~g"}
     placed = [math.log10(value) for value in column]
     low, high = min(placed), max(placed)

@@ -22,8 +22,8 @@ MOST_TRIALS = 1000
 
 #: The allowed values of a key in [search.space].
 FORMS = (
-    "write { low = 1e-4, high = 1e-2 }, with log = true or a step if you like, or { choices = [32, 64] }. A value that "
-    "is the same in all trials belongs in the base"
+    "write { low = 1e-4, high = 1e-2 }, optionally with log = true or a step, or { choices = [32, 64] }. Set a value "
+    "that is the same in all trials in the base"
 )
 
 Value = bool | int | float | str
@@ -46,11 +46,11 @@ class Setting(Section):
     """One key of [search.space]: a range, or choices.
 
     Attributes:
-        low, high: the inclusive ends of the range; integers if the experiment has an integer there.
+        low, high: the inclusive ends of the range; both are integers if the experiment's value is one.
         log: whether to search the range on a logarithmic scale.
         step: distance between values; without it, the range is continuous.
         choices: the values, instead of a range.
-        when: other key → the values for which this key is varied; otherwise it has the base's value.
+        when: other key → the values with which trials vary this key; otherwise they use the base's value.
     """
 
     low: Number | None = None
@@ -94,23 +94,23 @@ class Setting(Section):
 
 def _folds(folds: list[int]) -> list[int]:
     if not folds or sorted(set(folds)) != sorted(folds) or min(folds) < 0 or max(folds) >= N_FOLDS:
-        raise ValueError(f"distinct numbers from 0 to {N_FOLDS - 1}, at least one")
+        raise ValueError(f"give at least one fold, as distinct numbers from 0 to {N_FOLDS - 1}")
     return sorted(folds)
 
 
 class Search(Section):
-    """[search], complete.
+    """The table [search], with the values of all keys.
 
     Attributes:
         base_spec: the spec of the base as it was when the search was enqueued.
     """
 
-    name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default that of the file.")
+    name: str = Field(pattern=NAME_PATTERN, description="Name in the queue; by default the file's name.")
     description: str = Field("", description="One line for reports.")
-    base: str = Field(min_length=1, description="The experiment that is varied: its name in jobs/, or a TOML file.")
+    base: str = Field(min_length=1, description="The experiment to vary: its name in jobs/, or a TOML file.")
     base_spec: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Setting] = Field(min_length=1, description="Key of the experiment → the values to try.")
-    trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Settings to try; 0 for as many as `gpu_hours` allows.")
+    trials: int = Field(0, ge=0, le=MOST_TRIALS, description="Number of trials; 0 for as many as `gpu_hours` allows.")
     gpu_hours: float = Field(
         0.0, ge=0, strict=False, description="Start no trial after this many GPU-hours; 0 is no limit."
     )
@@ -120,31 +120,31 @@ class Search(Section):
     )
     pruner: Literal["none", "halving", "hyperband", "wilcoxon"] = Field(
         "halving",
-        description="How Optuna chooses the trials to end early: successive halving or Hyperband over epochs, "
-        "the Wilcoxon test over folds.",
+        description="How Optuna chooses which trials to end early: by successive halving or Hyperband over epochs, or "
+        "by the Wilcoxon test over folds.",
     )
     min_epochs: int = Field(1, ge=1, description="`halving` and `hyperband` end no trial before this epoch.")
     reduction: int = Field(
         3,
         ge=2,
-        description="`halving` and `hyperband` keep one trial in this many, and give it this many times the epochs.",
+        description="`halving` and `hyperband` keep the best 1/n of the trials, and train them for n times the epochs.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="The sampler's seed.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Search:
         if not self.trials and not self.gpu_hours:
-            raise ValueError("give trials, gpu_hours or both, or the search never ends")
+            raise ValueError("the search would never end; give trials, gpu_hours or both")
         if self.pruner == "wilcoxon" and len(self.folds) < 3:
-            raise ValueError('pruner = "wilcoxon" compares folds: give at least three')
+            raise ValueError('pruner = "wilcoxon" compares folds; give at least three folds')
         for key, setting in self.space.items():
             for other, values in setting.when.items():
                 before = list(self.space)[: list(self.space).index(key)]
                 choices = self.space[other].choices if other in before else None
                 if choices is None or any(value not in choices for value in values):
                     raise ValueError(
-                        f"space.{key}.when: {other} must be a key above it in the space, with all of {values} in its "
-                        "choices"
+                        f"space.{key}.when: {other} must be a key above it in the space, and its choices must contain "
+                        f"{values}"
                     )
         return self
 
@@ -153,7 +153,7 @@ class Search(Section):
         return self.model_dump(mode="json")
 
     def spec_with(self, settings: Mapping[str, Value], **others: Any) -> Spec:
-        """The base with the settings, and other keys like ``name`` and ``folds``, replaced.
+        """The base's spec, with these settings and other keys (such as ``name`` and ``folds``) replaced.
 
         Raises:
             SpecError: if the combination is invalid.
@@ -167,7 +167,7 @@ class Search(Section):
         return _at(self.base_spec, key)
 
     def is_integer(self, key: str) -> bool:
-        """Whether the base has an integer there, so that the range has only integers."""
+        """Whether the base's value is an integer, so that the range has only integers."""
         value = self.base_value(key)
         return isinstance(value, int) and not isinstance(value, bool)
 
@@ -258,14 +258,14 @@ def _is_taken(search: Search, point: Mapping[str, Value]) -> bool:
 def _problems(search: Search) -> Iterator[str]:
     """The settings of a search that do not fit its base."""
     if not search.base_spec["train"]["epochs"] and search.pruner != "none":
-        yield f"pruner = {search.pruner!r}: {search.base} trains no epochs that could be pruned"
+        yield f"pruner = {search.pruner!r}: {search.base} trains no epochs, so there is nothing to prune"
     elif search.pruner in {"halving", "hyperband"} and search.min_epochs > (most := _most_epochs(search)):
         yield f"min_epochs = {search.min_epochs}: trials have {most} epochs, so none would be pruned"
     for key, setting in search.space.items():
         if key.split(".")[0] in _FIXED or _at(search.base_spec, key) is None:
             known = [name for name in _keys(search.base_spec) if name.rpartition(".")[2] == key.rpartition(".")[2]]
             meant = f" Did you mean {' or '.join(known)}?" if known and known != [key] else ""
-            keys = "All keys are in docs/reference/experiment-file.md."
+            keys = "docs/reference/experiment-file.md lists all keys."
             yield f"space.{key}: an experiment has no such setting.{meant} {keys}"
             continue
         if key.split(".")[0] in _COMPARED_BY:
@@ -286,7 +286,7 @@ def _problems(search: Search) -> Iterator[str]:
             try:
                 search.spec_with({**with_it, key: _as_in(search, key, value)}, name="trial")
             except SpecError as error:
-                yield f"space.{key}: the experiment cannot have {value!r} there: {reasons(error)}"
+                yield f"space.{key}: the experiment cannot have the value {value!r}: {reasons(error)}"
 
 
 def _most_epochs(search: Search) -> float:
@@ -297,7 +297,7 @@ def _most_epochs(search: Search) -> float:
 
 
 def _as_in(search: Search, key: str, value: Value) -> Value:
-    """A value in a trial's type: integers in the file may stand for floats."""
+    """A value converted to the type of the key: a file may have an integer for a float."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_number and isinstance(_at(search.base_spec, key), float) else value
 
@@ -338,7 +338,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def reasons(error: SpecError) -> str:
-    """The problems of an invalid experiment, without its name and the advice."""
+    """The problems in the error of an invalid experiment, without its first and last line."""
     return "; ".join(line.strip() for line in str(error).splitlines()[1:-1])
 
 

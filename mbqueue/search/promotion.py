@@ -11,17 +11,19 @@ from mbqueue.task import N_FOLDS
 
 
 def promoted(queue: Queue, search: str, *, name: str, now: float) -> Spec:
-    """The base of a search with the best settings, on all folds.
+    """The spec of a search's base with the best settings, on all folds.
 
     Raises:
         UsageError: if there is no such search, or none of its trials is fully trained.
     """
     trials = trials_of(queue.overview(now=now), search)
     if not trials:
-        raise UsageError(f"{search} is not a search. Enqueue one first: a file in jobs/ with [search].")
+        raise UsageError(f"{search} is not a search. First enqueue a search: a file in jobs/ with the table [search].")
     best = best_of(trials)
     if best is None:
-        raise UsageError(f"No trial of {search} is fully trained yet. Run mbqueue status {search} to see its progress.")
+        raise UsageError(
+            f"No trial of {search} is fully trained yet. To see its progress, run: mbqueue status {search}"
+        )
     found = Search.model_validate(queue.experiment(best.experiment).spec["trial"]["search"])
     return found.spec_with(
         best.settings,

@@ -44,7 +44,7 @@ def write_report(
     for name, figure in figures.items():
         body += [f"<h2>{_HEADINGS[name]}</h2>", f"<p>{_said(name, search)}</p>", plot(name, figure)]
     body += [
-        f"<h2>Trials, the best first{escape(target.in_unit)}</h2>",
+        f"<h2>Trials, best first{escape(target.in_unit)}</h2>",
         _trials(trials),
         "<h2>Search space</h2>",
         _space(search),
@@ -75,12 +75,12 @@ def _head(search: Search, trials: Sequence[Trial], summary: Mapping[str, Any], t
     return [
         *lines,
         f'<p class="score">{number(best.value)}{unit}</p>',
-        f"<p>Best validation MAE, of trial {best.number} (<code>{escape(best.experiment)}</code>).</p>",
+        f"<p>The best validation MAE is that of trial {best.number} (<code>{escape(best.experiment)}</code>).</p>",
         table(["Key", "Best value"], [[escape(k), escape(shown(v))] for k, v in best.settings.items()], left=(0, 1)),
-        f'<div class="note">Trials are compared by validation MAE on fold{"s" * (len(search.folds) > 1)} {folds}. Of '
-        "many trials, the lowest one is too good: an estimate of the error needs test crystals. "
-        f"<code>mbqueue promote {escape(search.name)}</code> trains these settings on all folds, and marks those that "
-        "took part in the choice.</div>",
+        f'<div class="note">The search compares trials by validation MAE on fold{"s" * (len(search.folds) > 1)} '
+        f"{folds}. The lowest of many values is too optimistic, so estimate the error on test crystals: "
+        f"<code>mbqueue promote {escape(search.name)}</code> enqueues these settings on all folds, and marks the folds "
+        "that took part in the choice.</div>",
     ]
 
 
@@ -89,13 +89,13 @@ def _said(name: str, search: Search) -> str:
     mean = ", the mean over folds" if len(search.folds) > 1 else ""
     conditional = [key for key, setting in search.space.items() if setting.when]
     return {
-        "history": f"The best validation MAE of each trial{mean}. Faint: pruned before its last epoch. The line is the "
-        "best of the fully trained trials.",
-        "parallel-coordinates": "Each line is a trial. Where a trial does not vary a setting, it has the value of "
+        "history": f"The best validation MAE of each trial{mean}. Faint trials were pruned before their last epoch. "
+        "The line shows the best fully trained trial so far.",
+        "parallel-coordinates": "Each line is a trial. A setting that a trial does not vary has the value of "
         f"{escape(search.base)}. Drag along an axis to select trials.",
-        "importance": "Optuna's PED-ANOVA: how much the best tenth of the trials differs from all trials in its "
-        "distribution over a setting's values. Pruned trials count with the validation MAE that "
-        "they reached. A few trials can only hint at it."
+        "importance": "Optuna's PED-ANOVA compares the best tenth of the trials with all trials, by how their values "
+        "of a setting are distributed. Pruned trials count with the validation MAE that they reached. With few trials, "
+        "the result is only a hint."
         + (f" Left out because only some trials vary them: {escape(', '.join(conditional))}." if conditional else ""),
         "learning-curves": f"Validation MAE after each epoch{mean}. Click a name to hide its trials.",
     }[name]

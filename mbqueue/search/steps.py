@@ -1,7 +1,7 @@
 """A session's work for searches between its jobs: start the next trial, and judge an epoch as it is committed.
 
-Both happen exactly once. A trial begins by being enqueued under the name that its number gives, which
-the queue lets exist once. It is judged in the transaction that commits its epoch, under the fence of that job.
+Both happen exactly once. A trial's name contains its number, and the queue accepts a name only once. The transaction
+that commits an epoch also judges the trial, under the fence of that job.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mbqueue.search.trials import Trial, TrialState, best_of, needs_a_person, se
 
 
 def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float, by: str) -> list[str]:
-    """Enqueue the next trial of every search that wants one; the names of those that this session began.
+    """Enqueue the next trial of every search that wants one; return the names of those that this session began.
 
-    A search has as many open trials as there are living sessions, so that each has one to work on, and each suggestion
-    knows as many results as can be.
+    A search has one open trial per living session. So each session has a trial to work on, and each suggestion uses as
+    many results as possible.
 
     Raises:
         SearchUnavailable: if a search wants one, and Optuna is not installed.
-        SpecError: if the spec refuses whatever a sampler draws.
+        SpecError: if the spec rejects all settings that the sampler draws.
     """
     begun = []
     for search, trials in _wanting(queue, now):
@@ -41,7 +41,7 @@ def begin_trials(queue: Queue, *, results_dir: Callable[[str], str], now: float,
                 spec, results_dir=results_dir(spec.name), priority=trials[-1].priority, now=now, by=by
             )
         except ExperimentExists:
-            continue  # another session began it, with other results known
+            continue  # another session began this trial first
         if outcome.outcome is Outcome.CREATED:
             begun.append(spec.name)
     return begun
@@ -74,7 +74,7 @@ def _wanting(queue: Queue, now: float) -> Iterator[tuple[Search, list[Trial]]]:
 
 
 def trial_spec(search: Search, trials: Sequence[Trial]) -> Spec | None:
-    """The spec of the trial that follows; None when there are no other settings to try."""
+    """The spec of the next trial; None if there are no more settings to try."""
     settings = next_settings(search, trials)
     if settings is None:
         return None
@@ -107,11 +107,11 @@ def verdict(queue: Queue, spec: Spec, *, fold: int, history: Sequence[Mapping[st
     number = spec.trial.number
     own = next(trial for trial in trials if trial.number == number)
     if own.state is TrialState.PRUNED:
-        return f"{PRUNED}another fold of the trial was"
+        return f"{PRUNED}another fold of the trial was pruned"
     curves = {**own.curves, fold: [row["val_mae"] for row in history]}
     is_trained = all(len(curve) == spec.train.epochs for curve in curves.values())
     judged = [replace(trial, curves=curves) if trial.number == number else trial for trial in trials]
-    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # perhaps after this session read the spec
+    is_kept = queue.experiment(spec.name).spec["trial"]["kept"]  # `spec` may be older than this mark
     if is_trained or is_kept or not is_unpromising(search, judged, number, fold):
         return None
     best = best_of(trials)
@@ -133,9 +133,9 @@ def release_pruned(queue: Queue, *, after_seconds: float, now: float, by: str) -
 
 
 def judge_again(queue: Queue, *, now: float, by: str) -> list[str]:
-    """Prune open trials without a session that the pruner would end at their current epoch; return their names.
+    """Prune the open trials without a session that the pruner would end at their current epoch; return their names.
 
-    For a queue rebuilt from commits, which do not record pruning.
+    A queue rebuilt from commits needs this, because commits do not record pruning.
 
     Raises:
         SearchUnavailable: if there are such trials, and Optuna is not installed.

@@ -1,7 +1,7 @@
 """Ask Optuna for the settings of a search's next trial, and whether a trial is worth more epochs.
 
-The study is built from the trials in the queue each time. So it cannot be lost, and its answers are a function of the
-search, its seed, the trial's number and the commits. Optuna is imported at the first question.
+Each question builds the study from the trials in the queue. So the study cannot be lost, and its answers are a function
+of the search, its seed, the trial's number and the commits. The first question imports Optuna.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 #: Random trials before TPE starts to learn from them: a third of all, at most ten.
 _STARTUP_TRIALS, _STARTUP_SHARE = 10, 3
-#: The most draws of settings for a trial if the spec rejects the combination. After `_STUBBORN_DRAWS`, settings are
-#: drawn at random, because a sampler that has learned from few results may repeat the rejected ones. A grid does not.
+#: The most draws of settings for a trial if the spec rejects them. After `_STUBBORN_DRAWS`, draw settings at random,
+#: because a sampler that has learned from few results may repeat rejected ones. A grid repeats none.
 _MOST_DRAWS, _STUBBORN_DRAWS = 50, 25
-#: Samplers that count their draws: the study is rebuilt in the order of the trials.
+#: Samplers that count their draws, for which the study must have the trials in order.
 _COUNTING = {"qmc", "cmaes"}
 
 
@@ -57,8 +57,8 @@ def next_settings(search: Search, trials: Sequence[Trial]) -> dict[str, Value] |
 def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: int) -> bool:
     """Whether the pruner would end a trial after the newest epoch of a fold, which its curves include.
 
-    Halving and Hyperband compare the same epoch of the same fold among all trials; Wilcoxon compares the folds' best
-    epochs with the best trial's when a fold ends.
+    Halving and Hyperband compare the same epoch of the same fold among all trials. When a fold ends, Wilcoxon compares
+    the best epoch of each fold with the best trial's.
 
     Raises:
         SearchUnavailable: if Optuna is not installed.
@@ -70,7 +70,7 @@ def is_unpromising(search: Search, trials: Sequence[Trial], number: int, fold: i
             pruner=_pruner(optuna, search, trials),
         )
         judged = False
-        # The judged trial comes last in time, but keeps its number, from which Hyperband derives its bracket.
+        # Add the judged trial last, but keep its number, from which Hyperband derives its bracket.
         replayed = [study.ask() for _ in trials]
         for trial, replay in sorted(zip(trials, replayed, strict=True), key=lambda pair: pair[0].number == number):
             for step, value in _steps(search, trial, fold):
@@ -202,7 +202,7 @@ def _seed(search: Search, number: int, draw: int) -> int:
 
 @contextmanager
 def imported_optuna() -> Iterator[Any]:
-    """Optuna, silenced within the block.
+    """Within the block, provide Optuna with its log and warnings silenced.
 
     Raises:
         SearchUnavailable: if it is not installed.
@@ -216,5 +216,5 @@ def imported_optuna() -> Iterator[Any]:
         ) from error
     optuna.logging.get_logger("optuna").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna marks parts as experimental that it has had for years
+        warnings.simplefilter("ignore")  # Optuna still marks old features as experimental
         yield optuna

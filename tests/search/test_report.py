@@ -47,11 +47,11 @@ def test_the_report_shows_every_trial_however_far_the_search_is(project, searche
     text = page.read_text(encoding="utf-8")
     assert page.parent.name == "hunt"
     assert f"{len(trials)} of 12 trials" in text
-    table = text[text.index("<h2>Trials, the best first") :]
+    table = text[text.index("<h2>Trials, best first") :]
     assert [int(n) for n in sorted(re.findall(r"<tr><td>(\d+)</td>", table), key=int)] == [t.number for t in trials]
     every = ["history", "parallel-coordinates", "importance", "learning-curves"]
     assert plots(page) == ([] if jobs == 1 else every)
-    assert "trains these settings on all folds" in text or not any(trial.is_trained for trial in trials)
+    assert "enqueues these settings on all folds" in text or not any(trial.is_trained for trial in trials)
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text), "it would load something"
     page.write_text("<html>mine</html>")
     with pytest.raises(UsageError, match="--force"):
