@@ -1,9 +1,12 @@
 """Check requests to the board: the token, the host names it answers to, and the origin of clicks.
 
-This prevents three attacks. A page of another site sends a form or a fetch to the board (CSRF): every act requires a
-secret that only the board's own page has, in a header that no form can send, and an origin header of the board. A host
-name is made to point to this machine (DNS rebinding): without a token, the board answers only to the names of the
-loopback interface. A stranger on the network: on any other interface every request requires a token.
+This prevents three attacks:
+
+* A page of another site sends a form or a fetch to the board (CSRF). Every action requires the board's own origin, and
+  a secret that only the board's page has, in a header that no form can send.
+* An attacker makes a host name point to this machine (DNS rebinding). Without a token, the board answers only to the
+  names of the loopback interface.
+* A stranger on the network opens the board. On any interface except loopback, every request requires a token.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-#: In a URL and, after the first visit, in a cookie.
+#: The parameter of a URL that has the token; after the first visit, a cookie has it.
 TOKEN = "token"  # noqa: S105 - the name of a parameter
 CSRF_HEADER = "x-mbqueue-csrf"
 
 
 class Refused(Exception):
-    """A request that is refused; the message is for the person who made it."""
+    """The board refuses a request; the message is for the person who made it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,9 @@ class Access:
 
     Attributes:
         token: required with every request; None on the loopback interface, which needs none.
-        is_embedded: whether pages are shown inside a notebook, through its proxy. There, cookies are unreliable, so
-            each link carries the token, and the proxy may have changed the Host header.
-        csrf: required with every act; each process has another.
+        is_embedded: whether a notebook shows the pages, through its proxy. There, cookies are unreliable, so each link
+            has the token, and the proxy may have changed the Host header.
+        csrf: the secret required with every action; each process makes its own.
     """
 
     token: str | None
@@ -41,10 +44,10 @@ class Access:
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def check(self, request: Request, *, cookie: str) -> None:
-        """Refuse a request that may not see anything.
+        """Refuse a request that lacks the token, or comes under another host name.
 
         Raises:
-            Refused: without a required token; or if the page was requested under another host name.
+            Refused: if a required token is missing, or the host name is not one of loopback.
         """
         if self.token is None:
             if _host(request) not in LOOPBACK_NAMES:
@@ -56,18 +59,18 @@ class Access:
             raise Refused("This board requires the token that `mbqueue board` printed with its address.")
 
     def check_act(self, request: Request) -> None:
-        """Refuse an act that does not come from the board's own page.
+        """Refuse an action that does not come from the board's own page.
 
         Raises:
             Refused: if it comes from another site, or lacks the page's secret.
         """
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise Refused("The act came from another site.")
+            raise Refused("The board refused this action, because another site sent it.")
         origin = request.headers.get("origin")
         if origin is not None and not self.is_embedded and _netloc(origin) != request.headers.get("host"):
-            raise Refused("The act came from another site.")
+            raise Refused("The board refused this action, because another site sent it.")
         if not _equal(request.headers.get(CSRF_HEADER, ""), self.csrf):
-            raise Refused("The page is from an earlier run of the board. Reload it.")
+            raise Refused("This page is from an earlier run of the board. Reload the page.")
 
 
 def _host(request: Request) -> str:

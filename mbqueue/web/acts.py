@@ -9,25 +9,25 @@ from mbqueue.api import Project
 from mbqueue.errors import UsageError
 from mbqueue.experiment_file import parse_overrides
 
-#: How long stopping waits before it reports; sessions keep saving after that.
+#: How long to wait for stopped sessions before reporting; they keep saving after that.
 _STOP_WAIT_SECONDS = 5.0
 
 
 def act(project: Project, name: str, given: Mapping[str, Any]) -> str:
-    """Perform an act and report its outcome.
+    """Perform the action of a button, and return a sentence about its outcome.
 
     Args:
         name: pause, resume, cancel, retry, priority, enqueue or stop.
-        given: what the page sent: `experiment`, `fold` (a number or null), `priority`; for enqueue the fields of its
-            form as text; for stop the id of a `session`, by default all on this machine.
+        given: what the page sent: `experiment`, `fold` (a number or null) and `priority`; for enqueue, the fields of
+            its form as text; for stop, the id of a `session`, by default all on this machine.
 
     Raises:
-        UsageError: if the act is unknown, or an argument is missing or has the wrong type.
-        MbqueueError: as the method of `Project`.
+        UsageError: if the action is unknown, or an argument is missing or has the wrong type.
+        MbqueueError: from the method of `Project`.
     """
     chosen = _ACTS.get(name)
     if chosen is None:
-        raise UsageError(f"There is no act {name!r}. There are: {', '.join(_ACTS)}.")
+        raise UsageError(f"There is no action {name!r}. Use one of {', '.join(_ACTS)}.")
     return chosen(project, given)
 
 

@@ -12,13 +12,13 @@ import orjson
 from mbqueue.api import Project
 from mbqueue.errors import MbqueueError
 
-#: How many experiments' figures are cached; those of the official task take a few megabytes each.
+#: How many experiments to cache figures for. One experiment of the official task takes a few megabytes.
 _KEPT = 8
 _CURVES = "learning-curves"
 
 
 class Figures:
-    """Figures by experiment, thread-safe; each is drawn once for all pages."""
+    """A thread-safe cache of figures by experiment, which draws each figure once for all pages."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -27,7 +27,7 @@ class Figures:
         self._compared: tuple[Hashable, tuple[str, bytes]] | None = None
 
     def of(self, entry: Mapping[str, Any]) -> bytes:
-        """All figures of an experiment, as one JSON object: name → plotly's figure; empty as long as there is none.
+        """All figures of an experiment, as one JSON object: name → plotly's figure; empty if there are none yet.
 
         Args:
             entry: the experiment as in the overview.
@@ -37,7 +37,7 @@ class Figures:
         predicted = (*(fold["fold"] for fold in entry["folds"] if fold["state"] == "done"), entry["record"])
         found = self._newest(name, "curves", epochs, lambda: self._curves(entry))
         found = found | self._newest(name, "finished", predicted, lambda: self._finished(entry))
-        # The sessions' time grows as long as one of them works on it.
+        # The sessions' time grows as long as a session works on this experiment.
         running = entry["state"] == "running"
         found |= self._newest(name, "sessions", (epochs, running), lambda: self._sessions(name))
         return b"{" + b",".join(orjson.dumps(key) + b":" + content for key, content in found.items()) + b"}"
@@ -51,7 +51,7 @@ class Figures:
                 try:
                     content = {key: figure.to_json().encode() for key, figure in draw().items()}
                 except (MbqueueError, OSError):
-                    # A session is replacing the file, or it is damaged, which the page reports elsewhere.
+                    # A session is replacing a file, or a file is damaged, which the page reports elsewhere.
                     return {} if drawn is None else drawn[1]
                 self._drawn[name, part] = drawn = (of_what, content)
             self._drawn.move_to_end((name, part))
@@ -60,7 +60,7 @@ class Figures:
             return drawn[1]
 
     def _curves(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The learning curves, from the histories alone: they are cheap to draw, and change with every epoch."""
+        """The learning curves, which need only the histories, are cheap to draw, and change with every epoch."""
         from mbqueue.results.report import figures  # noqa: PLC0415 - plotly takes a second to import
         from mbqueue.results.tables import history_file, read_history  # noqa: PLC0415
 
@@ -87,13 +87,13 @@ class Figures:
         return {"timeline": timeline(spans)} if spans else {}
 
     def paired(self, names: list[str]) -> tuple[str, bytes]:
-        """The comparison of recorded experiments, remade only when one of their files changes.
+        """The comparison of recorded experiments, cached until one of their files changes.
 
         Returns:
-            Its HTML, and its figure as JSON.
+            The comparison's HTML, and its figure as JSON.
 
         Raises:
-            UsageError, ResultsError: as `Project.compare`.
+            UsageError, ResultsError: from `Project.compare`.
         """
         asked = (tuple(names), tuple(self._state_of_files(name) for name in names))
         with self._drawing:

@@ -1,4 +1,4 @@
-"""The board as a Starlette application: pages, their parts, figures, files and acts.
+"""The board as a Starlette application: pages, their parts, figures, files and actions.
 
 A visible page polls its changing part every two seconds, and gets "not modified" as long as nothing changes. Polling
 keeps no connections open (a browser allows six per address), so it works with any number of tabs and any proxy in
@@ -46,7 +46,7 @@ _POLICY = (
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors "
 )
 _COLAB = "https://colab.research.google.com https://*.googleusercontent.com"
-#: With more experiments than this, active ones come first and the others are left out.
+#: The most experiments to show; active ones come first.
 _SHOWN = 40
 _EVENTS_SHOWN = 60
 _LARGEST_ACT = 64 << 10
@@ -54,7 +54,7 @@ _LARGEST_ACT = 64 << 10
 _TITLES = {
     "learning-curves": "Learning curves",
     "parity": "Predictions against targets",
-    "errors": "How large the errors are",
+    "errors": "Distribution of errors",
     "periodic-table": "Error by element",
     "timeline": "Sessions",
 }
@@ -64,7 +64,7 @@ def application(project: Project, access: Access, *, read_only: bool) -> ASGIApp
     """The board of a project.
 
     Args:
-        access: checks requests. read_only: leave out all acts.
+        access: checks requests. read_only: leave out all buttons.
     """
     board = _Board(project, access, read_only=read_only)
     routes = [
@@ -94,7 +94,7 @@ class _Guarded:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        # Cookies ignore ports: two boards on one machine must not overwrite each other's.
+        # Cookies ignore ports, so the port is in the name: two boards on one machine must not share a cookie.
         cookie_name = f"mbqueue_board_{(scope.get('server') or ('', 0))[1]}"
 
         async def send_with_headers(message: Message) -> None:
@@ -114,7 +114,7 @@ class _Guarded:
             return
         given = request.query_params.get(TOKEN)
         if given is not None and not self._access.is_embedded and request.method == "GET":
-            # Remove it from the address bar, and so from screenshots, bookmarks and the history.
+            # Remove the token from the address bar, and so from screenshots, bookmarks and the history.
             rest = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
             # Redirect only to a query: a path such as //other.example/ would lead away from the board.
             answer = RedirectResponse("?" + urlencode(rest), status_code=303)
@@ -143,7 +143,7 @@ class _Board:
             "mean": _mean,
         }
 
-    # -- pages: the frame, which each page fills by asking for its part ----------------------------------------------
+    # -- pages: frames that fetch their part -------------------------------------------------------------------------
 
     def overview(self, request: Request) -> Response:
         every = {"all": "1"} if request.query_params.get("all") else {}
@@ -168,10 +168,10 @@ class _Board:
         )
         return Response(html, media_type="text/html")
 
-    # -- what changes ------------------------------------------------------------------------------------------------
+    # -- the changing part -------------------------------------------------------------------------------------------
 
     def part(self, request: Request) -> Response:
-        """The changing part of a page as JSON: html, whether the queue answers, and the secret that acts need."""
+        """The changing part of a page as JSON: its HTML, trouble with the queue, and the secret that actions need."""
         reading = self._reader.read()
         facts: dict[str, Any] = {"trouble": reading.trouble, "csrf": self._access.csrf, "html": "", "figures": None}
         if reading.status is not None:
@@ -179,7 +179,7 @@ class _Board:
                 facts |= self._filled(request, reading.status.overview, reading.status.session_seconds)
             except (MbqueueError, OSError) as error:  # the page keeps its content
                 facts["trouble"] = reading.trouble or str(error) or type(error).__name__
-        # The browser updates ages by its own clock, so an answer in which only ages differ is not sent again.
+        # The browser updates ages by its own clock, so a change of ages alone needs no new answer.
         tag = f'"{hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
@@ -259,7 +259,7 @@ class _Board:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def file(self, request: Request) -> Response:
-        """Serve a result file. The request selects one of the existing files; it is never a path itself."""
+        """Serve a result file. The request names one of the existing files, and is never used as a path."""
         wanted, name = request.query_params.get("file"), request.query_params.get("name", "")
         for path in self._files(name):
             if path.name == wanted:
@@ -274,10 +274,10 @@ class _Board:
             path for path in folder.iterdir() if path.is_file() and not path.is_symlink() and _is_utf8(path.name)
         )
 
-    # -- acts --------------------------------------------------------------------------------------------------------
+    # -- actions -----------------------------------------------------------------------------------------------------
 
     async def act(self, request: Request) -> Response:
-        """Perform the act of a button."""
+        """Perform the action of a button."""
         from starlette.concurrency import run_in_threadpool  # noqa: PLC0415
 
         self._access.check_act(request)
@@ -285,13 +285,13 @@ class _Board:
         async for chunk in request.stream():
             body += chunk
             if len(body) > _LARGEST_ACT:
-                raise Refused("The act is too long.")
+                raise Refused(f"The request is larger than {_LARGEST_ACT:,} bytes. Send fewer settings at once.")
         try:
             given = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise UsageError("The request is not valid JSON.") from error
         if not isinstance(given, dict) or not isinstance(given.get("act"), str):
-            raise UsageError("The act has no name.")
+            raise UsageError("The request does not name an action. Reload the page.")
         said = await run_in_threadpool(act, self._project, given["act"], given)
         self._reader.expire()
         return Response(orjson.dumps({"said": said}), media_type="application/json")
@@ -303,7 +303,7 @@ class _Board:
         return page + ("?" + urlencode(everything, doseq=True, quote_via=quote) if everything else "")
 
     def _token(self) -> dict[str, str]:
-        """The query of each link inside a notebook, where cookies may be blocked."""
+        """The query that each link has inside a notebook, where the browser may block cookies."""
         return {TOKEN: self._access.token} if self._access.is_embedded and self._access.token else {}
 
 

@@ -10,9 +10,9 @@ from mbqueue.api import Project, Status
 from mbqueue.clock import Clock, format_duration
 from mbqueue.errors import MbqueueError
 
-#: The greatest age of the state that pages show, in seconds.
+#: Pages show a state that is at most this old, in seconds.
 FRESH_SECONDS = 1.5
-#: A read that takes longer than this is reported, in seconds.
+#: Pages report a read that takes longer than this, in seconds.
 PATIENCE_SECONDS = 5.0
 #: The board spends at most 1/this of its time reading, however large the queue is.
 _REST = 10
@@ -23,7 +23,7 @@ class Reading:
     """The outcome of the last read of the queue.
 
     Attributes:
-        status: the newest state that could be read; None before the first.
+        status: the newest state read; None before the first successful read.
         trouble: why the last read failed, or None.
     """
 
@@ -46,8 +46,8 @@ class Reader:
     def read(self) -> Reading:
         """The current state, or a recent one.
 
-        If another thread's read hangs (on an unreachable server), this returns the last state, and reports the delay
-        after a while.
+        If another thread's read hangs (on an unreachable server), return the last state. After `PATIENCE_SECONDS`,
+        also report the delay.
         """
         is_first = self._reading.status is None and self._reading.trouble is None
         if self._busy.acquire(blocking=is_first):
@@ -61,7 +61,7 @@ class Reader:
         return self._reading
 
     def expire(self) -> None:
-        """Read again at the next call: the board has changed something."""
+        """Make the next call read the queue again, because the board has changed something."""
         self._has_expired = True
         self._next_look = float("-inf")
 
@@ -73,5 +73,5 @@ class Reader:
         except (MbqueueError, OSError) as error:
             self._reading = Reading(status=self._reading.status, trouble=str(error) or type(error).__name__)
         ended = self._clock.monotonic()
-        if not self._has_expired:  # otherwise something changed after this read began
+        if not self._has_expired:  # if nothing changed after this read began
             self._next_look = ended + max(FRESH_SECONDS, _REST * (ended - began))

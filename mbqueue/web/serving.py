@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8321
-#: How many ports, from the default on, a board in a notebook tries.
+#: How many ports a board in a notebook tries, starting at the default one.
 _PORTS_TRIED = 20
 _START_SECONDS = 10.0
 _ALL_INTERFACES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
@@ -37,7 +37,7 @@ def serve(
     """Serve the board until SIGINT or SIGTERM.
 
     Args:
-        host: the address of an interface; on any except loopback, a token is created and is part of the address.
+        host: the address of an interface; on any except loopback, the board makes a token and adds it to the address.
         port: 0 for a free one.
         on_address: called with the URL to open, once the port is bound.
 
@@ -60,7 +60,7 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
         read_only: without buttons.
 
     Raises:
-        UsageError: outside a notebook, where `mbqueue board` serves the page; or without `mbqueue[board]`.
+        UsageError: outside a notebook (use `mbqueue board` there), or without `mbqueue[board]`.
     """
     try:
         from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -82,8 +82,8 @@ def board(path: str | Path | None = None, *, height: int = 720, read_only: bool 
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         url = html.escape(_url(DEFAULT_HOST, port, token))
         hint = (
-            "If the frame stays empty, install jupyter-server-proxy and restart the notebook's server, or, where your "
-            f'browser runs on this machine, open <a href="{url}" target="_blank">{url}</a>.'
+            "If the frame stays empty, install jupyter-server-proxy and restart the notebook's server. If your browser "
+            f'runs on this machine, you can also open <a href="{url}" target="_blank">{url}</a>.'
         )
         display(IFrame(f"{prefix}proxy/{port}/?token={token}", width="100%", height=height), HTML(hint))  # type: ignore[no-untyped-call, unused-ignore]
     else:
@@ -96,7 +96,7 @@ def listening_server(
     """Make a server that is ready to run, its listening socket, and its token.
 
     Args:
-        port: 0 for a free one, None for the first free one from the default port on.
+        port: 0 for any free port, None for the first free port from the default one on.
         is_embedded: for a notebook's frame, which always has a token.
 
     Raises:
@@ -112,7 +112,7 @@ def listening_server(
     needs_token = is_embedded or host not in LOOPBACK_NAMES
     access = Access(token=secrets.token_urlsafe(24) if needs_token else None, is_embedded=is_embedded)
     app = application(project, access, read_only=read_only)
-    # A log line per request would bury the address; errors of the program are logged.
+    # Log only errors of the program, because a line per request would push the board's address out of sight.
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
     return uvicorn.Server(config), _listener(host, port), access.token
 
@@ -126,7 +126,7 @@ def _listener(host: str, port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))
-            listener.listen()  # from here on a browser can connect and waits for the server's answer
+            listener.listen()  # a browser can connect now, and waits for an answer
         except OSError as failed:
             listener.close()
             error = failed
@@ -139,7 +139,7 @@ def _listener(host: str, port: int | None) -> socket.socket:
 
 
 def _url(host: str, port: int, token: str | None) -> str:
-    # An address that stands for all interfaces is none that a browser elsewhere could open.
+    # A browser on another machine cannot open an address such as 0.0.0.0, so show the host's name.
     name = socket.gethostname() if host in _ALL_INTERFACES else host
     shown = f"[{name}]" if ":" in name else name
     return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")

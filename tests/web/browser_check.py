@@ -118,7 +118,7 @@ def acts_are_done_by_clicking(page: Page, project: Project) -> None:
 
     other = page.locator("#experiment-other")
     other.get_by_role("button", name="Cancel other", exact=True).click()
-    expect(page.get_by_role("dialog")).to_contain_text("Cancel all that is left of other?")
+    expect(page.get_by_role("dialog")).to_contain_text("Cancel the remaining work of other?")
     page.get_by_role("button", name="Keep it").click()
     assert project.status("other").overview["experiments"][0]["state"] == "ready"
     other.get_by_role("button", name="Cancel other", exact=True).click()

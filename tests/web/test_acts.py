@@ -72,7 +72,7 @@ def test_one_session_of_this_machine_is_stopped_and_no_other(board: Board) -> No
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"act": "explode"}, "There is no act 'explode'"),
+        ({"act": "explode"}, "There is no action 'explode'"),
         ({"act": "pause"}, "Fill in the field experiment"),
         ({"act": "pause", "experiment": "other"}, "other"),
         ({"act": "pause", "experiment": "first", "fold": "one"}, "whole number"),
@@ -84,8 +84,8 @@ def test_one_session_of_this_machine_is_stopped_and_no_other(board: Board) -> No
             {"act": "enqueue", "experiment": "head_finetune", "dataset": "/no/such/file.csv", "name": "n"},
             "/no/such/file",
         ),
-        ({}, "no name"),
-        ([1], "no name"),
+        ({}, "does not name an action"),
+        ([1], "does not name an action"),
         (b"{", "not valid JSON"),
     ],
 )
@@ -100,7 +100,7 @@ def test_an_act_that_cannot_be_done_says_why_and_changes_nothing(board: Board, g
 def test_an_act_that_is_far_too_long_is_refused(board: Board) -> None:
     answer = board.act({"act": "enqueue", "experiment": "head_finetune", "settings": "#" * 100_000})
     assert answer.status == 403
-    assert "too long" in answer.json["error"]
+    assert "larger than 65,536 bytes" in answer.json["error"]
 
 
 def test_compare_shows_why_it_cannot_compare(make_board: MakeBoard) -> None:

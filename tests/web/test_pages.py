@@ -49,7 +49,7 @@ def test_text_from_outside_is_shown_as_text(board: Board) -> None:
 
 
 def test_a_missing_experiment_is_reported(board: Board) -> None:
-    assert "no experiment other here" in part(board, "experiment&name=other")["html"]
+    assert "has no experiment other" in part(board, "experiment&name=other")["html"]
 
 
 def test_an_unchanged_part_is_not_sent_again(board: Board) -> None:

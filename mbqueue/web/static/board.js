@@ -1,7 +1,7 @@
 "use strict";
-// Asks for the page's changing part, puts what is new into the page, draws the figures, and sends acts.
+// Fetches the page's changing part, updates the page, draws the figures, and sends actions.
 
-const PERIOD = 2000; // ms between two questions of a visible page
+const PERIOD = 2000; // ms between two requests of a visible page
 const part = document.getElementById("part");
 const pulse = document.getElementById("pulse");
 const trouble = document.getElementById("trouble");
@@ -30,7 +30,7 @@ async function ask() {
     pulse.textContent = "live";
     pulse.className = "live";
   } catch (error) {
-    tag = null; // another start of the board has another secret for acts
+    tag = null; // a restarted board has a new secret for actions, so fetch everything
     pulse.className = "away";
     const since = answeredAt ? `, last answer ${ago(answeredAt / 1000)}` : "";
     pulse.textContent = `no answer from the board${since}; trying again`;
@@ -42,8 +42,8 @@ async function ask() {
 function show(facts) {
   trouble.hidden = !facts.trouble;
   const isKnown = facts.html || !part.hasAttribute("aria-busy");
-  const below = isKnown ? "; below is its last known state" : "";
-  trouble.textContent = facts.trouble ? `The queue cannot be read${below}. ${facts.trouble}` : "";
+  const below = isKnown ? " This page shows its last known state." : "";
+  trouble.textContent = facts.trouble ? `The queue cannot be read.${below} ${facts.trouble}` : "";
   if (!isKnown) part.textContent = "";
   if (facts.html) {
     const fresh = document.createElement("main");
@@ -55,7 +55,7 @@ function show(facts) {
   if (facts.figures && facts.figures !== drawnFrom) draw(facts.figures);
 }
 
-// Changes an element into another one, and leaves alone what is the same: focus, open details and scrolling stay.
+// Changes an element into another one, but keeps everything that is equal, so focus, open details and scrolling stay.
 function morph(now, next) {
   if (now.nodeType !== next.nodeType || now.nodeName !== next.nodeName || now.id !== next.id) {
     now.replaceWith(next.cloneNode(true));
@@ -139,7 +139,7 @@ function themed(layout) {
   return themed;
 }
 
-// The report's ink and its palest grey change places on a dark page.
+// On a dark page, swap the report's text colour and its lightest grey.
 function inked(trace) {
   if (!dark.matches) return trace;
   const text = JSON.stringify(trace).replaceAll(/"(#222222|black)"/gi, '"#d8dde3"').replaceAll('"#f4f4f4"', '"#1c2026"');
@@ -205,7 +205,7 @@ function placeOf(name) {
 
 dark.addEventListener("change", () => { drawnFrom = null; tag = null; ask(); });
 
-// ---- acts -------------------------------------------------------------------------------------------------------
+// ---- actions ----------------------------------------------------------------------------------------------------
 
 const said = document.getElementById("said");
 let hiding = null;
@@ -227,7 +227,7 @@ async function act(given) {
     if (answer.ok) ask();
     return answer.ok;
   } catch (error) {
-    say("The board did not answer; nothing is known of the act. Look at the state above before you repeat it.", true);
+    say("The board did not answer, so the action may or may not have happened. Check the state before you repeat it.", true);
     return false;
   }
 }
@@ -271,7 +271,7 @@ part.addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target;
   const fields = new FormData(form);
-  // Not form.dataset: a field of that name hides it.
+  // form.dataset does not work here, because the form has a field named dataset.
   if (form.getAttribute("data-form") === "enqueue") {
     if (await act({ act: "enqueue", ...Object.fromEntries(fields) })) form.reset();
   } else {
