@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.NAME` in the root of the repository. Numbers in documents come from here."""
+"""The measurements behind the numbers in the documents. Run `python -m benchmarks.NAME` in the repository's root."""

@@ -1,11 +1,12 @@
-"""Blends of three seeds on real matbench crystals: is the mean of three better than each, and what do weights add?
+"""Blend three seeds on real matbench crystals: is their mean better than each seed, and do fitted weights help?
 
     python -m benchmarks.blends --data FOLDER
 
-FOLDER holds matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). In a throw-away
-project, on 1,500 crystals of it (every n-th line), trains `head_finetune` as it is shipped with three seeds, on five
-folds: once with a validation part for each seed, once with one that they share (15 % of the training part, so that
-weights can be fitted). Prints the test MAE of every member and blend on every fold. These are not leaderboard scores.
+FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
+takes 1,500 of its crystals (every n-th line) and trains `head_finetune` with three seeds on five folds, in a temporary
+project. The seeds first have their own validation parts, and then share one. The shared part is 15 % of the training
+part, which is enough to fit weights. The output is the test MAE of every member and blend on every fold. These are not
+leaderboard scores.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SHARED = ["--set", "train.validation_seed=0", "--set", "train.validation=0.15"]
 
 
 def write_crystals(source: Path, target: Path, number: int) -> None:
-    """Write every n-th line of the joined file, so that about ``number`` remain, and exactly that many at most."""
+    """Write every n-th line of the joined file, so that about ``number`` lines remain, and not more."""
     with gzip.open(source, "rt", encoding="utf-8") as stream:
         lines = stream.readlines()
     chosen = lines[:: max(1, len(lines) // number)][:number]
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the joined crystals")
     parser.add_argument("--crystals", type=int, default=1500)
-    parser.add_argument("--epochs", type=int, help="in place of those of the experiment file")
+    parser.add_argument("--epochs", type=int, help="epochs, instead of those in the experiment file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mbqueue-blends-") as folder:
         root = Path(folder)
@@ -61,7 +62,7 @@ def main() -> None:
     for name in ("own", "shared"):
         alone = [sum(folds[f"{name}.seed{seed}"][fold] for seed in range(3)) / 3 for fold in range(5)]
         better = sum(folds[f"{name}.mean"][fold] < alone[fold] for fold in range(5))
-        print(f"{name}.mean is better than the mean of its members on {better} of 5 folds")
+        print(f"{name}.mean has a lower MAE than its members' average on {better} of 5 folds")
 
 
 if __name__ == "__main__":

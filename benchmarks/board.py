@@ -1,10 +1,10 @@
-"""What ten open pages of the board cost a worker that commits, on a queue of 100,000 jobs.
+"""How much ten open pages of the board slow down a worker that commits, on a queue of 100,000 jobs.
 
     python -m benchmarks.board --folder FOLDER
 
-FOLDER is on a real disk. A worker claims and commits jobs for some seconds with no board, then with a board whose
-pages are asked for as ten browsers ask, each every two seconds; the two take turns. Printed are the median ratio of
-the rates, and the board's processor time for one update of a page.
+FOLDER is on a real disk. A worker claims and commits jobs for a few seconds, in turn without a board, and with a board
+that ten browsers poll every two seconds. The output is the median ratio of the two rates, and the board's processor
+time for one update of a page.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mbqueue.queue.store import Queue
 
 PERIOD_SECONDS = 2.0
 LEASE_SECONDS = 600.0
-_EPOCHS = 198  # with prepare, five predictions and record, 997 jobs an experiment
-#: What every kind of job may be committed with.
+_EPOCHS = 198  # an experiment then has 997 jobs, including prepare, five predictions and record
+#: A result with which any kind of job can be committed.
 _RESULT = {"dataset_hash": "d" * 64, "seconds": 1.0, "val_mae": 0.05, "test_mae": None}
 _SERVE = "import sys; from mbqueue.cli import main; main(['--project', sys.argv[1], 'board', '--port', '0'])"
 
@@ -52,7 +52,7 @@ def committed(queue: Queue, session: str, seconds: float) -> float:
 
 
 def look(port: int, page: str, over: threading.Event, updates: list[int]) -> None:
-    """Ask as an open page does."""
+    """Poll a page as a browser does."""
     tag = ""
     while not over.wait(PERIOD_SECONDS):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -94,7 +94,7 @@ def main() -> None:
 def committed_beside(
     project: Project, queue: Queue, session: str, options: argparse.Namespace, updates: list[int]
 ) -> float:
-    """The rate while a board runs and pages are open."""
+    """The worker's rate in jobs per second while a board runs and pages are open."""
     command = [sys.executable, "-c", _SERVE, str(project.folder.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as board:
         assert board.stdout is not None

@@ -1,22 +1,24 @@
-"""Reading, converting, caching and batching, beside CHGNet's own ways: ``python -m benchmarks.data --data DIR``.
+"""Compare reading, converting, caching and batching with CHGNet: ``python -m benchmarks.data --data DIR``.
 
-Both sides of a ratio are measured in turns in one process on one core (torch on one thread), in seconds of CPU, so
-that other work on the machine does them no wrong; what is told is the median of the turns. Whether both sides give the
-same is another question: see equality.py. What each side does:
+The two sides of a ratio take turns in one process on one core, with one thread of torch. Times are medians of CPU
+seconds, so other work on the machine affects them little. equality.py checks whether both sides give the same results.
+The parts are:
 
-conversion   pymatgen ``Structure`` to ``CrystalGraph`` by ``CrystalGraphConverter(algorithm="fast")``, against arrays
-             to packed records by ``graphs.convert``; the same crystals, drawn at random from the joined ones.
-neighbours   only the list of neighbours within 6 Å of the same crystals, by the libraries that are installed.
-disk         ``torch.save`` of the list of CHGNet's graphs, against the shards of the cache, both per crystal.
-batches      random 64 of these crystals, each side from what it has stored, to where a model can begin. CHGNet from
-             files: ``GraphData`` items (one ``torch.load`` each), ``collate_graphs``, ``BatchedGraph.from_graphs``;
-             CHGNet from RAM: the same without files. mbqueue: ``make_batch`` from the memory-mapped cache, records
-             checked. CHGNet's step expands lengths and angles in their bases, which here the model does, on the
-             device: ``from_graphs without bases`` leaves that out. Ratios are of CPU seconds, and of wall time beside
-             them; a last line is the wall time of batches made ahead in a thread, as training has them.
-full scale   a made file of the official format with 132,752 rows (see make_official_file.py), in a process of its
-             own: wall time and peak memory of read + convert + write; then a fresh process that opens the cache and
-             makes a first batch.
+conversion   CHGNet's ``CrystalGraphConverter(algorithm="fast")`` converts a pymatgen ``Structure`` to a
+             ``CrystalGraph``. mbqueue's ``graphs.convert`` converts arrays to packed records. Both convert the same
+             random crystals.
+neighbours   Each installed library lists only the neighbours within 6 Å, for the same crystals.
+disk         The bytes per crystal: ``torch.save`` of CHGNet's graphs, against the shards of the cache.
+batches      Each side makes batches of 64 random crystals from what it has stored, ready for a model. CHGNet from
+             files reads ``GraphData`` items (one ``torch.load`` each), then runs ``collate_graphs`` and
+             ``BatchedGraph.from_graphs``. CHGNet from RAM does the same without files. mbqueue runs ``make_batch`` on
+             the memory-mapped cache, and checks the records. CHGNet's batching also expands lengths and angles in
+             their bases, which mbqueue's model does on the device, so ``from_graphs without bases`` leaves that out.
+             There are ratios of CPU time and of wall time. The last line is the wall time of batches that a thread
+             makes ahead, as in training.
+full scale   A separate process reads, converts and writes a synthetic file of the official format, with 132,752 rows
+             (see make_official_file.py), and reports its wall time and peak memory. Then a fresh process opens the
+             cache and makes a first batch.
 """
 
 from __future__ import annotations
@@ -44,19 +46,19 @@ JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """CPU seconds of a call."""
+    """The CPU time of a call, in seconds."""
     begin = time.process_time()
     call()
     return time.process_time() - begin
 
 
 def say(what: str, ours: str, theirs: str, ratio: str) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     print(f"{what:<44}{ours:>18}{theirs:>18}{ratio:>10}", flush=True)
 
 
 def small_scale(data: Path, count: int, work: Path) -> None:
-    """Everything that is measured on ``count`` crystals."""
+    """Measure all parts except the full scale, on ``count`` crystals."""
     import torch
     from chgnet.graph import CrystalGraphConverter
 
@@ -77,7 +79,7 @@ def small_scale(data: Path, count: int, work: Path) -> None:
     structures = [crystals.structure(row) for row in range(count)]
     converter = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3, algorithm="fast")
 
-    convert(crystals, 0, 2), converter(structures[0])  # compile, load
+    convert(crystals, 0, 2), converter(structures[0])  # compile and load before measuring
     graphs, ours, theirs = [], [], []
     for begin in range(0, count, 100):
         part = range(begin, min(begin + 100, count))
@@ -99,7 +101,7 @@ def small_scale(data: Path, count: int, work: Path) -> None:
 
 
 def neighbours(structures: list) -> None:
-    """Lists of neighbours alone."""
+    """Measure only the lists of neighbours."""
     from mbqueue.data.neighbors import find_bonds
 
     numbers = [np.array(structure.atomic_numbers, np.int32) for structure in structures]
@@ -127,7 +129,7 @@ def neighbours(structures: list) -> None:
 
 
 def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -> None:
-    """Random batches of 64."""
+    """Measure random batches of 64 crystals."""
     import torch
     from chgnet.data.dataset import GraphData, collate_graphs
     from chgnet.model import CHGNet
@@ -145,11 +147,11 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
         labels[str(number)] = {str(number): {"energy_per_atom": -1.0}}
     dataset = GraphData(str(folder), labels=labels, targets="e", energy_key="energy_per_atom")
     keys = {graph_id: place for place, (_, graph_id) in enumerate(dataset.keys)}
-    # GraphData calls torch.load, whose default has become to refuse CHGNet's own class.
+    # GraphData calls torch.load, which by default now refuses CHGNet's own class.
     load, torch.load = torch.load, lambda file: load(file, weights_only=False)
 
     class NoBases:
-        """Stands for CHGNet's bases: what remains is the gathering of lengths, angles and indices."""
+        """A replacement for CHGNet's bases that only gathers lengths, angles and indices."""
 
         def __call__(self, *arguments, **named):
             if named:
@@ -181,7 +183,7 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
             for name, way in ways.items():
                 begin, begin_cpu = time.perf_counter(), time.process_time()
                 way(rows)
-                if turn:  # the first one is for the caches
+                if turn:  # the first turn only warms the caches
                     spent[name].append((time.process_time() - begin_cpu, time.perf_counter() - begin))
     torch.load = load
     assert not dataset.failed_idx, "GraphData read everything"
@@ -198,15 +200,15 @@ def batches(graphs: list, ours_of: Callable[[np.ndarray], object], work: Path) -
     for _ in ahead(lambda number: ours_of(order[number]), len(order)):
         pass
     rate = 64 * len(order) / (time.perf_counter() - begin)
-    say("  through the thread that works ahead, wall time", f"{rate:,.0f}", "", "")
+    say("  made ahead by a thread, in wall time", f"{rate:,.0f}", "", "")
 
 
 def full_scale(data: Path, work: Path, rows: int) -> None:
-    """The whole way at the size of the official file."""
+    """Measure reading, converting and writing a file of the official size."""
     here = Path(__file__).parent
     file = work / "matbench_like.json.gz"
     if not file.exists():
-        print(f"  making {file} (some minutes)", flush=True)
+        print(f"  making {file} takes some minutes", flush=True)
         making = ["--data", str(data), "--out", str(file), "--rows", str(rows)]
         subprocess.run([sys.executable, "-P", str(here / "make_official_file.py"), *making], check=True)
     shutil.rmtree(work / "full", ignore_errors=True)
@@ -215,7 +217,7 @@ def full_scale(data: Path, work: Path, rows: int) -> None:
 
 
 def child(task: str, file: Path, folder: Path) -> None:
-    """What runs in a process of its own."""
+    """Run one task of the full scale in this process."""
     begin = time.perf_counter()
     import torch
 
@@ -254,15 +256,15 @@ def child(task: str, file: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the table."""
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help=f"folder with {JOINED} and the table of matbench")
-    parser.add_argument("--work", type=Path, help="folder for files, kept (default: a temporary one)")
-    parser.add_argument("--crystals", type=int, default=1000, help="how many for the comparisons")
-    parser.add_argument("--rows", type=int, default=0, help="rows of the made file (default: all 132,752)")
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {JOINED} and matbench's table")
+    parser.add_argument("--work", type=Path, help="folder in which to keep the files (default: a temporary one)")
+    parser.add_argument("--crystals", type=int, default=1000, help="number of crystals for the comparisons")
+    parser.add_argument("--rows", type=int, default=0, help="rows of the synthetic file (default: all 132,752)")
     parser.add_argument("--skip", choices=["small", "full"], action="append", default=[], help="leave out a part")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,16 +1,17 @@
-"""Every crystal of a folder, read and converted both ways: ``python -m benchmarks.equality --data DIR``.
+"""Compare mbqueue's reader and converter with the originals: ``python -m benchmarks.equality --data DIR``.
 
-Nothing is timed here; what is counted is how many crystals come out equal, and each that does not is named.
+The benchmark counts the crystals of a folder that come out equal, and names the others. Times are not measured.
 
-reader   each line of the folder's JSON-lines files by mbqueue's reader and by pymatgen's ``Structure.from_dict``; and
-         a made file of the official format (see make_official_file.py) by mbqueue's reader and by matminer's
-         ``load_dataframe_from_json``. Equal: lattice, fractional coordinates and target to the last bit, and elements.
-graphs   ``graphs.convert`` and ``CrystalGraphConverter(algorithm="fast")``. Equal: atom graph, image,
-         directed2undirected and undirected2directed index for index, and the bond graph as a set of rows. Where an
-         atom would have been isolated, CHGNet is given the widened cut-off; those crystals are counted.
+reader   mbqueue and pymatgen's ``Structure.from_dict`` read each line of the folder's JSON-lines files. mbqueue and
+         matminer's ``load_dataframe_from_json`` read a synthetic file of the official format (see
+         make_official_file.py). Elements must be equal, and lattice, fractional coordinates and target to the last bit.
+graphs   ``graphs.convert`` and ``CrystalGraphConverter(algorithm="fast")`` convert the same crystals. The indices of
+         atom graph, image, directed2undirected and undirected2directed must be equal in order, those of the bond graph
+         as a set of rows. If an atom would be isolated, CHGNet gets the widened cut-off, and the crystal is counted as
+         widened.
 
-The crystals are taken in parts by several processes. With ``--state FILE`` each part that is done is written down
-there, and a later call compares the rest.
+Several processes share the crystals in parts. ``--state FILE`` records each finished part, so that a later run
+compares only the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _INDICES = ("atom_graph", "image", "directed2undirected", "undirected2directed")
 
 
 def same_crystal(crystals: Any, row: int, structure: Any, target: float) -> bool:
-    """Whether a row of ours is pymatgen's structure, to the last bit."""
+    """Whether a row of mbqueue's crystals equals pymatgen's structure, to the last bit."""
     atoms = slice(crystals.atom_offsets[row], crystals.atom_offsets[row + 1])
     return bool(
         np.array_equal(crystals.lattices[row], structure.lattice.matrix)
@@ -52,7 +53,7 @@ def same_crystal(crystals: Any, row: int, structure: Any, target: float) -> bool
 
 
 def same_graph(packed: Any, row: int, structure: Any) -> bool:
-    """Whether a graph of ours is CHGNet's."""
+    """Whether mbqueue's graph of a row equals CHGNet's."""
     from chgnet.graph import CrystalGraphConverter
 
     from mbqueue.data.graphs import graph
@@ -69,7 +70,7 @@ def same_graph(packed: Any, row: int, structure: Any) -> bool:
 
 
 def compare(file: Path, part: tuple[int, int]) -> dict[str, Any]:
-    """Lines ``part[0]`` to ``part[1]`` of a JSON-lines file, read and converted both ways."""
+    """Compare both readers and converters on lines ``part[0]`` to ``part[1]`` of a JSON-lines file."""
     import torch
     from pymatgen.core import Structure
 
@@ -108,7 +109,7 @@ def compare(file: Path, part: tuple[int, int]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """What the results depend on."""
+    """The versions on which the results depend."""
     from mbqueue.data.graphs import CONVERTER_VERSION
 
     packages = {name: importlib.metadata.version(name) for name in ("chgnet", "pymatgen", "numpy", "numba")}
@@ -116,7 +117,7 @@ def versions() -> dict[str, Any]:
 
 
 def compare_all(file: Path, limit: int, processes: int, state: Path | None) -> bool:
-    """One file, part by part; whether all of it was equal."""
+    """Compare a file part by part; return whether all crystals are equal."""
     with gzip.open(file, "rb") as stream:
         count = sum(1 for _ in itertools.islice(stream, limit or None))
     key = {"file": file.name, "versions": versions()}
@@ -126,7 +127,7 @@ def compare_all(file: Path, limit: int, processes: int, state: Path | None) -> b
         results = {tuple(part["lines"]): part for part in kept if part.items() >= key.items()}
     parts = [(begin, min(begin + PART, count)) for begin in range(0, count, PART)]
     missing = [part for part in parts if part not in results]
-    # Not a fork: what runs in threads would not survive it.
+    # Spawn, because threads do not survive a fork.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for part, result in zip(missing, pool.map(partial(compare, file), missing), strict=True):
             results[part] = result
@@ -145,7 +146,7 @@ def compare_all(file: Path, limit: int, processes: int, state: Path | None) -> b
 
 
 def compare_with_matminer(data: Path, rows: int) -> bool:
-    """A file of the official format; whether matminer and mbqueue read the same from it."""
+    """Compare the readers on a file of the official format; return whether all rows are equal."""
     from matminer.utils.io import load_dataframe_from_json
 
     from mbqueue.data.datasets import load
@@ -164,13 +165,13 @@ def compare_with_matminer(data: Path, rows: int) -> bool:
 
 
 def main() -> None:
-    """Compare and print; exit code 1 when anything differs."""
+    """Compare, and print the result; exit with 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {' and '.join(FILES)}")
-    parser.add_argument("--limit", type=int, default=0, help="only the first so many lines of each file")
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of the made file for matminer (0: all 132,752)")
+    parser.add_argument("--limit", type=int, default=0, help="compare only this many lines of each file (0: all)")
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of the synthetic file (0: all 132,752)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
-    parser.add_argument("--state", type=Path, help="file that notes each part that is done")
+    parser.add_argument("--state", type=Path, help="file that records each finished part")
     arguments = parser.parse_args()
     equal = compare_with_matminer(arguments.data, min(arguments.rows, arguments.limit or arguments.rows))
     for name in FILES:

@@ -1,26 +1,27 @@
-"""All that a GPU has to show, in one command of at most nine minutes.
+"""Check and measure mbqueue on a GPU, in one command of at most nine minutes.
 
     python -m benchmarks.gpu --out FILE.json
 
-Crystals are real: the 700 of the shipped sample, or 1,000 of a data file of your own (``--data``). FILE.json has, in
-this order, and is written after each part:
+The crystals are real: the 700 of the shipped sample, or 1,000 of your own data file (``--data``). The command compares
+three ways to compute: stock CHGNet, mbqueue in plain torch ("plain"), and mbqueue's GPU kernels ("fused"). FILE.json is
+written after each part. The parts are, in this order:
 
-machine      GPU, versions, which way it computes messages, and why if that is the plain one.
-equality     energies and gradients of plain and fused mbqueue against stock CHGNet on all crystals.
-determinism  the same step twice: whether the weights have the same bytes.
-resume       a small training that is stopped after every step: whether it ends in the bytes of a straight one.
-speed        medians of a training step and of inference at each batch size, stock, plain and fused in turn in one run;
-             peak memory of each.
-precision    error of energies and gradient against float64 and time of a step, in each precision that the GPU has.
-epoch        an epoch end to end, with loading and validation.
-kernels      where the time of a fused step goes.
-prediction   a fused step on these batches as `benchmarks.gpu_model` predicts it for this GPU, or for the one named
-             there, beside what was measured.
+machine      the GPU, the versions, the way that mbqueue uses, and the reason if that is "plain".
+equality     the differences of plain and fused energies and gradients from stock CHGNet, on all crystals.
+determinism  whether the same step gives the same bytes of the weights twice.
+resume       whether a small training that stops after every step ends with the bytes of an uninterrupted one.
+speed        the median times of a training step and of inference, and the peak memory, of each way at each batch size.
+             The ways take turns.
+precision    the error of energies and gradient against float64, and the time of a step, in each precision of the GPU.
+epoch        the speed of a whole epoch, including loading and validation.
+kernels      the kernels that take the most time of a fused step.
+prediction   the time of a fused step that `benchmarks.gpu_model` predicts for this GPU, or for an L4 if it does not
+             know this GPU.
 
-A part that fails is listed under ``failed`` with the reason; the others run, and the command ends with an error. A way
-that the GPU has too little memory for at some batch size has no figures there.
+If a part fails, ``failed`` lists it with the reason, the other parts run, and the command ends with an error. A way
+that does not fit the GPU's memory has no figures at that batch size.
 
-``--device cpu`` runs all of it in Triton's interpreter on the smallest crystals: that shows that it runs, not how fast.
+``--device cpu`` runs all parts in Triton's interpreter, on the smallest crystals, to check the code but not the speed.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ from mbqueue.train.memory import OutOfMemory, is_out_of_memory
 from mbqueue.train.outcome import EpochOutcome
 
 WAYS = ("plain", "fused")
-SHARE = 0.5  # of bandwidth and peak, as benchmarks.gpu_model takes by default
+SHARE = 0.5  # of bandwidth and peak, the default of benchmarks.gpu_model
 
 
 class Bench:
@@ -93,15 +94,15 @@ class Bench:
         self.stock = Stock(self.crystals, device)
 
     def __len__(self) -> int:
-        """How many crystals."""
+        """Number of crystals."""
         return len(self.crystals)
 
     def way(self, name: str, precision: str = "float32") -> AbstractContextManager[None]:
-        """Within the block, mbqueue computes as a fold does: in a precision, plainly or with the kernels."""
+        """Within the block, mbqueue computes as in a fold: in this precision, with the kernels or without."""
         return _both(calculating(self.device, precision), gpu_path.using(kernels=name == "fused"))
 
     def batches(self, size: int) -> list[np.ndarray]:
-        """Rows of whole batches of this size; one batch of all crystals where there are fewer."""
+        """The rows of full batches of this size, or one smaller batch of all crystals."""
         whole = len(self) // size
         return list(np.arange(whole * size).reshape(whole, size)) or [np.arange(len(self))]
 
@@ -115,7 +116,7 @@ class Bench:
         return parse_spec({"name": "gpu", "data": {"dataset": "sample"}, "train": settings}, source=__file__)
 
     def fold(self, name: str, size: int, **train: Any) -> FoldRun:
-        """A fold of that experiment, with commits in a folder of its own."""
+        """A fold of `spec`, with commits in the folder ``name``."""
         spec = self.spec(size, **train)
         frozen = open_frozen(spec, self.crystals, self.folder)
         assert prepare_frozen(spec, self.cache, frozen, device=self.device)
@@ -130,12 +131,12 @@ class Bench:
         )
 
     def commits(self, name: str) -> Checkpoints:
-        """Those of `fold`."""
+        """The commits of the `fold` with this name."""
         return Checkpoints(in_folder(self.folder / name), Identity(experiment="gpu", fold=0))
 
 
 def _smallest(crystals: Crystals, n: int, folder: Path) -> Crystals:
-    """Those with the fewest bonds and angles of the smallest cells, one of them with angles."""
+    """The crystals with the fewest bonds and angles among the smallest cells; at least one has angles."""
     atoms = np.diff(crystals.atom_offsets)
     few = crystals.select(np.sort(np.argsort(atoms, kind="stable")[:40]))
     cache = GraphCache.build(few, folder / "few", workers=1)
@@ -157,7 +158,7 @@ def _both(first: AbstractContextManager[None], second: AbstractContextManager[No
 
 
 def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
-    """GPU, versions and way."""
+    """The GPU, the versions, and the way that mbqueue computes."""
     told: list[str] = []
     device = bench.device
     model = chgnet.load_pretrained("0.3.0").to(device)
@@ -183,7 +184,7 @@ def machine(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
 
 
 def equality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Largest difference of energies, eV/atom, and of the gradient of their mean square, against stock."""
+    """The largest differences from stock CHGNet: of energies, eV/atom, and of the gradient of their mean square."""
     stock, model = bench.stock.model, chgnet.load_pretrained("0.3.0").to(bench.device)
     for parameter in stock.parameters():
         parameter.requires_grad_(True)
@@ -218,7 +219,7 @@ def _distance(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 
 
 def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Whether a step done twice from the same weights gives the same bytes."""
+    """Whether the same step from the same weights gives the same bytes twice."""
     rows = bench.batches(options.batch_sizes[0])[0]
     found = {}
     for way in WAYS:
@@ -233,7 +234,7 @@ def determinism(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def resume(bench: Bench, _options: argparse.Namespace) -> dict[str, Any]:
-    """Whether a training that is stopped after every step ends in the bytes of a straight one."""
+    """Whether a training that stops after every step ends with the bytes of an uninterrupted one."""
     size = max(2, len(bench) // 4)
     ways = {}
     for way in WAYS:
@@ -278,7 +279,7 @@ def _newest(bench: Bench, name: str) -> bytes:
 
 
 def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Median ms of a training step and of inference by batch size and way, and peak memory of each, MiB."""
+    """Median times of a training step and of inference, ms, and peak memory, MiB, by batch size and way."""
     found: dict[str, Any] = {}
     for size in options.batch_sizes:
         batches = bench.batches(size)[: options.batches]
@@ -294,13 +295,13 @@ def speed(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 def _in_turn(
     bench: Bench, ways: dict[str, Callable[[np.ndarray], object]], batches: list[np.ndarray], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Figures of each way; none of one that the device has too little memory for."""
+    """The figures of each way that fits the device's memory."""
 
     def within(way: str) -> AbstractContextManager[None]:
         return _torchs_own() if way == "stock" else bench.way(way)
 
     times: dict[str, list[float]] = {way: [] for way in ways}
-    warming = bench.device.type != "cpu"  # nothing is compiled there by the first round
+    warming = bench.device.type != "cpu"  # on the CPU, the first round compiles nothing
     for turn in range(repeats + warming):
         for rows in batches:
             for way in list(times):
@@ -324,7 +325,7 @@ def _seconds_if_it_fits(work: Callable[[], object], device: torch.device) -> flo
     except (OutOfMemory, RuntimeError) as error:
         if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
             raise
-    torch.cuda.empty_cache()  # here, since the error held the tensors of the attempt
+    torch.cuda.empty_cache()  # outside the except block, where the error still holds the tensors
     return None
 
 
@@ -334,7 +335,7 @@ def _torchs_own() -> Iterator[None]:
 
 
 def precision(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Errors against float64 and time of a step, in each precision that the device has."""
+    """The errors against float64, and the time of a step, in each precision of the device."""
     rows = bench.batches(options.batch_sizes[0])[0]
     host = make_batch(bench.cache, rows)
     model = chgnet.load_pretrained("0.3.0").to(bench.device)
@@ -363,7 +364,7 @@ def precision(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def epoch(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Crystals a second of an epoch with loading, validation and its commit."""
+    """Crystals per second over an epoch, including loading, validation and its commit."""
     found = {}
     for way in WAYS:
         with bench.way(way):
@@ -377,7 +378,7 @@ def epoch(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The kernels of a fused step that take longest: ms and calls a step."""
+    """The slowest kernels of a fused step, with ms and calls per step."""
     rows = bench.batches(options.batch_sizes[0])[0]
     ours, on_gpu = bench.ours(len(rows)), bench.device.type == "cuda"
     activity = torch.profiler.ProfilerActivity
@@ -398,7 +399,7 @@ def kernels(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def prediction(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """A fused step's ms at each batch size: predicted for this GPU, or for an L4 where its figures are not known."""
+    """The predicted ms of a fused step at each batch size, for this GPU, or for an L4 if this GPU is unknown."""
     name = device_name(bench.device)
     gpu = _known_gpu(name)
     is_known = gpu is not None
@@ -419,11 +420,11 @@ PARTS: dict[str, Callable[[Bench, argparse.Namespace], Any]] = {
 }
 
 
-# -- all of them -----------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------------------------
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """The rows for docs/explanation/performance.md: measured beside predicted."""
+    """The rows for docs/explanation/performance.md, with measured and predicted times."""
     lines = [
         f"{found['machine']['device']}, torch {found['machine']['torch']}, measured:",
         "",
@@ -439,13 +440,15 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line; on the CPU everything is tiny."""
+    """The command line, with small defaults for the CPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--minutes", type=float, default=9.0, help="parts that would begin later are left out")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no part after this many minutes")
     parser.add_argument("--data", default="sample", help="a data file or folder, as in an experiment's data.dataset")
-    parser.add_argument("--crystals", type=int, default=None, help="at most this many; by default 1,000, on the CPU 5")
+    parser.add_argument(
+        "--crystals", type=int, default=None, help="number of crystals, at most; by default 1,000, on the CPU 5"
+    )
     options = parser.parse_args(arguments)
     is_tiny = pick_device(options.device).type == "cpu"
     options.crystals = options.crystals or (5 if is_tiny else 1000)
@@ -456,7 +459,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def _interpret() -> None:
     """Let Triton interpret its kernels in this process, as the tests do."""
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    os.environ["TRITON_INTERPRET"] = "1"  # must be set before anything imports triton
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
     import pytest
     from interpreted import quicken
@@ -465,7 +468,7 @@ def _interpret() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, part by part, and print the table."""
+    """Measure part by part, and print the table."""
     options = parse_arguments(arguments)
     device = pick_device(options.device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -482,7 +485,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             try:
                 found[name] = part(bench, options)
-            except Exception as error:  # noqa: BLE001  the other parts are worth having, whatever this one met
+            except Exception as error:  # noqa: BLE001 - run the other parts as well
                 found.setdefault("failed", {})[name] = told(error)
                 traceback.print_exc()
             options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -492,7 +495,7 @@ def main(arguments: list[str] | None = None) -> None:
     if {"machine", "speed", "prediction"} <= found.keys():
         print("\n".join(table(found)))
     if "failed" in found:
-        sys.exit(f"Failed: {', '.join(found['failed'])}. {options.out} has what they met, and all other results.")
+        sys.exit(f"Failed: {', '.join(found['failed'])}. {options.out} has their errors, and all other results.")
 
 
 if __name__ == "__main__":

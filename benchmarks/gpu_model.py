@@ -1,21 +1,20 @@
-"""What a GPU should need for a training step: bytes, operations and launches by kernel, without a GPU.
+"""Predict the time of a training step on a GPU, without one, from bytes, operations and launches by kernel.
 
     python -m benchmarks.gpu_model
 
-Nothing here is measured. Three ways to compute a step are compared:
+Nothing here is measured. The model compares three ways to compute a step:
 
-stock    CHGNet's own step. Every torch operation of one real step on the CPU is counted: the bytes of its operands and
-         results, its floating-point operations, and one launch.
+stock    CHGNet's own step. The model runs one step on the CPU and counts every torch operation: the bytes of operands
+         and results, the floating-point operations, and one launch.
 plain    mbqueue's step in torch operations (`PlainMessages`), counted in the same way.
 fused    mbqueue's step with its GPU kernels, from formulas of what each kernel reads, writes and computes (`fused`).
 
 A kernel takes the longer of two times: its bytes at a share of the bandwidth, or its operations at a share of the
-float32 peak. A step takes the sum over its kernels, or the time of its launches if that is longer. Loading is left out:
-the cache delivers 17,000 crystals/s on two cores (docs/explanation/performance.md).
+float32 peak. A step takes the sum over its kernels, or the time of its launches if that is longer. The model leaves out
+loading, because the cache delivers 17,000 crystals/s on two cores (docs/explanation/performance.md).
 
-The counts of a small batch are scaled to a batch of 64 crystals of matbench_mp_e_form: an operation grows with the
-tensors it works on. ``--gpu NAME,GB/S,TFLOP/S,US,MB`` gives a GPU of your own: bandwidth, float32 peak, time of a
-launch, L2 cache.
+The model scales the counts of a small batch to 64 crystals of matbench_mp_e_form: an operation grows with its tensors.
+``--gpu NAME,GB/S,TFLOP/S,US,MB`` adds your own GPU, by bandwidth, float32 peak, time of a launch and L2 cache.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from mbqueue.data.batch import Batch
 #: The full finetune: all crystals of matbench_mp_e_form, five folds, 20 epochs, 5 % of the training part held out.
 CRYSTALS, FOLDS, EPOCHS, VALIDATION = 132_752, 5, 20, 0.05
 SESSION_HOURS = 1 + 50 / 60
-#: Operations of an element of a message apart from products: norms, silu, sigmoid, weights, and their gradients.
+#: Operations per element of a message, except products: norms, silu, sigmoid, weights, and their gradients.
 ELEMENTWISE, ELEMENTWISE_BACKWARD = 30, 60
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a batch is: crystals, atoms, directed and undirected bonds, short bonds, angles."""
+    """The sizes of a batch: crystals, atoms, directed and undirected bonds, short bonds, angles."""
 
     crystals: int
     atoms: int
@@ -56,18 +55,18 @@ class Sizes:
 
     @classmethod
     def of(cls, batch: Batch) -> Sizes:
-        """Those of a batch."""
+        """The sizes of ``batch``."""
         rows = (batch.rows, batch.atomic_numbers, batch.bond_center, batch.bond_length, batch.short_bond, batch.angle)
         return cls(*map(len, rows))
 
 
-#: 64 crystals of matbench_mp_e_form on average.
+#: The average sizes of 64 crystals of matbench_mp_e_form.
 MATBENCH = Sizes(64, 1_860, 121_000, 60_600, 8_000, 110_000)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU's published figures: GB/s, float32 TFLOP/s, and MB of L2; and what a launch takes, µs."""
+    """A GPU's published figures (GB/s, float32 TFLOP/s, MB of L2), and the time of a launch, µs."""
 
     name: str
     bandwidth: float
@@ -86,7 +85,7 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Work:
-    """What a kernel, or all of one name, does in a step."""
+    """The work in a step of one kernel, or of all kernels with the same name."""
 
     name: str
     launches: float
@@ -94,12 +93,12 @@ class Work:
     flops: float
 
     def seconds(self, gpu: Gpu, share: float) -> float:
-        """How long it runs at a share of the GPU's bandwidth and peak."""
+        """The seconds that this work takes, at a share of the GPU's bandwidth and peak."""
         return max(self.bytes / (gpu.bandwidth * 1e9), self.flops / (gpu.tflops * 1e12)) / share
 
 
 def step_seconds(works: Iterable[Work], gpu: Gpu, share: float) -> float:
-    """How long a step of these kernels takes."""
+    """The seconds that a step of these kernels takes."""
     works = list(works)
     launching = sum(work.launches for work in works) * gpu.launch_us * 1e-6
     return max(sum(work.seconds(gpu, share) for work in works), launching)
@@ -109,10 +108,10 @@ def step_seconds(works: Iterable[Work], gpu: Gpu, share: float) -> float:
 
 
 class Counting(TorchDispatchMode):
-    """Counts bytes, operations and launches of what torch runs, scaled from one batch's sizes to another's.
+    """Counts bytes, operations and launches of what torch runs, and scales them from one batch's sizes to another's.
 
-    An operation grows with its largest tensor, and that with whatever of the batch its rows are. Rows that are none of
-    these (stock treats some crystals one by one) grow as the directed bonds do.
+    An operation grows with its largest tensor, whose rows can be crystals, atoms, bonds or angles. Other rows (stock
+    treats some crystals one by one) are assumed to grow like the directed bonds.
     """
 
     def __init__(self, counted: Sizes, wanted: Sizes) -> None:
@@ -134,7 +133,7 @@ class Counting(TorchDispatchMode):
         growth = 1.0
         if largest is not None and largest.numel() > 20_000:
             growth = next((self._growth[n] for n in largest.shape if n in self._growth), self._otherwise)
-        if name in ("index_select", "gather", "index", "embedding"):  # only rows that are taken are read
+        if name in ("index_select", "gather", "index", "embedding"):  # these read only the selected rows
             moved = 2 * sum(map(_bytes, outputs)) + sum(map(_bytes, inputs[1:]))
         else:
             moved = sum(map(_bytes, inputs)) + sum(map(_bytes, outputs))
@@ -145,7 +144,7 @@ class Counting(TorchDispatchMode):
         return out
 
     def found(self) -> list[Work]:
-        """What was counted, by operation, the most bytes first."""
+        """The counted work by operation, the most bytes first."""
         return sorted((Work(name, *numbers) for name, numbers in self.works.items()), key=lambda work: -work.bytes)
 
 
@@ -178,7 +177,7 @@ def _flops(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> float:
 
 
 def counted_steps(folder: Path | None, n: int, wanted: Sizes) -> dict[str, list[Work]]:
-    """What a step of stock and of plain mbqueue does, counted on ``n`` crystals and scaled to ``wanted``."""
+    """The work of a stock step and a plain step, counted on ``n`` crystals and scaled to ``wanted``."""
     from benchmarks.training import Ours, Stock, crystals_to_measure
     from mbqueue.data.batches import make_batch
     from mbqueue.data.graph_cache import GraphCache
@@ -201,7 +200,7 @@ def counted_steps(folder: Path | None, n: int, wanted: Sizes) -> dict[str, list[
             sizes = Sizes.of(make_batch(cache, rows))
             found = {}
             for name, step in steps.items():
-                step(rows)  # the optimizer makes its moments in the first
+                step(rows)  # the first step allocates the optimizer's moments
                 with Counting(sizes, wanted) as counting:
                     step(rows)
                 found[name] = counting.found()
@@ -214,7 +213,7 @@ def counted_steps(folder: Path | None, n: int, wanted: Sizes) -> dict[str, list[
 
 
 def gathered(rows: int, table: int, width: int, l2: float) -> float:
-    """Bytes read when ``rows`` rows of float32 are taken from a table: each once, if the table fits half the L2."""
+    """The bytes read to gather ``rows`` rows from a table of float32; each byte once if the table fits half the L2."""
     fits = 4.0 * table * width <= l2 * 1e6 / 2
     return 4.0 * width * (min(rows, table) if fits else rows)
 
@@ -225,7 +224,7 @@ def product(rows: int, inner: int, outer: int) -> float:
 
 
 def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
-    """What a step (or, without ``training``, a forward pass) with the GPU kernels does."""
+    """The work of a step (or, without ``training``, a forward pass) with the GPU kernels."""
     l2 = gpu.l2
 
     def of_bonds() -> tuple[float, float]:
@@ -234,7 +233,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
         reads += gathered(s.directed, s.undirected, 128, l2) + gathered(s.directed, s.undirected, 64, l2)
         return reads + 3 * 4 * s.directed, s.directed * (2 * product(1, 64, 64) + 128 * ELEMENTWISE)
 
-    # The sum over the bonds of an atom, or the angles of a short bond, is a product with 16 rows of zeros and ones.
+    # The kernels sum over an atom's bonds, or a short bond's angles, by a product with 16 rows of zeros and ones.
     of_sum = product(1, 16, 64)
 
     def of_angles(with_second: bool) -> tuple[float, float]:
@@ -256,9 +255,9 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     rows[0] = replace(rows[0], flops=basis_flops + 31 * 20.0 * (s.undirected + s.short + s.angles))
     if not training:
         return rows
-    # Backward: what the forward pass reads, and the gradient by its output, once for the gradients of the inputs and
-    # once for those of the weights. One gradient per bond or angle is written, and read again for each sum: by centre
-    # and neighbour; or by both bonds, by centre, and with the features for the first layer.
+    # The backward pass reads the forward pass's inputs and the gradient of its output twice: for the gradients of the
+    # inputs, and for those of the weights. It writes one gradient per bond or angle, and reads it again for each sum:
+    # by centre and neighbour; or by both bonds, by centre, and with the features for the first layer.
     per_bond = 4.0 * 128 * s.directed
     own_bonds = 4.0 * (256 * s.atoms + (128 + 2 * 64) * s.undirected + 128 * s.short)
     d_bonds = 2 * (bonds[0] + gathered(s.directed, s.atoms, 64, l2)) + 3 * per_bond + own_bonds
@@ -266,7 +265,7 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     own_angles = 4.0 * (128 * s.atoms + 256 * s.short) + 2 * features
     at_shorts = gathered(s.angles, s.short, 64, l2)
     d_angles = 2 * (angles[0] + at_shorts) + 5 * per_angle + features + own_angles
-    # Message times gradient, by angle, is written and read twice, each time with the other bond's weight.
+    # For each angle, the kernels write message times gradient, and read it twice: with the weight of either bond.
     d_angles += 3 * features + 2 * at_shorts + 4.0 * 2 * 64 * s.short
     d_update = update[0] + 5 * per_angle + 2 * features + own_angles
     more, products = 128 * ELEMENTWISE_BACKWARD, product(1, 64, 64)
@@ -289,12 +288,12 @@ def fused(s: Sizes, gpu: Gpu, *, training: bool = True) -> list[Work]:
     return rows
 
 
-#: Parameters of CHGNet that a full finetune trains.
+#: The number of CHGNet's parameters that a full finetune trains.
 WEIGHTS = 380_000
 
 
 def _partial_sums(s: Sizes) -> Work:
-    """Gradients of the layers' weights as partial sums: each program writes its own, and they are added up."""
+    """The work of the weights' gradients: each program writes a partial sum, and another kernel adds them up."""
     of_bonds, of_angles = (math.ceil(rows / TILE) for rows in (s.directed, s.angles))
     written = 4 * _programs(of_bonds) * 8_576 + _programs(of_angles) * (3 * 16_768 + 2 * 8_448)
     return Work("partial sums of weights", 0, 4.0 * 2 * written, written)
@@ -310,7 +309,7 @@ def _programs(tiles: int) -> int:
 
 
 def _products(s: Sizes, *, backward: bool) -> Work:
-    """The layers that are applied once per atom or short bond: first layers' shares and outputs."""
+    """The work of the layers per atom or short bond: first layers' shares and outputs."""
     widths = [(s.atoms, 256), *[(s.atoms, 512)] * 2, (s.atoms, 384), *[(s.atoms, 64)] * 4]
     widths += [(s.short, 256), *[(s.short, 640)] * 2, (s.short, 128), *[(s.short, 64)] * 3]
     moved = sum(4.0 * rows * (64 + outer) for rows, outer in widths)
@@ -325,22 +324,22 @@ def _products(s: Sizes, *, backward: bool) -> Work:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Crystals a second in training, hours of the whole finetune, and sessions of 1 h 50 min."""
+    """Crystals per second in training, and the hours and the sessions of 1 h 50 min for the full finetune."""
 
     rate: float
     hours: float
 
     @property
     def sessions(self) -> int:
-        """How many sessions it takes."""
+        """The number of sessions for the full finetune."""
         return math.ceil(self.hours / SESSION_HOURS)
 
 
 def predicted(step: float, forward: float, sizes: Sizes) -> Prediction:
-    """The full finetune, from the seconds of a training step and of a forward pass over a batch.
+    """Predict the full finetune from the seconds of a training step and of a forward pass over a batch.
 
-    Each epoch trains on the training part without what is held out, and runs forward over that; each fold ends with a
-    forward pass over its test part.
+    Each epoch trains on the training part without the validation part, and runs forward over the validation part. Each
+    fold ends with a forward pass over its test part.
     """
     train = CRYSTALS * (1 - 1 / FOLDS)
     trained = FOLDS * EPOCHS * train * (1 - VALIDATION)
@@ -350,13 +349,13 @@ def predicted(step: float, forward: float, sizes: Sizes) -> Prediction:
 
 
 def prediction_of_fused(gpu: Gpu, share: float, sizes: Sizes = MATBENCH) -> Prediction:
-    """The full finetune with the GPU kernels in float32."""
+    """Predict the full finetune with the GPU kernels in float32."""
     step = step_seconds(fused(sizes, gpu), gpu, share)
     return predicted(step, step_seconds(fused(sizes, gpu, training=False), gpu, share), sizes)
 
 
 def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, share: float) -> list[str]:
-    """Rows of the table of the documents: per GPU and way, what a step needs and what follows."""
+    """The rows of the documents' table: for each GPU and way, the work of a step and the predicted times."""
     lines = [
         "| GPU | way | GB a step | GFLOP | launches | step, ms | crystals/s | hours | sessions |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -364,7 +363,7 @@ def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, sha
     for gpu in gpus:
         for way, works in {**counted, "fused": fused(sizes, gpu)}.items():
             step = step_seconds(works, gpu, share)
-            # Of counted ways only steps were counted: a forward pass is taken for a third of one.
+            # stock and plain have counts of steps alone, so assume that a forward pass takes a third of a step.
             forward = step_seconds(fused(sizes, gpu, training=False), gpu, share) if way == "fused" else step / 3
             found = predicted(step, forward, sizes)
             total = Work("", *(sum(values) for values in zip(*(astuple(work)[1:] for work in works), strict=True)))
@@ -376,7 +375,7 @@ def table(gpus: Iterable[Gpu], counted: dict[str, list[Work]], sizes: Sizes, sha
 
 
 def by_kernel(works: Iterable[Work], gpu: Gpu, share: float) -> list[str]:
-    """Rows of the table of kernels."""
+    """The rows of a table of kernels."""
     lines = [f"| kernel ({gpu.name}) | launches | MB | GFLOP | ms |", "|---|---|---|---|---|"]
     lines += [
         f"| {work.name} | {work.launches:.0f} | {work.bytes / 1e6:,.0f} | {work.flops / 1e9:.2f} | "
@@ -387,7 +386,7 @@ def by_kernel(works: Iterable[Work], gpu: Gpu, share: float) -> list[str]:
 
 
 def parse_gpu(text: str) -> Gpu:
-    """``NAME,GB/S,TFLOP/S,US,MB``."""
+    """Parse ``NAME,GB/S,TFLOP/S,US,MB``."""
     name, *figures = text.split(",")
     return Gpu(name, *map(float, figures))
 
@@ -395,10 +394,14 @@ def parse_gpu(text: str) -> Gpu:
 def main(arguments: list[str] | None = None) -> None:
     """Count, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder as for benchmarks.training; without it, the shipped sample")
-    parser.add_argument("--crystals", type=int, default=64, help="of the batch that is counted")
-    parser.add_argument("--share", type=float, default=0.5, help="of bandwidth and peak that kernels reach")
-    parser.add_argument("--gpu", type=parse_gpu, action="append", help="NAME,GB/S,TFLOP/S,US,MB instead of the four")
+    parser.add_argument(
+        "--data", type=Path, help="the same folder as for benchmarks.training; by default, the shipped sample"
+    )
+    parser.add_argument("--crystals", type=int, default=64, help="crystals in the batch to count")
+    parser.add_argument("--share", type=float, default=0.5, help="share of bandwidth and peak that kernels reach")
+    parser.add_argument(
+        "--gpu", type=parse_gpu, action="append", help="NAME,GB/S,TFLOP/S,US,MB, instead of the four known GPUs"
+    )
     parser.add_argument("--kernels", action="store_true", help="also list the kernels of each way")
     options = parser.parse_args(arguments)
     gpus = options.gpu or GPUS

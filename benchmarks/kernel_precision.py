@@ -1,9 +1,10 @@
-"""Errors of the GPU's message kernels against float64, by precision of their products, through Triton's interpreter.
+"""Measure the errors of the GPU's message kernels against float64, in each precision of their products.
 
     python -m benchmarks.kernel_precision
 
-Inputs are random, of about the size that trained models have, on the graph of the sample's smallest crystal that has
-angles. The figure is the norm of the error relative to the norm of what plain torch gives in float64. No GPU is needed.
+Triton's interpreter runs the kernels, so no GPU is needed. The inputs are random, of about the size that trained models
+have, on the graph of the sample's smallest crystal with angles. The error is relative: the norm of the difference from
+plain torch in float64, divided by the norm of that result.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def smallest_with_angles() -> Batch:
 
 
 def outcome(batch: Batch, messages: PlainMessages, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Each function's value, and its gradients by all inputs and parameters in one vector."""
+    """Each function's value, and one vector of its gradients with respect to all inputs and parameters."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:

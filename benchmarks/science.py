@@ -1,11 +1,11 @@
-"""The three experiments on real matbench crystals, small enough for a CPU: is the science sane?
+"""Run the three shipped experiments on real matbench crystals, few enough for a CPU, as a check of the science.
 
     python -m benchmarks.science --data FOLDER
 
-FOLDER holds matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). Runs, in a
-throw-away project, on 2,000 crystals drawn from it: `pretrained_infer` and `head_finetune` as they are shipped (five
-folds), and `full_finetune` on two folds with 5 epochs. Prints the test MAE of every fold. These are not leaderboard
-scores: the crystals are not the whole benchmark.
+FOLDER contains matbench_mp_e_form_joined_31073.jsonl.gz (crystals with their matbench ids and targets). The benchmark
+draws 2,000 of these crystals, and runs three experiments in a temporary project: `pretrained_infer` and `head_finetune`
+on five folds, and `full_finetune` on two folds for 5 epochs. The output is the test MAE of every fold. These are not
+leaderboard scores, because the crystals are not the whole benchmark.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXPERIMENTS = {
 
 
 def mbqueue(root: Path, *arguments: str) -> str:
-    """Run a command of mbqueue in the project; its talk passes through, its data is returned."""
+    """Run a command of mbqueue in the project, and return its standard output."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 

@@ -1,12 +1,12 @@
-"""A search on real crystals, with and without pruning: how many epochs does it need, and is the best trial found?
+"""Search on real crystals with and without pruning: how many epochs does pruning save, and does it find the best trial?
 
     python -m benchmarks.search --data FILE
 
-FILE is a table of crystals with formation energies. In a throw-away project, runs the search of `--search` twice, over
-the same trials: each to its last epoch, then with the pruner of the file. Prints the epochs that both ran and their
-best validation MAE. Then trains the best three settings and the base on `--seeds` and `--folds` other than those of the
-search, and prints each test MAE with the difference from the base's; with `--larger` once more on that many crystals.
-No score is a leaderboard score.
+FILE is a table of crystals with formation energies. In a temporary project, the benchmark runs the search of `--search`
+twice over the same trials: each trial to its last epoch, then with the file's pruner. The first table has the epochs
+that both runs trained, and their best validation MAE. Then the benchmark trains the base and the three best settings on
+`--seeds` and `--folds` that the search did not use, and prints their test MAEs and the differences from the base.
+`--larger` adds the same comparison on more crystals. No score is a leaderboard score.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Recipes = dict[str, Mapping[str, Any]]
 
 
 def mbqueue(root: Path, *arguments: str) -> str:
-    """Run a command of mbqueue in the project; its talk passes through, its data is returned."""
+    """Run a command of mbqueue in the project, and return its standard output."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -51,14 +51,14 @@ def overview(root: Path) -> dict[str, Any]:
 
 
 def small_crystals(source: Path, atoms: int, path: Path) -> Path:
-    """Write a table of the crystals with at most this many atoms; its path."""
+    """Write a table of the crystals with at most this many atoms, and return its path."""
     with gzip.open(source, "rt") as rows, gzip.open(path, "wt", compresslevel=1) as out:
         out.writelines(line for line in rows if len(json.loads(line)["structure"]["sites"]) <= atoms)
     return path
 
 
 def prepare(root: Path, search: Path, values: dict[str, Any]) -> str:
-    """Make a project, with other values of keys in the file of the base; the name of the base."""
+    """Make a project, set keys in the base's file to ``values``, and return the base's name."""
     mbqueue(root, "init", str(root))
     base: str = tomllib.loads(search.read_text(encoding="utf-8"))["search"]["base"]
     path = root / "jobs" / f"{base}.toml"
@@ -70,7 +70,7 @@ def prepare(root: Path, search: Path, values: dict[str, Any]) -> str:
 
 
 def run_search(root: Path, search: Path, *, pruner: str | None) -> dict[str, Any]:
-    """Run a search to its end; its row of `status`, with the wall time and all trials."""
+    """Run a search to its end; return its row of `status`, with the wall time and all trials."""
     text = search.read_text(encoding="utf-8")
     pruner = pruner or tomllib.loads(text)["search"]["pruner"]
     name = f"search-{pruner}"
@@ -86,15 +86,15 @@ def run_search(root: Path, search: Path, *, pruner: str | None) -> dict[str, Any
 
 
 def as_searched(search: Path) -> Search:
-    """The search of a file, without its base."""
+    """The search in a file, without the base's spec."""
     return Search.model_validate({"name": search.stem, **tomllib.loads(search.read_text(encoding="utf-8"))["search"]})
 
 
 def replayed(search: Search, trials: Sequence[Trial]) -> tuple[int, float]:
-    """The epochs that a search would run with its pruner, and its best, where the trials begin in this order.
+    """The epochs and the best value of a search with its pruner, if the trials begin in this order.
 
     Args:
-        trials: of one fold, trained to their end.
+        trials: fully trained trials of one fold.
     """
     epochs, so_far = 0, list[Trial]()
     for whole in trials:
@@ -117,7 +117,7 @@ def replayed(search: Search, trials: Sequence[Trial]) -> tuple[int, float]:
 
 
 def compare(whole: dict[str, Any], pruned: dict[str, Any], search: Search, orders: int) -> None:
-    """Print what pruning spared and missed, and the same for other orders of the trials."""
+    """Print the share of epochs that pruning trained and what it missed, also for other orders of the trials."""
     trials: list[Trial] = whole["all"]
     assert [trial.settings for trial in trials] == [trial.settings for trial in pruned["all"]]
     found = pruned["epochs_done"], pruned["best"]["val_mae"]
@@ -134,7 +134,7 @@ def compare(whole: dict[str, Any], pruned: dict[str, Any], search: Search, order
 
 
 def confirm(root: Path, base: str, recipes: Recipes, *, limit: int, seeds: list[int], folds: list[int]) -> None:
-    """Train each recipe on `limit` crystals with each seed, and print what it scores beside the first."""
+    """Train each recipe on `limit` crystals with each seed, and print its scores and differences from the base."""
     names = {(name, seed): f"{name}-{limit}-seed{seed}" for name in recipes for seed in seeds}
     for (name, seed), experiment in names.items():
         settings = {**recipes[name], "seed": seed, "data.limit": limit}
@@ -169,21 +169,25 @@ def show(row: dict[str, Any], name: str) -> None:
 
 
 def main() -> None:
-    """Run them all and print the tables."""
+    """Run the searches and comparisons, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="table of crystals")
-    parser.add_argument("--search", type=Path, default=RECIPE, help="search file, over an experiment as shipped")
+    parser.add_argument("--search", type=Path, default=RECIPE, help="search file, whose base is a shipped experiment")
     parser.add_argument("--atoms", type=int, default=0, help="take crystals of at most this many atoms; 0 takes all")
-    parser.add_argument("--limit", type=int, default=6000, help="crystals, drawn with the seed")
+    parser.add_argument("--limit", type=int, default=6000, help="number of crystals, drawn at random")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--validation", type=float, default=0.05, help="share of the training part")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2], help="to confirm on")
-    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1], help="to confirm on")
     parser.add_argument(
-        "--larger", type=int, default=0, help="crystals of one more comparison, whose epochs have more steps"
+        "--validation", type=float, default=0.05, help="share of the training part to hold out for validation"
     )
-    parser.add_argument("--orders", type=int, default=20, help="orders of the trials to prune in besides theirs")
-    parser.add_argument("--only-pruned", action="store_true", help="do not train every trial to its end")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2], help="seeds of the comparison with the base")
+    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1], help="folds of the comparison with the base")
+    parser.add_argument(
+        "--larger", type=int, default=0, help="number of crystals for a second comparison, whose epochs have more steps"
+    )
+    parser.add_argument(
+        "--orders", type=int, default=20, help="number of random orders of the trials in which to repeat the pruning"
+    )
+    parser.add_argument("--only-pruned", action="store_true", help="skip the run without pruning")
     parser.add_argument("--project", type=Path, help="keep the project in this folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mbqueue-search-") as folder:

@@ -1,5 +1,5 @@
-/* A disk that takes FSYNC_MS milliseconds longer to say that something is written, for the processes that preload this:
- * the waits are what queues differ in, and few machines at hand have a slow disk. benchmarks.queue --fsync-ms uses it.
+/* Makes fsync and fdatasync FSYNC_MS milliseconds slower for the processes that preload this library, to simulate a slow
+ * disk: queues differ in how often they wait for the disk. benchmarks.queue --fsync-ms uses this file.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,7 +12,7 @@ static int slowly(const char *name, int file) {
     const long microseconds = given ? (long)(1000.0 * atof(given)) : 0;
     struct timespec wait = {microseconds / 1000000, microseconds % 1000000 * 1000};
     while (nanosleep(&wait, &wait) && errno == EINTR) {
-        /* PostgreSQL's processes send each other signals all the time; the rest of the wait is still to come. */
+        /* Continue the wait after a signal: PostgreSQL's processes send each other many. */
     }
     return ((int (*)(int))dlsym(RTLD_NEXT, name))(file);
 }

@@ -1,10 +1,10 @@
-"""How long `mbqueue status` takes, from the shell's point of view, in a project with many jobs.
+"""Measure how long `mbqueue status` takes in a shell, in a project with many jobs.
 
     python -m benchmarks.startup --jobs 1000 100000
 
-Starts the command anew each time, as a person does, with its output in a pipe. Told are the medians of the time on
-the clock and of the processor's time, which a busy machine lengthens less. `--floor` adds two rows that nothing can
-go below: Python alone, and Python with what draws and parses a command line.
+Each round starts the command again, as you would, and discards its output. The output of the benchmark is the median
+wall time and the median CPU time, which depends less on other work of the machine. `--floor` adds two rows with lower
+bounds: Python alone, and Python with the libraries for the command line.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mbqueue import Project
 from mbqueue.experiment import parse_spec
 from mbqueue.queue import Queue
 
-EPOCHS = 19  # 5 folds × (19 epochs + predict) + prepare + record = 102 jobs an experiment
+EPOCHS = 19  # 5 folds × (19 epochs + predict) + prepare + record = 102 jobs per experiment
 JOBS_OF_ONE = 102
 
 
 def make_project(folder: Path, jobs: int) -> Path:
-    """A project whose queue holds at least so many jobs."""
+    """Make a project whose queue has at least this many jobs."""
     project = Project.create(folder)
     spec = parse_spec({"name": "x", "data": {"dataset": "sample"}, "train": {"epochs": EPOCHS}}, source="benchmark")
     with Queue(project.folder.queue_db) as queue:
@@ -37,7 +37,7 @@ def make_project(folder: Path, jobs: int) -> Path:
 
 
 def measure(command: list[str], rounds: int) -> tuple[float, float]:
-    """(median seconds on the clock, median seconds of the processor) of one run; the first, which fills caches, not."""
+    """The median wall time and CPU time of a run, in seconds, without the first run, which fills caches."""
     clock, processor = [], []
     for _ in range(rounds + 1):
         before, began = os.times(), time.perf_counter()
@@ -67,7 +67,7 @@ def main() -> None:
             ]  # fmt: skip
         for name, command in commands.items():
             clock, processor = measure(command, options.rounds)
-            print(f"{name:24} {clock:6.3f} s   {processor:6.3f} s of processor")
+            print(f"{name:24} {clock:6.3f} s   {processor:6.3f} s of CPU")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Requests and bytes that checkpoints in an object store cost: for each epoch, each checkpoint within one, each resume.
+"""Count the requests and bytes of checkpoints in an object store: per epoch, per checkpoint within one, and per resume.
 
     pip install 'mbqueue[objects]' 'moto[server]'
-    python -m benchmarks.store                         # on an S3 server that is started here, on loopback
-    python -m benchmarks.store --store s3://bucket/x   # on a real one, credentials from the environment
+    python -m benchmarks.store                         # on a local S3 server, which the benchmark starts
+    python -m benchmarks.store --store s3://bucket/x   # on a real store, with credentials from the environment
 
-A fold of the sample is trained for a few epochs, once with no checkpoint within an epoch and once with one at every
-step, and what the store is asked meanwhile is counted. The weights are those of the full model, so sizes are real.
+The benchmark trains a fold of the sample for a few epochs, first with no checkpoint within an epoch, then with one at
+every step, and counts the requests to the store. The full model is trained, so the sizes are realistic.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from mbqueue.session.report import Report
 from mbqueue.session.worker import work
 from mbqueue.storage.objects import ObjectStore
 
-#: What S3 bills as a write: PUT, COPY, POST and LIST; a DELETE costs nothing.
+#: The operations that S3 bills as writes (PUT, COPY, POST and LIST). A DELETE costs nothing.
 WRITES = {"put", "create", "copy", "list"}
 
 
 class Counted:
-    """A store's operations, counted and timed."""
+    """A wrapper of a store that counts and times its operations."""
 
     def __init__(self, real: Any, seen: Counter[str], seconds: dict[str, list[float]]) -> None:
         self._real, self._seen, self._seconds = real, seen, seconds
@@ -64,7 +64,7 @@ class Counted:
 
 
 class PerJob(Report):
-    """What each job cost."""
+    """Records the requests and bytes of each job."""
 
     def __init__(self, seen: Counter[str]) -> None:
         self.seen, self.jobs = seen, list[tuple[str, Counter[str], int]]()
@@ -137,7 +137,7 @@ def run(root: Path, url: str, minutes: float, epochs: int) -> PerJob:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", help="address of a store whose prefix is empty")
+    parser.add_argument("--store", help="URL of an empty prefix in a store")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     with (

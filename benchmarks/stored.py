@@ -1,9 +1,8 @@
-"""What is computed once, and what twice: ``python -m benchmarks.stored --data FILE --limit 4000``.
+"""Check that stored backbone outputs are not computed again: ``python -m benchmarks.stored --data FILE --limit 4000``.
 
-Runs ``pretrained_infer``, then ``head_finetune`` with one epoch, on the same crystals in a fresh project, as
-`mbqueue work` does. For each job: wall time, and how many crystals went through the backbone (as graphs, batch by
-batch). To measure another version, put its folder first on PYTHONPATH. Both versions see the same crystals: those that
-``data.limit`` draws.
+In a fresh project, the benchmark runs ``pretrained_infer``, then ``head_finetune`` for one epoch, on the same crystals.
+For each job, it prints the wall time and the number of crystals whose graphs went through the backbone. To measure
+another version of mbqueue, put its folder first on PYTHONPATH. ``data.limit`` draws the same crystals in all versions.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mbqueue.train.feeds import GraphFeed
 
 
 class Ledger(Report):
-    """Writes a line for each job that ended."""
+    """Prints a line for each finished job."""
 
     def __init__(self) -> None:
         self.crystals = 0
@@ -49,7 +48,7 @@ class Ledger(Report):
 
 
 def run(data: Path, limit: int, device: str, root: Path) -> None:
-    """Both experiments, one after the other."""
+    """Run both experiments, one after the other."""
     project, _ = init_project(root)
     ledger = Ledger()
     load = GraphFeed.load
@@ -72,7 +71,7 @@ def run(data: Path, limit: int, device: str, root: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Read the command line, and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a file of crystals with targets")
     parser.add_argument("--limit", type=int, default=0, help="crystals to draw; 0 for all")

@@ -1,13 +1,13 @@
-"""Scalars and a class on real crystals: does finetuning beat the composition, and that a dummy?
+"""Train scalars and a class on real crystals: does finetuning beat the composition alone, and does that beat the mean?
 
     python -m benchmarks.targets --data FOLDER
 
-FOLDER holds matminer_elastic.jsonl.gz (log10_K_VRH, log10_G_VRH) and matminer_dielectric.jsonl.gz (refractive_index,
-band_gap_eV). In a throw-away project, one session runs five folds of `pretrained_infer` (the composition alone), of
-`scalar_head` or `class_head` as shipped, and of `full_finetune` for one epoch with the settings in FULL. The class is
-whether the band gap is above 1.5 eV, since all of these crystals have one above 0. Prints each experiment's mean and
-standard deviation over the folds, and the score of a dummy: the mean of each training part. None of these is a
-leaderboard score.
+FOLDER contains matminer_elastic.jsonl.gz (log10_K_VRH, log10_G_VRH) and matminer_dielectric.jsonl.gz (refractive_index,
+band_gap_eV). In a temporary project, one session runs five folds of three experiments: `pretrained_infer` (the
+composition alone), `scalar_head` or `class_head`, and `full_finetune` for one epoch with the settings in FULL. The
+class is whether the band gap is above 1.5 eV, because all of these crystals have a band gap. The output is each
+experiment's mean and standard deviation over the folds, and the score of predicting the mean of each training part.
+None of these is a leaderboard score.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TARGETS = {
     "gap": ("dielectric", {"name": "band gap", "unit": "eV", "kind": "scalar", "column": "band_gap_eV"}),
     "wide": ("wide", {"name": "band gap above 1.5 eV", "kind": "class", "column": "is_wide"}),
 }
-#: The head learns from scratch and needs a high rate; each block below it keeps more of what it knows.
+#: The head starts untrained and needs a high rate. Blocks further from it get lower rates, to keep what they know.
 FULL = {
     "epochs": 1,
     "batch_size": 16,
@@ -48,13 +48,13 @@ FULL = {
 
 
 def mbqueue(root: Path, *arguments: str) -> str:
-    """Run a command of mbqueue in the project; its talk passes through, its data is returned."""
+    """Run a command of mbqueue in the project, and return its standard output."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def wide_gaps(source: Path, path: Path) -> None:
-    """The crystals with a class in place of a number."""
+    """Write the crystals with a class for each: whether the band gap is above 1.5 eV."""
     with gzip.open(source, "rt") as rows, gzip.open(path, "wt") as out:
         for line in rows:
             row = json.loads(line)
@@ -62,7 +62,7 @@ def wide_gaps(source: Path, path: Path) -> None:
 
 
 def dummy(path: Path, column: str) -> float:
-    """Mean over the folds of the MAE of predicting the mean of the training part."""
+    """The MAE of always predicting the mean of the training part, averaged over the folds."""
     with gzip.open(path, "rt") as rows:
         targets = np.array([json.loads(line)[column] for line in rows], np.float64)
     n = len(targets)
@@ -71,7 +71,7 @@ def dummy(path: Path, column: str) -> float:
 
 
 def settings(target: dict[str, str], dataset: Path, train: dict[str, Any]) -> list[str]:
-    """Options of `enqueue`."""
+    """The options of `enqueue` for this target, dataset and training."""
     keys = {"data.dataset": str(dataset), **{f"target.{key}": value for key, value in target.items()}}
     given = {**{key: json.dumps(value) for key, value in keys.items()}, **{f"train.{k}": v for k, v in train.items()}}
     return [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
@@ -82,7 +82,7 @@ def _head_of(target: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Run them all and print a table."""
+    """Run all experiments, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the two files")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)

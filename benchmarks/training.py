@@ -1,12 +1,11 @@
-"""Stock CHGNet against mbqueue on the same crystals: training step, inference, and an epoch of the head.
+"""Compare stock CHGNet and mbqueue on the same crystals: a training step, inference, and an epoch of the head.
 
     python -m benchmarks.training --data FOLDER --crystals 512 --device auto
 
-The sides run in one process, in turn, on the same batches, after each has seen every batch once; medians are printed.
-The stock side does what `chgnet.trainer.Trainer` does in a step, from graphs that were converted beforehand:
-`model(graphs, task="e")`, its loss, backward, Adam, under PyTorch's own settings. The mbqueue side does what a fold
-does, with making the batch from the cache counted in. On a GPU a fold computes with deterministic algorithms, which
-cost stock more than mbqueue: what it does under them is a row of its own.
+The two sides take turns in one process on the same batches, after a first pass over every batch. The output is medians.
+Stock does a step of `chgnet.trainer.Trainer` on converted graphs: `model(graphs, task="e")`, its loss, backward and
+Adam, with PyTorch's default settings. mbqueue does a step of a fold, including making the batch from the cache. On a
+GPU, a fold uses deterministic algorithms, which cost stock more than mbqueue, so stock also has a row with them.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def crystals_to_measure(folder: Path | None, n: int) -> Crystals:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes, the device's share included."""
+    """The seconds that ``work`` takes, including its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -62,7 +61,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most memory of tensors that ``work`` holds: on a GPU with what was held before, on the CPU beside it."""
+    """The peak memory of tensors during ``work``; on a GPU it includes earlier tensors, on the CPU only new ones."""
     if device.type == "cpu":
         return _peak_on_cpu(work)
     torch.cuda.reset_peak_memory_stats(device)
@@ -73,17 +72,17 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 def _peak_on_cpu(work: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    results = profile.profiler.kineto_results if profile.profiler else None  # only there each change has its time
+    results = profile.profiler.kineto_results if profile.profiler else None  # only these have the time of each change
     changes = [event for event in results.events() if event.name() == "[memory]"] if results else []
     changes.sort(key=lambda event: event.start_ns())
     held = [*accumulate((event.nbytes() for event in changes), initial=0)]
-    # What is freed of earlier work lowers the level from which the work's own tensors count.
+    # Freed tensors of earlier work lower the level, so measure from the lowest level so far.
     return max(now - least for now, least in zip(held, accumulate(held, min), strict=True))
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured: a call for each batch, under the settings that ``within`` makes."""
+    """One side of a comparison: a call for each batch, with the settings that ``within`` makes."""
 
     name: str
     work: list[Callable[[], object]]
@@ -93,7 +92,7 @@ class Side:
 def sides(
     stock: list[Callable[[], object]], ours: list[Callable[[], object]], device: torch.device, precision: str
 ) -> list[Side]:
-    """Stock as its own trainer runs it, on a GPU also under deterministic algorithms, and mbqueue as a fold runs it."""
+    """The sides to compare: stock, on a GPU also stock with deterministic algorithms, and mbqueue."""
     found = [Side("stock", stock)]
     if device.type == "cuda":
         found.append(Side("stock, deterministic", stock, partial(calculating, device, "float32")))
@@ -101,7 +100,7 @@ def sides(
 
 
 def compare(name: str, sides: list[Side], device: torch.device, repeats: int) -> None:
-    """Run all sides in turn on every batch, and print the median of each and how many times that of the last it is."""
+    """Run all sides in turn on every batch, and print each median and its ratio to that of the last side."""
     for side in sides:
         with side.within():
             for work in side.work:
@@ -122,7 +121,7 @@ def compare(name: str, sides: list[Side], device: torch.device, repeats: int) ->
 
 
 class Stock:
-    """CHGNet as its own trainer and `predict_graph` use it, from graphs that were converted beforehand."""
+    """CHGNet as its own trainer and `predict_graph` use it, on graphs converted in advance."""
 
     def __init__(self, crystals: Crystals, device: torch.device) -> None:
         converter = CrystalGraphConverter(
@@ -133,7 +132,7 @@ class Stock:
         self.device = device
         self.model = load_pretrained("0.3.0").to(device)
         for parameter in self.model.composition_model.parameters():
-            parameter.requires_grad_(False)  # as the trainer does unless told otherwise
+            parameter.requires_grad_(False)  # the trainer's default
         self.loss = CombinedLoss(target_str="e", criterion="Huber", delta=0.1)
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-5)
 
@@ -149,7 +148,7 @@ class Stock:
         self.adam.step()
 
     def inference(self, rows: np.ndarray) -> None:
-        """Energies, with autograd on, as `predict_graph` leaves it."""
+        """Compute energies with `predict_graph`, which leaves autograd on."""
         self.model.predict_graph([self.graphs[row] for row in rows], task="e", batch_size=len(rows))
 
     def freeze(self, trained: Iterable[str]) -> None:
@@ -160,7 +159,7 @@ class Stock:
 
 
 class Ours:
-    """mbqueue's step as a fold does it, with making the batch counted in."""
+    """mbqueue's step as in a fold, including making the batch."""
 
     def __init__(self, spec: Spec, feed: Feed, ids: list[str], device: torch.device) -> None:
         self.spec, self.feed, self.ids, self.device = spec, feed, ids, device
@@ -185,7 +184,7 @@ class Ours:
         step.result(self.ids)
 
     def inference(self, rows: np.ndarray) -> None:
-        """Energies."""
+        """Compute energies."""
         with torch.inference_mode():
             self.feed.predict(self.model, self.feed.load(rows).to(self.device)).cpu()
 
@@ -201,14 +200,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bf16", "fp16"])
     parser.add_argument(
-        "--subnormals", action="store_true", help="let mbqueue's kernels compute with them, as stock does"
+        "--subnormals", action="store_true", help="let mbqueue's kernels compute with subnormal numbers, as stock does"
     )
-    parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0 leaves its choice")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads on the CPU; 0 for torch's default")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the table."""
     options = parse_arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -216,7 +215,7 @@ def main() -> None:
         fused._subnormals_as_zero = nullcontext
     device = pick_device(options.device)
     precision = usable_precision(device, options.precision)
-    # The first product on a GPU reads this, once for the process. It decides no more than where cuBLAS scribbles.
+    # cuBLAS reads this once, at the first product. Set it for both sides; it affects only cuBLAS's scratch memory.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     crystals = crystals_to_measure(options.data, options.crystals)
     print(

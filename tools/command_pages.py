@@ -1,4 +1,4 @@
-"""Writes docs/reference/commands/ from the commands themselves, a page for each.
+"""Write a page in docs/reference/commands/ for each command, from the command itself.
 
 Run it after changing a command: python tools/command_pages.py. A test compares the pages with the commands.
 """
@@ -24,7 +24,7 @@ codes are [listed](../status-json.md#exit-codes) beside the format of `status --
 
 
 def pages() -> dict[str, str]:
-    """Name of a file → its text."""
+    """The pages: file name → text."""
     root = typer.main.get_command(app)
     commands: dict[str, Any] = root.commands  # type: ignore[attr-defined]
     texts = {f"{name}.md": "\n".join(_page(f"mbqueue {name}", commands[name], "#")) for name in commands}

@@ -1,4 +1,4 @@
-"""Writes docs/reference/experiment-file.md from the definitions of experiments and settings.
+"""Write docs/reference/experiment-file.md from the definitions of experiments and settings.
 
 Run it after changing a field: python tools/experiment_page.py. A test holds the page against the definitions.
 """

@@ -1,10 +1,10 @@
-"""Writes the repository's public address into every place that needs it: the badges and the notebook's install cell.
+"""Write the repository's public address into every place that needs it: the badges and the notebook's install cell.
 
     python tools/public_address.py OWNER/NAME
 
-The address on GitHub is kept in pyproject.toml (tool.mbqueue.repository) and nowhere else by hand. While it is empty,
-the badges open Colab's dialog for uploading a notebook, and the install cell takes a wheel or a checkout from the
-drive. A test holds all places together.
+The address on GitHub is tool.mbqueue.repository in pyproject.toml. While it is empty, the badges open Colab's dialog
+for uploading a notebook, and the install cell uses a wheel or a checkout from the drive. A test checks that all places
+agree.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BADGE_PLACES = ("README.md", "docs/tutorials/first-session.md", NOTEBOOK)
 
 _IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _BADGE = re.compile(rf"\[!\[Open in Colab\]\({re.escape(_IMAGE)}\)\]\([^)]*\)")
-#: As it stands in the notebook's JSON.
+#: The line as the notebook's JSON escapes it.
 _INSTALLED_FROM = re.compile(r'REPOSITORY = \\"[^"]*\\"')
 _KEPT = re.compile(r'(?m)^repository = "[^"]*"')
 _ADDRESS = re.compile(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+")
 
 
 def address() -> str:
-    """OWNER/NAME on GitHub, or nothing while that is not known."""
+    """OWNER/NAME on GitHub; an empty text as long as the repository is not public."""
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return str(content["tool"]["mbqueue"]["repository"])
 
@@ -39,10 +39,10 @@ def badge(repository: str) -> str:
 
 
 def rewritten(place: str, repository: str) -> str:
-    """The text of a file with the address in it.
+    """The text of a file with the new address.
 
     Raises:
-        ValueError: when the file has not exactly one place for it.
+        ValueError: if the file does not have exactly one place for the address.
     """
     text = (ROOT / place).read_text(encoding="utf-8")
     patterns = [(_BADGE, badge(repository))]
@@ -51,13 +51,13 @@ def rewritten(place: str, repository: str) -> str:
     for pattern, replacement in patterns:
         text, n = pattern.subn(lambda _match, new=replacement: new, text)
         if n != 1:
-            raise ValueError(f"{place} has {n} places like {pattern.pattern}, and should have one.")
+            raise ValueError(f"{place} must match {pattern.pattern} once, but matches {n} times. Edit the file first.")
     return text
 
 
 def main() -> None:
     if len(sys.argv) != 2 or not (sys.argv[1] == "" or _ADDRESS.fullmatch(sys.argv[1])):
-        sys.exit("usage: python tools/public_address.py OWNER/NAME   (or '' to take it out again)")
+        sys.exit("usage: python tools/public_address.py OWNER/NAME   (or '' to remove the address)")
     repository = sys.argv[1]
     kept = ROOT / "pyproject.toml"
     kept.write_text(_KEPT.sub(f'repository = "{repository}"', kept.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,8 +1,9 @@
-"""Makes the pictures of the README from a real run of the sample, in docs/images: the dashboard and a report.
+"""Take the README's screenshots of the dashboard and a report, and write them to docs/images.
 
     python tools/screenshots.py
 
-Needs Chromium or Chrome, and takes a few minutes on two cores. The dashboard is taken while a session trains.
+The script trains on the sample, and takes the dashboard's picture while a session trains. You need Chromium or Chrome,
+and a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from mbqueue.web.serving import listening_server
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTH = 1200
-#: What a picture may weigh, in bytes.
+#: The largest size of a picture, in bytes.
 LARGEST = 200_000
 
 
 def main() -> None:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        sys.exit("There is no Chromium or Chrome.")
+        sys.exit("Screenshots need Chromium or Chrome, and neither is on PATH. Install one of them.")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         project = trained_project(Path(scratch) / "my-project")
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def trained_project(root: Path) -> Project:
-    """An experiment on the sample that is done, and a longer one that is enqueued."""
+    """A project with two finished experiments on the sample, and a longer one in the queue."""
     project = Project.create(root)
     project.enqueue("pretrained_infer", dataset="sample")
     project.enqueue("head_finetune", dataset="sample")
