@@ -89,8 +89,8 @@ def calculating(device: torch.device, precision: str) -> Iterator[None]:
 def _keep_tf32(settings: Any) -> Callable[[], None]:
     """Remember which of PyTorch's settings allow tf32, and return a function that restores them.
 
-    PyTorch 2.9 and later have two such settings, ``allow_tf32`` and ``fp32_precision``. Setting the first sets both. If
-    only the second was set, reading the first raises an error.
+    PyTorch 2.9 and later have two such settings. Setting ``allow_tf32`` also sets ``fp32_precision``. If only
+    ``fp32_precision`` was set, reading ``allow_tf32`` raises an error.
     """
     newer = getattr(settings, "fp32_precision", None)
     try:

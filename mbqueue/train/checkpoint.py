@@ -18,7 +18,7 @@ class Checkpoints(OwnCommits):
 
     Args:
         place, identity, on_wrong, own: as for `OwnCommits`.
-        hold_on: called when an object store rejects a commit. It waits, or raises the given error if no time is left.
+        hold_on: called when an object store rejects a commit; waits, or raises the given error if no time is left.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Find the same crystals in the caches of other datasets: larger ones, or ones with other ids or targets.
 
 The last digits of the backbone's outputs depend on which crystals go through it together. So a shard is copied from
-another dataset only if the same crystals form a shard there, in the same order. Its bytes equal those that computing
-would give. Crystals are identified by their content: elements, coordinates and cell, bit for bit. Only this machine's
-cache is searched.
+another dataset only if the same crystals form a shard there, in the same order. The copy then equals what computing the
+shard would give. Two crystals are the same if their elements, coordinates and cells are, bit for bit. The search covers
+only this machine's cache.
 """
 
 from __future__ import annotations

@@ -325,7 +325,7 @@ class FoldRun:
         """The best epoch's model (with averaged weights if averaging is on), on the CPU; without epochs, the initial
         model.
 
-        Its output is in the unit of the target; for a class target, it is logits.
+        The model's output is in the unit of the target; for a class target, it is logits.
 
         Raises:
             CheckpointError: if no epoch is finished.

@@ -1,12 +1,12 @@
 """The frozen backbone's outputs for each crystal: computed once, stored, and shared by folds and experiments.
 
-Two outputs are stored, in shards of a fixed number of crystals: interaction energies (for the closed-form element
-references of every experiment) and atom features (for training the head). A shard is a .npy file with a .json beside it
-that holds its size and SHA-256. The .json is written last, and the shard exists only then, so preparing can stop
-anywhere and resume later. A folder belongs to one dataset and one set of weights.
+The two outputs are interaction energies (for the closed-form element references of every experiment) and atom features
+(for training the head). A shard contains one of them for a fixed number of crystals: a .npy file, and a .json with its
+size and SHA-256. The .json is written last, and the shard exists only then, so preparing can stop anywhere and resume
+later. A folder belongs to one dataset and one set of weights.
 
-Two devices differ in the last digits. So a whole shard is never rewritten, processes share the work with one lock per
-shard, and a digest of the stored bytes is part of a training's fingerprint.
+Outputs computed on different devices differ in the last digits. So a whole shard is never rewritten, processes share
+the work with one lock per shard, and a digest of the stored bytes is part of a training's fingerprint.
 """
 
 from __future__ import annotations

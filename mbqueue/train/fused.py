@@ -103,9 +103,9 @@ def _threads() -> ThreadPoolExecutor:
 def _subnormals_as_zero() -> Iterator[None]:
     """Make this thread treat numbers below 1.2e-38 as zero.
 
-    Closed gates and weights near the cut-off give gradients that small. They change no sum, but some processors take a
-    hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). Every piece of work
-    sets the mode, so that results do not depend on what ran in the thread before.
+    Closed gates and weights near the cut-off give gradients that small. Such numbers change no sum, but some processors
+    take a hundred times as long for each (`python -m benchmarks.training --subnormals` measures the cost). Every piece
+    of work sets the mode, so that results do not depend on what ran in the thread before.
     """
     was_on = float(np.float32(1e-38) * np.float32(0.1)) == 0.0
     torch.set_flush_denormal(True)

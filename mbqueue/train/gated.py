@@ -1,7 +1,7 @@
 """CHGNet's gated messages in plain torch operations: for every device and dtype, and the reference for the kernels.
 
-A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). Its two halves are kept side by side, "core ‖ gate", 128
-wide. The first linear layer is the sum of the shares that each part of the concatenated input contributes.
+A gated MLP is silu(norm(core(x))) · sigmoid(norm(gate(x))). The code keeps core and gate side by side, "core ‖ gate",
+128 wide. The first linear layer is the sum of the shares that each part of the concatenated input contributes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: t
 def gradient_scale(structures: int) -> float:
     """The factor by which a step's loss is multiplied and its gradient divided, for this number of structures.
 
-    It is a power of two, so it rounds nothing. float16 has no numbers below 6e-8, and a bond's gradient is often
-    smaller, so each crystal's loss is multiplied by 4096. Larger scales would leave too little room below 65504, the
-    largest float16, for a crystal whose energy is wrong by several eV.
+    The factor is a power of two, so it rounds nothing. float16 has no numbers below 6e-8, and a bond's gradient is
+    often smaller, so each crystal's loss is multiplied by 4096. Larger factors would leave too little room below 65504,
+    the largest float16, for a crystal whose energy is wrong by several eV.
     """
     return 2.0 ** (12 + math.ceil(math.log2(structures))) if PRODUCTS.get() == torch.float16 else 1.0
 
@@ -50,8 +50,8 @@ def gradient_scale(structures: int) -> float:
 class _HalfProduct(torch.autograd.Function):
     """x · weightᵀ and its gradients as tensor cores compute them: inputs rounded to float16, sums in float32.
 
-    A product of two float16 numbers is exact in float32, so this computes float32 products of the rounded numbers. It
-    is not faster than float32: it is the reference for the kernels, and their fallback.
+    A product of two float16 numbers is exact in float32, so this computes float32 products of the rounded numbers. The
+    purpose is not speed, but a reference and a fallback for the kernels.
     """
 
     @staticmethod
@@ -79,8 +79,8 @@ class Gate:
         bias: biases of the second layers, [128].
         scale: of the layer norms, [128].
         shift: of the layer norms, [128].
-        products: value of `PRODUCTS` at construction. It is stored because torch computes GPU gradients in its own
-            threads, where a context variable has its default.
+        products: value of `PRODUCTS` at construction, stored because torch computes GPU gradients in its own threads,
+            where a context variable has its default.
     """
 
     second: Tensor | None

@@ -23,8 +23,8 @@ FORGET_SECONDS = 7 * 86400.0
 
 
 class Kept:
-    """The outputs so far of one pass over the crystals, in order. They end at a batch border, so a resumed pass has the
-    same batches as an uninterrupted one.
+    """The outputs so far of one pass over the crystals, in order, up to a batch border. So a resumed pass has the same
+    batches as an uninterrupted one.
 
     Args:
         path: its file.
@@ -66,7 +66,7 @@ class Kept:
 def forget_old(folder: Path, *, now: float) -> None:
     """Remove files in ``folder`` that were not written for a week."""
     for path in folder.glob("*.bin"):
-        with suppress(OSError):  # another process removed it, or it cannot be removed: it only wastes space
+        with suppress(OSError):  # a file that stays only wastes space
             if now - path.stat().st_mtime > FORGET_SECONDS:
                 path.unlink()
 

@@ -129,8 +129,8 @@ class WeightAverage:
 class WeightSoup:
     """Mean of the trained parameters at the ends of several epochs, or of all epochs while there are fewer.
 
-    Over the last epochs, it is "latest weight averaging" (Kaddour, arXiv 2209.14981). Over the best epochs, it is a
-    uniform soup (Wortsman et al., arXiv 2203.05482) of one training, with ingredients chosen by validation.
+    A mean over the last epochs is "latest weight averaging" (Kaddour, arXiv 2209.14981). A mean over the best epochs is
+    a uniform soup (Wortsman et al., arXiv 2203.05482) of one training, with ingredients chosen by validation.
 
     Attributes:
         of_best: whether the best epochs, by validation MAE of their own weights, are averaged instead of the last ones.

@@ -132,7 +132,7 @@ def predict_crystals(
                     key = sha256_of_json([weights, cache.crystals.hash, str(distortion), conditions])
                     kept = Kept(keep_in / f"{key[:32]}.bin", key)
                 found = infer_kept(partial(outputs, on_device, distortion), rows, kept, on_done=count)
-                assert found is not None, "no stop is requested"
+                assert found is not None, "nothing requests a stop here"
                 each[number] += found.astype(np.float64) / len(distortions)
     return EnsemblePredictions(each=each)
 

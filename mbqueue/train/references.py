@@ -125,7 +125,7 @@ def fit_classes(shares: NDArray[np.float64], classes: NDArray[np.float64]) -> Re
 def spread_of(residuals: NDArray[np.float64]) -> float:
     """The power of two nearest the standard deviation of normal residuals with this mean absolute value; at least 2⁻³⁰.
 
-    It uses the mean absolute value, so that a few outliers (a refractive index of 60) do not set the scale for all.
+    With the mean absolute value, a few outliers (such as a refractive index of 60) do not set the scale for all.
     """
     spread = float(np.abs(residuals).mean()) * np.sqrt(np.pi / 2)
     return float(2.0 ** np.round(np.log2(max(spread, 2.0**-30))))

@@ -1,9 +1,9 @@
 """Share a frozen backbone's outputs in the object store: one machine computes them, and the others read them.
 
-Energies and features of 132,752 crystals take minutes on a GPU and hours on a CPU, so they are shared. Graphs are not,
-because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard is KIND-NUMBER-HASH.npy and
-KIND-NUMBER.json. Two devices differ in the last digits, so the .json is written by `create`: the first machine to make
-a shard decides the bytes that all others use.
+Energies and features of 132,752 crystals take minutes on a GPU and hours on a CPU, so machines share them. Machines do
+not share graphs, because converting the crystals is faster than downloading the graphs at 100 MB/s. A shard is
+KIND-NUMBER-HASH.npy and KIND-NUMBER.json. Outputs computed on different devices differ in the last digits, so `create`
+writes the .json: the first machine to store a shard decides the bytes that all others use.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ _Tensors = dict[str, Tensor]
 class TrainState:
     """A fold between two steps. Equal states continue identically, bit for bit, under the same fingerprint.
 
-    It contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work gives
-    equal bytes. The learning rate is a pure function of ``steps_done``, and the sample order one of seed, fold and
-    epoch, so neither a scheduler nor a sampler has state.
+    The state contains nothing that differs between two runs of the same work (times, sessions, fences), so equal work
+    gives equal bytes. The learning rate is a pure function of ``steps_done``, and the sample order one of seed, fold
+    and epoch, so neither a scheduler nor a sampler has state.
 
     Attributes:
         spec_hash: hash of the experiment's spec.
@@ -78,8 +78,8 @@ def serialise(state: TrainState) -> bytes:
 def _canonical(value: Any) -> Any:
     """A copy of a value that uses one object for all equal strings.
 
-    Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object. That
-    differs between a fresh state and a loaded one.
+    Pickle writes a repeated object as a reference, so the bytes depend on which equal strings are the same object. A
+    fresh state and a loaded one differ in that.
     """
     if isinstance(value, dict):
         return {sys.intern(key): _canonical(part) for key, part in value.items()}
@@ -141,8 +141,8 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
     """Restore the result of `random_states`; a GPU's state only on a GPU."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and device.type == "cuda":
-        # Earlier versions saved the state of every GPU in the machine. All are equal, because all get one seed and
-        # nothing draws.
+        # Earlier versions saved the state of every GPU in the machine. These states are equal, because all GPUs get the
+        # same seed and nothing draws.
         torch.cuda.set_rng_state(states["cuda"][0], device)
     name, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -145,8 +145,8 @@ def begin_step(
         optimizer.zero_grad(set_to_none=True)
         raise OutOfMemory(Shortage(arrived.rows, str(error))) from error
     set_learning_rate(optimizer, rate)
-    # Running out of memory here would leave only some weights changed. The error is not caught, so the job ends and
-    # resumes from its last commit. It is unlikely, because the gradient's memory is free again.
+    # Running out of memory here is unlikely, because the gradient's memory is free again. The error would leave only
+    # some weights changed. Nothing catches the error, so the job ends and resumes from its last commit.
     optimizer.step()
     return Step(figures, rows, rate)
 
@@ -156,7 +156,7 @@ def _add_gradient(
 ) -> None:
     """Add one micro-batch's gradient to that of the step, and its loss and absolute error to ``totals``.
 
-    Its device memory is freed when it returns or fails, together with its locals.
+    When this function returns or fails, its locals and their device memory are freed.
     """
     output = feed.predict(model, batch)
     loss = objective.loss_sum(output, batch.targets)

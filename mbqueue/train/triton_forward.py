@@ -1,13 +1,13 @@
 """CHGNet's energy on a GPU with fused kernels and a hand-written gradient: few launches, little memory.
 
-It computes the same as `mbqueue.train.forward`, in another order:
+This module computes the same as `mbqueue.train.forward`, in another order:
 
-* All parameters are gathered into one vector that keeps related ones together (`Weights`). Their gradients are views of
-one vector, too.
-* Only short bonds have features that change. All others keep their initial ones, so their shares of the four atom
-convolutions are products of the basis with matrices of 31 columns, and need no intermediate [U, 64].
-* The shares that several layers take from atoms or short bonds are one product. Gradients are accumulated by the
-product that computes the last part.
+* All parameters are gathered into one vector that keeps related ones together (`Weights`). The gradients of the
+  parameters are also views of one vector.
+* Only short bonds have features that change. Long bonds keep their initial features, so their shares of the four atom
+  convolutions are products of the basis with matrices of 31 columns, and need no intermediate [U, 64].
+* One product computes the shares that several layers take from atoms or short bonds. The product that computes the last
+  part of a gradient also adds the other parts.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class _Layout:
         index = torch.cat([piece.flatten() for piece in pieces.values()])
         back, start = torch.empty(total + 1, dtype=torch.long), 0
         for name, piece in pieces.items():
-            if name != "waves":  # sine and cosine share each frequency: their sum is stored under another name
+            if (
+                name != "waves"
+            ):  # sine and cosine share each frequency, and `back` finds the sum of their gradients elsewhere
                 back[piece.flatten()] = torch.arange(start, start + piece.numel())
             start += piece.numel()
         self.back, self.index = back[:total].to(device), index.to(device)
@@ -163,7 +165,7 @@ def _pieces(p: dict[str, Tensor], n_conv: int, zero: Tensor) -> dict[str, Tensor
         "short weights": padded(p["bond_weights_bg.weight"]),
         "bg": wide(p[f"{bases}_bg.frequencies"]),
         "angles": padded(p["angle_embedding.weight"]),
-        "waves": wide(torch.cat([zero, waves, waves])),  # of constant, sines, cosines
+        "waves": wide(torch.cat([zero, waves, waves])),  # frequencies of the constant, the sines and the cosines
     }
     of_bonds, shares = [], {}
     for block in range(n_conv):
