@@ -14,7 +14,7 @@ batches      Each side makes batches of 64 random crystals from what it has stor
              ``BatchedGraph.from_graphs``. CHGNet from RAM does the same without files. mbqueue runs ``make_batch`` on
              the memory-mapped cache, and checks the records. CHGNet's batching also expands lengths and angles in
              their bases, which mbqueue's model does on the device, so ``from_graphs without bases`` leaves that out.
-             There are ratios of CPU time and of wall time. The last line is the wall time of batches that a thread
+             The table has ratios of CPU time and of wall time. The last line is the wall time of batches that a thread
              makes ahead, as in training.
 full scale   A separate process reads, converts and writes a synthetic file of the official format, with 132,752 rows
              (see make_official_file.py), and reports its wall time and peak memory. Then a fresh process opens the

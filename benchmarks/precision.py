@@ -3,7 +3,7 @@
     python -m benchmarks.precision --data FOLDER
 
 The CPU does the arithmetic of a GPU (the plain messages), and rounds in the same places. For tf32, this rounds away the
-last 13 binary digits of a float32 before each product of the messages. A GPU also does so in the read-out. FOLDER is
+last 13 binary digits of a float32 before each product of the messages. A GPU also does this in the read-out. FOLDER is
 the same as for `benchmarks.training`; without it, the benchmark uses the shipped sample.
 """
 

@@ -47,7 +47,7 @@ continues under another. You can add folds to an experiment later.
 _SETTINGS_HEAD = """\
 # mbqueue.toml
 
-Settings of the project and its sessions. They do not change results, and each session reads them when it starts.
+These settings of the project and its sessions do not change results. Each session reads them when it starts.
 """
 
 

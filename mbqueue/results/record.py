@@ -126,8 +126,8 @@ def record_experiment(folder: Path, inputs: RecordInputs, *, commit: Commit = _p
     """Score the folds in ``folder``; write the matbench file (official task only), RESULTS.md and results.json.
 
     The files are first written under temporary names. ``commit`` then receives the content of results.json and a fast
-    function that renames them, results.json last. It calls the function inside the queue's fence, if the lease still
-    holds.
+    function that renames them, results.json last. ``commit`` calls that function inside the queue's fence, if the lease
+    still holds.
 
     Returns:
         The content of results.json.

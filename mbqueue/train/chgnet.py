@@ -95,7 +95,7 @@ def target_of_model(path: Path) -> Target:
         return target_of(content)
     except (TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path} has an unreadable record of what it predicts: {error}. Copy it again or retrain."
+            f"{path} has an unreadable record of what it predicts: {error}. Copy the file again, or retrain the model."
         ) from error
 
 

@@ -124,7 +124,7 @@ class FoldRun:
     ) -> EpochOutcome:
         """Train and validate one epoch, starting at its newest commit; commit at its end, or when stopped.
 
-        If the epoch is already finished, its outcome is returned at once.
+        Return at once if the epoch is already finished.
 
         Args:
             epoch: from 1; the previous one must be finished.

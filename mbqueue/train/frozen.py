@@ -1,7 +1,7 @@
 """The frozen backbone's outputs for each crystal: computed once, stored, and shared by folds and experiments.
 
 The two outputs are interaction energies (for the closed-form element references of every experiment) and atom features
-(for training the head). A shard contains one of them for a fixed number of crystals: a .npy file, and a .json with its
+(for training the head). A shard contains one output of a fixed number of crystals: a .npy file, and a .json with its
 size and SHA-256. The .json is written last, and the shard exists only then, so preparing can stop anywhere and resume
 later. A folder belongs to one dataset and one set of weights.
 

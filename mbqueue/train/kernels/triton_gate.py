@@ -176,7 +176,7 @@ def gradient_times(d, matrix, down, right, PRECISION: tl.constexpr):  # noqa: N8
 def outer(d, x, PRECISION: tl.constexpr):  # noqa: N803
     """Σ over rows of d ⊗ x, [64, 64], for a gradient ``d``, which is scaled by its largest entry in float16.
 
-    Do not call it in the same block as products of [rows, 64]: dependent products in a block share a layout on tensor
+    Do not call this in the same block as products of [rows, 64]: dependent products in a block share a layout on tensor
     cores, and the layout for [64, 64] makes every warp hold all rows of the others.
     """
     x = settled(x, PRECISION)

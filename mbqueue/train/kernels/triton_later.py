@@ -63,7 +63,7 @@ def weight_gradients_kernel(table, dtype: tl.constexpr, rows: tl.constexpr, prec
 class Later:
     """Deferred sums over rows: recorded during the backward pass, and launched together at its end.
 
-    Two launches replace about forty. Recorded tensors must not change until `run`.
+    Recording the sums replaces about forty launches by two. Recorded tensors must not change until `run`.
     """
 
     def __init__(self) -> None:
