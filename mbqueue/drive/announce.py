@@ -1,7 +1,8 @@
-"""Sessions announce themselves to those that use other databases of the same project, by small files on the mount.
+"""Announce a session to those that use other databases of the same project, by small files on the mount.
 
 Each announcement is a separate file, SESSION-NUMBER.json, written once; then the previous one is removed. Announcements
-only advise, since a mount excludes no session. Merging commits makes two sessions on one mount harmless.
+are only hints, since a mount cannot lock out a session. Two sessions on one fold do no harm, because their commits are
+merged.
 
 Clocks of machines differ, by hours if one is set wrong. So a session counts as live for a while after the observer saw
 its number grow, by the observer's clock. Its own times are used only when it is seen for the first time.
@@ -94,7 +95,7 @@ class Announcements:
     def others(self) -> list[Announcement]:
         """The newest announcements of living sessions with other databases; those older than a week are removed.
 
-        The times of their last sign of life, and until when they count as living, are by the clock here.
+        The times in them are by the clock of this machine.
         """
         now, mono = self._clock.now(), self._clock.monotonic()
         newest: dict[str, Announcement] = {}
@@ -113,7 +114,7 @@ class Announcements:
         living = []
         for _, found in sorted(newest.items()):
             heard = self._hear(found, now, mono)
-            # Sessions with the same database are in that database.
+            # Skip sessions of this database, which lists them itself.
             if found.ended is not None or found.database == self._database or heard.alive_until <= mono:
                 continue
             if not is_known_dead(found.session.identity):
@@ -131,7 +132,7 @@ class Announcements:
         return before
 
     def _read(self, name: str) -> Announcement | None:
-        # Ignore a damaged or partly uploaded one: the next will come.
+        # Ignore a damaged or partly uploaded announcement: another one follows soon.
         try:
             return _announcement(json.loads(self._drive.read(f"{PUBLISHED_SESSIONS}/{name}", at_most=LARGEST)))
         except (FileNotFoundError, *NOT_OURS):

@@ -1,9 +1,9 @@
 """The whole state of a project in one archive: `mbqueue backup` and `mbqueue restore`.
 
 A tar file: queue.db (a snapshot), checkpoints/, results/, jobs/, mbqueue.toml, and last checksums.json with the size
-and SHA-256 of every other member. Sessions may work while it is made: the snapshot is taken first and commits are
-read after it, so they are at least as far as the snapshot. Restoring adopts the work that only the commits have. Caches
-are left out and made again.
+and SHA-256 of every other member. Sessions may run during a backup: the snapshot is taken before the commits are read,
+so the commits are at least as far. Restoring adopts the work that only the commits have. Sessions make caches again, so
+the archive has none.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 
     Raises:
         UsageError: if there is no queue, or ``target`` exists.
-        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or other bytes are read back; there is
-            no archive then.
+        QueueError, DamagedSnapshot, DamagedArchive: if the database is damaged, or other bytes are read back; no
+            archive is left.
     """
     if not project.queue_db.exists():
-        raise UsageError(f"There is no queue at {project.queue_db}, so nothing to back up.")
+        raise UsageError(f"There is no queue at {project.queue_db}, so there is nothing to back up.")
     if target.exists():
         raise UsageError(f"{target} exists. Give another name, or remove it first.")
     snapshot = project.live_dir / f"{files.TEMP_PREFIX}backup.db"
     checksums: dict[str, dict[str, object]] = {}
     try:
         take(project.queue_db, snapshot)
-        check(snapshot)  # as `restore` will check it
+        check(snapshot)  # the same check as in `restore`
         with files.replacing(target) as stream:
             with tarfile.open(fileobj=stream, mode="w") as archive:
                 for name, content in _contents(project, snapshot):
@@ -100,14 +100,14 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
     """Replace the project's state by an archive's, after checking the whole archive.
 
-    The former state is kept beside it (state/replaced-TIME, queue.db.replaced-TIME). Settings that would run other
-    commands than the present ones are only written beside them, with a note.
+    The former state is kept beside the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's settings
+    would run other commands than the present ones, they are only saved beside them, with a note.
 
     Raises:
         DamagedArchive: if any byte is not what `back_up` wrote; nothing was changed.
-        UsageError: if there is a queue and ``force`` is not given, or a session works with it.
+        UsageError: if there is a queue and ``force`` is not given, or a session uses the queue.
         QueueLost: if the queue, or a part of it, was lost, and ``force`` is not given.
-        QueueError: if that cannot be determined.
+        QueueError: if mbqueue cannot find out whether a session uses the queue.
     """
     if not source.is_file():
         raise UsageError(f"There is no file {source}.")
@@ -126,7 +126,7 @@ def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable
             with Queue(staging / "queue.db") as queue:
                 queue.end_all_sessions(reason="the queue was restored from a backup", now=now, by="restore")
                 for experiment in queue.experiments():
-                    # The spec of a trial that gave up its checkpoints has its results.
+                    # A trial that gave up its checkpoints keeps its results in its spec.
                     for fold in () if experiment.is_released else experiment.spec["folds"]:
                         folder = staging / "checkpoints" / experiment.name / f"fold_{fold}"
                         commits = Commits(in_folder(folder), experiment.identity(fold), passed_over(str(folder), note))
@@ -165,14 +165,14 @@ def _require_nothing_lost(project: ProjectFolder) -> None:
 
 
 def _require_whole(folder: Path, source: Path) -> None:
-    """Check that every commit in a folder is intact, and of the fold that the folder is named after.
+    """Check that every commit in a folder is intact, and belongs to the fold that the folder is named after.
 
     Raises:
         DamagedArchive: if one is not.
     """
 
     def refuse(stem: str, why: str) -> None:
-        raise DamagedArchive(f"{source}: the commit {stem} is not whole: {why} Nothing was changed.")
+        raise DamagedArchive(f"{source}: the commit {stem} is damaged: {why} Nothing was changed.")
 
     commits = Commits(in_folder(folder), named_after(folder), refuse)
     for commit in commits.commits():
@@ -184,7 +184,7 @@ def _require_whole(folder: Path, source: Path) -> None:
 
 @contextmanager
 def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]:
-    """Within the block, and after an interruption, commands that find no queue ask to restore again."""
+    """Mark a restore as running. If it is interrupted, commands that find no queue ask you to restore again."""
     said = project.live_dir / RESTORING
     files.write_text(said, shlex.quote(str(source.absolute())))
     try:
@@ -197,7 +197,7 @@ def _said_to_be_restored(project: ProjectFolder, source: Path) -> Iterator[None]
 def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of every member."""
     content = snapshot.read_bytes()
-    snapshot.unlink()  # before the archive is complete, otherwise a death between the two would leave it
+    snapshot.unlink()  # now, since a process that dies later would leave it behind
     yield "queue.db", content
     for folder in project.fold_dirs():
         for file, content in _commits(folder).items():
@@ -211,7 +211,7 @@ def _contents(project: ProjectFolder, snapshot: Path) -> Iterator[tuple[str, byt
                 try:
                     yield name, path.read_bytes()
                 except FileNotFoundError:
-                    continue  # just replaced; the next backup has its successor
+                    continue  # replaced during the backup; the next one has the new file
     for path in sorted(project.jobs_dir.glob("*.toml")):
         if _MEMBER.fullmatch(f"jobs/{path.name}"):
             yield f"jobs/{path.name}", path.read_bytes()
@@ -241,8 +241,8 @@ def _commits(folder: Path) -> dict[str, bytes]:
                 )
             }
     raise QueueError(
-        f"The newest commit in {folder} cannot be kept: {' '.join(wrong.values())} A session that works on the fold "
-        "sets it aside."
+        f"The newest commit in {folder} cannot be backed up: {' '.join(wrong.values())} A session that works on the "
+        "fold sets it aside."
     )
 
 
@@ -258,7 +258,7 @@ def _unpack(source: Path, lay: Callable[[str, bytes], None]) -> Backup:
         with tarfile.open(source, mode="r:") as archive:
             return _lay_out(archive, source, lay)
     except (tarfile.TarError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError) as error:
-        raise DamagedArchive(f"{source} is not a whole backup: {error}. Nothing was changed.") from error
+        raise DamagedArchive(f"{source} is not a complete backup: {error}. Nothing was changed.") from error
 
 
 def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes], None]) -> Backup:
@@ -269,15 +269,15 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         if count >= MOST_MEMBERS or listing is not None:
             wrong = "it has more members than a backup"
         elif member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.issparse() or member.name in laid:
-            wrong = f"{member.name!r:.200} is no plain file of its own"
+            wrong = f"{member.name!r:.200} is not a plain file, or is there twice"
         elif member.name != CHECKSUMS and not _MEMBER.fullmatch(member.name):
-            wrong = f"{member.name!r:.200} is not a name of a backup"
+            wrong = f"{member.name!r:.200} does not belong in a backup"
         elif member.size > LARGEST_MEMBER:
             wrong = f"{member.name} is too large"
         elif member.size > source.stat().st_size - member.offset_data:
             wrong = f"it is cut off in the middle of {member.name}; copy it again"
         if wrong:
-            raise DamagedArchive(f"{source} is not a whole backup: {wrong}. Nothing was changed.")
+            raise DamagedArchive(f"{source} is not a complete backup: {wrong}. Nothing was changed.")
         stream = archive.extractfile(member)
         assert stream is not None
         content = stream.read()
@@ -288,13 +288,13 @@ def _lay_out(archive: tarfile.TarFile, source: Path, lay: Callable[[str, bytes],
         lay(member.name, content)
     if listing is None or "queue.db" not in laid:
         raise DamagedArchive(
-            f"{source} is not a whole backup: it is cut off at its end; copy it again. Nothing was changed."
+            f"{source} is not a complete backup: it is cut off at its end; copy it again. Nothing was changed."
         )
     if listing["format"] > FORMAT:
         raise DamagedArchive(f"{source} was made by a newer mbqueue ({listing['mbqueue']}). Nothing was changed.")
     said = {name: (facts["size"], facts["sha256"]) for name, facts in listing["files"].items()}
     if said != laid:
-        raise DamagedArchive(f"{source} is damaged: its files are not those of its checksums. Nothing was changed.")
+        raise DamagedArchive(f"{source} is damaged: its files do not match its checksums. Nothing was changed.")
     commits = sum(name.startswith("checkpoints/") and name.endswith(".json") for name in laid)
     return Backup(files=len(laid), size=source.stat().st_size, commits=commits)
 
@@ -323,10 +323,10 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
         if asked is None or (any(asked) and asked != _told_to_run(project.root)):
             settings = settings.with_name(f"{SETTINGS_FILE}.restored")
             note(
-                f"The archive's settings would run commands or call a web hook that {project.root} does not, or cannot "
-                f"be read, so they are not in force: they are in {settings}. Read them, and copy what you want."
+                f"The archive's settings cannot be read, or would run commands or call a webhook that {project.root} "
+                f"does not use. They were saved to {settings}, and are not in use. Read them, and copy what you want."
             )
-        # Settings may name the live folder, so they exist at every instant.
+        # Never remove the settings, even for an instant: they may name the live folder.
         if settings.exists():
             replaced.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(settings, replaced / settings.name)

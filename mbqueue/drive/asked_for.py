@@ -1,7 +1,7 @@
-"""The requests of users, in a small file beside the queue for each experiment: how it was enqueued, what is paused or
+"""Record users' requests beside the queue, in a small file for each experiment: how it was enqueued, what is paused or
 cancelled, and its priority.
 
-Every command that changes one writes it, so that `mbqueue recover` also restores what no commit contains.
+Every command that changes a request updates the file, so that `mbqueue recover` also restores what no commit contains.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
             found.append(_read(path))
         except (OSError, *NOT_OURS) as error:
             why = what_is_wrong(error)
-            note(f"{path} is passed over: it is not a record of an experiment that mbqueue writes ({why}).")
+            note(f"{path} is skipped, since mbqueue did not write this record ({why}).")
     return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
 
 def steer_as_wanted(queue: Queue, one: Mapping[str, Any], *, now: float) -> None:
-    """Restore pauses, cancellations and priorities, once the queue has everything that is done."""
+    """Restore pauses, cancellations and priorities, once the queue has all finished work."""
     name = one["spec"]["name"]
     found = {experiment.name: experiment for experiment in queue.experiments()}
     if name not in found or found[name].spec_hash != one["spec_hash"]:
@@ -116,13 +116,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError("it is larger than any that mbqueue writes")
     parts: dict[str, Any] = json.loads(content)
     if parts.pop("checksum") != files.sha256_of_json(parts):
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is wrong")
     if parts["format"] > FORMAT:
         raise ValueError("a newer mbqueue wrote it")
     check_enqueued(parts, source=str(path))
     for asked in parts["folds"].values():
         if not (isinstance(asked["priority"], int) and isinstance(asked["paused"], bool)):
-            raise TypeError("it says something impossible of a fold")
+            raise TypeError("it has an impossible value for a fold")
     if parts["spec"]["name"] != path.stem:
-        raise ValueError("it is of another experiment")
+        raise ValueError("it belongs to another experiment")
     return parts

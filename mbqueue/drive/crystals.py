@@ -20,7 +20,7 @@ from mbqueue.storage.mounted import Drive
 from mbqueue.storage.names import DUPLICATE
 from mbqueue.storage.objects import ObjectStore, store_of
 
-#: Far more than any dataset takes; mbqueue wrote no larger file.
+#: Far more than any dataset needs: mbqueue writes no larger file.
 LARGEST_BYTES = 1 << 32
 _NAME = re.compile(rf"([0-9a-f]{{16}})-([0-9a-f]{{64}}){DUPLICATE}\.bin")
 
@@ -73,7 +73,7 @@ def publish_crystals(
             before_piece(len(content))
             shared.blobs.put(f"{shared.folder}/{name}", content)
     except (OSError, StoreError) as error:
-        note(f"The crystals could not be kept in {shared.name} ({error}); other machines read them from their source.")
+        note(f"The crystals could not be copied to {shared.name} ({error}); other machines read their source.")
 
 
 def fetch_crystals(shared: SharedCrystals | None, dataset_hash: str, target: Path, note: Callable[[str], None]) -> bool:
@@ -89,7 +89,7 @@ def fetch_crystals(shared: SharedCrystals | None, dataset_hash: str, target: Pat
             if hashlib.sha256(content).hexdigest() == match[2]:
                 files.write_bytes(target, content)
                 return True
-            note(f"{shared.name}/{name} is not whole (still uploading?); the source is read instead.")
+            note(f"{shared.name}/{name} is incomplete (still uploading?); the source is read instead.")
     except (OSError, StoreError) as error:
         note(f"The crystals in {shared.name} cannot be read ({error}); their source is read instead.")
     return False

@@ -33,7 +33,7 @@ class LiveState:
 
     Attributes:
         database: id of the live database, for the names of its snapshots.
-        number: that of its last snapshot, or of the one that it was made from.
+        number: number of its last snapshot, or of the snapshot that it was made from.
         ancestry: database id → number of the snapshot from which this line of databases continues.
         last_event: the queue is published up to this event.
         commits: "EXPERIMENT/fold_i" → stem and seconds of training of the newest commit on the mount.
@@ -58,7 +58,7 @@ class LiveState:
 
     @classmethod
     def load(cls, path: Path) -> LiveState:
-        """Load the state from a file. A missing or damaged one gives a new state, so everything is published again."""
+        """Load the state from a file. A missing or damaged file gives a new state, so everything is published again."""
         try:
             parts = json.loads(path.read_bytes())
             return cls(**{key: parts[key] for key in cls.__dataclass_fields__ if key in parts})
@@ -98,8 +98,8 @@ class LiveState:
 def publishing_status(project: ProjectFolder) -> dict[str, Any] | None:
     """The committed and the published work, and what would be lost if this machine died now.
 
-    None if committed work needs no publishing. In a store a commit is there before the queue calls it committed,
-    so nothing is ever at risk, and no folds are listed. Keys:
+    None if committed work needs no publishing. A store has each commit before the queue counts it, so nothing is ever
+    at risk, and no folds are listed. Keys:
 
         mount            the project's folder, or the address of the store
         state            "published", "behind" or "degraded" (with why and since)
@@ -159,7 +159,7 @@ def store_trouble(project: ProjectFolder) -> dict[str, Any]:
 
 
 def remember_root(project: ProjectFolder) -> None:
-    """Write into the live folder which project it belongs to, so that it is found while the drive is not mounted.
+    """Record in the live folder which project it belongs to, so that mbqueue finds it while the drive is not mounted.
 
     Raises:
         UsageError: if it belongs to another project, of which this one is a copy.
@@ -167,15 +167,15 @@ def remember_root(project: ProjectFolder) -> None:
     before = Belonging.of(project.live_dir)
     if before is not None and before.root != str(project.root) and _is_elsewhere(before, project):
         raise UsageError(
-            f"The live folder {project.live_dir} is that of {before.root}, of which {project.root} is a copy. Give the "
-            "copy one of its own: live_dir in its mbqueue.toml, or --live-dir"
+            f"The live folder {project.live_dir} belongs to {before.root}, of which {project.root} is a copy. Give the "
+            "copy another one: live_dir in its mbqueue.toml, or --live-dir"
         )
     Belonging(root=str(project.root), id=before.id if before is not None else None).keep(project.live_dir)
     note_live_dir(project.root, project.live_dir)
 
 
 def _is_elsewhere(belonging: Belonging, project: ProjectFolder) -> bool:
-    """Whether another folder than this one is the live folder's project, and still uses it."""
+    """Whether the live folder belongs to a project in another folder, which still uses it."""
     root = Path(belonging.root)
     try:
         if belonging.id is None or not (root / PUBLISHED_ID / id_file(belonging.id)).exists():

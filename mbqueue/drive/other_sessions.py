@@ -36,7 +36,7 @@ class OtherSessions:
 
     @property
     def active(self) -> list[Announcement]:
-        """Those that have announced themselves again since they were first seen, and so are certainly alive."""
+        """The sessions that have announced themselves again since they were first seen, and so are certainly alive."""
         return [one for one in self.living if one.number > self._first_numbers[one.session.id]]
 
     def meet(self, queue: Queue, session: str, ended: str | None) -> None:
@@ -70,7 +70,7 @@ class OtherSessions:
                 folds_told = ", ".join(f"{experiment} fold {fold}" for experiment, fold in one.folds) or "no fold yet"
                 self._note(
                     f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), works on this "
-                    f"project: {folds_told}. Its folds are left to it."
+                    f"project: {folds_told}. This session leaves those folds alone."
                 )
         self.living = others
         with LiveState.changing(self._project.publishing_file) as state:

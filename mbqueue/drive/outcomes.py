@@ -1,7 +1,7 @@
 """Results on the mount: the files that users read, and a listing beside the checkpoints that verifies them.
 
-Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. They are
-copies: what counts is the listing, written once under a unique name, with the size and hash of every file. A file that
+Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. What
+counts is the listing, which is written once, under a unique name, with the size and hash of every file. A file that
 matches no listing is made again from the checkpoints.
 """
 
@@ -82,7 +82,7 @@ class ResultListing:
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
         """Whether it lists files with other settings in an experiment's results folder.
 
-        Machines that do not see each other may begin a trial of one name with different settings.
+        Machines that do not see each other may begin trials of the same name with different settings.
         """
         return self.spec_hash != experiment.spec_hash and self.enqueued["results_dir"] == experiment.results_dir
 
@@ -191,14 +191,14 @@ def _outcome(parts: Any, path: str, experiment: str) -> ResultListing:
     outcome = ResultListing(**given | {"files": [ResultFile(*file) for file in given["files"]]})
     check_enqueued(outcome.enqueued, source=path)
     if outcome.kind not in {Kind.PREPARE, Kind.PREDICT, Kind.RECORD} or not isinstance(outcome.result, dict):
-        raise ValueError("it is of no kind of job")
+        raise ValueError("it names an unknown kind of job")
     if (outcome.fold is not None) != (outcome.kind == Kind.PREDICT) or outcome.fold not in (None, *range(N_FOLDS)):
-        raise ValueError("it is of no fold")
+        raise ValueError("its fold is impossible")
     if not (outcome.enqueued["spec"]["name"] == outcome.experiment == experiment):
-        raise ValueError(f"it is of {outcome.experiment!r:.100}, not of {experiment}")
+        raise ValueError(f"it belongs to {outcome.experiment!r:.100}, not to {experiment}")
     for file in outcome.files:
         if not (file.is_safe and isinstance(file.sha256, str)):
-            raise ValueError(f"it lists a file {file.name!r:.100}")
+            raise ValueError(f"it lists an invalid file, {file.name!r:.100}")
     return outcome
 
 

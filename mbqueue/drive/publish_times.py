@@ -1,4 +1,4 @@
-"""How long publishing takes: learned, so that nothing starts without enough time, and noted in the queue."""
+"""Measure how long publishing takes, so that nothing starts without enough time, and record it in the queue."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mbqueue.queue.store import Queue
 class Rounds:
     """The rounds of one session that wrote something, until they are noted in the queue.
 
-    They are noted when a snapshot is due for another reason. Noting them at once would itself require a snapshot, and
-    so another round.
+    The queue gets them when a snapshot is due anyway: writing them at once would require a snapshot, and so another
+    round.
     """
 
     def __init__(self, session: str | None) -> None:
@@ -55,7 +55,7 @@ class Pace:
             raise NoTime(f"{size / 1e6:.1f} MB take {format_duration(needed)}")
 
     def learn(self, size: int, seconds: float) -> None:
-        """Learn how long a file of this many bytes took."""
+        """Record how long a file of this many bytes took."""
         if size < SMALL_FILE:
             self._file_seconds = max(seconds, 0.8 * self._file_seconds)
         elif seconds > 0:

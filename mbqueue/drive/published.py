@@ -1,12 +1,13 @@
 """Published training: the commits on the mount, and which of them form the accepted chain.
 
-A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH begins the manifest's own SHA-256, so no two commits share
-a name, and a cut-off manifest is recognised. A second file that the mount renamed to `name (1)` is read too.
+A commit is two files, STEM-HASH.pt and STEM-HASH.json. HASH is the beginning of the manifest's SHA-256, so no two
+commits share a name, and a cut-off manifest is recognised. A second file that the mount renamed to `name (1)` is read
+too.
 
 Sessions that did not see each other may have trained one fold twice. Merging uses only the commits and their order
 (`mbqueue.storage.manifest`). The accepted chain is the greatest commit, the history in its manifest, and the commit of
-its best epoch. That must be on the same line: its history is the beginning of the other's, row for row with sessions
-and times. Commits of another line stay and are reported.
+its best epoch. The best epoch's commit must be on the same line: its history is the beginning of the other's, row for
+row with sessions and times. Commits of another line stay and are reported.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class PublishedFold(Commits):
     """The commits of one fold on the mount.
 
     Args:
-        on_damaged: called once with the path and the reason for each damaged file. Its upload may still be running, so
-            it is read again next time.
+        on_damaged: called once with the path and the reason for each damaged file. A damaged file is read again next
+            time, since its upload may still be running.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class PublishedFold(Commits):
 
 
 def experiment_folders(drive: Drive, folder: str) -> list[str]:
-    """The names in a folder that an experiment may have; drives also put files of their own there."""
+    """The names in a folder that are valid for an experiment, since drives also put their own files there."""
     return [name for name in drive.names(folder) if re.fullmatch(NAME_PATTERN, name)]
 
 

@@ -1,4 +1,4 @@
-"""Publish committed work to the mount, beside the training.
+"""Publish committed work to the mount, while training continues.
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
 results, and then a snapshot of the queue, so that a snapshot never mentions missing files. Superseded files are removed
@@ -55,7 +55,7 @@ LONGEST_RETRY_SECONDS = 300.0
 SNAPSHOT_SECONDS = 60.0
 #: Seconds between two reads of what other sessions have published.
 RECONCILE_SECONDS = 30.0
-#: Seconds that training waits to read what others have published; then it continues without.
+#: Seconds that training waits, at most, to read what others have published.
 READ_SECONDS = 30.0
 #: Seconds that a session waits for its first round, so that its first claim knows of other sessions.
 FIRST_ROUND_SECONDS = 60.0
@@ -93,7 +93,7 @@ class Publisher:
         self._drive = drive or Drive(project.root)
         self._sealed = project.live_dir / f"{files.TEMP_PREFIX}snapshot.db"
         self._reentry = Reentry(project, self._drive, note=note, clock=clock)
-        # The main thread has its own reader, because threads do not share one, and it waits for no mount.
+        # The main thread has its own reader: threads cannot share one, and it must not wait for the mount.
         self._read = TimedDrive(self._drive, should_stop=should_stop)
         self._beside = Reentry(project, self._read, note=note, clock=clock)
         self._snapshots = Snapshots(self._drive, self._reentry.damaged)
@@ -137,7 +137,7 @@ class Publisher:
 
     @property
     def active_others(self) -> list[Announcement]:
-        """Those that have announced themselves again since they were first seen, and so are certainly alive."""
+        """The sessions that have announced themselves again since they were first seen, and so are certainly alive."""
         return self._other_sessions.active
 
     def reconcile(self, queue: Queue, *, now: float, spare: float = READ_SECONDS) -> list[tuple[int, int]]:
@@ -146,7 +146,7 @@ class Publisher:
         Threads read the mount and are abandoned when they take too long; the caller's thread adopts what they read.
 
         Args:
-            now: monotonic seconds; most calls soon after another one do nothing.
+            now: monotonic seconds; a call soon after another one does nothing.
             spare: seconds that it may take, if fewer than `READ_SECONDS`.
 
         Returns:
@@ -162,11 +162,11 @@ class Publisher:
                 self._read.check()
                 self._beside.reconcile(queue, by=self._session or "restore", on_taken=taken.append)
         except InterruptedError:
-            pass  # a request to stop is no failure
+            pass  # a request to stop is not a failure
         except OSError as error:
             if isinstance(error, TimeoutError):
                 self._reconciled_at = now + LONGEST_RETRY_SECONDS
-            self._trouble(f"{self._project.root} cannot be read: {error}; what others published is taken over later")
+            self._trouble(f"{self._project.root} cannot be read: {error}; what others published is adopted later")
         return taken
 
     def round(self, *, ended: str | None = None) -> bool:
@@ -216,14 +216,14 @@ class Publisher:
             self._wake.clear()
         self.round(ended="the session is over")
         with contextlib.suppress(OSError, QueueError), Queue(self._project.queue_db) as queue:
-            self._rounds.note(queue)  # in this machine's timeline; not worth another round
+            self._rounds.note(queue)  # only for this machine's timeline: not worth another round
 
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _publish_all(self, *, final: bool) -> None:
         agree_on_project(self._project, self._drive)
         for left in self._project.live_dir.glob(f"{self._sealed.name}*"):
-            left.unlink()  # of a dead session; only one session publishes at a time
+            left.unlink()  # a dead session left it: only one session publishes at a time
         with LiveState.changing(self._project.publishing_file) as state:
             published_event = state.last_event
         there: dict[str, dict[str, Any]] = {}
@@ -265,7 +265,7 @@ class Publisher:
         return last_event
 
     def _publish_snapshot(self, last_event: int, experiments: list[dict[str, Any]]) -> None:
-        state = LiveState.load(self._project.publishing_file)  # only changed here, by the publishing session
+        state = LiveState.load(self._project.publishing_file)  # only the publishing session changes it
         began, size = self._clock.monotonic(), self._sealed.stat().st_size
         self._pace.require(size, self._remaining())
         published = self._snapshots.publish(
@@ -347,7 +347,7 @@ class Publisher:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
-                continue  # the session itself finds that files are missing, and makes them again
+                continue  # the session finds out by itself, and makes missing files again
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
             self._pace.require(total_bytes(found), self._remaining())

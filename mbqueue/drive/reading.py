@@ -50,7 +50,7 @@ class Reader:
         try:
             content = self._drive.read(path, at_most=at_most)
             if not hashlib.sha256(content).hexdigest().startswith(digits):
-                raise ValueError("it is cut off or damaged: its content does not fit its name")
+                raise ValueError("it is cut off or damaged: its content does not match its name")
             return parse(content)
         except FileNotFoundError as error:
             self.tell(path, str(error))

@@ -45,7 +45,7 @@ def rebuild_queue(
     if is_empty:
         building.unlink()
         return
-    # Under this name there is only ever a complete, current queue.
+    # Only a complete, current queue ever gets this name.
     building.replace(project.queue_db)
     files.fsync_dir(project.live_dir)
 
@@ -80,7 +80,7 @@ def enqueue_again(queue: Queue, facts: Mapping[str, Any], *, now: float, by: str
     spec = parse_spec(facts["spec"], source="what is published")
     known = {one.name: one for one in queue.experiments()}
     if spec.name in known and not _is_of(known[spec.name], spec):
-        note(f"{spec.name} is published with another spec than the queue's; those commits are left aside.")
+        note(f"{spec.name} was published with a different spec from the queue's; its commits there are ignored.")
         return False
     if spec.name in known and set(spec.folds) <= set(known[spec.name].spec["folds"]):
         return False
@@ -100,7 +100,7 @@ def _is_of(experiment: Experiment, spec: Spec) -> bool:
 
 
 def _take_over_released(queue: Queue, name: str, released: Released, *, now: float, by: str) -> None:
-    """Restore a pruned trial whose checkpoints were given up from its spec."""
+    """Restore a pruned trial from its spec, after its checkpoints were removed."""
     for fold, history in released.histories.items():
         trained = Trained(
             experiment=name,
@@ -109,7 +109,7 @@ def _take_over_released(queue: Queue, name: str, released: Released, *, now: flo
             fence=0,
             is_within=False,
             skip_rest=False,
-            source="what its search keeps of it",
+            source="the histories in its spec",
         )
         queue.adopt(trained, now=now, by=by)
     queue.prune(name, why=released.why, now=now, by=by)

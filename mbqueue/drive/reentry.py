@@ -1,9 +1,8 @@
 """Resume a project on a mount where the last session left it.
 
-A new live folder gets the newest intact snapshot of the queue. Then, and whenever other sessions work beside this one,
-everything published is compared with the live state. mbqueue enqueues the experiments that only another database has.
-It adopts folds whose accepted chain is further, with verified files and results. It queues recorded work again if its
-files are missing.
+A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, everything published
+is compared with the live state. mbqueue enqueues the experiments that only another database has. It adopts folds whose
+accepted chain is further, with verified files and results. It queues recorded work again if its files are missing.
 """
 
 from __future__ import annotations
@@ -55,15 +54,15 @@ def enter(
     reentry = Reentry(project, drive, note=note, clock=clock or SystemClock())
     project.live_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(project.entering_lock, timeout=600):
-        # A queue made from the mount would hide that some files are the archive's and others are older.
+        # After an interrupted restore, some files are the archive's and others older; a new queue would hide that.
         if not project.queue_db.exists() and cut_off_restore(project) is None:
             reentry.restore()
         remember_root(project)
         if not project.queue_db.exists() and (stray := stray_state(project)):
             note(
-                f"{stray} was left by sessions that ran without a live folder. This project lies on a drive or network "
-                f"mount and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE; to take over "
-                "what is in state/, run: mbqueue recover"
+                f"{stray} was left by sessions that ran without a live folder. This project is on a drive or network "
+                f"mount and now uses {project.live_dir}. If its queue is on a server, set MBQUEUE_QUEUE. To use what "
+                "is in state/, run: mbqueue recover"
             )
 
 
@@ -82,7 +81,7 @@ class Reentry:
         self._snapshots = Snapshots(drive, self.damaged)
 
     def damaged(self, path: str, why: str) -> None:
-        """Note a damaged file of the mount once. It stays, since its upload may still be running."""
+        """Report a damaged file of the mount once. The file stays, since its upload may still be running."""
         if self._found is not None:
             self._found[path] = why
         else:
@@ -106,7 +105,7 @@ class Reentry:
             new = {path: why for path, why in found.items() if state.damaged.get(path) != why}
             state.damaged |= new
         for path, why in new.items():
-            self._note(f"{path} is passed over: {why}")
+            self._note(f"{path} is skipped: {why}")
 
     def published_fold(self, identity: Identity) -> PublishedFold:
         """The commits of a fold on the mount."""
@@ -118,7 +117,7 @@ class Reentry:
         """Make the live queue: from the newest intact snapshot, or empty, and then from everything newer.
 
         Args:
-            further: adds anything else to it.
+            further: adds anything else to the queue.
         """
         self._drive.check()
         snapshot: PublishedSnapshot | None = None
@@ -173,7 +172,7 @@ class Reentry:
                 if self._fold(queue, experiment, fold, at_start, by):
                     on_taken((experiment.id, fold))
             self._results(queue, experiment, at_start, by)
-            # A trial that a person has resumed here stays as it is.
+            # A trial that the user has resumed here stays unchanged.
             why = pruned.get((experiment.name, experiment.spec_hash))
             if why is not None and not experiment.spec.get("trial", {}).get("kept", True):
                 queue.prune(experiment.name, why=why, now=self._clock.now(), by=by)
@@ -181,7 +180,7 @@ class Reentry:
     def _pruned_elsewhere(self) -> dict[tuple[str, str], str]:
         """(pruned trial, hash of its spec) → the reason, by the newest listing of each database.
 
-        Two machines that did not see each other may have begun a trial of one name with different settings.
+        Two machines that did not see each other may have begun trials of the same name with different settings.
         """
         newest = {one.listing.database: one.listing for one in self._snapshots.listed()}
         return {
@@ -213,7 +212,7 @@ class Reentry:
         enqueue_again(queue, facts, now=self._clock.now(), by=by, note=self._note)
 
     def _prepared(self, queue: Queue, experiment: Experiment, result: Mapping[str, Any], by: str) -> None:
-        with contextlib.suppress(QueueError):  # of other crystals: the session's own `prepare` reports that
+        with contextlib.suppress(QueueError):  # trained on other crystals: the session's own `prepare` reports that
             queue.adopt_result(
                 experiment.name, Kind.PREPARE, result=result, source="the mount", now=self._clock.now(), by=by
             )
@@ -266,7 +265,7 @@ class Reentry:
             path = folder / f"{stem}{suffix}"
             if path.exists():
                 path.replace(aside / f"{files.sha256_of_file(path)[:12]}-{path.name}")
-        self._note(f"{folder / stem} is of a line that was not accepted; it is kept in {aside}.")
+        self._note(f"{folder / stem} belongs to a line that was not accepted, and was moved to {aside}.")
 
     def _results(self, queue: Queue, experiment: Experiment, at_start: bool, by: str) -> None:
         jobs = queue.jobs(experiment=experiment.name)
@@ -299,8 +298,8 @@ class Reentry:
                 return
         if job.state is State.COMMITTED:
             fold = job.fold if job.fold is not None else experiment.spec["folds"][0]
-            why = f"the files of {job.label} did not reach the mount whole"
-            self._note(f"{job.label} is done again: {why}.")
+            why = f"the mount has no complete files of {job.label}"
+            self._note(f"{job.label} runs again: {why}.")
             epochs = experiment.spec["train"]["epochs"]
             queue.rewind(experiment.name, {fold: why}, to_epoch=epochs, now=now, by=by)
 

@@ -27,11 +27,11 @@ def positions_to_keep(seen_at: Sequence[float], now: float, *, kept: int, steady
     """
     before = now - SETTLED_SECONDS
     settled = [position for position, at in enumerate(seen_at) if max(at, steady_since) <= before]
-    # While none is settled, the oldest is most likely on the drive.
+    # While no file is settled, the oldest is most likely to be on the drive.
     keep = set(settled[-kept:] or range(min(kept, len(seen_at))))
     newer = range(max(keep, default=-1) + 1, len(seen_at))
     last = seen_at[max(keep)] if keep else now
-    # On a mount that keeps failing nothing settles, and these reach back further.
+    # On a mount that keeps failing no file settles, and these positions reach back further.
     apart = max(SETTLED_SECONDS, now - last) / SPACED
     for position in newer:
         if seen_at[position] - last >= apart:

@@ -1,4 +1,4 @@
-"""Snapshots of the queue's database: taken while it is in use, published as files that never change, and checked as
+"""Take snapshots of the queue's database while it is in use, publish them as files that never change, and check them as
 untrusted data before use.
 
 Names on the mount: NUMBER-DATABASE-HASH.db, and a .json beside it that is written last. DATABASE is the id of the live
@@ -38,14 +38,14 @@ KEPT = 3
 #: The largest snapshot accepted: a queue of 100,000 jobs takes 60 MB.
 LARGEST_SNAPSHOT = 2 << 30
 LARGEST_LISTING = 16 << 20
-#: Seconds that checking a snapshot may take, whatever is in it; more in proportion above this many bytes.
+#: Seconds that the check of a snapshot may take, and the size in bytes above which it may take more in proportion.
 CHECK_SECONDS = 120.0
 _CHECKED_IN_TIME = 64 << 20
 
 _NAME = re.compile(rf"(\d{{8}})-([0-9a-f]{{8}})-([0-9a-f]{{12}}){DUPLICATE}\.(json|db)")
 #: The largest priority that PostgreSQL can store.
 _MOST_URGENT = 2**31 - 1
-#: Seconds since the epoch, in the year 8307: later ones have no date.
+#: The latest time accepted, in seconds since the epoch: the year 8307. Python's dates end in 9999.
 _LATEST = 2e11
 #: Numbers of snapshots have eight digits in their names.
 _MOST_SNAPSHOTS = 10**8 - 1
@@ -63,7 +63,7 @@ class Listing:
         number: grows along the line of databases.
         database: id of the live database.
         ancestry: database id → number of the snapshot from which a later database of this line continues.
-        experiments: what `mbqueue recover` needs of each: spec, results_dir, priority, enqueued_at, prepare.
+        experiments: what `mbqueue recover` needs for each: spec, results_dir, priority, enqueued_at, prepare.
         last_event: id of the database's last event; another snapshot is due only after a later one.
     """
 
@@ -117,7 +117,7 @@ def take(queue_db: Path, target: Path) -> None:
         raise QueueError(f"{queue_db} could not be copied: {error}.") from error
     if found != "ok":
         target.unlink(missing_ok=True)
-        raise QueueError(f"The copy of {queue_db} is not whole: {found}. Rebuild the queue: mbqueue recover")
+        raise QueueError(f"The copy of {queue_db} is damaged: {found}. Rebuild the queue: mbqueue recover")
 
 
 def check(path: Path) -> None:
@@ -149,7 +149,7 @@ def check(path: Path) -> None:
     except SchemaTooNew:
         raise
     except (sqlite3.Error, *NOT_OURS) as error:
-        raise DamagedSnapshot(f"{path} is not a whole queue: {error}.") from error
+        raise DamagedSnapshot(f"{path} is not an intact queue: {error}.") from error
     if wrong is not None:
         raise DamagedSnapshot(f"{path} {wrong}.")
 
@@ -170,7 +170,7 @@ def _job(row: sqlite3.Row) -> None:
     if job.fence > HIGHEST_FENCE or abs(job.priority) > _MOST_URGENT:
         raise ValueError(f"{job.label} has an impossible fence or priority")
     if not all(isinstance(told, dict | None) for told in (job.progress, job.result)):
-        raise TypeError(f"{job.label} has a result that is none")
+        raise TypeError(f"{job.label} has an invalid result")
 
 
 #: Queries for all rows that are ever read, with the readers of a row.
@@ -205,7 +205,7 @@ def check_experiment(name: object, results_dir: object, *, source: str) -> None:
     parts = PurePosixPath(results_dir).parts if isinstance(results_dir, str) else ()
     plain = all(re.fullmatch(NAME_PATTERN, part) for part in parts)
     if not (fits and plain and len(parts) >= 2 and parts[0] == "results"):
-        raise DamagedSnapshot(f"{source} names an experiment {name!r} with results in {results_dir!r}: not ours.")
+        raise DamagedSnapshot(f"{source} names an experiment {name!r} with results in {results_dir!r}: not valid.")
 
 
 class Snapshots:
@@ -316,7 +316,7 @@ def _listing(parts: Any, path: str) -> Listing:
     if not all(isinstance(count, int) and 0 <= count <= LARGEST_SNAPSHOT for count in counts):
         raise QueueError(f"{path} has impossible numbers.")
     if max([listing.number, *listing.ancestry.values()]) > _MOST_SNAPSHOTS:
-        raise QueueError(f"{path} has the number of no snapshot.")
+        raise QueueError(f"{path} has an impossible snapshot number.")
     if not (isinstance(listing.sha256, str) and isinstance(listing.database, str)):
         raise QueueError(f"{path} is not the manifest of a snapshot.")
     if not _is_time(listing.taken_at):

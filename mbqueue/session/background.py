@@ -1,9 +1,8 @@
-"""Start, find and stop sessions in the background. Without torch.
+"""Start, find and stop sessions in the background. Imports no torch.
 
-``state/background.json`` records the process. A process counts as that session only if its pid, start time and boot id
-are the recorded ones, so a later process with the same pid is never signalled. A copied project has the
-note and the rows of the original: the note names its folder, and a session counts here only as long as its process has
-this project's queue open.
+``state/background.json`` records the process by its pid, start time and boot id, so a later process that gets the same
+pid is never signalled. A copy of a project also copies that file and the queue's rows. So the file names its folder,
+and a session counts here only while its process has this project's queue open.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class BackgroundSession:
 
     @property
     def is_running(self) -> bool:
-        """Whether its process is alive, as far as this machine can tell."""
+        """Whether the session's process is alive, as far as this machine can tell."""
         return self.process.boot_id == this_process().boot_id and not is_known_dead(self.process)
 
 
@@ -85,7 +84,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 
     Raises:
         UsageError: if a background session of this project is running already.
-        SessionError: if it ended before it was running; the message includes the end of its log.
+        SessionError: if the process ended before it ran; the message includes the end of its log.
     """
     require_queue(project)
     project.logs_dir.mkdir(parents=True, exist_ok=True)
@@ -94,7 +93,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
         if running is not None and running.is_running:
             raise UsageError(
                 f"A session is already running in the background ({', '.join(running.sessions) or 'starting'}, process "
-                f"{running.process.pid}). See it with: mbqueue logs -f. End it with: mbqueue stop"
+                f"{running.process.pid}). Follow its log with: mbqueue logs -f. Stop it with: mbqueue stop"
             )
         before = {row.id for row in _sessions(project)}
         now = clock.now()
@@ -106,11 +105,11 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                start_new_session=True,  # closing the terminal or notebook cell must not end it
+                start_new_session=True,  # the session outlives the terminal or notebook cell
             )
         started = BackgroundSession(process=identity_of(child.pid), log=log, sessions=(), started_at=now)
         _write(project, started)
-        # Notices its end even if this process keeps running, as a notebook's kernel does.
+        # Reap the child when it ends, since this process may keep running, as a notebook's kernel does.
         threading.Thread(target=child.wait, name="mbqueue-background", daemon=True).start()
         started = _wait_until_at_work(project, started, child, len(options.devices or [""]), before, clock)
         _write(project, started)
@@ -120,7 +119,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 def current(project: ProjectFolder) -> BackgroundSession | None:
     """The latest background session, running or not; None if there was none.
 
-    Ignores a note copied from the project's original folder.
+    Ignores a file copied from the project's original folder.
     """
     try:
         content = json.loads(project.background_file.read_text(encoding="utf-8"))
@@ -135,11 +134,11 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # an unreadable note counts as missing: the queue also lists sessions
+        return None  # an unreadable file counts as missing: the queue also lists sessions
 
 
 def came_with_a_copy(project: ProjectFolder) -> bool:
-    """Whether the latest background session, and its log, are of the folder that this one was copied or moved from."""
+    """Whether the latest background session belongs to the folder that this one was copied or moved from."""
     try:
         return not _is_of_this_folder(json.loads(project.background_file.read_bytes()), project)
     except (OSError, ValueError, AttributeError):
@@ -149,7 +148,7 @@ def came_with_a_copy(project: ProjectFolder) -> bool:
 def stop(
     project: ProjectFolder, *, wait_seconds: float, clock: Clock, session: str | None = None
 ) -> list[StoppedSession]:
-    """Ask one session or all of this project's on this machine to stop, and wait until they have saved.
+    """Ask this project's sessions on this machine to stop, and wait until they have saved.
 
     Args:
         session: id of one session; None for all.
@@ -158,7 +157,7 @@ def stop(
         One entry for each session; empty if no such session runs here.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # The process that started others is asked, too; it passes the request on and reports no outcome.
+    # A process that started several sessions is asked, too: it passes the request on, and reports no outcome.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -245,7 +244,7 @@ def _ended_early(
     """Find a session that started and ended between two checks; raise an error if none ran.
 
     Args:
-        before: ids of earlier sessions. Times cannot replace them: a server has its own clock.
+        before: ids of earlier sessions. Start times would not do: a server has its own clock.
     """
     here = this_process()
     # The parent of an ended process is unknown.
@@ -268,7 +267,7 @@ def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
 
 
 def _is_asked(identity: ProcessIdentity) -> bool:
-    """Ask a process to stop; return whether that was allowed. An ended process counts as allowed."""
+    """Ask a process to stop; return False if it belongs to another user."""
     try:
         os.kill(identity.pid, signal.SIGTERM)
     except ProcessLookupError:
@@ -301,7 +300,7 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
-    """Whether the note was written here; notes of early versions do not say."""
+    """Whether this folder's sessions wrote the file; files of early versions name no folder and count as its own."""
     return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 
@@ -324,9 +323,9 @@ def _sessions(project: ProjectFolder) -> tuple[SessionRow, ...]:
 
 def _reason(project: ProjectFolder, session: str | None) -> str:
     if session is None:
-        return "it had not started to work"
+        return "it was still starting"
     with open_queue(project, read_only=True) as queue:
-        return queue.session(session).end_reason or "its process ended without a report; the next session continues"
+        return queue.session(session).end_reason or "its process ended without a report; the next session resumes"
 
 
 def _write(project: ProjectFolder, session: BackgroundSession) -> None:

@@ -1,13 +1,13 @@
-"""Make every session use the commits in the place that the queue records. Without torch.
+"""Make every session use the commits in the place that the queue records. Imports no torch.
 
-Each place contains its id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
-first session tells the queue (`mbqueue.queue.commits_place`), and one that would read or write elsewhere is refused,
-since it would find no commits, train again from the start and overwrite rows of the queue. A SQLite file without a
-store needs none of this: it is next to its commits.
+Each place stores its own id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
+first session records that id in the queue (`mbqueue.queue.commits_place`). A session with another place is refused: it
+would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file without a store
+needs no such check: its commits are beside it.
 
-The recorded place changes by itself only if nothing can be lost: from a folder to a store or another folder that has
-every epoch which the queue counts as done, while no session runs. Otherwise use `mbqueue move-commits`
-(`mbqueue.session.moving_commits`).
+A session changes the recorded place only from a folder to a store or another folder, and only if nothing can be lost:
+no other session runs, and the new place has every epoch that the queue counts as done. Every other change needs
+`mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mbqueue.storage.objects import ObjectStore, store_of
 FORMAT = 1
 #: (experiment, fold) → finished epochs.
 Epochs = Mapping[tuple[str, int], int]
-_HOW = "To keep them elsewhere from now on: mbqueue move-commits --help"
+_HOW = "To move commits elsewhere: mbqueue move-commits --help"
 
 
 def enter_place(
     project: ProjectFolder, queue: Queue, store: ObjectStore | None, *, note: Callable[[str], None], clock: Clock
 ) -> CommitsPlace | None:
-    """Check that this session and the queue use the same place for commits; record it if the queue has none.
+    """Check that this session and the queue use the same place for commits; record the session's if the queue has none.
 
     Sends a new store the commits that only this machine has.
 
@@ -45,17 +45,16 @@ def enter_place(
         The queue's place, to compare again once the session has started (`require_same`).
 
     Raises:
-        StoreError: if the store is missing, refuses, ignores conditional puts or is a different store; or if the
+        StoreError: if the store is missing, denies access, ignores conditional puts or is a different store; or if the
             queue's commits are in a store but the project has none.
-        QueueError: if the folder is a different one, or the store has more than the queue knows, because the queue is
-            new.
+        QueueError: if the folder is a different one, or the queue is new and the store has epochs that it lacks.
     """
     before = queue.commits_place()
     if store is None:
         return _enter_folder(project, queue, before, clock=clock)
     if before is not None and before.kind == "store":
         require_store(before, store)
-        if store.check():  # removed in the meantime
+        if store.check():  # the store was removed in the meantime, and this call created a new one
             store.forget()
             require_store(before, store)
         _compare(project, queue, store, note=note)
@@ -70,7 +69,7 @@ def enter_place(
         raise StoreError(
             f"{store.url} {'is new' if is_new else 'is not known to the queue'}, and the queue has epochs whose "
             f"checkpoints are neither there nor on this machine: {missing}. Check the address. If another machine "
-            f"has the checkpoints, start the first session there: it sends them. {_HOW}"
+            f"has the checkpoints, start the first session there: it sends them to the store. {_HOW}"
         )
     send_local_results(project, queue, store)
     place = store_place(store)
@@ -122,7 +121,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
     if store.url == place.address:
         raise StoreError(
             f"The commits of this queue are in {place.shown}, but that address now has another store, or none. If "
-            f"it is a share, mount it; if it was emptied, put it back from a copy. {_HOW}"
+            f"it is a share, mount it; if it was emptied, restore it from a copy. {_HOW}"
         )
     raise elsewhere(place, f"{store.url} is another store, or nothing is mounted there")
 
@@ -132,18 +131,17 @@ def elsewhere(place: CommitsPlace, why: str) -> StoreError:
     if place.kind == "store":
         what = f'Set store = "{place.address}" in mbqueue.toml, or MBQUEUE_STORE to it.'
     else:
-        what = "Work there, or share a store (docs/how-to/many-machines.md) and start its first session there."
+        what = "Work there, or set up a store (docs/how-to/many-machines.md) and start its first session there."
     return StoreError(f"The commits of this queue are in {place.shown}, and {why}. {what} {_HOW}")
 
 
 def store_place(store: ObjectStore) -> CommitsPlace:
-    """The record of a checked store for a queue."""
+    """A queue's record of a checked store."""
     return CommitsPlace(id=store.id, kind="store", address=store.url)
 
 
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """The record of the project's own folder for a queue; None if it was never used for commits and must not be
-    created.
+    """A queue's record of the project's own folder; None if the folder has no id. ``make`` gives it one.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.
@@ -151,7 +149,7 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
     known = folder_id(project)
     if not known and make:
         content = {"format": FORMAT, "made_by": "mbqueue", "id": secrets.token_hex(8)}
-        # If two machines share the folder, the first one names it.
+        # If two machines share the folder, the first one sets its id.
         files.create_bytes(project.commits_file, (json.dumps(content, indent=2) + "\n").encode())
         known = folder_id(project)
     if not known:
@@ -167,8 +165,8 @@ def folder_id(project: ProjectFolder) -> str:
         return ""
     except (ValueError, KeyError, TypeError) as error:
         raise QueueError(
-            f"{project.commits_file} is damaged ({error}). If its checkpoints are intact, remove it and resume with: "
-            "mbqueue move-commits"
+            f"{project.commits_file} is damaged ({error}). If the checkpoints beside it are intact, remove this file, "
+            "then run: mbqueue move-commits"
         ) from error
 
 
@@ -192,7 +190,7 @@ def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
 
 
 def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
-    """As `finished_epochs`, of the project's own folder."""
+    """As `finished_epochs`, for the project's own folder."""
     folder = project.all_checkpoints
     return epochs_named(path.relative_to(folder).as_posix() for path in folder.glob("*/fold_*/e*.json"))
 
@@ -221,7 +219,7 @@ def _enter_folder(
 
 
 def _compare(project: ProjectFolder, queue: Queue, store: ObjectStore, *, note: Callable[[str], None]) -> str:
-    """Send the store what it lacks and this machine has; return what is still missing, as `lacking` words it."""
+    """Send the store the epochs that only this machine has; return those still missing, as `lacking` lists them."""
     there = dict(finished_epochs(store))
     for (experiment, fold), known in known_epochs(queue).items():
         found = there.get((experiment, fold), 0)

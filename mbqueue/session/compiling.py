@@ -26,11 +26,11 @@ class Compiling:
     """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
     `also` adds the precision of an experiment, which is known only later. If a kernel does not compile, the device uses
-    plain torch, and one note says so. If no sample can be made to try the kernels on, they are compiled when they are
-    checked on the first batch; a note says that, too.
+    plain torch, and one note says so. If no sample batch can be made for them, the kernels are compiled at the first
+    batch of the training, and a note says so.
 
     Args:
-        device: the session's.
+        device: the session's device.
         note: called with a sentence when kernels are compiled for the first time, or when compiling failed.
     """
 
@@ -45,7 +45,7 @@ class Compiling:
         precision = usable_precision(self._device, precision)
         if self._device.type != "cuda" or precision in self._threads:
             return
-        # The process waits for this thread: exiting inside a compiler or a driver would crash.
+        # Not a daemon: a process that exits inside a compiler or a driver crashes.
         thread = threading.Thread(
             target=self._compile,
             args=(precision, list(self._threads.values())),

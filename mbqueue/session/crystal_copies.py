@@ -1,8 +1,8 @@
-"""Copy an experiment's crystals to where other machines find them, during training. Without torch.
+"""Copy an experiment's crystals to where other machines find them, during training. Imports no torch.
 
-They can be a hundred megabytes, and a drive can take minutes for them. No session waits for that at its beginning or
-end. When the session is asked to stop or its time runs out, the copy is abandoned and its partial file removed. The
-next session that trains on these crystals makes it.
+A copy can be a hundred megabytes and take minutes on a drive, so no session waits for it at its start or end. A
+session that is asked to stop or runs out of time abandons the copy and removes its partial file. The next session that
+trains on these crystals copies them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mbqueue.storage.objects import ObjectStore
 
 #: How long a finished session waits for copies.
 END_SECONDS = 60.0
-#: How long a session that was asked to stop waits for the piece being written. A mount that hangs is abandoned.
+#: How long a session that was asked to stop waits for the piece being written: the mount may hang.
 STOP_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 
@@ -35,7 +35,7 @@ class CrystalCopies:
     Args:
         should_stop: whether the session was asked to end.
         spare: seconds that copying may still take.
-        note: called from a thread with a sentence that says why something was not copied.
+        note: called from another thread with the reason why a file was not copied.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CrystalCopies:
         self._wait(STOP_SECONDS, lambda: False)
 
     def keep(self, shared: SharedCrystals, file: Path, dataset_hash: str) -> None:
-        """Copy a binary file of crystals to where other machines find it, unless it is there; returns at once."""
+        """Start to copy a binary file of crystals to where other machines find it, unless it is there already."""
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):
@@ -109,7 +109,7 @@ class CrystalCopies:
         try:
             while not lock.is_locked:
                 try:
-                    lock.acquire(timeout=1.0)  # another session of this machine is copying, maybe these crystals
+                    lock.acquire(timeout=1.0)  # another session on this machine may be copying the same crystals
                 except Timeout:
                     if self._should_end():
                         raise NoTime("the session ends") from None
@@ -119,6 +119,6 @@ class CrystalCopies:
                 lock.release()
         except NoTime as error:
             self._gave_up = True
-            self._note(f"The crystals are not kept in {shared.name} yet ({error}); the next session does it.")
+            self._note(f"The crystals were not copied to {shared.name} ({error}); the next session tries again.")
         except OSError as error:
-            self._note(f"The crystals are not kept in {shared.name} yet: {error}")
+            self._note(f"The crystals were not copied to {shared.name}: {error}")

@@ -17,14 +17,14 @@ def tested_device(name: str | None) -> torch.device:
     """
     try:
         device = pick_device(name or "auto")
-        with calculating(device, "float32"):  # the first product of a process sets up cuBLAS for good
+        with calculating(device, "float32"):  # a process sets up cuBLAS once, at its first product
             multiply(device)
     except (RuntimeError, AssertionError) as error:
         why = _first_line(error)
         if name is None:
             raise UsageError(
-                f"There is a GPU, but no usable device ({why}). Perhaps this PyTorch does not support it, or it is "
-                "broken or full: mbqueue doctor and nvidia-smi show more. To work without it: --device cpu"
+                f"The GPU cannot be used ({why}). Perhaps this PyTorch does not support it, or it is broken or full: "
+                "mbqueue doctor and nvidia-smi show more. To run without the GPU: --device cpu"
             ) from error
         raise UsageError(
             f"There is no usable device {name!r} here ({why}). Leave --device out to let mbqueue choose, or see: "
@@ -36,8 +36,8 @@ def tested_device(name: str | None) -> torch.device:
 def why_lost(device: torch.device) -> str | None:
     """The error of a GPU that this process can no longer use; None if the GPU works.
 
-    CUDA keeps an illegal access, a failed assertion or a memory fault for as long as the process lives. A GPU that is
-    only full is not lost.
+    After an illegal access, a failed assertion or a memory fault, every later CUDA call of the process fails. A GPU
+    that is only full is not lost.
     """
     if device.type != "cuda":
         return None
@@ -51,7 +51,7 @@ def why_lost(device: torch.device) -> str | None:
 def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     """The error that ends the session if a job filled the GPU's memory; None for any other error.
 
-    Batches that do not fit are split where they are computed, so an error that arrives here is about the model itself.
+    Batches that do not fit are split where they are computed, so here not even the model itself fits.
     """
     if isinstance(error, DeviceBusy):
         return error
@@ -59,7 +59,7 @@ def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
         return None
     return DeviceBusy(
         f"{device} has too little memory left for the model itself ({_first_line(error)}). End the other processes "
-        "(nvidia-smi lists it; a notebook's kernel keeps memory until it is restarted), then: mbqueue work"
+        "(nvidia-smi lists them; a notebook's kernel keeps memory until it is restarted), then: mbqueue work"
     )
 
 
@@ -68,7 +68,7 @@ def multiply(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # raises an error that an earlier call left behind
     square = torch.ones(16, 16, device=device)
-    if float((square @ square)[0, 0]) != 16.0:  # this waits, too
+    if float((square @ square)[0, 0]) != 16.0:  # float() waits for the product
         raise RuntimeError(f"{device} multiplies wrongly")
 
 

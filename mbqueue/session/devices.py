@@ -1,8 +1,8 @@
-"""Run several sessions on one machine, one process for each device. Without torch.
+"""Run several sessions on one machine, one process for each device. Imports no torch.
 
-Each process is `mbqueue work --json` with its own device. It runs in its own process group, so Ctrl-C in a terminal
-reaches only the process that started it, which passes the signal on once. If that process dies, the sessions lose their
-reader and end gracefully, too (see `mbqueue.session.messages`).
+Each process is `mbqueue work --json` with its own device, in its own process group. So Ctrl-C in a terminal reaches
+only the process that started the sessions, which passes the signal on once. If that process dies, the sessions lose
+their reader and end gracefully (see `mbqueue.session.messages`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mbqueue.session.stop import StopRequest
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 #: How soon a stop request is passed on.
 _POLL_SECONDS = 0.2
-#: How long to wait: an ended process may have left others that hold its standard error open.
+#: How long to wait for the last output: children of an ended process may hold its standard error open.
 _LAST_WORDS_SECONDS = 5.0
 _TAIL_LINES = 15
 
@@ -44,7 +44,7 @@ class Device:
 
     Attributes:
         label: its name in messages, unique within one call.
-        name: as `mbqueue work --device` takes it within the process.
+        name: the device within the process, as for `mbqueue work --device`.
         visible: CUDA_VISIBLE_DEVICES of the process; None leaves it unchanged.
     """
 
@@ -80,7 +80,7 @@ class DevicesOutcome:
     Attributes:
         ending: DONE or BLOCKED when one of them found nothing left, else STOPPED.
         sessions: those that ended by themselves.
-        failures: those that did not, in the order of their deaths.
+        failures: the others, in the order in which they ended.
     """
 
     ending: Ending
@@ -89,12 +89,12 @@ class DevicesOutcome:
 
     @property
     def jobs_done(self) -> int:
-        """Jobs that they committed."""
+        """Jobs that the sessions committed."""
         return sum(session.jobs_done for session in self.sessions)
 
 
 def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
-    """The devices of names like ``0``, ``cuda:1``, ``cpu`` or a GPU's UUID; the same one twice gets two sessions.
+    """Parse devices like ``0``, ``cuda:1``, ``cpu`` or a GPU's UUID; a device named twice gets two sessions.
 
     A number is an index among the GPUs visible to this process, as in CUDA.
 
@@ -114,8 +114,8 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
             label = visible = name
         else:
             raise UsageError(
-                f"{name!r} is not a device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu; a GPU's UUID is "
-                "taken too."
+                f"{name!r} is not a device. Write --devices like 0,1,2 or cuda:0,cuda:1 or cpu,cpu; a GPU's UUID works "
+                "too."
             )
         if names.count(name) > 1:
             label += f"/{names[: position + 1].count(name)}"
@@ -182,7 +182,7 @@ class Crew:
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 
     def kill(self) -> None:
-        """Kill the sessions that still run. What they published is whole."""
+        """Kill the sessions that still run. Everything that they published stays intact."""
         for worker in self._workers:
             if worker.process.poll() is None:
                 worker.process.kill()
@@ -207,7 +207,7 @@ class Crew:
                     self._hear(worker, what)
                     continue
                 living.discard(worker)
-                # A session that gets a signal before it has set its handlers dies of it.
+                # A signal kills a session that has not set its handlers yet.
                 if worker.outcome is None and not (is_stopping and not worker.has_begun):
                     failures.append(self._mourn(worker, bool(living)))
         finally:
@@ -219,8 +219,8 @@ class Crew:
             self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
-        # Threads are left as they are: on the CPU the last bits of a result depend on their number, and each session
-        # must give the same result as alone.
+        # Keep the number of threads: on the CPU it decides the last bits of a result, which must be those of a session
+        # that runs alone.
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible
@@ -271,7 +271,7 @@ class Crew:
         failure = Failure(device=worker.device.label, code=worker.process.returncode, said="\n".join(worker.said))
         worker.report.note(f"its process {failure.why}" + ("; the other sessions continue" if others_live else ""))
         try:
-            # Then the others need not wait until its lease expires.
+            # Release its lease now, so that the other sessions need not wait until it expires.
             with open_queue(self._project) as jobs:
                 jobs.reap_dead(by="mbqueue work", now=self._clock.now())
         except QueueError as error:

@@ -92,7 +92,7 @@ def predict_dataset(
     progress: Progress,
     note: Callable[[str], None],
 ) -> EnsembleTable:
-    """Predict a dataset with the models in some files; the dataset is converted through the project's cache.
+    """Predict a dataset with some model files; the project's cache keeps the converted crystals.
 
     Partial predictions are kept for a week, so that an interrupted prediction resumes.
 
@@ -121,7 +121,7 @@ def predict_dataset(
         target=replace(target if target_column else FORMATION_ENERGY.target, column=target_column),
         targets_required=False,
     )
-    assert data is not None, "nothing asks this to stop"
+    assert data is not None, "no stop was requested"
     keep_in = project.predictions_dir("predict")
     forget_old(keep_in, now=SystemClock().now())
     found = predict_crystals(
@@ -165,7 +165,7 @@ def _one_target(models: Sequence[Path]) -> Target:
 
 
 def read_files(project: ProjectFolder, dataset: str, models: Sequence[str | Path]) -> tuple[Path, ...]:
-    """The files and folders that a prediction reads, the project's own among them."""
+    """The files and folders that a prediction reads, including the project's own."""
     given = project.root / Path(dataset).expanduser()
     return (*([given] if given.exists() else []), *map(Path, models), *project.never_outputs)
 

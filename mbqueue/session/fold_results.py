@@ -49,7 +49,7 @@ class FoldResults:
 def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
     """Write the fold's files, commit the job, and return the score in words.
 
-    The files are written in a separate folder and renamed while the lease is known to be held, the predictions last.
+    First writes the files in a separate folder, then renames them, the predictions last, while the lease is held.
 
     Raises:
         LeaseLost: if the lease is lost; the results folder is unchanged.
@@ -61,7 +61,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
 
     def sweep() -> None:
         for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
-            # Left by a session that died, or that lost this job and may no longer publish.
+            # Another session may have left the folder: it died, or lost this job and may no longer publish.
             shutil.rmtree(left_over, ignore_errors=True)
 
     session.while_held(lease, sweep)

@@ -62,8 +62,8 @@ class Heartbeat:
     def may_reap(self) -> bool:
         """Whether this session may take over expired leases.
 
-        It may not for a lease's length after this session itself was silent for that long (its machine slept, was cut
-        off, or its clock was changed): other sessions may have been silent with it and must get time to renew.
+        If this session was silent for a lease's length (its machine slept or lost the network, or its clock changed),
+        others may have been silent with it. For one lease's length they get time to renew.
         """
         now = self._clock.now()
         with self._lock:

@@ -85,7 +85,7 @@ class Loaded:
 
     def _complete(self, frozen: FrozenBackbone, job: Job, spec: Spec, data: LoadedData) -> None:
         advanced = self._session.progress_of(job, "pretrained energies")
-        if self._session.store is not None:  # also replaces local outputs that differ from those that all others use
+        if self._session.store is not None:  # also replaces local outputs that differ from the shared ones
             fetch_shards(
                 self._session.store,
                 frozen,
@@ -142,7 +142,7 @@ class Loaded:
         self._fold = None
 
     def is_kept_for_others(self) -> bool:
-        """Wait until other machines have the crystals, or cannot get them; False when asked to stop before that."""
+        """Wait until the crystals are copied for other machines, or copying failed; False if asked to stop first."""
         return self._copies.settled(self._session.should_stop)
 
     def fold_run(self, lease: Lease, experiment: Experiment, spec: Spec) -> FoldRun:

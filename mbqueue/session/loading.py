@@ -29,7 +29,7 @@ class LoadedData:
 
     Attributes:
         wanted: the [data] section it was loaded for.
-        crystals, graphs: row for row.
+        crystals, graphs: in the same order.
         source: its name or path, for messages.
         official: whether it is matbench's own dataset, whole and in its order.
         dropped: (id, reason) of each entry left out.
@@ -44,7 +44,7 @@ class LoadedData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The data's entries in the fingerprint, besides its hash."""
+        """The fingerprint's entries about the data, except its hash."""
         return {"converter": CONVERTER_VERSION}
 
 
@@ -66,7 +66,8 @@ def load_data(
 
     Args:
         seed: draws the crystals if the section has a limit.
-        dataset_hash: of the crystals, once the experiment is prepared. If the cache has them, the source is not read.
+        dataset_hash: hash of the crystals, once the experiment is prepared. If the cache has them, the source is not
+            read.
         store: the project's object store, if it has one that is already open.
         target: the kind and column of the property to predict.
         targets_required: whether a crystal without a target is an error; else its target is nan.
@@ -115,7 +116,7 @@ def load_data(
     folder = project.cache_dir / folder_name(crystals)
     file = folder / CRYSTALS_FILE
     with building(folder):
-        if is_new or not file.exists():  # it may have been pruned since it was opened
+        if is_new or not file.exists():  # `mbqueue cache prune` may have removed it since
             crystals.save(file, meta)
         if is_new and key is not None:
             remember(project.cache_dir, key, crystals.hash, meta | {"columns": columns})

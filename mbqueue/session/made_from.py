@@ -180,7 +180,8 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
     if entry is None or entry.spec_hash != hash_of_spec(member.spec):
         what = "is not in the queue" if entry is None else "has another spec in the queue"
         raise ResultsError(
-            f"{name}, which {spec.name} is made from, {what}. Enqueue it as it was, then: mbqueue retry {spec.name}"
+            f"{name}, which {spec.name} is made from, {what}. Enqueue the same experiment again, then: mbqueue retry "
+            f"{spec.name}"
         )
     jobs = session.queue.jobs(experiment=name)
     left = [job for job in jobs if job.state not in {State.COMMITTED, State.SKIPPED}]
@@ -190,7 +191,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
             f"it is recorded: mbqueue retry {spec.name}"
         )
     if left:
-        raise MembersNotRecorded(f"{spec.name} is made from {name}, which is not recorded yet: it comes first.")
+        raise MembersNotRecorded(f"{spec.name} is made from {name}, which is not recorded yet.")
     working = session.project.working_results(entry.results_dir)
     if session.store is not None:
         fetch_results(session.store, entry, jobs, working)
@@ -199,7 +200,7 @@ def _member(session: Session, member: Member, spec: Spec) -> _Found:
         recorded = read_recorded(working if is_here else session.project.root / entry.results_dir)
     except ResultsError as error:
         again = f"mbqueue retry {name}, mbqueue work, mbqueue retry {spec.name}"
-        raise advised(error, f"Restore it from a copy, or make it and then {spec.name} again: {again}") from None
+        raise advised(error, f"Restore {name} from a copy, or make both again: {again}") from None
     if missing := set(spec.folds) - set(recorded.folds):
         raise ResultsError(f"{name} has no recorded fold {min(missing)}, which {spec.name} is made from.")
     return _Found(recorded, jobs)

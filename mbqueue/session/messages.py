@@ -12,8 +12,8 @@
     {"event": "session_ended", "session": …, "ending": "DONE", "reason": …, "jobs_done": 5,
      "cause": {"kind": "signal", "signal": 15}}
 
-``kind`` is a `mbqueue.session.outcome.StopKind`, ``signal`` null for all but signals. ``job`` has the fields
-of `mbqueue.queue.jobs.Job`. Numbers that are not finite are null.
+``kind`` is a `mbqueue.session.outcome.StopKind`, ``signal`` is null unless a signal ended the session. ``job`` has the
+fields of `mbqueue.queue.jobs.Job`. Numbers that are not finite are null.
 """
 
 from __future__ import annotations

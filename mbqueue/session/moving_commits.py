@@ -1,7 +1,7 @@
-"""Move commits to the place in the project's settings, and record it in the queue. Without torch.
+"""Move commits to the place in the project's settings, and record it in the queue. Imports no torch.
 
-The queue is updated last, after everything is copied. So an interrupted move can be run again, and finds what it has
-copied.
+The queue is updated last, after everything is copied. So you can repeat an interrupted move, which skips everything
+that it has copied.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def move_commits(
 
     Raises:
         StoreError: if a finished epoch would be lost, or a store does not answer.
-        QueueError: if a session works with the queue.
+        QueueError: if a session uses the queue.
     """
     queue.reap_dead(by="move-commits", now=clock.now())
     before = queue.commits_place()
@@ -119,7 +119,7 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
     Names contain the hash of the content, so the same name and size mean the same object, except for JSON objects.
 
     Raises:
-        StoreError: if a JSON object is there with another content.
+        StoreError: if the target has a JSON object of the same name with different content.
     """
     there = target.listed("")
     names = {name: listed.size for name, listed in source.listed("").items() if name != MARKER}
@@ -132,7 +132,8 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
         if not is_named_by_hash:
             if not target.create_patiently(name, content):
                 raise StoreError(
-                    f"{target.url}/{name} exists already and differs from that in {source.url}. Use an empty prefix."
+                    f"{target.url}/{name} exists already and differs from the one in {source.url}. Choose a prefix "
+                    "without objects."
                 )
         else:
             target.put(name, content)

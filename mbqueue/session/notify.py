@@ -29,7 +29,7 @@ class Notifier(Report):
     Args:
         settings: the command, the webhook, the events, the time limit.
         project: the project's folder, which the notification names.
-        on_trouble: called from another thread with a sentence if one could not be sent.
+        on_trouble: called from another thread with a sentence if a notification could not be sent.
     """
 
     def __init__(self, settings: NotifySettings, *, project: str, on_trouble: Callable[[str], None]) -> None:
@@ -45,7 +45,7 @@ class Notifier(Report):
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Wait until the rest is sent, at most twice the time limit of one notification."""
+        """Wait until the remaining notifications are sent, at most twice the time limit of one."""
         try:
             self._open.put_nowait(None)
         except queue.Full:

@@ -1,4 +1,4 @@
-"""The options of a session, from the command line and for child processes. Without torch."""
+"""The options of a session, from the command line and for child processes. Imports no torch."""
 
 from __future__ import annotations
 

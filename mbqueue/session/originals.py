@@ -1,10 +1,7 @@
-"""Record a project's folder, so that a copy of it (`cp -r`) is recognised if the two would share something.
+"""Refuse a copy of a project (`cp -r`) that would share either the queue or the store of its original.
 
-A copy of a plain project has its own queue and its own checkpoints. Two kinds of copies share one of them. With the
-queue on a server and no store, original and copy take jobs of one queue, but each has its own checkpoints. With a store
-and the queue in a file, each has its own queue, but both commit to one store. In both cases a session of one would
-retrain or overwrite what the other has done, so such a copy is refused. With the queue on a server and commits in a
-store, the copy is one more machine.
+Sessions of such a copy would retrain or overwrite what the original has done. A copy that shares both is just another
+machine.
 
 On a drive nothing is recorded: a session must start even while the drive hangs, and `mbqueue.belonging` tells live
 folders apart.

@@ -17,7 +17,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
     Raises:
         Stopped: if asked to stop; nothing was written.
-        Rewound: checkpoints are damaged; the epochs after the newest whole one are queued again.
+        Rewound: checkpoints are damaged; the epochs after the newest intact one are queued again.
         MembersNotRecorded, ResultsError: for an experiment that is made from others.
     """
     job = lease.job
@@ -26,7 +26,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if spec.made_from is not None:
         return commit_fold(session, lease, experiment, made_from.predict(session, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
-    # While it trained, this session may have failed to remove a temporary file, and no later session may load the fold.
+    # This session may have failed to remove a temporary file while it trained, and no later session loads the fold.
     session.while_held(lease, fold.checkpoints.sweep)
     session.require_epochs(lease, experiment, fold, _trained_epochs(session, experiment.name, job.fold))
     model = fold.best_model()

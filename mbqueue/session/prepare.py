@@ -31,8 +31,8 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     data = loaded.data_for(job, experiment, spec)
     check_folds(data.crystals.targets, spec.train.validation, is_class=spec.predicts.is_class)
     loaded.frozen_for(job, spec, data)
-    # Machines that share the store may have no other way to these crystals, and rely on the commit. On a drive it is
-    # unknown when others will see a file, so there is no wait.
+    # Other machines may get these crystals only from the store, so they must be there before the commit. A drive does
+    # not show when others will see a file, so there is no wait.
     if session.store is not None and not loaded.is_kept_for_others():
         raise session.stopped()
     widened = len(data.graphs.widened())

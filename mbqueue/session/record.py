@@ -53,7 +53,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         session.commit(lease, result=result, publish=publish)
 
     def passed_over(stem: str, why: str) -> None:
-        lost = "If only this commit shows that training resumed with another device or library, that is not recorded."
+        lost = "A change of device or library that only this commit shows is missing from the results."
         session.damaged(lease, f"The commit {stem} is skipped: {why} {lost}")
 
     folds = [experiment.identity(fold) for fold in spec.folds]

@@ -1,4 +1,4 @@
-"""Convert the queue's facts about an experiment to the form that recording and reporting need. Without torch."""
+"""Convert the queue's facts about an experiment to the form that recording and reporting need. Imports no torch."""
 
 from __future__ import annotations
 

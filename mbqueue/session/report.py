@@ -10,8 +10,7 @@ from mbqueue.session.outcome import SessionOutcome
 
 
 class Report:
-    """The worker calls these methods, from its main thread unless a method says otherwise. They must return quickly.
-
+    """The worker calls these methods, from its main thread unless a method says otherwise, so each must return quickly.
     Every method does nothing by default, so a subclass defines only those that it needs.
     """
 
@@ -48,7 +47,7 @@ class Report:
 
 class Relay(Report):
     """Passes all events on to several listeners, in order. A listener that can no longer write (full disk, lost reader)
-    is dropped, and the others still get them. A failing report never stops the work.
+    is dropped, and the others still get all events. A failing report never stops the session.
     """
 
     def __init__(self, *listeners: Report) -> None:

@@ -21,8 +21,8 @@ RELEASE_SECONDS = 600.0
 def begin_trials(session: Session) -> None:
     """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run.
 
-    If sessions on one drive use different databases, only the one that started first does this. Otherwise two could
-    give one number to different settings. The others learn of its trials from its snapshots.
+    If sessions on one drive use different databases, only the session that started first begins trials: two could give
+    one number to different settings. The others see its trials in its snapshots.
     """
     now = session.clock.now()
     earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
@@ -61,7 +61,7 @@ def _keep_wanted(session: Session, name: str) -> None:
     try:
         keep_wanted(session.project, session.queue, name)
     except OSError as error:
-        session.report.note(f"{session.project.wanted_dir} cannot be written ({error}); recover would not know {name}.")
+        session.report.note(f"{session.project.wanted_dir} cannot be written ({error}); recover would not find {name}.")
 
 
 def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[str, Any]]) -> str | None:

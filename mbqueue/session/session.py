@@ -74,9 +74,9 @@ class Session:
     # -- stopping ------------------------------------------------------------------------------------------------
 
     def stop_reason(self, seconds_needed: float = 0.0) -> str | None:
-        """Why the current job should stop now, or None; ``seconds_needed`` is what its next part takes.
+        """Why the current job should stop now, or None; its next part takes ``seconds_needed``.
 
-        If there is no time for a next part, the whole session stops: a job begun later would not have it either.
+        If there is no time for another part, the whole session stops, since a later job would have even less time.
         """
         if self.heartbeat.withdrawn:
             return self.heartbeat.withdrawn
@@ -98,7 +98,7 @@ class Session:
             self.stop
             or not self.deadline.allows(SHORTEST_JOB_SECONDS)
             or (self.max_jobs is not None and self.max_jobs - self.jobs_done <= 1)
-            # Adopting what others have published, and waiting for a store, happen between two jobs.
+            # Between two jobs, a session adopts what others have published, and may wait for a store.
             or (self.publisher is not None and self.publisher.others)
             or (self.watch is not None and self.watch.why is not None)
         )
@@ -166,7 +166,7 @@ class Session:
         """Do what only the lease's holder may do to files, such as removing what earlier holders left.
 
         Raises:
-            LeaseLost: if the lease is lost; then nothing was done. What is there may be the next holder's.
+            LeaseLost: if the lease is lost; nothing was done, since the files may be the next holder's.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
@@ -182,7 +182,7 @@ class Session:
         """Release a job that was claimed with the last commit but not begun."""
         lease = self.take_next()
         if lease is not None:
-            with suppress(QueueError):  # it is lost already, or will expire
+            with suppress(QueueError):  # the lease is lost already, or will expire
                 self.queue.release(lease, reason=reason, now=self.clock.now(), for_others=for_others)
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
@@ -225,7 +225,7 @@ class Session:
         assert self.watch is not None
         pause = self.watch.pause(error)
         if self.watch.is_first_try:
-            # If the queue's server is on the same lost network, the store's own note says so.
+            # The queue's server may be on the same lost network; `watch` has reported the trouble already.
             with suppress(QueueError):
                 self.queue.note(f"DEGRADED: {error}", by=self.id, now=self.clock.now())
         if self.stop_reason(pause) is None:
@@ -236,7 +236,7 @@ class Session:
             raise error
 
     def await_store(self) -> bool:
-        """Wait until the object store answers, so that no job is begun that cannot be saved; False if stopped.
+        """Wait until the object store answers, since no job can be saved before; False if stopped.
 
         Raises:
             StoreError: if the session has waited long enough.
@@ -263,7 +263,7 @@ class Session:
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:
-            # SQLite keeps no checksums: training would use a learning rate with a flipped bit.
+            # SQLite has no checksums: a flipped bit could change a learning rate without an error.
             raise SpecError(
                 f"The spec of {experiment.name} in {self.queue.database.name} is not the one that was enqueued: it "
                 "is damaged. Rebuild the queue from the checkpoints: mbqueue recover --force"
@@ -290,7 +290,7 @@ class Session:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """As `progress_of`, but raises to stop reading and downloading, which resume where they broke off."""
+        """As `progress_of`, but raises `Stopped` on request; the next session resumes the reading or the download."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:
@@ -310,12 +310,12 @@ class Session:
         """Check that this many epochs of the fold have intact commits; otherwise queue the lost ones again.
 
         Raises:
-            Rewound: the lease is given up.
+            Rewound: if epochs were queued again; the lease is given up.
         """
         reached = fold.finished_epochs()
         if reached >= epochs:
             return
-        why = f"checkpoints of fold {fold.fold} are damaged or gone; the newest whole one ends with epoch {reached}"
+        why = f"checkpoints of fold {fold.fold} are damaged or gone; the newest intact one ends with epoch {reached}"
         self.queue.rewind(experiment.name, {fold.fold: why}, to_epoch=reached, now=self.clock.now(), lease=lease)
         raise Rewound(f"{why}. The epochs after it are queued again.")
 

@@ -1,4 +1,4 @@
-"""List, send and fetch the commits of a project in the object store. Without torch."""
+"""List, send and fetch the commits of a project in the object store. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbqueue.storage.places import in_folder, in_store, named_after
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
-    """(experiment, fold) → the last finished epoch that the store has, 0 for a part of the first; by names alone."""
+    """(experiment, fold) → the last finished epoch in the store, by names alone; 0 if even the first is unfinished."""
     return epochs_named(store.names(STORED_CHECKPOINTS))
 
 
@@ -58,7 +58,7 @@ def remove_released(project: ProjectFolder, trials: Iterable[Experiment], store:
     for folder in project.fold_dirs():
         if folder.parent.name in names:
             Commits(in_folder(folder), named_after(folder)).clear()
-            with suppress(OSError):  # a folder with damaged files stays: a person may want to see them
+            with suppress(OSError):  # a folder with damaged files stays: you may want to inspect them
                 folder.rmdir()
                 folder.parent.rmdir()
     for experiment, fold in finished_epochs(store) if store is not None else ():
@@ -76,9 +76,8 @@ def send_fold(
     epochs: int,
     note: Callable[[str], None],
 ) -> bool:
-    """Put a fold's newest commit and that of its best epoch into the store; return whether they are there now.
-
-    They are not if this machine lacks them, or if the store has another commit under one of their names.
+    """Put a fold's newest commit and that of its best epoch into the store; return whether the store has both now. It
+    lacks one if this machine lacks it too, or if another commit has its name.
     """
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))
@@ -90,7 +89,7 @@ def send_fold(
         there.put_checkpoint(commit, here.checkpoint(commit))
         manifest = there.place.path(f"{commit.base}.json")
         if not store.create_patiently(manifest, commit.content):
-            note(f"{store.url}/{manifest} stays as it is, and is another commit than that in {folder}.")
+            note(f"{store.url}/{manifest} is a different commit from the one in {folder}, and was left unchanged.")
             return False
     note(f"The checkpoints of {experiment.name}, fold {fold}, were sent to {store.url}.")
     return True

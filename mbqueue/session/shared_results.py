@@ -1,8 +1,8 @@
-"""Share the result files of jobs with other machines through the object store. Without torch.
+"""Share the result files of jobs with other machines through the object store. Imports no torch.
 
 The queue lists a job's files, with sizes and hashes, in the job's result. The same transaction commits the job and the
-list, so there is nothing to merge. The files are in the store under names that contain their hash. They are sent before
-the job is committed, and never change.
+list, so there is nothing to merge. The session sends the files to the store before it commits the job. Their names
+contain their hash, and they never change.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def send_results(store: ObjectStore, experiment: str, folder: Path, facts: Facts
 
 
 def send_local_results(project: ProjectFolder, queue: Queue, store: ObjectStore) -> None:
-    """Put into a store the files of folds that this machine predicted before the store was set."""
+    """Send a new store the files of folds that this machine predicted before."""
     for experiment in queue.experiments():
         folder = project.working_results(experiment.results_dir)
         for facts in written_facts(queue.jobs(experiment=experiment.name, state=State.COMMITTED)).values():
@@ -86,8 +86,8 @@ def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job
             gone.append(f"{store.url}/{path}")
     if gone:
         raise ResultsError(
-            f"Results of {experiment.name} are missing or not what was sent: {', '.join(gone)}. They can be made again "
-            f"from the checkpoints: mbqueue retry {experiment.name}, then mbqueue work"
+            f"Result files of {experiment.name} are missing from the store or damaged: {', '.join(gone)}. To make them "
+            f"again from the checkpoints: mbqueue retry {experiment.name}, then mbqueue work"
         )
 
 

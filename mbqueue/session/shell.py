@@ -46,7 +46,7 @@ def run_shell(
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()
-        raise TimeoutError(f"it took longer than {timeout_seconds:g} s and was ended") from error
+        raise TimeoutError(f"it took longer than {timeout_seconds:g} s and was killed") from error
     if process.returncode:
         lines = talk.decode(errors="replace").strip().splitlines()
         said = f": {_without_secrets(lines[-1], command)}" if lines else ""
@@ -54,7 +54,7 @@ def run_shell(
 
 
 def _without_secrets(said: str, command: str) -> str:
-    """A command's output without words from the command that look like a token: long, or not short and with a digit."""
+    """A command's output without those of its words that look like a secret: long, or of medium length with a digit."""
     for word in _BORDERS.split(command):
         if len(word) >= 3 * _SHORTEST_SECRET or (len(word) >= _SHORTEST_SECRET and re.search(r"\d", word)):
             said = said.replace(word, "…")

@@ -1,7 +1,7 @@
-"""Which crystals a source contained when this machine last read it, so that it is read again only if it changed.
+"""Remember which crystals a source contained, so that this machine reads it again only if it changed.
 
-A file is known by its size and digest, a folder by those of all its files: neither a copy's new time nor an old time on
-new content misleads. The code that reads counts too, so another version of mbqueue or pymatgen reads again.
+A file is recognised by its size and digest, a folder by those of all its files; times of files do not count. Another
+version of mbqueue or pymatgen reads the source again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def source_key(
     try:
         content = _content(wanted.dataset, project_root)
     except (OSError, DataError):
-        return None  # reading it reports the problem
+        return None  # reading the source reports the problem
     if content is None:
         return None
     return sha256_of_json(

@@ -16,7 +16,7 @@ from types import FrameType
 from mbqueue.clock import Clock
 from mbqueue.session.outcome import StopCause, StopKind
 
-#: SIGUSR1 and SIGUSR2 are what batch systems send before they take a machine away (`sbatch --signal`).
+#: Batch systems can send SIGUSR1 or SIGUSR2 before they end a job (`sbatch --signal`).
 GRACEFUL_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 INTERRUPTED = 130
 
@@ -41,7 +41,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """The same in words."""
+        """The cause in words, or None."""
         return None if self._cause is None else self._cause.reason
 
     def __bool__(self) -> bool:
@@ -64,16 +64,15 @@ class StopRequest:
 def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a request to stop while the block runs.
 
-    A second SIGINT calls ``at_once`` and ends the process with code 130: the last published checkpoint is complete at
-    every instant, so only the work since then is lost. Outside the main thread signals cannot be caught; then this does
-    nothing.
+    A second SIGINT calls ``at_once`` and ends the process with code 130, which loses only the work since the last
+    published checkpoint. Does nothing outside the main thread, where signals cannot be caught.
     """
 
     interrupts = 0
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
-        # They are counted, since the session may already be stopping for another reason at the first one.
+        # Count interrupts: the session may already be stopping for another reason at the first one.
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             at_once()
@@ -105,7 +104,7 @@ class Deadline:
 
     #: Kept free before the deadline, in addition to the time of a save.
     MARGIN_SECONDS = 10.0
-    #: The assumed time of a save before the first one was measured.
+    #: The assumed time of a save until one is measured.
     FIRST_SAVE_SECONDS = 5.0
     #: The largest share of a session that is kept for its end command.
     END_COMMAND_SHARE = 0.2
@@ -130,15 +129,15 @@ class Deadline:
         return float("inf") if self._end is None else self._end - self._clock.monotonic()
 
     def saw_save(self, seconds: float) -> None:
-        """Learn from a save that took ``seconds``."""
+        """Record that a save took ``seconds``."""
         self._save_seconds = max(self._save_seconds, seconds)
 
     def saw_publish(self, seconds: float) -> None:
-        """Learn from publishing to the mount, which took ``seconds``; a slow one is forgotten after a while."""
+        """Record that publishing to the mount took ``seconds``; a slow publication is forgotten after a while."""
         self._publish_seconds = max(seconds, 0.8 * self._publish_seconds)
 
     def spare(self) -> float:
-        """Seconds left for work, so that a save and publishing still end before the deadline; may be negative."""
+        """Seconds left for work if a save and publishing are to end before the deadline; may be negative."""
         return self.remaining() - self._save_seconds - self._publish_seconds - self._margin
 
     def allows(self, seconds: float) -> bool:

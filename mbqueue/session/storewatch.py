@@ -1,4 +1,4 @@
-"""Track whether the object store answers: record it for `mbqueue status`, report it once, and wait. Without torch."""
+"""Track whether the object store answers: record it for `mbqueue status`, report it and wait. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbqueue.project import ProjectFolder
 #: Waits between two tries of a commit that the store rejected: doubled each time, up to the longest.
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-#: After this long a session ends, so that a paid machine does not wait forever.
+#: How long a session waits for the store before it ends: a paid machine must not wait forever.
 PATIENCE_SECONDS = 3600.0
 #: How long other sessions of this machine trust one session's record that the store does not answer.
 HEARSAY_SECONDS = 60.0
@@ -31,7 +31,7 @@ class StoreWatch:
     def __init__(self, project: ProjectFolder, *, clock: Clock, note: Callable[[str], None]) -> None:
         self._project, self._clock, self._note = project, clock, note
         self._lock = threading.Lock()
-        # Left by a session that died while the store did not answer; the first answer clears it.
+        # A session that died while the store did not answer leaves a record; the first answer clears it.
         self._why: str | None = store_trouble(project).get("why")
         self._away_since: float | None = None
         self._answered_at = 0.0
@@ -48,7 +48,7 @@ class StoreWatch:
         return self._why
 
     def trouble(self, why: str) -> None:
-        """The store did not answer, or refused."""
+        """Record that the store did not answer, or refused a request."""
         with self._lock:
             first, self._why = self._away_since is None, why
             if first:
@@ -58,7 +58,7 @@ class StoreWatch:
             self._note(f"DEGRADED: {why} Training continues here as far as it can; its commits wait.")
 
     def answered(self) -> None:
-        """The store answered."""
+        """Record that the store answered."""
         self._answered_at = self._clock.now()
         if self._why is None:
             return
@@ -91,7 +91,7 @@ class StoreWatch:
         if away > PATIENCE_SECONDS:
             raise StoreAway(
                 f"{error} The session waited {format_duration(away)}. What is committed is safe in the store; the "
-                "steps after that are not saved. Once mbqueue doctor finds it, continue with: mbqueue work"
+                "steps after that are not saved. Once mbqueue doctor reaches the store, resume with: mbqueue work"
             ) from error
         return backoff(tries, first=PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
 

@@ -11,7 +11,7 @@ from mbqueue.errors import UsageError
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
 
-#: The run of epochs, below that of its fold's steps.
+#: The name of the run of epochs, inside that of the fold's steps.
 _EPOCHS = "epochs"
 _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm", "structures_per_second")
 
@@ -19,8 +19,8 @@ _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm"
 class TensorBoardReport(Report):
     """Writes event files below ``folder``: step/… to EXPERIMENT/fold_i, epoch/… to EXPERIMENT/fold_i/epochs.
 
-    Steps are counted over all epochs. Steps that are repeated after a kill or a rewind replace what was written from
-    there on (``purge_step``). TensorBoard purges a whole run from a step on, so epochs need their own run.
+    Steps are counted over all epochs. Steps that are repeated after a kill or a rewind replace the earlier ones
+    (``purge_step``). TensorBoard purges a whole run from a step on, so epochs need their own run.
 
     Raises:
         UsageError: if the package tensorboard is not installed.
@@ -79,7 +79,7 @@ class _Run:
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Add the values of a step; hide the run's earlier values of this and later steps."""
         if self._writer is None or step <= self._newest:
-            # Imported only when asked for: it takes a second.
+            # Imported only when needed: the import takes a second.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
             self.close()

@@ -25,7 +25,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
     Raises:
         Stopped: the steps done so far are committed.
-        Rewound: checkpoints are damaged; the epochs after the newest whole one are queued again.
+        Rewound: checkpoints are damaged; the epochs after the newest intact one are queued again.
     """
     job = lease.job
     assert job.fold is not None
@@ -74,7 +74,7 @@ class _Epoch:
         return f"{said}; {self._skips}" if self._skips else said
 
     def _save(self, staged: Staged) -> None:
-        """Publish a commit while the lease is known to be held; that of the finished epoch ends the job."""
+        """Publish a commit while the lease is held; the commit of the finished epoch ends the job."""
         manifest, clock = staged.manifest, self._session.clock
         began = clock.monotonic()
 

@@ -74,13 +74,13 @@ def work(
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> SessionOutcome:
-    """Run one session. If the queue's server does not answer at the start, the session waits, as it does later.
+    """Run one session, which waits whenever the queue's server does not answer, at the start too.
 
     Raises:
         UsageError: if the device does not exist, or nothing was ever enqueued.
         QueueError: if the queue cannot be read or written.
         StoreError: if the queue's commits are elsewhere, or their store cannot be used.
-        DeviceLost: if the GPU stopped working before anything was saved; later the session only ends.
+        DeviceLost: if the GPU stopped working before anything was saved; after a save, the session only ends.
         DeviceBusy: if other processes hold so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
@@ -115,8 +115,8 @@ def _run(
         with session.publisher or nullcontext(), copies:  # publishes the rest on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
-        # A script or cluster should start the next session only if this one made progress; otherwise they would die one
-        # after the other.
+        # A script or cluster starts the next session only if this one made progress; else session after session would
+        # die.
         if not (session.jobs_done or session.has_saved):
             raise lost
         report.note(str(lost))
@@ -262,7 +262,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
         is_exhausted = outlook.is_exhausted and not session.is_search_left_to_others
         if active and not (options.forever or outlook.leased or outlook.delayed or is_exhausted):
             names = ", ".join(other.session.id for other in active)
-            why = f"other sessions are doing what is left: {names}"
+            why = f"other sessions run the remaining jobs: {names}"
             return Ending.STOPPED, StopCause(StopKind.OTHERS, why)
         if is_exhausted and not options.forever:
             ending = _idle_ending(session)
@@ -279,7 +279,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
                 f"{outlook.delayed} failed jobs wait for their next attempt; the next is due in {rest}"
             )
         else:
-            session.report.waiting(f"other sessions hold {counted(outlook.leased, 'job')}, which the rest needs")
+            session.report.waiting(f"other sessions hold {counted(outlook.leased, 'job')}, which others need")
         queue.wait(POLL_SECONDS, stop.wait)
 
 
@@ -294,7 +294,7 @@ def _claim(session: Session, loaded: Loaded) -> Lease | None:
 
 
 def _idle_ending(session: Session) -> Ending:
-    """Whether nothing is left, or only jobs that wait for a person. Cancelled jobs count as decided."""
+    """Whether nothing is left, or only jobs that wait for a person. Cancelled jobs count as done."""
     counts = session.queue.overview(now=session.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
     return Ending.BLOCKED if unfinished or session.is_search_stuck else Ending.DONE

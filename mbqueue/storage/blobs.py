@@ -14,11 +14,11 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 | on a mount | one is refused on one machine; on two machines both may succeed, and the mount renames one |
 | in a store | one is refused by the store itself, on all machines |
 
-So use `create` for names that two writers may want at once, and put a hash into names on a mount. Readers trust no
+So use `create` for names that two writers may pick at once, and put a hash into names on a mount. Readers trust no
 content without a hash.
 
 Paths are relative, with slashes. FileNotFoundError concerns one file. Any other OSError, and StoreError, means that the
-place fails and proves nothing about its content. Backends neither wait, retry nor keep copies.
+place fails and proves nothing about its content. Backends do not wait, retry or keep copies.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Listed:
     """A blob as a listing shows it.
 
     Attributes:
-        size: in bytes; -1 where finding it out is slow.
+        size: in bytes; -1 if it is slow to get.
         tag: changes with the content; empty if that is unknown.
-        modified: in seconds since the epoch, by the clock of the place; 0 if finding it out is slow.
+        modified: in seconds since the epoch, by the clock of the place; 0 if it is slow to get.
     """
 
     size: int
@@ -74,7 +74,7 @@ class Blobs(Protocol):
         """Write a blob whose name belongs to this content, whether or not it exists."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new blob, in one quick attempt; False if one with another content exists.
+        """Write a new blob, in one quick attempt; False if one with other content exists.
 
         A blob with the same content counts as an earlier attempt whose answer was lost, so two writers must write
         different bytes.

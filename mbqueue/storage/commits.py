@@ -26,7 +26,7 @@ OnWrong = Callable[[str, str], None]
 
 def passed_over(where: str, note: Callable[[str], None]) -> OnWrong:
     """A callback that notes each skipped commit in a sentence."""
-    return lambda base, why: note(f"{where}/{base} is passed over: {why}")
+    return lambda base, why: note(f"{where}/{base} is skipped: {why}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Commits:
             except CheckpointError as error:
                 wrong[file.base] = error
         for base, why in wrong.items():
-            if base not in found:  # a mount may have two files with one name
+            if base not in found:  # a mount may have two files of the same name
                 self._wrong(base, why)
         return sorted(found.values(), key=lambda commit: commit.manifest.rank)
 
@@ -97,7 +97,7 @@ class Commits:
         a different one. Empty if there is none.
 
         A commit counts as intact only together with the commit of its best epoch: without that, the fold's result is
-        lost and must be trained again. Others are skipped and reported.
+        lost and must be trained again. Other commits are skipped and reported.
 
         Args:
             above: consider only commits after this one in the order of commits.
@@ -153,20 +153,20 @@ class Commits:
                 size = len(content) if len(content) < manifest.size else f"over {manifest.size}"
                 why = f"{self.place.name}/{name} has {size} bytes, its manifest says {manifest.size}."
             elif hashlib.sha256(content).hexdigest() != manifest.sha256:
-                why = f"{self.place.name}/{name} does not have the SHA-256 that its manifest says."
+                why = f"{self.place.name}/{name} does not have the SHA-256 in its manifest."
             else:
                 return content
         raise Damaged(why)
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         tag, known = self._known.get(name, ("", None))
-        # A name with a hash was checked against the content. A file under any other name may be a person's.
+        # A name with a hash was checked against the content. Any other file may be the user's own.
         if known is not None and (file.digits or (tag and tag == listed.tag)):
             return known
         source = f"{self.place.name}/{name}"
         content = self.place.blobs.read(self.place.path(name), at_most=LARGEST_MANIFEST)
         if not hashlib.sha256(content).hexdigest().startswith(file.digits):
-            raise Damaged(f"{source} is cut off or damaged: its content does not fit its name.")
+            raise Damaged(f"{source} is cut off or damaged: its content does not match its name.")
         commit = Commit(file.base, manifest_named(file.stem, content, source=source, identity=self.identity), content)
         self._known[name] = (listed.tag, commit)
         return commit
@@ -190,7 +190,7 @@ class Commits:
     # -- copies --------------------------------------------------------------------------------------------------
 
     def put(self, commit: Commit, checkpoint: bytes) -> None:
-        """Copy a commit from another place, its manifest last; replace files with its names."""
+        """Copy a commit from another place, its manifest last; replace files of the same names."""
         base = self.place.base(commit.manifest, commit.content)
         self.put_checkpoint(commit, checkpoint)
         self.place.blobs.put(self.place.path(f"{base}.json"), commit.content)

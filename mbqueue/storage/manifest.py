@@ -43,10 +43,10 @@ class Manifest:
         fingerprint_changes: for every resume under another fingerprint: epoch, step, session, and what changed.
         epoch_sessions: the sessions that worked on the epoch so far.
         epoch_seconds: seconds of work in the epoch so far.
-        parent_sha256: of the checkpoint that it continues. Two sessions that do not see each other may give two
-            commits one name.
+        parent_sha256: hash of the checkpoint that this commit continues. Two sessions that do not see each other may
+            give two commits the same name.
         enqueued: the experiment's entry in the queue, so that `mbqueue recover` can enqueue it again.
-        absent_elements: atomic numbers that no crystal in the fit of the element references has.
+        absent_elements: atomic numbers missing from the fit of the element references.
     """
 
     experiment: str
@@ -91,7 +91,7 @@ class Manifest:
 
     @property
     def rank(self) -> Rank:
-        """The place in the order of a fold's commits."""
+        """The commit's position in the order of a fold's commits."""
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
@@ -114,7 +114,7 @@ class Manifest:
 
 
 class Damaged(CheckpointError):
-    """A commit's files have changed since they were written. They are set aside, and the commit before is used."""
+    """A commit's files have changed since they were written. mbqueue sets them aside and uses the commit before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class Identity:
 
 
 class ForeignCommit(Damaged):
-    """A commit is in the folder of another experiment or fold. It is set aside like a damaged one."""
+    """A commit is in the folder of another experiment or fold. mbqueue sets it aside like a damaged one."""
 
 
 def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity) -> Manifest:
@@ -179,12 +179,12 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     try:
         parts = json.loads(content)
         checksum, format_number = parts.pop("checksum"), int(parts["format"])
-        # Check this before using any field, the format included: one flipped bit turns a digit into another.
+        # Check this before using any field, even the format: one flipped bit changes a digit.
         is_whole = sha256_of_json(parts) == checksum
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Damaged(f"The manifest {source} cannot be read: {error!r:.200}.") from error
     if not is_whole:
-        raise Damaged(f"The manifest {source} is not what was written: its checksum is another.")
+        raise Damaged(f"The manifest {source} is damaged: its checksum is wrong.")
     if format_number > FORMAT:
         raise CheckpointMisfit(f"{source} was written by a newer mbqueue (format {format_number}). Update mbqueue.")
     known = {f.name for f in fields(Manifest)}
@@ -196,7 +196,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     except (ValueError, TypeError) as error:
         raise Damaged(f"The manifest {source} is not complete: {error}.") from error
     if wrong:
-        raise Damaged(f"The manifest {source} says something impossible of: {', '.join(wrong)}.")
+        raise Damaged(f"The manifest {source} has impossible values for: {', '.join(wrong)}.")
     return manifest
 
 

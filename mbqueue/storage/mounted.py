@@ -21,7 +21,7 @@ from mbqueue.storage.blobs import Listed, Unreadable
 
 #: Bytes written between two checks for a stop.
 PIECE_BYTES = 4 << 20
-#: At most this many files with one name, when the ones before are damaged and cannot be removed.
+#: The most files of one name, if the earlier ones are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 
@@ -63,7 +63,7 @@ class Drive:
     accept files that no other machine ever sees.
 
     Attributes:
-        belonging: the project that must be there; any, if None.
+        belonging: the project that must be on the mount; None allows any.
     """
 
     def __init__(self, root: Path, belonging: Belonging | None = None) -> None:
@@ -75,7 +75,7 @@ class Drive:
         return str(self.root)
 
     def check(self) -> None:
-        """Raise OSError if the project is not there."""
+        """Raise OSError if the project is not on the mount."""
         why = None
         if not ((self.root / "jobs").is_dir() and (self.root / "state").is_dir()):
             why = "the project is not on the mount any more"
@@ -97,7 +97,7 @@ class Drive:
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
-        """Size and time of a file; as long as both stay the same, the file counts as unchanged. Raises as `read`."""
+        """Size and time of a file, which counts as unchanged while both stay the same. Raises the errors of `read`."""
         with _about(path):
             found = (self.root / path).stat()
         return found.st_size, found.st_mtime_ns
@@ -115,7 +115,7 @@ class Drive:
                 return stream.read(at_most + 1)
 
     def write_new(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
-        """Write a new file and read it back; remove it if it was not written whole.
+        """Write a new file and read it back; remove it if it was not written completely.
 
         Args:
             before_piece: called before each piece with the number of bytes left; an exception ends the write.
@@ -134,18 +134,18 @@ class Drive:
                     before_piece(len(content) - start)
                     stream.write(content[start : start + PIECE_BYTES])
                     stream.flush()
-                    os.fsync(stream.fileno())  # otherwise the last call would wait for all of it
+                    os.fsync(stream.fileno())  # otherwise the last fsync would write all pieces
             fsync_dir(target.parent)
             if self.read(path, at_most=len(content)) != content:
                 raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
         except BaseException:
-            # Each attempt would leave another truncated file on a full drive.
+            # Otherwise each attempt on a full drive would leave another truncated file.
             with contextlib.suppress(OSError):
                 target.unlink()
             raise
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder below the project, level by level, so that none is made where the mount has just vanished."""
+        """Make a folder below the project, level by level, so that no folder is made once the mount has vanished."""
         if folder.is_dir():
             return
         if folder.parent == self.root:
@@ -157,8 +157,8 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name follows from its content; ``before_piece`` as in `write_new`.
 
-        If the name has other content (the same file, cut off), that file stays, and the new one gets a number, as on a
-        drive; readers try all of them. If too many are damaged, no upload is pending, and the last one is replaced.
+        If the name has other content (the same file, cut off), that file stays. The new one gets a number, as on a
+        drive, and readers try all of them. If too many are damaged, the last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]
@@ -169,7 +169,7 @@ class Drive:
         self.write_new(names[-1], content, before_piece=before_piece)
 
     def create(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> bool:
-        """Write a file unless this machine sees one with that name; False if that has another content."""
+        """Write a file unless this machine sees one with that name; False if that has other content."""
         try:
             self.write_new(path, content, before_piece=before_piece)
         except FileExistsError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 DUPLICATE = r"(?: \(\d{1,4}\))?"
 #: Digits of a hash in a name.
 HASH_DIGITS = 12
-#: The highest fence accepted: it counts the claims of one job. Names have room for higher ones.
+#: The highest fence accepted. A fence counts the claims of one job, so only damage gives higher ones.
 HIGHEST_FENCE = 10**6
 
 _STEM = re.compile(r"e(?P<epoch>\d{4,9})-(?:done|s(?P<step>\d{6,12}))-f(?P<fence>\d{4,9})")
@@ -30,7 +30,7 @@ class CommitFile:
     """The parsed name of a commit's file.
 
     Attributes:
-        stem: what all files of the commit share.
+        stem: the part of the name that all files of the commit share.
         digits: beginning of a hash, or "" where names have none.
         suffix: "json" for the manifest, "pt" for the checkpoint.
     """
@@ -52,7 +52,7 @@ class CommitFile:
 
 
 def stem_of(*, epoch: int, step: int | None, fence: int) -> str:
-    """The name of the commit after ``step`` steps of an epoch, or at its end when that is None."""
+    """The name of the commit after ``step`` steps of an epoch, or at its end if ``step`` is None."""
     where = "done" if step is None else f"s{step:06d}"
     return f"e{epoch:04d}-{where}-f{fence:04d}"
 

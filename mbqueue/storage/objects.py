@@ -1,8 +1,8 @@
 """Objects in a bucket (S3, GCS, Azure) or in a shared folder, by the few operations that commits need.
 
 An object is written whole or not at all, under a name that no other bytes ever get. `put` is for names that contain
-the content's hash, where writing twice is harmless. `create` is refused by the store if the name exists
-(If-None-Match: *), so one of two writers wins. If the answer is lost, `create` reads the object back.
+the content's hash, where writing twice is harmless. The store refuses `create` if the name exists (If-None-Match: *),
+so one of two writers wins. If the answer is lost, `create` reads the object back.
 
 An object counts as missing only if the store itself says so, because a proxy also answers 404 while the store restarts.
 """
@@ -36,7 +36,7 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does n
 _REFUSED = re.compile(r"status code: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
 #: Answers of stores for a missing object.
 _NO_OBJECT = re.compile(r"NoSuchKey|BlobNotFound|No such object|specified (key|blob) does not exist")
-#: Where a machine in a cloud gets credentials; elsewhere nothing answers.
+#: Where obstore asks for credentials if the environment has none; only cloud machines get an answer there.
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 
 Result = TypeVar("Result")
@@ -91,7 +91,7 @@ class ObjectStore:
         """Check that the store exists, can be written, and refuses to write a name twice; set ``id``.
 
         Returns:
-            whether it is new: mbqueue has never written to it.
+            True if the store is new: mbqueue has never written to it.
 
         Raises:
             StoreError: naming the check that failed.
@@ -101,21 +101,21 @@ class ObjectStore:
         if is_new and self._put_new(MARKER, mine):
             # A store that ignores the condition would let two machines overwrite each other's commits.
             raise StoreError(
-                f"{self.url} writes a name twice although it was asked not to (If-None-Match: *), so two machines "
-                "could overwrite each other's commits. Use a store that honours it: AWS S3, Cloudflare R2, MinIO, "
-                "GCS, Azure."
+                f"{self.url} writes a name twice although the request forbids it (If-None-Match: *), so two machines "
+                "could overwrite each other's commits. Use a store that honours this condition: AWS S3, Cloudflare "
+                "R2, MinIO, GCS, Azure."
             )
         self.id = self._id_in(mine if is_new else self.read(MARKER, at_most=LARGEST_MARKER))
         return is_new
 
     def is_the_one(self, known: str) -> bool:
-        """Whether this is the store with this id; if so, set `id`.
+        """Whether the store has this id; if so, set `id`.
 
-        Writes nothing: another store must stay as it is (it may be the empty folder of a share that is not mounted),
-        and readers need no permission to write.
+        Writes nothing: a different store must stay unchanged (it may be the empty folder of a share that is not
+        mounted), and readers need no permission to write.
 
         Raises:
-            StoreError: if it does not answer, or refuses.
+            StoreError: if the store does not answer, or denies access.
         """
         try:
             marker = self.read(MARKER, at_most=LARGEST_MARKER)
@@ -131,7 +131,7 @@ class ObjectStore:
             found = json.loads(marker)
             version, known = int(found["format"]), str(found["id"])
         except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{self.url}/{MARKER} is damaged ({error}). Put it back from a copy.") from error
+            raise StoreError(f"{self.url}/{MARKER} is damaged ({error}). Restore it from a copy.") from error
         if version > FORMAT:
             raise StoreError(f"{self.url} was written by a newer mbqueue (format {version}). Update mbqueue.")
         return known
@@ -200,14 +200,14 @@ class ObjectStore:
         self.put_seconds = time.monotonic() - began
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a new object, in one attempt; False if one with another content exists.
+        """Write a new object, in one attempt; False if one with other content exists.
 
         An object with the same content counts as an earlier attempt whose answer was lost, so two writers must write
         different bytes.
 
-        For use inside the queue's fence, where others wait: it takes at most the two requests of `BRISK`, and no time
-        if another process of this machine has just found the store away. The caller tries again with the same bytes
-        while no session waits for it.
+        For use inside the queue's fence, where other sessions wait. Sends at most two requests with the time limit of
+        `BRISK`, or none if another process of this machine has just found that the store does not answer. The caller
+        tries again with the same bytes outside the fence.
         """
         if why := self.known_away():
             raise StoreAway(why)
@@ -227,7 +227,7 @@ class ObjectStore:
             return True
         answer = self._ask("get", lambda: bytes(self.brisk.get(path).bytes()), may_lack=True)
         if answer is None:
-            raise StoreAway(f"{self.url}/{path} is neither there nor can it be written. Try again.")
+            raise StoreAway(f"{self.url}/{path} does not exist and cannot be written. Try again.")
         return answer == content
 
     def remove(self, path: str) -> None:
@@ -269,7 +269,7 @@ class ObjectStore:
             if _NO_BUCKET.search(text):
                 where = "folder" if self._is_folder else "bucket"
                 raise self._trouble(
-                    StoreError(f"There is no {where} for {self.url}. Make it, or correct `store` in mbqueue.toml.")
+                    StoreError(f"There is no {where} for {self.url}. Create it, or correct `store` in mbqueue.toml.")
                 ) from None
             is_missing = isinstance(error, FileNotFoundError) and (self._is_folder or _NO_OBJECT.search(text))
             if may_lack and is_missing:
@@ -278,18 +278,18 @@ class ObjectStore:
             if _NO_CREDENTIALS.search(text):
                 raise self._trouble(
                     StoreError(
-                        f"There are no credentials for {self.url} in the environment, and this machine gives none. "
-                        "Which ones are read is in docs/how-to/many-machines.md."
+                        f"There are no credentials for {self.url} in the environment, and this machine provides none. "
+                        "See docs/how-to/many-machines.md."
                     )
                 ) from None
             if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
                 raise self._trouble(
                     StoreError(
-                        f"{self.url} refuses ({said(error)}). Check the credentials in the environment and what "
-                        "they allow: list, read, write and delete below this prefix."
+                        f"{self.url} refuses the request ({said(error)}). Check the credentials in the environment: "
+                        "they must allow list, read, write and delete below this prefix."
                     )
                 ) from None
-            raise self._trouble(StoreAway(f"{self.url} does not answer as it should ({said(error)}).")) from None
+            raise self._trouble(StoreAway(f"{self.url} gives an unexpected answer ({said(error)}).")) from None
         self.on_answer()
         return answer
 

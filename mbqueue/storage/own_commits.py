@@ -18,8 +18,8 @@ from mbqueue.storage.names import CommitFile
 from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
-#: A checkpoint without a manifest that is older than the newest file of its fold by this much belongs to a dead or
-#: superseded writer; no upload takes this long.
+#: If a checkpoint without a manifest is this much older than the newest file of its fold, its writer is dead or
+#: superseded: no upload takes this long.
 GARBAGE_SECONDS = 3600.0
 
 
@@ -41,14 +41,15 @@ class Staged:
 
         Raises:
             CommitTaken: if another writer was first.
-            StoreError: if an object store does not answer. The commit may exist then; publish it again to find out.
+            StoreError: if an object store does not answer. The commit may exist nevertheless; publish it again to find
+                out.
         """
         self.commits.publish(self.commit)
         self.is_published = True
         return self.manifest
 
     def discard(self) -> None:
-        """Remove its files on this machine; does nothing after `publish`."""
+        """Remove the commit's files on this machine; does nothing after `publish`."""
         if not self.is_published:
             self.commits.discard(self.commit)
 
@@ -59,8 +60,8 @@ class OwnCommits(Commits):
     Args:
         place, identity, on_wrong: as for `Commits`. Damaged or foreign commits are set aside (renamed to .damaged)
             before they are reported.
-        near: a folder on this machine for copies, if the place is elsewhere. They save a download, and are used only
-            if they match the manifest in the place.
+        near: a folder on this machine for copies, if the place is elsewhere. A copy saves a download, and is used only
+            if it matches the manifest in the place.
         mirror: copies elsewhere, which replace damaged files here.
         note: called with a sentence for each repair.
         enqueued: the experiment's entry in the queue, written into every manifest.
@@ -101,7 +102,7 @@ class OwnCommits(Commits):
         return content
 
     def _keep_near(self, write: Callable[[OwnCommits], None]) -> None:
-        """Keep a copy on this machine. It only saves a download, so a failure is reported once and ignored."""
+        """Keep a copy on this machine. A failure is reported once and ignored, since the copy only saves a download."""
         if self.near is None:
             return
         try:
@@ -109,7 +110,7 @@ class OwnCommits(Commits):
         except OSError as error:
             if not self._is_near_told:
                 self._is_near_told = True
-                self._note(f"No copies are kept in {self.near.place.name} ({error}); they are fetched when needed.")
+                self._note(f"No copies are kept in {self.near.place.name} ({error}); they are downloaded when needed.")
 
     def _commit(self, name: str, file: CommitFile, listed: Listed) -> Commit:
         try:
@@ -122,7 +123,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """The copy of the commit whose checkpoint is here, since two lines may have given one name to two commits."""
+        """The mirror's copy of the commit whose checkpoint is here. Lines may share names, so the hash decides."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
@@ -132,7 +133,7 @@ class OwnCommits(Commits):
 
     def _copy(self, is_it: Callable[[Commit], bool]) -> Commit | None:
         if self._mirror is not None:
-            with contextlib.suppress(OSError):  # a failing mount cannot help
+            with contextlib.suppress(OSError):  # a failing mount provides no copy
                 return next(filter(is_it, self._mirror.commits()), None)
         return None
 
@@ -141,13 +142,13 @@ class OwnCommits(Commits):
         try:
             content = self._mirror.checkpoint(copy)
         except OSError as error:
-            raise Damaged(f"{copy.manifest.stem}.pt is damaged, and its copy out of reach: {error}.") from error
+            raise Damaged(f"{copy.manifest.stem}.pt is damaged, and its copy cannot be read: {error}.") from error
         self._mend(f"{copy.manifest.stem}.pt", content)
         return content
 
     def _mend(self, name: str, content: bytes) -> None:
         self.place.blobs.put(self.place.path(name), content)
-        self._note(f"{self.place.name}/{name} was damaged; its published copy was fetched.")
+        self._note(f"{self.place.name}/{name} was damaged; it was replaced by its published copy.")
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -175,8 +176,8 @@ class OwnCommits(Commits):
             self.put_checkpoint(commit, content)
             self._sent = (manifest.stem, manifest.sha256)
         elif self._manifest_there(commit) not in (None, commit.content):
-            # A second attempt need not send it again, but must not discover inside the queue's fence that the store
-            # is still away.
+            # A second attempt need not send the checkpoint again. But it must find out before the queue's fence if the
+            # store still does not answer.
             raise self._taken(commit)
         self._keep_near(lambda near: near.put_checkpoint(commit, content))
         return Staged(self, commit)
@@ -191,7 +192,7 @@ class OwnCommits(Commits):
         """Remove the checkpoint of a commit that was certainly not published."""
         if self.near is not None:
             self.near.discard(commit)
-        # In a store it stays: if an answer was lost, its manifest may exist. `prune` removes it.
+        # In a store the checkpoint stays: if an answer was lost, its manifest may exist. `prune` removes it later.
         elif not self.place.has_hashed_checkpoints and self._manifest_there(commit) is None:
             self.place.blobs.remove(self.place.path(f"{commit.base}.pt"))
 
@@ -204,7 +205,7 @@ class OwnCommits(Commits):
     def _taken(self, commit: Commit) -> CommitTaken:
         return CommitTaken(
             f"The commit {commit.base} of {self.identity.label} is in {self.place.blobs.url} already, written by "
-            "another worker. This one's is dropped; training continues from that."
+            "another worker. This worker drops its own and continues from that one."
         )
 
     # -- removing ------------------------------------------------------------------------------------------------
@@ -235,8 +236,8 @@ class OwnCommits(Commits):
             self.near.sweep()
         elif isinstance(self.place.blobs, Folder):
             self.place.blobs.sweep(self.place.folder)
-            # Left by a process that died while it published, removed or set aside a commit. The name contains that
-            # writer's fence, so no other session writes to it.
+            # A process that died while it published, removed or set aside a commit may have left this file. The name
+            # contains that writer's fence, so no other session writes to it.
             files = self._files()
             named = {file.base for _, _, file in files if self.place.is_manifest(file)}
             self._remove_unnamed(files, named, older_by=None)

@@ -6,8 +6,8 @@
 | an object store | STEM.json | STEM-HASH.pt, with its own hash, so no writer overwrites another |
 | a mount | STEM-HASH.json | STEM-HASH.pt, both with the manifest's hash |
 
-`create` excludes no writer on a mount. With the hash, no two commits share a name, and a cut-off manifest is
-recognised.
+On a mount, `create` cannot refuse a second writer. With the hash, no two commits share a name, and a cut-off manifest
+is recognised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mbqueue.storage.names import HASH_DIGITS, CommitFile
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of blobs with the commits of one fold. It ignores files named for another kind of place."""
+    """A folder of blobs with the commits of one fold. Files named for another kind of place are ignored."""
 
     blobs: Blobs
     folder: str
@@ -77,7 +77,7 @@ def on_mount(drive: Blobs, identity: Identity) -> Place:
 
 
 def fold_folder(top: str, identity: Identity) -> str:
-    """The folder of a fold below that of all checkpoints."""
+    """The path of a fold's folder in the folder of all checkpoints."""
     return f"{top}/{identity.experiment}/fold_{identity.fold}"
 
 

@@ -52,20 +52,20 @@ class ResultFile(NamedTuple):
 
     @property
     def is_safe(self) -> bool:
-        """Whether its name stays within a folder and its size is possible."""
+        """Whether the file's name stays within a folder and its size is possible."""
         return bool(_NAME.fullmatch(self.name)) and 0 <= self.size <= LARGEST_RESULT
 
     @property
     def hashed_name(self) -> str:
-        """A name that no other content gets."""
+        """A name that only this content gets."""
         return f"{self.sha256[:_HASH_DIGITS]}-{self.name}"
 
     def fits(self, content: bytes) -> bool:
-        """Whether these are its bytes."""
+        """Whether these are the file's bytes."""
         return len(content) == self.size and hashlib.sha256(content).hexdigest() == self.sha256
 
     def is_whole(self, path: Path) -> bool:
-        """Whether a local file has its bytes."""
+        """Whether a local file has the same bytes."""
         try:
             return path.stat().st_size == self.size and files.sha256_of_file(path) == self.sha256
         except FileNotFoundError:
@@ -90,10 +90,10 @@ class ResultFile(NamedTuple):
         """
         content = blobs.read(path, at_most=self.size)
         if not self.fits(content):
-            raise FileNotFoundError(None, "it is not what its listing says", path)
+            raise FileNotFoundError(None, "it does not match its listing", path)
         return content
 
 
 def total_bytes(listed: Iterable[ResultFile]) -> int:
-    """Size of all files."""
+    """The total size of the files."""
     return sum(file.size for file in listed)

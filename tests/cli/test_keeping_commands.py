@@ -101,6 +101,6 @@ def test_a_damaged_or_hostile_record_of_an_experiment_is_skipped(
     path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))  # an attacker has that, too
     project.queue_db.unlink()
     assert mbqueue("recover").code == 0
-    assert "head_finetune.json is passed over" in caplog.text
+    assert "head_finetune.json is skipped" in caplog.text
     with Queue(project.queue_db, read_only=True) as queue:
         assert [experiment.name for experiment in queue.experiments()] == ["full_finetune"]

@@ -68,7 +68,7 @@ def test_the_published_copy_of_a_damaged_commit_replaces_it(
     assert hashlib.sha256(checkpoints.checkpoint(newest)).hexdigest() == newest.manifest.sha256
     assert path.read_bytes() == whole
     assert damaged == []
-    assert any("published copy was fetched" in note for note in notes)
+    assert any("replaced by its published copy" in note for note in notes)
 
 
 def test_a_missing_checkpoint_is_fetched(session: SteppedSession) -> None:

@@ -147,7 +147,7 @@ def test_a_lost_mount_only_causes_a_note(split: ProjectFolder) -> None:
     (split.root / SOURCE).write_bytes(source)  # the data are there, the project's folders are not
     notes: list[str] = []
     assert len(load(split, None, notes).crystals) == 12
-    assert any("could not be kept" in note for note in notes)
+    assert any("could not be copied" in note for note in notes)
 
 
 def test_a_project_on_a_local_disk_keeps_no_second_copy(split: ProjectFolder) -> None:

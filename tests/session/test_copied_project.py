@@ -109,7 +109,7 @@ def test_a_copy_on_a_drive_does_not_take_the_live_folder_of_the_original(
     root = init_project(tmp_path / "drive")[0].root
     Project(root).enqueue("head_finetune", dataset="sample")
     shutil.copytree(root, tmp_path / "copy")
-    with pytest.raises(UsageError, match=r"is that of .*drive, of which .*copy is a copy.*--live-dir"):
+    with pytest.raises(UsageError, match=r"belongs to .*drive, of which .*copy is a copy.*--live-dir"):
         Project(tmp_path / "copy").status()
     belonging = Belonging.of(tmp_path / "live")
     assert belonging is not None

@@ -221,7 +221,7 @@ def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
     folder.with_name(f"{folder.name}.json").write_text("{}")
     assert session(one) == "did 0 jobs, as asked"
     with pytest.raises(
-        StoreError, match=rf"{one.live_dir} .*{two.live_dir}, lacks full_finetune fold 0 .*share a store"
+        StoreError, match=rf"{one.live_dir} .*{two.live_dir}, lacks full_finetune fold 0 .*set up a store"
     ):
         session(two)
     with pytest.raises(StoreError, match="another one"):
