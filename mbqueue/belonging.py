@@ -2,10 +2,10 @@
 
 An empty mount point, another folder in its place, and a new project of the same name all look like a project that has
 lost everything. So a project on a drive gets an id when a live folder first publishes: a file that is named after the
-id and never changes. If two machines do so at once, they create two ids, and each checks its own.
+id and never changes. If two machines publish first at once, they create two ids, and each checks its own.
 
 Finding the live folder's path needs the drive: the path is in mbqueue.toml or derived from the project's resolved path.
-So it is also recorded on the machine, beside the default live folders.
+So each machine also records the path, beside the default live folders.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Belonging:
             return None
         if not ids_in(state) and mount_of(state).is_remote:
             return None  # a drive that was mounted again may not have uploaded the id
-        return f"{state.parent} is another folder than the project"
+        return f"{state.parent} is not the project's folder"
 
 
 def default_live_dir(root: Path, resolved: str) -> Path:

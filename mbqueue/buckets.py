@@ -22,7 +22,7 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 MARKER = "mbqueue-store.json"
 
 #: For requests while a lease is being checked and other sessions wait for the queue. A commit makes one or two of them
-#: (`mbqueue.storage.objects.ObjectStore.create`), in less than half of SQLite's patience with a locked database
+#: (`mbqueue.storage.objects.ObjectStore.create`), in less than half of the time that SQLite waits for a locked database
 #: (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
 #: For checkpoints: 5 MB in this time is 80 kB/s.

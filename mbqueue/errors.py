@@ -32,7 +32,7 @@
     ├── DeviceLost               the GPU stopped working; what is committed is safe
     ├── LimitReached             a limit of the system (memory, file size); what is committed is safe
     ├── DiskFull                 the disk of the live state is full; what is committed is safe
-    ├── StoreError               the object store is missing, refuses, or lacks what commits need
+    ├── StoreError               the object store is missing, denies access, or lacks what commits need
     │   └── StoreAway            it does not answer now; what is committed is safe
     ├── MembersNotRecorded       a member of an experiment is not recorded yet; sessions can finish it
     └── ResultsError             result files are missing, incomplete or contradict each other
@@ -174,7 +174,7 @@ class QueueMissing(QueueError):
 
 
 class QueueLost(QueueError):
-    """The queue or its content is gone, although work of it exists."""
+    """The queue or its content is gone, although its results or checkpoints exist."""
 
 
 class QueueDamaged(QueueError):
@@ -246,7 +246,7 @@ class DiskFull(MbqueueError):
 
 
 class StoreError(MbqueueError):
-    """The object store is missing, refuses, or lacks what commits need."""
+    """The object store is missing, denies access, or lacks what commits need."""
 
 
 class StoreAway(StoreError):

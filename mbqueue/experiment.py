@@ -201,13 +201,13 @@ class TrainSpec(Section):
 
 #: Keys that do not affect a fold's result.
 _NOT_HASHED = {"name", "results_name", "description", "folds", "trial", "chosen"}
-#: Keys that specs of earlier versions lack, with the values that those ran with. A key with that value is not hashed,
-#: so such experiments resume.
+#: Keys that specs of earlier versions lack, with the values that those versions used. A key with that value is not
+#: hashed, so experiments of those versions resume.
 _YOUNGER: dict[str, dict[str, Any]] = {
     "data": {"id_column": ""},
     "train": {"group_by_size": False, "test_strains": 0, "validation_seed": -1, "soup": 0, "soup_of": "last"},
 }
-#: The target of specs without one. It is not hashed either.
+#: The target of specs without one, which is not hashed either.
 _FIRST_TARGET = asdict(FORMATION_ENERGY.target)
 
 
@@ -306,7 +306,7 @@ def hash_of_spec(content: Mapping[str, Any]) -> str:
         del told_apart_by["target"]
     if "made_from" in told_apart_by:
         made_from = told_apart_by["made_from"]
-        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # whatever their names
+        members = [hash_of_spec(member["spec"]) for member in made_from["members"]]  # without their names
         told_apart_by["made_from"] = {"members": members, "weights": made_from["weights"]}
     for name, young in _YOUNGER.items():
         section = told_apart_by.get(name)

@@ -31,7 +31,7 @@ def laid_over(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     """A copy of nested values, with dotted ``overrides`` applied.
 
     Raises:
-        SpecError: if a key goes through a value that is no section.
+        SpecError: if a key goes through a value that is not a section.
     """
     copied = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
     for key, value in overrides.items():

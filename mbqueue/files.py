@@ -35,7 +35,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create ``folder`` and those above it that are missing, durably; nothing when it is there."""
+    """Create ``folder`` and missing folders above it, durably; do nothing if it exists."""
     if folder.is_dir():
         return
     make_folder(folder.parent)

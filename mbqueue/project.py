@@ -204,17 +204,17 @@ class ProjectFolder:
 
     @property
     def entering_lock(self) -> Path:
-        """Held by the process that creates or replaces the queue's file."""
+        """The lock of the process that creates or replaces the queue's file."""
         return self.live_dir / "entering.lock"
 
     @property
     def publishing_lock(self) -> Path:
-        """Held by the session that publishes."""
+        """The lock of the session that publishes."""
         return self.live_dir / "publishing.lock"
 
     @property
     def crystals_lock(self) -> Path:
-        """Held by the session that keeps crystals for other machines."""
+        """The lock of the session that copies crystals for other machines."""
         return self.live_dir / "crystals.lock"
 
     @property
@@ -291,7 +291,7 @@ def from_here(path: Path) -> Path:
 
 
 def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away: bool) -> ProjectFolder:
-    """What ``look`` finds, unless one of the paths belongs to a known project that is not there now."""
+    """The result of ``look``, unless one of the paths belongs to a known project that is unavailable now."""
     given = os.environ.get(LIVE_VARIABLE)
     known = next(((path, live) for path in paths if (live := live_dir_of(path, given)) is not None), None)
     if known is None:
@@ -302,7 +302,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     def look_closely() -> tuple[ProjectFolder, str | None]:
         found = look()
         if found.root != root and root.is_relative_to(found.root):
-            raise ProjectNotFound  # but one above its mount point
+            raise ProjectNotFound  # the project found is above the known one's mount point
         return found, belonging.missing(found.state_dir) if belonging is not None and found.root == root else None
 
     try:
@@ -311,7 +311,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
         why = "the project is not there"
     except PermissionError:
         raise
-    except OSError as error:  # a TimeoutError is one
+    except OSError as error:  # including TimeoutError
         why = error.strerror or str(error)
     if why is None:
         return found
@@ -350,7 +350,7 @@ def _opened(root: Path) -> ProjectFolder:
 
 
 def init_project(root: Path) -> tuple[ProjectFolder, list[Path]]:
-    """Make ``root`` a project; return it and the files that were written. Existing files stay as they are."""
+    """Make ``root`` a project; return it and the files that were written. Existing files stay unchanged."""
     root = from_here(root.expanduser())
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Give a folder for the project.")

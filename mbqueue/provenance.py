@@ -1,4 +1,4 @@
-"""What commands keep in a spec of where it comes from: a search, a promotion, a blend. No file in jobs/ has it."""
+"""The origin of a spec, which commands record in it: a search, a promotion, a blend. Files in jobs/ never have it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class MadeFrom(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> MadeFrom:
         if (self.weights is None) != (len(self.members) == 1):
-            raise ValueError("a blend has weights and at least two members; another has neither")
+            raise ValueError("a blend needs weights and at least two members, others one member and no weights")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What all tables of a file that people write have in common."""
+"""The base of all tables in files that users write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A table of a file that people write: it has no unknown keys, and no values of the wrong type."""
+    """A table in a file that users write. Unknown keys and values of the wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

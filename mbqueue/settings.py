@@ -1,4 +1,4 @@
-"""mbqueue.toml: how sessions behave. None of it changes a result.
+"""The settings in mbqueue.toml: how sessions behave. No setting changes a result.
 
 A setting is one field: its name, type, default, bounds and description. docs/reference/experiment-file.md is generated
 from them. Settings are plain dataclasses, checked here, because every command reads them, and importing pydantic alone
@@ -43,7 +43,7 @@ def wrong_queue_url(text: str) -> str | None:
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 
 
-#: USER:PASSWORD@ after the slashes; one with a ? in it, too, but not HOST:PORT before an option with an @.
+#: USER:PASSWORD@ after the slashes, even if the password has a ?, but not HOST:PORT before an option with an @.
 _PASSWORD = re.compile(r"//[^/@]*:[^@?]*@|//[^/@:?]*:(?!\d+[?,])[^/@]*@")
 
 
@@ -93,7 +93,7 @@ class NotifySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The whole file."""
+    """All settings of the file."""
 
     session: str = _setting("1h50m", "Length of a session, unless `mbqueue work` sets another.", check=_duration)
     checkpoint_minutes: float = _setting(5.0, "Minutes between checkpoints within an epoch.", gt=0)
@@ -193,7 +193,7 @@ def _wrong(section: type, content: Mapping[str, Any], prefix: str = "") -> Itera
             else:
                 yield f"{prefix}{name}: is a section; write [{name}] and its keys below"
         elif problem := _problem(kind, field.metadata, value):
-            # Text is not repeated: it may contain a password or a secret address.
+            # A text value is not repeated: it may be a password or a secret address.
             yield f"{prefix}{name}{f' = {value!r}' if isinstance(value, int | float) else ''}: {problem}"
 
 

@@ -41,7 +41,7 @@ class Target:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names that its column may have if `column` is empty, in order of preference."""
+        """Names that the target's column may have if `column` is empty, in order of preference."""
         return ENERGY_COLUMNS if self.kind == "energy" else ("target",)
 
     @property

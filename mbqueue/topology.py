@@ -75,7 +75,7 @@ class Topology:
     def shared_by_copies(self) -> str:
         """The parts that a copy of the project's folder would share with it; empty if nothing.
 
-        On a drive it is empty, too: `mbqueue.belonging` tells live folders apart there.
+        On a drive the text is empty, too: `mbqueue.belonging` tells live folders apart there.
         """
         if self.is_split or bool(self.queue_url) == bool(self.store):
             return ""
@@ -105,7 +105,7 @@ class Topology:
             raise UsageError(self.why_not_shared)
 
     def require_launchable(self, n_sessions: int) -> str | None:
-        """Check that this many sessions on other machines can work here; return what a person should know nevertheless.
+        """Check that this many sessions on other machines can work here; return a note for the user, or None.
 
         Raises:
             UsageError: if they cannot share the queue, or the live folder is not on a local disk.
@@ -120,14 +120,14 @@ class Topology:
         if self.live is not None and (mount := mount_of(self.live)).is_remote:
             raise UsageError(
                 f"The live folder {self.live} is on a network mount, too ({mount.fstype}), where a SQLite file "
-                'is not safe. Set live_dir = "/tmp/mbqueue" (a disk that each machine has of its own) in mbqueue.toml.'
+                'is not safe. Set live_dir = "/tmp/mbqueue" (a local disk of each machine) in mbqueue.toml.'
             )
         self.require_shared()
         if mount_of(self.root).is_remote:
             return None
         return (
             f"{self.root} is on this machine's own disk: the jobs can only run here (--set nodelist=NAME chooses "
-            "the machine). For others, put the project on a disk that all of them have."
+            "the machine). To use other machines, put the project on a disk that they share."
         )
 
     def require_queue_file(self, what: str, instead: str) -> None:
@@ -138,8 +138,8 @@ class Topology:
         """
         if self.queue_url:
             raise UsageError(
-                f"{what} works only for a queue in a file; this project's is on a PostgreSQL server. There, use the "
-                "server's own backups (pg_dump, docs/how-to/many-machines.md), or this with MBQUEUE_QUEUE=sqlite, "
+                f"{what} works only for a queue in a file; this project's is on a PostgreSQL server. Use the server's "
+                "own backups (pg_dump, docs/how-to/many-machines.md). Or run this command with MBQUEUE_QUEUE=sqlite, "
                 f"{instead}"
             )
 

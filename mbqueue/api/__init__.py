@@ -46,7 +46,7 @@ class Project(Blending, Working, Launching, Data, Keeping):
 
     @classmethod
     def create(cls, path: str | Path = ".") -> Project:
-        """Make a folder a project, with five experiments in jobs/; existing files stay as they are."""
+        """Turn a folder into a project with five experiments in jobs/; existing files stay unchanged."""
         return cls(init_project(Path(path))[0].root)
 
 

@@ -1,4 +1,4 @@
-"""Making experiments from recorded ones."""
+"""Make experiments from recorded ones."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Blending(Queueing, Results):
     ) -> EnqueueOutcome:
         """Enqueue a blend of recorded experiments: on each fold, the weighted mean of their predictions.
 
-        It is an experiment like any other, whose jobs take seconds; those of fitted weights need the data and a model's
-        time for the validation parts. For a class target, it averages probabilities.
+        A blend is an experiment like any other, whose jobs take seconds. Fitted weights also need the data, and the
+        time to predict the validation parts. For a class target, a blend averages probabilities.
 
         Args:
             experiments: two or more, of the same crystals, target and folds.
-            name: of the blend.
+            name: name of the blend.
             weights: ``"mean"`` weighs all alike. ``"fitted"`` takes, on each fold, the weights with the smallest error
                 on the crystals that are in the validation part of every member.
-            priority: higher is worked on first.
+            priority: higher runs first.
 
         Raises:
             UsageError: for fewer than two experiments, one that is given twice, is not in the queue or is a blend
@@ -49,7 +49,7 @@ class Blending(Queueing, Results):
         if len(experiments) < 2:
             raise UsageError("A blend needs at least two experiments. Name them: mbqueue blend A B --name AB")
         if twice := [one for one in experiments if experiments.count(one) > 1]:
-            raise UsageError(f"{twice[0]} is there twice. Give different experiments.")
+            raise UsageError(f"{twice[0]} is given twice. Give different experiments.")
         found = [self._recorded_member(one) for one in experiments]
         for one in found[1:]:
             _require_alike(found[0], one)
@@ -72,13 +72,13 @@ class Blending(Queueing, Results):
     def predict_again(self, experiment: str, *, test_strains: int, name: str, priority: int = 0) -> EnqueueOutcome:
         """Enqueue an experiment that predicts the test parts of a recorded one again, averaged over small strains.
 
-        It trains nothing: its models and histories are those of the recorded experiment.
+        The new experiment trains nothing: its models and histories are those of the recorded one.
 
         Args:
-            experiment: a recorded one that is no blend.
+            experiment: a recorded experiment that is not a blend.
             test_strains: pairs of opposite strains that each prediction is averaged over besides the crystal itself.
-            name: of the new experiment.
-            priority: higher is worked on first.
+            name: name of the new experiment.
+            priority: higher runs first.
 
         Raises:
             UsageError: if it is not in the queue or is a blend, or no strain is asked for.
@@ -89,7 +89,7 @@ class Blending(Queueing, Results):
         from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
         if test_strains < 1:
-            raise UsageError("Without strains the predictions would be those that are there. Give --test-strains 8.")
+            raise UsageError("Without strains the predictions would not change. Give, for example, --test-strains 8.")
         found = self._recorded_member(experiment)
         theirs = found.content["spec"]
         spec = {
@@ -141,7 +141,7 @@ def _member(recorded: Recorded) -> dict[str, Any]:
 
 
 def _chosen(found: Sequence[Recorded]) -> dict[str, Any]:
-    """The mark of members whose settings a search chose, with all folds that took part in that."""
+    """The mark of members whose settings a search chose, with all folds that took part in the choice."""
     marks = [one.content["spec"]["chosen"] for one in found if one.content["spec"].get("chosen")]
     if not marks:
         return {}
@@ -164,11 +164,11 @@ def _require_alike(first: Recorded, other: Recorded) -> None:
         what = f"{first.name} has the folds {folds[0]}, and {other.name} {folds[1]}"
     else:
         return
-    raise UsageError(f"{what}, so they make no blend. Nothing was changed.")
+    raise UsageError(f"{what}, so they cannot be blended. Nothing was changed.")
 
 
 def _require_common_validation(found: Sequence[Recorded]) -> None:
-    """Refuse to fit weights where the validation parts of the members have too little in common.
+    """Refuse to fit weights if the members' validation parts share too few crystals.
 
     Raises:
         ResultsError: saying on which fold.

@@ -36,7 +36,7 @@ class Data(OpenedProject):
 
         Args:
             data: which crystals, like ``DataSpec(dataset="sample", limit=40)``.
-            target_column: the target's column in your own table; by default a known name.
+            target_column: the target's column in your own table; by default one with a known name.
             seed: draws the crystals if there is a limit.
 
         Raises:
@@ -71,18 +71,18 @@ class Data(OpenedProject):
         device: str | None = None,
         progress: Progress | None = None,
     ) -> EnsembleTable:
-        """Predict crystals, with or without targets, by the models in some files.
+        """Predict crystals, with or without targets, with the models in some files.
 
         Args:
             dataset: name or path, or a ``DataSpec`` that also names the column of ids or drops what cannot be used.
             models: model_fold_*.pth files; several make an ensemble.
-            target_column: of the dataset's table, to compare with; by default one that is known.
+            target_column: column of the dataset's table to compare with; by default one with a known name.
             strains: pairs of opposite small strains that each prediction is averaged over.
             device: cpu, cuda or cuda:1; by default the first GPU, else the CPU.
 
         Raises:
             DataError: if the dataset cannot be used.
-            CheckpointError: if a file is no CHGNet model.
+            CheckpointError: if a file is not a CHGNet model.
             UsageError: if the device does not exist.
             ProjectNotFound: if the working folder is gone.
         """
@@ -138,7 +138,7 @@ class Data(OpenedProject):
                     spec = parse_spec(experiment.spec, source=f"the spec of {experiment.name} in the queue")
                     is_same = spec.data == data and target_column in ("", spec.target.column)
                     if experiment.dataset_hash and is_same and (not data.limit or spec.seed == seed):
-                        tell(f"{data.dataset} is not on this machine; its crystals are those of {experiment.name}.")
+                        tell(f"{data.dataset} is not on this machine; the crystals of {experiment.name} are used.")
                         return experiment.dataset_hash
         except MbqueueError as error:
             tell(f"{error} The dataset is read from its source.")  # reading needs no queue

@@ -25,12 +25,12 @@ class Keeping(OpenedProject):
     """recover, back_up, restore, migrate_queue, move_commits."""
 
     def recover(self, *, force: bool = False) -> Recovered:
-        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside it.
+        """Rebuild the queue from the manifests of the checkpoints. The old queue is kept beside the new one.
 
-        With an object store, use the manifests in the store.
+        With an object store, the manifests are those in the store.
 
         Raises:
-            UsageError: if there is an intact queue and ``force`` is not given, or a session works with it.
+            UsageError: if there is an intact queue and ``force`` is not given, or a session uses it.
         """
         from mbqueue.drive.recover import recover  # noqa: PLC0415
 
@@ -43,14 +43,14 @@ class Keeping(OpenedProject):
         return recovered
 
     def _judge_again(self) -> None:
-        """Prune the trials again that were pruned before: manifests do not record that."""
+        """Prune again the trials that were pruned before, since manifests do not record pruning."""
         from mbqueue.search.steps import judge_again  # noqa: PLC0415
 
         with open_queue(self.folder) as queue:
             try:
                 judge_again(queue, now=self._clock.now(), by="recover")
             except SearchUnavailable as error:
-                tell(f"{error} Until then, trials that were pruned before would resume.")
+                tell(f"{error} Without Optuna, trials that were pruned before would resume.")
 
     def back_up(self, file: str | Path) -> Backup:
         """Write the whole state (queue, checkpoints, results, jobs, settings) to one archive. Sessions may keep
@@ -65,7 +65,7 @@ class Keeping(OpenedProject):
             "The backup", "after moving the queue into a file: mbqueue migrate-queue sqlite"
         )
         if queue_exists(self.folder):
-            open_queue(self.folder, read_only=True).close()  # not for a queue that was moved away, for example
+            open_queue(self.folder, read_only=True).close()  # refuses a queue that was moved away, for example
         self._fetch_commits()
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
@@ -74,7 +74,7 @@ class Keeping(OpenedProject):
 
         Raises:
             DamagedArchive: if it is not what `back_up` wrote; nothing was changed.
-            UsageError: if there is a queue and ``force`` is not given, or a session works with it.
+            UsageError: if there is a queue and ``force`` is not given, or a session uses it.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
 
@@ -86,8 +86,8 @@ class Keeping(OpenedProject):
     def migrate_queue(self, to: str) -> Migrated:
         """Move the queue into an empty database without loss; the settings stay as they are.
 
-        The old database keeps its content, but is marked and refuses all work. You can move the queue back there: it
-        then replaces the old content, which it includes.
+        The old database keeps its content, but is marked and refuses all work. You can move the queue back: it contains
+        the old content, and replaces it.
 
         On a cluster's file system the commits move, too, to the place where sessions of the new queue expect them.
 
@@ -95,7 +95,7 @@ class Keeping(OpenedProject):
             to: ``postgresql://USER@HOST/DATABASE``, or ``sqlite`` for the file of this project.
 
         Raises:
-            UsageError: if a session works with the queue, there is none, or the other database is not empty.
+            UsageError: if a session uses the queue, there is none, or the other database is not empty.
             QueueError: if a database cannot be reached or written; nothing was changed then.
         """
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
@@ -119,15 +119,15 @@ class Keeping(OpenedProject):
     def move_commits(self, *, lost: bool = False) -> Moved:
         """Move the queue's commits to the project's store, or to its folder if it has no store.
 
-        Commits in the old store or on this machine are copied first. The queue refuses sessions whose commits are in
-        another place than it has recorded, so use this to move them.
+        Commits in the old store or on this machine are copied first. The queue refuses sessions whose commits are not
+        in the recorded place, so move commits only with this method.
 
         Args:
             lost: continue even if finished epochs cannot be found: they are trained again.
 
         Raises:
             UsageError: if there is no queue.
-            QueueError: if a session works with it.
+            QueueError: if a session uses it.
             StoreError: if a finished epoch would be lost, or a store does not answer. The queue was not changed.
         """
         from mbqueue.session.moving_commits import move_commits  # noqa: PLC0415
@@ -168,4 +168,4 @@ class Keeping(OpenedProject):
 
 
 def _refuse(why: str) -> None:
-    raise UsageError(f"{why} Move the folder that you do not want elsewhere. Nothing was changed.")
+    raise UsageError(f"{why} Move away the folder that you do not need. Nothing was changed.")

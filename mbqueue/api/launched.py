@@ -34,7 +34,7 @@ class LaunchedSession:
     Args:
         project: the project's folder, the same on every machine.
         seconds: time limit of the job.
-        margin_seconds: time reserved before it for the session's end.
+        margin_seconds: time reserved before the limit for the session's end.
         device: as for `mbqueue work`.
     """
 
@@ -66,7 +66,7 @@ class LaunchedSession:
         return outcome.reason
 
     def session_seconds(self, now: float) -> float:
-        """The time for a session that starts now, from the job's start as Slurm reports it, else from now."""
+        """The time for a session that starts now, until the end of the job by Slurm's report, else by its own limit."""
         end = now + self.seconds
         if END_VARIABLE in os.environ:
             end = float(os.environ[END_VARIABLE])
@@ -75,9 +75,10 @@ class LaunchedSession:
         return max(1.0, end - self.margin_seconds - now)
 
     def is_to_be_continued(self, outcome: SessionOutcome) -> bool:
-        """Whether the session ended because its machine is taken away, not because a person stopped it.
+        """Whether the session lost its machine or GPU, or ran out of time; False if the user stopped it.
 
-        A new process may be able to use a GPU that this one has lost; a broken GPU refuses it at its start.
+        A new process may be able to use a GPU that this one has lost. If the GPU is broken, that process fails at its
+        start.
         """
         from mbqueue.session.outcome import Ending, StopKind  # noqa: PLC0415
 
@@ -88,7 +89,7 @@ class LaunchedSession:
         return outcome.cause.kind in {StopKind.TIME, StopKind.DEVICE_LOST} or outcome.cause.signal in _TO_BE_CONTINUED
 
     def checkpoint(self) -> Any:
-        """The job when it runs again: the same, since the queue has the progress."""
+        """The job that runs next: the same one, since the queue has the progress."""
         from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
         return DelayedSubmission(self)

@@ -22,7 +22,7 @@ LONGEST_MARGIN_SECONDS = 180.0
 MAX_IDLE = "10m"
 #: How often a job may run again after its time is up; more than a month of one-hour jobs.
 _MAX_TIMEOUTS = 1000
-#: The sbatch options that are set here.
+#: The sbatch options that mbqueue sets.
 _OWN = {"time", "signal", "output", "error", "open_mode", "array", "requeue", "ntasks_per_node", "nodes"}
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -64,11 +64,11 @@ class Launching(OpenedProject):
             workers: number of jobs without a GPU.
             max_idle: end a job that finds nothing to claim for this long while others work; None makes it wait.
             setup: shell lines to run before the session (``module load …``).
-            options: of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
+            options: options of sbatch, like ``{"partition": "gpu", "cpus-per-task": "8"}``.
 
         Raises:
-            UsageError: if there is no Slurm or no submitit here, nothing to do, a queue that several machines cannot
-                share, or an option is wrong.
+            UsageError: if Slurm or submitit is missing, no job is left, several machines cannot share the queue, or an
+                option is wrong.
             SessionError: if sbatch refuses a job; the message says why, and which jobs were submitted before.
         """
         session, count = self._session(time, gpus, workers, max_idle)
@@ -153,7 +153,7 @@ class Launching(OpenedProject):
     def _require_work(self) -> None:
         with self._reading_queue(None) as queue:
             if queue.outlook(now=self._clock.now()).is_exhausted:
-                raise UsageError("Nothing in the queue is left to do, or it waits for a person: see mbqueue status")
+                raise UsageError("No job in the queue can run: all are done, or wait for you. See: mbqueue status")
 
     def _slurm_executor(
         self, session: LaunchedSession, *, with_gpu: bool, setup: Sequence[str], options: Mapping[str, str]
@@ -161,7 +161,7 @@ class Launching(OpenedProject):
         from submitit.slurm.slurm import SlurmExecutor  # noqa: PLC0415 - needed only here
 
         class AnywhereExecutor(SlurmExecutor):  # type: ignore[misc]
-            """Does not require srun, so that the job file can be shown anywhere."""
+            """A Slurm executor that does not require srun, so that the job file can be shown anywhere."""
 
             @classmethod
             def affinity(cls) -> int:
@@ -189,9 +189,9 @@ class Launching(OpenedProject):
             stderr_to_stdout=True,
             setup=list(setup) or None,
             gpus_per_node=1 if with_gpu and not asks_for_gpus else None,
-            # From Slurm 22.05 on, srun does not inherit it from sbatch, and the session would have one core.
+            # From Slurm 22.05 on, srun does not inherit this option from sbatch, and the session would have one core.
             srun_args=None if cores is None else [f"--cpus-per-task={cores}"],
-            # Without it a site may refuse to requeue a job.
+            # Without "requeue", a site may refuse to requeue a job.
             additional_parameters={"requeue": True, **further},
         )
         return executor

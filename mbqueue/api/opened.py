@@ -31,7 +31,7 @@ class OpenedProject:
     """A project's folder, found and checked. It holds nothing open.
 
     Args:
-        path: the project's folder; without it, $MBQUEUE_PROJECT or the nearest folder above this one that is one.
+        path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.
         while_away: open it even if its drive is not mounted, as long as this machine has its live folder; only for
             `status`.
 
@@ -62,7 +62,7 @@ class OpenedProject:
 
     @contextmanager
     def _writing_queue(self, experiment: str) -> Iterator[Queue]:
-        # A command that only steers does not create a queue.
+        # A command that only changes jobs does not create a queue.
         open_queue(self.folder, read_only=True, refuses=lambda lost: lost.concerns(experiment)).close()
         with open_queue(self.folder) as queue:
             yield queue
@@ -71,13 +71,13 @@ class OpenedProject:
         self._publish()
 
     def _keep_wanted(self, queue: Queue, experiment: str) -> None:
-        """Record the requests for an experiment; a failure to write undoes nothing."""
+        """Record the requests for an experiment; a failure is only reported."""
         from mbqueue.drive.asked_for import keep_wanted  # noqa: PLC0415 - reading commands need not wait for it
 
         try:
             keep_wanted(self.folder, queue, experiment)
         except OSError as error:
-            tell(f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover would not know of this.")
+            tell(f"{self.folder.wanted_dir} cannot be written ({error}), so mbqueue recover would not restore this.")
 
     def _require_no_earlier_commits(self, queue: Queue) -> None:
         """With an object store, refuse to begin a queue where the store has the commits of an earlier one.

@@ -44,7 +44,7 @@ class Queueing(OpenedProject):
         Args:
             experiment: its name in jobs/, or a TOML file.
             folds, epochs, dataset, drop_invalid: replace the values of the file.
-            priority: higher is worked on first.
+            priority: higher runs first.
             settings: other keys that replace values of the file, like ``{"train.lr": 3e-4}``.
             name: another name for the queue and the results folder.
 
@@ -63,8 +63,8 @@ class Queueing(OpenedProject):
         if is_search(path):
             if overrides:
                 raise UsageError(
-                    f"{path} describes a search: that file sets its space and folds, and all else is in the file "
-                    "of its base. You can only add --name and --priority."
+                    f"{path} describes a search: its file sets the space and folds, and its base the rest. You can "
+                    "only add --name and --priority."
                 )
             return self._enqueue_search(path, name=name, priority=priority)
         return self._put(load_spec(path, overrides=_named(overrides, name)), priority=priority)
@@ -162,7 +162,7 @@ class Queueing(OpenedProject):
             if there or any(one.name == search.name for one in queue.experiments()):
                 what = "a search with another file or base" if there else "an experiment"
                 raise ExperimentExists(
-                    f"{search.name} is the name of {what} in the queue. Nothing was changed. Enqueue it with another: "
+                    f"{search.name} is the name of {what} in the queue. Nothing was changed. Choose another name: "
                     f"--name {search.name}-2"
                 )
         try:
@@ -182,7 +182,7 @@ class Queueing(OpenedProject):
         with open_queue(self.folder, refuses=anything) as queue:
             if spec.trial is None and experiments_of(queue, spec.name) != [spec.name]:
                 raise ExperimentExists(
-                    f"{spec.name} is the name of a search in the queue. Nothing was changed. Enqueue it with another: "
+                    f"{spec.name} is the name of a search in the queue. Nothing was changed. Choose another name: "
                     f"--name {spec.name}-2"
                 )
             self._require_no_earlier_commits(queue)
@@ -192,7 +192,7 @@ class Queueing(OpenedProject):
         return outcome
 
     def pause(self, experiment: str, *, fold: int | None = None) -> int:
-        """Pause it; a running epoch is checkpointed and released. Returns the number of jobs."""
+        """Pause an experiment or fold; a running epoch is checkpointed and released. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             return sum(queue.pause(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
@@ -204,15 +204,15 @@ class Queueing(OpenedProject):
             return sum(queue.resume(name, fold=fold, now=now) for name in experiments_of(queue, experiment))
 
     def cancel(self, experiment: str, *, fold: int | None = None) -> int:
-        """Cancel its unfinished jobs; committed work stays. Returns the number of jobs.
+        """Cancel the unfinished jobs of an experiment or fold; committed work stays. Returns the number of jobs.
 
-        A cancelled search begins no further trials until `retry`; until `resume` where its newest trial had ended.
+        A cancelled search begins no further trials until `retry`, or until `resume` if its newest trial had ended.
         """
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             newest = experiments_of(queue, experiment)[-1]
             begins_more = newest != experiment and not queue.experiment(newest).paused
-            if begins_more:  # also when its newest trial has ended, and in the middle of this
+            if begins_more:  # so that no trial begins now, or later if the newest has ended
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
             if begins_more and fold is None and cancelled[newest]:  # a cancelled job starts no other by itself
@@ -225,8 +225,8 @@ class Queueing(OpenedProject):
         A fold whose recorded files are missing or damaged is predicted again from its checkpoints. If an object store
         with these files does not answer, this is skipped with a note.
 
-        A pruned trial of a search resumes, and trains to its end; from the beginning where its checkpoints
-        were removed, with a note. For a whole search, failed and cancelled trials are retried.
+        A pruned trial of a search resumes, and trains to its end. If its checkpoints were removed, it starts from the
+        beginning, with a note. For a whole search, failed and cancelled trials are retried.
 
         Returns:
             The number of jobs that will run again.
@@ -240,7 +240,7 @@ class Queueing(OpenedProject):
                 return sum(self._retry_failed(queue, trial) for trial in trials)
             found = queue.experiment(experiment)
             if found.is_released:
-                # What a session left that died meanwhile would be more than the queue knows of then.
+                # Remove checkpoints that a dying session left: they would be further than the queue, which starts over.
                 remove_released(self.folder, [found], opened_store(self.folder, queue))
                 tell(
                     f"The checkpoints of {experiment} were removed after it was pruned (pruned_hours in mbqueue.toml), "
@@ -251,7 +251,7 @@ class Queueing(OpenedProject):
                 lost_folds = self._lost_folds(queue, experiment)
             except StoreError as error:  # the retried jobs stay retried
                 lost_folds = {}
-                tell(f"{error} Lost result files could not be checked; for those, retry again once the store answers.")
+                tell(f"{error} Result files could not be checked. Retry again once the store answers.")
             again = {lost: why for lost, why in lost_folds.items() if fold in (None, lost)}
             epochs = queue.experiment(experiment).spec["train"]["epochs"]
             return changed + queue.rewind(experiment, again, to_epoch=epochs, now=self._clock.now(), by="retry")
@@ -261,7 +261,7 @@ class Queueing(OpenedProject):
         return queue.retry(trial, now=self._clock.now()) if states & {State.FAILED, State.CANCELLED} else 0
 
     def set_priority(self, experiment: str, priority: int, *, fold: int | None = None) -> int:
-        """Set its priority, from the next claim on. Returns the number of jobs."""
+        """Set the priority of an experiment or fold, from the next claim on. Returns the number of jobs."""
         with self._writing_queue(experiment) as queue:
             now = self._clock.now()
             names = experiments_of(queue, experiment)

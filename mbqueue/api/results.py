@@ -137,8 +137,8 @@ class Results(Searches):
         """Write the report of an experiment or a search, finished or not, as one self-contained HTML page.
 
         Args:
-            output: the page, or a folder for report.html; by default the results folder, or that of a search
-                beside those of its trials.
+            output: the page, or a folder for report.html; by default the results folder. That of a search is beside
+                those of its trials.
             png: a folder in which to draw each figure as a PNG, too.
             force: overwrite existing files that are not reports.
 
@@ -257,7 +257,7 @@ class Results(Searches):
         """Make the leaderboard's submission folder below ``output``, for one or more tasks; return it.
 
         Args:
-            force: also in place of an earlier export.
+            force: replace an earlier export.
 
         Raises:
             ResultsError: with every reason, unless all five official folds are recorded; or if matbench is missing.
@@ -275,7 +275,7 @@ class Results(Searches):
         return list(dict.fromkeys([self.folder.working_results("results"), self.folder.results_dir]))
 
     def _shown_folder(self, recorded: Recorded) -> Path:
-        """The results folder as people see it: on a drive not that in the live folder."""
+        """The results folder that users see: on a drive, never the one in the live folder."""
         folder, live = recorded.folder, self.folder.live_dir
         return self.folder.root / folder.relative_to(live) if folder.is_relative_to(live) else folder
 

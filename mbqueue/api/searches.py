@@ -59,17 +59,17 @@ class Searches(OpenedProject):
         from mbqueue.task import target_of  # noqa: PLC0415
 
         (search, trials), overview = self._searched(name)
-        # Beside the results of its first trial; on a drive there, too.
+        # Beside the results of the first trial, even on a drive.
         first = next(entry for entry in overview["experiments"] if entry["name"] == trials[0].experiment)
         folder = (self.folder.root / first["results_dir"]).parent / name
         page = folder / REPORT_FILE if output is None else page_for(Path(output), REPORT_FILE)
-        if output is not None or page.exists():  # the default page has its folder made
+        if output is not None or page.exists():  # the folder of the default page is created below
             require_writable(page, force=force, reads=self.folder.never_outputs, ours=MARK)
         try:
             shares = importances(search, trials)
         except SearchUnavailable as error:
             shares = {}
-            tell(f"{error} Until then the report cannot rank the settings.")
+            tell(f"{error} Without Optuna, the report cannot rank the settings.")
         target = target_of(search.base_spec)
         figures = draw(search, trials, shares, target)
         (summary,) = (summary for summary in summaries(overview) if summary["name"] == name)

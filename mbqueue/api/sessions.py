@@ -52,8 +52,8 @@ class Working(OpenedProject):
     ) -> SessionOutcome:
         """Run a session here until nothing is left in the queue or its time is up.
 
-        May be killed at any instant; the next session carries on. In the main thread, SIGTERM, SIGINT, SIGHUP, SIGUSR1
-        and SIGUSR2 finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
+        You can kill the session at any instant; the next one resumes. In the main thread, SIGTERM, SIGINT, SIGHUP,
+        SIGUSR1 and SIGUSR2 finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
 
         Args:
             session: its length, like ``1h50m``, or ``none``; by default that of mbqueue.toml.
@@ -67,7 +67,7 @@ class Working(OpenedProject):
             stop: lets another thread request the end.
 
         Raises:
-            UsageError: if an argument cannot be carried out, or nothing was ever enqueued.
+            UsageError: if an argument is wrong, or nothing was ever enqueued.
             QueueError: if the queue cannot be read or written.
             ProjectNotFound: if the working folder is gone.
         """
@@ -103,7 +103,7 @@ class Working(OpenedProject):
             from mbqueue.session.worker import work  # noqa: PLC0415
 
             if options.session_seconds is not None:
-                # The slow imports count as part of the session: a limit from outside starts at its beginning.
+                # The slow imports count as part of the session: a batch system's limit starts before them.
                 spent = self._clock.monotonic() - began
                 options = replace(options, session_seconds=max(1.0, options.session_seconds - spent))
             everyone = Relay(*heard)
@@ -130,15 +130,15 @@ class Working(OpenedProject):
         """Run one session on each device at once, each in its own process; return when all have ended.
 
         Results equal those of a single session byte for byte, as long as each uses the same number of threads. Signals
-        are passed on to all of them; a second SIGINT ends them at once. If one dies, this is reported and the others
-        keep running. The other arguments are those of `work`, for each session.
+        are passed on to all sessions; a second SIGINT ends them at once. If a session dies, this is reported and the
+        others keep running. The other arguments are those of `work`, for each session.
 
         Args:
             devices: like ``["0", "1"]``, ``["cuda:0", "cuda:1"]`` or ``["cpu", "cpu"]``.
             report_for: returns the report for a device's label.
 
         Raises:
-            UsageError: if an argument cannot be carried out, or nothing was ever enqueued.
+            UsageError: if an argument is wrong, or nothing was ever enqueued.
         """
         from mbqueue.session.devices import Crew, parse_devices  # noqa: PLC0415
         from mbqueue.session.report import Report  # noqa: PLC0415
@@ -175,8 +175,8 @@ class Working(OpenedProject):
         ``devices`` those of `work_on_devices`.
 
         Raises:
-            UsageError: if one runs in the background already, or an argument cannot be used.
-            SessionError: if it ended before it was running; the message includes the end of its log.
+            UsageError: if a session runs in the background already, or an argument is wrong.
+            SessionError: if the process ended before it ran; the message includes the end of its log.
         """
         from mbqueue.session import background  # noqa: PLC0415
 
@@ -200,7 +200,7 @@ class Working(OpenedProject):
         devices: Sequence[str] | None = None,
         **further: Any,
     ) -> WorkOptions:
-        """The same with durations in seconds; ``further`` are fields of `WorkOptions`."""
+        """The options of a session, with durations in seconds; ``further`` are fields of `WorkOptions`."""
         from mbqueue.session.options import NO_DEADLINE, WorkOptions  # noqa: PLC0415
 
         if forever and session not in (None, NO_DEADLINE):
@@ -214,7 +214,7 @@ class Working(OpenedProject):
         )
 
     def stop(self, *, session: str | None = None, wait_seconds: float = 60.0) -> list[StoppedSession]:
-        """Ask every session of this project on this machine, or one, to save its work and end; wait until it has.
+        """Ask this project's sessions on this machine to save their work and end; wait until they have.
 
         Args:
             session: the id of a session, as in `status`; by default all.

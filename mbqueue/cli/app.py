@@ -113,7 +113,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _leave_a_folder_that_is_gone(project: Path | None) -> None:
-    """If the working folder is gone, work in the project that is named by its full path: there, libraries load.
+    """If the working folder is gone, change to the project's folder if its full path is given, so that libraries load.
 
     Raises:
         ProjectNotFound: if no project has that name.
@@ -124,7 +124,7 @@ def _leave_a_folder_that_is_gone(project: Path | None) -> None:
         named = Path(project or os.environ.get(ENVIRONMENT_VARIABLE, "")).expanduser()
         if not named.is_absolute():
             raise
-        with suppress(OSError):  # it is gone, too, which the command says
+        with suppress(OSError):  # if the project is gone, too, the command reports it
             os.chdir(named)
             say(f"The working folder of this shell is gone. Relative paths now start at {named}.")
 
@@ -150,4 +150,4 @@ def _root(
     del debug, version  # used by cli.main
     _leave_a_folder_that_is_gone(project)
     if live_dir is not None:
-        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # so that a background session gets it, too
+        os.environ[LIVE_VARIABLE] = str(live_dir.absolute())  # a background session reads it there

@@ -29,12 +29,13 @@ def blend(
     weights: Annotated[
         BlendWeights, typer.Option(help="mean, or fitted on the validation parts of each fold.")
     ] = BlendWeights.MEAN,
-    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an experiment whose predictions are the averages of those of recorded ones.
+    """Make an experiment that averages the predictions of recorded ones.
 
-    They must be of the same crystals, target and folds. The next session makes the blend in seconds, without the data.
+    All members must have the same crystals, target and folds. The next session makes the blend in seconds, without
+    the data.
 
     Example: mbqueue blend full.seed0 full.seed1 full.seed2 --name full.blend
     """
@@ -49,7 +50,7 @@ def predict_again(
     test_strains: Annotated[
         int, typer.Option("--test-strains", help="Pairs of opposite small strains for each crystal.", min=1, max=100)
     ],
-    priority: Annotated[int, typer.Option(help="Higher is worked on first.")] = 0,
+    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the test parts of a recorded experiment again, averaged over small strains, without training.

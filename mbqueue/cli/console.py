@@ -43,8 +43,8 @@ def tolerate_narrow_streams() -> None:
 def outliving_readers() -> Iterator[None]:
     """Ignore a reader of the two streams that goes away (a closed terminal, `head`).
 
-    Later output is dropped until the process ends: the last flush would fail, too, and change the exit code. A log on a
-    full disk lacks lines.
+    Later output is dropped until the process ends: the last flush would fail, too, and change the exit code. On a full
+    disk, a log loses lines.
     """
     before = sys.stdout, sys.stderr
     ours = [_Outliving(stream) for stream in before]
@@ -74,7 +74,7 @@ class _Outliving:
         self._try(self._stream.flush)
 
     def end(self) -> None:
-        """Drop what could not be written until now."""
+        """Drop the output that could not be written so far."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
@@ -91,7 +91,7 @@ class _Outliving:
                 raise
 
     def _drop_all(self) -> None:
-        with suppress(OSError, ValueError):  # it may have no file descriptor
+        with suppress(OSError, ValueError):  # the stream may have no file descriptor
             nowhere = os.open(os.devnull, os.O_WRONLY)
             try:
                 os.dup2(nowhere, self._stream.fileno())

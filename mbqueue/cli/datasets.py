@@ -63,7 +63,7 @@ def prepare(
 def tasks(as_json: JsonOption = False) -> None:
     """List matbench's tasks: size, target and unit, whether the file is here, and the best published score.
 
-    Each is a dataset. Its file is downloaded when it is first needed.
+    Each task is a dataset, whose file is downloaded when it is first needed.
 
     Example: mbqueue tasks --json
     """
@@ -107,7 +107,7 @@ def cache_list(context: typer.Context, as_json: JsonOption = False) -> None:
         return
     for entry in found:
         what = f"{entry.n_crystals} crystals of {entry.source}" if entry.n_crystals else entry.kind
-        state = "" if entry.current else "  (of an older version, of no use)"
+        state = "" if entry.current else "  (from an older version, unusable)"
         if entry.is_unfinished:
             state = f"  ({entry.how_far})"
         print_line(f"{entry.folder.name:<34} {entry.size / 1e6:>9.1f} MB  {utc_text(entry.used_at)}  {what}{state}")
@@ -141,7 +141,7 @@ def cache_verify(
         for problem in verdict.wrong:
             say(problem)
     if left and repair:
-        raise CacheError(f"{len(left)} of these could not be repaired from here.")
+        raise CacheError(f"{len(left)} of these could not be repaired on this machine.")
     if left:
         raise CacheError("Damaged shards are rebuilt when next used, or now with: mbqueue cache verify --repair")
 
@@ -150,7 +150,7 @@ def cache_verify(
 def cache_prune(
     context: typer.Context,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also remove what experiments in the queue still need.")
+        bool, typer.Option("--all", help="Also remove data that experiments in the queue still need.")
     ] = False,
 ) -> None:
     """Remove caches that no unfinished experiment needs and no session is building.
@@ -169,7 +169,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
     A terminal shows bars with the time left; a log or a notebook gets a line now and then.
     """
-    # Not at the top: `status` loads this module, too, and must answer at once.
+    # Imported here, since `status` also loads this module and must answer at once.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -196,7 +196,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _progress_line(what: str) -> Callable[[int, int], None]:
     said = float("-inf")
-    begin: tuple[float, int] | None = None  # time and size of the first part, maybe of an earlier run
+    begin: tuple[float, int] | None = None  # time and size of the first part, which an earlier run may have done
 
     def advanced(done: int, total: int) -> None:
         nonlocal said, begin

@@ -29,7 +29,7 @@ WORK_LEFT = 75
 
 
 class DemoFailed(MbqueueError):
-    """The demo did not show what it should."""
+    """A step of the demo failed."""
 
 
 def demo(
@@ -97,7 +97,7 @@ def _run(root: Path, crystals: int) -> None:
 
 
 class _Commands:
-    """Run mbqueue in one project as a person would, and show each command."""
+    """Run the commands of mbqueue in one project, and show each."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -124,7 +124,7 @@ class _Commands:
         print_line(f"… killed: kill -9 {process.pid}")
 
     def results(self) -> Path:
-        """The one results folder."""
+        """The project's only results folder."""
         (folder,) = (self.root / "results" / "daily").glob("*/*/")
         return folder
 

@@ -151,7 +151,7 @@ def _dataset() -> Finding:
         found = f"{OFFICIAL_DATASET}: {file.path} ({file.path.stat().st_size / 1e6:.0f} MB)"
         if is_whole(file):
             return Finding("dataset", "ok", found)
-        return Finding("dataset", "problem", f"{found} is another file", "Move it away to download the right one.")
+        return Finding("dataset", "problem", f"{found} is not matbench's file", "Move it away to get the right one.")
     return Finding(
         "dataset",
         "warning",
@@ -171,7 +171,7 @@ def _file_system(project: ProjectFolder) -> Finding:
         "file system",
         "warning",
         where,
-        "A live database is not safe there. Unset live_dir and MBQUEUE_LIVE_DIR, or set a local folder.",
+        "A live database is not safe on a network mount. Unset live_dir and MBQUEUE_LIVE_DIR, or set a local folder.",
     )
 
 
@@ -183,7 +183,7 @@ def _store(url: str, place: CommitsPlace | None) -> Finding:
         if place is not None and place.kind == "store" and not store.is_the_one(place.id):
             return Finding("object store", "problem", url, "This is not the store that holds the queue's commits.")
         if is_new := store.check():
-            store.forget()  # it is in use once a session has checked that it fits the queue
+            store.forget()  # the first session marks the store as used, once it fits the queue
     except (UsageError, StoreError) as error:
         return Finding("object store", "problem", url, str(error))
     return Finding("object store", "ok", f"{url}: writable, refuses to write a name twice{', new' if is_new else ''}")

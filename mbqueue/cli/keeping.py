@@ -42,7 +42,7 @@ def restore(
     file: Annotated[Path, typer.Argument(help="An archive written by backup.")],
     force: ForceOption = False,
 ) -> None:
-    """Replace the project's state with that of an archive, which is checked whole first.
+    """Replace the project's state with that of an archive, after checking the whole archive.
 
     Example: mbqueue restore monday.tar
     """
@@ -66,10 +66,10 @@ def migrate_queue(
     rows = ", ".join(f"{count} {table}" for table, count in made.rows.items() if table not in of_no_interest)
     print_line(f"{made.source} → {made.target}: {rows}")
     if to == "sqlite":
-        say("To continue: take `queue` out of mbqueue.toml, and unset MBQUEUE_QUEUE.")
+        say("To continue: remove `queue` from mbqueue.toml, and unset MBQUEUE_QUEUE.")
     else:
         say(
-            "To continue: set MBQUEUE_QUEUE to the URL you gave, or, without a password in it, "
+            "To continue: set MBQUEUE_QUEUE to that URL. If the URL has no password, you can instead set "
             'queue = "postgresql://…" in mbqueue.toml.'
         )
 
@@ -83,8 +83,8 @@ def move_commits(
 ) -> None:
     """Move the queue's commits to the store in the settings, or into the project's folder if there is none.
 
-    A queue refuses sessions with another store than its own. To move its commits, end all sessions, change or remove
-    `store`, and run this command: it copies them first, then updates the queue.
+    A queue refuses sessions that use a different store. To move its commits, end all sessions, change or remove
+    `store`, and run this command. It copies the commits first, then updates the queue.
 
     Example: mbqueue move-commits
     """

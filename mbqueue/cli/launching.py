@@ -69,7 +69,7 @@ def slurm(
     jobs = project.launch_slurm(
         time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle), setup=setup or [], options=options
     )
-    _tell(jobs, "List them with: squeue --me, and mbqueue status. End one with: scancel JOB")
+    _tell(jobs, "List the jobs with: squeue --me, and mbqueue status. End a job with: scancel JOB")
 
 
 @launch.command()
@@ -87,7 +87,7 @@ def local(
     Example: mbqueue launch local --gpus 2 --time 2h
     """
     jobs = open_project(context).launch_local(time=time, gpus=gpus, workers=workers, max_idle=_idle(max_idle))
-    _tell(jobs, "List them with: mbqueue status. End them with: mbqueue stop")
+    _tell(jobs, "List the sessions with: mbqueue status. End them with: mbqueue stop")
 
 
 def _settings(texts: list[str]) -> dict[str, str]:

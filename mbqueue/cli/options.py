@@ -20,13 +20,13 @@ TargetColumnOption = Annotated[
 ExperimentArgument = Annotated[str, typer.Argument(help="Name of an enqueued experiment.")]
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search in the queue.")]
 
-#: Of folds or seeds in one command: more are a typing error.
+#: The most folds or seeds in one command: more are a typing error.
 _MOST_NUMBERS = 100
 
 
 def current_project(context: typer.Context) -> ProjectFolder:
     """The project that the command was given or runs in."""
-    given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 leaves it as text
+    given: str | Path | None = context.find_root().params.get("project")  # typer before 0.29 leaves the option as text
     return find_project(None if given is None else Path(given))
 
 

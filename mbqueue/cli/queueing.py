@@ -46,7 +46,7 @@ def enqueue(
         bool, typer.Option("--drop-invalid", help="Leave out unusable entries, and report them.")
     ] = False,
     seeds: Annotated[
-        str | None, typer.Option(help="Enqueue it once for each of these seeds, like 0-4, as NAME.seed0 and so on.")
+        str | None, typer.Option(help="Enqueue once for each of these seeds, like 0-4, as NAME.seed0 and so on.")
     ] = None,
     id_column: IdColumnOption = "",
     target_column: TargetColumnOption = "",
@@ -55,7 +55,7 @@ def enqueue(
 
     Enqueueing the same spec again changes nothing. New folds are added. A changed spec needs a new name (--name).
 
-    With --seeds 0-4 it is enqueued five times, as NAME.seed0 to NAME.seed4.
+    With --seeds 0-4 the experiment is enqueued five times, as NAME.seed0 to NAME.seed4.
 
     Example: mbqueue enqueue full_finetune --folds 0,1 --set train.lr=3e-4 --name trial
     """
@@ -89,14 +89,14 @@ def enqueue(
         print_line(_enqueued(outcome))
     target = target_of(first.spec)
     column = f", column {target.column}" if target.column else ""
-    say(f"It predicts the {target.axis} as {_AS[target.kind]}: {first.dataset}{column}.")
+    say(f"Predicts the {target.axis} as {_AS[target.kind]}: {first.dataset}{column}.")
     if target.kind != "energy" and experiment == "head_finetune":
         made = f"{target.kind}_head"
         say(f"The settings of {experiment} were chosen for energies. For {_AS[target.kind]}, {made} fits better.")
     for experiment_now in (outcome.experiment for outcome in outcomes):
         if priority not in (None, experiment_now.priority):
             label = experiment_now.name
-            say(f"Its priority stays {experiment_now.priority}. To change it: mbqueue priority {label} {priority}")
+            say(f"The priority stays {experiment_now.priority}. To change it: mbqueue priority {label} {priority}")
     say("Start a session with: mbqueue work")
 
 
@@ -118,7 +118,7 @@ def promote(
 ) -> None:
     """Enqueue the best settings of a search as an experiment on all five folds.
 
-    Its description names the trial and the folds that chose it. Its results mark these folds.
+    The description names the trial and the folds that chose it, and the results mark these folds.
 
     Example: mbqueue promote lr_search --name tuned
     """
@@ -183,18 +183,18 @@ def cancel(
     Example: mbqueue cancel full_finetune --yes
     """
     project = open_project(context)
-    project.status(experiment)  # says before the question what would be refused after it
+    project.status(experiment)  # raises errors before the question instead of after it
     if not yes:
         typer.confirm(f"Cancel the unfinished jobs of {_place(experiment, fold)}?", abort=True, err=True)
     changed = project.cancel(experiment, fold=fold)
     print_line(
         f"{_place(experiment, fold)}: {counted(changed, 'job')} cancelled. "
-        f"Put them back with: mbqueue retry {experiment}"
+        f"Restore the jobs with: mbqueue retry {experiment}"
     )
 
 
 def retry(context: typer.Context, experiment: ExperimentArgument, fold: FoldOption = None) -> None:
-    """Retry failed and cancelled jobs with all their attempts, and end the wait of those that failed recently.
+    """Retry failed and cancelled jobs with all their attempts, and end the wait of jobs that failed recently.
 
     Missing or damaged result files are rebuilt from the checkpoints.
 

@@ -29,7 +29,7 @@ def report(
     """Write one self-contained HTML page: scores, curves, errors by element and size, worst crystals, sessions.
 
     Works for finished and running experiments. Opens in any browser without a network. The page of a search has the
-    history of the best, parallel coordinates, the importance of settings and all learning curves.
+    history of the best score, parallel coordinates, the importance of settings and all learning curves.
 
     Example: mbqueue report full_finetune --output report.html
     """
@@ -37,7 +37,7 @@ def report(
     if project.is_search(experiment):
         (summary,) = project.status(experiment).overview["searches"]
         if summary["state"] != "done":
-            say(f"{experiment} is not done yet: this is how far it is.", style="yellow")
+            say(f"{experiment} is not done yet: the report covers what is done so far.", style="yellow")
     elif not project.results(experiment).is_complete:
         say(f"{experiment} is not recorded yet: the report covers what is done so far.", style="yellow")
     for path in project.report(experiment, output=output, png=png, force=force):

@@ -16,7 +16,7 @@ def init(
 ) -> None:
     """Create a project: jobs/ with five experiments, state/, results/ and mbqueue.toml.
 
-    Existing files stay as they are.
+    Existing files stay unchanged.
 
     Example: mbqueue init my-project
     """

@@ -77,7 +77,7 @@ def work(
         )
         names = " and ".join(started.sessions) or "starting"
         print_line(f"session {names} in the background, process {started.process.pid}")
-        say(f"Its log: {started.log}\nFollow it with: mbqueue logs -f. End it with: mbqueue stop")
+        say(f"Log: {started.log}\nFollow it with: mbqueue logs -f. Stop the session with: mbqueue stop")
         return
 
     options = {
@@ -124,7 +124,7 @@ def _work_in_json(project: Project, **options: Any) -> SessionOutcome:
 
     stop = StopRequest()
     with open(STANDARD_OUTPUT, "wb", buffering=0, closefd=False) as stream:
-        report = JsonLines(stream, on_gone=lambda: stop.request("its reader is gone"))
+        report = JsonLines(stream, on_gone=lambda: stop.request("the reader of its output is gone"))
         return project.work(**options, report=report, stop=stop)
 
 

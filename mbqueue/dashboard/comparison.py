@@ -39,7 +39,7 @@ class _View:
 
 
 def _scores(comparison: Comparison, sign: str, dash: str, mark: str, width: int) -> Table:
-    """Numbers are always whole: names take the lines that they need, and a narrow terminal gets the means only."""
+    """Numbers are never cut: long names wrap, and a narrow terminal shows only the means."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     first = comparison.recorded[0]
     measure, unit = first.board_measure, first.target.unit

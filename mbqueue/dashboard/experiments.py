@@ -37,16 +37,16 @@ _BY_INTEREST = ("running", "failed", "paused", "ready", "waiting", "pruned", "ca
 
 
 def by_interest(experiments: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Their indices: active experiments and those that need attention first, then the newest."""
+    """The indices of experiments: active ones and those that need attention first, then the newest."""
     return sorted(range(len(experiments)), key=lambda i: (_BY_INTEREST.index(experiments[i]["state"]), -i))
 
 
 def left_out(shown: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]]) -> Text:
-    """One line about those of ``shown`` that are not in ``drawn``."""
+    """One line about the experiments in ``shown`` that are not in ``drawn``."""
     names = {entry["name"] for entry in drawn}
     states = Counter(entry["state"] for entry in shown if entry["name"] not in names)
     counts = ", ".join(f"{states[state]:,} {state}" for state in _BY_INTEREST if states[state])
-    return Text(f"and {len(shown) - len(drawn):,} more experiments: {counts}. One of them: mbqueue status NAME", "dim")
+    return Text(f"and {len(shown) - len(drawn):,} more experiments: {counts}. To show one: mbqueue status NAME", "dim")
 
 
 def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
@@ -56,7 +56,7 @@ def experiment(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Te
         title.append(" (paused)", STYLES["paused"])
     if entry["target"]["name"] != FORMATION_ENERGY.target.name:
         title.append(f"  {entry['target']['name']}", "dim")
-    title.append(f"  {entry['dataset']}", "dim")  # last, since it may be a path that is longer than the line
+    title.append(f"  {entry['dataset']}", "dim")  # last, since the dataset may be a path that is longer than the line
     if entry["priority"]:
         title.append(f"  priority {entry['priority']}", "dim")
     yield cut(title, width, plain)
@@ -163,7 +163,7 @@ def _mark(plain: bool) -> str:
 
 
 def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
-    """The table. Where it is wider than ``width``, curves, then bars, then best epochs are left out."""
+    """The table of folds. If it is wider than ``width``, it drops curves, then bars, then best epochs."""
     folds = entry["folds"]
     headers = [*(header for header, _ in _COLUMNS[:-1]), _score(entry)[1]]
     rows = [[(header, "dim") for header in headers], *(_cells(entry, fold, plain) for fold in folds)]
@@ -190,7 +190,7 @@ def _folds(entry: Mapping[str, Any], width: int, plain: bool) -> Iterable[Text]:
 
 
 def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> list[tuple[str, str]]:
-    """The columns of a fold, with their style; without the curve, which takes what the others leave."""
+    """The columns of a fold, with their style; without the curve, which fills the remaining width."""
     done, total = fold["epochs_done"], fold["epochs_total"]
     is_over = done + fold["epochs_skipped"] == total
     return [
@@ -206,7 +206,7 @@ def _cells(entry: Mapping[str, Any], fold: Mapping[str, Any], plain: bool) -> li
 
 
 def _curve(val_mae: Sequence[float | None], length: int, plain: bool) -> str:
-    """Each fold has its own scale: one bad fold must not flatten the others."""
+    """A fold's curve on its own scale: one bad fold must not flatten the others."""
     values = [math.nan if value is None else value for value in val_mae]
     drawn = [value for value in values if _is_drawable(value)]
     low = min(drawn, default=1.0)

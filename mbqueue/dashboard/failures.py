@@ -81,7 +81,7 @@ def _what_next(group: Sequence[Mapping[str, Any]], now: float) -> str:
     if _rests(error, now):
         soonest = min(one["retry_at"] for one in group)
         return f"failed {times}{each}; the next attempt is in {format_duration(soonest - now)}"
-    return f"failed {times}{each}; tried again"
+    return f"failed {times}{each}; being retried"
 
 
 def _is_over(error: Mapping[str, Any]) -> bool:

@@ -60,9 +60,9 @@ class Status:
     first one. Errors are in the unit of the target, times in seconds since the epoch (UTC).
 
     Attributes:
-        overview: all of it as one dictionary (see `mbqueue.queue.overview`).
+        overview: the whole status as one dictionary (see `mbqueue.queue.overview`).
         session_seconds: the usual length of a session, in which the remaining work is expressed.
-        search: the one whose trials are shown.
+        search: name of the search whose trials are shown.
     """
 
     overview: Mapping[str, Any]

@@ -66,8 +66,8 @@ def render(
 def gpu_seconds(experiment: Mapping[str, Any]) -> tuple[float, float | None]:
     """(seconds used, seconds left) of an experiment.
 
-    The time left is that of preparing, by its rate, plus the open epochs at the mean of the finished ones, plus the
-    open predictions at the mean of the finished ones. It is None as long as an open part has no estimate.
+    The time left is that of preparing, by its rate, plus that of the open epochs and predictions, at the mean of the
+    finished ones. The time left is None while an open part has no estimate.
     """
     folds = experiment["folds"]
     used = float(experiment["seconds"])

@@ -26,8 +26,8 @@ def timeline(
     A span has the job's kind (prepare, train, predict, record) if the work was committed or released properly. Other
     kinds are `load`, before data and model were loaded; `checkpoint`, the time of saving, drawn at the end; `lost to
     deaths`, work that was repeated after the session died or lost its lease, drawn at the end of that attempt; `cut
-    off`, such an attempt as long as it is unknown what was kept; `failed`; and `idle`, the rest of a session: start-up,
-    waiting, and jobs of other experiments. `publish` is drawn beside these, not over them.
+    off`, such an attempt while mbqueue does not know how much was kept; `failed`; and `idle`, the rest of a session:
+    start-up, waiting, and jobs of other experiments. `publish` is drawn beside these, not over them.
 
     Args:
         sessions: the sessions to draw.

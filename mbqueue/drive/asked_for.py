@@ -82,7 +82,7 @@ def wanted(project: ProjectFolder, note: Callable[[str], None]) -> list[dict[str
             found.append(_read(path))
         except (OSError, *NOT_OURS) as error:
             why = what_is_wrong(error)
-            note(f"{path} is skipped, since mbqueue did not write this record ({why}).")
+            note(f"{path} is skipped: it is not a valid record of an experiment ({why}).")
     return sorted(found, key=lambda one: (one["enqueued_at"], one["spec"]["name"]))
 
 

@@ -10,7 +10,9 @@ from mbqueue.session.outcome import SessionOutcome
 
 
 class Report:
-    """The worker calls these methods, from its main thread unless a method says otherwise, so each must return quickly.
+    """Receives the events of a session.
+
+    The worker calls these methods, from its main thread unless a method says otherwise, so each must return quickly.
     Every method does nothing by default, so a subclass defines only those that it needs.
     """
 

@@ -69,5 +69,5 @@ def verdict(session: Session, spec: Spec, fold: int, history: Sequence[Mapping[s
     try:
         return steps.verdict(session.queue, spec, fold=fold, history=history, now=session.clock.now())
     except SearchUnavailable as error:
-        session.note_once(f"{error} Until then this session prunes no trial.")
+        session.note_once(f"{error} This session prunes no trials.")
         return None

@@ -76,8 +76,9 @@ def send_fold(
     epochs: int,
     note: Callable[[str], None],
 ) -> bool:
-    """Put a fold's newest commit and that of its best epoch into the store; return whether the store has both now. It
-    lacks one if this machine lacks it too, or if another commit has its name.
+    """Put a fold's newest commit and that of its best epoch into the store; return whether the store has both now.
+
+    The store lacks one if this machine lacks it too, or if another commit has its name.
     """
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))

@@ -224,7 +224,7 @@ def test_of_very_many_experiments_the_important_ones_are_drawn_and_the_others_co
     lines = draw(overview).splitlines()
     titles = [line.split()[0] for line in lines if "matbench_mp_e_form" in line]
     assert titles == ["at-work", "broken", *(f"old-{i}" for i in range(482, 500))]
-    assert "and 482 more experiments: 482 done. One of them: mbqueue status NAME" in lines
+    assert "and 482 more experiments: 482 done. To show one: mbqueue status NAME" in lines
 
 
 def five_folds(name, state, *, done, **more):

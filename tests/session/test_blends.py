@@ -193,7 +193,7 @@ def refused(project: Project, why: str, *members: str, error: type[MbqueueError]
 
 def test_an_impossible_blend_is_refused_and_changes_nothing(project):
     refused(project, "at least two experiments", "head.seed0")
-    refused(project, "head.seed0 is there twice", "head.seed0", "head.seed1", "head.seed0")
+    refused(project, "head.seed0 is given twice", "head.seed0", "head.seed1", "head.seed0")
     refused(project, "There is no experiment other in the queue", "head.seed0", "other")
     refused(
         project,
