@@ -34,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def wrong_address(text: str) -> str | None:
-    """The problem with a store's address, or None. It never repeats the address, which may contain a secret."""
+    """The problem with a store's address, or None; never repeats the address, which may contain a secret."""
     try:
         parts = urlsplit(text)
     except ValueError:

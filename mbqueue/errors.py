@@ -37,8 +37,8 @@
     ├── MembersNotRecorded       a member of an experiment is not recorded yet; sessions can finish it
     └── ResultsError             result files are missing, incomplete or contradict each other
 
-Only ``mbqueue.cli`` catches these. The message is one or more full sentences. It names the file, job or crystal, and
-ends with what to do.
+Only ``mbqueue.cli`` catches these. The message is one or more full sentences that name the file, job or crystal,
+and end with what to do.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _REMEDIES = {
     errno.EACCES: "Check the permissions of this file and of the folders above it.",
     errno.EPERM: "Check the permissions of this file and of the folders above it.",
     errno.EROFS: "The file system is read-only. Put the project where you may write.",
-    errno.ENOTCONN: "Its drive is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
+    errno.ENOTCONN: "The drive is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
     errno.EIO: "The disk or drive does not answer. Check that it is mounted, then resume.",
 }
 

@@ -1,7 +1,7 @@
 """Experiment specs: the content of files in jobs/, checked before anything is enqueued.
 
 A spec is frozen, complete (defaults filled in) and has a hash. The hash covers everything that changes the result of a
-fold, so it leaves out the name, the list of folds and the distribution of work over time. An experiment may gain folds,
+fold. So it leaves out the name, the list of folds and the distribution of work over time. An experiment may gain folds,
 but its hash never changes.
 """
 
@@ -122,7 +122,7 @@ class TrainSpec(Section):
         -1,
         ge=-1,
         lt=2**31,
-        description="Seeds the validation split in place of `seed`; -1 takes `seed`. Experiments that share it can be "
+        description="Seeds the validation split in place of `seed`; -1 uses `seed`. Experiments that share it can be "
         "blended with fitted weights.",
     )
     ema_decay: float = Field(
@@ -181,10 +181,10 @@ class TrainSpec(Section):
     )
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32",
-        description="Arithmetic of matrix products in training, on a GPU that has it (else float32). `tf32` and `bf16` "
-        "need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` rounds "
-        "what goes into the products of the messages, what comes out, and their gradients, those of the weights "
-        "included; `fp16` rounds what goes into them and sums in float32. Weights, sums of messages, validation and "
+        description="Arithmetic of matrix products in training, on a GPU that supports it (else float32). `tf32` and "
+        "`bf16` need an Ampere GPU or newer; `fp16` needs a Volta GPU, a T4 or newer. `bf16` rounds the inputs and "
+        "outputs of the message products, and their gradients, including those of the weights. `fp16` rounds only "
+        "the inputs, and sums in float32. Weights, sums of messages, validation and "
         "predictions are float32.",
     )
 

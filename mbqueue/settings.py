@@ -38,7 +38,7 @@ def _duration(text: str) -> str | None:
 
 
 def wrong_queue_url(text: str) -> str | None:
-    """The problem with a queue's URL, or None. It never repeats the URL, which may contain a password."""
+    """The problem with a queue's URL, or None; never repeats the URL, which may contain a password."""
     fits = not text or text.startswith(("postgresql://", "postgres://"))
     return None if fits else "must be a URL like postgresql://USER@HOST/DATABASE"
 

@@ -95,7 +95,7 @@ def _task(dataset: str, n: int, column: str, kind: Kind, name: str, unit: str = 
     return Task(dataset=dataset, n=n, target=Target(name=name, unit=unit, kind=kind, column=column))
 
 
-#: Its target names no column, so that specs of earlier versions, which had no targets, equal this one.
+#: The target names no column, so that specs of earlier versions, which had no targets, equal this one.
 FORMATION_ENERGY = _task("matbench_mp_e_form", 132_752, "", "energy", "formation energy", "eV/atom")
 #: Columns of formation energies or total energies per atom. If no column is named, the first one that exists is used.
 ENERGY_COLUMNS = ("e_form", "target", "formation_energy_per_atom", "ef_per_atom", "energy_per_atom")

@@ -35,7 +35,7 @@ class Topology:
     Attributes:
         root: the project's folder.
         live: the folder for what changes, on a local disk; None if that is state/.
-        queue_url: the server of the queue; empty if it is a file. It may contain a password: never show it.
+        queue_url: the server of the queue; empty if it is a file. Never show this URL: it may contain a password.
         store: address of the object store for commits, results and caches; empty if they are in folders.
     """
 

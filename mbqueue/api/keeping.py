@@ -70,7 +70,7 @@ class Keeping(OpenedProject):
         return back_up(self.folder, from_here(Path(file)), clock=self._clock)
 
     def restore(self, file: str | Path, *, force: bool = False) -> Backup:
-        """Replace this project's state with an archive; the old state is kept beside it.
+        """Replace this project's state with an archive; the old state is kept beside the new one.
 
         Raises:
             DamagedArchive: if it is not what `back_up` wrote; nothing was changed.
@@ -84,7 +84,7 @@ class Keeping(OpenedProject):
         return restore(self.folder, from_here(Path(file)), force=force, note=tell, clock=self._clock)
 
     def migrate_queue(self, to: str) -> Migrated:
-        """Move the queue into an empty database without loss; the settings stay as they are.
+        """Move the queue into an empty database without loss; the settings stay unchanged.
 
         The old database keeps its content, but is marked and refuses all work. You can move the queue back: it contains
         the old content, and replaces it.

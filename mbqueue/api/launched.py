@@ -29,7 +29,7 @@ class LaunchedSession:
     """The job for submitit, which calls it, and calls its `checkpoint` when it should run again.
 
     A job that waits for others gives its GPU back after ``max_idle``. SIGUSR2, which announces the end of the time or a
-    preemption, stops the session gracefully; only when everything is saved is the job put back into Slurm's queue.
+    preemption, stops the session gracefully. The job returns to Slurm's queue only when everything is saved.
 
     Args:
         project: the project's folder, the same on every machine.

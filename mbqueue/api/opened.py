@@ -28,7 +28,7 @@ def tell(text: str) -> None:
 
 
 class OpenedProject:
-    """A project's folder, found and checked. It holds nothing open.
+    """A project's folder, found and checked, without open files.
 
     Args:
         path: the project's folder; by default $MBQUEUE_PROJECT, else the nearest project above the working folder.

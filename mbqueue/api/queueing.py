@@ -122,7 +122,7 @@ class Queueing(OpenedProject):
     def promote(self, search: str, *, name: str | None = None, priority: int = 0) -> EnqueueOutcome:
         """Enqueue the best settings of a search as an experiment on all folds.
 
-        Its description names the trial and the folds that chose it.
+        The description names the trial and the folds that chose it.
 
         Args:
             name: the experiment's name; by default the search's with ``-best``.

@@ -137,8 +137,8 @@ class Results(Searches):
         """Write the report of an experiment or a search, finished or not, as one self-contained HTML page.
 
         Args:
-            output: the page, or a folder for report.html; by default the results folder. That of a search is beside
-                those of its trials.
+            output: the page, or a folder for report.html; by default the results folder, for a search one beside those
+                of its trials.
             png: a folder in which to draw each figure as a PNG, too.
             force: overwrite existing files that are not reports.
 

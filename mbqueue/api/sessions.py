@@ -53,7 +53,8 @@ class Working(OpenedProject):
         """Run a session here until nothing is left in the queue or its time is up.
 
         You can kill the session at any instant; the next one resumes. In the main thread, SIGTERM, SIGINT, SIGHUP,
-        SIGUSR1 and SIGUSR2 finish the step, write a checkpoint and end it; a second SIGINT ends the process at once.
+        SIGUSR1 and SIGUSR2 make it finish its step, write a checkpoint and end. A second SIGINT ends the process at
+        once.
 
         Args:
             session: its length, like ``1h50m``, or ``none``; by default that of mbqueue.toml.
@@ -171,8 +172,8 @@ class Working(OpenedProject):
     ) -> BackgroundSession:
         """Start a session in its own process, which outlives this one; return once it is running.
 
-        Its log is in state/logs (`mbqueue logs -f`); `stop` ends it. The arguments are those of `work`, or with
-        ``devices`` those of `work_on_devices`.
+        The log is in state/logs (`mbqueue logs -f`); `stop` ends the session. The arguments are those of `work`, or
+        with ``devices`` those of `work_on_devices`.
 
         Raises:
             UsageError: if a session runs in the background already, or an argument is wrong.

@@ -156,7 +156,8 @@ def _dataset() -> Finding:
         "dataset",
         "warning",
         f"{OFFICIAL_DATASET} is not on this machine",
-        "It is downloaded when it is first needed. To download it now: mbqueue prepare " + OFFICIAL_DATASET,
+        "mbqueue downloads the dataset when it is first needed. To download it now: mbqueue prepare "
+        + OFFICIAL_DATASET,
     )
 
 

@@ -84,7 +84,7 @@ def move_commits(
     """Move the queue's commits to the store in the settings, or into the project's folder if there is none.
 
     A queue refuses sessions that use a different store. To move its commits, end all sessions, change or remove
-    `store`, and run this command. It copies the commits first, then updates the queue.
+    `store`, and run this command, which copies the commits and then updates the queue.
 
     Example: mbqueue move-commits
     """

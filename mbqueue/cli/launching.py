@@ -48,8 +48,8 @@ def slurm(
 ) -> None:
     """Submit sessions to Slurm, as independent jobs. Needs: pip install 'mbqueue[slurm]'.
 
-    Each session ends before its job's time limit. When the time is up or the job is preempted, it saves its work, and
-    the job returns to Slurm's queue as long as work is left.
+    Each session ends before its job's time limit. A session whose time is up, or that is preempted, saves its work. Its
+    job returns to Slurm's queue as long as work is left.
 
     Example: mbqueue launch slurm --gpus 5 --time 2h --partition gpu
     """

@@ -20,7 +20,7 @@ class Screen:
     def __init__(self) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._rows: dict[str, Spinner] = {}
-        # Redrawn by its own thread, so that it moves between messages.
+        # A separate thread redraws the lines, so that they move between messages.
         self._live = Live(get_renderable=self._draw, console=self._console, transient=True, refresh_per_second=8)
         self._is_moving = self._console.is_terminal
 

@@ -1,7 +1,7 @@
 """The output of `mbqueue status`, made from the queue's overview (see mbqueue.queue.overview).
 
-Imports only rich, so that the command answers at once. The view fits 80 columns, grows with the terminal, uses ASCII if
-the output cannot show blocks, and contains no control characters, so it reads well in a pipe.
+Imports only rich, so that the command answers at once. The view fits 80 columns and grows with the terminal. It uses
+ASCII if the output cannot show blocks, and has no control characters, so it reads well in a pipe.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ are only hints, since a mount cannot lock out a session. Two sessions on one fol
 merged.
 
 Clocks of machines differ, by hours if one is set wrong. So a session counts as live for a while after the observer saw
-its number grow, by the observer's clock. Its own times are used only when it is seen for the first time.
+its number grow, by the observer's clock. The session's own times are used only when it is first seen.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def back_up(project: ProjectFolder, target: Path, *, clock: Clock) -> Backup:
 
 
 def restore(project: ProjectFolder, source: Path, *, force: bool, note: Callable[[str], None], clock: Clock) -> Backup:
-    """Replace the project's state by an archive's, after checking the whole archive.
+    """Replace the project's state with an archive's, after checking the whole archive.
 
     The former state is kept beside the new one (state/replaced-TIME, queue.db.replaced-TIME). If the archive's settings
     would run other commands than the present ones, they are only saved beside them, with a note.
@@ -324,7 +324,7 @@ def _put_in_place(project: ProjectFolder, staging: Path, clock: Clock, note: Cal
             settings = settings.with_name(f"{SETTINGS_FILE}.restored")
             note(
                 f"The archive's settings cannot be read, or would run commands or call a webhook that {project.root} "
-                f"does not use. They were saved to {settings}, and are not in use. Read them, and copy what you want."
+                f"does not use. So they were only saved, to {settings}. Read that file, and copy what you want."
             )
         # Never remove the settings, even for an instant: they may name the live folder.
         if settings.exists():

@@ -1,6 +1,6 @@
 """Move commits and results along with a queue when its move changes the live folder.
 
-This happens on a cluster's file system: with the queue on a server, the machines share the commits in state/; with the
+This happens on a cluster's file system. With the queue on a server, the machines share the commits in state/. With the
 queue in a file, commits are in a live folder on a local disk. Nothing is removed, so you can move back.
 """
 
@@ -38,8 +38,8 @@ def take_commits(source: ProjectFolder, target: ProjectFolder, *, differs: Calla
                     there.put(commit, checkpoint)
                 elif taken[commit.base] != commit:
                     differs(
-                        f"{there.place.name}/{commit.base}.json stays as it is, and is another commit than that in "
-                        f"{folder}."
+                        f"{there.place.name}/{commit.base}.json is a different commit from the one in {folder}, and "
+                        "was left unchanged."
                     )
     for path in source.wanted_dir.glob("*.json"):
         if not (target.wanted_dir / path.name).exists():

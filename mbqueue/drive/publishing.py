@@ -1,7 +1,7 @@
 """Publish committed work to the mount, while training continues.
 
 One round publishes everything that is committed and not yet on the mount: commits (a fold's best before its newest),
-results, and then a snapshot of the queue, so that a snapshot never mentions missing files. Superseded files are removed
+then results, then a snapshot of the queue. So a snapshot never mentions missing files. Superseded files are removed
 only after their successor was read back and has had time to be uploaded. If the mount fails, training continues. The
 reason is kept for `mbqueue status`, and rounds are retried with growing pauses until one succeeds.
 """
@@ -71,7 +71,7 @@ class Publisher:
     Args:
         session: the publishing session; None for a command, which announces nothing.
         remaining: seconds until the session must end; nothing starts that takes longer.
-        should_stop: whether the session is to end. Its main thread then stops waiting for the mount.
+        should_stop: whether the session is to end; its main thread then stops waiting for the mount.
         on_published: called with the duration of each round that wrote something.
         note: called from the thread with sentences for the user.
     """

@@ -1,8 +1,8 @@
 """Resume a project on a mount where the last session left it.
 
 A new live folder gets the newest intact snapshot of the queue. Then, and while other sessions run, everything published
-is compared with the live state. mbqueue enqueues the experiments that only another database has. It adopts folds whose
-accepted chain is further, with verified files and results. It queues recorded work again if its files are missing.
+is compared with the live state. mbqueue enqueues the experiments that only another database has, and adopts folds whose
+accepted chain is further, with verified files and results. Recorded work whose files are missing is queued again.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _wrong_structure(db: sqlite3.Connection) -> str | None:
     if version not in range(1, SCHEMA_VERSION + 1):
         return "is not a queue of mbqueue"
     if sqlite_schema.definitions(db) != sqlite_schema.expected_definitions(version):
-        return "has tables, triggers or views that are not those of a queue"
+        return "has tables, triggers or views that no queue has"
     found = db.execute("PRAGMA quick_check").fetchone()[0]
     return None if found == "ok" else f"is damaged: {found}"
 
@@ -278,8 +278,8 @@ class Snapshots:
     def prune(self, newest: Listing, *, now: float, steady_since: float) -> None:
         """Remove snapshots that a published one continues, except the newest few settled ones.
 
-        Damaged files before those few on their line are removed too: a database whose session died before it wrote
-        the manifest, or a second file with one name.
+        Damaged files before those few on their line are removed too. Examples are a database whose session died before
+        it wrote the manifest, and a second file of the same name.
 
         Args:
             now, steady_since: see `mbqueue.drive.retention`.

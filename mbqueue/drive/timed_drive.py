@@ -33,7 +33,7 @@ class TimedDrive(Drive):
     def within(self, seconds: float) -> Iterator[None]:
         """Limit all reads in the block together to this time, then raise TimeoutError.
 
-        A request to stop raises InterruptedError. Both are OSErrors about the mount, not about a file.
+        A request to stop raises InterruptedError. Both errors are OSErrors about the mount, not about a file.
         """
         self._seconds, self._until = seconds, time.monotonic() + seconds
         yield

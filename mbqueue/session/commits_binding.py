@@ -5,9 +5,9 @@ first session records that id in the queue (`mbqueue.queue.commits_place`). A se
 would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file without a store
 needs no such check: its commits are beside it.
 
-A session changes the recorded place only from a folder to a store or another folder, and only if nothing can be lost:
-no other session runs, and the new place has every epoch that the queue counts as done. Every other change needs
-`mbqueue move-commits` (`mbqueue.session.moving_commits`).
+A session may change the recorded place from a folder to a store or another folder, if nothing can be lost. That
+requires that no other session runs, and that the new place has every epoch that the queue counts as done. Every other
+change needs `mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations

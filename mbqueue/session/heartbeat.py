@@ -19,7 +19,7 @@ BEATS_PER_LEASE = 4
 class Heartbeat:
     """Renews the session and its lease, and reports the job's progress to the queue.
 
-    A beat that fails (for example because the database is busy) does no harm: the next one tries again, and the fence
+    A beat that fails (for example because the database is busy) does no harm. The next beat tries again, and the fence
     checks everything that the worker publishes. `withdrawn` is set only if the lease is certainly lost (taken over, or
     the queue was replaced) or the job was paused.
     """
@@ -62,8 +62,8 @@ class Heartbeat:
     def may_reap(self) -> bool:
         """Whether this session may take over expired leases.
 
-        If this session was silent for a lease's length (its machine slept or lost the network, or its clock changed),
-        others may have been silent with it. For one lease's length they get time to renew.
+        If this session was silent for a lease's length (sleep, a lost network, a changed clock), other sessions may
+        have been silent, too. The others then get a lease's length of time to renew.
         """
         now = self._clock.now()
         with self._lock:

@@ -12,7 +12,7 @@ class Ending(Enum):
 
     DONE = "nothing is left to do"
     STOPPED = "stopped with work left"
-    BLOCKED = "what is left waits for a person: jobs failed or are paused, or a search cannot begin a trial"
+    BLOCKED = "what is left waits for you: jobs failed or are paused, or a search cannot begin a trial"
 
 
 class StopKind(Enum):
@@ -42,7 +42,7 @@ class StopCause:
 
     Attributes:
         kind: the kind, for programs.
-        reason: the same in words.
+        reason: the cause in words.
         signal: the signal's number, if ``kind`` is SIGNAL.
     """
 

@@ -36,7 +36,7 @@ def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
 
 
 def fetch_commits(project: ProjectFolder, store: ObjectStore, *, note: Callable[[str], None]) -> None:
-    """Copy the newest whole commit of every fold, and that of its best epoch, to where local commits are."""
+    """Copy the newest intact commit of every fold, and that of its best epoch, to the folders of local commits."""
     for experiment, fold in sorted(finished_epochs(store)):
         identity = Identity(experiment=experiment, fold=fold)
         place = in_store(store, identity)

@@ -25,8 +25,8 @@ def run_shell(
 
     Raises:
         TimeoutError: if it took too long.
-        OSError: if it ended with a code other than 0; the message has the last line of its output, without words of the
-            command that may be secret, because logs keep such messages.
+        OSError: if it ended with a code other than 0. The message has the last line of its output, without words of the
+            command that may be secret, since logs keep messages.
     """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],

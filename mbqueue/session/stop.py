@@ -24,8 +24,8 @@ INTERRUPTED = 130
 class StopRequest:
     """A request to stop one session; thread-safe; the first cause is kept.
 
-    This is a flag, not a `threading.Event`: a signal handler may interrupt a thread that is waiting for the event and
-    holds its lock, so setting the event would deadlock.
+    A flag replaces `threading.Event`: a signal handler that interrupts a thread with the event's lock would deadlock
+    when it sets the event.
     """
 
     #: How often a wait checks for a request.
@@ -98,8 +98,8 @@ class Deadline:
 
     Args:
         session_seconds: length of the session; None for no deadline.
-        end_command_seconds: how long the end command may take. This time is kept free, up to a share of the session, so
-            that a short session still does something.
+        end_command_seconds: how long the end command may take. The session keeps this time free, up to a share of its
+            length, so that a short session still trains.
     """
 
     #: Kept free before the deadline, in addition to the time of a save.

@@ -55,7 +55,7 @@ class TensorBoardReport(Report):
         return self._folder / job.experiment / f"fold_{job.fold}"
 
     def _run(self, folder: Path) -> _Run:
-        """The run of a folder; closes those of other folds."""
+        """The run of a folder; closes the runs of other folds."""
         if folder not in self._runs:
             if not any(folder in (one.parent, one / _EPOCHS) for one in self._runs):
                 self._close()

@@ -233,7 +233,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether this is the record of an enqueued experiment. Its spec is not checked."""
+    """Whether this is the record of an enqueued experiment, without a check of the spec."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

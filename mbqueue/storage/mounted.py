@@ -59,8 +59,8 @@ def _go_on(_left: int) -> None:
 class Drive:
     """A project's folder on a mount. Paths are relative to it, with slashes.
 
-    Every method raises OSError when the mount fails or is gone: its empty folder, or another one in its place, would
-    accept files that no other machine ever sees.
+    Every method raises OSError when the mount fails or is gone. The empty mount point, or another folder in its place,
+    would accept files that no other machine ever sees.
 
     Attributes:
         belonging: the project that must be on the mount; None allows any.
@@ -139,7 +139,7 @@ class Drive:
             if self.read(path, at_most=len(content)) != content:
                 raise OSError(errno.EIO, "what was read back is not what was written", str(target))  # noqa: TRY301
         except BaseException:
-            # Otherwise each attempt on a full drive would leave another truncated file.
+            # Remove the file: on a full drive, each attempt would leave another truncated one.
             with contextlib.suppress(OSError):
                 target.unlink()
             raise

@@ -19,7 +19,7 @@ from mbqueue.storage.places import Place, in_folder
 
 _KEPT = 2
 #: If a checkpoint without a manifest is this much older than the newest file of its fold, its writer is dead or
-#: superseded: no upload takes this long.
+#: superseded. No upload takes this long.
 GARBAGE_SECONDS = 3600.0
 
 

@@ -127,7 +127,7 @@ def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note
     shutil.rmtree(split.live)
     notes: list[str] = []
     assert load(split, first.crystals.hash, notes).crystals.hash == first.crystals.hash
-    assert any("not whole" in note for note in notes)
+    assert any("is incomplete" in note for note in notes)
     # And they are kept again, for the next machine.
     shutil.rmtree(split.live)
     (split.root / SOURCE).unlink()

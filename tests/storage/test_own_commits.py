@@ -83,6 +83,6 @@ def test_commits_that_are_sent_to_a_store_take_the_place_of_no_others(tmp_path: 
     experiment: Any = type("Known", (), {"name": "small", "identity": lambda _self, _fold: SMALL})()
     notes: list[str] = []
     assert not send_fold(project, store, experiment, 0, 1, notes.append)
-    assert "stays as it is" in notes[0]
+    assert "was left unchanged" in notes[0]
     (commit,) = Commits(in_store(store, SMALL), SMALL).commits()
     assert commit.manifest.session == "b"
