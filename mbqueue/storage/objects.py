@@ -289,7 +289,9 @@ class ObjectStore:
                         "they must allow list, read, write and delete below this prefix."
                     )
                 ) from None
-            raise self._trouble(StoreAway(f"{self.url} gives an unexpected answer ({said(error)}).")) from None
+            raise self._trouble(
+                StoreAway(f"{self.url} does not answer, or reports an error ({said(error)}).")
+            ) from None
         self.on_answer()
         return answer
 
