@@ -134,7 +134,8 @@ def answer_within(
     """Return or raise the result of ``ask``, called in a thread. If it hangs on a mount, the thread is left running.
 
     Raises:
-        TimeoutError: if the call takes too long. InterruptedError: if a request to stop ends the wait.
+        TimeoutError: if the call takes too long.
+        InterruptedError: if a request to stop ends the wait.
     """
     end = time.monotonic() + seconds
     answers: queue.SimpleQueue[tuple[Answer] | BaseException] = queue.SimpleQueue()

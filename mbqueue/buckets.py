@@ -21,13 +21,13 @@ STORE_VARIABLE = "MBQUEUE_STORE"
 #: Marks a place as a store of mbqueue; the first session writes it, once.
 MARKER = "mbqueue-store.json"
 
-#: For requests while a lease is being checked and other sessions wait for the queue. A commit makes one or two of them
+#: Time limits of requests during which other sessions wait for the queue. A commit makes one or two of them
 #: (`mbqueue.storage.objects.ObjectStore.create`), in less than half of the time that SQLite waits for a locked database
 #: (mbqueue.queue.sqlite).
 BRISK = {"connect_timeout": "3s", "timeout": "6s"}
-#: For checkpoints: 5 MB in this time is 80 kB/s.
+#: Time limits for checkpoints: at 80 kB/s, 5 MB take this long.
 PATIENT = {"connect_timeout": "5s", "timeout": "60s"}
-#: For larger objects.
+#: Time limits for larger objects.
 LASTING = {"connect_timeout": "5s", "timeout": "1800s"}
 _SCHEMES = {"s3", "gs", "az", "file"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -57,8 +57,8 @@ def backend_of(url: str, client: dict[str, Any]) -> Any:
     """Open the store at an address; makes no request.
 
     Raises:
-        UsageError: if obstore is not installed, or the address is wrong. StoreError: if the configuration is
-            incomplete.
+        UsageError: if obstore is not installed, or the address is wrong.
+        StoreError: if the configuration is incomplete.
     """
     if wrong := wrong_address(url):
         raise UsageError(f"The address of the object store {wrong}.")

@@ -53,7 +53,7 @@ _REMEDIES = {
     errno.EDQUOT: "The quota is used up. All saved work is safe. Free some space there and resume.",
     errno.EACCES: "Check the permissions of this file and of the folders above it.",
     errno.EPERM: "Check the permissions of this file and of the folders above it.",
-    errno.EROFS: "The file system is read-only. Put the project where you may write.",
+    errno.EROFS: "The file system is read-only. Move the project to a folder where you can write.",
     errno.ENOTCONN: "The drive is gone. Mount it again (in Colab: drive.mount with force_remount=True).",
     errno.EIO: "The disk or drive does not answer. Check that it is mounted, then resume.",
 }

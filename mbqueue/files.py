@@ -125,8 +125,8 @@ def read_small_text(path: Path, *, at_most: int = 1 << 20) -> str:
     """Read the text of a plain, hand-written file.
 
     Raises:
-        FileNotFoundError, OSError: if it cannot be read.
-        ValueError: if it is larger, not a plain file (a pipe would block), or not UTF-8.
+        FileNotFoundError, OSError: if the file cannot be read.
+        ValueError: if the file is larger, not a plain file (a pipe would block), or not UTF-8.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):

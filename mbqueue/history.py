@@ -20,6 +20,6 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[int, float] | None
 def is_out_of_patience(patience: int, *, epoch: int, best: int) -> bool:
     """Whether a fold stops after ``epoch`` because no epoch was better than ``best`` for ``patience`` epochs.
 
-    With a patience of 0, it never stops.
+    With a patience of 0, a fold never stops early.
     """
     return 0 < patience <= epoch - best

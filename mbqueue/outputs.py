@@ -64,7 +64,7 @@ def require_folder(target: Path, *, force: bool, reads: Iterable[Path], makes: C
         makes: whether the command makes a file with this name.
 
     Raises:
-        UsageError: if it already exists, is not a folder, or is an input.
+        UsageError: if the target already exists, is not a folder, or is an input.
     """
     there = from_here(target).resolve()
     for read in reads:

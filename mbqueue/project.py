@@ -234,7 +234,7 @@ class ProjectFolder:
         """The spec file of an experiment, given its name in jobs/ or its path.
 
         Raises:
-            UsageError: if there is none; the error lists those that exist.
+            UsageError: if there is no such file; the error lists those that exist.
         """
         direct = Path(name_or_file)
         if direct.suffix == ".toml" and direct.is_file():
@@ -254,7 +254,8 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
             `ProjectFolder.away`).
 
     Raises:
-        ProjectNotFound: if there is none, or its drive is not mounted; the error says where it looked and what to do.
+        ProjectNotFound: if there is no project, or its drive is not mounted; the error says where mbqueue looked and
+            what to do.
         SpecError: if mbqueue.toml is wrong.
     """
     if given is None and (from_environment := os.environ.get(ENVIRONMENT_VARIABLE)):
@@ -270,7 +271,7 @@ def working_folder() -> Path:
     """The working folder, which relative paths need, and PyTorch and Numba while they load.
 
     Raises:
-        ProjectNotFound: if it no longer exists, for example after remounting a drive.
+        ProjectNotFound: if the folder no longer exists, for example after remounting a drive.
     """
     try:
         return Path.cwd()
@@ -285,7 +286,7 @@ def from_here(path: Path) -> Path:
     """A path that the user gave, made absolute.
 
     Raises:
-        ProjectNotFound: if it is relative to a working folder that is gone.
+        ProjectNotFound: if the path is relative to a working folder that is gone.
     """
     return path if path.is_absolute() else working_folder() / path
 

@@ -99,7 +99,7 @@ class Topology:
         """Check that the other sessions of the queue can see this session's commits.
 
         Raises:
-            UsageError: if they cannot.
+            UsageError: if the other sessions cannot.
         """
         if self.why_not_shared is not None:
             raise UsageError(self.why_not_shared)
@@ -108,7 +108,7 @@ class Topology:
         """Check that this many sessions on other machines can work here; return a note for the user, or None.
 
         Raises:
-            UsageError: if they cannot share the queue, or the live folder is not on a local disk.
+            UsageError: if the sessions cannot share the queue, or the live folder is not on a local disk.
         """
         if self.is_split and not self.queue_url and n_sessions > 1:
             raise UsageError(
@@ -134,7 +134,7 @@ class Topology:
         """Check that the queue is a file, for operations that need one.
 
         Raises:
-            UsageError: if it is on a server.
+            UsageError: if the queue is on a server.
         """
         if self.queue_url:
             raise UsageError(

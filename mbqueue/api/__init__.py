@@ -40,7 +40,7 @@ class Project(Blending, Working, Launching, Data, Keeping):
         while_away: also open it, only for `status`, if its drive is not mounted but its live folder is here.
 
     Raises:
-        ProjectNotFound: if there is none.
+        ProjectNotFound: if there is no project.
         SpecError: if its mbqueue.toml is wrong.
     """
 

@@ -73,7 +73,7 @@ class Keeping(OpenedProject):
         """Replace this project's state with an archive; the old state is kept beside the new one.
 
         Raises:
-            DamagedArchive: if it is not what `back_up` wrote; nothing was changed.
+            DamagedArchive: if the archive is not what `back_up` wrote; nothing was changed.
             UsageError: if there is a queue and ``force`` is not given, or a session uses it.
         """
         from mbqueue.drive.archive import restore  # noqa: PLC0415
@@ -101,7 +101,7 @@ class Keeping(OpenedProject):
         from mbqueue.queue.migrating import copy_queue, copy_to_file  # noqa: PLC0415
 
         if not queue_exists(self.folder):
-            raise UsageError(f"There is no queue in {self.folder.root} to move. For a new one, just set `queue`.")
+            raise UsageError(f"There is no queue in {self.folder.root} to move. To use a new queue, just set `queue`.")
         if to != "sqlite" and (wrong := wrong_queue_url(to)):
             raise UsageError(f"The argument {wrong}, or sqlite.")
         with open_queue(self.folder, refuses=anything) as source:

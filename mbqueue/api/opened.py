@@ -36,7 +36,7 @@ class OpenedProject:
             `status`.
 
     Raises:
-        ProjectNotFound: if there is none.
+        ProjectNotFound: if there is no project.
         SpecError: if its mbqueue.toml is wrong.
     """
 
@@ -112,8 +112,8 @@ class OpenedProject:
         """With an object store, fetch an experiment's results from other machines.
 
         Raises:
-            ResultsError: if they are gone. StoreError: if the store does not answer, or does not hold the queue's
-                commits.
+            ResultsError: if the results are gone.
+            StoreError: if the store does not answer, or does not hold the queue's commits.
         """
         from mbqueue.session.commits_binding import opened_store  # noqa: PLC0415 - status need not wait for it
 
@@ -145,7 +145,7 @@ class OpenedProject:
         If only the files of `record` are lost, it is the first fold, since redoing any fold records again.
 
         Raises:
-            StoreError: if they are in an object store that does not answer, so their state is unknown.
+            StoreError: if the files are in an object store that does not answer, so their state is unknown.
         """
         from mbqueue.results.folder import read_recorded  # noqa: PLC0415
         from mbqueue.results.record import broken_folds  # noqa: PLC0415

@@ -215,7 +215,7 @@ class Queueing(OpenedProject):
             if begins_more:  # so that no trial begins now, or later if the newest has ended
                 queue.pause(newest, now=now, by="cancel")
             cancelled = {name: queue.cancel(name, fold=fold, now=now) for name in experiments_of(queue, experiment)}
-            if begins_more and fold is None and cancelled[newest]:  # a cancelled job starts no other by itself
+            if begins_more and fold is None and cancelled[newest]:  # a cancelled job does not start the jobs after it
                 queue.resume(newest, now=now, by="cancel")
             return sum(cancelled.values())
 
@@ -271,8 +271,8 @@ class Queueing(OpenedProject):
         """The status of everything, or of one experiment.
 
         Raises:
-            QueueError: if nothing was ever enqueued. UsageError: if there is no such experiment; lists those that
-                exist.
+            QueueError: if nothing was ever enqueued.
+            UsageError: if there is no such experiment; the message lists the existing ones.
         """
         with self._reading_queue(experiment) as queue:
             trials = [] if experiment is None else experiments_of(queue, experiment)

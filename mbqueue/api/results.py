@@ -30,7 +30,7 @@ class Results(Searches):
         """The results of an experiment: if recorded, verified; otherwise those that exist so far.
 
         Raises:
-            ResultsError: if there are none, or a file is missing or differs from what was recorded.
+            ResultsError: if there are no results, or a file is missing or differs from what was recorded.
         """
         from mbqueue.results.folder import newest_folder, read_recorded, read_unfinished  # noqa: PLC0415
         from mbqueue.results.record import RESULTS_FILE  # noqa: PLC0415
@@ -70,7 +70,7 @@ class Results(Searches):
         """The finished epochs of all folds, one row each; columns `fold` and those of history_fold_i.csv.
 
         Raises:
-            ResultsError: if there are none yet, or a file is damaged.
+            ResultsError: if there are no epochs yet, or a file is damaged.
         """
         import pandas as pd  # noqa: PLC0415
 

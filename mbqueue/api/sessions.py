@@ -29,7 +29,7 @@ class Working(OpenedProject):
         mbqueue.toml.
 
         Raises:
-            UsageError: if it is not a duration.
+            UsageError: if the text is not a duration.
         """
         from mbqueue.session.options import NO_DEADLINE  # noqa: PLC0415
 

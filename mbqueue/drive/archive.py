@@ -168,7 +168,7 @@ def _require_whole(folder: Path, source: Path) -> None:
     """Check that every commit in a folder is intact, and belongs to the fold that the folder is named after.
 
     Raises:
-        DamagedArchive: if one is not.
+        DamagedArchive: if a commit is not.
     """
 
     def refuse(stem: str, why: str) -> None:

@@ -34,7 +34,7 @@ class SharedCrystals:
 
     @property
     def name(self) -> str:
-        """The address to show."""
+        """The address, for messages."""
         return f"{self.blobs.url}/{self.folder}"
 
 

@@ -80,7 +80,7 @@ class ResultListing:
         return self.kind if self.fold is None else f"fold_{self.fold}"
 
     def is_another_in_the_folder_of(self, experiment: Experiment) -> bool:
-        """Whether it lists files with other settings in an experiment's results folder.
+        """Whether the listing is of files with other settings in an experiment's results folder.
 
         Machines that do not see each other may begin trials of the same name with different settings.
         """

@@ -19,7 +19,7 @@ class Rounds:
         self._took: list[tuple[float, float]] = []
 
     def took(self, seconds: float, *, ended_at: float) -> None:
-        """Keep a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
+        """Record a round that took ``seconds`` and ended at ``ended_at`` (seconds since the epoch)."""
         self._took.append((ended_at, seconds))
 
     def note(self, queue: Queue) -> None:
@@ -48,7 +48,7 @@ class Pace:
         """Check that a file of this many bytes can be written in the remaining seconds.
 
         Raises:
-            NoTime: if it cannot.
+            NoTime: if the time is too short.
         """
         needed = self._file_seconds + (size / self._bytes_per_second if self._bytes_per_second else 0.0)
         if needed > remaining:

@@ -347,7 +347,7 @@ class Publisher:
                 chain = chain_hash(histories if job.fold is None else {job.fold: histories[job.fold]})
             found = [] if job.kind is Kind.PREPARE else result_files(folder, job, experiment.spec)
             if found is None:
-                continue  # the session finds out by itself, and makes missing files again
+                continue  # the session notices missing files by itself, and makes them again
             if (job.kind, job.fold, chain) in listed and self._outcomes.are_whole(experiment.results_dir, found):
                 continue
             self._pace.require(total_bytes(found), self._remaining())

@@ -124,7 +124,7 @@ def check(path: Path) -> None:
     """Check that a file is an intact database of mbqueue and nothing else, without running anything in it.
 
     Raises:
-        DamagedSnapshot: if it is not.
+        DamagedSnapshot: if the file is anything else.
         SchemaTooNew: if a newer mbqueue wrote it.
     """
     size = path.stat().st_size

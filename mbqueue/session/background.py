@@ -180,7 +180,7 @@ def newest_log(project: ProjectFolder) -> Path:
     """The log of the latest background session.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is no log.
     """
     logs = sorted(project.logs_dir.glob("work-*.log"))
     if not logs:

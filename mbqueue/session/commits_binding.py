@@ -82,7 +82,7 @@ def require_same(queue: Queue, place: CommitsPlace | None) -> None:
     """Check that the commits were not moved while a session began.
 
     Raises:
-        QueueError: if they were.
+        QueueError: if the commits were moved.
     """
     now = queue.commits_place()
     if (now and now.id) != (place and place.id):
@@ -114,7 +114,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
     """Check that a store holds the queue's commits. Never changes the store.
 
     Raises:
-        StoreError: if it is a different store, or does not answer.
+        StoreError: if the store is a different one, or does not answer.
     """
     if store.is_the_one(place.id):
         return

@@ -25,7 +25,7 @@ def require_original(project: ProjectFolder) -> None:
     A project whose original no longer exists was moved, not copied. Copies on another machine are not recognised.
 
     Raises:
-        UsageError: if the project is such a copy.
+        UsageError: if the project is a copy that uses either.
     """
     topology = project.topology
     if not (shared := topology.shared_by_copies):

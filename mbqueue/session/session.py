@@ -219,8 +219,8 @@ class Session:
         """Wait a while after the object store did not answer; the lease is kept in the meantime.
 
         Raises:
-            StoreError: if the session is to stop, or has waited long enough.
-            Stopped: if the job is to be given up.
+            StoreError: if the session must stop, or has waited long enough.
+            Stopped: if the job must be given up.
         """
         assert self.watch is not None
         pause = self.watch.pause(error)
@@ -259,7 +259,7 @@ class Session:
         """A job's experiment and its spec.
 
         Raises:
-            SpecError: if it is not the spec that was enqueued.
+            SpecError: if the spec is not the one that was enqueued.
         """
         experiment = self.queue.experiment_of(job.experiment_id)
         if hash_of_spec(experiment.spec) != experiment.spec_hash:

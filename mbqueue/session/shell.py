@@ -24,9 +24,9 @@ def run_shell(
         variables: added to its environment.
 
     Raises:
-        TimeoutError: if it took too long.
-        OSError: if it ended with a code other than 0. The message has the last line of its output, without words of the
-            command that may be secret, since logs keep messages.
+        TimeoutError: if the command took too long.
+        OSError: if the command ended with a code other than 0. The message has the last line of its
+            output, without words of the command that may be secret, since logs keep messages.
     """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],

@@ -55,7 +55,7 @@ class Blobs(Protocol):
 
     @property
     def url(self) -> str:
-        """The address to show, without secrets."""
+        """The address, for messages, without secrets."""
 
     def listed(self, folder: str) -> dict[str, Listed]:
         """The entries of a folder by name, sorted; empty if there is no such folder.

@@ -135,7 +135,7 @@ class Commits:
         """The bytes of a commit's checkpoint.
 
         Raises:
-            Damaged: if they are missing or do not match the manifest.
+            Damaged: if the bytes are missing or do not match the manifest.
             OSError, StoreError: if the place fails, which proves nothing about the checkpoint.
         """
         manifest = commit.manifest

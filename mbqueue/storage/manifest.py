@@ -135,7 +135,7 @@ class Identity:
         """Check that a commit belongs to this fold.
 
         Raises:
-            ForeignCommit: if it does not.
+            ForeignCommit: if the commit belongs to another fold.
         """
         why = None
         if (manifest.experiment, manifest.fold) != (self.experiment, self.fold):
@@ -156,8 +156,8 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     """Parse the manifest of the commit named ``stem``.
 
     Raises:
-        Damaged: if it is not a manifest, or the manifest of another commit.
-        ForeignCommit: if it belongs to another experiment, spec, dataset or fold.
+        Damaged: if the content is not a manifest, or the manifest of another commit.
+        ForeignCommit: if the commit belongs to another experiment, spec, dataset or fold.
         CheckpointMisfit: if its format is newer.
     """
     manifest = manifest_of(content, source=source)
@@ -171,7 +171,7 @@ def manifest_of(content: bytes, *, source: str) -> Manifest:
     """Parse a manifest and check every field, so that nothing in it leads to another folder or breaks a reader.
 
     Raises:
-        Damaged: if it is not a manifest.
+        Damaged: if the content is not a manifest.
         CheckpointMisfit: if its format is newer.
     """
     if len(content) > LARGEST_MANIFEST:

@@ -71,7 +71,7 @@ class Drive:
 
     @property
     def url(self) -> str:
-        """The address to show."""
+        """The address, for messages."""
         return str(self.root)
 
     def check(self) -> None:
@@ -106,8 +106,8 @@ class Drive:
         """The bytes of a plain file, cut off after ``at_most`` + 1.
 
         Raises:
-            Unreadable: if it is a link or not a plain file, or may not be read.
-            FileNotFoundError: if there is none.
+            Unreadable: if the name is a link or not a plain file, or may not be read.
+            FileNotFoundError: if there is no such file.
         """
         with _about(path):
             fd = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -122,7 +122,7 @@ class Drive:
 
         Raises:
             FileExistsError: if the name exists.
-            OSError: if it cannot be written, or other bytes are read back.
+            OSError: if the file cannot be written, or other bytes are read back.
         """
         self.check()
         target = self.root / path

@@ -140,7 +140,7 @@ class ObjectStore:
         """Check with a small request that this store itself answers, not a proxy or another store.
 
         Raises:
-            StoreAway: if it does not.
+            StoreAway: if the store does not answer.
         """
 
         def work() -> bytes:
@@ -177,7 +177,7 @@ class ObjectStore:
         """The bytes of an object, cut off after ``at_most`` + 1.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if there is no such object.
         """
 
         backend = self._for(at_most)

@@ -35,7 +35,7 @@ class ResultFile(NamedTuple):
         """Describe a file.
 
         Raises:
-            FileNotFoundError: if it does not exist.
+            FileNotFoundError: if the file does not exist.
         """
         return cls(path.name, path.stat().st_size, files.sha256_of_file(path))
 
@@ -75,7 +75,7 @@ class ResultFile(NamedTuple):
         """The file's bytes in the folder where the job wrote it, to be sent to another place.
 
         Raises:
-            OSError: if they have changed since, or the file is missing.
+            OSError: if the bytes have changed since, or the file is missing.
         """
         content = (folder / self.name).read_bytes()
         if not self.fits(content):
