@@ -47,15 +47,14 @@ class Data(OpenedProject):
         working_folder()
         from mbqueue.data.machine_code import telling  # noqa: PLC0415
         from mbqueue.session.loading import load_data  # noqa: PLC0415
+        from mbqueue.session.sources import DataRequest  # noqa: PLC0415
 
         with telling(tell):
             loaded = load_data(
                 self.folder,
-                data,
-                seed=seed,
+                DataRequest(data=data, seed=seed, target=replace(FORMATION_ENERGY.target, column=target_column)),
                 dataset_hash=self._prepared_hash(data, target_column, seed),
                 progress=progress or _silent,
-                target=replace(FORMATION_ENERGY.target, column=target_column),
                 note=tell,
             )
         assert loaded is not None, "no request to stop"

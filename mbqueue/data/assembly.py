@@ -117,15 +117,21 @@ def _vector(here: Any, there: Any, images: Any, pair: Any, half: int, cart: Any,
 
 
 @compiled
-def _join(bases: Any, per_atom: Any, ends: Any, images: Any, half: int, cart: Any, lattice: Any, bonds: Any) -> Any:
+def _join(bases: Any, per_atom: Any, vectors: Any, bonds: Any) -> Any:
     """Fill ``bonds`` with centre, neighbour, undirected and reverse of a crystal's directed bonds, four int32 [D].
 
-    ``bases`` are the indices of its first atom, directed bond and undirected bond.
+    Args:
+        bases: indices of the crystal's first atom, directed bond and undirected bond, and two more.
+        per_atom: as in ``unpack``.
+        vectors: what gives the vector of a bond: ``ends`` and ``images`` as in ``unpack``; ``half``, the sign bit of an
+            image; and the crystal's Cartesian coordinates float64 [n, 3] and lattice float64 [3, 3], Å.
+        bonds: the four arrays.
 
     Returns:
         squared length of each undirected bond, Å², float64 [U].
     """
     atom0, bond0, half0, _, _ = bases
+    ends, images, half, cart, lattice = vectors
     center, neighbor, undirected, reverse = bonds
     bond = 0
     for atom in range(len(per_atom)):
@@ -222,38 +228,29 @@ def _number_short(bonds: Any, undirected: Any, half0: int, number: Any, short_bo
 
 
 @compiled
-def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
-    bases: Any, joined: Any, ends: Any, images: Any, half: int, short: Any, cart: Any, lattice: Any, out: Any
-) -> Any:
-    """Compute a crystal's short bonds and angles.
+def _short_bonds(bases: Any, joined: Any, vectors: Any, short: Any, number: Any, n_short: int) -> Any:
+    """The short bonds of a crystal by atom, with unit vectors.
 
     Args:
-        bases: indices of the crystal's first atom, directed bond, undirected bond, short bond and angle.
-        joined: centre and undirected bond of its directed bonds, int32 [D], and ``_join``'s squares.
-        ends, images, half, short: as in ``unpack`` and ``_vector``.
-        cart: float64 [n, 3], Å; lattice: float64 [3, 3], Å.
-        out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
-            float32 [T]. All but the last have one extra element, because a bond or angle that does not count is also
-            written, and then overwritten.
+        bases, joined, vectors, short: as in ``_angles``.
+        number: of each short undirected bond, uint32 [U].
+        n_short: how many there are.
 
     Returns:
-        whether there are S short bonds and T angles; if not, the outputs are meaningless.
+        positions in ``short`` of the one or two directed bonds of each, -1 for none, int32 [S, 2]; atom, undirected
+        bond, rank among the second bonds, and undirected bond of each rank, uint32 [4, s]; unit vectors of the bonds
+        and of the second bonds by rank, float64 [2, s, 3]; number of first bonds of each atom, uint32 [n]; and the
+        first rank of each atom, and the end, uint32 [n + 1].
     """
-    atom0, _, half0, short0, angle0 = bases
+    atom0, _, half0, _, _ = bases
     center, undirected, squares = joined
-    short_bond, angle_center, angle_i, angle_j, by_j, angle = out
+    ends, images, half, cart, lattice = vectors
     bonds, roles = short[0], short[1]
-    n_short, n_angles = len(short_bond) - 1, len(angle)
-
-    number = np.empty(len(squares), np.uint32)
-    if not _number_short(bonds, undirected, half0, number, short_bond):
-        return False
-
-    # Positions in ``short`` of the one or two directed bonds of each, and the second bonds of each atom.
     positions = np.full((n_short, 2), -1, np.int32)
     table = np.empty((4, len(bonds)), np.uint32)
     atoms, which, ranks, seconds = table[0], table[1], table[2], table[3]
-    units, second_units = np.empty((len(bonds), 3)), np.empty((len(bonds), 3))
+    both_units = np.empty((2, len(bonds), 3))
+    units, second_units = both_units[0], both_units[1]
     n_first, blocks = np.zeros(len(cart), np.uint32), np.empty(len(cart) + 1, np.uint32)
     filled = n_seconds = np.uint32(0)
     for position in range(np.uint64(len(bonds))):
@@ -276,18 +273,55 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
     while filled <= len(cart):
         blocks[filled] = n_seconds
         filled += np.uint32(1)
+    return positions, table, both_units, n_first, blocks
+
+
+@compiled
+def _places_by_second(roles: Any, table: Any, n_first: Any, n_short: int) -> Any:
+    """Where the angles of each second bond begin if they are sorted by it, uint32 [S + 1]; and how many there are."""
+    atoms, which = table[0], table[1]
     counts = np.zeros(n_short + 1, np.uint32)
     total = 0
-    for position in range(len(bonds)):
+    for position in range(len(roles)):
         if roles[position] & AS_J:
             partners = n_first[atoms[position]] - (roles[position] & AS_I)
             counts[which[position] + 1] += partners
             total += partners
-    if total != n_angles:
-        return False
     for bond in range(n_short):
         counts[bond + 1] += counts[bond]
+    return counts, total
 
+
+@compiled
+def _angles(bases: Any, joined: Any, vectors: Any, short: Any, out: Any) -> Any:
+    """Compute a crystal's short bonds and angles.
+
+    Args:
+        bases: indices of the crystal's first atom, directed bond, undirected bond, short bond and angle.
+        joined: centre and undirected bond of its directed bonds, int32 [D], and ``_join``'s squares.
+        vectors: as in ``_join``.
+        short: as in ``unpack``.
+        out: short_bond int32 [S + 1]; angle_center, angle_bond_i, angle_bond_j, angle_by_j, int32 [T + 1]; angle,
+            float32 [T]. All but the last have one extra element, because a bond or angle that does not count is also
+            written, and then overwritten.
+
+    Returns:
+        whether there are S short bonds and T angles; if not, the outputs are meaningless.
+    """
+    atom0, _, half0, short0, angle0 = bases
+    _, undirected, squares = joined
+    short_bond, angle_center, angle_i, angle_j, by_j, angle = out
+    roles, n_short, n_angles = short[1], len(short_bond) - 1, len(angle)
+    number = np.empty(len(squares), np.uint32)
+    if not _number_short(short[0], undirected, half0, number, short_bond):
+        return False
+    positions, table, units, n_first, blocks = _short_bonds(bases, joined, vectors, short, number, n_short)
+    counts, total = _places_by_second(roles, table, n_first, n_short)
+    if total != n_angles:
+        return False
+
+    atoms, ranks, seconds = table[0], table[2], table[3]
+    first_units, second_units = units[0], units[1]
     cosines = np.empty(n_angles + 1)
     angle_count = np.uint64(0)
     for bond in range(n_short):
@@ -296,7 +330,7 @@ def _angles(  # noqa: PLR0912, PLR0915  one pass over the data
             if at < 0 or not roles[at] & AS_I:
                 continue
             atom, itself = atoms[at], ranks[at]
-            x, y, z = units[at, 0], units[at, 1], units[at, 2]
+            x, y, z = first_units[at, 0], first_units[at, 1], first_units[at, 2]
             for other in range(blocks[atom], blocks[atom + np.uint32(1)]):
                 angle_center[angle_count], angle_i[angle_count] = atom0 + atom, short0 + bond
                 angle_j[angle_count] = short0 + seconds[other]
@@ -348,7 +382,8 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         atoms, lattice, bases = cart[atom0 : atom0 + n_atoms[b]], lattices[b], (atom0, bond0, half0, short0, angle0)
         end, short_end, angle_end = bond0 + index[b, 1], short0 + index[b, 3], angle0 + index[b, 4]
         mine = bonds[0, bond0:end], bonds[1, bond0:end], bonds[2, bond0:end], bonds[3, bond0:end]
-        squares = _join(bases, per_atom, ends, images, half, atoms, lattice, mine)
+        vectors = (ends, images, half, atoms, lattice)
+        squares = _join(bases, per_atom, vectors, mine)
         for pair in range(n_pairs):
             length[half0 + pair] = math.sqrt(squares[pair])
         span = slice(angle0, angle_end + 1)
@@ -356,7 +391,7 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
             short_bond[short0 : short_end + 1], numbers[0, span], numbers[1, span], numbers[2, span], numbers[3, span],
             angle[angle0:angle_end],
         )  # fmt: skip
-        if not _angles(bases, (mine[0], mine[2], squares), ends, images, half, short, atoms, lattice, out):
+        if not _angles(bases, (mine[0], mine[2], squares), vectors, short, out):
             unsound = b
             break
         atom0, bond0, short0, angle0 = atom0 + n_atoms[b], end, short_end, angle_end

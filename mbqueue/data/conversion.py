@@ -179,6 +179,38 @@ def _put(records: Any, at: int, value: int, width: int) -> int:
 
 
 @compiled
+def _is_wide(slots: Any, copies: Any, first: Any) -> bool:
+    """Whether a record needs wide numbers: it has more than 65,535 bonds, or an image beyond ±127."""
+    far = 0
+    for bond in first:
+        for axis in range(1, 4):
+            far = max(far, abs(copies[slots[bond], axis]))
+    return len(slots) > 0xFFFF or far > 127
+
+
+@compiled
+def _with_room(records: Any, at: int, needed: int) -> Any:
+    """``records``, or a larger copy of its first ``at`` bytes if it is shorter than ``needed``."""
+    if needed <= len(records):
+        return records
+    larger = np.empty(2 * needed, np.uint8)
+    for byte in range(at):
+        larger[byte] = records[byte]
+    return larger
+
+
+@compiled
+def _count_short(short: Any, undirected: Any, n_undirected: int) -> int:
+    """Number of undirected bonds among the directed ones that take part in angles."""
+    seen = np.zeros(n_undirected, np.uint8)
+    count = 0
+    for bond in short:
+        count += 1 - seen[undirected[bond]]
+        seen[undirected[bond]] = 1
+    return count
+
+
+@compiled
 def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, bond_cutoff: float) -> Any:
     """Pack the graphs of N consecutive crystals as records of bytes.
 
@@ -208,21 +240,12 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
         per_atom, slots, copies, undirected, first, second, short, roles, n_angles, cutoff = graph_of(
             cart[atom_offsets[row] : atom_offsets[row + 1]], lattices[row], atom_cutoff, bond_cutoff
         )
-        n_directed, n_undirected = len(slots), len(first)
-        far = 0
-        for bond in first:
-            for axis in range(1, 4):
-                far = max(far, abs(copies[slots[bond], axis]))
-        wide = n_directed > 0xFFFF or far > 127
+        wide, n_undirected = _is_wide(slots, copies, first), len(first)
         width, image_width = (4, 4) if wide else (2, 1)
         needed = at + width * (len(per_atom) + n_undirected + len(short)) + 3 * image_width * n_undirected + len(short)
-        if needed > len(records):
-            larger = np.empty(2 * needed, np.uint8)
-            for byte in range(at):
-                larger[byte] = records[byte]
-            records = larger
-
-        index[row, 0], index[row, 1], index[row, 2] = at, n_directed, len(short)
+        records = _with_room(records, at, needed)
+        index[row, 0], index[row, 1], index[row, 2] = at, len(slots), len(short)
+        index[row, 3] = _count_short(short, undirected, n_undirected)
         index[row, 4], index[row, 5] = n_angles, int(wide)
         cutoffs[row] = cutoff
         for count in per_atom:
@@ -234,11 +257,6 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
         for bond in first:
             for axis in range(1, 4):
                 at = _put(records, at, copies[slots[bond], axis], image_width)
-        seen = np.zeros(n_undirected, np.uint8)
-        n_short = 0
-        for position in range(len(short)):
-            at = _put(records, at, roles[position], 1)
-            n_short += 1 - seen[undirected[short[position]]]
-            seen[undirected[short[position]]] = 1
-        index[row, 3] = n_short
+        for role in roles:
+            at = _put(records, at, role, 1)
     return records[:at], index, cutoffs

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from mbqueue.errors import DataError, InvalidCrystals, UsageError
 from mbqueue.experiment import SAMPLE_DATASET
-from mbqueue.task import FORMATION_ENERGY, TASKS, Target
+from mbqueue.task import FORMATION_ENERGY, TASKS, Target, Task
 
 if TYPE_CHECKING:
+    from mbqueue.data.columns import Columns
     from mbqueue.data.crystals import Crystals
+    from mbqueue.data.entries import Gatherer
 
 SAMPLE_FILE = Path(__file__).parent / "sample" / "flla_sample.jsonl.gz"
 
@@ -115,7 +117,6 @@ def load(
         DataError: if it cannot be downloaded or read, is malformed, or contains no usable crystal.
     """
     # Imported here, because `mbqueue enqueue` only checks the dataset, and must answer at once.
-    from mbqueue.data import folders, formats, official  # noqa: PLC0415
     from mbqueue.data.columns import ColumnNames, Columns  # noqa: PLC0415
     from mbqueue.data.entries import Gatherer  # noqa: PLC0415
     from mbqueue.data.folds import drawn_rows  # noqa: PLC0415
@@ -128,20 +129,10 @@ def load(
     )
     gatherer = Gatherer(targets_required=targets_required, target=wanted)
     if task is not None:
-        file = official.official_file(task.dataset)
-        path = official.fetch(file, progress=progress)
-        formats.read_official(gatherer, columns, path, progress, task)
-        count = len(gatherer) + len(gatherer.offenders)
-        if count != file.n:
-            raise DataError(
-                f"{path} has {count} entries instead of {file.n}. Remove it, and mbqueue downloads it again."
-            )
+        path = _read_official(gatherer, columns, task, progress)
     else:
         path = SAMPLE_FILE if name_or_path == SAMPLE_DATASET else _path_of(name_or_path, project_root)
-        reader = folders.read_folder if path.is_dir() else formats.reader_of(path)
-        assert reader is not None, "check_dataset accepts only known formats"
-        reader(gatherer, columns, path, progress)
-        columns.close(str(path))
+        _read(gatherer, columns, path, progress)
     if gatherer.offenders and not drop_invalid:
         told = "" if columns.structure is None else columns.described(gatherer.crystals().targets)
         raise InvalidCrystals(name_or_path, gatherer.offenders, told)
@@ -160,6 +151,29 @@ def load(
         source=name_or_path,
         official=task is not None and whole,
     )
+
+
+def _read_official(gatherer: Gatherer, columns: Columns, task: Task, progress: Progress | None) -> Path:
+    """Read the complete dataset of a task, and return its file."""
+    from mbqueue.data import formats, official  # noqa: PLC0415  as in `load`
+
+    file = official.official_file(task.dataset)
+    path = official.fetch(file, progress=progress)
+    formats.read_official(gatherer, columns, path, progress, task)
+    count = len(gatherer) + len(gatherer.offenders)
+    if count != file.n:
+        raise DataError(f"{path} has {count} entries instead of {file.n}. Remove it, and mbqueue downloads it again.")
+    return path
+
+
+def _read(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
+    """Read the user's file or folder."""
+    from mbqueue.data import folders, formats  # noqa: PLC0415  as in `load`
+
+    reader = folders.read_folder if path.is_dir() else formats.reader_of(path)
+    assert reader is not None, "check_dataset accepts only known formats"
+    reader(gatherer, columns, path, progress)
+    columns.close(str(path))
 
 
 def _path_of(name_or_path: str, project_root: Path | None) -> Path:

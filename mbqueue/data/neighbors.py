@@ -59,58 +59,79 @@ def _fractional(cart: Any, m: Any) -> Any:
 
 
 @compiled
-def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR0912, PLR0915  one pass over the data
-    """Find all periodic copies of the atoms inside the box around the cell's atoms, extended by ``cutoff`` on all
-    sides.
+def _extent(points: Any, axis: int) -> Any:
+    """Smallest and largest coordinate of ``points``, float64 [n, 3], along one axis."""
+    least, most = points[0, axis], points[0, axis]
+    for point in range(len(points)):
+        least, most = min(least, points[point, axis]), max(most, points[point, axis])
+    return least, most
 
-    Returns:
-        P copies sorted by cube: coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32
-        [P, 4]; the offsets of each cube's copies int64 [cubes + 1]; cubes along each axis int64 [3]; lower corner of
-        the box float64 [3].
-    """
-    n_atoms = len(cart)
-    low, high, repeats = np.empty(3), np.empty(3), np.empty(3)
-    cell_low, cell_high = np.empty(3), np.empty(3)
-    first, stop, n_cubes = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3, np.int64)
-    frac = _fractional(cart, lattice)
-    shift = np.empty((n_atoms, 3), np.int64)
+
+@compiled
+def _box(cart: Any, cutoff: float) -> Any:
+    """The box around the atoms, extended by ``cutoff`` on all sides: corners float64 [2, 3], cubes along each axis."""
+    corners, n_cubes = np.empty((2, 3)), np.empty(3, np.int64)
+    for axis in range(3):
+        least, most = _extent(cart, axis)
+        corners[0, axis], corners[1, axis] = least - cutoff - TOLERANCE, most + cutoff + TOLERANCE
+        n_cubes[axis] = max(1, math.ceil((corners[1, axis] - corners[0, axis]) / cutoff))
+    return corners, n_cubes
+
+
+@compiled
+def _images(frac: Any, lattice: Any, cutoff: float) -> Any:
+    """First image of the cell to search along each lattice vector, and the one after the last, int64 [2, 3]."""
+    repeats, images = np.empty(3), np.empty((2, 3), np.int64)
     _repeats(lattice, cutoff, repeats)
     for axis in range(3):
-        least, most = cart[0, axis], cart[0, axis]
-        least_frac, most_frac = frac[0, axis], frac[0, axis]
+        least, most = _extent(frac, axis)
+        images[0, axis] = math.floor(least - repeats[axis] - TOLERANCE)
+        images[1, axis] = math.ceil(most + repeats[axis] + TOLERANCE)
+    return images
+
+
+@compiled
+def _wrapped(frac: Any, lattice: Any) -> Any:
+    """Cartesian coordinates of the atoms inside the cell, float64 [n, 3], and the image that each was in, int64 [n, 3].
+
+    ``frac`` is wrapped in place.
+    """
+    n_atoms = len(frac)
+    cell, shift = np.empty((n_atoms, 3)), np.empty((n_atoms, 3), np.int64)
+    for axis in range(3):
         for atom in range(n_atoms):
-            least, most = min(least, cart[atom, axis]), max(most, cart[atom, axis])
-            least_frac, most_frac = min(least_frac, frac[atom, axis]), max(most_frac, frac[atom, axis])
             whole = math.floor(frac[atom, axis])
             frac[atom, axis] -= whole
             shift[atom, axis] = whole
-        low[axis], high[axis] = least - cutoff - TOLERANCE, most + cutoff + TOLERANCE
-        first[axis] = math.floor(least_frac - repeats[axis] - TOLERANCE)
-        stop[axis] = math.ceil(most_frac + repeats[axis] + TOLERANCE)
-        n_cubes[axis] = max(1, math.ceil((high[axis] - low[axis]) / cutoff))
-    cell = np.empty((n_atoms, 3))
     for axis in range(3):
         for atom in range(n_atoms):
             cell[atom, axis] = (
                 frac[atom, 0] * lattice[0, axis] + frac[atom, 1] * lattice[1, axis] + frac[atom, 2] * lattice[2, axis]
             )
-        cell_low[axis], cell_high[axis] = cell[0, axis], cell[0, axis]
-        for atom in range(n_atoms):
-            cell_low[axis] = min(cell_low[axis], cell[atom, axis])
-            cell_high[axis] = max(cell_high[axis], cell[atom, axis])
+    return cell, shift
 
+
+@compiled
+def _copies_in(corners: Any, n_cubes: Any, images: Any, cell: Any, shift: Any, lattice: Any, cutoff: float) -> Any:
+    """Periodic copies of the atoms inside a box, in the order of their images.
+
+    Returns:
+        coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32 [P, 4]; cube int64 [P].
+    """
+    low, high, n_atoms = corners[0], corners[1], len(cell)
+    cell_low, cell_high = np.empty(3), np.empty(3)
+    for axis in range(3):
+        cell_low[axis], cell_high[axis] = _extent(cell, axis)
     # The first pass counts the images that reach into the box, the second collects their atoms.
     found, count = 0, 0
-    points, copies = np.empty((0, 3)), np.empty((0, 4), np.int32)
-    cubes = np.empty(0, np.int64)
-    starts = np.zeros(n_cubes[0] * n_cubes[1] * n_cubes[2] + 1, np.int64)
+    points, copies, cubes = np.empty((0, 3)), np.empty((0, 4), np.int32), np.empty(0, np.int64)
     for taking in range(2):
         if taking:
             points, copies = np.empty((found * n_atoms, 3)), np.empty((found * n_atoms, 4), np.int32)
             cubes = np.empty(found * n_atoms, np.int64)
-        for i in range(first[0], stop[0]):
-            for j in range(first[1], stop[1]):
-                for k in range(first[2], stop[2]):
+        for i in range(images[0, 0], images[1, 0]):
+            for j in range(images[0, 1], images[1, 1]):
+                for k in range(images[0, 2], images[1, 2]):
                     mx = i * lattice[0, 0] + j * lattice[1, 0] + k * lattice[2, 0]
                     my = i * lattice[0, 1] + j * lattice[1, 1] + k * lattice[2, 1]
                     mz = i * lattice[0, 2] + j * lattice[1, 2] + k * lattice[2, 2]
@@ -137,14 +158,34 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR09
                                 along = math.floor((points[count, axis] - low[axis] + TOLERANCE) / cutoff)
                                 cube = cube * n_cubes[axis] + min(int(along), n_cubes[axis] - 1)
                             cubes[count] = cube
-                            starts[cube + 1] += 1
                             count += 1
+    return points[:count], copies[:count], cubes[:count]
+
+
+@compiled
+def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:
+    """Find all periodic copies of the atoms inside the box around the cell's atoms, extended by ``cutoff`` on all
+    sides.
+
+    Returns:
+        P copies sorted by cube: coordinates float64 [P, 3]; atom and image (relative to the atom as given) int32
+        [P, 4]; the offsets of each cube's copies int64 [cubes + 1]; cubes along each axis int64 [3]; lower corner of
+        the box float64 [3].
+    """
+    frac = _fractional(cart, lattice)
+    corners, n_cubes = _box(cart, cutoff)
+    images = _images(frac, lattice, cutoff)
+    cell, shift = _wrapped(frac, lattice)
+    points, copies, cubes = _copies_in(corners, n_cubes, images, cell, shift, lattice, cutoff)
+    starts = np.zeros(n_cubes[0] * n_cubes[1] * n_cubes[2] + 1, np.int64)
+    for cube in cubes:
+        starts[cube + 1] += 1
     for cube in range(len(starts) - 1):
         starts[cube + 1] += starts[cube]
     # ``ends`` moves backwards from the end of each cube, so that the last copy found comes first.
-    sorted_points, sorted_copies = np.empty((count, 3)), np.empty((count, 4), np.int32)
+    sorted_points, sorted_copies = np.empty((len(cubes), 3)), np.empty((len(cubes), 4), np.int32)
     ends = starts.copy()
-    for point in range(count):
+    for point in range(len(cubes)):
         cube = cubes[point]
         ends[cube + 1] -= 1
         slot = ends[cube + 1]
@@ -152,7 +193,7 @@ def _cubes_around(cart: Any, lattice: Any, cutoff: float) -> Any:  # noqa: PLR09
             sorted_points[slot, axis] = points[point, axis]
         for axis in range(4):
             sorted_copies[slot, axis] = copies[point, axis]
-    return sorted_points, sorted_copies, starts, n_cubes, low
+    return sorted_points, sorted_copies, starts, n_cubes, corners[0]
 
 
 @compiled

@@ -21,6 +21,7 @@ from mbqueue.results.cells import csv_text
 from mbqueue.results.record import RESULTS_FILE
 from mbqueue.session.device_check import tested_device
 from mbqueue.session.loading import Progress, load_data
+from mbqueue.session.sources import DataRequest
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train import chgnet
 from mbqueue.train.kept import forget_old
@@ -110,17 +111,10 @@ def predict_dataset(
     where, paths = tested_device(device), [Path(model) for model in models]
     loaded = [chgnet.load_model(path) for path in paths]
     target = _one_target(paths)
-    data = load_data(
-        project,
-        wanted,
-        seed=0,
-        dataset_hash=None,
-        progress=progress,
-        note=note,
-        # If no column is named, only formation energies are looked for.
-        target=replace(target if target_column else FORMATION_ENERGY.target, column=target_column),
-        targets_required=False,
-    )
+    # If no column is named, only formation energies are looked for.
+    compared = replace(target if target_column else FORMATION_ENERGY.target, column=target_column)
+    request = DataRequest(data=wanted, target=compared, targets_required=False)
+    data = load_data(project, request, dataset_hash=None, progress=progress, note=note)
     assert data is not None, "no stop was requested"
     keep_in = project.predictions_dir("predict")
     forget_old(keep_in, now=SystemClock().now())

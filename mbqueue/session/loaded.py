@@ -14,6 +14,7 @@ from mbqueue.queue.jobs import LOADED_NOTE, Experiment, Job, Kind, Lease, State
 from mbqueue.session.compiling import Compiling
 from mbqueue.session.crystal_copies import CrystalCopies
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.sources import DataRequest
 from mbqueue.storage.manifest import Identity
 from mbqueue.storage.mounted import Drive
 from mbqueue.storage.places import Place, in_folder, in_store
@@ -57,9 +58,7 @@ class Loaded:
             self._fold, self._data = None, None
             data = load_data(
                 self._session.project,
-                spec.data,
-                seed=spec.seed,
-                target=spec.predicts,
+                DataRequest(data=spec.data, seed=spec.seed, target=spec.predicts),
                 dataset_hash=experiment.dataset_hash,
                 progress=lambda what: self._session.stoppable_progress_of(job, what),
                 should_stop=self._session.should_stop,

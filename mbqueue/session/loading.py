@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from mbqueue.drive.crystals import SharedCrystals, fetch_crystals, publish_cryst
 from mbqueue.errors import CacheError, DataError
 from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
-from mbqueue.session.sources import remember, remembered, source_key
+from mbqueue.session.sources import DataRequest, remember, remembered, source_key
 from mbqueue.storage.objects import ObjectStore
-from mbqueue.task import FORMATION_ENERGY, Target
 
 Progress = Callable[[str], Callable[[int, int], None]]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +48,41 @@ class LoadedData:
         return {"converter": CONVERTER_VERSION}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Crystals before they are converted.
+
+    Attributes:
+        crystals, meta: as their file stores them.
+        columns: the sentence about the chosen columns; empty if the source was not read.
+        is_new: whether they were read from their source now.
+        is_shared: whether they came from the place that other machines take them from.
+    """
+
+    crystals: Crystals
+    meta: dict[str, Any]
+    columns: str = ""
+    is_new: bool = False
+    is_shared: bool = False
+
+
 def load_data(
     project: ProjectFolder,
-    wanted: DataSpec,
+    request: DataRequest,
     *,
-    seed: int,
     dataset_hash: str | None,
     progress: Progress,
+    note: Note,
     should_stop: Callable[[], bool] = lambda: False,
-    note: Callable[[str], None],
-    target: Target = FORMATION_ENERGY.target,
-    targets_required: bool = True,
     store: ObjectStore | None = None,
     keep: Callable[[SharedCrystals, Path, str], None] | None = None,
 ) -> LoadedData | None:
-    """The crystals and graphs that a [data] section asks for; None if asked to stop before they are complete.
+    """The crystals and graphs that are requested; None if asked to stop before they are complete.
 
     Args:
-        seed: draws the crystals if the section has a limit.
         dataset_hash: hash of the crystals, once the experiment is prepared. If the cache has them, the source is not
             read.
         store: the project's object store, if it has one that is already open.
-        target: the kind and column of the property to predict.
-        targets_required: whether a crystal without a target is an error; else its target is nan.
         keep: called with a file of crystals for other machines, and its dataset's hash. By default the file is copied
             before this returns.
 
@@ -78,49 +90,24 @@ def load_data(
         DataError: if the source cannot be used, or has changed since the experiment was prepared.
         CacheError: if the cache cannot be written, or is removed in the meantime.
     """
-    shared = shared_crystals_of(project, store)
-    found, is_new, is_kept, columns = None, False, False, ""
-    if dataset_hash is not None:
-        found = _from_cache(project, dataset_hash, note)
-        if found is None:
-            found = _from_shared(project, shared, dataset_hash, note)
-            is_kept = found is not None
-    key = None
+    shared, key = shared_crystals_of(project, store), None
+    found = None if dataset_hash is None else _stored(project, shared, dataset_hash, note)
     if found is None:
-        key = source_key(wanted, project_root=project.root, seed=seed, target=target, targets_required=targets_required)
-        found = _read_before(project, key, dataset_hash, note)
+        key = source_key(request, project_root=project.root)
+        if dataset_hash is None and key is not None:
+            found = _read_before(project, key, note)
     if found is None:
-        dataset = datasets.load(
-            wanted.dataset,
-            project_root=project.root,
-            limit=wanted.limit,
-            seed=seed,
-            drop_invalid=wanted.drop_invalid,
-            target=target,
-            targets_required=targets_required,
-            id_column=wanted.id_column,
-            progress=progress("reading"),
-        )
-        columns = dataset.columns
-        note(columns)
-        if dataset_hash is not None and dataset.crystals.hash != dataset_hash:
-            raise DataError(
-                f"{dataset.source} has changed since this experiment was prepared (the hash of its crystals was "
-                f"{dataset_hash[:16]}…, it is now {dataset.crystals.hash[:16]}…). Restore the old data, or enqueue "
-                "it under a new name (--name)."
-            )
-        meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
-        found = dataset.crystals, meta
-        is_new = True
-    crystals, meta = found
+        found = _read(project, request, progress("reading"), note)
+        _check_unchanged(found, dataset_hash)
+    crystals, meta = found.crystals, found.meta
     folder = project.cache_dir / folder_name(crystals)
     file = folder / CRYSTALS_FILE
     with building(folder):
-        if is_new or not file.exists():  # `mbqueue cache prune` may have removed it since
+        if found.is_new or not file.exists():  # `mbqueue cache prune` may have removed it since
             crystals.save(file, meta)
-        if is_new and key is not None:
-            remember(project.cache_dir, key, crystals.hash, meta | {"columns": columns})
-        if shared is not None and not is_kept:
+        if found.is_new and key is not None:
+            remember(project.cache_dir, key, crystals.hash, meta | {"columns": found.columns})
+        if shared is not None and not found.is_shared:
             if keep is not None:
                 keep(shared, file, crystals.hash)
             else:
@@ -134,7 +121,7 @@ def load_data(
                 f"Files of {folder} were removed while it was being built. The next attempt makes them again."
             )
     return LoadedData(
-        wanted=wanted,
+        wanted=request.data,
         crystals=crystals,
         graphs=graphs,
         source=meta["source"],
@@ -143,48 +130,75 @@ def load_data(
     )
 
 
+def _stored(project: ProjectFolder, shared: SharedCrystals | None, dataset_hash: str, note: Note) -> _Found | None:
+    """Crystals with this hash from the cache, or else from the place that machines share; None if neither has them."""
+    found = _from_cache(project, dataset_hash, note)
+    if found is not None:
+        return found
+    path = _cached(project, dataset_hash)
+    if not fetch_crystals(shared, dataset_hash, path, note):
+        return None
+    found = _opened(path, dataset_hash, note, "read from their source again")
+    return None if found is None else replace(found, is_shared=True)
+
+
+def _read_before(project: ProjectFolder, key: str, note: Note) -> _Found | None:
+    """The result of an earlier reading of the source; None if it must be read."""
+    known = remembered(project.cache_dir, key)
+    if known is None:
+        return None
+    dataset_hash, meta = known
+    found = _from_cache(project, dataset_hash, note)
+    if found is None:
+        return None
+    columns = meta.pop("columns", "")
+    if columns:
+        note(columns)
+    return replace(found, meta=meta)
+
+
+def _read(project: ProjectFolder, request: DataRequest, progress: Callable[[int, int], None], note: Note) -> _Found:
+    """The crystals of the source."""
+    dataset = datasets.load(
+        request.data.dataset,
+        project_root=project.root,
+        limit=request.data.limit,
+        seed=request.seed,
+        drop_invalid=request.data.drop_invalid,
+        target=request.target,
+        targets_required=request.targets_required,
+        id_column=request.data.id_column,
+        progress=progress,
+    )
+    note(dataset.columns)
+    meta: dict[str, Any] = {"source": dataset.source, "official": dataset.official, "dropped": dataset.dropped}
+    return _Found(crystals=dataset.crystals, meta=meta, columns=dataset.columns, is_new=True)
+
+
+def _check_unchanged(found: _Found, dataset_hash: str | None) -> None:
+    """Raise ``DataError`` if these crystals are not those that the experiment was prepared with."""
+    if dataset_hash is not None and found.crystals.hash != dataset_hash:
+        raise DataError(
+            f"{found.meta['source']} has changed since this experiment was prepared (the hash of its crystals was "
+            f"{dataset_hash[:16]}…, it is now {found.crystals.hash[:16]}…). Restore the old data, or enqueue "
+            "it under a new name (--name)."
+        )
+
+
 def _cached(project: ProjectFolder, dataset_hash: str) -> Path:
     return project.cache_dir / f"{dataset_hash[:16]}-{CONVERTER_VERSION}" / CRYSTALS_FILE
 
 
-def _read_before(
-    project: ProjectFolder, key: str | None, dataset_hash: str | None, note: Callable[[str], None]
-) -> tuple[Crystals, dict[str, Any]] | None:
-    """The result of an earlier reading of the source; None if it must be read."""
-    known = None if key is None or dataset_hash is not None else remembered(project.cache_dir, key)
-    if known is None:
-        return None
-    kept = _from_cache(project, known[0], note)
-    if kept is None:
-        return None
-    columns = known[1].pop("columns", "")
-    if columns:
-        note(columns)
-    return kept[0], known[1]
-
-
-def _from_cache(
-    project: ProjectFolder, dataset_hash: str, note: Callable[[str], None]
-) -> tuple[Crystals, dict[str, Any]] | None:
+def _from_cache(project: ProjectFolder, dataset_hash: str, note: Note) -> _Found | None:
     path = _cached(project, dataset_hash)
     return _opened(path, dataset_hash, note, "fetched or read again") if path.exists() else None
 
 
-def _from_shared(
-    project: ProjectFolder, shared: SharedCrystals | None, dataset_hash: str, note: Callable[[str], None]
-) -> tuple[Crystals, dict[str, Any]] | None:
-    path = _cached(project, dataset_hash)
-    is_there = fetch_crystals(shared, dataset_hash, path, note)
-    return _opened(path, dataset_hash, note, "read from their source again") if is_there else None
-
-
-def _opened(
-    path: Path, dataset_hash: str, note: Callable[[str], None], otherwise: str
-) -> tuple[Crystals, dict[str, Any]] | None:
-    """The crystals in a file, and their metadata; None if it is damaged or has other crystals."""
+def _opened(path: Path, dataset_hash: str, note: Note, otherwise: str) -> _Found | None:
+    """The crystals in a file; None if it is damaged or has other crystals."""
     try:
         crystals, meta = Crystals.open(path)
     except CacheError as error:
         note(f"{error} The crystals are {otherwise}.")
         return None
-    return (crystals, meta) if crystals.hash == dataset_hash else None
+    return _Found(crystals=crystals, meta=meta) if crystals.hash == dataset_hash else None

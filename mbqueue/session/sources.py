@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,17 +18,32 @@ from mbqueue.data import datasets
 from mbqueue.errors import DataError
 from mbqueue.experiment import SAMPLE_DATASET, DataSpec
 from mbqueue.files import sha256_of_file, sha256_of_json, write_json
-from mbqueue.task import TASKS, Target
+from mbqueue.task import FORMATION_ENERGY, TASKS, Target
 
 _FOLDER = "sources"
 
 
-def source_key(
-    wanted: DataSpec, *, project_root: Path, seed: int, target: Target, targets_required: bool
-) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """What decides which crystals a source gives.
+
+    Attributes:
+        data: the [data] section.
+        seed: draws the crystals if the section has a limit.
+        target: the kind and column of the property to predict.
+        targets_required: whether a crystal without a target is an error; else its target is nan.
+    """
+
+    data: DataSpec
+    seed: int = 0
+    target: Target = FORMATION_ENERGY.target
+    targets_required: bool = True
+
+
+def source_key(request: DataRequest, *, project_root: Path) -> str | None:
     """A digest of everything that decides which crystals are read; None if the source is not on this machine."""
     try:
-        content = _content(wanted.dataset, project_root)
+        content = _content(request.data.dataset, project_root)
     except (OSError, DataError):
         return None  # reading the source reports the problem
     if content is None:
@@ -35,10 +51,10 @@ def source_key(
     return sha256_of_json(
         {
             "content": content,
-            "wanted": wanted.model_dump(mode="json"),
-            "seed": seed if wanted.limit else None,
-            "target": repr(target),
-            "targets_required": targets_required,
+            "wanted": request.data.model_dump(mode="json"),
+            "seed": request.seed if request.data.limit else None,
+            "target": repr(request.target),
+            "targets_required": request.targets_required,
             "reader": reader_version(),
         }
     )

@@ -18,6 +18,7 @@ from mbqueue.experiment import DataSpec
 from mbqueue.project import PUBLISHED_CRYSTALS, ProjectFolder
 from mbqueue.queue.opening import open_queue
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.sources import DataRequest
 
 SOURCE = "mine.jsonl"
 
@@ -34,8 +35,7 @@ def split(tmp_path: Path) -> ProjectFolder:
 def load(project: ProjectFolder, dataset_hash: str | None, notes: list[str]) -> LoadedData:
     loaded = load_data(
         project,
-        DataSpec(dataset=SOURCE),
-        seed=0,
+        DataRequest(data=DataSpec(dataset=SOURCE)),
         dataset_hash=dataset_hash,
         progress=lambda _what: lambda _done, _total: None,
         note=notes.append,

@@ -17,6 +17,7 @@ from mbqueue.experiment import DataSpec
 from mbqueue.project import ProjectFolder
 from mbqueue.session import sources
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.sources import DataRequest
 
 SOURCE = "mine.jsonl"
 
@@ -48,8 +49,7 @@ def load(project: ProjectFolder, **options: Any) -> LoadedData:
     seed, note = options.pop("seed", 0), options.pop("note", lambda _note: None)
     loaded = load_data(
         project,
-        DataSpec(dataset=SOURCE, **options),
-        seed=seed,
+        DataRequest(data=DataSpec(dataset=SOURCE, **options), seed=seed),
         dataset_hash=None,
         progress=lambda _what: lambda _done, _total: None,
         note=note,

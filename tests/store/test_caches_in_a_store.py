@@ -17,6 +17,7 @@ from mbqueue.errors import StoreAway
 from mbqueue.experiment import DataSpec
 from mbqueue.project import STORED_FROZEN, ProjectFolder
 from mbqueue.session.loading import LoadedData, load_data
+from mbqueue.session.sources import DataRequest
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.train import frozen as frozen_module
 from mbqueue.train import shared_frozen
@@ -151,8 +152,7 @@ def test_a_shard_that_is_damaged_in_the_store_is_left_to_be_computed(store: Obje
 def load(project: ProjectFolder, dataset_hash: str | None, notes: list[str]) -> LoadedData:
     loaded = load_data(
         project,
-        DataSpec(dataset=SOURCE),
-        seed=0,
+        DataRequest(data=DataSpec(dataset=SOURCE)),
         dataset_hash=dataset_hash,
         progress=lambda _what: lambda _done, _total: None,
         note=notes.append,
