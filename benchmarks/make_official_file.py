@@ -3,6 +3,7 @@
 Use the file if you cannot download the official ``matbench_mp_e_form.json.gz``. The 132,752 rows have the real targets,
 in the real order. Each structure is a real Materials Project crystal. 31,073 rows have their own. Each other row gets
 one of these with about as many atoms, and its elements renamed to those of the row's composition as far as possible.
+Where heavy elements would make such a cell denser than any crystal, the cell is enlarged.
 The file stores numbers as pymatgen does (``as_dict`` with lattice lengths and angles, Cartesian coordinates and
 labels), so its size and the cost of reading it are realistic.
 """
@@ -20,14 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
+
+from mbqueue.data.density import density_of
 
 TABLE = "matbench_mp_e_form_table.json.bz2"
 JOINED = "matbench_mp_e_form_joined_31073.jsonl.gz"
+#: g/cm³, about that of plutonium in these data.
+DENSEST = 25.0
 
 
 def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """``Structure.as_dict()`` of a structure whose sites get the elements ``names``."""
     matrix = np.array(structure["lattice"]["matrix"])
+    numbers = np.array([atomic_numbers[name] for name in names])
+    density = density_of(numbers, abs(float(np.linalg.det(matrix))))
+    matrix = matrix * max(1.0, density / DENSEST) ** (1 / 3)
     lengths = np.linalg.norm(matrix, axis=1)
     cosines = [matrix[i] @ matrix[j] / lengths[i] / lengths[j] for i, j in ((1, 2), (0, 2), (0, 1))]
     angles = [math.degrees(math.acos(max(-1.0, min(1.0, cosine)))) for cosine in cosines]
@@ -36,7 +45,7 @@ def as_pymatgen_stores_it(structure: dict[str, Any], names: list[str]) -> dict[s
         "@class": "Structure",
         "charge": None,
         "lattice": {
-            "matrix": structure["lattice"]["matrix"],
+            "matrix": matrix.tolist(),
             **dict(zip(("a", "b", "c"), lengths.tolist(), strict=True)),
             **dict(zip(("alpha", "beta", "gamma"), angles, strict=True)),
             "volume": abs(float(np.linalg.det(matrix))),
