@@ -56,19 +56,19 @@ def recover(
     """Make a new queue from the manifests; for a split project, from those on the mount and in the live folder.
 
     Every experiment returns as it was enqueued, with its finished epochs, priorities, pauses and cancellations (see
-    `wanted`), even without a commit. Predictions and records are made again, or taken from the mount of a split project
-    if they are intact there. If the live folder is gone, so are pauses.
+    `wanted`), even without a commit. Predictions and records are made again, except for a split project whose mount has
+    them intact. Pauses are lost with the live folder.
 
-    Experiments and folds that only the replaced queue has return too, if it can be read: it may have been begun after
-    the real queue was lost. Two specs cannot have one name: that of the checkpoints returns, without checkpoints that
-    of the note. A note says what is left aside and where, before it is.
+    Experiments and folds that only the replaced queue has return too, if that queue can be read: it may have been begun
+    after the real queue was lost. If two specs have one name, the one with checkpoints returns, else the one in the
+    note. Before a file is set aside, a message says why and where to.
 
-    If the live folder is empty and sessions without one left work in state/ (the queue was on a server, or the project
-    on a local disk), that is moved there first.
+    If the live folder is empty, work in state/ is moved there first. Sessions leave such work while the queue is on a
+    server or the project on a local disk.
 
     Raises:
-        UsageError: if an intact queue, or the rest of an interrupted restore, is there and ``force`` is not given; or
-            if a session works with it.
+        UsageError: if ``force`` is not given and there is an intact queue or an interrupted restore; or if a session
+            works with the queue.
         QueueError: if there is nothing to make a queue from.
     """
     project.live_dir.mkdir(parents=True, exist_ok=True)
@@ -105,8 +105,8 @@ def recover(
         places = " or ".join(filter(None, [str(project.live_dir), project.topology.publishes_to]))
         before = f" The database that was there is now {replaced}." if replaced is not None else ""
         raise QueueError(
-            f"There is nothing to rebuild a queue from: no whole commit and no experiment in {places}.{before} "
-            "Put a backup in its place (mbqueue restore FILE), or begin anew: mbqueue enqueue NAME"
+            f"There is nothing to rebuild a queue from: no intact commit and no experiment in {places}.{before} "
+            "Restore a backup (mbqueue restore FILE), or start over: mbqueue enqueue NAME"
         )
     found: list[tuple[str, int, int]] = []
     with Queue(project.queue_db, read_only=True) as queue:
@@ -127,13 +127,12 @@ def move_queue_aside(
     """Move the queue aside; return where it is now, or None if there was none.
 
     Args:
-        beforehand: called once the queue may be moved, while it is still in place, so that a crash or a full disk there
-            changes nothing.
+        beforehand: called just before the queue is moved, so that a crash or a full disk in this call changes nothing.
 
     Raises:
-        UsageError: if it is intact and ``force`` is not given, or a session works with it.
-        QueueError: if that is unknown: a newer mbqueue wrote it, it is locked, or its disk does not answer.
-        QueueMoved: if it is in another database now, and ``force`` is not given.
+        UsageError: if the queue is intact and ``force`` is not given, or a session works with the queue.
+        QueueError: if this is unknown: a newer mbqueue wrote the queue, it is locked, or its disk does not answer.
+        QueueMoved: if the queue is in another database now, and ``force`` is not given.
     """
     path, now = project.queue_db, clock.now()
     if not path.exists():
@@ -146,7 +145,7 @@ def move_queue_aside(
             "If it hangs or is stopped (Ctrl-Z), wake it or end it with kill -9."
         )
     if is_whole and not force:
-        raise UsageError(f"There is a queue at {path}, and it is whole. To replace it all the same, add --force.")
+        raise UsageError(f"There is a queue at {path}, and it is whole. To replace it anyway, add --force.")
     beforehand(project)
     return set_aside(path, "replaced", now=now)
 
@@ -169,29 +168,29 @@ def _looked_at(project: ProjectFolder, *, even_moved: bool) -> tuple[tuple[Sessi
 
 
 def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
-    """Add the requests in the queue to be replaced to the notes of users' requests, or say why not."""
+    """Copy users' requests from the queue that is being replaced into their notes, or report why not."""
     noted, trained = {one["spec"]["name"]: one for one in wanted(project, lambda _text: None)}, _trained(project)
     try:
         with Queue(project.queue_db, read_only=True) as queue:
-            queue.verify()  # a damaged queue proves nothing
+            queue.verify()  # a damaged queue cannot be trusted
             found = [requests_of(queue, experiment.name) for experiment in queue.experiments()]
     except QueueMoved:
         return
     except QueueError as error:
-        note(f"Nothing is taken from the queue that is replaced: {error}")
+        note(f"Nothing was copied from the replaced queue: {error}")
         return
     for one in found:
         name = one["spec"]["name"]
         before = trained.get(name) or noted.get(name)
         if hash_of_spec(one["spec"]) != one["spec_hash"]:
-            note(f"The spec of {name} in the queue that is replaced is damaged, so it is not taken from there.")
+            note(f"The spec of {name} in the replaced queue is damaged, so it was not used.")
         elif before is None:
             write_wanted(project, one)
         elif _is_other(before, one):
             note(
-                f"{name} has other settings in the queue that is replaced than in its "
-                f"{'checkpoints' if name in trained else 'note'} ({_differences(before, one)}). The former stay in "
-                f"that file, which is kept as {project.queue_db.name}.replaced-TIME beside the new queue. To use them, "
+                f"{name} has other settings in the replaced queue than in its "
+                f"{'checkpoints' if name in trained else 'note'} ({_differences(before, one)}). The replaced queue is "
+                f"kept as {project.queue_db.name}.replaced-TIME beside the new one. To use its settings, "
                 f"enqueue them under another name: mbqueue enqueue {name} --name {name}-2 --set KEY=VALUE"
             )
         elif not _is_other(noted.get(name), one):
@@ -199,7 +198,7 @@ def _keep_requests(project: ProjectFolder, note: Callable[[str], None]) -> None:
 
 
 def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
-    """Experiment → how it was enqueued, by the commits that have the most work of it."""
+    """Experiment → how it was enqueued, according to the spec with the most finished epochs."""
     works: dict[str, dict[str, int]] = {}
     records: dict[str, dict[str, Any]] = {}
     for folder in project.fold_dirs():
@@ -219,7 +218,7 @@ def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
     """Whether two records of one name are of different experiments."""
     if before is None:
         return False
-    is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the hash does not cover it
+    is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the hash leaves the trial out
     return is_other_kind or bool(before["spec_hash"] != one["spec_hash"])
 
 
@@ -230,7 +229,7 @@ def _differences(before: Mapping[str, Any], one: Mapping[str, Any]) -> str:
 def _leave_aside(
     project: ProjectFolder, asked: set[str], overruled: set[str], note: Callable[[str], None], now: float
 ) -> None:
-    """Move what the new queue does not have out of the way, with a note of each, and write the notes of the rest.
+    """Set aside each file that the new queue does not cover, and report it. Update the notes of all other experiments.
 
     Args:
         asked: names whose notes were used; ``overruled`` those whose commits are of another spec than their notes.
@@ -244,7 +243,7 @@ def _leave_aside(
 
     def take(path: Path, why: str) -> None:
         target = aside / path.relative_to(project.live_dir)
-        note(f"{path} is left aside, since {why}. It is kept as {target}")
+        note(f"{path} was set aside as {target}, since {why}.")
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
 
@@ -278,14 +277,14 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
     newest = found.manifest
     folds = {one.name: one.spec["folds"] for one in queue.experiments()}.get(newest.experiment, [])
     if newest.fold in folds:
-        pass  # enqueued by its note, or on the mount
+        pass  # the fold was enqueued from its note, or is on the mount
     elif is_sound(newest, str(folder)):
         assert newest.enqueued is not None
         enqueue_again(queue, newest.enqueued, now=now, by="recover", note=note)
     elif not _enqueue_from_file(project, queue, newest, now):
         note(
             f"{folder} is left out: its manifests do not say how {newest.experiment} was enqueued, and no file in "
-            f"{project.jobs_dir} has its spec."
+            f"{project.jobs_dir} has this spec."
         )
         return
     experiment = queue.experiment(newest.experiment)
@@ -299,7 +298,7 @@ def _restore_fold(project: ProjectFolder, queue: Queue, folder: Path, note: Call
 
 
 def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Commits:
-    """The commits in a folder that belong to the fold of its name, as the queue knows it."""
+    """The commits in a folder that belong to the queue's fold of that name."""
     identity = named_after(folder)
     known = next((one for one in queue.experiments() if one.name == identity.experiment), None)
     if known is not None:
@@ -308,7 +307,7 @@ def _commits_of(queue: Queue, folder: Path, note: Callable[[str], None]) -> Comm
 
 
 def _enqueue_from_file(project: ProjectFolder, queue: Queue, manifest: Manifest, now: float) -> bool:
-    """Enqueue from the experiment's file, for older manifests without a record of how it was enqueued."""
+    """Enqueue from the experiment's file, for older manifests that lack a record of the enqueueing."""
     try:
         spec = load_spec(project.experiment_file(manifest.experiment))
     except UsageError:

@@ -1,7 +1,7 @@
 """Adopt work that other machines have done: published commits, predictions and sessions.
 
-This is the only place where a job becomes committed without a lease. The adopted work was committed under the lease and
-the fence of another database, and the caller has verified its files.
+Only this module commits a job without a lease. Such work was committed under a lease and fence of another database, and
+the caller has verified its files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Trained:
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
-        fence: of the newest commit, which belongs to epoch `len(history)`, or to the next one if `is_within` is set.
+        fence: the newest commit's. That commit belongs to epoch `len(history)`, or to the next one if `is_within` is
+            set.
         skip_rest: early stopping has ended the fold, so the remaining epochs are not trained.
         source: the newest commit, for the events.
     """
@@ -101,12 +102,12 @@ class SeenSession:
 
     @property
     def identity(self) -> ProcessIdentity:
-        """Its process."""
+        """The session's process."""
         return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
 
 class Adopting(Part):
-    """Commits and sessions of other machines."""
+    """Adopts commits and sessions of other machines."""
 
     @repeatable
     def adopt(
@@ -114,14 +115,14 @@ class Adopting(Part):
     ) -> bool:
         """Make the fold's jobs match a chain of commits exactly.
 
-        Epochs that the chain has finished become committed with its rows. If the queue has different rows, or more
-        epochs than the chain, those epochs and the fold's `predict` and `record` are rewound first. Failed epochs that
-        the chain has finished become committed, too. From a cancelled epoch on, nothing changes, because a person
-        cancelled it. A fold with a held lease is left alone.
+        Epochs that are finished in the chain become committed with the chain's rows, even if they had failed. Epochs
+        that the chain lacks, or has with different rows, are rewound first, with the fold's `predict` and the `record`.
+        A cancelled epoch and all later ones stay as they are, because a person cancelled it. A fold with a held lease
+        does not change.
 
         Args:
-            publish: moves the chain's files into place, while no session can claim the fold. If it raises, nothing is
-                written.
+            publish: moves the chain's files into place, while no session can claim the fold. If `publish` raises,
+                nothing is written.
 
         Returns:
             True if the fold was free, so the queue now matches the chain.
@@ -183,12 +184,12 @@ class Adopting(Part):
         fold: int | None = None,
         by: str = "adopt",
     ) -> bool:
-        """Adopt a `prepare`, `predict` or `record` that another machine has done, if everything that it needs is done.
+        """Adopt a `prepare`, `predict` or `record` that another machine has done, once all that this job needs is done.
 
         The result of a `prepare` must hold `dataset_hash`.
 
         Returns:
-            True if this changed the job: it was waiting, ready or failed.
+            True if the job was waiting, ready or failed, and is now committed.
 
         Raises:
             QueueError: if the result of a `prepare` is for crystals other than the experiment's.
@@ -221,9 +222,9 @@ class Adopting(Part):
 
     @repeatable
     def see_session(self, seen: SeenSession, *, folds: Iterable[tuple[str, int]], now: float) -> None:
-        """Count a session of another machine as live, and leave the folds that it works on to it.
+        """Count a session of another machine as live, and let no other session claim the folds that it works on.
 
-        `folds` are (experiment, fold); those that the queue does not have are ignored.
+        `folds` are (experiment, fold) pairs; pairs that the queue lacks are ignored.
         """
         # A machine whose clock runs ahead must not keep folds forever.
         alive_until = min(seen.alive_until, now + LONGEST_LEASE_SECONDS)
@@ -255,7 +256,7 @@ _BACK_TO_WAITING = """
 
 
 def _agreed_epochs(jobs: Iterable[Row], history: Sequence[Mapping[str, Any]]) -> int:
-    """The number of leading epochs that the queue has committed with exactly the rows of a history."""
+    """Count the leading epochs whose committed rows equal those of a history."""
     agreed = 0
     for job, row in zip(jobs, history, strict=False):
         if job["state"] != "committed":

@@ -15,8 +15,8 @@ from mbqueue.queue.jobs import Job, Lease
 MAX_LOST_IN_A_ROW: Final = 20
 #: The longest lease allowed.
 LONGEST_LEASE_SECONDS: Final = 86_400.0
-#: No lease or delay reaches this far ahead, even with clocks that differ. A later time was written by a wrong clock,
-#: and counts as past.
+#: No lease or delay reaches this far ahead, even with clocks that differ. A later time comes from a wrong clock, and
+#: counts as past.
 ABSURD_SECONDS: Final = 2 * LONGEST_LEASE_SECONDS
 
 _TAKE = """
@@ -27,9 +27,9 @@ _TAKE = """
 
 _TAKEN = "RETURNING *, (SELECT name FROM experiments WHERE experiments.id = experiment_id) AS experiment"
 
-# Two searches, each along one index from its head: the fold that this session has loaded, else the best of all. A fold
-# that another live session worked on last is left to that session, unless it is busy elsewhere. A time absurdly far
-# ahead was written by a wrong clock, and counts as past. Rows that another transaction has locked are skipped.
+# A claim searches for a job of the fold that this session has loaded, then for the best job of all. Each search reads
+# one index from its start. A claim leaves a fold to the live session that worked on it last, unless that session is
+# busy elsewhere.
 _FREE = """
     state = 'ready' AND paused = 0
        AND (not_before <= :now OR not_before > :now + :absurd)
@@ -53,10 +53,10 @@ def _claim_statement(sql: Dialect) -> str:
     """
 
 
-# The only job that needs the committed epoch: an ordinary claim would find it, too. It is claimed while it is still
-# waiting, since making it ready first would update its row, and the indexes that claims search, twice. A session
-# without a heartbeat for half a lease is left out: it makes an ordinary claim, which counts as a heartbeat. There is no
-# ORDER BY: without statistics PostgreSQL would walk the primary key of `needs` from its head.
+# Claims the only job that needs the committed epoch, if an ordinary claim would choose that job too. The job is claimed
+# while still waiting: making it ready first would update its row and the indexes for claims twice. A session without a
+# heartbeat for half a lease makes an ordinary claim instead, which counts as a heartbeat. There is no ORDER BY: without
+# statistics, PostgreSQL would scan the primary key of `needs` from its start.
 _CLAIM_NEXT = f"""{_TAKE}
     WHERE id = (SELECT job_id FROM needs WHERE needed_id = :id LIMIT 1)
       AND state = 'waiting' AND paused = 0 AND {HAS_ALL_IT_NEEDS}
@@ -87,13 +87,13 @@ def _reap_statement(sql: Dialect) -> str:
 
 
 LOST_ERROR = (
-    f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row without any work saved in between, so the job itself may "
-    "be what ends the sessions (out of memory?). Look at the last session's output, then: mbqueue retry"
+    f"The lease was lost {MAX_LOST_IN_A_ROW} times in a row, and no work was saved in between. The job itself may end "
+    "its sessions (out of memory?). Look at the last session's output, then: mbqueue retry"
 )
 
 
 class Claims(Part):
-    """Claims, and expired leases."""
+    """Claims jobs, and takes back expired leases."""
 
     @repeatable
     def claim(
@@ -105,13 +105,13 @@ class Claims(Part):
         loaded: tuple[int, int] | None = None,
         reap: bool = True,
     ) -> Lease | None:
-        """Claim the job that this session should do next, under a new fence; None if there is none for it now.
+        """Claim the next job for this session under a new fence; None if there is no such job now.
 
-        With `reap`, expired leases are taken back first. Order: the fold that the session has `loaded` (experiment id,
-        fold); then higher priority; then a fold in progress before a new one; then age. A claim skips paused jobs, jobs
-        whose next attempt is due later, and jobs whose fold another live session worked on last (unless that session is
-        busy with another job), so that two workers take different folds. The time of a claim does not grow with the
-        number of jobs. A claim counts as a heartbeat of the session.
+        With `reap`, take back expired leases first. Order: the fold that the session has `loaded` (experiment id,
+        fold); then higher priority; then a fold in progress before a new one; then age. A claim skips paused jobs and
+        jobs whose next attempt is due later. To keep two workers on different folds, it also skips a fold that another
+        live session worked on last, unless that session is busy with another job. A claim takes as long with many jobs
+        as with few. A claim counts as a heartbeat of the session.
 
         Raises:
             QueueError: if the session does not exist or has ended.
@@ -122,7 +122,7 @@ class Claims(Part):
             steps = [self._beat(session, now, lease_seconds), *taking_back, claim]
             beat, *_, claimed = self.database.together(db, steps)
             if not beat.rowcount:
-                raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
+                raise QueueError(f"Session {session} has ended or was never started. Start a new one: mbqueue work")
             found = claimed.fetchall()
         return lease_of(found, session)
 
@@ -142,7 +142,7 @@ class Claims(Part):
         return _claim_statement, {**values, "experiment_id": experiment_id, "fold": fold}
 
     def _claim_next(self, epoch: Job, session: str, now: float, lease_seconds: float) -> Bound:
-        """Claims the job that waits for the committed epoch; no row if an ordinary claim would find another."""
+        """The statement that claims the job after an epoch, unless an ordinary claim would choose another."""
         return _CLAIM_NEXT, {**_lease_values(session, now, lease_seconds), "id": epoch.id}
 
     def _reap(self, db: Statements, *, by: str, now: float) -> Sequence[Bound]:
@@ -159,7 +159,7 @@ def _lease_values(session: str, now: float, lease_seconds: float) -> dict[str, A
 
 
 def lease_of(found: Sequence[Row], session: str) -> Lease | None:
-    """The lease that a claim gave, if any. Its rows are read inside the transaction; this runs after it."""
+    """The lease in the rows that a claim returned; None without rows."""
     if not found:
         return None
     job = Job.from_row(found[0])

@@ -1,4 +1,4 @@
-"""The place that holds the commits of a queue's finished epochs. Every session must find the same one."""
+"""The place of the commits of a queue's finished epochs. All sessions must use the same place."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CommitsPlace:
     """An object store, or a folder on a disk.
 
     Attributes:
-        id: identifies it, wherever it is mounted and whatever its address is; also written in the place itself.
-        address: its address when the queue recorded it, for people to read: a URL without secrets, or HOST:FOLDER.
+        id: identifies the place at any address or mount point; also stored in the place itself.
+        address: the address at the time of recording, for messages: a URL without secrets, or HOST:FOLDER.
     """
 
     id: str
@@ -43,7 +43,7 @@ class CommitsPlaces(Part):
 
     @repeatable
     def commits_place(self) -> CommitsPlace | None:
-        """The place of the commits; None if it was never recorded, as in a queue that no session has used."""
+        """The place of the commits; None until a session records one."""
         with self.reading() as db:
             row = db.execute(_READ).fetchone()
         return None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
@@ -62,25 +62,25 @@ class CommitsPlaces(Part):
         """
         with self.writing() as db:
             if self.database.dialect is POSTGRESQL:
-                # A session begins either before this lock or after it; a later one reads the place recorded here.
+                # A session that begins after this lock reads the place recorded here.
                 db.execute("LOCK TABLE sessions, commits_place IN EXCLUSIVE MODE")
             now = self.database.instant(db, now)
             row = db.execute(_READ).fetchone()
             found = None if row is None else CommitsPlace(id=row["id"], kind=row["kind"], address=row["address"])
             is_same = found is not None and found.id == place.id != (instead_of.id if instead_of else "")
             if is_same or found == place:
-                return  # another process has just recorded it, perhaps by the address that the place has on its machine
+                return  # another process has just recorded this place, perhaps under its own machine's address
             if found != instead_of:
                 where = "nowhere yet" if found is None else f"in {found.shown}"
                 raise QueueError(
                     f"Another process has just recorded that the commits of {self.database.name} are {where}. Set "
-                    "`store` to that and start again, or see mbqueue move-commits --help"
+                    "`store` to that place and start again, or see mbqueue move-commits --help"
                 )
             live = at_work(self.database, db, now=now)
             if live is not None:
                 raise QueueError(
-                    f"Session {live.id} on {live.host} works with {self.database.name}, and with commits that "
-                    f"are not in {place.address}. End it first (mbqueue stop), or let both share one store "
+                    f"Session {live.id} on {live.host} uses {self.database.name} with commits outside "
+                    f"{place.address}. End it first (mbqueue stop), or let both share one store "
                     "(docs/how-to/many-machines.md)."
                 )
             values = {"id": place.id, "kind": place.kind, "address": place.address, "now": now, "by": by}

@@ -1,7 +1,7 @@
-"""The interface of a database to the queue: transactions, statements, rows, and a way to wait for changes.
+"""The database interface that the queue uses: transactions, statements, rows, and a way to wait for changes.
 
-Statements are written once, in the SQL that SQLite and PostgreSQL share. `mbqueue.queue.dialect` has the words in which
-the two differ.
+Statements are written once, in the SQL that SQLite and PostgreSQL share. `mbqueue.queue.dialect` has the SQL that
+differs between them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Database(ABC):
         """A read transaction: all statements of the block see the same instant."""
 
     def attempt(self, call: Callable[[], Result]) -> Result:
-        """Run a call of one or more transactions; run it again if it was interrupted before it changed anything."""
+        """Run a call of one or more transactions; repeat the call if it was interrupted before it changed anything."""
         return call()
 
     @abstractmethod
@@ -105,11 +105,10 @@ class Database(ABC):
 
     @abstractmethod
     def holding(self, experiment_id: int | None, *, shared: bool = False) -> Sequence[Bound]:
-        """A statement that keeps other transactions from changing an experiment and its jobs' needs until this one
-        ends.
+        """The statement that locks an experiment, and what its jobs need, until this transaction ends.
 
-        Shared holders exclude only exclusive ones. None stands for the list of experiments itself. A transaction holds
-        an experiment before it changes any of its jobs, so no two transactions wait for each other.
+        Shared locks exclude only exclusive ones. None locks the list of experiments. Every transaction locks an
+        experiment before it changes any of its jobs, so no two transactions wait for each other.
         """
 
     def hold(self, db: Statements, experiment_id: int | None, *, shared: bool = False) -> None:
@@ -122,19 +121,18 @@ class Database(ABC):
 
     @abstractmethod
     def wait(self, seconds: float, is_over: Callable[[float], bool]) -> None:
-        """Wait until there may be something new to claim, or until ``is_over(seconds)``, which does the waiting,
-        returns True.
+        """Wait until there may be a new job to claim, or until ``is_over(seconds)`` returns True.
 
-        ``seconds`` is how long to wait where the database announces no changes.
+        ``is_over`` does the waiting. ``seconds`` is how long to wait if the database announces no changes.
         """
 
 
 def repeatable(method: Method) -> Method:
-    """Mark a public method of the queue: it is one transaction, and starts over if that is interrupted.
+    """Mark a public method of the queue as one transaction, which starts over if it is interrupted.
 
-    The new attempt sees what others have changed since, and refuses an outdated fence as always. `publish` is called
-    only once, however often the method starts over: it ran while the lease was held and the job's row was locked, so
-    what it published is legitimate, even if another session claims the job in between.
+    The new attempt sees what others have changed since, and refuses an outdated fence. `publish` is called only once,
+    however often the method starts over. The files that `publish` moved stay valid even if another session claims the
+    job in between: the lease was held, and the job's row was locked.
     """
 
     @wraps(method)

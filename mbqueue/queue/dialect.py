@@ -1,6 +1,6 @@
-"""The words in which SQLite and PostgreSQL differ, next to each other.
+"""The SQL that differs between SQLite and PostgreSQL, side by side.
 
-A statement that both understand is a string. A statement that needs one of these words is a function of `Dialect`.
+A statement that both databases understand is a string. Any other statement is a function of `Dialect`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 
 class Dialect(ABC):
-    """The words of one database.
+    """The SQL that one database has in place of the other's.
 
     Attributes:
         row_id: the type of an auto-incrementing primary key.
@@ -21,8 +21,8 @@ class Dialect(ABC):
         often_changed: the end of the definition of a table whose rows change often.
         lock, skip_locked: ends a SELECT and locks its rows; ``skip_locked`` also skips rows that are locked already.
         or_else: the first value that is not NULL, spelt as in the index of a job's identity.
-        claim_covers: further columns of the index that claims search.
-        board_index: after the table of jobs, names the index that the dashboard's query reads.
+        claim_covers: extra columns in the index that claims search.
+        board_index: text after the table's name in the dashboard's query, which forces one index.
     """
 
     row_id: ClassVar[str]
@@ -41,7 +41,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def json_number(self, text: str, key: str) -> str:
-        """The number under a key of a JSON object; NULL if it has none."""
+        """The number under a key of a JSON object; NULL if the key is missing."""
 
     @abstractmethod
     def is_json(self, text: str) -> str:
@@ -57,7 +57,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def event_of(self, table: str) -> str:
-        """After a column of the table of events: the table that it refers to."""
+        """The foreign key of a column of the table of events; empty if the table has none."""
 
     @abstractmethod
     def list_of(self, number: str, *, order: str, where: str) -> str:

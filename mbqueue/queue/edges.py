@@ -1,4 +1,4 @@
-"""Record which job needs which, and make jobs ready once everything that they need is done."""
+"""Record which job needs which, and make a job ready once all that it needs is done."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import Dialect
 
 
-# prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record.
-# Subqueries, since for a join either database may scan a fold's epochs once per epoch. The + in "+later.fold" is for
-# SQLite: it uses an index on an expression only if the other side is not a plain column.
+# prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record. These are
+# subqueries because for a join, both databases may scan a fold's epochs once per epoch. The + in "+later.fold" lets
+# SQLite use an index on an expression: it does so only if the other side is not a plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""

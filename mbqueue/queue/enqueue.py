@@ -80,10 +80,10 @@ class Enqueueing(Part):
     def enqueue(
         self, spec: Spec, *, results_dir: str, now: float, priority: int = 0, by: str = "enqueue"
     ) -> EnqueueOutcome:
-        """Add an experiment, or those of its folds that the queue does not have yet.
+        """Add an experiment, or the folds of it that the queue lacks.
 
-        Enqueueing the same spec and folds again changes nothing, including `results_dir` and `priority`, which the
-        first call set. New folds also put `record` back, so that it covers them.
+        Enqueueing the same spec and folds again changes nothing, not even `results_dir` and `priority`. New folds also
+        put `record` back to waiting, so that it covers them.
 
         Raises:
             ExperimentExists: if the name is taken by another spec; the message lists what differs.
@@ -96,12 +96,12 @@ class Enqueueing(Part):
             if row is None:
                 return self._create(db, spec, results_dir=results_dir, priority=priority, by=by, now=now)
             experiment = Experiment.from_row(row)
-            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash does not cover it
+            is_other_kind = ("trial" in experiment.spec) != (spec.trial is not None)  # the hash leaves the trial out
             if is_other_kind or experiment.spec_hash != spec.hash:
                 taken = {row["name"] for row in db.execute("SELECT name FROM experiments")}
                 from mbqueue.experiment import parse_spec  # noqa: PLC0415 - reading commands need not wait for pydantic
 
-                # Read as this version reads it: keys added since have the values that the experiment ran with.
+                # Parsing adds keys that are newer than the spec, with the values that the experiment ran with.
                 there = parse_spec(experiment.spec, source=f"the spec of {spec.name} in the queue")
                 raise ExperimentExists(_difference(spec.name, there.to_json(), spec.to_json(), taken))
             missing = tuple(fold for fold in spec.folds if fold not in experiment.spec["folds"])
@@ -206,7 +206,11 @@ def find_experiment(db: Statements, name: str, *, to_change: bool = False) -> Ex
         known = [known["name"] for known in db.execute("SELECT name FROM experiments ORDER BY name LIMIT 50")]
         raise UsageError(
             f"There is no experiment {name} in the queue. "
-            + (f"There are: {', '.join(known)}." if known else "It is empty; enqueue one: mbqueue enqueue NAME")
+            + (
+                f"The queue has: {', '.join(known)}."
+                if known
+                else "The queue is empty. Start with: mbqueue enqueue NAME"
+            )
         )
     return Experiment.from_row(row)
 
@@ -272,9 +276,9 @@ def _difference(name: str, there: Mapping[str, Any], new: Mapping[str, Any], tak
         lines.append(f"  and {len(different) - _MOST_SHOWN} more")
     free = next(other for other in (f"{name[:60]}-{number}" for number in count(2)) if other not in taken)
     return (
-        f"{name} is already in the queue with another spec, and two specs never share a name:\n"
+        f"{name} is already in the queue with another spec:\n"
         + "\n".join(lines)
-        + f"\nNothing was changed. A name stays taken, also when it is cancelled: enqueue again with --name {free}"
+        + f"\nNothing was changed. A cancelled experiment keeps its name. Enqueue this one with --name {free}"
     )
 
 

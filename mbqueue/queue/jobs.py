@@ -62,7 +62,7 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """The state of a job. `mbqueue.queue.transitions` says which may follow which."""
+    """The state of a job. `mbqueue.queue.transitions` lists the allowed changes."""
 
     WAITING = "waiting"
     READY = "ready"
@@ -75,7 +75,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One row of the queue, as it was when it was read.
+    """One job, as it was when its row was read.
 
     Attributes:
         fold: 0–4, or None for `prepare` and `record`.
@@ -84,7 +84,8 @@ class Job:
         started: whether a session has worked on this job, or on an earlier one of its fold.
         fence: how often the job has been claimed; a write that carries an older fence changes nothing.
         session: the session that holds the lease, or None.
-        affinity: the session that last worked on this fold; while it is live and idle, the job is left to it.
+        affinity: the session that last worked on this fold; other sessions leave the job to it while it is live and
+            idle.
         failures: attempts that ended with an error. `preemptions`: attempts that were preempted.
         lost_in_a_row: leases that ran out, or whose process died, since work was last saved.
         not_before: earliest time of the next attempt (seconds since the epoch), 0 for immediately.
@@ -121,7 +122,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """For messages: ``full_finetune fold 2 epoch 7``."""
+        """The job's name in messages, such as ``full_finetune fold 2 epoch 7``."""
         fold = "" if self.fold is None else f" fold {self.fold}"
         what = f" epoch {self.epoch}" if self.kind is Kind.TRAIN else f" {self.kind}"
         return f"{self.experiment}{fold}{what}"
@@ -194,11 +195,11 @@ class Experiment:
 
     @property
     def is_released(self) -> bool:
-        """Whether it is a pruned trial whose checkpoints were given up."""
+        """Whether the experiment is a pruned trial whose checkpoints were given up."""
         return bool((self.spec.get("trial") or {}).get("released"))
 
     def identity(self, fold: int) -> Identity:
-        """The identity that the commits of one of its folds must have."""
+        """The identity that commits of a fold of this experiment must have."""
         from mbqueue.storage.manifest import Identity  # noqa: PLC0415 - `status` need not wait for pydantic
 
         return Identity(experiment=self.name, fold=fold, spec_hash=self.spec_hash, dataset_hash=self.dataset_hash)
@@ -224,9 +225,9 @@ class SessionRow:
     """One run of a worker.
 
     Attributes:
-        alive_until: it counts as live until then, unless it has ended.
-        deadline_at: when it plans to stop, or None.
-        structures_per_second: its last training speed, or None.
+        alive_until: when the session stops counting as live, unless it ends earlier.
+        deadline_at: when the session plans to stop, or None.
+        structures_per_second: the session's last training speed, or None.
     """
 
     id: str
@@ -249,11 +250,11 @@ class SessionRow:
 
     @property
     def identity(self) -> ProcessIdentity:
-        """Its process."""
+        """The session's process."""
         return ProcessIdentity(self.host, self.boot_id, self.pid, self.pid_started)
 
     def is_live(self, now: float) -> bool:
-        """Whether it has not ended and its last heartbeat is recent enough."""
+        """Whether the session is live: it has not ended, and its last heartbeat is recent."""
         return self.ended_at is None and self.alive_until > now
 
 

@@ -1,7 +1,7 @@
 """Operations that only the holder of a lease may perform.
 
-Every write here carries the job's id and the fence of the lease. If it changes no row, the lease is lost, and nothing
-was written, neither to the database nor (through `publish`) to a folder.
+Every write here carries the job's id and the fence of the lease. If a write changes no row, the lease is lost: the
+database is unchanged, and `publish` was not called.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RETRY_SECONDS: Final = 30.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
 Publish = Callable[[], None]
 
-#: Made once: json.dumps makes a new encoder for each call with non-default options.
+#: One encoder for all calls: with non-default options, json.dumps would make a new one each time.
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 _ROW = "SELECT * FROM job_rows WHERE id = ?"
@@ -39,7 +39,7 @@ _SAVE_PROGRESS = """
     WHERE id = :id AND fence = :fence AND state = 'leased'
 """
 
-# Makes ready the jobs that needed only this one; those of its own fold stay with its session.
+# Makes ready the jobs that needed only this one; jobs of the same fold stay with this session.
 _UNLOCK = f"""
     UPDATE jobs SET state = 'ready', started = CASE WHEN :started = 1 THEN 1 ELSE started END,
         affinity = CASE WHEN fold = :fold THEN :session END,
@@ -98,7 +98,7 @@ def _commit_statement(sql: Dialect) -> str:
 
 
 def result_columns(sql: Dialect) -> str:
-    """In an UPDATE of jobs: the assignments of a result, and of the columns that repeat its numbers."""
+    """The assignments, in an UPDATE of jobs, to a result and the columns that repeat its numbers."""
     numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
     return ", ".join(("result = :result", *numbers))
 
@@ -124,14 +124,14 @@ class Leases(Claims):
         prunes: bool = False,
         reap: bool = True,
     ) -> Lease | None:
-        """Do `commit` and the `claim` that follows in one transaction: one wait for the disk instead of two.
+        """Commit a job and claim the next one in one transaction, which waits for the disk once instead of twice.
 
-        After an epoch the next job of its fold is claimed directly. Expired leases are then not taken back, and the
-        claim counts as a heartbeat only if the session's last one is older than half of `lease_seconds`.
+        After an epoch, the next job of its fold is claimed directly. A direct claim takes back no expired leases. A
+        direct claim counts as a heartbeat only if the session's last one is older than half of `lease_seconds`.
 
         Args:
-            skip_rest, prunes: if given, do as `skip_rest` does, with this reason.
-            reap: as of `claim`.
+            skip_rest, prunes: if given, skip jobs as the method `skip_rest` does, for this reason.
+            reap: as for `claim`.
 
         Returns:
             The next lease, or None if there is no job for this session now or the session has ended.
@@ -148,8 +148,8 @@ class Leases(Claims):
                 self._prune(db, lease, now, skip_rest)
             found = [row for rows in given for row in rows]
             if not found:
-                # A session that ends this one as dead takes these locks in another order; then one of the two starts
-                # over.
+                # If another session ends this one as dead, it takes these locks in another order, and one of the two
+                # starts over.
                 beat, open_next = self._beat(session, now, lease_seconds), self._unlocking(db, lease, now, skip_rest)
                 loaded = None if job.fold is None else (job.experiment_id, job.fold)
                 claim = self._claim(session, now, lease_seconds, loaded)
@@ -168,10 +168,10 @@ class Leases(Claims):
         progress: Mapping[str, Any] | None = None,
         publish: Publish | None = None,
     ) -> Lease:
-        """Return the lease with a later expiry and a current `job.paused`. The dashboard shows `progress`.
+        """Renew the lease; return it with a later expiry and the current `job.paused`. The dashboard shows `progress`.
 
-        An expired lease that no session has taken back yet is renewed: the fence proves that no other worker came in
-            between. `publish` is called while the lease is known to be held.
+        An expired lease can be renewed until a session takes it back: the fence proves that no other worker had the
+        job. `publish` is called while the lease is known to be held.
 
         Raises:
             LeaseLost: if the job was taken back, claimed by another session, cancelled or rewound.
@@ -204,10 +204,11 @@ class Leases(Claims):
     ) -> tuple[Job, ...]:
         """Finish the job: check the fence, call `publish`, write `result`, make ready the jobs that waited for it.
 
-        This is one write transaction, so no session can take the job over while `publish` runs; `publish` should
-        only rename files. If `publish` raises, nothing is written and the lease is still held. If the process dies
-        between `publish` and the end of the transaction, the files exist and the job is still leased. Those files are
-        legitimate, since the fence was checked, and the next holder of the job adopts them.
+        All of this is one write transaction, so no session can take the job over while `publish` runs. `publish` should
+        only rename files, since the database is locked meanwhile. If `publish` raises, nothing is written and the lease
+        is still held. If the process dies between `publish` and the end of the transaction, the files exist and the job
+        is still leased. Files published in this way are valid, because the fence was checked. The next holder of the
+        job adopts them.
 
         The result of a `prepare` job must hold `dataset_hash`.
 
@@ -233,11 +234,10 @@ class Leases(Claims):
         publish: Publish | None = None,
         prunes: bool = False,
     ) -> tuple[Job, ...]:
-        """Commit an epoch, and skip all later epochs of its fold (early stopping) in the same transaction.
+        """Commit an epoch and skip all later epochs of its fold (early stopping) in one transaction.
 
-        With ``prunes``, skip all jobs of the experiment that no session is working on, including predictions and
-        record: it is a trial of a search that is not worth more time. ``why`` then begins with
-        `mbqueue.queue.edges.PRUNED`.
+        With ``prunes``, prune the whole trial: skip all its jobs that no session is working on, including predictions
+        and record. ``why`` then begins with `mbqueue.queue.edges.PRUNED`.
 
         Raises:
             LeaseLost: as `commit`.
@@ -260,10 +260,10 @@ class Leases(Claims):
         for_others: bool = False,
         rest_seconds: float = 0.0,
     ) -> None:
-        """Release the job unfinished; with `preempted`, count the attempt as preempted. Neither counts as a failure.
+        """Release the job unfinished; with `preempted`, count the attempt as preempted. A released job has not failed.
 
-        `for_others` is for a session that stays alive but cannot do the job now: the fold is then no longer left to it.
-        No session claims the job before `rest_seconds` are over.
+        `for_others` is for a session that stays alive but cannot do the job now: other sessions may then claim the
+        fold. No session claims the job before `rest_seconds` are over.
 
         Raises:
             LeaseLost: if the lease is lost.
@@ -391,4 +391,4 @@ def _as_json(content: Mapping[str, Any]) -> str:
     try:
         return _ENCODER.encode(content)
     except (TypeError, ValueError) as error:
-        raise QueueError(f"What a worker wanted to store is not valid JSON ({error}): {content!r:.500}") from error
+        raise QueueError(f"A worker's result is not valid JSON ({error}): {content!r:.500}") from error

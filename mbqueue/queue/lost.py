@@ -1,7 +1,7 @@
-"""What a project's files say was trained or asked for, and the queue does not know: an earlier queue was lost.
+"""Find work that a project's files record and the queue lacks, because an earlier queue was lost.
 
-Every command compares both when it opens the queue (`mbqueue.queue.opening`). So this lists names, and reads only the
-notes and the first bytes of one manifest of each fold.
+Every command runs this check when it opens the queue (`mbqueue.queue.opening`). To stay fast, the check lists names and
+reads only the notes and the first bytes of one manifest per fold.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _HEAD_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What a note, or the commits of one fold, say about an experiment.
+    """What a note, or the newest commit of a fold, says about an experiment.
 
     Attributes:
         path: the note, or the folder of the fold.
-        fold: None if the file is a note that cannot be read.
+        fold: None if the trace is a note that cannot be read.
         spec_hash: None if it is unknown.
         epochs: finished epochs, by the name of the newest commit; 0 for a note.
     """
@@ -52,7 +52,7 @@ class Lost:
     Attributes:
         fold: None if the whole experiment is missing.
         is_of_other_spec: whether the queue has another spec under this name.
-        is_of_known_search: whether the queue has a search that would give its name to another trial.
+        is_of_known_search: whether a search in the queue would give this name to another trial.
         ahead: finished epochs of the fold that the queue counts as not done.
     """
 
@@ -68,7 +68,7 @@ class Lost:
         return self.is_of_other_spec or self.is_of_known_search or self.ahead > 0
 
     def concerns(self, name: str) -> bool:
-        """Whether it belongs to the experiment or the search of this name."""
+        """Whether this part belongs to the experiment or the search of this name."""
         return name in (self.experiment, self.experiment.rpartition(".")[0])
 
 
@@ -86,8 +86,9 @@ def traces(project: ProjectFolder) -> list[Trace]:
 
 
 def lost_traces(project: ProjectFolder, queue: Queue) -> list[tuple[Trace, Lost]]:
-    """The traces that the queue does not explain, and what it lacks of each."""
-    # Files are listed before the queue is read: the queue knows an experiment and its folds before any file does.
+    """The traces of lost work, each with what the queue lacks of it."""
+    # Files are listed before the queue is read, because an experiment and its folds enter the queue before any file
+    # exists.
     found = traces(project)
     if not found:
         return []
@@ -122,7 +123,7 @@ def _lost_of(trace: Trace, known: Mapping[str, Experiment], done: Mapping[tuple[
 
 
 def described(lost: Sequence[Lost]) -> str:
-    """The lost parts, for a sentence after "the queue lacks"."""
+    """The lost parts as text that follows "the queue lacks"."""
     folds: dict[str, list[int]] = {}
     for one in lost:
         if one.fold is not None and not one.ahead:
@@ -145,10 +146,10 @@ def _part(one: Lost, folds: dict[str, list[int]]) -> str:
 
 
 def _is_in_file(project: ProjectFolder, lost: Iterable[Lost]) -> bool:
-    """Whether the queue is on a server, and a file here has everything: the project's own queue from before."""
+    """Whether the queue is on a server and the project's former queue file still has the lost parts."""
     if not project.topology.queue_url or not project.queue_db.exists():
         return False
-    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # it was moved, or is damaged
+    with suppress(QueueError), Queue(project.queue_db, read_only=True) as queue:  # moved away or damaged
         return {one.experiment for one in lost} <= {experiment.name for experiment in queue.experiments()}
     return False
 
@@ -189,7 +190,7 @@ def _of_commits(experiment: str, fold: int, folder: os.DirEntry[str]) -> list[Tr
         return [Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=None)]
     name, spec_hash, number = (part.decode(errors="replace") for part in head.groups())
     if (name, int(number)) != (experiment, fold):
-        return []  # moved here by hand, which the fold's next session reports
+        return []  # someone moved the commits here; the fold's next session reports them
     return [
         Trace(path=folder.path, experiment=experiment, fold=fold, spec_hash=spec_hash, epochs=newest.finished_epochs)
     ]

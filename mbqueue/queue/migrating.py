@@ -71,15 +71,15 @@ def rows_of(db: Statements, table: str) -> Iterator[tuple[Any, ...]]:
 def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
     """Fill an empty queue with the content of another, and mark the source as moved (`mbqueue.queue.moved`).
 
-    All rows are read back and compared before they are committed. A target counts as empty if it was moved away itself
-    and has nothing that the source lacks. A target that continues the source's events was filled by a run that died
-    before it marked the source: then only the mark is added.
+    All rows are read back and compared before they are committed. A target that was itself moved away counts as empty
+    if it has nothing that the source lacks. If the target continues the source's events, an earlier run died before it
+    marked the source. This run then only adds the mark.
 
     Raises:
         UsageError: if a session works with the source, or the target is not empty.
-        QueueError: if a value cannot be kept unchanged; then nothing was changed.
+        QueueError: if the target cannot store a value unchanged; then nothing was changed.
     """
-    with source.writing() as old, target.writing() as new:  # the target is committed first
+    with source.writing() as old, target.writing() as new:  # the target's transaction commits first
         _require_another(source, old, target, new)
         _leave(source, old, target.database.name, now=now)
         if target.database.dialect is POSTGRESQL:
@@ -115,7 +115,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
                     _copy(old, target, new)
                 settle(building)
                 if path.exists():
-                    settle(path)  # otherwise a crash between the renames would leave it unmarked
+                    settle(path)  # otherwise a crash between the renames would leave a file without its mark
                     set_aside(path, "moved", now=now)
                 building.replace(path)
                 files.fsync_dir(path.parent)
@@ -127,7 +127,7 @@ def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
 
 
 def _require_another(source: Queue, old: Statements, target: Queue, new: Statements) -> None:
-    """Refuse to move a queue to its own address in another spelling: it would be marked as moved away.
+    """Refuse to move a queue to its own address in another spelling, which would mark it as moved away.
 
     Raises:
         UsageError: if both are the same queue.
@@ -155,19 +155,19 @@ def _leave(source: Queue, old: Statements, target: str, *, now: float) -> None:
 
 
 def _take_back(target: Queue, old: Statements, new: Statements) -> None:
-    """Empty a target that was moved away, if the source knows everything that happened there."""
+    """Empty a target that was moved away, if the source has all of its events."""
     version = version_before(new)
     if version is None:
         return
     if version != SCHEMA_VERSION:
         raise UsageError(
             f"{target.database.name} holds the remains of a queue that another version of mbqueue moved (schema "
-            f"version {version}, this version's is {SCHEMA_VERSION}). Give another, for example another schema=NAME."
+            f"version {version}, this version's is {SCHEMA_VERSION}). Give another schema=NAME."
         )
     if not _goes_on(old, after=new):
         raise UsageError(
             f"{target.database.name} holds the remains of a moved queue, and this queue does not come from it. "
-            "Give another, for example another schema=NAME."
+            "Give another schema=NAME."
         )
     empty_moved(new, COLUMNS)
 
@@ -214,8 +214,8 @@ def _copy(old: Statements, target: Queue, new: Statements) -> None:
         for was, is_now in zip(rows_of(old, table), rows_of(new, table), strict=True):
             if was != is_now:
                 raise QueueError(
-                    f"Row {was[0]} of {table} cannot be stored unchanged in {target.database.name} (a character that "
-                    "it cannot hold?). Nothing was written there."
+                    f"Row {was[0]} of {table} cannot be stored unchanged in {target.database.name} (an "
+                    "unsupported character?). Nothing was written there."
                 )
 
 
@@ -239,7 +239,7 @@ def _fill(target: Queue, db: Statements, table: str, rows: Iterator[tuple[Any, .
 
 @contextmanager
 def _without_triggers(target: Queue, db: Statements) -> Iterator[None]:
-    """Within the transaction, invisible to others, allow jobs to be written in any state and without events."""
+    """Allow jobs in any state and without events, in this transaction only."""
     if target.database.dialect is POSTGRESQL:
         db.execute("ALTER TABLE jobs DISABLE TRIGGER USER")
         yield

@@ -1,8 +1,8 @@
-"""A queue that was moved to another database: its remains say where it is now, and refuse all work.
+"""Mark a queue that was moved to another database: the rest names the new place and refuses all work.
 
 Two databases with the same jobs would hand out each job twice, under the same fence. So the source of the copy is
-marked. Its version becomes one that no mbqueue works with, including older ones. Triggers refuse writes of processes
-that opened it earlier, such as a session that was frozen during the move. All of it can still be read.
+marked: its version becomes one that no mbqueue accepts, not even an older one. Triggers refuse writes of processes that
+opened the source earlier, such as a session that was frozen during the move. A marked queue can still be read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mbqueue.queue.dialect import SQLITE, Dialect
 
 #: Replaces the schema's version.
 MOVED_VERSION = 1_000_000
-_REFUSAL = "the queue was moved to another database meanwhile; begin again, and it is told where to"
+_REFUSAL = "the queue was moved to another database meanwhile; start again to see where it is"
 
 _SQLITE = (
     "CREATE TABLE moved (version INTEGER NOT NULL, target TEXT NOT NULL, at REAL NOT NULL) STRICT",
@@ -64,7 +64,7 @@ def empty_moved(db: Statements, tables: Iterable[str]) -> None:
 
 
 def moved_error(name: object, target: str, at: float) -> QueueMoved:
-    """The error for opening a queue that was moved to ``target`` at a time."""
+    """The error for a queue that was moved to ``target`` at the time ``at``."""
     if target.startswith("postgresql://"):
         there = "set `queue` in mbqueue.toml, or MBQUEUE_QUEUE, to that URL"
     else:

@@ -22,17 +22,17 @@ _log = logging.getLogger("mbqueue")
 
 @cache
 def note_once(text: str) -> None:
-    """Report a note through Python's logging, the first time that this process has it."""
+    """Log a note, once per process."""
     _log.warning(text)
 
 
 def nothing(_lost: Lost) -> bool:
-    """The ``refuses`` of commands that only read."""
+    """The argument ``refuses`` for commands that only read."""
     return False
 
 
 def anything(_lost: Lost) -> bool:
-    """The ``refuses`` of commands that would add to a queue that lacks parts of an earlier one."""
+    """The argument ``refuses`` for commands that would add to a queue that lacks parts of an earlier one."""
     return True
 
 
@@ -49,9 +49,9 @@ def open_queue(
     Unless ``read_only``, create it if it does not exist.
 
     Args:
-        wait: waits for the given seconds and returns True to give up. With it, as in a session, opening waits for an
-            unreachable server. Without it, as in a command, an unreachable server is an error at once.
-        refuses: of the parts of a lost queue that this one lacks, whether one must be brought back first.
+        wait: waits for the given seconds and returns True to give up. With ``wait``, as in a session, opening waits for
+            an unreachable server. Without ``wait``, as in a command, an unreachable server is an error at once.
+        refuses: whether a part of a lost queue must be brought back before this command runs.
         note: called with a sentence if the queue lacks parts and ``refuses`` none.
 
     Raises:
@@ -94,7 +94,7 @@ def queue_exists(project: ProjectFolder, *, wait: Callable[[float], bool] | None
 
 
 def is_queue_there(project: ProjectFolder) -> bool:
-    """Whether a queue exists now, for commands that work without one, since results are files; a lost one is noted."""
+    """Whether a queue exists, for commands that can work from result files alone; notes a lost queue."""
     try:
         return queue_exists(project)
     except (QueueLost, UsageError) as error:
@@ -118,7 +118,7 @@ def require_queue(project: ProjectFolder, *, wait: Callable[[float], bool] | Non
 
 
 def require_no_cut_off_restore(project: ProjectFolder) -> None:
-    """Refuse a project that an interrupted restore left half replaced.
+    """Refuse a project that an interrupted restore has replaced only in part.
 
     Raises:
         UsageError: if it is.
@@ -131,7 +131,7 @@ def require_no_cut_off_restore(project: ProjectFolder) -> None:
 def cut_off_restore(project: ProjectFolder) -> str | None:
     """The archive of an interrupted restore; None if no restore was interrupted."""
     if project.topology.queue_url or project.queue_db.exists():
-        return None  # the queue is restored last
+        return None  # a restore puts the queue back last
     try:
         return (project.live_dir / RESTORING).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def _require_not_lost(project: ProjectFolder, *, wait: Callable[[float], bool] |
     if not on_server:
         require_no_cut_off_restore(project)
     if traces(project) and not _is_there(project, wait=wait):
-        name = "the server that is set" if on_server else project.queue_db
+        name = "the configured server" if on_server else project.queue_db
         raise QueueLost(
             f"There is no queue at {name}, but there are checkpoints or notes of experiments in {project.live_dir}, so "
             f"it was lost{_or_elsewhere(project)}. Rebuild it from them: {how_to_recover(project)}"
@@ -203,8 +203,8 @@ def _require_whole(
     if not lost:
         return
     lacking = (
-        f"The queue lacks {described(lost)}. Checkpoints or notes of that are in {project.live_dir}, so an earlier "
-        "queue was lost or replaced."
+        f"The queue lacks {described(lost)}. An earlier queue was lost or replaced, since {project.live_dir} still "
+        "has checkpoints or notes of that."
     )
     if any(map(refuses, lost)):
         raise QueueLost(f"{lacking} Nothing was changed. First bring them back: {how_to_recover(project)}")
@@ -228,7 +228,7 @@ def open_on_server(
 ) -> Queue:
     """Open the queue at a URL like ``postgresql://USER@HOST/DATABASE?schema=NAME``; errors as for `open_queue`.
 
-    With ``even_moved``, also open one that was moved away, to move it back (`mbqueue.queue.migrating`).
+    With ``even_moved``, also open a queue that was moved away, to move it back (`mbqueue.queue.migrating`).
     """
     _require_psycopg()
     from mbqueue.queue.postgresql.server import PostgresServer  # noqa: PLC0415 - optional package

@@ -26,7 +26,7 @@ ready, waiting. State of an experiment: done (recorded), pruned, running, paused
 epochs. A progress has `what`, `done`, `total`, and, where known, `seconds` and `seconds_left`. Sessions that ended, or
 whose last heartbeat is over a day old, are left out of `sessions`. A session is lost when its heartbeat is overdue, and
 has died when its process on this machine is gone. A dead session's job is listed with it; experiments, folds and counts
-show the job as the next session will find it: ready.
+show the job as ready, as the next session will find it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _STATES = tuple(state.value for state in State)
 
 
 def _board(sql: Dialect) -> str:
-    """One row per fold, and one for the jobs of no fold. On SQLite, a single walk along an index."""
+    """One row per fold, and one for the jobs without a fold. SQLite reads them in a single index scan."""
     val_mae = sql.list_of("val_mae", order="epoch", where="kind = 'train' AND state = 'committed'")
     counts = ", ".join(f"count(*) FILTER (WHERE state = '{state}') AS {state}" for state in _STATES)
     return f"""
@@ -77,7 +77,7 @@ def _board(sql: Dialect) -> str:
 _BEGUN = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 0 AND progress IS NOT NULL"
 _BEGUN_AND_PAUSED = "SELECT * FROM job_rows WHERE state = 'ready' AND paused = 1 AND progress IS NOT NULL"
 
-#: In the index of the board, results are only numbers that every experiment has.
+#: The dashboard's index holds only the numbers that results of every experiment have.
 _PREDICTED = "SELECT fold, result FROM jobs WHERE experiment_id = ? AND kind = 'predict' AND state = 'committed'"
 
 _EVENTS = """
@@ -149,7 +149,7 @@ class Reports(Part):
 
     @repeatable
     def job(self, job_id: int) -> Job:
-        """The job of an id, which must exist."""
+        """The job with this id, which must exist."""
         with self.reading() as db:
             return Job.from_row(db.execute("SELECT * FROM job_rows WHERE id = ?", (job_id,)).fetchone())
 
@@ -210,7 +210,7 @@ class Reports(Part):
             now = self.database.instant(db, now)
             query = "SELECT * FROM experiments WHERE :name IS NULL OR name = :name ORDER BY id"
             experiments = db.execute(query, {"name": experiment}).fetchall()
-            ids = [row["id"] for row in experiments]  # all of them, or one
+            ids = [row["id"] for row in experiments]  # all experiments, or one
             board = db.execute(_board, {"first": min(ids, default=0), "last": max(ids, default=0)})
             groups: dict[int, list[_Group]] = {row["id"]: [] for row in experiments}
             for row in board:

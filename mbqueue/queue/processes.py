@@ -15,7 +15,8 @@ class ProcessIdentity:
     Attributes:
         boot_id: the machine's boot and the process namespace within which `pid` is valid; None if the system does not
             say.
-        pid_started: start of the process in clock ticks since boot; a later process with the same pid has another.
+        pid_started: start of the process in clock ticks since boot, which a later process with the same pid does not
+            share.
     """
 
     host: str
@@ -86,7 +87,7 @@ def has_open(identity: ProcessIdentity, file: Path) -> bool | None:
         try:
             found = descriptor.stat()
         except FileNotFoundError:
-            continue  # closed in the meantime
+            continue  # the file was closed in the meantime
         except OSError:
             return None
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
@@ -127,7 +128,7 @@ def _is_over(stat: list[str]) -> bool:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on (the third field in proc(5)); None if there are none."""
+    """The fields of /proc/PID/stat from the state on (the third field in proc(5)); None without that file."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -55,7 +55,7 @@ class Pruning(Part):
         The caller removes the checkpoints afterwards.
 
         Returns:
-            Whether it was a pruned trial whose checkpoints were not given up yet.
+            Whether this was a pruned trial that still had its checkpoints.
 
         Raises:
             UsageError: if there is no such experiment.
@@ -78,7 +78,7 @@ class Pruning(Part):
 
 
 def take_up(db: Statements, experiment_id: int, *, by: str, now: float) -> int:
-    """Let a pruned trial train to its end, a released one from the beginning; return how many jobs changed."""
+    """Resume a pruned trial, from the beginning if its checkpoints were given up; return how many jobs changed."""
     values = {"experiment_id": experiment_id, "pruned": PRUNED, "length": len(PRUNED), "by": by, "now": now}
     changed = db.execute(_TAKE_UP, values).rowcount
     if not changed:

@@ -22,8 +22,8 @@ class Rule:
     Attributes:
         name: the name of its trigger.
         event: the statements that it applies to.
-        breaks: makes the condition under which a row breaks it, given the prefix of other tables' names; None means
-            always.
+        breaks: makes the condition under which a row breaks the rule, given the prefix of other tables' names; None
+            means always.
         says: the error, after "forbidden transition: ".
     """
 
@@ -67,8 +67,8 @@ RULES = (STARTS_WAITING, FOLLOWS_THE_TABLE, FENCES_EVERY_CLAIM, FENCE_NEVER_FALL
 def column_checks(sql: Dialect, row: str = "") -> dict[str, str]:
     """The rules of single columns of a job; ``row`` is the prefix of each column's name.
 
-    The numbers of `result` that the dashboard sums up have columns of their own, which cannot disagree with it.
-    (Generated columns would do the same, but SQLite does not read those from an index alone.)
+    The numbers of `result` that the dashboard sums also have columns, and a rule keeps both equal. (Generated columns
+    would do the same, but SQLite does not read those from an index alone.)
     """
     json = {name: f"{row}{name} IS NULL OR {sql.is_json(row + name)}" for name in ("progress", "result")}
     numbers = {

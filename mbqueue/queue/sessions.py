@@ -47,7 +47,7 @@ def _held(sql: Dialect) -> str:
 
 
 class Sessions(Part):
-    """Session rows, heartbeats, and notes among the events."""
+    """Records sessions, their heartbeats and notes."""
 
     @repeatable
     def start_session(
@@ -61,7 +61,7 @@ class Sessions(Part):
     ) -> str:
         """Record a new session (by default of this process) and return its id, unique across machines.
 
-        It counts as live for `alive_seconds` after its last heartbeat.
+        A session counts as live for `alive_seconds` after its last heartbeat.
         """
         identity = identity or this_process()
         with self.writing() as db:
@@ -104,7 +104,7 @@ class Sessions(Part):
             ahead = self.database.instant(db, now) - now
             values["deadline_at"] = None if deadline_at is None else deadline_at + ahead
             if not db.execute(_HEARTBEAT, {**values, "structures_per_second": structures_per_second}).rowcount:
-                raise QueueError(f"Session {session} has ended or was never started; a worker starts a new one.")
+                raise QueueError(f"Session {session} has ended or was never started. Start a new one: mbqueue work")
 
     @repeatable
     def end_session(self, session: str, *, reason: str, now: float, lost: bool = False) -> None:
@@ -122,7 +122,7 @@ class Sessions(Part):
     ) -> tuple[SessionRow, ...]:
         """End the sessions of this machine whose process is proved dead, and release what they held.
 
-        A session whose process uses another queue file is ended, too: then this queue is a copy.
+        Also end sessions whose process uses another queue file, since this queue is then a copy.
 
         Sessions of other machines, boots and containers are left alone: their leases expire.
 
@@ -198,7 +198,7 @@ def may_be_at_work(row: SessionRow, now: float, queue_file: Path | None) -> bool
         queue_file: as for `mbqueue.queue.processes.is_gone`.
     """
     if row.ended_at is not None or is_gone(row.identity, queue_file):
-        return False  # killed a moment ago on this machine: its heartbeat is recent, but its process is dead
+        return False  # a session killed a moment ago has a recent heartbeat but a dead process
     # A session of the calling process is over, even if it could not record its end.
     return row.is_live(now) or (is_known_living(row.identity) and row.pid != os.getpid())
 

@@ -21,9 +21,9 @@ from mbqueue.queue.schema import SCHEMA_VERSION
 
 #: How long a statement waits for a transaction of another process.
 BUSY_SECONDS = 30.0
-#: With less free space than this SQLite cannot create the index of its write-ahead log, and reports "I/O error".
+#: With less free space, SQLite cannot create the index of its write-ahead log, and reports "I/O error".
 _LEAST_ROOM_BYTES = 1 << 20
-#: A commit changes a few bytes in each of five pages, and writes all five pages to the log.
+#: Small pages, because a commit changes a few bytes in five pages and writes each page to the log.
 _PAGE_BYTES = 2048
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -34,7 +34,7 @@ _UNREACHABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
     """Write a database's log into its file, so that the file can be moved. No process may have the database open.
 
-    Closing the database does so, too, but hides a failure. Without the write-ahead log the file would lack rows.
+    Closing the database would also do this, but hides a failure. Without the write-ahead log the file would lack rows.
 
     Raises:
         QueueError: if it cannot be done, for example on a full disk; nothing is lost.
@@ -44,7 +44,7 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
             db.execute("PRAGMA synchronous = FULL")
             is_busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as error:
-        raise QueueError(f"{path} cannot be completed ({error}). Check its disk: is it full?") from error
+        raise QueueError(f"{path} cannot be completed ({error}). Check whether its disk is full.") from error
     if is_busy:
         raise QueueError(f"{path} is in use by another process. End all sessions first: mbqueue stop")
     for suffix in ("-wal", "-shm", ".lock"):
@@ -84,9 +84,9 @@ class SqliteFile(Database):
         mount, SQLite's locks and write-ahead log promise nothing. If another file replaces the one that was opened,
         nothing more is written.
 
-    With ``read_only=True`` nothing can be written and the file must exist. A database of an older version is upgraded
-    first, since it belongs to this project. In a folder that is not writable, such as a read-only backup, SQLite is
-    told that the file does not change.
+    With ``read_only=True`` nothing can be written and the file must exist. Even then, a database of an older version is
+    upgraded first. In a folder that is not writable, such as a read-only backup, SQLite is told that the file does not
+    change.
 
     Raises:
         QueueError: if the file is missing (reading only), locked for too long, or not writable.
@@ -123,7 +123,7 @@ class SqliteFile(Database):
             self._local, self._file = threading.local(), None
 
     def verify(self) -> None:
-        """Check the integrity of the whole file. It does not find what SQLite cannot see, such as a changed digit.
+        """Check the integrity of the whole file. The check misses what SQLite cannot see, such as a changed digit.
 
         Raises:
             QueueDamaged: if the file is damaged.
@@ -233,7 +233,7 @@ class SqliteFile(Database):
             connection = self._connect(read_only=False)
             try:
                 sqlite_schema.is_current(connection, path=self.path)
-                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # only a new file takes this
                 connection.execute("PRAGMA journal_mode = WAL")
                 sqlite_schema.upgrade(connection, path=self.path)
             finally:
@@ -267,8 +267,8 @@ class SqliteFile(Database):
             )
         if code == sqlite3.SQLITE_FULL or (code in _UNREACHABLE and self._has_no_room()):
             return QueueDiskFull(
-                f"The disk of {self.path} is full. Nothing was changed. Free some space there: converted data go with "
-                "`mbqueue cache prune --all` (they are made again)."
+                f"The disk of {self.path} is full. Nothing was changed. Free some space there: "
+                "`mbqueue cache prune --all` removes converted data, which the next session makes again."
             )
         if code in _UNREACHABLE or code == sqlite3.SQLITE_READONLY:
             limit = size_of_files()
@@ -286,7 +286,7 @@ class SqliteFile(Database):
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """Identifies the file that has this name now; None if there is none."""
+    """The identity of the file that has this name now; None if there is none."""
     try:
         found = path.stat()
     except OSError:

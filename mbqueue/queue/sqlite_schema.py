@@ -16,7 +16,7 @@ from mbqueue.queue.moved import MOVED_VERSION, moved_error
 from mbqueue.queue.schema import RULES, SCHEMA_VERSION, commits_place, require_known, tables
 from mbqueue.queue.transitions import TRANSITIONS
 
-#: The name by which a database records each version, oldest first. An unknown name tells an older mbqueue that the
+#: The name that a database records for each version, oldest first. An unknown name tells an older mbqueue that the
 #: version is newer, not damaged.
 _NAMES = ("0001_queue", "0002_adopting", "0003_commits_place", "0004_claiming_next", "0005_pruning")
 _SET = "mbqueue.queue"
@@ -26,7 +26,7 @@ _EVENTS_INDEX = "CREATE INDEX events_experiment ON events (experiment_id)"
 #: Version → the steps from the version before. Versions that are missing here changed only the rows of transitions.
 _STEPS: dict[int, tuple[str, ...]] = {
     3: (commits_place(SQLITE).strip(),),
-    4: ("DROP INDEX events_experiment",),  # every event was written to this index, and few queries read it
+    4: ("DROP INDEX events_experiment",),  # each event cost a write to this index, which few queries read
 }
 
 #: The table of names, as sqlite-utils creates it: existing databases have it in this form.
@@ -59,7 +59,7 @@ def is_current(connection: sqlite3.Connection, *, path: object) -> bool:
         target, at = connection.execute("SELECT target, at FROM moved").fetchone()
         raise moved_error(path, target, at)
     if version > SCHEMA_VERSION and not _has_a_later_name(connection):
-        damage = sqlite3.DatabaseError(f"its version, {version}, is none that it was ever given")
+        damage = sqlite3.DatabaseError(f"no mbqueue ever wrote its version, {version}")
         damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise damage
     require_known(version, name=path)

@@ -17,7 +17,7 @@ from mbqueue.queue.jobs import Lease
 from mbqueue.queue.notes import note
 from mbqueue.queue.pruning import take_up
 
-#: How often its holders may rewind a job before it is committed or a person retries it.
+#: How often a job's holders may rewind it before it is committed or a person retries it.
 MAX_REWINDS: Final = 5
 
 _PAUSE_JOBS = """
@@ -50,8 +50,8 @@ _HURRY = """
     WHERE experiment_id = :experiment_id AND (:fold IS NULL OR fold = :fold) AND state = 'ready' AND not_before > 0
 """
 
-# How often its holders have rewound a job since it was last committed or retried, and how often this session has done
-# so for this reason.
+# How often a job's holders have rewound it since the last commit or retry, and how often this session did so for this
+# reason.
 _REWOUND = """
     SELECT count(*) AS times, coalesce(sum(CASE WHEN by = :session AND why = :why THEN 1 ELSE 0 END), 0) AS same
     FROM events
@@ -80,13 +80,15 @@ class Steering(Part):
 
     @repeatable
     def pause(self, experiment: str, *, now: float, fold: int | None = None, by: str = "pause") -> int:
-        """Hand out no more of its jobs. A running job continues, and its holder learns of the pause when it renews.
+        """Hand out no more jobs of an experiment or fold.
+
+        A running job continues; its session sees the pause when it renews the lease.
 
         Returns:
             How many jobs this changed.
 
         Raises:
-            UsageError: if there is no such experiment or fold; so do the other methods here.
+            UsageError: if there is no such experiment or fold, as in the other methods here.
         """
         return self._set_paused(experiment, fold, paused=True, by=by, now=now)
 
@@ -116,7 +118,7 @@ class Steering(Part):
 
     @repeatable
     def cancel(self, experiment: str, *, now: float, fold: int | None = None, by: str = "cancel") -> int:
-        """Cancel all of its unfinished jobs. Sessions that work on them lose their leases; committed jobs stay.
+        """Cancel all unfinished jobs of an experiment or fold; sessions that work on them lose their leases.
 
         Returns:
             How many jobs were cancelled.
@@ -128,8 +130,8 @@ class Steering(Part):
     def retry(self, experiment: str, *, now: float, fold: int | None = None, by: str = "retry") -> int:
         """Give failed and cancelled jobs all their attempts again, and let jobs that wait for a retry run at once.
 
-        A pruned trial resumes as a whole, and is not pruned again. Once its checkpoints were given up
-        (`Pruning.give_up_checkpoints`), it starts from the beginning.
+        A pruned trial resumes as a whole, and is not pruned again. A trial whose checkpoints were given up
+        (`Pruning.give_up_checkpoints`) starts from the beginning.
 
         Returns:
             How many jobs this changed.
@@ -157,10 +159,11 @@ class Steering(Part):
 
         Every later epoch, finished, skipped or running, and the folds' `predict` and the `record` become waiting; the
         epoch after `to_epoch` becomes ready. Sessions that hold one of these jobs lose their leases. A worker that
-        finds the damage passes its own `lease` on one of these jobs. It must still hold that lease, which this call
-        gives up. Its next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and cancelled jobs stay
-        as they are. If a session finds the same damage again, remaking the files does not help, so this call refuses.
-        It also refuses a job that its holders have rewound `MAX_REWINDS` times without committing it.
+        finds the damage passes its own `lease` on one of these jobs. The worker must still hold that lease, which this
+        call gives up. The worker's next claim, with the fold as `loaded`, gets epoch `to_epoch + 1`. Failed and
+        cancelled jobs stay as they are. If a session finds the same damage again, remaking the files does not help, so
+        this call refuses. This call also refuses a job that its holders have rewound `MAX_REWINDS` times without
+        committing it.
 
         Args:
             folds: fold → reason; if empty, nothing is done.

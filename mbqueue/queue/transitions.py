@@ -20,7 +20,7 @@ class Transition:
     reason: str
 
 
-#: The state of every new job. A job that needs nothing becomes ready in the same transaction.
+#: The state of every new job. A job that needs no other job becomes ready in the same transaction.
 INITIAL_STATE = State.WAITING
 
 TRANSITIONS = (

@@ -117,5 +117,5 @@ def test_an_experiment_keeps_its_spec_word_for_word(world):
 
 def test_an_unknown_experiment_is_an_error_that_lists_the_known_ones(world):
     world.enqueue("mine")
-    with pytest.raises(UsageError, match=r"There is no experiment yours in the queue\. There are: mine"):
+    with pytest.raises(UsageError, match=r"There is no experiment yours in the queue\. The queue has: mine"):
         world.queue.experiment("yours")

@@ -1,1 +1,1 @@
-"""The queue on a PostgreSQL server, for sessions on several machines. psycopg is imported when one is opened."""
+"""The queue on a PostgreSQL server, for sessions on several machines. Opening such a queue imports psycopg."""

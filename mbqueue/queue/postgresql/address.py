@@ -16,7 +16,7 @@ _SCHEMA = "schema="
 #: PostgreSQL silently truncates longer names, so two of them could become the same.
 LONGEST_NAME_BYTES = 63
 
-#: Gives up a hanging connection after 60 s without an answer or a sign of life.
+#: Gives up a connection after 60 s without an answer or a sign of life.
 _PATIENCE = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -35,7 +35,7 @@ class Address:
     """The address of a queue on a server.
 
     Attributes:
-        options: for libpq, including the password if the URL has one; never to be shown.
+        options: for libpq, with the password if the URL has one; never show them.
         shown: the URL without password and options.
     """
 
@@ -71,14 +71,13 @@ def parse_address(url: str) -> Address:
     if not is_name or not all("=" in option for option in given) or not _is_plain(base) or not _is_sound(options):
         # Raised without its cause: libpq's error repeats the part that it could not read.
         raise UsageError(
-            "The URL of the queue cannot be read. It looks like postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full"
-            " (special characters are written as %40 for @, %2F for / and so on). A password is better kept in "
-            "~/.pgpass or PGPASSWORD."
+            "The URL of the queue cannot be read. Write it as postgresql://USER@HOST:5432/DATABASE?sslmode=verify-full "
+            "(with %40 for @, %2F for / and so on in names). Keep the password in ~/.pgpass or PGPASSWORD."
         ) from None
     if len(schema.encode()) > LONGEST_NAME_BYTES:
         raise UsageError(
             f"schema={schema} in the URL of the queue is longer than the {LONGEST_NAME_BYTES} bytes that PostgreSQL "
-            "keeps of a name. Give a shorter one."
+            "keeps. Give a shorter name."
         )
     user = f"{options['user']}@" if "user" in options else ""
     port = f":{options['port']}" if "port" in options else ""

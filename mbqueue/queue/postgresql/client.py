@@ -20,8 +20,8 @@ from mbqueue.queue.dialect import Sql
 from mbqueue.queue.postgresql.address import Address
 from mbqueue.queue.postgresql.parameters import for_psycopg
 
-#: How long to wait for an answer: a server, pooler or disk that hangs keeps its connections open, so they report
-#: nothing. Longer than a message may wait for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
+#: How long to wait for an answer, because a server, pooler or disk that hangs keeps its connections open. No message
+#: waits this long for locks (`mbqueue.queue.postgresql.server.LOCK_SECONDS`).
 ANSWER_SECONDS = 90.0
 
 #: Errors after which the server has ended the connection, or accepts no more writes on it.
@@ -37,15 +37,15 @@ _LOST = (
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 Result = TypeVar("Result")
 _REMEDIES: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: " This role lacks a right; docs/how-to/many-machines.md lists those that sessions "
-    "need. Only the owner of the tables can move a queue (migrate-queue).",
-    errors.UndefinedTable: " The queue is gone from there. Check schema= in the URL, or restore the database.",
+    errors.InsufficientPrivilege: " This role lacks a right. docs/how-to/many-machines.md lists the rights that "
+    "sessions need. Only the owner of the tables can move a queue (migrate-queue).",
+    errors.UndefinedTable: " The schema has no queue any more. Check schema= in the URL, or restore the database.",
     errors.DiskFull: " The server's disk is full. Free some space there.",
 }
 
 
 class Interrupted(QueueError):
-    """The transaction certainly changed nothing, and can be repeated."""
+    """The transaction changed nothing, and can be repeated."""
 
 
 @dataclass
@@ -111,11 +111,12 @@ def _answers(cursor: Cursor[Any]) -> list[Rows]:
 
 
 class Transaction:
-    """An open transaction. It begins on the server with its first message, which also carries the first statements.
+    """An open transaction, which begins on the server with its first message.
 
     Args:
         opening: the text of the statements that begin it.
-        first: the statements after that; the last one returns its time, ``now``, and the server's start, ``up_since``.
+        first: the statements after ``opening``; the last one returns the transaction's time, ``now``, and the server's
+            start, ``up_since``.
         server_clock: whether ``:now`` in a statement stands for the server's time; otherwise the caller passes it.
     """
 
@@ -133,7 +134,7 @@ class Transaction:
 
     @property
     def is_begun(self) -> bool:
-        """Whether it has sent a message, so that the server has begun it."""
+        """Whether the server has begun the transaction."""
         return self._times is not None
 
     @property
@@ -162,7 +163,7 @@ class Transaction:
             self._connection.execute(";".join(statements).encode())
 
     def _begun(self) -> Any:
-        """Its times; begins the transaction if needed."""
+        """The transaction's times; begins the transaction if needed."""
         if self._times is None:
             self._sent([])
         return self._times
@@ -192,10 +193,10 @@ class LimitedConnection(Connection[Any]):
     """A connection that closes itself if the server does not answer within `ANSWER_SECONDS`."""
 
     def wait(self, gen: Generator[Any, Any, Result], *args: Any, **options: Any) -> Result:
-        """As psycopg's.
+        """Wait as psycopg does, for at most `ANSWER_SECONDS`.
 
         Raises:
-            OperationalError: if there was no answer in time; then it is unknown whether the message takes effect.
+            OperationalError: if there was no answer in time; the message may still take effect.
         """
         return super().wait(self._limited(gen), *args, **options)
 
@@ -226,13 +227,13 @@ def unreachable(name: str, error: psycopg.Error) -> QueueError:
     """The error for a queue that could not be opened."""
     if isinstance(error, errors.InsufficientPrivilege):
         return QueueError(
-            f"{name} cannot be used by this role ({_said(error)}). Its tables are made, and upgraded, by the role that "
-            "owns them: let that run the first mbqueue enqueue, and one after each upgrade of mbqueue. It needs CREATE "
-            "on the database; docs/how-to/many-machines.md says what the others need."
+            f"{name} cannot be used by this role ({_said(error)}). The owner of the tables creates and upgrades them: "
+            "run the first mbqueue enqueue as that role, and one after each upgrade of mbqueue. The owner needs CREATE "
+            "on the database. docs/how-to/many-machines.md lists the rights of the other roles."
         )
     return QueueError(
-        f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and takes connections from "
-        "here, the role's name and password (~/.pgpass, PGPASSWORD), and the URL in MBQUEUE_QUEUE or mbqueue.toml."
+        f"{name} cannot be reached or used ({_said(error)}). Check that the server runs and accepts connections "
+        "from here. Check the role, its password (~/.pgpass, PGPASSWORD) and the URL (MBQUEUE_QUEUE, mbqueue.toml)."
     )
 
 

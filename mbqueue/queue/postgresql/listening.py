@@ -26,8 +26,8 @@ _PROOF_AGAIN_SECONDS = 300.0
 class Listener:
     """A listening connection for the one thread that waits.
 
-    Behind a pooler that assigns connections per transaction, LISTEN succeeds but nothing ever arrives. So listening is
-    trusted only after a notification from another connection has arrived.
+    Behind a pooler that assigns connections per transaction, LISTEN succeeds but nothing ever arrives. This class
+    trusts LISTEN only after a notification from another connection has arrived.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]], schema: str) -> None:
@@ -38,7 +38,7 @@ class Listener:
     def wait(self, is_over: Callable[[float], bool]) -> bool:
         """Wait for an announcement; False if listening does not work and the caller must poll.
 
-        Returns at once if it has only just begun to listen, since it has missed earlier announcements.
+        The first wait after listening began returns at once, since earlier announcements were missed.
         """
         try:
             if self._connection is None:

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 300.0
 #: The delay between two attempts: doubles from the first value up to the second.
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 5.0
 
-#: The words of servers and poolers whose connections are all in use. libpq gives no error code when connecting fails.
+#: Error texts of servers and poolers whose connections are all in use. libpq gives no error code when connecting fails.
 _CROWDED = ("too many connections", "too many clients", "connection slots are reserved", "no more connections")
 
 
@@ -41,7 +41,7 @@ class Patience:
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_away = False
-        # A separate generator, because the state of `random` is part of checkpoints.
+        # A generator of its own, because checkpoints contain the state of `random`.
         self._random = random.Random()
 
     def attempt(self, call: Callable[[], Result], wait: Wait = _sleep) -> Result:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 #: The channel on which changes are announced to waiting workers; the payload is the schema.
 CHANNEL = "mbqueue"
 
-# The number of the last transaction that each connection has committed. It shows whether a transaction took effect
-# whose connection was lost during its commit.
+# The number of the last transaction that each connection has committed. After a connection is lost during a commit,
+# this number shows whether the transaction took effect.
 _RECEIPTS = """
     CREATE TABLE receipts (
         client text PRIMARY KEY,
@@ -64,7 +64,7 @@ def _functions() -> Iterator[str]:
         END $$
     """
     # Announce only jobs that other sessions may claim at once. A job that stays with the session that made it ready is
-    # no news, and announcing costs: PostgreSQL commits such transactions one after the other.
+    # not announced: PostgreSQL commits transactions that notify one after the other.
     event = "INSERT INTO {schema}.events (at, job_id, experiment_id, by, from_state, to_state, why)"
     row = "NEW.changed_at, NEW.id, NEW.experiment_id, NEW.changed_by"
     yield f"""
@@ -130,7 +130,7 @@ TRIGGERS = len(_TRIGGERS)
 #: Version → the steps from the version before; after them the functions are replaced.
 _STEPS: dict[int, tuple[str, ...]] = {
     2: (commits_place(POSTGRESQL),),
-    # In the version before, the checks of jobs are constraints of their table, and events have foreign keys.
+    # Until this version, the checks of jobs were constraints of their table, and events had foreign keys.
     3: (
         """
         DO $$
@@ -152,7 +152,7 @@ _STEPS: dict[int, tuple[str, ...]] = {
         _SOUND,
         _CHANGED,
     ),
-    4: ("DROP INDEX events_experiment",),  # every event was written to this index, and few queries read it
+    4: ("DROP INDEX events_experiment",),  # each event cost a write to this index, which few queries read
 }
 
 _IS_THERE = """
@@ -165,7 +165,7 @@ def version_of(connection: Connection[Any], schema: str) -> int:
     """The version of a schema; 0 if it holds no queue."""
     from psycopg import sql  # noqa: PLC0415 - optional package
 
-    # Not to_regclass: its answer would be from before the wait for a process that creates the tables.
+    # to_regclass would miss tables that another process created while this one waited for the lock.
     if connection.execute(_IS_THERE, (schema,)).fetchone() is None:
         return 0
     table = sql.Identifier(schema, "mbqueue_schema")

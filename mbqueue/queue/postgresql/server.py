@@ -25,12 +25,12 @@ from mbqueue.queue.postgresql.parameters import SERVER_NOW
 from mbqueue.queue.postgresql.patience import Patience, Wait, reached
 from mbqueue.queue.schema import SCHEMA_VERSION, require_known
 
-#: How long a statement waits for another transaction before its own starts over.
+#: How long a statement waits for a lock before its transaction starts over.
 LOCK_SECONDS = 30
 #: After this time the server rolls back the transaction of a silent worker, and so releases the lock on its job. A
 #: worker that is frozen for longer while it publishes finds its transaction gone when it wakes.
 SILENCE_SECONDS = 300
-#: For this long after the server's start no lease is taken back: holders could not renew while it was down.
+#: How long after the server's start leases are not taken back: their holders could not renew them while it was down.
 GRACE_SECONDS = 60.0
 
 # Sequential scans are off: the planner has no statistics on a new queue, and each statement here finds few rows by an
@@ -58,8 +58,8 @@ SELECT {SERVER_NOW} AS now, CAST(extract(epoch FROM pg_postmaster_start_time()) 
 
 _FORGET_OLD_RECEIPTS = "DELETE FROM receipts WHERE at < now() - interval '30 days'"
 
-# A transaction of ours whose connection is lost: no COMMIT can follow. As long as it is open, its backend has our name,
-# even behind a pooler.
+# Finds a transaction of ours whose connection is lost, so that no COMMIT can follow. While that transaction is open,
+# its backend has our name, even behind a pooler.
 _END_ORPHAN = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = {client} AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
@@ -89,19 +89,19 @@ class PostgresServer(Database):
     """A queue in a schema of a PostgreSQL database. Each thread, and each process after a fork, has its own connection.
 
     Promise: a transaction that has returned is on the server's disk, as safe as its ``fsync`` and
-        ``synchronous_commit`` make it, and is visible whole or not at all. There is one clock, the server's: ``:now``
-        is the time at which the transaction began there, whatever the caller passes.
+    ``synchronous_commit`` make it, and is visible whole or not at all. The server's clock is the only clock: ``:now``
+    is the time at which the transaction began there, whatever the caller passes.
 
-    Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent did nothing. Whether a
-    sent COMMIT took effect is read from the connection's row in ``receipts``, which each transaction writes.
-    Transactions share no state of a connection (no settings, locks or prepared statements), so a pooler may give each
-    transaction another connection.
+    Lost connections are reopened. A transaction that was interrupted before its COMMIT was sent did nothing. Each
+    transaction writes its connection's row in ``receipts``, which shows whether a sent COMMIT took effect. Transactions
+    share no state of a connection (no settings, locks or prepared statements), so a pooler may give each transaction
+    another connection.
 
     Args:
         even_moved: open it even if it was moved to another database; then it can only receive another queue's content.
         server_clock: False takes the caller's time, for tests that move it.
-        wait: waits the given seconds and returns True to give up. With it, opening waits for an unreachable server, as
-            later calls do. Without it, an unreachable server is an error at once.
+        wait: waits the given seconds and returns True to give up. With ``wait``, opening waits for an unreachable
+            server, as later calls do. Without ``wait``, an unreachable server is an error at once.
 
     Raises:
         QueueError: if the server cannot be reached, or there is no queue (reading only).
@@ -257,7 +257,7 @@ class PostgresServer(Database):
                 raise Interrupted(f"The connection to {self.name} was lost before a change was committed.") from error
 
     def _is_committed(self, client: Client) -> bool:
-        """Whether the client's last transaction took effect; on return it is certainly finished."""
+        """Whether the client's last transaction took effect; returns once that transaction is over."""
         try:
             connection = self._connection(client)
             (last,) = self._last_rows(connection, _LAST_COMMITTED, client)
