@@ -16,7 +16,7 @@ from mbqueue.project import ProjectFolder, init_project
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a command notes on the machine is not left on this one."""
+    """Keep what commands note on the machine out of this machine's own folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield
@@ -24,7 +24,7 @@ def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(autouse=True)
 def _no_session_is_left() -> Iterator[None]:
-    """What a test leaves paused ends with it; most tests have no such session, nor import PyTorch."""
+    """End the sessions that a test has left paused. Most tests have none, and do not import PyTorch."""
     yield
     if "stepped_session" in sys.modules:
         sys.modules["stepped_session"].end_all()
@@ -38,19 +38,19 @@ def project(tmp_path: Path) -> ProjectFolder:
 
 @pytest.fixture
 def report() -> RememberedReport:
-    """A report that remembers what a session told."""
+    """A report that remembers the events of a session."""
     return RememberedReport()
 
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """A clock that moves only when told."""
+    """A clock that only the test advances."""
     return ManualClock()
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """A real PostgreSQL, one for each test process; started when the first test asks for it."""
+    """A real PostgreSQL server for each test process, started when the first test asks for it."""
     server = PostgresServer()
     yield server
     server.remove()

@@ -1,4 +1,4 @@
-"""Sessions as cluster jobs: they end in time, are requeued when preempted, and are refused where they cannot work."""
+"""Sessions as cluster jobs end in time, are requeued when preempted, and are refused where they cannot run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_preempted_job_saves_its_work_and_runs_again_to_the_same_result_byte_f
     with Queue(project.queue_db, read_only=True) as queue:
         until(lambda: any(job.epoch == 1 for job in queue.jobs(state=State.LEASED)))
         (first,) = queue.sessions()
-        # What the executor sends when the time of a job is nearly up.
+        # The signal that the executor sends shortly before a job's time is up.
         os.kill(first.pid, signal.SIGUSR2)
         until(lambda: {job.state for job in queue.jobs()} == {State.COMMITTED})
         until(lambda: all(session.ended_at for session in queue.sessions()))
@@ -59,7 +59,6 @@ def test_a_preempted_job_saves_its_work_and_runs_again_to_the_same_result_byte_f
 
 @pytest.fixture
 def session() -> LaunchedSession:
-    """A session of two hours."""
     return LaunchedSession("/p", seconds=7200.0, margin_seconds=180.0, device="cuda", max_idle="10m")
 
 

@@ -1,4 +1,4 @@
-"""The API on a small real experiment: run in two sessions, with hooks and event files."""
+"""The API runs a small real experiment in two sessions, with hooks and event files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def web_hook() -> Iterator[WebHook]:
 
 @dataclass
 class Worked:
-    """A finished project, and what it looked like before its second session."""
+    """A finished project, and its state before its second session."""
 
     project: Project
     half: pd.DataFrame
@@ -85,7 +85,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory, web_hook: WebHook) -> Worke
         with pytest.raises(ResultsError) as raised:
             getattr(project, what)("head_finetune")
         refused[what] = str(raised.value)
-    # The data, and fold 0 up to its predictions.
+    # Prepare the data, and train and predict fold 0.
     project.work(session="none", device="cpu", max_jobs=4, tensorboard=True)
     half = project.history("head_finetune")
     (page,) = project.report("head_finetune", output=root / "half.html")
@@ -173,7 +173,7 @@ def test_a_report_of_an_unfinished_experiment_shows_resumes_under_other_conditio
     worked: Worked, tmp_path: Path
 ) -> None:
     shutil.copytree(worked.project.folder.root, tmp_path / "project")
-    (tmp_path / "project" / "mbqueue.toml").unlink()  # its hooks are another test's
+    (tmp_path / "project" / "mbqueue.toml").unlink()  # another test covers hooks
     project = Project(tmp_path / "project")
     project.enqueue("head_finetune", dataset="sample", epochs=3, folds=[0], settings=SMALL, name="moved")
     before = torch.get_num_threads()
@@ -232,7 +232,7 @@ def test_tensorboard_files_hold_every_epoch_and_step(worked: Worked) -> None:
     from tensorboard.backend.event_processing import event_accumulator as accumulator
 
     folder = worked.project.folder.logs_dir / "tensorboard" / "head_finetune"
-    assert {path.name for path in folder.iterdir()} == {"fold_0"}  # the second session was not asked for them
+    assert {path.name for path in folder.iterdir()} == {"fold_0"}  # the second session was run without event files
     epochs = accumulator.EventAccumulator(str(folder / "fold_0" / "epochs")).Reload()
     assert [event.step for event in epochs.Scalars("epoch/val_mae")] == [1, 2]
     steps = accumulator.EventAccumulator(str(folder / "fold_0")).Reload()

@@ -1,4 +1,4 @@
-"""Commands run in this process: code, standard output and standard error."""
+"""Run commands in this process, and keep exit code, standard output and standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mbqueue.project import ENVIRONMENT_VARIABLE, ProjectFolder
 
 @dataclass(frozen=True)
 class Said:
-    """What a command left."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str

@@ -21,7 +21,7 @@ USAGE = 2
 
 
 def names(group: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every command below a group, those of its groups included."""
+    """Every command of a group, including those of its subgroups."""
     found = []
     for name, command in sorted(group.commands.items()):
         found += names(command, (*prefix, name)) if hasattr(command, "commands") else [(*prefix, name)]

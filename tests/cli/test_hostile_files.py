@@ -1,4 +1,4 @@
-"""Project files from an untrusted author: an immediate error that names the file."""
+"""A project file from an untrusted author causes an immediate error that names the file."""
 
 from __future__ import annotations
 

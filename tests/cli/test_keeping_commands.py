@@ -1,4 +1,4 @@
-"""recover, backup and restore by the command line, with real sessions."""
+"""The commands recover, backup and restore, with real sessions."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_damaged_or_hostile_record_of_an_experiment_is_skipped(
     content = json.loads(path.read_text())
     del content["checksum"]
     content = hostile(content)
-    path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))  # an attacker has that, too
+    path.write_text(json.dumps(content | {"checksum": sha256_of_json(content)}))  # as an attacker would
     project.queue_db.unlink()
     assert mbqueue("recover").code == 0
     assert "head_finetune.json is skipped" in caplog.text

@@ -1,4 +1,4 @@
-"""Mistakes that a new user makes: each message says what is wrong, where, and what to do."""
+"""Each mistake of a new user gets a message that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_an_unreadable_project_is_reported_with_where_to_look(
     mbqueue: Command, project: ProjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(path: Path) -> str:
-        # The tests may run as root, who may read everything.
+        # The tests may run as root, which can read everything.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr("mbqueue.settings.read_small_text", forbidden)
@@ -262,7 +262,7 @@ def test_export_without_matbench_says_how_to_install_it(
 
 def test_make_with_an_old_python_says_which_one_to_take(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
-    old.write_text("#!/bin/sh\nexit 1\n")  # what the version check of the Makefile gets from an old one
+    old.write_text("#!/bin/sh\nexit 1\n")  # the output of an old uv in the Makefile's version check
     old.chmod(0o755)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()

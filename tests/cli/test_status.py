@@ -1,4 +1,4 @@
-"""`status --watch`: what it prints where there is no terminal, and what it refuses."""
+"""What `status --watch` prints without a terminal, and what it refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> None:
-    """Let --watch wait for what is called instead, in order, and then be interrupted."""
+    """Replace the waits of --watch by the given calls, in order, then by an interrupt."""
     left = iter(between)
 
     def wait(_seconds: float) -> None:

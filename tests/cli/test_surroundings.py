@@ -1,4 +1,4 @@
-"""Environments unlike a developer's: each works, or gets a clear sentence."""
+"""In environments unlike a developer's, mbqueue works or says clearly why not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mbqueue.session.tensorboard import TensorBoardReport
 def run(
     folder: Path, *arguments: str, remove: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A command in a working folder that is removed before it begins."""
+    """Run a command in a working folder that is removed before the command begins."""
     gone = f"rmdir {remove};" if remove else ""
     return subprocess.run(
         ["/bin/sh", "-c", f'cd {folder}; {gone} exec {sys.executable} -m mbqueue "$@"', "sh", *arguments],
@@ -130,8 +130,8 @@ def test_steps_that_are_done_again_replace_those_that_a_killed_session_wrote(tmp
 def test_a_rewind_leaves_each_step_and_each_epoch_once_in_tensorboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_session: bool
 ) -> None:
-    """Epochs 1 to 3 of four steps, then 2 and 3 again, by the session that rewound or by the next one."""
-    # TensorBoard reads event files by their names, which begin with the second of their creation.
+    """Epochs 1 to 3 of four steps are trained, then 2 and 3 again, by the session that rewound or by the next one."""
+    # TensorBoard reads event files in the order of their names, which begin with the second of their creation.
     seconds = itertools.count(1_800_000_000)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: next(seconds))
     epochs = [(1, 1.0), (2, 1.0), (3, 1.0), (2, 2.0), (3, 2.0)]
@@ -153,7 +153,7 @@ def training_job(epoch: int) -> Job:
 
 
 def written(folder: Path, name: str) -> list[tuple[int, float]]:
-    """(step, value) of a scalar, as TensorBoard shows it."""
+    """(step, value) of a scalar in TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(name)]

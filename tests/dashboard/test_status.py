@@ -75,7 +75,7 @@ def queue(tmp_path):
 
 
 def work_through(queue, *, epochs, identity=None):
-    """Commit prepare and the first epochs of one fold of a two-fold experiment; the next epoch is being trained."""
+    """Commit prepare and the first epochs of one fold of a two-fold experiment; lease the next epoch."""
     spec = Spec(name="small", folds=(0, 1), train={"epochs": 3})
     queue.enqueue(spec, results_dir="results/daily/2026-11-20/small", now=NOW - 100)
     session = queue.start_session(
@@ -249,7 +249,7 @@ def error_entry(fold=0, **more):
 
 
 def busy_overview():
-    """Three five-fold experiments, a session and an error."""
+    """An overview of three five-fold experiments, a session and an error."""
     overview = overview_of([])
     overview["experiments"] = [
         five_folds("first", "done", done=20, record="committed"),
@@ -270,7 +270,7 @@ def test_in_a_terminal_of_24_lines_sessions_totals_and_errors_are_always_seen():
 def test_finished_experiments_shrink_to_a_line_before_running_ones():
     lines = draw(busy_overview(), height=24, fits_height=True).splitlines()
     assert "first  done  100/100 epochs, test MAE 0.0300 ± 0.0000 eV/atom over 5 folds" in lines
-    assert sum(line[:1].isdigit() for line in lines) == 5  # the folds of the running one
+    assert sum(line[:1].isdigit() for line in lines) == 5  # the folds of the running experiment
 
 
 def test_with_room_enough_nothing_becomes_one_line():

@@ -17,7 +17,6 @@ def sample() -> Dataset:
 
 @pytest.fixture(scope="session")
 def some_crystals(sample: Dataset) -> Crystals:
-    """Every tenth crystal of the sample."""
     return sample.crystals.select(np.arange(0, len(sample.crystals), 10))
 
 

@@ -59,7 +59,7 @@ def pymatgen_poscar(crystal: Structure) -> Written:
 
 
 def vasp_5_contcar(crystal: Structure) -> Written:
-    """With a scale, selective dynamics and velocities, as a molecular-dynamics run leaves it."""
+    """A CONTCAR with a scale, selective dynamics and velocities, as a molecular-dynamics run writes it."""
     symbols = [site.specie.symbol for site in crystal]
     borders = [0, *(n for n in range(1, len(symbols)) if symbols[n] != symbols[n - 1]), len(symbols)]
     scale = 0.5
@@ -74,7 +74,7 @@ def vasp_5_contcar(crystal: Structure) -> Written:
 
 
 def vasp_6_contcar(crystal: Structure) -> Written:
-    """The names of potentials and parts of their hashes behind the elements."""
+    """A CONTCAR with the names of potentials and parts of their hashes after the elements."""
     lines = Poscar(crystal).get_str().splitlines()
     names = lines[5].split()
     lines[5] = "   ".join(f"{name}{'_pv' if number else ''}/79d9987ad87" for number, name in enumerate(names))
@@ -163,7 +163,7 @@ def vesta_cif(crystal: Structure) -> Written:
 
 
 def labels_only_cif(crystal: Structure) -> Written:
-    """By hand: elements are told by labels, and everything else that may be left out is left out."""
+    """A CIF as written by hand: labels give the elements, and everything optional is missing."""
     lines = ["data_hand", *_cell(crystal, "{:.10f}"), "loop_", "_symmetry_equiv_pos_as_xyz", "x,y,z"]
     lines += ["loop_", "_atom_site_label", "_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z"]
     for row, site in enumerate(crystal):
@@ -181,7 +181,7 @@ POSCAR_STYLES: tuple[Callable[[Structure], Written], ...] = (
 
 
 def written(style: Callable[[Structure], Written], crystal: Structure) -> Written:
-    """``style(crystal)``, without what the writers warn of."""
+    """``style(crystal)``, without the writers' warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return style(crystal)

@@ -29,22 +29,20 @@ def gathered(*structures: Structure) -> Crystals:
 
 
 def entry(structure: Any = SALT, name: str = "salt", target: Any = -1.5) -> dict[str, Any]:
-    """A line of a JSON-lines file."""
+    """One line of a JSON-lines file."""
     content = structure.as_dict() if isinstance(structure, Structure) else structure
     return {"id": name, "structure": content, "e_form": target}
 
 
 @st.composite
 def structures(draw: st.DrawFn, max_atoms: int = 6, min_edge: float = 1.5, max_edge: float = 11.0) -> Structure:
-    """Random cells: tiny ones with many self-images, slabs, skewed ones; often with coordinates and edges at which
-    rounding decides.
-    """
+    """Random cells, often tiny, flat or skewed, or with coordinates and edges where rounding decides."""
     edge = st.one_of(st.sampled_from([2.0, 3.0, 4.0, 6.0, 3 * 2**0.5]), st.floats(min_edge, max_edge))
     skew = st.one_of(st.sampled_from([0.0, 0.5, -0.5]), st.floats(-1.2, 1.2))
     a, b, c = draw(edge), draw(edge), draw(edge)
     matrix = np.array([[a, 0, 0], [draw(skew) * a, b, 0], [draw(skew) * a, draw(skew) * b, c]])
     if draw(st.booleans()):
-        # Turned by a fixed amount, so that no lattice vector lies along an axis.
+        # The lattice is rotated by a fixed amount, so that no vector is along an axis.
         turn = np.array([[2, -2, 1], [2, 1, -2], [1, 2, 2]]) / 3
         matrix = matrix @ turn
     n_atoms = draw(st.integers(1, max_atoms))

@@ -1,4 +1,4 @@
-"""Unusable entries are all named with their reasons at once, or left out with a report; they are never replaced."""
+"""Unusable entries are all reported at once with their reasons, or left out with a report; never replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of any crystals contain what CHGNet would compute."""
+"""Batches contain what CHGNet would compute for the same crystals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 
 def chgnet_lengths_and_angles(structure: Structure):
-    """In float64, by CHGNet's formulas (BondEncoder, AngleEncoder), from CHGNet's own graph."""
+    """Bond lengths and angles from CHGNet's own graph by its formulas (BondEncoder, AngleEncoder), in float64."""
     theirs = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3)(structure)
     lattice = torch.tensor(structure.lattice.matrix)
     cart = torch.tensor(structure.frac_coords) @ lattice
@@ -49,7 +49,7 @@ def test_bonds_lengths_and_angles_are_those_of_chgnet(some_crystals, some_graphs
         assert torch.equal(batch.bond_neighbor, theirs.atom_graph[:, 1].long())
         assert torch.equal(batch.bond_undirected, theirs.directed2undirected.long())
         torch.testing.assert_close(batch.bond_length, lengths.float(), rtol=2e-7, atol=0)
-        # Their order of angles is arbitrary; rows of ours are in the order of graphs.graph, told by directed bonds.
+        # CHGNet's angles are in any order; ours are in that of graphs.graph. Directed bonds identify both.
         ours = graph(convert(some_crystals, row, row + 1), 0, int(batch.n_atoms[0])).bond_graph
         assert torch.equal(batch.angle_center, torch.tensor(ours[:, 0]))
         assert torch.equal(batch.short_bond[batch.angle_bond_i], torch.tensor(ours[:, 1]))
@@ -60,7 +60,7 @@ def test_bonds_lengths_and_angles_are_those_of_chgnet(some_crystals, some_graphs
 
 
 def assert_sound(batch: Batch) -> None:
-    """What batch.py promises of every batch."""
+    """Check what `batch.py` promises of every batch."""
     n_atoms, n_bonds, n_short = len(batch.atomic_numbers), len(batch.bond_center), len(batch.short_bond)
     assert batch.n_atoms.sum() == n_atoms
     assert torch.equal(batch.atom_crystal, torch.repeat_interleave(torch.arange(len(batch)), batch.n_atoms))
@@ -154,7 +154,7 @@ def test_pure_strain_changes_all_images_of_a_bond_alike(tmp_path):
     assert cache is not None
     batch = make_batch(cache, [0], Distortion(strain=0.03, seed=1))
     plain = make_batch(cache, [0])
-    # A bond to the image twice as far is strained by the same share.
+    # A bond to an image twice as far away has the same relative strain.
     share = (batch.bond_length / plain.bond_length).tolist()
     theirs = graph(convert(cache.crystals), 0, 1)
     image = theirs.image[theirs.undirected2directed]
@@ -267,7 +267,7 @@ def test_a_packed_batch_is_the_same_and_one_copy_brings_it_to_a_gpu(some_graphs)
         assert tensor.data_ptr() % 16 == 0, "kernels are compiled for such"
 
     class Copies(TorchDispatchMode):
-        """Counts what is copied to another device."""
+        """Counts copies to another device."""
 
         count = 0
 

@@ -1,4 +1,4 @@
-"""The content of the cache folder is listed, checked and removed."""
+"""List, check and remove the content of the cache folder."""
 
 from __future__ import annotations
 

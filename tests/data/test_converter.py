@@ -1,4 +1,4 @@
-"""Graphs are CHGNet's own, index for index."""
+"""Converted graphs equal CHGNet's, index for index."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_any_cell_gives_the_graph_of_chgnet(structure):
     try:
         chgnet_graph(structure, 6.0)
     except ValueError as error:
-        # CHGNet gives up on a bond whose reverse is lost to rounding; that case has a test of its own.
+        # CHGNet fails on a bond whose reverse is lost to rounding; another test covers that case.
         assume("isolated" in str(error))
     except IndexError:
-        pass  # no bond at all: CHGNet fails, and the widened cut-off is compared below
+        pass  # without any bond CHGNet fails; the widened cut-off is compared below
     assert_equals_chgnet(structure)
 
 
@@ -104,7 +104,7 @@ def test_the_cutoff_widens_until_no_atom_is_isolated():
 def test_a_bond_whose_reverse_is_lost_to_rounding_is_left_out():
     from mbqueue.data.conversion import _drop_unpaired, pair_bonds
 
-    # Atom 0 sees atom 1, twice; atom 1 sees only one of these bonds from its side.
+    # Atom 0 has two bonds to atom 1, which has only one bond back.
     per_atom = np.array([2, 1])
     copies = np.array([[1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]], np.int32)
     slots, squares = np.array([0, 1, 2], np.int32), np.array([4.0, 36.0, 4.0])

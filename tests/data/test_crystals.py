@@ -1,4 +1,4 @@
-"""Crystals in flat arrays."""
+"""Crystals stored in flat arrays."""
 
 from __future__ import annotations
 

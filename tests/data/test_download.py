@@ -19,7 +19,7 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 class FakeClock:
-    """Waits for nothing, and remembers for how long."""
+    """A clock that remembers each sleep and returns at once."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
@@ -35,7 +35,7 @@ class FakeClock:
 
 
 class Server(ThreadingHTTPServer):
-    """Gives CONTENT, but cuts each connection after ``cut`` bytes; remembers where each one was to begin."""
+    """Serves CONTENT, but cuts each connection after ``cut`` bytes; remembers the first byte of each request."""
 
     cut = len(CONTENT)
     content = CONTENT
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.content[begin : begin + self.server.cut])
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Keep requests out of the output."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Comparing whole files with pymatgen and CHGNet counts what is equal and names what is not."""
+"""A comparison of whole files with pymatgen and CHGNet counts equal crystals and names the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def equality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch):
-    """Replaces the reader by one whose targets are off by what is given."""
+    """Replace the reader by one whose targets have the given error."""
     real = datasets.load
 
     def put(offset: float) -> None:

@@ -1,4 +1,4 @@
-"""Folds are matbench's; everything that is drawn is a pure function of its seeds."""
+"""Folds are matbench's; every random choice is a pure function of its seeds."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def test_folds_of_a_regression_task_are_those_that_matbench_ships(splits, task):
 
 
 def test_folds_of_the_class_task_are_dealt_out_class_by_class_as_matbench_ships_them(splits):
-    """The crystals' classes are in the file of structures alone. But of the folds that the rule gives to the crystals
-    of either class, in their order, matbench's must be a mixture; by chance it never is.
+    """matbench's folds must be a mixture of the folds that the rule deals to either class, as never by chance.
+
+    The classes themselves are only in the file of structures.
     """
     [task] = [task for task in TASKS.values() if task.target.is_class]
     official = official_folds(task, splits)
@@ -148,7 +149,7 @@ def test_crystals_of_a_grouped_batch_are_of_a_size_and_batches_come_in_any_order
 
 
 def test_draws_are_the_same_with_every_version_of_numpy():
-    # Values as they came out when this was written: a change here would silently re-draw every validation part.
+    # Recorded values: another result would silently redraw every validation part.
     assert folds.epoch_order(np.arange(8), seed=0, fold=0, epoch=1).tolist() == EPOCH
     assert folds.validation_split(np.arange(20), 0.2, seed=0, fold=0)[1].tolist() == VALIDATION
     assert folds.drawn_rows(20, 4, seed=0).tolist() == DRAWN

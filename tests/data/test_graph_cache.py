@@ -1,4 +1,4 @@
-"""The cache survives what disks and sessions do to it."""
+"""The cache survives damage, full disks and killed or concurrent sessions."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ cache.GraphCache.build(Crystals.open(Path(sys.argv[1]))[0], Path(sys.argv[2]), w
 
 @pytest.fixture
 def start_builder(crystals, tmp_path) -> Iterator[Callable[[float], subprocess.Popen[str]]]:
-    """Starts another process that builds tmp_path/cache, returned when it holds the lock of its first shard."""
+    """Start another process that builds tmp_path/cache; return once it holds the lock of its first shard."""
     crystals.save(tmp_path / "crystals.bin")
     children: list[subprocess.Popen[str]] = []
 

@@ -1,4 +1,4 @@
-"""Every warning of the installed parsers is listed; one not known to be harmless rejects the entry."""
+"""This list has every warning of the installed parsers; a warning not known to be harmless rejects the entry."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard, is_harmless
 
 REFUSED, HARMLESS = "refused", "harmless"
-#: Not given where mbqueue calls the parser.
+#: Warnings that the parser does not give when mbqueue calls it.
 NOT_GIVEN = "not given"
 
-#: Begin of each warning of pymatgen's reader of CIF (2026.10) and what becomes of it; … stands for what varies.
+#: The start of each warning of pymatgen's CIF reader (2026.10), and its effect; … stands for parts that vary.
 CIF_WARNINGS = {
     "Possible issue in CIF file at line: …": REFUSED,
     "Initializing CifParser from StringIO is deprecated": NOT_GIVEN,
@@ -28,16 +28,16 @@ CIF_WARNINGS = {
     "Pauling file corrections applied.": REFUSED,
     "Keys changed to match new magCIF specification.": HARMLESS,
     "… fractional coordinates rounded to ideal values": HARMLESS,
-    "…": REFUSED,  # whatever an exception says: a crystal system that is none, a section without a crystal
+    "…": REFUSED,  # the text of any exception: an unknown crystal system, a section without a crystal
     "A 1-line symmetry op P1 CIF is detected!": HARMLESS,
     "No _symmetry_equiv_pos_as_xyz type key found. Spacegroup from {} used.": HARMLESS,
     "No _symmetry_equiv_pos_as_xyz type key found. Defaulting to P1.": REFUSED,
     "No magnetic symmetry detected, using primitive symmetry.": REFUSED,
     "… parsed as …": REFUSED,
     "Some occupancies (…) sum to > 1!": REFUSED,
-    "The default value of primitive was changed": NOT_GIVEN,  # primitive=False is said
+    "The default value of primitive was changed": NOT_GIVEN,  # mbqueue passes primitive=False
     "No structure parsed for section … in CIF.": REFUSED,
-    "Issues encountered while parsing CIF: ": NOT_GIVEN,  # on_error="raise"; each issue is looked at by itself
+    "Issues encountered while parsing CIF: ": NOT_GIVEN,  # on_error="raise" checks each issue separately
     "Skipping relative stoichiometry check": NOT_GIVEN,  # check_cif=False: mbqueue compares the formula itself
     "Magnetic symmetry cannot currently be detected": NOT_GIVEN,  # writing
     "Site labels are not unique": NOT_GIVEN,  # writing
@@ -50,20 +50,20 @@ POSCAR_WARNINGS = {
     "Selective dynamics toggled with Fluorine element detected.": HARMLESS,
     "Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed.": HARMLESS,
 }
-#: Of ase's readers of extended XYZ and of its databases (3.29).
+#: Warnings of ase's readers of extended XYZ and of its databases (3.29).
 ASE_WARNINGS = {
     "Skipping unhashable information ": NOT_GIVEN,  # writing
-    "Failed to register external IO format ": NOT_GIVEN,  # about another package, when ase is imported
+    "Failed to register external IO format ": NOT_GIVEN,  # on importing ase, about another package
     "Can not parse index for path": NOT_GIVEN,  # do_not_split_by_at_sign=True
     "It is best not to use keys ({0}) that are also a chemical formula.": NOT_GIVEN,  # writing
-    "Accessing the IOFormat.": NOT_GIVEN,  # about code
+    "Accessing the IOFormat.": NOT_GIVEN,  # a warning about code
     "Wrong type for ": NOT_GIVEN,  # the text of an error
-    "…": REFUSED,  # whatever else it may say
+    "…": REFUSED,  # any other warning
 }
 
 
 def texts(node: ast.expr, names: dict[str, ast.expr]) -> Iterator[str]:
-    """What a warning may say, … for what varies."""
+    """The possible texts of a warning, with … for the parts that vary."""
     if isinstance(node, ast.Name):
         if node.id not in names:
             yield "…"
@@ -85,7 +85,7 @@ def texts(node: ast.expr, names: dict[str, ast.expr]) -> Iterator[str]:
 
 
 def warnings_in(source: object) -> set[str]:
-    """Messages of ``warnings.warn`` and of what is put into ``self.warnings`` anywhere in a class or function."""
+    """Messages in a class or function that reach ``warnings.warn`` or ``self.warnings``."""
     found: set[str] = set()
     for function in ast.walk(ast.parse(inspect.cleandoc("\n" + inspect.getsource(source)))):
         if not isinstance(function, ast.FunctionDef):

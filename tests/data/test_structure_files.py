@@ -1,4 +1,4 @@
-"""Correct files are read as they are, from any program."""
+"""Correct files from any program are read unchanged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pymatgen.core import Lattice, Structure
 from mbqueue.data.datasets import load
 from tests.data.crystal_files import CIF_STYLES, POSCAR_STYLES, written
 
-#: Rows of the sample: elements, salts, oxides, hydrides, a noble gas; 1 to 24 atoms, all crystal systems.
+#: Rows of the sample with 1 to 24 atoms: elements, salts, oxides, hydrides and a noble gas in all crystal systems.
 ROWS = (0, 101, 202, 303, 404, 505, 606, 698)
 
 
 def read_one(folder, name: str, text: str, suffix: str):
-    """The one crystal of a folder of structure files."""
+    """The only crystal in a folder of structure files."""
     (folder / f"{name}{suffix}").write_bytes(text.encode())
     (folder / "id_prop.csv").write_text(f"{name}{suffix},-1.5\n")
     return load(str(folder)).crystals

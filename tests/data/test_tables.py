@@ -1,4 +1,4 @@
-"""Tables: the choice of columns, rows that do not fit the heading, and the layouts that programs write."""
+"""Reading tables: the choice of columns, rows that do not fit the heading, and the layouts that programs write."""
 
 from __future__ import annotations
 
@@ -410,7 +410,7 @@ def test_json_of_pandas_is_read_in_every_orient(tmp_path, orient, as_text):
     assert_all_three(load(str(tmp_path / "t.json")), ids=list(CRYSTALS))
 
 
-#: What names the rows of a table without a column of ids.
+#: The names of rows in a table without a column of ids.
 NAMED_BY = {"split": "the index", "index": "the key", "columns": "the index", "table": "the index"}
 
 
@@ -626,7 +626,7 @@ def test_a_frame_of_xyz_that_gives_one_key_twice_is_refused(tmp_path):
 
 XYZ_FRAME = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 {}\nFe 0 0 0\n'
 
-#: What a comment line gives as id, and the id.
+#: A comment line, and the id that it gives.
 XYZ_IDS = {
     "007": "007",
     "1e5": "1e5",

@@ -1,4 +1,4 @@
-"""A file that a parser would misread as another crystal is rejected, and the user sees the reason."""
+"""A file that a parser would misread as another crystal is rejected with the reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def without(text: str, *tags: str) -> str:
 
 
 def operations(*listed: str) -> str:
-    """Salt with these operations and no symbol."""
+    """Rock salt with these operations and no space group symbol."""
     return NO_Z.replace(SYMBOL, LISTED + "".join(f"'{operation}'\n" for operation in listed))
 
 
@@ -157,7 +157,7 @@ WRONG = {
 }  # fmt: skip
 
 
-#: Statements about salt, whose file names F m -3 m, that contradict it or each other.
+#: Statements about rock salt that contradict each other or its space group, F m -3 m.
 CONTRADICTIONS = {
     "_symmetry_Int_Tables_number 1": "symbol-and-number",
     "_symmetry_Int_Tables_number 221": "another lattice",

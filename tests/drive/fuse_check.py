@@ -1,11 +1,11 @@
 """Train on a real FUSE mount that fails, is lost with ENOTCONN and comes back, and compare with a local disk.
 
-Not collected by pytest, because a machine may not let one mount anything. It needs Linux with /dev/fuse, root (or
+Not collected by pytest, because not every machine allows mounts. The check needs Linux with /dev/fuse, root (or
 fusermount), the package mfusepy, and libfuse (FUSE_LIBRARY_PATH where it is not installed):
 
     pip install mfusepy && python tests/drive/fuse_check.py
 
-It fails (exit code 1) when a claim does not hold; exit code 2: nothing can be mounted here.
+Exit code 1 means that a claim does not hold; exit code 2, that mounts are impossible here.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ class Mount:
         self.mount()
 
     def fails(self, how: str) -> None:
-        """Let operations fail: "EIO", "ENOSPC", "ALL EIO", or none."""
+        """Make operations fail with "EIO", "ENOSPC" or "ALL EIO", or with none."""
         other = self._control.with_suffix(".new")
         other.write_text(how)
         other.replace(self._control)
 
     def mount(self) -> None:
-        """Mount it, again after it was lost."""
+        """Mount the folder, or mount it again after a loss."""
         command = [sys.executable, str(SERVER), str(self.folder), str(self.point), str(self._control)]
         self._server = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         until(lambda: mount_of(self.point).is_remote, self._server)
 
     def lose(self) -> None:
-        """From now on everything is ENOTCONN."""
+        """Lose the mount: every operation fails with ENOTCONN."""
         self._server.kill()
         self._server.wait()
 
     def unmount(self) -> None:
-        """Take it away; its mount point is an empty folder then."""
+        """Unmount the folder, which leaves an empty mount point."""
         subprocess.run(["umount", "--lazy", str(self.point)], check=True)
 
 
@@ -70,7 +70,7 @@ def status(root: Path) -> dict[str, Any]:
 
 
 def check_away(root: Path) -> None:
-    """`status` answers although the mount does not, and another command says what to do."""
+    """`status` answers without the mount, and another command says what to do."""
     told = status(root)
     assert told["state"] == "degraded", told
     other = run(root, "pause", "full_finetune").stderr
@@ -83,7 +83,7 @@ def say(text: str) -> None:
 
 
 def check(base: Path) -> None:
-    """The whole story."""
+    """Train on the mount through every failure, and compare with a local disk."""
     straight = make_project(base / "straight", checkpoint_minutes=60.0)
     expected = enqueue(straight, small_spec(straight, train__epochs=EPOCHS))
     assert run(straight.root, "work", "--device", "cpu").returncode == 0
@@ -119,7 +119,7 @@ def check(base: Path) -> None:
     check_away(project.root)
     mount.unmount()
     check_away(project.root)
-    assert run(base, "init", str(project.root)).returncode == 0  # which users should not do
+    assert run(base, "init", str(project.root)).returncode == 0  # users should not do this
     check_away(project.root)
     back = said("The mount is back")
     until(lambda: "another folder" in status(project.root)["why"], session)

@@ -16,7 +16,7 @@ THEIRS, OURS = "20260101T000000Z-aaaaaa", "20260101T000000Z-bbbbbb"
 
 
 class Two:
-    """A session whose clock is ahead (or behind), and one that looks at it."""
+    """A session whose clock is ahead or behind, and another one that sees its announcements."""
 
     def __init__(self, root: Path, ahead: float) -> None:
         self.clock, self._their_clock = ManualClock(), ManualClock()

@@ -1,4 +1,4 @@
-"""A project whose drive is not mounted, or does not answer, on a machine that has a live folder of it."""
+"""A project whose drive is not mounted or hangs, on a machine that has its live folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mbqueue.topology import LIVE_VARIABLE
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> ProjectFolder:
-    """A project on a drive with something enqueued and published."""
+    """A project on a drive, with a published experiment."""
     monkeypatch.setenv(LIVE_VARIABLE, str(tmp_path / "live"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     root = init_project(tmp_path / "mount" / "project")[0].root
@@ -114,7 +114,7 @@ def test_a_failing_mount_is_reported_as_one(folder: ProjectFolder, monkeypatch: 
 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A mount that does not answer until the test is over."""
+    """A mount that hangs until the test is over."""
     over = threading.Event()
     monkeypatch.setattr(project_module, "_is_project", lambda _root: over.wait(60.0))
     monkeypatch.setattr(project_module, "LOOK_SECONDS", 0.01)
@@ -130,7 +130,7 @@ def test_a_mount_that_hangs_is_not_waited_for(folder: ProjectFolder, hanging: No
 def test_a_folder_inside_a_project_that_is_away_is_recognised(
     folder: ProjectFolder,
 ) -> None:
-    init_project(folder.root.parent.parent)  # one above the mount point is another one
+    init_project(folder.root.parent.parent)  # a marker above the mount point is another project's
     _unmounted(folder.root)
     found = find_project(start=folder.root / "jobs", while_away=True)
     assert (found.root, found.away) == (folder.root, "the project is not there")

@@ -1,4 +1,4 @@
-"""A cluster's file system, where the live folder depends on the queue's place: nothing is lost between the two."""
+"""On a cluster's file system, moving the queue moves the live folder, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mbqueue.topology import LIVE_VARIABLE, QUEUE_VARIABLE
 
 @pytest.fixture
 def shared(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> LocalProject:
-    """A project on NFS, with commits as sessions leave them whose queue is on a server; this one is gone."""
+    """A project on NFS with commits of sessions whose queue was on a server, which is gone."""
     shared = LocalProject(tmp_path / "project", clock)
     session = shared.train(5)
     session.end()

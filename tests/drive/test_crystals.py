@@ -25,7 +25,7 @@ SOURCE = "mine.jsonl"
 
 @pytest.fixture
 def split(tmp_path: Path) -> ProjectFolder:
-    """A split project with a dataset of its own beside it."""
+    """A split project with its own dataset beside it."""
     root = make_project(tmp_path / "mount").root
     lines = gzip.decompress(SAMPLE_FILE.read_bytes()).splitlines(keepends=True)
     (root / SOURCE).write_bytes(b"".join(lines[:12]))
@@ -87,7 +87,7 @@ def test_prepare_on_a_new_machine_takes_the_crystals_that_an_experiment_was_prep
     assert "not on this machine" in caplog.text
     with pytest.raises(UsageError, match="There is no dataset"):
         project.prepare(DataSpec(dataset=SOURCE, limit=8))
-    # What is there is read, as it is now.
+    # The session reads the file as it is now.
     (split.root / SOURCE).write_bytes(b"".join(source.splitlines(keepends=True)[:10]))
     assert len(project.prepare(DataSpec(dataset=SOURCE)).crystals) == 10
 
@@ -128,7 +128,7 @@ def test_incomplete_crystals_on_the_mount_are_read_from_their_source_with_a_note
     notes: list[str] = []
     assert load(split, first.crystals.hash, notes).crystals.hash == first.crystals.hash
     assert any("is incomplete" in note for note in notes)
-    # And they are kept again, for the next machine.
+    # The session keeps the crystals again, for the next machine.
     shutil.rmtree(split.live)
     (split.root / SOURCE).unlink()
     assert load(split, first.crystals.hash, []).crystals.hash == first.crystals.hash
@@ -144,7 +144,7 @@ def test_a_lost_mount_only_causes_a_note(split: ProjectFolder) -> None:
     source = (split.root / SOURCE).read_bytes()
     shutil.rmtree(split.root)
     split.root.mkdir()
-    (split.root / SOURCE).write_bytes(source)  # the data are there, the project's folders are not
+    (split.root / SOURCE).write_bytes(source)  # the data exist, the project's folders do not
     notes: list[str] = []
     assert len(load(split, None, notes).crystals) == 12
     assert any("could not be copied" in note for note in notes)

@@ -25,12 +25,12 @@ from mbqueue.session.stop import StopRequest
 from mbqueue.session.worker import work
 from mbqueue.storage.mounted import Drive
 
-#: Much longer than any test may take; a test that waits for it fails.
+#: A limit much longer than any test; a test that waits this long fails.
 FOR_EVER = 120.0
 
 
 class HangingDrive(Drive):
-    """A drive that hangs from the read of a certain number on, while `hangs_at` is set, until it is `back`."""
+    """A drive that hangs from the read number `hangs_at` on, if set, until the test sets `back`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -46,7 +46,7 @@ class HangingDrive(Drive):
 
 
 class Two:
-    """Two machines at one project of two folds, which know of each other; the first has trained its fold further."""
+    """Two machines that know each other and share a project of two folds; the first has trained its fold further."""
 
     def __init__(self, base: Path) -> None:
         self.clock, self.stop = ManualClock(), StopRequest()
@@ -70,14 +70,14 @@ class Two:
         assert [other.session.id for other in self.second.publisher.others] == [self.first.id]
 
     def train(self, session: SteppedSession) -> None:
-        """Until it has published one more commit of training."""
+        """Train until the session has published one more commit."""
         goal = session.commits + 1
         while session.commits < goal:
             self.clock.advance(5.0)
             assert session.step()
 
     def look(self) -> list[tuple[int, int]]:
-        """The second looks at what the first has published since its session began with a look."""
+        """Let the second machine read what the first has published since its last look."""
         self.clock.advance(publishing.RECONCILE_SECONDS)
         return self.second.publisher.reconcile(self.second.queue, now=self.clock.monotonic())
 
@@ -93,13 +93,13 @@ def test_wherever_reading_the_mount_hangs_training_continues_and_converges_later
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "READ_SECONDS", 1.0)
-    # The clock stands still, or the first one would be taken for dead.
+    # The clock stands still; otherwise the first session would count as dead.
     monkeypatch.setattr(publishing, "LONGEST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(publishing, "RECONCILE_SECONDS", 0.0)
     for n_hung in range(20):
         two.drive.back.clear()
         two.drive.hangs.clear()
-        two.drive.hangs_at = two.drive.reads + 1  # what was read before is kept
+        two.drive.hangs_at = two.drive.reads + 1  # earlier reads are kept
         began = time.monotonic()
         taken = two.look()
         assert time.monotonic() - began < FOR_EVER / 2
@@ -110,7 +110,7 @@ def test_wherever_reading_the_mount_hangs_training_continues_and_converges_later
         assert told is not None
         assert told["state"] == "degraded", n_hung
         assert "not answered" in told["why"]
-        two.drive.back.set()  # for what hangs now; the next one hangs again
+        two.drive.back.set()  # release the read that hangs now; the next one hangs again
     assert n_hung == 4, "what was read by threads that were left behind is read again"
     assert len(taken) == 1
     assert any("DEGRADED" in note for note in two.second.notes)
@@ -128,7 +128,7 @@ def test_wherever_reading_the_mount_hangs_training_continues_and_converges_later
 
 
 def test_a_fold_adopted_before_the_mount_hung_is_reported(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model that is loaded would be one of before."""
+    """Without the report, the session would keep an outdated model loaded."""
 
     def hang(*_arguments: object) -> None:
         raise TimeoutError("it has not answered")
@@ -186,7 +186,7 @@ def test_a_real_session_stops_while_reading_the_mount_hangs(tmp_path: Path, monk
         stop.request(_terminated())
 
     monkeypatch.setattr(Drive, "names", hang)
-    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # started later than this session
+    other = SimpleNamespace(session=SimpleNamespace(id="29991231T235959Z"))  # that session started later than this one
     others: Any = property(lambda _self: [other])
     with monkeypatch.context() as patched:
         patched.setattr(Publisher, "others", others)

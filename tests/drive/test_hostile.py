@@ -36,7 +36,7 @@ def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
 
 
 def changed(content: dict[str, Any], change: dict[str, Any]) -> bytes:
-    """A manifest with other values, and the checksum that fits."""
+    """A manifest with changed values and a matching checksum."""
     other = {key: value for key, value in content.items() if key != "checksum"} | change
     return json.dumps(other | {"checksum": files.sha256_of_json(other)}).encode()
 

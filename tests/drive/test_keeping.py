@@ -1,4 +1,4 @@
-"""recover, backup and restore."""
+"""The functions behind recover, backup and restore."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mbqueue.queue.store import Queue
 
 
 def note(_text: str) -> None:
-    """Ignores what it hears."""
+    """Ignore a note."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def local(tmp_path: Path, clock: ManualClock) -> LocalProject:
 def epochs_and_rows(project: ProjectFolder) -> list[tuple[str, State, object]]:
     with Queue(project.queue_db, read_only=True) as queue:
         return [
-            # How long saving took is in the queue alone.
+            # Only the queue knows how long saving took.
             (job.label, job.state, {**(job.result or {}), "checkpoint_seconds": 0})
             for job in queue.jobs()
             if job.kind is Kind.TRAIN and job.state is State.COMMITTED
@@ -79,7 +79,7 @@ def test_a_queue_that_was_begun_beside_the_checkpoints_of_a_lost_one_costs_no_ep
     with Queue(local.project.queue_db) as queue:
         spec = queue.experiment("tiny").spec
     local.project.queue_db.unlink()
-    with Queue(local.project.queue_db) as queue:  # by hand, or by a version that did not refuse it
+    with Queue(local.project.queue_db) as queue:  # an earlier version did this, or a person
         queue.enqueue(parse_spec(spec | {"name": second}, source="test"), results_dir=f"results/{second}", now=0.0)
     recover(local.project, force=second == "tiny", note=note, clock=local.clock)
     assert epochs_and_rows(local.project) == before
@@ -141,7 +141,7 @@ def test_a_session_killed_a_moment_ago_does_not_block_recover(local: LocalProjec
     local.train(2).die()
     connection = sqlite3.connect(local.project.queue_db)
     with connection:
-        connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # its process number is another's now
+        connection.execute("UPDATE sessions SET pid_started = pid_started - 1")  # another process has its number now
     connection.close()
     recover(local.project, force=True, note=note, clock=local.clock)
     assert epochs_and_rows(local.project)

@@ -1,6 +1,6 @@
-"""Real sessions on a drive that lies: a hundred schedules of delays, deaths, lost mounts and up to four at once.
+"""Up to four real sessions on a drive that lies, in a hundred schedules of delays, deaths and lost mounts.
 
-Every schedule follows from its seed. More of them: MBQUEUE_SCHEDULES=2000, or one again: MBQUEUE_SCHEDULE_SEED=77.
+A schedule depends only on its seed. Run more with MBQUEUE_SCHEDULES=2000, or repeat one with MBQUEUE_SCHEDULE_SEED=77.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EPOCHS = 2
 
 
 class Schedule:
-    """One run of some sessions over one drive."""
+    """A run of several sessions over one drive."""
 
     def __init__(self, base: Path, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -52,7 +52,7 @@ class Schedule:
         self.steps_trained = self.deaths = 0
 
     def run(self) -> None:
-        """Enqueue, let sessions come, work, die and lose their mounts; then let one finish in peace."""
+        """Enqueue; let sessions start, work, die and lose their mounts; then let one finish undisturbed."""
         first = self._machine()
         session = self.running[first][0] if first in self.running else None
         assert session is None
@@ -88,7 +88,7 @@ class Schedule:
             self._die(number)
 
     def _machine(self) -> int:
-        """A new machine that sees the drive, with a session at work when there is something in the queue."""
+        """A new machine on the drive, with a session if the queue has jobs."""
         self.machines += 1
         number = self.machines
         client = self.drive.connect()
@@ -99,13 +99,13 @@ class Schedule:
             with Queue(project.queue_db) as queue:
                 queue.enqueue(tiny_spec(epochs=EPOCHS), results_dir=RESULTS, now=self.clock.now())
             assert Publisher(project, None, note=lambda _text: None, clock=self.clock).round()
-            self.drive.settle()  # a person sees that it is enqueued before they start anything
+            self.drive.settle()  # a user waits until the experiment shows as enqueued
         try:
             self.running[number] = self._session(client, live), client
         except UsageError as error:
             if "Nothing is enqueued" not in str(error):
                 raise
-            # It sees no snapshot yet, and is taken away.
+            # This machine sees no snapshot yet, and is taken away.
             self.drive.kill(client)
             shutil.rmtree(live)
         return -1 if number == 1 else number
@@ -124,9 +124,9 @@ class Schedule:
         shutil.rmtree(session.project.live_dir)
 
     def check_that_no_line_was_lost(self) -> None:
-        """Of every line that the cloud once held whole, it still holds a commit whole, or one of a line as far on.
+        """Check that the cloud still has a whole commit of every former line, or of another line as far trained.
 
-        Of two lines that part at a commit, one may replace it; the other may then lack its best epoch.
+        When two lines part at a commit, one may replace that commit. The other may then lack its best epoch.
         """
         whole = whole_commits(self.drive.cloud)
         self.held |= whole
@@ -138,7 +138,7 @@ class Schedule:
             assert survives, f"{path} was uploaded, and nothing is left of its line, nor anything as far"
 
     def finish(self) -> SteppedSession:
-        """A session that nothing disturbs does what is left."""
+        """Let an undisturbed session do the remaining jobs."""
         self.clock.advance(10_000.0)
         self.machines += 1
         client = self.drive.connect()
@@ -157,7 +157,7 @@ class Schedule:
 
 
 def whole_commits(cloud: dict[str, bytes]) -> dict[str, Manifest]:
-    """Path of the manifest → commits of which a new machine would find everything: itself, and its best epoch."""
+    """Path of the manifest → commits that a new machine would find complete, with their best epoch."""
     checkpoints = {hashlib.sha256(content).hexdigest() for path, content in cloud.items() if path.endswith(".pt")}
     found = {}
     for path, content in cloud.items():
@@ -174,19 +174,19 @@ def whole_commits(cloud: dict[str, bytes]) -> dict[str, Manifest]:
 
 
 def progress(manifest: Manifest) -> tuple[int, bool, int]:
-    """How far a commit is."""
+    """How far the training in a commit has come."""
     return manifest.epoch, manifest.complete, manifest.step
 
 
 def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
-    """A fold's accepted chain went through every step once, and says who did which."""
+    """Check that a fold's accepted chain took every step once, and names the session of each."""
     newest = newest_whole(folder, pytest.fail)
     assert newest is not None
     lineage = lineage_of(folder, newest.stem)
     assert len(lineage) == EPOCHS * STEPS
     for number, row in enumerate(newest.history):
         trained = dict.fromkeys(schedule.sessions[one] for one in lineage[number * STEPS : (number + 1) * STEPS])
-        # Who only validated is named too.
+        # A session that only validated is named too.
         named = [session for session in row["session"].split("+") if session in trained]
         assert named == list(trained), "the history is of another line than the checkpoint"
     assert newest.best is not None
@@ -198,7 +198,7 @@ def check_chain(schedule: Schedule, folder: Path, fold: int) -> None:
 
 @pytest.fixture
 def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of fsyncs are not what is tested."""
+    """A folder in memory if possible, because this test does not need thousands of fsyncs."""
     memory = Path("/dev/shm")
     if not memory.is_dir():
         yield tmp_path
@@ -211,7 +211,7 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A schedule takes minutes, and its folds have few commits: what is kept for half an hour is kept for less."""
+    """Keep files for less than half an hour: a schedule takes minutes, and its folds have few commits."""
     monkeypatch.setattr(retention, "SETTLED_SECONDS", LONGEST_UPLOAD + 10.0)
     monkeypatch.setattr(published, "KEPT", 1)
 
@@ -243,7 +243,7 @@ def test_sessions_on_an_unreliable_drive_converge_on_one_whole_chain_per_fold(pa
 
 
 def check_that_a_fresh_machine_agrees(schedule: Schedule, last: SteppedSession) -> None:
-    """Another machine that sees the same files takes the same chains, and finds everything done."""
+    """Check that another machine with the same files accepts the same chains and finds no work."""
     client = schedule.drive.connect()
     schedule.drive.deliver(client, share=1.0)
     project = ProjectFolder(client.folder, Settings(), schedule.base / "fresh")

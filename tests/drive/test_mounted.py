@@ -1,4 +1,4 @@
-"""What a failed write to a mount leaves behind."""
+"""What remains after a failed write to a mount."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATH = "state/checkpoints/tiny/fold_0/e0001-done-f0001-0123456789ab.pt"
 
 
 class FullDrive(Drive):
-    """A drive that takes the beginning of a file and then has no room, while `is_full`."""
+    """A drive that writes the start of a file and is then full, while `is_full` is set."""
 
     is_full = True
 
@@ -35,7 +35,7 @@ class FullDrive(Drive):
             super().write_new(path, content, **options)
 
     def is_about(self, path: str) -> bool:
-        """Whether the file is one of those that find no room."""
+        """Whether the drive has no room for this file."""
         return True
 
 
@@ -85,7 +85,7 @@ def test_a_file_is_published_however_many_damaged_ones_have_its_name(
 
 
 def enqueue_in(live: Path, clock: ManualClock, *, epochs: int) -> None:
-    """Make a live folder whose queue has one fold to train."""
+    """Create a live folder whose queue has one fold to train."""
     live.mkdir()
     with Queue(live / "queue.db") as queue:
         queue.enqueue(tiny_spec(folds=(0,), epochs=epochs), results_dir=RESULTS, now=clock.now())
@@ -111,7 +111,7 @@ def test_files_of_the_drives_own_program_are_ignored(root: Path, tmp_path: Path,
 
 
 class NoRoomForManifests(FullDrive):
-    """No manifest of a snapshot finds room."""
+    """A drive without room for the manifest of a snapshot."""
 
     def is_about(self, path: str) -> bool:
         return path.startswith("state/snapshots/") and path.endswith(".json")
@@ -151,14 +151,14 @@ def test_a_dead_sessions_partial_snapshot_is_removed_with_those_of_its_time(
             assert publisher.round()
             if not left:
                 whole = next((root / "state/snapshots").glob("*.db"))
-                left.append(whole.with_name(whole.name[:18] + "000000000000.db"))  # it died before its manifest
+                left.append(whole.with_name(whole.name[:18] + "000000000000.db"))  # no manifest: the session died
                 left.append(whole.with_name(whole.stem + " (1).db"))  # the drive made a second file of it
                 other = whole.with_name("00000001-00000000-000000000000.db")  # of another line: not ours to remove
                 for path in (*left, other):
                     path.write_bytes(whole.read_bytes()[:100])
     assert not any(path.exists() for path in left)
     assert other.exists()
-    assert len(list((root / "state/snapshots").glob("*.json"))) == 4  # three, and the last, which is not settled
+    assert len(list((root / "state/snapshots").glob("*.json"))) == 4  # three settled ones, and the last
 
 
 def test_a_session_on_a_full_drive_publishes_everything_once_there_is_room(

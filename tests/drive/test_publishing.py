@@ -1,4 +1,4 @@
-"""What reaches a mount and when, also while it fails; with real sessions that advance step by step."""
+"""What reaches a mount and when, even while the mount fails; real sessions advance step by step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mbqueue.storage.mounted import Drive
 
 
 class Mount:
-    """A project on a drive, and machines that see it; the drive itself tells the truth here."""
+    """A project on an honest drive, and machines that see it."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.clock, self.machines = base, ManualClock(), 0
@@ -62,7 +62,7 @@ class Mount:
             session.step()
 
     def train(self, session: SteppedSession, commits: int) -> None:
-        """Work until the session has published this many more commits of training."""
+        """Train until the session has published this many more commits."""
         goal = session.commits + commits
         for _ in range(20):
             if session.commits == goal:
@@ -78,7 +78,7 @@ class Mount:
         return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
     def manifests(self) -> list[Path]:
-        """Those of the commits on the mount."""
+        """The manifests of the commits on the mount."""
         return sorted((self.root / "state" / "checkpoints").rglob("*.json"))
 
 
@@ -90,7 +90,7 @@ def mount(tmp_path: Path) -> Mount:
 
 
 class FailingDrive(Drive):
-    """A drive on which writing, or everything, fails with one error."""
+    """A drive on which writes, or all operations, fail with one error."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -116,7 +116,7 @@ class SlowDrive(Drive):
 
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No session hears of another one."""
+    """Let no session see another one."""
     monkeypatch.setattr(Announcements, "others", lambda _self: [])
 
 
@@ -364,7 +364,7 @@ def test_a_damaged_commit_on_the_mount_costs_only_the_work_after_the_one_before(
     assert told is not None
     assert any("is skipped" in note for note in notes)
     assert told["damaged"]
-    mount.clock.advance(1000.0)  # the other session is silent for longer than a living one
+    mount.clock.advance(1000.0)  # the other session has been silent longer than a live session would be
     resumed = SteppedSession(mount.root, project.live_dir, mount.clock)
     mount.work(resumed, 20)
     assert is_done(resumed.queue)
@@ -415,7 +415,7 @@ def test_a_hostile_or_damaged_snapshot_is_skipped_for_the_one_before(
     copy = mount.base / "evil.db"
     copy.write_bytes(newest.read_bytes())
     harm(copy)
-    # With a manifest that fits: an attacker has one, too.
+    # The manifest matches, because an attacker can write one.
     listing |= {"size": copy.stat().st_size, "sha256": files.sha256_of_file(copy), "number": listing["number"] + 1}
     text = json.dumps(listing).encode()
     base = f"{listing['number']:08d}-{listing['database']}-{hashlib.sha256(text).hexdigest()[:12]}"
@@ -466,7 +466,7 @@ def test_a_hostile_manifest_is_skipped(mount: Mount, key: str, value: Any) -> No
     content = json.loads(next(folder.glob("*.json")).read_text())
     del content["checksum"]
     content |= {"epoch": 2, "fence": 9, key: value}
-    content["checksum"] = files.sha256_of_json(content)  # an attacker has that, too
+    content["checksum"] = files.sha256_of_json(content)  # an attacker can compute this checksum too
     text = json.dumps(content).encode()
     (folder / f"e0002-done-f0009-{hashlib.sha256(text).hexdigest()[:12]}.json").write_bytes(text)
     project = mount.machine()
@@ -532,7 +532,7 @@ def test_a_snapshot_of_an_impossible_line_of_databases_is_skipped(mount: Mount, 
 
 
 def _another_snapshot(mount: Mount, change: Callable[[dict[str, Any]], None]) -> str:
-    """Beside the newest snapshot a later one, of that very database, whose manifest was changed; its base name."""
+    """Add a later snapshot of the newest one's database with a changed manifest; return its base name."""
     newest = max((mount.root / "state/snapshots").glob("*.db"))
     listing = json.loads(newest.with_suffix(".json").read_text())
     listing["number"] += 1

@@ -1,4 +1,4 @@
-"""What is removed from a mount, and when."""
+"""Which files are removed from a mount, and when."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mbqueue.drive.retention import NEWEST, SETTLED_SECONDS, SPACED, positions_t
 
 
 def after(seen_at: list[float], now: float, *, steady_since: float = 0.0) -> list[float]:
-    """What is left of files that were seen at these times."""
+    """The files that remain of those seen at these times."""
     places = positions_to_keep(seen_at, now, kept=2, steady_since=steady_since)
     return [seen_at[place] for place in sorted(places)]
 
