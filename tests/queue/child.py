@@ -18,12 +18,12 @@ def say(text: object) -> None:
 
 
 def stale(queue: Queue, folder: Path) -> None:
-    """Claim with a short lease, wait to be told, then try to write in every way; say what came of it."""
+    """Claim with a short lease, wait for the parent, then try every kind of write; print each outcome."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=0.2)
     lease = queue.claim(session, now=time.time(), lease_seconds=0.2)
     assert lease is not None
     say(f"claimed {lease.fence}")
-    sys.stdin.readline()  # the parent stops this process here, long past its lease
+    sys.stdin.readline()  # the parent freezes this process here until long after its lease
     now = time.time()
     publish = (folder / "published-by-the-stale-worker").touch
     for write in (
@@ -42,7 +42,7 @@ def stale(queue: Queue, folder: Path) -> None:
 
 
 def drain(queue: Queue, folder: Path) -> None:
-    """When told to, claim and commit until nothing is left; say which job under which fence."""
+    """Wait for the parent, then claim and commit until nothing is left; print each job and its fence."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
     loaded = None
     say("ready")
@@ -52,9 +52,9 @@ def drain(queue: Queue, folder: Path) -> None:
         if lease is None:
             if queue.outlook(now=time.time()).is_exhausted:
                 return
-            time.sleep(0.002)  # others hold what this one would need next
+            time.sleep(0.002)  # other processes hold the jobs that come next
             continue
-        while lease is not None:  # the next one comes with the commit, as a worker does it
+        while lease is not None:  # the commit also claims the next job, as in a worker
             if lease.job.fold is not None:
                 loaded = (lease.job.experiment_id, lease.job.fold)
             done, result, now = lease, {"dataset_hash": "d"}, time.time()
@@ -63,7 +63,7 @@ def drain(queue: Queue, folder: Path) -> None:
 
 
 def publishing(queue: Queue, folder: Path) -> None:
-    """As drain, but every commit publishes a file; says so only once the commit has returned."""
+    """As `drain`, but every commit publishes a file; print a job only once its commit has returned."""
     session = queue.start_session(device="cpu", now=time.time(), alive_seconds=DAY)
     lease = queue.claim(session, now=time.time(), lease_seconds=DAY)
     while lease is not None:

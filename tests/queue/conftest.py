@@ -1,6 +1,6 @@
 """A queue on every backend, with a clock that only tests advance.
 
-The behaviour tests ask only for `world` (or `open_queue`), so a further backend is one more entry in `BACKENDS`.
+Tests of behaviour use only `world` or `open_queue`, so a new backend is one more entry in `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _on_postgresql(folder: Path, request: pytest.FixtureRequest) -> Queue:
 
 
 def postgres_url(folder: Path, request: pytest.FixtureRequest) -> str:
-    """The queue that belongs to a folder: one schema, emptied whenever another folder comes up."""
+    """The URL of a folder's queue: one schema, emptied for each new folder."""
     server = request.getfixturevalue("postgres_server")
     url = server.url(schema="conformance")
     if server.holds != folder:
@@ -87,7 +87,7 @@ class World:
         return self.queue.claim(session, now=self.now, lease_seconds=seconds, loaded=loaded)
 
     def take(self, session: str, *, loaded: tuple[int, int] | None = None, seconds: float = LEASE) -> Lease:
-        """A claim that must give something."""
+        """Claim a job, which must exist."""
         lease = self.claim(session, loaded=loaded, seconds=seconds)
         assert lease is not None
         return lease
@@ -96,14 +96,14 @@ class World:
         return self.queue.commit(lease, result={"dataset_hash": "d" * 64, **result}, now=self.now)
 
     def prepared(self, session: str, name: str = "full", **options: Any) -> None:
-        """An experiment whose `prepare` is committed."""
+        """Enqueue an experiment and commit its `prepare`."""
         self.enqueue(name, **options)
         lease = self.take(session)
         assert lease.job.kind == "prepare"
         self.commit(lease)
 
     def finish(self, session: str) -> list[str]:
-        """Do all that can be done, as a worker that keeps to the fold it has loaded; labels in order."""
+        """Do every job, preferring the loaded fold as a worker does; return their labels in order."""
         done, loaded = [], None
         while lease := self.claim(session, loaded=loaded):
             if lease.job.fold is not None:
@@ -124,7 +124,7 @@ class World:
 
 @pytest.fixture(params=sorted(BACKENDS))
 def open_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Queue]]:
-    """Opens the queue of this test; called again, it opens the same one as another process would."""
+    """Open the queue of this test; a second call opens the same queue as another process would."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(BACKENDS[request.param](tmp_path, request))
 
@@ -138,19 +138,19 @@ def world(open_queue: Callable[[], Queue], tmp_path: Path, request: pytest.Fixtu
 
 @pytest.fixture(params=sorted(BACKENDS))
 def open_queue_in(request: pytest.FixtureRequest) -> Callable[[Path], Queue]:
-    """Opens a queue in a given folder, for tests that need many."""
+    """Open a queue in a given folder, for tests that need several."""
     return lambda folder: BACKENDS[request.param](folder, request)
 
 
 @pytest.fixture(name="make_spec", scope="session")
 def _make_spec() -> Callable[..., Spec]:
-    """Makes a small valid experiment, for fixtures that outlive one test."""
+    """Create a small valid experiment, for fixtures that outlive a test."""
     return make_spec
 
 
 @dataclass
 class ModelJob:
-    """What the model knows of a job."""
+    """A job in the model."""
 
     key: tuple[str, Kind, int | None, int | None]
     order: int
@@ -184,7 +184,7 @@ class ModelJob:
 
 @dataclass
 class Model:
-    """The queue in plain Python."""
+    """A model of the queue in plain Python."""
 
     jobs: dict[tuple[str, Kind, int | None, int | None], ModelJob] = field(default_factory=dict)
     alive_until: dict[str, float] = field(default_factory=dict)
@@ -231,5 +231,5 @@ class Model:
 
 @pytest.fixture
 def make_model() -> Callable[[], Model]:
-    """Makes the plain model that the state machine compares the queue with."""
+    """Create the model that the state machine compares with the queue."""
     return Model

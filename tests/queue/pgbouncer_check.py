@@ -1,7 +1,7 @@
-"""A queue through a real PgBouncer in transaction mode, as hosted databases put one in front of themselves.
+"""Use a queue through a real PgBouncer in transaction mode, as hosted databases often require.
 
-Not collected by pytest by itself, since pip cannot install it: every run of the suite has an imitation instead
-(`tests/support/transaction_pooler.py`). With `pgbouncer` from the system's packages:
+Not collected by pytest, since pip cannot install PgBouncer: the suite uses an imitation
+(`tests/support/transaction_pooler.py`). Install `pgbouncer` from the system's packages, then:
 
     pytest tests/queue/pgbouncer_check.py
 """
@@ -51,7 +51,7 @@ def through(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFa
     folder.chmod(0o777)
     (folder / "users").write_text('"postgres" ""\n')
     (folder / "settings").write_text(_SETTINGS.format(server=postgres_server.port, port=port, folder=folder))
-    user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+    user = "nobody" if os.geteuid() == 0 else None  # pgbouncer refuses to run as root
     with subprocess.Popen([program, "-q", str(folder / "settings")], user=user) as process:
         until(lambda: "process up" in _text(folder / "log"), process)
         yield postgres_server.url(port=port)
@@ -64,7 +64,7 @@ def _text(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases run out as soon as the server is up."""
+    """Let leases expire as soon as the server is up."""
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Adopting the content of another database of the project: commits, sessions of other machines, whole copies."""
+"""A queue adopts commits and sessions of the project's other databases, or is a copy of one."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_two_sessions_take_different_folds_and_keep_them(world):
     assert (first.job.fold, second.job.fold) == (0, 1)
     for epoch in (2, 3):
         world.commit(first)
-        # Between the commit of one session and its next claim, the other one asks too, and must leave the fold alone.
+        # The other session also claims between a session's commit and its next claim, and must leave the fold alone.
         assert world.claim(two) is None
         first = world.take(one, loaded=_loaded(first))
         assert (first.job.fold, first.job.epoch) == (0, epoch)

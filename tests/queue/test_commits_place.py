@@ -25,13 +25,13 @@ def test_a_new_queue_has_no_place_until_one_is_recorded(world, open_queue):
 
 
 def test_of_two_places_recorded_at_once_the_first_counts(world):
-    """The second has looked before the first one told."""
+    """The second session reads the place before the first one records it."""
     world.queue.bind_commits(STORE, instead_of=None, by="a", now=world.now)
     with pytest.raises(QueueError, match=r"s3://bucket/one \(id 11\)"):
         world.queue.bind_commits(OTHER, instead_of=None, by="b", now=world.now)
     world.session()
     same = CommitsPlace(id="11", kind="store", address="file:///mounted/elsewhere")
-    world.queue.bind_commits(same, instead_of=None, by="b", now=world.now)  # the same place, for which both may work
+    world.queue.bind_commits(same, instead_of=None, by="b", now=world.now)  # both may work with the same place
     assert world.queue.commits_place() == STORE
 
 

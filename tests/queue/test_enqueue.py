@@ -1,4 +1,4 @@
-"""Enqueueing."""
+"""Enqueue experiments."""
 
 from __future__ import annotations
 

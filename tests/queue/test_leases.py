@@ -1,4 +1,4 @@
-"""What the holder of a lease may do, but a former holder may not."""
+"""The holder of a lease may write; a former holder may not."""
 
 from __future__ import annotations
 
@@ -485,7 +485,7 @@ def test_changed_data_are_refused_when_prepared_again(world):
     session = world.session()
     world.enqueue(folds=(0,), epochs=0)
     world.queue.commit(world.take(session), result={"dataset_hash": "old"}, now=world.now)
-    with world.queue.writing() as db:  # nothing in the queue does this; a database put together by hand could
+    with world.queue.writing() as db:  # only a database edited by hand can have this
         db.execute("UPDATE jobs SET state = 'waiting', result = NULL WHERE kind = 'prepare'")
     world.queue.retry("full", now=world.now)
     with pytest.raises(QueueError, match="crystals of full have changed"):

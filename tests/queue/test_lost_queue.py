@@ -1,4 +1,4 @@
-"""The queue is lost but its work exists: every command reports it, none begins a second one, recover repairs it."""
+"""If the queue is lost but its work exists, each command reports it, none begins another, recover rebuilds it."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def _search(project: Project) -> Path:
     return path
 
 
-#: These only read the queue.
+#: Commands that only read the queue.
 READING: dict[str, Callable[[Project], object]] = {
     "status": lambda project: project.status(),
     "events": lambda project: project.events(),
 }
-#: These read files where there is no queue.
+#: Commands that read files if there is no queue.
 READING_FILES: dict[str, Callable[[Project], object]] = {
     "is it a search": lambda project: project.is_search("head_finetune"),
     "results": lambda project: project.results("head_finetune"),
     "timeline": lambda project: project.timeline("head_finetune"),
     "stop": lambda project: project.stop(),
 }
-#: These add to the queue, take it elsewhere, or remove what its experiments need.
+#: Commands that add to the queue, move it, or remove what its experiments need.
 ADDING: dict[str, Callable[[Project], object]] = {
     "enqueue": lambda project: project.enqueue("pretrained_infer", dataset="sample"),
     "enqueue it again": lambda project: project.enqueue("head_finetune", dataset="sample", folds=[0, 1], epochs=5),
@@ -89,7 +89,7 @@ ADDING: dict[str, Callable[[Project], object]] = {
     "move commits": lambda project: project.move_commits(),
     "prune the cache": lambda project: project.prune_cache(),
 }
-#: These write a note that would replace the one of the lost queue.
+#: Commands that write a note, which would replace that of the lost queue.
 STEERING: dict[str, Callable[[Project], object]] = {
     "pause": lambda project: project.pause("head_finetune"),
     "resume": lambda project: project.resume("head_finetune"),
@@ -105,7 +105,7 @@ COMMANDS = READING | READING_FILES | ADDING | STEERING | WORKING
 
 
 def content_of(folder: ProjectFolder) -> Mapping[str, object]:
-    """All that a command could make worse: the queue's experiments, notes, and commits."""
+    """Everything that a command could damage: the queue's experiments, notes and commits."""
     files = {str(path): path.read_bytes() for path in folder.live_dir.glob("wanted/*")}
     files |= {str(path): path.read_bytes() for path in folder.live_dir.glob("checkpoints/*/*/*")}
     if not folder.queue_db.exists():
@@ -131,7 +131,7 @@ def test_every_command_says_what_is_lost_and_none_makes_it_worse(
     except QueueLost as error:
         is_refused, told = True, str(error)
     except MbqueueError:
-        pass  # there are no results, for example
+        pass  # for example because there are no results
     assert is_refused is refuses(command, state), told
     told += caplog.text
     assert said in told

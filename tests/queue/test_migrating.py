@@ -70,7 +70,7 @@ def test_a_queue_comes_back_from_postgresql_with_the_same_rows(used, url):
     assert made.rows == {table: len(rows) for table, rows in before.items()}
     with open_on_server(url) as queue:
         assert dump(queue) == before
-        queue.verify()  # its triggers guard it again
+        queue.verify()  # the triggers guard this database again
         with pytest.raises(QueueError, match="never deleted"), queue.writing() as db:
             db.execute("DELETE FROM jobs")
     (used.root / "mbqueue.toml").write_text(f'queue = "{url}"\n')
@@ -210,7 +210,7 @@ def test_a_queue_can_be_moved_back_and_forth_any_number_of_times(used, url, make
             queue.verify()
     aside = list(used.queue_db.parent.glob("queue.db.moved-*"))
     assert aside
-    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]  # each is whole in itself
+    assert not [path for path in aside if path.name.endswith(("-wal", "-shm"))]  # each queue is intact
 
 
 @pytest.mark.parametrize("source", ["file", "server"])
@@ -224,7 +224,7 @@ def test_a_session_that_was_frozen_while_its_queue_was_moved_writes_nothing_to_i
         frozen.retry("b", now=30.0)
         session = frozen.start_session(device="cpu", now=30.0, alive_seconds=60)
         lease = frozen.claim(session, now=30.0, lease_seconds=1.0)
-        with frozen.writing() as db:  # silent for long
+        with frozen.writing() as db:  # the session has been silent for long
             db.execute("UPDATE sessions SET alive_until = 0 WHERE id = ?", (session,))
         project.migrate_queue(url if source == "file" else "sqlite")
         published = []
@@ -271,7 +271,7 @@ def test_a_run_that_died_between_the_copy_and_the_mark_is_completed_by_the_next(
         with pytest.raises(Died):
             project.migrate_queue(target)
     with open_queue(project.folder, read_only=True) as queue:
-        assert dump(queue) == before  # it is not marked
+        assert dump(queue) == before  # the source is not marked
     project.migrate_queue(target)
     with pytest.raises(QueueMoved):
         open_queue(project.folder)
@@ -367,7 +367,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
     project.project = split
     session = project.train(5)
     for _ in range(4):
-        session.step()  # to the fold's predictions
+        session.step()  # train the fold and predict
     session.die()
     with Queue(split.queue_db) as queue:
         queue.end_session(session.id, reason="ended", now=project.clock.now())
@@ -398,7 +398,7 @@ def test_on_a_clusters_file_system_the_commits_and_results_come_along_both_ways(
 
 
 def test_all_that_a_queue_consists_of_is_copied(world):
-    """A column or a table that a later schema adds must not be forgotten."""
+    """The copy must include columns and tables that later schemas add."""
     of_sqlite = (
         "SELECT tables.name AS relation, columns.name FROM sqlite_master AS tables "
         "JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"

@@ -1,4 +1,4 @@
-"""Any mix of commands at once, from several threads with a connection each, leaves a queue that can be finished."""
+"""Threads run any mix of commands at once, each with its own connection, and the queue stays sound."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FOLDS, EPOCHS = (0, 1), 3
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases run out as soon as the server is up."""
+    """Let leases expire as soon as the server is up."""
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 
 @pytest.fixture
 def deadlocks(monkeypatch: pytest.MonkeyPatch) -> list[psycopg.Error]:
-    """Those that the server has broken up, as they reached its clients; SQLite has one writer at a time, and none."""
+    """The deadlocks that the server reported to its clients; SQLite has none, since it has one writer at a time."""
     found: list[psycopg.Error] = []
     explained = server_module.explained
 
@@ -43,7 +43,7 @@ def deadlocks(monkeypatch: pytest.MonkeyPatch) -> list[psycopg.Error]:
 
 
 class Mix:
-    """What the threads do."""
+    """The commands of the threads."""
 
     def __init__(self, open_queue: Callable[[], Queue], make_spec: Callable[..., Any], *, ending_others: bool) -> None:
         self._open, self._make_spec, self._ending_others = open_queue, make_spec, ending_others
@@ -51,7 +51,7 @@ class Mix:
         self._troubles: list[BaseException] = []
 
     def run(self) -> None:
-        """All of it; nothing but a lost lease may go wrong."""
+        """Run all threads; only a lost lease may fail."""
         actions = [(self._work, seed) for seed in range(WORKERS)] + [(self._steer, seed) for seed in range(STEERERS)]
         threads = [threading.Thread(target=self._noting_trouble, args=action) for action in actions]
         for thread in threads:
@@ -79,7 +79,7 @@ class Mix:
             if lease is None:
                 try:
                     lease = queue.claim(session, now=time.time(), lease_seconds=seconds, loaded=loaded)
-                except QueueError:  # another has ended it
+                except QueueError:  # another thread has ended this session
                     assert self._ending_others
                     session = self._session(queue)
                 if lease is None:
@@ -127,7 +127,7 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     for name in "ab":
         queue.enqueue(make_spec(name, folds=FOLDS, epochs=EPOCHS), results_dir=name, now=time.time())
     Mix(open_queue, make_spec, ending_others=ending_others).run()
-    # Ending a session that is claiming takes its locks in another order; then one of the two starts again.
+    # To end a session that is claiming takes its locks in another order, so one of the two starts again.
     assert ending_others or deadlocks == []
     assert queue.jobs(state=State.LEASED) == (), "by sessions that have all ended"
 
@@ -141,6 +141,6 @@ def test_any_mix_of_commands_leaves_a_queue_that_can_be_finished(open_queue, mak
     assert {job.state for job in queue.jobs()} <= {State.COMMITTED, State.SKIPPED}
     told: dict[int, State] = {}
     for event in queue.events(limit=100_000):
-        if event.job_id is not None:  # what happened to a job is one line, without gaps
+        if event.job_id is not None:  # a job's events form one chain without gaps
             assert event.from_state == told.get(event.job_id)
             told[event.job_id] = event.to_state

@@ -170,7 +170,7 @@ def test_a_silent_session_is_lost_and_an_ended_one_is_left_out(world):
     assert _overview(world)["sessions"] == []
 
 
-#: No process has a number that large.
+#: This number is larger than any process number.
 DEAD = ProcessIdentity(this_process().host, boot_id(), 2**22 + 1, 1)
 
 
@@ -217,7 +217,7 @@ def test_a_job_of_a_dead_process_is_shown_as_the_next_session_will_find_it(world
     (row,) = (row for row in shown["sessions"] if row["id"] == session)
     assert (row["state"], row["job"]["id"]) == ("died", lease.job.id)
     assert shown["jobs"]["leased"] == 0
-    assert world.queue.jobs(state=State.LEASED) != ()  # looking changes nothing
+    assert world.queue.jobs(state=State.LEASED) != ()  # reading the overview changes nothing
     world.queue.reap_dead(by="me", now=world.now)
     found = _overview(world)
     assert (shown["experiments"], shown["jobs"]) == (found["experiments"], found["jobs"])

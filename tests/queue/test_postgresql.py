@@ -1,4 +1,4 @@
-"""Features of the queue on PostgreSQL only: dialect, one clock, wake-up, roles, secrets, a versioned schema."""
+"""What only a queue on PostgreSQL has: a dialect, one clock, wake-up, roles, secrets and a versioned schema."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_times_are_the_servers_whatever_a_worker_believes(queue, make_spec, monk
     lease = queue.claim(session, now=wrong - 5e6, lease_seconds=60)
     row, now = queue.session(session), time.time()
     assert abs(outcome.experiment.enqueued_at - now) < 30
-    assert abs(row.deadline_at - (now + 100)) < 30  # the same distance from now
+    assert abs(row.deadline_at - (now + 100)) < 30  # as far from now as before
     assert abs(lease.expires_at - (now + 60)) < 30
     assert abs(queue.overview(now=wrong)["now"] - now) < 30
     assert queue.reap_expired(by="test", now=wrong) == 0
@@ -115,9 +115,9 @@ def test_a_transaction_in_which_nothing_is_asked_is_no_transaction(queue, url, p
 
 def test_a_waiting_worker_is_woken_when_there_is_something_to_claim(queue, url, make_spec, monkeypatch):
     monkeypatch.setattr(listening, "LONGEST_WAIT_SECONDS", 60.0)
-    monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)  # or a slow proof would leave each wait its whole length
+    monkeypatch.setattr(listening, "_PROOF_SECONDS", 60.0)  # a slow proof would prolong each wait
     over = threading.Event()
-    queue.wait(60.0, over.wait)  # begins to listen, and returns at once
+    queue.wait(60.0, over.wait)  # the first wait returns at once
     changes = [
         lambda other: other.enqueue(make_spec(), results_dir="r", now=0.0),
         lambda other: other.pause("full", now=0.0),
@@ -148,7 +148,7 @@ def test_a_waiting_worker_stops_when_asked(queue):
 
 def test_where_no_news_arrive_a_worker_looks_by_itself(queue, monkeypatch):
     monkeypatch.setattr(listening, "_PROOF_SECONDS", 0.1)
-    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # a channel without messages
+    monkeypatch.setattr(listening, "CHANNEL", "nowhere; SELECT 1")  # this channel has no messages
     waited = []
     for _ in range(2):
         queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
@@ -164,7 +164,7 @@ def test_news_that_were_late_once_are_listened_for_again(queue, monkeypatch):
     queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))
     later = time.monotonic() + listening._PROOF_AGAIN_SECONDS
     monkeypatch.setattr(listening.time, "monotonic", lambda: later)
-    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # begins to listen, and returns at once
+    queue.wait(2.0, lambda seconds: bool(waited.append(seconds)))  # the first wait returns at once
     assert waited == [2.0]
     assert queue.database._listener._connection is not None
 
@@ -182,7 +182,7 @@ def test_a_commit_that_keeps_its_fold_wakes_no_session(queue, url, make_spec, mo
 
 
 def documented_rights(place: str) -> str:
-    """The GRANTs of docs/how-to/many-machines.md, for the queue in one schema."""
+    """The GRANTs of docs/how-to/many-machines.md for one schema."""
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "many-machines.md").read_text(encoding="utf-8")
     grants = re.findall(r"GRANT [^;]* TO worker;", text)
     assert len(grants) >= 5
@@ -214,7 +214,7 @@ def test_a_worker_needs_only_the_documented_rights(queue, url, postgres_server, 
 
 def test_a_role_that_may_not_create_the_tables_gets_advice(url, postgres_server):
     postgres_server.sql("DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN")
-    with pytest.raises(QueueError, match=r"permission denied.*the role that owns them.*mbqueue enqueue") as caught:
+    with pytest.raises(QueueError, match=r"permission denied.*first mbqueue enqueue as that role") as caught:
         open_on_server(url.replace("postgres@", "visitor@"))
     assert "Check that the server runs" not in str(caught.value)
     postgres_server.sql("DROP ROLE visitor")
@@ -231,7 +231,7 @@ def test_a_newer_schema_is_refused(queue, url, postgres_server, read_only):
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-#: What a schema consists of, except what each transaction writes into it.
+#: The definitions in a schema, without those that each transaction writes.
 DEFINITIONS = """
     SELECT 'column', table_name || '.' || column_name, data_type || is_nullable || coalesce(column_default, '')
     FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name <> 'receipts'
@@ -252,7 +252,7 @@ def definitions(postgres_server, url):
 
 
 def make_old(postgres_server, url, version, source):
-    """A queue as a version of mbqueue made it, with the rows of another."""
+    """Create a queue as a version of mbqueue created it, with the rows of another queue."""
     place = parse_address(url).schema
     made = [(FIXTURES / f"postgresql_{number}.sql").read_text(encoding="utf-8") for number in range(1, version + 1)]
     script = "\n".join(made).replace("{schema}", place).replace("{channel}", "mbqueue")
@@ -346,7 +346,7 @@ class _UndoneError(Exception):
 
 
 def rows_read(queue, act):
-    """How many rows the server reads for what is done in one transaction, which is undone."""
+    """How many rows the server reads for an action in one transaction, which is rolled back."""
     statement = "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS n FROM pg_stat_xact_user_tables"
     read = 0
     with suppress(_UndoneError), queue.writing() as db:
@@ -435,7 +435,7 @@ def test_a_password_is_never_shown(postgres_server, tmp_path, caplog, monkeypatc
     ("url", "why"),
     [
         ("mysql://me:s3cr3t@host/db", "MBQUEUE_QUEUE must be a URL like postgresql://"),
-        # A password whose special characters are written as they are.
+        # Passwords whose special characters are not encoded.
         ("postgresql://me:p@s3cr3t@host:5432/db", "cannot be read.*%40 for @"),
         ("postgresql://me:p/s3cr3t@host:5432/db", "cannot be read.*%2F for /"),
         ("postgresql://me:1/s3cr3t@host/db", "cannot be read"),

@@ -1,4 +1,4 @@
-"""Real processes: frozen, racing, killed."""
+"""Real processes are frozen, race or are killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(world, tmp
     assert _read_line(stale) == "claimed 1"
     os.kill(stale.pid, signal.SIGSTOP)
     try:
-        world.now = time.time() + 1  # past the lease of 0.2 s, by the clock of the one that takes over
+        world.now = time.time() + 1  # the lease of 0.2 s has expired by the clock of the next holder
         session = world.session()
         lease = world.take(session)
         assert (lease.job.kind, lease.fence) == ("prepare", 2)
@@ -69,9 +69,9 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
     world.enqueue(folds=(0, 1, 2, 3, 4), epochs=400)
     worker = start("publishing", world.address, files, start_new_session=True)
     said = [_read_line(worker)]
-    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # when it dies is the thing that varies, not what must be true
+    time.sleep(random.Random(seed).uniform(0.0, 0.15))  # only the moment of death is random
     worker.kill()
-    said += worker.stdout.read().splitlines()  # not communicate(), which passes over what was read ahead with the first
+    said += worker.stdout.read().splitlines()  # communicate() would skip what was read ahead with the first line
     worker.communicate()
 
     if world.queue.database.dialect is SQLITE:
@@ -79,20 +79,20 @@ def test_kill_9_amid_commits_leaves_no_half_commit_and_loses_none(world, tmp_pat
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         connection.close()
-    else:  # the server may still be busy with its last word
+    else:  # the server may still run the last statement
         postgres_server = request.getfixturevalue("postgres_server")
         until(lambda: postgres_server.sql(_TRANSACTIONS) == [(0,)])
     jobs = {job.id: job for job in world.queue.jobs()}
     committed = {job_id for job_id, job in jobs.items() if job.state is State.COMMITTED}
-    assert {int(line) for line in said} <= committed  # nothing acknowledged is lost
-    assert len(committed) - len(said) <= 1  # at most the one that was not yet acknowledged
+    assert {int(line) for line in said} <= committed  # no acknowledged commit is lost
+    assert len(committed) - len(said) <= 1  # at most one commit was not yet acknowledged
     published = {tuple(int(part) for part in path.name.split("-")) for path in files.iterdir()}
-    assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published  # publish comes first
+    assert {(job_id, jobs[job_id].fence) for job_id in committed} <= published  # publish precedes the commit
     (orphan, *more) = published - {(job_id, jobs[job_id].fence) for job_id in committed} or [None]
     assert more == []
-    if orphan is not None:  # it died between publish and the end of the commit: still leased, for the next to adopt
+    if orphan is not None:  # a death between publish and the end of the commit leaves the job leased
         assert jobs[orphan[0]].state is State.LEASED
-    for job in committed:  # and what a commit makes ready, it made ready
+    for job in committed:  # each commit made the right jobs ready
         kinds = {event.to_state for event in world.queue.events(limit=100_000) if event.job_id == job}
         assert {State.LEASED, State.COMMITTED} <= kinds
     me = world.session()

@@ -14,7 +14,7 @@ EPOCHS = 19  # 5 × (19 + 1) + 2 = 102 jobs for each experiment
 
 
 def _filled(path, spec, n_experiments) -> Queue:
-    """102 jobs an experiment; in half of them all folds can be claimed, and five epochs of each are committed."""
+    """Experiments of 102 jobs; half of them have five committed epochs and a claimable job per fold."""
     queue = Queue(path)
     for number in range(n_experiments):
         queue.enqueue(
@@ -24,7 +24,7 @@ def _filled(path, spec, n_experiments) -> Queue:
             priority=number % 3,
         )
     session = queue.start_session(device="cpu", now=1.0, alive_seconds=1e9)
-    with queue.writing() as db:  # as thousands of commits would have left it
+    with queue.writing() as db:  # as after thousands of commits
         for claims in ("kind = 'prepare'", *(f"epoch = {epoch}" for epoch in range(1, 6))):
             half = f"{claims} AND experiment_id % 2 = 0"
             db.execute(f"UPDATE jobs SET state = 'ready' WHERE state = 'waiting' AND {half}")
@@ -60,10 +60,10 @@ def small(tmp_path, spec) -> Queue:
 
 
 def _steps(queue, action):
-    """How many instructions SQLite's virtual machine takes for `action`: its work, whatever the machine's speed."""
+    """The instructions that SQLite's virtual machine runs for `action`, which do not depend on the computer's speed."""
     every, taken = 10, itertools.count()
     with queue.reading() as db:
-        connection = db.connection  # this thread's, which `action` uses too
+        connection = db.connection  # the connection of this thread, which `action` also uses
     connection.set_progress_handler(lambda: next(taken) < 0, every)
     try:
         action()
@@ -82,10 +82,10 @@ def test_the_overview_of_102_000_jobs_takes_as_many_steps_a_job_as_that_of_204(s
 
 
 def _worker(queue):
-    """A session, and all that it does for a job, each of which leaves the queue as it was before."""
+    """A session and its actions for a job, each of which leaves the queue unchanged."""
     session = queue.start_session(device="cpu", now=2.0, alive_seconds=1e9)
     claim = partial(queue.claim, session, now=2.0, lease_seconds=60)
-    loaded = (2, 0)  # five of its epochs are committed
+    loaded = (2, 0)  # five epochs of the fold are committed
 
     def released(lease):
         queue.release(lease, reason="test", now=2.0)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server and its connection fail: they vanish, return, or are cut during a commit."""
+"""A real PostgreSQL server or its connection vanishes, returns, or is cut during a commit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mbqueue.queue.postgresql.server import PostgresServer, exists
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch) -> None:
-    """Leases run out as soon as the server is up."""
+    """Let leases expire as soon as the server is up."""
     monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.0)
 
 
@@ -102,7 +102,7 @@ def test_a_worker_frozen_past_its_lease_changes_nothing_when_it_wakes(queue, url
     try:
         session = queue.start_session(device="cpu", now=0.0, alive_seconds=60)
         lease = None
-        while lease is None:  # by the server's clock, the lease of 0.2 s runs out soon
+        while lease is None:  # the lease of 0.2 s expires soon by the server's clock
             lease = queue.claim(session, now=0.0, lease_seconds=60)
         assert (lease.job.kind, lease.fence) == ("prepare", 2)
         before, events = queue.jobs(), queue.events()
@@ -269,7 +269,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_so(queue, postgres_serve
 
 @contextmanager
 def _frozen(pid: int, *, seconds: float) -> Iterator[None]:
-    """A process that hangs without dying, at most this long."""
+    """Freeze a process, at most this long."""
     os.kill(pid, signal.SIGSTOP)
     wakes = threading.Timer(seconds, os.kill, [pid, signal.SIGCONT])
     wakes.start()
@@ -331,7 +331,7 @@ def test_waiting_for_a_server_draws_nothing_that_a_checkpoint_keeps(monkeypatch)
 
 
 class _Starts:
-    """What waits between two tries; it starts the server, which no call needed before."""
+    """A wait between two tries, which starts the server."""
 
     def __init__(self, server: RunningServer) -> None:
         self.server, self.waited = server, []
@@ -414,9 +414,9 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
 def test_a_silent_workers_transaction_is_rolled_back_and_its_commit_refused(url, make_spec, monkeypatch):
     monkeypatch.setattr(
         server_module, "SILENCE_SECONDS", 1
-    )  # before the connection is made, which says it to the server
+    )  # set before connecting, because the connection passes this to the server
 
-    def publish() -> None:  # silent for longer, and meanwhile another takes the job away
+    def publish() -> None:  # the first is silent for longer, and another session takes the job
         with open_on_server(url) as other:
             other.cancel("full", now=0.0)
 
@@ -450,7 +450,7 @@ def test_two_folds_that_commit_at_once_make_ready_the_job_that_needs_both(queue,
     end = PostgresServer._commit
 
     def end_together(self, client) -> None:
-        with suppress(threading.BrokenBarrierError):  # each waits for the other, unless that one waits for it
+        with suppress(threading.BrokenBarrierError):  # each waits for the other: a deadlock
             both_done.wait(2.0)
         end(self, client)
 

@@ -1,4 +1,4 @@
-"""Sessions, their crashes, and the list of events."""
+"""Sessions begin, crash and end, and events record it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_nothing_is_known_of_processes_of_other_machines(boot):
 
 @pytest.fixture
 def hidden_processes(monkeypatch):
-    """/proc as it is for other users' processes when it is mounted with hidepid."""
+    """Hide processes, as /proc does to other users when mounted with hidepid."""
     monkeypatch.setattr(processes, "_stat", lambda _pid: None)
 
 

@@ -1,4 +1,4 @@
-"""States of the SQLite file only: old, new, damaged, read-only."""
+"""A SQLite file may be old, new, damaged or read-only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture
 def open_queue(tmp_path) -> Iterator[Callable[[], Queue]]:
-    """As in conftest, on SQLite alone."""
+    """Open queues as in conftest, but only on SQLite."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(Queue(tmp_path / "state" / "queue.db"))
 
@@ -93,14 +93,14 @@ def test_a_database_of_every_version_opens_and_works(tmp_path, version):
 
 @pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION + 1))
 def test_the_definitions_of_every_version_are_known(tmp_path, version):
-    """A snapshot on a drive may be of an older mbqueue, and has these and no others."""
+    """A snapshot on a drive may come from an older mbqueue, and must have exactly these definitions."""
     with closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
         connection.executescript((FIXTURES / f"schema_{version}.sql").read_text(encoding="utf-8"))
         assert sqlite_schema.definitions(connection) == sqlite_schema.expected_definitions(version)
 
 
 def test_the_table_of_transitions_in_the_newest_fixture_is_the_one_in_the_code(tmp_path):
-    # Who changes the table must raise SCHEMA_VERSION, or databases that exist keep the old one.
+    # If you change the table, raise SCHEMA_VERSION: otherwise existing databases keep the old table.
     path = tmp_path / "queue.db"
     connection = sqlite3.connect(path)
     connection.executescript((FIXTURES / f"schema_{schema.SCHEMA_VERSION}.sql").read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def test_a_version_with_a_flipped_bit_is_not_mistaken_for_a_newer_mbqueues(world
 
 def test_a_creation_that_was_cut_off_is_finished_at_the_next_opening(tmp_path):
     path = tmp_path / "queue.db"
-    _sql(path, "PRAGMA journal_mode = WAL")  # all that the first attempt got done
+    _sql(path, "PRAGMA journal_mode = WAL")  # the first attempt did this much
     with Queue(path) as queue:
         assert queue.jobs() == ()
 

@@ -31,7 +31,7 @@ def test_a_queue_whose_file_was_replaced_is_not_written_any_more_not_even_by_a_t
         for _ in range(2):
             with pytest.raises(QueueReplaced, match=r"was replaced.*mbqueue work"):
                 queue.heartbeat(session, now=2.0, alive_seconds=60)
-            queue.database._local.__dict__.clear()  # as a thread finds it that has no connection yet
+            queue.database._local.__dict__.clear()  # as for a thread without a connection
     with Queue(path, read_only=True) as newer:
         assert newer.sessions() == ()
     with Queue(tmp_path / "queue.db.replaced", read_only=True) as before:
@@ -113,5 +113,5 @@ def test_a_queue_on_a_read_only_mount_is_read_when_its_file_has_everything(tmp_p
         pytest.skip("needs the right to mount, which root has: root could write to a folder without write bits")
     if is_settled:
         assert done.stdout.strip() == str([session]), done.stderr
-    else:  # what stands only in the write-ahead log must not be passed over in silence
+    else:  # rows that are only in the write-ahead log must not be ignored silently
         assert "cannot be opened" in done.stdout, done.stderr

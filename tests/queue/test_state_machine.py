@@ -1,8 +1,8 @@
-"""Any order of commands, on the queue and on a simple model of it: both always agree, and the invariants hold.
+"""Run commands in any order on the queue and on a simple model: both agree, and the invariants hold.
 
-The invariants: one accepted commit per (experiment, fold, epoch), unless it was rewound; epoch n never before
-epoch n − 1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded; no job goes round in
-circles, put back by its holders again and again without ever being committed.
+The invariants: one accepted commit per (experiment, fold, epoch), unless it was rewound; epoch n never before epoch n −
+1; an old fence never writes; an acknowledged commit is never lost; attempts are bounded; no job is rewound forever by
+its holders without a commit.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Key = tuple[str, Kind, int | None, int | None]
 
 
 def result_of(epoch: int | None) -> dict[str, Any]:
-    """What a job commits, so that two who train an epoch find the same."""
+    """The result of a job, which is the same whichever session trains the epoch."""
     return {"dataset_hash": "d"} if epoch is None else {"dataset_hash": "d", "epoch": epoch, "val_mae": 1 / epoch}
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Commands on one queue. `given` holds every lease ever given, most of them long lost."""
+    """Runs commands on one queue. `given` has every lease ever given, most of them lost."""
 
     open_queue: Callable[[Path], Queue]
     make_model: Callable[[], Any]
@@ -141,7 +141,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), jobs=st.integers(1, 6))
     def work(self, data, jobs):
-        """A session in good health."""
+        """Let a healthy session do some jobs."""
         lease = self.claim(data.draw(st.sampled_from(self.sessions)), None)
         for _ in range(jobs):
             if lease is None:
@@ -149,7 +149,7 @@ class QueueMachine(RuleBasedStateMachine):
             lease = self.commit_and_claim(lease, stops=False)
 
     def claim(self, session: str, loaded: tuple[str, int] | None) -> Lease | None:
-        loaded = None if loaded is None or loaded[1] is None else loaded  # only folds are loaded
+        loaded = None if loaded is None or loaded[1] is None else loaded  # sessions load only folds
         known = {experiment.name: experiment.id for experiment in self.queue.experiments()}
         place = (known[loaded[0]], loaded[1]) if loaded and loaded[0] in known else None
         if session not in self.model.alive_until:
@@ -176,11 +176,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.given.append(lease)
         return lease
 
-    # Chance alone seldom leads to where the mistakes are, so some commands go there by themselves.
+    # Random commands seldom reach the difficult states, so some commands lead there directly.
 
     @rule(data=st.data(), fold=FOLDS)
     def finish_a_fold(self, data, fold):
-        """A session in good health, until nothing of the fold is left."""
+        """Let a healthy session finish a fold."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         session = self.living_session()
         for _ in range(EPOCHS + 3):
@@ -191,7 +191,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fold=FOLDS, stops_at=st.integers(1, EPOCHS), to_epoch=st.none() | st.integers(0, EPOCHS))
     def stop_early(self, data, fold, stops_at, to_epoch):
-        """Early stopping skips what is left of a fold; then a checkpoint may turn out to be damaged."""
+        """Stop a fold early; then a checkpoint may turn out to be damaged."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         session = self.living_session()
         for _ in range(EPOCHS + 2):
@@ -207,7 +207,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.held(lease) for lease in self.given))
     @rule(data=st.data())
     def take_over(self, data):
-        """The holder falls silent, another takes the job, and then the first one wakes up and tries everything."""
+        """The holder falls silent, another session takes the job, and the first wakes up and tries every write."""
         old = data.draw(st.sampled_from([lease for lease in self.given if self.held(lease)]))
         self.now = self.held(old).expires
         job, place = self.model.jobs[key_of(old.job)], (old.job.experiment, old.job.fold)
@@ -217,7 +217,7 @@ class QueueMachine(RuleBasedStateMachine):
         result = {"dataset_hash": "d"}
         folds = [key[2] for key in self.model.jobs if key[0] == job.key[0] and key[2] is not None]
         fold = folds[0] if job.key[2] is None else job.key[2]
-        for write in (  # none may write, and none learns of anything but the lost lease
+        for write in (  # every write must raise LeaseLost
             lambda: self.queue.renew(old, now=self.now, lease_seconds=2 * LEASE),
             lambda: self.queue.save_progress(old, progress={"step": 1}),
             lambda: self.queue.release(old, reason="machine", now=self.now),
@@ -230,7 +230,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), retried=st.booleans())
     def fail_for_good(self, data, retried):
-        """A job that never works; a person may then give it all its attempts again."""
+        """Let a job always fail; a person may then retry it."""
         session = self.living_session()
         lease = self.claim(session, None)
         if lease is None:
@@ -248,7 +248,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(times=st.sampled_from([2, MAX_LOST_IN_A_ROW - 1, MAX_LOST_IN_A_ROW]))
     def lose_in_a_row(self, times):
-        """A job whose holders vanish."""
+        """Let the holders of a job vanish."""
         for _ in range(times):
             lease = self.claim(self.living_session(), None)
             if lease is None:
@@ -389,7 +389,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), action=st.sampled_from(["pause", "resume", "set_priority", "cancel", "retry", "rewind"]))
     def steer(self, data, action):
-        """What a person does to an experiment or a fold."""
+        """Let a person steer an experiment or a fold."""
         name, fold = data.draw(st.sampled_from(sorted({key[0::2][:2] for key in self.model.jobs}, key=str)))
         jobs = self.model.of(name, fold)
         actions = {
@@ -404,7 +404,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), gives_up=st.booleans(), retried=st.booleans())
     def prune(self, data, gives_up, retried):
-        """Nothing more of a trial is done, unless a session works on it; a while later its checkpoints are given up."""
+        """Prune a trial, unless a session works on it; later its checkpoints may be given up."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         jobs = self.model.of(name)
         is_held = any(job.state is State.LEASED for job in jobs)
@@ -432,7 +432,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def mend(self):
-        """Undo what keeps jobs from running, so that long runs come about."""
+        """Undo whatever keeps jobs from running, so that runs get long."""
         for name in sorted({key[0] for key in self.model.jobs}):
             jobs = self.model.of(name)
             self.pause(name, None, jobs, paused=False)
@@ -503,7 +503,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), fold=FOLDS, whys=st.sampled_from(["same", "another"]), commits=st.booleans())
     def find_damage_again_and_again(self, data, fold, whys, commits):
-        """The last job of a fold never gets what it needs, in any session."""
+        """Let every session find damage in what the last job of a fold needs."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         for time in range(MAX_REWINDS + 2):
             session = self.living_session()
@@ -530,7 +530,7 @@ class QueueMachine(RuleBasedStateMachine):
         skip_rest=st.booleans(),
     )
     def adopt(self, data, fold, epochs, differs_from, fence, is_within, skip_rest):
-        """A chain of commits of elsewhere; from some epoch on it is of another training."""
+        """Adopt another machine's chain of commits, which differs from some epoch on."""
         name = data.draw(st.sampled_from(sorted({key[0] for key in self.model.jobs})))
         jobs = [job for job in self.model.of(name, fold) if job.key[1] is Kind.TRAIN]
         prepare = self.model.jobs[(name, Kind.PREPARE, None, None)]
@@ -640,7 +640,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_job_goes_round_in_circles(self):
-        """By the events alone: between two commits a job is put back a few times, and never twice for one reason."""
+        """Check by the events that a job is rewound a few times between commits, never twice for one reason."""
         put_back, holder = defaultdict(list), {}
         for event in sorted(self.queue.events(limit=100_000), key=lambda event: event.id):
             key = (event.experiment, event.kind, event.fold, event.epoch)
@@ -661,12 +661,12 @@ class QueueMachine(RuleBasedStateMachine):
     # -- helpers --
 
     def held(self, lease: Lease) -> Any:
-        """The job, when the lease is still good."""
+        """The job if the lease is still valid, else None."""
         job = self.model.jobs[key_of(lease.job)]
         return job if job.state is State.LEASED and job.fence == lease.fence else None
 
     def attempt(self, lease: Lease, write: Callable[[], object]) -> Any:
-        """Write under a lease: it must work when the lease is good, and raise LeaseLost when it is not."""
+        """Write under a lease: this must work if the lease is valid, and raise LeaseLost if not."""
         job = self.held(lease)
         if job is None:
             with pytest.raises(LeaseLost):
@@ -676,7 +676,7 @@ class QueueMachine(RuleBasedStateMachine):
         return job
 
     def some_lease(self, data: st.DataObject) -> Lease:
-        """Mostly one that is still good."""
+        """Draw a lease, which is mostly still valid."""
         good = [lease for lease in self.given if self.held(lease)]
         return data.draw(st.sampled_from(good if good and data.draw(st.integers(0, 3)) else self.given))
 
@@ -708,6 +708,6 @@ def test_any_order_of_commands_agrees_with_the_model(open_queue_in, make_model):
             max_examples=50,
             stateful_step_count=40,
             deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],  # files are slow, and the machine may be busy
+            suppress_health_check=[HealthCheck.too_slow],  # file access is slow, and the machine may be busy
         ),
     )

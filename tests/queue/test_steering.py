@@ -9,7 +9,7 @@ from mbqueue.queue.steering import MAX_REWINDS
 
 
 def _trained(world, *, epochs=3, folds=(0,)):
-    """All done; the session that did it."""
+    """Do all jobs; return the session."""
     session = world.session(alive_seconds=1e9)
     world.enqueue(folds=folds, epochs=epochs)
     world.finish(session)
@@ -211,7 +211,7 @@ def test_epochs_skipped_by_early_stopping_come_back_when_rewound(world):
 
 
 def find_damage(world, session, why):
-    """The fold's predict finds its last epoch damaged, which is then made again."""
+    """Let the fold's predict find the last epoch damaged; then train that epoch again."""
     lease = world.take(session)
     while lease.job.kind != "predict":
         world.commit(lease)

@@ -1,4 +1,4 @@
-"""The table of transitions, and that the database enforces it."""
+"""The database enforces the table of transitions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mbqueue.errors import ForbiddenTransition, QueueError
 from mbqueue.queue import Queue, State
 from mbqueue.queue.transitions import TRANSITIONS, mermaid
 
-# What a row must look like in each state for the other rules of the table to hold.
+# Values of a row in each state that satisfy the other rules.
 _SHAPES = {
     State.LEASED: "fence = fence + 1, session_id = (SELECT id FROM sessions), lease_expires_at = 1, result = NULL",
     State.COMMITTED: "session_id = NULL, lease_expires_at = NULL, result = '{}'",
 }
 _BARE = "session_id = NULL, lease_expires_at = NULL, result = NULL"
 
-# From `waiting`, a way into every state.
+# A path from `waiting` to every state.
 _WAYS = {
     State.WAITING: [],
     State.READY: [State.READY],

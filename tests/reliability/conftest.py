@@ -1,4 +1,4 @@
-"""A small real experiment, from `init` to its results, and the invariants that must hold after any fault."""
+"""Run a small real experiment from `init` to its results, and check the invariants that must hold after any fault."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from mbqueue.project import ProjectFolder, find_project
 from mbqueue.queue.jobs import State
 from mbqueue.queue.store import Queue
 
-#: MBQUEUE_LONG=1 tries everything; without it each test tries a sample that differs from run to run.
+#: MBQUEUE_LONG=1 tries everything; otherwise each test tries a sample that differs from run to run.
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
-#: Which sample; printed by whatever fails.
+#: The seed of the sample; every failure prints it.
 SEED = int(os.environ.get("MBQUEUE_TEST_SEED", random.SystemRandom().randrange(10**6)))
-#: MBQUEUE_SHARE=2/5 tries the second fifth of a long version: to spread it over machines, or over time.
+#: MBQUEUE_SHARE=2/5 tries the second fifth of a long run, to spread the run over machines or days.
 SHARE, SHARES = map(int, os.environ.get("MBQUEUE_SHARE", "1/1").split("/"))
 
 EXPERIMENT = "head_finetune"
 ENQUEUE = ("enqueue", EXPERIMENT, "--dataset", "sample", "--folds", "0", "--epochs", "2")
 ENQUEUE += ("--set", "data.limit=24", "--set", "train.batch_size=8")
 WORK = ("work", "--device", "cpu", "--session", "none")
-#: A checkpoint after every step.
+#: Settings that write a checkpoint after every step.
 SETTINGS = "checkpoint_minutes = 1e-6\nlease_seconds = 60.0\n"
-#: The same of a project whose folder stands for a mount; what changes is beside it.
+#: The same settings for a project folder that stands for a mount, with its live folder beside it.
 ON_A_DRIVE = SETTINGS + 'live_dir = "../live"\n'
 
 
 def tell(text: str) -> None:
-    """Counts, for docs/explanation/reliability.md; pytest shows them with -s."""
+    """Print counts for docs/explanation/reliability.md; pytest shows them with -s."""
     sys.stdout.write(f"\n{text}\n")
     sys.stdout.flush()
 
 
 def share_of(points: Sequence[int]) -> list[int]:
-    """Those that are of this share, MBQUEUE_SHARE."""
+    """The points in the share that MBQUEUE_SHARE selects."""
     return list(points[SHARE - 1 :: SHARES])
 
 
 def points_of(name: str, n_operations: int, *, sample: int) -> list[int]:
-    """Which operations to try: all of this share, or a sample spread over the whole run."""
+    """The operations to try: all of this share, or a sample spread over the whole run."""
     if LONG:
         return share_of(range(1, n_operations + 1))
     chance = random.Random(f"{SEED} {name}")
@@ -67,7 +67,7 @@ def warm() -> Iterator[Warm]:
 
 @dataclass(frozen=True)
 class Lab:
-    """A place for one project and what is said in it; ``place`` is the project's folder, where it is another one."""
+    """A folder for one project and its logs; ``place`` is the project's folder if it is elsewhere."""
 
     warm: Warm
     folder: Path
@@ -81,7 +81,7 @@ class Lab:
 
     @property
     def live_folder(self) -> Path:
-        """What goes with the machine when the project is `ON_A_DRIVE`."""
+        """The folder that is lost with the machine if the project is `ON_A_DRIVE`."""
         return self.folder / "live"
 
     @property
@@ -94,33 +94,33 @@ class Lab:
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """The whole life of an experiment; each may be repeated."""
+        """The commands from `init` to the last session; each can be repeated."""
         return ("init", str(self.root)), self.enqueue, WORK
 
     def make(self) -> None:
-        """The empty folder with its settings, as a person makes it."""
+        """Create the empty folder with its settings, as a person would."""
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "mbqueue.toml").write_text(self.settings)
 
     def live(self, fault: Fault | None = None, **options: Any) -> int:
-        """`init`, `enqueue` and `work`, from whatever is there."""
+        """Run `init`, `enqueue` and `work` on whatever exists."""
         return self.warm.run(self.root, *self.commands, log=self.log, fault=fault, watched=self.folder, **options)
 
     def work(self, fault: Fault | None = None, command: Sequence[str] = WORK, **options: Any) -> int:
-        """One session."""
+        """Run one session."""
         return self.warm.run(self.root, command, log=self.log, fault=fault, watched=self.folder, **options)
 
     def project(self) -> ProjectFolder:
         return find_project(self.root)
 
     def results(self, fold: int = 0) -> tuple[bytes, bytes, list[dict[str, object]]]:
-        """What of a fold must be equal in equal runs."""
+        """The parts of a fold's results that must be equal in equal runs."""
         with Queue(self.project().queue_db, read_only=True) as queue:
             (experiment,) = queue.experiments()
         return outcome(self.root / experiment.results_dir, fold)
 
     def check_database(self) -> None:
-        """SQLite finds nothing wrong, and every job is committed."""
+        """Check that SQLite finds no damage, and that every job is committed."""
         path = self.project().queue_db
         connection = sqlite3.connect(path)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -129,7 +129,7 @@ class Lab:
             assert {job.state for job in queue.jobs()} == {State.COMMITTED}
 
     def check_queue(self, *, preemptions: int | None = None, may_fail: bool = False, may_rewind: bool = False) -> None:
-        """`check_database`, and every job was committed once and stayed so; no attempt failed, unless it may."""
+        """Check the database, that every job was committed once, and that no attempt failed unless allowed."""
         self.check_database()
         with Queue(self.project().queue_db, read_only=True) as queue:
             jobs, events = queue.jobs(), queue.events(limit=10**6)
@@ -142,12 +142,12 @@ class Lab:
             assert sum(job.preemptions for job in jobs) <= preemptions
 
     def age_left_overs(self) -> None:
-        """Let an hour pass for what dead processes left: until then it might be of a living one."""
+        """Make leftovers of dead processes an hour old: younger ones might belong to a live process."""
         for path in self.left_over():
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
 
     def left_over(self) -> list[Path]:
-        """Temporary files and folders."""
+        """The temporary files and folders that remain."""
         return sorted(self.folder.rglob(f"{TEMP_PREFIX}*"))
 
 
@@ -161,7 +161,7 @@ def lab(warm: Warm, tmp_path: Path) -> Lab:
 
 @dataclass(frozen=True)
 class Straight:
-    """An uninterrupted run: its results, and its operations ("kind path")."""
+    """The results of an uninterrupted run, and its operations ("kind path")."""
 
     folder: Path
     results: tuple[bytes, bytes, list[dict[str, object]]]
@@ -174,7 +174,7 @@ def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Straight:
 
 
 def go_straight(lab: Lab) -> Straight:
-    """Run an experiment that nothing happens to."""
+    """Run an experiment without any fault."""
     lab.make()
     trace = lab.folder / "trace"
     assert lab.live(trace=trace) == 0, lab.said

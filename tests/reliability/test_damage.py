@@ -1,4 +1,4 @@
-"""Flipped bits and truncated files of every kind in a project: detected or without effect, and always survived."""
+"""A flipped bit or a truncated file of any kind in a project is detected or has no effect, and training continues."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Target:
 
     Attributes:
         name: glob below the project.
-        is_checked: every byte of it is held against a checksum; else some bytes say nothing (blanks, padding, free
-            pages), and then only the result must be the same.
+        is_checked: whether a checksum covers every byte. Otherwise damage to unused bytes (blanks, padding, free pages)
+            may go unnoticed if the results are the same.
     """
 
     name: str
     is_checked: bool = False
 
 
-#: What there is when a session was killed in epoch 2.
+#: Files after a session was killed in epoch 2.
 TRAINING = [
     Target("state/queue.db"),
     Target("state/queue.db-wal"),
@@ -48,7 +48,7 @@ TRAINING = [
     Target("mbqueue.toml"),
     Target(f"jobs/{EXPERIMENT}.toml"),
 ]
-#: What there is when it was killed while recording.
+#: Files after a session was killed while recording.
 RECORDING = [
     Target("state/queue.db"),
     Target("state/queue.db-wal"),
@@ -57,7 +57,7 @@ RECORDING = [
     Target("results/daily/*/*/history_fold_0.csv", is_checked=True),
 ]
 
-#: What there is on a mount when the machine was lost while it published a fold's results.
+#: Files on a mount after the machine was lost while it published a fold's results.
 ON_THE_MOUNT = [
     "state/checkpoints/*/fold_0/*.pt",
     "state/checkpoints/*/fold_0/*.json",
@@ -86,7 +86,7 @@ def published(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_at(word: str, warm: Warm, folder: Path, settings: str = SETTINGS) -> Path:
-    """A project whose session was killed at the first operation on such a file."""
+    """A project whose session was killed at the first operation on a path with this word."""
     lab = Lab(warm, folder, settings=settings)
     lab.make()
     assert lab.live(Fault(at=1, about=word)) == -signal.SIGKILL
@@ -128,7 +128,7 @@ def test_damage_on_a_mount_whose_machine_was_lost_changes_no_result(
 
 
 def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: Path, target: Target) -> list[str]:
-    """What came out wrong, each with the place that was damaged."""
+    """Damage the file in many places; return what went wrong, with the place of the damage."""
     (original,) = (base / "project").glob(target.name)
     whole = original.read_bytes()
     counts, wrong = Counter(), []
@@ -147,7 +147,7 @@ def damage_in_many_places(warm: Warm, tmp_path: Path, straight: Straight, base: 
 
 
 def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
-    """(What, content) of some flips and cuts; the first flip is near the beginning, where headers are."""
+    """(description, content) of some flips and cuts; the first flip is near the start, where headers are."""
     found = []
     for number in range(FLIPS):
         place = chance.randrange(min(100, len(whole)) if number % 4 == 0 else len(whole))
@@ -162,10 +162,10 @@ def damages(whole: bytes, chance: random.Random) -> list[tuple[str, bytes]]:
 
 
 def survive(lab: Lab, straight: Straight, path: Path, whole: bytes, target: Target) -> str:
-    """Work on, do what the error says when there is one, and compare; says how it went."""
+    """Resume, follow the error message if there is one, and compare; return the outcome."""
     lab.log.unlink()
     if path.name == f"{EXPERIMENT}.toml":
-        # It was read when it was enqueued. Enqueued again, it is the same, or refused.
+        # The experiment file was read when enqueued. A second `enqueue` finds it unchanged, or refuses.
         code = lab.warm.run(lab.root, ENQUEUE, log=lab.log)
         assert code in {0, 1, 2}
         assert (code == 0) == ("already in the queue with this spec" in lab.said)

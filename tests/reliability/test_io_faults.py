@@ -1,4 +1,4 @@
-"""File and database operations that fail, once or for good: an error that helps, and nothing accepted is damaged."""
+"""A file or database operation that fails, once or for good, gives a helpful error and damages no accepted work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from warm import Warm
 from .conftest import EXPERIMENT, SEED, SHARE, SHARES, WORK, Lab, Straight, points_of, tell
 
 FAILURE = 1
-#: Everything but the database, which may lie on a disk that is still whole.
+#: All operations except the database's, which may be on an intact disk.
 FILES = ("open", "write", "fsync", "rename", "unlink")
 FAULTS = {
     "EIO once": {"number": errno.EIO},
@@ -55,7 +55,7 @@ def test_a_failing_operation_gives_an_error_that_helps_and_a_later_session_the_s
             assert "error: " in said or "failed" in said, f"{where}\n{said}"
         if options.get("for_good") and options["number"] == errno.ENOSPC and code == FAILURE:
             assert "full" in said or "No space left" in said, f"{where}\n{said}"
-        # What was accepted is whole: the next session takes it up, after a person has mended the disk.
+        # Accepted work is intact: after a person has repaired the disk, the next session resumes it.
         lab.age_left_overs()
         assert lab.warm.run(lab.root, *lab.commands[:2], ("retry", EXPERIMENT), WORK, log=lab.log) == 0, (
             f"{where}\n{lab.said}"

@@ -1,4 +1,4 @@
-"""`recover`, `restore` and `backup` of a project in mid-experiment, killed at a numbered operation and run again."""
+"""Kill `recover`, `restore` or `backup` of a project in mid-experiment at a numbered operation, and run it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARCHIVE = "kept.tar"
 
 
 def jobs(number: int) -> tuple[str, ...]:
-    """A session of so many jobs."""
+    """The arguments for a session of this many jobs."""
     return (*WORK, "--max-jobs", str(number))
 
 
@@ -38,18 +38,18 @@ def damage_queue(lab: Lab) -> None:
 
 
 def leave(_lab: Lab) -> None:
-    """Nothing happened to the queue."""
+    """Leave the project as it is."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """A command, and what it finds.
+    """A command, and the state in which it finds the project.
 
     Attributes:
         sample: deaths in the short version.
-        happened: to the project before.
-        names: what an error of a session that comes next names, if it cannot resume; one of several.
-        is_enough: what the command says when it was cut off after all was done.
+        happened: what happened to the project before the command.
+        names: words of which the next session's error must contain one, if that session cannot resume.
+        is_enough: what the command says if it was killed after it had done everything.
     """
 
     name: str
@@ -74,7 +74,7 @@ KEEPINGS = [
     Keeping("recover, the queue damaged", RECOVER, 2, damage_queue, names=AGAIN, is_enough=WHOLE),
     Keeping("recover, on a drive", RECOVER, 1, damage_queue, on_a_drive=True, names=AGAIN, is_enough=WHOLE),
     Keeping("restore", RESTORE, 3, names=RESTORE_AGAIN),
-    # Until anything was moved, it is still only the queue that is gone.
+    # Before anything was moved, only the queue is missing.
     Keeping("restore, the queue gone", RESTORE, 1, lose_queue, names=(*RESTORE_AGAIN, *AGAIN)),
     Keeping("restore, on a drive", RESTORE, 1, on_a_drive=True, names=RESTORE_AGAIN),
     Keeping("backup", ("backup", ARCHIVE), 2, is_enough="exists"),
@@ -82,7 +82,7 @@ KEEPINGS = [
 
 
 class Templates:
-    """Projects in mid-experiment, each made once, to be copied; with an archive of them beside, made a job before."""
+    """Projects in mid-experiment to copy, each made once, with an archive from one job earlier beside it."""
 
     def __init__(self, warm: Warm, base: Path) -> None:
         self._warm, self._base = warm, base
@@ -101,7 +101,7 @@ class Templates:
         return lab
 
     def copy(self, keeping: Keeping, folder: Path) -> Lab:
-        """A project to which what has happened has happened."""
+        """A copy of the project in the state that the command finds."""
         template = self.of(keeping.on_a_drive)
         shutil.copytree(template.folder, folder)
         lab = Lab(self._warm, folder, settings=keeping.settings)
@@ -152,7 +152,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     code = lab.work(Fault(at=point), command=command)
     assert code in {0, -signal.SIGKILL}, code
     lab.age_left_overs()
-    # Half of the time a session runs first, without the command.
+    # In half of the cases, a session runs first, without the command.
     if point % 2 and keeping.names and lab.work() == 0:
         check(lab, straight)
         return int(code != 0)
@@ -161,7 +161,7 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
     again = lab.work(command=command)
     assert again == 0 or (again == 2 and keeping.is_enough and keeping.is_enough in lab.said), again
     if keeping.command[0] == "backup":
-        # What is there is whole, whenever it came to be there.
+        # An archive that exists is complete, whenever it was written.
         assert lab.work(command=absolute(lab, RESTORE)) == 0
     assert lab.work() == 0
     check(lab, straight)
@@ -170,6 +170,6 @@ def die_and_go_on(lab: Lab, straight: Straight, keeping: Keeping, point: int) ->
 
 
 def check(lab: Lab, straight: Straight) -> None:
-    """The experiment is done, and came out as it does when nothing happens."""
+    """Check that the experiment is done, with the results of an uninterrupted run."""
     assert lab.results() == straight.results
     lab.check_database()

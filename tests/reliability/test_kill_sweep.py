@@ -1,4 +1,4 @@
-"""An experiment whose process dies at a numbered operation, and again while it recovers, changes not one bit."""
+"""An experiment whose process dies at a numbered operation, and again while recovering, gives the same bytes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from .conftest import (
     tell,
 )
 
-#: Operations at the end of a run that another run may not have: heartbeats come by the clock. On a drive a thread
-#: publishes beside the training, and what it finds to publish in one round depends on who is faster.
+#: Operations at the end of a run that another run may lack, since heartbeats follow the clock. On a drive, a thread
+#: publishes during training, and what one round finds depends on timing.
 CLOCKED, CLOCKED_ON_A_DRIVE = 30, 150
 
 
@@ -51,8 +51,8 @@ class Death:
     Attributes:
         action: see `Fault`.
         sample: deaths in the short version.
-        on_a_drive: the project lies on a mount; what changes is on the machine's own disk.
-        with_machine: whatever is not on the mount is gone, too.
+        on_a_drive: whether the project is on a mount, with its live folder on the machine's own disk.
+        with_machine: whether everything that is not on the mount is lost too.
     """
 
     name: str
@@ -89,14 +89,14 @@ def test_an_experiment_that_dies_at_an_operation_and_again_recovering_equals_an_
 
 
 def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Callable[[str], Lab]) -> None:
-    """Die at each point, and again while recovering, each in a lab of its own."""
+    """For each point, die there and again while recovering, in a new lab."""
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # The second death depends on the point alone, so that shares and repetitions die alike.
+        # The second death depends only on the point, so that shares and repetitions die alike.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
-        # What is left to do takes fewer operations; a point beyond its end lets recovery run through.
+        # The remaining work takes fewer operations; a point beyond its end lets recovery finish.
         again = chance.randrange(1, len(operations) - point + 40)
         try:
             died = die_twice(lab, straight, death, point, again, len(operations))
@@ -127,7 +127,7 @@ def test_an_experiment_of_any_kind_that_dies_twice_equals_an_uninterrupted_one(
 
 
 def write_table(path: Path, number: int) -> Path:
-    """The first crystals of the sample, with a class."""
+    """Write a table of the sample's first crystals, with a class."""
     with gzip.open(SAMPLE_FILE, "rt") as lines:
         rows = [json.loads(line) for line in itertools.islice(lines, number)]
     path.write_text("\n".join(json.dumps({**row, "class": row["e_form"] < -1.0}) for row in rows))
@@ -144,7 +144,7 @@ def of_target(kind: str, table: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class MadeLab(Lab):
-    """A lab whose experiment is made from those of another project, of which it begins with a copy."""
+    """A lab that begins as a copy of another project and makes an experiment from those in it."""
 
     members: Path = Path()
 
@@ -157,7 +157,7 @@ class MadeLab(Lab):
             shutil.copytree(self.members, self.root)
 
     def results(self, fold: int = 0) -> Any:
-        """Its files except for times: predictions, the model if it has one, scores and weights."""
+        """The experiment's files without times: predictions, the model if it has one, scores and weights."""
         with Queue(self.project().queue_db, read_only=True) as queue:
             folder = self.root / queue.experiment("made").results_dir
         content = read_recorded(folder).content
@@ -201,11 +201,11 @@ def test_what_is_made_from_recorded_experiments_and_dies_twice_equals_what_is_ma
 
 
 def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int, n_operations: int) -> int:
-    """Die, die again or get done, get done; returns how often it died."""
+    """Die, perhaps die again, then finish; return the number of deaths."""
     lab.make()
     code = lab.live(Fault(at=point, action=death.action))
     if code == 0:
-        # One run has a few operations more than another: it was over before this one.
+        # Runs differ by a few operations: this run ended before the point.
         assert point > n_operations - (CLOCKED_ON_A_DRIVE if death.on_a_drive else CLOCKED), lab.said
         return 0
     assert code == -signal.SIGKILL
@@ -215,14 +215,14 @@ def die_twice(lab: Lab, straight: Straight, death: Death, point: int, again: int
     clean_up(lab, death)
     assert lab.live() == 0
     assert lab.results() == straight.results
-    # A new machine adopts what it finds on the mount, and knows of no more than that.
+    # A new machine adopts what is on the mount, and knows nothing else.
     lab.check_queue(preemptions=None if death.with_machine else 2, may_rewind=death.with_machine)
     assert not lab.left_over()
     return 1 + (code != 0)
 
 
 def clean_up(lab: Lab, death: Death) -> None:
-    """What happens between a death and the next session."""
+    """Do what happens between a death and the next session."""
     if death.with_machine:
         shutil.rmtree(lab.live_folder, ignore_errors=True)
     lab.age_left_overs()

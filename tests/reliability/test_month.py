@@ -1,4 +1,4 @@
-"""A rehearsal of the month: five folds of a full finetune, in many sessions that all end badly."""
+"""Rehearse a month: five folds of a full finetune in many sessions that all end badly."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ LEAST_SESSIONS = 40 if LONG else 15
 CRYSTALS, EPOCHS = (60, 3) if LONG else (20, 2)
 ENQUEUE = ("enqueue", "full_finetune", "--dataset", "sample", "--folds", "0-4", "--epochs", str(EPOCHS))
 ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
-#: How the first sessions end; the others end by chance, with these weights: one deadline costs seconds, and gets far.
+#: How the first sessions end. Later endings are random, with these weights: a deadline takes seconds and gets far.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
-#: Before a session has begun, while its project is taken from the mount, SIGTERM ends it at once, and a lost mount
-#: is an error; later it trains on without the mount, to the end when that is near.
+#: While a session still reads its project from the mount, SIGTERM ends it at once, and a lost mount is an error. Later,
+#: the session trains on without the mount, to the end if that is near.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
     "SIGKILL": {-signal.SIGKILL},
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
-#: Operations of the shortest and the longest session. On a drive a new machine needs a hundred until its first step.
+#: Operations of the shortest and the longest session. On a drive, a new machine needs a hundred before its first step.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: Of the sessions that there must be, so that they do not come to the end too early.
+#: The share of the required sessions before which the run must not end.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 
 @dataclass
 class Timing:
-    """Where the seconds of some sessions went.
+    """How some sessions spent their seconds.
 
     Attributes:
-        seconds: of the processes, from beginning to end.
-        starting: until its first step, of each session; all of it when it took none.
-        publishing: of rounds of publishing that came to their end, beside the training or after it.
+        seconds: duration of the processes.
+        starting: seconds of each session until its first step, or all of them without a step.
+        publishing: seconds of completed rounds of publishing, during or after training.
     """
 
     steps: int = 0
@@ -57,7 +57,7 @@ class Timing:
     publishing: float = 0.0
 
     def add(self, trace: Path, began: float, ended: float) -> None:
-        """One more session, by its trace."""
+        """Add a session, given its trace."""
         told = [line.split(" ") for line in trace.read_text().splitlines()] if trace.exists() else []
         steps = [float(words[2]) for words in told if words[:2] == ["-", "step"]]
         self.steps += len(steps)
@@ -66,7 +66,7 @@ class Timing:
         self.publishing += sum(float(words[2]) for words in told if words[:2] == ["-", "published"])
 
     def compared(self, straight: Timing) -> str:
-        """What it cost more than one uninterrupted run, as shares of that."""
+        """The extra cost as shares of an uninterrupted run."""
         starting = sum(self.starting) - sum(straight.starting)
         return (
             f"{self.steps} steps for {straight.steps} ({self.steps / straight.steps - 1:.0%} done again); "
@@ -78,7 +78,7 @@ class Timing:
 
 @pytest.fixture(scope="module")
 def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Timing]:
-    """One uninterrupted run of all folds."""
+    """Run all folds without interruption."""
     lab = Lab(warm, tmp_path_factory.mktemp("straight"), enqueue=ENQUEUE)
     lab.make()
     assert warm.run(lab.root, *lab.commands[:2], log=lab.log) == 0, lab.said
@@ -89,7 +89,7 @@ def straight(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab,
 
 
 def check(endings: list[str], month: Lab, straight: Lab) -> None:
-    """Every kind of ending was there, and nothing of it can be seen in the results."""
+    """Check that every kind of ending occurred, and that results are those of an uninterrupted run."""
     counted = Counter(endings)
     assert len(endings) >= LEAST_SESSIONS, counted
     assert set(counted) == set(ENDINGS), counted
@@ -98,13 +98,13 @@ def check(endings: list[str], month: Lab, straight: Lab) -> None:
 
 
 def report(where: str, endings: list[str], timing: Timing, straight: Timing) -> None:
-    """What it cost."""
+    """Print the cost of the interruptions."""
     counted = ", ".join(f"{number} {ending}" for ending, number in sorted(Counter(endings).items()))
     tell(f"{where}: {len(endings)} sessions cut off ({counted}); {timing.compared(straight)}")
 
 
 def next_ending(chance: random.Random, before: list[str]) -> str:
-    """Each of them once, then by chance."""
+    """Each ending once, then random ones."""
     if len(before) < len(ENDINGS):
         return list(ENDINGS)[len(before)]
     assert len(before) < 40 * LEAST_SESSIONS, f"MBQUEUE_TEST_SEED={SEED}: it does not come to its end"
@@ -112,8 +112,8 @@ def next_ending(chance: random.Random, before: list[str]) -> str:
 
 
 def command_for(ending: str, chance: random.Random) -> tuple[str, ...]:
-    """A session without a deadline, or with a short one."""
-    # Nothing is begun that has less than 5 s, and a tenth is kept free twice: this leaves a second or so.
+    """The arguments of a session without a deadline, or with a short one."""
+    # Nothing begins with less than 5 s left, and a tenth is kept free twice, which leaves about a second.
     return (*WORK[:-1], f"{chance.uniform(7.0, 8.0):.1f}s") if ending == "deadline" else WORK
 
 
@@ -125,13 +125,13 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
     assert warm.run(month.root, *month.commands[:2], log=month.log) == 0, month.said
     while True:
         ending = next_ending(chance, endings)
-        # A session runs for some operations; few of them, so that there are many sessions.
+        # A session runs for few operations, so that there are many sessions.
         at = chance.randrange(SHORTEST, LONGEST)
         fault = {
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # Without a live folder elsewhere everything is on what is gone.
+            # Without a separate live folder, everything was on the lost mount.
             "lost mount": Fault(at=at, action="fail", number=errno.ENOTCONN, for_good=True),
         }[ending]
         trace, began = month.folder / f"trace{len(endings)}", time.monotonic()
@@ -147,7 +147,7 @@ def test_a_month_of_sessions_that_all_end_badly_equals_one_uninterrupted_run(
 
 
 class MonthOnADrive:
-    """A project on a simulated drive, and the machine that works on it now."""
+    """A project on a simulated drive, and its current machine."""
 
     def __init__(self, warm: Warm, folder: Path, chance: random.Random) -> None:
         self._warm, self._folder, self._chance = warm, folder, chance
@@ -155,10 +155,10 @@ class MonthOnADrive:
         self.machines = 0
         self._new_machine()
         assert warm.run(self.lab.root, *self.lab.commands[:2], log=self.lab.log, watched=folder) == 0, self.lab.said
-        self.drive.settle()  # a person sees that it is enqueued before they start anything
+        self.drive.settle()  # a user waits until the experiment shows as enqueued
 
     def _new_machine(self) -> None:
-        """It sees a part of what is on the drive; what was on the disk of the one before is gone."""
+        """Start a new machine that sees a part of the drive; the disk of the machine before is lost."""
         self.client: Client = self.drive.connect()
         self.machines += 1
         settings = SETTINGS + 'live_dir = "../../live"\n'
@@ -172,9 +172,9 @@ class MonthOnADrive:
         return not self.client.is_mounted
 
     def go_on(self, ending: str) -> None:
-        """Some of what was written is uploaded; then the machine is lost, or its mount comes back."""
+        """Upload some of the written files; then lose the machine, or bring its mount back."""
         if ending in {"SIGTERM", "deadline"} and self._chance.random() < 0.7:
-            self.drive.settle()  # who ends a session lets the drive finish, with the end command for example
+            self.drive.settle()  # whatever ends a session lets the drive finish, for example the end command
         for _ in range(self._chance.randrange(1, 4)):
             self.drive.move()
         if self._chance.random() < 0.5:
@@ -198,7 +198,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # It trains on here for a while, and is then told to end, as when a machine is given back.
+            # The session trains on for a while, and is then asked to end, as when a machine is given back.
             "lost mount": Fault(at=at, action="unmount", mount=str(lab.root), later=chance.randrange(20, 60)),
         }[ending]
         trace, began = tmp_path / f"trace{len(endings)}", time.monotonic()
@@ -209,7 +209,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
         if code == 0 and not is_lost:
             break
         if code == USAGE and "Nothing is enqueued" in lab.said.splitlines()[-1]:
-            month.drive.deliver(month.client, share=1.0)  # it saw nothing of the drive yet; a person waits
+            month.drive.deliver(month.client, share=1.0)  # the machine saw nothing of the drive yet; a user would wait
             continue
         assert code in CODES[ending], where
         assert is_lost == (ending == "lost mount"), where

@@ -1,4 +1,4 @@
-"""Searches whose sessions are killed at random moments, one at a time and two at once, on both databases."""
+"""Kill the sessions of a search at random moments, alone or two at once, on both databases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mbqueue.search.trials import Trial, TrialState, trials_of
 from .conftest import LONG, SEED, SETTINGS, WORK, Lab, tell
 
 TRIALS, EPOCHS, DEATHS = (12, 8, 20) if LONG else (4, 3, 3)
-#: Database, and sessions at once.
+#: Database, and number of concurrent sessions.
 WAYS = [("sqlite", 1), ("postgresql", 2)]
 if LONG:
     WAYS += [("sqlite", 2), ("postgresql", 1)]
@@ -48,17 +48,17 @@ SAMPLER
 "train.batch_size" = {{ choices = [4, 8] }}
 "train.ema_decay" = {{ choices = [0.0, 0.9], when = {{ "train.batch_size" = [8] }} }}
 """
-#: What it suggests depends on the results before; and one whose suggestions are of seed and number alone, so that two
-#: workers try the settings of one.
+#: One sampler suggests from earlier results. The other uses only seed and number, so two workers try the same settings
+#: as one.
 TPE, RANDOM = 'sampler = "tpe"', 'sampler = "random"'
 
 
 @dataclass(frozen=True)
 class Searched:
-    """A search that was done to its end.
+    """A finished search.
 
     Attributes:
-        kept: trial → what must be equal in equal runs, of those trained to their end.
+        kept: trial trained to its end → what must be equal in equal runs.
     """
 
     trials: list[Trial]
@@ -66,12 +66,12 @@ class Searched:
 
     @property
     def shown(self) -> list[Any]:
-        """All that an uninterrupted search and one that was killed have alike."""
+        """What an uninterrupted search and a killed one have in common."""
         return [(one.number, dict(one.settings), one.state, dict(one.curves)) for one in self.trials]
 
     @property
     def settings(self) -> list[Any]:
-        """Of each trial, in its order."""
+        """The settings of each trial, in order."""
         return [(one.number, dict(one.settings)) for one in self.trials]
 
 
@@ -87,7 +87,7 @@ def make(warm: Warm, folder: Path, sampler: str, *, server: str = "") -> Lab:
 
 
 def searched(lab: Lab) -> Searched:
-    """What there is of the search, whose every epoch must have been committed once, after the one before it."""
+    """The search so far; check that every epoch was committed once, in order."""
     project = find_project(lab.root)
     with open_queue(project, read_only=True) as queue:
         trials = trials_of(queue.overview(now=time.time()), "hunt")
@@ -108,7 +108,7 @@ def _results(lab: Lab, trial: Trial) -> str:
 
 
 def by_themselves(warm: Warm, folder: Path, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Name → results of experiments with these settings that belong to no search."""
+    """Name → results of experiments with these settings outside a search."""
     lab = Lab(warm, folder)
     lab.make()
     assert warm.run(lab.root, ("init", str(lab.root)), log=lab.log) == 0, lab.said
@@ -123,7 +123,7 @@ def by_themselves(warm: Warm, folder: Path, found: dict[str, dict[str, Any]]) ->
 
 
 def work_and_die(lab: Lab, chance: random.Random, seconds: float, *, workers: int, deaths: int) -> int:
-    """Sessions until nothing is left, all of which are killed at random moments as long as ``deaths`` are left."""
+    """Run sessions until nothing is left; kill them at random moments while ``deaths`` are left."""
     died = 0
     while True:
         started = [lab.warm.start(lab.root, WORK, log=lab.log, patience=550) for _ in range(workers)]
@@ -140,7 +140,7 @@ def work_and_die(lab: Lab, chance: random.Random, seconds: float, *, workers: in
 
 @pytest.fixture(scope="module")
 def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Searched, float]]:
-    """Sampler → the search of one undisturbed worker, and how many seconds that took."""
+    """Sampler → the search of one undisturbed worker, and its duration in seconds."""
     found = {}
     for sampler in (TPE, RANDOM):
         lab = make(warm, tmp_path_factory.mktemp("undisturbed"), sampler)
@@ -163,7 +163,7 @@ def test_a_search_whose_sessions_are_killed_loses_and_doubles_no_trial_and_keeps
     sampler = TPE if workers == 1 else RANDOM
     straight, seconds = undisturbed[sampler]
     deaths, ways, tried = 0, 0, {}
-    while deaths < DEATHS:  # one search may be over before it was killed so often
+    while deaths < DEATHS:  # a search may finish before all these deaths
         server: PostgresServer | None = request.getfixturevalue("postgres_server") if database != "sqlite" else None
         lab = make(warm, tmp_path / str(ways), sampler, server="" if server is None else server.url())
         deaths += work_and_die(lab, chance, 2 * seconds / DEATHS, workers=workers, deaths=DEATHS - deaths)

@@ -1,12 +1,11 @@
-"""Open a report and a comparison on 132,752 artificial crystals in a real headless browser, and check for errors.
+"""Open a report and a comparison of 132,752 artificial crystals in a real headless browser, and check for errors.
 
-Not collected by pytest, because a bare machine has no browser; the continuous integration installs one and runs
+Not collected by pytest, because not every machine has a browser. Continuous integration installs one and runs
 
     python tests/results/browser_check.py [--screenshots DIR]
 
-It fails (exit code 1) on any message in the browser's console, a blocked request included, on a plot that is not
-drawn, is empty, sticks out of the page or is squeezed into that of a phone, and on a blank screenshot. Exit code 2:
-there is no Chromium or Chrome.
+Exit code 1 means a message in the browser's console, a blocked request, a blank screenshot, or a plot that is missing,
+empty, wider than the page or squeezed on a phone. Exit code 2 means that there is no Chromium or Chrome.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ REPORT_PLOTS = (
 )  # fmt: skip
 IN_A_ROW = ("parity", "errors", "by-atoms", "by-target", "by-elements")
 WIDTH = 1250
-#: The narrowest window that a headless Chromium makes.
+#: The narrowest window of a headless Chromium.
 PHONE_WIDTH = 500
 #: A PNG of a page without plots is far smaller.
 SMALLEST_SCREENSHOT = 40_000
 FOLDS = range(5)
-#: Sessions of a project on a drive: kind and minutes; `publish` is beside what comes before it.
+#: Sessions of a project on a drive, as kind and minutes; `publish` runs during the part before it.
 SESSION = (
     ("idle", 1), ("load", 2), ("train", 50), ("checkpoint", 1), ("publish", 3), ("train", 40), ("predict", 6),
     ("lost to deaths", 4),
@@ -53,7 +52,7 @@ SESSION = (
 
 
 def compositions(n: int, fold: int) -> list[str]:
-    """Oxides and halides of any two metals, light ones more often."""
+    """Oxides and halides of two random metals, mostly light ones."""
     rng = np.random.default_rng(fold)
     metals = [symbol for symbol in POSITIONS if symbol not in ("O", "F", "Cl", "He", "Ne", "Ar", "Kr", "Xe")]
     shares = np.exp(-np.arange(len(metals)) / 30)
@@ -75,7 +74,7 @@ def spans() -> list[Span]:
 
 
 def make_recorded(folder: Path, name: str, seed: int) -> Recorded:
-    """A recorded experiment of the size of the official task; the same crystals for every seed."""
+    """A recorded experiment as large as the official task; every seed has the same crystals."""
     for fold in FOLDS:
         n = FORMATION_ENERGY.n // 5 + (fold < FORMATION_ENERGY.n % 5)
         write_history(
@@ -98,7 +97,7 @@ def browse(browser: str, page: Path, *options: str) -> subprocess.CompletedProce
 
 
 def troubles_on_a_phone(browser: str, page: Path) -> list[str]:
-    """Wide figures that were squeezed into a narrow page, where they should scroll; those of a row may be narrow."""
+    """Wide figures that a narrow page squeezed instead of scrolling; figures in a row may be narrow."""
     seen = browse(browser, page, f"--window-size={PHONE_WIDTH},900", "--dump-dom").stdout
     found = []
     for name, section in re.findall(r'id="plot-([a-z-]+)"(.*?)(?=id="plot-|\Z)', seen, flags=re.DOTALL):
@@ -127,7 +126,7 @@ def troubles(browser: str, page: Path, plots: tuple[str, ...]) -> list[str]:
 
 
 def screenshot(browser: str, page: Path, target: Path) -> list[str]:
-    """Take a picture of the whole page; says so when it is blank."""
+    """Take a screenshot of the whole page; return a complaint if it is blank."""
     browse(browser, page, f"--window-size={WIDTH},7200", "--hide-scrollbars", f"--screenshot={target}")
     size = target.stat().st_size
     return [] if size > SMALLEST_SCREENSHOT else [f"{target.name} has only {size} bytes: the page looks blank"]

@@ -48,7 +48,7 @@ def made_up_history(epochs: int, *, seed: int = 0, session: str = "s1", device: 
 
 
 def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float = 0.02) -> Predictions:
-    """Targets depend on the fold only, errors on fold and seed, so two seeds are two models on the same crystals."""
+    """Targets depend only on the fold, errors on fold and seed, so two seeds are two models on the same crystals."""
     crystals = np.random.default_rng([fold, 7])
     y_true = crystals.normal(-1.5, 1.0, n)
     noise = np.random.default_rng([fold, seed, 8])
@@ -62,7 +62,7 @@ def made_up_predictions(n: int, *, fold: int = 0, seed: int = 0, spread: float =
 
 
 def made_up_inputs() -> RecordInputs:
-    """What is recorded beside the tables, for two folds of own data."""
+    """What is recorded beside the tables, for two folds of the user's own data."""
     spec = Spec(name="small")
     return RecordInputs(
         experiment="small",
@@ -87,7 +87,7 @@ def made_up_inputs() -> RecordInputs:
 
 @pytest.fixture(scope="session")
 def make_inputs() -> Callable[[], RecordInputs]:
-    """``made_up_inputs``, for fixtures of a module."""
+    """The function ``made_up_inputs``, for fixtures of a module."""
     return made_up_inputs
 
 
@@ -99,7 +99,7 @@ def inputs() -> RecordInputs:
 
 @pytest.fixture
 def fill() -> Callable[..., Path]:
-    """Write the files of some folds into a folder, as train and predict jobs do."""
+    """Write the files of some folds as train and predict jobs do."""
 
     def write(folder: Path, *, folds: tuple[int, ...] = (0, 1), n: int = 40, epochs: int = 3, seed: int = 0) -> Path:
         for fold in folds:
@@ -133,7 +133,7 @@ def predictions() -> Callable[..., Predictions]:
 
 @pytest.fixture(scope="session")
 def official_predictions() -> dict[int, Predictions]:
-    """All five official test parts, rows shuffled: nothing may rest on their order."""
+    """All five official test parts with shuffled rows, since nothing may depend on their order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matbench's imports
         from matbench.metadata import mbv01_validation

@@ -1,4 +1,4 @@
-"""Which elements missing from training are reported."""
+"""Reports name elements that are missing from training."""
 
 from __future__ import annotations
 

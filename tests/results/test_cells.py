@@ -1,4 +1,4 @@
-"""Cells of a CSV read back exactly and run in no spreadsheet; Markdown shows a text literally."""
+"""Cells of a CSV file read back exactly and are no formulas to spreadsheets; Markdown shows text literally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folds on which the settings were chosen are marked wherever their scores are shown."""
+"""Every display of scores marks the folds on which settings were chosen."""
 
 from __future__ import annotations
 

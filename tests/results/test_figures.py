@@ -1,4 +1,4 @@
-"""What the figures label and draw for few, many or widely spread data."""
+"""Labels and marks of figures for few, many or widely spread data."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from mbqueue.results.tables import (
 )
 from mbqueue.task import TASKS, Task
 
-#: The two others differ from these in nothing but their size; formation energy is in test_matbench_file.py.
+#: The other two tasks differ only in size; test_matbench_file.py covers formation energy.
 TRIED = [task for task in TASKS.values() if task.n < 20_000 or task.target.is_class]
 
 
@@ -37,7 +37,7 @@ TRIED = [task for task in TASKS.values() if task.n < 20_000 or task.target.is_cl
 def recorded_task(tmp_path_factory: pytest.TempPathFactory, make_inputs: Callable[[], RecordInputs]) -> Any:
     """A task's five folds with its official ids and made-up numbers, recorded."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matbench's imports
+        warnings.simplefilter("ignore")  # matbench's imports warn
         from matbench.metadata import mbv01_validation
     made: dict[str, Recorded] = {}
 
@@ -77,7 +77,7 @@ def recorded_task(tmp_path_factory: pytest.TempPathFactory, make_inputs: Callabl
 
 
 def accepted(path: Path, tmp_path: Path) -> Any:
-    """The benchmark in a file, if matbench's own ``validate`` finds nothing."""
+    """The benchmark in a file that passes matbench's own ``validate``."""
     plain = tmp_path / "results.json"
     plain.write_bytes(gzip.decompress(path.read_bytes()))
     with warnings.catch_warnings():

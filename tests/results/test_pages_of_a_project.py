@@ -1,4 +1,4 @@
-"""Where a project's report and comparison are written, and what is refused before writing."""
+"""Where mbqueue writes a project's report and comparison, and which places it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's figures as pictures; the drawing itself is kaleido's."""
+"""The report's figures as image files, which kaleido draws."""
 
 from __future__ import annotations
 

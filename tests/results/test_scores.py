@@ -22,7 +22,7 @@ def test_scores_equal_those_of_matbench():
         warnings.simplefilter("ignore")  # matbench's imports
         from matbench.data_ops import score_array
     rng = np.random.default_rng(0)
-    y_true = np.concatenate([rng.normal(0, 1, 200), [0.0, 1e-6]])  # the last two do not count in mape
+    y_true = np.concatenate([rng.normal(0, 1, 200), [0.0, 1e-6]])  # MAPE ignores the last two
     y_pred = y_true + rng.normal(0, 0.1, 202)
     expected = score_array(y_true, y_pred, "regression")
     ours = score(y_true, y_pred, ENERGY)
@@ -46,7 +46,7 @@ def test_scores_of_a_class_equal_those_of_scikit_learn_and_matbench(spread):
     theirs = score_array((y_true > 0.5).tolist(), y_pred.tolist(), "classification")
     for name in ("accuracy", "balanced_accuracy", "f1"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-12), name
-    # It has turned the probabilities into classes by then.
+    # matbench has already turned the probabilities into classes.
     assert ours[leaderboard_measure(CLASS).key] == pytest.approx(theirs["rocauc"], rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Reports, tables and files of a scalar and of a class: names, units and scores are those of the target."""
+"""Reports, tables and files have the names, units and scores of their target, a scalar or a class."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TARGETS = {
 
 
 def as_class(table: Predictions, seed: int) -> Predictions:
-    """The same crystals with classes and probabilities."""
+    """The shared made-up crystals with classes and probabilities."""
     y_true = (table.y_true > np.median(table.y_true)).astype(float)
     noise = np.random.default_rng(seed).normal(0, 0.25, len(table))
     return dataclasses.replace(table, y_true=y_true, y_pred=np.clip(0.3 + 0.4 * y_true + noise, 0.01, 0.99))

@@ -1,4 +1,4 @@
-"""Weights of blends: how they are fitted."""
+"""How the weights of blends are fitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search files that the measurements in docs/ were made with, and how their base is made small."""
+"""The search files behind the measurements in docs/, and how tests shrink their base experiment."""
 
 from __future__ import annotations
 

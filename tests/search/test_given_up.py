@@ -1,4 +1,4 @@
-"""Removed checkpoints of pruned trials: in every place, and after any later loss."""
+"""Checkpoints of pruned trials are removed everywhere, and stay removed after any later loss."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clock() -> ManualClock:
 
 
 def make_trials(queue: Queue) -> None:
-    """Two trials of a search, of two epochs each."""
+    """A search with two trials of two epochs each."""
     space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
     search = make_search(base=tiny_spec(folds=(0,)), space=space, trials=2)
     enqueue(queue, search)
@@ -50,7 +50,7 @@ def make_trials(queue: Queue) -> None:
 
 
 def train_and_prune(session: SteppedSession) -> None:
-    """One epoch of each trial, after which the first is pruned."""
+    """Train one epoch of each trial, after which the first is pruned."""
 
     def verdict(_place: object, spec: Spec, _fold: int, _history: object) -> str | None:
         return f"{PRUNED}test" if spec.name == NAMES[0] else None
@@ -66,7 +66,7 @@ def committed(queue: Queue, name: str) -> list[int | None]:
 
 
 def give_up(project: ProjectFolder, queue: Queue, clock: ManualClock, store: ObjectStore | None = None) -> None:
-    """What a session does an hour after the trial was pruned, when it is kept for an hour."""
+    """Do what a session does an hour after the trial was pruned, if checkpoints are kept for an hour."""
     clock.advance(3600.0)
     names = steps.release_pruned(queue, after_seconds=3600.0, now=clock.now(), by="test")
     assert names == NAMES[:1]
@@ -81,7 +81,7 @@ def known(queue: Queue) -> list[Any]:
 
 @pytest.fixture
 def local(tmp_path: Path, clock: ManualClock) -> tuple[ProjectFolder, SteppedSession]:
-    """A project on a local disk whose one trial is pruned."""
+    """A project on a local disk with a pruned trial."""
     found = LocalProject(tmp_path / "project", clock)
     with Queue(found.project.queue_db) as queue:
         queue.cancel("tiny", now=clock.now())

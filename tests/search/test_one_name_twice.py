@@ -1,4 +1,4 @@
-"""Two machines of a drive that do not see each other in time and give one trial number to different settings."""
+"""Two machines on a drive see each other too late and give one trial number to different settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def state_of(session: SteppedSession) -> TrialState | None:
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """A drive with a search that a machine enqueued which is gone."""
+    """A drive with a search that a lost machine enqueued."""
     root = init_project(tmp_path / "drive")[0].root
     gone = ProjectFolder(root, Settings(), tmp_path / "gone")
     gone.live_dir.mkdir()
@@ -91,7 +91,7 @@ class Pair:
         raise AssertionError(self.states())
 
     def recorded(self) -> Any:
-        """The spec in the results on the drive."""
+        """The spec among the results on the drive."""
         (path,) = self.drive.glob(f"results/daily/*/{TRIAL}/results.json")
         return json.loads(path.read_bytes())["spec"]
 

@@ -1,4 +1,4 @@
-"""The report of a search, and its export for optuna-dashboard: the same trials as in the queue."""
+"""The report of a search and its export for optuna-dashboard have the same trials as the queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = 1_800_000_000.0
 
 @pytest.fixture
 def searched(project: ProjectFolder):
-    """Does so many jobs of a search in the project's queue; the trials then."""
+    """Do this many jobs of a search in the project's queue; return its trials."""
 
     def searched(search: Search, jobs: int | None = None) -> list[Trial]:
         with open_queue(project) as queue:

@@ -1,4 +1,4 @@
-"""Searches in the queue, on both databases: trials start and are judged exactly once, through crashes and commands."""
+"""On both databases, trials start and are judged exactly once, despite crashes and commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def now() -> float:
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a queue of this test is."""
+    """The address of this test's queue."""
     if request.param == "sqlite":
         return str(tmp_path / "queue.db")
     return str(request.getfixturevalue("postgres_server").url())
@@ -63,7 +63,7 @@ def trials(queue: Queue, search: str = "hunt") -> list[Trial]:
 
 
 def searched(queue: Queue, search: Search) -> list[Trial]:
-    """Its trials, once a session has done all of it."""
+    """Run a search in one session; return its trials."""
     enqueue(queue, search)
     session = start_session(queue)
     do_jobs(queue, session, now=now)
@@ -137,7 +137,7 @@ def test_of_two_sessions_that_draw_the_next_trial_at_once_one_begins_it(queue, a
     drawn = steps.next_settings
 
     def meanwhile(search, known):
-        """The other session draws and enqueues between this one's reading and its writing."""
+        """Let the other session draw and enqueue between this session's read and its write."""
         monkeypatch.setattr(steps, "next_settings", lambda search, known: {"train.lr": 1e-3})
         assert steps.begin_trials(open_at(address), results_dir=str, now=NOW, by=two) == ["hunt.001"]
         return drawn(search, known)
@@ -209,7 +209,7 @@ def test_a_search_whose_last_three_trials_failed_waits_for_a_person(queue):
 
 def test_a_budget_of_gpu_hours_begins_no_trial_once_it_is_spent(queue):
     found = searched(queue, make_search(trials=0, gpu_hours=20 / 3600, pruner="none"))
-    assert [trial.epochs_done for trial in found] == [8, 8, 8]  # a second each
+    assert [trial.epochs_done for trial in found] == [8, 8, 8]  # each job takes a second
 
 
 def test_a_summary_of_a_budget_says_what_is_left_of_it(queue):
@@ -288,7 +288,7 @@ def test_the_best_settings_become_an_experiment_on_all_folds_that_says_how_it_wa
 def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     found = searched(queue, make_search())
     pruned = [trial for trial in found if trial.state is TrialState.PRUNED]
-    for trial in pruned:  # as it comes from manifests: committed epochs, and nothing skipped
+    for trial in pruned:  # the queue as recovered from manifests: epochs are committed, none is skipped
         queue.rewind(trial.experiment, {0: "test"}, to_epoch=trial.epochs_done, now=NOW)
     kept = pruned[0].experiment
     session = start_session(queue)
@@ -298,7 +298,7 @@ def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
     assert kept not in again, "a trial is pruned under the hands of who works on it"
     queue.end_session(session, reason="test", now=NOW)
     again += steps.judge_again(queue, now=NOW, by="recover")
-    # By what the others have reached since, a few of them would continue today.
+    # Judged again with the results of today, a few of these trials would continue.
     assert set(again) <= {trial.experiment for trial in pruned}
     assert len(again) > len(pruned) / 2
     assert lease.job.epoch == pruned[0].epochs_done + 1
@@ -310,14 +310,14 @@ def test_trials_of_a_rebuilt_queue_are_pruned_again(queue):
 
 
 def start(address: str) -> Any:
-    """A worker in a process of its own, which has all imports from here."""
+    """Fork a worker process, which shares the imports of this one."""
     worker = multiprocessing.get_context("fork").Process(target=recorded_search.main, args=(address,))
     worker.start()
     return worker
 
 
 def committed_once(queue: Queue) -> None:
-    """Every epoch was committed once, and never before the one before it."""
+    """Check that every epoch was committed once and in order."""
     events = [event for event in queue.events(limit=100_000) if event.to_state == "committed" and event.epoch]
     seen = [(event.experiment, event.epoch) for event in events]
     assert len(seen) == len(set(seen))
@@ -330,7 +330,7 @@ def test_a_search_killed_at_20_random_moments_ends_as_an_undisturbed_one(queue, 
     enqueue(queue, make_search())
     chance = random.Random(5)
     deaths = 0
-    # Between two trials nothing is open, and the next session begins the other one.
+    # Between two trials no job is open, and the next session begins the second trial.
     while not queue.outlook(now=NOW).is_exhausted or len(queue.trials()) < 12:
         worker = start(address)
         if deaths < 20:
@@ -364,7 +364,7 @@ def pruned_trial(queue: Queue) -> Trial:
 
 
 def released(queue: Queue, *, seconds: float) -> list[str]:
-    """The trials given up so many seconds after the last one was pruned, when those of an hour are."""
+    """The trials given up this many seconds after the last pruning, with an hour as the limit."""
     last = max(job.changed_at for job in queue.jobs(state=State.SKIPPED))  # by the server's clock, where there is one
     return steps.release_pruned(queue, after_seconds=3600.0, now=last + seconds, by="test")
 

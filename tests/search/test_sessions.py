@@ -1,4 +1,4 @@
-"""A search by real sessions: the real model on a few crystals of the sample, from the commands to the promoted best."""
+"""Real sessions run a search with the real model on a few crystals, from the command to the promoted best trial."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectFolder]:
-    """A project whose search was done in two sessions, and the same experiment as its best trial by itself."""
+    """A project whose search ran in two sessions, and an experiment of its own with the best trial's settings."""
     project = make_project(tmp_path_factory.mktemp("searched"))
     (project.jobs_dir / "small.toml").write_text(BASE, encoding="utf-8")
     (project.jobs_dir / "rates.toml").write_text(SEARCH, encoding="utf-8")

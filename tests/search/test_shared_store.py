@@ -1,4 +1,4 @@
-"""A search on machines that share nothing but a queue on PostgreSQL and an object store."""
+"""A search on machines that share only a queue on PostgreSQL and an object store."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make_machine(root: Path) -> ProjectFolder:
 
 
 def found(folder: ProjectFolder) -> dict[str, Any]:
-    """Trial → state, settings, curve, and the bytes of its results, if it was trained to its end."""
+    """Trial → state, settings, curve and, if it was trained to its end, the bytes of its results."""
     project = Project(folder.root)
     trials = project.status("rates").overview["experiments"]
     return {

@@ -1,4 +1,4 @@
-"""Optuna's suggestions and verdicts are functions of the search and the commits."""
+"""Optuna's suggestions and verdicts depend only on the search and the commits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trial(number: int, settings: dict[str, Any], *, epochs: int = 8, done: int =
 
 
 def suggested(search: Search, n: int) -> list[Trial]:
-    """The trials of a search whose every trial is trained to its end."""
+    """The trials of a search that trains each one to its end."""
     trials: list[Trial] = []
     for number in range(n):
         settings = next_settings(search, trials)

@@ -42,7 +42,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def root(tmp_path: Path, clock: ManualClock) -> Path:
-    """A project on a drive, whose search was enqueued on a machine that is gone."""
+    """A project on a drive, with a search that a lost machine enqueued."""
     root = init_project(tmp_path / "drive")[0].root
     gone = ProjectFolder(root, Settings(), tmp_path / "gone")
     gone.live_dir.mkdir()

@@ -1,4 +1,4 @@
-"""A session in the background: one at a time, followed, stopped gracefully. Real processes."""
+"""A session in the background, as a real process: one at a time, followed and stopped gracefully."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_session_in_the_background_is_the_only_one_and_ends_gracefully(project
         assert not queue.jobs(state=State.LEASED)
         assert not any(job.failures or job.lost_in_a_row for job in queue.jobs())
 
-    said = run(project.folder.root, "logs", "-f")  # ends by itself, since the session has
+    said = run(project.folder.root, "logs", "-f")  # follow ends by itself, since the session has ended
     assert said.returncode == 0
     assert f"session {started.session}" in said.stdout
     assert "SIGTERM" in said.stdout

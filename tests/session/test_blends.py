@@ -59,7 +59,7 @@ def finish(project: ProjectFolder) -> list[str]:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> ProjectFolder:
-    """Two seeds of an experiment on the same crystals, recorded; tests work on copies of it."""
+    """A project with two recorded seeds of an experiment on the same crystals; tests use copies of it."""
     project = make_project(tmp_path_factory.mktemp("recorded") / "project", checkpoint_minutes=5)
     write_crystals(project)
     Project(project.root).enqueue_seeds("head_finetune", [0, 1], name="head", **SMALL)
@@ -261,7 +261,7 @@ MEMBERS = ("head.seed0", "head.seed1", "slow")
 
 
 def with_fitted_blend(root: Path, *, spoil_test_targets: bool = False) -> Project:
-    """A project with three members that share their validation parts, and a blend of fitted weights, recorded."""
+    """A recorded project with three members that share their validation parts, and a blend with fitted weights."""
     folder = make_project(root, checkpoint_minutes=5)
     write_crystals(folder, 80)
     if spoil_test_targets:
@@ -307,7 +307,7 @@ def test_fitted_weights_are_those_that_fit_the_validation_part_best(fitted):
 
 
 def test_weights_are_fitted_without_the_test_part(fitted, tmp_path):
-    """With other targets in the test part, the members and the weights stay as they are, to the last bit."""
+    """Different targets in the test part change no bit of the members and the weights."""
     spoiled = with_fitted_blend(tmp_path / "spoiled", spoil_test_targets=True)
     ours, theirs = (one.results("fitted").predictions[0] for one in (fitted, spoiled))
     assert not np.array_equal(ours.y_true, theirs.y_true)

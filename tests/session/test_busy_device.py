@@ -1,4 +1,4 @@
-"""A GPU whose memory is held by others costs no attempt, and a device is reported once."""
+"""A GPU whose memory other processes hold costs no attempt, and a device is reported once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work whose every output is damaged while being made ends with the reason instead of repeating forever."""
+"""If every output of a job is damaged as it is written, the job fails with the reason instead of repeating forever."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 class Model(torch.nn.Module):
-    """Predicts by one weight."""
+    """A model with one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Model(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process with a GPU that has checked nothing, and the folder of its kernels, which is not there yet."""
+    """A process whose GPU has checked no kernel, and the folder for kernels, which does not exist yet."""
     monkeypatch.setattr(gpu_path, "_verdicts", {})
     monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
     monkeypatch.setattr(Compiling, "_tried_on", lambda _self: (Model(), torch.tensor([1.0, 3.0])))
@@ -38,7 +38,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def predicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
-    """Let the model do something before it predicts."""
+    """Let the model call a function before it predicts."""
 
     def put(before: Callable[[], None]) -> None:
         def predict(model: Model, batch: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
     happened: list[str] = []
 
     class Place(loaded.Loaded):
-        """Nothing of it but what makes a fold."""
+        """A stand-in for what creates a fold."""
 
         def __init__(self) -> None:
             self._fold = None
@@ -169,7 +169,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
             return Anything()
 
     class Anything:
-        """Has everything."""
+        """A stand-in for a cache that has every crystal."""
 
         def __getattr__(self, _name: str) -> Any:
             return Anything()
@@ -178,7 +178,7 @@ def test_compiling_begins_before_a_fold_is_loaded_and_ends_before_it_is_put_on_t
             return Anything()
 
     class Waited:
-        """Says when it is waited for."""
+        """A stand-in that reports when a caller waits for it."""
 
         def also(self, precision: Any) -> None:
             happened.append("begun")

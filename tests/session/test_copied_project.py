@@ -23,7 +23,7 @@ from mbqueue.topology import LIVE_VARIABLE
 
 
 class Pair:
-    """The original, where a session works in the background, and a copy that was made meanwhile."""
+    """The original with a session in the background, and a copy made meanwhile."""
 
     def __init__(self, base: Path) -> None:
         folder = make_project(base / "original", checkpoint_minutes=60.0, lease_seconds=3600.0)
@@ -73,12 +73,12 @@ def test_the_copy_neither_stops_nor_waits_for_nor_shows_the_originals_session(pa
 def test_the_copy_has_a_background_session_of_its_own_and_says_whose_log_it_shows(
     pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    followed = "".join(pair.copy.log(follow=True))  # returns, although the session of the original still writes
+    followed = "".join(pair.copy.log(follow=True))  # this command returns while the original's session still writes
     assert str(pair.session.session) in followed
     assert f"the folder that {pair.copy.folder.root} was copied or moved from" in caplog.text
     caplog.clear()
 
-    pair.copy.pause("full_finetune")  # it then has nothing to do, and ends
+    pair.copy.pause("full_finetune")  # the session finds nothing to do, and ends
     started = pair.copy.work_in_background(device="cpu", session="none")
     assert started.session is not None
     assert started.session != pair.session.session
@@ -114,5 +114,5 @@ def test_a_copy_on_a_drive_does_not_take_the_live_folder_of_the_original(
     belonging = Belonging.of(tmp_path / "live")
     assert belonging is not None
     assert belonging.root == str(root)
-    root.rename(tmp_path / "moved")  # a drive that is mounted elsewhere keeps its live folder
+    root.rename(tmp_path / "moved")  # a drive mounted elsewhere keeps its live folder
     assert Project(tmp_path / "moved").status()

@@ -1,4 +1,4 @@
-"""Crystals are copied for other machines during training, and no session waits for a slow drive because of that."""
+"""A session copies crystals for other machines while it trains, and never waits for a slow drive."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def split(tmp_path: Path) -> ProjectFolder:
 
 
 def kept(project: ProjectFolder, notes: list[str], drive: Drive | None = None, **options: Any) -> CrystalCopies:
-    """A session that keeps the crystals; returned while it is at it."""
+    """A session, returned while it keeps the crystals."""
     asked = {"should_stop": lambda: False, "spare": lambda: float("inf"), **options}
     copying = CrystalCopies(project, note=notes.append, **asked)
     shared = SharedCrystals(drive or Drive(project.root), PUBLISHED_CRYSTALS)
@@ -114,7 +114,7 @@ def test_a_killed_sessions_partial_copy_does_not_count_and_the_next_session_make
     path.write_bytes(CONTENT[:PIECE])
     assert not is_whole(split, tmp_path / "fetched", [])
     with kept(split, notes):
-        pass  # a session that is done waits for it
+        pass  # a session that is done waits for the copy
     assert is_whole(split, tmp_path / "fetched", [])
     assert notes == []
 

@@ -21,7 +21,7 @@ WORK_LEFT = 75
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, list[dict[str, object]]]:
-    """What an uninterrupted session makes of the small experiment."""
+    """The results of an uninterrupted session on the small experiment."""
     project = make_project(tmp_path_factory.mktemp("straight"), checkpoint_minutes=60.0)
     folder = enqueue(project, small_spec(project))
     done = run(project.root, "work", "--device", "cpu")
@@ -30,17 +30,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, li
 
 
 def commits(project: ProjectFolder) -> int:
-    """Commits of fold 0 that exist."""
+    """The commits of fold 0."""
     return len(list(project.checkpoints_dir("full_finetune", 0).glob("e*.json")))
 
 
 def files_being_written(project: ProjectFolder) -> int:
-    """Temporary files of a commit of fold 0 that is just being staged."""
+    """The temporary files of a commit of fold 0 that is being staged."""
     return len(list(project.checkpoints_dir("full_finetune", 0).glob(".tmp-*")))
 
 
 def until_a_new_commit(project: ProjectFolder, process: subprocess.Popen[bytes]) -> None:
-    """Wait until fold 0 has gone further than it has now."""
+    """Wait until fold 0 has a new commit."""
     folder = project.checkpoints_dir("full_finetune", 0)
     newest = max(folder.glob("e*.json"), default=None)
     until(lambda: max(folder.glob("e*.json"), default=None) != newest, process)
@@ -59,7 +59,7 @@ def test_a_fold_killed_at_random_moments_equals_an_uninterrupted_one_byte_for_by
         process = start(project.root, "work", "--device", "cpu", log=log)
         before = commits(project)
         if death == 1:
-            # In the middle of a checkpoint: its files are there, but not yet under their names.
+            # Halfway through a checkpoint, its files exist under temporary names.
             until(lambda: files_being_written(project) > 0, process)
         else:
             until_a_new_commit(project, process)
@@ -72,7 +72,7 @@ def test_a_fold_killed_at_random_moments_equals_an_uninterrupted_one_byte_for_by
     assert outcome(folder, 0) == straight, f"MBQUEUE_TEST_SEED={seed}, commits before and after each death: {kills}"
     with Queue(project.queue_db, read_only=True) as queue:
         assert {job.state for job in queue.jobs()} == {State.COMMITTED}
-        # A death between two jobs cuts none off; the second one is in the middle of a checkpoint, and thus of a job.
+        # A death between two jobs interrupts none; the second death is during a checkpoint, and so during a job.
         assert 1 <= sum(job.preemptions for job in queue.jobs()) <= 3
         assert sum(job.failures for job in queue.jobs()) == 0
 
@@ -138,7 +138,7 @@ def test_a_worker_frozen_beyond_its_lease_changes_nothing_after_another_took_ove
 
 
 def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
-    """Each job as it stands, and every byte of checkpoints and results (except what a dead session left unnamed)."""
+    """The state of each job, and every byte of checkpoints and results, except temporary files of dead sessions."""
     with Queue(project.queue_db, read_only=True) as queue:
         jobs = queue.jobs()
     places = (project.checkpoints_dir("full_finetune", 0), folder)
@@ -148,7 +148,7 @@ def _everything(project: ProjectFolder, folder: Path) -> tuple[object, ...]:
 
 def test_two_workers_share_a_queue_and_take_different_folds(tmp_path: Path) -> None:
     project = make_project(tmp_path, checkpoint_minutes=60.0)
-    # Enough epochs that a fold takes longer than an idle worker waits before it looks again.
+    # With this many epochs, a fold takes longer than the pause of an idle worker.
     folder = enqueue(project, small_spec(project, folds=[0, 1], train__epochs=10))
     with Queue(project.queue_db) as queue:
         queue.pause("full_finetune", now=0.0)

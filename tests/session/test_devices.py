@@ -1,4 +1,4 @@
-"""Several sessions on one machine act like one in their results, ending and output."""
+"""Several sessions on one machine have the results, ending and output of one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_dead_session_is_reported_and_the_others_continue_until_they_are_stopp
             first, second = queue.sessions()
             assert {first.id, second.id} == set(started.sessions)
             os.kill(first.pid, signal.SIGKILL)
-            # Not after its lease, which is an hour long.
+            # The job moves before its lease of an hour expires.
             until(lambda: queue.session(first.id).end_reason == f"process {first.pid} is gone")
             assert queue.session(second.id).ended_at is None
     finally:
@@ -124,7 +124,7 @@ def test_messages_through_a_pipe_arrive_unchanged(project: ProjectFolder) -> Non
 
 
 def at_work(project: ProjectFolder) -> set[int]:
-    """Folds that have an epoch committed."""
+    """The folds with a committed epoch."""
     with Queue(project.queue_db, read_only=True) as queue:
         return {job.fold for job in queue.jobs(state=State.COMMITTED) if job.fold is not None}
 
@@ -142,7 +142,7 @@ Together = Callable[..., DevicesOutcome]
 
 @pytest.fixture
 def together(project: ProjectFolder, report: RememberedReport, monkeypatch: pytest.MonkeyPatch) -> Together:
-    """Runs a shell script in place of each session, with $CUDA_VISIBLE_DEVICES as its device."""
+    """Run a shell script instead of each session, with its device in $CUDA_VISIBLE_DEVICES."""
     with Queue(project.queue_db):
         pass
 

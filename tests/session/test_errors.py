@@ -1,4 +1,4 @@
-"""How a session handles an error: whether it retries, and that it ends normally."""
+"""A session retries after an error where that can help, and ends normally."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def the_prepare_job(project: ProjectFolder) -> Job:
 
 @pytest.fixture
 def ending_project(tmp_path: Path) -> ProjectFolder:
-    """A project whose end command leaves a mark."""
+    """A project whose end command creates a file."""
     make_project(tmp_path)
     with (tmp_path / "mbqueue.toml").open("a") as settings:
         settings.write(f'end_command = "touch {tmp_path}/ended"\n')
@@ -188,7 +188,7 @@ def test_a_spec_of_another_version_fails_at_once_and_the_advice_names_no_file(
 def _worked_with_another_spec(
     root: Path, change: str, capsys: pytest.CaptureFixture[str], *, is_damage: bool = True
 ) -> str:
-    """What `mbqueue work` prints if the spec in the queue was changed; checks that the job was tried once."""
+    """Change the spec in the queue; return what `mbqueue work` prints, and check that it tried the job once."""
     make_project(root)
     project = Project(root)
     project.enqueue("pretrained_infer", dataset="sample", settings={"data.limit": 40})

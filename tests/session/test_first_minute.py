@@ -1,4 +1,4 @@
-"""On a new machine, everything must be loaded and compiled once; the session reports it meanwhile."""
+"""On a new machine, a session loads and compiles everything once, and reports this meanwhile."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_compiling_on_a_new_machine_is_noted_once(tmp_path: Path) -> None:
 
 
 def increment_of(package: str, folder: Path) -> Callable[[float], float]:
-    """A kernel in a module of that package that nothing on the disk was compiled from before."""
+    """A kernel in a new module of the package, without compiled code on disk."""
     folder.mkdir()
     (folder / "kernel.py").write_text(
         "from mbqueue.data.machine_code import compiled\n@compiled\ndef increment(x):\n    return x + 1\n"

@@ -15,7 +15,7 @@ LEASE_SECONDS = 100.0
 
 @pytest.fixture
 def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Heartbeat, list[str]]:
-    """A queue, a lease in it, and the heartbeat that holds it (its thread is not started: the tests beat)."""
+    """A queue, a lease, and the heartbeat that holds it; tests call the heartbeat, whose thread is not started."""
     enqueue(project, small_spec(project))
     queue = Queue(project.queue_db)
     session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
@@ -28,7 +28,7 @@ def held(project: ProjectFolder, clock: ManualClock) -> tuple[Queue, Lease, Hear
 
 
 def lease_of_another(queue: Queue, project: ProjectFolder, clock: ManualClock) -> Lease:
-    """A second session's, on a job of a second experiment."""
+    """The lease of a second session on a job of a second experiment."""
     enqueue(project, small_spec(project, "pretrained_infer"))
     session = queue.start_session(device="cpu", now=clock.now(), alive_seconds=LEASE_SECONDS)
     lease = queue.claim(session, now=clock.now(), lease_seconds=LEASE_SECONDS)
@@ -83,7 +83,7 @@ def test_the_first_session_to_wake_on_a_machine_takes_no_lease_from_the_other(
     heartbeat.beat()
     other.beat()
     assert (other.withdrawn, heartbeat.withdrawn, troubles) == (None, None, [])
-    for state in ("leased", "ready"):  # only now does the other one fall silent
+    for state in ("leased", "ready"):  # the other session falls silent only now
         clock.advance(LEASE_SECONDS * 0.6)
         heartbeat.beat()
         assert queue.job(lease.job.id).state == state

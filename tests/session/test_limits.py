@@ -1,4 +1,4 @@
-"""A limit of the machine or the shell ends the session, names itself, and costs no attempt of the job."""
+"""A limit of the machine or the shell ends the session with an error that names it, and costs no attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU that stops working ends its session, and nothing else."""
+"""A GPU that stops working ends only its session."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Broken = Callable[[Kind], None]
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
-    """Makes a kind of job fail as it does on a GPU whose context is gone, which every later call tells too."""
+    """Make a kind of job fail as on a GPU whose context is lost, where every later call fails too."""
     lost: list[bool] = []
 
     def fail(*_arguments: Any) -> str:
@@ -86,7 +86,7 @@ def test_a_session_that_had_saved_work_says_that_another_can_resume(
     outcome = work(project, WorkOptions(device="cpu"), report=report)
     assert (outcome.ending, outcome.jobs_done) == (Ending.STOPPED, 1)
     assert any("The GPU stopped working" in line for line in report.lines)
-    # A job of a cluster is put back into its queue: it did something, and its next process has a GPU that works.
+    # A cluster job that made progress is requeued, since its next process gets a working GPU.
     launched = LaunchedSession("/p", seconds=60.0, margin_seconds=6.0, device="cuda", max_idle=None)
     assert launched.is_to_be_continued(outcome)
 

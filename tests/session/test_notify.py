@@ -1,4 +1,4 @@
-"""Hooks that fail or hang are noted, and do not affect the session."""
+"""A hook that fails or hangs leaves a note and does not affect the session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbqueue.settings import NotifySettings, Settings
 
 
 def send(settings: NotifySettings, reason: str = "done") -> list[str]:
-    """One notification; returns the notes that it left."""
+    """Send one notification; return the notes about it."""
     notes: list[str] = []
     with Notifier(settings, project="p", on_trouble=notes.append) as notifier:
         cause = StopCause(StopKind.ASKED, reason)

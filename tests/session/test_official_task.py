@@ -1,4 +1,4 @@
-"""Each matbench task by name, from `enqueue` to the file that matbench accepts."""
+"""Each matbench task runs by name, from `enqueue` to a file that matbench accepts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mbqueue.data import official
 from mbqueue.files import sha256_of_file
 from mbqueue.task import TASKS, Task
 
-#: MBQUEUE_LONG=1 runs all nine; without it, the smallest one that is trained, and the one of classes.
+#: MBQUEUE_LONG=1 runs all nine tasks; otherwise the smallest trained task and the class task run.
 LONG = os.environ.get("MBQUEUE_LONG", "") not in {"", "0"}
 SAMPLE = ("matbench_jdft2d", "matbench_mp_is_metal")
-#: Training on more crystals than this takes too long on a CPU, so there the model is that of the composition alone.
+#: Above this number of crystals, training takes too long on a CPU, so the model is that of the composition alone.
 LARGEST_TRAINED = 20_000
 
 
 def made_file(task: Task, path: Path) -> None:
-    """Random crystals of one atom in the shape of a task's file, as many as it has."""
+    """A task's file with as many entries, but random crystals of one atom."""
     rng = np.random.default_rng(0)
     crystal = Structure(Lattice.cubic(4.0), ["Fe"], [[0, 0, 0]]).as_dict()
     sides, elements = rng.uniform(3.0, 5.0, task.n).tolist(), rng.choice(["Fe", "Cu", "Al", "W"], task.n).tolist()

@@ -1,4 +1,4 @@
-"""The speed of a job, in logs and terminals."""
+"""The speed of a job in logs and terminals."""
 
 from __future__ import annotations
 

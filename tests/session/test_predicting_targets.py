@@ -1,4 +1,4 @@
-"""`predict` with models of scalars and classes: in their unit, as probabilities, and never for two targets at once."""
+"""`predict` gives scalars in their unit and classes as probabilities, and never mixes two targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODULUS = Target(name="bulk modulus", unit="GPa", kind="scalar", column="K")
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A project beside a table of two crystals without targets."""
+    """A project, and a table of two crystals without targets beside it."""
     crystals = [Structure(Lattice.cubic(side), ["Fe"], [[0, 0, 0]]).as_dict() for side in (2.8, 3.1)]
     rows = [json.dumps({"id": str(number), "structure": crystal}) for number, crystal in enumerate(crystals)]
     (tmp_path / "new.jsonl").write_text("\n".join(rows))

@@ -1,4 +1,4 @@
-"""`predict` is killed in the middle, and the next one computes only what is left."""
+"""After `predict` is killed, the next `predict` computes only the rest."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from mbqueue.experiment import DataSpec
 from mbqueue.files import write_bytes
 from mbqueue.train import chgnet, kept, predict
 
-#: Predicts in batches of eight, keeps each batch at once, and is killed as it computes the third batch of the strained
-#: crystals.
+#: Predict in batches of eight, keep each batch at once, and die while computing the third batch of strained crystals.
 KILLED = """
 import os, signal, sys
 from mbqueue.api import Project
@@ -68,8 +67,8 @@ def test_a_killed_prediction_resumes_with_the_same_bytes(tmp_path: Path, monkeyp
         progress=lambda what: lambda done, total: told.append((done, total)) if what == "predicting" else None,
     )
     assert told[0] == (0, 120)
-    assert told[1] == (40, 120)  # as they are: all were kept
-    assert 40 < told[2][0] < 80  # under the first strain: some were
+    assert told[1] == (40, 120)  # the unstrained crystals: all were kept
+    assert 40 < told[2][0] < 80  # the first strain: some were kept
     assert sum(sizes) == 120 - told[2][0]
     assert told[-1] == (120, 120)
 

@@ -27,7 +27,7 @@ WORK_LEFT = 75
 
 @pytest.fixture
 def project(tmp_path: Path) -> ProjectFolder:
-    """A project with long work, whose sessions leave a mark when they have ended."""
+    """A project with long work, whose sessions create a file when they end."""
     project = make_project(tmp_path, checkpoint_minutes=60.0)
     with (tmp_path / "mbqueue.toml").open("a") as settings:
         settings.write(
@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> ProjectFolder:
 
 
 def begin(project: ProjectFolder, **streams: Any) -> subprocess.Popen[bytes]:
-    """A session in the foreground."""
+    """Start a session in the foreground."""
     return subprocess.Popen(
         [sys.executable, "-m", "mbqueue", "--project", str(project.root), "work", "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -52,7 +52,7 @@ def commits(project: ProjectFolder) -> int:
 
 
 def require_graceful_end(project: ProjectFolder, reason: str) -> None:
-    """The session said its end everywhere but to those who were gone."""
+    """Check that the session reported its end to every reader that was left."""
     with Queue(project.queue_db, read_only=True) as queue:
         (session,) = queue.sessions()
         jobs = queue.jobs()
@@ -81,7 +81,7 @@ def test_a_session_whose_terminal_is_closed_ends_gracefully(project: ProjectFold
 
     def read_and_look() -> bool:
         with suppress(BlockingIOError):
-            os.read(ours, 65536)  # a terminal without a reader would hold the session up
+            os.read(ours, 65536)  # a terminal that is not read would block the session
         return commits(project) > 1
 
     until(read_and_look, process)

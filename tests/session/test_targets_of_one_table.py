@@ -1,4 +1,4 @@
-"""Several columns of one table: its crystals are converted once, and go through the backbone once."""
+"""For several columns of a table, its crystals are converted once and pass through the backbone once."""
 
 from __future__ import annotations
 

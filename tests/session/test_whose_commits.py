@@ -1,4 +1,4 @@
-"""No reader mistakes commits for those of another fold or experiment."""
+"""No reader accepts the commits of another fold or experiment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mbqueue.session.options import WorkOptions
 from mbqueue.session.worker import Ending, work
 
 RESULTS = Path("results", "daily", "2026-01-01")
-#: What is exchanged: two folds of one experiment, and one fold of two.
+#: The exchanged folders: of two folds of one experiment, and of one fold of two experiments.
 PAIRS = {
     "two folds": (("head_finetune", 0), ("head_finetune", 1)),
     "two experiments": (("head_finetune", 0), ("other", 0)),
@@ -39,7 +39,7 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two experiments that differ in their learning rate, one with two folds, worked on to their ends."""
+    """Two finished experiments that differ in their learning rate, one of them with two folds."""
     project = make_project(tmp_path_factory.mktemp("done"))
     other = project.jobs_dir / "other.toml"
     text = project.experiment_file("head_finetune").read_text()
@@ -55,7 +55,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=PAIRS.values(), ids=PAIRS)
 def exchanged(request: pytest.FixtureRequest, done: Path, tmp_path: Path) -> tuple[ProjectFolder, list[Path]]:
-    """A copy with two exchanged folders of checkpoints."""
+    """A copy of the project in which two folders of checkpoints are exchanged."""
     shutil.copytree(done, tmp_path / "project")
     project = init_project(tmp_path / "project")[0]
     first, second = (project.checkpoints_dir(*fold) for fold in request.param)
@@ -66,7 +66,7 @@ def exchanged(request: pytest.FixtureRequest, done: Path, tmp_path: Path) -> tup
 
 
 def predictions(root: Path) -> dict[str, bytes]:
-    """Every fold's predictions, by results folder and name."""
+    """The predictions of every fold, by results folder and name."""
     return {
         str(path.relative_to(root / RESULTS)): path.read_bytes()
         for path in sorted((root / RESULTS).glob("*/preds_fold_*.csv"))
@@ -116,7 +116,7 @@ def test_backup_refuses_commits_in_the_wrong_folder(exchanged: tuple[ProjectFold
 def test_restore_refuses_an_archive_with_commits_in_the_wrong_folder(
     exchanged: tuple[ProjectFolder, list[Path]], done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such an archive was made by a version that did not look."""
+    """Earlier versions made such archives, because they did not check whose commits they took."""
     project, _ = exchanged
     archive = project.root.parent / "kept.tar"
     monkeypatch.setattr("mbqueue.drive.archive._commits", _every_file)

@@ -1,4 +1,4 @@
-"""One session in this process, on real crystals with the real pretrained model."""
+"""Run one session in this process, on real crystals with the real pretrained model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProjectFolder, Path, SessionOutcome, list[str]]:
-    """A small full finetune of one fold, worked on to its end by one session."""
+    """A small full finetune of one fold that one session has finished."""
     project = make_project(tmp_path_factory.mktemp("finished"))
     folder = enqueue(project, small_spec(project))
     report = RememberedReport()
@@ -80,7 +80,7 @@ def test_the_history_has_one_row_per_epoch_with_the_documented_columns(
     assert [row["epoch"] for row in read_history(path)] == [1, 2]
 
 
-# CHGNet's own code calls torch in a way that torch warns of.
+# CHGNet's own code calls torch in a way that causes a warning.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_the_model_loads_with_chgnet_and_predicts_what_the_file_of_predictions_says(
     finished: tuple[ProjectFolder, Path, SessionOutcome, list[str]],
@@ -134,7 +134,7 @@ def test_the_other_experiments_finish_too(tmp_path: Path, report: RememberedRepo
 
 def test_early_stopping_skips_the_remaining_epochs_visibly(tmp_path: Path, report: RememberedReport) -> None:
     project = make_project(tmp_path)
-    # A learning rate this small changes no weight enough for a better epoch than the first.
+    # This learning rate is too small to improve on the first epoch.
     spec = small_spec(project, "head_finetune", train__epochs=6, train__patience=1, train__lr=1e-30)
     enqueue(project, spec)
     assert work(project, WorkOptions(device="cpu"), report=report).ending is Ending.DONE
@@ -252,7 +252,7 @@ def test_too_few_crystals_for_the_folds_fail_in_prepare(tmp_path: Path, report: 
 
 
 def _stop_at_failure(report: RememberedReport) -> StopRequest:
-    """A stop that comes with the first failure, so that the test does not wait for the next attempt."""
+    """A stop at the first failure, so that the test does not wait for the next attempt."""
     stop = StopRequest()
     failed = report.job_failed
 
@@ -323,7 +323,7 @@ def test_a_session_that_lost_its_lease_removes_no_file_of_its_successor(
     folder = enqueue(project, small_spec(project, "head_finetune", train__epochs=1))
     work(project, WorkOptions(device="cpu", max_jobs=1), report=report)
     if slow[0] is FoldRun:
-        work(project, WorkOptions(device="cpu", max_jobs=1), report=report)  # the epoch: next is the prediction
+        work(project, WorkOptions(device="cpu", max_jobs=1), report=report)  # the epoch is done; the prediction is next
         staged = folder / ".tmp-fold_0-fence_2" / "preds_fold_0.csv"
     else:
         staged = project.checkpoints_dir("head_finetune", 0) / ".tmp-0-e0001-done-f0002.pt"

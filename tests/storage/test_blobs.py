@@ -1,4 +1,4 @@
-"""The guarantees of every place for blobs (`mbqueue.storage.blobs`), in one suite that runs on each place."""
+"""One suite for the guarantees of blobs (`mbqueue.storage.blobs`), which runs on every place."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[[], Blobs]
 
 @pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes new places of each kind."""
+    """Functions that create a new place of each kind."""
     numbers = itertools.count()
     s3: S3Server | None = request.getfixturevalue("s3") if request.param == "s3" else None
     if request.param == "folder without links":
@@ -149,7 +149,7 @@ def test_of_writers_of_one_name_on_one_machine_one_wins(blobs: Blobs, request: p
 
 
 class AnyMix(RuleBasedStateMachine):
-    """Any mix of operations is as on a dictionary."""
+    """A state machine that compares a place with a dictionary."""
 
     make: Make
 
@@ -200,7 +200,7 @@ def test_any_mix_of_operations_is_as_on_a_dictionary(make: Make) -> None:
 
 @pytest.fixture
 def died_while_writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Lets this process die, as far as its files know, at the next rename or link."""
+    """Leave files as if this process died at the next rename or link."""
 
     class Death(BaseException):
         pass
@@ -232,7 +232,7 @@ def test_what_is_left_half_written_in_a_folder_is_not_listed_and_swept(tmp_path:
 
 
 def test_a_cut_off_file_on_a_mount_is_in_nobodys_way(tmp_path: Path) -> None:
-    """Such a one may still be on its way, so it stays; readers look at every file of the name."""
+    """A copy that does not match stays, since it may still be arriving; readers check every file of the name."""
     drive = Drive(init_project(tmp_path / "drive")[0].root)
     drive.put("state/a-0123456789ab.pt", b"content")
     (drive.root / "state/a-0123456789ab.pt").write_bytes(b"con")

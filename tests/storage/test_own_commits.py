@@ -1,4 +1,4 @@
-"""Two writers of one commit, and copies that cannot be kept."""
+"""Two writers write one commit, and some copies cannot be kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mbqueue.storage.places import in_folder, in_store
 
 
 def facts(session: str) -> dict[str, Any]:
-    """What a manifest says besides size and hash."""
+    """The fields of a manifest besides size and hash."""
     return {
         "experiment": "small",
         "spec_hash": "s",

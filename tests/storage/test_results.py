@@ -1,4 +1,4 @@
-"""Listed result files, and when a copy of one counts (`mbqueue.storage.results`)."""
+"""Result files in a listing, and when a copy of one counts (`mbqueue.storage.results`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store behind a proxy that answers for it during a restart, and a store that hangs while others wait."""
+"""A proxy answers for a store that restarts, or a store hangs while sessions wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mbqueue.storage.places import in_store
 
 
 class _Proxied(BaseHTTPRequestHandler):
-    """As much of S3 as a commit needs; while `away`, the answer of a proxy that has no server to pass requests to."""
+    """The part of S3 that a commit needs; while `away`, it answers like a proxy without a server."""
 
     objects: dict[str, bytes]
     away: bool
@@ -72,7 +72,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         server.shutdown()
 
 
-#: What a manifest says besides size and hash.
+#: The fields of a manifest besides size and hash.
 FACTS: dict[str, Any] = {
     "experiment": "small",
     "spec_hash": "s",
@@ -172,7 +172,7 @@ def test_of_sessions_that_wait_for_the_queue_only_the_first_finds_the_store_away
     store, backend = sessions[2]
     backend.away = False
     clock.advance(1.0)
-    store.ping()  # as a further try does, before it asks for the queue
+    store.ping()  # as another try does before it asks for the queue
     assert store.create("a", b"1"), "one's word counts until the store answers oneself"
     assert len(notes) == 1, "who only heard of it does not say so"
 

@@ -1,4 +1,4 @@
-"""Expensive shared data: one machine makes them, and every other downloads them from the store."""
+"""One machine makes expensive shared data, and all others download them from the store."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def backbone(folder: Path) -> FrozenBackbone:
 
 
 def made(folder: Path, *, value: float) -> FrozenBackbone:
-    """A whole one, as a machine computed it."""
+    """A complete cache, as one machine computed it."""
     frozen = backbone(folder)
     for shard in range(frozen.n_shards):
         rows = frozen.rows_of(shard)
@@ -84,7 +84,7 @@ def test_the_first_machine_decides_which_bytes_all_use(store: ObjectStore, tmp_p
 def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second has listed the store before the first one's shards were there."""
+    """The second machine lists the store before the first has uploaded its shards."""
     one, two = made(tmp_path / "one", value=1.0), made(tmp_path / "two", value=1.5)
     late = ObjectStore.open(store.url)
     before = late.names(f"{STORED_FROZEN}/frozen-d-w")
@@ -93,7 +93,7 @@ def test_of_two_machines_that_prepare_at_once_both_use_the_bytes_of_the_first(
     send(late, two)
     assert np.array_equal(two.energies(), one.energies())
     assert np.array_equal(two.features(np.arange(5)), one.features(np.arange(5)))
-    send(ObjectStore.open(store.url), two)  # with files of both in the store, whose names say nothing
+    send(ObjectStore.open(store.url), two)  # the store has files of both, whose names do not tell them apart
     assert np.array_equal(two.energies(), one.energies())
 
 
@@ -121,7 +121,7 @@ def test_two_sessions_of_one_machine_fetch_each_shard_once(store: ObjectStore, t
 
 
 def test_preparing_writes_only_what_was_missing(tmp_path: Path) -> None:
-    """Energies of another machine stay when this one computes features, and energies with them."""
+    """This machine computes features and energies, and keeps the energies that another machine stored."""
     frozen = made(tmp_path, value=1.0)
     for path in frozen.folder.glob("features-*"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""Commits in an object store whose requests fail, whose writers race, and whose writers die."""
+"""Commits in an object store whose requests fail and whose writers race or die."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> Objec
 
 
 def facts(*, epoch: int = 1, fence: int = 1, session: str = "a", **other: Any) -> dict[str, Any]:
-    """What a manifest says besides size and hash."""
+    """The fields of a manifest besides size and hash."""
     stem = f"e{epoch:04d}-done-f{fence:04d}"
     return {
         "experiment": "small",
@@ -67,7 +67,7 @@ def machine(store: ObjectStore, folder: Path) -> OwnCommits:
 
 
 def whole(store: ObjectStore, folder: Path) -> list[str]:
-    """Commits whose checkpoint is what their manifest says, as a machine sees them that was never here."""
+    """The commits with a matching checkpoint, as a new machine sees them."""
     seen = machine(store, folder)
     found = []
     for commit in seen.commits():
@@ -113,7 +113,7 @@ def test_a_writer_with_the_same_bytes_is_the_same_writer(store: ObjectStore, tmp
 
 
 def commit_of(commits: OwnCommits, content: bytes, said: dict[str, Any]) -> None:
-    """What a worker does with a commit that it must not lose: again, with the same bytes."""
+    """Retry a commit with the same bytes, as a worker does."""
 
     def once() -> None:
         staged = commits.stage(content, said)
@@ -145,7 +145,7 @@ def test_a_request_or_an_answer_lost_at_any_operation_costs_no_commit(
         failing, backend = faulty(store.url, at=at, after=after)
         epochs(failing, tmp_path / f"machine-{at}")
         found = whole(store, tmp_path / f"fresh-{at}")
-        # One that should have been removed may still be there, when the request to remove it was lost and not repeated.
+        # A commit may outlive its removal if that request was lost and not repeated.
         assert found[-2:] == ["e0002-done-f0001 by a", "e0003-done-f0001 by a"], f"{at}: {backend.calls[at - 1]}"
 
 
@@ -203,7 +203,7 @@ def test_a_death_at_any_operation_leaves_the_commit_before_or_the_new_one_whole(
         newest = after_death.commits()[-1]
         assert newest.manifest.epoch in (1, 2)
         assert after_death.checkpoint(newest) == {1: b"one", 2: b"two"}[newest.manifest.epoch]
-        # The session that resumes has a later lease, and disturbs no other.
+        # The resuming session has a later lease, and does not disturb others.
         after_death.stage(b"three", facts(epoch=2, fence=2)).publish()
         assert whole(store, tmp_path / f"later-{at}")[-1] == "e0002-done-f0002 by a"
     assert at > 4
@@ -275,7 +275,7 @@ def test_a_manifest_of_another_commit_under_a_name_is_set_aside(store: ObjectSto
 def test_an_unmounted_shared_folder_neither_reports_missing_objects_nor_accepts_any(
     s3: S3Server, tmp_path: Path
 ) -> None:
-    """The folder under a mount point is empty; read as it is, every commit would be gone."""
+    """The folder under a mount point is empty, so every commit would seem lost."""
     store = new_store("shared folder", s3, tmp_path / "share")
     commits = machine(store, tmp_path / "copies")
     commits.stage(b"state", facts()).publish()

@@ -1,4 +1,4 @@
-"""Addresses, and the requests of each kind of store for a commit."""
+"""The addresses of each kind of store, and its requests for a commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbqueue.storage.objects import ObjectStore
 
 
 class _Blobs(BaseHTTPRequestHandler):
-    """As much of Azure's and Google's storage as a conditional put needs: each has a header and a code of its own."""
+    """The part of Azure's and Google's storage that a conditional put needs, with each one's header and code."""
 
     protocol_version = "HTTP/1.1"
     blobs: dict[str, bytes]

@@ -79,7 +79,7 @@ class Machine:
 
 @pytest.fixture
 def shared(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """(database, address of the store) of an experiment that is enqueued."""
+    """(database, address of the store) of an enqueued experiment."""
     url = s3.new_store()
     monkeypatch.setenv(STORE_VARIABLE, url)
     first = make_project(tmp_path / "queue")
@@ -90,7 +90,7 @@ def shared(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> tup
 def test_a_fold_that_moves_between_machines_after_every_job_gives_the_same_bytes(
     shared: tuple[Path, str], plain: tuple[ProjectFolder, Path], tmp_path: Path
 ) -> None:
-    """And the results are read on a machine that did nothing."""
+    """A machine that trained nothing can read the results."""
     queue_db, url = shared
     for number in range(5):
         machine = Machine(tmp_path / f"machine-{number}", queue_db)
@@ -151,7 +151,7 @@ def test_the_results_of_a_fold_in_training_are_seen_from_another_machine(
 def machine_with_a_faulty_store(
     shared: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Machine, ObjectStore, Any]:
-    """A machine, the store that it uses, and what lets that be away."""
+    """A machine, its store, and the switch that takes the store away."""
     store, backend = faulty(shared[1])
     monkeypatch.setattr(ObjectStore, "open", classmethod(lambda _cls, _url: store))
     return Machine(tmp_path / "one", shared[0]), store, backend
@@ -178,7 +178,7 @@ def test_training_continues_while_the_store_is_away_and_commits_once_it_is_back(
     class Back(StoreWatch):
         def pause(self, error: StoreError) -> float:
             waits.append(str(error))
-            backend.away = len(waits) < 3  # it comes back while the epoch's commit waits
+            backend.away = len(waits) < 3  # the store returns while the epoch's commit waits
             return super().pause(error)
 
     monkeypatch.setattr("mbqueue.session.worker.StoreWatch", Back)
@@ -261,7 +261,7 @@ def test_a_job_claimed_before_the_store_went_away_is_released_during_the_wait(
 def test_of_two_queues_on_one_store_the_second_adopts_the_firsts_commits(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a server was failed over: both gave out the same fence, and both workers finish the same epoch."""
+    """As after a fail-over of the server, two workers have the same fence and finish the same epoch."""
     monkeypatch.setenv(STORE_VARIABLE, s3.new_store())
     one, two = (
         make_project(tmp_path / "one", checkpoint_minutes=10),
@@ -358,7 +358,7 @@ def test_checkpoints_from_before_the_store_was_set_are_sent_to_it(
     there, here = elsewhere.checkpoints_dir("full_finetune", 0), project.checkpoints_dir("full_finetune", 0)
     newest = manifest_of((here / "e0002-done-f0001.json").read_bytes(), source="here")
     assert newest.best is not None
-    kept = {newest.stem, newest.best["commit"]}  # which epoch is the best one depends on the processor
+    kept = {newest.stem, newest.best["commit"]}  # the best epoch depends on the processor
     assert {path.name for path in there.iterdir()} == {
         f"{stem}{suffix}" for stem in kept for suffix in (".json", ".pt")
     }
@@ -373,7 +373,7 @@ def test_a_new_store_that_lacks_what_the_queue_has_committed_is_refused(
     shutil.rmtree(root / "state" / "checkpoints")
     url = s3.new_store()
     monkeypatch.setenv(STORE_VARIABLE, url)
-    for _ in range(2):  # the second try finds the same
+    for _ in range(2):  # the second try finds the same commit
         with pytest.raises(StoreError, match="Check the address"):
             work(ProjectFolder(root), WorkOptions(device="cpu"), report=RememberedReport())
 
@@ -410,7 +410,7 @@ def test_a_missing_obstore_is_reported_with_what_to_install(
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """Answers as S3 does to a wrong key, with the key in the answer."""
+    """Answers as S3 does to a wrong key, and repeats the key."""
 
     def _refuse(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -1,4 +1,4 @@
-"""The queue knows where its commits are: a session that would read or write them elsewhere is refused."""
+"""The queue knows the place of its commits, and refuses a session that would use another place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EPOCH = "full_finetune/fold_0/e0001-done-f0001"
 
 
 def done(project: ProjectFolder, *, jobs: int, **result: Any) -> None:
-    """Enqueue a small experiment, and do its first jobs on paper only."""
+    """Enqueue a small experiment, and commit its first jobs without computing."""
     spec = small_spec(project)
     with open_queue(project) as queue:
         queue.enqueue(spec, results_dir=project.results_folder("2026-01-01", spec.folder_name), now=1.0)
@@ -47,7 +47,7 @@ def done(project: ProjectFolder, *, jobs: int, **result: Any) -> None:
 
 
 def session(project: ProjectFolder) -> str:
-    """What a session says that begins, finds everything in order, and does nothing."""
+    """The messages of a session that begins, finds everything in order, and does nothing."""
     report = RememberedReport()
     return work(find_project(project.root), WorkOptions(device="cpu", max_jobs=0), report=report).reason
 
@@ -58,7 +58,7 @@ def place_of(project: ProjectFolder) -> CommitsPlace | None:
 
 
 def with_an_epoch(store: ObjectStore) -> None:
-    """By its name alone, which is all that is looked at when a session begins."""
+    """Add a commit by name only, since a session that begins checks only names."""
     store.put(f"checkpoints/{EPOCH}-0123456789ab.pt", b"state")
     store.put(f"checkpoints/{EPOCH}.json", b"{}")
 
@@ -72,7 +72,7 @@ def share(tmp_path: Path) -> ObjectStore:
 
 @pytest.fixture
 def project(share: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectFolder:
-    """Its commits are in the share: an epoch was done there."""
+    """A queue whose commits are in the share, with one finished epoch."""
     monkeypatch.setenv(STORE_VARIABLE, share.url)
     project = make_project(tmp_path / "project")
     enqueue(project, small_spec(project))
@@ -114,7 +114,7 @@ def test_a_session_with_another_store_is_refused_and_changes_nothing_there(
 def test_an_unmounted_share_is_not_mistaken_for_a_new_store(
     project: ProjectFolder, share: ObjectStore, tmp_path: Path
 ) -> None:
-    """As after the machine was started again: the folder under the mount point is there, and empty."""
+    """After a reboot, the folder under the mount point is there, and empty."""
     (tmp_path / "share").rename(tmp_path / "unmounted")
     (tmp_path / "share").mkdir()
     with pytest.raises(StoreError, match=rf"are in {share.url} .*If it is a share, mount it"):
@@ -143,7 +143,7 @@ def test_another_store_at_the_same_address_is_refused(share: ObjectStore) -> Non
 def test_commands_look_for_results_only_in_the_queues_place(
     project: ProjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else `retry` would take what is elsewhere for lost, and predict it again."""
+    """Otherwise `retry` would treat files in the other place as lost, and predict again."""
     done(project, jobs=2, files={"predictions_fold_0.csv": {"size": 1, "sha256": "0" * 64}})
     (tmp_path / "other").mkdir()
     for address in ("", (tmp_path / "other").as_uri()):
@@ -188,7 +188,7 @@ def test_an_old_queue_without_a_place_records_only_one_that_has_its_epochs(
 def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_another_is_refused(
     share: ObjectStore, tmp_path: Path
 ) -> None:
-    """All have looked before the first one told the queue."""
+    """All sessions read the place before the first one records it."""
     project, clock = make_project(tmp_path / "project"), ManualClock()
     enqueue(project, small_spec(project))
     (tmp_path / "other").mkdir()
@@ -210,7 +210,7 @@ def test_sessions_that_begin_at_once_with_a_new_store_agree_on_it_and_one_with_a
 def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one machine with a server of its own needs no store."""
+    """A single machine with its own server needs no store."""
     monkeypatch.setenv(QUEUE_VARIABLE, postgres_server.url())
     one, two = make_project(tmp_path / "one"), make_project(tmp_path / "two")
     enqueue(one, small_spec(one))
@@ -226,13 +226,13 @@ def test_machines_that_share_only_a_queue_cannot_both_work_with_it(
         session(two)
     with pytest.raises(StoreError, match="another one"):
         Project(two.root).results("full_finetune")
-    # The folder on another machine, or mounted by another name, is known by its content.
+    # A folder on another machine or under another mount point is recognised by its content.
     one.root.rename(tmp_path / "mounted")
     assert session(find_project(tmp_path / "mounted")) == "did 0 jobs, as asked"
 
 
 def test_a_file_that_was_copied_from_a_server_works_beside_its_commits_and_nowhere_else(tmp_path: Path) -> None:
-    """It brings along what the server knew: the folder of the machine before."""
+    """The copied queue names the folder of the former machine."""
     project = make_project(tmp_path)
     with open_queue(project) as queue:
         before = CommitsPlace(id="another folder", kind="folder", address="host:/elsewhere/state")
@@ -267,7 +267,7 @@ def test_a_folder_asked_by_two_machines_at_once_for_its_id_has_one(
     project = make_project(tmp_path)
     first = commits_binding.folder_place(project, make=True)
     seen = iter(["", first.id if first else ""])
-    monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))  # the second saw none at first
+    monkeypatch.setattr(commits_binding, "folder_id", lambda _project: next(seen))  # the second saw no id at first
     assert commits_binding.folder_place(project, make=True) == first
 
 
@@ -414,8 +414,8 @@ def test_a_copy_that_would_use_the_store_or_the_queue_of_its_original_is_refused
         assert len(queue.sessions()) == 2, "the copy began no session"
 
     monkeypatch.setenv(STORE_VARIABLE, share.url)
-    if shares == "queue":  # with the store too, the copy is another machine
+    if shares == "queue":  # a copy with the same store counts as another machine
         assert session(find_project(copy.root)) == "did 0 jobs, as asked"
         return
-    original.root.rename(tmp_path / "away")  # now it is the project, which was moved
+    original.root.rename(tmp_path / "away")  # now the copy is the project, which was moved
     assert session(copy) == "did 0 jobs, as asked"
