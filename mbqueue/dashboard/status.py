@@ -311,7 +311,7 @@ def _totals(overview: Mapping[str, Any], session_seconds: float) -> Iterable[Ren
         line.append(f", about {_hours(left)} left: {outlook.sessions} {plural} of {format_duration(session_seconds)}")
     if unknown:
         those = "an experiment" if unknown == 1 else f"{unknown} experiments"
-        line.append(f"; {'more' if left else 'what is left'} is known after the first epoch of {those}")
+        line.append(f"; {'the rest' if left else 'the time left'} is estimated after the first epoch of {those}")
     elif not left and outlook.used:
         line.append(", none left")
     yield line

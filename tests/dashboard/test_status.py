@@ -322,7 +322,7 @@ def test_noise_does_not_look_like_progress():
 def test_time_left_counts_experiments_of_which_none_is_known():
     overview = busy_overview()
     overview["experiments"][1]["folds"][0]["seconds"] = 80 * HOUR
-    assert "; more is known after the first epoch of an experiment" in " ".join(draw(overview).split())
+    assert "; the rest is estimated after the first epoch of an experiment" in " ".join(draw(overview).split())
 
 
 def test_an_output_in_ascii_gets_long_lines_cut_in_ascii():
@@ -361,7 +361,8 @@ def test_a_finished_experiment_names_its_folder():
 
 
 def test_time_left_is_unknown_before_the_first_epoch():
-    assert "0s used; what is left is known after the first epoch of an experiment" in draw(overview_of([fold_entry()]))
+    drawn = draw(overview_of([fold_entry()]))
+    assert "0s used; the time left is estimated after the first epoch of an experiment" in drawn
 
 
 def test_epochs_skipped_by_early_stopping_are_not_left():

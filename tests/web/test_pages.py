@@ -153,7 +153,7 @@ def test_a_change_during_a_read_is_read_again(clock: ManualClock) -> None:
 
 
 def test_each_experiment_says_what_time_it_used_and_needs(board: Board) -> None:
-    assert "0s used; what is left is known after the first epoch</span>" in part(board)["html"]
+    assert "0s used; the time left is estimated after the first epoch</span>" in part(board)["html"]
 
 
 def test_the_page_of_all_experiments_leaves_none_out(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
