@@ -15,7 +15,7 @@ from mbqueue.queue.transitions import mermaid
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mbqueue"
 
-#: Rooms from top to bottom; a room may import rooms of the rows below its own, and nothing of its own row but itself.
+#: Rooms from top to bottom. A room may import itself and rooms in lower rows.
 ROWS = [
     {"__main__"},
     {"cli"},
@@ -41,7 +41,7 @@ ROWS = [
     }
     | {"errors", "clock", "limits", "outputs", "topology"},
 ]
-#: The ground is one floor: its modules may use each other.
+#: Modules of the ground may import each other.
 GROUND = ROWS[-1]
 ROW_OF = {room: number for number, row in enumerate(ROWS) for room in row}
 
@@ -52,7 +52,7 @@ def trees(folder: Path = PACKAGE) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def imports(folder: Path = PACKAGE) -> list[tuple[str, str, str]]:
-    """(file, importing room, what is imported) for every import below a folder of mbqueue."""
+    """(file, importing room, imported name) for every import below a folder of mbqueue."""
     found = []
     for path, tree in trees(folder):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -76,7 +76,7 @@ def test_imports_go_down_only() -> None:
     wrong = [
         f"{file} imports {name}, which is not below {room}"
         for file, room, name in imports()
-        # The package itself hands out the API; nothing in it may ask the package for that.
+        # The package exports the API, so no module inside may import the package itself.
         if room != "__init__" and upward(room, name)
     ]
     assert wrong == []
@@ -212,7 +212,7 @@ def test_a_question_of_a_newcomer_is_answered_in_two_files_at_most(question: str
 
 
 def defined(path: Path) -> set[str]:
-    """Functions of a module, and methods as Class.method."""
+    """The functions of a module, and its methods as Class.method."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef):

@@ -1,4 +1,4 @@
-"""The documents: every command runs, every link leads somewhere, every quoted error text exists."""
+"""In the documents every command runs, every link has a target, and every quoted error text exists."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from mbqueue.settings import parse_settings
 from mbqueue.topology import QUEUE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
-#: Its blocks show what each command prints.
+#: Pages whose blocks show the output of each command.
 TUTORIAL = "docs/tutorials/first-run.md"
-#: In the order of a reader; each continues in the project that the ones before have left.
+#: Pages in the order of a reader; each page continues in the project of the pages before.
 RUN_IN_ORDER = (
     TUTORIAL,
     "README.md",
@@ -51,13 +51,13 @@ RUN_IN_ORDER = (
     "docs/how-to/many-machines.md",
     "docs/how-to/slurm.md",
 )
-#: What stands in the documents for a server and a bucket of the reader's own.
+#: Placeholders in the documents for a reader's own server and bucket.
 SERVER, BUCKET = "postgresql://me@server/mbqueue", "s3://my-bucket/chgnet"
-#: Made from the commands, whose examples are run in tests/cli.
+#: Pages generated from the commands; tests/cli runs their examples.
 COMMAND_PAGES = sorted(ROOT.glob("docs/reference/commands/*.md"))
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*COMMAND_PAGES})
 
-#: Commands that no test runs, as they stand in the documents (indented, not in a console block), and why.
+#: Commands in the documents that no test runs, and the reason.
 LEFT_OUT = {
     "pip install .": "installs into the environment of the tests",
     "!pip install -q /content/drive/MyDrive/mbqueue && pip install -q --no-deps matbench==0.6 && mbqueue doctor": "a "
@@ -103,7 +103,7 @@ LEFT_OUT = {
     "make test": "runs this test",
     "make test-kernels": "takes minutes; tests/train/test_offline.py runs a part of it",
 }
-#: Commands with arguments in running text that no block of a document runs, and where they are tried, or why not.
+#: Commands in running text that no block of a document runs, and the test that runs each, or the reason for none.
 NAMED_IN_TEXT = {
     "mbqueue --project DIR status": "tests/cli/conftest.py",
     "mbqueue init project": "tests/test_project.py",
@@ -145,7 +145,7 @@ def blocks(path: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> Iterator[tuple[list[str], str]]:
-    """(arguments, error that must come) of the lines that begin with ``$``."""
+    """(arguments, expected error) of each line that begins with ``$``."""
     lines = block.text.splitlines()
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
         if line.startswith("$ "):
@@ -153,7 +153,7 @@ def commands(block: Block) -> Iterator[tuple[list[str], str]]:
 
 
 def make_small(project: Path) -> None:
-    """What the documents call full trainings becomes one of a few crystals, so that it ends in seconds."""
+    """Shrink the documents' full trainings to a few crystals and seconds."""
     for path in (project / "jobs").glob("*.toml"):
         text = path.read_text()
         text = re.sub(r'dataset = "matbench_mp_e_form"', 'dataset = "sample"', text)
@@ -196,7 +196,7 @@ def test_every_command_in_the_documents_runs_in_order(
     assert len(ran) > 20
 
 
-#: What differs between two runs, and what stands for it: the project's folder, device, days, bars, curves and numbers.
+#: Patterns for text that differs between two runs: the project's folder, device, days, bars, curves and numbers.
 _VARYING = (
     (r"\S*/my-project", "PROJECT"),
     (r"(session \S+) on .*?, ", r"\1 on DEVICE, "),
@@ -221,7 +221,7 @@ def test_the_shape_of_a_line_keeps_its_words_and_drops_its_numbers() -> None:
 
 
 def check_shown(block: Block, command: str, printed: str) -> None:
-    """Each line that a block shows below a command was printed; an ellipsis stands for more of them."""
+    """Check that each line below a command was printed; an ellipsis stands for further lines."""
     lines = block.text.splitlines()
     start = lines.index(f"$ {command}") + 1
     shown = list(takewhile(lambda line: not line.startswith("$ "), lines[start:]))
@@ -233,7 +233,7 @@ def check_shown(block: Block, command: str, printed: str) -> None:
 def run(
     arguments: list[str], error: str, block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
-    """Run a command of a document as its reader would; what it printed."""
+    """Run a command of a document as its reader would; return what was printed."""
     if arguments[0] == "cd":
         monkeypatch.chdir(arguments[1])
         return ""
@@ -258,7 +258,7 @@ def run(
 
 
 def small_prediction(arguments: list[str]) -> Iterator[str]:
-    """The same ``predict`` on a few crystals of the sample, and with file names as a shell would fill them in."""
+    """The same ``predict`` on a few crystals of the sample, with file names expanded as in a shell."""
     lines = gzip.decompress((ROOT / "mbqueue/data/sample/flla_sample.jsonl.gz").read_bytes()).splitlines(keepends=True)
     Path("few.jsonl").write_bytes(b"".join(lines[:20]))
     for argument in arguments:
@@ -282,7 +282,7 @@ def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
         if line.startswith("    ") and _COMMAND.match(line.strip())
     }
     lines = {re.sub(r"\s+#.*", "", line) for line in indented}
-    # Measurements take minutes to hours; their scripts have tests of their own where they have logic of their own.
+    # Measurements take minutes to hours; other tests cover the logic of their scripts.
     measurements = {line for line in lines if line.startswith("python -m benchmarks.")}
     assert lines - measurements == set(LEFT_OUT)
     for line in measurements:
@@ -290,7 +290,7 @@ def test_every_command_that_is_not_run_is_named_with_its_reason() -> None:
 
 
 def named_in_text() -> Iterator[str]:
-    """Every command with an argument between backticks; an ellipsis stands for the pytest file named before it."""
+    """Every command with an argument between backticks; an ellipsis stands for the last pytest file."""
     subcommands = {*_subcommands(typer.main.get_command(app))}
     for path in DOCUMENTS:
         before = ""
@@ -338,7 +338,7 @@ def test_every_pytest_line_in_the_documents_selects_a_test() -> None:
 
 
 def is_chosen(test_id: str, expression: str) -> bool:
-    """Whether pytest's ``-k expression`` takes a test."""
+    """Whether pytest's ``-k expression`` selects a test."""
     name = test_id.partition("::")[2].lower()
     words = [
         word if word in ("and", "or", "not") else str(word.lower() in name)
@@ -431,7 +431,7 @@ QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "reference" / "errors.md")
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
-    # Blanks beside an ellipsis may stand for the variable text's own.
+    # Blanks beside an ellipsis may belong to the variable text.
     pieces = [re.escape(piece.strip()) for piece in quoted.split("…")]
     pattern = re.compile(".*?".join(pieces), re.DOTALL)
     assert any(pattern.search(text) for text in said_by_the_program()), quoted
@@ -439,7 +439,7 @@ def test_a_quoted_error_text_is_one_that_the_program_says(quoted: str) -> None:
 
 @cache
 def said_by_the_program() -> tuple[str, ...]:
-    """Every text in the package and the Makefile, with what is filled in left out."""
+    """Every text in the package and the Makefile, without the parts that are filled in."""
     texts = [(ROOT / "Makefile").read_text()]
     for path in (ROOT / "mbqueue").rglob("*.py"):
         texts += [text(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, TEXTS)]

@@ -1,4 +1,4 @@
-"""The chain of an error's causes, which may be closed."""
+"""The chain of an error's causes, which may have a cycle."""
 
 from __future__ import annotations
 

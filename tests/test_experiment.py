@@ -46,7 +46,7 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(content: dict[str, A
         spec(**content)
     for text in ["jobs/x.toml", *said]:
         assert text in str(caught.value)
-    assert caught.value.__suppress_context__  # what pydantic says adds nothing for a person
+    assert caught.value.__suppress_context__  # pydantic's own wording does not help a user
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -1,4 +1,4 @@
-"""The Colab notebook: its cells run one after the other, with a folder in place of the mounted drive."""
+"""Run the cells of the Colab notebook in order, with a folder instead of the mounted drive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mbqueue.project import ENVIRONMENT_VARIABLE
 from mbqueue.topology import LIVE_VARIABLE
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "mbqueue_colab.ipynb"
-#: Needs the network and would install into the environment of the tests.
+#: This cell needs the network, and would install into the environment of the tests.
 NOT_RUN = re.compile(r"pip install")
 
 
@@ -37,7 +37,7 @@ def test_the_notebook_has_under_ten_cells_and_no_outputs() -> None:
 
 
 class Colab:
-    """Runs cells as Colab does, as far as this notebook needs it: Python lines, and shell lines with {variables}."""
+    """Runs cells as Colab does: Python lines, and shell lines with {variables}."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
@@ -69,7 +69,7 @@ class Colab:
         monkeypatch.setitem(sys.modules, "google.colab", colab)
 
     def run(self, cell: str) -> Any:
-        """Run a cell; returns the value of its last line when that is an expression."""
+        """Run a cell; return the value of its last line if that is an expression."""
         lines = cell.replace("/content", str(self.root / "content")).splitlines()
         value, python = None, []
         for line in [*lines, "!"]:
@@ -83,7 +83,7 @@ class Colab:
         return value
 
     def _python(self, lines: list[str]) -> Any:
-        """Execute lines; the value of the last one when that is an expression."""
+        """Execute lines; return the value of the last one if that is an expression."""
         body = ast.parse("\n".join(lines)).body
         last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
         exec(compile(ast.Module(body, []), "cell", "exec"), self.names)
@@ -101,7 +101,7 @@ class Colab:
 
 
 def put_checkout(root: Path) -> None:
-    """A folder of mbqueue in My Drive, as far as the install cell looks at it."""
+    """Create the files of a checkout in My Drive that the install cell checks."""
     folder = root / "content" / "drive" / "MyDrive" / "mbqueue-main"
     for name in (".git", "results", "mbqueue/results"):
         (folder / name).mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_the_install_cell_takes_a_wheel_then_a_checkout_then_github(
 
 
 def make_small(project: Path) -> None:
-    """A full training on few crystals; run after the cell that makes the project."""
+    """Shrink the full training to a few crystals, after the cell that creates the project."""
     path = project / "jobs" / "full_finetune.toml"
     text = path.read_text()
     for old, new in {
@@ -150,7 +150,7 @@ def make_small(project: Path) -> None:
 
 def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    # A folder is no mount, so the live folder that a drive would get is asked for.
+    # A folder is no mount, so the test asks for the live folder that a drive would get.
     live = tmp_path / "live"
     monkeypatch.setenv(LIVE_VARIABLE, str(live))
     sleep = time.sleep
@@ -174,7 +174,7 @@ def test_the_cells_run_from_the_mount_to_the_report(tmp_path: Path, monkeypatch:
     assert seen.experiments.loc["full_finetune", "state"] == "done"
     assert "Plotly" in colab.run(report)
     colab.run(stop)
-    # It may still be leaving, or be gone.
+    # The session may still be ending, or be gone.
     assert "No session" in colab.said[-1] or "nothing is left to do" in colab.said[-1]
     assert len(colab.not_run) == 1
     # The next session runs the same cells, on another machine.

@@ -1,4 +1,4 @@
-"""What a person names to be written is not written over something else, and that is said before computing."""
+"""An output path that would overwrite something else is refused before any computation."""
 
 from __future__ import annotations
 

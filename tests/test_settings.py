@@ -1,4 +1,4 @@
-"""Settings: what mbqueue.toml may say."""
+"""The settings that mbqueue.toml may contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where everything of a project is: by its settings, the environment and what it is mounted on."""
+"""Settings, environment and mounts decide where the parts of a project are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVER, STORE = "postgresql://me@host/db", "s3://bucket/prefix"
 
 @pytest.fixture
 def find(tmp_path, monkeypatch):
-    """Finds a project as it is on a file system, with its queue on a server or not."""
+    """Find a project on a kind of file system, with its queue on a server or not."""
     root = make_project(tmp_path / "project").root
 
     def found(fstype: str, *, queue: str = "sqlite") -> ProjectFolder:
@@ -100,7 +100,7 @@ def test_several_machines_are_refused_one_file_and_shown_a_folder_that_only_this
     with pytest.raises(UsageError, match="several machines cannot share"):
         find("nfs4").topology.require_launchable(2)
     with pytest.raises(UsageError, match="is on a network mount, too"):
-        find("nfs4").topology.require_launchable(1)  # the stand-in says so of every path
+        find("nfs4").topology.require_launchable(1)  # the stand-in reports this for every path
     assert "this machine's own disk" in (find("ext4").topology.require_launchable(2) or "")
     assert find("nfs4", queue=SERVER).topology.require_launchable(2) is None
 

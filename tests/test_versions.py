@@ -1,4 +1,4 @@
-"""The oldest versions that the package admits are the ones that are tried."""
+"""The tests also run with the oldest versions that the package accepts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-#: Extras that users install; the others are for work on mbqueue itself, or (gpu) come with torch.
+#: Extras for users; the others are for developers, or (gpu) come with torch.
 EXTRAS = ("postgresql", "objects", "slurm", "search", "board")
 
 
 def lower_bounds() -> dict[str, str]:
-    """Package → the oldest version that pyproject.toml admits."""
+    """Package → the oldest version that pyproject.toml accepts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [*project["dependencies"], *(one for extra in EXTRAS for one in project["optional-dependencies"][extra])]
     found = [re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement) for requirement in named]
@@ -22,7 +22,7 @@ def lower_bounds() -> dict[str, str]:
 
 
 def pinned(name: str) -> dict[str, str]:
-    """Package → version of a constraints file."""
+    """Package → version in a constraints file."""
     lines = (ROOT / name).read_text().splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
@@ -34,7 +34,7 @@ def is_same(one: str, other: str) -> bool:
 def test_each_lower_bound_is_the_version_that_the_oldest_environment_has() -> None:
     oldest = pinned("constraints-oldest.txt")
     bounds = lower_bounds()
-    del bounds["torch"]  # as installed: the machines of the tests have one build of it
+    del bounds["torch"]  # as installed, since the test machines have only one build of torch
     wrong = {
         name: (bound, oldest.get(name)) for name, bound in bounds.items() if not is_same(bound, oldest.get(name, "0"))
     }

@@ -1,4 +1,4 @@
-"""Phrases that read like a translation are in no text: documents, messages, docstrings, comments, names of tests."""
+"""No document, message, docstring, comment or test name has a phrase that reads like a translation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: A phrase, and what to write instead. A blank stands for a line break and the signs of a comment or a string as well.
+#: Each phrase, and what to write instead. A blank also matches a line break and the signs of a comment or a string.
 PHRASES = {
     "whoever": "you, the session, the command",
     "somebody": "you, another session",
@@ -31,12 +31,12 @@ PHRASES = {
     "in the midst": "in the middle, during",
 }
 SUFFIXES = {".py", ".md", ".toml", ".ipynb", ".html", ".js", ".css", ".yml", ".sh", ""}
-#: Made by builds and runs, at the top of the repository.
+#: Folders that builds and runs create at the top of the repository.
 MADE = {"site", "results", "state"}
 
 
 def places(folder: Path) -> Iterator[Path]:
-    """Every file with text that a person reads."""
+    """Every file with text for people."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             made = path.name in MADE and folder == ROOT
@@ -47,7 +47,7 @@ def places(folder: Path) -> Iterator[Path]:
 
 
 def found(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line, phrase, what to write instead) of a text."""
+    """(line, phrase, what to write instead) for each phrase in a text."""
     text = re.sub(r"(?m)^ *(?:async )?def test_\w+", lambda name: name[0].replace("_", " "), text)
     for phrase, instead in PHRASES.items():
         pattern = r"\b" + phrase.replace(" ", r"""[\s#"'>*]+""") + r"\b"

@@ -32,7 +32,7 @@ _PREFIX = 48
 def write_arrays(
     path: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, unhashed: tuple[str, ...] = ()
 ) -> None:
-    """Durably replace ``path``. Arrays named in ``unhashed`` get no checksum here (their readers check them)."""
+    """Durably replace ``path``. Arrays named in ``unhashed`` get no checksum here, because their readers check them."""
     entries: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     offset = 0
@@ -59,7 +59,7 @@ def write_arrays(
 
 
 def read_arrays(path: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The metadata and the arrays, mapped read-only; with ``verify``, every checksum is compared.
+    """The metadata and the read-only mapped arrays; ``verify`` compares every checksum.
 
     Raises:
         CacheError: if the file is missing, truncated, damaged or in another format.

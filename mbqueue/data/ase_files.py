@@ -14,13 +14,13 @@ from mbqueue.data.parser_warnings import heard
 from mbqueue.data.source import Progress
 from mbqueue.errors import DataError
 
-#: What a backslash, quotes or brackets keep together in a comment line, as ase reads it.
+#: Parts of a comment line that a backslash, quotes or brackets keep together, as ase reads them.
 _TOGETHER = r"""\\.?|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\]"""
 #: An equals sign or a word of a comment line.
 _PART = re.compile(rf"=|(?:{_TOGETHER}|[^ \t\r\n\f\v=])+")
 #: A quotation mark or bracket without its partner, to which ase adds the rest of the line.
 _OPEN = re.compile(rf"{_TOGETHER}|(?P<open>[\"'{{\[])")
-#: A text that every program reads alike: bare, or in quotes.
+#: A text that every program reads in the same way: bare, or in quotes.
 _TEXT = re.compile(r"""(?P<bare>[^\s\\"'{}\[\]]*)|"(?P<double>(?:[^"\\]|\\")*)"|'(?P<single>[^'\\]*)'""")
 
 
@@ -29,9 +29,9 @@ class _Row(NamedTuple):
 
     Attributes:
         atoms: as ase reads it.
-        cells: its key-value pairs, as ase reads them.
-        key: its name in the file; None if it has none.
-        comment: the text of its pairs in extended XYZ; else empty.
+        cells: the crystal's key-value pairs, as ase reads them.
+        key: the crystal's name in the file; None if it has no name.
+        comment: the text of the pairs in extended XYZ; else empty.
     """
 
     atoms: Any
@@ -129,7 +129,7 @@ def _written(comment: str) -> list[tuple[str, str | None]]:
 
 
 def _text(written: str) -> str | None:
-    """The text that a value of a comment line stands for; None if programs read it differently."""
+    """The text of a value in a comment line; None if programs read it differently."""
     found = _TEXT.fullmatch(written)
     if found is None:
         return None
@@ -137,7 +137,7 @@ def _text(written: str) -> str | None:
 
 
 def _repeated(written: list[tuple[str, str | None]]) -> str:
-    """The first key that is given twice, of which ase keeps the last value; empty if there is none."""
+    """The first key that is given twice, for which ase keeps the last value; empty if there is none."""
     counts = Counter(key for key, _ in written)
     return next((key for key, text in written if text is not None and counts[key] > 1), "")
 

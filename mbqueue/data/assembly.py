@@ -14,7 +14,7 @@ from mbqueue.data.conversion import AS_I, AS_J
 from mbqueue.data.machine_code import compiled
 
 #: Coefficients of asin(x) = x + x · p(x²) / q(x²) for |x| ≤ 1/2, from fdlibm's e_acos.c (Sun Microsystems 1993), which
-#: also reduces acos beyond 1/2 to it. Its error is below one unit in the last place of a float64.
+#: also reduces acos beyond 1/2 to asin. The error is below one unit in the last place of a float64.
 _P = (
     1.66666666666666657415e-01,
     -3.25565818622400915405e-01,
@@ -362,8 +362,8 @@ def assemble(records: Any, starts: Any, sizes: Any, n_atoms: Any, index: Any, ca
         rounded once.
     """
     n_directed, n_short, n_places = sizes[0], sizes[1], sizes[2] + 1
-    # One block of memory for all: the allocator keeps it for the next batch. It would return many small blocks to the
-    # system, which would then have to clear new ones.
+    # One block of memory for all: the allocator keeps it for the next batch. The allocator would return many small
+    # blocks to the system, which would then have to clear new ones.
     room = np.empty(4 * (n_directed + n_places) + n_short + 1, np.int32)
     bonds, room = room[: 4 * n_directed].reshape((4, n_directed)), room[4 * n_directed :]
     numbers, short_bond = room[: 4 * n_places].reshape((4, n_places)), room[4 * n_places :]

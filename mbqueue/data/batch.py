@@ -134,7 +134,7 @@ class OrderedBatch(Batch):
     by_number_offsets: Tensor
 
     def ordered(self) -> OrderedBatch:
-        """Itself."""
+        """This batch, which is already ordered."""
         return self
 
 

@@ -21,7 +21,7 @@ from mbqueue.errors import CacheError
 class Distortion:
     """A random strain of each cell and a random shift of each atom: a pure function of ``seed`` and the row.
 
-    It does not depend on how crystals are batched, or in which order.
+    The distortion does not depend on the order or the batches of crystals.
 
     Attributes:
         strain: standard deviation of the six components of a symmetric strain; 0 is off.
@@ -39,8 +39,8 @@ def make_batch(
 ) -> Batch:
     """Combine the crystals of ``rows`` into one graph, on the CPU.
 
-    The bonds are those of the undistorted crystal. With ``distortion``, their lengths and angles are those of the
-    distorted one, so a bond may exceed the cut-off (where CHGNet's radial basis is zero).
+    The bonds are those of the undistorted crystal. With ``distortion``, lengths and angles are those of the distorted
+    crystal. A bond may then exceed the cut-off, where CHGNet's radial basis is zero.
     """
     rows = np.asarray(rows, np.int64)
     crystals = cache.crystals
@@ -81,7 +81,7 @@ def make_batch(
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view: mapped arrays are read-only, and Numba would compile again for writable ones."""
+    """A read-only view, because mapped arrays are read-only and Numba would compile again for writable ones."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -1,4 +1,4 @@
-"""List, check and remove the content of a project's cache folder. All of it can be rebuilt."""
+"""List, check and remove the content of a project's cache folder. Every cache can be rebuilt."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class StoredCache:
     """One folder of the cache.
 
     Attributes:
-        folder: its path.
+        folder: the path of the cache.
         kind: "graphs" (crystals and their graphs) or "frozen" (a frozen backbone's outputs for them).
         dataset: first 16 characters of the crystals' hash; for a frozen backbone, possibly of the structures' hash.
         structures: for graphs, first 16 characters of the hash of the crystals' structures; else empty.
-        current: False for graphs that another version of the converter made; this version cannot use them.
+        current: False for graphs of another version of the converter, which this version cannot use.
         source: name or path of the dataset; empty if unknown.
         n_crystals: number of crystals; 0 if unknown.
         n_shards: number of graph shards present, judged by file names; 0 for kind "frozen".
@@ -56,7 +56,7 @@ class StoredCache:
 
     @property
     def how_far(self) -> str:
-        """The state of an unfinished cache in words."""
+        """A description of an unfinished cache."""
         return f"unfinished, {self.n_shards} of {self.n_shards_needed} shards; run mbqueue prepare to continue"
 
 
@@ -66,7 +66,7 @@ class Verdict:
 
     Attributes:
         wrong: one sentence per problem; an unfinished cache is not a problem.
-        left: the problems that remain.
+        left: the problems that a repair did not fix.
     """
 
     wrong: list[str]
@@ -90,7 +90,7 @@ def stored_caches(cache_dir: Path) -> list[StoredCache]:
                 if name["version"] == str(CONVERTER_VERSION):
                     n_shards, n_shards_needed = count_shards(crystals, folder)
             except CacheError:
-                pass  # unfinished or damaged: `verify` distinguishes them
+                pass  # `verify` tells unfinished from damaged caches
         found.append(
             StoredCache(
                 folder=folder,
@@ -149,8 +149,8 @@ def prune_caches(
 
     Args:
         keep: hashes of datasets to keep.
-        keep_sources: names or paths of datasets that may be in preparation, so that their hash is not known yet: the
-            backbone runs between writing the cache and committing the job.
+        keep_sources: names or paths of datasets that may be in preparation. Their hash is unknown while the backbone
+            runs, between writing the cache and committing the job.
         note: called with a sentence for each cache that stays because it is being built.
     """
     stored = stored_caches(cache_dir)

@@ -1,6 +1,6 @@
 """Locks of a cache folder: shared between builders, exclusive for a process that removes the folder.
 
-The lock is a file in ``locks/``, beside the folder, so that it outlives the folder. The system frees it when the
+The lock is a file in ``locks/``, beside the folder, so that it outlives the folder. The system frees the lock when the
 process ends.
 """
 
@@ -18,7 +18,7 @@ from mbqueue.files import make_folder
 
 @contextmanager
 def building(folder: Path) -> Iterator[None]:
-    """Within the block, prevent pruning of ``folder``; first wait for a process that is pruning it."""
+    """Prevent pruning of ``folder`` within the block; first wait for a process that is pruning it."""
     with ExitStack() as stack:
         with suppress(OSError):  # a read-only cache is never pruned, and can still be read
             fcntl.flock(stack.enter_context(_lock_file(folder)), fcntl.LOCK_SH)
@@ -27,7 +27,7 @@ def building(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def removing(folder: Path) -> Iterator[bool]:
-    """Whether no process is building in ``folder``; if so, none can start within the block.
+    """Whether no process is building in ``folder``; if none is, none can start within the block.
 
     Raises:
         CacheError: if the file system does not support locks.

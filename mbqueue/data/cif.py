@@ -23,11 +23,11 @@ from mbqueue.data.symmetry import Symmetry, check_symmetry, check_taken, operati
 
 #: Å³ per atom. Of 37,248 crystals in the Materials Project, cesium has the most, 123. If a CIF exceeds this and does
 #: not state the number of atoms in its cell, atoms are assumed missing: the asymmetric unit was taken for the cell. A
-#: limit per element would catch little more: with only rock salt's asymmetric unit in the cell, its atoms have 3.4
-#: times their usual volume, and seven of those crystals exceed that, up to 6.0 times.
+#: limit per element would catch little more. With only its asymmetric unit in the cell, rock salt has 3.4 times its
+#: volume per atom; seven of those crystals exceed this ratio, up to 6.0.
 LARGEST_VOLUME_PER_ATOM = 250.0
-#: The same for density, g/cm³; the least dense of those crystals are two of hydrogen, 0.039 and 0.107, then helium,
-#: 0.46.
+#: The lowest plausible density, g/cm³. The least dense of those crystals are two of hydrogen, 0.039 and 0.107, then
+#: helium, 0.46.
 SMALLEST_DENSITY = 0.03
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
@@ -46,7 +46,7 @@ _FORMULA = "_chemical_formula_sum"
 _UNITS_PER_CELL = "_cell_formula_units_z"
 #: Largest relative difference between amounts and the file's formula; formulas are rounded (``Al0.67``).
 _FORMULA_TOLERANCE = 0.01
-#: Largest relative difference of volume and density from the file's: cells are rounded, atomic masses are revised.
+#: Largest relative difference of volume and density from the file's, since cells are rounded and atomic masses revised.
 _VOLUME_TOLERANCE, _DENSITY_TOLERANCE = 0.02, 0.1
 #: A density this close to the file's proves the number of atoms in its cell.
 _DENSITY_PROOF = 0.03
@@ -181,7 +181,7 @@ def _listed(symbols: set[str] | Mapping[str, float]) -> str:
 
 
 def _formula(text: str | None) -> dict[str, float] | None:
-    """Amounts of elements in ``Na1 Cl1`` or ``Mg(OH)2``; None if it is not such a formula."""
+    """Amounts of elements in a formula such as ``Na1 Cl1`` or ``Mg(OH)2``; None for any other text."""
     if text is None:
         return None
     while (group := _GROUP.search(text)) is not None:
@@ -208,8 +208,8 @@ def _written(amounts: Mapping[str, float]) -> str:
 def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
     """Compare the cell's composition with the file's; return whether that proves the number of atoms.
 
-    The formula is that of one of Z units. pymatgen writes the formula of the whole cell, and that of the unit as
-    ``_chemical_formula_structural``.
+    A file gives the formula of one of Z units. pymatgen instead gives the formula of the whole cell, and that of the
+    unit as ``_chemical_formula_structural``.
     """
     told = block.value(_FORMULA)
     unit = _formula(block.value("_chemical_formula_structural"))
@@ -240,7 +240,7 @@ def _check_formula(block: CifBlock, counts: Mapping[str, float]) -> bool:
 
 
 def _is_of_whole_cell(formula: Mapping[str, float], unit: Mapping[str, float] | None, z: float) -> bool:
-    """Whether a formula is that of ``z`` units, a number that pymatgen rounds down."""
+    """Whether a formula has ``z`` units, a number that pymatgen rounds down."""
     if unit is None or set(unit) != set(formula):
         return False
     ratios = {formula[symbol] / unit[symbol] for symbol in unit}

@@ -21,7 +21,7 @@ _TOKEN = re.compile(
 )
 
 
-#: Values that say that a value is unknown or inapplicable.
+#: Values that mean unknown or inapplicable.
 _UNKNOWN = ("", "?", ".")
 #: Tags with upper-case letters: CIF ignores case, pymatgen does not.
 _SPELLINGS = {
@@ -44,7 +44,7 @@ class CifBlock:
 
     Attributes:
         name: the text after ``data_``.
-        text: its source, from ``data_`` to the start of the next block, with tags and keywords in pymatgen's spelling.
+        text: the source, from ``data_`` to the start of the next block, with tags and keywords in pymatgen's spelling.
         items: values of tags outside loops; tags are in lower case.
         columns: values of tags in loops, one per row.
     """
@@ -60,7 +60,7 @@ class CifBlock:
         return any(tag.startswith("_atom_site_fract_") for tag in (*self.columns, *self.items))
 
     def value(self, *tags: str) -> str | None:
-        """The value of the first of ``tags`` that has one outside loops; None if none has.
+        """The value of the first of ``tags`` with a value outside loops; None if there is none.
 
         ``?`` (unknown) and ``.`` (inapplicable) do not count as values.
         """
@@ -183,7 +183,7 @@ class _Tokens:
             yield self._take()
 
     def value(self, tag: str) -> str:
-        """Take the one value of ``tag``."""
+        """Take the single value of ``tag``."""
         found = next(self.values(), None)
         if found is None:
             raise Unusable(f"{tag} has no value")

@@ -36,7 +36,7 @@ def is_no_id(value: Any) -> bool:
 
 
 def inexact_id(value: Any) -> str:
-    """Why a cell cannot be an id as it is written: only texts and whole numbers keep their text; empty if it can."""
+    """Why a cell cannot be an id: only texts and whole numbers keep their text; empty if the cell can be an id."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return ""
     return f"its id was read as {type(value).__name__}, whose text may be another than the file's; write ids as text"
@@ -63,7 +63,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """No column is chosen yet. ``target_names`` are candidates in order of preference, if the user named none."""
+        """Begin without chosen columns. ``target_names`` are candidates in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None
@@ -73,7 +73,7 @@ class Columns:
         self._target_names = target_names
         self.targets_required = targets_required
         self._is_open = self._may_have_id = True
-        self._seen: dict[Any, None] = {}  # names of columns, in their order
+        self._seen: dict[Any, None] = {}  # names of columns, in order
 
     def choose(self, names: Sequence[Any], source: str, *, structures: Sequence[str] = STRUCTURE_NAMES) -> None:
         """Choose from a table's heading.
@@ -103,7 +103,7 @@ class Columns:
         self._require_target(f"{source} has no column", there)
 
     def cells(self, row: Mapping[Any, Any]) -> tuple[Any, Any, Any]:
-        """Id, structure and target of a row of a table without a heading; a column is chosen when first seen.
+        """Id, structure and target of a row in a table without a heading; the first row with a column chooses it.
 
         Raises:
             DataError: if the row has an id, and the rows before it have none.
@@ -120,7 +120,7 @@ class Columns:
         return row.get(self.id), row.get(self.structure), row.get(self.target)
 
     def fix_id(self) -> None:
-        """Decide that there is no id column unless one has been seen."""
+        """Decide that there is no id column if none has been seen."""
         self._may_have_id = False
 
     def close(self, source: str) -> None:

@@ -1,6 +1,6 @@
 """The compiled core of the converter: crystals in, packed graphs out.
 
-It uses plain loops, because Numba needs half a second to compile every array expression.
+The code uses plain loops, because Numba needs half a second to compile every array expression.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Dataset:
 def check_dataset(name_or_path: str, *, project_root: Path | None = None, targets_required: bool = True) -> None:
     """Raise the errors that ``load`` would raise and that can be found without reading the data.
 
-    It imports nothing slow. Matbench tasks pass whether or not they are on this machine.
+    This check imports nothing slow. Matbench tasks pass even if they are not on this machine.
 
     Raises:
         UsageError: if there is no such name or path, or its format is unknown.
@@ -98,13 +98,13 @@ def load(
     id_column: str = "",
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a dataset; one of matbench's is downloaded first if it is not on this machine.
+    """Read a dataset, after downloading a missing one of matbench's.
 
     Args:
         name_or_path: a matbench task, ``sample``, or a file or folder (see ``formats``).
         project_root: base of relative paths; by default the working folder.
         limit: keep only this number of crystals, drawn with ``seed``, in their order; 0 keeps all.
-        seed: the seed of that draw.
+        seed: the seed for ``limit``.
         drop_invalid: leave out unusable entries instead of raising ``InvalidCrystals``.
         targets_required: whether an entry without a target is invalid; if not, its target is nan (for prediction).
         target: the target's kind and column.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-#: Standard atomic weights of H to Pu, g/mol, after a zero (IUPAC 2005; for elements without one, of the longest-lived
-#: isotope).
+#: A zero, then standard atomic weights of H to Pu, g/mol (IUPAC 2005; the longest-lived isotope if there is none).
 # fmt: off
 _MASSES = np.array(
     [

@@ -20,13 +20,13 @@ from mbqueue.data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from mbqueue.data.geometry import count_neighbors, examine
 from mbqueue.task import FORMATION_ENERGY, Target
 
-#: Two atoms closer than this, Å, count as overlapping: often one atom whose symmetry copies do not coincide because a
-#: CIF rounds 1/3 to 0.333. The shortest real distance is that of H₂, 0.74.
+#: Two atoms closer than this, Å, count as overlapping. Often they are copies of one atom that differ because a CIF
+#: rounds 1/3 to 0.333. The shortest real distance is that of H₂, 0.74.
 OVERLAP = 0.3
-#: No formation energy in eV/atom and no property in a sensible unit exceeds this, and float32 could not hold its
-#: square.
+#: No formation energy in eV/atom and no property in a sensible unit exceeds this. The square of a larger target would
+#: overflow float32.
 LARGEST_TARGET = 1e6
-#: Spellings of a class besides numbers.
+#: Words for a class, besides numbers.
 _CLASSES = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "True": 1.0, "False": 0.0}
 #: Cells below this volume per atom, Å³, count as flat; other checks run before the density check.
 MIN_VOLUME_PER_ATOM = 0.1
@@ -40,8 +40,8 @@ MAX_IMAGES = 2_000_000
 #: The converter stores a number for each cube of 6 Å, and coordinates of each copy of an atom. This many cubes fill a
 #: box of 1,300 Å.
 MAX_CUBES = 10_000_000
-#: The most bonds, and angles, in one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million. A batch counts in 32
-#: bits.
+#: The most bonds, and angles, in one crystal. 2,000 atoms of diamond have 0.3 and 0.5 million. A batch counts bonds and
+#: angles in 32 bits.
 MAX_BONDS = 10_000_000
 #: Occupancies this close to 1 count as 1 (pymatgen's tolerance).
 _OCCUPANCY_TOLERANCE = 1e-8
@@ -73,7 +73,7 @@ class Gatherer:
         self._kind = target.kind
         self.offenders: list[tuple[str, str]] = []
         self.targets_required = targets_required
-        self._names: dict[str, str] = {}  # by a form that ids which look alike have in common
+        self._names: dict[str, str] = {}  # by a form that similar ids share
         self._ids: list[str] = []
         self._targets = array("d")
         self._counts = array("q")
@@ -91,7 +91,7 @@ class Gatherer:
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Add an entry, or record why it cannot be used."""
-        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # no-break spaces, too
+        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # strip also removes no-break spaces
         if shape in self._names:
             self.refuse(name, _likeness(name, self._names[shape]))
             return
@@ -173,7 +173,7 @@ def _is_fit(character: str) -> bool:
 
 
 def _likeness(name: str, other: str) -> str:
-    """Why two ids that look alike cannot both be there."""
+    """Why two similar ids cannot both be in a dataset."""
     if name == other:
         return "the id occurs twice"
     if name.split() == other.split():

@@ -22,9 +22,9 @@ _VASP_NAMES = ("POSCAR", "CONTCAR")
 
 
 def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:
-    """Read the file of each id in ``id_prop.csv``; without that list, and if no targets are needed, all files.
+    """Read the file of each id in ``id_prop.csv``; without that list, read all files if no targets are needed.
 
-    The file of an id is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR`` or ``id/CONTCAR``, or the id itself.
+    An id's file is ``id.cif``, ``id.vasp``, ``id.poscar``, ``id/POSCAR``, ``id/CONTCAR`` or has the id as its name.
     """
     listed = (path / LISTING).is_file()
     if not listed and gatherer.targets_required:
@@ -44,7 +44,7 @@ def read_folder(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
 
 
 def _structure_of(folder: Path, name: str, why: str, names_of: dict[str, str]) -> Any:
-    """The structure of a valid row; ``names_of`` records which id a file belongs to."""
+    """The structure of a valid row; ``names_of`` records the id of each file."""
     if why:
         raise Unusable(why)
     file = _file_of(folder, name)

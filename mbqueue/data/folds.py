@@ -1,4 +1,4 @@
-"""The crystals for training, validation and test in a fold, and their order. All are pure functions."""
+"""Pure functions that choose a fold's crystals for training, validation and test, and their order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from mbqueue.errors import DataError
 from mbqueue.task import N_FOLDS
 
-#: The number of batches whose crystals are sorted by size together: few enough that each batch is a random draw of its
-#: size.
+#: How many batches of crystals are sorted by size together; few, so that each batch is a random draw of its size.
 _WINDOW = 16
 
 #: The seed of matbench's folds (matbench.constants), which are scikit-learn's ``KFold(5, shuffle=True)``.
@@ -38,7 +37,7 @@ def check_folds(targets: NDArray[np.float64], share: float, *, is_class: bool = 
         validation_split(train_rows(n, fold, classes=classes), share, 0, fold, classes=classes)
 
 
-def test_rows(  # not a pytest test
+def test_rows(  # tells pytest that this is no test
     n: int,
     fold: int,
     *,
@@ -46,9 +45,9 @@ def test_rows(  # not a pytest test
 ) -> NDArray[np.int64]:
     """Rows of the test part of ``fold`` (0–4) of a data set of ``n`` crystals, ascending.
 
-    It follows scikit-learn. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs, of which the
-    first n mod 5 are one longer, and sort each. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted classes to
-    the folds in turn, which gives each fold's number per class, then shuffle the crystals of each class.
+    The split follows scikit-learn. ``KFold``: shuffle 0 … n−1 with ``RandomState(seed)``, cut into five runs, of which
+    the first n mod 5 are one longer, and sort each. ``StratifiedKFold``, for ``classes`` [N]: deal the sorted classes
+    to the folds in turn, which gives each fold's number per class, then shuffle the crystals of each class.
 
     Raises:
         DataError: if there are fewer crystals than folds.
@@ -68,7 +67,7 @@ def test_rows(  # not a pytest test
 
 
 def _stratified(classes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The fold in whose test part each crystal is, [N]."""
+    """For each crystal, the fold with this crystal in its test part, [N]."""
     values, firsts = np.unique(classes, return_index=True)
     generator = np.random.RandomState(_MATBENCH_SEED)
     in_order = values[np.argsort(firsts)]  # scikit-learn numbers classes by first appearance
@@ -152,7 +151,7 @@ def drawn_rows(n: int, limit: int, seed: int) -> NDArray[np.int64]:
 def _generator(purpose: str, *numbers: int) -> np.random.RandomState:
     """A random generator for one purpose: streams for different purposes or numbers are independent.
 
-    It is a ``RandomState``, not a ``Generator``, because NumPy guarantees that its streams never change: another
-    version of NumPy must give the same validation part.
+    NumPy guarantees that streams of a ``RandomState`` never change, unlike those of a ``Generator``. So every version
+    of NumPy gives the same validation part.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([*purpose.encode(), 256, *numbers])))

@@ -102,7 +102,7 @@ def read_csv(gatherer: Gatherer, columns: Columns, path: Path, progress: Progres
 def read_listing(columns: Columns, path: Path) -> list[tuple[str, Any, str]]:
     """Id, target and problem (empty if there is none) of each row of an ``id_prop.csv``.
 
-    It has two columns without a heading, or any columns with one.
+    The file has two columns without a heading, or any columns with one.
     """
     with opened(path) as stream:
         lines = decoded_text(b"".join(lines_of(stream, path))).splitlines(keepends=True)
@@ -136,7 +136,7 @@ def uneven(found: int, expected: int, *, headless: bool = False) -> str:
 
 
 def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
-    """Add an entry whose structure may be text, by the id that its file gives."""
+    """Add an entry whose structure may be text, under the id in its file."""
     name = str(given)
     if why := inexact_id(given):
         gatherer.refuse(name, why)
@@ -151,7 +151,7 @@ def add(gatherer: Gatherer, given: Any, structure: Any, target: Any) -> None:
 
 
 def structure_in(text: str, name: str) -> Any:
-    """``Structure.as_dict()`` of a structure in JSON, CIF or POSCAR; None if there is no text.
+    """The ``Structure.as_dict()`` of a text in JSON, CIF or POSCAR format; None without text.
 
     Raises:
         Unusable: if the text is none of these, or is ambiguous.
@@ -175,7 +175,7 @@ def structure_in(text: str, name: str) -> Any:
 
 
 def decoded_text(content: bytes) -> str:
-    """The text of a file with any byte-order mark and line ends; invalid bytes become ``�``."""
+    """The text of a file, without a byte-order mark and with any line ends; invalid bytes become ``�``."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return _plain(content.decode("utf-16" if wide else "utf-8", errors="replace"))
 

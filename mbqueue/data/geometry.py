@@ -30,8 +30,8 @@ def _spacings(lattice: Any, spacings: Any) -> float:
 def examine(frac: Any, lattice: Any, overlap: float) -> Any:
     """Compute the quick measures that can make a cell unusable.
 
-    A bond search takes atoms at their given coordinates. So its work grows with the box around all of them, which is
-    far larger than the cell if coordinates are not wrapped into it.
+    A bond search takes atoms at their given coordinates. So the work grows with the box around all atoms, which is far
+    larger than the cell if coordinates are not wrapped.
 
     Args:
         frac: fractional coordinates, float64 [n, 3], finite.
@@ -89,7 +89,7 @@ def count_neighbors(frac: Any, lattice: Any, overlap: float, limit: float) -> An
     Args:
         frac: fractional coordinates, float64 [n, 3].
         lattice: rows are lattice vectors, Å, float64 [3, 3].
-        overlap: atoms nearer than this, Å, are at one place; an atom and its own image, too.
+        overlap: atoms nearer than this, Å, are at one place; this includes an atom and its own image.
         limit: the most bonds, and the most angles.
 
     Returns:

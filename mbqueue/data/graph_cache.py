@@ -2,11 +2,11 @@
 
 A folder contains ``shard-00000.bin`` and so on, each an array file with the graphs of some consecutive crystals, and
 ``locks/``. A shard records the hash of its structures, its cut-offs and its converter version, so an outdated shard is
-detected like a damaged one. It gets its final name only when complete, so a builder may die at any time: the next one
-makes the missing shards. Builders share the work through one lock per shard.
+detected like a damaged one. A shard gets its final name only when complete. So a builder may die at any time, and the
+next one makes the missing shards. Builders share the work through one lock per shard.
 
 Opening checks every shard's length, key and index. Reading checks each record's CRC-32 at its first use in a process.
-Only shards that fail are rebuilt.
+Only shards that fail a check are rebuilt.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def folder_name(crystals: Crystals) -> str:
 
 
 def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
-    """First row of each shard, and N: at most 2,048 crystals and, unless one alone has more, 65,536 atoms each."""
+    """First row of each shard, and N. A shard has at most 2,048 crystals and 65,536 atoms, or one larger crystal."""
     n_rows = len(atom_offsets) - 1
     borders = [0]
     while borders[-1] < n_rows:
@@ -91,7 +91,7 @@ class GraphCache:
     """
 
     def __init__(self, crystals: Crystals, folder: Path, *, atom_cutoff: float, bond_cutoff: float) -> None:
-        """Use ``GraphCache.open`` or ``GraphCache.build``."""
+        """For ``GraphCache.open`` and ``GraphCache.build``, which callers use instead."""
         self.crystals = crystals
         self.folder = folder
         self.atom_cutoff = atom_cutoff
@@ -214,7 +214,7 @@ class GraphCache:
 
     @classmethod
     def problems(cls, crystals: Crystals, folder: Path) -> list[str]:
-        """A sentence for each shard that exists but is wrong; reads all of them."""
+        """Read all existing shards; return a sentence for each damaged one."""
         cache = cls(crystals, folder, atom_cutoff=ATOM_CUTOFF, bond_cutoff=BOND_CUTOFF)
         found = []
         for number in range(len(cache._borders) - 1):
@@ -226,7 +226,7 @@ class GraphCache:
         return found
 
     def damaged(self) -> list[int]:
-        """Numbers of the shards that fail a checksum; reads all of them."""
+        """Read all shards; return the numbers of those that fail a checksum."""
         return [number for number, shard in enumerate(self._shards) if not _is_whole(shard)]
 
     def repair(self, number: int) -> None:
@@ -237,7 +237,7 @@ class GraphCache:
                 self._path(number).unlink(missing_ok=True)
                 shard = self._read_or_make(number, wait=True)
             self._shards[number] = shard
-            # Another machine's arithmetic may find one bond more or fewer, exactly at the cut-off.
+            # Another machine's arithmetic may include or exclude a bond exactly at the cut-off.
             rows = slice(*self._borders[number : number + 2])
             self.index[rows], self.cutoffs[rows], self._stops[rows] = shard.index, shard.cutoffs, shard.stops
 
@@ -320,7 +320,7 @@ class GraphCache:
         return self._read(number)
 
     def _link_twin(self, number: int) -> bool:
-        """Link a whole shard of the same structures from another dataset's cache; False if there is none.
+        """Link a complete shard of the same structures from another dataset's cache; False if there is none.
 
         Another column of the same table is another dataset with the same graphs. Both folders then link to one file,
         which takes its space once and stays until both are removed.
@@ -334,7 +334,7 @@ class GraphCache:
                 os.link(twin, link)
                 link.replace(path)
             except (CacheError, OSError):
-                continue  # it has other crystals, is being removed, or the file system has no hard links
+                continue  # the shard has other crystals or is being removed, or hard links are unsupported
             return True
         return False
 

@@ -14,7 +14,7 @@ from mbqueue.data.crystals import Crystals
 ATOM_CUTOFF = 6.0
 BOND_CUTOFF = 3.0
 
-#: Increase it whenever the records of the same crystals would change.
+#: Increase this version whenever the records of the same crystals would change.
 CONVERTER_VERSION = 2
 
 

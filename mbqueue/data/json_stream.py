@@ -24,7 +24,7 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 #: A number or a word, up to the character that ends it.
 _BARE = re.compile(rb"[^\s,:{}\[\]\"]*")
 _LONGEST_BARE = 1000
-#: Characters of the text that a message shows.
+#: The most characters of the text in a message.
 _SHOWN = 30
 #: The deepest nesting accepted; a structure has seven levels.
 _DEEPEST = 1000
@@ -86,7 +86,7 @@ class JsonStream:
     """
 
     def __init__(self, stream: Source) -> None:
-        """Reads nothing yet."""
+        """Begin without reading."""
         self._stream = stream
         self._text = b""
         self._bytes = np.empty(0, np.uint8)
@@ -164,7 +164,7 @@ class JsonStream:
         return _readable(self._text[self._position : self._position + _SHOWN])
 
     def _span(self, *, keep: bool = True) -> tuple[int, int]:
-        """Skip the next value; return its start and end in the text. Its text is dropped unless it is kept."""
+        """Skip the next value; return its start and end in the text, which is dropped unless ``keep`` is set."""
         first = self.peek()
         if not first:
             raise CutShort("it ends in the middle")

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
     Attributes:
         key: the row's name in the table's index or as a key; its position if there is neither.
-        id, structure, target: its cells in the chosen columns.
+        id, structure, target: the row's cells in the chosen columns.
     """
 
     key: Any
@@ -39,7 +39,7 @@ class JsonTable:
     """A table in a JSON file."""
 
     def __init__(self, path: Path, columns: Columns, progress: Progress | None = None) -> None:
-        """Opens nothing yet."""
+        """Begin without opening the file."""
         self._path = path
         self._columns = columns
         self._open: Callable[[], AbstractContextManager[JsonStream]] = lambda: _opened(path, progress)
@@ -73,7 +73,7 @@ class JsonTable:
             yield from self._by(outline)
 
     def _first_pass(self, stream: JsonStream) -> Generator[Entry, None, dict[str, Any] | None]:
-        """Yield the rows of the split form if its names come before them, as in matminer's files.
+        """Yield the rows of the split form if the names come before the rows, as in matminer's files.
 
         Returns:
             otherwise, each key with the first character of its value, and ``index``, ``columns`` and ``schema`` with
@@ -296,7 +296,7 @@ def _is_structure_text(value: Any) -> bool:
 
 
 def _as_row(value: Any) -> Mapping[str, Any]:
-    """A row; if it is a bare structure, as an object or text, that is its only cell."""
+    """The cells of a row; a bare structure, as an object or text, is a single cell."""
     if isinstance(value, str) or _is_structure(value):
         return {STRUCTURE_NAMES[0]: value}
     return value  # type: ignore[no-any-return]

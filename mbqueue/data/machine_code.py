@@ -24,8 +24,8 @@ def compiled(function: Function, **options: Any) -> Function:
     """Compile ``function`` at its first call, cache the code on disk, and run it without the GIL.
 
     Numba stores the code beside the source or, if that folder is read-only, in the user's cache folder, and recompiles
-    when the source file has changed. It does not notice changes in other files; see ``compiled_with``. ``options`` are
-    passed to ``numba.njit``.
+    when the source file has changed. Numba does not notice changes in other files; see ``compiled_with``. ``options``
+    are passed to ``numba.njit``.
     """
     make = partial(numba.njit, nogil=True, error_model="numpy", **options)
     try:
@@ -38,7 +38,7 @@ def compiled(function: Function, **options: Any) -> Function:
 def keep_gpu_code() -> Path | None:
     """Make Triton cache its compiled kernels where Numba does, unless TRITON_CACHE_DIR names another folder.
 
-    Returns that folder; None if no folder is writable. Call it before importing Triton.
+    Returns the folder; None if no folder is writable. Call this function before importing Triton.
     """
     named = os.environ.get("TRITON_CACHE_DIR")
     if named:
@@ -69,7 +69,7 @@ def _tell_that_nothing_is_kept() -> None:
 def telling(note: Callable[[str], None]) -> Iterator[None]:
     """Within the block, call ``note`` once, from any thread, when kernels of this package are being compiled.
 
-    Loading compiled code from disk does not call it.
+    Loading compiled code from disk does not call ``note``.
     """
     listener = _Compiling(note)
     event.register("numba:compile", listener)
@@ -86,7 +86,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         is_ours = event.data["dispatcher"].py_func.__module__.startswith("mbqueue.")
-        if is_ours and self._first.acquire(blocking=False):  # stays locked, so the note is sent once
+        if is_ours and self._first.acquire(blocking=False):  # the lock stays taken, so the note is sent once
             is_kept = not _tell_that_nothing_is_kept.cache_info().currsize
             self._note(
                 "Compiling the numerical code for this processor, which takes about 20 s"

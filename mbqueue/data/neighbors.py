@@ -6,7 +6,7 @@ cube of edge ``cutoff`` (x, y, z ascending, the 27 cubes around the centre's); t
 exactly at the cut-off), sums are computed in pymatgen's order, and the Cartesian coordinates must be NumPy's (see
 ``graphs.cartesian``).
 
-It uses plain loops, because Numba needs half a second to compile every array expression.
+The code uses plain loops, because Numba needs half a second to compile every array expression.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CUTOFF_STEP = 0.5
 def _repeats(lattice: Any, cutoff: float, repeats: Any) -> None:
     """Periodic images to search along each lattice vector: (cutoff + 0.15 Å) over the spacing of the planes.
 
-    They are written to ``repeats``, float64 [3].
+    The numbers are written to ``repeats``, float64 [3].
     """
     for axis in range(3):
         a, b, c = axis, (axis + 1) % 3, (axis + 2) % 3
@@ -234,7 +234,7 @@ def find_bonds(cart: Any, lattice: Any, cutoff: float) -> Any:
                 for slot in range(begin, end):
                     dx, dy, dz = points[slot, 0] - x, points[slot, 1] - y, points[slot, 2] - z
                     squared = dx * dx + dy * dy + dz * dz
-                    # Always written, but counted only if near: a branch would often be mispredicted.
+                    # Every pair is written, but only a near one counts: a branch would often be mispredicted.
                     slots[count], squares[count] = slot, squared
                     count += int((squared < limit) & (squared > TOLERANCE * TOLERANCE))
         per_atom[center] = count - before

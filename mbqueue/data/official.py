@@ -19,7 +19,7 @@ from mbqueue.files import fsync_dir, sha256_of_file
 
 Progress = Callable[[int, int], None]
 
-#: Consecutive attempts that may bring no new byte.
+#: The most consecutive attempts without a new byte.
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60.0
 _CHUNK = 1 << 18
@@ -30,7 +30,7 @@ class OfficialFile:
     """matminer's metadata of a dataset.
 
     Attributes:
-        path: its path for matminer: in ``$MATMINER_DATA``, else in matminer's own folder.
+        path: where matminer looks for the file: in ``$MATMINER_DATA``, else in its own folder.
         url: where to download it.
         sha256: hex digest of the file.
         n: number of entries.
@@ -63,7 +63,7 @@ def official_file(name: str) -> OfficialFile:
 
 
 def is_whole(file: OfficialFile) -> bool:
-    """Whether the file exists and has the digest that matminer lists; takes a fraction of a second."""
+    """Whether the file exists with the digest that matminer lists, which takes a fraction of a second."""
     return sha256_of_file(file.path) == file.sha256
 
 
@@ -159,7 +159,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> bool:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            # There are no bytes beyond those present: the digest decides whether they are the file.
+            # The server has no further bytes, so the digest decides whether the file is complete.
             error.close()
             return True
         raise

@@ -25,7 +25,7 @@ HARMLESS = (
         "the operation comes from the file, and data/symmetry.py checks it",
     ),
     (r"Keys changed to match new magCIF specification\.", "only the spelling of tags is changed"),
-    (r"No Pauling electronegativity for ", "noble gases have none; pymatgen sorts atoms by it"),
+    (r"No Pauling electronegativity for ", "noble gases have no electronegativity, by which pymatgen sorts atoms"),
     (r"No data available for electronegativity for ", "as above"),
     (
         r"Ignoring selective dynamics tag, as no ionic degrees of freedom were fixed\.",
@@ -53,7 +53,7 @@ def concerns(messages: Iterable[str]) -> list[str]:
 
 @contextmanager
 def heard(parser: str) -> Iterator[list[str]]:
-    """Read a structure within the block; the parser's warnings become ``Unusable``, in its own words.
+    """Read a structure within the block; the parser's warnings become ``Unusable`` with their own text.
 
     Append warnings that the parser stores instead of issuing to the yielded list. If the parser raises, its exception
     and warnings are reported together, because often only the warnings name the problem.

@@ -1,4 +1,4 @@
-"""The numbers of the space groups that symbols in CIFs name, by the tables of spglib."""
+"""Find the numbers of space groups by the symbols in CIFs, with spglib's tables."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _HERMANN_MAUGUIN = (
 )
 _HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 _LARGEST_HALL_NUMBER = 530
-#: Groups with a centred lattice in a setting that International Tables do not list, and spellings before 1992, when a
-#: glide plane along two axes became ``e``.
+#: Groups with a centred lattice in a setting that International Tables do not list, and spellings of before 1992, when
+#: a glide plane along two axes became ``e``.
 _FURTHER = {
     **{1: ("A1", "B1", "C1", "F1", "I1"), 2: ("A-1", "B-1", "C-1", "F-1", "I-1")},
     39: ("Abm2", "Bma2", "B2cm", "C2mb", "Cm2a", "Ac2m"),
@@ -34,7 +34,7 @@ _CUBIC_WITH_INVERSION = (*range(200, 207), *range(221, 231))
 
 
 def space_group_of(block: CifBlock) -> tuple[int | None, tuple[str, ...]]:
-    """The number of the space group that a data block names, None if unknown; its names there, and the standard one.
+    """The number of the space group that a data block names, or None; its names in the block, and the standard name.
 
     Raises:
         Unusable: if a number is none, or two statements contradict each other.
@@ -69,7 +69,7 @@ def number_of(symbol: str) -> int | None:
 
 
 def number_of_hall(symbol: str) -> int | None:
-    """The number of the group of a Hall symbol that spglib's table has; None if it is another."""
+    """The number of the group of a Hall symbol; None if spglib's table lacks it."""
     return _hall().get(_hall_key(symbol))
 
 

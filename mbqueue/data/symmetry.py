@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from mbqueue.data.entries import Unusable
 
-#: Translations are counted in this fraction of a lattice vector, so that all with a denominator up to 12 are integers.
+#: The unit of translations, as a fraction of a lattice vector; denominators up to 12 then give integers.
 _UNITS = 27720
 _LARGEST_DENOMINATOR = 12
 #: Largest difference between a translation such as 0.33 and the fraction that it rounds.
 _TRANSLATION_TOLERANCE = 0.005
-#: Largest relative change of the cell's lengths and angles by an operation, because cells are rounded and measured.
+#: Largest relative change of the cell's lengths and angles by an operation, since cells are measured and rounded.
 _METRIC_TOLERANCE = 0.03
 #: Space groups that International Tables A describe with two choices of origin.
 _TWO_ORIGINS = frozenset(
@@ -29,7 +29,7 @@ _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
     *((190, 12), (194, 24), (199, 12), (220, 24), (230, 48)),
 )
-#: Lattice points in the cell of each kind of lattice; R in hexagonal axes, since in its own axes it has one.
+#: Lattice points in the cell of each kind of lattice; R in hexagonal axes, since its rhombohedral cell has one.
 _LATTICE_POINTS = {"P": 1, "A": 2, "B": 2, "C": 2, "I": 2, "F": 4, "R": 3, "H": 3}
 #: Largest difference between an angle of a cell in hexagonal axes and 90 or 120 degrees.
 _ANGLE_TOLERANCE = 0.5
@@ -45,8 +45,8 @@ class Symmetry:
         rotations: of fractional coordinates, [n, 3, 3].
         translations: in lattice vectors, [n, 3].
         origin: ``listed`` in the file, or derived from its space group's ``symbol`` or ``number``.
-        number: number of the space group that the file names; None if it names none.
-        names: its names in the file (Hermann-Mauguin, Hall), and the standard one of its number.
+        number: number of the space group that the file names, or None.
+        names: the group's names in the file (Hermann-Mauguin, Hall), and its standard name.
     """
 
     rotations: NDArray[np.float64]
@@ -65,7 +65,7 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confi
         is_confirmed: whether another check has confirmed the number of atoms in the cell.
 
     Raises:
-        Unusable: if they do not; the message is the reason.
+        Unusable: if a check fails; the message is the reason.
     """
     rotations = _check_rotations(symmetry.rotations)
     _check_group(rotations, symmetry.translations)
@@ -99,7 +99,7 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confi
 
 
 def _lattice_points(name: str, lattice: NDArray[np.float64]) -> int:
-    """Lattice points in a cell, by the letter of a space group's name; 1 if it has no such letter."""
+    """Lattice points in a cell, by the lattice letter of a space group's name; 1 without such a letter."""
     letter = name.strip().lstrip("-").strip()[:1].upper()
     if letter == "R":
         lengths = np.linalg.norm(lattice, axis=1)

@@ -8,9 +8,9 @@ from mbqueue.queue.database import Statements
 from mbqueue.queue.dialect import Dialect
 
 
-# prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record. These are
-# subqueries because for a join, both databases may scan a fold's epochs once per epoch. The + in "+later.fold" lets
-# SQLite use an index on an expression: it does so only if the other side is not a plain column.
+# prepare → first job of each fold; train n → train n + 1; last train → predict; every predict → record. Subqueries
+# avoid a join, for which both databases may scan a fold's epochs once per epoch. The + in "+later.fold" lets SQLite use
+# an index on an expression: it does so only if the other side is not a plain column.
 def _links(sql: Dialect) -> Iterator[str]:
     fold, epoch = f"{sql.or_else}(earlier.fold, -1)", f"{sql.or_else}(earlier.epoch, -1)"
     fold_before = f"""

@@ -1,4 +1,4 @@
-"""Processes that work with a queue, and the invariants once all work is done."""
+"""Processes that work with a queue, and the invariants that must hold after all work."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CHILD = Path(__file__).parents[1] / "queue" / "child.py"
 
 
 def start(command: str, queue: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
-    """One that runs a command of child.py on a queue, given by its path or URL."""
+    """Start a process that runs a command of child.py on the queue at a path or URL."""
     arguments = [sys.executable, str(CHILD), command, queue, str(folder)]
     return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen[str]]:
-    """So many that do all there is; they begin together, or the first would be done before the last was up."""
+    """Start this many processes that do all jobs; they begin together, so that all take part."""
     workers = [start("drain", queue, folder) for _ in range(n)]
     for worker in workers:
         assert worker.stdout is not None
@@ -33,7 +33,7 @@ def start_draining(queue: str, folder: Path, *, n: int) -> list[subprocess.Popen
 
 
 def claimed(queue: Queue, make_spec, **options):
-    """A session and its lease on epoch 1 of the only fold."""
+    """Start a session, and lease epoch 1 of the only fold to it."""
     queue.enqueue(make_spec(folds=(0,), **options), results_dir="r", now=0.0)
     session = queue.start_session(device="cpu", now=0.0, alive_seconds=3600)
     take = lambda: queue.claim(session, now=0.0, lease_seconds=3600)  # noqa: E731
@@ -42,7 +42,7 @@ def claimed(queue: Queue, make_spec, **options):
 
 
 def drained(queue: Queue, workers: list[subprocess.Popen[str]]) -> list[str]:
-    """What workers that do all there is wrote; each job must be committed once, and each fold in order."""
+    """Check the output of workers that did all jobs: each job was committed once, and each fold in order."""
     lines = [line for worker in workers for line in worker.communicate(timeout=240)[0].splitlines()]
     assert [worker.returncode for worker in workers] == [0] * len(workers)
     assert {job.state for job in queue.jobs()} == {State.COMMITTED}

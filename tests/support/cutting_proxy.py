@@ -8,10 +8,11 @@ from contextlib import suppress
 
 
 class CuttingProxy:
-    """Passes bytes on, until the moment for which it is armed.
+    """Forwards bytes until the moment for which it is armed.
 
-    Armed with "before", the connection is cut when a COMMIT comes from the client, which the server then never sees;
-    with "after", once the server has answered it, which the client then never learns. Each arming cuts once.
+    Armed with "before", the proxy cuts the connection at a COMMIT of the client, which never reaches the server. Armed
+    with "after", it cuts once the server has answered the COMMIT, and the client never learns the answer. Each arming
+    cuts one connection.
     """
 
     def __init__(self, port: int) -> None:
@@ -23,7 +24,7 @@ class CuttingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Refuse further connections."""
         self._listening.close()
 
     def _accept(self) -> None:

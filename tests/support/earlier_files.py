@@ -1,4 +1,4 @@
-"""Files of the version at commit 63f7668, compressed: what its users have (see tests/earlier/write.py).
+"""Compressed files of users of the version at commit 63f7668 (see tests/earlier/write.py).
 
 A checkpoint of head_finetune holds CHGNet's own weights, which every installation has. So each of these tensors is
 replaced by its SHA-256 when the files are packed, and put back when they are unpacked.
@@ -31,7 +31,7 @@ def pack(folder: Path, target: Path = PACKED) -> None:
     """Pack all files below a folder."""
     tensors = _tensors()
     with tarfile.open(target, "w:xz", preset=9) as archive:
-        # Files of one name lie together, since they are the most alike.
+        # Files of the same name are adjacent, since they are the most similar.
         for path in sorted(folder.rglob("*"), key=lambda path: (path.suffix, path.name, path)):
             if path.is_file():
                 content = path.read_bytes()
@@ -43,7 +43,7 @@ def pack(folder: Path, target: Path = PACKED) -> None:
 
 
 def unpack(target: Path, packed: Path = PACKED) -> None:
-    """Put the packed files below a folder, as they were."""
+    """Unpack the files into a folder, byte for byte."""
     tensors = _tensors()
     with tarfile.open(packed, "r:xz") as archive:
         for member in archive:

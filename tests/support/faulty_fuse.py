@@ -2,10 +2,11 @@
 
     python faulty_fuse.py FOLDER MOUNTPOINT CONTROL
 
-CONTROL is a file: empty while all is well; the name of an errno (EIO, ENOSPC, EROFS) makes every operation that writes
-fail with it, "ALL EIO" every operation. Ended by SIGKILL, it leaves what a lost drive leaves: ENOTCONN.
+CONTROL is a file. While it is empty, nothing fails. The name of an errno (EIO, ENOSPC, EROFS) in it makes every write
+fail with that error, and "ALL EIO" makes every operation fail. After SIGKILL, the mount answers ENOTCONN, like a lost
+drive.
 
-Needs /dev/fuse, the package mfusepy, and libfuse (FUSE_LIBRARY_PATH where it is not installed).
+This script needs /dev/fuse, the package mfusepy, and libfuse (FUSE_LIBRARY_PATH where it is not installed).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WRITING = {"create", "write", "fsync", "mkdir", "rename", "unlink", "rmdir", "tr
 
 
 def operation(method: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation on a path of the mount: given the path in the folder, unless it is to fail."""
+    """Decorate an operation on a path of the mount to get the path in the folder, or to fail on request."""
 
     @wraps(method)
     def call(self: Passthrough, path: str, *arguments: Any) -> Any:
@@ -37,7 +38,7 @@ def operation(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Passthrough(fuse.Operations):
-    """Every operation on ``root``, unless the control file says otherwise."""
+    """Does every operation on ``root``, unless the control file makes it fail."""
 
     use_ns = True
 

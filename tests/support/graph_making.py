@@ -1,4 +1,4 @@
-"""Batches of any shape: graphs that no crystal has, but with indices as `Batch` documents them."""
+"""Batches of any shape, from graphs that no crystal has, with valid indices for `Batch`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mbqueue.data.batch import Batch
 
 
 def graph_of(sizes: list[tuple[int, int, int]], seed: int, angles_per_bond: int = 3) -> Batch:
-    """Crystals of (atoms, undirected bonds, how many of these are short); ends of bonds and angles are drawn."""
+    """Crystals of (atoms, undirected bonds, how many of these are short), with random ends of bonds and angles."""
     rng = np.random.default_rng(seed)
     ends, short_bond, atoms = [], [], 0
     for n_atoms, n_bonds, n_shorts in sizes:
@@ -50,7 +50,7 @@ def _angles(
     most: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Up to ``most`` second bonds for each directed short bond, around the same atom; a third of these have none."""
+    """Up to ``most`` second bonds around the same atom for each directed short bond; a third of the bonds have none."""
     found = []
     at = np.flatnonzero(np.isin(undirected, shorts))
     for place in at:

@@ -10,12 +10,12 @@ _IMPORTERS = {"import_module", "__import__", "reload", "find_spec", "run_module"
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Dotted names that a module imports: in functions, for type checking, relative ones and those named by a string.
+    """Dotted names that a module imports, also in functions, for type checking, relatively or named by a string.
 
-    ``from a import b`` may import the module a.b, so it counts as that; of an f-string, what is certain counts.
+    ``from a import b`` may import the module a.b, so it counts as that. Of an f-string, only the constant start counts.
 
     Args:
-        package: the package that the module is in, like ``mbqueue.queue``; relative names begin there.
+        package: the package of the module, like ``mbqueue.queue``, at which relative names begin.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -15,24 +15,24 @@ from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.places import fold_folder, in_folder, in_store
 from mbqueue.train.checkpoint import Checkpoints
 
-#: What the commits of most tests are.
+#: The identity of commits in most tests.
 SMALL = Identity(experiment="small", fold=0)
-#: Where a store has them.
+#: The folder of commits in a store.
 SMALL_FOLDER = fold_folder(STORED_CHECKPOINTS, SMALL)
 _HASH = re.compile(r"-[0-9a-f]{12}\.pt")
 
 
 def small_commits(folder: Path, fold: int = 0, **hashes: str) -> Checkpoints:
-    """The commits of a fold of `small` in a local folder; those of one spec or dataset, where its hash is given."""
+    """The commits of a fold of `small` in a local folder, only of one spec or dataset if its hash is given."""
     return Checkpoints(in_folder(folder), Identity(experiment="small", fold=fold, **hashes))
 
 
 @dataclass
 class Kept:
-    """The commits of one fold, and a way to harm them.
+    """The commits of one fold, and ways to damage them.
 
     Attributes:
-        folder: of a local place, where they are; of a store, new machines have their copies below it.
+        folder: where a local place keeps the commits, or where new machines keep their copies from a store.
         store: None for a local place.
     """
 
@@ -45,7 +45,7 @@ class Kept:
         return cls(folder, store, count(1))
 
     def checkpoints(self, on_wrong: Callable[[str, str], None] = lambda _stem, _why: None) -> Checkpoints:
-        """The commits as a machine sees them that has never seen them before."""
+        """The commits as a new machine sees them."""
         if self.store is None:
             return Checkpoints(in_folder(self.folder), SMALL, on_wrong)
         near = self.folder / f"machine-{next(self._machines)}"
@@ -72,7 +72,7 @@ class Kept:
             self.store.remove(self._real()[name])
 
     def take(self, other: Path) -> None:
-        """Put the commits of a local folder here."""
+        """Copy the commits of a local folder to this place."""
         for path in sorted(other.glob("e*.json")):
             content, listing = path.with_suffix(".pt").read_bytes(), path.read_bytes()
             self.checkpoints().put(Commit(path.stem, manifest_of(listing, source=str(path)), listing), content)

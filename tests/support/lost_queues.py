@@ -1,4 +1,4 @@
-"""Ways in which a project's queue is lost, replaced or behind its files, for the tests of lost queues."""
+"""Ways to lose or replace a project's queue, or to let it fall behind the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def spec_of(project: Project, experiment: str = "head_finetune", **overrides: An
 
 
 def begin_second(project: Project, *specs: Spec) -> None:
-    """Put another queue in the place of a lost one, as an earlier version or a person's hand did."""
+    """Put another queue in the place of a lost one, as an earlier version or a person might do."""
     project.folder.queue_db.unlink(missing_ok=True)
     with Queue(project.folder.queue_db) as queue:
         for spec in specs:
@@ -86,7 +86,7 @@ def _other_settings_of_commits_alone(project: Project) -> None:
     (project.folder.wanted_dir / "head_finetune.json").unlink()
 
 
-#: How the queue came to lack something, and what every command prints then.
+#: Ways in which a queue lost something, and what every command then prints.
 STATES: dict[str, tuple[Callable[[Project], None], str]] = {
     "gone": (_is_gone, "There is no queue"),
     "emptied": (_was_emptied, "its content was lost"),

@@ -1,11 +1,10 @@
-"""A drive that lies: one cloud, and for each client a folder with what that client can see.
+"""A drive that lies: a cloud, and for each client a folder with what that client can see.
 
-What a client writes is in its own folder at once, and is uploaded later, file by file, in any order; what is uploaded
-reaches the other clients later still, in any order; removals are as slow, and may overtake uploads. A client that dies
-takes with it what was not uploaded; an upload that was under way may stay cut off for ever. What was written
-`LONGEST_UPLOAD` seconds ago is uploaded, at each step of the clock. Two different files of one name become
-`name` and `name (1)`. A mount can be lost and come back. Files that were written once must never change, and there are
-no links and no locks: a test fails that finds one.
+A client sees its own writes at once. The drive uploads files one by one, later and in any order. An upload reaches the
+other clients later still, in any order. Removals are as slow, and may overtake uploads. When a client dies, files that
+were not uploaded are lost, and a running upload may stay cut off for ever. Each step of the clock uploads everything
+older than `LONGEST_UPLOAD` seconds. Two different files of one name become `name` and `name (1)`. A mount can be lost
+and come back. A written file must never change, and a drive has no links and no locks: a test that uses one fails.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Names that people know; only below here may a file take the place of another one.
+#: Folders of files that people read; only these files may be replaced.
 REPLACEABLE = "results"
-#: Behind the name of a client's folder: where it is while its mount is lost.
+#: The suffix of a client's folder while its mount is lost.
 AWAY = ".away"
-#: No upload takes longer, seconds, of a client that is mounted.
+#: The longest upload of a mounted client, in seconds.
 LONGEST_UPLOAD = 90.0
 
 
 @dataclass
 class Client:
-    """What one machine sees, and what of its doings the cloud does not know yet."""
+    """What one machine sees, and its changes that the cloud does not know yet."""
 
     folder: Path
     seen: dict[str, bytes] = field(default_factory=dict)
@@ -44,14 +43,14 @@ class Client:
         return self.folder.with_name(self.folder.name + AWAY)
 
     def lose_mount(self) -> None:
-        """The folder is empty from now on, as a mount point is."""
+        """Lose the mount, which leaves an empty folder."""
         if self.is_mounted:
             self.folder.rename(self._away)
             self.folder.mkdir()
             self.is_mounted = False
 
     def remount(self) -> None:
-        """What was there is there again."""
+        """Mount again, with the former content."""
         if not self.is_mounted:
             assert not any(self.folder.iterdir()), "something was written to a mount that is gone"
             self.folder.rmdir()
@@ -64,8 +63,8 @@ class LyingDrive:
 
     Args:
         base: an empty folder for the clients' folders.
-        chance: decides what happens when.
-        now: what time it is, seconds; without it uploads may take for ever.
+        chance: the random generator that decides what happens when.
+        now: the current time in seconds; without a clock, uploads may take for ever.
     """
 
     def __init__(self, base: Path, chance: random.Random, now: Callable[[], float] = lambda: 0.0) -> None:
@@ -75,7 +74,7 @@ class LyingDrive:
         self._connected = 0
 
     def connect(self) -> Client:
-        """A new machine; it sees an arbitrary part of the cloud, and more of it later."""
+        """Connect a new machine, which sees an arbitrary part of the cloud, and more of it later."""
         self._connected += 1
         folder = self._base / f"client{self._connected}"
         for name in ("jobs", "state", "results"):
@@ -86,7 +85,7 @@ class LyingDrive:
         return client
 
     def kill(self, client: Client) -> None:
-        """The machine is gone: each of its uploads is lost, cut off or done, and each of its removals lost or done."""
+        """Lose a machine: each of its uploads is lost, cut off or done, and each of its removals lost or done."""
         if client.is_mounted:
             self.notice(client)
             self._upload_overdue(client)
@@ -105,7 +104,7 @@ class LyingDrive:
         self.clients.remove(client)
 
     def move(self) -> None:
-        """Something is uploaded or delivered, or nothing."""
+        """Upload or deliver something, or nothing."""
         for client in self.clients:
             if client.is_mounted:
                 self.notice(client)
@@ -122,7 +121,7 @@ class LyingDrive:
                 self._upload(client, client.uploads.index(path))
 
     def settle(self) -> None:
-        """Everything is uploaded and delivered."""
+        """Upload and deliver everything."""
         for client in self.clients:
             client.remount()
             self.notice(client)
@@ -135,7 +134,7 @@ class LyingDrive:
             self.deliver(client, share=1.0)
 
     def notice(self, client: Client) -> None:
-        """See what the client did to its folder."""
+        """Detect the client's changes to its folder."""
         now: dict[str, bytes] = {}
         root = str(client.folder)
         for folder, _, names in os.walk(root):
@@ -145,7 +144,7 @@ class LyingDrive:
                 status = os.lstat(full)
                 assert stat.S_ISREG(status.st_mode), f"{path}: a link on a drive that has none"
                 assert not name.endswith(".lock"), f"{path}: a lock on a drive that has none"
-                # A file that was written anew has another inode or time; the others need not be read.
+                # A rewritten file has a new inode or time, so unchanged files need not be read.
                 signature = (status.st_ino, status.st_size, status.st_mtime_ns)
                 if client.signatures.get(path) != signature or path not in client.seen:
                     now[path] = Path(full).read_bytes()
@@ -167,7 +166,7 @@ class LyingDrive:
         client.seen = now
 
     def deliver(self, client: Client, *, share: float) -> None:
-        """Show the client a part of what it has not seen; and take away what is gone."""
+        """Show the client a part of the new files, and remove those that are gone."""
         if not client.is_mounted:
             return
         for path, content in sorted(self.cloud.items()):
@@ -200,6 +199,6 @@ class LyingDrive:
             number += 1
             name = f"{stem} ({number}){dot}{suffix}"
         self.cloud[name] = content
-        # Now and then the drive makes a second file of one that it has.
+        # Sometimes the drive makes a second file of an existing one.
         if self._chance.random() < 0.03:
             self.cloud[f"{stem} ({number + 1}){dot}{suffix}"] = content

@@ -1,4 +1,4 @@
-"""Artificial classes that matbench's rule deals to its own folds, for tests without the real classes."""
+"""Artificial classes for which matbench's rule gives its own folds, for tests without the real classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARE_OF_METALS = 0.43492314796490533
 
 
 def matbench_splits() -> dict[str, Any]:
-    """Task → fold → the ids of its parts, as matbench ships them."""
+    """Task → fold → the ids of its parts, from matbench."""
     spec = importlib.util.find_spec("matbench")
     assert spec is not None, "matbench has to be installed: pip install --no-deps matbench"
     assert spec.submodule_search_locations
@@ -28,7 +28,7 @@ def matbench_splits() -> dict[str, Any]:
 
 
 def official_folds(task: Task, splits: dict[str, Any]) -> list[int]:
-    """The fold of whose test part each crystal is."""
+    """For each crystal, the fold with this crystal in its test part."""
     fold_of = np.empty(task.n, np.int64)
     for fold in range(N_FOLDS):
         for name in splits[task.dataset][f"fold_{fold}"]["test"]:
@@ -38,7 +38,7 @@ def official_folds(task: Task, splits: dict[str, Any]) -> list[int]:
 
 
 def dealt(count: int, n: int, after: int = 0) -> list[int]:
-    """The folds of ``count`` crystals of one class, in their order; ``after`` so many of the class that came first."""
+    """The folds of ``count`` crystals of one class, in order, given ``after`` crystals of the class before."""
     first = after or count
     classes = np.concatenate([np.zeros(first), np.ones(n - first)])
     fold_of = np.empty(n, np.int64)
@@ -49,11 +49,11 @@ def dealt(count: int, n: int, after: int = 0) -> list[int]:
 
 
 def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] | None:
-    """Which items of ``whole`` are those of ``b`` where it is ``a`` and ``b``, each in its order; None where it is not.
+    """Which items of ``whole`` come from ``b`` if it interleaves ``a`` and ``b``; None if it does not.
 
-    Where there are several ways, the one that takes from ``b`` as late as it can.
+    If there are several ways, this takes items from ``b`` as late as possible.
     """
-    taken = [{0}]  # after each item: how many may have come from a
+    taken = [{0}]  # after each item: the possible numbers of items from a
     for place, fold in enumerate(whole):
         following = {i + 1 for i in taken[-1] if i < len(a) and a[i] == fold}
         following |= {i for i in taken[-1] if 0 <= place - i < len(b) and b[place - i] == fold}
@@ -72,7 +72,7 @@ def mixture(whole: list[int], a: list[int], b: list[int]) -> NDArray[np.bool_] |
 
 
 def made_classes(task: Task) -> NDArray[np.bool_]:
-    """True or false for each crystal of a class task, so that the rule deals them out as matbench did the real ones."""
+    """A class for each crystal of a class task, for which the rule gives matbench's real folds."""
     official = official_folds(task, matbench_splits())
     ones = round(SHARE_OF_METALS * task.n)
     for first in (ones, task.n - ones):

@@ -1,4 +1,4 @@
-"""The GPU kernels compiled for absent chips, and ``cuobjdump``'s figures of the code."""
+"""Compile the GPU kernels for absent chips, and read figures of the code with ``cuobjdump``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mbqueue.train.kernels.triton_sums import (
     sum_by_number,
 )
 
-#: Types of arguments by name, where they are not pointers to float32.
+#: Types of arguments by name, except pointers to float32.
 TYPES = dict.fromkeys(
     ["center", "neighbor", "undirected", "reverse", "bond_first", "bond_i", "bond_j", "by_j", "order", "offsets",
      "short_offsets", "by_j_offsets", "chosen"], "*i32"
@@ -45,12 +45,12 @@ TYPES = dict.fromkeys(
     ["n", "n_atoms", "n_bonds", "n_shorts", "n_angles", "n_rows", "n_columns", "tiles", "rows_each", "atoms_stride",
      "bonds_stride", "shorts_stride", "weights_stride", "d_weights_stride"], "i32"
 ) | dict.fromkeys(["inv_cutoff", "norm", "half_root"], "fp32") | {"table": "*i64", "numbers": "*i64"}  # fmt: skip
-#: Shared memory that a block may have at most, bytes (CUDA programming guide, technical specifications).
+#: The most shared memory of a block, in bytes (CUDA programming guide, technical specifications).
 SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 
 
 class Launch(NamedTuple):
-    """A kernel as a training step launches it."""
+    """One launch of a kernel in a training step."""
 
     name: str
     kernel: Any
@@ -59,7 +59,7 @@ class Launch(NamedTuple):
 
 
 def kernels_of(capability: int, precision: str) -> list[Launch]:
-    """All that a step on one chip launches, and what messages by themselves do."""
+    """All launches of a step on one chip, and those of messages on their own."""
     return [Launch(*each) for each in (*_of_messages(capability, precision), *_of_rows(precision))]
 
 
@@ -100,7 +100,7 @@ def _of_messages(capability: int, precision: str) -> Iterator[tuple[str, Any, in
 
 
 def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
-    """Those of bases, read-out and sums; they multiply in float32 or tf32."""
+    """The launches of bases, read-out and sums, which multiply in float32 or tf32."""
     common = {"precision": "tf32" if precision == "tf32" else "ieee"}
     for name, kind, is_chosen, pieces in (("bonds", 0, False, 9), ("shorts", 0, True, 1), ("angles", 1, False, 1)):
         basis = common | {"kind": kind, "is_chosen": is_chosen, "pieces": pieces, "rows": tiles.BASIS_ROWS}
@@ -120,7 +120,7 @@ def _of_rows(precision: str) -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
 
 
 def table(pool: Executor, capability: int, precision: str, numbers: list[int]) -> dict[str, dict[str, int]]:
-    """The figures of `compiled` for the launches with these ``numbers`` in `kernels_of`, by their names."""
+    """The figures of `compiled` by kernel name, for the launches with these ``numbers`` in `kernels_of`."""
     launches = kernels_of(capability, precision)
     found = pool.map(_numbered, *zip(*((capability, precision, n) for n in numbers), strict=True))
     return {launches[n].name: figures for n, figures in zip(numbers, found, strict=True)}
@@ -133,7 +133,7 @@ def _numbered(capability: int, precision: str, number: int) -> dict[str, int]:
 def compiled(launch: Launch, capability: int) -> dict[str, int]:
     """Registers, bytes spilled to a thread's stack, and bytes of shared memory of one kernel on one chip."""
     kernel, constants, signature, attributes = launch.kernel, launch.constants, {}, {}
-    # The read-out has the number of atoms of each crystal, other kernels that of them all.
+    # The read-out gets the number of atoms of each crystal; other kernels get the total.
     types = TYPES | ({"n_atoms": "*i64"} if "n_atoms" not in kernel.do_not_specialize else {})
     for place, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "*fp32")

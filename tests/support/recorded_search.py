@@ -22,7 +22,7 @@ SPACE: dict[str, Any] = {
 
 
 def make_search(*, epochs: int = 8, base: Spec | None = None, **options: Any) -> Search:
-    """12 trials of up to 8 epochs on one fold."""
+    """A search of 12 trials with up to 8 epochs on one fold."""
     if base is None:
         content = {"name": "base", "data": {"dataset": "sample"}, "train": {"epochs": epochs}}
         base = parse_spec(content, source="test")
@@ -38,7 +38,7 @@ def val_mae(settings: Mapping[str, Any], fold: int, epoch: int) -> float:
 
 
 def enqueue(queue: Queue, search: Search, *, now: float = 0.0) -> None:
-    """Begin the first trial."""
+    """Begin the first trial of a search."""
     spec = steps.trial_spec(search, ())
     assert spec is not None
     queue.enqueue(spec, results_dir=f"results/{spec.name}", now=now)
@@ -47,7 +47,7 @@ def enqueue(queue: Queue, search: Search, *, now: float = 0.0) -> None:
 def do_jobs(
     queue: Queue, session: str, *, now: Callable[[], float], jobs: int | None = None, pause: float = 0.0
 ) -> int:
-    """Do so many jobs, or all there are, as a session does; how many were done."""
+    """Do this many jobs, or all, as a session does; return how many were done."""
     done = 0
     while jobs is None or done < jobs:
         steps.begin_trials(queue, results_dir=lambda name: f"results/{name}", now=now(), by=session)
@@ -76,7 +76,7 @@ def do_jobs(
 
 
 def main(address: str) -> None:
-    """One worker on the queue at an address, until nothing is left; it may be killed at any instant."""
+    """Work on the queue at an address until nothing is left; the process may be killed at any instant."""
     from mbqueue.queue.opening import open_on_server
 
     with open_on_server(address) if address.startswith("postgresql:") else Queue(Path(address)) as queue:

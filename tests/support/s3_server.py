@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and the other places for commits."""
+"""An S3 server on loopback, and other stores for tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ENVIRONMENT = {
 
 @dataclass
 class S3Server:
-    """moto's server, which honours If-None-Match; buckets are made on demand."""
+    """moto's server, which honours If-None-Match; tests create buckets on demand."""
 
     url: str
     _buckets: int = 0
 
     def new_store(self) -> str:
-        """The address of a prefix in a bucket of its own."""
+        """The address of a prefix in a new bucket."""
         self._buckets += 1
         bucket = f"bucket-{self._buckets}"
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/{bucket}", method="PUT")).close()
@@ -38,7 +38,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """One server for all tests of a process; its address and keys are in the environment, as for any real one."""
+    """Start one server for all tests of a process, and put its address and keys into the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
     from moto.server import ThreadedMotoServer
 
@@ -58,12 +58,12 @@ def s3() -> Iterator[S3Server]:
 
 @dataclass
 class FaultyBackend:
-    """obstore's operations, of which one fails: before it is done, or after, when only the answer is lost.
+    """obstore's operations, one of which fails before it is done, or after it, when only the answer is lost.
 
     Attributes:
         at: number of the operation that fails, from 1; 0 for none.
-        after: whether it is done all the same.
-        away: while true, every operation fails before it is done.
+        after: whether the failing operation is still done.
+        away: whether every operation fails before it is done.
     """
 
     real: Any
@@ -100,7 +100,7 @@ def faulty(url: str, **faults: Any) -> tuple[ObjectStore, FaultyBackend]:
 
 
 def new_store(kind: str, s3: S3Server, folder: Path) -> ObjectStore:
-    """A store of its own: "s3", or "shared folder"."""
+    """Create a new store of a kind: "s3" or "shared folder"."""
     if kind == "s3":
         store = ObjectStore.open(s3.new_store())
     else:

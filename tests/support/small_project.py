@@ -18,7 +18,7 @@ from mbqueue.session.report import Report
 
 
 class ManualClock:
-    """Wall and monotonic time that move only by `advance` (and by `sleep`, which returns at once)."""
+    """Wall and monotonic time that only `advance` moves, and `sleep`, which returns at once."""
 
     def __init__(self) -> None:
         self.wall, self.mono = 1_800_000_000.0, 50.0
@@ -39,7 +39,7 @@ class ManualClock:
 
 @dataclass
 class RememberedReport(Report):
-    """What a session told, in order."""
+    """The events that a session reported, in order."""
 
     lines: list[str] = field(default_factory=list)
     on_advanced: Any = None
@@ -89,28 +89,28 @@ def small_spec(project: ProjectFolder, experiment: str = "full_finetune", **over
 
 
 def enqueue(project: ProjectFolder, spec: Spec) -> Path:
-    """Put a spec into the project's queue; returns its results folder."""
+    """Enqueue a spec in the project; return its results folder."""
     with open_queue(project) as queue:
         outcome = queue.enqueue(spec, results_dir=project.results_folder("2026-01-01", spec.folder_name), now=0.0)
     return project.root / outcome.experiment.results_dir
 
 
 def make_project(root: Path, *, checkpoint_minutes: float = 1e-6, lease_seconds: float = 60.0) -> ProjectFolder:
-    """A project whose sessions commit after every step, unless told otherwise."""
+    """Create a project whose sessions by default commit after every step."""
     init_project(root)
     (root / "mbqueue.toml").write_text(f"checkpoint_minutes = {checkpoint_minutes}\nlease_seconds = {lease_seconds}\n")
     return init_project(root)[0]
 
 
 def make_split_project(base: Path) -> ProjectFolder:
-    """Such a project in ``base/mount``, with its live folder in ``base/live``."""
+    """Create a split project in ``base/mount``, with its live folder in ``base/live``."""
     project = ProjectFolder(make_project(base / "mount").root, live=base / "live")
     project.live_dir.mkdir()
     return project
 
 
 def make_newer(queue_db: Path) -> None:
-    """Let a queue be one that the next mbqueue wrote."""
+    """Give a queue the schema version of a newer mbqueue."""
     with closing(sqlite3.connect(queue_db)) as connection, connection:
         connection.execute(
             "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) "

@@ -2,8 +2,8 @@
 
 A session runs `mbqueue.session.worker.work` in a thread that is awake only during `SteppedSession.step`. It pauses
 before and after it claims a job, after each commit of training, and when there is nothing to claim. So tests can
-interleave any number of sessions, and the same order gives the same result. What otherwise happens in threads of its
-own (heartbeat, publishing, staging of checkpoints) happens when the test asks for it, or at once.
+interleave any number of sessions, and the same order gives the same result. Work of background threads (heartbeat,
+publishing, staging of checkpoints) happens when the test asks for it, or at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _running: list[SteppedSession] = []
 
 
 def tiny_spec(*, folds: tuple[int, ...] = (0, 1), epochs: int = 2) -> Spec:
-    """An experiment of `STEPS` steps an epoch on twelve real crystals."""
+    """An experiment on twelve real crystals, with `STEPS` steps per epoch."""
     return parse_spec(
         {
             "name": "tiny",
@@ -75,13 +75,13 @@ class Died(BaseException):
 class SteppedSession:
     """One session on one machine; the arguments after ``clock`` are those of its `Publisher`.
 
-    It begins with a round of publishing, and pauses before its first claim.
+    A session begins with a round of publishing, and pauses before its first claim.
 
     Attributes:
-        lease: what it holds.
+        lease: the lease that it holds.
         commits: how many commits of training it has published.
         steps_trained: how many steps it has computed; those after its last commit die with it.
-        notes: what it told.
+        notes: the messages of the session.
     """
 
     def __init__(self, root: Path, live: Path | None, clock: ManualClock, **publishing: Any) -> None:
@@ -111,7 +111,7 @@ class SteppedSession:
         return self.session.queue
 
     def step(self) -> bool:
-        """Claim a job, or work on it up to its next commit; whether there was something to do."""
+        """Claim a job, or work on it up to its next commit; return whether there was a job."""
         if self.is_over:
             return False
         self.session.heartbeat.beat()
@@ -119,17 +119,17 @@ class SteppedSession:
         return not (self.is_idle or self.is_over)
 
     def publish(self) -> bool:
-        """One round of publishing."""
+        """Do one round of publishing."""
         return self.publisher.round()
 
     def end(self) -> None:
-        """Ask it to stop, and let it end in good order."""
+        """Ask the session to stop, and let it end normally."""
         self._stop.request("ended")
         while not self.is_over:
             self._resume()
 
     def die(self) -> None:
-        """End it without a trace."""
+        """Kill the session."""
         self.is_dead = True
         if not self.is_over:
             self._resume()
@@ -138,7 +138,7 @@ class SteppedSession:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Sleep until the next step; called by the session's thread."""
+        """In the session's thread, sleep until the next step."""
         self._paused.release()
         self._awake.acquire()
         if self.is_dead:
@@ -148,7 +148,7 @@ class SteppedSession:
     def _run(self) -> None:
         self._awake.acquire()
         try:
-            if self.project.topology.is_mirrored:  # as `Project` does it
+            if self.project.topology.is_mirrored:  # as `Project` does
                 enter(self.project, note=self.notes.append, clock=self.clock)
             options = WorkOptions(device="cpu", forever=True)
             worker.work(self.project, options, report=_Listening(self), stop=self._stop, clock=self.clock)
@@ -170,7 +170,7 @@ class SteppedSession:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """What differs from a real session while this one is awake."""
+        """Replace what differs from a real session while this one is awake."""
         tiny_family.worker = self.number
         with ExitStack() as stack:
             stack.enter_context(
@@ -184,7 +184,7 @@ class SteppedSession:
             )
             stack.enter_context(mock.patch.object(family, "FAMILIES", (tiny_family,)))
             stack.enter_context(mock.patch.object(saver, "ThreadPoolExecutor", _AtOnce))
-            # Thousands of numbers in each checkpoint, which training draws from no more than it does elsewhere.
+            # Python's generator would add thousands of numbers to each checkpoint, and training does not use it.
             stack.enter_context(
                 mock.patch.multiple(learner, random_states=lambda _device: {}, restore_random_states=lambda *_: None)
             )
@@ -285,14 +285,14 @@ class _AtOnce(Executor):
 
 @cache
 def _cache() -> Path:
-    """Where all sessions of this process find the crystals; most tests would otherwise convert them anew."""
+    """The cache of crystals for all sessions of this process; otherwise most tests would convert them again."""
     folder = tempfile.TemporaryDirectory(prefix="mbqueue-tiny-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
 
 
 def end_all() -> None:
-    """End the sessions that a test has left behind."""
+    """End all sessions that a test has left running."""
     while _running:
         with suppress(Exception):
             _running[-1].die()
@@ -307,14 +307,14 @@ def lineage_of(folder: Path, stem: str) -> list[int]:
 
 
 def newest_whole(folder: Path, on_wrong: Callable[[str], object]) -> Manifest | None:
-    """The newest whole commit in a local folder; nothing is changed there."""
+    """The newest intact commit in a local folder, which this does not change."""
     commits = Commits(in_folder(folder), named_after(folder), lambda base, why: on_wrong(f"{base}: {why}") and None)
     newest = commits.newest()
     return None if newest is None else newest.manifest
 
 
 def is_done(queue: Queue) -> bool:
-    """Whether nothing is left."""
+    """Whether no job is left."""
     jobs = queue.jobs()
     return bool(jobs) and all(job.state in {State.COMMITTED, State.SKIPPED} for job in jobs)
 
@@ -329,7 +329,7 @@ class LocalProject:
             queue.enqueue(tiny_spec(), results_dir=RESULTS, now=clock.now(), priority=3)
 
     def train(self, commits: int) -> SteppedSession:
-        """A session that has published this many commits and is still running."""
+        """Start a session, and return it running once it has published this many commits."""
         session = SteppedSession(self.project.root, self.project.live, self.clock)
         self.sessions.append(session)
         while session.commits < commits:

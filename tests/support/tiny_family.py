@@ -1,7 +1,7 @@
-"""A `ModelFamily` of one linear layer: everything around the model is real, and a step takes a millisecond.
+"""A `ModelFamily` with one linear layer, so that a real training step takes only a millisecond.
 
-The model writes down which worker took each training step, so a checkpoint shows what it went through. Its last digits
-depend on the worker, as on different GPUs, so two lines of commits never have the same bytes.
+The model records which worker took each training step, so a checkpoint shows its own history. The last digits of its
+weights depend on the worker, as on different GPUs, so two lines of commits always differ.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mbqueue.data.batches import make_batch
 from mbqueue.task import FORMATION_ENERGY, Target
 from mbqueue.train.references import References
 
-#: The names of CHGNet's weights, which are the ones that a spec accepts.
+#: The names of CHGNet's weights, because a spec accepts only these.
 PRETRAINED = {"0.3.0": "", "r2scan": ""}
 WEIGHTS_HASH = "7" * 64
-#: What the frozen backbone gives for an atom, F.
+#: The number of features that the frozen backbone gives per atom, F.
 FEATURES = 64
 LONGEST_LINEAGE = 100
 
-#: Who takes the next steps, from 1; `stepped_session` sets it.
+#: The number of the worker that takes the next steps, from 1; `stepped_session` sets it.
 worker = 0
 
 

@@ -8,11 +8,11 @@ import struct
 import threading
 from contextlib import suppress
 
-_NO_ENCRYPTION = {80877103, 80877104}  # requests for TLS and GSS, which it does not have
+_NO_ENCRYPTION = {80877103, 80877104}  # requests for TLS and GSS, which the pooler lacks
 
 
 class TransactionPooler:
-    """Between clients and a server, with so many connections to it. Authentication is trust.
+    """Pools this many connections to a server for its clients, with trust authentication.
 
     Attributes:
         used: for each transaction, (number of the client, number of the server connection).
@@ -29,7 +29,7 @@ class TransactionPooler:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Take no more clients, and end the connections to the server that are free."""
+        """Accept no more clients, and close the free connections to the server."""
         self._listening.close()
         with suppress(queue.Empty):
             while True:
@@ -70,7 +70,7 @@ class TransactionPooler:
 
     @staticmethod
     def _run(client: socket.socket, server: socket.socket, message: bytes) -> None:
-        """One transaction, or what of it the client sent before it went away."""
+        """Run one transaction, or the part that the client sent before it disappeared."""
         status = b"I"
         try:
             while True:
@@ -107,7 +107,7 @@ def _message(source: socket.socket) -> bytes:
 
 
 def _until_ready(server: socket.socket) -> tuple[bytes, bytes]:
-    """What a server says up to ReadyForQuery, and the state that it is then in."""
+    """The server's messages up to ReadyForQuery, and the state of its transaction."""
     said = b""
     while True:
         message = _message(server)

@@ -1,10 +1,10 @@
-"""Numbered file and database operations of a process, any of which can be made its last, or made to fail.
+"""Count the file and database operations of a process; any one can kill the process, or fail.
 
-Counted are, below one folder: opening a file to write it, each write(2), fsync, rename, link, unlink, rmdir and mkdir;
-and of SQLite every BEGIN IMMEDIATE, change and COMMIT. What SQLite does inside a COMMIT is not seen from here.
+Below one folder, these operations count: opening a file to write, write(2), fsync, rename, link, unlink, rmdir and
+mkdir. So does every BEGIN IMMEDIATE, change and COMMIT of SQLite, but not its work within a COMMIT.
 """
 
-# What pathlib calls is replaced here, so it must not be called here.
+# This module replaces functions that pathlib calls, so it must not use pathlib for them.
 # ruff: noqa: PTH100, PTH110, PTH112, PTH115, PTH118, PTH120, PTH202
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ from typing import Any
 
 from lying_drive import AWAY
 
-#: SQLite's word for what the operating system says.
+#: SQLite's error code for an error of the operating system.
 _SQLITE_CODES = {errno.ENOSPC: sqlite3.SQLITE_FULL, errno.EROFS: sqlite3.SQLITE_READONLY}
 _CHANGES = ("BEGIN IMMEDIATE", "INSERT", "UPDATE", "DELETE", "COMMIT", "CREATE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens at which operation.
+    """A fault, and the operation at which it happens.
 
     Attributes:
         at: number of the operation, from 1.
-        action: "kill" ends the process before the operation. "lose" too, and then undoes what a machine that loses its
-            power may lose: bytes that were not synced, names whose folder was not. "fail" raises; "doubt" lets it
-            happen and then raises; "short" lets half of a write through, and raises from then on when for good. "end"
-            sends SIGTERM and continues. "unmount" leaves ``mount`` an empty folder, as a mount point is, and sends
-            SIGTERM ``later`` operations after that.
-        number: errno of what is raised.
+        action: "kill" ends the process before the operation. "lose" does the same and then undoes what a loss of power
+            may undo: bytes and names that were not synced. "fail" raises an error. "doubt" does the operation and then
+            raises. "short" writes half of the bytes, and raises from then on if ``for_good``. "end" sends SIGTERM and
+            continues. "unmount" leaves ``mount`` an empty folder, and sends SIGTERM ``later`` operations after that.
+        number: the errno of the error.
         for_good: whether all operations from ``at`` on fail.
-        only: kinds of operation that are counted; all when empty.
-        about: counted are operations on paths that contain this. How many operations come before one differs from run
-            to run, since a checkpoint that was not begun when the next one is there is left out.
+        only: the kinds of operation that count; all if empty.
+        about: only operations on paths that contain this text count. The number of operations before a given one
+            differs from run to run: a checkpoint is dropped if the next one is ready before it begins.
     """
 
     at: int
@@ -75,7 +74,7 @@ class Tripwire:
         return isinstance(path, str | os.PathLike) and os.path.abspath(os.fspath(path)).startswith(self.root)
 
     def step(self, kind: str, about: object) -> str:
-        """One operation is about to happen; "short" when only half of it should, "doubt" when it should not say so."""
+        """Count an operation that is about to happen; return "short" or "doubt" if the fault asks for that."""
         fault = self.fault
         if fault is not None and ((fault.only and kind not in fault.only) or fault.about not in str(about)):
             return ""
@@ -107,7 +106,7 @@ class Tripwire:
         return ""
 
     def tell(self, what: str) -> None:
-        """A line in the trace that is no operation, with the time."""
+        """Write a line with the time to the trace, which is not an operation."""
         if self._trace is not None:
             os.write(self._trace, f"- {what} {time.monotonic():.4f}\n".encode())
 
@@ -119,31 +118,31 @@ class Tripwire:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def fail(self, about: object) -> None:
-        """Raise what the fault says."""
+        """Raise the error of the fault."""
         assert self.fault is not None
         raise OSError(self.fault.number, os.strerror(self.fault.number), str(about))
 
     # -- what a loss of power undoes ---------------------------------------------------------------------------------
 
     def wrote(self, path: str, size_before: int) -> None:
-        """Bytes beyond ``size_before`` are not on the disk yet."""
+        """Mark bytes beyond ``size_before`` as not synced."""
         self._unsynced.setdefault(path, size_before)
 
     def synced(self, fd: int) -> None:
-        """What was written through ``fd`` is on the disk; of a folder, the names in it."""
+        """Mark what was written through ``fd`` as synced; for a folder, the names in it."""
         path = os.readlink(f"/proc/self/fd/{fd}")
         self._unsynced.pop(path, None)
         self._unsynced_names = [entry for entry in self._unsynced_names if os.path.dirname(entry[1]) != path]
         self._unsynced_folders = [folder for folder in self._unsynced_folders if os.path.dirname(folder) != path]
 
     def renamed(self, source: str, target: str, replaced: bool) -> None:
-        """The new name is not on the disk yet."""
+        """Mark the new name as not synced."""
         if source in self._unsynced:
             self._unsynced[target] = self._unsynced.pop(source)
         self._unsynced_names.append((source, target, replaced))
 
     def made(self, folder: str) -> None:
-        """The new folder's name is not on the disk yet."""
+        """Mark the new folder's name as not synced."""
         self._unsynced_folders.append(folder)
 
     def _lose(self) -> None:
@@ -151,7 +150,7 @@ class Tripwire:
             if os.path.exists(path):
                 _real_truncate(path, size + (os.path.getsize(path) - size) // 2)
         for source, target, replaced in reversed(self._unsynced_names):
-            # What the target was before is gone here, so only a new name can be taken back.
+            # The former content of the target is lost, so only a new name can be undone.
             if not replaced and os.path.exists(target) and os.path.isdir(os.path.dirname(source)):
                 _real_rename(target, source)
         for folder in self._unsynced_folders:
@@ -162,10 +161,10 @@ _real_truncate, _real_rename, _real_mkdir = os.truncate, os.rename, os.mkdir
 
 
 def install(wire: Tripwire) -> None:
-    """Put the tripwire under this process. There is no way back: for processes that end soon."""
+    """Install the tripwire in this process for good, so only in a process that ends soon."""
     import numpy as np
 
-    np.lib.format.isfileobj = lambda _stream: False  # else NumPy writes past Python's streams
+    np.lib.format.isfileobj = lambda _stream: False  # otherwise NumPy bypasses Python's streams
     _install_steps(wire)
     _install_streams(wire)
     _install_names(wire)
@@ -236,7 +235,7 @@ def _install_streams(wire: Tripwire) -> None:
 def _install_names(wire: Tripwire) -> None:
     def counted(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
-            # Removing trees works relative to open folders; their names say nothing about where they are.
+            # Removing trees works relative to open folders, whose names do not contain their location.
             if named.get("dir_fd") is None and wire.covers(path):
                 what = wire.step(kind, path)
                 if kind == "mkdir":

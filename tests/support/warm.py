@@ -1,7 +1,7 @@
-"""Real `mbqueue` processes in a fraction of a second each: forked from one that has imported everything.
+"""Start real `mbqueue` processes within a fraction of a second, by forking one that has imported everything.
 
-What a child does is what the command line does, in a process of its own, which can be killed, frozen and signalled.
-Retries come at once and waiting workers look again at once; nothing else is changed.
+A child does what the command line does, in its own process, which tests can kill, freeze and signal. Retries and waits
+of workers take no time; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from tripwire import Fault
 
 @dataclass(frozen=True)
 class Child:
-    """A process that was started."""
+    """A started process."""
 
     warm: Warm
     pid: int
 
     def signal(self, number: int) -> None:
-        """Send it a signal; it must not be waited for before."""
+        """Send the process a signal, which must precede `wait`."""
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Its exit code, below 0 when a signal ended it."""
+        """Wait for the exit code, which is negative if a signal ended the process."""
         code: int = self.warm.ask({"do": "wait", "pid": self.pid})["code"]
         return code
 
 
 class Warm:
-    """The warm process; use it as a context."""
+    """The warm process, as a context manager."""
 
     def __enter__(self) -> Self:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -61,7 +61,7 @@ class Warm:
         self._process.stdout.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request to the warm process, and its answer."""
+        """Send a request to the warm process; return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -80,14 +80,14 @@ class Warm:
         patience: int = 120,
         watched: Path | None = None,
     ) -> Child:
-        """Start commands, one after the other until one fails, in the project at ``root``; their talk goes to ``log``.
+        """Run commands in the project at ``root`` until one fails, with their output in ``log``.
 
         Args:
-            fault: what is to go wrong, see `tripwire`.
+            fault: the fault to cause, see `tripwire`.
             trace: file that gets a line for each operation.
             retry_seconds: how long a job rests after its first failure.
-            patience: seconds after which it is ended as hanging (code -14).
-            watched: below which folder operations are counted; by default ``root``.
+            patience: seconds after which a hanging command is ended (code -14).
+            watched: the folder below which operations count; by default ``root``.
         """
         request = {
             "do": "start",
@@ -103,5 +103,5 @@ class Warm:
         return Child(self, self.ask(request)["pid"])
 
     def run(self, root: Path, *commands: Sequence[str], log: Path, **options: Any) -> int:
-        """`start`, and wait for the end."""
+        """Run `start`, and wait for the end."""
         return self.start(root, *commands, log=log, **options).wait()

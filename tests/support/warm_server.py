@@ -1,7 +1,7 @@
 """The warm process itself (see warm.py): imports everything once, then forks a child for each request.
 
-Reads a request as a line of JSON on standard input and answers with one on standard output:
-{"do": "start", …} → {"pid": …}; {"do": "wait", "pid": …} → {"code": …}, below 0 for a signal.
+Requests and answers are lines of JSON on standard input and output: {"do": "start", …} → {"pid": …}; {"do": "wait",
+"pid": …} → {"code": …}, below 0 for a signal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tripwire import Fault, Tripwire, install
 
 
 def _warm_up() -> None:
-    """A whole small experiment: imports what is imported late, compiles what is compiled at its first use."""
+    """Run a small experiment, to do all late imports and compilations."""
     import optuna  # noqa: F401
     import torch
 
@@ -78,7 +78,7 @@ def _child(request: dict[str, Any]) -> int:
 
 
 def _make_impatient(retry_seconds: float) -> None:
-    """Let no test wait for what is minutes by design."""
+    """Shorten waits that take minutes by design."""
     from mbqueue.queue import leases
     from mbqueue.session import worker
 

@@ -14,7 +14,7 @@ from mbqueue.web.access import CSRF_HEADER
 
 @dataclass(frozen=True)
 class Answer:
-    """What the board answered."""
+    """An answer of the board."""
 
     status: int
     headers: dict[str, str]
@@ -31,14 +31,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Board:
-    """A board that runs."""
+    """A running board."""
 
     project: Project
     port: int
     token: str | None
 
     def get(self, path: str, **headers: str) -> Answer:
-        """Ask for a path, with headers written with underscores."""
+        """Request a path; write header names with underscores."""
         return self._ask("GET", path, None, headers)
 
     def act(self, given: Any, **headers: str) -> Answer:

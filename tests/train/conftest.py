@@ -1,4 +1,4 @@
-"""Small crystals, stock CHGNet's graphs of them, and folds to train on: shared by the training tests."""
+"""Small crystals, stock CHGNet's graphs of them, and folds to train on, for the training tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mbqueue.train.outcome import EpochOutcome, StepReport
 from mbqueue.train.references import compositions
 
 CPU = torch.device("cpu")
-#: Where what a device computes is tested: also on the GPU, where there is one.
+#: Devices for tests of computations: the CPU, and a GPU if there is one.
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
@@ -41,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small batches gain nothing from threads, and the tests share the machine."""
+    """Use one thread: small batches gain nothing from more, and concurrent tests share the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,7 +62,7 @@ def batch_from_chgnet_graphs(
     rows: list[int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """A Batch made from stock graphs with torch operations only, slowly and plainly."""
+    """A batch from stock graphs by plain torch operations, slow but simple."""
     parts: dict[str, list[Tensor]] = {name: [] for name in Batch.__dataclass_fields__}
     atoms = bonds = undirected = shorts = angles = 0
     for crystal, graph in enumerate(graphs):
@@ -140,7 +140,7 @@ def crystals_of_many_kinds(seed: int = 0, copies: int = 1) -> list[Structure]:
 
 
 def crystals_from_structures(structures: list[Structure], targets: list[float]) -> Crystals:
-    """Structures as the data room holds them."""
+    """Structures as ``Crystals``."""
     sizes = [len(structure) for structure in structures]
     return Crystals(
         ids=[f"crystal-{number}" for number in range(len(structures))],
@@ -154,7 +154,7 @@ def crystals_from_structures(structures: list[Structure], targets: list[float]) 
 
 @dataclass(frozen=True, repr=False)
 class Bench:
-    """A small dataset, converted, with its backbone's features, and room for checkpoints."""
+    """A small converted dataset with its backbone's features, and a folder for checkpoints."""
 
     crystals: Crystals
     cache: GraphCache
@@ -171,7 +171,7 @@ class Bench:
         on_note: Any = None,
         **options: Any,
     ) -> FoldRun:
-        """A fold of an experiment; ``options`` are of its [train] section, and ``trainable``, ``seed``."""
+        """A fold of an experiment; ``options`` are keys of its [train] section, ``trainable`` and ``seed``."""
         spec = small_spec(**{"kind": self.kind, **options})
         frozen = open_frozen(spec, self.crystals, self.folder)
         assert prepare_frozen(spec, self.cache, frozen, device=CPU)
@@ -209,7 +209,7 @@ def small_spec(
 
 
 def publish(staged: Staged) -> None:
-    """What a worker does inside its fence."""
+    """Publish a staged commit as a worker does within its fence."""
     staged.publish()
 
 
@@ -224,7 +224,7 @@ def train_epoch(
     on_step: Callable[[StepReport], None] = lambda _report: None,
     checkpoint_seconds: float = 1e9,
 ) -> EpochOutcome:
-    """One call of `run_epoch`, asked to stop after so many steps of this call."""
+    """Call `run_epoch` once, and ask it to stop after this many steps."""
     asked = 0
 
     def should_stop() -> bool:
@@ -245,7 +245,7 @@ def train_epoch(
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """32 crystals, converted, with the frozen backbone's energies and features."""
+    """32 converted crystals with the frozen backbone's energies and features."""
     folder = tmp_path_factory.mktemp("bench")
     structures = crystals_of_many_kinds(seed=3, copies=4)
     targets = np.random.default_rng(3).normal(-1.0, 0.5, len(structures)).tolist()
@@ -269,7 +269,7 @@ def sample_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="session")
 def bench_of(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bench]:
-    """The same crystals with targets of a kind."""
+    """The crystals of ``bench`` with targets of a given kind."""
 
     @cache_results
     def make(kind: str) -> Bench:

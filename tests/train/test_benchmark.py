@@ -1,4 +1,4 @@
-"""The benchmark of training treats both sides alike."""
+"""The training benchmark treats both sides equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commits: what exists, what is verified, what is kept."""
+"""Which commits exist, are verified and are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mbqueue.train.state import serialise
 
 @pytest.fixture(scope="module")
 def trained(bench: Any, helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished epoch and one in its middle."""
+    """A folder with the commits of a finished epoch and of an unfinished one."""
     folder = tmp_path_factory.mktemp("trained")
     run = bench.run(folder)
     helpers.train_epoch(run, 1)
@@ -224,7 +224,7 @@ def test_a_checkpoint_whose_writer_died_before_its_manifest_had_a_name_is_swept_
 
 
 def test_files_published_by_a_queue_in_a_file_are_neither_commits_nor_garbage(local: Path) -> None:
-    """On a cluster's file system both are in state/checkpoints."""
+    """On a cluster's file system, both kinds of files are in state/checkpoints."""
     for suffix in (".json", ".pt"):
         content = (local / f"e0001-done-f0001{suffix}").read_bytes()
         (local / f"e0001-done-f0001-0123456789ab{suffix}").write_bytes(content)

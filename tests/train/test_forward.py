@@ -1,4 +1,4 @@
-"""The whole-batch forward is stock CHGNet's, energies and gradients."""
+"""The whole-batch forward has stock CHGNet's energies and gradients."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_float64_is_much_closer(helpers: Any) -> None:
         graph.atom_frac_coord = graph.atom_frac_coord.double()
         graph.lattice, graph.neighbor_image = graph.lattice.double(), graph.neighbor_image.double()
     model = load_pretrained("0.3.0").double()
-    model.composition_model = None  # its feature matrix is float32 whatever the model is
+    model.composition_model = None  # its feature matrix is float32 even for a float64 model
     ours = energies(model, helpers.batch_from_chgnet_graphs(graphs, dtype=torch.float64))
     stock = model(graphs)["e"]
     assert float((ours - stock).abs().max()) < 1e-12
@@ -255,7 +255,7 @@ def test_products_of_float16_sum_in_float32_and_keep_small_gradients(
         PRODUCTS.reset(token)
     for name, exact in found["exact"].items():
         error = float((found["half"][name] - exact).norm() / exact.norm())
-        assert error < 0.1, f"{name}: {error}"  # without the scale, many are off by more than their size
+        assert error < 0.1, f"{name}: {error}"  # without the scale, the errors of many exceed their size
     assert any(not torch.equal(found["half"][name], exact) for name, exact in found["exact"].items())
 
 
@@ -272,7 +272,7 @@ def test_what_a_gpu_would_compute_is_the_same_on_every_run(bench: Any, monkeypat
 
 
 class Operations(TorchDispatchMode):
-    """Remembers the name of every operation of torch, those of gradients included."""
+    """Remembers the name of every torch operation, including those of gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,9 +283,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-#: What torch turns into a sort and a check of every index where algorithms are to be deterministic on CUDA.
+#: Operations that deterministic algorithms on CUDA turn into a sort and a check of every index.
 SORTED_WHEN_DETERMINISTIC = {"index_add", "index_copy", "index_put", "scatter_add", "scatter", "index_reduce"}
-#: What waits for the device.
+#: Operations that wait for the device.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal"}
 
 

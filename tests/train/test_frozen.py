@@ -1,4 +1,4 @@
-"""What the frozen backbone gives: computed once, stored, shared, and worth as much as computing it each time."""
+"""The frozen backbone's output is computed once, stored and shared, and equals a new computation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 def test_training_the_head_from_stored_features_equals_running_the_backbone_each_time(
     bench: Any, helpers: Any, tmp_path: Path, device: torch.device
 ) -> None:
-    # So small a rate changes no weight: Adam would turn the rounding of a gradient near 0 into a whole step.
+    # This rate is too small to change a weight: Adam would turn the rounding of a gradient near 0 into a full step.
     runs = [bench.run(tmp_path / name, trainable="head", device=device, lr=1e-12) for name in ("stored", "run")]
     stored, running = runs
     running._feed = running._inference._feed = GraphFeed(chgnet, bench.cache)
@@ -283,7 +283,7 @@ def test_one_pass_gives_energies_and_features_if_the_disk_has_room(
 def test_features_are_not_computed_for_their_own_sake(
     bench: Any, helpers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Energies that came from another machine are enough for an experiment that needs no more."""
+    """An experiment that needs only energies uses those of another machine."""
     pretrained = helpers.small_spec(trainable="none", epochs=0)
     frozen = open_frozen(pretrained, bench.crystals, tmp_path)
     assert prepare_frozen(pretrained, bench.cache, frozen, device=CPU)
@@ -348,7 +348,7 @@ def test_references_are_those_that_chgnets_own_atomref_fits_where_the_data_deter
         mine = shares @ ours.values
         if tolerance is not None:
             assert np.abs(mine - stock).max() < tolerance
-        # Elsewhere CHGNet inverts a singular matrix in float32; a fit cannot be worse than that.
+        # For other elements, CHGNet inverts a singular matrix in float32; a fit cannot be worse.
         assert ((mine - crystals.targets) ** 2).sum() <= ((stock - crystals.targets) ** 2).sum() + 1e-6
         set_references(model, ours)
         assert np.allclose(model.composition_model.fc.weight.detach().numpy()[0], ours.values, atol=1e-6)

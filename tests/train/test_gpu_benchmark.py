@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs to its end, on the CPU in Triton's interpreter."""
+"""The GPU benchmark runs to its end on the CPU in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAYS = ("stock", "plain", "fused")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Any]:
-    """What it writes."""
+    """The output of the benchmark."""
     file = tmp_path_factory.mktemp("benchmark") / "gpu.json"
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(file)],
@@ -128,7 +128,7 @@ def test_a_failing_part_is_reported_and_the_others_run(
     def fails(*_args: Any) -> None:
         raise ValueError("not today\nwith details")
 
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else it would stay
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise the file would stay
     monkeypatch.setattr(gpu, "_interpret", lambda: None)
     monkeypatch.setattr(gpu, "Bench", lambda *_args: None)
     monkeypatch.setattr(gpu, "PARTS", {"one": fails, "two": lambda *_args: 2})

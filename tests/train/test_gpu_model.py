@@ -1,4 +1,4 @@
-"""What is predicted for GPUs follows from what is counted."""
+"""Predictions for GPUs follow from the counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU uses its kernels only once they have given what plain torch gives, and says so when they do not."""
+"""A GPU uses its kernels only after they have agreed with plain torch, and reports a disagreement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has checked nothing, with a GPU that has a name."""
+    """A process that has checked no kernels, with a GPU that has a name."""
     monkeypatch.setattr(gpu_path, "_verdicts", {})
     monkeypatch.setattr(gpu_path, "device_name", lambda _device: "NVIDIA L4")
     monkeypatch.setattr(arithmetic, "device_name", lambda _device: "NVIDIA L4")
@@ -30,7 +30,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Model(torch.nn.Module):
-    """Predicts by one weight."""
+    """A model with one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Model(torch.nn.Module):
 
 
 def predict(wrong: float = 0.0) -> Any:
-    """What the model predicts, and what it does by kernels that are wrong so much."""
+    """The model's predictions, with kernels that are off by ``wrong``."""
 
     def values(model: Model, batch: Any) -> torch.Tensor:
         assert isinstance(batch, torch.Tensor)
@@ -132,11 +132,11 @@ def test_a_batch_whose_places_pass_int32_is_refused_and_never_computed_another_w
 
 
 def test_kernels_run_on_the_gpu_that_holds_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton takes the current device, which is cuda:0 also where a session works on cuda:1."""
+    """Triton uses the current device, which is cuda:0 even in a session on cuda:1."""
     happened: list[Any] = []
 
     class Current:
-        """The block in which a tensor's device is the current one."""
+        """Records the block in which a tensor's device is the current one."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
             self._tensor = tensor
@@ -148,7 +148,7 @@ def test_kernels_run_on_the_gpu_that_holds_their_tensors(monkeypatch: pytest.Mon
             happened.append("left")
 
     class Kernel:
-        """Launches nothing."""
+        """A kernel that launches nothing."""
 
         __name__ = "kernel"
 

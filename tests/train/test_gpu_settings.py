@@ -1,4 +1,4 @@
-"""What a GPU is told and asked, as far as that can be seen without one."""
+"""Settings and queries of a GPU, as far as a CPU can test them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MATMUL = torch.backends.cuda.matmul
 
 
 def settings() -> dict[str, Any]:
-    """All that `calculating` changes; ``None`` where two of torch's own settings contradict each other."""
+    """Everything that `calculating` changes; ``None`` if two of torch's own settings contradict each other."""
     try:
         legacy: bool | None = MATMUL.allow_tf32
     except RuntimeError:
@@ -44,7 +44,7 @@ def settings() -> dict[str, Any]:
 
 @pytest.fixture
 def untouched() -> Iterator[None]:
-    """Puts torch's settings back, whatever a test does to them."""
+    """Restore torch's settings after each test."""
     yield
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
@@ -52,7 +52,7 @@ def untouched() -> Iterator[None]:
 
 
 def notebook_that(kind: str) -> None:
-    """Settings made before a session began in the same process."""
+    """Change settings as a notebook may before a session in the same process."""
     match kind:
         case "asked for tf32 in the new way":
             MATMUL.fp32_precision = "tf32"
@@ -151,7 +151,7 @@ def test_validation_and_predictions_are_float32_whatever_training_is(
     used: list[tuple[bool, Any]] = []
     run = bench.run(tmp_path, precision="bf16")
     predict = run._feed.predict
-    # On the CPU `calculating` leaves everything as it is: take it for the GPU that it would be.
+    # On the CPU, `calculating` changes nothing, so pretend that the CPU is a GPU.
     monkeypatch.setattr("mbqueue.train.fold.calculating", lambda _device, precision: calculating(CUDA, precision))
 
     def watched(model: Any, batch: Any) -> torch.Tensor:
@@ -233,6 +233,6 @@ def test_a_session_on_a_gpu_keeps_and_restores_its_own_generator_alone(monkeypat
     assert [state.tolist() for state in states["cuda"]] == [[2] * 16]
     restore_random_states(states, torch.device("cuda:0"))
     assert held[0].tolist() == [2] * 16
-    earlier = {**states, "cuda": [torch.full((16,), 7, dtype=torch.uint8)] * 4}  # one of each device of that machine
+    earlier = {**states, "cuda": [torch.full((16,), 7, dtype=torch.uint8)] * 4}  # for each device of that machine
     restore_random_states(earlier, second)
     assert held[1].tolist() == [7] * 16

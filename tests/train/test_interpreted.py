@@ -1,4 +1,4 @@
-"""Triton's kernels on the CPU: each file of ``interpreted/`` in a process where Triton interprets them."""
+"""Run each file of ``interpreted/`` in a process where Triton interprets kernels on the CPU."""
 
 from __future__ import annotations
 

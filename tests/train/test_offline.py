@@ -1,7 +1,7 @@
-"""The GPU kernels compiled for chips that are not there: registers, spills, shared memory.
+"""Registers, spills and shared memory of the GPU kernels, compiled for absent chips.
 
-``make test-kernels`` compiles every kernel for every chip and precision. ``make test`` compiles all that an L4 runs in
-float32, and a few kernels of every other kind, which change from day to day.
+``make test-kernels`` compiles every kernel for every chip and precision. ``make test`` compiles every kernel of an L4
+in float32, and a few of every other kind, which change daily.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 
 def chosen(capability: int, precision: str) -> list[int]:
-    """Numbers of the kernels to compile today."""
+    """The numbers of the kernels to compile today."""
     numbers = range(len(offline.kernels_of(capability, precision)))
     if ALL or (capability, precision) == (89, "float32"):
         return list(numbers)

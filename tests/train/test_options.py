@@ -54,7 +54,7 @@ def test_without_warm_up_the_first_rate_is_the_peak() -> None:
 
 
 def one_step(bench: Any, rows: np.ndarray, batches: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A model after one step over ``rows`` in so many parts, and the step's result."""
+    """A model after one step over ``rows`` in this many parts, and the result of the step."""
     spec = TrainSpec(**{"lr": 1e-3, "batch_size": 16, **options})
     model = load_pretrained("0.3.0")
     trained = trained_parameters(model, "all")
@@ -201,7 +201,7 @@ def test_a_soup_is_the_mean_of_the_weights_at_the_ends_of_the_last_epochs() -> N
     for weight in (1.0, 2.0, 6.0, 10.0):
         live["w"].data.fill_(weight)
         soup.stir()
-        soup.stir()  # a validation that was cut off is done again
+        soup.stir()  # an interrupted validation is repeated
         with soup.applied():
             found.append(float(live["w"].detach()))
         assert float(live["w"].detach()) == weight
@@ -230,7 +230,7 @@ def test_a_soup_of_the_best_epochs_is_the_mean_of_those_with_the_lowest_error_of
 def test_the_best_epochs_of_a_soup_are_those_whose_own_weights_validate_best(
     bench: Any, helpers: Any, tmp_path: Path
 ) -> None:
-    # At this rate epochs differ, so that the best two are not always the last two.
+    # At this rate, epochs differ, so the best two are not always the last two.
     options = {"epochs": 4, "lr": 3e-2, "schedule": "constant", "trainable": "head"}
     run, plain = bench.run(tmp_path / "soup", soup=2, soup_of="best", **options), bench.run(tmp_path / "own", **options)
     name, ends, maes, is_of_last = "mlp.layers.0.weight", [], [], []
@@ -277,7 +277,7 @@ def test_a_state_without_a_soup_has_the_bytes_that_it_always_had(bench: Any, hel
 def test_patience_asks_to_stop_after_so_many_epochs_without_a_better_one(
     bench: Any, helpers: Any, tmp_path: Path
 ) -> None:
-    # At this rate nothing improves on the first epoch by more than chance; the rule is what is tested.
+    # At this rate, epochs improve on the first only by chance; this tests only the rule.
     run = bench.run(tmp_path, epochs=8, patience=2, lr=3e-2, schedule="constant")
     outcomes = []
     for epoch in range(1, 9):

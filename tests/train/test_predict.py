@@ -1,4 +1,4 @@
-"""Model files and predictions: what CHGNet itself makes of them, ensembles, and averages over strains."""
+"""CHGNet itself predicts the same from model files; ensembles and averages over strains work."""
 
 from __future__ import annotations
 

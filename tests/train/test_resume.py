@@ -1,4 +1,4 @@
-"""A fold that is stopped or killed anywhere ends byte for byte like one that is not."""
+"""A fold that is stopped or killed anywhere ends with the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIMING = {"seconds", "structures_per_second", "session"}
 
 
 def essence(folder: Path) -> dict[str, Any]:
-    """What two runs of the same work must have in common, bit by bit."""
+    """The parts of a fold that must be equal bit for bit in every run."""
     newest = small_commits(folder).manifests()[-1]
     rows = [{key: value for key, value in row.items() if key not in _TIMING} for row in newest.history]
     weights = hashlib.sha256((folder / f"{newest.stem}.pt").read_bytes()).hexdigest()
@@ -43,10 +43,10 @@ def straight(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
 
 
 def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
-    """Every step in a FoldRun of its own, from what the one before left on disk.
+    """Do every step in a new FoldRun, from what the last one left on disk.
 
-    A soup of the best epochs validates twice. A run that validated only once would never end, so it does two things,
-    and stops between the two validations, too.
+    A soup of the best epochs validates twice, and a run that stops after each validation would never end. So a run does
+    two things, and also stops between the validations.
     """
     fence, at_once = 0, 2 if options.get("soup_of") == "best" else 1
     for epoch in (1, 2):
@@ -55,7 +55,7 @@ def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any)
             fence += 1
             run = bench.run(folder, **options)
             finished = helpers.train_epoch(run, epoch, stop_after=at_once, fence=fence, session=f"s{fence}").finished
-    # The border before a validation is a place to stop, too.
+    # A run can also stop just before a validation.
     assert fence == 2 * -(-(run.steps_per_epoch + at_once) // at_once)
     return run
 
@@ -138,7 +138,7 @@ def test_a_commit_in_mid_epoch_is_made_in_the_background_and_continues_exactly(
         if published:
             raise Killed
 
-    # Every step is due; how many are published in time is the background thread's affair, so go until one was.
+    # A checkpoint is due at every step, but the background thread decides how many are published, so run until one is.
     for fence in range(1, 40):
         try:
             outcome = helpers.train_epoch(

@@ -1,4 +1,4 @@
-"""What goes wrong in a step: numbers that are none, and memory that is too small."""
+"""Steps whose numbers are not finite, or that run out of memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbqueue.train.memory import DeviceMemory, Shortage, is_out_of_memory
 
 
 def shrink_device(monkeypatch: pytest.MonkeyPatch, bears: int) -> None:
-    """Let the device run out of memory with more than so many crystals at once."""
+    """Let the device run out of memory with more than this many crystals at once."""
     whole = GraphFeed.predict
 
     def predict(self: GraphFeed, model: Any, batch: Any) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_a_fold_of_any_kind_that_changes_to_a_smaller_device_ends_like_a_whole_o
 
 
 def busy(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
-    """Let so much of a device of 15 GiB be in use when nothing of the failed attempt is left."""
+    """Let this much of a device of 15 GiB be in use after the failed attempt has freed its memory."""
     monkeypatch.setattr(memory_module, "bytes_in_use", lambda _device: (int(gib * 2**30), 15 << 30))
 
 

@@ -1,4 +1,4 @@
-"""A step is begun before the one before is read, and nothing comes out differently for it."""
+"""A step that begins before the last one's results are read changes no result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def one_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU begin steps as a GPU does."""
+    """Let the CPU begin steps early, as a GPU does."""
     monkeypatch.setattr(stepper_module, "steps_in_flight", lambda _device: 1)
 
 
@@ -69,7 +69,7 @@ def batch_of(bench: Any, rows: range) -> list[Arrived]:
 
 
 def everything(learner: Learner) -> dict[str, Any]:
-    """All that a step changes, copied."""
+    """A copy of everything that a step changes."""
     tensors = dict(learner.model.state_dict())
     for name, state in zip(learner.trained, map(learner.optimizer.state.get, learner.trained.values()), strict=True):
         tensors |= {f"{name}/{key}": value for key, value in (state or {}).items()}
@@ -153,7 +153,7 @@ def test_a_step_that_does_not_fit_leaves_the_one_before_it_counted(
 
 
 class Operations(TorchDispatchMode):
-    """Remembers the name of every operation of torch."""
+    """Remembers the name of every torch operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def test_beginning_a_step_asks_the_device_nothing(bench: Any, helpers: Any, monk
 
 @dataclass
 class Travelling:
-    """A batch that remembers what was done with it, and when."""
+    """A batch that records its use in order."""
 
     rows: torch.Tensor
     told: list[str]

@@ -1,4 +1,4 @@
-"""Targets of every kind: where training starts, what it makes small, and what its files predict."""
+"""For targets of every kind: the start of training, the loss, and the predictions of model files."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Open the board in a real headless browser while the sample is trained, click its buttons, and look for trouble.
+"""Open the board in a real headless browser during a training, click its buttons, and check for errors.
 
-Not collected by pytest, because a bare machine has no browser; the continuous integration installs one and runs
+Not collected by pytest, because not every machine has a browser. Continuous integration installs one and runs
 
     python tests/web/browser_check.py [--screenshots DIR]
 
-Each claim is a function below; the first one that does not hold ends the check with its reason and exit code 1. Exit
-code 2: there is no Chromium or Chrome.
+Each claim is a function below; the first false one ends the check with its reason and exit code 1. Exit code 2 means
+that there is no Chromium or Chrome.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-#: A machine of the continuous integration may be busy.
+#: Machines of continuous integration may be busy.
 PATIENCE_MS = 240_000
 WIDTHS, SCHEMES = (1250, 390), ("light", "dark")
 HOSTILE = "<img src=x onerror=document.title='taken'>"
-#: What the check does on purpose makes the browser say these.
+#: Console messages that the check causes on purpose.
 EXPECTED = ("net::ERR_CONNECTION_REFUSED", "Failed to load resource: the server responded with a status of 400")
 
 
 @dataclass
 class Watched:
-    """What pages asked for and complained of."""
+    """The requests and errors of pages."""
 
     port: int
     complaints: list[str] = field(default_factory=list)
 
     def watch(self, page: Page) -> Page:
-        """Note each message of the console, each error and each request that leaves the board."""
+        """Record each console message, each error and each request that leaves the board."""
         page.set_default_timeout(PATIENCE_MS)
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(f"error in the page: {error}"))
@@ -69,7 +69,7 @@ class Watched:
 
 @contextmanager
 def serving(project: Project, port: int = 0) -> Iterator[int]:
-    """A board in a thread."""
+    """Run a board in a thread."""
     server, listener, _token = listening_server(project, "127.0.0.1", port, read_only=False, is_embedded=False)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -82,10 +82,10 @@ def serving(project: Project, port: int = 0) -> Iterator[int]:
 
 
 def made_project(root: Path) -> Project:
-    """Two experiments on the sample, and one whose job failed with markup in its error."""
+    """A project with two experiments on the sample, and one whose job failed with markup in its error."""
     project = Project.create(root)
     small = {"data.limit": 100, "train.batch_size": 16}
-    # The whole model, so that an epoch takes longer than a page needs to ask again.
+    # All weights are trained, so that an epoch takes longer than the page's next request.
     project.enqueue("full_finetune", dataset="sample", folds=[0], name="learner", settings=small | {"train.epochs": 6})
     project.enqueue("head_finetune", dataset="sample", folds=[0], name="other", settings=small | {"train.epochs": 2})
     project.enqueue("full_finetune", dataset="sample", folds=[1], name="failing", settings=small | {"train.epochs": 2})
@@ -100,7 +100,7 @@ def made_project(root: Path) -> Project:
 
 
 def working(project: Project) -> threading.Thread:
-    """A real session in a process of its own. It ends with code 1, since a job has failed."""
+    """Run a real session as a process, which ends with code 1, since a job has failed."""
     command = [sys.executable, "-m", "mbqueue", "--project", str(project.folder.root), "work", "--session", "none"]
     thread = threading.Thread(target=lambda: subprocess.run(command, check=False, capture_output=True))
     thread.start()
@@ -150,7 +150,7 @@ def the_form_enqueues(page: Page, project: Project) -> None:
     form.get_by_label("Dataset").fill("sample")
     form.get_by_label("Name").fill("typed")
     form.get_by_label("Changed settings").fill("train.lr=-1")
-    page.wait_for_timeout(5000)  # two answers later, what was typed is still there
+    page.wait_for_timeout(5000)  # the typed text is still there two answers later
     expect(form.get_by_label("Name")).to_have_value("typed")
     form.get_by_role("button", name="Enqueue").click()
     expect(page.locator("#said.bad")).to_contain_text("train.lr")
@@ -227,7 +227,7 @@ def check_reconnecting(page: Page, project: Project, port: int, stop: Callable[[
     expect(page.locator("#pulse")).to_contain_text("no answer from the board")
     with serving(project, port):
         expect(page.locator("#pulse")).to_have_text("live")
-        # The secret for acts is the new one's.
+        # The new board has a new secret for acts.
         page.locator("#experiment-other").get_by_label("Priority").fill("3")
         page.keyboard.press("Enter")
         expect(page.locator("#said")).to_contain_text("priority 3")
@@ -248,7 +248,7 @@ def refuses_strangers(port: int) -> None:
 
 
 def take_screenshots(browser: Browser, port: int, folder: Path) -> None:
-    """Pictures of the overview and an experiment, in both colour schemes and at both widths."""
+    """Take screenshots of the overview and an experiment, in both colour schemes and at both widths."""
     for scheme in SCHEMES:
         for width in WIDTHS:
             page = browser.new_page(
@@ -263,7 +263,7 @@ def take_screenshots(browser: Browser, port: int, folder: Path) -> None:
 
 
 def check(browser: Browser, root: Path, screenshots: Path | None) -> list[str]:
-    """Go through all claims; returns what the pages complained of."""
+    """Check all claims; return the errors of the pages."""
     project = made_project(root)
     board = serving(project)
     port = board.__enter__()

@@ -1,4 +1,4 @@
-"""Who may ask the board for what."""
+"""Which requests the board accepts, and from whom."""
 
 from __future__ import annotations
 

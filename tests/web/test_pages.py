@@ -1,4 +1,4 @@
-"""What the board's pages say, and what they cost."""
+"""The content of the board's pages, and their cost."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_board_lives_on_while_the_queue_is_away_and_says_so(board: Board) ->
     queue_db = board.project.folder.queue_db
     away = queue_db.with_suffix(".away")
     queue_db.rename(away)
-    board.act({"act": "pause", "experiment": "first"})  # whatever comes of it, the next look is a new one
+    board.act({"act": "pause", "experiment": "first"})  # the next request reads the status again in any case
     seen = _until(board, lambda facts: facts["trouble"] is not None)
     assert "first" in seen["html"], "the last known state stays on the page"
     away.rename(queue_db)
@@ -213,7 +213,7 @@ def test_while_one_look_hangs_other_pages_get_what_is_known(clock: ManualClock) 
 
 
 class _Looking:
-    """A project whose status can do anything first."""
+    """A project that calls a function before each status."""
 
     def __init__(self, first: Any) -> None:
         self.first = first

@@ -1,4 +1,4 @@
-"""Starting the board: in a terminal and in a notebook."""
+"""Start the board in a terminal and in a notebook."""
 
 from __future__ import annotations
 

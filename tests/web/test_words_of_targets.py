@@ -1,4 +1,4 @@
-"""Whatever an experiment predicts, only its own property and unit are named: in commands, files and pages."""
+"""Commands, files and pages name only the property and unit that an experiment predicts."""
 
 from __future__ import annotations
 

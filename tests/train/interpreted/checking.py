@@ -1,4 +1,4 @@
-"""The self-check finds kernels that were made wrong on purpose, and says why. Run by ``test_interpreted``."""
+"""The self-check rejects kernels with deliberate errors, and names the reason. Run by ``test_interpreted``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Bonds(nn.Module):
-    """Shares of the first layer, and the gate after it, as parameters."""
+    """Holds the shares of the first layer, and the gate after it, as parameters."""
 
     def __init__(self) -> None:
         super().__init__()

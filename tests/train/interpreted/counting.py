@@ -1,7 +1,7 @@
-"""What `benchmarks.gpu_model` takes the message kernels to compute and to move is what they do. See `test_interpreted`.
+"""The costs of message kernels in `benchmarks.gpu_model` equal counts in Triton's interpreter. See `test_interpreted`.
 
 Triton's interpreter counts every product, and every byte that is loaded or stored by rows. Matrices and vectors of
-weights are loaded whole, without a mask; they stay in a cache and count on neither side.
+weights are loaded whole and stay in a cache, so neither side counts them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mbqueue.train.triton_messages import Plan
 
 
 class Counted:
-    """Operations of products, and bytes of rows."""
+    """Counts operations of products, and bytes of rows."""
 
     def __init__(self) -> None:
         self.flops = self.bytes = 0
@@ -73,7 +73,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model of costs, counting products alone."""
+    """The cost model, restricted to products."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
     made = importlib.import_module("benchmarks.gpu_model")
     monkeypatch.setattr(made, "ELEMENTWISE", 0)
@@ -82,11 +82,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def batches() -> Iterator[Batch]:
-    """Of one program in each forward kernel: 4 atoms with 64 directed bonds, and angles of at most 16 short bonds."""
+    """Batches for one program per forward kernel: 4 atoms, 64 directed bonds, and angles of up to 16 short bonds."""
     return (graph_of([(4, 32, 12)], seed, angles_per_bond=4) for seed in range(1000))
 
 
-#: Its bonds and angles fill their tiles, so that nothing is computed for rows that are not there.
+#: The bonds and angles fill their tiles, so that no kernel computes padding.
 BATCH = next(batch for batch in batches() if len(batch.angle) and len(batch.angle) % 16 == 0)
 
 
@@ -108,9 +108,9 @@ ATOMS, BONDS, SHORTS, ANGLES = 4, len(BATCH.bond_length), len(BATCH.short_bond),
 
 
 def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
-    """That the model says what was counted since the last time, ``but`` for bytes that it takes to be in a cache.
+    """Check the model against the counts since the last check, except ``but`` bytes that it takes to be cached.
 
-    Indices of the backward kernels, and sums that one program stores whole, are the difference that is left.
+    The remaining difference is indices of the backward kernels, and sums that one program stores whole.
     """
     assert counted.flops == said.flops / layers
     assert counted.bytes - but == pytest.approx(said.bytes / layers, rel=0.06)
@@ -120,7 +120,7 @@ def require(counted: Counted, said: Any, layers: int, but: int = 0) -> None:
 def test_messages_of_bonds(model: Any, counted: Counted) -> None:
     plan, inputs = Plan.of(BATCH), (drawn(ATOMS, 256), drawn(BONDS, 128), drawn(BONDS, 64), gate())
     shorts, said = drawn(SHORTS, 128), works(model)
-    again = 4 * 128 * (2 * BONDS - ATOMS)  # the bonds of a centre atom follow one another: the model reads it once
+    again = 4 * 128 * (2 * BONDS - ATOMS)  # bonds of a centre atom are adjacent, so the model reads that atom once
     triton_bonds.bonds_forward(plan, *inputs, shorts)
     require(counted, said["bond messages"], 4, again)
     triton_bonds.bonds_backward(plan, *inputs, drawn(ATOMS, 64), shorts, drawn(BONDS, 64))

@@ -1,4 +1,4 @@
-"""The Triton kernels against plain torch: values, all gradients, bytes. Run by ``test_interpreted``."""
+"""The Triton kernels have the values and gradients of plain torch, and stable bytes. See ``test_interpreted``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _quick() -> Iterator[None]:
 
 
 class Inputs:
-    """Random inputs of all three functions, of about the size that trained models have."""
+    """Random inputs of all three functions, about as large as in trained models."""
 
     def __init__(self, batch: Batch, dtype: torch.dtype, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)

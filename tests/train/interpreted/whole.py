@@ -1,4 +1,4 @@
-"""A whole step by the GPU kernels, in Triton's interpreter: stock's energies and gradients, in few launches."""
+"""In Triton's interpreter, a step by the GPU kernels has stock CHGNet's energies and gradients, in few launches."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from mbqueue.train.optim import make_optimizer, open_for_training
 from mbqueue.train.step import Guard, begin_step
 
 CPU = torch.device("cpu")
-#: Launches of a training step, at most; on a GPU one more copies a table of addresses.
+#: The most launches of a training step; on a GPU, one more copies a table of addresses.
 MOST_LAUNCHES = 150
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
-    """Salt, a perovskite, …, a single atom in a cell (6), and a cell without any angle (7)."""
+    """Rock salt, a perovskite, …, a single atom in a cell (6), and a cell without any angle (7)."""
     path = Path(__file__).parent.parent / "conftest.py"
     spec = importlib.util.spec_from_file_location("training_conftest", path)
     assert spec is not None
@@ -54,7 +54,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
 
 @pytest.fixture(autouse=True)
 def _measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernels are compared with is plain torch, on the CPU, too."""
+    """Compare the kernels with plain torch, also on the CPU."""
     quicken(monkeypatch)
     monkeypatch.setattr(forward, "FusedMessages", PlainMessages)
 
@@ -86,7 +86,7 @@ def test_energies_and_gradients_are_those_of_plain_torch(
     assert float((found - exact).abs().max()) < energy
     size = float(torch.stack([gradient.norm() for gradient in exact_gradients.values()]).norm())
     for name, expected in exact_gradients.items():
-        # A gradient that is nothing beside the others is made of their rounding.
+        # A gradient much smaller than the others is only their rounding error.
         error = float((gradients[name] - expected).norm()) / max(float(expected.norm()), 1e-2 * size)
         assert error < tolerance, f"{name}: {error}"
     assert all(not gradients[name].any() for name in gradients.keys() - exact_gradients.keys())
@@ -112,12 +112,12 @@ def test_forward_takes_the_kernels_where_the_device_uses_them(cache: GraphCache)
     assert float((plain - fused).abs().max()) < 1e-5
 
 
-#: Tensors that one launch of an operation on lists takes, as torch's multi-tensor kernels are built.
+#: The most tensors per launch of torch's multi-tensor kernels.
 AT_ONCE = {"_foreach_add_": 110, "_foreach_sub_": 64, "_foreach_mul_": 110, "_fused_adamw_": 36, "cat": 128}
 
 
 class Launches(TorchDispatchMode):
-    """Counts what torch would launch on a GPU: every operation but views and bare allocations."""
+    """Counts what torch would launch on a GPU: every operation except views and bare allocations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Launches(TorchDispatchMode):
             at_once = AT_ONCE.get(name)
             self.counted[name] += math.ceil(lists[0] / at_once) if at_once and lists else 1
             if name == "_foreach_norm":
-                self.counted[name] += 1  # its second stage
+                self.counted[name] += 1  # the second stage of the reduction
         return func(*args, **(kwargs or {}))
 
 
@@ -156,11 +156,11 @@ def test_a_step_takes_few_launches_of_kernels_that_are_compiled_offline(
             guard=guard, parameters=list(trained.values()), rate=1e-5,
         )  # fmt: skip
 
-    # What the interpreter does inside a kernel is no launch.
+    # Operations of the interpreter inside a kernel are no launches.
     for kernel in {k for m in list(sys.modules.values()) for k in vars(m).values() if _is_kernel(k)}:
         monkeypatch.setattr(kernel, "run", _outside(kernel.run))
     with gpu_path.using(kernels=True):
-        step()  # the optimizer makes its moments
+        step()  # the optimizer creates its moments
         launching.launches.clear()
         with Launches() as launches:
             step()
