@@ -108,10 +108,10 @@ def _read(gatherer: Gatherer, columns: Columns, path: Path, rows: Iterator[_Row]
 
 
 def _written(comment: str) -> list[tuple[str, str | None]]:
-    """Each key of an extended XYZ comment line with the text of its value; None if it has none.
+    """Each key of an extended XYZ comment line with the text of its value; None for a key without a value.
 
     Raises:
-        Unusable: if a quotation mark or bracket in it is not closed.
+        Unusable: if a quotation mark or bracket in the line is not closed.
     """
     unclosed = next((found["open"] for found in _OPEN.finditer(comment) if found["open"]), None)
     if unclosed is not None:

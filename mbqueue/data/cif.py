@@ -1,8 +1,8 @@
 """Read crystals from CIF files: pymatgen builds them, and the result is checked against the file.
 
 pymatgen guesses where a file is unclear: without symmetry, the asymmetric unit becomes the cell; a label becomes the
-element that it begins with; an occupancy of ``.`` becomes 0. So its warnings are errors (``parser_warnings``), files
-that would need a guess are rejected, and the composition is compared with the file's.
+element that it begins with; an occupancy of ``.`` becomes 0. So this module treats pymatgen's warnings as errors
+(``parser_warnings``), rejects files that need a guess, and compares the composition with the file's.
 """
 
 from __future__ import annotations

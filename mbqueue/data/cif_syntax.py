@@ -93,7 +93,7 @@ def blocks_of(text: str) -> list[CifBlock]:
     """The data blocks of a CIF, in order.
 
     Raises:
-        Unusable: if it breaks the format's rules, so that a parser would skip a part of it.
+        Unusable: if the text breaks the format's rules, so that a parser would skip a part.
     """
     blocks: list[CifBlock] = []
     begins: list[int] = []

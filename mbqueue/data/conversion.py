@@ -216,10 +216,10 @@ def pack_rows(atom_offsets: Any, cart: Any, lattices: Any, atom_cutoff: float, b
 
     A record contains these values in this order, little-endian, with 2 bytes each (4 if the record is wide: with more
     than 65,535 bonds or an image beyond ±127): bonds per atom [n]; second directed bond of each undirected one [U];
-    directed bonds that take part in angles [s]. Then follow the image of each undirected bond, relative to its first
-    directed one, [U, 3] with 1 byte each (4 if wide), and the roles in angles with 1 byte each [s]. The rest can be
-    derived: undirected bonds are numbered in the order of their first directed ones, and the neighbour of one directed
-    bond is the centre of the other.
+    directed bonds that take part in angles [s]. A record ends with the image of each undirected bond, relative to its
+    first directed one, [U, 3] with 1 byte each (4 if wide), and the roles in angles with 1 byte each [s]. The rest can
+    be derived: undirected bonds are numbered in the order of their first directed ones, and the neighbour of one
+    directed bond is the centre of the other.
 
     Args:
         atom_offsets: index of each crystal's first atom in ``cart``, int64 [N + 1], starting with 0.

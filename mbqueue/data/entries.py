@@ -91,7 +91,7 @@ class Gatherer:
 
     def add(self, name: str, structure: Any, target: Any) -> None:
         """Add an entry, or record why it cannot be used."""
-        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # strip also removes no-break spaces
+        shape = unicodedata.normalize("NFC", " ".join(name.split()))  # split also removes no-break spaces
         if shape in self._names:
             self.refuse(name, _likeness(name, self._names[shape]))
             return
@@ -190,7 +190,7 @@ def parse_structure(structure: Any) -> tuple[bytes, NDArray[np.float64], NDArray
     """Atomic numbers, fractional coordinates [n, 3] and lattice [3, 3] of a ``Structure.as_dict()``.
 
     Raises:
-        Unusable: if it is not such a dictionary, or CHGNet does not support its crystal.
+        Unusable: if the structure is not such a dictionary, or CHGNet does not support the crystal.
     """
     if structure is None:
         raise Unusable("the structure is missing")

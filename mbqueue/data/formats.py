@@ -175,7 +175,7 @@ def structure_in(text: str, name: str) -> Any:
 
 
 def decoded_text(content: bytes) -> str:
-    """The text of a file, without a byte-order mark and with any line ends; invalid bytes become ``�``."""
+    """The text of a file in UTF-8 or UTF-16, with any line ends; invalid bytes become ``�``."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return _plain(content.decode("utf-16" if wide else "utf-8", errors="replace"))
 

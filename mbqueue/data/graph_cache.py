@@ -46,7 +46,7 @@ def folder_name(crystals: Crystals) -> str:
 
 
 def shard_borders(atom_offsets: NDArray[np.int64]) -> list[int]:
-    """First row of each shard, and N. A shard has at most 2,048 crystals and 65,536 atoms, or one larger crystal."""
+    """First row of each shard, then N. A shard has at most 2,048 crystals and 65,536 atoms, or one larger crystal."""
     n_rows = len(atom_offsets) - 1
     borders = [0]
     while borders[-1] < n_rows:
@@ -276,7 +276,7 @@ class GraphCache:
         meta, arrays = read_arrays(path)
         # Shards of earlier versions record a hash of the crystals that includes their targets.
         if meta not in (key := self._key(number), {**key, "crystals": self.crystals.hash}):
-            raise CacheError(f"{path} contains different graphs. It must be remade.")
+            raise CacheError(f"{path} contains different graphs and must be remade.")
         return _Shard(
             records=arrays["records"],
             index=arrays["index"],

@@ -94,7 +94,7 @@ def _may_repeat_a_key(text: Any) -> Any:
     seen = np.zeros(size, np.uint64)
     owners = np.zeros(_DEEPEST + 1, np.uint64)  # number of the open object or list at each depth
     depth = n_opened = position = 0
-    begin = end = 0  # the hash of the last string
+    begin = end = 0  # where the last string begins and ends
     while position < len(text):
         byte = text[position]
         if byte == 0x22:

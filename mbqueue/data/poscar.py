@@ -1,7 +1,7 @@
 """Read crystals from POSCAR files (VASP 5 and 6): pymatgen builds them after a check that the lines are unambiguous.
 
 pymatgen names the species of a VASP 4 file H, He, Li, …, ignores lines beyond the counts, and splits numbers that run
-together. Such files are rejected here.
+together. This module rejects such files.
 """
 
 from __future__ import annotations

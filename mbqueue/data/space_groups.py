@@ -37,7 +37,7 @@ def space_group_of(block: CifBlock) -> tuple[int | None, tuple[str, ...]]:
     """The number of the space group that a data block names, or None; its names in the block, and the standard name.
 
     Raises:
-        Unusable: if a number is none, or two statements contradict each other.
+        Unusable: if a number is not that of a space group, or two statements contradict each other.
     """
     stated: dict[int, str] = {}
     names = []

@@ -1,4 +1,4 @@
-"""The queue of jobs: which job runs next, and which session holds it. SQL and states; never imports torch."""
+"""The queue of jobs: which job runs next, and which session holds it. The queue's code never imports torch."""
 
 from mbqueue.queue.enqueue import EnqueueOutcome, Outcome
 from mbqueue.queue.jobs import Event, Experiment, Job, Kind, Lease, SessionRow, State

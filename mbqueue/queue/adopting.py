@@ -1,7 +1,7 @@
 """Adopt work that other machines have done: published commits, predictions and sessions.
 
-Only this module commits a job without a lease. Such work was committed under a lease and fence of another database, and
-the caller has verified its files.
+Only this module commits a job without a lease. Adopted work was committed under a lease and fence of another database,
+and the caller has verified its files.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Trained:
 
     Attributes:
         history: one row per finished epoch; `epoch` counts from 1 without gaps.
-        fence: the newest commit's. That commit belongs to epoch `len(history)`, or to the next one if `is_within` is
-            set.
+        fence: the newest commit's fence. The newest commit belongs to epoch `len(history)`, or to the next one if
+            `is_within` is set.
         skip_rest: early stopping has ended the fold, so the remaining epochs are not trained.
         source: the newest commit, for the events.
     """

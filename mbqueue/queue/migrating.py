@@ -73,7 +73,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
 
     All rows are read back and compared before they are committed. A target that was itself moved away counts as empty
     if it has nothing that the source lacks. If the target continues the source's events, an earlier run died before it
-    marked the source. This run then only adds the mark.
+    marked the source. In that case, this run only adds the mark.
 
     Raises:
         UsageError: if a session works with the source, or the target is not empty.
@@ -97,7 +97,7 @@ def copy_queue(source: Queue, target: Queue, *, now: float) -> Migrated:
 def copy_to_file(source: Queue, path: Path, *, now: float) -> Migrated:
     """Copy as `copy_queue` does, into a new SQLite file that appears only once it is complete.
 
-    An existing file that was moved away is kept beside it, as ``queue.db.moved-TIME``.
+    If a moved-away queue has this path, it is renamed to ``queue.db.moved-TIME``.
 
     Raises:
         UsageError: if the file exists and was not moved away; otherwise as `copy_queue`.

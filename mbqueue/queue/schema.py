@@ -1,6 +1,6 @@
 """The tables of the queue and the rules that the database enforces, written once for both databases.
 
-Each database creates and upgrades them in its own module: `mbqueue.queue.sqlite_schema` and
+The tables are created and upgraded in a module of each database: `mbqueue.queue.sqlite_schema` and
 `mbqueue.queue.postgresql.schema`. `tests/queue/fixtures` holds a queue of every version.
 """
 

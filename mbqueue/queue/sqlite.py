@@ -52,7 +52,7 @@ def settle(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
 
 
 def set_aside(path: Path, why: str, *, now: float) -> Path:
-    """Rename a SQLite file and the files beside it to ``queue.db.WHY-TIME``; return the new path."""
+    """Rename a SQLite file, its log and its index to ``queue.db.WHY-TIME``; return the new path."""
     aside = path.with_name(f"{path.name}.{why}-{utc_text(now).replace(':', '')}")
     for suffix in ("-wal", "-shm", ""):
         if (part := path.with_name(path.name + suffix)).exists():
@@ -85,8 +85,7 @@ class SqliteFile(Database):
         nothing more is written.
 
     With ``read_only=True`` nothing can be written and the file must exist. Even then, a database of an older version is
-    upgraded first. In a folder that is not writable, such as a read-only backup, SQLite is told that the file does not
-    change.
+    upgraded first. In a read-only folder, such as a backup, SQLite may assume that the file does not change.
 
     Raises:
         QueueError: if the file is missing (reading only), locked for too long, or not writable.

@@ -37,7 +37,7 @@ _CANCEL = """
       AND state IN ('waiting', 'ready', 'leased', 'failed')
 """
 
-# `record` covers all folds, so retrying one of them retries it, too.
+# `record` covers all folds, so a retry of any fold also retries `record`.
 _RETRY = """
     UPDATE jobs SET state = 'waiting', failures = 0, lost_in_a_row = 0, not_before = 0,
         changed_at = :now, changed_by = :by, changed_why = 'retried'

@@ -412,9 +412,7 @@ def test_no_lease_is_taken_back_just_after_the_servers_start(queue, make_spec, p
 
 
 def test_a_silent_workers_transaction_is_rolled_back_and_its_commit_refused(url, make_spec, monkeypatch):
-    monkeypatch.setattr(
-        server_module, "SILENCE_SECONDS", 1
-    )  # set before connecting, because the connection passes this to the server
+    monkeypatch.setattr(server_module, "SILENCE_SECONDS", 1)  # before connecting
 
     def publish() -> None:  # the first is silent for longer, and another session takes the job
         with open_on_server(url) as other:
@@ -450,7 +448,7 @@ def test_two_folds_that_commit_at_once_make_ready_the_job_that_needs_both(queue,
     end = PostgresServer._commit
 
     def end_together(self, client) -> None:
-        with suppress(threading.BrokenBarrierError):  # each waits for the other: a deadlock
+        with suppress(threading.BrokenBarrierError):  # each waits for the other, unless it blocks the other
             both_done.wait(2.0)
         end(self, client)
 

@@ -37,7 +37,7 @@ CODES = {
 #: Operations of the shortest and the longest session. On a drive, a new machine needs a hundred before its first step.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
-#: The share of the required sessions before which the run must not end.
+#: The longest of the required first sessions, in operations, so that the run does not end before them.
 LONGEST_AT_FIRST_ON_A_DRIVE = 330 if LONG else 170
 
 

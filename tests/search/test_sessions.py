@@ -51,7 +51,7 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProjectFolder]:
-    """A project whose search ran in two sessions, and an experiment of its own with the best trial's settings."""
+    """A project whose search ran in two sessions, and a separate experiment with the best trial's settings."""
     project = make_project(tmp_path_factory.mktemp("searched"))
     (project.jobs_dir / "small.toml").write_text(BASE, encoding="utf-8")
     (project.jobs_dir / "rates.toml").write_text(SEARCH, encoding="utf-8")

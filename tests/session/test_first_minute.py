@@ -1,4 +1,4 @@
-"""On a new machine, a session loads and compiles everything once, and reports this meanwhile."""
+"""On a new machine, a session reports that it loads and compiles everything once."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_a_job_claimed_before_the_store_went_away_is_released_during_the_wait(
 def test_of_two_queues_on_one_store_the_second_adopts_the_firsts_commits(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a fail-over of the server, two workers have the same fence and finish the same epoch."""
+    """Two workers have the same fence, as after a fail-over of the server, and finish the same epoch."""
     monkeypatch.setenv(STORE_VARIABLE, s3.new_store())
     one, two = (
         make_project(tmp_path / "one", checkpoint_minutes=10),

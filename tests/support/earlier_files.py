@@ -1,7 +1,7 @@
 """Compressed files of users of the version at commit 63f7668 (see tests/earlier/write.py).
 
-A checkpoint of head_finetune holds CHGNet's own weights, which every installation has. So each of these tensors is
-replaced by its SHA-256 when the files are packed, and put back when they are unpacked.
+A checkpoint of head_finetune holds CHGNet's own weights, which every installation has. Packing replaces each of these
+tensors by its SHA-256, and unpacking puts the tensor back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Real sessions that advance only when a test lets them, on a model with one layer.
 
-A session runs `mbqueue.session.worker.work` in a thread that is awake only during `SteppedSession.step`. It pauses
-before and after it claims a job, after each commit of training, and when there is nothing to claim. So tests can
+A session runs `mbqueue.session.worker.work` in a thread that is awake only during `SteppedSession.step`. The session
+pauses before and after it claims a job, after each commit of training, and if there is no job to claim. So tests can
 interleave any number of sessions, and the same order gives the same result. Work of background threads (heartbeat,
 publishing, staging of checkpoints) happens when the test asks for it, or at once.
 """

@@ -1,7 +1,7 @@
 """Count the file and database operations of a process; any one can kill the process, or fail.
 
 Below one folder, these operations count: opening a file to write, write(2), fsync, rename, link, unlink, rmdir and
-mkdir. So does every BEGIN IMMEDIATE, change and COMMIT of SQLite, but not its work within a COMMIT.
+mkdir. Every BEGIN IMMEDIATE, change and COMMIT of SQLite also counts, but not its work within a COMMIT.
 """
 
 # This module replaces functions that pathlib calls, so it must not use pathlib for them.

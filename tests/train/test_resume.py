@@ -45,8 +45,8 @@ def straight(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
 def killed_at_every_step(bench: Any, helpers: Any, folder: Path, **options: Any) -> Any:
     """Do every step in a new FoldRun, from what the last one left on disk.
 
-    A soup of the best epochs validates twice, and a run that stops after each validation would never end. So a run does
-    two things, and also stops between the validations.
+    A soup of the best epochs validates twice, and a run that stops after each validation would never end. So each run
+    does two things, and also stops between the two validations.
     """
     fence, at_once = 0, 2 if options.get("soup_of") == "best" else 1
     for epoch in (1, 2):
