@@ -56,8 +56,25 @@ def read_extxyz(gatherer: Gatherer, columns: Columns, path: Path, progress: Prog
             yield _Row(atoms, _cells(atoms, atoms.info), comment=comments.pop() if comments else "")
 
     _read(gatherer, columns, path, rows())
+    _check_end(path)
     if progress is not None:
         progress(path.stat().st_size, path.stat().st_size)
+
+
+def _check_end(path: Path) -> None:
+    """Raise ``DataError`` if an empty line, at which ase stops, is followed by more."""
+    with path.open() as lines:
+        for count in lines:
+            if not count.strip():
+                break
+            if count.lstrip().startswith("VEC"):  # the cell of the crystal before
+                continue
+            for _ in range(int(count.split()[0]) + 1):
+                next(lines, None)
+        if any(line.strip() for line in lines):
+            raise DataError(
+                f"{path} has an empty line before its last crystal, and ase ignores what follows. Remove it."
+            )
 
 
 def read_database(gatherer: Gatherer, columns: Columns, path: Path, progress: Progress | None) -> None:

@@ -7,6 +7,7 @@ element that it begins with; an occupancy of ``.`` becomes 0. So this module tre
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -122,7 +123,8 @@ def _check_cell(block: CifBlock) -> None:
     for tag in _CELL:
         if tag not in block.items:
             raise Unusable(f"it has no {tag}")
-        _number(block.items[tag], tag)
+        if not 0 < _number(block.items[tag], tag) < (180 if "angle" in tag else math.inf):
+            raise Unusable(f"{tag} is {block.items[tag][:40]!r}, which no cell has")
 
 
 def _check_atoms(block: CifBlock) -> set[str]:

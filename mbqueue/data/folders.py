@@ -83,7 +83,16 @@ def _read(file: Path, name: str) -> Any:
 
 
 def _every_file(folder: Path) -> list[tuple[str, Any, str]]:
-    return [(name, None, "") for name in dict.fromkeys(_names_in(folder))]
+    odd = [
+        (
+            str(file.relative_to(folder)),
+            None,
+            f"its name must end in {' or '.join(_SUFFIXES)}, in lower case and unpacked",
+        )
+        for file in sorted(folder.rglob("*"))
+        if file.suffix not in _SUFFIXES and file.name.lower().removesuffix(".gz").endswith(_SUFFIXES)
+    ]
+    return [(name, None, "") for name in dict.fromkeys(_names_in(folder))] + odd
 
 
 def _names_in(folder: Path) -> Iterator[str]:

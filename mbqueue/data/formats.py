@@ -198,9 +198,10 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[list[str]]:
     """
     with _long_fields():
         try:
-            yield from (row for row in csv.reader(lines) if row)
+            yield from (row for row in csv.reader(lines, strict=True) if row)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not a CSV table in UTF-8 ({error}).") from error
+            closed = " It is cut short, or a quotation mark is not closed." if "end of data" in str(error) else ""
+            raise DataError(f"{path} is not a CSV table in UTF-8 ({error}).{closed}") from error
 
 
 @contextmanager

@@ -750,6 +750,42 @@ def test_molecules_in_xyz_and_files_that_ase_cannot_read_are_refused(tmp_path):
         load(str(tmp_path / "bad.db"))
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_empty_line_at_which_ase_would_stop_is_refused(tmp_path, at):
+    frames = [XYZ_FRAME.format(f"id=c{number} e_form=-1") for number in range(3)]
+    (tmp_path / "t.extxyz").write_text("".join([*frames, "\n \n"]))
+    assert load(str(tmp_path / "t.extxyz")).crystals.ids == ["c0", "c1", "c2"]
+    (tmp_path / "t.extxyz").write_text("".join([*frames[:at], "\n", *frames[at:]]))
+    with pytest.raises(DataError, match="empty line before its last crystal"):
+        load(str(tmp_path / "t.extxyz"))
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ('id,e_form,cif\na,-1,"{cif}', "It is cut short, or a quotation mark is not closed"),
+        ('id,cif,e_form\na,"{cif}","-1"5\n', "expected after"),
+        ('id,e_form,cif,note\na,-1,"{cif}","open\nb,-1,x,y\n', "a quotation mark is not closed"),
+    ],
+)
+def test_a_csv_with_an_open_or_misplaced_quotation_mark_is_refused(tmp_path, table, reason):
+    lines = SALT.to(fmt="cif").splitlines()
+    cif = "\n".join(line for line in lines if "formula" not in line)
+    (tmp_path / "t.csv").write_text(table.format(cif=cif))
+    with pytest.raises(DataError, match=reason):
+        load(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("name", ["b.CIF", "b.cif.gz", "b.Vasp"])
+def test_a_structure_file_with_another_suffix_is_not_left_out_in_silence(tmp_path, name):
+    (tmp_path / "a.cif").write_text(SALT.to(fmt="cif"))
+    (tmp_path / name).write_text("anything")
+    (tmp_path / "notes.txt").write_text("anything")
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path), targets_required=False)
+    assert reasons(caught) == {name: "its name must end in .cif or .vasp or .poscar, in lower case and unpacked"}
+
+
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path):
     (tmp_path / "t.xlsx").write_text("x")
     with pytest.raises(UsageError, match=r"is unknown\. Give \.json.*\.jsonl.*\.csv.*\.extxyz or \.db of ase"):

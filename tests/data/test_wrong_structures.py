@@ -141,6 +141,9 @@ WRONG = {
     "cell-with-a-comma": (SALT.replace("a 5.6402(2)", "a 5,6402"), "_cell_length_a is '5,6402', which is not a number"),
     "angle-left-out": (SALT.replace("_cell_angle_gamma 90.", "_symmetry_cell_setting cubic"), "no _cell_angle_gamma"),
     "angle-a-dot": (SALT.replace("_cell_angle_gamma 90.\n", "_cell_angle_gamma .\n"), "_cell_angle_gamma is '.'"),
+    "length-negative": (SALT.replace("a 5.6402(2)", "a -5.6402"), "_cell_length_a is '-5.6402', which no cell has"),
+    "length-nought": (SALT.replace("a 5.6402(2)", "a 0"), "_cell_length_a is '0', which no cell has"),
+    "angle-of-a-line": (SALT.replace("_alpha 90.", "_alpha 180"), "_cell_angle_alpha is '180', which no cell has"),
     "other-volume": (SALT + "_cell_volume 358.8\n", "has 179.43 Å³, but its _cell_volume is 358.8"),
     "other-density": (SALT + "_exptl_crystal_density_diffrn 4.33\n", "its cell has 2.163 g/cm³"),
     "empty": (
