@@ -2,7 +2,7 @@
 
     python -m benchmarks.board --folder FOLDER
 
-FOLDER is on a real disk. A worker claims and commits jobs for a few seconds, in turn without a board, and with a board
+FOLDER is on a real disk. A worker claims and commits jobs for a few seconds, alternately without a board and with one
 that ten browsers poll every two seconds. The output is the median ratio of the two rates, and the board's processor
 time for one update of a page.
 """

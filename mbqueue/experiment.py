@@ -150,7 +150,10 @@ class TrainSpec(Section):
         description="Skip a fold's remaining epochs after this many without a better one; 0 is off.",
     )
     layer_lr_decay: float = Field(
-        1.0, gt=0, le=1, description="Factor on the learning rate for each block further from the read-out; 1 is off."
+        1.0,
+        gt=0,
+        le=1,
+        description="Multiply the learning rate by this once for each block further from the read-out; 1 is off.",
     )
     unfreeze_epochs: int = Field(
         0, ge=0, description="Train only the head for this many epochs, then everything (gradual unfreezing); 0 is off."

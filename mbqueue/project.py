@@ -321,7 +321,7 @@ def _looked_for(paths: list[Path], look: Callable[[], ProjectFolder], while_away
     raise ProjectNotFound(
         f"{root} is on a drive that is not mounted, or does not answer: {why}. Mount it, and resume (in Colab: "
         "drive.mount with force_remount=True). Unpublished work is safe here, and mbqueue status shows it. "
-        f"If this is another or a new project, move the old live folder away: {live}"
+        f"If this is a new or a different project, move the old live folder away: {live}"
     )
 
 

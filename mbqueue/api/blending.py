@@ -32,8 +32,8 @@ class Blending(Queueing, Results):
         Args:
             experiments: two or more, of the same crystals, target and folds.
             name: name of the blend.
-            weights: ``"mean"`` weighs all alike. ``"fitted"`` takes, on each fold, the weights with the smallest error
-                on the crystals that are in the validation part of every member.
+            weights: ``"mean"`` weights all members equally. ``"fitted"`` takes, on each fold, the weights with the
+                smallest error on the crystals that are in the validation part of every member.
             priority: higher runs first.
 
         Raises:

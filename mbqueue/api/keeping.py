@@ -86,8 +86,8 @@ class Keeping(OpenedProject):
     def migrate_queue(self, to: str) -> Migrated:
         """Move the queue into an empty database without loss; the settings stay unchanged.
 
-        The old database keeps its content, but is marked and refuses all work. You can move the queue back: it contains
-        the old content, and replaces it.
+        The old database keeps its content, but is marked and refuses all work. You can move the queue back into
+        it, which replaces that content.
 
         On a cluster's file system the commits move, too, to the place where sessions of the new queue expect them.
 

@@ -63,7 +63,7 @@ class Columns:
     def __init__(
         self, wanted: ColumnNames, *, targets_required: bool, target_names: Sequence[str] = ENERGY_COLUMNS
     ) -> None:
-        """Begin without chosen columns. ``target_names`` are candidates in order of preference."""
+        """No columns are chosen yet. ``target_names`` are candidates in order of preference."""
         self.id: str | None = None
         self.structure: str | None = None
         self.target: str | None = None

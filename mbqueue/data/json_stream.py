@@ -86,7 +86,7 @@ class JsonStream:
     """
 
     def __init__(self, stream: Source) -> None:
-        """Begin without reading."""
+        """Read nothing from ``stream`` yet."""
         self._stream = stream
         self._text = b""
         self._bytes = np.empty(0, np.uint8)

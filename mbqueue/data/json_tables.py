@@ -39,7 +39,7 @@ class JsonTable:
     """A table in a JSON file."""
 
     def __init__(self, path: Path, columns: Columns, progress: Progress | None = None) -> None:
-        """Begin without opening the file."""
+        """Open nothing yet; `entries` opens the file."""
         self._path = path
         self._columns = columns
         self._open: Callable[[], AbstractContextManager[JsonStream]] = lambda: _opened(path, progress)

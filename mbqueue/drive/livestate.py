@@ -162,13 +162,13 @@ def remember_root(project: ProjectFolder) -> None:
     """Record in the live folder which project it belongs to, so that mbqueue finds it while the drive is not mounted.
 
     Raises:
-        UsageError: if it belongs to another project, of which this one is a copy.
+        UsageError: if it belongs to the project that this one was copied from.
     """
     before = Belonging.of(project.live_dir)
     if before is not None and before.root != str(project.root) and _is_elsewhere(before, project):
         raise UsageError(
-            f"The live folder {project.live_dir} belongs to {before.root}, of which {project.root} is a copy. Give the "
-            "copy another one: live_dir in its mbqueue.toml, or --live-dir"
+            f"The live folder {project.live_dir} belongs to {before.root}; {project.root} is a copy of that project. "
+            "Give the copy another live folder: live_dir in its mbqueue.toml, or --live-dir"
         )
     Belonging(root=str(project.root), id=before.id if before is not None else None).keep(project.live_dir)
     note_live_dir(project.root, project.live_dir)

@@ -1,8 +1,8 @@
 """Results on the mount: the files that users read, and a listing beside the checkpoints that verifies them.
 
 Result files have fixed names (preds_fold_0.csv), so they are the only files on a mount that may be replaced. What
-counts is the listing, which is written once, under a unique name, with the size and hash of every file. A file that
-matches no listing is made again from the checkpoints.
+counts is the listing, which is written once, under a unique name, with the size and hash of every file. mbqueue
+recreates a file that matches no listing from the checkpoints.
 """
 
 from __future__ import annotations

@@ -56,12 +56,12 @@ def recover(
     """Make a new queue from the manifests; for a split project, from those on the mount and in the live folder.
 
     Every experiment returns as it was enqueued, with its finished epochs, priorities, pauses and cancellations (see
-    `wanted`), even without a commit. Predictions and records are made again, except for a split project whose mount has
-    them intact. Pauses are lost with the live folder.
+    `wanted`), even without a commit. Sessions repeat predictions and records, except for a split project whose mount
+    has them intact. Pauses are lost with the live folder.
 
-    Experiments and folds that only the replaced queue has return too, if that queue can be read: it may have been begun
-    after the real queue was lost. If two specs have one name, the one with checkpoints returns, else the one in the
-    note. Before a file is set aside, a message says why and where to.
+    If the replaced queue can be read, experiments and folds that only it contains also return: you may have started it
+    after the real queue was lost. If two specs share a name, the one with checkpoints returns, else the one that
+    `wanted` returns. Before a file is set aside, a message says why and where to.
 
     If the live folder is empty, work in state/ is moved there first. Sessions leave such work while the queue is on a
     server or the project on a local disk.

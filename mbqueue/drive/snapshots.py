@@ -334,7 +334,7 @@ def check_enqueued(one: Mapping[str, Any], *, source: str) -> None:
     """Check a file's record of an experiment before it is enqueued.
 
     Raises:
-        DamagedSnapshot: if mbqueue does not write such a record, or only a newer mbqueue does.
+        DamagedSnapshot: if the record is damaged, or written by a newer mbqueue.
     """
     try:
         spec = parse_spec(one["spec"], source=source)

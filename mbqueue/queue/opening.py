@@ -198,7 +198,7 @@ def _require_whole(
     lost = lost_parts(project, queue)
     if lost and not read_only:
         with queue.writing():
-            pass  # another process may be about to count epochs whose commits exist
+            pass  # waits for a process that may be recording epochs whose commits exist already
         lost = lost_parts(project, queue)
     if not lost:
         return

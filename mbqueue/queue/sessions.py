@@ -139,7 +139,7 @@ class Sessions(Part):
             with self.writing() as db:
                 for row in dead:
                     is_elsewhere = is_dead is None and is_known_living(row.identity)
-                    why = "works with another queue, of which this one is a copy" if is_elsewhere else "is gone"
+                    why = "works with the queue that this one was copied from" if is_elsewhere else "is gone"
                     _end(db, row.id, reason=f"process {row.pid} {why}", by=by, now=now, lost=not is_elsewhere)
         return tuple(dead)
 

@@ -115,7 +115,7 @@ def importance(shares: Mapping[str, float]) -> go.Figure:
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="share of the difference between the best trials and all", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(title="importance, as a share of the total", tickformat=".0%", range=[0, 1])
     figure.update_yaxes(automargin=True)
     return styled(figure, height=130 + 32 * len(ranked), legend=False)
 

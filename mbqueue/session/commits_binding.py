@@ -65,7 +65,7 @@ def enter_place(
         if is_new:
             store.forget()
         if before is not None:
-            raise elsewhere(before, f"{store.url} lacks {missing}, of which this machine has no checkpoints either")
+            raise elsewhere(before, f"neither {store.url} nor this machine has all checkpoints of {missing}")
         raise StoreError(
             f"{store.url} {'is new' if is_new else 'is not known to the queue'}, and the queue has epochs whose "
             f"checkpoints are neither there nor on this machine: {missing}. Check the address. If another machine "

@@ -107,7 +107,7 @@ def _bring(
         return sum(_copy(store, target))
     fetch_commits(project, store, note=note)
     for experiment in queue.experiments():
-        with suppress(ResultsError):  # missing results are made again, as usual
+        with suppress(ResultsError):  # sessions recreate missing results, as usual
             jobs = queue.jobs(experiment=experiment.name)
             fetch_results(store, experiment, jobs, project.working_results(experiment.results_dir))
     return 0
@@ -132,8 +132,8 @@ def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
         if not is_named_by_hash:
             if not target.create_patiently(name, content):
                 raise StoreError(
-                    f"{target.url}/{name} exists already and differs from the one in {source.url}. Choose a prefix "
-                    "without objects."
+                    f"{target.url}/{name} exists already and differs from the one in {source.url}. Choose an empty "
+                    "prefix."
                 )
         else:
             target.put(name, content)

@@ -36,7 +36,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
         session.queue.rewind(experiment.name, broken, to_epoch=spec.train.epochs, now=session.clock.now(), lease=lease)
-        raise Rewound(f"{' '.join(broken.values())} Missing files are made again from the checkpoints.")
+        raise Rewound(f"{' '.join(broken.values())} mbqueue recreates missing files from the checkpoints.")
 
     def commit(content: dict[str, Any], publish: Callable[[], None]) -> None:
         result: dict[str, Any] = {}

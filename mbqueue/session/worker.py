@@ -60,7 +60,7 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 
 #: How long a session with nothing to claim waits before it asks again.
 POLL_SECONDS = 2.0
-#: A job whose members are not recorded yet rests for this long.
+#: How long a job waits if its members are not recorded yet.
 MEMBERS_SECONDS = 60.0
 #: How long publishing may continue after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0

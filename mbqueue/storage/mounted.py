@@ -93,7 +93,7 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """As `names`, without sizes and times, which are slow to find out."""
+        """As `names`, without sizes and times, which are slow to read."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:

@@ -176,8 +176,8 @@ class OwnCommits(Commits):
             self.put_checkpoint(commit, content)
             self._sent = (manifest.stem, manifest.sha256)
         elif self._manifest_there(commit) not in (None, commit.content):
-            # A second attempt need not send the checkpoint again. But it must find out before the queue's fence if the
-            # store still does not answer.
+            # A second attempt need not send the checkpoint again. If the store still does not answer, this read fails
+            # here, before the queue's transaction begins.
             raise self._taken(commit)
         self._keep_near(lambda near: near.put_checkpoint(commit, content))
         return Staged(self, commit)

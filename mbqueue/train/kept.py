@@ -64,7 +64,7 @@ class Kept:
 
 
 def forget_old(folder: Path, *, now: float) -> None:
-    """Remove files in ``folder`` that were not written for a week."""
+    """Remove files in ``folder`` that were last written over a week ago."""
     for path in folder.glob("*.bin"):
         with suppress(OSError):  # a file that stays only wastes space
             if now - path.stat().st_mtime > FORGET_SECONDS:

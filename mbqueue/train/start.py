@@ -21,10 +21,10 @@ class Start:
     """The initial model; it already predicts the target, at least from the composition.
 
     Attributes:
-        model: the model, on the CPU; its output is as the objective defines.
+        model: the model, on the CPU; ``objective`` defines what its output means.
         objective: the objective of the training.
         absent: atomic numbers of the elements that the training part lacks, ascending.
-        outputs: the model's output for every crystal of the dataset, computed from stored outputs, float64 [N].
+        outputs: the model's output for every crystal of the dataset, float64 [N].
     """
 
     model: Any

@@ -314,7 +314,7 @@ def test_only_training_can_stop_early(world):
         world.queue.skip_rest(world.take(world.session()), result={}, why="x", now=world.now)
 
 
-# -- committing and claiming at once ---
+# -- committing and claiming in one transaction ---
 
 
 def both(world, lease, **options):

@@ -93,7 +93,7 @@ def sweep(straight: Straight, death: Death, operations: list[str], lab_at: Calla
     reached, deaths, wrong = 0, 0, []
     points = points_of(death.name, len(operations), sample=death.sample)
     for tried, point in enumerate(points, start=1):
-        # The second death depends only on the point, so that shares and repetitions die alike.
+        # The second death depends only on the point, so that shares and repetitions die at the same place.
         chance = random.Random(f"{SEED} {death.name} {point}")
         lab = lab_at(str(point))
         # The remaining work takes fewer operations; a point beyond its end lets recovery finish.

@@ -133,14 +133,14 @@ def test_an_unfinished_experiment_is_reported_as_far_as_it_is(tmp_path, fill, in
     folder = fill(tmp_path / "x", folds=done)
     write_history(history_file(folder, 1), history(2))
     page = report_of(read_unfinished(folder, inputs), tmp_path)
-    assert f"Folds with predictions: {', '.join(map(str, done)) or 'none'}; with finished epochs" in page.text
+    assert f"Folds with predictions: {', '.join(map(str, done)) or 'none'}. Folds with finished epochs" in page.text
     assert "plot-learning-curves" in page.ids
     assert ("plot-parity" in page.ids) == bool(done)
 
 
 def test_an_experiment_that_has_not_begun_is_reported_as_that(tmp_path, inputs):
     page = report_of(read_unfinished(tmp_path / "nothing", inputs), tmp_path)
-    assert "Folds with predictions: none; with finished epochs: none" in page.text
+    assert "Folds with predictions: none. Folds with finished epochs: none" in page.text
 
 
 def test_foreign_text_cannot_become_markup(tmp_path, fill, inputs):

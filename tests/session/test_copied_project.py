@@ -60,7 +60,7 @@ def test_the_copy_neither_stops_nor_waits_for_nor_shows_the_originals_session(pa
     assert work(pair.copy.folder, WorkOptions(device="cpu", max_jobs=1), report=report).jobs_done == 1, report.lines
     with Queue(pair.copy.folder.queue_db, read_only=True) as queue:
         reasons = [row.end_reason or "" for row in queue.sessions()]
-        assert any("works with another queue, of which this one is a copy" in reason for reason in reasons)
+        assert any("works with the queue that this one was copied from" in reason for reason in reasons)
     assert pair.session.is_running
 
     pair.copy.recover(force=True)  # refused while a session works with that very queue
@@ -109,7 +109,7 @@ def test_a_copy_on_a_drive_does_not_take_the_live_folder_of_the_original(
     root = init_project(tmp_path / "drive")[0].root
     Project(root).enqueue("head_finetune", dataset="sample")
     shutil.copytree(root, tmp_path / "copy")
-    with pytest.raises(UsageError, match=r"belongs to .*drive, of which .*copy is a copy.*--live-dir"):
+    with pytest.raises(UsageError, match=r"belongs to .*drive; .*copy is a copy of that project.*--live-dir"):
         Project(tmp_path / "copy").status()
     belonging = Belonging.of(tmp_path / "live")
     assert belonging is not None

@@ -177,7 +177,7 @@ def _head(recorded: Recorded) -> list[str]:
     if not recorded.is_complete:
         done = ", ".join(map(str, recorded.folds)) or "none"
         lines.append(
-            f'<div class="note"><b>Not finished.</b> Folds with predictions: {done}; with finished epochs: '
+            f'<div class="note"><b>Not finished.</b> Folds with predictions: {done}. Folds with finished epochs: '
             f"{', '.join(str(fold) for fold, rows in recorded.histories.items() if rows) or 'none'}.</div>"
         )
     if recorded.folds:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
 from mbqueue.results.report.figures import FOLD_COLOURS, QUIET, styled
 
-#: The kind of time that overlaps the others.
+#: The kind of span that overlaps the others.
 PUBLISH = "publish"
 CUT_OFF, LOST = "cut off", "lost to deaths"
 
@@ -105,7 +105,7 @@ def timeline(spans: Sequence[Span]) -> go.Figure:
 
 
 def kinds_of(spans: Sequence[Span]) -> list[str]:
-    """The kinds of time that occur, in the order of the legend."""
+    """The kinds of ``spans``, in the order of the legend."""
     return sorted({span.kind for span in spans}, key=lambda kind: [*_KIND_COLOURS, kind].index(kind))
 
 
