@@ -48,7 +48,7 @@ from benchmarks.postgres import is_installed, running_server
 Step = Callable[[], bool]  # takes one job and finishes it; False if there is none
 #: One prepare, five times 18 epochs and a prediction, and one record.
 JOBS_OF_AN_EXPERIMENT = 97
-#: All processes together do this many jobs before the clock starts, after which the logs no longer grow.
+#: All processes together do this many jobs before the clock starts. By then, the logs no longer grow.
 WARM_UP_JOBS = 160
 #: Tables of at most this many jobs are soon empty, so each round measures little, and they get more rounds.
 SMALL_TABLE = 10_000

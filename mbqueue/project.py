@@ -268,7 +268,7 @@ def find_project(given: Path | None = None, *, start: Path | None = None, while_
 
 
 def working_folder() -> Path:
-    """The working folder, which relative paths need, and PyTorch and Numba while they load.
+    """The working folder. Relative paths need it, and so do PyTorch and Numba while they load.
 
     Raises:
         ProjectNotFound: if the folder no longer exists, for example after remounting a drive.

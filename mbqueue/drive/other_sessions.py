@@ -69,8 +69,8 @@ class OtherSessions:
             if one.session.id not in before:
                 folds_told = ", ".join(f"{experiment} fold {fold}" for experiment, fold in one.folds) or "no fold yet"
                 self._note(
-                    f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), works on this "
-                    f"project: {folds_told}. This session leaves those folds alone."
+                    f"Another session, {one.session.id} on {one.session.host} ({one.session.device}), is working on "
+                    f"this project: {folds_told}. This session leaves those folds alone."
                 )
         self.living = others
         with LiveState.changing(self._project.publishing_file) as state:

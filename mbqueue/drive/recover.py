@@ -215,7 +215,7 @@ def _trained(project: ProjectFolder) -> dict[str, dict[str, Any]]:
 
 
 def _is_other(before: Mapping[str, Any] | None, one: Mapping[str, Any]) -> bool:
-    """Whether two records of one name are of different experiments."""
+    """Whether two records with the same name are of different experiments."""
     if before is None:
         return False
     is_other_kind = ("trial" in before["spec"]) != ("trial" in one["spec"])  # the hash leaves the trial out

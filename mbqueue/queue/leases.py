@@ -98,7 +98,7 @@ def _commit_statement(sql: Dialect) -> str:
 
 
 def result_columns(sql: Dialect) -> str:
-    """The assignments, in an UPDATE of jobs, to a result and the columns that repeat its numbers."""
+    """SQL for the SET clause of an UPDATE of jobs: the result, and the columns that repeat its numbers."""
     numbers = (f"{name} = {sql.json_number(':result', name)}" for name in ("val_mae", "test_mae", "seconds"))
     return ", ".join(("result = :result", *numbers))
 

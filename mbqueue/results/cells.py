@@ -53,7 +53,7 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """A text as code in a line of Markdown, with any backticks in it."""
+    """Format a text as inline Markdown code, even if it contains backticks."""
     line = " ".join(text.split())
     longest = max(map(len, re.findall("`+", line)), default=0)
     fence = "`" * (longest + 1)

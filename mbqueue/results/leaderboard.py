@@ -72,9 +72,9 @@ def reasons_against(*, dataset: str, official: bool, n: int, dropped: int, folds
     reasons = []
     task = TASKS.get(dataset)
     if task is None:
-        reasons.append("the crystals are not those of the official file of any task of matbench")
+        reasons.append("the crystals are not from the official file of a matbench task")
     elif not official:
-        reasons.append(f"the crystals are not those of the official file of {task.dataset}")
+        reasons.append(f"the crystals are not from the official file of {task.dataset}")
     elif n != task.n or dropped:
         reasons.append(f"only {n:,} of the {task.n:,} official crystals were used")
     missing = sorted(set(range(N_FOLDS)) - set(folds))

@@ -52,8 +52,7 @@ def results_markdown(
         "",
         _CLASS_SCORES
         if target.is_class
-        else f"The errors are of the {target.axis}. As in matbench, MAPE is a share and leaves out targets within "
-        "±1e-5.",
+        else f"Errors refer to the {target.axis}. As in matbench, MAPE is a share and leaves out targets within ±1e-5.",
         "The spread is the population standard deviation over folds.",
         "",
     ]

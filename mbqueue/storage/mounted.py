@@ -1,10 +1,10 @@
 """Files on an unreliable mount, by the few operations that work there.
 
 Mounts like Google Drive in Colab keep a file on this machine's disk at first and upload it later, in any order. A
-cut-off upload leaves a truncated file, and a second file with one name becomes `name (1)`. Locks, renames, symbolic
-links and changes in place cannot be trusted, and the mount can vanish at any moment. So files are written once, under
-names that are never used again, and every reader checks the hash. After `write_new`, this machine reads back the same
-bytes; when other machines do depends on the mount.
+cut-off upload leaves a truncated file, and a second file with the same name becomes `name (1)`. Locks, renames,
+symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. So files are written
+once, under names that are never used again, and every reader checks the hash. After `write_new`, this machine reads
+back the same bytes; when other machines do depends on the mount.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mbqueue.storage.blobs import Listed, Unreadable
 
 #: Bytes written between two checks for a stop.
 PIECE_BYTES = 4 << 20
-#: The most files of one name, if the earlier ones are damaged and cannot be removed.
+#: The most files with the same name, if the earlier ones are damaged and cannot be removed.
 _MOST_DUPLICATES = 10
 _LARGEST_MOVED = 1 << 30
 

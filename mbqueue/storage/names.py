@@ -4,7 +4,7 @@ e0012-done-f0003.json                 the end of epoch 12, written under fence 3
 e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13
 e0012-done-f0003-9f86d081884c.pt      the same, with the beginning of a hash: of its own SHA-256 in an object
                                       store, of its manifest's on a mount
-e0012-done-f0003-9f86d081884c (1).pt  what a drive makes of a second file of one name
+e0012-done-f0003-9f86d081884c (1).pt  how a drive names a second file with the same name
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ ENQUEUE += ("--set", f"data.limit={CRYSTALS}", "--set", "train.batch_size=8")
 #: How the first sessions end. Later endings are random, with these weights: a deadline takes seconds and gets far.
 ENDINGS = {"deadline": 1 if LONG else 0, "lost mount": 2, "SIGTERM": 4, "SIGKILL": 5}
 #: While a session still reads its project from the mount, SIGTERM ends it at once, and a lost mount is an error. Later,
-#: the session trains on without the mount, to the end if that is near.
+#: the session continues without the mount, and finishes if little work is left.
 CODES = {
     "deadline": {WORK_LEFT},
     "SIGTERM": {WORK_LEFT, -signal.SIGTERM},
     "SIGKILL": {-signal.SIGKILL},
     "lost mount": {FAILURE, WORK_LEFT, -signal.SIGTERM, 0},
 }
-#: Operations of the shortest and the longest session. On a drive, a new machine needs a hundred before its first step.
+#: Operations of the shortest and the longest session. On a drive, a new machine needs 100 before its first step.
 SHORTEST, LONGEST = 8, 60 if LONG else 45
 SHORTEST_ON_A_DRIVE, LONGEST_ON_A_DRIVE = 50, 330
 #: The longest of the required first sessions, in operations, so that the run does not end before them.
@@ -198,7 +198,7 @@ def test_a_month_on_a_drive_that_lies_equals_one_uninterrupted_run(
             "deadline": None,
             "SIGTERM": Fault(at=at, action="end"),
             "SIGKILL": Fault(at=at),
-            # The session trains on for a while, and is then asked to end, as when a machine is given back.
+            # The session keeps training for a while, and is then asked to end, as when a machine is given back.
             "lost mount": Fault(at=at, action="unmount", mount=str(lab.root), later=chance.randrange(20, 60)),
         }[ending]
         trace, began = tmp_path / f"trace{len(endings)}", time.monotonic()

@@ -204,7 +204,8 @@ def test_of_results_in_two_places_the_later_recording_is_used(tmp_path, recorded
 def test_the_page_says_why_own_data_do_not_compare_with_the_leaderboard(recorded_folder):
     page = (recorded_folder / "RESULTS.md").read_text()
     assert (
-        "**Not comparable with the leaderboard**: the crystals are not those of the official file of any task" in page
+        "**Not comparable with the leaderboard**: the crystals are not from the official file of a matbench task"
+        in page
     )
     assert "| coGN | 0.0170 |" in page
     assert "MPtrj" in page

@@ -112,7 +112,7 @@ def test_the_report_says_score_overlap_and_why_it_does_not_compare(recorded, tmp
     mae = recorded.content["summary"]["mae"]
     assert f"MAE {mae['mean']:.4f} ± {mae['std']:.4f} eV/atom" in text
     assert "MPtrj" in text
-    assert "not those of the official file" in text
+    assert "not from the official file" in text
 
 
 def test_the_report_is_the_same_for_the_same_results(recorded, tmp_path):

@@ -104,7 +104,7 @@ def test_only_all_official_crystals_in_all_five_folds_are_comparable():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"official": False}, "not those of the official file"),
+        ({"official": False}, "not from the official file"),
         ({"n": 2000}, "only 2,000 of the 132,752"),
         ({"dropped": 1}, "only"),
         ({"folds": (0, 1, 4)}, "folds 2, 3 of the five are missing"),

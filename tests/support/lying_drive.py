@@ -3,8 +3,8 @@
 A client sees its own writes at once. The drive uploads files one by one, later and in any order. An upload reaches the
 other clients later still, in any order. Removals are as slow, and may overtake uploads. When a client dies, files that
 were not uploaded are lost, and a running upload may stay cut off for ever. Each step of the clock uploads everything
-older than `LONGEST_UPLOAD` seconds. Two different files of one name become `name` and `name (1)`. A mount can be lost
-and come back. A written file must never change, and a drive has no links and no locks: a test that uses one fails.
+older than `LONGEST_UPLOAD` seconds. Two different files with the same name become `name` and `name (1)`. A mount can be
+lost and come back. A written file must never change, and a drive has no links and no locks: a test that uses one fails.
 """
 
 from __future__ import annotations

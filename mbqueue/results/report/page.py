@@ -215,7 +215,7 @@ def _scores(recorded: Recorded) -> str:
     told = (
         "Predictions are probabilities of class 1; above 0.5, a crystal counts as class 1."
         if target.is_class
-        else f"The errors are of the {escape(target.axis)}. MAPE is a share and leaves out targets within ±1e-5."
+        else f"Errors refer to the {escape(target.axis)}. MAPE is a share and leaves out targets within ±1e-5."
     )
     absent = "".join(
         f"<p>{escape(said)}</p>" for said in absences(content["folds"], recorded.predictions, recorded.target)
