@@ -6,6 +6,7 @@ Source of the rules: Hall, Allen & Brown, Acta Cryst. A47, 655 (1991), and the C
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -152,7 +153,7 @@ class _Tokens:
     """Tokens of a CIF as (position, text, whether it was quoted), with one token of look-ahead."""
 
     def __init__(self, text: str) -> None:
-        self._matches = (match for match in _TOKEN.finditer(text) if not match[0].startswith("#"))
+        self._matches = _tokens_of(text)
         self._ahead = next(self._matches, None)
 
     def __iter__(self) -> Iterator[tuple[int, str, bool]]:
@@ -188,6 +189,27 @@ class _Tokens:
         if found is None:
             raise Unusable(f"{tag} has no value")
         return found
+
+
+def _tokens_of(text: str) -> Iterator[re.Match[str]]:
+    """The tokens of a CIF without its comments.
+
+    Raises:
+        Unusable: if only a blank outside ASCII separates two tokens, because pymatgen removes it.
+    """
+    before: re.Match[str] | None = None
+    for match in _TOKEN.finditer(text):
+        if match[0].startswith("#"):
+            continue
+        gap = text[before.end() : match.start()] if before else ""
+        if before and gap and not gap.encode("ascii", "ignore"):
+            name = unicodedata.name(gap[0], "character").lower()
+            raise Unusable(
+                f"line {text.count(chr(10), 0, match.start()) + 1} separates {before[0][-40:]!r} and {match[0][:40]!r} "
+                f"by {'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(gap[0]):04X}); write a plain space"
+            )
+        before = match
+        yield match
 
 
 def _content(match: re.Match[str]) -> tuple[str, bool]:

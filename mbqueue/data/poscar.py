@@ -1,7 +1,7 @@
 """Read crystals from POSCAR files (VASP 5 and 6): pymatgen builds them after a check that the lines are unambiguous.
 
 pymatgen names the species of a VASP 4 file H, He, Li, …, ignores lines beyond the counts, and splits numbers that run
-together. This module rejects such files.
+together. This module rejects such files. pymatgen also fails on text after the numbers of the cell, which VASP ignores.
 """
 
 from __future__ import annotations
@@ -34,10 +34,30 @@ def read_poscar(text: str) -> dict[str, Any]:
     """
     from pymatgen.core import Structure  # noqa: PLC0415  it takes a second to import, and JSON needs none of it
 
-    _check_lines([line.split("#")[0].split("!")[0].strip() for line in text.split("\n")])
+    written = text.split("\n")
+    lines = [line.split("#")[0].split("!")[0].strip() for line in written]
+    if len(lines) > 1:
+        lines[1] = _scale(lines[1])
+    _check_lines(lines)
     with heard("pymatgen"):
-        structure = Structure.from_str(text, fmt="poscar")
+        structure = Structure.from_str(
+            "\n".join([written[0], *lines[1:_SPECIES_LINE], *written[_SPECIES_LINE:]]), fmt="poscar"
+        )
     return structure.as_dict()  # type: ignore[no-any-return]
+
+
+def _scale(line: str) -> str:
+    """The scale without the text after it.
+
+    Raises:
+        Unusable: if several numbers scale the cell's directions.
+    """
+    first, second = [*line.split(), "", ""][:2]
+    try:
+        float(second)
+    except ValueError:
+        return first
+    raise Unusable("line 2 has several scales; multiply the cell and Cartesian coordinates, and write 1.0 in line 2")
 
 
 def _check_lines(lines: list[str]) -> None:

@@ -191,8 +191,8 @@ def predict_from_features(model: CHGNet, features: Tensor, atoms: Any) -> Tensor
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no model file {path}.") from error
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no model file {path}.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read as a model file: {error}. {_GIVE}") from error
     except Exception:  # noqa: BLE001 - a damaged file gives RuntimeError, UnpicklingError, EOFError and more

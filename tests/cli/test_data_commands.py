@@ -199,6 +199,13 @@ def test_predict_accepts_missing_targets_and_drops_unusable_entries(
     assert "dropped empty: it is not a pymatgen structure" in said.err
 
 
+def test_predict_names_a_missing_model_once(mbqueue: Command, tmp_path: Path) -> None:
+    said = mbqueue("predict", "sample", str(tmp_path / "model.pth"))
+    assert said.code == FAILURE
+    assert f"There is no model file {tmp_path / 'model.pth'}." in said.err.replace("\n", " ")
+    assert "because" not in said.err
+
+
 def test_predict_refuses_a_file_that_is_no_model(mbqueue: Command, tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"not a model")
     said = mbqueue("predict", "sample", str(tmp_path / "model.pth"))

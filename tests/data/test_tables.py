@@ -742,7 +742,7 @@ def test_molecules_in_xyz_and_files_that_ase_cannot_read_are_refused(tmp_path):
     (tmp_path / "m.xyz").write_text("2\nid=water e_form=1.0\nO 0 0 0\nH 0 0 1\n")
     with pytest.raises(InvalidCrystals, match="water: it is not periodic in all three directions"):
         load(str(tmp_path / "m.xyz"))
-    (tmp_path / "bad.extxyz").write_text("2\nno frame\nO 0 0\n")
+    (tmp_path / "bad.extxyz").write_text("1\nno frame\nO 0 0 a\n")
     with pytest.raises(DataError, match=r"bad\.extxyz cannot be read after row 0: ase says"):
         load(str(tmp_path / "bad.extxyz"))
     (tmp_path / "bad.db").write_text("this is no database of ase")
@@ -758,6 +758,116 @@ def test_an_empty_line_at_which_ase_would_stop_is_refused(tmp_path, at):
     (tmp_path / "t.extxyz").write_text("".join([*frames[:at], "\n", *frames[at:]]))
     with pytest.raises(DataError, match="empty line before its last crystal"):
         load(str(tmp_path / "t.extxyz"))
+
+
+XYZ_CELL = 'Lattice="3 0 0 0 3 0 0 0 3"'
+
+#: The ``Properties`` of a frame and the line of its atom, which is line 6 of the file, with the reason to refuse it.
+WRONG_ATOMS = {
+    "element-in-capitals": ("", "CO 0 0 0", "line 6 has the species 'CO' instead of an element's symbol"),
+    "oh": ("", "HO 0 0 0", "line 6 has the species 'HO' instead of"),
+    "lower-case": ("", "fe 0 0 0", "line 6 has the species 'fe' instead of"),
+    "number-as-species": ("", "26 0 0 0", "line 6 has the species '26' instead of"),
+    "label": ("", "Fe1 0 0 0", "line 6 has the species 'Fe1' instead of"),
+    "dummy": ("", "X 0 0 0", "line 6 has the species 'X' instead of"),
+    "species-last": ("pos:R:3:species:S:1", "0 0 0 CO", "line 6 has the species 'CO' instead of"),
+    "species-by-the-name-of-ase": ("pos:R:3:symbols:S:1", "0 0 0 CO", "line 6 has the species 'CO' instead of"),
+    "species-between": ("forces:R:3:species:S:1:pos:R:3", "1 2 3 Co1 0 0 0", "line 6 has the species 'Co1' instead"),
+    "z-with-a-fraction": ("Z:R:1:pos:R:3", "26.7 0 0 0", "line 6 has the Z '26.7' instead of an atomic number"),
+    "z-with-underscore": ("Z:I:1:pos:R:3", "2_6 0 0 0", "line 6 has the Z '2_6' instead of"),
+    "z-of-no-element": ("Z:I:1:pos:R:3", "0 0 0 0", "line 6 has the Z '0' instead of"),
+    "contradiction": ("species:S:1:Z:I:1:pos:R:3", "Fe 27 0 0 0", "line 6 has the species Fe, but the Z of Co"),
+    "contradiction-reversed": (
+        "Z:I:1:pos:R:3:species:S:1",
+        "27 0 0 0 Fe",
+        "line 6 has the species Fe, but the Z of Co",
+    ),
+    "a-value-too-many": ("", "Fe 0 0 0 0.5", "line 6 has 5 values, but species:S:1:pos:R:3 names 4"),
+    "a-value-too-few": ("species:S:1:pos:R:3:q:R:1", "Fe 0 0 0", "line 6 has 4 values, but species:S:1:pos:R:3:q:R:1 "),
+    "comment-after-the-atom": ("", "Fe 0 0 0 # iron", "line 6 has 6 values"),
+    "blank": ("", "", "line 6 has 0 values"),
+    "two-columns-of-species": (
+        "species:S:1:symbols:S:1:pos:R:3",
+        "Fe Co 0 0 0",
+        "its Properties name the species twice",
+    ),
+    "two-columns-of-positions": ("species:S:1:pos:R:3:positions:R:3", "Fe 0 0 0 1 1 1", "name the positions twice"),
+    "species-of-two-columns": (
+        "species:S:2:pos:R:3",
+        "Fe Co 0 0 0",
+        "its Properties must name one column of species or Z",
+    ),
+    "no-species": ("pos:R:3", "0 0 0", "its Properties must name one column of species or Z and three of pos"),
+    "no-positions": ("species:S:1", "Fe", "its Properties must name one column of species or Z and three of pos"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ATOMS)
+@pytest.mark.parametrize("at", ["first", "after"])
+def test_an_atom_of_xyz_that_ase_would_guess_is_refused_with_its_line(tmp_path, name, at):
+    properties, line, reason = WRONG_ATOMS[name]
+    given = f"Properties={properties} " if properties else ""
+    wrong = f"1\n{XYZ_CELL} {given}id=odd e_form=-1\n{line}\n"
+    right = XYZ_FRAME.format("id=right e_form=-1")
+    if at == "first":
+        reason = reason.replace("line 6", "line 3")
+    (tmp_path / "t.xyz").write_text(wrong + right if at == "first" else right + wrong + right.replace("right", "last"))
+    with pytest.raises(InvalidCrystals) as caught:
+        load(str(tmp_path / "t.xyz"))
+    ((refused, told),) = caught.value.offenders
+    assert refused == "odd"
+    assert reason in told
+    kept = load(str(tmp_path / "t.xyz"), drop_invalid=True).crystals
+    assert kept.ids == ["right", "last"][: 1 if at == "first" else 2]
+
+
+@pytest.mark.parametrize(
+    ("properties", "line"),
+    [
+        ("", "Fe 0 0 0"),
+        ("", "  Fe\t0 0 0  "),
+        ("pos:R:3:species:S:1", "0 0 0 Fe"),
+        ("Z:I:1:pos:R:3", "26 0 0 0"),
+        ("species:S:1:Z:I:1:pos:R:3", "Fe 26 0 0 0"),
+        ("pos:R:3:forces:R:3:Z:I:1:species:S:1", "0 0 0 1 2 3 26 Fe"),
+    ],
+)
+def test_an_atom_of_xyz_has_its_columns_in_any_order(tmp_path, properties, line):
+    given = f"Properties={properties} " if properties else ""
+    (tmp_path / "t.xyz").write_text(f"1\n{XYZ_CELL} {given}id=a e_form=-1\n{line}\n")
+    assert load(str(tmp_path / "t.xyz")).crystals.compositions() == ["Fe"]
+
+
+def test_vectors_after_the_atoms_are_the_cell_of_xyz(tmp_path):
+    frame = "1\nnote\nFe 0 0 0\nVEC1 3 0 0\nVEC2 0 3 0\nVEC3 0 0 3\n"
+    (tmp_path / "t.xyz").write_text(frame + frame.replace("Fe", "Co"))
+    data = load(str(tmp_path / "t.xyz"), targets_required=False)
+    assert data.crystals.compositions() == ["Fe", "Co"]
+    np.testing.assert_array_equal(data.crystals.lattices[1], np.eye(3) * 3)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_byte_order_mark_before_extended_xyz_is_no_error(tmp_path, ends):
+    text = "".join(XYZ_FRAME.format(f"id=c{number} e_form=-1") for number in range(300))
+    (tmp_path / "t.extxyz").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", ends).encode())
+    assert load(str(tmp_path / "t.extxyz")).crystals.ids == [f"c{number}" for number in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("2\nid=a e_form=-1\nFe 0 0 0\n", "after row 0: it is cut short: it ends after 1 of the 2 atoms from line 1"),
+        (XYZ_FRAME.format("id=a e_form=-1") + "Fe 1 1 1\n", "line 4 is 'Fe 1 1 1' instead of a number of atoms"),
+        (XYZ_FRAME.format("id=a e_form=-1") + "-1\n", "line 4 is '-1' instead of a number of atoms"),
+        (XYZ_FRAME.format("id=\udce9 e_form=-1"), "it is not text in UTF-8"),
+    ],
+)
+def test_an_xyz_file_that_is_cut_short_or_miscounted_is_refused_with_its_line(tmp_path, text, reason):
+    (tmp_path / "t.xyz").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError) as caught:
+        load(str(tmp_path / "t.xyz"))
+    assert reason in str(caught.value)
+    assert "ase says" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,16 @@ WRONG = {
     "loop-cut-short": (SALT.removesuffix("1.\n"), "its last row is incomplete"),
     "value-without-a-tag": (SALT.replace(Z4, "_cell_formula_units_Z 4 5\n"), "'5' belongs to no tag"),
     "not-a-cif": ("Na 0 0 0\nCl 0.5 0.5 0.5\n", "'Na' comes before the first data_ line"),
+    "no-break-space": (
+        SALT.replace("_cell_length_a 5", "_cell_length_a\u00a05"),
+        r"line \d+ separates '_cell_length_a' and '5.6402\(2\)' by a no-break space \(U\+00A0\)",
+    ),
+    "no-break-space-in-a-loop": (
+        SALT.replace("0.5 1.\n", "0.5\u00a01.\n"), r"line \d+ separates '0.5' and '1.' by a no-break space",
+    ),
+    "em-space-before-a-quotation-mark": (
+        SALT.replace("_H-M '", "_H-M\u2003'"), r"by an em space \(U\+2003\)",
+    ),
     "nothing": ("", "lists no atoms"),
 }  # fmt: skip
 
@@ -264,6 +274,12 @@ WRONG_POSCARS = {
         POSCAR.replace("Direct\n", "Selective dynamics\nDirect\n"), "instead of T or F three times",
     ),
     "cut-short": (POSCAR[:40], "it ends before its coordinates"),
+    "three-scales": (
+        POSCAR.replace("5.64\n", "5.64 5.64 5.64\n"), "line 2 has several scales; multiply .* and write 1.0 in line 2",
+    ),
+    "two-scales": (POSCAR.replace("5.64\n", "5.64 5.64 cubic\n"), "line 2 has several scales"),
+    "scale-that-is-no-number": (POSCAR.replace("5.64\n", "a scale\n"), "the scale in line 2 is 'a', not 1 number"),
+    "no-scale": (POSCAR.replace("5.64\n", "! 5.64\n"), "the scale in line 2 is '', not 1 number"),
     "two-numbers-in-a-vector": (POSCAR.replace("0.5 0.5 0.0\n", "0.5 0.5\n"), "a lattice vector is '0.5 0.5'"),
 }  # fmt: skip
 
@@ -279,6 +295,19 @@ def test_the_poscar_that_the_wrong_ones_are_made_from_is_right(tmp_path):
     crystals = read_one(tmp_path, "POSCAR-1", POSCAR, ".vasp")
     assert crystals.structure(0).formula == "Na1 Cl1"
     assert crystals.structure(0).density == pytest.approx(2.164, abs=0.001)
+
+
+@pytest.mark.parametrize("remark", [" ! Å", " # 3 4", " scale", "\tlattice constant 1 2", " cubic ! 5 5"])
+def test_text_after_the_numbers_of_a_poscars_cell_is_ignored_as_by_vasp(tmp_path, remark):
+    crystals = read_one(tmp_path, "POSCAR-1", POSCAR.replace("5.64\n", f"5.64{remark}\n"), ".vasp")
+    assert crystals.structure(0).density == pytest.approx(2.164, abs=0.001)
+    vector = POSCAR.replace("0.5 0.5 0.0\n", "0.5 0.5 0.0 ! c\n")
+    assert read_one(tmp_path, "POSCAR-2", vector, ".vasp").structure(0).density == pytest.approx(2.164, abs=0.001)
+
+
+def test_a_no_break_space_inside_a_text_or_a_remark_of_a_cif_is_accepted(tmp_path):
+    text = SALT + "# a\u00a0b\n_publ_section_title\n;\nNa\u00a0Cl\n;\n_publ_author_name 'A.\u00a0B'\u00a0\n"
+    assert read_one(tmp_path, "salt", text, ".cif").structure(0).formula == "Na4 Cl4"
 
 
 DENSE = {
