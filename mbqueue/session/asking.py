@@ -39,7 +39,7 @@ class Question:
 
 
 def ask(session: Session, loaded: Loaded, job: Job, experiment: Experiment, question: Question) -> NDArray[np.float64]:
-    """Predictions of the rows, [N], in the target's unit.
+    """Return the predictions of the requested rows, [N], in the target's unit.
 
     Args:
         experiment: the job's experiment, which names the dataset.
@@ -47,7 +47,7 @@ def ask(session: Session, loaded: Loaded, job: Job, experiment: Experiment, ques
     Raises:
         Stopped: finished predictions are kept for the next session.
         CheckpointError: if the file is not a model.
-        DeviceTooSmall, DeviceBusy, NonFiniteLoss: as `Inference.predict`.
+        DeviceTooSmall, DeviceBusy, NonFiniteLoss: as for `Inference.predict`.
     """
     spec, family = question.spec, family_of(question.spec.model.pretrained)
     data = loaded.data_for(job, experiment, spec)

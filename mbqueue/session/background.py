@@ -1,8 +1,8 @@
 """Start, find and stop sessions in the background. Imports no torch.
 
 ``state/background.json`` records the process by its pid, start time and boot id, so a later process that gets the same
-pid is never signalled. A copy of a project also copies that file and the queue's rows. So the file names its folder,
-and a session counts here only while its process has this project's queue open.
+pid is never signalled. Copying a project also copies this file and the queue's rows. The file therefore records its
+folder, and mbqueue treats a session as running here only while the session's process has this project's queue open.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TAIL_LINES = 15
 
 @dataclass(frozen=True, kw_only=True)
 class BackgroundSession:
-    """One session in the background, or several with a device each.
+    """One background session, or several background sessions with a device each.
 
     Attributes:
         process: the session's process; with several sessions, the process that started them.
@@ -54,7 +54,7 @@ class BackgroundSession:
 
     @property
     def session(self) -> str | None:
-        """Id of the first session; None until one has announced itself."""
+        """Id of the first session; None until a session has announced itself."""
         return self.sessions[0] if self.sessions else None
 
     @property
@@ -68,8 +68,8 @@ class StoppedSession:
     """The outcome of a request to stop a session.
 
     Attributes:
-        session: its id; None if it had not announced itself.
-        reason: why it ended, as it reported it; None while it still runs.
+        session: the session's id; None if the session had not announced itself.
+        reason: the session's own reason for ending; None while the session still runs.
         is_refused: whether the request failed because the process belongs to another user.
     """
 
@@ -84,7 +84,7 @@ def start(project: ProjectFolder, options: WorkOptions, *, clock: Clock) -> Back
 
     Raises:
         UsageError: if a background session of this project is running already.
-        SessionError: if the process ended before it ran; the message includes the end of its log.
+        SessionError: if the process ended before its session started; the message includes the end of its log.
     """
     require_queue(project)
     project.logs_dir.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def current(project: ProjectFolder) -> BackgroundSession | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # an unreadable file counts as missing: the queue also lists sessions
+        return None  # treat an unreadable file as missing: the queue also lists sessions
 
 
 def came_with_a_copy(project: ProjectFolder) -> bool:
@@ -157,7 +157,7 @@ def stop(
         One entry for each session; empty if no such session runs here.
     """
     found = [(identity, one) for identity, one in _running_here(project) if session is None or one == session]
-    # A process that started several sessions is asked, too: it passes the request on, and reports no outcome.
+    # A process that started several sessions also gets the request, passes it on, and reports no outcome.
     parents = {parent_of(identity.pid) for identity, session in found if session is not None}
     refused = {identity for identity, _ in found if not _is_asked(identity)}
     asked = [identity for identity, _ in found if identity not in refused]
@@ -229,7 +229,7 @@ def _wait_until_at_work(
     while clock.monotonic() < deadline:
         code = child.poll()
         found = tuple(row.id for row in _unended(project) if _belongs(row, started.process))
-        # With several devices, a session that cannot start has ended.
+        # With several devices, a session that could not start is no longer among the children.
         if found and (len(found) == sessions or len(found) >= len(_children(child.pid))):
             break
         if code is not None:
@@ -244,10 +244,10 @@ def _ended_early(
     """Find a session that started and ended between two checks; raise an error if none ran.
 
     Args:
-        before: ids of earlier sessions. Start times would not do: a server has its own clock.
+        before: ids of earlier sessions. Start times cannot identify these, because a server has its own clock.
     """
     here = this_process()
-    # The parent of an ended process is unknown.
+    # The parent of an ended process is unknown, so compare only the machine and its boot.
     done = tuple(
         row.id
         for row in _sessions(project)
@@ -260,7 +260,7 @@ def _ended_early(
 
 
 def _belongs(row: SessionRow, process: ProcessIdentity) -> bool:
-    """Whether the session's process is this one or its child."""
+    """Whether a session runs in the given process or in a child of it."""
     if row.identity == process:
         return True
     return row.boot_id == process.boot_id and not is_known_dead(row.identity) and parent_of(row.pid) == process.pid
@@ -300,12 +300,12 @@ def _running_here(project: ProjectFolder) -> Iterator[tuple[ProcessIdentity, str
 
 
 def _is_of_this_folder(content: Mapping[str, Any], project: ProjectFolder) -> bool:
-    """Whether this folder's sessions wrote the file; files of early versions name no folder and count as its own."""
+    """Whether this folder's sessions wrote the file; early versions recorded no folder, so their files count."""
     return bool(content.get("folder", _folder_id(project)) == _folder_id(project))
 
 
 def _folder_id(project: ProjectFolder) -> list[int]:
-    """An identity that is the same for all paths to the live folder, but differs for a copy of it."""
+    """An identifier of the live folder: the same for all paths to the folder, different for a copy."""
     there = project.live_dir.stat()
     return [there.st_dev, there.st_ino]
 

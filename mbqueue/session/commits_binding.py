@@ -1,13 +1,13 @@
 """Make every session use the commits in the place that the queue records. Imports no torch.
 
 Each place stores its own id: an object store in its marker, a folder in ``commits.json`` beside the checkpoints. The
-first session records that id in the queue (`mbqueue.queue.commits_place`). A session with another place is refused: it
-would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file without a store
-needs no such check: its commits are beside it.
+first session records that id in the queue (`mbqueue.queue.commits_place`). A session that uses another place is
+refused: it would find no commits, train from the start and overwrite rows of the queue. A queue in a SQLite file
+without a store needs no such check, because the commits are beside that file.
 
-A session may change the recorded place from a folder to a store or another folder, if nothing can be lost. That
-requires that no other session runs, and that the new place has every epoch that the queue counts as done. Every other
-change needs `mbqueue move-commits` (`mbqueue.session.moving_commits`).
+A session may change the recorded place from a folder to a store or another folder, if nothing can be lost. Nothing can
+be lost if no other session runs and the new place has every epoch that the queue counts as done. Any other change of
+the place needs `mbqueue move-commits` (`mbqueue.session.moving_commits`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mbqueue.session.shared_results import send_local_results
 from mbqueue.storage.objects import ObjectStore, store_of
 
 FORMAT = 1
-#: (experiment, fold) → finished epochs.
+#: Finished epochs by (experiment, fold).
 Epochs = Mapping[tuple[str, int], int]
 _HOW = "To move commits elsewhere: mbqueue move-commits --help"
 
@@ -39,15 +39,15 @@ def enter_place(
 ) -> CommitsPlace | None:
     """Check that this session and the queue use the same place for commits; record the session's if the queue has none.
 
-    Sends a new store the commits that only this machine has.
+    Commits that only this machine has are sent to a new store.
 
     Returns:
-        The queue's place, to compare again once the session has started (`require_same`).
+        The place that the queue records, for a second check once the session has started (`require_same`).
 
     Raises:
         StoreError: if the store is missing, denies access, ignores conditional puts or is a different store; or if the
             queue's commits are in a store but the project has none.
-        QueueError: if the folder is a different one, or the queue is new and the store has epochs that it lacks.
+        QueueError: if the folder is not the recorded one, or if the queue is new and lacks epochs that the store has.
     """
     before = queue.commits_place()
     if store is None:
@@ -114,7 +114,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
     """Check that a store holds the queue's commits. Never changes the store.
 
     Raises:
-        StoreError: if the store is a different one, or does not answer.
+        StoreError: if this is a different store, or the store does not answer.
     """
     if store.is_the_one(place.id):
         return
@@ -127,7 +127,7 @@ def require_store(place: CommitsPlace, store: ObjectStore) -> None:
 
 
 def elsewhere(place: CommitsPlace, why: str) -> StoreError:
-    """The error for a session that uses another place."""
+    """The error for a session whose commits are not in the place that the queue records."""
     if place.kind == "store":
         what = f'Set store = "{place.address}" in mbqueue.toml, or MBQUEUE_STORE to it.'
     else:
@@ -141,7 +141,7 @@ def store_place(store: ObjectStore) -> CommitsPlace:
 
 
 def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
-    """A queue's record of the project's own folder; None if the folder has no id. ``make`` gives it one.
+    """A queue's record of the project's own folder; None if the folder has no id. ``make`` creates the id.
 
     Raises:
         QueueError: if the file with the folder's id is damaged.
@@ -158,7 +158,7 @@ def folder_place(project: ProjectFolder, *, make: bool) -> CommitsPlace | None:
 
 
 def folder_id(project: ProjectFolder) -> str:
-    """The id of the project's own folder; empty when it has none."""
+    """The id of the project's own folder; empty if the folder has none."""
     try:
         return str(json.loads(project.commits_file.read_bytes())["id"])
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def lacking(queue: Queue, there: Epochs) -> str:
 
 
 def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
-    """(experiment, fold) → the last epoch that the queue counts as done; for every fold whose commits are kept."""
+    """The last epoch that the queue counts as done, by (experiment, fold), for every fold whose commits are kept."""
     known = {(one.name, fold): 0 for one in queue.experiments() if not one.is_released for fold in one.spec["folds"]}
     for job in queue.jobs(state=State.COMMITTED):
         if job.kind is Kind.TRAIN and job.fold is not None and (job.experiment, job.fold) in known:
@@ -190,7 +190,7 @@ def known_epochs(queue: Queue) -> dict[tuple[str, int], int]:
 
 
 def local_epochs(project: ProjectFolder) -> dict[tuple[str, int], int]:
-    """As `finished_epochs`, for the project's own folder."""
+    """Like `finished_epochs`, using the commits in the project's own folder."""
     folder = project.all_checkpoints
     return epochs_named(path.relative_to(folder).as_posix() for path in folder.glob("*/fold_*/e*.json"))
 

@@ -25,9 +25,9 @@ from mbqueue.train.kernel_check import told
 class Compiling:
     """Compiles a GPU's float32 kernels in a background thread. Does nothing on the CPU.
 
-    `also` adds the precision of an experiment, which is known only later. If a kernel does not compile, the device uses
-    plain torch, and one note says so. If no sample batch can be made for them, the kernels are compiled at the first
-    batch of the training, and a note says so.
+    Call `also` to add an experiment's precision once it is known. If a kernel does not compile, the device uses plain
+    torch, and one note says so. If mbqueue cannot make a sample batch, the kernels are compiled at the first training
+    batch, and a note says so.
 
     Args:
         device: the session's device.
@@ -41,11 +41,11 @@ class Compiling:
         self.also("float32")
 
     def also(self, precision: str) -> None:
-        """Also compile for this precision, after the kernels already being compiled."""
+        """Also compile the kernels for this precision, after those already being compiled."""
         precision = usable_precision(self._device, precision)
         if self._device.type != "cuda" or precision in self._threads:
             return
-        # Not a daemon: a process that exits inside a compiler or a driver crashes.
+        # This thread is no daemon, because a process that exits inside a compiler or a driver crashes.
         thread = threading.Thread(
             target=self._compile,
             args=(precision, list(self._threads.values())),
@@ -66,7 +66,7 @@ class Compiling:
         if not before:
             self._tried = self._prepared()
         if self._tried is None:
-            return  # the first batch compiles them, as the note says
+            return  # the first batch compiles the kernels, as the note says
         model, batch = self._tried
         try:
             with calculating(self._device, precision), gpu_path.using(kernels=True):
@@ -75,7 +75,7 @@ class Compiling:
             gpu_path.leave_out(self._device, told(error), self._note)
 
     def _prepared(self) -> tuple[CHGNet, Batch] | None:
-        """The sample that the kernels are tried on; None, with a note, if it cannot be made."""
+        """The sample batch on which the kernels are tried; None, with a note, if no sample can be made."""
         try:
             kept = keep_gpu_code()
             if kept is None or not (kept.is_dir() and any(kept.iterdir())):

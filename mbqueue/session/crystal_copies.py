@@ -1,4 +1,4 @@
-"""Copy an experiment's crystals to where other machines find them, during training. Imports no torch.
+"""During training, copy an experiment's crystals to where other machines find them. Imports no torch.
 
 A copy can be a hundred megabytes and take minutes on a drive, so no session waits for it at its start or end. A
 session that is asked to stop or runs out of time abandons the copy and removes its partial file. The next session that
@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.1
 
 
 class CrystalCopies:
-    """Copies one session's crystals for other machines. Call `keep` inside its context.
+    """Copies one session's crystals for other machines. Use it as a context manager, and call `keep` inside the block.
 
     Args:
         should_stop: whether the session was asked to end.
@@ -68,7 +68,7 @@ class CrystalCopies:
         if dataset_hash in self._threads:
             return
         if isinstance(shared.blobs, ObjectStore):
-            # A store's last put time is used to estimate commits, so these large puts must not count.
+            # The store's last put time is used to estimate commits, so these large puts must not change that time.
             shared = replace(shared, blobs=replace(shared.blobs))
         thread = threading.Thread(
             target=self._keep, args=(shared, file, dataset_hash), name="mbqueue-crystals", daemon=True

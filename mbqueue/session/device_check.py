@@ -17,7 +17,7 @@ def tested_device(name: str | None) -> torch.device:
     """
     try:
         device = pick_device(name or "auto")
-        with calculating(device, "float32"):  # a process sets up cuBLAS once, at its first product
+        with calculating(device, "float32"):  # cuBLAS is set up once per process, at the first matrix product
             multiply(device)
     except (RuntimeError, AssertionError) as error:
         why = _first_line(error)
@@ -37,7 +37,7 @@ def why_lost(device: torch.device) -> str | None:
     """The error of a GPU that this process can no longer use; None if the GPU works.
 
     After an illegal access, a failed assertion or a memory fault, every later CUDA call of the process fails. A GPU
-    that is only full is not lost.
+    whose memory is only full still works.
     """
     if device.type != "cuda":
         return None
@@ -51,7 +51,7 @@ def why_lost(device: torch.device) -> str | None:
 def why_full(error: Exception, device: torch.device) -> DeviceBusy | None:
     """The error that ends the session if a job filled the GPU's memory; None for any other error.
 
-    Batches that do not fit are split where they are computed, so here not even the model itself fits.
+    Batches that do not fit are split before this error can occur, so the error means that not even the model fits.
     """
     if isinstance(error, DeviceBusy):
         return error
@@ -68,7 +68,7 @@ def multiply(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # raises an error that an earlier call left behind
     square = torch.ones(16, 16, device=device)
-    if float((square @ square)[0, 0]) != 16.0:  # float() waits for the product
+    if float((square @ square)[0, 0]) != 16.0:  # float() waits for the matrix product
         raise RuntimeError(f"{device} multiplies wrongly")
 
 

@@ -1,8 +1,8 @@
 """Run several sessions on one machine, one process for each device. Imports no torch.
 
-Each process is `mbqueue work --json` with its own device, in its own process group. So Ctrl-C in a terminal reaches
-only the process that started the sessions, which passes the signal on once. If that process dies, the sessions lose
-their reader and end gracefully (see `mbqueue.session.messages`).
+Each process is `mbqueue work --json` with its own device, in its own process group. Ctrl-C in a terminal therefore
+reaches only the process that started the sessions, which passes the signal on once. If the starting process dies, the
+sessions lose their reader and end gracefully (see `mbqueue.session.messages`).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Failure:
 
     Attributes:
         device: its label.
-        code: exit code of its process, below 0 when a signal ended it.
-        said: the last lines that it wrote to standard error.
+        code: exit code of the session's process; negative if a signal ended it.
+        said: the last lines that the session wrote to standard error.
     """
 
     device: str
@@ -69,7 +69,7 @@ class Failure:
 
     @property
     def why(self) -> str:
-        """The failure in words."""
+        """The session's failure in words."""
         return f"was ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
 
 
@@ -78,9 +78,9 @@ class DevicesOutcome:
     """The outcome of all sessions together.
 
     Attributes:
-        ending: DONE or BLOCKED when one of them found nothing left, else STOPPED.
-        sessions: those that ended by themselves.
-        failures: the others, in the order in which they ended.
+        ending: DONE or BLOCKED if a session found nothing left to do, else STOPPED.
+        sessions: the sessions that ended by themselves.
+        failures: the other sessions, in the order in which they ended.
     """
 
     ending: Ending
@@ -89,7 +89,7 @@ class DevicesOutcome:
 
     @property
     def jobs_done(self) -> int:
-        """Jobs that the sessions committed."""
+        """The number of jobs that the sessions committed."""
         return sum(session.jobs_done for session in self.sessions)
 
 
@@ -99,7 +99,7 @@ def parse_devices(names: Sequence[str]) -> tuple[Device, ...]:
     A number is an index among the GPUs visible to this process, as in CUDA.
 
     Raises:
-        UsageError: if a name is none of these, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
+        UsageError: if a name has none of these forms, or there are too few GPUs in CUDA_VISIBLE_DEVICES.
     """
     names = [name.strip() for name in names]
     if not any(names):
@@ -149,7 +149,7 @@ class Crew:
     """The processes, one per device.
 
     Args:
-        options: how each session runs, except for the device.
+        options: the options of every session; only the device differs.
         report_for: returns the report for the session on the device of this label; its `note` also gets the lines that
             the process writes to standard error.
     """
@@ -172,23 +172,23 @@ class Crew:
         self._heard: queue.SimpleQueue[tuple[_Worker, bytes | str | None]] = queue.SimpleQueue()
 
     def run(self, stop: StopRequest) -> DevicesOutcome:
-        """Start the sessions and return when all have ended. A signal in ``stop`` is passed on to each."""
+        """Start the sessions and return when all have ended. Every session gets a signal that arrives in ``stop``."""
         with end_command_after(self._project.settings, note=self._note):
             failures = self._run(stop)
         outcomes = tuple(worker.outcome for worker in self._workers if worker.outcome is not None)
         endings = {outcome.ending for outcome in outcomes}
-        # A session that found nothing left saw the work of all; sessions that stopped earlier did not.
+        # A session that found nothing left saw the work of all sessions; sessions that stopped earlier did not.
         ending = next((e for e in (Ending.DONE, Ending.BLOCKED) if e in endings), Ending.STOPPED)
         return DevicesOutcome(ending=ending, sessions=outcomes, failures=tuple(failures))
 
     def kill(self) -> None:
-        """Kill the sessions that still run. Everything that they published stays intact."""
+        """Kill the sessions that still run. Everything that the killed sessions published stays intact."""
         for worker in self._workers:
             if worker.process.poll() is None:
                 worker.process.kill()
 
     def _run(self, stop: StopRequest) -> list[Failure]:
-        """Wait until all have ended; return those that did not end by themselves."""
+        """Wait until all sessions have ended; return those that did not end by themselves."""
         failures: list[Failure] = []
         try:
             for device in self._devices:
@@ -219,8 +219,8 @@ class Crew:
             self._workers[0].report.note(text)
 
     def _started(self, device: Device) -> _Worker:
-        # Keep the number of threads: on the CPU it decides the last bits of a result, which must be those of a session
-        # that runs alone.
+        # Keep the number of threads: on the CPU it affects the last bits of a result, and a session that runs alone
+        # must get the same bits.
         environment = dict(os.environ)
         if device.visible is not None:
             environment[VISIBLE_GPUS] = device.visible
@@ -271,7 +271,7 @@ class Crew:
         failure = Failure(device=worker.device.label, code=worker.process.returncode, said="\n".join(worker.said))
         worker.report.note(f"its process {failure.why}" + ("; the other sessions continue" if others_live else ""))
         try:
-            # Release its lease now, so that the other sessions need not wait until it expires.
+            # Release the ended session's lease now, so that the other sessions need not wait until it expires.
             with open_queue(self._project) as jobs:
                 jobs.reap_dead(by="mbqueue work", now=self._clock.now())
         except QueueError as error:

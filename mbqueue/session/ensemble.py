@@ -32,13 +32,13 @@ _COLUMNS = ("id", "composition", "n_atoms", "y_pred", "spread")
 
 @dataclass(frozen=True)
 class EnsembleTable:
-    """The predictions of several models for the crystals of a dataset, in its order.
+    """The predictions of several models for a dataset's crystals, in the dataset's order.
 
     Attributes:
         target: what the models predict.
         dropped: (id, reason) of each crystal left out.
         is_compared: whether the crystals' targets are the property that the models predict.
-        is_known_data: whether it is an experiment's dataset, most of which each model was trained on.
+        is_known_data: whether the dataset is that of an experiment, so that each model was trained on most of it.
         made_from: the files of the dataset and of the models.
     """
 
@@ -54,7 +54,7 @@ class EnsembleTable:
     def mae(self) -> float | None:
         """Mean absolute error of the ensemble against the targets, in their unit; None if a crystal has no target.
 
-        This is not a test score if a model was trained on the crystals.
+        The error is not a test score if a model was trained on the crystals.
         """
         targets = self.crystals.targets
         if not self.is_compared:
@@ -100,8 +100,8 @@ def predict_dataset(
     Args:
         wanted: the crystals to predict; they need no target.
         models: model_fold_*.pth files.
-        target_column: the column of the dataset's table to compare with; by default a known one.
-        strains: pairs of opposite small strains that each prediction is averaged over.
+        target_column: the column of the dataset's table to compare with; by default a column with a known name.
+        strains: number of pairs of small opposite strains over which each prediction is averaged.
 
     Raises:
         DataError: if the dataset cannot be used.
@@ -111,7 +111,7 @@ def predict_dataset(
     where, paths = tested_device(device), [Path(model) for model in models]
     loaded = [chgnet.load_model(path) for path in paths]
     target = _one_target(paths)
-    # If no column is named, only formation energies are looked for.
+    # If no column is named, look only for formation energies.
     compared = replace(target if target_column else FORMATION_ENERGY.target, column=target_column)
     request = DataRequest(data=wanted, target=compared, targets_required=False)
     data = load_data(project, request, dataset_hash=None, progress=progress, note=note)
@@ -174,7 +174,7 @@ def require_table(path: Path, made_from: Sequence[Path], *, force: bool) -> None
 
 
 def _is_known_data(project: ProjectFolder, dataset_hash: str, models: Sequence[Path]) -> bool:
-    """Whether an experiment in the queue, or one with results beside a model, has this dataset."""
+    """Whether this is the dataset of an experiment that is in the queue, or has its results beside a model."""
     for folder in {path.parent for path in models}:
         try:
             content = json.loads((folder / RESULTS_FILE).read_bytes())

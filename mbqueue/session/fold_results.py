@@ -32,10 +32,10 @@ class FoldResults:
     """The results of one fold.
 
     Attributes:
-        table: predictions of its test part.
-        model: bytes of its model file; None for a blend, which has none.
+        table: predictions of the fold's test part.
+        model: bytes of the model file; None for a blend, which has no model.
         history: one row per trained epoch.
-        absent_elements: atomic numbers of elements that its training part lacks.
+        absent_elements: atomic numbers of elements that the fold's training part lacks.
         more: other entries of the job's result.
     """
 
@@ -49,7 +49,7 @@ class FoldResults:
 def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: FoldResults) -> str:
     """Write the fold's files, commit the job, and return the score in words.
 
-    First writes the files in a separate folder, then renames them, the predictions last, while the lease is held.
+    The files are first written to a separate folder. While the lease is held, they are renamed, the predictions last.
 
     Raises:
         LeaseLost: if the lease is lost; the results folder is unchanged.
@@ -61,7 +61,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
 
     def sweep() -> None:
         for left_over in folder.glob(f"{TEMP_PREFIX}fold_{fold}-fence_*"):
-            # Another session may have left the folder: it died, or lost this job and may no longer publish.
+            # The folder may be left from a session that died, or that lost this job and may no longer publish.
             shutil.rmtree(left_over, ignore_errors=True)
 
     session.while_held(lease, sweep)
@@ -76,7 +76,7 @@ def commit_fold(session: Session, lease: Lease, experiment: Experiment, found: F
         def publish() -> None:
             for path in sorted(fold_files(staging, fold, spec), key=lambda path: path.name.startswith("preds")):
                 path.replace(folder / path.name)
-            staging.rmdir()  # before the commit returns, so a death right after it leaves no files behind
+            staging.rmdir()  # now, so that a crash after the commit leaves no files behind
             fsync_dir(folder)
 
         target = target_of(spec)

@@ -12,7 +12,7 @@ from mbqueue.errors import LeaseLost, QueueError, QueueReplaced
 from mbqueue.queue.jobs import Lease
 from mbqueue.queue.store import Queue
 
-#: Beats per lease, so that a few of them may fail before the lease runs out.
+#: Heartbeats per lease; a few of them may fail before the lease runs out.
 BEATS_PER_LEASE = 4
 
 
@@ -63,7 +63,7 @@ class Heartbeat:
         """Whether this session may take over expired leases.
 
         If this session was silent for a lease's length (sleep, a lost network, a changed clock), other sessions may
-        have been silent, too. The others then get a lease's length of time to renew.
+        have been silent, too. In that case, the other sessions first get a lease's length to renew their leases.
         """
         now = self._clock.now()
         with self._lock:

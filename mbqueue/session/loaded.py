@@ -33,7 +33,7 @@ class Loaded:
 
     Args:
         session: the session, with its queue, its files and its reasons to stop.
-        copies: keeps the crystals for other machines.
+        copies: copies the crystals for other machines.
     """
 
     def __init__(self, session: Session, device: torch.device, *, compiling: Compiling, copies: CrystalCopies) -> None:

@@ -30,8 +30,8 @@ class LoadedData:
     Attributes:
         wanted: the [data] section it was loaded for.
         crystals, graphs: in the same order.
-        source: its name or path, for messages.
-        official: whether it is matbench's own dataset, whole and in its order.
+        source: the source's name or path, for messages.
+        official: whether this is matbench's own dataset, complete and in the original order.
         dropped: (id, reason) of each entry left out.
     """
 
@@ -55,8 +55,8 @@ class _Found:
     Attributes:
         crystals, meta: as their file stores them.
         columns: the sentence about the chosen columns; empty if the source was not read.
-        is_new: whether they were read from their source now.
-        is_shared: whether they came from the place that other machines take them from.
+        is_new: whether the crystals were read from the source just now.
+        is_shared: whether the crystals came from the place that machines share.
     """
 
     crystals: Crystals
@@ -80,11 +80,11 @@ def load_data(
     """The crystals and graphs that are requested; None if asked to stop before they are complete.
 
     Args:
-        dataset_hash: hash of the crystals, once the experiment is prepared. If the cache has them, the source is not
-            read.
-        store: the project's object store, if it has one that is already open.
+        dataset_hash: hash of the crystals, once the experiment is prepared. If the cache has these crystals, the source
+            is not read.
+        store: the project's object store, if one is already open.
         keep: called with a file of crystals for other machines, and its dataset's hash. By default the file is copied
-            before this returns.
+            before this function returns.
 
     Raises:
         DataError: if the source cannot be used, or has changed since the experiment was prepared.
@@ -103,7 +103,7 @@ def load_data(
     folder = project.cache_dir / folder_name(crystals)
     file = folder / CRYSTALS_FILE
     with building(folder):
-        if found.is_new or not file.exists():  # `mbqueue cache prune` may have removed it since
+        if found.is_new or not file.exists():  # `mbqueue cache prune` may have removed the file
             crystals.save(file, meta)
         if found.is_new and key is not None:
             remember(project.cache_dir, key, crystals.hash, meta | {"columns": found.columns})
@@ -143,7 +143,7 @@ def _stored(project: ProjectFolder, shared: SharedCrystals | None, dataset_hash:
 
 
 def _read_before(project: ProjectFolder, key: str, note: Note) -> _Found | None:
-    """The result of an earlier reading of the source; None if it must be read."""
+    """The result of an earlier reading of the source; None if the source must be read again."""
     known = remembered(project.cache_dir, key)
     if known is None:
         return None

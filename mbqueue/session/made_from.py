@@ -1,4 +1,4 @@
-"""Jobs of experiments that are made from recorded ones: blends, and models that predict again."""
+"""Jobs of experiments that are made from recorded experiments: blends, and models that predict again."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from mbqueue.train.rows import common_validation, split_rows
 
 @dataclass(frozen=True)
 class _Found:
-    """A member's recorded results, verified, with the results of its jobs."""
+    """A member experiment's verified results, with the results of its jobs."""
 
     recorded: Recorded
     jobs: tuple[Job, ...]
 
     @property
     def prepared(self) -> Mapping[str, Any]:
-        """The result of its `prepare` job."""
+        """The result of the member's `prepare` job."""
         return next(job.result for job in self.jobs if job.kind is Kind.PREPARE and job.result is not None)
 
     def predicted(self, fold: int) -> Mapping[str, Any]:
-        """The result of a fold's `predict` job."""
+        """The result of the member's `predict` job for a fold."""
         of_fold = (job for job in self.jobs if job.kind is Kind.PREDICT and job.fold == fold)
         return next(job.result for job in of_fold if job.result is not None)
 
 
 def prepare(session: Session, spec: Spec) -> dict[str, Any]:
-    """The result of the `prepare` job: that of the members, since they have the same crystals.
+    """The result of the `prepare` job, copied from the members, since all of them have the same crystals.
 
     Raises:
-        MembersNotRecorded: if one is not recorded yet, and sessions can finish it.
+        MembersNotRecorded: if a member is not recorded yet, but sessions can finish it.
         ResultsError: if a member's results are damaged, or members have different crystals.
     """
     found = _members(session, spec)
@@ -83,7 +83,7 @@ def _fold_of(lease: Lease) -> int:
 
 
 def _again(session: Session, loaded: Loaded, lease: Lease, spec: Spec, member: _Found) -> FoldResults:
-    """Predict the fold's test part under strains with the member's model; history and model are the member's.
+    """Predict the fold's test part under strains with the member's model; keep the member's history and model.
 
     Raises:
         Stopped: finished predictions are kept for the next session.
@@ -117,7 +117,7 @@ def _fitted(
     """The weights that fit a fold's validation crystals best, and the number of these crystals. The test part is not
     used.
 
-    Each member's predictions of them are computed here, with its recorded model.
+    Each member's recorded model predicts the validation crystals here.
 
     Raises:
         Stopped: only the predictions of finished batches are kept.

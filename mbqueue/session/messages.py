@@ -87,7 +87,7 @@ class JsonLines(Report):
         self._tell("note", text=text)
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """Write the outcome of a session that ended by itself; the exit code reports one that failed."""
+        """Write the outcome of a session that ended by itself; a failed session is reported by its exit code."""
         if isinstance(outcome, Exception):
             return
         self._tell(

@@ -1,7 +1,7 @@
 """Move commits to the place in the project's settings, and record it in the queue. Imports no torch.
 
-The queue is updated last, after everything is copied. So you can repeat an interrupted move, which skips everything
-that it has copied.
+The queue is updated last, after everything is copied. You can therefore repeat an interrupted move: everything that is
+already copied is skipped.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Moved:
     """The result of a move.
 
     Attributes:
-        source, target: where the commits were and are, for messages; the source is empty if the queue had recorded
-            none.
+        source, target: the places of the commits before and after the move, for messages; the source is empty if the
+            queue had recorded no place.
         copied: objects that were copied from one store to the other.
         lost: epochs that the target lacks and that are trained again, for messages; empty if there are none.
     """
@@ -49,10 +49,10 @@ class Moved:
 def move_commits(
     project: ProjectFolder, queue: Queue, *, lost: bool, note: Callable[[str], None], clock: Clock
 ) -> Moved:
-    """Copy all commits to the project's store, or to its folder if it has none; then update the queue.
+    """Copy all commits to the project's store, or to its folder without a store; then update the queue.
 
     Args:
-        lost: continue even if finished epochs cannot be found: they are trained again.
+        lost: continue even if finished epochs cannot be found; these are trained again.
 
     Raises:
         StoreError: if a finished epoch would be lost, or a store does not answer.
@@ -114,7 +114,7 @@ def _bring(
 
 
 def _copy(source: ObjectStore, target: ObjectStore) -> Iterator[bool]:
-    """Copy every missing object, those that others refer to first; yield True for each.
+    """Copy every missing object, referenced objects before those that refer to them; yield True for each copy.
 
     Names contain the hash of the content, so the same name and size mean the same object, except for JSON objects.
 

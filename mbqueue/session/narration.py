@@ -23,8 +23,8 @@ class Narration(Report):
 
     Args:
         say: receives a permanent line and its style.
-        show: receives the current progress, which replaces the previous one; without it, progress is printed as a line
-            now and then.
+        show: receives the current progress, which replaces the previous progress; without ``show``, progress is printed
+            as a line now and then.
     """
 
     def __init__(self, say: Callable[[str, Style], None], *, show: Callable[[str], None] | None = None) -> None:

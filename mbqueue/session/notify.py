@@ -1,7 +1,7 @@
 """Send notifications by a command, a webhook or both (``[notify]`` in mbqueue.toml).
 
-A separate thread sends them one after the other, each with a time limit. One that fails or hangs leaves a note in the
-session and affects nothing else. If too many wait, new ones are dropped.
+A separate thread sends them one after the other, each with a time limit. A notification that fails or hangs leaves a
+note in the session and affects nothing else. If too many notifications wait, new ones are dropped.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Notifier(Report):
                     send(hook, message)
                 except Exception as error:  # noqa: BLE001 - a notification must never harm the work
                     # A command or an address is often a secret itself. The system's errors contain neither, but
-                    # Python's error about an invalid address may.
+                    # Python's error about an invalid address may contain the address.
                     why = error if isinstance(error, OSError) else type(error).__name__
                     self._on_trouble(f"The notification of '{message['event']}' could not be sent by {name}: {why}")
 

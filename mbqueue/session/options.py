@@ -12,12 +12,13 @@ class WorkOptions:
     """The options of a session.
 
     Attributes:
-        session_seconds: its length; None for no deadline.
+        session_seconds: length of the session; None for no deadline.
         max_jobs: stop after this many jobs; None for no limit.
         forever: wait for new jobs when none is left.
-        idle_seconds: end after finding nothing to claim for this long while others work; None waits for them.
+        idle_seconds: end after finding nothing to claim for this long while other sessions work; None waits for those
+            sessions.
         device: "cpu", "cuda", "cuda:1"; None takes the first GPU, else the CPU.
-        devices: run a session on each of these instead (`mbqueue.session.devices.parse_devices`).
+        devices: run a session on each of these devices instead (`mbqueue.session.devices.parse_devices`).
         tensorboard: write event files for TensorBoard.
         end_command: whether to run the end command of mbqueue.toml. A process that starts several sessions runs it once
             all have ended.
@@ -33,7 +34,7 @@ class WorkOptions:
     end_command: bool = True
 
     def arguments(self) -> list[str]:
-        """The same options as arguments of `mbqueue work`."""
+        """These options as arguments of `mbqueue work`."""
         values = {
             "--session": NO_DEADLINE if self.session_seconds is None else _duration(self.session_seconds),
             "--max-jobs": self.max_jobs,

@@ -1,10 +1,8 @@
 """Refuse a copy of a project (`cp -r`) that would share either the queue or the store of its original.
 
-Sessions of such a copy would retrain or overwrite what the original has done. A copy that shares both is just another
-machine.
-
-On a drive nothing is recorded: a session must start even while the drive hangs, and `mbqueue.belonging` tells live
-folders apart.
+Sessions of such a copy would retrain or overwrite what the original has done. A copy that shares both counts as another
+machine of the same project. Nothing is recorded for a project on a drive, because a session must start even while the
+drive hangs, and `mbqueue.belonging` tells live folders apart.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ def require_original(project: ProjectFolder) -> None:
     A project whose original no longer exists was moved, not copied. Copies on another machine are not recognised.
 
     Raises:
-        UsageError: if the project is a copy that uses either.
+        UsageError: if the project is a copy that uses the original's queue or store.
     """
     topology = project.topology
     if not (shared := topology.shared_by_copies):
@@ -55,7 +53,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _are_two(one: Path, other: Path) -> bool:
-    """Whether both files exist and are different files, not one under two paths, like those of a bind mount."""
+    """Whether both files exist and are different files, not one file under two paths, as with a bind mount."""
     try:
         return one.stat().st_ino != other.stat().st_ino
     except OSError:

@@ -1,4 +1,4 @@
-"""Why and how a session ended. Imports no torch, so that the starting process can read it."""
+"""Why and how a session ended. Imports no torch, so that the process that starts sessions can import it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
     if spec.made_from is not None:
         return commit_fold(session, lease, experiment, made_from.predict(session, loaded, lease, spec))
     fold = loaded.fold_run(lease, experiment, spec)
-    # This session may have failed to remove a temporary file while it trained, and no later session loads the fold.
+    # This session may have failed to remove a temporary file during training, and no later session loads this fold.
     session.while_held(lease, fold.checkpoints.sweep)
     session.require_epochs(lease, experiment, fold, _trained_epochs(session, experiment.name, job.fold))
     model = fold.best_model()

@@ -1,4 +1,4 @@
-"""The `record` job: compute the experiment's scores and write the result files and the leaderboard's."""
+"""The `record` job: compute the experiment's scores, and write its result files and the leaderboard file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
         try:
             fetch_results(session.store, experiment, session.queue.jobs(experiment=experiment.name), folder)
         except ResultsError as error:
-            session.report.note(str(error))  # the check below makes missing files again
+            session.report.note(str(error))  # the check below recreates missing files
     written = written_facts(session.queue.jobs(experiment=experiment.name))
     broken = broken_folds(folder, spec.folds, experiment.spec, facts=written)
     if broken:
@@ -44,7 +44,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
             if score is not None:
                 result |= {name: score["mean"], f"{name}_std": score["std"]}
         if session.store is not None:
-            # This folder is only on this machine: the files are sent to the store, then committed.
+            # Other machines do not see this folder, so the files are sent to the store before the commit.
             session.while_held(lease, publish)
             result["files"] = recorded_facts(folder, content)
             send_results(session.store, experiment.name, folder, result["files"])

@@ -27,7 +27,7 @@ def record_inputs(
         fingerprint_changes: where training resumed with another device or library, from the checkpoints.
 
     Raises:
-        ResultsError: if its data are not prepared yet, so it can have no results.
+        ResultsError: if the experiment's data are not prepared yet, so that it can have no results.
     """
     jobs = queue.jobs(experiment=experiment.name)
     (prepared,) = [job.result for job in jobs if job.kind is Kind.PREPARE]
@@ -63,7 +63,7 @@ def record_inputs(
 
 
 def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
-    """Resumes with another device, library or micro-batch: fold, epoch, step and changes of each.
+    """Every resume with another device, library or micro-batch, with its fold, epoch, step and changes.
 
     Args:
         commits: the commits of each fold, which are only read.
@@ -78,7 +78,7 @@ def fingerprint_changes(commits: Mapping[int, Commits]) -> list[dict[str, Any]]:
 
 
 def written_facts(jobs: Iterable[Job]) -> dict[int, Mapping[str, Any]]:
-    """Fold → size and SHA-256 of its files as they were when it was predicted."""
+    """Size and SHA-256 of each fold's files, by fold, as they were when the fold was predicted."""
     return {
         job.fold: job.result["files"]
         for job in jobs

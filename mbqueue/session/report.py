@@ -32,16 +32,16 @@ class Report:
         """An epoch was committed; ``row`` is its row of the history."""
 
     def job_finished(self, job: Job, summary: str) -> None:
-        """A job was committed; ``summary`` says so in words."""
+        """A job was committed; ``summary`` describes the result in words."""
 
     def job_failed(self, job: Job, error: BaseException, retry_at: float | None) -> None:
-        """An attempt ended with an error; the next one is at ``retry_at``, or never if that is None."""
+        """An attempt ended with an error; ``retry_at`` is the time of the next attempt, None if there is none."""
 
     def waiting(self, why: str) -> None:
         """There is nothing to claim right now."""
 
     def session_ended(self, outcome: SessionOutcome | Exception) -> None:
-        """The session has ended, by itself or with an error. Not called if its process is killed."""
+        """The session has ended, by itself or with an error. Not called if the session's process is killed."""
 
     def note(self, text: str) -> None:
         """A message for the user. May be called from another thread."""

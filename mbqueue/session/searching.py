@@ -19,10 +19,10 @@ RELEASE_SECONDS = 600.0
 
 
 def begin_trials(session: Session) -> None:
-    """Enqueue the next trial of each search that wants one. A failure is reported, and other jobs run.
+    """Enqueue the next trial of each search that wants one. After a failure, other jobs still run.
 
-    If sessions on one drive use different databases, only the session that started first begins trials: two could give
-    one number to different settings. The others see its trials in its snapshots.
+    If sessions on one drive use different databases, only the session that started first begins trials, because two
+    sessions could give the same number to different settings. The other sessions see the new trials in its snapshots.
     """
     now = session.clock.now()
     earlier = session.publisher is not None and any(one.session.id < session.id for one in session.publisher.others)
@@ -44,7 +44,7 @@ def begin_trials(session: Session) -> None:
 
 
 def release_pruned(session: Session) -> None:
-    """Remove the checkpoints of trials that were pruned `pruned_hours` ago, at intervals, if the store answers."""
+    """At intervals, remove the checkpoints of trials that were pruned `pruned_hours` ago, if the store answers."""
     now = session.clock.monotonic()
     if session.released_at is not None and now - session.released_at < RELEASE_SECONDS:
         return

@@ -43,11 +43,12 @@ class Session:
     """One session: its queue, the job that it holds, its time, and who listens to it.
 
     Attributes:
-        jobs_done: jobs that the session committed; max_jobs: it stops after this many, None for no limit.
+        jobs_done: jobs that the session committed; max_jobs: number of jobs after which the session stops; None for no
+            limit.
         has_saved: whether a part of a job was saved.
         is_search_stuck: whether a search wants another trial but cannot begin it.
-        is_search_left_to_others: whether a search wants another trial, which a session on another machine begins.
-        released_at: when the session last looked for trials whose checkpoints are to be removed; monotonic seconds.
+        is_search_left_to_others: whether a search wants another trial that a session on another machine must begin.
+        released_at: when the session last looked for trials whose checkpoints can be removed, in monotonic seconds.
     """
 
     id: str
@@ -129,10 +130,10 @@ class Session:
         skip_rest: str | None = None,
         prunes: bool = False,
     ) -> None:
-        """Commit the job (as `Leases.skip_rest` if a reason is given), and claim the next in the same transaction.
+        """Commit the job (with `Leases.skip_rest` if a reason is given), and claim another in the same transaction.
 
         Raises:
-            LeaseLost, QueueError: as `Leases.commit`.
+            LeaseLost, QueueError: as for `Leases.commit`.
         """
         now = self.clock.now()
         result = {"seconds": self.heartbeat.seconds, **result}
@@ -163,10 +164,10 @@ class Session:
             raise
 
     def while_held(self, lease: Lease, action: Callable[[], None]) -> None:
-        """Do what only the lease's holder may do to files, such as removing what earlier holders left.
+        """Change files as only the lease's holder may, for example remove files that earlier holders left.
 
         Raises:
-            LeaseLost: if the lease is lost; nothing was done, since the files may be the next holder's.
+            LeaseLost: if the lease is lost; nothing was done, since the files may belong to the next holder.
         """
         seconds = self.project.settings.lease_seconds
         self.queue.renew(lease, now=self.clock.now(), lease_seconds=seconds, publish=action)
@@ -187,11 +188,11 @@ class Session:
 
     def give_back(self, lease: Lease, reason: str, *, for_others: bool = False) -> None:
         """Release a job that was begun; do nothing if its lease is lost."""
-        with suppress(QueueError):  # a lost lease needs no release, and any other will expire
+        with suppress(QueueError):  # a lost lease needs no release, and any other lease will expire
             self.queue.release(lease, reason=reason, now=self.clock.now(), preempted=True, for_others=for_others)
 
     def give_back_once(self, lease: Lease, error: Exception, reason: str) -> None:
-        """Release a job; the second time in this session counts as a failure, or the job would circulate forever."""
+        """Release a job; a second release in this session counts as a failure, or the job would circulate forever."""
         if (lease.job.id, reason) in self._given_back:
             self.fail(lease, error)
         else:
@@ -199,7 +200,7 @@ class Session:
             self.give_back(lease, reason)
 
     def fail(self, lease: Lease, error: Exception, *, final: bool = False) -> None:
-        """Count an attempt as failed; as `Leases.fail`."""
+        """Count an attempt as failed, as `Leases.fail` does."""
         text = "".join(traceback.format_exception(error))
         try:
             job = self.queue.fail(lease, error=text, now=self.clock.now(), final=final)
@@ -236,7 +237,7 @@ class Session:
             raise error
 
     def await_store(self) -> bool:
-        """Wait until the object store answers, since no job can be saved before; False if stopped.
+        """Wait until the object store answers, since no job can be saved until then; False if stopped.
 
         Raises:
             StoreError: if the session has waited long enough.
@@ -290,7 +291,7 @@ class Session:
         return advanced
 
     def stoppable_progress_of(self, job: Job, what: str) -> Callable[[int, int], None]:
-        """As `progress_of`, but raises `Stopped` on request; the next session resumes the reading or the download."""
+        """Like `progress_of`, but raises `Stopped` on request; the next session resumes the reading or the download."""
         advanced = self.progress_of(job, what)
 
         def advanced_or_stopped(done: int, total: int) -> None:

@@ -16,12 +16,12 @@ from mbqueue.storage.places import in_folder, in_store, named_after
 
 
 def finished_epochs(store: ObjectStore) -> dict[tuple[str, int], int]:
-    """(experiment, fold) → the last finished epoch in the store, by names alone; 0 if even the first is unfinished."""
+    """The last finished epoch in the store by (experiment, fold), from names alone; 0 if the first is unfinished."""
     return epochs_named(store.names(STORED_CHECKPOINTS))
 
 
 def epochs_named(names: Iterable[str]) -> dict[tuple[str, int], int]:
-    """As `finished_epochs`, of manifests named EXPERIMENT/fold_i/STEM.json."""
+    """Like `finished_epochs`, but from a list of manifests named EXPERIMENT/fold_i/STEM.json."""
     found: dict[tuple[str, int], int] = {}
     for name in names:
         experiment, _, rest = name.partition("/")
@@ -78,7 +78,7 @@ def send_fold(
 ) -> bool:
     """Put a fold's newest commit and that of its best epoch into the store; return whether the store has both now.
 
-    The store lacks one if this machine lacks it too, or if another commit has its name.
+    Afterwards, the store lacks only a commit that this machine lacks too, or whose name another commit has.
     """
     folder, identity = project.checkpoints_dir(experiment.name, fold), experiment.identity(fold)
     here = Commits(in_folder(folder), identity, passed_over(str(folder), note))

@@ -1,8 +1,8 @@
 """Share the result files of jobs with other machines through the object store. Imports no torch.
 
 The queue lists a job's files, with sizes and hashes, in the job's result. The same transaction commits the job and the
-list, so there is nothing to merge. The session sends the files to the store before it commits the job. Their names
-contain their hash, and they never change.
+list, so there is nothing to merge. The session sends the files to the store before it commits the job. A file in the
+store has its hash in its name, and never changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mbqueue.session.record_inputs import written_facts
 from mbqueue.storage.objects import ObjectStore
 from mbqueue.storage.results import ResultFile
 
-#: Name → size and SHA-256 (`mbqueue.results.record.fold_facts`).
+#: Size and SHA-256 by file name (`mbqueue.results.record.fold_facts`).
 Facts = Mapping[str, Mapping[str, Any]]
 
 
@@ -53,7 +53,7 @@ def recorded_facts(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[s
 def fetch_results(store: ObjectStore, experiment: Experiment, jobs: Iterable[Job], folder: Path) -> None:
     """Copy the files of committed jobs to ``folder``, except those already there with the same bytes.
 
-    The histories of folds that are still being trained are written from the queue, which has them row by row.
+    The histories of folds that are still being trained are written from the queue, which stores their rows.
 
     Raises:
         ResultsError: if a file is missing from the store, or differs from the one sent.

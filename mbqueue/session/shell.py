@@ -20,13 +20,13 @@ def run_shell(
     """Run a command with /bin/sh and wait until it ends; after the timeout, kill it and everything that it started.
 
     Args:
-        given: its standard input.
-        variables: added to its environment.
+        given: the command's standard input.
+        variables: added to the command's environment.
 
     Raises:
         TimeoutError: if the command took too long.
-        OSError: if the command ended with a code other than 0. The message has the last line of its
-            output, without words of the command that may be secret, since logs keep messages.
+        OSError: if the command ended with a code other than 0. The message has the last line of the output, without
+            words of the command that may be secret, because logs keep messages.
     """
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],
@@ -41,7 +41,7 @@ def run_shell(
     except subprocess.TimeoutExpired as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # A process that started its own session survives with our pipes open, so do not wait for their end.
+        # A process that started its own session survives with our pipes open, so do not wait for the pipes to close.
         for pipe in (process.stdin, process.stderr):
             assert pipe is not None
             with suppress(BrokenPipeError):
@@ -54,7 +54,7 @@ def run_shell(
 
 
 def _without_secrets(said: str, command: str) -> str:
-    """A command's output without those of its words that look like a secret: long, or of medium length with a digit."""
+    """A command's output without the command's secret-looking words: long, or of medium length with a digit."""
     for word in _BORDERS.split(command):
         if len(word) >= 3 * _SHORTEST_SECRET or (len(word) >= _SHORTEST_SECRET and re.search(r"\d", word)):
             said = said.replace(word, "…")

@@ -1,6 +1,6 @@
 """Remember which crystals a source contained, so that this machine reads it again only if it changed.
 
-A file is recognised by its size and digest, a folder by those of all its files; times of files do not count. Another
+A file is recognised by its size and digest, a folder by those of all its files; file times do not matter. Another
 version of mbqueue or pymatgen reads the source again.
 """
 
@@ -25,11 +25,11 @@ _FOLDER = "sources"
 
 @dataclass(frozen=True, kw_only=True)
 class DataRequest:
-    """What decides which crystals a source gives.
+    """Everything that determines which crystals a source contains.
 
     Attributes:
         data: the [data] section.
-        seed: draws the crystals if the section has a limit.
+        seed: the seed that draws the crystals if the section has a limit.
         target: the kind and column of the property to predict.
         targets_required: whether a crystal without a target is an error; else its target is nan.
     """
@@ -68,7 +68,7 @@ def remember(cache_dir: Path, key: str, dataset_hash: str, meta: dict[str, Any])
 
 
 def remembered(cache_dir: Path, key: str) -> tuple[str, dict[str, Any]] | None:
-    """The hash of a source's crystals, and the notes about them; None if it was not read here."""
+    """The hash of a source's crystals, and the notes about them; None if this machine has not read the source."""
     try:
         kept = json.loads((cache_dir / _FOLDER / f"{key}.json").read_bytes())
         return str(kept["dataset_hash"]), dict(kept["meta"])
@@ -86,7 +86,7 @@ def reader_version() -> str:
 
 
 def _content(dataset: str, project_root: Path) -> Any:
-    """The size and digest of a file, or of each file in a folder by name; None if there is none."""
+    """The size and digest of a file, or of each file in a folder by name; None if neither exists."""
     if dataset in TASKS:
         from mbqueue.data.official import official_file  # noqa: PLC0415  only for a dataset of matbench
 

@@ -28,7 +28,7 @@ class StopRequest:
     when it sets the event.
     """
 
-    #: How often a wait checks for a request.
+    #: How often a wait checks for a stop request.
     _NOTICE_SECONDS = 0.1
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def graceful_signals(stop: StopRequest, *, at_once: Callable[[], None] = lambda:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
-        # Count interrupts: the session may already be stopping for another reason at the first one.
+        # Count interrupts: when the first one arrives, the session may already be stopping for another reason.
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             at_once()
@@ -102,9 +102,9 @@ class Deadline:
             length, so that a short session still trains.
     """
 
-    #: Kept free before the deadline, in addition to the time of a save.
+    #: Time kept free before the deadline, in addition to the time that a save takes.
     MARGIN_SECONDS = 10.0
-    #: The assumed time of a save until one is measured.
+    #: The assumed time of a save until a save has been measured.
     FIRST_SAVE_SECONDS = 5.0
     #: The largest share of a session that is kept for its end command.
     END_COMMAND_SHARE = 0.2

@@ -69,9 +69,10 @@ class StoreWatch:
             self._note("The object store answers again.")
 
     def heard(self) -> str | None:
-        """Why the store does not answer, if another session of this machine found that after the last answer here.
+        """Why the store does not answer, if another session on this machine found that after our last answer.
 
-        Read from the file that `mbqueue status` reads. An old record is ignored, because its session may have died.
+        The reason comes from the file that `mbqueue status` reads. An old record is ignored, because its session may
+        have died.
         """
         trouble = store_trouble(self._project)
         is_news = self._answered_at < trouble.get("since", 0.0) <= self._clock.now()

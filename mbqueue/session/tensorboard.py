@@ -11,7 +11,7 @@ from mbqueue.errors import UsageError
 from mbqueue.queue.jobs import Job, Kind
 from mbqueue.session.report import Report
 
-#: The name of the run of epochs, inside that of the fold's steps.
+#: The name of the run with the epochs, in the folder of the run with the fold's steps.
 _EPOCHS = "epochs"
 _BY_EPOCH = ("train_loss", "train_mae", "val_loss", "val_mae", "lr", "grad_norm", "structures_per_second")
 
@@ -69,7 +69,7 @@ class TensorBoardReport(Report):
 
 
 class _Run:
-    """One run of TensorBoard, in which each step has its values once."""
+    """A TensorBoard run that shows the values of each step only once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -16,7 +16,7 @@ from mbqueue.storage.own_commits import Staged
 from mbqueue.train.fold import FoldRun
 from mbqueue.train.outcome import StepReport
 
-#: The number of recent steps whose mean time predicts that of the next one.
+#: The number of recent steps whose mean time predicts the time of the next step.
 _STEPS_REMEMBERED = 20
 
 
@@ -37,7 +37,7 @@ def run(session: Session, loaded: Loaded, lease: Lease) -> str:
 
 
 class _Epoch:
-    """The epoch of one lease: trains it, and updates the queue, the display and the results folder."""
+    """Trains the epoch of one lease, and updates the queue, the display and the results folder."""
 
     def __init__(self, session: Session, lease: Lease, spec: Spec, fold: FoldRun, results_dir: str) -> None:
         self._session, self._lease, self._spec, self._fold = session, lease, spec, fold
@@ -45,7 +45,7 @@ class _Epoch:
         self._step_seconds = 0.0
         self._checkpoint_seconds = 0.0
         self._is_committed = False
-        #: Why the fold's later epochs are skipped; None if they are not.
+        #: Why the fold's later epochs are skipped; None if no epochs are skipped.
         self._skips: str | None = None
 
     def run(self) -> str:

@@ -60,7 +60,7 @@ _HANDLERS = {Kind.PREPARE: prepare.run, Kind.TRAIN: train.run, Kind.PREDICT: pre
 
 #: How long a session with nothing to claim waits before it asks again.
 POLL_SECONDS = 2.0
-#: How long a job waits if its members are not recorded yet.
+#: How long a job waits if its experiment's members are not recorded yet.
 MEMBERS_SECONDS = 60.0
 #: How long publishing may continue after a signal.
 PUBLISH_AFTER_SIGNAL_SECONDS = 20.0
@@ -74,17 +74,18 @@ def work(
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> SessionOutcome:
-    """Run one session, which waits whenever the queue's server does not answer, at the start too.
+    """Run one session, which waits whenever the queue's server does not answer, even at the start.
 
     Raises:
         UsageError: if the device does not exist, or nothing was ever enqueued.
         QueueError: if the queue cannot be read or written.
         StoreError: if the queue's commits are elsewhere, or their store cannot be used.
-        DeviceLost: if the GPU stopped working before anything was saved; after a save, the session only ends.
+        DeviceLost: if the GPU stopped working before anything was saved; after a save, the session ends without this
+            error.
         DeviceBusy: if other processes hold so much of the GPU's memory that nothing can be computed.
     """
     clock = SystemClock() if clock is None else clock
-    stop = StopRequest() if stop is None else stop  # not "or": a `StopRequest` without a request is false
+    stop = StopRequest() if stop is None else stop  # `or` would fail: a `StopRequest` without a request is false
     require_queue(project, wait=stop.wait)
     project.topology.require_shared()
     require_original(project)
@@ -115,8 +116,7 @@ def _run(
         with session.publisher or nullcontext(), copies:  # publishes the rest on exit
             ending, cause, lost = _work_and_end(session, loaded, options)
     if lost is not None:
-        # A script or cluster starts the next session only if this one made progress; else session after session would
-        # die.
+        # An error here keeps a script or cluster from starting session after session without any progress.
         if not (session.jobs_done or session.has_saved):
             raise lost
         report.note(str(lost))
@@ -133,7 +133,7 @@ def _begin(
     stop: StopRequest,
     clock: Clock,
 ) -> Session:
-    """Check where the commits are, and begin the session in the queue and for the report."""
+    """Check where the commits are, and record the start of the session in the queue and in the report."""
     settings = project.settings
     # A process that starts several sessions runs the end command for all of them: each reserves time for it.
     deadline = Deadline(
@@ -225,7 +225,7 @@ def _publisher(
 
 
 def _meet_others(session: Session, loaded: Loaded) -> None:
-    """Adopt what sessions with other databases have published since the last look."""
+    """Adopt what sessions with other databases have published since the last check."""
     if session.publisher is None or not session.publisher.others:
         return
     session.give_back_next("adopting what other sessions have published")
@@ -284,7 +284,7 @@ def _loop(session: Session, loaded: Loaded, options: WorkOptions) -> tuple[Endin
 
 
 def _claim(session: Session, loaded: Loaded) -> Lease | None:
-    """The next job: the one claimed with the last commit, or one from the queue, searches included."""
+    """The next job: the one claimed with the last commit, or one from the queue, where searches may add trials."""
     lease = session.take_next()
     if lease is not None:
         return lease
@@ -294,7 +294,7 @@ def _claim(session: Session, loaded: Loaded) -> Lease | None:
 
 
 def _idle_ending(session: Session) -> Ending:
-    """Whether nothing is left, or only jobs that wait for a person. Cancelled jobs count as done."""
+    """Whether no jobs are left, except those that wait for a person. Cancelled jobs count as done."""
     counts = session.queue.overview(now=session.clock.now())["jobs"]
     unfinished = sum(n for state, n in counts.items() if state not in {"committed", "skipped", "cancelled"})
     return Ending.BLOCKED if unfinished or session.is_search_stuck else Ending.DONE

@@ -17,8 +17,8 @@ What each backend guarantees (tests/storage/test_blobs.py checks all of them):
 So use `create` for names that two writers may pick at once, and put a hash into names on a mount. Readers trust no
 content without a hash.
 
-Paths are relative, with slashes. FileNotFoundError concerns one file. Any other OSError, and StoreError, means that the
-place fails and proves nothing about its content. Backends do not wait, retry or keep copies.
+Paths are relative, with slashes. A FileNotFoundError is about one file. Any other OSError, or a StoreError, means that
+the place fails, and proves nothing about the files in it. Backends do not wait, retry or keep copies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Listed:
 
     Attributes:
         size: in bytes; -1 if it is slow to get.
-        tag: changes with the content; empty if that is unknown.
+        tag: a value that changes with the content; empty if unknown.
         modified: in seconds since the epoch, by the clock of the place; 0 if it is slow to get.
     """
 
@@ -60,7 +60,7 @@ class Blobs(Protocol):
     def listed(self, folder: str) -> dict[str, Listed]:
         """The entries of a folder by name, sorted; empty if there is no such folder.
 
-        A store also lists the files in its subfolders, by the rest of their path.
+        A store also lists the files in subfolders, by their path below the folder.
         """
 
     def read(self, path: str, *, at_most: int) -> bytes:
@@ -71,7 +71,7 @@ class Blobs(Protocol):
         """
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a blob whose name belongs to this content, whether or not it exists."""
+        """Write a blob whose name belongs to this content, even if the blob exists."""
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a new blob, in one quick attempt; False if one with other content exists.
@@ -133,6 +133,6 @@ class Folder:
         return True
 
     def sweep(self, folder: str) -> None:
-        """Remove half-written files of dead processes. Call this only in the one process that writes there."""
+        """Remove half-written files of dead processes. Call this only where no other process writes to the folder."""
         for path in (self.root / folder).glob(f"{files.TEMP_PREFIX}*"):
             path.unlink(missing_ok=True)

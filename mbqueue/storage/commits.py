@@ -34,7 +34,7 @@ class Commit:
     """A published commit.
 
     Attributes:
-        base: name of its manifest without the suffix.
+        base: name of the manifest without the suffix.
         content: bytes of the manifest.
     """
 
@@ -47,8 +47,8 @@ class Commits:
     """The commits of one fold, read as untrusted files.
 
     Args:
-        place: where they are stored.
-        identity: the fold that they must belong to.
+        place: where the commits are stored.
+        identity: the fold to which the commits must belong.
         on_wrong: called once for each commit that is skipped because it is damaged or of another fold.
     """
 
@@ -84,7 +84,7 @@ class Commits:
         return sorted(found.values(), key=lambda commit: commit.manifest.rank)
 
     def manifests(self) -> list[Manifest]:
-        """The manifests of `commits`."""
+        """The manifests of the commits that `commits` returns."""
         return [commit.manifest for commit in self.commits()]
 
     def newest(self, *, at_most_epoch: int | None = None) -> Commit | None:
@@ -177,7 +177,7 @@ class Commits:
         return [(name, one, file) for name, one in listed.items() if (file := commit_file(name)) is not None]
 
     def _names(self, base: str, suffix: str) -> list[str]:
-        """The names that a file may have: a mount renames a second one to ``name (1)``."""
+        """The names that a file may have: a mount renames a second file to ``name (1)``."""
         if not self.place.has_hashed_manifests:
             return [f"{base}.{suffix}"]
         return [name for name, _, file in self._files() if (file.base, file.suffix) == (base, suffix)]

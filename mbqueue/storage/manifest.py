@@ -1,8 +1,8 @@
 """The manifest of a commit: its fields, its identity, and reading it as an untrusted file. Needs no torch.
 
 Commits of a fold have one order, `Manifest.rank`: **further work first (epoch, finished, step), then the higher fence,
-then the smaller SHA-256 of the checkpoint**. Sessions that did not see each other may have trained one fold twice; all
-sessions that see the same commits choose the same one.
+then the smaller SHA-256 of the checkpoint**. Sessions that did not see each other may have trained the same fold, and
+all sessions that see the same commits choose the same commit.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Manifest:
         return (*self.work, self.fence, -int(self.sha256, 16))
 
     def continues(self, earlier: Manifest) -> bool:
-        """Whether this commit contains an earlier one's work: its rows of history and the sessions in its epoch."""
+        """Whether this commit contains an earlier commit's work: the same rows of history and sessions of its epoch."""
         rows = len(earlier.history)
         if earlier.spec_hash != self.spec_hash or earlier.rank > self.rank:
             return False
@@ -114,7 +114,7 @@ class Manifest:
 
 
 class Damaged(CheckpointError):
-    """A commit's files have changed since they were written. mbqueue sets them aside and uses the commit before."""
+    """A commit's files have changed since they were written. mbqueue sets them aside and uses the previous commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def manifest_named(stem: str, content: bytes, *, source: str, identity: Identity
     """Parse the manifest of the commit named ``stem``.
 
     Raises:
-        Damaged: if the content is not a manifest, or the manifest of another commit.
+        Damaged: if the content is not a manifest, or is the manifest of another commit.
         ForeignCommit: if the commit belongs to another experiment, spec, dataset or fold.
         CheckpointMisfit: if its format is newer.
     """
@@ -233,7 +233,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _is_enqueued(value: Any) -> bool:
-    """Whether this is the record of an enqueued experiment, without a check of the spec."""
+    """Whether this is the record of an enqueued experiment; the spec itself is not checked."""
     if value is None:
         return True
     if not (isinstance(value, dict) and isinstance(value.get("spec"), dict)):

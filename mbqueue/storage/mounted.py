@@ -4,7 +4,7 @@ Mounts like Google Drive in Colab keep a file on this machine's disk at first an
 cut-off upload leaves a truncated file, and a second file with the same name becomes `name (1)`. Locks, renames,
 symbolic links and changes in place cannot be trusted, and the mount can vanish at any moment. So files are written
 once, under names that are never used again, and every reader checks the hash. After `write_new`, this machine reads
-back the same bytes; when other machines do depends on the mount.
+back the same bytes. When other machines can read the file depends on the mount.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def _about(path: str) -> Iterator[None]:
 
 
 def _go_on(_left: int) -> None:
-    """Never stop a write."""
+    """A check between two pieces that never stops a write."""
 
 
 class Drive:
-    """A project's folder on a mount. Paths are relative to it, with slashes.
+    """A project's folder on a mount. Paths are relative to this folder, with slashes.
 
     Every method raises OSError when the mount fails or is gone. The empty mount point, or another folder in its place,
     would accept files that no other machine ever sees.
@@ -93,7 +93,7 @@ class Drive:
             return []
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """As `names`, without sizes and times, which are slow to read."""
+        """Like `names`, but with entries; sizes and times are left out because they are slow to read."""
         return {name: Listed(-1, "", 0.0) for name in self.names(folder)}
 
     def signature(self, path: str) -> tuple[int, int]:
@@ -157,8 +157,8 @@ class Drive:
     def put(self, path: str, content: bytes, *, before_piece: Callable[[int], None] = _go_on) -> None:
         """Write a file whose name follows from its content; ``before_piece`` as in `write_new`.
 
-        If the name has other content (the same file, cut off), that file stays. The new one gets a number, as on a
-        drive, and readers try all of them. If too many are damaged, the last one is replaced.
+        If a file of that name has other content (the same file, cut off), that file stays. The new file gets a number,
+        as on a drive, and readers try all numbers. If too many files are damaged, the last one is replaced.
         """
         stem, dot, suffix = path.rpartition(".")
         names = [path, *(f"{stem} ({number}){dot}{suffix}" for number in range(1, _MOST_DUPLICATES))]

@@ -1,4 +1,4 @@
-"""Names of commits' files, made and read only here.
+"""Names of commit files; only this module makes and parses them.
 
 e0012-done-f0003.json                 the end of epoch 12, written under fence 3
 e0013-s000040-f0003.pt                the checkpoint after 40 steps of epoch 13
@@ -71,7 +71,7 @@ def is_stem(text: object) -> bool:
 
 
 def commit_file(name: str) -> CommitFile | None:
-    """Parse a file's name; None if it is not that of a commit's file."""
+    """Parse a file's name; None if the file does not belong to a commit."""
     match = _FILE.fullmatch(name)
     if match is None:
         return None

@@ -46,12 +46,12 @@ Result = TypeVar("Result")
 class ObjectStore:
     """An object store. Paths are relative to its prefix, with slashes.
 
-    Every method raises StoreAway when the store does not answer, and StoreError when it refuses.
+    Every method raises StoreAway when the store does not answer, and StoreError when it refuses a request.
 
     Attributes:
-        url: its address, without secrets.
+        url: the store's address, without secrets.
         on_trouble: called with the reason when the store does not answer or refuses; from any thread.
-        on_answer: called each time it answers.
+        on_answer: called each time the store answers.
         known_away: why the store does not answer, if another process has just found that out.
         requests: number of operations, by kind.
         put_seconds: duration of the last `put`.
@@ -156,7 +156,7 @@ class ObjectStore:
         self.remove(MARKER)
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """The entries below a folder ("" for all) by path, in order; empty if there is no folder."""
+        """The entries below a folder ("" for all) by path, in order; empty if there is no such folder."""
         start = len(folder) + 1 if folder else 0
 
         def work() -> dict[str, Listed]:
@@ -205,16 +205,16 @@ class ObjectStore:
         An object with the same content counts as an earlier attempt whose answer was lost, so two writers must write
         different bytes.
 
-        For use inside the queue's fence, where other sessions wait. Sends at most two requests with the time limit of
-        `BRISK`, or none if another process of this machine has just found that the store does not answer. The caller
-        tries again with the same bytes outside the fence.
+        Use this method inside the queue's fence, where other sessions wait. It sends at most two requests with the time
+        limit of `BRISK`, or none if another process of this machine has just found that the store does not answer. The
+        caller tries again with the same bytes outside the fence.
         """
         if why := self.known_away():
             raise StoreAway(why)
         return self._created(path, content)
 
     def create_patiently(self, path: str, content: bytes) -> bool:
-        """`create` with a few attempts, for use while no session waits for it."""
+        """Like `create`, but with a few attempts; use this method while no session waits."""
         for number in range(1, _CREATE_TRIES):
             try:
                 return self._created(path, content)
@@ -249,7 +249,7 @@ class ObjectStore:
     def _ask(
         self, kind: str, work: Callable[[], Result], *, may_lack: bool = False, may_be_taken: bool = False
     ) -> Result | None:
-        """Return the result of ``work``, or None if the store says that the object does not exist, or already does."""
+        """Return the result of ``work``, or None if the store says that the object is missing, or already exists."""
         from obstore.exceptions import (  # noqa: PLC0415 - only projects with a store need it
             AlreadyExistsError,
             BaseError,

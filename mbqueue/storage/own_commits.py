@@ -62,7 +62,7 @@ class OwnCommits(Commits):
             before they are reported.
         near: a folder on this machine for copies, if the place is elsewhere. A copy saves a download, and is used only
             if it matches the manifest in the place.
-        mirror: copies elsewhere, which replace damaged files here.
+        mirror: a place with copies, from which damaged files here are replaced.
         note: called with a sentence for each repair.
         enqueued: the experiment's entry in the queue, written into every manifest.
     """
@@ -123,7 +123,7 @@ class OwnCommits(Commits):
         return Commit(file.base, copy.manifest, copy.content)
 
     def _copy_of_what_is_beside(self, file: CommitFile) -> Commit | None:
-        """The mirror's copy of the commit whose checkpoint is here. Lines may share names, so the hash decides."""
+        """The mirror's copy of the commit whose checkpoint is here. Names may repeat, so the hash decides."""
         path = self.place.path(f"{file.stem}.pt")
         try:
             sha256 = hashlib.sha256(self.place.blobs.read(path, at_most=LARGEST_CHECKPOINT)).hexdigest()
@@ -211,7 +211,7 @@ class OwnCommits(Commits):
     # -- removing ------------------------------------------------------------------------------------------------
 
     def prune(self) -> list[str]:
-        """Remove all but the newest two commits and their best epochs; return the removed stems.
+        """Remove all commits except the newest two and those of their best epochs; return the removed stems.
 
         Checkpoints that no manifest names, and that no session is about to publish, are removed too.
         """
@@ -253,7 +253,7 @@ class OwnCommits(Commits):
 
     def _wrong(self, base: str, error: CheckpointError) -> None:
         if not isinstance(error, Damaged):
-            raise error  # of a newer format: intact, so leave it
+            raise error  # a commit of a newer format is intact, so leave it
         if self._set_aside(base):
             self._on_wrong(base, str(error))
 

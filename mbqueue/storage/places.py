@@ -41,11 +41,11 @@ class Place:
         return f"{self.folder}/{name}" if self.folder else name
 
     def is_manifest(self, file: CommitFile) -> bool:
-        """Whether a file is the manifest of a commit here."""
+        """Whether a file in this folder is the manifest of a commit."""
         return file.suffix == "json" and bool(file.digits) is self.has_hashed_manifests
 
     def is_checkpoint(self, file: CommitFile) -> bool:
-        """Whether a file is the checkpoint of a commit here."""
+        """Whether a file in this folder is the checkpoint of a commit."""
         return file.suffix == "pt" and bool(file.digits) is (self.has_hashed_manifests or self.has_hashed_checkpoints)
 
     def base(self, manifest: Manifest, content: bytes) -> str:
@@ -55,7 +55,7 @@ class Place:
         return f"{manifest.stem}-{hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 
     def checkpoint_base(self, manifest: Manifest, content: bytes) -> str:
-        """The name of the checkpoint of that manifest without the suffix."""
+        """The name of the checkpoint that belongs to a manifest with these bytes, without the suffix."""
         if self.has_hashed_checkpoints:
             return f"{manifest.stem}-{manifest.sha256[:HASH_DIGITS]}"
         return self.base(manifest, content)

@@ -57,11 +57,11 @@ class ResultFile(NamedTuple):
 
     @property
     def hashed_name(self) -> str:
-        """A name that only this content gets."""
+        """A file name that is unique to this content."""
         return f"{self.sha256[:_HASH_DIGITS]}-{self.name}"
 
     def fits(self, content: bytes) -> bool:
-        """Whether these are the file's bytes."""
+        """Whether these bytes are the file's."""
         return len(content) == self.size and hashlib.sha256(content).hexdigest() == self.sha256
 
     def is_whole(self, path: Path) -> bool:
@@ -86,7 +86,7 @@ class ResultFile(NamedTuple):
         """The file's bytes, read from a place.
 
         Raises:
-            FileNotFoundError: if the place has no such file, or one with other bytes.
+            FileNotFoundError: if the place has no such file, or only one with other bytes.
         """
         content = blobs.read(path, at_most=self.size)
         if not self.fits(content):
