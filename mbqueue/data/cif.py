@@ -20,7 +20,7 @@ from mbqueue.data.elements import ATOMIC_NUMBERS
 from mbqueue.data.entries import Unusable
 from mbqueue.data.parser_warnings import heard
 from mbqueue.data.space_groups import space_group_of
-from mbqueue.data.symmetry import Symmetry, check_symmetry, check_taken, operations_of, parse_operation
+from mbqueue.data.symmetry import Sites, Symmetry, check_symmetry, check_taken, operations_of, parse_operation
 
 #: Å³ per atom. Of 37,248 crystals in the Materials Project, cesium has the most, 123. If a CIF exceeds this and does
 #: not state the number of atoms in its cell, atoms are assumed missing: the asymmetric unit was taken for the cell. A
@@ -30,6 +30,8 @@ LARGEST_VOLUME_PER_ATOM = 250.0
 #: The lowest plausible density, g/cm³. The least dense of those crystals are two of hydrogen, 0.039 and 0.107, then
 #: helium, 0.46.
 SMALLEST_DENSITY = 0.03
+#: Å³ per atom. One atom in a box of 30 Å has this; lengths in pm give millions.
+_LARGEST_BOX = 27_000.0
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?(\(\d+\))?\Z")
 #: An element at the start of a type symbol or label; no letter may follow it (``OH`` and ``CA1`` are ambiguous).
@@ -69,7 +71,7 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     block = _chosen(blocks_of(text), name)
     _check_cell(block)
     elements = _check_atoms(block)
-    number, names = space_group_of(block)
+    group = space_group_of(block)
     listed = [parse_operation(text) for tag in _OPERATIONS for text in block.listed(tag)]
     with heard("pymatgen") as kept:
         parser = CifParser.from_str(block.text, check_cif=False)
@@ -84,17 +86,42 @@ def read_cif(text: str, name: str) -> dict[str, Any]:
     if set(counts) != elements:
         raise Unusable(f"pymatgen read the elements {_listed(counts)}, but the file names {_listed(elements)}")
     is_confirmed = _check_volume(block, structure, is_confirmed=_check_formula(block, counts))
+    if not is_confirmed:
+        _check_multiplicities(block, len(structure))
     rotations, translations = operations_of(parser.symmetry_operations)
     is_listed = bool(listed)
     if parser.feature_flags["magcif"]:
         is_listed = any(block.listed(tag) for tag in _MAGNETIC_OPERATIONS)
     elif listed:
         check_taken(listed, rotations, translations)
-    from_symbol = any("Spacegroup from" in warning for warning in parser.warnings)
-    origin = "listed" if is_listed else "symbol" if from_symbol else "number"
-    symmetry = Symmetry(rotations=rotations, translations=translations, origin=origin, number=number, names=names)
-    check_symmetry(symmetry, np.asarray(structure.lattice.matrix), is_confirmed=is_confirmed)
+    symmetry = Symmetry(
+        rotations=rotations,
+        translations=translations,
+        number=group.number,
+        names=group.names,
+        settings=() if is_listed else group.settings(),
+    )
+    check_symmetry(symmetry, np.asarray(structure.lattice.matrix), _sites(block), is_confirmed=is_confirmed)
     return structure.as_dict()  # type: ignore[no-any-return]
+
+
+def _sites(block: CifBlock) -> Sites:
+    kinds = block.columns.get("_atom_site_type_symbol") or block.columns["_atom_site_label"]
+    coords = [[_number(value, tag) for value in block.columns[tag]] for tag in _COORDINATES]
+    elements = tuple(found[1] for kind in kinds if (found := _ELEMENT.match(kind)))
+    return Sites(elements=elements, coords=np.array(coords).T)
+
+
+def _check_multiplicities(block: CifBlock, n_atoms: int) -> None:
+    """Compare the number of atoms with the file's multiplicities, if each is a number."""
+    multiplicities = block.columns.get("_atom_site_symmetry_multiplicity", [])
+    if multiplicities and all(value.isdecimal() for value in multiplicities):
+        expected = sum(map(int, multiplicities))
+        if expected != n_atoms:
+            raise Unusable(
+                f"the number of atoms in its cell came out as {n_atoms}, but its _atom_site_symmetry_multiplicity adds "
+                f"up to {expected}. Give all its symmetry operations, or {_FORMULA} and _cell_formula_units_Z"
+            )
 
 
 def _chosen(blocks: list[CifBlock], name: str) -> CifBlock:
@@ -270,6 +297,8 @@ def _check_volume(block: CifBlock, structure: Any, *, is_confirmed: bool) -> boo
                 "few or too many atoms"
             )
         is_confirmed |= abs(density - stated) <= _DENSITY_PROOF * stated
+    if volume / len(numbers) > _LARGEST_BOX:
+        raise Unusable(f"it has {volume / len(numbers):.4g} Å³ per atom; are its lengths in Å?")
     if not is_confirmed and (volume / len(numbers) > LARGEST_VOLUME_PER_ATOM or density < SMALLEST_DENSITY):
         raise Unusable(
             f"it has {volume / len(numbers):.4g} Å³ per atom and {density:.2g} g/cm³, less dense than any "

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from mbqueue.data.cif_syntax import CifBlock
 from mbqueue.data.entries import Unusable
+from mbqueue.data.symmetry import Operations
 
 #: Tags, with the dots of newer dictionaries as underscores.
 _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
@@ -18,6 +22,9 @@ _HERMANN_MAUGUIN = (
 )
 _HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 _LARGEST_HALL_NUMBER = 530
+#: A choice of origin or axes after a Hermann-Mauguin symbol; the ICSD calls the origins S and Z.
+_CHOICE = re.compile(r"(?::\s*([12SZHR])|\s([SZHR]))\s*\Z", re.IGNORECASE)
+_ORIGINS = {"S": "1", "Z": "2"}
 #: Groups with a centred lattice in a setting that International Tables do not list, and spellings of before 1992, when
 #: a glide plane along two axes became ``e``.
 _FURTHER = {
@@ -33,28 +40,68 @@ _MONOCLINIC = range(3, 16)
 _CUBIC_WITH_INVERSION = (*range(200, 207), *range(221, 231))
 
 
-def space_group_of(block: CifBlock) -> tuple[int | None, tuple[str, ...]]:
-    """The number of the space group that a data block names, or None; its names in the block, and the standard name.
+@dataclass(frozen=True, kw_only=True)
+class SpaceGroup:
+    """The space group that a CIF names.
+
+    Attributes:
+        number: its number, or None if the file has neither the number nor a known name.
+        symbols: its Hermann-Mauguin symbols in the file.
+        hall: its Hall symbols in the file.
+    """
+
+    number: int | None
+    symbols: tuple[str, ...]
+    hall: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its symbols in the file, and the standard one."""
+        standard = () if self.number is None else (_standard_symbols()[self.number],)
+        return (*self.symbols, *self.hall, *standard)
+
+    def settings(self) -> tuple[Operations, ...]:
+        """Rotations and translations of each setting that the file allows.
+
+        A Hall symbol names one setting. A Hermann-Mauguin symbol leaves the origin open unless a choice follows it
+        (``:2``, ``S``, ``Z``), and a number alone leaves the axes open too.
+        """
+        found = [(hall, kind) for hall, kind in enumerate(_settings(), 1) if kind.number == self.number]
+        keys = {_hall_key(name) for name in self.hall}
+        named = [one for one in found if _hall_key(one[1].hall_symbol) in keys]
+        if not named:
+            spelled = {_symbol_key(symbol) for symbol in self.symbols}
+            named = [one for one in found if spelled & _spellings(one[1])] or found
+            for symbol in self.symbols:
+                if (choice := _CHOICE.search(symbol)) is not None:
+                    letter = (choice[1] or choice[2]).upper()
+                    origin = _ORIGINS.get(letter, letter)
+                    named = [one for one in named if one[1].choice.startswith(origin)] or named
+        return tuple(_operations(hall) for hall, _ in named)
+
+
+def space_group_of(block: CifBlock) -> SpaceGroup:
+    """The space group that a data block names.
 
     Raises:
         Unusable: if a number is not that of a space group, or two statements contradict each other.
     """
     stated: dict[int, str] = {}
-    names = []
     for tag, value in block.statements(*_NUMBERS):
         if not (value.isdecimal() and 1 <= int(value) <= 230):
             raise Unusable(f"its space group number {value[:40]!r} is not between 1 and 230")
         stated.setdefault(int(value), f"{tag} is {int(value)}")
     for tags, find in ((_HERMANN_MAUGUIN, number_of), (_HALL, number_of_hall)):
         for tag, name in block.statements(*tags):
-            names.append(name)
             if (number := find(name)) is not None:
                 stated.setdefault(number, f"{tag} is {name[:40]!r}, which is space group {number}")
     if len(stated) > 1:
         raise Unusable(f"its space group is contradictory: {', but '.join(list(stated.values())[:2])}")
-    number = next(iter(stated), None)
-    standard = () if number is None else (_standard_symbols()[number],)
-    return number, (*names, *standard)
+    return SpaceGroup(
+        number=next(iter(stated), None),
+        symbols=tuple(name for _, name in block.statements(*_HERMANN_MAUGUIN)),
+        hall=tuple(name for _, name in block.statements(*_HALL)),
+    )
 
 
 def number_of(symbol: str) -> int | None:
@@ -62,10 +109,13 @@ def number_of(symbol: str) -> int | None:
 
     A choice of origin or axes after it is allowed: ``F d -3 m :2``, ``F d -3 m S``, ``R -3 m H``, ``R-3m(h)``.
     """
-    text = re.sub(r"\((\d)\)", r"\1", symbol.partition(":")[0])  # SHELX writes P2(1)/c
-    key = _key(re.sub(r"\([^)]*\)", "", text))
-    known = _hermann_mauguin()
+    key, known = _symbol_key(symbol), _hermann_mauguin()
     return known.get(key) or (known.get(key[:-1]) if key.endswith(("h", "r", "s", "z")) else None)
+
+
+def _symbol_key(symbol: str) -> str:
+    text = re.sub(r"\((\d)\)", r"\1", symbol.partition(":")[0])  # SHELX writes P2(1)/c
+    return _key(re.sub(r"\([^)]*\)", "", _CHOICE.sub("", text)))
 
 
 def number_of_hall(symbol: str) -> int | None:
@@ -74,20 +124,38 @@ def number_of_hall(symbol: str) -> int | None:
 
 
 @cache
+def _operations(hall_number: int) -> Operations:
+    from spglib import get_symmetry_from_database  # noqa: PLC0415  only CIFs need it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = get_symmetry_from_database(hall_number)
+    assert found is not None
+    return found["rotations"].astype(np.float64), found["translations"].astype(np.float64)
+
+
+@cache
 def _hermann_mauguin() -> dict[str, int]:
     found: dict[str, set[int]] = {}
-    given = [(kind.number, (kind.international_full, *kind.international.split("="))) for kind in _settings()]
-    for number, texts in (*given, *_FURTHER.items()):
-        for text in texts:
-            spellings = {_key(text)}
-            if number in _MONOCLINIC:  # P 1 21/n 1 is also P 21/n
-                lattice, *axes = text.split()
-                spellings.add(_key(lattice + "".join(axis for axis in axes if axis != "1")))
-            if number in _CUBIC_WITH_INVERSION:
-                spellings |= {spelling.replace("-3", "3") for spelling in spellings}
-            for spelling in spellings:
-                found.setdefault(spelling, set()).add(number)
+    given = [(kind.number, _spellings(kind)) for kind in _settings()]
+    for number, spellings in (*given, *((number, set(map(_key, texts))) for number, texts in _FURTHER.items())):
+        for spelling in spellings:
+            found.setdefault(spelling, set()).add(number)
     return {spelling: min(numbers) for spelling, numbers in found.items() if len(numbers) == 1}
+
+
+@cache
+def _spellings(kind: Any) -> set[str]:
+    """The keys of the symbols of one setting."""
+    spellings = set()
+    for text in (kind.international_full, kind.international.rpartition("=")[2]):
+        spellings.add(_key(text))
+        if kind.number in _MONOCLINIC:  # P 1 21/n 1 is also P 21/n
+            lattice, *axes = text.split()
+            spellings.add(_key(lattice + "".join(axis for axis in axes if axis != "1")))
+    if kind.number in _CUBIC_WITH_INVERSION:
+        spellings |= {spelling.replace("-3", "3") for spelling in spellings}
+    return spellings
 
 
 @cache

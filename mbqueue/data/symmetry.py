@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,12 +19,8 @@ _LARGEST_DENOMINATOR = 12
 _TRANSLATION_TOLERANCE = 0.005
 #: Largest relative change of the cell's lengths and angles by an operation, since cells are measured and rounded.
 _METRIC_TOLERANCE = 0.03
-#: Space groups that International Tables A describe with two choices of origin.
-_TWO_ORIGINS = frozenset(
-    (48, 50, 59, 68, 70, 85, 86, 88, 125, 126, 129, 130, 133, 134, 137, 138, 141, 142, 201, 203, 222, 224, 227, 228)
-)
-#: Monoclinic and orthorhombic groups, whose number does not determine the order of the axes.
-_SEVERAL_AXES = range(3, 75)
+#: Atoms this close, Å, are one; largest difference between distances in equal structures.
+_SAME_ATOM, _SAME_DISTANCE = 0.05, 0.02
 #: (last space group number, rotations and reflections up to it from the number before), International Tables A.
 _POINT_GROUP_ORDERS = (
     *((1, 1), (9, 2), (46, 4), (74, 8), (82, 4), (122, 8), (142, 16), (146, 3), (161, 6), (167, 12), (174, 6)),
@@ -36,6 +33,9 @@ _ANGLE_TOLERANCE = 0.5
 #: Weights of an operation's entries in the number that encodes it.
 _WEIGHTS = np.random.default_rng(0).integers(1 << 60, size=12)
 
+#: Rotations [n, 3, 3] and translations [n, 3].
+Operations = tuple[NDArray[np.float64], NDArray[np.float64]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetry:
@@ -44,24 +44,34 @@ class Symmetry:
     Attributes:
         rotations: of fractional coordinates, [n, 3, 3].
         translations: in lattice vectors, [n, 3].
-        origin: ``listed`` in the file, or derived from its space group's ``symbol`` or ``number``.
         number: number of the space group that the file names, or None.
         names: the group's names in the file (Hermann-Mauguin, Hall), and its standard name.
+        settings: the operations of each setting of the group that the file allows, the applied one among them; empty
+            if the file lists its operations.
     """
 
     rotations: NDArray[np.float64]
     translations: NDArray[np.float64]
-    origin: str
     number: int | None
     names: tuple[str, ...]
+    settings: tuple[Operations, ...] = ()
 
 
-def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confirmed: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sites:
+    """The atoms that a file lists: elements [n], fractional coordinates [n, 3]."""
+
+    elements: tuple[str, ...]
+    coords: NDArray[np.float64]
+
+
+def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Sites, *, is_confirmed: bool) -> None:
     """Check that the operations form a group, fit the cell and are unambiguous.
 
     Args:
         symmetry: the applied operations.
         lattice: rows are lattice vectors, Å, [3, 3].
+        sites: the atoms that the file lists.
         is_confirmed: whether another check has confirmed the number of atoms in the cell.
 
     Raises:
@@ -70,16 +80,11 @@ def check_symmetry(symmetry: Symmetry, lattice: NDArray[np.float64], *, is_confi
     rotations = _check_rotations(symmetry.rotations)
     _check_group(rotations, symmetry.translations)
     _check_metric(rotations, lattice)
+    _check_setting(symmetry, lattice, sites, is_confirmed=is_confirmed)
     if is_confirmed:
         return
     number = symmetry.number
     confirm = "Give all its symmetry operations, or _chemical_formula_sum and _cell_formula_units_Z, to make it clear"
-    if symmetry.origin == "number" and number in _SEVERAL_AXES:
-        raise Unusable(
-            f"its symmetry is given only as space group {number}, whose axes have several settings. {confirm}"
-        )
-    if symmetry.origin != "listed" and number in _TWO_ORIGINS:
-        raise Unusable(f"space group {number} has two choices of origin, and the file does not say which. {confirm}")
     n_point = len(np.unique(rotations.reshape(-1, 9), axis=0))
     if number is not None and n_point != (expected := point_group_order(number)):
         raise Unusable(
@@ -189,12 +194,72 @@ def _keys(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np
     return keys
 
 
+def _check_setting(symmetry: Symmetry, lattice: NDArray[np.float64], sites: Sites, *, is_confirmed: bool) -> None:
+    """Check that no other setting of the space group would give another crystal; a known number of atoms may decide."""
+    applied = _orbits((symmetry.rotations, symmetry.translations), lattice, sites)
+    for setting in symmetry.settings:
+        if not _fit(np.rint(setting[0]).astype(np.int64), lattice):
+            continue
+        other = _orbits(setting, lattice, sites)
+        have_same_counts = [len(orbit) for orbit in other] == [len(orbit) for orbit in applied]
+        if is_confirmed and _counts(other, sites) != _counts(applied, sites):
+            continue
+        if not have_same_counts or not _have_same_distances(applied, other, lattice, sites):
+            raise Unusable(
+                f"space group {symmetry.number} has several settings (origins or axes) that fit this cell, give other "
+                "crystals, and are not told apart by the file. List all its symmetry operations"
+            )
+
+
+def _orbits(operations: Operations, lattice: NDArray[np.float64], sites: Sites) -> list[NDArray[np.float64]]:
+    """For each site, the fractional coordinates of the atoms that the operations make of it, the site itself first."""
+    rotations, translations = operations
+    orbits = []
+    for site in sites.coords:
+        kept = site[None]
+        for image in rotations @ site + translations:
+            apart = image - kept
+            if np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=1).min() > _SAME_ATOM:
+                kept = np.vstack([kept, image])
+        orbits.append(kept)
+    return orbits
+
+
+def _counts(orbits: list[NDArray[np.float64]], sites: Sites) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for element, orbit in zip(sites.elements, orbits, strict=True):
+        counts[element] += len(orbit)
+    return counts
+
+
+def _have_same_distances(
+    one: list[NDArray[np.float64]], other: list[NDArray[np.float64]], lattice: NDArray[np.float64], sites: Sites
+) -> bool:
+    """Whether each listed atom has the same distances to the atoms of each site in both structures."""
+    from pymatgen.core import Lattice  # noqa: PLC0415  only CIFs without operations need it
+
+    cell = Lattice(lattice)
+    return all(
+        np.allclose(
+            np.sort(cell.get_all_distances(sites.coords, one[number])),
+            np.sort(cell.get_all_distances(sites.coords, other[number])),
+            atol=_SAME_DISTANCE,
+        )
+        for number in range(len(sites.elements))
+    )
+
+
 def _check_metric(rotations: NDArray[np.int64], lattice: NDArray[np.float64]) -> None:
-    metric = lattice @ lattice.T
-    lengths = np.sqrt(np.diag(metric))
-    changed = np.einsum("aji,jk,akl->ail", rotations, metric, rotations)
-    if (np.abs(changed - metric) > _METRIC_TOLERANCE * np.outer(lengths, lengths)).any():
+    if not _fit(rotations, lattice):
         raise Unusable(
             "its symmetry operations do not fit its cell: they would change the cell's lengths or angles. Are they for "
             "other axes (hexagonal and rhombohedral ones, say)?"
         )
+
+
+def _fit(rotations: NDArray[np.int64], lattice: NDArray[np.float64]) -> bool:
+    """Whether the operations leave the cell's lengths and angles as they are."""
+    metric = lattice @ lattice.T
+    lengths = np.sqrt(np.diag(metric))
+    changed = np.einsum("aji,jk,akl->ail", rotations, metric, rotations)
+    return bool((np.abs(changed - metric) <= _METRIC_TOLERANCE * np.outer(lengths, lengths)).all())

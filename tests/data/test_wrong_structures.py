@@ -38,6 +38,17 @@ def operations(*listed: str) -> str:
     return NO_Z.replace(SYMBOL, LISTED + "".join(f"'{operation}'\n" for operation in listed))
 
 
+def one_site(group: str, *, z: int, beta: float) -> str:
+    """An atom in a general position, with a space group that has no operations, and its formula if ``z`` is given."""
+    lengths = "_cell_length_a 7.0\n_cell_length_b 7.0\n_cell_length_c 9.0\n"
+    angles = f"_cell_angle_alpha 90\n_cell_angle_beta {beta}\n_cell_angle_gamma 90\n"
+    formula = f"_chemical_formula_sum As\n{Z4.replace('4', str(z))}" if z else ""
+    atom = (
+        "loop_\n_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\nAs1 0.123 0.237 0.082\n"
+    )
+    return f"data_one\n{formula}{lengths}{angles}{group}\n{atom}"
+
+
 WRONG = {
     # symmetry
     "symbol-in-an-old-spelling": (SALT.replace("F m -3 m", "F m 3 m"), "pymatgen says: .*Defaulting to P1"),
@@ -82,12 +93,28 @@ WRONG = {
         TUNGSTEN.replace("229", "166"), "do not fit its cell",
     ),
     "other-origin": (SILICON.replace("Si 0 0 0", "Si 0.125 0.125 0.125"), "its cell has 4.658 g/cm³"),
-    "origin-not-said": (without(SILICON, "_exptl"), "space group 227 has two choices of origin"),
+    "origin-not-said": (without(SILICON, "_exptl"), "space group 227 has several settings"),
     "axes-not-said": (
         TUNGSTEN.replace("_length_b 3.165", "_length_b 5.1").replace("_length_c 3.165", "_length_c 7.2")
         .replace("229", "62").replace("W 0 0 0", "W 0.1 0.25 0.2"),
-        "whose axes have several settings",
+        "space group 62 has several settings",
     ),
+    "axes-not-said-with-z": (
+        one_site("_symmetry_Int_Tables_number 14", z=4, beta=106.4), "space group 14 has several settings"
+    ),
+    "origin-not-said-with-z": (
+        one_site("_symmetry_space_group_name_H-M 'P 4/n'", z=8, beta=90), "space group 85 has several settings"
+    ),
+    "one-symbol-of-two-settings": (
+        one_site("_symmetry_space_group_name_H-M 'C m m e'", z=0, beta=90), "space group 67 has several settings"
+    ),
+    "multiplicity-ignored": (
+        one_site("_symmetry_space_group_name_H-M 'P 1'", z=0, beta=90)
+        .replace("_atom_site_label\n", "_atom_site_label\n_atom_site_symmetry_multiplicity\n")
+        .replace("As1", "As1 4").replace("7.0", "4.0"),
+        "came out as 1, but its _atom_site_symmetry_multiplicity adds up to 4",
+    ),
+    "lengths-in-pm": (SALT.replace("5.64", "564.0"), "are its lengths in Å"),
     "number-that-is-none": (TUNGSTEN.replace("229", "231"), "space group number '231' is not between 1 and 230"),
     "magnetic-without-operations": (
         NO_Z + "loop_\n_atom_site_moment_label\n_atom_site_moment_crystalaxis_x\nNa1 1.0\n",
